@@ -1,0 +1,404 @@
+"""`Greenq`: the app. It knows its tasks, its settings and how to reach its server."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import threading
+from importlib.util import find_spec
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    overload,
+)
+
+from greenq.config import Config, settings_from_env, settings_from_object
+from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
+from greenq.producer import Producer, SendOptions
+from greenq.result import AsyncResult
+from greenq.task import Task, current_context
+from greenq.transport.links import Transport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Unpack
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_SEND_OPTIONS = frozenset(SendOptions.__annotations__)
+
+
+class _Shared:
+    """What `shared_task` needs across the apps of a process: its definitions, and the newest app."""
+
+    def __init__(self) -> None:
+        self.app: Greenq | None = None
+        self.tasks: dict[str, Task[Any, Any]] = {}
+
+    def current(self) -> Greenq:
+        """Return the app that shared tasks use now."""
+        if self.app is None:
+            raise ConfigError(
+                [Problem("app", None, "a shared task is used before any Greenq app was made")]
+            )
+        return self.app
+
+
+# A task that names no app must find one when it is used: this is the one place where that is kept.
+_shared = _Shared()
+
+
+class Settings:
+    """An app's settings as attributes, `app.conf`: read, set one, `update` several.
+
+    Unknown names and wrong values are refused at once, with the nearest right name. Once the app has
+    connected, its transport keeps the settings that it was opened with.
+    """
+
+    __slots__ = ("_built", "_lazy", "_values")
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        """Start with `values` over the environment's over the defaults."""
+        object.__setattr__(self, "_values", dict(settings_from_env(os.environ)) | dict(values))
+        object.__setattr__(self, "_lazy", [])
+        object.__setattr__(self, "_built", None)
+
+    def update(self, *mappings: Mapping[str, Any], **values: Any) -> None:
+        """Set several settings.
+
+        Raises:
+            ConfigError: one of them is unknown or wrong; none is set then.
+        """
+        new = dict(self._values)
+        for mapping in (*mappings, values):
+            new.update(mapping)
+        built = Config.build(new)
+        object.__setattr__(self, "_values", new)
+        object.__setattr__(self, "_built", None if self._lazy else built)
+
+    def read_later(self, load: Callable[[], Mapping[str, Any]]) -> None:
+        """Have `load` read settings when one is first needed."""
+        self._lazy.append(load)
+        object.__setattr__(self, "_built", None)
+
+    @property
+    def config(self) -> Config:
+        """All settings, checked, by section."""
+        while self._lazy:
+            load = self._lazy[0]
+            self._values.update(load())
+            self._lazy.pop(0)
+        if self._built is None:
+            object.__setattr__(self, "_built", Config.build(self._values))
+        built: Config = self._built
+        return built
+
+    def __getattr__(self, name: str) -> Any:
+        """Read one setting."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self.config.get(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set one setting."""
+        self.update({name: value})
+
+
+class TaskRegistry(dict[str, Task[Any, Any]]):
+    """Name → task; a missing name says which ones are near."""
+
+    def __missing__(self, name: str) -> Task[Any, Any]:
+        """Raise NotRegistered."""
+        raise NotRegistered(name)
+
+    def nearest(self, name: str) -> str:
+        """Return a hint at a registered name like `name`, or nothing."""
+        close = difflib.get_close_matches(name, self, n=1)
+        return f"; did you mean {close[0]}?" if close else ""
+
+
+class Greenq:
+    """An application: tasks, settings, and the way to the server.
+
+    Making one opens nothing and reads no module; the first sending does. Safe to share between threads,
+    greenlets and forked processes.
+    """
+
+    def __init__(
+        self,
+        main: str | None = None,
+        *,
+        broker: str | None = None,
+        backend: str | None = None,
+        include: Iterable[str] = (),
+        config_source: object = None,
+        namespace: str | None = None,
+        set_as_current: bool = True,
+        **settings: Any,
+    ) -> None:
+        """Make an app.
+
+        Args:
+            main: its name, which is the module name of tasks defined in ``__main__``.
+            broker: address of the server, ``broker_url``; none means the embedded one.
+            backend: address of the results' server, ``result_backend``; none means the broker's.
+            include: modules to import before a worker starts.
+            config_source: as `config_from_object`, with `namespace`.
+            set_as_current: shared tasks use this app from now on.
+            settings: any settings by their names.
+
+        Raises:
+            ConfigError: a setting is unknown or wrong.
+        """
+        self.main = main or "__main__"
+        given = dict(settings)
+        if broker is not None:
+            given["broker_url"] = broker
+        if backend is not None:
+            given["result_backend"] = backend
+        if include:
+            given["include"] = tuple(include)
+        self.conf = Settings({})
+        self.conf.update(given)
+        if config_source is not None:
+            self.config_from_object(config_source, namespace=namespace)
+        self._tasks = TaskRegistry()
+        self._autodiscovered: list[tuple[Callable[[], Iterable[str]], str]] = []
+        self._lock = threading.Lock()
+        self._transport: Transport | None = None
+        self._producer: Producer | None = None
+        if set_as_current:
+            _shared.app = self
+
+    # --- settings ---------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> Config:
+        """All settings, checked, by section."""
+        return self.conf.config
+
+    def config_from_object(self, source: object, *, namespace: str | None = None) -> None:
+        """Read settings from a module (or its name), a class, an object or a mapping, when first needed.
+
+        With a `namespace` such as ``"CELERY"``, the upper-case names that begin with it count, as in
+        Django's settings.
+        """
+        self.conf.read_later(lambda: settings_from_object(source, namespace))
+
+    def config_from_envvar(self, variable: str) -> None:
+        """Read settings from the module that an environment variable names."""
+        module = os.environ.get(variable)
+        if not module:
+            raise ConfigError([Problem(variable, module, "the environment variable is not set")])
+        self.config_from_object(module)
+
+    # --- tasks ------------------------------------------------------------------------------------
+
+    @property
+    def tasks(self) -> TaskRegistry:
+        """All tasks by name, shared ones included."""
+        for name, task in _shared.tasks.items():
+            self._tasks.setdefault(name, task)
+        return self._tasks
+
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(
+        self, *, bind: Literal[True], name: str | None = None, base: type[Task[..., Any]] | None = None,
+        **options: Any,
+    ) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
+    @overload
+    def task(
+        self, *, bind: Literal[False] = False, name: str | None = None,
+        base: type[Task[..., Any]] | None = None, **options: Any,
+    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    def task(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        bind: bool = False,
+        name: str | None = None,
+        base: type[Task[..., Any]] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Make a task of a function: ``@app.task``, or with options, ``@app.task(bind=True)``.
+
+        Args:
+            function: given when the decorator stands without parentheses.
+            bind: pass the task itself as the first argument.
+            name: instead of ``module.function``.
+            base: a subclass of `Task`.
+            options: those of `Task`, by name.
+        """
+
+        def register(decorated: Callable[..., Any]) -> Task[Any, Any]:
+            task = _make_task(
+                decorated, lambda: self, self.main, bind=bind, name=name, base=base, options=options
+            )
+            return self._register(task)
+
+        return register if function is None else register(function)
+
+    def _register(self, task: Task[Any, Any]) -> Task[Any, Any]:
+        known = self._tasks.get(task.name)
+        if known is not None:
+            if _place(known.function) == _place(task.function):
+                # The same module imported anew, as reloaders and test runners do.
+                self._tasks[task.name] = task
+                return task
+            raise AlreadyRegistered(
+                f"two tasks are named {task.name!r}: {_place(known.function)} and "
+                f"{_place(task.function)}; give one of them another name="
+            )
+        self._tasks[task.name] = task
+        return task
+
+    def autodiscover_tasks(
+        self,
+        packages: Iterable[str] | Callable[[], Iterable[str]] = (),
+        related_name: str = "tasks",
+    ) -> None:
+        """Import ``<package>.tasks`` of each package before a worker starts, where it exists."""
+        call = packages if callable(packages) else lambda: packages
+        self._autodiscovered.append((call, related_name))
+
+    def import_task_modules(self) -> None:
+        """Import all modules that hold tasks: ``imports``, ``include``, and the autodiscovered."""
+        for module in (*self.config.task.imports, *self.config.task.include):
+            importlib.import_module(module)
+        for packages, related_name in self._autodiscovered:
+            for package in packages():
+                importlib.import_module(package)
+                if find_spec(f"{package}.{related_name}") is not None:
+                    importlib.import_module(f"{package}.{related_name}")
+
+    # --- sending ----------------------------------------------------------------------------------
+
+    def send_task(
+        self,
+        name: str,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[SendOptions],
+    ) -> AsyncResult[Any]:
+        """Send a task by its name, which need not be registered here. Switches: yes.
+
+        Raises:
+            TypeError: an option is unknown.
+            EncodeError: an argument cannot be serialized; nothing was sent.
+            OperationalError: the server could not be reached within the retry policy.
+        """
+        unknown = options.keys() - _SEND_OPTIONS
+        if unknown:
+            wrong = sorted(unknown)[0]
+            close = difflib.get_close_matches(wrong, _SEND_OPTIONS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise TypeError(f"task {name}: no send option {wrong!r}{hint}")
+        context = current_context.get()
+        sent: dict[str, Any] = dict(options)
+        if context is not None and context.message is not None:
+            sent = {"root_id": context.root_id, "parent_id": context.id} | sent
+            if self.config.task.task_inherit_parent_priority and context.delivery_info:
+                sent.setdefault("priority", context.delivery_info.get("priority"))
+        task_id = self.producer.send(name, args or (), kwargs or {}, sent)
+        result: AsyncResult[Any] = AsyncResult(task_id, self.transport.backend, name)
+        if context is not None:
+            context.children.append(result)
+        return result
+
+    def AsyncResult(self, task_id: str) -> AsyncResult[Any]:  # noqa: N802  Celery's name
+        """Return the handle of a task that was sent earlier or elsewhere."""
+        return AsyncResult(task_id, self.transport.backend)
+
+    @property
+    def transport(self) -> Transport:
+        """The way to the server, made on first use; an embedded server is started then."""
+        with self._lock:
+            if self._transport is None:
+                self._transport = Transport(self.config, self.main)
+            return self._transport
+
+    @property
+    def producer(self) -> Producer:
+        """What writes and pushes messages, made on first use."""
+        if self._producer is None:
+            self._producer = Producer(self.transport.broker, self.config.task)
+        return self._producer
+
+    def close(self) -> None:
+        """Close all connections and let go of the embedded server."""
+        with self._lock:
+            if self._transport is not None:
+                self._transport.close()
+                self._transport = self._producer = None
+
+    def __repr__(self) -> str:
+        """Show the name."""
+        return f"<Greenq {self.main}>"
+
+
+@overload
+def shared_task(function: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def shared_task(
+    *, bind: Literal[True], name: str | None = None, base: type[Task[..., Any]] | None = None,
+    **options: Any,
+) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
+@overload
+def shared_task(
+    *, bind: Literal[False] = False, name: str | None = None,
+    base: type[Task[..., Any]] | None = None, **options: Any,
+) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def shared_task(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    bind: bool = False,
+    name: str | None = None,
+    base: type[Task[..., Any]] | None = None,
+    **options: Any,
+) -> Any:
+    """Make a task that belongs to every app, for code that does not know its app; as `Greenq.task`."""
+
+    def register(decorated: Callable[..., Any]) -> Task[Any, Any]:
+        task = _make_task(
+            decorated, _shared.current, "__main__", bind=bind, name=name, base=base, options=options
+        )
+        _shared.tasks[task.name] = task
+        return task
+
+    return register if function is None else register(function)
+
+
+def _make_task(
+    function: Callable[..., Any],
+    app: Callable[[], Greenq],
+    main: str,
+    *,
+    bind: bool,
+    name: str | None,
+    base: type[Task[..., Any]] | None,
+    options: Mapping[str, Any],
+) -> Task[Any, Any]:
+    if not callable(function):
+        raise TypeError(f"@app.task goes on a function, not on {function!r}")
+    module = main if function.__module__ == "__main__" else function.__module__
+    made = base or Task
+    task_name = name or made.name or f"{module}.{function.__name__}"
+    return made(function, name=task_name, app=app, bind=bind, options=options)
+
+
+def _place(function: Callable[..., Any]) -> str:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    where = f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
+    return f"{function.__module__}.{getattr(function, '__qualname__', '?')} ({where})"
+

@@ -1,0 +1,192 @@
+"""The autoscaler: the pool's size follows the backlog.
+
+The decision is a pure function of numbers (`decide`), taken at every tick and at once when a take leaves
+messages behind. It resizes the pool and nothing else; how much is taken follows the pool.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from greenq.bootsteps import StartStopStep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.hub import Hub
+    from greenq.pool import Pool
+    from greenq.timer import Entry, Timer
+
+_log = logging.getLogger(__name__)
+
+# Decisions kept for people to look at.
+_HISTORY = 1000
+
+# Growing stops while the hub runs this late: more greenlets would only wait for it.
+SATURATED_LAG_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a decision is made of.
+
+    Attributes:
+        size: slots now.
+        running: how many are in use.
+        backlog: messages in the queues plus those here without a slot.
+        recent_need: most slots needed at any time within the keepalive.
+        least, most: the limits.
+        lag_s: how late the hub runs, seconds.
+    """
+
+    size: int
+    running: int
+    backlog: int
+    recent_need: int
+    least: int
+    most: int
+    lag_s: float = 0.0
+
+
+class Decision(NamedTuple):
+    """The size to have from now on, and why."""
+
+    size: int
+    reason: str
+
+
+class Record(NamedTuple):
+    """One decision as it was taken; `at_s` is unix time."""
+
+    at_s: float
+    backlog: int
+    running: int
+    size: int
+    reason: str
+
+
+def needed(load: Load) -> int:
+    """Return how many slots this load asks for, within the limits."""
+    return min(max(load.running + load.backlog, load.least), load.most)
+
+
+def decide(load: Load) -> Decision:
+    """Return the size for a load: up at once, down to what the keepalive has seen."""
+    if load.size < load.least:
+        return Decision(load.least, "below the minimum")
+    if load.size > load.most:
+        return Decision(load.most, "above the maximum")
+    wanted = needed(load)
+    if wanted > load.size:
+        if load.lag_s >= SATURATED_LAG_S:
+            return Decision(load.size, f"the hub runs {load.lag_s:.2f} s late: not growing")
+        return Decision(wanted, f"{load.backlog} waiting")
+    kept = max(wanted, load.recent_need)
+    if kept < load.size:
+        return Decision(kept, f"no more than {kept} needed for a while")
+    return Decision(load.size, "steady")
+
+
+class Autoscaler(StartStopStep):
+    """Keeps the pool between two sizes; see the module for how."""
+
+    name = "Autoscaler"
+    requires = ("Timer", "Hub", "Pool")
+
+    def __init__(
+        self,
+        pool: Pool,
+        timer: Timer,
+        hub: Hub,
+        *,
+        most: int,
+        least: int,
+        keepalive_s: float,
+        interval_s: float,
+        backlog: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Resize `pool` between `least` and `most`.
+
+        Args:
+            keepalive_s: how long a size that is not needed is kept.
+            interval_s: seconds between ticks.
+            backlog: returns the messages that wait, here and in the queues; must not wait.
+            clock: seconds, monotonic.
+        """
+        self.most, self.least = most, least
+        self.history: deque[Record] = deque(maxlen=_HISTORY)
+        self._pool, self._timer, self._hub = pool, timer, hub
+        self._keepalive_s, self._interval_s = keepalive_s, interval_s
+        self._backlog, self._clock = backlog, clock
+        # Needs seen within the keepalive, as (until when they count, slots), falling in slots.
+        self._needs: deque[tuple[float, int]] = deque()
+        self._entry: Entry | None = None
+
+    def start(self) -> None:
+        """Begin to tick."""
+        self._entry = self._timer.call_repeatedly(self._interval_s, self.tick)
+
+    def stop(self) -> None:
+        """Leave the pool as it is."""
+        if self._entry is not None:
+            self._entry.cancel()
+            self._entry = None
+
+    def set_limits(self, most: int, least: int) -> None:
+        """Change the limits; the pool follows at once."""
+        self.most, self.least = most, least
+        self.tick()
+
+    def tick(self) -> None:
+        """Decide and resize. Switches: no."""
+        load = self._load()
+        decision = decide(load)
+        last = self.history[-1] if self.history else None
+        if last is None or (decision.size, decision.reason) != (last.size, last.reason):
+            self.history.append(
+                Record(time.time(), load.backlog, load.running, decision.size, decision.reason)
+            )
+        if decision.size != load.size:
+            _log.info("pool %d -> %d: %s", load.size, decision.size, decision.reason)
+            self._pool.resize(decision.size)
+
+    def _load(self) -> Load:
+        now = self._clock()
+        load = Load(
+            size=self._pool.size,
+            running=self._pool.running,
+            backlog=self._backlog(),
+            recent_need=0,
+            least=self.least,
+            most=self.most,
+            lag_s=self._hub.lag_s,
+        )
+        need = needed(load)
+        while self._needs and (self._needs[0][0] <= now):
+            self._needs.popleft()
+        while self._needs and self._needs[-1][1] <= need:
+            self._needs.pop()
+        self._needs.append((now + self._keepalive_s, need))
+        return Load(
+            size=load.size,
+            running=load.running,
+            backlog=load.backlog,
+            recent_need=self._needs[0][1],
+            least=self.least,
+            most=self.most,
+            lag_s=load.lag_s,
+        )
+
+    def info(self) -> dict[str, object]:
+        """Tell the limits and the pool's size."""
+        return {
+            "max": self.most,
+            "min": self.least,
+            "current": self._pool.size,
+            "qty": self._pool.running,
+        }

@@ -1,0 +1,86 @@
+"""Finding the app that ``-A`` names."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from importlib.util import find_spec
+from types import ModuleType
+
+from greenq.app import Greenq
+from greenq.errors import AppNotFound
+
+# Where an app may stand in a module, and which submodules of a package may hold it.
+_ATTRIBUTES = ("app", "greenq", "celery")
+_SUBMODULES = ("greenq", "celery")
+
+
+def find_app(path: str | None) -> Greenq:
+    """Import the app that ``-A`` names: ``module``, ``module:attribute`` or ``package``.
+
+    Of a module its ``app``, ``greenq`` or ``celery`` counts, else the only app in it; of a package also its
+    submodule ``greenq`` or ``celery``. The current folder is looked at first.
+
+    Raises:
+        AppNotFound: with what was tried and what to do.
+    """
+    if not path:
+        raise AppNotFound("no app named: say where it is, as in `greenq worker -A proj`")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    name, _, attribute = path.partition(":")
+    module = _import(name)
+    if attribute:
+        return _attribute(module, attribute)
+    found = _app_in(module)
+    if found is None and hasattr(module, "__path__"):
+        for submodule in _SUBMODULES:
+            if found is None and find_spec(f"{name}.{submodule}") is not None:
+                found = _app_in(_import(f"{name}.{submodule}"))
+    if found is None:
+        raise AppNotFound(
+            f"module {name!r} has no Greenq app named app, greenq or celery; name it, as in "
+            f"`-A {name}:myapp`"
+        )
+    return found
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        missing = exc.name or name
+        if name == missing or name.startswith(f"{missing}."):
+            raise AppNotFound(
+                f"no module named {missing!r} in {os.getcwd()} or on the import path; start greenq in the "
+                "folder that holds it, or set PYTHONPATH"
+            ) from exc
+        raise AppNotFound(
+            f"module {name!r} needs {missing!r}, which is not installed:\n{_last_lines(exc)}"
+        ) from exc
+    except Exception as exc:
+        raise AppNotFound(f"module {name!r} cannot be imported:\n{_last_lines(exc)}") from exc
+
+
+def _attribute(module: ModuleType, attribute: str) -> Greenq:
+    value = getattr(module, attribute, None)
+    if not isinstance(value, Greenq):
+        what = "has no such name" if value is None else f"is {type(value).__name__}, no Greenq app"
+        raise AppNotFound(f"{module.__name__}:{attribute}: {what}")
+    return value
+
+
+def _app_in(module: ModuleType) -> Greenq | None:
+    for attribute in _ATTRIBUTES:
+        value = getattr(module, attribute, None)
+        if isinstance(value, Greenq):
+            return value
+    apps = [value for value in vars(module).values() if isinstance(value, Greenq)]
+    return apps[0] if len(apps) == 1 else None
+
+
+def _last_lines(exc: BaseException) -> str:
+    """Return the end of a traceback: the user's own frames and the error."""
+    return "".join(traceback.format_exception(exc)[-4:]).rstrip()

@@ -1,0 +1,281 @@
+"""Tasks: take messages, admit them, hand them to the pool; sleep when full."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+from greenq.bootsteps import StartStopStep
+from greenq.errors import (
+    ContentDisallowed,
+    DecodeError,
+    NotRegistered,
+    OperationalError,
+    TaskRevokedError,
+)
+from greenq.hub import sleep
+from greenq.protocol import envelope
+from greenq.protocol.message import decode, parse_time
+from greenq.protocol.serialize import accepted
+from greenq.protocol.states import FAILURE, REVOKED
+from greenq.request import Request
+from greenq.transport.outbox import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.app import TaskRegistry
+    from greenq.config import TaskConfig
+    from greenq.pool import Pool
+    from greenq.protocol.message import TaskMessage
+    from greenq.timer import Entry as TimerEntry
+    from greenq.timer import Timer
+    from greenq.transport.client import Command
+    from greenq.transport.intake import Delivery, Intake
+    from greenq.transport.links import Transport
+    from greenq.transport.outbox import Outbox
+    from greenq.worker_state import WorkerState
+
+_log = logging.getLogger(__name__)
+
+# How long a full worker rests before it looks at the depth of its queues again, for the autoscaler.
+_LOOK_S = 0.5
+
+
+class Tasks(StartStopStep):
+    """Conducts a message from its queue to a slot of the pool.
+
+    1. `consume` asks for no more than the pool has room for, and waits when there is none.
+    2. What cannot run is settled here: undecodable, unknown and refused messages are buried, expired ones
+       revoked; whoever waits for their result gets it.
+    3. An ETA in the near future waits in the timer, reserved.
+    4. `stop` gives back whatever has not started, in its order.
+    """
+
+    name = "Tasks"
+    requires = ("Connection",)
+
+    def __init__(
+        self,
+        *,
+        config: TaskConfig,
+        transport: Transport,
+        registry: TaskRegistry,
+        intake: Intake,
+        outbox: Outbox,
+        pool: Pool,
+        timer: Timer,
+        state: WorkerState,
+        hostname: str,
+        left_behind: Callable[[], None],
+    ) -> None:
+        """Take the parts of one worker; `left_behind` is called when a take leaves messages in a queue."""
+        self._config = config
+        self._transport = transport
+        self._registry = registry
+        self._intake = intake
+        self._outbox = outbox
+        self._pool = pool
+        self._timer = timer
+        self._state = state
+        self._hostname = hostname
+        self._left_behind = left_behind
+        self._accept = accepted(config.accept_content)
+        self._zone = ZoneInfo(config.timezone)
+        # Own greenlet only.
+        self._stopping = False
+        self._scheduled: dict[str, tuple[TimerEntry, Request]] = {}
+        # Messages that the last look left in the queues.
+        self.depth = 0
+
+    def start(self) -> None:
+        """Prepare to consume."""
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Close the intake's connections; they are opened anew by the next use."""
+        self._intake.close()
+        self.depth = 0
+
+    def backlog(self) -> int:
+        """Count what waits for a slot, here and in the queues. Switches: no."""
+        return self.depth + self._pool.waiting
+
+    def consume(self) -> None:
+        """Take and admit until told to stop. Switches: yes. Raises OperationalError."""
+        while not self._stopping:
+            room = self._pool.room
+            if room <= 0:
+                self._rest()
+                continue
+            deliveries, self.depth = self._intake.take(room)
+            for delivery in deliveries:
+                self._receive(delivery)
+            if self.depth:
+                self._left_behind()
+            if not deliveries and not self._stopping:
+                self._intake.wait()
+            else:
+                # Let what was admitted begin before the next take.
+                sleep(0)
+
+    def stop_consuming(self) -> None:
+        """Make `consume` return, then give back what has not started."""
+        self._stopping = True
+        self._pool.wake()
+        try:
+            self._intake.wake()
+        except OperationalError as exc:
+            _log.info("the server is away at shutdown: %s", exc)
+            self._intake.close()
+        self.give_back([entry[1] for entry in self._scheduled.values()] + self._pool.take_back())
+
+    def give_back(self, requests: list[Request]) -> None:
+        """Return messages to their queues so that they are taken next, in the order they were taken."""
+        for entry, _ in self._scheduled.values():
+            entry.cancel()
+        self._scheduled.clear()
+        # The last one pushed is taken first, so the newest is pushed first.
+        for request in sorted(requests, key=_number, reverse=True):
+            if request.settle():
+                move = self._transport.broker.requeue(*request.delivery, "next")
+                self._outbox.put(Entry(move=move))
+            self._state.reserved.pop(request.delivery.tag, None)
+        if requests:
+            _log.info("gave %d messages back to their queues", len(requests))
+
+    def _rest(self) -> None:
+        """Wait for room; meanwhile keep an eye on the queues' depth."""
+        self._pool.wait_room(_LOOK_S)
+        if self._pool.room <= 0 and not self._stopping:
+            self.depth = self._transport.broker.depth(self._intake.queues)
+            if self.depth:
+                self._left_behind()
+
+    # --- admission --------------------------------------------------------------------------------
+
+    def _receive(self, delivery: Delivery) -> None:
+        """Admit a delivery; a fault of ours with one message must not stop those behind it."""
+        try:
+            self._admit(delivery)
+        except Exception as exc:
+            _log.exception("could not admit a message of queue %s", delivery.queue)
+            self._state.reserved.pop(delivery.tag, None)
+            self._bury(delivery, exc, None)
+
+    def _admit(self, delivery: Delivery) -> None:
+        """Decode a delivery and hand it to the pool or the timer; settle what cannot run."""
+        try:
+            unwrapped = envelope.unwrap(delivery.raw)
+        except DecodeError as exc:
+            self._bury(delivery, exc, None)
+            return
+        try:
+            message = decode(
+                unwrapped, accept=self._accept, max_body_bytes=self._config.task_max_body_bytes
+            )
+            _check_supported(message)
+            eta = None if message.eta is None else parse_time(message.eta, self._zone)
+            expires = None if message.expires is None else parse_time(message.expires, self._zone)
+        except (DecodeError, ContentDisallowed) as exc:
+            self._bury(delivery, exc, unwrapped.headers.get("id"))
+            return
+        task = self._registry.get(message.task)
+        if task is None:
+            near = self._registry.nearest(message.task)
+            _log.error(
+                "Received unregistered task %r, id %s%s: it is among the dead letters of queue %s; import "
+                "its module in the worker, then replay it",
+                message.task, message.id, near, delivery.queue,
+            )  # fmt: skip
+            self._bury(delivery, NotRegistered(message.task), message.id, logged=True)
+            return
+        acks_late = self._config.task_acks_late if task.acks_late is None else task.acks_late
+        request = Request(delivery, unwrapped, message, task, acks_late=acks_late)
+        self._state.reserved[delivery.tag] = request
+        self._state.total[message.shadow or message.task] += 1
+        if expires is not None and expires <= datetime.now(UTC):
+            self._expire(request)
+            return
+        _log.info("Task %s received", request)
+        wait_s = 0.0 if eta is None else (eta - datetime.now(UTC)).total_seconds()
+        if wait_s > 0:
+            self._schedule(request, wait_s, expires)
+        else:
+            self._pool.submit(request)
+
+    def _schedule(self, request: Request, wait_s: float, expires: datetime | None) -> None:
+        """Hold a request until its ETA."""
+
+        def due() -> None:
+            self._scheduled.pop(request.delivery.tag, None)
+            if expires is not None and expires <= datetime.now(UTC):
+                self._expire(request)
+            else:
+                self._pool.submit(request)
+
+        entry = self._timer.call_after(wait_s, due)
+        self._scheduled[request.delivery.tag] = entry, request
+
+    def _expire(self, request: Request) -> None:
+        """Discard a task that is too late; whoever waits for it learns so."""
+        _log.info("Discarding expired task %s", request)
+        self._state.reserved.pop(request.delivery.tag, None)
+        if request.settle():
+            commands = self._state_commands(
+                request.message.id, REVOKED, TaskRevokedError("expired"), request.message
+            )
+            self._outbox.put(Entry(commands, ack=request.delivery.tag))
+
+    def _bury(
+        self, delivery: Delivery, error: Exception, task_id: object, *, logged: bool = False
+    ) -> None:
+        """Put a message that cannot run among the dead letters, and store why for who waits for it."""
+        reason = f"unregistered task {error}" if isinstance(error, NotRegistered) else str(error)
+        if not logged:
+            _log.error(
+                "A message of queue %s (task id %s) cannot run: %s; it is among the dead letters",
+                delivery.queue, task_id, reason,
+            )  # fmt: skip
+        commands: list[Command] = []
+        if isinstance(task_id, str):
+            commands = self._state_commands(task_id, FAILURE, error)
+        move = self._transport.broker.bury(
+            *delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
+        )
+        self._outbox.put(Entry(commands, move=move))
+
+    def _state_commands(
+        self, task_id: str, state: str, error: Exception, message: TaskMessage | None = None
+    ) -> list[Command]:
+        if not self._transport.stores_results or (message is not None and message.ignore_result):
+            return []
+        return self._transport.backend.store_commands(
+            task_id,
+            state,
+            error,
+            date_done=datetime.now(UTC).isoformat(),
+            group_id=message.group if message is not None else None,
+            parent_id=message.parent_id if message is not None else None,
+        )
+
+
+def _number(request: Request) -> int:
+    """Return the order in which a request was taken."""
+    return int(request.delivery.tag.rpartition(":")[2])
+
+
+def _check_supported(message: TaskMessage) -> None:
+    """Refuse what this version would run only in part.
+
+    Raises:
+        DecodeError: the message belongs to a workflow.
+    """
+    parts = ("callbacks", "errbacks", "chain", "chord")
+    used = [part for part in parts if getattr(message, part)]
+    if used:
+        raise DecodeError(
+            f"task {message.task}: workflows ({', '.join(used)}) are not supported by this version"
+        )

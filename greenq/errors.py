@@ -1,0 +1,258 @@
+"""Every exception of greenq, in one tree.
+
+Each says when it is raised and carries its facts as fields; the message is built from them. The ones
+that have a twin in Celery travel on the wire under Celery's module and name (`CELERY_NAMES`), so that
+a Celery client sees the class it knows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class GreenqError(Exception):
+    """Base of all errors raised by greenq."""
+
+
+# --- the user's own set-up -----------------------------------------------------------------------
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with the settings."""
+
+    field: str
+    value: object
+    reason: str
+
+
+class ConfigError(GreenqError):
+    """Settings are wrong; all problems are listed at once."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        """Build the message from `problems`, one line each; values must be free of secrets."""
+        self.problems = tuple(problems)
+        lines = [f"{p.field} = {p.value!r}: {p.reason}" for p in self.problems]
+        super().__init__("wrong settings\n  " + "\n  ".join(lines))
+
+
+class AppNotFound(GreenqError):
+    """The app named by ``-A`` cannot be imported or is no greenq app."""
+
+
+class EmbeddedServerError(GreenqError):
+    """The embedded Valkey is not installed, or did not start."""
+
+
+class ImportedTooEarly(GreenqError):
+    """Modules took the unpatched standard library before gevent could patch it."""
+
+    def __init__(self, modules: Sequence[str]) -> None:
+        """Name the `modules` that were imported too early."""
+        self.modules = tuple(modules)
+        named = ", ".join(self.modules)
+        super().__init__(
+            f"{named} imported the standard library's blocking calls before greenq could patch them: "
+            "start with `greenq worker`, or call greenq.hub.patch() before importing anything else"
+        )
+
+
+# --- bytes that are not what they should be ------------------------------------------------------
+
+
+class ProtocolError(GreenqError):
+    """A message, body or result is not what the wire format says."""
+
+
+class DecodeError(ProtocolError):
+    """Bytes cannot be read; `raw` holds them as they came."""
+
+    def __init__(self, reason: str, raw: bytes = b"") -> None:
+        """Say the `reason`; the raw bytes stay out of the message."""
+        self.reason = reason
+        self.raw = raw
+        super().__init__(reason)
+
+
+class EncodeError(ProtocolError):
+    """A value cannot be serialized; nothing was sent."""
+
+
+class ContentDisallowed(ProtocolError):
+    """A body's content type is not in ``accept_content``."""
+
+    def __init__(self, content_type: str, accept: Sequence[str] = ()) -> None:
+        """Name the refused type and the accepted ones."""
+        self.content_type = content_type
+        self.accept = tuple(accept)
+        allowed = ", ".join(self.accept) or "nothing"
+        super().__init__(
+            f"content type {content_type!r} is not accepted (accepted: {allowed}); "
+            "add its serializer to accept_content if you trust the senders"
+        )
+
+
+class SecurityError(ProtocolError):
+    """A stored exception names something that is not an exception class."""
+
+
+# --- Redis ---------------------------------------------------------------------------------------
+
+
+class OperationalError(GreenqError):
+    """The server cannot be reached or refused a command; base of all transport errors."""
+
+
+class ConnectFailed(OperationalError):
+    """No connection could be made."""
+
+
+class ConnectionLost(OperationalError):
+    """An established connection broke; the command may or may not have been carried out."""
+
+
+class TransportTimeout(ConnectionLost):
+    """No answer came in time; the command may or may not have been carried out."""
+
+
+class AccessRefused(OperationalError):
+    """The user name, the password or the user's rights are not accepted."""
+
+
+class ServerError(OperationalError):
+    """The server answered a command with an error."""
+
+    def __init__(self, command: str, reply: str) -> None:
+        """Name the `command` (without arguments) and the server's `reply`."""
+        self.command = command
+        self.reply = reply
+        super().__init__(f"{command}: {reply}")
+
+
+# --- tasks and results ---------------------------------------------------------------------------
+
+
+class NotRegistered(GreenqError, KeyError):
+    """A task name is not registered in this app."""
+
+    def __str__(self) -> str:
+        """Return the task's name, which is how Celery's error reads."""
+        return str(self.args[0]) if self.args else ""
+
+
+class AlreadyRegistered(GreenqError):
+    """Two different functions were given one task name."""
+
+
+class ResultTimeout(GreenqError, TimeoutError):
+    """``get(timeout=…)`` waited in vain."""
+
+    def __init__(self, task_id: str, waited_s: float) -> None:
+        """Name the task and how long was waited."""
+        self.task_id = task_id
+        self.waited_s = waited_s
+        super().__init__(f"no result of task {task_id} after {waited_s:g} s")
+
+
+class ResultsDisabled(GreenqError):
+    """A result was asked for, but ``result_backend`` is ``disabled://``."""
+
+
+class RemoteTraceback(GreenqError):
+    """The traceback of an exception that was raised in a worker, as the cause of the one raised here."""
+
+    @classmethod
+    def of(cls, text: str | None) -> RemoteTraceback | None:
+        """Wrap a traceback's text; None if there is none."""
+        return cls(f"\n\nin the worker:\n{text}") if text else None
+
+
+class MaxRetriesExceededError(GreenqError):
+    """A task asked for one retry more than ``max_retries`` allows."""
+
+
+class TaskRevokedError(GreenqError):
+    """A task was revoked, terminated or expired before it could end."""
+
+
+class ChordError(GreenqError):
+    """A member of a chord's header failed, so its body cannot run."""
+
+
+class WorkerLostError(GreenqError):
+    """The worker that ran a task died."""
+
+
+class TimeLimitExceeded(GreenqError):
+    """A task ran beyond its hard time limit."""
+
+
+class SoftTimeLimitExceeded(GreenqError):
+    """A task ran beyond its soft time limit; it may catch this to clean up."""
+
+
+class TaskPredicate(GreenqError):
+    """Base of what a task raises to steer its worker; none of them is a failure."""
+
+
+class Retry(TaskPredicate):
+    """Raised by ``Task.retry``: this run ends, another is on its way.
+
+    Attributes:
+        message: why, in words, or None.
+        exc: the exception that made the task retry, or None.
+        when: seconds until then, an aware datetime, or None.
+        next_run: args, kwargs and send options of the next run; None when nothing is to be sent.
+    """
+
+    def __init__(
+        self, message: str | None = None, exc: BaseException | None = None, when: object = None
+    ) -> None:
+        """Keep the three facts in the order in which Celery's reader passes them."""
+        self.message = message
+        self.exc = exc
+        self.when = when
+        self.next_run: tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]] | None = None
+        super().__init__(message, exc, when)
+
+    def __str__(self) -> str:
+        """Say when, and why if it is known."""
+        when = f"in {self.when:g}s" if isinstance(self.when, (int, float)) else f"at {self.when}"
+        why = self.message or (repr(self.exc) if self.exc is not None else "")
+        return f"Retry {when}: {why}" if why else f"Retry {when}"
+
+
+class Ignore(TaskPredicate):
+    """Raised by a task whose state shall not be stored: acknowledged, no result."""
+
+
+class Reject(TaskPredicate):
+    """Raised by a task that does not want its message.
+
+    Attributes:
+        reason: why, in words, or None.
+        requeue: True gives the message back to its queue; False drops it and stores FAILURE.
+    """
+
+    def __init__(self, reason: object = None, requeue: bool = False) -> None:
+        """Keep both facts, in the order in which Celery's reader passes them."""
+        self.reason = reason
+        self.requeue = requeue
+        super().__init__(reason, requeue)
+
+
+# Class → (module, name) that stand for it on the wire. Source: wire format, fixed exceptions.
+CELERY_NAMES: dict[type[BaseException], tuple[str, str]] = {
+    ChordError: ("celery.exceptions", "ChordError"),
+    Ignore: ("celery.exceptions", "Ignore"),
+    MaxRetriesExceededError: ("celery.exceptions", "MaxRetriesExceededError"),
+    NotRegistered: ("celery.exceptions", "NotRegistered"),
+    Reject: ("celery.exceptions", "Reject"),
+    Retry: ("celery.exceptions", "Retry"),
+    SoftTimeLimitExceeded: ("billiard.exceptions", "SoftTimeLimitExceeded"),
+    TaskRevokedError: ("celery.exceptions", "TaskRevokedError"),
+    TimeLimitExceeded: ("billiard.exceptions", "TimeLimitExceeded"),
+    WorkerLostError: ("billiard.exceptions", "WorkerLostError"),
+}

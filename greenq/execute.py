@@ -1,0 +1,374 @@
+"""One task's whole life, from a free slot to a stored state and an acknowledgement.
+
+    begin    early acknowledgement confirmed, where asked for; STARTED, where tracked
+    run      hooks and user code; whatever it raises becomes an outcome
+    settle   the outcome's state, notification, and the message's way out, in one entry of the outbox
+    report   one log line, the hooks of the task's class
+
+Every ending is one branch of `_run`. None of them leaves the message unsettled.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import traceback
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+from greenq.errors import EncodeError, Ignore, Reject, Retry
+from greenq.hub import Event
+from greenq.log import task_log_context
+from greenq.protocol.message import saferepr
+from greenq.protocol.states import FAILURE, IGNORED, REJECTED, RETRY, STARTED, SUCCESS
+from greenq.task import Context, current_context
+from greenq.transport.outbox import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from greenq.config import TaskConfig
+    from greenq.producer import Producer
+    from greenq.request import Request
+    from greenq.task import Task
+    from greenq.transport.broker import Move
+    from greenq.transport.client import Command
+    from greenq.transport.links import Transport
+    from greenq.transport.outbox import Outbox
+    from greenq.worker_state import WorkerState
+
+_log = logging.getLogger(__name__)
+
+
+class Outcome(NamedTuple):
+    """How a run ended: its state, the value or exception, and the traceback's text."""
+
+    state: str
+    value: Any
+    traceback: str | None = None
+
+
+class Executor:
+    """Runs requests; the pool calls it, each request in its own greenlet. Switches: yes."""
+
+    def __init__(
+        self,
+        *,
+        config: TaskConfig,
+        transport: Transport,
+        producer: Producer,
+        outbox: Outbox,
+        state: WorkerState,
+        hostname: str,
+    ) -> None:
+        """Take the parts of one worker; `hostname` is its node name."""
+        self._config = config
+        self._transport = transport
+        self._producer = producer
+        self._outbox = outbox
+        self._state = state
+        self._hostname = hostname
+        self._zone = ZoneInfo(config.timezone)
+
+    def __call__(self, request: Request) -> None:
+        """Run one request to its end."""
+        message = request.message
+        context = Context(
+            message,
+            hostname=self._hostname,
+            delivery_info=request.delivery_info,
+            correlation_id=request.properties.get("correlation_id"),
+            reply_to=request.properties.get("reply_to"),
+        )
+        current_context.set(context)
+        task_log_context.set((message.task, message.id))
+        self._state.active[request.delivery.tag] = request
+        request.started_s = time.monotonic()
+        try:
+            if not request.acks_late:
+                self._ack_early(request)
+            if self._tracks_start(request.task):
+                self._store_started(message.id)
+            outcome = _run(request.task, message.id, message.args, message.kwargs)
+            outcome = self._settle(request, context, outcome)
+        finally:
+            self._state.active.pop(request.delivery.tag, None)
+            self._state.reserved.pop(request.delivery.tag, None)
+        self._report(request, outcome)
+
+    # --- begin ------------------------------------------------------------------------------------
+
+    def _ack_early(self, request: Request) -> None:
+        """Acknowledge, and wait until the server has confirmed it, before the code starts."""
+        if request.settle():
+            confirmed = Event()
+            self._outbox.put(Entry(ack=request.delivery.tag, written=confirmed.set))
+            confirmed.wait()
+
+    def _tracks_start(self, task: Task[..., Any]) -> bool:
+        own = task.track_started
+        return self._config.task_track_started if own is None else own
+
+    def _store_started(self, task_id: str) -> None:
+        if self._transport.stores_results:
+            meta = {"pid": os.getpid(), "hostname": self._hostname}
+            self._outbox.put(Entry(self._transport.backend.store_commands(task_id, STARTED, meta)))
+
+    # --- settle -----------------------------------------------------------------------------------
+
+    def _settle(self, request: Request, context: Context, outcome: Outcome) -> Outcome:
+        """Have the outcome written and the message acknowledged or moved; the outcome may change."""
+        commands: list[Command] = []
+        if outcome.state not in (IGNORED, REJECTED):
+            outcome, commands = self._state_commands(request, context, outcome)
+        if not request.settle():
+            # Acknowledged early, or given back meanwhile; then somebody else's run decides the result.
+            if not request.acks_late:
+                commands += self._late_followers(request, outcome)
+                self._outbox.put(Entry(commands))
+            return outcome
+        move = self._move(request, outcome)
+        ack = request.delivery.tag if move is None else None
+        self._outbox.put(Entry(commands, ack=ack, move=move))
+        return outcome
+
+    def _state_commands(
+        self, request: Request, context: Context, outcome: Outcome
+    ) -> tuple[Outcome, list[Command]]:
+        """Return the commands that store the outcome; one that cannot be stored becomes a failure."""
+        if not self._is_stored(request, outcome):
+            return outcome, []
+        try:
+            return outcome, self._store(request, context, outcome)
+        except EncodeError as exc:
+            what = f"the result of {request} cannot be stored: {exc}"
+        except Exception as exc:  # noqa: BLE001  a repr, __json__ or __reduce__ of the user's may do anything
+            what = f"the result of {request} cannot be stored: {type(exc).__name__}: {exc}"
+        failure = Outcome(FAILURE, EncodeError(what), outcome.traceback)
+        if outcome.state != SUCCESS:
+            failure = Outcome(outcome.state, EncodeError(what), outcome.traceback)
+        return failure, self._store(request, context, failure)
+
+    def _is_stored(self, request: Request, outcome: Outcome) -> bool:
+        if not self._transport.stores_results:
+            return False
+        task, ignored = request.task, request.message.ignore_result
+        if ignored is None:
+            ignored = task.ignore_result
+        if ignored is None:
+            ignored = self._config.task_ignore_result
+        if not ignored or outcome.state in (SUCCESS, RETRY):
+            return not ignored
+        own = task.store_errors_even_if_ignored
+        return self._config.task_store_errors_even_if_ignored if own is None else own
+
+    def _store(self, request: Request, context: Context, outcome: Outcome) -> list[Command]:
+        message, value = request.message, outcome.value
+        if outcome.state == RETRY and isinstance(value, Retry):
+            value = value.exc or value
+        commands = self._transport.backend.store_commands(
+            message.id,
+            outcome.state,
+            value,
+            traceback=outcome.traceback,
+            children=tuple([[child.id, None], None] for child in context.children),
+            date_done=None if outcome.state == RETRY else datetime.now(UTC).isoformat(),
+            group_id=message.group,
+            parent_id=message.parent_id,
+            extended={
+                "name": message.task,
+                "args": message.args,
+                "kwargs": message.kwargs,
+                "worker": self._hostname,
+                "retries": message.retries,
+                "queue": request.delivery_info["routing_key"],
+            },
+        )
+        size_bytes = len(commands[0][-1])
+        if size_bytes > self._config.task_max_result_bytes:
+            raise EncodeError(
+                f"it has {size_bytes} bytes, more than task_max_result_bytes = "
+                f"{self._config.task_max_result_bytes}; store it elsewhere and return where"
+            )
+        return commands
+
+    def _move(self, request: Request, outcome: Outcome) -> Move | None:
+        """Return where the message goes instead of being acknowledged; None for an acknowledgement."""
+        tag, queue, raw = request.delivery
+        broker = self._transport.broker
+        if outcome.state == RETRY:
+            return self._next_run(request, outcome.value)
+        if outcome.state == REJECTED and outcome.value.requeue:
+            return broker.requeue(tag, queue, raw, "last")
+        reason = None
+        if outcome.state == FAILURE and isinstance(outcome.value, Reject):
+            reason = f"rejected by the task: {outcome.value.reason}"
+        elif outcome.state == FAILURE and not self._acks_failure(request.task):
+            reason = f"failed, and acks_on_failure_or_timeout is off: {outcome.value!r}"
+        if reason is None:
+            return None
+        return broker.bury(
+            tag, queue, raw, reason=reason, worker=self._hostname, now=datetime.now(UTC)
+        )
+
+    def _acks_failure(self, task: Task[..., Any]) -> bool:
+        own = task.acks_on_failure_or_timeout
+        return self._config.task_acks_on_failure_or_timeout if own is None else own
+
+    def _next_run(self, request: Request, retry: Retry) -> Move | None:
+        """Return the move that puts the next run's message in the place of this one."""
+        if retry.next_run is None:
+            return None
+        queue, priority, text = self._retry_message(request, retry)
+        keys = self._transport.keys
+        key = keys.queue(queue, keys.step_of(priority))
+        return self._transport.broker.move(request.delivery.tag, key, text)
+
+    def _late_followers(self, request: Request, outcome: Outcome) -> list[Command]:
+        """Return the push of a retry whose message was acknowledged before it ran.
+
+        Nothing reserves it any more, so a lost answer may push it twice; acks_late has no such gap.
+        """
+        if outcome.state != RETRY or outcome.value.next_run is None:
+            return []
+        queue, priority, text = self._retry_message(request, outcome.value)
+        keys = self._transport.keys
+        return [("LPUSH", keys.queue(queue, keys.step_of(priority)), text)]
+
+    def _retry_message(self, request: Request, retry: Retry) -> tuple[str, int, str]:
+        """Write the next run's message: same id, one retry more, a new eta."""
+        assert retry.next_run is not None
+        args, kwargs, options = retry.next_run
+        message, properties = request.message, request.properties
+        following = replace(
+            message,
+            args=args,
+            kwargs=dict(kwargs),
+            argsrepr=message.argsrepr if args is message.args else saferepr(args),
+            kwargsrepr=message.kwargsrepr if kwargs is message.kwargs else saferepr(kwargs),
+            eta=self._eta(options),
+            retries=message.retries + 1,
+            parent_id=message.id,
+            redelivered=False,
+        )
+        queue = options.get("queue") or request.delivery.queue
+        priority = options.get("priority", properties.get("priority") or 0)
+        text = self._producer.write(
+            following,
+            queue=queue,
+            priority=priority,
+            expiration=properties.get("expiration"),
+            serializer=options.get("serializer") or request.task.serializer,
+            correlation_id=properties.get("correlation_id") or message.id,
+            reply_to=properties.get("reply_to"),
+            origin=message.origin,
+        )
+        return queue, priority, text
+
+    def _eta(self, options: Mapping[str, Any]) -> str | None:
+        eta, countdown = options.get("eta"), options.get("countdown")
+        if isinstance(eta, datetime):
+            return eta.isoformat()
+        if not countdown:
+            return eta
+        return (datetime.now(self._zone) + timedelta(seconds=countdown)).isoformat()
+
+    # --- report -----------------------------------------------------------------------------------
+
+    def _report(self, request: Request, outcome: Outcome) -> None:
+        """Count, log and call the class's hooks."""
+        assert request.started_s is not None
+        runtime_s = time.monotonic() - request.started_s
+        state, value, trace = outcome
+        if state == SUCCESS:
+            self._state.succeeded += 1
+            if _log.isEnabledFor(logging.INFO):
+                _log.info("Task %s succeeded in %.6fs: %s", request, runtime_s, saferepr(value))
+        elif state == RETRY:
+            self._state.retried += 1
+            _log.info("Task %s retry: %s", request, _text(value))
+        elif state == IGNORED:
+            _log.info("Task %s ignored", request)
+        elif state == REJECTED:
+            _log.info("Task %s rejected, requeue=%s", request, value.requeue)
+        elif isinstance(value, Reject):
+            self._state.failed += 1
+            _log.info("Task %s rejected: %s; it is among the dead letters", request, value.reason)
+        else:
+            self._state.failed += 1
+            expected = isinstance(value, request.task.throws)
+            level, how = (logging.INFO, "expected") if expected else (logging.ERROR, "unexpected")
+            shown = "" if expected else f"\n{trace}"
+            _log.log(level, "Task %s raised %s: %s%s", request, how, saferepr(value), shown)
+        _call_hooks(request, outcome)
+
+
+def _run(task: Task[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
+    """Call the task and turn every way to end into an outcome."""
+    try:
+        task.before_start(task_id, args, kwargs)
+        return Outcome(SUCCESS, task.run(*args, **kwargs))
+    except Retry as exc:
+        return Outcome(RETRY, exc, _trace(exc))
+    except Ignore as exc:
+        return Outcome(IGNORED, exc)
+    except Reject as exc:
+        return Outcome(REJECTED if exc.requeue else FAILURE, exc)
+    except task.dont_autoretry_for as exc:
+        return Outcome(FAILURE, exc, _trace(exc))
+    except task.autoretry_for as exc:
+        return _retry_by_itself(task, exc)
+    except BaseException as exc:  # noqa: BLE001
+        # The boundary to user code: SystemExit, KeyboardInterrupt, GreenletExit and a gevent.Timeout of the
+        # task's own fail the task like any exception, and the worker lives on.
+        return Outcome(FAILURE, exc, _trace(exc))
+
+
+def _retry_by_itself(task: Task[..., Any], exc: BaseException) -> Outcome:
+    """Ask for the retry that ``autoretry_for`` promises."""
+    options = dict(task.retry_kwargs)
+    delay_s = task.retry_delay(task.request.retries)
+    if delay_s is not None:
+        options["countdown"] = delay_s
+    try:
+        task.retry(exc=exc, **options)
+    except Retry as retry:
+        return Outcome(RETRY, retry, _trace(retry))
+    except BaseException as last:  # noqa: BLE001  none left: `exc` itself, or MaxRetriesExceededError
+        return Outcome(FAILURE, last, _trace(last))
+
+
+def _call_hooks(request: Request, outcome: Outcome) -> None:
+    """Call what the task's class overrides; a hook's own error is logged and changes nothing."""
+    task, message = request.task, request.message
+    state, value, trace = outcome
+    call = (message.id, message.args, message.kwargs)
+    try:
+        if state == SUCCESS:
+            task.on_success(value, *call)
+        elif state == RETRY:
+            task.on_retry(value.exc or value, *call, trace or "")
+        elif state == FAILURE:
+            task.on_failure(value, *call, trace or "")
+        task.after_return(state, value, *call, trace)
+    except Exception:
+        _log.exception("a hook of task %s failed", request)
+
+
+def _trace(exc: BaseException) -> str:
+    """Return the traceback's text without the worker's own frame at its top."""
+    try:
+        top = exc.__traceback__.tb_next if exc.__traceback__ is not None else None
+        return "".join(traceback.format_exception(type(exc), exc, top))
+    except Exception as error:  # noqa: BLE001  an exception's own code may fail in any way
+        return f"{type(exc).__name__} (its traceback cannot be shown: {type(error).__name__})\n"
+
+
+def _text(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except Exception:  # noqa: BLE001  as above
+        return type(exc).__name__

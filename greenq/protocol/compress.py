@@ -1,0 +1,123 @@
+"""Compression of bodies and results, with a bound on what may come out."""
+
+from __future__ import annotations
+
+import bz2
+import importlib
+import lzma
+import sys
+import zlib
+from typing import Any
+
+from greenq.errors import DecodeError, EncodeError
+
+GZIP = "application/x-gzip"
+BZIP2 = "application/x-bz2"
+LZMA = "application/x-lzma"
+BROTLI = "application/x-brotli"
+ZSTD = "application/zstd"
+
+_CONTENT_TYPES = {
+    "gzip": GZIP,
+    "zlib": GZIP,
+    "bzip2": BZIP2,
+    "bzip": BZIP2,
+    "lzma": LZMA,
+    "xz": LZMA,
+    "brotli": BROTLI,
+    "zstd": ZSTD,
+    "zstandard": ZSTD,
+}
+_KNOWN = frozenset(_CONTENT_TYPES.values())
+# The dictionary of xz's strongest preset needs 65 MiB to read; a header can ask for 4 GiB.
+_LZMA_MEMORY_BYTES = 128 << 20
+
+
+def compress(data: bytes, name: str) -> tuple[bytes, str]:
+    """Compress `data`; returns the bytes and the content type of the compression.
+
+    Shape: ``gzip`` is a zlib stream, not a gzip file: that is what Celery means by it.
+
+    Raises:
+        EncodeError: the method is unknown, or its package is not installed.
+    """
+    content_type = _CONTENT_TYPES.get(name, name)
+    if content_type == GZIP:
+        return zlib.compress(data), content_type
+    if content_type == BZIP2:
+        return bz2.compress(data), content_type
+    if content_type == LZMA:
+        return lzma.compress(data), content_type
+    if content_type not in _KNOWN:
+        raise EncodeError(f"unknown compression {name!r}; known: {', '.join(_CONTENT_TYPES)}")
+    try:
+        return _package(content_type).compress(data), content_type
+    except ImportError as exc:
+        raise EncodeError(f"cannot compress with {name}: {exc}") from exc
+
+
+def decompress(data: bytes, content_type: str, max_bytes: int) -> bytes:
+    """Expand `data`, stopping as soon as more than `max_bytes` come out.
+
+    Raises:
+        DecodeError: larger than `max_bytes`, damaged, cut off, followed by other bytes, or of a
+            kind that is unknown or whose package is not installed.
+    """
+    kind = _CONTENT_TYPES.get(content_type, content_type)
+    if kind not in _KNOWN:
+        raise DecodeError(f"unknown compression {content_type!r}", data)
+    try:
+        expanded, whole = _expand(data, kind, max_bytes + 1)
+    except ImportError as exc:
+        raise DecodeError(f"cannot expand {content_type}: {exc}", data) from exc
+    # Each package has errors of its own; all of them mean that the bytes are damaged.
+    except Exception as exc:
+        raise DecodeError(f"damaged {content_type} data: {exc}", data) from exc
+    if len(expanded) > max_bytes:
+        raise DecodeError(f"{content_type} data expands beyond {max_bytes} bytes", data)
+    if not whole:
+        raise DecodeError(f"{content_type} data is cut off or has other bytes after it", data)
+    return expanded
+
+
+def _expand(data: bytes, kind: str, limit: int) -> tuple[bytes, bool]:
+    """Give at most about `limit` bytes, and whether the data was one whole stream."""
+    if kind == BROTLI:
+        return _expand_brotli(data, limit)
+    reader: Any
+    if kind == GZIP:
+        reader = zlib.decompressobj()
+    elif kind == BZIP2:
+        reader = bz2.BZ2Decompressor()
+    elif kind == LZMA:
+        reader = lzma.LZMADecompressor(memlimit=_LZMA_MEMORY_BYTES)
+    else:
+        reader = _package(ZSTD).ZstdDecompressor()
+    expanded = reader.decompress(data, limit)
+    return expanded, reader.eof and not reader.unused_data
+
+
+def _expand_brotli(data: bytes, limit: int) -> tuple[bytes, bool]:
+    reader = _package(BROTLI).Decompressor()
+    pieces = []
+    size = 0
+    while size < limit and not reader.is_finished():
+        piece = reader.process(data, output_buffer_limit=limit - size)
+        if not piece and (not data or reader.can_accept_more_data()):
+            break
+        data = b""
+        pieces.append(piece)
+        size += len(piece)
+    return b"".join(pieces), reader.is_finished()
+
+
+def _package(content_type: str) -> Any:
+    """Import an optional package; the names are the ones that Celery looks for."""
+    if content_type == ZSTD:
+        return importlib.import_module(
+            "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+        )
+    try:
+        return importlib.import_module("brotli")
+    except ImportError:
+        return importlib.import_module("brotlicffi")

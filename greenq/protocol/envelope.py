@@ -1,0 +1,220 @@
+"""The list element: one JSON object around a serialized body, and how it is held while unacked."""
+
+from __future__ import annotations
+
+import json
+import re
+from binascii import a2b_base64, b2a_base64
+from typing import Any, NamedTuple
+
+from greenq.errors import DecodeError
+from greenq.protocol.serialize import DATA_TYPE, json_dumps, json_loads
+
+_HELD_START = re.compile(r"\s*\[\s*")
+_COMMA = re.compile(r"\s*,")
+_raw_decode = json.JSONDecoder().raw_decode
+
+
+class Envelope(NamedTuple):
+    """One list element, read.
+
+    Attributes:
+        body: the bytes that were in base64; still serialized, perhaps compressed.
+        content_type: how to read the body.
+        content_encoding: ``utf-8`` or ``binary``.
+        headers: the task's headers, see `greenq.protocol.message`.
+        properties: delivery tag, priority, delivery_info and so on.
+    """
+
+    body: bytes
+    content_type: str
+    content_encoding: str
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+
+
+def wrap(
+    body: bytes,
+    *,
+    content_type: str,
+    content_encoding: str,
+    headers: dict[str, Any],
+    properties: dict[str, Any],
+) -> str:
+    """Write one list element.
+
+    Shape: body (base64), content-encoding, content-type, headers, properties, in this order;
+        ``body_encoding`` is set in the properties, in its place if they have it.
+
+    Raises:
+        EncodeError: a header or property is not JSON serializable.
+    """
+    return json_dumps(
+        {
+            "body": b2a_base64(body, newline=False).decode("ascii"),
+            "content-encoding": content_encoding,
+            "content-type": content_type,
+            "headers": headers,
+            "properties": {**properties, "body_encoding": "base64"},
+        }
+    )
+
+
+def task_properties(
+    *,
+    queue: str,
+    exchange: str = "",
+    routing_key: str | None = None,
+    priority: int = 0,
+    correlation_id: str,
+    reply_to: str,
+    delivery_tag: str,
+    delivery_mode: int = 2,
+    expiration: str | None = None,
+    **extra: Any,
+) -> dict[str, Any]:
+    """Build a task message's properties in the order of the wire.
+
+    Args:
+        queue: the routing key, unless `routing_key` is given.
+        exchange: "" sends straight to the list that the routing key names.
+        routing_key: kept for a restore, which goes by exchange and routing key.
+        priority: written as given; 0 is served first.
+        correlation_id: the task's id, unless the caller chose another.
+        reply_to: id of the sender; nothing on Redis acts on it.
+        delivery_tag: fresh for every push.
+        delivery_mode: 2 persistent, 1 transient.
+        expiration: whole milliseconds from sending, as text; None for none.
+        extra: unknown send options, such as ``origin`` of a retry.
+    """
+    properties: dict[str, Any] = {
+        "correlation_id": correlation_id,
+        "reply_to": reply_to,
+        **extra,
+        "delivery_mode": delivery_mode,
+    }
+    if expiration is not None:
+        properties["expiration"] = expiration
+    properties["delivery_info"] = {
+        "exchange": exchange,
+        "routing_key": queue if routing_key is None else routing_key,
+    }
+    properties["priority"] = priority
+    properties["body_encoding"] = "base64"
+    properties["delivery_tag"] = delivery_tag
+    return properties
+
+
+def unwrap(raw: bytes) -> Envelope:
+    """Read one list element.
+
+    Raises:
+        DecodeError: `raw` is no envelope; the error carries it.
+    """
+    element = json_loads(raw)
+    if type(element) is not dict:
+        raise DecodeError("the message is not a JSON object", raw)
+    get = element.get
+    content_type = get("content-type")
+    content_encoding = get("content-encoding")
+    headers = get("headers")
+    properties = get("properties")
+    if type(properties) is not dict:
+        raise DecodeError("the message has no properties", raw)
+    if type(headers) is not dict:
+        if headers is not None:
+            raise DecodeError("the message's headers are not an object", raw)
+        headers = {}
+    if type(content_type) is not str:
+        content_type = _text_or(content_type, DATA_TYPE, "content-type", raw)
+    if type(content_encoding) is not str:
+        content_encoding = _text_or(content_encoding, "utf-8", "content-encoding", raw)
+    if type(properties.get("delivery_info", headers)) is not dict:
+        raise DecodeError("the message's delivery_info is not an object", raw)
+    body = _decode_body(get("body"), properties.get("body_encoding"), raw)
+    return Envelope(body, content_type, content_encoding, headers, properties)
+
+
+def mark_redelivered(raw: str | bytes) -> str:
+    """Write the same list element again, marked as redelivered in both places.
+
+    Shape: ``headers.redelivered`` and ``properties.delivery_info.redelivered`` are true.
+
+    Raises:
+        DecodeError: `raw` is no envelope.
+    """
+    element = _parse(raw)
+    try:
+        headers = element.get("headers")
+        if headers is None:
+            headers = element["headers"] = {}
+        headers["redelivered"] = True
+        element["properties"].setdefault("delivery_info", {})["redelivered"] = True
+    except (TypeError, KeyError, AttributeError) as exc:
+        raise DecodeError("the message is no envelope", _bytes(raw)) from exc
+    return json.dumps(element)
+
+
+def hold(raw_envelope_text: str, exchange: str, routing_key: str) -> str:
+    """Write the value that stands in the ``unacked`` hash while a message is being worked on.
+
+    The message is joined in as text, so it comes out exactly as it went in.
+    """
+    return f"[{raw_envelope_text}, {json.dumps(exchange)}, {json.dumps(routing_key)}]"
+
+
+def unhold(value: str | bytes) -> tuple[str, str, str]:
+    """Read such a value: the message's text as it stands there, its exchange, its routing key.
+
+    Raises:
+        DecodeError: `value` is not a list of an object and two texts.
+    """
+    try:
+        text = value if isinstance(value, str) else value.decode()
+        start = _after(_HELD_START, text, 0)
+        message, end = _raw_decode(text, start)
+        exchange, routing_key = json.loads("[" + text[_after(_COMMA, text, end) :])
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise DecodeError(f"not a held message: {exc}", _bytes(value)) from exc
+    if not (
+        isinstance(message, dict) and isinstance(exchange, str) and isinstance(routing_key, str)
+    ):
+        raise DecodeError("a held message is an object and two texts", _bytes(value))
+    return text[start:end], exchange, routing_key
+
+
+def _after(pattern: re.Pattern[str], text: str, start: int) -> int:
+    match = pattern.match(text, start)
+    if match is None:
+        raise ValueError(f"expected {pattern.pattern} at character {start}")
+    return match.end()
+
+
+def _decode_body(body: object, encoding: object, raw: bytes) -> bytes:
+    if type(body) is not str:
+        raise DecodeError("the message has no body text", raw)
+    try:
+        if encoding == "base64":
+            return a2b_base64(body)
+        if encoding is None or encoding == "utf-8":
+            return body.encode()
+    except ValueError as exc:
+        raise DecodeError(f"the message's body is not {encoding or 'utf-8'}: {exc}", raw) from exc
+    raise DecodeError(f"unknown body_encoding {encoding!r}", raw)
+
+
+def _text_or(value: object, default: str, name: str, raw: bytes) -> str:
+    if value is None:
+        return default
+    raise DecodeError(f"the message's {name} is not text", raw)
+
+
+def _parse(raw: str | bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as exc:
+        raise DecodeError(f"the message is not JSON: {exc}", _bytes(raw)) from exc
+
+
+def _bytes(raw: str | bytes) -> bytes:
+    return raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogatepass")

@@ -1,0 +1,112 @@
+"""Names of all keys in Redis, and the members of binding sets."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from dataclasses import dataclass
+
+SEP = "\x06\x16"
+PRIORITY_STEPS = (0, 3, 6, 9)
+
+_RESULT_PREFIX_ENDS = (":", "_", "-", ".")
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Every key of one broker and its result store.
+
+    Attributes:
+        prefix: put in front of all broker keys (`global_keyprefix`); "" for none.
+        sep: stands between a queue's name and its priority step.
+        steps: the priority steps, ascending, the first one 0.
+        result_prefix: put in front of result keys; an underscore is added unless it ends in
+            one of ``: _ - .``.
+    """
+
+    prefix: str = ""
+    sep: str = SEP
+    steps: tuple[int, ...] = PRIORITY_STEPS
+    result_prefix: str = ""
+
+    @property
+    def unacked(self) -> str:
+        """Hash: delivery tag to held message."""
+        return f"{self.prefix}unacked"
+
+    @property
+    def unacked_index(self) -> str:
+        """Sorted set: delivery tag by the time it was taken, in unix seconds."""
+        return f"{self.prefix}unacked_index"
+
+    @property
+    def unacked_mutex(self) -> str:
+        """String: lock of whoever restores overdue messages."""
+        return f"{self.prefix}unacked_mutex"
+
+    @property
+    def binding_deadlines(self) -> str:
+        """Sorted set: exchanges of expiring queues by deadline, in unix milliseconds."""
+        return f"{self.prefix}_kombu.binding_deadlines"
+
+    def queue(self, name: str, step: int = 0) -> str:
+        """Name the list of one queue at one priority step."""
+        return f"{self.prefix}{name}{self.sep}{step}" if step else self.prefix + name
+
+    def queue_steps(self, name: str) -> tuple[str, ...]:
+        """Name all lists of one queue, most urgent first."""
+        return tuple(self.queue(name, step) for step in self.steps)
+
+    def step_of(self, priority: object) -> int:
+        """Find the step that serves a priority: the largest one not above it.
+
+        A priority is clamped to 0..9; what is missing or no number counts as 0.
+        """
+        try:
+            number = int(priority)  # type: ignore[call-overload]
+        except (TypeError, ValueError, OverflowError):
+            return self.steps[0]
+        return self.steps[bisect_right(self.steps, min(max(number, 0), 9)) - 1]
+
+    def queue_name(self, key: str) -> str:
+        """Recover the queue's name from one of its lists."""
+        name, sep, _ = key.rpartition(self.sep)
+        return (name if sep else key).removeprefix(self.prefix)
+
+    def binding(self, exchange: str) -> str:
+        """Set: all bindings of an exchange."""
+        return f"{self.prefix}_kombu.binding.{exchange}"
+
+    def permanent_binding(self, exchange: str) -> str:
+        """Set: the bindings of an exchange to queues that do not expire."""
+        return f"{self.prefix}_kombu.binding_permanent.{exchange}"
+
+    def result(self, task_id: str) -> str:
+        """Name the key, and the channel, of a task's result."""
+        prefix = self.result_prefix
+        if prefix and not prefix.endswith(_RESULT_PREFIX_ENDS):
+            prefix += "_"
+        return f"{prefix}celery-task-meta-{task_id}"
+
+    def inbox(self, queue: str) -> str:
+        """List: messages on their way to a waiting greenq worker; no Celery process reads it."""
+        return f"{self.prefix}greenq.inbox.{queue}"
+
+    def dead(self, queue: str) -> str:
+        """Dead letters of a queue; no Celery process reads them."""
+        return f"{self.prefix}greenq.dead.{queue}"
+
+
+def binding_member(routing_key: str, pattern: str, queue: str, sep: str = SEP) -> str:
+    """Write one member of a binding set."""
+    return sep.join((routing_key, pattern, queue))
+
+
+def topic_pattern(binding_key: str) -> str:
+    r"""Turn a topic exchange's binding key into its regular expression.
+
+    ``*`` stands for one word, ``#`` for any text: ``media.#`` is ``^media\..*?$``.
+    """
+    words = {"*": r"[^\.]+", "#": ".*?"}
+    parts = (words.get(word) or re.escape(word) for word in binding_key.split("."))
+    return "^" + r"\.".join(parts) + "$"

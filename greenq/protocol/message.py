@@ -1,0 +1,423 @@
+"""One call of a task: Celery's task protocol, version 2 written, versions 1 and 2 read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import NoneType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from greenq.errors import DecodeError
+from greenq.protocol.compress import compress, decompress
+from greenq.protocol.serialize import dumps, loads
+
+if TYPE_CHECKING:
+    from datetime import tzinfo
+
+    from greenq.protocol.envelope import Envelope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskMessage:
+    """One call of a task, as it travels.
+
+    Attributes:
+        task: registered name.
+        id: the call's id; any text.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        shadow: name to show in logs and events instead of `task`; None for none.
+        eta: run not before this moment, ISO 8601 text; None: at once. See `parse_time`.
+        expires: run not after this moment, ISO 8601 text; None: never too late.
+        group: id of the group it belongs to; None for none.
+        group_index: place in the group, from 0; None outside a group.
+        retries: how often it was retried before; 0 the first time.
+        timelimit: hard and soft time limit in seconds; None for no limit of its own.
+        root_id: first call of the workflow; None when encoding stands for `id`.
+        parent_id: the call that sent this one; None if no task did.
+        argsrepr: short text of the arguments for people; None when encoding: it is made.
+        kwargsrepr: the same of the keyword arguments.
+        origin: node name of the sender; None if it did not say.
+        ignore_result: store no result; None: as the task says.
+        replaced_task_nesting: how often the call was replaced; 0 for never.
+        stamped_headers: names of the stamps; None for none.
+        stamps: name of a stamp to its value or list of values.
+        headers: the caller's own headers.
+        callbacks: signatures to send on success; None for none.
+        errbacks: signatures to call on failure; None for none.
+        chain: signatures to run after it, the next one last; None for none.
+        chord: signature of the chord's body; None outside a chord.
+        redelivered: it was given back after having been delivered before.
+    """
+
+    task: str
+    id: str
+    args: list[Any] | tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    shadow: str | None = None
+    eta: str | None = None
+    expires: str | None = None
+    group: str | None = None
+    group_index: int | None = None
+    retries: int = 0
+    timelimit: tuple[float | None, float | None] = (None, None)
+    root_id: str | None = None
+    parent_id: str | None = None
+    argsrepr: str | None = None
+    kwargsrepr: str | None = None
+    origin: str | None = None
+    ignore_result: bool | None = False
+    replaced_task_nesting: int = 0
+    stamped_headers: list[str] | None = None
+    stamps: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, Any] = field(default_factory=dict)
+    callbacks: list[Any] | None = None
+    errbacks: list[Any] | None = None
+    chain: list[Any] | None = None
+    chord: Any = None
+    redelivered: bool = False
+
+
+class Encoded(NamedTuple):
+    """A task message ready for `greenq.protocol.envelope.wrap`."""
+
+    body: bytes
+    content_type: str
+    content_encoding: str
+    headers: dict[str, Any]
+
+
+def encode(
+    message: TaskMessage, *, serializer: str = "json", compression: str | None = None
+) -> Encoded:
+    """Write one task call in task protocol 2.
+
+    Shape: the body is (args, kwargs, embed), embed has callbacks, errbacks, chain, chord; the
+        headers are all present, in Celery's order, then the caller's, then ``compression``, then
+        ``redelivered`` if it is.
+
+    Raises:
+        EncodeError: an argument cannot be serialized.
+    """
+    embed = {
+        "callbacks": message.callbacks,
+        "errbacks": message.errbacks,
+        "chain": message.chain,
+        "chord": message.chord,
+    }
+    body, content_type, content_encoding = dumps((message.args, message.kwargs, embed), serializer)
+    headers = _headers(message)
+    if compression:
+        body, headers["compression"] = compress(body, compression)
+    if message.redelivered:
+        headers["redelivered"] = True
+    return Encoded(body, content_type, content_encoding, headers)
+
+
+def _headers(message: TaskMessage) -> dict[str, Any]:
+    argsrepr, kwargsrepr = message.argsrepr, message.kwargsrepr
+    return {
+        "lang": "py",
+        "task": message.task,
+        "id": message.id,
+        "shadow": message.shadow,
+        "eta": message.eta,
+        "expires": message.expires,
+        "group": message.group,
+        "group_index": message.group_index,
+        "retries": message.retries,
+        "timelimit": list(message.timelimit),
+        "root_id": message.id if message.root_id is None else message.root_id,
+        "parent_id": message.parent_id,
+        "argsrepr": saferepr(message.args) if argsrepr is None else argsrepr,
+        "kwargsrepr": saferepr(message.kwargs) if kwargsrepr is None else kwargsrepr,
+        "origin": message.origin,
+        "ignore_result": message.ignore_result,
+        "replaced_task_nesting": message.replaced_task_nesting,
+        "stamped_headers": message.stamped_headers,
+        "stamps": message.stamps,
+        **message.headers,
+    }
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+# Header → the types it may have, in order of frequency.
+_TEXT = (str, NoneType)
+_NUMBER = (int, NoneType)
+_TIME = (NoneType, str, datetime)
+_TYPES: dict[str, tuple[type, ...]] = {
+    "lang": (str, NoneType),
+    "task": (str,),
+    "id": (str,),
+    "shadow": _TEXT,
+    "eta": _TIME,
+    "expires": _TIME,
+    "group": _TEXT,
+    "group_index": _NUMBER,
+    "retries": _NUMBER,
+    "timelimit": (list, tuple, NoneType),
+    "root_id": _TEXT,
+    "parent_id": _TEXT,
+    "argsrepr": _TEXT,
+    "kwargsrepr": _TEXT,
+    "origin": _TEXT,
+    "ignore_result": (bool, NoneType),
+    "replaced_task_nesting": _NUMBER,
+    "stamped_headers": (NoneType, list, tuple),
+    "stamps": (dict, NoneType),
+    "compression": _TEXT,
+    "redelivered": (bool, NoneType),
+}
+
+
+def decode(envelope: Envelope, *, accept: frozenset[str], max_body_bytes: int) -> TaskMessage:
+    """Read one task call: protocol 2, protocol 1, or protocol 1's body under protocol 2's headers.
+
+    Units: `max_body_bytes` bounds the body as it came and after expansion.
+
+    Raises:
+        ContentDisallowed: the body's content type is not in `accept`.
+        DecodeError: it is no task call, or too large.
+    """
+    headers = envelope.headers
+    body = _load_body(envelope, headers.get("compression"), accept, max_body_bytes)
+    own: dict[str, Any] = {}
+    for name, value in headers.items():
+        types = _TYPES.get(name)
+        if types is None:
+            own[name] = value
+        elif type(value) not in types:
+            raise _wrong(envelope, f"{name} is {type(value).__name__}")
+    if isinstance(body, dict):
+        headers, body = _fields_of_version_1(envelope, body)
+    if not isinstance(body, (list, tuple)) or len(body) != 3:
+        raise _wrong(envelope, "its body is not [args, kwargs, embed]")
+    return _build(envelope, headers, own, body)
+
+
+def _build(
+    envelope: Envelope, headers: dict[str, Any], own: dict[str, Any], body: Any
+) -> TaskMessage:
+    """Put checked headers and an unchecked body together; one long call, because it is hot."""
+    get = headers.get
+    task, call_id, group = get("task"), get("id"), get("group")
+    if not task or call_id is None:
+        raise _wrong(envelope, "it has no task name or no id")
+    # JSON can spell half a surrogate pair, which no key in Redis can hold.
+    if not (task.isascii() and call_id.isascii() and (group is None or group.isascii())):
+        _check_unicode(envelope, task, call_id, group or "")
+    args, kwargs, embed = body
+    if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
+        raise _wrong(envelope, "args is not a list, or kwargs not an object")
+    callbacks, errbacks, chain, chord = _read_embed(envelope, embed)
+    eta, expires = get("eta"), get("expires")
+    delivery_info = envelope.properties.get("delivery_info") or {}
+    return TaskMessage(
+        task=task,
+        id=call_id,
+        args=args,
+        kwargs=kwargs,
+        shadow=get("shadow"),
+        eta=eta.isoformat() if isinstance(eta, datetime) else eta,
+        expires=expires.isoformat() if isinstance(expires, datetime) else expires,
+        group=group,
+        group_index=get("group_index"),
+        retries=get("retries") or 0,
+        timelimit=_read_timelimit(envelope, get("timelimit")),
+        root_id=get("root_id"),
+        parent_id=get("parent_id"),
+        argsrepr=get("argsrepr"),
+        kwargsrepr=get("kwargsrepr"),
+        origin=get("origin"),
+        ignore_result=get("ignore_result"),
+        replaced_task_nesting=get("replaced_task_nesting") or 0,
+        stamped_headers=get("stamped_headers"),
+        stamps=get("stamps") or {},
+        headers=own,
+        callbacks=callbacks,
+        errbacks=errbacks,
+        chain=chain,
+        chord=chord,
+        redelivered=get("redelivered") is True or delivery_info.get("redelivered") is True,
+    )
+
+
+def _load_body(
+    envelope: Envelope, compression: Any, accept: frozenset[str], max_body_bytes: int
+) -> Any:
+    data = envelope.body
+    if len(data) > max_body_bytes:
+        raise DecodeError(f"body of {len(data)} bytes is larger than {max_body_bytes}", data)
+    if compression is not None:
+        if not isinstance(compression, str):
+            raise _wrong(envelope, f"compression is {type(compression).__name__}")
+        data = decompress(data, compression, max_body_bytes)
+    return loads(data, envelope.content_type, envelope.content_encoding, accept)
+
+
+def _fields_of_version_1(
+    envelope: Envelope, body: dict[str, Any]
+) -> tuple[dict[str, Any], tuple[Any, Any, dict[str, Any]]]:
+    """Split a version 1 body into what version 2 has as headers and as body."""
+    fields = {name: body[name] for name in _TYPES if name in body}
+    for name, value in fields.items():
+        if type(value) not in _TYPES[name]:
+            raise _wrong(envelope, f"{name} is {type(value).__name__}")
+    taskset = body.get("taskset")
+    if type(taskset) is str:
+        fields["group"] = taskset
+    fields.update(envelope.headers)
+    embed = {name: body.get(name) for name in ("callbacks", "errbacks", "chord")}
+    return fields, (body.get("args", ()), body.get("kwargs", {}), embed)
+
+
+def _read_embed(envelope: Envelope, embed: Any) -> tuple[Any, Any, Any, Any]:
+    if embed is None:
+        return None, None, None, None
+    if not isinstance(embed, dict):
+        raise _wrong(envelope, "embed is not an object")
+    get = embed.get
+    lists = callbacks, errbacks, chain = get("callbacks"), get("errbacks"), get("chain")
+    for value in lists:
+        if value is not None and not isinstance(value, (list, tuple)):
+            raise _wrong(envelope, "callbacks, errbacks or chain is not a list")
+    chord = get("chord")
+    if chord is not None and not isinstance(chord, dict):
+        raise _wrong(envelope, "chord is not a signature")
+    return callbacks, errbacks, chain, chord
+
+
+def _read_timelimit(envelope: Envelope, value: Any) -> tuple[float | None, float | None]:
+    if not value:
+        return None, None
+    if len(value) != 2:
+        raise _wrong(envelope, "timelimit is not [hard, soft]")
+    hard, soft = value
+    for limit in (hard, soft):
+        if limit is not None and type(limit) not in (int, float):
+            raise _wrong(envelope, f"timelimit has {type(limit).__name__}")
+    return hard, soft
+
+
+def _check_unicode(envelope: Envelope, *texts: str) -> None:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as exc:
+            raise _wrong(envelope, "its task name, id or group is not valid Unicode") from exc
+
+
+def _wrong(envelope: Envelope, reason: str) -> DecodeError:
+    task_id = envelope.headers.get("id")
+    return DecodeError(f"message of task {task_id!r} is no task call: {reason}", envelope.body)
+
+
+def parse_time(text: str, tz: tzinfo) -> datetime:
+    """Read an eta or an expiry as an aware moment in UTC; a text without offset is in `tz`.
+
+    Raises:
+        DecodeError: not ISO 8601, or not a moment that a datetime can hold.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=tz)
+        return moment.astimezone(UTC)
+    except (ValueError, TypeError, OverflowError) as exc:
+        raise DecodeError(f"not an ISO 8601 time: {text!r}") from exc
+
+
+# --- texts for people ----------------------------------------------------------------------------
+
+
+def saferepr(value: object, max_chars: int = 1024, max_levels: int = 3) -> str:
+    """Describe `value` for people in about `max_chars` characters; never raises.
+
+    Shape: like ``repr``, but text is only quoted, not escaped; bytes that are not UTF-8 are hex;
+        containers deeper than `max_levels` and what exceeds `max_chars` are three dots.
+    """
+    pieces: list[str] = []
+    try:
+        _describe(value, pieces, max_chars, max_levels)
+    # Containers of the user's own classes may raise anything when they are looked into.
+    except Exception as exc:
+        return _unrepresentable(value, exc)
+    return "".join(pieces)
+
+
+def _describe(value: Any, pieces: list[str], left: int, levels: int) -> int:
+    """Append the description of `value`; returns how many characters are left."""
+    cls = type(value)
+    if cls is str or cls is bytes or isinstance(value, (str, bytes)):
+        piece = _quote(value, left)
+    elif cls is int or cls is bool or cls is float:
+        piece = str(value)
+    elif isinstance(value, (tuple, list, dict)) or (value and isinstance(value, (set, frozenset))):
+        return _describe_container(value, pieces, left, levels)
+    else:
+        piece = _cut(_repr(value), left)
+    pieces.append(piece)
+    return left - len(piece)
+
+
+def _describe_container(value: Any, pieces: list[str], left: int, levels: int) -> int:
+    start, end = _brackets(value)
+    if levels <= 0:
+        pieces.append(f"{start}...{end}")
+        return left - len(pieces[-1])
+    pieces.append(start)
+    left -= len(start)
+    is_dict = isinstance(value, dict)
+    for index, item in enumerate(value):
+        if left <= 0:
+            pieces.append(", ..." if index else "...")
+            break
+        if index:
+            pieces.append(", ")
+            left -= 2
+        left = _describe(item, pieces, left, levels - 1)
+        if is_dict:
+            pieces.append(": ")
+            left = _describe(value[item], pieces, left - 2, levels - 1)
+    pieces.append(end)
+    return left - len(end)
+
+
+def _brackets(value: Any) -> tuple[str, str]:
+    if isinstance(value, tuple):
+        return "(", ",)" if len(value) == 1 else ")"
+    if isinstance(value, list):
+        return "[", "]"
+    if isinstance(value, dict):
+        return "{", "}"
+    return ("{", "}") if type(value) is set else (f"{type(value).__name__}({{", "})")
+
+
+def _quote(value: str | bytes, left: int) -> str:
+    if isinstance(value, str):
+        return "'" + _cut(value, left).replace("'", "\\'") + "'"
+    shown = value[: max(left, 0)]
+    try:
+        text = shown.decode()
+    except UnicodeDecodeError:
+        text = shown.hex()
+    return f"b'{text}{'...' if len(shown) < len(value) else ''}'"
+
+
+def _cut(text: str, left: int) -> str:
+    if len(text) < left:
+        return text
+    return text[: max(left, 0)].rsplit(" ", 1)[0] + "..."
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    # A broken __repr__ of the user must not stop a task from being sent.
+    except Exception as exc:
+        return _unrepresentable(value, exc)
+
+
+def _unrepresentable(value: object, exc: Exception) -> str:
+    return f"<unrepresentable {type(value).__name__}: {type(exc).__name__}>"

@@ -1,0 +1,289 @@
+"""The stored result of a task, and exceptions as data."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from greenq.errors import CELERY_NAMES, DecodeError, EncodeError, SecurityError
+from greenq.protocol.compress import compress, decompress
+from greenq.protocol.message import saferepr
+from greenq.protocol.serialize import (
+    UnpicklableException,
+    content_type_of,
+    dumps,
+    json_dumps,
+    loads,
+)
+from greenq.protocol.states import EXCEPTION_STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+# In front of a compressed payload; then come the content type, a zero byte and the data.
+COMPRESSED_MARK = b"\x00celery-compressed\x00"
+DEFAULT_MAX_BYTES = 256 << 20
+
+_TWINS = {name: cls for cls, name in CELERY_NAMES.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultMeta:
+    """One stored result.
+
+    Attributes:
+        task_id: the call's id.
+        status: a state of `greenq.protocol.states`, or a custom one.
+        result: the return value; an exception for RETRY, FAILURE and REVOKED; the meta of a
+            custom state.
+        traceback: text; None for none.
+        children: result tuples of the tasks sent meanwhile; None or empty for none.
+        date_done: ISO 8601 text; None unless the state is ready.
+        group_id: None outside a group.
+        parent_id: None if no task sent it.
+        extra: what ``result_extended`` adds: name, args, kwargs, worker, retries, queue, stamps.
+    """
+
+    task_id: str
+    status: str
+    result: Any = None
+    traceback: str | None = None
+    children: Sequence[Any] | None = ()
+    date_done: str | None = None
+    group_id: str | None = None
+    parent_id: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def encode_result(
+    *,
+    task_id: str,
+    status: str,
+    result: Any,
+    traceback: str | None = None,
+    children: Sequence[Any] | None = (),
+    date_done: str | None = None,
+    group_id: str | None = None,
+    parent_id: str | None = None,
+    extended: Mapping[str, Any] | None = None,
+    serializer: str = "json",
+    compression: str | None = None,
+) -> bytes:
+    """Write the payload of a result.
+
+    Shape: status, result, traceback, children, date_done, then group_id, parent_id and `extended`
+        if given, then task_id. An exception becomes data, see `exception_to_wire`.
+
+    Raises:
+        EncodeError: the result, or a value of `extended`, cannot be serialized.
+    """
+    if status in EXCEPTION_STATES and isinstance(result, BaseException):
+        result = _exception_for(result, serializer)
+    meta: dict[str, Any] = {
+        "status": status,
+        "result": result,
+        "traceback": traceback,
+        "children": children,
+        "date_done": date_done,
+    }
+    if group_id:
+        meta["group_id"] = group_id
+    if parent_id:
+        meta["parent_id"] = parent_id
+    if extended:
+        meta.update(extended)
+    meta["task_id"] = task_id
+    payload = json_dumps(meta).encode() if serializer == "json" else dumps(meta, serializer).data
+    if not compression:
+        return payload
+    data, content_type = compress(payload, compression)
+    return COMPRESSED_MARK + content_type.encode() + b"\x00" + data
+
+
+def decode_result(
+    payload: bytes,
+    *,
+    serializer: str = "json",
+    accept: frozenset[str],
+    max_bytes: int = DEFAULT_MAX_BYTES,
+) -> ResultMeta:
+    """Read a payload; compression is recognised, the serializer has to be known.
+
+    Units: `max_bytes` bounds the payload as it came and after expansion.
+
+    Raises:
+        ContentDisallowed: the serializer's content type is not in `accept`.
+        DecodeError: damaged, too large, or not a result.
+        SecurityError: the stored exception names something that is not an exception class.
+    """
+    if len(payload) > max_bytes:
+        raise DecodeError(f"result of {len(payload)} bytes is larger than {max_bytes}", payload)
+    data = payload
+    if payload.startswith(COMPRESSED_MARK):
+        content_type, _, data = payload[len(COMPRESSED_MARK) :].partition(b"\x00")
+        data = decompress(data, content_type.decode("utf-8", "replace"), max_bytes)
+    meta = loads(data, content_type_of(serializer), "utf-8", accept)
+    return _result_meta(meta, payload)
+
+
+def _result_meta(meta: Any, payload: bytes) -> ResultMeta:
+    if not isinstance(meta, dict):
+        raise DecodeError("the result is not an object", payload)
+    extra = dict(meta)
+    status = extra.pop("status", None)
+    task_id = extra.pop("task_id", None)
+    if not isinstance(status, str) or not isinstance(task_id, str):
+        raise DecodeError("the result has no status or no task_id", payload)
+    result = extra.pop("result", None)
+    if status in EXCEPTION_STATES and result is not None:
+        result = exception_from_wire(result)
+    children = extra.pop("children", None)
+    if not isinstance(children, (list, tuple, type(None))):
+        raise DecodeError(f"children of the result of task {task_id} is not a list", payload)
+    traceback, date_done, group_id, parent_id = (
+        _text(extra.pop(name, None), name, payload)
+        for name in ("traceback", "date_done", "group_id", "parent_id")
+    )
+    return ResultMeta(
+        task_id=task_id,
+        status=status,
+        result=result,
+        traceback=traceback,
+        children=children,
+        date_done=date_done,
+        group_id=group_id,
+        parent_id=parent_id,
+        extra=extra,
+    )
+
+
+def _text(value: object, name: str, payload: bytes) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise DecodeError(f"{name} of a result is {type(value).__name__}, not text", payload)
+
+
+# --- exceptions ----------------------------------------------------------------------------------
+
+
+def exception_to_wire(exc: BaseException, encodable: Callable[[object], object]) -> dict[str, Any]:
+    """Turn an exception into data: its class, its arguments, its module.
+
+    Args:
+        exc: any exception, however badly it behaves.
+        encodable: raises EncodeError for an argument that cannot be serialized; such an argument
+            travels as its repr text.
+    """
+    cls = type(exc)
+    # A class can set its ``__module__`` to anything.
+    module: Any
+    module, name = CELERY_NAMES.get(cls) or (cls.__module__, cls.__qualname__)
+    return {
+        "exc_type": name,
+        "exc_message": [_argument(value, encodable) for value in _args(exc)],
+        "exc_module": module if isinstance(module, str) else "builtins",
+    }
+
+
+def exception_from_wire(data: Any) -> BaseException:
+    """Turn such data back into an exception.
+
+    The class is looked for in the modules that are imported already; if it is not there, one of
+    that name is made. Celery's own exceptions become ours.
+
+    Raises:
+        SecurityError: the name leads to something that is not an exception class.
+        DecodeError: not the data of an exception.
+    """
+    module: Any
+    if isinstance(data, UnpicklableException):
+        module, name, message = (*data.args, None, None, ())[:3]
+    elif isinstance(data, BaseException):
+        return data
+    elif isinstance(data, dict):
+        module, name = data.get("exc_module"), data.get("exc_type")
+        message = data.get("exc_message", "")
+    else:
+        raise DecodeError(f"a stored exception is an object, not {type(data).__name__}")
+    if not isinstance(name, str) or not isinstance(module, (str, type(None))):
+        raise DecodeError("a stored exception has no exc_type, or its exc_module is not text")
+    cls = _exception_class(module, name)
+    args = message if isinstance(message, (list, tuple)) else (message,)
+    try:
+        return cls(*args)
+    # A constructor may want other arguments than the ones it leaves in ``args``.
+    except Exception:
+        return Exception(f"{cls}({message})")
+
+
+def _exception_for(exc: BaseException, serializer: str) -> object:
+    """Choose the form: pickle carries the exception itself where that works."""
+    if serializer == "pickle" and type(exc) not in CELERY_NAMES and _survives_pickle(exc):
+        return exc
+    check = _pickle_both_ways if serializer == "pickle" else lambda value: dumps(value, serializer)
+    return exception_to_wire(exc, check)
+
+
+def _survives_pickle(exc: BaseException) -> bool:
+    try:
+        _pickle_both_ways(exc)
+    except EncodeError:
+        return False
+    return True
+
+
+def _pickle_both_ways(value: object) -> None:
+    """Prove that a value can be pickled and read again: many exceptions only do the first."""
+    data = dumps(value, "pickle").data
+    try:
+        pickle.loads(data)
+    # Reading calls the exception's constructor, which may raise anything.
+    except Exception as exc:
+        raise EncodeError(f"cannot be read from its pickle: {type(exc).__name__}") from exc
+
+
+def _args(exc: BaseException) -> tuple[Any, ...]:
+    args: Any
+    try:
+        args = exc.args
+    # A class may override ``args`` by a property that raises.
+    except Exception:
+        return ()
+    return args if isinstance(args, tuple) else (args,)
+
+
+def _argument(value: Any, encodable: Callable[[object], object]) -> Any:
+    try:
+        encodable(value)
+    except EncodeError:
+        return saferepr(value)
+    return value
+
+
+def _exception_class(module: str | None, name: str) -> type[BaseException]:
+    twin = _TWINS.get((module or "", name))
+    if twin is not None:
+        return twin
+    found: Any = sys.modules.get(module) if module else None
+    # Not getattr: it would run a lazy module's code, on a name that a stranger chose.
+    for part in name.split("."):
+        found = vars(found).get(part) if isinstance(found, (ModuleType, type)) else None
+    if found is None:
+        return _made_class(module, name)
+    if not isinstance(found, type) or not issubclass(found, BaseException):
+        raise SecurityError(f"{module}.{name} is stored as an exception, but is no such class")
+    return found
+
+
+def _made_class(module: str | None, name: str) -> type[BaseException]:
+    try:
+        return type(
+            name.rpartition(".")[2] or "Exception",
+            (Exception,),
+            {"__module__": module or __name__, "__qualname__": name},
+        )
+    except (ValueError, TypeError) as exc:
+        raise DecodeError(f"{name!r} cannot be the name of an exception class") from exc

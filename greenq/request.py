@@ -1,0 +1,73 @@
+"""One delivery in this worker: a message, its task, and how far it has come."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from greenq.hub import Greenlet
+    from greenq.protocol.envelope import Envelope
+    from greenq.protocol.message import TaskMessage
+    from greenq.task import Task
+    from greenq.transport.intake import Delivery
+
+
+class Request:
+    """A reserved message on its way through the worker.
+
+    Its reservation is settled once: acknowledged, or moved elsewhere. Who settles it asks `settle` first,
+    so a task that ends while it is being given back at shutdown does neither twice.
+
+    Attributes:
+        delivery: tag, queue and raw bytes.
+        message, properties: the decoded message and its envelope's properties.
+        task: what it calls.
+        acks_late: acknowledged after the run, not before.
+        greenlet: that which runs it, None until then.
+        started_s: monotonic time of the start, None until then.
+    """
+
+    __slots__ = (
+        "acks_late", "delivery", "greenlet", "message", "properties", "settled", "started_s", "task",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        envelope: Envelope,
+        message: TaskMessage,
+        task: Task[..., Any],
+        *,
+        acks_late: bool,
+    ) -> None:
+        """Wrap one admitted delivery."""
+        self.delivery = delivery
+        self.properties = envelope.properties
+        self.message = message
+        self.task = task
+        self.acks_late = acks_late
+        self.greenlet: Greenlet | None = None
+        self.started_s: float | None = None
+        self.settled = False
+
+    def settle(self) -> bool:
+        """Claim the right to acknowledge or move the message; True for the first caller only."""
+        if self.settled:
+            return False
+        self.settled = True
+        return True
+
+    @property
+    def delivery_info(self) -> dict[str, Any]:
+        """Where the message came from, as task code and remote control show it."""
+        info = self.properties.get("delivery_info") or {}
+        return {
+            "exchange": info.get("exchange", ""),
+            "routing_key": info.get("routing_key", self.delivery.queue),
+            "priority": self.properties.get("priority", 0),
+            "redelivered": self.message.redelivered,
+        }
+
+    def __str__(self) -> str:
+        """Name the task and its id, as log lines do."""
+        return f"{self.message.shadow or self.message.task}[{self.message.id}]"

@@ -1,0 +1,145 @@
+"""`AsyncResult`: the handle of a task that was sent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from greenq.errors import RemoteTraceback
+from greenq.protocol.states import FAILURE, PENDING, PROPAGATE_STATES, READY_STATES, SUCCESS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.protocol.meta import ResultMeta
+    from greenq.transport.backend import Backend
+
+R = TypeVar("R")
+
+
+class AsyncResult(Generic[R]):
+    """The outcome of one task, read from the result server when it is asked for.
+
+    A final state is remembered, so reading it again costs nothing. Works in plain threads and in
+    greenlets; all waiting callers of a process share one connection.
+    """
+
+    def __init__(self, id: str, backend: Backend, name: str | None = None) -> None:  # noqa: A002
+        """Refer to task `id`, whose results `backend` holds; `name` is for people."""
+        self.id = id
+        self.name = name
+        self._backend = backend
+        self._final: ResultMeta | None = None
+
+    @property
+    def task_id(self) -> str:
+        """The task's id."""
+        return self.id
+
+    @property
+    def state(self) -> str:
+        """The task's state now: PENDING, STARTED, RETRY, SUCCESS, FAILURE, REVOKED, or its own."""
+        return self._read().status
+
+    status = state
+
+    @property
+    def result(self) -> R | BaseException | Any:
+        """The return value, the exception, or a custom state's meta; None while nothing is stored."""
+        return self._read().result
+
+    info = result
+
+    @property
+    def traceback(self) -> str | None:
+        """The traceback of a failed task, as text."""
+        return self._read().traceback
+
+    @property
+    def date_done(self) -> str | None:
+        """When the task ended, ISO 8601, or None."""
+        return self._read().date_done
+
+    def ready(self) -> bool:
+        """True when the task has ended, well or badly."""
+        return self.state in READY_STATES
+
+    def successful(self) -> bool:
+        """True when the task returned."""
+        return self.state == SUCCESS
+
+    def failed(self) -> bool:
+        """True when the task raised."""
+        return self.state == FAILURE
+
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float | None = None,
+        on_message: Callable[[dict[str, Any]], object] | None = None,
+    ) -> R:
+        """Wait for the task and return its value. Switches: yes.
+
+        Args:
+            timeout: seconds to wait at most; None waits for ever.
+            propagate: raise the task's exception; False returns it.
+            interval: look at the stored result after so many seconds of silence, too; the notification
+                makes that unnecessary.
+            on_message: called with each state that is announced: task_id, status, result, traceback,
+                children.
+
+        Raises:
+            ResultTimeout: it did not end in time.
+            Exception: what the task raised, with the worker's traceback as its cause.
+        """
+        if self._final is None:
+            announce = None if on_message is None else lambda meta: on_message(_as_dict(meta))
+            self._final = self._backend.wait(
+                self.id, timeout_s=timeout, interval_s=interval, on_message=announce
+            )
+        meta = self._final
+        if propagate and meta.status in PROPAGATE_STATES and isinstance(meta.result, BaseException):
+            raise meta.result from RemoteTraceback.of(meta.traceback)
+        value: R = meta.result
+        return value
+
+    wait = get
+
+    def forget(self) -> None:
+        """Delete the stored result."""
+        self._final = None
+        self._backend.forget(self.id)
+
+    def _read(self) -> ResultMeta:
+        if self._final is not None:
+            return self._final
+        meta = self._backend.get(self.id)
+        if meta.status in READY_STATES:
+            self._final = meta
+        return meta
+
+    def __repr__(self) -> str:
+        """Show the id."""
+        return f"<AsyncResult: {self.id}>"
+
+    def __str__(self) -> str:
+        """Return the id."""
+        return self.id
+
+    def __eq__(self, other: object) -> bool:
+        """Two handles of one task are equal."""
+        return isinstance(other, AsyncResult) and other.id == self.id
+
+    def __hash__(self) -> int:
+        """Hash the id."""
+        return hash(self.id)
+
+
+def _as_dict(meta: ResultMeta) -> dict[str, Any]:
+    return {
+        "task_id": meta.task_id,
+        "status": meta.status or PENDING,
+        "result": meta.result,
+        "traceback": meta.traceback,
+        "children": meta.children,
+    }

@@ -1,0 +1,68 @@
+"""Which queue a task goes to: the caller's word first, then `task_routes`, then the default queue."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from greenq.config import TaskConfig
+
+
+class Route(NamedTuple):
+    """Where a task goes: its queue, and its priority if the route sets one."""
+
+    queue: str
+    priority: int | None
+
+
+class Router:
+    """The routes of an app, looked up once for each task name."""
+
+    def __init__(self, config: TaskConfig) -> None:
+        """Take the routes from the task section of the settings."""
+        self._default = Route(config.task_default_queue, None)
+        self._routers = config.task_routes
+        self._known: dict[str, Route] = {}
+
+    def route(self, task: str) -> Route:
+        """Return the route of a task name: an exact entry before a glob, earlier routers first."""
+        route = self._known.get(task)
+        if route is None:
+            route = self._known[task] = self._find(task)
+        return route
+
+    def _find(self, task: str) -> Route:
+        for router in self._routers:
+            options = router.get(task) or next(
+                (found for glob, found in router.items() if fnmatch.fnmatchcase(task, glob)), None
+            )
+            if options is not None:
+                options = dict[str, Any](options)
+                return Route(options.get("queue", self._default.queue), options.get("priority"))
+        return self._default
+
+
+def bound_queues(members: Iterable[bytes], routing_key: str, sep: str) -> list[str]:
+    """Return the queues that an exchange's bindings lead to, each once.
+
+    A member is ``routing key SEP pattern SEP queue``; without a pattern the key must be equal (direct),
+    with one it must match from its start (topic). Source: the binding table of the wire format.
+    """
+    queues: dict[str, None] = {}
+    for member in sorted(members):
+        key, pattern, queue = member.decode().split(sep)
+        if (re.match(pattern, routing_key) is not None) if pattern else key == routing_key:
+            queues[queue] = None
+    return list(queues)
+
+
+def merge_options(*options: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge send options, later ones winning; None means not given."""
+    merged: dict[str, Any] = {}
+    for each in options:
+        merged.update((name, value) for name, value in each.items() if value is not None)
+    return merged

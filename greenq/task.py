@@ -1,0 +1,309 @@
+"""Tasks: what `@app.task` makes of a function, and the context its code sees while it runs."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import random
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar
+
+from greenq.errors import MaxRetriesExceededError, Retry
+from greenq.routing import merge_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import NoReturn, Unpack
+
+    from greenq.app import Greenq
+    from greenq.producer import SendOptions
+    from greenq.protocol.message import TaskMessage
+    from greenq.result import AsyncResult
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# The context of the task that runs in this greenlet or thread; None outside a worker.
+current_context: ContextVar[Context | None] = ContextVar("greenq_task", default=None)
+
+
+class Context:
+    """One execution of a task, as its code sees it (`Task.request`).
+
+    Attributes:
+        id, task, args, kwargs, retries, eta, expires, root_id, parent_id, group, group_index, timelimit,
+            origin, argsrepr, kwargsrepr, shadow: as in the message; times are ISO 8601 texts.
+        headers: the sender's extra headers.
+        delivery_info: exchange, routing_key, priority, redelivered.
+        hostname: node name of the worker, None when called directly.
+        children: handles of the tasks that were sent from here.
+        called_directly: True when the function was simply called.
+    """
+
+    __slots__ = ("children", "correlation_id", "delivery_info", "hostname", "message", "reply_to")
+
+    def __init__(
+        self,
+        message: TaskMessage | None = None,
+        *,
+        hostname: str | None = None,
+        delivery_info: Mapping[str, Any] | None = None,
+        correlation_id: str | None = None,
+        reply_to: str | None = None,
+    ) -> None:
+        """Wrap a delivered message; without one, this is a direct call."""
+        self.message = message
+        self.hostname = hostname
+        self.delivery_info = delivery_info
+        self.correlation_id = correlation_id
+        self.reply_to = reply_to
+        self.children: list[AsyncResult[Any]] = []
+
+    @property
+    def called_directly(self) -> bool:
+        """True when no worker runs this."""
+        return self.message is None
+
+    @property
+    def retries(self) -> int:
+        """How many times this task has been retried."""
+        return self.message.retries if self.message is not None else 0
+
+    def __getattr__(self, name: str) -> Any:
+        """Read the message's field; None when called directly, as Celery's context does."""
+        message = object.__getattribute__(self, "message")
+        if message is None and not name.startswith("_"):
+            return None
+        return getattr(message, name)
+
+
+class Task(Generic[P, R]):
+    """A function that workers run.
+
+    Subclass it and pass the class as ``base=`` to share options or hooks. The options below may be set
+    on the class or in the decorator; None means the app's setting.
+    """
+
+    name: str = ""
+    max_retries: int | None = 3
+    default_retry_delay: float | None = None
+    autoretry_for: tuple[type[BaseException], ...] = ()
+    dont_autoretry_for: tuple[type[BaseException], ...] = ()
+    retry_kwargs: Mapping[str, Any] = {}
+    retry_backoff: bool | int = False
+    retry_backoff_max: int = 600
+    retry_jitter: bool = True
+    ignore_result: bool | None = None
+    store_errors_even_if_ignored: bool | None = None
+    acks_late: bool | None = None
+    acks_on_failure_or_timeout: bool | None = None
+    track_started: bool | None = None
+    throws: tuple[type[BaseException], ...] = ()
+    serializer: str | None = None
+    compression: str | None = None
+    queue: str | None = None
+    exchange: str | None = None
+    routing_key: str | None = None
+    priority: int | None = None
+    expires: float | datetime | None = None
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
+
+    OPTIONS: ClassVar[tuple[str, ...]] = (
+        "max_retries", "default_retry_delay", "autoretry_for", "dont_autoretry_for", "retry_kwargs",
+        "retry_backoff", "retry_backoff_max", "retry_jitter", "ignore_result",
+        "store_errors_even_if_ignored", "acks_late", "acks_on_failure_or_timeout", "track_started",
+        "throws", "serializer", "compression", "queue", "exchange", "routing_key", "priority", "expires",
+        "time_limit", "soft_time_limit",
+    )  # fmt: skip
+
+    # Options of the task that go with each sending, unless the caller says otherwise.
+    _SENT = (
+        "serializer", "compression", "queue", "exchange", "routing_key", "priority", "expires",
+        "ignore_result", "time_limit", "soft_time_limit",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        function: Callable[..., R],
+        *,
+        name: str,
+        app: Callable[[], Greenq],
+        bind: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make a task of `function`; `app` returns the app it belongs to when it is used.
+
+        Raises:
+            TypeError: an option is unknown; the nearest known one is named.
+        """
+        self.name = name
+        self._app = app
+        self.function = function
+        self.run: Callable[..., R] = functools.partial(function, self) if bind else function
+        for option, value in (options or {}).items():
+            if option not in self.OPTIONS:
+                raise TypeError(f"task {name}: no option {option!r}{_nearest(option, self.OPTIONS)}")
+            setattr(self, option, value)
+        functools.update_wrapper(self, function, updated=())
+
+    @property
+    def app(self) -> Greenq:
+        """The app this task belongs to."""
+        return self._app()
+
+    @property
+    def request(self) -> Context:
+        """The execution that runs here; an empty context when the function is called directly."""
+        context = current_context.get()
+        if context is None or context.message is None or context.message.task != self.name:
+            return Context()
+        return context
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function here and now."""
+        return self.run(*args, **kwargs)
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Send the task with these arguments. Switches: yes.
+
+        Raises:
+            EncodeError: an argument cannot be serialized; nothing was sent.
+            OperationalError: the server could not be reached within the retry policy.
+        """
+        return self.apply_async(args, kwargs)
+
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[SendOptions],
+    ) -> AsyncResult[R]:
+        """Send the task; see `SendOptions` for what may be said. Switches: yes. Raises as `delay`."""
+        own = {name: getattr(self, name) for name in self._SENT}
+        if options.get("queue") or options.get("exchange") or options.get("routing_key"):
+            own |= {"queue": None, "exchange": None, "routing_key": None}
+        return self.app.send_task(self.name, args, kwargs, **merge_options(own, options))
+
+    def AsyncResult(self, task_id: str) -> AsyncResult[R]:  # noqa: N802  Celery's name
+        """Return the handle of an execution of this task."""
+        return self.app.AsyncResult(task_id)
+
+    def update_state(
+        self, task_id: str | None = None, state: str = "PROGRESS", meta: object = None
+    ) -> None:
+        """Store a state of your own, such as progress, for those who watch. Switches: yes."""
+        self.app.transport.backend.store(task_id or self.request.id, state, meta)
+
+    def retry(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Unpack[SendOptions],
+    ) -> NoReturn:
+        """End this run and have the task run again later; write ``raise self.retry(...)``.
+
+        The new message takes the place of this one in a single step when the worker sees the `Retry` that
+        is raised, so a crash neither loses nor doubles it.
+
+        Args:
+            args, kwargs: other arguments for the next run; None keeps them.
+            exc: why; raised instead when no retries are left.
+            throw: must stay True: the worker needs the exception to end the run.
+            eta, countdown: when; `default_retry_delay` otherwise.
+            max_retries: other than the task's; None there means no limit.
+            options: for the sending.
+
+        Raises:
+            Retry: always, inside a worker, while retries are left.
+            MaxRetriesExceededError: none are left and there is no `exc`.
+        """
+        context = self.request
+        if not throw:
+            raise ValueError("retry(throw=False) is not supported: a run ends by raising Retry")
+        if context.called_directly:
+            raise exc or Retry("called directly", None, countdown)
+        most = self.max_retries if max_retries is None else max_retries
+        if most is not None and context.retries >= most:
+            if exc is not None:
+                raise exc
+            raise MaxRetriesExceededError(
+                f"{self.name}[{context.id}] was retried {context.retries} times, as often as it may"
+            )
+        if eta is None and countdown is None:
+            countdown = self.default_retry_delay
+            if countdown is None:
+                countdown = self.app.config.task.task_default_retry_delay
+        retry = Retry(exc=exc, when=eta or countdown)
+        retry.next_run = (
+            context.args if args is None else args,
+            context.kwargs if kwargs is None else kwargs,
+            merge_options({"eta": eta, "countdown": countdown}, options),
+        )
+        raise retry from exc
+
+    def retry_delay(self, retries: int) -> float | None:
+        """Return the seconds to wait before an automatic retry; None leaves it to the default."""
+        if not self.retry_backoff:
+            return None
+        longest = min(int(self.retry_backoff) * 2**retries, self.retry_backoff_max)
+        return random.randrange(longest + 1) if self.retry_jitter else longest
+
+    def before_start(self, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Override: called before the task runs."""
+
+    def on_success(
+        self, retval: Any, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Override: called when it returned."""
+
+    def on_failure(
+        self,
+        exc: BaseException,
+        task_id: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        einfo: str,
+    ) -> None:
+        """Override: called when it failed; `einfo` is the traceback's text."""
+
+    def on_retry(
+        self,
+        exc: BaseException,
+        task_id: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        einfo: str,
+    ) -> None:
+        """Override: called when it will be retried."""
+
+    def after_return(
+        self,
+        status: str,
+        retval: Any,
+        task_id: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        einfo: str | None,
+    ) -> None:
+        """Override: called after each run, however it ended."""
+
+    def __repr__(self) -> str:
+        """Show the name."""
+        return f"<task {self.name}>"
+
+
+def utc_now() -> str:
+    """Return this moment as results carry it."""
+    return datetime.now(UTC).isoformat()
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,111 @@
+"""Calling things later: one heap, one greenlet."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from greenq.bootsteps import StartStopStep
+from greenq.hub import Event, Greenlet, spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_log = logging.getLogger(__name__)
+
+
+class Entry:
+    """One call that is due at a moment of the monotonic clock; cancelled ones are passed over."""
+
+    __slots__ = ("call", "due_s", "every_s", "number")
+
+    def __init__(
+        self, due_s: float, number: int, call: Callable[[], object], every_s: float | None
+    ) -> None:
+        """Keep when and what; `number` orders entries that are due together."""
+        self.due_s = due_s
+        self.number = number
+        self.call: Callable[[], object] | None = call
+        self.every_s = every_s
+
+    def cancel(self) -> None:
+        """Never call it (again)."""
+        self.call = None
+
+    def __lt__(self, other: Entry) -> bool:
+        """Order by due time, then by age."""
+        return (self.due_s, self.number) < (other.due_s, other.number)
+
+
+class Timer(StartStopStep):
+    """Calls functions when they are due, one after the other, in its greenlet.
+
+    A call must be short and must not wait: what takes time is spawned by it. Its errors are logged.
+    """
+
+    name = "Timer"
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Count seconds by `clock`."""
+        self._clock = clock
+        self._heap: list[Entry] = []
+        self._numbers = itertools.count()
+        self._changed = Event()
+        self._greenlet: Greenlet | None = None
+
+    def call_after(self, delay_s: float, call: Callable[[], object]) -> Entry:
+        """Call once, `delay_s` from now."""
+        return self._add(delay_s, call, None)
+
+    def call_repeatedly(self, every_s: float, call: Callable[[], object]) -> Entry:
+        """Call again and again, the first time after `every_s`; a late call does not make up for lost ones."""
+        return self._add(every_s, call, every_s)
+
+    def __len__(self) -> int:
+        """Count the entries, cancelled ones included until they are due."""
+        return len(self._heap)
+
+    def start(self) -> None:
+        """Begin to call."""
+        self._greenlet = spawn(self._run, name="timer")
+
+    def stop(self) -> None:
+        """Stop calling; what is not due yet is forgotten."""
+        if self._greenlet is not None:
+            self._greenlet.kill()
+            self._greenlet = None
+        self._heap.clear()
+
+    def run_due(self) -> float | None:
+        """Call all that is due and return the seconds until the next, None if there is none."""
+        while self._heap:
+            wait_s = self._heap[0].due_s - self._clock()
+            if wait_s > 0:
+                return wait_s
+            entry = heapq.heappop(self._heap)
+            call = entry.call
+            if call is None:
+                continue
+            try:
+                call()
+            except Exception:
+                _log.exception("a timer call failed: %r", call)
+            if entry.every_s is not None and entry.call is not None:
+                entry.due_s = self._clock() + entry.every_s
+                heapq.heappush(self._heap, entry)
+        return None
+
+    def _add(self, delay_s: float, call: Callable[[], object], every_s: float | None) -> Entry:
+        entry = Entry(self._clock() + delay_s, next(self._numbers), call, every_s)
+        heapq.heappush(self._heap, entry)
+        if self._heap[0] is entry:
+            self._changed.set()
+        return entry
+
+    def _run(self) -> None:
+        while True:
+            self._changed.clear()
+            self._changed.wait(self.run_due())

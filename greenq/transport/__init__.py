@@ -1,0 +1,1 @@
+"""Redis and Valkey: the only part of greenq that talks to a server."""

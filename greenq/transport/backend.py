@@ -1,0 +1,314 @@
+"""Results: store, read, wait for, forget.
+
+A result is a key with an expiry; storing it also publishes the same bytes on a channel of the same name.
+Whoever waits hears the channel through the process's one `Listener`: ten thousand callers of `get` share
+one connection, in plain threads as in greenlets.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import random
+import socket
+import threading
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from greenq.errors import OperationalError, ResultTimeout
+from greenq.protocol import serialize
+from greenq.protocol.meta import ResultMeta, decode_result, encode_result
+from greenq.protocol.states import FAILURE, PENDING, READY_STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from greenq.config import ResultConfig
+    from greenq.protocol.keys import Keys
+    from greenq.transport.client import Client, Command, Connection
+
+_log = logging.getLogger(__name__)
+
+# The listener's connection is checked with a PING after this much silence, and given up for dead when
+# the answer does not come within the client's timeout.
+_SILENCE_S = 10.0
+
+_RETRY_MOST_S = 1.0
+
+
+class Backend:
+    """The results on one server. Switches: yes, every method but `store_commands`."""
+
+    def __init__(
+        self,
+        client: Client,
+        keys: Keys,
+        config: ResultConfig,
+        accept_content: tuple[str, ...],
+        max_bytes: int,
+    ) -> None:
+        """Read and write results as `config` says.
+
+        Args:
+            client: the server.
+            keys: names of its keys.
+            config: the result section of the settings.
+            accept_content: what may be read unless ``result_accept_content`` says otherwise.
+            max_bytes: bound of a result before it is decoded.
+        """
+        self._client = client
+        self._keys = keys
+        self._config = config
+        names = config.result_accept_content or (*accept_content, config.result_serializer)
+        self._accept = serialize.accepted(names)
+        self._max_bytes = max_bytes
+        self._listener = Listener(client)
+
+    def store_commands(
+        self,
+        task_id: str,
+        status: str,
+        result: object,
+        *,
+        traceback: str | None = None,
+        children: tuple[object, ...] = (),
+        date_done: str | None = None,
+        group_id: str | None = None,
+        parent_id: str | None = None,
+        extended: Mapping[str, object] | None = None,
+    ) -> list[Command]:
+        """Return the commands that store a state and notify those who wait for it.
+
+        Raises:
+            EncodeError: the result cannot be serialized.
+        """
+        payload = encode_result(
+            task_id=task_id,
+            status=status,
+            result=result,
+            traceback=traceback,
+            children=children,
+            date_done=date_done,
+            group_id=group_id,
+            parent_id=parent_id,
+            extended=extended if self._config.result_extended else None,
+            serializer=self._config.result_serializer,
+            compression=self._config.result_compression,
+        )
+        key = self._keys.result(task_id)
+        expires_s = self._config.result_expires
+        if status == FAILURE and self._config.result_failure_expires is not None:
+            expires_s = self._config.result_failure_expires
+        store: Command = ("SETEX", key, int(expires_s), payload) if expires_s else ("SET", key, payload)
+        return [store, ("PUBLISH", key, payload)]
+
+    def store(self, task_id: str, status: str, result: object, **fields: Any) -> None:
+        """Store a state at once; fields as of `store_commands`."""
+        self._client.pipeline(self.store_commands(task_id, status, result, **fields))
+
+    def get(self, task_id: str) -> ResultMeta:
+        """Read a task's stored state; a task that nothing is known of is PENDING."""
+        payload = self._client.call("GET", self._keys.result(task_id))
+        return self._pending(task_id) if payload is None else self._decode(payload)
+
+    def forget(self, task_id: str) -> None:
+        """Delete a task's stored state."""
+        self._client.call("DEL", self._keys.result(task_id))
+
+    def wait(
+        self,
+        task_id: str,
+        *,
+        timeout_s: float | None = None,
+        interval_s: float | None = None,
+        on_message: Callable[[ResultMeta], object] | None = None,
+    ) -> ResultMeta:
+        """Wait until a task has ended and return its state.
+
+        Args:
+            task_id: whose.
+            timeout_s: how long at most; None waits for ever.
+            interval_s: read the stored state again after this much silence, None: when notified only.
+            on_message: called with each state that is announced meanwhile, the final one included.
+
+        Raises:
+            ResultTimeout: the task had not ended in time.
+        """
+        started = time.monotonic()
+        meta = self.get(task_id)
+        if meta.status in READY_STATES:
+            if on_message is not None:
+                on_message(meta)
+            return meta
+        with self._listener.listen(self._keys.result(task_id)) as heard:
+            while True:
+                payload = _next(heard, started, timeout_s, interval_s)
+                waited_s = time.monotonic() - started
+                if payload is None and timeout_s is not None and waited_s >= timeout_s:
+                    raise ResultTimeout(task_id, timeout_s)
+                if not payload:
+                    # Listening from now on (again), or a quiet interval: what came before is stored.
+                    # An outage is the listener's to mend; it calls again when it is over.
+                    with suppress(OperationalError):
+                        payload = self._client.call("GET", self._keys.result(task_id))
+                if not payload:
+                    continue
+                meta = self._decode(payload)
+                if on_message is not None:
+                    on_message(meta)
+                if meta.status in READY_STATES:
+                    return meta
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._listener.close()
+
+    def _decode(self, payload: bytes) -> ResultMeta:
+        return decode_result(
+            payload,
+            serializer=self._config.result_serializer,
+            accept=self._accept,
+            max_bytes=self._max_bytes,
+        )
+
+    @staticmethod
+    def _pending(task_id: str) -> ResultMeta:
+        return ResultMeta(task_id=task_id, status=PENDING, result=None)
+
+
+def _next(
+    heard: queue.SimpleQueue[bytes], started: float, timeout_s: float | None, interval_s: float | None
+) -> bytes | None:
+    """Return the next announcement, b"" for a fresh subscription, None when it is time to look."""
+    left_s = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - started))
+    waits = [seconds for seconds in (left_s, interval_s) if seconds is not None]
+    try:
+        return heard.get(timeout=min(waits) if waits else None)
+    except queue.Empty:
+        return None
+
+
+class Listener:
+    """Hears channels over one connection, in one thread, for all who wait in this process.
+
+    Only the thread touches the socket (TLS sockets must not be read and written at once by two threads);
+    the others ask it through a pair of sockets. A lost connection is made anew, and whoever waits is told
+    to look at the stored state again.
+    """
+
+    def __init__(self, client: Client) -> None:
+        """Prepare; the connection and the thread come with the first wait."""
+        self._client = client
+        self._lock = threading.Lock()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        # Under the lock: who hears what, and what changed since the thread last looked.
+        self._channels: dict[str, list[queue.SimpleQueue[bytes]]] = {}
+        self._changes: list[tuple[str, str]] = []
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._waker: socket.socket | None = None
+
+    @contextmanager
+    def listen(self, channel: str) -> Iterator[queue.SimpleQueue[bytes]]:
+        """Return a queue of what is published; it gets b"" each time the subscription begins."""
+        heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        with self._lock:
+            if self._pid != os.getpid():
+                self._reset()
+            listeners = self._channels.setdefault(channel, [])
+            listeners.append(heard)
+            # Also for a second listener: the server confirms again, and all look at the stored state.
+            self._changes.append(("SUBSCRIBE", channel))
+            self._wake()
+        try:
+            yield heard
+        finally:
+            with self._lock:
+                listeners.remove(heard)
+                if not listeners and self._channels.get(channel) is listeners:
+                    del self._channels[channel]
+                    self._changes.append(("UNSUBSCRIBE", channel))
+                    self._wake()
+
+    def close(self) -> None:
+        """End the thread and its connection."""
+        with self._lock:
+            self._closing = True
+            if self._thread is not None:
+                self._wake()
+
+    def _wake(self) -> None:
+        """Make the thread look at the changes; start it if there is none. The lock is held."""
+        if self._thread is None:
+            self._waker, ours = socket.socketpair()
+            self._waker.setblocking(False)
+            ours.setblocking(False)
+            self._closing = False
+            self._thread = threading.Thread(
+                target=self._run, args=(ours,), name="greenq results", daemon=True
+            )
+            self._thread.start()
+        assert self._waker is not None
+        # A full pipe wakes it just as well.
+        with suppress(BlockingIOError):
+            self._waker.send(b"!")
+
+    def _run(self, wakeups: socket.socket) -> None:
+        pause_s = 0.05
+        connection = self._client.connection()
+        while not self._closing:
+            try:
+                self._resubscribe(connection)
+                while not self._closing:
+                    self._turn(connection, wakeups)
+                    pause_s = 0.05
+            except OperationalError as exc:
+                connection.close()
+                _log.warning("waiting for results is interrupted: %s", exc)
+                time.sleep(pause_s * random.uniform(0.5, 1.0))
+                pause_s = min(pause_s * 2, _RETRY_MOST_S)
+        with self._lock:
+            self._thread = None
+            connection.close()
+            wakeups.close()
+
+    def _resubscribe(self, connection: Connection) -> None:
+        with self._lock:
+            self._changes.clear()
+            channels = list(self._channels)
+        if channels:
+            connection.send([("SUBSCRIBE", *channels)])
+
+    def _turn(self, connection: Connection, wakeups: socket.socket) -> None:
+        """Send what changed, then read what came."""
+        with self._lock:
+            changes, self._changes = self._changes, []
+        if changes:
+            connection.send(changes)
+        if not connection.wait_readable(wakeups, _SILENCE_S):
+            # Long silence: a dead peer does not answer, and the read's timeout says so.
+            if connection.connected and self._channels:
+                connection.send([("PING",)])
+                self._hear(connection.receive("PING"))
+            return
+        with suppress(BlockingIOError):
+            wakeups.recv(4096)
+        while connection.has_answer():
+            self._hear(connection.receive("SUBSCRIBE"))
+
+    def _hear(self, answer: Any) -> None:
+        """Hand one pub/sub answer to those who wait for it."""
+        if isinstance(answer, OperationalError):
+            raise answer
+        kind, channel = answer[0], answer[1]
+        if kind not in {b"message", b"subscribe"}:
+            return
+        payload = answer[2] if kind == b"message" else b""
+        with self._lock:
+            for heard in self._channels.get(channel.decode(), ()):
+                heard.put(payload)

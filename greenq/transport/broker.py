@@ -1,0 +1,198 @@
+"""The places where a message can be, and the moves between them that are not the take.
+
+queued     list per queue and priority step        `publish` puts it there
+reserved   `unacked` hash + `unacked_index` zset   `take` (intake.py) moves it there
+buried     dead-letter list per queue              `bury` moves it there
+done       acknowledged: gone                      the outbox writes it
+
+Every move of a reserved message is one script (lua/move.lua) that does nothing when the record is gone,
+so it can be repeated when an answer got lost.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from greenq.errors import DecodeError
+from greenq.protocol import envelope
+from greenq.protocol.keys import binding_member
+from greenq.transport.client import load_script
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from greenq.protocol.keys import Keys
+    from greenq.transport.client import Client, Command, Connection
+
+# Dead letters a queue keeps; the oldest go first.
+DEAD_LIMIT = 10_000
+
+_MOVE = load_script("move")
+
+
+class Move(NamedTuple):
+    """One reserved message on its way to a list."""
+
+    tag: str
+    key: str
+    side: Literal["next", "last"]
+    text: str | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that no worker may run.
+
+    Attributes:
+        reason: why, a sentence.
+        buried_at: ISO 8601, UTC.
+        worker: node name of the worker that buried it.
+        task_id: if it could be read, else None.
+        task: the task's name, likewise.
+        raw: the message as it was on the queue.
+    """
+
+    reason: str
+    buried_at: str
+    worker: str
+    task_id: str | None
+    task: str | None
+    raw: bytes
+
+
+class Broker:
+    """Queues on one server: declare, publish, look, give back, bury. Switches: yes, every method."""
+
+    def __init__(self, client: Client, keys: Keys) -> None:
+        """Work on `client`'s server with the key names of `keys`."""
+        self.client = client
+        self.keys = keys
+        # Queues whose binding this process has written; written twice is harmless, so no lock.
+        self._declared: set[str] = set()
+
+    def declare_commands(self, queue: str) -> list[Command]:
+        """Return the commands that make a queue known, or none if this process did it already.
+
+        Both binding sets, as for a queue without expiry: with the first alone, a Celery process that
+        sweeps expired bindings could remove it. The default exchange of a queue has the queue's name.
+        """
+        if queue in self._declared:
+            return []
+        member = binding_member(queue, "", queue)
+        return [
+            ("SADD", self.keys.binding(queue), member),
+            ("SADD", self.keys.permanent_binding(queue), member),
+        ]
+
+    def declare(self, queues: Iterable[str]) -> None:
+        """Make queues known to all who publish by exchange."""
+        names = list(queues)
+        commands = [command for queue in names for command in self.declare_commands(queue)]
+        if commands:
+            self.client.pipeline(commands)
+            self._declared.update(names)
+
+    def publish(self, queue: str, text: str, priority: object = 0) -> None:
+        """Push one message, in one round trip, declaring its queue the first time."""
+        declare = self.declare_commands(queue)
+        key = self.keys.queue(queue, self.keys.step_of(priority))
+        self.client.pipeline([*declare, ("LPUSH", key, text)])
+        if declare:
+            self._declared.add(queue)
+
+    def depth(self, queues: Iterable[str]) -> int:
+        """Count the messages that wait in queues, all priorities together."""
+        return sum(self.client.pipeline([("LLEN", key) for key in self._lists(queues)]))
+
+    def purge(self, queue: str) -> int:
+        """Delete all waiting messages of a queue and return how many there were."""
+        lists = self._lists([queue])
+        commands: list[Command] = [("MULTI",), *(("LLEN", key) for key in lists)]
+        answers = self.client.pipeline([*commands, ("DEL", *lists), ("EXEC",)])
+        return sum(answers[-1][:-1])
+
+    def dead_letters(self, queue: str, limit: int = 100) -> list[DeadLetter]:
+        """Return the newest dead letters of a queue."""
+        entries = self.client.call("LRANGE", self.keys.dead(queue), 0, limit - 1)
+        letters = []
+        for entry in entries:
+            fields = json.loads(entry)
+            fields["raw"] = base64.b64decode(fields["raw"])
+            letters.append(DeadLetter(**fields))
+        return letters
+
+    @staticmethod
+    def move(tag: str, key: str, text: str) -> Move:
+        """Make the move that puts a new message in the place of a reserved one."""
+        return Move(tag, key, "last", text)
+
+    def requeue(self, tag: str, queue: str, raw: bytes, side: Literal["next", "last"]) -> Move:
+        """Make the move that gives a message back to its queue, marked as redelivered."""
+        try:
+            priority = envelope.unwrap(raw).properties.get("priority")
+            text: str | bytes = envelope.mark_redelivered(raw)
+        except DecodeError:
+            priority, text = 0, raw
+        return Move(tag, self.keys.queue(queue, self.keys.step_of(priority)), side, text)
+
+    def bury(
+        self, tag: str, queue: str, raw: bytes, *, reason: str, worker: str, now: datetime
+    ) -> Move:
+        """Make the move that puts a message into its queue's dead-letter list."""
+        task_id, task = _names(raw)
+        record = {
+            "reason": reason,
+            "buried_at": now.isoformat(),
+            "worker": worker,
+            "task_id": task_id,
+            "task": task,
+            "raw": base64.b64encode(raw).decode("ascii"),
+        }
+        return Move(tag, self.keys.dead(queue), "last", json.dumps(record))
+
+    def move_command(self, moves: Sequence[Move]) -> Command:
+        """Write moves as one script call, for a pipeline; the server must know the script."""
+        keys = list(dict.fromkeys(move.key for move in moves))
+        args: list[object] = []
+        for move in moves:
+            args += (move.tag, keys.index(move.key) + 1, move.side, move.text)
+        fixed = (self.keys.unacked, self.keys.unacked_index)
+        return ("EVALSHA", _MOVE.sha, 2 + len(keys), *fixed, *keys, *args)
+
+    def bound_commands(self, moves: Sequence[Move]) -> list[Command]:
+        """Return the commands that keep the dead-letter lists among the moves' goals bounded."""
+        dead = {move.key for move in moves if move.key.startswith(self.keys.dead(""))}
+        return [("LTRIM", key, 0, DEAD_LIMIT - 1) for key in dead]
+
+    def ack_commands(self, tags: Sequence[str]) -> list[Command]:
+        """Return the commands that acknowledge messages."""
+        return [
+            ("ZREM", self.keys.unacked_index, *tags),
+            ("HDEL", self.keys.unacked, *tags),
+        ]
+
+    @staticmethod
+    def load_scripts(connection: Connection) -> None:
+        """Make the scripts of `move_command` known to the server."""
+        connection.call("SCRIPT", "LOAD", _MOVE.source)
+
+    def _lists(self, queues: Iterable[str]) -> list[str]:
+        return [
+            key for queue in queues for key in (self.keys.inbox(queue), *self.keys.queue_steps(queue))
+        ]
+
+
+def _names(raw: bytes) -> tuple[str | None, str | None]:
+    try:
+        headers = envelope.unwrap(raw).headers
+    except DecodeError:
+        return None, None
+    task_id, task = headers.get("id"), headers.get("task")
+    return (
+        task_id if isinstance(task_id, str) else None,
+        task if isinstance(task, str) else None,
+    )

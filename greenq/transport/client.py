@@ -1,0 +1,397 @@
+"""The only user of redis-py: addresses, connections, commands, scripts, and errors in our words.
+
+1. `Client` knows one server address and keeps a small pool of connections for whoever just wants a
+   command carried out. Waiting for one of them is queueing, not an error.
+2. `Connection` is one socket used by one greenlet or thread at a time: a pipeline is one write and one
+   batch of reads, scripts go by their SHA.
+3. Foreign errors are translated here and nowhere else; the cause stays chained.
+
+redis-py's own pool and pipeline are left aside: a checkout there polls the socket each time and a
+pipeline wraps each command in three objects, which together cost more than the command itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import select
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import redis
+from redis import exceptions as redis_errors
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from greenq.config import mask_url
+from greenq.errors import (
+    AccessRefused,
+    ConnectFailed,
+    ConnectionLost,
+    OperationalError,
+    ServerError,
+    TransportTimeout,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+Command = tuple[Any, ...]
+
+# An idle pooled connection is looked at before use once it has rested this long: a server that was
+# restarted meanwhile has closed it, and a command that was never sent is safe to send anew.
+_RESTED_S = 1.0
+
+_SCHEMES = {
+    "redis": "redis",
+    "rediss": "rediss",
+    "valkey": "redis",
+    "valkeys": "rediss",
+    "unix": "unix",
+    "redis+socket": "unix",
+    "socket": "unix",
+}
+
+
+class Script(NamedTuple):
+    """A Lua script with the SHA1 that the server knows it by."""
+
+    name: str
+    source: str
+    sha: str
+
+
+def load_script(name: str) -> Script:
+    """Read ``lua/<name>.lua`` of this package."""
+    source = resources.files("greenq.transport").joinpath("lua", f"{name}.lua").read_text("utf-8")
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What a process sent to one server: commands, and round trips (one write with its answers)."""
+
+    commands: int = 0
+    round_trips: int = 0
+
+
+class Push(NamedTuple):
+    """An out-of-band message of the server, not the answer to a command."""
+
+    kind: str
+
+
+_INVALIDATE = Push("invalidate")
+
+
+class Connection:
+    """One connection to the server, for one greenlet or thread at a time.
+
+    It connects on first use, and anew after a failure; a process that was forked gets a socket of its
+    own. Switches: yes, every method.
+    """
+
+    __slots__ = ("_client", "_link", "_pid", "_traffic", "noticed", "number", "pushes", "used_at")
+
+    def __init__(self, client: Client, link: Any, *, pushes: bool = False) -> None:
+        """Wrap redis-py's `link`; with `pushes` the server's out-of-band messages are passed on."""
+        self._client = client
+        self._link = link
+        self._pid = os.getpid()
+        self._traffic = client.traffic
+        self.pushes = pushes
+        # With pushes: True when the server has announced a change since this was last set to False, and
+        # on a new socket, on which nothing can have been announced.
+        self.noticed = False
+        # The server's number of this connection, for CLIENT UNBLOCK; None until `identify`.
+        self.number: int | None = None
+        self.used_at = time.monotonic()
+
+    @property
+    def connected(self) -> bool:
+        """True while a socket is open."""
+        return bool(self._link.is_connected)
+
+    def connect(self) -> bool:
+        """Open the socket if it is not; True when it had to be opened.
+
+        Raises:
+            ConnectFailed, AccessRefused, OperationalError: with the address, never the password.
+        """
+        if self._pid != os.getpid():
+            # The parent's socket: let go of it without shutting it down under the parent.
+            self._link = self._client.make_link(pushes=self.pushes)
+            self._pid = os.getpid()
+        if self._link.is_connected:
+            return False
+        try:
+            self._link.connect()
+        except Exception as exc:
+            raise _translate(exc, "connect", self._client.address, connecting=True) from exc
+        if self.pushes:
+            parser = self._link._get_parser()  # noqa: SLF001  redis-py has no public way to it
+            parser.set_invalidation_push_handler(self._notice)
+        self.noticed = self.pushes
+        self.number = None
+        return True
+
+    def identify(self) -> None:
+        """Learn the server's number of this connection, if it is not known."""
+        self.connect()
+        if self.number is None:
+            self.number = self.call("CLIENT", "ID")
+
+    def _notice(self, _message: object) -> Push:
+        self.noticed = True
+        return _INVALIDATE
+
+    def check_rested(self) -> None:
+        """Drop the socket if it rested for a while and the server has closed it meanwhile."""
+        if self._link.is_connected and time.monotonic() - self.used_at > _RESTED_S:
+            try:
+                stale = self._link.can_read(timeout=0)
+            except Exception:  # noqa: BLE001  whatever is wrong with it, a new socket mends it
+                stale = True
+            if stale:
+                self.close()
+
+    def call(self, *command: Any) -> Any:
+        """Carry out one command and return its answer."""
+        return self.pipeline((command,))[0]
+
+    def script(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Run a script by its SHA, sending its source if the server does not know it yet."""
+        try:
+            return self.call("EVALSHA", script.sha, len(keys), *keys, *args)
+        except ServerError as exc:
+            if not exc.reply.startswith("NOSCRIPT"):
+                raise
+            return self.call("EVAL", script.source, len(keys), *keys, *args)
+
+    def pipeline(self, commands: Sequence[Command]) -> list[Any]:
+        """Carry out commands in one round trip and return their answers.
+
+        All answers are read before the first error, if any, is raised, so the connection stays usable.
+
+        Raises:
+            ServerError, AccessRefused: the server refused a command.
+            ConnectionLost: it broke on the way; any part of it may have been carried out.
+        """
+        answers = self.try_pipeline(commands)
+        for answer in answers:
+            if isinstance(answer, OperationalError):
+                raise answer
+        return answers
+
+    def try_pipeline(self, commands: Sequence[Command]) -> list[Any]:
+        """Like `pipeline`, but a refused command's error stands in the answers."""
+        self.send(commands)
+        return [self.receive(command[0]) for command in commands]
+
+    def send(self, commands: Sequence[Command]) -> None:
+        """Write commands without waiting for their answers."""
+        self.connect()
+        self._traffic.commands += len(commands)
+        self._traffic.round_trips += 1
+        try:
+            self._link.send_packed_command(self._link.pack_commands(commands), check_health=False)
+        except Exception as exc:
+            self.close()
+            raise _translate(exc, str(commands[0][0]), self._client.address) from exc
+
+    def receive(self, name: str, *, push: bool = False) -> Any:
+        """Read the next answer, or with `push` also the next push.
+
+        A refused command's error is returned; a broken link is raised.
+        """
+        try:
+            if self.pushes:
+                answer = self._link.read_response(push_request=True)
+                while answer is _INVALIDATE and not push:
+                    answer = self._link.read_response(push_request=True)
+            else:
+                answer = self._link.read_response()
+        except redis_errors.ResponseError as exc:
+            # Also when redis-py disconnects for it (a script error does not): the next use reconnects.
+            return _translate(exc, name, self._client.address)
+        except (Exception, redis_errors.RedisError) as exc:
+            self.close()
+            raise _translate(exc, name, self._client.address) from exc
+        except BaseException:
+            # A kill while an answer is under way: the socket would give it to the next caller.
+            self.close()
+            raise
+        self.used_at = time.monotonic()
+        return answer
+
+    def has_answer(self) -> bool:
+        """True if something can be read without waiting; also when the server has hung up."""
+        return self.connected and bool(self._link.can_read(timeout=0))
+
+    def wait_readable(self, other: socket.socket, timeout_s: float) -> bool:
+        """Wait until this connection, if it is open, or `other` can be read; False after the timeout."""
+        poll = select.poll()
+        poll.register(other, select.POLLIN)
+        if self.connected:
+            if self.has_answer():
+                return True
+            poll.register(self._link._get_socket(), select.POLLIN)  # noqa: SLF001
+        return bool(poll.poll(timeout_s * 1000))
+
+    def close(self) -> None:
+        """Close the socket; the next use opens a new one."""
+        if self._pid == os.getpid():
+            self._link.disconnect()
+
+
+class Client:
+    """One server, and a few pooled connections to it, shared by all greenlets and threads."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_limit: int = 10,
+        connect_timeout_s: float = 4.0,
+        timeout_s: float = 5.0,
+        keepalive: bool = True,
+        name: str = "greenq",
+    ) -> None:
+        """Prepare for the server at `url`; nothing is opened yet.
+
+        Args:
+            url: ``redis://``, ``rediss://``, ``unix://`` and what Celery calls them.
+            pool_limit: how many connections `call` and its like share.
+            connect_timeout_s: how long opening a connection may take.
+            timeout_s: how long one read or write may take.
+            keepalive: TCP keepalive on every socket.
+            name: shown in the server's ``CLIENT LIST``.
+        """
+        self.address = mask_url(url)
+        self.traffic = Traffic()
+        self._settings: dict[str, Any] = {
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": connect_timeout_s,
+            "retry": Retry(NoBackoff(), 0),
+            "client_name": name,
+        }
+        parts = urlsplit(url)
+        if parts.scheme not in _SCHEMES:
+            known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
+            raise ValueError(f"{self.address}: not a server's address; known are {known}")
+        if _SCHEMES[parts.scheme] != "unix":
+            self._settings["socket_keepalive"] = keepalive
+        self._url = _redis_py_url(url)
+        self._pool_limit = pool_limit
+        self._lock = threading.Lock()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._idle: queue.LifoQueue[Connection | None] = queue.LifoQueue()
+        for _ in range(self._pool_limit):
+            self._idle.put(None)
+
+    def make_link(self, *, pushes: bool = False, timeout_s: float | None = None) -> Any:
+        """Make redis-py's connection object, unopened; RESP3 where pushes are wanted."""
+        settings = dict(self._settings, protocol=3 if pushes else 2)
+        if timeout_s is not None:
+            settings["socket_timeout"] = timeout_s
+        return redis.ConnectionPool.from_url(self._url, **settings).make_connection()
+
+    def connection(self, *, pushes: bool = False, timeout_s: float | None = None) -> Connection:
+        """Return a connection outside the pool, for one holder; `timeout_s` for each read."""
+        return Connection(self, self.make_link(pushes=pushes, timeout_s=timeout_s), pushes=pushes)
+
+    @contextmanager
+    def pooled(self) -> Iterator[Connection]:
+        """Lend a pooled connection; when all are out, wait for one."""
+        if self._pid != os.getpid():
+            with self._lock:
+                if self._pid != os.getpid():
+                    self._reset()
+        idle = self._idle
+        connection = idle.get() or self.connection()
+        try:
+            connection.check_rested()
+            yield connection
+        finally:
+            idle.put(connection)
+
+    def call(self, *command: Any) -> Any:
+        """Carry out one command on a pooled connection."""
+        with self.pooled() as connection:
+            return connection.call(*command)
+
+    def pipeline(self, commands: Sequence[Command]) -> list[Any]:
+        """Carry out commands in one round trip on a pooled connection."""
+        with self.pooled() as connection:
+            return connection.pipeline(commands)
+
+    def script(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Run a script on a pooled connection."""
+        with self.pooled() as connection:
+            return connection.script(script, keys, args)
+
+    def close(self) -> None:
+        """Close the pooled connections that are at rest."""
+        for _ in range(self._pool_limit):
+            try:
+                connection = self._idle.get_nowait()
+            except queue.Empty:
+                return
+            if connection is not None:
+                connection.close()
+            self._idle.put(None)
+
+
+def database_of(url: str) -> int:
+    """Return the database number in a server's address; 0 if it names none."""
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    named = query.get("db") or query.get("virtual_host")
+    if named is None and _SCHEMES.get(parts.scheme) != "unix":
+        named = parts.path.strip("/")
+    try:
+        return int((named or "0").strip("/") or 0)
+    except ValueError:
+        raise ValueError(f"{mask_url(url)}: the database must be a number, not {named!r}") from None
+
+
+def _redis_py_url(url: str) -> str:
+    """Write an address the way redis-py reads it; the database goes into the query."""
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    query.pop("virtual_host", None)
+    query["db"] = str(database_of(url))
+    scheme = _SCHEMES[parts.scheme]
+    path = parts.path if scheme == "unix" else ""
+    return f"{scheme}://{parts.netloc}{path}?{urlencode(query)}"
+
+
+def _translate(
+    exc: Exception, command: str, address: str, *, connecting: bool = False
+) -> OperationalError:
+    """Say in our words what redis-py or the socket reported."""
+    text = str(exc) or type(exc).__name__
+    match exc:
+        case redis_errors.AuthenticationError() | redis_errors.AuthorizationError():
+            return AccessRefused(f"{address} refuses the user name or password: {text}")
+        case redis_errors.NoPermissionError():
+            return AccessRefused(f"{address}: {command} is not allowed for this user: {text}")
+        case redis_errors.NoScriptError():
+            return ServerError(command, f"NOSCRIPT {text}")
+        case redis_errors.ResponseError():
+            return ServerError(command, text)
+    if connecting:
+        return ConnectFailed(f"cannot reach {address}: {text}; is the server running?")
+    if isinstance(exc, (redis_errors.TimeoutError, TimeoutError)):
+        return TransportTimeout(f"{address} did not answer {command} in time")
+    return ConnectionLost(f"lost the connection to {address} during {command}: {text}")

@@ -1,0 +1,215 @@
+"""Taking messages: one atomic script, and waiting for work without losing or waking too much.
+
+How a worker waits (docs/design.md, decision 3, has the measurements):
+
+* On the first list of a queue (priority 0, where nearly all work arrives) it blocks with
+  ``BLMOVE queue inbox``: the server hands one message to exactly one waiting worker, the one that has
+  waited longest. The message goes to the queue's *inbox*, a list that every greenq worker of the queue
+  drains first. So it is in a durable place all the time: if the woken worker dies, the next take of any
+  other one finds it.
+* The other lists (higher priority steps; queues beyond the first few) are watched by the server's
+  client-side-caching notices on the same connection. These wake all waiting workers, which is the price
+  for watching any number of lists with one socket.
+
+A plain ``BRPOP`` loses what was popped when the worker dies before it is recorded; ``BLMOVE queue queue``
+(a blocking peek) wakes the whole fleet, since the list never gets empty.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from greenq.errors import OperationalError, ServerError
+from greenq.hub import run_all, sleep
+from greenq.transport.client import Push, load_script
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from greenq.protocol.keys import Keys
+    from greenq.transport.client import Client, Connection
+
+# One script call moves at most this many messages, so that it holds the server for a few ms at most.
+TAKE_LIMIT = 1000
+
+# How long one BLMOVE blocks. Its end is also the look into the inbox for what a dead worker left there.
+_BLOCK_S = 2
+
+# Queues that get a waiting connection of their own.
+_BLOCKING_QUEUES = 4
+
+_TAKE = load_script("take")
+
+_log = logging.getLogger(__name__)
+
+
+class Delivery(NamedTuple):
+    """One reserved message: its delivery tag, the queue it came from, its bytes."""
+
+    tag: str
+    queue: str
+    raw: bytes
+
+
+class Batch(NamedTuple):
+    """What one take brought: deliveries, and how many messages are left in the queues."""
+
+    deliveries: list[Delivery]
+    depth: int
+
+
+class Intake:
+    """The taking side of one worker incarnation; one greenlet uses it.
+
+    Delivery tags are ``<owner>:<number>``. A take names the number of its first tag, so a take that is
+    repeated because its answer got lost returns what the first one reserved.
+    """
+
+    def __init__(
+        self, client: Client, keys: Keys, queues: Sequence[str], owner: str, *, rotate: bool = True
+    ) -> None:
+        """Take from `queues` in the name of `owner`; with `rotate` they take turns."""
+        self.queues = tuple(queues)
+        self._keys = keys
+        self._rotate = rotate
+        self._prefix = f"{owner}:"
+        self._next = 1
+        self._turn = 0
+        self._endings = [f', "", {json.dumps(queue)}]' for queue in self.queues]
+        groups = [[keys.inbox(queue) for queue in self.queues]]
+        groups += [[keys.queue(queue, step) for queue in self.queues] for step in keys.steps]
+        self._inboxes, lists = groups[0], groups[1:]
+        self._keys_of_take = [keys.unacked, keys.unacked_index, *sum(groups, [])]
+        blocking, rest = lists[0][:_BLOCKING_QUEUES], lists[0][_BLOCKING_QUEUES:]
+        self._watched = rest + sum(lists[1:], [])
+        self._waiters = [
+            _Waiter(client.connection(pushes=number == 0, timeout_s=_BLOCK_S + 3), source, inbox)
+            for number, (source, inbox) in enumerate(zip(blocking, self._inboxes, strict=False))
+        ]
+        self._first = self._waiters[0]
+        self._client = client
+        self._woken = False
+
+    @property
+    def connections(self) -> list[Connection]:
+        """The connections this intake holds: one for each of the first few queues."""
+        return [waiter.connection for waiter in self._waiters]
+
+    def take(self, most: int) -> Batch:
+        """Reserve up to `most` messages, most urgent first, and return them. Switches: yes.
+
+        Raises:
+            OperationalError: nothing is lost; the next call returns what this one may have reserved.
+        """
+        most = min(most, TAKE_LIMIT)
+        answer = self._first.connection.script(
+            _TAKE,
+            self._keys_of_take,
+            [self._prefix, self._next, most, len(self.queues), self._turn, *self._endings],
+        )
+        queues, prefix, number = self.queues, self._prefix, self._next
+        deliveries = [
+            Delivery(f"{prefix}{number + i}", queues[answer[1 + 2 * i] - 1], answer[2 + 2 * i])
+            for i in range(len(answer) // 2)
+        ]
+        self._next += len(deliveries)
+        if self._rotate and deliveries:
+            self._turn = (self._turn + 1) % len(queues)
+        return Batch(deliveries, answer[0])
+
+    def wait(self) -> bool:
+        """Wait until there is work, about two seconds, or `wake`; True when a take will find some.
+
+        Call it after a take that found nothing: what came in between ends the wait at once.
+        Switches: yes. Raises OperationalError when the server is lost.
+        """
+        self._woken = False
+        if self._watch():
+            return True
+        if len(self._waiters) == 1:
+            return self._block(self._first)
+        answers = run_all([(f"wait {w.source}", partial(self._block, w)) for w in self._waiters])
+        return any(answers)
+
+    def wake(self) -> None:
+        """End the wait that is under way, if any. Switches: yes."""
+        self._woken = True
+        for waiter in self._waiters:
+            self._unblock(waiter)
+
+    def close(self) -> None:
+        """Close the connections; a message that is handed over just now stays in the inbox."""
+        for waiter in self._waiters:
+            waiter.connection.close()
+
+    def _watch(self) -> bool:
+        """Have changes of the watched lists announced; True if one of them has messages already."""
+        connection = self._first.connection
+        connection.connect()
+        if not connection.noticed or not self._watched:
+            return False
+        connection.noticed = False
+        try:
+            answers = connection.pipeline(
+                [
+                    ("CLIENT", "TRACKING", "ON", "OPTIN"),
+                    ("CLIENT", "CACHING", "YES"),
+                    ("EXISTS", *self._watched),
+                ]
+            )
+        except ServerError as exc:
+            # Some proxies and managed servers refuse it: the take after each wait looks there instead.
+            _log.info("changes of %s are looked for, not announced: %s", self._watched, exc)
+            answers = [0]
+        return bool(answers[-1])
+
+    def _block(self, waiter: _Waiter) -> bool:
+        """Let the server hold this connection until a message is moved into the inbox."""
+        connection = waiter.connection
+        connection.identify()
+        if self._woken:
+            return False
+        connection.send([("BLMOVE", waiter.source, waiter.inbox, "RIGHT", "LEFT", _BLOCK_S)])
+        waiter.blocked = True
+        try:
+            answer = self._receive(waiter)
+        finally:
+            waiter.blocked = False
+        if answer is not None:
+            self.wake()
+        return answer is not None or waiter.connection.noticed
+
+    def _receive(self, waiter: _Waiter) -> bytes | None:
+        """Read until BLMOVE is answered; a notice on the way ends the wait of all."""
+        if self._woken:
+            self._unblock(waiter)
+        while True:
+            answer = waiter.connection.receive("BLMOVE", push=True)
+            if isinstance(answer, Push):
+                self.wake()
+            elif isinstance(answer, OperationalError):
+                raise answer
+            else:
+                moved: bytes | None = answer
+                return moved
+
+    def _unblock(self, waiter: _Waiter) -> None:
+        """End one BLMOVE from outside; it answers nil, or with the message it got just before."""
+        # The server may read this before the BLMOVE, whose bytes are on another socket.
+        while waiter.blocked and not self._client.call("CLIENT", "UNBLOCK", waiter.connection.number):
+            sleep(0.001)
+
+
+class _Waiter:
+    """One connection that waits on one list, and its state."""
+
+    __slots__ = ("blocked", "connection", "inbox", "source")
+
+    def __init__(self, connection: Connection, source: str, inbox: str) -> None:
+        self.connection = connection
+        self.source = source
+        self.inbox = inbox
+        self.blocked = False

@@ -1,0 +1,120 @@
+"""The way from an app to its server or servers, made of its settings in one place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from greenq.config import mask_url
+from greenq.errors import ConfigError, Problem, ResultsDisabled
+from greenq.protocol.keys import Keys
+from greenq.transport.backend import Backend
+from greenq.transport.broker import Broker
+from greenq.transport.client import Client, database_of
+from greenq.transport.embedded import EmbeddedServer, folder_of
+
+if TYPE_CHECKING:
+    from greenq.config import Config
+
+_DISABLED = "disabled://"
+
+
+class Transport:
+    """An app's server for messages and its server for results, usually the same one.
+
+    Attributes:
+        broker_address, result_address: for people, without passwords.
+        database: the broker's database number.
+        client, broker: the messages' side.
+        result_client: the results' side; the broker's client when they share the server, None when
+            results are disabled.
+    """
+
+    def __init__(self, config: Config, app_name: str) -> None:
+        """Prepare everything; nothing is connected, but an embedded server is started.
+
+        Raises:
+            ConfigError: an address is wrong.
+            EmbeddedServerError: the embedded server is missing or does not start.
+        """
+        self._config = config
+        self._app_name = app_name
+        self._embedded: dict[str, EmbeddedServer] = {}
+        options = config.broker.broker_transport_options
+        self.keys = Keys(
+            prefix=options.global_keyprefix,
+            sep=options.sep,
+            steps=tuple(options.priority_steps),
+            result_prefix=config.result.result_backend_transport_options.global_keyprefix,
+        )
+        broker_url = config.broker.broker_url or "embedded://"
+        result_url = config.result.result_backend or broker_url
+        self.broker_address = mask_url(broker_url)
+        self.result_address = mask_url(result_url)
+        self.client = self._client("broker_url", broker_url)
+        self.database = database_of(self._server_url("broker_url", broker_url))
+        self.broker = Broker(self.client, self.keys)
+        self.result_client: Client | None = None
+        self._backend: Backend | None = None
+        if result_url != _DISABLED:
+            same = result_url == broker_url
+            self.result_client = self.client if same else self._client("result_backend", result_url)
+            self._backend = Backend(
+                self.result_client,
+                self.keys,
+                config.result,
+                config.task.accept_content,
+                config.task.task_max_result_bytes,
+            )
+
+    @property
+    def backend(self) -> Backend:
+        """The results.
+
+        Raises:
+            ResultsDisabled: the settings say that there are none.
+        """
+        if self._backend is None:
+            raise ResultsDisabled("results are disabled: set result_backend to keep them")
+        return self._backend
+
+    @property
+    def stores_results(self) -> bool:
+        """False when results are disabled."""
+        return self._backend is not None
+
+    def close(self) -> None:
+        """Close pooled connections, stop listening, let go of an embedded server."""
+        if self._backend is not None:
+            self._backend.close()
+        self.client.close()
+        if self.result_client is not None:
+            self.result_client.close()
+        for server in self._embedded.values():
+            server.release()
+
+    def _client(self, setting: str, url: str) -> Client:
+        options = self._config.broker.broker_transport_options
+        try:
+            return Client(
+                self._server_url(setting, url),
+                pool_limit=self._config.broker.broker_pool_limit,
+                connect_timeout_s=(
+                    options.socket_connect_timeout or self._config.broker.broker_connection_timeout
+                ),
+                timeout_s=options.socket_timeout,
+                keepalive=options.socket_keepalive,
+            )
+        except ValueError as exc:
+            raise ConfigError([Problem(setting, mask_url(url), str(exc))]) from None
+
+    def _server_url(self, setting: str, url: str) -> str:
+        """Return the address of a real server, starting the embedded one where it is named."""
+        if not url.startswith("embedded:"):
+            return url
+        try:
+            folder = folder_of(url, self._app_name)
+        except ValueError as exc:
+            raise ConfigError([Problem(setting, url, str(exc))]) from None
+        server = self._embedded.setdefault(str(folder), EmbeddedServer(folder))
+        return f"unix://{quote(server.acquire())}"

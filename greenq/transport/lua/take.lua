@@ -1,0 +1,67 @@
+-- Moves messages from their queues into the unacked records of one worker, all or nothing.
+--
+-- KEYS  1 unacked, 2 unacked_index, 3… source lists: groups of Q lists each, most urgent group first
+-- ARGV  1 the owner's tag prefix, 2 sequence number of the first tag, 3 most messages to take,
+--       4 Q (the number of queues, the size of a group), 5 which queue of a group is served first,
+--       6… for each queue, in the order of a group, the text that ends its record: , "", "<queue>"]
+-- Reply {messages left in all lists, queue of message 1, message 1, queue of message 2, message 2, …}
+--
+-- Message i gets the tag <prefix><first + i - 1>. If the first of these tags is held already, then this
+-- call was carried out before and its answer got lost: the held messages are returned again, so a retried
+-- take neither loses nor hoards. Lists of one group share fairly; each is served from its tail (oldest).
+-- Messages pass as text: a record is "[" .. message .. the queue's ending. Nothing is decoded.
+local prefix, first, most, queues, turn = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local reply = {0}
+
+if redis.call('HEXISTS', KEYS[1], prefix .. first) == 1 then
+  for i = 0, most - 1 do
+    local record = redis.call('HGET', KEYS[1], prefix .. (first + i))
+    if not record then break end
+    for q = 1, queues do
+      local ending = ARGV[5 + q]
+      if string.sub(record, -#ending) == ending then
+        reply[#reply + 1] = q
+        reply[#reply + 1] = string.sub(record, 2, -#ending - 1)
+        break
+      end
+    end
+  end
+else
+  local now = redis.call('TIME')
+  local score = now[1] .. '.' .. string.format('%06d', tonumber(now[2]))
+  local records, scores, left = {}, {}, most
+  for group = 0, (#KEYS - 2) / queues - 1 do
+    local open = {}
+    for i = 0, queues - 1 do open[#open + 1] = (turn + i) % queues + 1 end
+    while left > 0 and #open > 0 do
+      local share, still = math.max(1, math.floor(left / #open)), {}
+      for _, q in ipairs(open) do
+        local wanted = math.min(share, left)
+        if wanted > 0 then
+          local messages = redis.call('RPOP', KEYS[2 + group * queues + q], wanted) or {}
+          for _, message in ipairs(messages) do
+            local tag = prefix .. (first + most - left)
+            left = left - 1
+            records[#records + 1] = tag
+            records[#records + 1] = '[' .. message .. ARGV[5 + q]
+            scores[#scores + 1] = score
+            scores[#scores + 1] = tag
+            reply[#reply + 1] = q
+            reply[#reply + 1] = message
+          end
+          if #messages == wanted then still[#still + 1] = q end
+        end
+      end
+      open = still
+    end
+  end
+  -- In portions: Lua hands at most some thousand values to one call.
+  for i = 1, #records, 1000 do
+    local last = math.min(i + 999, #records)
+    redis.call('HSET', KEYS[1], unpack(records, i, last))
+    redis.call('ZADD', KEYS[2], unpack(scores, i, last))
+  end
+end
+
+for i = 3, #KEYS do reply[1] = reply[1] + redis.call('LLEN', KEYS[i]) end
+return reply

@@ -1,0 +1,208 @@
+"""One worker: its parts, made once and in one place, and its life from start to exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from greenq.autoscale import Autoscaler
+from greenq.bootsteps import Blueprint
+from greenq.config import DEFAULT_CONCURRENCY
+from greenq.consumer import Consumer
+from greenq.consumer.connection import Connection
+from greenq.consumer.tasks import Tasks
+from greenq.execute import Executor
+from greenq.hub import Event, Hub, spawn
+from greenq.pool import Pool
+from greenq.timer import Timer
+from greenq.transport.intake import Intake
+from greenq.transport.outbox import Outbox
+from greenq.worker_state import WorkerState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from greenq.app import Greenq
+    from greenq.bootsteps import Step
+
+_log = logging.getLogger(__name__)
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+
+
+class Worker:
+    """A worker of an app, in this process.
+
+    Its blueprint starts Timer, Hub, Outbox, Pool, Autoscaler, Consumer, in this order, and stops them in
+    reverse: first nothing new is taken, then what runs ends, then what it left is written.
+    """
+
+    def __init__(
+        self,
+        app: Greenq,
+        *,
+        queues: Iterable[str] = (),
+        concurrency: int | None = None,
+        autoscale: tuple[int, int] | None = None,
+        hostname: str | None = None,
+    ) -> None:
+        """Make all parts; nothing is started and nothing is sent.
+
+        Args:
+            app: whose tasks to run; its task modules are imported now.
+            queues: to take from; none means those of the settings.
+            concurrency: tasks at once; None means the setting.
+            autoscale: (most, least) instead of a fixed concurrency.
+            hostname: node name, ``greenq@host`` by default.
+        """
+        app.import_task_modules()
+        config = app.config
+        self.app = app
+        self.hostname = node_name(hostname)
+        self.queues = tuple(queues) or config.task.task_queues or (config.task.task_default_queue,)
+        self.autoscale = autoscale
+        fixed = concurrency or config.worker.worker_concurrency or DEFAULT_CONCURRENCY
+        self.concurrency = autoscale[1] if autoscale else fixed
+        self.state = WorkerState()
+        # This process as an owner of messages; never the same twice.
+        self.incarnation = uuid.uuid4().hex
+        self.exit_code = EXIT_OK
+        self._ended = Event()
+        transport = app.transport
+        self.timer = Timer()
+        self.hub = Hub()
+        self.outbox = Outbox(transport)
+        executor = Executor(
+            config=config.task,
+            transport=transport,
+            producer=app.producer,
+            outbox=self.outbox,
+            state=self.state,
+            hostname=self.hostname,
+        )
+        self.pool = Pool(
+            self.concurrency,
+            executor,
+            prefetch_multiplier=config.worker.worker_prefetch_multiplier,
+            grace_s=config.worker.worker_shutdown_grace,
+        )
+        strategy = config.broker.broker_transport_options.queue_order_strategy
+        self.intake = Intake(
+            transport.client,
+            transport.keys,
+            sorted(self.queues) if strategy == "sorted" else self.queues,
+            self.incarnation,
+            rotate=strategy == "round_robin",
+        )
+        self.tasks = Tasks(
+            config=config.task,
+            transport=transport,
+            registry=app.tasks,
+            intake=self.intake,
+            outbox=self.outbox,
+            pool=self.pool,
+            timer=self.timer,
+            state=self.state,
+            hostname=self.hostname,
+            left_behind=self._left_behind,
+        )
+        self.pool.abandoned = self.tasks.give_back
+        self.autoscaler: Autoscaler | None = None
+        if autoscale:
+            self.autoscaler = Autoscaler(
+                self.pool,
+                self.timer,
+                self.hub,
+                most=autoscale[0],
+                least=autoscale[1],
+                keepalive_s=config.worker.worker_autoscale_keepalive,
+                interval_s=config.worker.worker_autoscale_interval,
+                backlog=self.tasks.backlog,
+            )
+        self.consumer = Consumer(
+            Connection(transport, self.queues),
+            self.tasks,
+            retry_at_start=config.broker.broker_connection_retry_on_startup,
+            gave_up=self._give_up,
+        )
+        steps: list[Step | None] = [
+            self.timer, self.hub, self.outbox, self.pool, self.autoscaler, self.consumer,
+        ]  # fmt: skip
+        self.blueprint = Blueprint("worker", [step for step in steps if step is not None])
+
+    def run(self, *, signals: bool = True) -> int:
+        """Work until stopped and return the exit code. Switches: yes.
+
+        With `signals`, SIGTERM and SIGINT stop warm (finish what runs), a second one cold; SIGQUIT is cold
+        at once.
+        """
+        self.blueprint.start()
+        if signals:
+            self.hub.on_signal(signal.SIGTERM, self._on_stop_signal)
+            self.hub.on_signal(signal.SIGINT, self._on_stop_signal)
+            self.hub.on_signal(signal.SIGQUIT, self.stop_cold)
+        self._ended.wait()
+        self.blueprint.stop()
+        return self.exit_code
+
+    def start(self) -> None:
+        """Start without waiting, for a program that runs a worker beside something else."""
+        spawn(self.run, signals=False, name="worker")
+
+    def stop(self) -> None:
+        """Stop warm: take nothing more, finish what runs within the grace time, give back the rest."""
+        _log.info("warm shutdown: %d tasks run", self.pool.running)
+        self._ended.set()
+
+    def stop_cold(self) -> None:
+        """Stop now: everything unfinished goes back to its queue."""
+        _log.warning("cold shutdown: %d tasks go back to their queues", self.pool.running)
+        self.exit_code = EXIT_FAILED
+        self.pool.hurry()
+        self._ended.set()
+
+    def _on_stop_signal(self) -> None:
+        if self._ended.is_set():
+            self.stop_cold()
+        else:
+            self.stop()
+
+    def _left_behind(self) -> None:
+        """Let the autoscaler know at once that more waits than the pool has room for."""
+        if self.autoscaler is not None and self.pool.room <= 0:
+            self.autoscaler.tick()
+
+    def _give_up(self, error: Exception) -> None:
+        """End a worker that cannot go on."""
+        _log.critical("the worker ends: %s", error)
+        self.exit_code = EXIT_FAILED
+        self._ended.set()
+
+    def info(self) -> dict[str, Any]:
+        """Tell about this worker: its parts' own information and the totals."""
+        told: dict[str, Any] = {"pid": os.getpid(), "total": dict(self.state.total)}
+        for step in self.blueprint.steps:
+            info = step.info()
+            if info:
+                told[step.name.lower()] = info
+        return told
+
+
+def node_name(given: str | None, *, host: str | None = None) -> str:
+    """Return a worker's node name: `given` with ``%h`` host, ``%n`` host's name, ``%d`` domain filled in.
+
+    A name without a host gets this one; nothing given means ``greenq@<host>``.
+    """
+    host = host or socket.gethostname()
+    short, _, domain = host.partition(".")
+    text = given or "greenq@%h"
+    name, _, at = text.partition("@") if "@" in text else (text, "", "%h")
+    text = f"{name}@{at}"
+    for mark, value in (("%h", host), ("%n", name), ("%d", domain), ("%%", "%")):
+        text = text.replace(mark, value if mark != "%n" else short)
+    return text
