@@ -36,7 +36,7 @@ _SEND_OPTIONS = frozenset(SendOptions.__annotations__)
 
 
 class _Shared:
-    """What `shared_task` needs across the apps of a process: its definitions, and the newest app."""
+    """What `shared_task` needs across a process's apps: its definitions, and the newest app."""
 
     def __init__(self) -> None:
         self.app: Greenq | None = None
@@ -58,8 +58,8 @@ _shared = _Shared()
 class Settings:
     """An app's settings as attributes, `app.conf`: read, set one, `update` several.
 
-    Unknown names and wrong values are refused at once, with the nearest right name. Once the app has
-    connected, its transport keeps the settings that it was opened with.
+    Unknown names and wrong values are refused at once, with the nearest right name. Once the app
+    has connected, its transport keeps the settings that it was opened with.
     """
 
     __slots__ = ("_built", "_lazy", "_values")
@@ -127,8 +127,8 @@ class TaskRegistry(dict[str, Task[Any, Any]]):
 class Greenq:
     """An application: tasks, settings, and the way to the server.
 
-    Making one opens nothing and reads no module; the first sending does. Safe to share between threads,
-    greenlets and forked processes.
+    Making one opens nothing and reads no module; the first sending does. Safe to share between
+    threads, greenlets and forked processes.
     """
 
     def __init__(
@@ -185,10 +185,10 @@ class Greenq:
         return self.conf.config
 
     def config_from_object(self, source: object, *, namespace: str | None = None) -> None:
-        """Read settings from a module (or its name), a class, an object or a mapping, when first needed.
+        """Read settings, when first needed, from a module, its name, an object or a mapping.
 
-        With a `namespace` such as ``"CELERY"``, the upper-case names that begin with it count, as in
-        Django's settings.
+        With a `namespace` such as ``"CELERY"``, the upper-case names that begin with it count, as
+        in Django's settings.
         """
         self.conf.read_later(lambda: settings_from_object(source, namespace))
 
@@ -212,13 +212,23 @@ class Greenq:
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
     @overload
     def task(
-        self, *, bind: Literal[True], name: str | None = None, base: type[Task[..., Any]] | None = None,
+        self,
+        /,
+        *,
+        bind: Literal[True],
+        name: str | None = None,
+        base: type[Task[..., Any]] | None = None,
         **options: Any,
     ) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
     @overload
     def task(
-        self, *, bind: Literal[False] = False, name: str | None = None,
-        base: type[Task[..., Any]] | None = None, **options: Any,
+        self,
+        /,
+        *,
+        bind: Literal[False] = False,
+        name: str | None = None,
+        base: type[Task[..., Any]] | None = None,
+        **options: Any,
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
     def task(
         self,
@@ -350,13 +360,19 @@ class Greenq:
 def shared_task(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload
 def shared_task(
-    *, bind: Literal[True], name: str | None = None, base: type[Task[..., Any]] | None = None,
+    *,
+    bind: Literal[True],
+    name: str | None = None,
+    base: type[Task[..., Any]] | None = None,
     **options: Any,
 ) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
 @overload
 def shared_task(
-    *, bind: Literal[False] = False, name: str | None = None,
-    base: type[Task[..., Any]] | None = None, **options: Any,
+    *,
+    bind: Literal[False] = False,
+    name: str | None = None,
+    base: type[Task[..., Any]] | None = None,
+    **options: Any,
 ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 def shared_task(
     function: Callable[..., Any] | None = None,
@@ -367,7 +383,7 @@ def shared_task(
     base: type[Task[..., Any]] | None = None,
     **options: Any,
 ) -> Any:
-    """Make a task that belongs to every app, for code that does not know its app; as `Greenq.task`."""
+    """Make a task that belongs to every app, for code that knows none; as `Greenq.task`."""
 
     def register(decorated: Callable[..., Any]) -> Task[Any, Any]:
         task = _make_task(
@@ -401,4 +417,3 @@ def _place(function: Callable[..., Any]) -> str:
     code = getattr(inspect.unwrap(function), "__code__", None)
     where = f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
     return f"{function.__module__}.{getattr(function, '__qualname__', '?')} ({where})"
-

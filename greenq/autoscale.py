@@ -1,7 +1,7 @@
 """The autoscaler: the pool's size follows the backlog.
 
-The decision is a pure function of numbers (`decide`), taken at every tick and at once when a take leaves
-messages behind. It resizes the pool and nothing else; how much is taken follows the pool.
+The decision is a pure function of numbers (`decide`), taken at every tick and at once when a take
+leaves messages behind. It resizes the pool and nothing else; how much is taken follows the pool.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Steps and blueprints: the parts of the worker and of the consumer, started in a written order.
 
-A `Step` names what it requires; a `Blueprint` orders its steps with `graphlib` so that each starts after
-all it requires, and stops them in reverse. A user's own step joins the same way.
+A `Step` names what it requires; a `Blueprint` orders its steps with `graphlib` so that each starts
+after all it requires, and stops them in reverse. A user's own step joins the same way.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Blueprint:
         """Order the steps.
 
         Raises:
-            ConfigError: two steps share a name, one requires a step that is missing, or they require
-                each other in a circle, which is then named.
+            ConfigError: two steps share a name, one requires a step that is missing, or they
+                require each other in a circle, which is then named.
         """
         self.name = name
         self.steps = _ordered(name, list(steps))
@@ -80,7 +80,7 @@ class Blueprint:
                     raise
 
     def stop(self) -> None:
-        """Stop the started steps, last first; an error in one does not keep the others from stopping."""
+        """Stop the started steps, last first; one that fails does not keep the others from it."""
         self._end("stop")
 
     def terminate(self) -> None:

@@ -1,8 +1,8 @@
 """Every exception of greenq, in one tree.
 
-Each says when it is raised and carries its facts as fields; the message is built from them. The ones
-that have a twin in Celery travel on the wire under Celery's module and name (`CELERY_NAMES`), so that
-a Celery client sees the class it knows.
+Each says when it is raised and carries its facts as fields; the message is built from them. The
+ones that have a twin in Celery travel on the wire under Celery's module and name (`CELERY_NAMES`),
+so that a Celery client sees the class it knows.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class ImportedTooEarly(GreenqError):
         self.modules = tuple(modules)
         named = ", ".join(self.modules)
         super().__init__(
-            f"{named} imported the standard library's blocking calls before greenq could patch them: "
-            "start with `greenq worker`, or call greenq.hub.patch() before importing anything else"
+            f"{named} imported the standard library's blocking calls before greenq could patch "
+            "them: start with `greenq worker`, or call greenq.hub.patch() before all other imports"
         )
 
 
@@ -161,7 +161,7 @@ class ResultsDisabled(GreenqError):
 
 
 class RemoteTraceback(GreenqError):
-    """The traceback of an exception that was raised in a worker, as the cause of the one raised here."""
+    """The traceback of an exception raised in a worker, as the cause of the one raised here."""
 
     @classmethod
     def of(cls, text: str | None) -> RemoteTraceback | None:

@@ -2,7 +2,7 @@
 
     begin    early acknowledgement confirmed, where asked for; STARTED, where tracked
     run      hooks and user code; whatever it raises becomes an outcome
-    settle   the outcome's state, notification, and the message's way out, in one entry of the outbox
+    settle   the outcome's state, notification, and the message's way out: one entry of the outbox
     report   one log line, the hooks of the task's class
 
 Every ending is one branch of `_run`. None of them leaves the message unsettled.
@@ -120,12 +120,13 @@ class Executor:
     # --- settle -----------------------------------------------------------------------------------
 
     def _settle(self, request: Request, context: Context, outcome: Outcome) -> Outcome:
-        """Have the outcome written and the message acknowledged or moved; the outcome may change."""
+        """Have the outcome written and the message acknowledged or moved; it may change then."""
         commands: list[Command] = []
         if outcome.state not in (IGNORED, REJECTED):
             outcome, commands = self._state_commands(request, context, outcome)
         if not request.settle():
-            # Acknowledged early, or given back meanwhile; then somebody else's run decides the result.
+            # Acknowledged early, or given back meanwhile; then somebody else's run decides the
+            # result.
             if not request.acks_late:
                 commands += self._late_followers(request, outcome)
                 self._outbox.put(Entry(commands))
@@ -138,14 +139,15 @@ class Executor:
     def _state_commands(
         self, request: Request, context: Context, outcome: Outcome
     ) -> tuple[Outcome, list[Command]]:
-        """Return the commands that store the outcome; one that cannot be stored becomes a failure."""
+        """Return the commands that store the outcome; what cannot be stored becomes a failure."""
         if not self._is_stored(request, outcome):
             return outcome, []
         try:
             return outcome, self._store(request, context, outcome)
         except EncodeError as exc:
             what = f"the result of {request} cannot be stored: {exc}"
-        except Exception as exc:  # noqa: BLE001  a repr, __json__ or __reduce__ of the user's may do anything
+        except Exception as exc:
+            # The value's own repr, __json__ or __reduce__ may fail in any way.
             what = f"the result of {request} cannot be stored: {type(exc).__name__}: {exc}"
         failure = Outcome(FAILURE, EncodeError(what), outcome.traceback)
         if outcome.state != SUCCESS:
@@ -196,7 +198,7 @@ class Executor:
         return commands
 
     def _move(self, request: Request, outcome: Outcome) -> Move | None:
-        """Return where the message goes instead of being acknowledged; None for an acknowledgement."""
+        """Return where the message goes; None if it is to be acknowledged."""
         tag, queue, raw = request.delivery
         broker = self._transport.broker
         if outcome.state == RETRY:
@@ -245,7 +247,7 @@ class Executor:
         message, properties = request.message, request.properties
         following = replace(
             message,
-            args=args,
+            args=list(args),
             kwargs=dict(kwargs),
             argsrepr=message.argsrepr if args is message.args else saferepr(args),
             kwargsrepr=message.kwargsrepr if kwargs is message.kwargs else saferepr(kwargs),
@@ -321,9 +323,10 @@ def _run(task: Task[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
         return Outcome(FAILURE, exc, _trace(exc))
     except task.autoretry_for as exc:
         return _retry_by_itself(task, exc)
-    except BaseException as exc:  # noqa: BLE001
-        # The boundary to user code: SystemExit, KeyboardInterrupt, GreenletExit and a gevent.Timeout of the
-        # task's own fail the task like any exception, and the worker lives on.
+    except BaseException as exc:
+        # The boundary to user code: SystemExit, KeyboardInterrupt, GreenletExit and a
+        # gevent.Timeout of the task's own fail the task like any exception, and the worker lives
+        # on.
         return Outcome(FAILURE, exc, _trace(exc))
 
 
@@ -337,7 +340,8 @@ def _retry_by_itself(task: Task[..., Any], exc: BaseException) -> Outcome:
         task.retry(exc=exc, **options)
     except Retry as retry:
         return Outcome(RETRY, retry, _trace(retry))
-    except BaseException as last:  # noqa: BLE001  none left: `exc` itself, or MaxRetriesExceededError
+    except BaseException as last:
+        # No retries are left: this is `exc` itself, or MaxRetriesExceededError.
         return Outcome(FAILURE, last, _trace(last))
 
 
@@ -363,12 +367,13 @@ def _trace(exc: BaseException) -> str:
     try:
         top = exc.__traceback__.tb_next if exc.__traceback__ is not None else None
         return "".join(traceback.format_exception(type(exc), exc, top))
-    except Exception as error:  # noqa: BLE001  an exception's own code may fail in any way
+    except Exception as error:
+        # An exception's own code may fail in any way.
         return f"{type(exc).__name__} (its traceback cannot be shown: {type(error).__name__})\n"
 
 
 def _text(exc: BaseException) -> str:
     try:
         return str(exc)
-    except Exception:  # noqa: BLE001  as above
+    except Exception:
         return type(exc).__name__

@@ -1,7 +1,7 @@
 """The gevent hub: patching, named greenlets with a crash handler, and the hub's lag.
 
-Everything else in the worker gets its greenlets, events and sleeps from here, so gevent itself is imported
-in three modules only: here, pool.py and timer.py.
+Everything else in the worker gets its greenlets, events and sleeps from here, so gevent itself is
+imported in three modules only: here, pool.py and timer.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import signal as signals
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gevent
 import gevent.monkey
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Event", "Greenlet", "Hub", "join_all", "patch", "run_all", "sleep", "spawn"]
 
-Greenlet = gevent.Greenlet
+Greenlet: TypeAlias = gevent.Greenlet[..., Any]
 sleep = gevent.sleep
 
 _log = logging.getLogger(__name__)
@@ -62,11 +62,11 @@ def _imported_too_early() -> list[str]:
         if module in sys.modules and hasattr(sys.modules[module], name):
             originals.add(id(getattr(sys.modules[module], name)))
     early = set()
-    for name, module in list(sys.modules.items()):
+    for name, imported in list(sys.modules.items()):
         package = name.partition(".")[0]
         if package in sys.stdlib_module_names or package in {"gevent", "greenq", "__main__"}:
             continue
-        values = list(getattr(module, "__dict__", {}).values())
+        values = list(getattr(imported, "__dict__", {}).values())
         if any(id(value) in originals for value in values):
             early.add(package)
     return sorted(early)
@@ -74,8 +74,8 @@ def _imported_too_early() -> list[str]:
 
 def spawn(run: Callable[..., Any], *args: Any, name: str) -> Greenlet:
     """Start a greenlet with a name; if it crashes, the log says which and why."""
-    greenlet = Greenlet(run, *args)
-    greenlet.name = name  # type: ignore[attr-defined]
+    greenlet: Greenlet = gevent.Greenlet(run, *args)
+    greenlet.name = name
     greenlet.link_exception(_log_crash)
     greenlet.start()
     return greenlet
@@ -89,11 +89,11 @@ def join_all(greenlets: Iterable[Greenlet], timeout_s: float | None = None) -> b
 
 
 def run_all(calls: Sequence[tuple[str, Callable[[], Any]]]) -> list[Any]:
-    """Run named calls side by side and return their results; the first error is raised, after all ended."""
+    """Run named calls side by side and return their results, or raise the first error."""
     greenlets = []
     for name, call in calls:
-        greenlet = Greenlet(call)
-        greenlet.name = name  # type: ignore[attr-defined]
+        greenlet: Greenlet = gevent.Greenlet(call)
+        greenlet.name = name
         greenlet.start()
         greenlets.append(greenlet)
     try:
@@ -112,7 +112,7 @@ def _log_crash(greenlet: Greenlet) -> None:
 
 
 class Hub(StartStopStep):
-    """The event loop's step: signal handlers, the lag of the loop, and what crashes outside any greenlet.
+    """The event loop's step: its lag, signals, and what crashes outside any greenlet.
 
     Duties: (1) measure how late the loop runs; (2) deliver signals in a greenlet, not between two
     instructions of a task; (3) send what gevent would print to stderr to the log instead.
@@ -126,14 +126,15 @@ class Hub(StartStopStep):
         # Own greenlet only.
         self._watcher: Greenlet | None = None
         self._signals: list[Any] = []
-        # Read by others: seconds by which the last sleep was too long, and the share of CPU time used.
+        # Read by others: seconds by which the last sleep was too long, and the share of CPU time
+        # used.
         self.lag_s = 0.0
         self.max_lag_s = 0.0
         self.busy = 0.0
 
     def start(self) -> None:
         """Begin to measure."""
-        gevent.get_hub().print_exception = _print_exception  # type: ignore[method-assign]
+        gevent.get_hub().print_exception = _print_exception  # type: ignore[method-assign,assignment]
         self._watcher = spawn(self._measure, name="hub lag")
 
     def stop(self) -> None:
@@ -162,6 +163,6 @@ class Hub(StartStopStep):
 
 def _print_exception(context: object, kind: Any, value: Any, trace: Any) -> None:
     """Log what an event loop callback raised; greenlets of ours have a handler of their own."""
-    if isinstance(context, Greenlet):
+    if isinstance(context, gevent.Greenlet):
         return
     _log.error("error in the event loop, %r", context, exc_info=(kind, value, trace))

@@ -26,14 +26,14 @@ def _forget(_requests: list[Request]) -> None:
 class Pool(StartStopStep):
     """Runs requests in greenlets.
 
-    1. `submit` never waits: what finds no free slot queues here, and a greenlet that has finished takes
-       the next before it ends, which spares a start.
-    2. `resize` acts at once: growing starts what queues and wakes who waits for room; shrinking lets the
-       surplus end with its present request.
+    1. `submit` never waits: what finds no free slot queues here, and a greenlet that has finished
+       takes the next before it ends, which spares a start.
+    2. `resize` acts at once: growing starts what queues and wakes who waits for room; shrinking
+       lets the surplus end with its present request.
     3. `stop` waits for what runs as long as it may, and ends the rest.
 
-    gevent's pool keeps the greenlets; its own bound is not used, because waiting in it could be neither
-    woken by a resize nor left at shutdown.
+    gevent's pool keeps the greenlets; its own bound is not used, because waiting in it could be
+    neither woken by a resize nor left at shutdown.
     """
 
     name = "Pool"
@@ -116,7 +116,7 @@ class Pool(StartStopStep):
         return waiting
 
     def stop(self) -> None:
-        """Wait for what runs within the grace time, or until `hurry`; end the rest. Switches: yes."""
+        """Wait for what runs, for the grace time or until `hurry`; end the rest. Switches: yes."""
         if self._active:
             self._leave.wait(self._grace_s)
         self._end_rest()
@@ -157,7 +157,8 @@ class Pool(StartStopStep):
             try:
                 self._run(request)
             except BaseException:
-                # Every ending of a task is dealt with inside `run`; this is a fault of the worker itself.
+                # Every ending of a task is dealt with inside `run`; this is a fault of the worker
+                # itself.
                 _log.critical("%s was left without an outcome", request, exc_info=True)
             self._active.discard(request)
             self._room.set()
@@ -167,4 +168,3 @@ class Pool(StartStopStep):
             self._active.add(request)
         if not self._active and not self._waiting:
             self._leave.set()
-

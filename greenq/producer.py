@@ -31,10 +31,11 @@ _PROPERTIES = (
 class SendOptions(TypedDict, total=False):
     """What may be said about one sending of a task; every one may be left out or None.
 
-    countdown: seconds from now; eta: a datetime, not before; expires: seconds from now or a datetime,
-    not after; queue, or exchange with routing_key; priority: 0 (first) to 9; serializer, compression:
-    names; time_limit, soft_time_limit: seconds; retry, retry_policy: about sending itself; headers: extra
-    ones, which the task sees; shadow: a name to show instead of the task's.
+    countdown: seconds from now; eta: a datetime, not before; expires: seconds from now or a
+        datetime,
+    not after; queue, or exchange with routing_key; priority: 0 (first) to 9; serializer,
+    compression: names; time_limit, soft_time_limit: seconds; retry, retry_policy: about sending
+    itself; headers: extra ones, which the task sees; shadow: a name to show instead of the task's.
     """
 
     task_id: str | None
@@ -161,7 +162,7 @@ class Producer:
         routing_key: str | None = None,
         **properties: Any,
     ) -> str:
-        """Return the text of a message as it stands on its queue, with a delivery tag of its own."""
+        """Return a message's text as it stands on its queue, with a delivery tag of its own."""
         encoded = encode(
             message,
             serializer=serializer or self._config.task_serializer,
@@ -194,8 +195,8 @@ class Producer:
         queues = bound_queues(members, routing_key or "", keys.sep)
         if not queues:
             raise OperationalError(
-                f"task {outgoing['task_id']}: no queue is bound to exchange {exchange!r} with routing key "
-                f"{routing_key!r}; start a worker that consumes from one, or name a queue"
+                f"task {outgoing['task_id']}: no queue is bound to exchange {exchange!r} with "
+                f"routing key {routing_key!r}; start a worker that consumes from one, or name one"
             )
         return queues
 
@@ -219,9 +220,7 @@ class Producer:
             else:
                 return
 
-    def _policy(
-        self, options: Mapping[str, Any]
-    ) -> tuple[int | None, float, float, float] | None:
+    def _policy(self, options: Mapping[str, Any]) -> tuple[int | None, float, float, float] | None:
         """Return (most retries, first, step and longest pause in seconds), None for no retry."""
         retry = options.get("retry")
         if not (self._config.task_publish_retry if retry is None else retry):
@@ -235,7 +234,9 @@ class Producer:
             given.get("interval_max", default.interval_max),
         )
 
-    def _eta(self, countdown: float | None, eta: datetime | str | None, now: datetime) -> str | None:
+    def _eta(
+        self, countdown: float | None, eta: datetime | str | None, now: datetime
+    ) -> str | None:
         if countdown:
             return (now.astimezone(self._zone) + timedelta(seconds=countdown)).isoformat()
         return eta.isoformat() if isinstance(eta, datetime) else eta

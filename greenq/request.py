@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class Request:
     """A reserved message on its way through the worker.
 
-    Its reservation is settled once: acknowledged, or moved elsewhere. Who settles it asks `settle` first,
+    Its reservation is settled once: acknowledged, or moved elsewhere. Who settles it asks `settle`
+        first,
     so a task that ends while it is being given back at shutdown does neither twice.
 
     Attributes:
@@ -28,7 +29,8 @@ class Request:
     """
 
     __slots__ = (
-        "acks_late", "delivery", "greenlet", "message", "properties", "settled", "started_s", "task",
+        "acks_late", "delivery", "greenlet", "message", "properties", "settled", "started_s",
+        "task",
     )  # fmt: skip
 
     def __init__(

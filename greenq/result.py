@@ -23,7 +23,7 @@ class AsyncResult(Generic[R]):
     greenlets; all waiting callers of a process share one connection.
     """
 
-    def __init__(self, id: str, backend: Backend, name: str | None = None) -> None:  # noqa: A002
+    def __init__(self, id: str, backend: Backend, name: str | None = None) -> None:
         """Refer to task `id`, whose results `backend` holds; `name` is for people."""
         self.id = id
         self.name = name
@@ -44,7 +44,7 @@ class AsyncResult(Generic[R]):
 
     @property
     def result(self) -> R | BaseException | Any:
-        """The return value, the exception, or a custom state's meta; None while nothing is stored."""
+        """The return value, the exception, or a state's meta; None while nothing is stored."""
         return self._read().result
 
     info = result
@@ -83,10 +83,10 @@ class AsyncResult(Generic[R]):
         Args:
             timeout: seconds to wait at most; None waits for ever.
             propagate: raise the task's exception; False returns it.
-            interval: look at the stored result after so many seconds of silence, too; the notification
-                makes that unnecessary.
-            on_message: called with each state that is announced: task_id, status, result, traceback,
-                children.
+            interval: look at the stored result after so many seconds of silence, too; the
+                notification makes that unnecessary.
+            on_message: called with each state that is announced: task_id, status, result,
+                traceback, children.
 
         Raises:
             ResultTimeout: it did not end in time.

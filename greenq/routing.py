@@ -1,4 +1,4 @@
-"""Which queue a task goes to: the caller's word first, then `task_routes`, then the default queue."""
+"""Which queue a task goes to: the caller's word, then `task_routes`, then the default."""
 
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ class Router:
 def bound_queues(members: Iterable[bytes], routing_key: str, sep: str) -> list[str]:
     """Return the queues that an exchange's bindings lead to, each once.
 
-    A member is ``routing key SEP pattern SEP queue``; without a pattern the key must be equal (direct),
-    with one it must match from its start (topic). Source: the binding table of the wire format.
+    A member is ``routing key SEP pattern SEP queue``; without a pattern the key must be equal
+    (direct), with one it must match from its start (topic). Source: the binding table of the wire
+    format.
     """
     queues: dict[str, None] = {}
     for member in sorted(members):

@@ -32,7 +32,8 @@ class Context:
     """One execution of a task, as its code sees it (`Task.request`).
 
     Attributes:
-        id, task, args, kwargs, retries, eta, expires, root_id, parent_id, group, group_index, timelimit,
+        id, task, args, kwargs, retries, eta, expires, root_id, parent_id, group, group_index,
+        timelimit,
             origin, argsrepr, kwargsrepr, shadow: as in the message; times are ISO 8601 texts.
         headers: the sender's extra headers.
         delivery_info: exchange, routing_key, priority, redelivered.
@@ -81,8 +82,8 @@ class Context:
 class Task(Generic[P, R]):
     """A function that workers run.
 
-    Subclass it and pass the class as ``base=`` to share options or hooks. The options below may be set
-    on the class or in the decorator; None means the app's setting.
+    Subclass it and pass the class as ``base=`` to share options or hooks. The options below may be
+    set on the class or in the decorator; None means the app's setting.
     """
 
     name: str = ""
@@ -114,8 +115,8 @@ class Task(Generic[P, R]):
         "max_retries", "default_retry_delay", "autoretry_for", "dont_autoretry_for", "retry_kwargs",
         "retry_backoff", "retry_backoff_max", "retry_jitter", "ignore_result",
         "store_errors_even_if_ignored", "acks_late", "acks_on_failure_or_timeout", "track_started",
-        "throws", "serializer", "compression", "queue", "exchange", "routing_key", "priority", "expires",
-        "time_limit", "soft_time_limit",
+        "throws", "serializer", "compression", "queue", "exchange", "routing_key", "priority",
+        "expires", "time_limit", "soft_time_limit",
     )  # fmt: skip
 
     # Options of the task that go with each sending, unless the caller says otherwise.
@@ -144,7 +145,9 @@ class Task(Generic[P, R]):
         self.run: Callable[..., R] = functools.partial(function, self) if bind else function
         for option, value in (options or {}).items():
             if option not in self.OPTIONS:
-                raise TypeError(f"task {name}: no option {option!r}{_nearest(option, self.OPTIONS)}")
+                raise TypeError(
+                    f"task {name}: no option {option!r}{_nearest(option, self.OPTIONS)}"
+                )
             setattr(self, option, value)
         functools.update_wrapper(self, function, updated=())
 
@@ -180,7 +183,7 @@ class Task(Generic[P, R]):
         kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[SendOptions],
     ) -> AsyncResult[R]:
-        """Send the task; see `SendOptions` for what may be said. Switches: yes. Raises as `delay`."""
+        """Send the task with options (`SendOptions`). Switches: yes. Raises as `delay`."""
         own = {name: getattr(self, name) for name in self._SENT}
         if options.get("queue") or options.get("exchange") or options.get("routing_key"):
             own |= {"queue": None, "exchange": None, "routing_key": None}
@@ -202,29 +205,27 @@ class Task(Generic[P, R]):
         kwargs: Mapping[str, Any] | None = None,
         exc: BaseException | None = None,
         throw: bool = True,
-        eta: datetime | None = None,
-        countdown: float | None = None,
         max_retries: int | None = None,
         **options: Unpack[SendOptions],
     ) -> NoReturn:
         """End this run and have the task run again later; write ``raise self.retry(...)``.
 
-        The new message takes the place of this one in a single step when the worker sees the `Retry` that
-        is raised, so a crash neither loses nor doubles it.
+        The new message takes the place of this one in a single step when the worker sees the
+        `Retry` that is raised, so a crash neither loses nor doubles it.
 
         Args:
             args, kwargs: other arguments for the next run; None keeps them.
             exc: why; raised instead when no retries are left.
             throw: must stay True: the worker needs the exception to end the run.
-            eta, countdown: when; `default_retry_delay` otherwise.
             max_retries: other than the task's; None there means no limit.
-            options: for the sending.
+            options: of the sending; without eta or countdown, after `default_retry_delay`.
 
         Raises:
             Retry: always, inside a worker, while retries are left.
             MaxRetriesExceededError: none are left and there is no `exc`.
         """
         context = self.request
+        eta, countdown = options.pop("eta", None), options.pop("countdown", None)
         if not throw:
             raise ValueError("retry(throw=False) is not supported: a run ends by raising Retry")
         if context.called_directly:

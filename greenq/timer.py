@@ -61,7 +61,7 @@ class Timer(StartStopStep):
         return self._add(delay_s, call, None)
 
     def call_repeatedly(self, every_s: float, call: Callable[[], object]) -> Entry:
-        """Call again and again, the first time after `every_s`; a late call does not make up for lost ones."""
+        """Call again and again, first after `every_s`; lateness is not made up for."""
         return self._add(every_s, call, every_s)
 
     def __len__(self) -> int:

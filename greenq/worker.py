@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenq.autoscale import Autoscaler
@@ -38,7 +39,8 @@ EXIT_FAILED = 1
 class Worker:
     """A worker of an app, in this process.
 
-    Its blueprint starts Timer, Hub, Outbox, Pool, Autoscaler, Consumer, in this order, and stops them in
+    Its blueprint starts Timer, Hub, Outbox, Pool, Autoscaler, Consumer, in this order, and stops
+    them in
     reverse: first nothing new is taken, then what runs ends, then what it left is written.
     """
 
@@ -138,8 +140,8 @@ class Worker:
     def run(self, *, signals: bool = True) -> int:
         """Work until stopped and return the exit code. Switches: yes.
 
-        With `signals`, SIGTERM and SIGINT stop warm (finish what runs), a second one cold; SIGQUIT is cold
-        at once.
+        With `signals`, SIGTERM and SIGINT stop warm (finish what runs), a second one cold; SIGQUIT
+        is cold at once.
         """
         self.blueprint.start()
         if signals:
@@ -152,10 +154,10 @@ class Worker:
 
     def start(self) -> None:
         """Start without waiting, for a program that runs a worker beside something else."""
-        spawn(self.run, signals=False, name="worker")
+        spawn(partial(self.run, signals=False), name="worker")
 
     def stop(self) -> None:
-        """Stop warm: take nothing more, finish what runs within the grace time, give back the rest."""
+        """Stop warm: take nothing more, finish what runs in time, give back the rest."""
         _log.info("warm shutdown: %d tasks run", self.pool.running)
         self._ended.set()
 
@@ -194,7 +196,7 @@ class Worker:
 
 
 def node_name(given: str | None, *, host: str | None = None) -> str:
-    """Return a worker's node name: `given` with ``%h`` host, ``%n`` host's name, ``%d`` domain filled in.
+    """Return a worker's node name; ``%h`` is the host, ``%n`` its short name, ``%d`` its domain.
 
     A name without a host gets this one; nothing given means ``greenq@<host>``.
     """

@@ -1,4 +1,4 @@
-"""What one worker holds and has done: counted here, read by the log, remote control and the demo."""
+"""What one worker holds and has done; the log, remote control and the demo read it."""
 
 from __future__ import annotations
 

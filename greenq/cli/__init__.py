@@ -1,7 +1,7 @@
 """The command line: parse first, patch next, import the app last.
 
-The parser loads neither gevent nor any app, so ``greenq --help`` is quick. A command's own module is loaded
-when it is chosen, and after patching where the command needs the hub.
+The parser loads neither gevent nor any app, so ``greenq --help`` is quick. A command's own module
+is loaded when it is chosen, and after patching where the command needs the hub.
 """
 
 from __future__ import annotations
@@ -24,10 +24,6 @@ _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 class Parser(argparse.ArgumentParser):
     """argparse, but a wrong option or command is answered with the nearest right one."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        """Refuse abbreviations: they would change their meaning when options are added."""
-        super().__init__(*args, allow_abbrev=False, **kwargs)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, in one line, and where help is."""
@@ -85,12 +81,16 @@ def build_parser() -> Parser:
     """Return the parser of all commands."""
     parser = Parser(
         prog="greenq",
-        description="Thousands of I/O-bound tasks at once, in Celery's wire protocol, on Redis or Valkey.",
+        # Abbreviations would change their meaning when options are added.
+        allow_abbrev=False,
+        description="Thousands of I/O-bound tasks at once, in Celery's wire protocol.",
     )
     parser.add_argument("--version", action="version", version=f"greenq {greenq.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in _COMMANDS:
-        added = commands.add_parser(command.name, help=command.text, description=command.text)
+        added = commands.add_parser(
+            command.name, help=command.text, description=command.text, allow_abbrev=False
+        )
         added.set_defaults(parser=added)
         {"worker": _worker_options, "demo": _demo_options}[command.name](added)
     return parser
@@ -99,11 +99,21 @@ def build_parser() -> Parser:
 def _worker_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-A", "--app", default=os.environ.get("GREENQ_APP"), help="the app: module or module:name")
-    add("-b", "--broker", metavar="URL", help="the server's address, instead of the app's broker_url")
+    add(
+        "-b",
+        "--broker",
+        metavar="URL",
+        help="the server's address, instead of the app's broker_url",
+    )
     add("--result-backend", metavar="URL", help="instead of the app's result_backend")
     add("-Q", "--queues", type=_names, default=(), metavar="A,B", help="queues to take from")
     add("-c", "--concurrency", type=_count, metavar="N", help="tasks at once")
-    add("--autoscale", type=_limits, metavar="MAX,MIN", help="tasks at once follow the queue's depth")
+    add(
+        "--autoscale",
+        type=_limits,
+        metavar="MAX,MIN",
+        help="tasks at once follow the queue's depth",
+    )
     add("-n", "--hostname", metavar="NAME", help="node name; %%h is the host (default greenq@%%h)")
     add("-l", "--loglevel", type=_level, default="WARNING", metavar="LEVEL",
         help="DEBUG, INFO, WARNING, ERROR or CRITICAL (default WARNING)")  # fmt: skip
@@ -115,7 +125,9 @@ def _worker_options(parser: argparse.ArgumentParser) -> None:
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--urls", metavar="FILE", help="fetch these URLs, one a line, instead of the local server's")
+    add(
+        "--urls", metavar="FILE", help="fetch these URLs, one a line, instead of the local server's"
+    )
     add("--tasks", type=_count, default=5000, metavar="N", help="how many fetches (default 5000)")
     add("--autoscale", type=_limits, default=(500, 10), metavar="MAX,MIN", help="default 500,10")
 
@@ -123,7 +135,9 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names:
-        raise argparse.ArgumentTypeError(f"no queue named in {text!r}: give names as in -Q mail,web")
+        raise argparse.ArgumentTypeError(
+            f"no queue named in {text!r}: give names as in -Q mail,web"
+        )
     return names
 
 
@@ -148,5 +162,7 @@ def _limits(text: str) -> tuple[int, int]:
 
 def _level(text: str) -> str:
     if text.upper() not in _LEVELS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no log level; there are {', '.join(_LEVELS)}")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no log level; there are {', '.join(_LEVELS)}"
+        )
     return text.upper()

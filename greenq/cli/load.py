@@ -20,8 +20,8 @@ _SUBMODULES = ("greenq", "celery")
 def find_app(path: str | None) -> Greenq:
     """Import the app that ``-A`` names: ``module``, ``module:attribute`` or ``package``.
 
-    Of a module its ``app``, ``greenq`` or ``celery`` counts, else the only app in it; of a package also its
-    submodule ``greenq`` or ``celery``. The current folder is looked at first.
+    Of a module its ``app``, ``greenq`` or ``celery`` counts, else the only app in it; of a package
+    also its submodule ``greenq`` or ``celery``. The current folder is looked at first.
 
     Raises:
         AppNotFound: with what was tried and what to do.
@@ -54,8 +54,8 @@ def _import(name: str) -> ModuleType:
         missing = exc.name or name
         if name == missing or name.startswith(f"{missing}."):
             raise AppNotFound(
-                f"no module named {missing!r} in {os.getcwd()} or on the import path; start greenq in the "
-                "folder that holds it, or set PYTHONPATH"
+                f"no module named {missing!r} in {os.getcwd()} or on the import path; start greenq "
+                "in the folder that holds it, or set PYTHONPATH"
             ) from exc
         raise AppNotFound(
             f"module {name!r} needs {missing!r}, which is not installed:\n{_last_lines(exc)}"

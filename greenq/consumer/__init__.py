@@ -1,4 +1,4 @@
-"""The consumer: the part of a worker that depends on the server, and starts anew when it is lost."""
+"""The consumer: what of a worker depends on the server, and starts anew when that is lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Consumer(StartStopStep):
     2. When the server is lost, stop them, pause, and start again; tasks that run go on meanwhile.
     3. Refused access at the first start ends the worker: waiting would not mend it.
 
-    The steps, in the order of the start: Connection, Tasks. (Events, Mingle, Gossip, Control, Heart and Agent
+    The steps, in the order of the start: Connection, Tasks. (Events, Mingle, Gossip, Control, Heart
+        and Agent
     have their places between and after these.)
     """
 

@@ -48,8 +48,8 @@ class Tasks(StartStopStep):
     """Conducts a message from its queue to a slot of the pool.
 
     1. `consume` asks for no more than the pool has room for, and waits when there is none.
-    2. What cannot run is settled here: undecodable, unknown and refused messages are buried, expired ones
-       revoked; whoever waits for their result gets it.
+    2. What cannot run is settled here: undecodable, unknown and refused messages are buried,
+       expired ones revoked; whoever waits for their result gets it.
     3. An ETA in the near future waits in the timer, reserved.
     4. `stop` gives back whatever has not started, in its order.
     """
@@ -71,7 +71,7 @@ class Tasks(StartStopStep):
         hostname: str,
         left_behind: Callable[[], None],
     ) -> None:
-        """Take the parts of one worker; `left_behind` is called when a take leaves messages in a queue."""
+        """Take a worker's parts; `left_behind` is called when a take leaves messages behind."""
         self._config = config
         self._transport = transport
         self._registry = registry
@@ -133,7 +133,7 @@ class Tasks(StartStopStep):
         self.give_back([entry[1] for entry in self._scheduled.values()] + self._pool.take_back())
 
     def give_back(self, requests: list[Request]) -> None:
-        """Return messages to their queues so that they are taken next, in the order they were taken."""
+        """Return messages to their queues, to be taken next and in the same order."""
         for entry, _ in self._scheduled.values():
             entry.cancel()
         self._scheduled.clear()
@@ -186,8 +186,8 @@ class Tasks(StartStopStep):
         if task is None:
             near = self._registry.nearest(message.task)
             _log.error(
-                "Received unregistered task %r, id %s%s: it is among the dead letters of queue %s; import "
-                "its module in the worker, then replay it",
+                "Received unregistered task %r, id %s%s: it is among the dead letters of queue %s; "
+                "import its module in the worker, then replay it",
                 message.task, message.id, near, delivery.queue,
             )  # fmt: skip
             self._bury(delivery, NotRegistered(message.task), message.id, logged=True)
@@ -232,7 +232,7 @@ class Tasks(StartStopStep):
     def _bury(
         self, delivery: Delivery, error: Exception, task_id: object, *, logged: bool = False
     ) -> None:
-        """Put a message that cannot run among the dead letters, and store why for who waits for it."""
+        """Put a message that cannot run among the dead letters; who waits for it learns why."""
         reason = f"unregistered task {error}" if isinstance(error, NotRegistered) else str(error)
         if not logged:
             _log.error(

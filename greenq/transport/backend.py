@@ -1,8 +1,8 @@
 """Results: store, read, wait for, forget.
 
-A result is a key with an expiry; storing it also publishes the same bytes on a channel of the same name.
-Whoever waits hears the channel through the process's one `Listener`: ten thousand callers of `get` share
-one connection, in plain threads as in greenlets.
+A result is a key with an expiry; storing it also publishes the same bytes on a channel of the same
+name. Whoever waits hears the channel through the process's one `Listener`: ten thousand callers of
+`get` share one connection, in plain threads as in greenlets.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The listener's connection is checked with a PING after this much silence, and given up for dead when
-# the answer does not come within the client's timeout.
+# The listener's connection is checked with a PING after this much silence, and given up for dead
+# when the answer does not come within the client's timeout.
 _SILENCE_S = 10.0
 
 _RETRY_MOST_S = 1.0
@@ -101,7 +101,9 @@ class Backend:
         expires_s = self._config.result_expires
         if status == FAILURE and self._config.result_failure_expires is not None:
             expires_s = self._config.result_failure_expires
-        store: Command = ("SETEX", key, int(expires_s), payload) if expires_s else ("SET", key, payload)
+        store: Command = (
+            ("SETEX", key, int(expires_s), payload) if expires_s else ("SET", key, payload)
+        )
         return [store, ("PUBLISH", key, payload)]
 
     def store(self, task_id: str, status: str, result: object, **fields: Any) -> None:
@@ -130,7 +132,8 @@ class Backend:
         Args:
             task_id: whose.
             timeout_s: how long at most; None waits for ever.
-            interval_s: read the stored state again after this much silence, None: when notified only.
+            interval_s: read the stored state again after this much silence, None: when notified
+                only.
             on_message: called with each state that is announced meanwhile, the final one included.
 
         Raises:
@@ -149,8 +152,8 @@ class Backend:
                 if payload is None and timeout_s is not None and waited_s >= timeout_s:
                     raise ResultTimeout(task_id, timeout_s)
                 if not payload:
-                    # Listening from now on (again), or a quiet interval: what came before is stored.
-                    # An outage is the listener's to mend; it calls again when it is over.
+                    # Listening from now on (again), or a quiet interval: what came before is
+                    # stored. An outage is the listener's to mend; it calls again when it is over.
                     with suppress(OperationalError):
                         payload = self._client.call("GET", self._keys.result(task_id))
                 if not payload:
@@ -179,7 +182,10 @@ class Backend:
 
 
 def _next(
-    heard: queue.SimpleQueue[bytes], started: float, timeout_s: float | None, interval_s: float | None
+    heard: queue.SimpleQueue[bytes],
+    started: float,
+    timeout_s: float | None,
+    interval_s: float | None,
 ) -> bytes | None:
     """Return the next announcement, b"" for a fresh subscription, None when it is time to look."""
     left_s = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - started))
@@ -193,9 +199,9 @@ def _next(
 class Listener:
     """Hears channels over one connection, in one thread, for all who wait in this process.
 
-    Only the thread touches the socket (TLS sockets must not be read and written at once by two threads);
-    the others ask it through a pair of sockets. A lost connection is made anew, and whoever waits is told
-    to look at the stored state again.
+    Only the thread touches the socket (TLS sockets must not be read and written at once by two
+    threads); the others ask it through a pair of sockets. A lost connection is made anew, and
+    whoever waits is told to look at the stored state again.
     """
 
     def __init__(self, client: Client) -> None:
@@ -222,7 +228,8 @@ class Listener:
                 self._reset()
             listeners = self._channels.setdefault(channel, [])
             listeners.append(heard)
-            # Also for a second listener: the server confirms again, and all look at the stored state.
+            # Also for a second listener: the server confirms again, and all look at the stored
+            # state.
             self._changes.append(("SUBSCRIBE", channel))
             self._wake()
         try:

@@ -5,8 +5,8 @@ reserved   `unacked` hash + `unacked_index` zset   `take` (intake.py) moves it t
 buried     dead-letter list per queue              `bury` moves it there
 done       acknowledged: gone                      the outbox writes it
 
-Every move of a reserved message is one script (lua/move.lua) that does nothing when the record is gone,
-so it can be repeated when an answer got lost.
+Every move of a reserved message is one script (lua/move.lua) that does nothing when the record is
+gone, so it can be repeated when an answer got lost.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class DeadLetter:
 
 
 class Broker:
-    """Queues on one server: declare, publish, look, give back, bury. Switches: yes, every method."""
+    """Queues on one server: declare, publish, look, give back, bury. Switches: yes, all of it."""
 
     def __init__(self, client: Client, keys: Keys) -> None:
         """Work on `client`'s server with the key names of `keys`."""
@@ -77,8 +77,10 @@ class Broker:
     def declare_commands(self, queue: str) -> list[Command]:
         """Return the commands that make a queue known, or none if this process did it already.
 
-        Both binding sets, as for a queue without expiry: with the first alone, a Celery process that
-        sweeps expired bindings could remove it. The default exchange of a queue has the queue's name.
+        Both binding sets, as for a queue without expiry: with the first alone, a Celery process
+            that
+        sweeps expired bindings could remove it. The default exchange of a queue has the queue's
+        name.
         """
         if queue in self._declared:
             return []
@@ -182,7 +184,9 @@ class Broker:
 
     def _lists(self, queues: Iterable[str]) -> list[str]:
         return [
-            key for queue in queues for key in (self.keys.inbox(queue), *self.keys.queue_steps(queue))
+            key
+            for queue in queues
+            for key in (self.keys.inbox(queue), *self.keys.queue_steps(queue))
         ]
 
 

@@ -2,8 +2,8 @@
 
 1. `Client` knows one server address and keeps a small pool of connections for whoever just wants a
    command carried out. Waiting for one of them is queueing, not an error.
-2. `Connection` is one socket used by one greenlet or thread at a time: a pipeline is one write and one
-   batch of reads, scripts go by their SHA.
+2. `Connection` is one socket used by one greenlet or thread at a time: a pipeline is one write and
+   one batch of reads, scripts go by their SHA.
 3. Foreign errors are translated here and nowhere else; the cause stays chained.
 
 redis-py's own pool and pipeline are left aside: a checkout there polls the socket each time and a
@@ -94,8 +94,8 @@ _INVALIDATE = Push("invalidate")
 class Connection:
     """One connection to the server, for one greenlet or thread at a time.
 
-    It connects on first use, and anew after a failure; a process that was forked gets a socket of its
-    own. Switches: yes, every method.
+    It connects on first use, and anew after a failure; a process that was forked gets a socket of
+    its own. Switches: yes, every method.
     """
 
     __slots__ = ("_client", "_link", "_pid", "_traffic", "noticed", "number", "pushes", "used_at")
@@ -107,8 +107,8 @@ class Connection:
         self._pid = os.getpid()
         self._traffic = client.traffic
         self.pushes = pushes
-        # With pushes: True when the server has announced a change since this was last set to False, and
-        # on a new socket, on which nothing can have been announced.
+        # With pushes: True when the server has announced a change since this was last set to False,
+        # and on a new socket, on which nothing can have been announced.
         self.noticed = False
         # The server's number of this connection, for CLIENT UNBLOCK; None until `identify`.
         self.number: int | None = None
@@ -157,7 +157,8 @@ class Connection:
         if self._link.is_connected and time.monotonic() - self.used_at > _RESTED_S:
             try:
                 stale = self._link.can_read(timeout=0)
-            except Exception:  # noqa: BLE001  whatever is wrong with it, a new socket mends it
+            except Exception:
+                # Whatever is wrong with it, a new socket mends it.
                 stale = True
             if stale:
                 self.close()
@@ -178,7 +179,8 @@ class Connection:
     def pipeline(self, commands: Sequence[Command]) -> list[Any]:
         """Carry out commands in one round trip and return their answers.
 
-        All answers are read before the first error, if any, is raised, so the connection stays usable.
+        All answers are read before the first error, if any, is raised, so the connection stays
+        usable.
 
         Raises:
             ServerError, AccessRefused: the server refused a command.
@@ -219,7 +221,8 @@ class Connection:
             else:
                 answer = self._link.read_response()
         except redis_errors.ResponseError as exc:
-            # Also when redis-py disconnects for it (a script error does not): the next use reconnects.
+            # Also when redis-py disconnects for it (a script error does not): the next use
+            # reconnects.
             return _translate(exc, name, self._client.address)
         except (Exception, redis_errors.RedisError) as exc:
             self.close()
@@ -236,7 +239,7 @@ class Connection:
         return self.connected and bool(self._link.can_read(timeout=0))
 
     def wait_readable(self, other: socket.socket, timeout_s: float) -> bool:
-        """Wait until this connection, if it is open, or `other` can be read; False after the timeout."""
+        """Wait until this connection, if open, or `other` can be read; False after the timeout."""
         poll = select.poll()
         poll.register(other, select.POLLIN)
         if self.connected:

@@ -3,16 +3,16 @@
 How a worker waits (docs/design.md, decision 3, has the measurements):
 
 * On the first list of a queue (priority 0, where nearly all work arrives) it blocks with
-  ``BLMOVE queue inbox``: the server hands one message to exactly one waiting worker, the one that has
-  waited longest. The message goes to the queue's *inbox*, a list that every greenq worker of the queue
-  drains first. So it is in a durable place all the time: if the woken worker dies, the next take of any
-  other one finds it.
+  ``BLMOVE queue inbox``: the server hands one message to exactly one waiting worker, the one that
+  has waited longest. The message goes to the queue's *inbox*, a list that every greenq worker of
+  the queue drains first. So it is in a durable place all the time: if the woken worker dies, the
+  next take of any other one finds it.
 * The other lists (higher priority steps; queues beyond the first few) are watched by the server's
-  client-side-caching notices on the same connection. These wake all waiting workers, which is the price
-  for watching any number of lists with one socket.
+  client-side-caching notices on the same connection. These wake all waiting workers, which is the
+  price for watching any number of lists with one socket.
 
-A plain ``BRPOP`` loses what was popped when the worker dies before it is recorded; ``BLMOVE queue queue``
-(a blocking peek) wakes the whole fleet, since the list never gets empty.
+A plain ``BRPOP`` loses what was popped when the worker dies before it is recorded; ``BLMOVE queue
+queue`` (a blocking peek) wakes the whole fleet, since the list never gets empty.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import logging
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from greenq.errors import OperationalError, ServerError
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Connection
 
-# One script call moves at most this many messages, so that it holds the server for a few ms at most.
+# One script call moves at most this many messages, so that it holds the server for a few ms at
+# most.
 TAKE_LIMIT = 1000
 
-# How long one BLMOVE blocks. Its end is also the look into the inbox for what a dead worker left there.
+# How long one BLMOVE blocks. Its end is also the look into the inbox for what a dead worker left
+# there.
 _BLOCK_S = 2
 
 # Queues that get a waiting connection of their own.
@@ -64,8 +67,8 @@ class Batch(NamedTuple):
 class Intake:
     """The taking side of one worker incarnation; one greenlet uses it.
 
-    Delivery tags are ``<owner>:<number>``. A take names the number of its first tag, so a take that is
-    repeated because its answer got lost returns what the first one reserved.
+    Delivery tags are ``<owner>:<number>``. A take names the number of its first tag, so a take that
+    is repeated because its answer got lost returns what the first one reserved.
     """
 
     def __init__(
@@ -82,9 +85,9 @@ class Intake:
         groups = [[keys.inbox(queue) for queue in self.queues]]
         groups += [[keys.queue(queue, step) for queue in self.queues] for step in keys.steps]
         self._inboxes, lists = groups[0], groups[1:]
-        self._keys_of_take = [keys.unacked, keys.unacked_index, *sum(groups, [])]
+        self._keys_of_take = [keys.unacked, keys.unacked_index, *chain(*groups)]
         blocking, rest = lists[0][:_BLOCKING_QUEUES], lists[0][_BLOCKING_QUEUES:]
-        self._watched = rest + sum(lists[1:], [])
+        self._watched = [*rest, *chain(*lists[1:])]
         self._waiters = [
             _Waiter(client.connection(pushes=number == 0, timeout_s=_BLOCK_S + 3), source, inbox)
             for number, (source, inbox) in enumerate(zip(blocking, self._inboxes, strict=False))
@@ -102,7 +105,8 @@ class Intake:
         """Reserve up to `most` messages, most urgent first, and return them. Switches: yes.
 
         Raises:
-            OperationalError: nothing is lost; the next call returns what this one may have reserved.
+            OperationalError: nothing is lost; the next call returns what this one may have
+                reserved.
         """
         most = min(most, TAKE_LIMIT)
         answer = self._first.connection.script(
@@ -161,7 +165,8 @@ class Intake:
                 ]
             )
         except ServerError as exc:
-            # Some proxies and managed servers refuse it: the take after each wait looks there instead.
+            # Some proxies and managed servers refuse it: the take after each wait looks there
+            # instead.
             _log.info("changes of %s are looked for, not announced: %s", self._watched, exc)
             answers = [0]
         return bool(answers[-1])
@@ -199,7 +204,9 @@ class Intake:
     def _unblock(self, waiter: _Waiter) -> None:
         """End one BLMOVE from outside; it answers nil, or with the message it got just before."""
         # The server may read this before the BLMOVE, whose bytes are on another socket.
-        while waiter.blocked and not self._client.call("CLIENT", "UNBLOCK", waiter.connection.number):
+        while waiter.blocked and not self._client.call(
+            "CLIENT", "UNBLOCK", waiter.connection.number
+        ):
             sleep(0.001)
 
 

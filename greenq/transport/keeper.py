@@ -136,6 +136,8 @@ class Keeper:
 
     def _start(self, lock: int) -> None:
         self._socket_path.unlink(missing_ok=True)
+        for unfinished in Path().glob("temp-rewriteaof-*.aof"):
+            unfinished.unlink()
         os.ftruncate(lock, 0)
         server = subprocess.Popen(
             [self._binary, *_options(self._socket_path)],
@@ -197,13 +199,14 @@ class Keeper:
 
     def _clean(self) -> None:
         lock = open_lock(Path(SERVER_LOCK))
-        if not try_lock(lock, fcntl.LOCK_EX):
-            return
-        os.ftruncate(lock, 0)
-        self._socket_path.unlink(missing_ok=True)
-        if self._socket_path.parent != Path.cwd():
-            with suppress(OSError):
-                self._socket_path.parent.rmdir()
+        if try_lock(lock, fcntl.LOCK_EX):
+            os.ftruncate(lock, 0)
+            self._socket_path.unlink(missing_ok=True)
+            if self._socket_path.parent != Path.cwd():
+                with suppress(OSError):
+                    self._socket_path.parent.rmdir()
+        # At once: the next keeper would take this for a server.
+        os.close(lock)
 
 
 class _Ended(NamedTuple):
@@ -275,7 +278,7 @@ def main() -> None:
     if os.fork():
         os._exit(0)
     os.setsid()
-    # Whatever else the starter left open; a keeper that held its sockets would outlive it with them.
+    # What else the starter left open: its sockets, for one, must not outlive it in here.
     os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 16))
     os.chdir(folder)
     os.umask(0o077)

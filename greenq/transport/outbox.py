@@ -1,11 +1,12 @@
 """Group commit: everything that finished while the last write was under way goes out in the next.
 
-No timer and no size decides when to write: an idle outbox writes an entry at once, a busy one gathers
+No timer and no size decides when to write: an idle outbox writes an entry at once, a busy one
+    gathers
 what comes meanwhile. In each write the order is results, then moves (requeue, retry, bury), then
 acknowledgements, so that a message is acknowledged only after its outcome is stored.
 
-What cannot be written is kept and written again with the same content until the server takes it; all of
-it may be repeated harmlessly. It is bounded by what runs.
+What cannot be written is kept and written again with the same content until the server takes it;
+all of it may be repeated harmlessly. It is bounded by what runs.
 """
 
 from __future__ import annotations
@@ -27,14 +28,24 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Entries written in one go; more wait for the next turn, so that one write stays well under its timeout.
+# Entries written in one go; more wait for the next turn, so that one write stays well under its
+# timeout.
 _BATCH = 1000
 
 _RETRY_FIRST_S = 0.05
 _RETRY_MOST_S = 1.0
 
 # Errors that pass by themselves: the same command is right again later.
-_PASSING = ("OOM", "READONLY", "LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "TRYAGAIN", "CLUSTERDOWN")
+_PASSING = (
+    "OOM",
+    "READONLY",
+    "LOADING",
+    "BUSY",
+    "MASTERDOWN",
+    "NOREPLICAS",
+    "TRYAGAIN",
+    "CLUSTERDOWN",
+)
 
 
 class Entry:
@@ -67,14 +78,15 @@ class Entry:
 class Outbox(StartStopStep):
     """Writes entries in the order in which they were put, in one greenlet.
 
-    Over one connection, or two when results have a server of their own; results are written first then.
+    Over one connection, or two when results have a server of their own; results are written first
+    then.
     """
 
     name = "Outbox"
     requires = ("Hub",)
 
     def __init__(self, transport: Transport, *, flush_timeout_s: float = 5.0) -> None:
-        """Write to `transport`'s servers; `stop` waits `flush_timeout_s` at most for what is left."""
+        """Write to `transport`'s servers; `stop` waits `flush_timeout_s` for what is left."""
         self._broker = transport.broker
         self.connection = transport.client.connection()
         results = transport.result_client

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greenq import errors
+from greenq.errors import ContentDisallowed, DecodeError, EncodeError, SecurityError
+from greenq.protocol import serialize
+from greenq.protocol.meta import (
+    COMPRESSED_MARK,
+    decode_result,
+    encode_result,
+    exception_from_wire,
+    exception_to_wire,
+)
+
+ALL = serialize.accepted(serialize.SERIALIZERS)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text("abc☃"),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text("abc"), inner),
+    max_leaves=10,
+)
+
+
+class Outer:
+    class NestedError(Exception):
+        pass
+
+
+class NeedsTwoError(Exception):
+    def __init__(self, first, second):
+        self.second = second
+        super().__init__(first)
+
+
+class BrokenError(Exception):
+    __module__ = None  # type: ignore[assignment]
+
+    @property
+    def args(self):
+        raise RuntimeError("no args")
+
+    def __str__(self):
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+class BrokenRepr:
+    def __repr__(self):
+        raise RuntimeError("no")
+
+
+def roundtrip(result, status="FAILURE", **options):
+    serializer = options.get("serializer", "json")
+    payload = encode_result(task_id="i", status=status, result=result, **options)
+    return decode_result(payload, serializer=serializer, accept=ALL).result
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle", "yaml", "msgpack"])
+@pytest.mark.parametrize("compression", [None, "gzip", "bzip2", "xz"])
+@given(value=VALUES, status=st.sampled_from(["SUCCESS", "STARTED", "PROGRESS"]))
+def test_decode_gives_back_the_value(serializer, compression, value, status):
+    assert roundtrip(value, status, serializer=serializer, compression=compression) == value
+
+
+def test_fields_stand_in_celerys_order():
+    payload = encode_result(
+        task_id="i",
+        status="SUCCESS",
+        result=5,
+        group_id="g",
+        parent_id="p",
+        extended={"name": "t", "args": [1]},
+    )
+    assert payload == (
+        b'{"status": "SUCCESS", "result": 5, "traceback": null, "children": [], '
+        b'"date_done": null, "group_id": "g", "parent_id": "p", "name": "t", "args": [1], '
+        b'"task_id": "i"}'
+    )
+    assert decode_result(payload, accept=ALL).extra == {"name": "t", "args": [1]}
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle", "yaml", "msgpack"])
+def test_result_that_cannot_be_serialized_is_an_encode_error(serializer):
+    with pytest.raises(EncodeError):
+        encode_result(task_id="i", status="SUCCESS", result=lambda: 1, serializer=serializer)
+
+
+def test_unknown_compression_and_serializer_are_encode_errors():
+    with pytest.raises(EncodeError, match="snappy"):
+        encode_result(task_id="i", status="SUCCESS", result=1, compression="snappy")
+    with pytest.raises(EncodeError, match="bson"):
+        encode_result(task_id="i", status="SUCCESS", result=1, serializer="bson")
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle", "yaml", "msgpack"])
+@pytest.mark.parametrize(
+    "exc",
+    [
+        ValueError("boom", 42),
+        KeyError("k"),
+        Outer.NestedError("inner"),
+        SystemExit(3),
+        Exception(),
+        ValueError({"nested": [1, None]}),
+    ],
+    ids=repr,
+)
+def test_exception_comes_back_as_itself(exc, serializer):
+    again = roundtrip(exc, serializer=serializer)
+    assert type(again) is type(exc)
+    assert again.args == exc.args
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle", "yaml", "msgpack"])
+@pytest.mark.parametrize("cls", list(errors.CELERY_NAMES), ids=lambda cls: cls.__name__)
+def test_our_twins_of_celerys_exceptions_travel_under_its_names(cls, serializer):
+    module, name = errors.CELERY_NAMES[cls]
+    payload = encode_result(task_id="i", status="FAILURE", result=cls("x"), serializer=serializer)
+    stored = serialize.loads(payload, serialize.content_type_of(serializer), "utf-8", ALL)
+    assert (stored["result"]["exc_module"], stored["result"]["exc_type"]) == (module, name)
+    again = decode_result(payload, serializer=serializer, accept=ALL).result
+    assert type(again) is cls
+    assert str(again) == str(cls("x"))
+
+
+def test_subclass_of_a_twin_keeps_its_own_name():
+    class OwnRetry(errors.Retry):
+        pass
+
+    assert exception_to_wire(OwnRetry(), serialize.json_dumps)["exc_module"] == __name__
+
+
+def test_argument_that_cannot_be_encoded_travels_as_its_repr():
+    wire = exception_to_wire(ValueError(1, {2}, BrokenRepr()), serialize.json_dumps)
+    assert wire["exc_message"] == [1, "{2}", "<unrepresentable BrokenRepr: RuntimeError>"]
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle", "yaml", "msgpack"])
+@pytest.mark.parametrize(
+    "exc", [BrokenError(), NeedsTwoError(1, 2), ValueError(lambda: 1), ValueError(BrokenRepr())]
+)
+def test_misbehaving_exception_is_stored_all_the_same(exc, serializer):
+    again = roundtrip(exc, serializer=serializer)
+    assert isinstance(again, Exception)
+
+
+def test_class_that_is_not_imported_is_made():
+    again = exception_from_wire(
+        {"exc_type": "Outer.Gone", "exc_message": ["m", 1], "exc_module": "no.such.module"}
+    )
+    assert isinstance(again, Exception)
+    assert again.args == ("m", 1)
+    assert exception_to_wire(again, serialize.json_dumps) == {
+        "exc_type": "Outer.Gone",
+        "exc_message": ["m", 1],
+        "exc_module": "no.such.module",
+    }
+
+
+@pytest.mark.parametrize("module", [None, "builtins"])
+def test_class_that_its_module_does_not_have_is_made(module):
+    again = exception_from_wire({"exc_type": "Gone", "exc_message": "m", "exc_module": module})
+    assert (type(again).__name__, again.args) == ("Gone", ("m",))
+
+
+def test_constructor_that_refuses_its_arguments_leaves_a_plain_exception():
+    again = roundtrip(NeedsTwoError(1, 2))
+    assert type(again) is Exception
+    assert "NeedsTwoError" in str(again)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("os", "system"), ("builtins", "eval"), ("builtins", "dict"), ("os", "path")],
+)
+def test_name_of_something_else_is_a_security_error(module, name):
+    with pytest.raises(SecurityError, match=name):
+        exception_from_wire({"exc_type": name, "exc_message": ["true"], "exc_module": module})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        5,
+        "text",
+        [],
+        {},
+        {"exc_type": None},
+        {"exc_type": "X", "exc_module": 5},
+        {"exc_type": "X\0", "exc_module": None},
+        {"exc_type": "\ud800", "exc_module": "m"},
+    ],
+    ids=str,
+)
+def test_what_is_no_stored_exception_is_a_decode_error(data):
+    with pytest.raises(DecodeError):
+        exception_from_wire(data)
+
+
+def test_failure_without_an_exception_is_read_as_none():
+    assert roundtrip(None) is None
+
+
+def test_exception_that_celery_could_not_pickle_is_made_again():
+    wrapped = serialize.UnpicklableException("no.such", "GoneError", ("a", 1), "GoneError('a', 1)")
+    theirs = pickle.dumps({"status": "FAILURE", "task_id": "i", "result": wrapped}, 0).replace(
+        b"cgreenq.protocol.serialize\nUnpicklableException\n",
+        b"ccelery.utils.serialization\nUnpickleableExceptionWrapper\n",
+    )
+    assert b"greenq" not in theirs
+    again = decode_result(theirs, serializer="pickle", accept=ALL).result
+    assert (type(again).__name__, again.args) == ("GoneError", ("a", 1))
+
+
+def meta(**changes):
+    return json.dumps({"status": "SUCCESS", "result": 1, "task_id": "i", **changes}).encode()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"\xff",
+        b"[" * 100_000,
+        meta(status=None),
+        meta(status=5),
+        meta(task_id=None),
+        meta(children={}),
+        meta(traceback=5),
+        meta(date_done=[]),
+        meta(group_id=1),
+        meta(parent_id=1),
+        meta(status="FAILURE", result=5),
+        COMPRESSED_MARK,
+        COMPRESSED_MARK + b"\xff\x00",
+        COMPRESSED_MARK + b"application/x-gzip\x00junk",
+    ],
+    ids=lambda payload: str(payload[:60]),
+)
+def test_what_is_no_result_is_a_decode_error(payload):
+    with pytest.raises(DecodeError):
+        decode_result(payload, accept=ALL)
+
+
+def test_result_larger_than_allowed_is_refused():
+    payload = encode_result(task_id="i", status="SUCCESS", result="x" * 1000)
+    with pytest.raises(DecodeError, match="larger than 1000"):
+        decode_result(payload, accept=ALL, max_bytes=1000)
+    bomb = encode_result(task_id="i", status="SUCCESS", result="x" * 10_000, compression="gzip")
+    with pytest.raises(DecodeError, match="expands beyond 1000"):
+        decode_result(bomb, accept=ALL, max_bytes=1000)
+
+
+def test_pickled_result_is_refused_unless_accepted():
+    payload = encode_result(task_id="i", status="SUCCESS", result=1, serializer="pickle")
+    with pytest.raises(ContentDisallowed):
+        decode_result(payload, serializer="pickle", accept=serialize.accepted(["json"]))
+
+
+@given(st.binary() | st.binary().map(COMPRESSED_MARK.__add__), VALUES)
+def test_random_payloads_raise_nothing_but_protocol_errors(data, value):
+    for payload in (
+        data,
+        json.dumps({"status": "FAILURE", "task_id": "i", "result": value}).encode(),
+    ):
+        with contextlib.suppress(DecodeError, SecurityError):
+            decode_result(payload, accept=ALL)

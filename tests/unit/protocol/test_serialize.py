@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import pickle
+import subprocess
+import sys
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greenq.errors import ContentDisallowed, DecodeError, EncodeError, Reject, Retry
+from greenq.protocol import serialize
+
+ALL = serialize.accepted(serialize.SERIALIZERS)
+EXTENDED = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
+    | st.datetimes(timezones=st.none() | st.just(UTC) | st.just(timezone(timedelta(hours=5.5))))
+    | st.dates()
+    | st.times()
+    | st.decimals(allow_nan=False)
+    | st.uuids()
+)
+DOCUMENTS = st.recursive(
+    EXTENDED, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20
+)
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text("abc é☃"), inner),
+    max_leaves=20,
+)
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+class Signature:
+    def __json__(self):
+        return {"task": "t"}
+
+
+class Broken:
+    def __json__(self):
+        raise RuntimeError("no")
+
+    def __reduce__(self):
+        raise RuntimeError("no")
+
+
+def nested(depth):
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@given(DOCUMENTS)
+def test_json_gives_back_every_extended_value(value):
+    assert serialize.json_loads(serialize.json_dumps(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (
+            datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC),
+            '"datetime", "__value__": "2024-05-06T07:08:09+00:00"',
+        ),
+        (date(2024, 5, 6), '"date", "__value__": "2024-05-06"'),
+        (time(7, 8, 9, 10), '"time", "__value__": "07:08:09.000010"'),
+        (Decimal("1.10"), '"decimal", "__value__": "1.10"'),
+        (UUID(int=1), '"uuid", "__value__": {"hex": "00000000000000000000000000000001"}'),
+        (b"text", '"bytes", "__value__": "text"'),
+        (b"\xff\xfe\x00", '"base64", "__value__": "//4A"'),
+    ],
+)
+def test_json_tag_is_written_as_celery_does(value, text):
+    assert serialize.json_dumps(value) == '{"__type__": ' + text + "}"
+
+
+def test_json_writes_what_an_object_returns_for_itself():
+    assert serialize.json_dumps([Signature()]) == '[{"task": "t"}]'
+
+
+def test_json_writes_djangos_lazy_text_as_text():
+    promise = type("Promise", (), {"__module__": "django.utils.functional"})
+    lazy = type("__proxy__", (promise,), {"__str__": lambda self: "late"})
+    assert serialize.json_dumps(lazy()) == '"late"'
+
+
+def test_json_keeps_nan_and_infinity_bare():
+    assert serialize.json_dumps([float("inf"), float("nan")]) == "[Infinity, NaN]"
+
+
+def test_json_leaves_an_object_alone_that_only_resembles_a_tag():
+    like = {"__type__": "date", "__value__": "x", "more": 1}
+    assert serialize.json_loads(json.dumps(like)) == like
+
+
+@pytest.mark.parametrize("serializer", ["json", "msgpack", "yaml", "pickle"])
+@given(value=PLAIN)
+def test_every_serializer_gives_back_plain_values(serializer, value):
+    data, content_type, encoding = serialize.dumps(value, serializer)
+    assert serialize.loads(data, content_type, encoding, ALL) == value
+
+
+@pytest.mark.parametrize("value", [b"\xff\x00", "text ☃"])
+def test_raw_gives_back_bytes_and_text(value):
+    assert serialize.loads(*serialize.dumps(value, "raw"), ALL) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "serializer"),
+    [
+        ({1, 2}, "json"),
+        (Color.RED, "json"),
+        (object, "json"),
+        (timedelta(5), "json"),
+        (Broken(), "json"),
+        ({(1, 2): 3}, "json"),
+        (nested(100_000), "json"),
+        (object(), "msgpack"),
+        (2**70, "msgpack"),
+        (object(), "yaml"),
+        (Broken(), "pickle"),
+        (lambda: None, "pickle"),
+        (nested(100_000), "pickle"),
+        (5, "raw"),
+        ("\ud800", "raw"),
+        (1, "bson"),
+    ],
+)
+def test_what_cannot_be_serialized_is_an_encode_error(value, serializer):
+    with pytest.raises(EncodeError, match=serializer if serializer != "raw" else "raw|Unicode"):
+        serialize.dumps(value, serializer)
+
+
+def test_json_dumps_refuses_a_circle():
+    circle: list = []
+    circle.append(circle)
+    with pytest.raises(EncodeError, match="Circular"):
+        serialize.json_dumps(circle)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"1" * 5000,
+        '{"__type__": "mine", "__value__": 1}',
+        '{"__type__": [], "__value__": 1}',
+        '{"__type__": "datetime", "__value__": 1}',
+        '{"__type__": "datetime", "__value__": "never"}',
+        '{"__type__": "decimal", "__value__": "x"}',
+        '{"__type__": "uuid", "__value__": {}}',
+        '{"__type__": "uuid", "__value__": "x"}',
+        '{"__type__": "bytes", "__value__": 1}',
+        '{"__type__": "bytes", "__value__": "\\ud800"}',
+        '{"__type__": "base64", "__value__": "x"}',
+    ],
+    ids=lambda text: str(text[:40]),
+)
+def test_what_is_no_json_is_a_decode_error_with_its_bytes(text):
+    with pytest.raises(DecodeError, match="not readable as JSON") as caught:
+        serialize.json_loads(text)
+    assert caught.value.raw == (text if isinstance(text, bytes) else text.encode())
+
+
+@pytest.mark.parametrize(
+    ("data", "serializer"),
+    [
+        (b"\x80", "pickle"),
+        (b"", "pickle"),
+        (b"cos\nno_such_name\n.", "pickle"),
+        (b"\xc1", "msgpack"),
+        (b"\x91" * 100_000, "msgpack"),
+        (b"a: [", "yaml"),
+        (b"\xff", "yaml"),
+        (b"!!python/object/apply:os.getcwd []", "yaml"),
+        (b"[" * 200_000, "yaml"),
+        (b"- " * 200_000, "yaml"),
+        (b"{a: " * 200_000, "yaml"),
+        (b"x", "json"),
+    ],
+)
+def test_damaged_bytes_are_a_decode_error(data, serializer):
+    content_type = serialize.content_type_of(serializer)
+    with pytest.raises(DecodeError) as caught:
+        serialize.loads(data, content_type, "utf-8", ALL)
+    assert caught.value.raw == data
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "no-such-codec"])
+def test_raw_text_in_another_encoding_is_a_decode_error(encoding):
+    with pytest.raises(DecodeError, match=encoding):
+        serialize.loads(b"\xff", "application/data", encoding, ALL)
+
+
+@given(st.binary(), st.sampled_from(sorted(ALL - {"application/x-python-serialize"})))
+def test_random_bytes_raise_nothing_but_decode_errors(data, content_type):
+    with contextlib.suppress(DecodeError):
+        serialize.loads(data, content_type, "utf-8", ALL)
+
+
+def test_pickle_is_not_read_unless_accepted():
+    bomb = b"cos\n_exit\n(I1\ntR."
+    with pytest.raises(ContentDisallowed, match="x-python-serialize"):
+        serialize.loads(
+            bomb, "application/x-python-serialize", "binary", serialize.accepted(["json"])
+        )
+
+
+@pytest.mark.parametrize("exc", [Reject("why", True), Retry("why", ValueError("x"), 5)])
+def test_celerys_own_exceptions_are_unpickled_as_ours(exc):
+    theirs = pickle.dumps(exc, 0).replace(b"cgreenq.errors\n", b"ccelery.exceptions\n")
+    assert b"celery.exceptions" in theirs
+    again = serialize.loads(theirs, "application/x-python-serialize", "binary", ALL)
+    assert type(again) is type(exc)
+    assert str(again) == str(exc)
+
+
+def test_accepted_takes_names_and_content_types():
+    assert serialize.accepted(["json", "application/x-yaml", "text/plain"]) == {
+        "application/data",
+        "application/json",
+        "application/x-yaml",
+        "text/plain",
+    }
+
+
+def test_accepted_names_the_known_serializers_when_one_is_unknown():
+    with pytest.raises(ValueError, match=r"'jsno'.*json, pickle, yaml, msgpack, raw"):
+        serialize.accepted(["jsno"])
+
+
+@pytest.mark.parametrize(("module", "name"), [("yaml", "yaml"), ("msgpack", "msgpack")])
+def test_missing_package_says_what_to_install(monkeypatch, module, name):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(EncodeError, match=rf"pip install greenq\[{name}\]"):
+        serialize.dumps(1, name)
+    with pytest.raises(DecodeError, match=rf"pip install greenq\[{name}\]"):
+        serialize.loads(b"1", serialize.content_type_of(name), "utf-8", ALL)
+
+
+def test_import_loads_no_optional_package_and_no_input_or_output():
+    code = (
+        "import sys, greenq.protocol.meta, greenq.protocol.keys;"
+        "unwanted = {'yaml', 'msgpack', 'redis', 'gevent', 'socket', 'logging', 'celery', 'kombu'};"
+        "sys.exit(','.join(unwanted & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
