@@ -1,8 +1,8 @@
 """Settings: their names, defaults, units and checks, and where they are read from.
 
-The names are Celery's lower-case names, so that a Celery configuration carries over; a setting that is
-greenq's own says so. One frozen section per part of the program: a part is given its section, never
-the whole. Every wrong value is found at once, when the settings are built, and named in one
+The names are Celery's lower-case names, so that a Celery configuration carries over; a setting that
+is greenq's own says so. One frozen section per part of the program: a part is given its section,
+never the whole. Every wrong value is found at once, when the settings are built, and named in one
 `ConfigError`. docs/settings.md is generated from the fields below.
 """
 
@@ -51,7 +51,7 @@ def mask_url(url: str) -> str:
 
 
 def _mask_one_url(url: str) -> str:
-    hidden = re.sub(r"^([^:]*://[^:@]*:).*@", rf"\g<1>{_HIDDEN}@", url, flags=re.DOTALL)
+    hidden = re.sub(r"(://[^:@\s]*:).*@", rf"\g<1>{_HIDDEN}@", url, flags=re.DOTALL)
     return re.sub(r"([?&][^=&]*password=)[^&]*", rf"\g<1>{_HIDDEN}", hidden)
 
 
@@ -61,16 +61,12 @@ def _shown(name: str, value: object) -> object:
         return _HIDDEN
     if isinstance(value, Mapping):
         return {key: _shown(str(key), item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)([_shown(name, item) for item in value]) if _is_plain(value) else value
+    if type(value) in (list, tuple):
+        return type(value)(_shown(name, item) for item in value)
     if isinstance(value, str):
         masked = mask_url(value)
         return masked if len(masked) <= _SHOWN_CHARS else masked[:_SHOWN_CHARS] + "…"
     return value
-
-
-def _is_plain(value: object) -> bool:
-    return type(value) in (list, tuple)
 
 
 # --- kinds of values -----------------------------------------------------------------------------
@@ -121,17 +117,15 @@ def _flag() -> Kind:
     return Kind(accept, parse)
 
 
-def _seconds(*, least: float = 0.0, zero_ok: bool = True) -> Kind:
-    wanted = f"must be a number of seconds, {least:g} or more" if zero_ok else (
-        "must be a number of seconds above 0"
-    )  # fmt: skip
+def _seconds(*, zero_ok: bool = True) -> Kind:
+    wanted = "must be a number of seconds, " + ("0 or more" if zero_ok else "more than 0")
 
     def accept(value: object) -> float:
         if isinstance(value, timedelta):
             value = value.total_seconds()
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(wanted)
-        if not math.isfinite(value) or value < least or not (zero_ok or value > 0):
+        if not math.isfinite(value) or value < 0 or (value == 0 and not zero_ok):
             raise ValueError(wanted)
         return float(value)
 
@@ -255,13 +249,16 @@ def _optional(kind: Kind) -> Kind:
 
 
 def _lifetime() -> Kind:
-    """Seconds where None, 0 or less mean: for ever; the normal form of that is None."""
+    """Seconds that a key lives, 0 for ever; Redis counts a key's life in whole seconds here."""
     seconds = _seconds()
 
-    def accept(value: object) -> float | None:
-        return (None if value is None else seconds.accept(value)) or None
+    def accept(value: object) -> float:
+        lifetime_s = seconds.accept(value)
+        if 0 < lifetime_s < 1:
+            raise ValueError("must be a number of seconds, 1 or more, or 0 for ever")
+        return float(lifetime_s)
 
-    return Kind(accept, _optional(seconds).parse)
+    return Kind(accept, _parse_number)
 
 
 def _part(section: type[Section]) -> Kind:
@@ -306,7 +303,7 @@ def _routes() -> Kind:
 def _router(router: object) -> Mapping[str, Mapping[str, object]]:
     if not isinstance(router, Mapping):
         raise ValueError(
-            f"{router!r} is no mapping of task names or globs; functions as routers are not supported"
+            f"{router!r} is no mapping of task names or globs (functions as routers do not work)"
         )
     return {str(pattern): _route(str(pattern), route) for pattern, route in router.items()}
 
@@ -495,10 +492,13 @@ class ResultConfig(Section):
         _optional(_choice(*COMPRESSIONS)), None, "How results are compressed; None not at all."
     )
     result_expires: float | None = _setting(
-        _lifetime(), 86400.0, "How long results stay; None or 0 for ever.", unit="s"
+        _optional(_lifetime()), 86400.0, "How long results stay; None or 0 for ever.", unit="s"
     )
     result_failure_expires: float | None = _setting(
-        _lifetime(), None, "How long failures stay; None is `result_expires`.", unit="s"
+        _optional(_lifetime()),
+        None,
+        "How long failures stay, 0 for ever; None is `result_expires`.",
+        unit="s",
     )
     result_extended: bool = _setting(
         _flag(), False, "Also store name, arguments, worker, retries and queue with a result."
@@ -534,7 +534,7 @@ class TaskConfig(Section):
     accept_content: tuple[str, ...] = _setting(
         _texts(_content()),
         ("json",),
-        "Serializers or content types that are accepted. With pickle every sender can run code here.",
+        "Serializers or content types that are accepted. With pickle, senders can run code here.",
     )
     task_compression: str | None = _setting(
         _optional(_choice(*COMPRESSIONS)),
@@ -757,8 +757,8 @@ def settings_from_object(source: object, namespace: str | None = None) -> dict[s
     """Return the settings in `source`: a mapping, any object, or one named "module[:attribute]".
 
     Of an object its public lower-case attributes count, except modules, functions and classes. With
-    a `namespace`, such as "CELERY" in Django's settings, exactly the upper-case names that begin with it
-    and an underscore count, and lose that prefix. The values are not checked yet.
+    a `namespace`, such as "CELERY" in Django's settings, exactly the upper-case names that begin with
+    it and an underscore count, and lose that prefix. The values are not checked yet.
 
     Raises: ConfigError: no such module or attribute.
     """
@@ -814,8 +814,8 @@ _NOT_SETTINGS: Final = frozenset({"GREENQ_DATA"})
 def settings_from_env(environ: Mapping[str, str]) -> dict[str, object]:
     """Return the settings in `environ`: GREENQ_BROKER_URL is broker_url, and so on.
 
-    Truth values are true, false, 1 or 0; lists are separated by commas or are JSON; mappings are JSON;
-    None is none. GREENQ_DATA is the embedded server's folder and no setting.
+    Truth values are true, false, 1 or 0; lists are separated by commas or are JSON; mappings are
+    JSON; None is none. GREENQ_DATA is the embedded server's folder and no setting.
 
     Raises: ConfigError: a variable names no setting, or cannot be read as its type.
     """

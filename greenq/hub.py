@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Event", "Greenlet", "Hub", "join_all", "patch", "run_all", "sleep", "spawn"]
 
-Greenlet: TypeAlias = gevent.Greenlet[..., Any]
+if TYPE_CHECKING:
+    Greenlet: TypeAlias = gevent.Greenlet[..., Any]
+else:
+    # The stubs make it generic, the class itself is not.
+    Greenlet = gevent.Greenlet
 sleep = gevent.sleep
 
 _log = logging.getLogger(__name__)

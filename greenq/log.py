@@ -1,5 +1,119 @@
-import logging, sys
+"""Logging: set up for the command line only; each line of a task names the task and its id.
+
+A program that merely sends never has its logging touched: nothing here acts before `setup` is
+called.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
 from contextvars import ContextVar
-task_log_context = ContextVar("greenq_task_log", default=None)
-def setup(level, *, logfile=None, color=None, stream=sys.stderr):
-    logging.basicConfig(level=level, stream=stream, format="[%(asctime)s: %(levelname)s/%(processName)s] %(message)s")
+from typing import TYPE_CHECKING, Final, TextIO
+
+from greenq.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FORMAT: Final = "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s"
+TASK_FORMAT: Final = (
+    "[%(asctime)s: %(levelname)s/%(processName)s] %(task_name)s[%(task_id)s]: %(message)s"
+)
+LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+# (task name, task id) of the task that runs in this greenlet or thread.
+task_log_context: ContextVar[tuple[str, str] | None] = ContextVar("greenq_task_log", default=None)
+
+_PLAIN: Final = "\033[0m"
+_COLORS: Final = {
+    logging.DEBUG: "\033[34m",
+    logging.WARNING: "\033[33m",
+    logging.ERROR: "\033[31m",
+    logging.CRITICAL: "\033[35m",
+}
+
+
+def setup(
+    level: str,
+    *,
+    logfile: str | Path | None = None,
+    color: bool | None = None,
+    stream: TextIO | None = None,
+    hijack_root: bool = True,
+) -> None:
+    """Send the log to `logfile`, or else to `stream` (standard error).
+
+    Args:
+        level: lowest level that is logged, in upper or lower case.
+        logfile: appended to; its folder must exist.
+        color: None colours when the log goes to a terminal and NO_COLOR is not set.
+        stream: where the log goes without a logfile.
+        hijack_root: replace the root logger's handlers; False leaves them when there are any.
+
+    Raises: ConfigError: there is no such level, or the file cannot be written.
+    """
+    if level.upper() not in LEVELS:
+        raise ConfigError([Problem("loglevel", level, "must be one of " + ", ".join(LEVELS))])
+    root = logging.getLogger()
+    if hijack_root or not root.handlers:
+        handler = _handler(logfile, stream or sys.stderr, color)
+        for old in root.handlers[:]:
+            root.removeHandler(old)
+            old.close()
+        root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+def get_task_logger(name: str) -> logging.Logger:
+    """Return the logger `name`; what a task logs through it is marked with the task and its id.
+
+    So is what it logs through any other logger: this exists for those who know it from Celery.
+    """
+    return logging.getLogger(name)
+
+
+def wants_color(stream: TextIO, wanted: bool | None = None) -> bool:
+    """Tell whether to colour what goes to `stream`: as `wanted`, or else if it is a terminal."""
+    if wanted is not None:
+        return wanted
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _handler(logfile: str | Path | None, stream: TextIO, color: bool | None) -> logging.Handler:
+    handler: logging.Handler
+    if logfile is None:
+        handler = logging.StreamHandler(stream)
+        colored = wants_color(stream, color)
+    else:
+        try:
+            handler = logging.FileHandler(logfile, encoding="utf-8")
+        except OSError as error:
+            reason = f"cannot be written: {error.strerror}"
+            raise ConfigError([Problem("logfile", str(logfile), reason)]) from error
+        colored = bool(color)
+    handler.addFilter(add_task)
+    handler.setFormatter(_Formatter(colored=colored))
+    return handler
+
+
+def add_task(record: logging.LogRecord) -> bool:
+    """Give `record` the fields task_name and task_id; a filter for handlers of one's own, too."""
+    record.task_name, record.task_id = task_log_context.get() or (None, None)
+    return True
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, *, colored: bool) -> None:
+        super().__init__(FORMAT)
+        self._colored = colored
+        self._of_tasks = logging.Formatter(TASK_FORMAT)
+
+    def format(self, record: logging.LogRecord) -> str:
+        # greenq's own lines about a task name it in their text.
+        own = record.name == "greenq" or record.name.startswith("greenq.")
+        named = getattr(record, "task_id", None) is not None and not own
+        line = self._of_tasks.format(record) if named else super().format(record)
+        color = _COLORS.get(record.levelno) if self._colored else None
+        return f"{color}{line}{_PLAIN}" if color else line

@@ -143,11 +143,11 @@ class Worker:
         With `signals`, SIGTERM and SIGINT stop warm (finish what runs), a second one cold; SIGQUIT
         is cold at once.
         """
-        self.blueprint.start()
         if signals:
             self.hub.on_signal(signal.SIGTERM, self._on_stop_signal)
             self.hub.on_signal(signal.SIGINT, self._on_stop_signal)
             self.hub.on_signal(signal.SIGQUIT, self.stop_cold)
+        self.blueprint.start()
         self._ended.wait()
         self.blueprint.stop()
         return self.exit_code

@@ -65,6 +65,7 @@ class Consumer(StartStopStep):
         if self._greenlet is not None and not self._greenlet.dead:
             self._greenlet.join()
         self._greenlet = None
+        self.tasks.give_back_unstarted()
         self.blueprint.stop()
 
     def _run(self) -> None:

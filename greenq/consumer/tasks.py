@@ -111,18 +111,21 @@ class Tasks(StartStopStep):
                 self._rest()
                 continue
             deliveries, self.depth = self._intake.take(room)
+            if self._stopping:
+                self._return(deliveries)
+                return
             for delivery in deliveries:
                 self._receive(delivery)
             if self.depth:
                 self._left_behind()
-            if not deliveries and not self._stopping:
+            if not deliveries:
                 self._intake.wait()
             else:
                 # Let what was admitted begin before the next take.
                 sleep(0)
 
     def stop_consuming(self) -> None:
-        """Make `consume` return, then give back what has not started."""
+        """Make `consume` return soon."""
         self._stopping = True
         self._pool.wake()
         try:
@@ -130,21 +133,29 @@ class Tasks(StartStopStep):
         except OperationalError as exc:
             _log.info("the server is away at shutdown: %s", exc)
             self._intake.close()
-        self.give_back([entry[1] for entry in self._scheduled.values()] + self._pool.take_back())
 
-    def give_back(self, requests: list[Request]) -> None:
-        """Return messages to their queues, to be taken next and in the same order."""
+    def give_back_unstarted(self) -> None:
+        """Return all messages that wait here for their ETA or for a slot."""
+        scheduled = [request for _, request in self._scheduled.values()]
         for entry, _ in self._scheduled.values():
             entry.cancel()
         self._scheduled.clear()
-        # The last one pushed is taken first, so the newest is pushed first.
-        for request in sorted(requests, key=_number, reverse=True):
-            if request.settle():
-                move = self._transport.broker.requeue(*request.delivery, "next")
-                self._outbox.put(Entry(move=move))
+        self.give_back(scheduled + self._pool.take_back())
+
+    def give_back(self, requests: list[Request]) -> None:
+        """Return messages to their queues, to be taken next and in the same order."""
+        given_back = sorted((each for each in requests if each.settle()), key=_number)
+        for request in given_back:
             self._state.reserved.pop(request.delivery.tag, None)
-        if requests:
-            _log.info("gave %d messages back to their queues", len(requests))
+        self._return([request.delivery for request in given_back])
+
+    def _return(self, deliveries: list[Delivery]) -> None:
+        """Have deliveries pushed so that they are taken next, oldest first."""
+        # The last one pushed is taken first, so the newest is pushed first.
+        for delivery in reversed(deliveries):
+            self._outbox.put(Entry(move=self._transport.broker.requeue(*delivery, "next")))
+        if deliveries:
+            _log.info("gave %d messages back to their queues", len(deliveries))
 
     def _rest(self) -> None:
         """Wait for room; meanwhile keep an eye on the queues' depth."""

@@ -41,7 +41,7 @@ from greenq.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 Command = tuple[Any, ...]
 
@@ -131,6 +131,7 @@ class Connection:
             self._pid = os.getpid()
         if self._link.is_connected:
             return False
+        self._client.prepare()
         try:
             self._link.connect()
         except Exception as exc:
@@ -254,6 +255,10 @@ class Connection:
             self._link.disconnect()
 
 
+def nothing() -> None:
+    """Prepare nothing: the server is somebody else's."""
+
+
 class Client:
     """One server, and a few pooled connections to it, shared by all greenlets and threads."""
 
@@ -266,6 +271,7 @@ class Client:
         timeout_s: float = 5.0,
         keepalive: bool = True,
         name: str = "greenq",
+        prepare: Callable[[], object] = nothing,
     ) -> None:
         """Prepare for the server at `url`; nothing is opened yet.
 
@@ -276,9 +282,11 @@ class Client:
             timeout_s: how long one read or write may take.
             keepalive: TCP keepalive on every socket.
             name: shown in the server's ``CLIENT LIST``.
+            prepare: called before each connecting; sees to it that an embedded server runs.
         """
         self.address = mask_url(url)
         self.traffic = Traffic()
+        self.prepare = prepare
         self._settings: dict[str, Any] = {
             "socket_timeout": timeout_s,
             "socket_connect_timeout": connect_timeout_s,

@@ -10,7 +10,7 @@ from greenq.errors import ConfigError, Problem, ResultsDisabled
 from greenq.protocol.keys import Keys
 from greenq.transport.backend import Backend
 from greenq.transport.broker import Broker
-from greenq.transport.client import Client, database_of
+from greenq.transport.client import Client, nothing
 from greenq.transport.embedded import EmbeddedServer, folder_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ class Transport:
 
     Attributes:
         broker_address, result_address: for people, without passwords.
-        database: the broker's database number.
         client, broker: the messages' side.
         result_client: the results' side; the broker's client when they share the server, None when
             results are disabled.
@@ -52,7 +51,6 @@ class Transport:
         self.broker_address = mask_url(broker_url)
         self.result_address = mask_url(result_url)
         self.client = self._client("broker_url", broker_url)
-        self.database = database_of(self._server_url("broker_url", broker_url))
         self.broker = Broker(self.client, self.keys)
         self.result_client: Client | None = None
         self._backend: Backend | None = None
@@ -95,9 +93,11 @@ class Transport:
 
     def _client(self, setting: str, url: str) -> Client:
         options = self._config.broker.broker_transport_options
+        server = self._embedded_server(setting, url)
         try:
             return Client(
-                self._server_url(setting, url),
+                url if server is None else f"unix://{quote(str(server.acquire()))}",
+                prepare=nothing if server is None else server.acquire,
                 pool_limit=self._config.broker.broker_pool_limit,
                 connect_timeout_s=(
                     options.socket_connect_timeout or self._config.broker.broker_connection_timeout
@@ -108,13 +108,12 @@ class Transport:
         except ValueError as exc:
             raise ConfigError([Problem(setting, mask_url(url), str(exc))]) from None
 
-    def _server_url(self, setting: str, url: str) -> str:
-        """Return the address of a real server, starting the embedded one where it is named."""
+    def _embedded_server(self, setting: str, url: str) -> EmbeddedServer | None:
+        """Return the embedded server that an address names, None for a server of somebody else."""
         if not url.startswith("embedded:"):
-            return url
+            return None
         try:
             folder = folder_of(url, self._app_name)
         except ValueError as exc:
             raise ConfigError([Problem(setting, url, str(exc))]) from None
-        server = self._embedded.setdefault(str(folder), EmbeddedServer(folder))
-        return f"unix://{quote(server.acquire())}"
+        return self._embedded.setdefault(str(folder), EmbeddedServer(folder))
