@@ -118,11 +118,11 @@ class Tasks(StartStopStep):
                 self._receive(delivery)
             if self.depth:
                 self._left_behind()
-            if not deliveries:
-                self._intake.wait()
-            else:
-                # Let what was admitted begin before the next take.
-                sleep(0)
+            # Let what was admitted begin before the next take.
+            sleep(0)
+            while not (self.depth or self._pool.room <= 0 or self._stopping):
+                if self._intake.wait():
+                    break
 
     def stop_consuming(self) -> None:
         """Make `consume` return soon."""

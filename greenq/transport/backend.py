@@ -283,6 +283,8 @@ class Listener:
             self._thread = None
             connection.close()
             wakeups.close()
+            if self._waker is not None:
+                self._waker.close()
 
     def _resubscribe(self, connection: Connection) -> None:
         with self._lock:

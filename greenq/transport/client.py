@@ -236,8 +236,18 @@ class Connection:
         return answer
 
     def has_answer(self) -> bool:
-        """True if something can be read without waiting; also when the server has hung up."""
-        return self.connected and bool(self._link.can_read(timeout=0))
+        """True if something can be read without waiting.
+
+        Raises:
+            ConnectionLost: the server has hung up.
+        """
+        if not self.connected:
+            return False
+        try:
+            return bool(self._link.can_read(timeout=0))
+        except Exception as exc:
+            self.close()
+            raise _translate(exc, "read", self._client.address) from exc
 
     def wait_readable(self, other: socket.socket, timeout_s: float) -> bool:
         """Wait until this connection, if open, or `other` can be read; False after the timeout."""

@@ -94,6 +94,8 @@ class Intake:
         ]
         self._first = self._waiters[0]
         self._client = client
+        # False when the server cannot announce changes of the watched lists.
+        self._announced = True
         self._woken = False
 
     @property
@@ -127,12 +129,13 @@ class Intake:
     def wait(self) -> bool:
         """Wait until there is work, about two seconds, or `wake`; True when a take will find some.
 
-        Call it after a take that found nothing: what came in between ends the wait at once.
+        Call it after a take that left nothing: what came in between ends the wait at once.
         Switches: yes. Raises OperationalError when the server is lost.
         """
         self._woken = False
-        if self._watch():
-            return True
+        return self._watch() or self._block_all() or (not self._woken and self._left_over())
+
+    def _block_all(self) -> bool:
         if len(self._waiters) == 1:
             return self._block(self._first)
         answers = run_all([(f"wait {w.source}", partial(self._block, w)) for w in self._waiters])
@@ -148,6 +151,11 @@ class Intake:
         """Close the connections; a message that is handed over just now stays in the inbox."""
         for waiter in self._waiters:
             waiter.connection.close()
+
+    def _left_over(self) -> bool:
+        """Look for what no wait is told of: messages handed to a worker that died."""
+        lists = self._inboxes if self._announced else [*self._inboxes, *self._watched]
+        return bool(self._first.connection.call("EXISTS", *lists))
 
     def _watch(self) -> bool:
         """Have changes of the watched lists announced; True if one of them has messages already."""
@@ -167,7 +175,8 @@ class Intake:
         except ServerError as exc:
             # Some proxies and managed servers refuse it: the take after each wait looks there
             # instead.
-            _log.info("changes of %s are looked for, not announced: %s", self._watched, exc)
+            _log.info("changes of %s are looked for every %d s: %s", self._watched, _BLOCK_S, exc)
+            self._announced = False
             answers = [0]
         return bool(answers[-1])
 

@@ -27,9 +27,7 @@ if redis.call('HEXISTS', KEYS[1], prefix .. first) == 1 then
     end
   end
 else
-  local now = redis.call('TIME')
-  local score = now[1] .. '.' .. string.format('%06d', tonumber(now[2]))
-  local records, scores, left = {}, {}, most
+  local records, tags, left = {}, {}, most
   for group = 0, (#KEYS - 2) / queues - 1 do
     local open = {}
     for i = 0, queues - 1 do open[#open + 1] = (turn + i) % queues + 1 end
@@ -44,8 +42,7 @@ else
             left = left - 1
             records[#records + 1] = tag
             records[#records + 1] = '[' .. message .. ARGV[5 + q]
-            scores[#scores + 1] = score
-            scores[#scores + 1] = tag
+            tags[#tags + 1] = tag
             reply[#reply + 1] = q
             reply[#reply + 1] = message
           end
@@ -55,13 +52,23 @@ else
       open = still
     end
   end
-  -- In portions: Lua hands at most some thousand values to one call.
-  for i = 1, #records, 1000 do
-    local last = math.min(i + 999, #records)
-    redis.call('HSET', KEYS[1], unpack(records, i, last))
-    redis.call('ZADD', KEYS[2], unpack(scores, i, last))
+  if #tags > 0 then
+    local now, scores = redis.call('TIME'), {}
+    local score = now[1] .. '.' .. string.format('%06d', tonumber(now[2]))
+    for i, tag in ipairs(tags) do
+      scores[2 * i - 1] = score
+      scores[2 * i] = tag
+    end
+    -- In portions: Lua hands at most some thousand values to one call.
+    for i = 1, #records, 1000 do
+      local last = math.min(i + 999, #records)
+      redis.call('HSET', KEYS[1], unpack(records, i, last))
+      redis.call('ZADD', KEYS[2], unpack(scores, i, last))
+    end
   end
+  if left > 0 then return reply end
 end
 
+-- Only a take that got all it asked for can have left something.
 for i = 3, #KEYS do reply[1] = reply[1] + redis.call('LLEN', KEYS[i]) end
 return reply

@@ -1,0 +1,158 @@
+"""What `greenq demo` measured, and how that reads: figures, table rows, two charts. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_CHART_ROWS = 8
+_LABEL = 7
+# Every so many columns the time axis has a label.
+_TICK_COLUMNS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The worker and its queue at one moment.
+
+    Attributes:
+        at_s: seconds since the burst began.
+        succeeded, failed: tasks that have ended.
+        running: tasks in flight.
+        size: slots of the pool.
+        depth: messages in the queue.
+    """
+
+    at_s: float
+    succeeded: int
+    failed: int
+    running: int
+    size: int
+    depth: int
+
+    @property
+    def done(self) -> int:
+        """Count the tasks that have ended."""
+        return self.succeeded + self.failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """One finished run.
+
+    Attributes:
+        total, succeeded: tasks; by the results that were read back.
+        reasons: why the others failed, with counts.
+        seconds: from the burst's begin until the last outcome was written.
+        sent_s: what of this the sending took.
+        ideal_s: what `most` at once need at least; None when the answers' times are not known beforehand.
+        response_s: all fetches' own times together.
+        least, most: limits of the pool's size.
+        peak, peak_at_s: most tasks in flight, and when that was reached.
+        commands, reads: what the server carried out, and its reads from sockets (round trips).
+        connections: what the worker held at the end of the burst.
+        cpu_s: processor time of the worker's process.
+        samples: over time, from the burst on.
+    """
+
+    total: int
+    succeeded: int
+    reasons: Mapping[str, int]
+    seconds: float
+    sent_s: float
+    ideal_s: float | None
+    response_s: float
+    least: int
+    most: int
+    peak: int
+    peak_at_s: float
+    commands: int
+    reads: int
+    connections: int
+    cpu_s: float
+    samples: Sequence[Sample]
+
+
+def rows(figures: Figures) -> list[tuple[str, str, str]]:
+    """Return the table: what, how much, and what to compare it with."""
+    f = figures
+    if f.ideal_s is None:
+        beside = f"one after the other: {f.response_s:,.1f}"
+    else:
+        beside = f"ideal {f.ideal_s:.2f}: all at once but for the limit of {f.most:,}"
+    return [
+        ("succeeded", f"{f.succeeded:,}", f"of {f.total:,}, by their stored results"),
+        ("failed", f"{f.total - f.succeeded:,}", ""),
+        ("seconds", f"{f.seconds:.2f}", beside),
+        ("", "", f"sending took {f.sent_s:.2f} of them, meanwhile"),
+        ("fetches a second", f"{f.total / f.seconds:,.0f}", ""),
+        ("peak concurrency", f"{f.peak:,}", f"{f.peak_at_s:.2f} s after the burst began"),
+        ("Redis commands a task", f"{f.commands / f.total:.2f}", "sending and working together"),
+        ("round trips a task", f"{f.reads / f.total:.2f}", "sending (1) and working together"),
+        ("worker's connections", f"{f.connections}", "to Redis, at the end of the burst"),
+        ("worker's processor time", f"{f.cpu_s:.2f} s", f"{f.cpu_s / f.total * 1e6:.0f} µs a task"),
+    ]
+
+
+def charts(figures: Figures, columns: int) -> list[str]:
+    """Draw pool size over queue depth, on one time axis, `columns` wide."""
+    width = max(_TICK_COLUMNS, columns - _LABEL - 2)
+    end_s = figures.samples[-1].at_s
+    at = [sample.at_s for sample in figures.samples]
+    sizes = resample(at, [sample.size for sample in figures.samples], end_s, width)
+    depths = resample(at, [sample.depth for sample in figures.samples], end_s, width)
+    return [
+        f"pool size, {figures.least:,} to {figures.most:,}",
+        *_chart(sizes),
+        "",
+        "queue depth",
+        *_chart(depths),
+        *_axis(end_s, width),
+    ]
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Draw values as one line of blocks, the largest one full."""
+    most = max(values, default=0.0)
+    if most <= 0:
+        return _BLOCKS[1] * len(values)
+    return "".join(_BLOCKS[max(1, round(value / most * 8))] for value in values)
+
+
+def resample(
+    at_s: Sequence[float], values: Sequence[int], end_s: float, width: int
+) -> list[int]:
+    """Return one value for each of `width` equal spans: the largest in it, or else the last before."""
+    found: list[int | None] = [None] * width
+    for moment, value in zip(at_s, values, strict=True):
+        column = min(int(moment / end_s * width), width - 1) if end_s > 0 else 0
+        found[column] = max(value, found[column] or 0)
+    filled, last = [], values[0]
+    for value in found:
+        last = last if value is None else value
+        filled.append(last)
+    return filled
+
+
+def _chart(values: Sequence[int]) -> list[str]:
+    most = max(*values, 1)
+    # In eighths of a row; whatever is there at all shows.
+    heights = [-(-value * _CHART_ROWS * 8 // most) for value in values]
+    lines = []
+    for row in reversed(range(_CHART_ROWS)):
+        label = f"{most:,}" if row == _CHART_ROWS - 1 else "0" if row == 0 else ""
+        blocks = "".join(_BLOCKS[min(max(height - row * 8, 0), 8)] for height in heights)
+        lines.append(f"{label:>{_LABEL}} ┤{blocks}".rstrip())
+    return lines
+
+
+def _axis(end_s: float, width: int) -> list[str]:
+    line = "".join("┬" if column % _TICK_COLUMNS == 0 else "─" for column in range(width))
+    labels = ""
+    for column in range(0, width - 4, _TICK_COLUMNS):
+        labels = f"{labels:<{column}}{end_s * column / width:.1f} s"
+    return [f"{'':>{_LABEL}} └{line}", f"{'':>{_LABEL}}  {labels}"]
