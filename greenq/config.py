@@ -61,8 +61,9 @@ def _shown(name: str, value: object) -> object:
         return _HIDDEN
     if isinstance(value, Mapping):
         return {key: _shown(str(key), item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_shown(name, item) for item in value)
+    if isinstance(value, (list, tuple)):
+        shown = [_shown(name, item) for item in value]
+        return shown if isinstance(value, list) else tuple(shown)
     if isinstance(value, str):
         masked = mask_url(value)
         return masked if len(masked) <= _SHOWN_CHARS else masked[:_SHOWN_CHARS] + "…"
@@ -216,6 +217,9 @@ _URL = re.compile(r"(embedded|unix|sentinels?|(redis|rediss|valkey|valkeys)(\+[a
 
 def _url(*, also: str = "") -> Kind:
     def accept(value: object) -> str:
+        # Celery's own default, which a program may pass on for "not set".
+        if value is None:
+            return ""
         if not isinstance(value, str):
             raise ValueError("must be a URL as text")
         if value and value != also and not _URL.fullmatch(value):
@@ -756,8 +760,8 @@ def _modern_name(name: str) -> str | None:
 def settings_from_object(source: object, namespace: str | None = None) -> dict[str, object]:
     """Return the settings in `source`: a mapping, any object, or one named "module[:attribute]".
 
-    Of an object its public lower-case attributes count, except modules, functions and classes. With
-    a `namespace`, such as "CELERY" in Django's settings, exactly the upper-case names that begin with
+    Of an object its public lower-case attributes count, except modules, functions and classes.
+    With a `namespace`, such as "CELERY" in Django's settings, the upper-case names that begin with
     it and an underscore count, and lose that prefix. The values are not checked yet.
 
     Raises: ConfigError: no such module or attribute.
@@ -808,14 +812,15 @@ def _load(path: str) -> object:
 
 
 ENV_PREFIX: Final = "GREENQ_"
-_NOT_SETTINGS: Final = frozenset({"GREENQ_DATA"})
+_NOT_SETTINGS: Final = frozenset({"GREENQ_APP", "GREENQ_DATA", "GREENQ_RUN"})
 
 
 def settings_from_env(environ: Mapping[str, str]) -> dict[str, object]:
     """Return the settings in `environ`: GREENQ_BROKER_URL is broker_url, and so on.
 
     Truth values are true, false, 1 or 0; lists are separated by commas or are JSON; mappings are
-    JSON; None is none. GREENQ_DATA is the embedded server's folder and no setting.
+    JSON; None is none. No settings are GREENQ_APP (the command line's app), GREENQ_DATA (the
+    embedded server's folder) and GREENQ_RUN (supervisord's folder).
 
     Raises: ConfigError: a variable names no setting, or cannot be read as its type.
     """

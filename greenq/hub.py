@@ -125,8 +125,9 @@ class Hub(StartStopStep):
     name = "Hub"
     requires = ("Timer",)
 
-    def __init__(self) -> None:
-        """Prepare; the loop itself runs since gevent was imported."""
+    def __init__(self, lag_warning_s: float = 1.0) -> None:
+        """Prepare to measure; a lag of `lag_warning_s` seconds or more is logged."""
+        self._lag_warning_s = lag_warning_s
         # Own greenlet only.
         self._watcher: Greenlet | None = None
         self._signals: list[Any] = []
@@ -163,6 +164,12 @@ class Hub(StartStopStep):
             self.max_lag_s = max(self.max_lag_s, self.lag_s)
             self.busy = (used - cpu) / (now - wall)
             wall, cpu = now, used
+            if self.lag_s >= self._lag_warning_s:
+                _log.warning(
+                    "the hub was blocked for %.1f s: a task computed, or waited outside gevent, "
+                    "and all others stood still",
+                    self.lag_s,
+                )
 
 
 def _print_exception(context: object, kind: Any, value: Any, trace: Any) -> None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypedDict
 from zoneinfo import ZoneInfo
 
-from greenq.errors import EncodeError, OperationalError, ServerError
+from greenq.errors import ConfigError, EncodeError, OperationalError, Problem, ServerError
 from greenq.protocol import envelope
 from greenq.protocol.message import TaskMessage, encode, parse_time, saferepr
 from greenq.routing import Router, bound_queues
@@ -111,6 +111,8 @@ class Producer:
         now = datetime.now(UTC)
         route = self._router.route(task)
         queue = options.get("queue") or options.get("routing_key") or route.queue
+        if not self._config.task_create_missing_queues:
+            self._check_declared(task, queue)
         task_id = options.get("task_id") or str(uuid.uuid4())
         expires, expiration = self._expires(options.get("expires"), now)
         message = TaskMessage(
@@ -148,6 +150,12 @@ class Producer:
             **{name: options[name] for name in _PROPERTIES if options.get(name) is not None},
         )
         return Outgoing(task_id=task_id, queue=queue, priority=priority, text=text)
+
+    def _check_declared(self, task: str, queue: str) -> None:
+        known = self._config.task_queues or (self._config.task_default_queue,)
+        if queue not in known:
+            reason = f"task {task} goes there, but task_queues has only {', '.join(known)}"
+            raise ConfigError([Problem("queue", queue, reason)])
 
     def write(
         self,

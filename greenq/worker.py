@@ -77,7 +77,7 @@ class Worker:
         self._ended = Event()
         transport = app.transport
         self.timer = Timer()
-        self.hub = Hub()
+        self.hub = Hub(config.worker.worker_hub_lag_warning)
         self.outbox = Outbox(transport)
         executor = Executor(
             config=config.task,
@@ -130,6 +130,7 @@ class Worker:
             Connection(transport, self.queues),
             self.tasks,
             retry_at_start=config.broker.broker_connection_retry_on_startup,
+            max_retries=config.broker.broker_connection_max_retries,
             gave_up=self._give_up,
         )
         steps: list[Step | None] = [

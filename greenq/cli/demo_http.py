@@ -1,8 +1,8 @@
 """The web server that `greenq demo` fetches from: every GET is answered after 200 ms.
 
-It runs in a process of its own, by its path and alone (``python -I -S demo_http.py``), so it imports the
-standard library only. It prints its port, and ends when its standard input does: with the demo, however
-that ends.
+It runs in a process of its own, by its path and alone (``python -I -S demo_http.py``), so it
+imports the standard library only. It prints its port, and ends when its standard input does: with
+the demo, however that ends.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ DELAY_S = 0.2
 
 _BODY = b"hello from the demo's web server\n"
 _ANSWER = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
-    % (len(_BODY), _BODY)
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_BODY), _BODY)
 )
 # Room for every connection of a burst before the loop has accepted the first.
 _BACKLOG = 4096

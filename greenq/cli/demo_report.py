@@ -49,8 +49,8 @@ class Figures:
         reasons: why the others failed, with counts.
         seconds: from the burst's begin until the last outcome was written.
         sent_s: what of this the sending took.
-        ideal_s: what `most` at once need at least; None when the answers' times are not known beforehand.
-        response_s: all fetches' own times together.
+        ideal_s: what `most` at once need at least; None when the answers' times are not known.
+        response_s: the succeeded fetches' own times together.
         least, most: limits of the pool's size.
         peak, peak_at_s: most tasks in flight, and when that was reached.
         commands, reads: what the server carried out, and its reads from sockets (round trips).
@@ -81,20 +81,24 @@ def rows(figures: Figures) -> list[tuple[str, str, str]]:
     """Return the table: what, how much, and what to compare it with."""
     f = figures
     if f.ideal_s is None:
-        beside = f"one after the other: {f.response_s:,.1f}"
+        beside = f"the {f.succeeded:,} answers' own times add up to {f.response_s:,.1f}"
     else:
-        beside = f"ideal {f.ideal_s:.2f}: all at once but for the limit of {f.most:,}"
+        beside = f"ideal {f.ideal_s:.2f}, with {f.most:,} at once"
     return [
         ("succeeded", f"{f.succeeded:,}", f"of {f.total:,}, by their stored results"),
         ("failed", f"{f.total - f.succeeded:,}", ""),
         ("seconds", f"{f.seconds:.2f}", beside),
         ("", "", f"sending took {f.sent_s:.2f} of them, meanwhile"),
-        ("fetches a second", f"{f.total / f.seconds:,.0f}", ""),
+        ("fetches a second", f"{f.total / f.seconds:,.1f}", ""),
         ("peak concurrency", f"{f.peak:,}", f"{f.peak_at_s:.2f} s after the burst began"),
         ("Redis commands a task", f"{f.commands / f.total:.2f}", "sending and working together"),
         ("round trips a task", f"{f.reads / f.total:.2f}", "sending (1) and working together"),
         ("worker's connections", f"{f.connections}", "to Redis, at the end of the burst"),
-        ("worker's processor time", f"{f.cpu_s:.2f} s", f"{f.cpu_s / f.total * 1e6:.0f} µs a task"),
+        (
+            "worker's processor time",
+            f"{f.cpu_s:.2f} s",
+            f"{f.cpu_s / f.total * 1e6:,.0f} µs a task",
+        ),
     ]
 
 
@@ -123,17 +127,15 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(_BLOCKS[max(1, round(value / most * 8))] for value in values)
 
 
-def resample(
-    at_s: Sequence[float], values: Sequence[int], end_s: float, width: int
-) -> list[int]:
-    """Return one value for each of `width` equal spans: the largest in it, or else the last before."""
+def resample(at_s: Sequence[float], values: Sequence[int], end_s: float, width: int) -> list[int]:
+    """Return a value for each of `width` equal spans: the largest in it, else the last before."""
     found: list[int | None] = [None] * width
     for moment, value in zip(at_s, values, strict=True):
         column = min(int(moment / end_s * width), width - 1) if end_s > 0 else 0
         found[column] = max(value, found[column] or 0)
     filled, last = [], values[0]
-    for value in found:
-        last = last if value is None else value
+    for value_or_none in found:
+        last = last if value_or_none is None else value_or_none
         filled.append(last)
     return filled
 

@@ -1,7 +1,7 @@
-"""The sender of `greenq demo`: a process of its own, as a web application would be, without gevent.
+"""The sender of `greenq demo`: a process of its own, like a web application, without gevent.
 
-``python -m greenq.cli.demo_send <broker URL>`` says ``ready``, reads URLs from standard input, one a line,
-sends a fetch for each, and writes one line of JSON: how long that took and the tasks' ids.
+``python -m greenq.cli.demo_send <broker URL>`` says ``ready``, reads URLs from standard input, one
+a line, sends a fetch for each, and writes a line of JSON: how long that took and the tasks' ids.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def load_fetch(broker_url: str) -> Any:
     spec.loader.exec_module(module)
     # The demo watches the pool grow and shrink, so it keeps an idle pool large for one second only.
     module.app.conf.update(
-        broker_url=broker_url, result_backend=None, worker_autoscale_keepalive=1.0
+        broker_url=broker_url, result_backend=broker_url, worker_autoscale_keepalive=1.0
     )
     return module.fetch
 

@@ -1,4 +1,4 @@
-"""What `greenq demo` shows while it runs: a live display, or plain lines where there is no terminal."""
+"""What `greenq demo` shows while it runs: a live display, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ class Display:
 
     def _line(self, sample: Sample, rate: float) -> str:
         return (
-            f"{sample.at_s:5.1f} s  {sample.done:>6,} of {self._total:,} done, {sample.failed:,} failed"
-            f"   in flight {sample.running:>4,}   pool {sample.size:>4,}   queue {sample.depth:>6,}"
-            f"   {rate:>6,.0f}/s"
+            f"{sample.at_s:5.1f} s   {sample.done:,} of {self._total:,} done, "
+            f"{sample.failed:,} failed, {sample.running:,} in flight, pool {sample.size:,}, "
+            f"queue {sample.depth:,}, {rate:,.0f}/s"
         )
 
     def _picture(self, sample: Sample, rate: float) -> RenderableType:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import greenq
 from greenq import log
@@ -31,8 +31,14 @@ def run(args: argparse.Namespace) -> int:
         app.conf.broker_url = args.broker
     if args.result_backend:
         app.conf.result_backend = args.result_backend
-    color = False if args.no_color else app.config.worker.worker_log_color
-    log.setup(args.loglevel, logfile=args.logfile, color=color)
+    settings = app.config.worker
+    color = False if args.no_color else settings.worker_log_color
+    log.setup(
+        args.loglevel,
+        logfile=args.logfile,
+        color=color,
+        hijack_root=settings.worker_hijack_root_logger,
+    )
     worker = Worker(
         app,
         queues=args.queues,
@@ -41,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         hostname=args.hostname,
     )
     if not args.quiet:
-        sys.stdout.write(banner(app, worker, color=_wants_color(sys.stdout, color)))
+        sys.stdout.write(banner(app, worker, color=log.wants_color(sys.stdout, color)))
         sys.stdout.flush()
     try:
         return worker.run()
@@ -73,9 +79,3 @@ def banner(app: Greenq, worker: Worker, *, color: bool) -> str:
     if len(names) > _SHOWN_TASKS:
         lines.append(f"    and {len(names) - _SHOWN_TASKS} more")
     return "\n".join(lines) + "\n\n"
-
-
-def _wants_color(stream: TextIO, wanted: bool | None) -> bool:
-    if wanted is not None:
-        return wanted
-    return stream.isatty() and "NO_COLOR" not in os.environ

@@ -43,12 +43,22 @@ class Consumer(StartStopStep):
         tasks: Tasks,
         *,
         retry_at_start: bool,
+        max_retries: int | None,
         gave_up: Callable[[Exception], None],
     ) -> None:
-        """Make the blueprint; `gave_up` is called when it cannot go on at all."""
+        """Make the blueprint.
+
+        Args:
+            connection: its first step.
+            tasks: the step that consumes.
+            retry_at_start: try again when the server cannot be reached at first.
+            max_retries: how often to try again in a row; None for ever.
+            gave_up: called when it cannot go on at all.
+        """
         self.tasks = tasks
         self.blueprint = Blueprint("consumer", [connection, tasks])
         self._retry_at_start = retry_at_start
+        self._max_retries = max_retries
         self._gave_up = gave_up
         self._stopping = Event()
         self._greenlet: Greenlet | None = None
@@ -69,16 +79,18 @@ class Consumer(StartStopStep):
         self.blueprint.stop()
 
     def _run(self) -> None:
-        pause_s, was_up = _PAUSE_FIRST_S, False
+        pause_s, was_up, failures = _PAUSE_FIRST_S, False, 0
         while not self._stopping.is_set():
             try:
                 self.blueprint.start()
-                pause_s, was_up = _PAUSE_FIRST_S, True
+                pause_s, was_up, failures = _PAUSE_FIRST_S, True, 0
                 self.tasks.consume()
             except OperationalError as exc:
                 self.blueprint.stop()
                 hopeless = isinstance(exc, AccessRefused) or not self._retry_at_start
-                if hopeless and not was_up:
+                failures += 1
+                spent = self._max_retries is not None and failures > self._max_retries
+                if spent or (hopeless and not was_up):
                     self._gave_up(exc)
                     return
                 pause_s = self._pause(exc, pause_s)

@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The listener's connection is checked with a PING after this much silence, and given up for dead
-# when the answer does not come within the client's timeout.
-_SILENCE_S = 10.0
-
 _RETRY_MOST_S = 1.0
 
 
@@ -48,6 +44,7 @@ class Backend:
         config: ResultConfig,
         accept_content: tuple[str, ...],
         max_bytes: int,
+        silence_s: float,
     ) -> None:
         """Read and write results as `config` says.
 
@@ -57,6 +54,7 @@ class Backend:
             config: the result section of the settings.
             accept_content: what may be read unless ``result_accept_content`` says otherwise.
             max_bytes: bound of a result before it is decoded.
+            silence_s: seconds of silence after which a listening connection is checked.
         """
         self._client = client
         self._keys = keys
@@ -64,7 +62,7 @@ class Backend:
         names = config.result_accept_content or (*accept_content, config.result_serializer)
         self._accept = serialize.accepted(names)
         self._max_bytes = max_bytes
-        self._listener = Listener(client)
+        self._listener = Listener(client, silence_s)
 
     def store_commands(
         self,
@@ -204,9 +202,14 @@ class Listener:
     whoever waits is told to look at the stored state again.
     """
 
-    def __init__(self, client: Client) -> None:
-        """Prepare; the connection and the thread come with the first wait."""
+    def __init__(self, client: Client, silence_s: float) -> None:
+        """Prepare; the connection and the thread come with the first wait.
+
+        After `silence_s` seconds without a word the connection is checked with a PING, and given up
+        for dead when the answer does not come within the client's timeout.
+        """
         self._client = client
+        self._silence_s = silence_s
         self._lock = threading.Lock()
         self._reset()
 
@@ -299,7 +302,7 @@ class Listener:
             changes, self._changes = self._changes, []
         if changes:
             connection.send(changes)
-        if not connection.wait_readable(wakeups, _SILENCE_S):
+        if not connection.wait_readable(wakeups, self._silence_s):
             # Long silence: a dead peer does not answer, and the read's timeout says so.
             if connection.connected and self._channels:
                 connection.send([("PING",)])

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _DISABLED = "disabled://"
 
+# Check of a listening connection when health_check_interval is 0, which means: not on every use.
+_SILENCE_S = 10.0
+
 
 class Transport:
     """An app's server for messages and its server for results, usually the same one.
@@ -63,6 +66,7 @@ class Transport:
                 config.result,
                 config.task.accept_content,
                 config.task.task_max_result_bytes,
+                options.health_check_interval or _SILENCE_S,
             )
 
     @property
