@@ -1,0 +1,73 @@
+# Needs make and Python 3.11 or later with its venv module; everything else goes into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
+RUN_STAMP := .venv/.installed-demo
+DEV_STAMP := .venv/.installed-dev
+INPUTS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench docs clean
+.DELETE_ON_ERROR:
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: $(DEV_STAMP)  ## install greenq and everything its developers need into .venv
+
+demo: $(RUN_STAMP)  ## see 5,000 fetches run, 500 at a time; installs only what that needs
+	@$(BIN)/greenq demo
+
+test: $(DEV_STAMP)  ## run all tests
+	@$(BIN)/python -m pytest
+
+check: $(DEV_STAMP)  ## everything that must pass before a change is accepted; what CI runs
+	@echo "==> format"
+	@$(BIN)/ruff format --check .
+	@echo "==> lint"
+	@$(BIN)/ruff check .
+	@echo "==> types"
+	@$(BIN)/mypy greenq $(wildcard tests/typing)
+	@echo "==> imports"
+	@$(BIN)/lint-imports --no-logo
+	@echo "==> docs/settings.md is up to date"
+	@$(BIN)/python docs/make_settings.py --check
+	@echo "==> tests, with coverage"
+	@$(BIN)/coverage run -m pytest
+	@$(BIN)/coverage report
+
+bench: $(DEV_STAMP)  ## measure against Celery; takes a few minutes
+	@$(BIN)/python -m benchmarks
+
+docs: $(DEV_STAMP)  ## build the documentation into docs/_build/html
+	@echo "==> building the documentation"
+	@$(BIN)/python docs/make_settings.py
+	@$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+clean:  ## remove .venv and everything else that was made here
+	@rm -rf .venv build dist docs/_build *.egg-info .coverage* .*_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "$(PYTHON) is not installed: greenq needs Python 3.11 or later"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$$($(PYTHON) --version 2>&1) is too old: greenq needs 3.11 or later;" \
+	    "name one with: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "Python's venv module is missing: install it" \
+	    "(Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@echo "==> making .venv"
+	@$(PYTHON) -m venv .venv
+
+$(RUN_STAMP): $(INPUTS) | $(BIN)/python
+	@echo "==> installing greenq and the embedded server"
+	@$(PIP) install -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(DEV_STAMP): $(INPUTS) | $(BIN)/python
+	@echo "==> installing greenq and its development tools"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $(RUN_STAMP) $@

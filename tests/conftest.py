@@ -1,0 +1,23 @@
+"""Fixtures of all tests that need a real server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers import Server, valkey
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[Server]:
+    """One Valkey for the whole run; not flushed, so workers of a whole module may use it."""
+    with valkey() as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Server:
+    """The shared Valkey, empty at the start of each test."""
+    shared_server.flush()
+    return shared_server

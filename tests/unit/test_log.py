@@ -1,0 +1,146 @@
+"""The command line's log: format, colour, task name and id, and whose handlers stay."""
+
+from __future__ import annotations
+
+import contextvars
+import io
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from greenq import log
+from greenq.errors import ConfigError
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def root_logger(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
+    """The root logger, which is afterwards as it was before."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield root
+    for handler in root.handlers:
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def in_task(name: str, task_id: str, logger: logging.Logger, message: str) -> None:
+    """Log `message` as a task would, in a context of its own."""
+
+    def run() -> None:
+        log.task_log_context.set((name, task_id))
+        logger.warning(message)
+
+    contextvars.copy_context().run(run)
+
+
+def test_line_has_time_level_process_and_message() -> None:
+    stream = io.StringIO()
+    log.setup("info", stream=stream)
+    logging.getLogger("x").info("hello %s", "you")
+    logging.getLogger("x").debug("not this")
+    line = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}: INFO/MainProcess\] hello you\n"
+    assert re.fullmatch(line, stream.getvalue())
+
+
+def test_line_of_a_task_has_its_name_and_id() -> None:
+    stream = io.StringIO()
+    log.setup("INFO", stream=stream)
+    in_task("proj.add", "id-1", log.get_task_logger("proj"), "adding")
+    log.get_task_logger("proj").warning("outside")
+    inside, outside = stream.getvalue().splitlines()
+    assert inside.endswith("WARNING/MainProcess] proj.add[id-1]: adding")
+    assert outside.endswith("WARNING/MainProcess] outside")
+
+
+def test_own_line_about_a_task_is_not_marked_twice() -> None:
+    stream = io.StringIO()
+    log.setup("INFO", stream=stream)
+    in_task("proj.add", "id-1", logging.getLogger("greenq.execute"), "Task proj.add[id-1] failed")
+    assert stream.getvalue().endswith("MainProcess] Task proj.add[id-1] failed\n")
+
+
+def test_fields_are_there_for_a_users_own_format() -> None:
+    record = logging.LogRecord("x", logging.INFO, "x.py", 1, "m", None, None)
+    assert log.add_task(record)
+    assert logging.Formatter("%(task_name)s %(task_id)s %(message)s").format(record) == (
+        "None None m"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stream", "wanted", "no_color", "colored"),
+    [
+        (Terminal(), None, "", True),
+        (Terminal(), None, "1", False),
+        (Terminal(), False, "", False),
+        (Terminal(), True, "1", True),
+        (io.StringIO(), None, "", False),
+        (io.StringIO(), True, "", True),
+    ],
+)
+def test_colour_is_for_terminals_unless_said_otherwise(
+    stream: io.StringIO,
+    wanted: bool | None,
+    no_color: str,
+    colored: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    log.setup("INFO", color=wanted, stream=stream)
+    logging.getLogger("x").error("bad")
+    logging.getLogger("x").info("plain")
+    first, second = stream.getvalue().splitlines()
+    assert (first.startswith("\033[31m") and first.endswith("\033[0m")) is colored
+    assert "\033" not in second
+
+
+def test_logfile_is_appended_to_without_colour(tmp_path: Path) -> None:
+    file = tmp_path / "worker.log"
+    file.write_text("before\n")
+    stream = Terminal()
+    log.setup("INFO", logfile=file, stream=stream)
+    logging.getLogger("x").error("naïve")
+    before, line = file.read_text(encoding="utf-8").splitlines()
+    assert before == "before"
+    assert line.startswith("[")
+    assert line.endswith("naïve")
+    assert stream.getvalue() == ""
+
+
+def test_setting_up_again_replaces_the_handler() -> None:
+    first, second = io.StringIO(), io.StringIO()
+    log.setup("INFO", stream=first)
+    log.setup("INFO", stream=second)
+    logging.getLogger("x").info("once")
+    assert first.getvalue() == ""
+    assert second.getvalue().count("once") == 1
+
+
+def test_handlers_stay_when_the_root_logger_is_not_hijacked(root_logger: logging.Logger) -> None:
+    mine = logging.StreamHandler(io.StringIO())
+    root_logger.addHandler(mine)
+    handlers = root_logger.handlers[:]
+    log.setup("DEBUG", hijack_root=False)
+    assert root_logger.handlers == handlers
+    assert root_logger.level == logging.DEBUG
+
+
+def test_unknown_level_and_unwritable_file_are_config_errors(
+    tmp_path: Path, root_logger: logging.Logger
+) -> None:
+    handlers = root_logger.handlers[:]
+    with pytest.raises(ConfigError, match="must be one of DEBUG, INFO"):
+        log.setup("LOUD")
+    with pytest.raises(ConfigError, match="cannot be written: No such file"):
+        log.setup("INFO", logfile=tmp_path / "missing" / "x.log")
+    assert root_logger.handlers == handlers
