@@ -18,10 +18,11 @@ from typing import (
     overload,
 )
 
-from greenq.config import Config, settings_from_env, settings_from_object
+from greenq.config import Config
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
 from greenq.producer import Producer, SendOptions
 from greenq.result import AsyncResult
+from greenq.sources import settings_from_env, settings_from_object
 from greenq.task import Task, current_context
 from greenq.transport.links import Transport
 

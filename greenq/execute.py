@@ -29,6 +29,7 @@ from greenq.transport.outbox import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import FrameType
 
     from greenq.config import TaskConfig
     from greenq.producer import Producer
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from greenq.worker_state import WorkerState
 
 _log = logging.getLogger(__name__)
+
+# What is kept of the texts of an outcome that cannot be stored as it is.
+_STORED_CHARS = 4000
 
 
 class Outcome(NamedTuple):
@@ -148,11 +152,15 @@ class Executor:
             what = f"the result of {request} cannot be stored: {exc}"
         except Exception as exc:
             # The value's own repr, __json__ or __reduce__ may fail in any way.
-            what = f"the result of {request} cannot be stored: {type(exc).__name__}: {exc}"
-        failure = Outcome(FAILURE, EncodeError(what), outcome.traceback)
-        if outcome.state != SUCCESS:
-            failure = Outcome(outcome.state, EncodeError(what), outcome.traceback)
-        return failure, self._store(request, context, failure)
+            what = f"the result of {request} cannot be stored: {type(exc).__name__}: {_text(exc)}"
+        failure = Outcome(
+            FAILURE if outcome.state == SUCCESS else outcome.state,
+            EncodeError(what[:_STORED_CHARS]),
+            outcome.traceback and outcome.traceback[-_STORED_CHARS:],
+        )
+        commands = self._store(request, context, failure, bare=True)
+        # Where the message goes, a retry's next run or a rejection's dead letter, is the outcome's.
+        return (failure if outcome.state == SUCCESS else outcome), commands
 
     def _is_stored(self, request: Request, outcome: Outcome) -> bool:
         if not self._transport.stores_results:
@@ -167,7 +175,10 @@ class Executor:
         own = task.store_errors_even_if_ignored
         return self._config.task_store_errors_even_if_ignored if own is None else own
 
-    def _store(self, request: Request, context: Context, outcome: Outcome) -> list[Command]:
+    def _store(
+        self, request: Request, context: Context, outcome: Outcome, *, bare: bool = False
+    ) -> list[Command]:
+        """Return the commands that store a state; `bare`, without what may be too large in it."""
         message, value = request.message, outcome.value
         if outcome.state == RETRY and isinstance(value, Retry):
             value = value.exc or value
@@ -176,11 +187,13 @@ class Executor:
             outcome.state,
             value,
             traceback=outcome.traceback,
-            children=tuple([[child.id, None], None] for child in context.children),
+            children=() if bare else _children(context),
             date_done=None if outcome.state == RETRY else datetime.now(UTC).isoformat(),
             group_id=message.group,
             parent_id=message.parent_id,
-            extended={
+            extended=None
+            if bare
+            else {
                 "name": message.task,
                 "args": message.args,
                 "kwargs": message.kwargs,
@@ -190,7 +203,7 @@ class Executor:
             },
         )
         size_bytes = len(commands[0][-1])
-        if size_bytes > self._config.task_max_result_bytes:
+        if size_bytes > self._config.task_max_result_bytes and not bare:
             raise EncodeError(
                 f"it has {size_bytes} bytes, more than task_max_result_bytes = "
                 f"{self._config.task_max_result_bytes}; store it elsewhere and return where"
@@ -308,6 +321,19 @@ class Executor:
         _call_hooks(request, outcome)
 
 
+def running_task(frame: FrameType | None) -> str | None:
+    """Name the task, with its id, that a frame or one of its callers belongs to; None if none.
+
+    For the thread that watches the hub: which greenlet runs can be seen from there by its frames
+    only.
+    """
+    while frame is not None:
+        if frame.f_code is Executor.__call__.__code__:
+            return str(frame.f_locals["request"])
+        frame = frame.f_back
+    return None
+
+
 def _run(task: Task[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
     """Call the task and turn every way to end into an outcome."""
     try:
@@ -343,6 +369,10 @@ def _retry_by_itself(task: Task[..., Any], exc: BaseException) -> Outcome:
     except BaseException as last:
         # No retries are left: this is `exc` itself, or MaxRetriesExceededError.
         return Outcome(FAILURE, last, _trace(last))
+
+
+def _children(context: Context) -> tuple[object, ...]:
+    return tuple([[child.id, None], None] for child in context.children)
 
 
 def _call_hooks(request: Request, outcome: Outcome) -> None:

@@ -7,6 +7,7 @@ imported in three modules only: here, pool.py and timer.py.
 from __future__ import annotations
 
 import logging
+import os
 import signal as signals
 import sys
 import time
@@ -22,7 +23,9 @@ from greenq.errors import ImportedTooEarly
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["Event", "Greenlet", "Hub", "join_all", "patch", "run_all", "sleep", "spawn"]
+__all__ = [
+    "Event", "Greenlet", "Hub", "NativeThread", "join_all", "patch", "run_all", "sleep", "spawn",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     Greenlet: TypeAlias = gevent.Greenlet[..., Any]
@@ -115,6 +118,44 @@ def _log_crash(greenlet: Greenlet) -> None:
         _log.critical("greenlet %s crashed: %r", name, error, exc_info=greenlet.exc_info)
 
 
+class NativeThread:
+    """A real thread of the operating system beside the hub, which runs on while the hub is blocked.
+
+    What it calls may use gevent's sockets and sleeps: they run on a hub of the thread's own.
+    """
+
+    def __init__(self, run: Callable[[NativeThread], None], *, name: str) -> None:
+        """Start the thread; `run` gets this object and returns soon after `wait` says so."""
+        self.name = name
+        self.ended = False
+        self._run = run
+        # The number of the thread that the hub runs on, as `sys._current_frames` has it.
+        self.hub_thread: int = gevent.monkey.get_original("_thread", "get_ident")()
+        self._reader, self._writer = os.pipe()
+        start_new_thread = gevent.monkey.get_original("_thread", "start_new_thread")
+        start_new_thread(self._main, ())
+
+    def wait(self, timeout_s: float) -> bool:
+        """In the thread: wait so long, or until `stop`; True when it is to end."""
+        poll = gevent.monkey.get_original("select", "poll")()
+        poll.register(self._reader)
+        return bool(poll.poll(timeout_s * 1000))
+
+    def stop(self) -> None:
+        """From outside: have `wait` return True from now on."""
+        os.write(self._writer, b"!")
+        os.close(self._writer)
+
+    def _main(self) -> None:
+        try:
+            self._run(self)
+        except BaseException:
+            _log.critical("thread %s crashed", self.name, exc_info=True)
+        finally:
+            self.ended = True
+            os.close(self._reader)
+
+
 class Hub(StartStopStep):
     """The event loop's step: its lag, signals, and what crashes outside any greenlet.
 
@@ -125,14 +166,14 @@ class Hub(StartStopStep):
     name = "Hub"
     requires = ("Timer",)
 
-    def __init__(self, lag_warning_s: float = 1.0) -> None:
-        """Prepare to measure; a lag of `lag_warning_s` seconds or more is logged."""
-        self._lag_warning_s = lag_warning_s
+    def __init__(self) -> None:
+        """Prepare to measure; the loop itself runs since gevent was imported."""
         # Own greenlet only.
         self._watcher: Greenlet | None = None
         self._signals: list[Any] = []
-        # Read by others: seconds by which the last sleep was too long, and the share of CPU time
-        # used.
+        # Read by others: when the loop last moved (monotonic), seconds by which the last sleep was
+        # too long, and the share of CPU time used.
+        self.moved_s = time.monotonic()
         self.lag_s = 0.0
         self.max_lag_s = 0.0
         self.busy = 0.0
@@ -164,12 +205,7 @@ class Hub(StartStopStep):
             self.max_lag_s = max(self.max_lag_s, self.lag_s)
             self.busy = (used - cpu) / (now - wall)
             wall, cpu = now, used
-            if self.lag_s >= self._lag_warning_s:
-                _log.warning(
-                    "the hub was blocked for %.1f s: a task computed, or waited outside gevent, "
-                    "and all others stood still",
-                    self.lag_s,
-                )
+            self.moved_s = now
 
 
 def _print_exception(context: object, kind: Any, value: Any, trace: Any) -> None:

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 from greenq.errors import ConfigError, EncodeError, OperationalError, Problem, ServerError
 from greenq.protocol import envelope
 from greenq.protocol.message import TaskMessage, encode, parse_time, saferepr
-from greenq.routing import Router, bound_queues
+from greenq.routing import Router
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -198,9 +198,8 @@ class Producer:
         exchange, routing_key = options.get("exchange"), options.get("routing_key")
         if not exchange or options.get("queue"):
             return [outgoing["queue"]]
-        keys = self._broker.keys
-        members = self._broker.client.call("SMEMBERS", keys.binding(exchange))
-        queues = bound_queues(members, routing_key or "", keys.sep)
+        with self._broker.client.pooled() as connection:
+            queues = self._broker.bound_queues(connection, exchange, routing_key or "")
         if not queues:
             raise OperationalError(
                 f"task {outgoing['task_id']}: no queue is bound to exchange {exchange!r} with "

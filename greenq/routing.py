@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from greenq.config import TaskConfig
 
@@ -44,21 +43,6 @@ class Router:
                 options = dict[str, Any](options)
                 return Route(options.get("queue", self._default.queue), options.get("priority"))
         return self._default
-
-
-def bound_queues(members: Iterable[bytes], routing_key: str, sep: str) -> list[str]:
-    """Return the queues that an exchange's bindings lead to, each once.
-
-    A member is ``routing key SEP pattern SEP queue``; without a pattern the key must be equal
-    (direct), with one it must match from its start (topic). Source: the binding table of the wire
-    format.
-    """
-    queues: dict[str, None] = {}
-    for member in sorted(members):
-        key, pattern, queue = member.decode().split(sep)
-        if (re.match(pattern, routing_key) is not None) if pattern else key == routing_key:
-            queues[queue] = None
-    return list(queues)
 
 
 def merge_options(*options: Mapping[str, Any]) -> dict[str, Any]:

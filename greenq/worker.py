@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import socket
-import uuid
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,14 @@ from greenq.config import DEFAULT_CONCURRENCY
 from greenq.consumer import Consumer
 from greenq.consumer.connection import Connection
 from greenq.consumer.tasks import Tasks
-from greenq.execute import Executor
+from greenq.execute import Executor, running_task
 from greenq.hub import Event, Hub, spawn
 from greenq.pool import Pool
 from greenq.timer import Timer
 from greenq.transport.intake import Intake
+from greenq.transport.leases import Leases, new_owner
 from greenq.transport.outbox import Outbox
+from greenq.watch import Watch
 from greenq.worker_state import WorkerState
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from greenq.app import Greenq
     from greenq.bootsteps import Step
+    from greenq.transport.broker import Move
 
 _log = logging.getLogger(__name__)
 
@@ -39,9 +42,9 @@ EXIT_FAILED = 1
 class Worker:
     """A worker of an app, in this process.
 
-    Its blueprint starts Timer, Hub, Outbox, Pool, Autoscaler, Consumer, in this order, and stops
-    them in
-    reverse: first nothing new is taken, then what runs ends, then what it left is written.
+    Its blueprint starts Timer, Hub, Watch, Outbox, Pool, Autoscaler, Consumer, in this order, and
+    stops them in reverse: first nothing new is taken, then what runs ends, then what it left is
+    written, then the lease is given up.
     """
 
     def __init__(
@@ -72,12 +75,30 @@ class Worker:
         self.concurrency = autoscale[1] if autoscale else fixed
         self.state = WorkerState()
         # This process as an owner of messages; never the same twice.
-        self.incarnation = uuid.uuid4().hex
+        self.owner = new_owner(self.hostname)
         self.exit_code = EXIT_OK
         self._ended = Event()
         transport = app.transport
         self.timer = Timer()
-        self.hub = Hub(config.worker.worker_hub_lag_warning)
+        self.hub = Hub()
+        options = config.broker.broker_transport_options
+        self.watch = Watch(
+            Leases(
+                transport.client.connection(),
+                transport.broker,
+                self.owner,
+                visibility_timeout_s=options.visibility_timeout,
+                lease_s=config.worker.worker_lease,
+                max_deliveries=config.task.task_max_deliveries,
+                bury=self._bury,
+            ),
+            self.hub,
+            self.state,
+            lease_s=config.worker.worker_lease,
+            visibility_timeout_s=options.visibility_timeout,
+            blocked_after_s=config.worker.worker_hub_lag_warning,
+            blocking_task=running_task,
+        )
         self.outbox = Outbox(transport)
         executor = Executor(
             config=config.task,
@@ -93,12 +114,12 @@ class Worker:
             prefetch_multiplier=config.worker.worker_prefetch_multiplier,
             grace_s=config.worker.worker_shutdown_grace,
         )
-        strategy = config.broker.broker_transport_options.queue_order_strategy
+        strategy = options.queue_order_strategy
         self.intake = Intake(
             transport.client,
             transport.keys,
             sorted(self.queues) if strategy == "sorted" else self.queues,
-            self.incarnation,
+            self.owner.incarnation,
             rotate=strategy == "round_robin",
         )
         self.tasks = Tasks(
@@ -134,7 +155,8 @@ class Worker:
             gave_up=self._give_up,
         )
         steps: list[Step | None] = [
-            self.timer, self.hub, self.outbox, self.pool, self.autoscaler, self.consumer,
+            self.timer, self.hub, self.watch, self.outbox, self.pool, self.autoscaler,
+            self.consumer,
         ]  # fmt: skip
         self.blueprint = Blueprint("worker", [step for step in steps if step is not None])
 
@@ -179,6 +201,11 @@ class Worker:
         """Let the autoscaler know at once that more waits than the pool has room for."""
         if self.autoscaler is not None and self.pool.room <= 0:
             self.autoscaler.tick()
+
+    def _bury(self, tag: str, queue: str, raw: bytes, reason: str) -> Move:
+        return self.app.transport.broker.bury(
+            tag, queue, raw, reason=reason, worker=self.hostname, now=datetime.now(UTC)
+        )
 
     def _give_up(self, error: Exception) -> None:
         """End a worker that cannot go on."""

@@ -124,11 +124,14 @@ def _worker_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--urls", metavar="FILE", help="fetch these URLs, one a line, instead of the local server's"
     )
-    add("--tasks", type=_count, default=5000, metavar="N", help="how many fetches (default 5000)")
+    what.add_argument(
+        "--tasks", type=_count, default=5000, metavar="N", help="how many fetches (default 5000)"
+    )
+    add = parser.add_argument
     add("--autoscale", type=_limits, default=(500, 10), metavar="MAX,MIN", help="default 500,10")
 
 

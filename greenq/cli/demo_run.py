@@ -183,6 +183,8 @@ class Watch:
             if self._greenlet.dead:
                 raise GreenqError("the demo's worker ended too early")
             self._interrupt.asked.wait(_SAMPLE_S)
+        if running := self._worker.pool.running:
+            self._display.say(f"{running:,} fetches run and end first; Ctrl-C again ends them now")
         return False
 
     def _all_done(self, total: int) -> bool:

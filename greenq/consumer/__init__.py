@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from typing import TYPE_CHECKING
 
 from greenq.bootsteps import Blueprint, StartStopStep
@@ -81,12 +82,16 @@ class Consumer(StartStopStep):
     def _run(self) -> None:
         pause_s, was_up, failures = _PAUSE_FIRST_S, False, 0
         while not self._stopping.is_set():
+            began_s = time.monotonic()
             try:
                 self.blueprint.start()
-                pause_s, was_up, failures = _PAUSE_FIRST_S, True, 0
+                was_up, failures = True, 0
                 self.tasks.consume()
             except OperationalError as exc:
                 self.blueprint.stop()
+                if time.monotonic() - began_s > _PAUSE_MOST_S:
+                    # It worked for a while: another outage, and not the one that was paused for.
+                    pause_s = _PAUSE_FIRST_S
                 hopeless = isinstance(exc, AccessRefused) or not self._retry_at_start
                 failures += 1
                 spent = self._max_retries is not None and failures > self._max_retries

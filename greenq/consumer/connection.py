@@ -31,5 +31,7 @@ class Connection(StartStopStep):
         Raises:
             OperationalError: it cannot be reached, or refuses.
         """
+        # Declaring asks nothing when this process has done it before.
+        self._transport.client.call("PING")
         self._transport.broker.declare(self._queues)
         _log.info("Connected to %s", self._transport.broker_address)

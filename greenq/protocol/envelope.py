@@ -135,10 +135,11 @@ def unwrap(raw: bytes) -> Envelope:
     return Envelope(body, content_type, content_encoding, headers, properties)
 
 
-def mark_redelivered(raw: str | bytes) -> str:
+def mark_redelivered(raw: str | bytes, deliveries: int | None = None) -> str:
     """Write the same list element again, marked as redelivered in both places.
 
-    Shape: ``headers.redelivered`` and ``properties.delivery_info.redelivered`` are true.
+    Shape: ``headers.redelivered`` and ``properties.delivery_info.redelivered`` are true; with
+      `deliveries`, ``properties.deliveries`` counts the workers that died while they held it.
 
     Raises:
         DecodeError: `raw` is no envelope.
@@ -150,9 +151,20 @@ def mark_redelivered(raw: str | bytes) -> str:
             headers = element["headers"] = {}
         headers["redelivered"] = True
         element["properties"].setdefault("delivery_info", {})["redelivered"] = True
+        if deliveries is not None:
+            element["properties"]["deliveries"] = deliveries
     except (TypeError, KeyError, AttributeError) as exc:
         raise DecodeError("the message is no envelope", _bytes(raw)) from exc
     return json.dumps(element)
+
+
+def deliveries_of(raw: str | bytes) -> int:
+    """Return how many workers died while they held this message; 0 if it does not say."""
+    try:
+        count = _parse(raw)["properties"].get("deliveries", 0)
+    except (DecodeError, TypeError, KeyError, AttributeError):
+        return 0
+    return count if isinstance(count, int) and count > 0 else 0
 
 
 def hold(raw_envelope_text: str, exchange: str, routing_key: str) -> str:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SEP = "\x06\x16"
 PRIORITY_STEPS = (0, 3, 6, 9)
@@ -43,6 +47,11 @@ class Keys:
     def unacked_mutex(self) -> str:
         """String: lock of whoever restores overdue messages."""
         return f"{self.prefix}unacked_mutex"
+
+    @property
+    def leases(self) -> str:
+        """Sorted set, greenq's own: worker incarnation by when its lease ends, in unix seconds."""
+        return f"{self.prefix}greenq.leases"
 
     @property
     def binding_deadlines(self) -> str:
@@ -92,6 +101,10 @@ class Keys:
         """List: messages on their way to a waiting greenq worker; no Celery process reads it."""
         return f"{self.prefix}greenq.inbox.{queue}"
 
+    def taken(self, owner: str) -> str:
+        """Number of a greenq worker's first unused delivery tag; gone a day after its last take."""
+        return f"{self.prefix}greenq.taken.{owner}"
+
     def dead(self, queue: str) -> str:
         """Dead letters of a queue; no Celery process reads them."""
         return f"{self.prefix}greenq.dead.{queue}"
@@ -110,3 +123,18 @@ def topic_pattern(binding_key: str) -> str:
     words = {"*": r"[^\.]+", "#": ".*?"}
     parts = (words.get(word) or re.escape(word) for word in binding_key.split("."))
     return "^" + r"\.".join(parts) + "$"
+
+
+def matching_queues(members: Iterable[bytes], routing_key: str, sep: str) -> list[str]:
+    """Return the queues that an exchange's bindings lead to, each once.
+
+    A member is ``routing key SEP pattern SEP queue``; without a pattern the key must be equal
+    (direct), with one it must match from its start (topic). Source: the binding table of the wire
+    format.
+    """
+    queues: dict[str, None] = {}
+    for member in sorted(members):
+        key, pattern, queue = member.decode().split(sep)
+        if (re.match(pattern, routing_key) is not None) if pattern else key == routing_key:
+            queues[queue] = None
+    return list(queues)

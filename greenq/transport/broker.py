@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from greenq.errors import DecodeError
 from greenq.protocol import envelope
-from greenq.protocol.keys import binding_member
+from greenq.protocol.keys import binding_member, matching_queues
 from greenq.transport.client import load_script
 
 if TYPE_CHECKING:
@@ -132,11 +132,22 @@ class Broker:
         """Make the move that puts a new message in the place of a reserved one."""
         return Move(tag, key, "last", text)
 
-    def requeue(self, tag: str, queue: str, raw: bytes, side: Literal["next", "last"]) -> Move:
-        """Make the move that gives a message back to its queue, marked as redelivered."""
+    def requeue(
+        self,
+        tag: str,
+        queue: str,
+        raw: bytes,
+        side: Literal["next", "last"],
+        *,
+        deliveries: int | None = None,
+    ) -> Move:
+        """Make the move that gives a message back to its queue, marked as redelivered.
+
+        `deliveries` is the new count of workers that died with it, if one has.
+        """
         try:
             priority = envelope.unwrap(raw).properties.get("priority")
-            text: str | bytes = envelope.mark_redelivered(raw)
+            text: str | bytes = envelope.mark_redelivered(raw, deliveries)
         except DecodeError:
             priority, text = 0, raw
         return Move(tag, self.keys.queue(queue, self.keys.step_of(priority)), side, text)
@@ -176,6 +187,11 @@ class Broker:
             ("ZREM", self.keys.unacked_index, *tags),
             ("HDEL", self.keys.unacked, *tags),
         ]
+
+    def bound_queues(self, connection: Connection, exchange: str, routing_key: str) -> list[str]:
+        """Return the queues that an exchange's bindings lead to for a routing key."""
+        members = connection.call("SMEMBERS", self.keys.binding(exchange))
+        return matching_queues(members, routing_key, self.keys.sep)
 
     @staticmethod
     def load_scripts(connection: Connection) -> None:

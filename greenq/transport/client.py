@@ -30,7 +30,6 @@ from redis import exceptions as redis_errors
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from greenq.config import mask_url
 from greenq.errors import (
     AccessRefused,
     ConnectFailed,
@@ -39,6 +38,7 @@ from greenq.errors import (
     ServerError,
     TransportTimeout,
 )
+from greenq.kinds import mask_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -197,6 +197,23 @@ class Connection:
         """Like `pipeline`, but a refused command's error stands in the answers."""
         self.send(commands)
         return [self.receive(command[0]) for command in commands]
+
+    def try_transaction(self, commands: Sequence[Command]) -> list[Any]:
+        """Like `try_pipeline`, but the server carries out all commands together, or none.
+
+        Raises:
+            ServerError, AccessRefused: a command was refused before any was carried out.
+            ConnectionLost: it broke on the way; all or none have been carried out.
+        """
+        *queued, done = self.try_pipeline([("MULTI",), *commands, ("EXEC",)])
+        if isinstance(done, OperationalError):
+            raise next((answer for answer in queued if isinstance(answer, OperationalError)), done)
+        return [
+            _translate(answer, str(command[0]), self._client.address)
+            if isinstance(answer, redis_errors.ResponseError)
+            else answer
+            for command, answer in zip(commands, done, strict=True)
+        ]
 
     def send(self, commands: Sequence[Command]) -> None:
         """Write commands without waiting for their answers."""
@@ -397,6 +414,23 @@ def _redis_py_url(url: str) -> str:
     return f"{scheme}://{parts.netloc}{path}?{urlencode(query)}"
 
 
+# redis-py takes the code off the replies that it has a class for. The narrower class comes first.
+_CODES = (
+    (redis_errors.NoScriptError, "NOSCRIPT "),
+    (redis_errors.OutOfMemoryError, "OOM "),
+    (redis_errors.ReadOnlyError, "READONLY "),
+    (redis_errors.MasterDownError, "MASTERDOWN "),
+    (redis_errors.ClusterDownError, "CLUSTERDOWN "),
+    (redis_errors.TryAgainError, "TRYAGAIN "),
+    (redis_errors.ExecAbortError, "EXECABORT "),
+)
+
+
+def _code(exc: redis_errors.ResponseError) -> str:
+    """Return the code that the server's reply began with, if redis-py has removed it."""
+    return next((code for kind, code in _CODES if isinstance(exc, kind)), "")
+
+
 def _translate(
     exc: Exception, command: str, address: str, *, connecting: bool = False
 ) -> OperationalError:
@@ -407,10 +441,8 @@ def _translate(
             return AccessRefused(f"{address} refuses the user name or password: {text}")
         case redis_errors.NoPermissionError():
             return AccessRefused(f"{address}: {command} is not allowed for this user: {text}")
-        case redis_errors.NoScriptError():
-            return ServerError(command, f"NOSCRIPT {text}")
         case redis_errors.ResponseError():
-            return ServerError(command, text)
+            return ServerError(command, _code(exc) + text)
     if connecting:
         return ConnectFailed(f"cannot reach {address}: {text}; is the server running?")
     if isinstance(exc, (redis_errors.TimeoutError, TimeoutError)):

@@ -85,7 +85,12 @@ class Intake:
         groups = [[keys.inbox(queue) for queue in self.queues]]
         groups += [[keys.queue(queue, step) for queue in self.queues] for step in keys.steps]
         self._inboxes, lists = groups[0], groups[1:]
-        self._keys_of_take = [keys.unacked, keys.unacked_index, *chain(*groups)]
+        self._keys_of_take = [
+            keys.unacked,
+            keys.unacked_index,
+            keys.taken(owner),
+            *chain(*groups),
+        ]
         blocking, rest = lists[0][:_BLOCKING_QUEUES], lists[0][_BLOCKING_QUEUES:]
         self._watched = [*rest, *chain(*lists[1:])]
         self._waiters = [
@@ -117,14 +122,14 @@ class Intake:
             [self._prefix, self._next, most, len(self.queues), self._turn, *self._endings],
         )
         queues, prefix, number = self.queues, self._prefix, self._next
+        depth, self._next, *pairs = answer
         deliveries = [
-            Delivery(f"{prefix}{number + i}", queues[answer[1 + 2 * i] - 1], answer[2 + 2 * i])
-            for i in range(len(answer) // 2)
+            Delivery(f"{prefix}{number + i}", queues[pairs[2 * i] - 1], pairs[2 * i + 1])
+            for i in range(len(pairs) // 2)
         ]
-        self._next += len(deliveries)
         if self._rotate and deliveries:
             self._turn = (self._turn + 1) % len(queues)
-        return Batch(deliveries, answer[0])
+        return Batch(deliveries, depth)
 
     def wait(self) -> bool:
         """Wait until there is work, about two seconds, or `wake`; True when a take will find some.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from greenq.config import mask_url
 from greenq.errors import ConfigError, Problem, ResultsDisabled
+from greenq.kinds import mask_url
 from greenq.protocol.keys import Keys
 from greenq.transport.backend import Backend
 from greenq.transport.broker import Broker

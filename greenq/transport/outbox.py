@@ -3,7 +3,8 @@
 No timer and no size decides when to write: an idle outbox writes an entry at once, a busy one
     gathers
 what comes meanwhile. In each write the order is results, then moves (requeue, retry, bury), then
-acknowledgements, so that a message is acknowledged only after its outcome is stored.
+acknowledgements, in one transaction, so that a message is acknowledged only with its outcome stored:
+a server without memory would refuse the one and carry out the other.
 
 What cannot be written is kept and written again with the same content until the server takes it;
 all of it may be repeated harmlessly. It is bounded by what runs.
@@ -83,7 +84,7 @@ class Outbox(StartStopStep):
     """
 
     name = "Outbox"
-    requires = ("Hub",)
+    requires = ("Watch",)
 
     def __init__(self, transport: Transport, *, flush_timeout_s: float = 5.0) -> None:
         """Write to `transport`'s servers; `stop` waits `flush_timeout_s` for what is left."""
@@ -173,7 +174,7 @@ class Outbox(StartStopStep):
             return
         if connection.connect() and connection is self.connection:
             self._broker.load_scripts(connection)
-        answers = connection.try_pipeline(commands)
+        answers = connection.try_transaction(commands)
         for command, answer in zip(commands, answers, strict=True):
             if isinstance(answer, OperationalError):
                 self._refused(command, answer)

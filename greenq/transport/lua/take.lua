@@ -1,22 +1,29 @@
 -- Moves messages from their queues into the unacked records of one worker, all or nothing.
 --
--- KEYS  1 unacked, 2 unacked_index, 3… source lists: groups of Q lists each, most urgent group first
+-- KEYS  1 unacked, 2 unacked_index, 3 the owner's counter: the number of its first unused tag,
+--       4… source lists: groups of Q lists each, most urgent group first
 -- ARGV  1 the owner's tag prefix, 2 sequence number of the first tag, 3 most messages to take,
 --       4 Q (the number of queues, the size of a group), 5 which queue of a group is served first,
 --       6… for each queue, in the order of a group, the text that ends its record: , "", "<queue>"]
--- Reply {messages left in all lists, queue of message 1, message 1, queue of message 2, message 2, …}
+-- Reply {messages left in all lists, number of the next take's first tag, queue of message 1, message 1,
+--       queue of message 2, message 2, …}
 --
 -- Message i gets the tag <prefix><first + i - 1>. If the first of these tags is held already, then this
 -- call was carried out before and its answer got lost: the held messages are returned again, so a retried
--- take neither loses nor hoards. Lists of one group share fairly; each is served from its tail (oldest).
+-- take neither loses nor hoards. If it was used and is held no more, then this is an old call that was long
+-- under way, behind the one that repeated it: it takes nothing, for its tags may be in use by now.
+-- Lists of one group share fairly; each is served from its tail (oldest). A key that is no list is passed
+-- over: an error here would lose what was popped before it, since a script that fails is not undone.
 -- Messages pass as text: a record is "[" .. message .. the queue's ending. Nothing is decoded.
 local prefix, first, most, queues, turn = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local reply = {0}
+local reply = {0, first}
+local unused = tonumber(redis.call('GET', KEYS[3]) or first)
 
 if redis.call('HEXISTS', KEYS[1], prefix .. first) == 1 then
   for i = 0, most - 1 do
     local record = redis.call('HGET', KEYS[1], prefix .. (first + i))
     if not record then break end
+    reply[2] = first + i + 1
     for q = 1, queues do
       local ending = ARGV[5 + q]
       if string.sub(record, -#ending) == ending then
@@ -26,9 +33,11 @@ if redis.call('HEXISTS', KEYS[1], prefix .. first) == 1 then
       end
     end
   end
+elseif first < unused then
+  reply[2] = unused
 else
-  local records, tags, left = {}, {}, most
-  for group = 0, (#KEYS - 2) / queues - 1 do
+  local records, tags, left, problem = {}, {}, most, nil
+  for group = 0, (#KEYS - 3) / queues - 1 do
     local open = {}
     for i = 0, queues - 1 do open[#open + 1] = (turn + i) % queues + 1 end
     while left > 0 and #open > 0 do
@@ -36,7 +45,8 @@ else
       for _, q in ipairs(open) do
         local wanted = math.min(share, left)
         if wanted > 0 then
-          local messages = redis.call('RPOP', KEYS[2 + group * queues + q], wanted) or {}
+          local messages = redis.pcall('RPOP', KEYS[3 + group * queues + q], wanted) or {}
+          if messages.err then problem, messages = messages, {} end
           for _, message in ipairs(messages) do
             local tag = prefix .. (first + most - left)
             left = left - 1
@@ -65,10 +75,18 @@ else
       redis.call('HSET', KEYS[1], unpack(records, i, last))
       redis.call('ZADD', KEYS[2], unpack(scores, i, last))
     end
+    reply[2] = first + #tags
+    -- A day is longer than any call can be under way.
+    redis.call('SET', KEYS[3], reply[2], 'EX', 86400)
+  elseif problem then
+    return problem
   end
   if left > 0 then return reply end
 end
 
 -- Only a take that got all it asked for can have left something.
-for i = 3, #KEYS do reply[1] = reply[1] + redis.call('LLEN', KEYS[i]) end
+for i = 4, #KEYS do
+  local length = redis.pcall('LLEN', KEYS[i])
+  if type(length) == 'number' then reply[1] = reply[1] + length end
+end
 return reply

@@ -1,0 +1,308 @@
+"""Kinds of values that settings take: how each is checked, brought to one form and read from text.
+
+A function here returns a `Kind`; greenq.config gives every setting one. What a wrong value looks
+like in a message is decided here too, so that no secret is shown.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import zoneinfo
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from typing import Any, Final, NamedTuple
+
+SERIALIZERS: Final = ("json", "msgpack", "pickle", "raw", "yaml")
+COMPRESSIONS: Final = (
+    "brotli", "bzip", "bzip2", "gzip", "lzma", "xz", "zlib", "zstandard", "zstd",
+)  # fmt: skip
+
+_SHOWN_CHARS: Final = 200
+_HIDDEN: Final = "********"
+
+
+# --- secrets -------------------------------------------------------------------------------------
+
+
+def mask_url(url: str) -> str:
+    """Return `url` with every password in it replaced by asterisks; several URLs may be listed.
+
+    Rather too much than too little is hidden: an unquoted "@" or "/" in a password stays covered.
+    """
+    parts = re.split(r"([;,]\s*)(?=[a-zA-Z][\w+.-]*://)", url)
+    return "".join(_mask_one_url(part) for part in parts)
+
+
+def _mask_one_url(url: str) -> str:
+    hidden = re.sub(r"(://[^:@\s]*:).*@", rf"\g<1>{_HIDDEN}@", url, flags=re.DOTALL)
+    return re.sub(r"([?&][^=&]*password=)[^&]*", rf"\g<1>{_HIDDEN}", hidden)
+
+
+def shown(name: str, value: object) -> object:
+    """Return `value` as it may stand in a message or a repr: without secrets, not too long."""
+    if re.search(r"password|passwd|secret|token", name, re.IGNORECASE):
+        return _HIDDEN
+    if isinstance(value, Mapping):
+        return {key: shown(str(key), item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [shown(name, item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, str):
+        masked = mask_url(value)
+        return masked if len(masked) <= _SHOWN_CHARS else masked[:_SHOWN_CHARS] + "…"
+    return value
+
+
+# --- kinds of values -----------------------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """What values a setting takes.
+
+    Attributes:
+        accept: returns the value in its one normal form; raises ValueError with what is right.
+        parse: turns text from the environment into something `accept` understands; ValueError too.
+    """
+
+    accept: Callable[[Any], Any]
+    parse: Callable[[str], Any]
+
+
+def _parse_text(text: str) -> str:
+    return text
+
+
+def parse_json(text: str) -> Any:
+    """Return the value that the JSON in `text` stands for.
+
+    Raises: ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"must be JSON ({error})") from error
+
+
+def _parse_number(text: str) -> float:
+    try:
+        return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else float(text)
+    except ValueError:
+        raise ValueError("must be a number") from None
+
+
+def flag() -> Kind:
+    """Take True or False."""
+
+    def accept(value: object) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError("must be True or False")
+        return value
+
+    def parse(text: str) -> bool:
+        words = {"true": True, "1": True, "false": False, "0": False}
+        if text.strip().lower() not in words:
+            raise ValueError("must be true, false, 1 or 0")
+        return words[text.strip().lower()]
+
+    return Kind(accept, parse)
+
+
+def seconds(*, zero_ok: bool = True) -> Kind:
+    """Take a duration as a number or a `timedelta`; the normal form is seconds as a float."""
+    wanted = "must be a number of seconds, " + ("0 or more" if zero_ok else "more than 0")
+
+    def accept(value: object) -> float:
+        if isinstance(value, timedelta):
+            value = value.total_seconds()
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(wanted)
+        if not math.isfinite(value) or value < 0 or (value == 0 and not zero_ok):
+            raise ValueError(wanted)
+        return float(value)
+
+    return Kind(accept, _parse_number)
+
+
+def whole(least: int, most: int | None = None) -> Kind:
+    """Take a whole number from `least` to `most`."""
+    bounds = f"{least} or more" if most is None else f"from {least} to {most}"
+
+    def accept(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"must be a whole number, {bounds}")
+        if value < least or (most is not None and value > most):
+            raise ValueError(f"must be a whole number, {bounds}")
+        return value
+
+    return Kind(accept, _parse_number)
+
+
+def text(*, empty_ok: bool = False) -> Kind:
+    """Take text; empty text only if `empty_ok`."""
+
+    def accept(value: object) -> str:
+        if not isinstance(value, str) or not (value or empty_ok):
+            raise ValueError("must be text" if empty_ok else "must be text, not empty")
+        return value
+
+    return Kind(accept, _parse_text)
+
+
+def choice(*choices: str) -> Kind:
+    """Take one of `choices`."""
+    wanted = "must be one of " + ", ".join(choices)
+
+    def accept(value: object) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(wanted)
+        return value
+
+    return Kind(accept, _parse_text)
+
+
+def texts(item: Kind) -> Kind:
+    """Take a list of what `item` takes; the normal form is a tuple."""
+
+    def accept(value: object) -> tuple[str, ...]:
+        # A bare "json" would otherwise pass as the four names j, s, o, n.
+        if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+            raise ValueError("must be a list of names")
+        return tuple(item.accept(each) for each in value)
+
+    def parse(text: str) -> Any:
+        if text.lstrip().startswith("["):
+            return parse_json(text)
+        return [part.strip() for part in text.split(",") if part.strip()]
+
+    return Kind(accept, parse)
+
+
+def content() -> Kind:
+    """Take the name of a serializer or a content type."""
+
+    def accept(value: object) -> str:
+        if isinstance(value, str) and (value in SERIALIZERS or "/" in value):
+            return value
+        raise ValueError(
+            "must list content types or the names " + ", ".join(SERIALIZERS) + _nearest(value)
+        )
+
+    return Kind(accept, _parse_text)
+
+
+def _nearest(value: object) -> str:
+    close = difflib.get_close_matches(str(value), SERIALIZERS, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def steps() -> Kind:
+    """Take priority steps: rising whole numbers from 0 to 9 that begin with 0."""
+    wanted = "must be rising whole numbers from 0 to 9 that begin with 0"
+
+    def accept(value: object) -> tuple[int, ...]:
+        if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+            raise ValueError(wanted)
+        steps = tuple(value)
+        whole = all(isinstance(step, int) and not isinstance(step, bool) for step in steps)
+        if not whole or steps[:1] != (0,) or steps[-1] > 9 or list(steps) != sorted(set(steps)):
+            raise ValueError(wanted)
+        return steps
+
+    return Kind(accept, parse_json)
+
+
+_URL = re.compile(r"(embedded|unix|sentinels?|(redis|rediss|valkey|valkeys)(\+[a-z]+)?)://\S*")
+
+
+def url(*, also: str = "") -> Kind:
+    """Take the URL of a server, empty text, or `also`; None is empty text."""
+
+    def accept(value: object) -> str:
+        # Celery's own default, which a program may pass on for "not set".
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise ValueError("must be a URL as text")
+        if value and value != also and not _URL.fullmatch(value):
+            raise ValueError(
+                "must be a Redis or Valkey URL such as redis://:password@host:6379/0, or empty"
+                + (f", or {also}" if also else "")
+            )
+        return value
+
+    return Kind(accept, _parse_text)
+
+
+def timezone() -> Kind:
+    """Take the name of a time zone."""
+
+    def accept(value: object) -> str:
+        try:
+            return zoneinfo.ZoneInfo(text().accept(value)).key
+        except (ValueError, zoneinfo.ZoneInfoNotFoundError, OSError):
+            raise ValueError("must name a time zone, such as UTC or Europe/Berlin") from None
+
+    return Kind(accept, _parse_text)
+
+
+def optional(kind: Kind) -> Kind:
+    """Take None, and what `kind` takes."""
+
+    def accept(value: object) -> Any:
+        return None if value is None else kind.accept(value)
+
+    def parse(text: str) -> Any:
+        return None if text.strip().lower() in ("none", "null") else kind.parse(text)
+
+    return Kind(accept, parse)
+
+
+def lifetime() -> Kind:
+    """Take the seconds that a key lives, 0 for ever; Redis counts a key's life in whole seconds."""
+    duration = seconds()
+
+    def accept(value: object) -> float:
+        lifetime_s = duration.accept(value)
+        if 0 < lifetime_s < 1:
+            raise ValueError("must be a number of seconds, 1 or more, or 0 for ever")
+        return float(lifetime_s)
+
+    return Kind(accept, _parse_number)
+
+
+def routes() -> Kind:
+    """Take one mapping or a list of them; the normal form is a tuple of {name or glob: options}."""
+
+    def accept(value: object) -> tuple[Mapping[str, Mapping[str, object]], ...]:
+        routers = [value] if isinstance(value, Mapping) else value
+        if isinstance(routers, (str, bytes)) or not isinstance(routers, Iterable):
+            raise ValueError(
+                "must be {task name or glob: queue name or options}, or a list of such"
+            )
+        return tuple(_router(router) for router in routers)
+
+    return Kind(accept, parse_json)
+
+
+def _router(router: object) -> Mapping[str, Mapping[str, object]]:
+    if not isinstance(router, Mapping):
+        raise ValueError(
+            f"{router!r} is no mapping of task names or globs (functions as routers do not work)"
+        )
+    return {str(pattern): _route(str(pattern), route) for pattern, route in router.items()}
+
+
+def _route(pattern: str, route: object) -> Mapping[str, object]:
+    options = {"queue": route} if isinstance(route, str) else route
+    if not isinstance(options, Mapping) or not options or options.keys() - {"queue", "priority"}:
+        raise ValueError(
+            f"the route of {pattern!r} must be a queue name, or have queue and priority"
+        )
+    checks = {"queue": text(), "priority": whole(0, 9)}
+    try:
+        return {str(name): checks[str(name)].accept(item) for name, item in options.items()}
+    except ValueError as error:
+        raise ValueError(f"the route of {pattern!r} is wrong: {error}") from error

@@ -1,0 +1,14 @@
+-- Renews one worker's lease and tells whose leases have ended, by the server's clock.
+--
+-- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds)
+-- ARGV  1 this worker's member, 2 seconds for which the lease holds from now on
+-- Reply {1 if the lease was still held, or is the first; 0 if it had ended meanwhile, expired members …}
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
+redis.call('ZADD', KEYS[1], string.format('%.6f', now + tonumber(ARGV[2])), ARGV[1])
+local reply = {(not ends or tonumber(ends) >= now) and 1 or 0}
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.6f', now))) do
+  reply[#reply + 1] = member
+end
+return reply

@@ -1,0 +1,183 @@
+"""The OS thread beside the hub: it keeps the lease and sees when the hub stands still.
+
+A task that computes for twenty seconds delays its neighbours. It must not cost the worker its lease
+as well, nor keep the messages of a dead worker from coming back, so both are done here, on a thread
+and a connection that need nothing of the hub.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING
+
+from greenq.bootsteps import StartStopStep
+from greenq.errors import OperationalError
+from greenq.hub import NativeThread, sleep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from greenq.hub import Hub
+    from greenq.transport.leases import Leases
+    from greenq.worker_state import WorkerState
+
+_log = logging.getLogger(__name__)
+
+# The hub is looked at this often.
+_LOOK_S = 0.25
+
+
+class Watch(StartStopStep):
+    """Renews the lease, recovers what the dead held, and names the task that blocks the hub.
+
+    1. Renew every third of the lease, whatever the hub does.
+    2. Give back the messages of owners whose lease has ended, or whose process on this machine has.
+       Not right after this worker was without the server: the others may just be coming back, too.
+    3. Renew the scores of held records often enough for Celery workers beside us.
+    4. Log once when the hub has not moved for a while, with the task, its line and its stack, and
+       once when it moves again.
+    """
+
+    name = "Watch"
+    requires = ("Hub",)
+
+    def __init__(
+        self,
+        leases: Leases,
+        hub: Hub,
+        state: WorkerState,
+        *,
+        lease_s: float,
+        visibility_timeout_s: float,
+        blocked_after_s: float,
+        blocking_task: Callable[[FrameType | None], str | None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Watch `hub` and speak for the owner of `leases`.
+
+        Args:
+            state: what this worker holds.
+            lease_s: how long a lease holds.
+            visibility_timeout_s: that of the fleet.
+            blocked_after_s: log a hub that stands still for so long.
+            blocking_task: names the task to which a frame of the hub's thread belongs, None if to
+                none.
+            clock: seconds, monotonic.
+        """
+        self._leases = leases
+        self._hub = hub
+        self._state = state
+        self._lease_s = lease_s
+        self._renew_every_s = lease_s / 3
+        self._scores_every_s = visibility_timeout_s / 4
+        self._blocked_after_s = blocked_after_s
+        self._blocking_task = blocking_task
+        self._clock = clock
+        self._thread: NativeThread | None = None
+        # The thread's own.
+        self._renew_at_s = self._scores_at_s = 0.0
+        self._recover_from_s: float | None = None
+        self._was_connected = False
+        self._blocked_since_s: float | None = None
+        # Written by the thread, read by anybody.
+        self.blocked_count = 0
+        self.recovered_count = 0
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = NativeThread(self._run, name="greenq watch")
+
+    def stop(self) -> None:
+        """Stop the thread and give up the lease. Switches: yes."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.stop()
+            deadline_s = self._clock() + self._lease_s
+            while not thread.ended and self._clock() < deadline_s:
+                sleep(0.005)
+
+    # --- the thread -------------------------------------------------------------------------------
+
+    def _run(self, thread: NativeThread) -> None:
+        while not thread.wait(_LOOK_S):
+            self._look_at_hub(thread.hub_thread)
+            if self._clock() >= self._renew_at_s:
+                self._renew()
+        try:
+            if not self._state.reserved:
+                self._leases.release()
+        except OperationalError as exc:
+            _log.info("the lease could not be given up and will end by itself: %s", exc)
+        self._leases.connection.close()
+
+    def _renew(self) -> None:
+        now = self._clock()
+        self._renew_at_s = now + self._renew_every_s
+        try:
+            if not self._leases.connection.connected:
+                self._connect(now)
+            held, expired = self._leases.renew()
+            if not held:
+                _log.error(
+                    "this worker lost its lease; others may run the tasks that it holds: %d",
+                    len(self._state.reserved),
+                )
+            if self._recover_from_s is not None and now >= self._recover_from_s:
+                for owner in expired:
+                    self.recovered_count += self._leases.recover(owner)
+            if now >= self._scores_at_s:
+                self._scores_at_s = now + self._scores_every_s
+                self._leases.renew_scores(list(self._state.reserved))
+                living = [owner.incarnation for owner in self._leases.others()]
+                own = self._leases.incarnation
+                self.recovered_count += self._leases.recover_overdue([*living, own])
+        except OperationalError as exc:
+            # The consumer says that the server is away; here it would only be said twice.
+            _log.debug("the lease could not be renewed: %s", exc)
+            self._leases.connection.close()
+            self._renew_at_s = now + min(_LOOK_S, self._renew_every_s)
+
+    def _connect(self, now: float) -> None:
+        """Reach the server; decide from when on an ended lease means a dead owner."""
+        self._leases.connection.connect()
+        if self._was_connected:
+            grace_s = self._lease_s
+        else:
+            # A first start. If the server itself is young, the others may still be on their way
+            # back.
+            grace_s = max(0.0, 2 * self._lease_s - self._leases.uptime_s())
+            for owner in self._leases.others():
+                if owner.is_dead:
+                    self.recovered_count += self._leases.recover(owner)
+        self._was_connected = True
+        self._recover_from_s = now + grace_s
+
+    def _look_at_hub(self, hub_thread: int) -> None:
+        still_s = self._clock() - self._hub.moved_s
+        if still_s >= self._blocked_after_s and self._blocked_since_s is None:
+            self._blocked_since_s = self._hub.moved_s
+            self.blocked_count += 1
+            # There is no public way to another thread's frame.
+            frame = sys._current_frames().get(hub_thread)  # noqa: SLF001
+            task = self._blocking_task(frame) or "no task"
+            where, stack = _where(frame)
+            _log.warning(
+                "the hub has been blocked for %.1f s by %s at %s; all other tasks stand still\n%s",
+                still_s, task, where, stack,
+            )  # fmt: skip
+        elif still_s < self._blocked_after_s and self._blocked_since_s is not None:
+            blocked_s = self._hub.moved_s - self._blocked_since_s
+            self._blocked_since_s = None
+            _log.warning("the hub moves again; it was blocked for %.1f s", blocked_s)
+
+
+def _where(frame: FrameType | None) -> tuple[str, str]:
+    """Return the file and line that a frame is at, and its stack as text."""
+    if frame is None:
+        return "?", ""
+    stack = "".join(traceback.format_stack(frame))
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}", stack
