@@ -41,6 +41,9 @@ TAKE_LIMIT = 1000
 # there.
 _BLOCK_S = 2
 
+# Pause before a BLMOVE that the server did not find waiting is looked for again.
+_RETRY_S = 0.0005
+
 # Queues that get a waiting connection of their own.
 _BLOCKING_QUEUES = 4
 
@@ -148,9 +151,7 @@ class Intake:
 
     def wake(self) -> None:
         """End the wait that is under way, if any. Switches: yes."""
-        self._woken = True
-        for waiter in self._waiters:
-            self._unblock(waiter)
+        self._wake_others(None)
 
     def close(self) -> None:
         """Close the connections; a message that is handed over just now stays in the inbox."""
@@ -198,30 +199,41 @@ class Intake:
         finally:
             waiter.blocked = False
         if answer is not None:
-            self.wake()
+            self._wake_others(waiter)
         return answer is not None or waiter.connection.noticed
 
     def _receive(self, waiter: _Waiter) -> bytes | None:
         """Read until BLMOVE is answered; a notice on the way ends the wait of all."""
-        if self._woken:
-            self._unblock(waiter)
+        connection = waiter.connection
         while True:
-            answer = waiter.connection.receive("BLMOVE", push=True)
+            # When woken: end the BLMOVE, unless its answer is here already or on its way.
+            while self._woken and not connection.has_answer() and not self._unblock(waiter):
+                sleep(_RETRY_S)
+            answer = connection.receive("BLMOVE", push=True)
             if isinstance(answer, Push):
-                self.wake()
+                self._wake_others(waiter)
             elif isinstance(answer, OperationalError):
                 raise answer
             else:
                 moved: bytes | None = answer
                 return moved
 
-    def _unblock(self, waiter: _Waiter) -> None:
-        """End one BLMOVE from outside; it answers nil, or with the message it got just before."""
-        # The server may read this before the BLMOVE, whose bytes are on another socket.
-        while waiter.blocked and not self._client.call(
-            "CLIENT", "UNBLOCK", waiter.connection.number
-        ):
-            sleep(0.001)
+    def _wake_others(self, waiter: _Waiter | None) -> None:
+        """End the waits of all but `waiter`, whose greenlet calls this and ends its own."""
+        self._woken = True
+        for other in self._waiters:
+            # Until its greenlet has read an answer, whichever it is.
+            while other is not waiter and other.blocked and not self._unblock(other):
+                sleep(_RETRY_S)
+
+    def _unblock(self, waiter: _Waiter) -> bool:
+        """End one BLMOVE: it answers nil, or the message that it got just before.
+
+        False when the server did not find it waiting: it has answered, or has not read the command
+            yet,
+        whose bytes are on another socket.
+        """
+        return bool(self._client.call("CLIENT", "UNBLOCK", waiter.connection.number))
 
 
 class _Waiter:

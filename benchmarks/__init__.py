@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m benchmarks`` and ``python -m benchmarks.waiting``; see README.md."""
