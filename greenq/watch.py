@@ -84,6 +84,7 @@ class Watch(StartStopStep):
         self._was_connected = False
         self._blocked_since_s: float | None = None
         # Written by the thread, read by anybody.
+        self.held = False
         self.blocked_count = 0
         self.recovered_count = 0
 
@@ -100,9 +101,17 @@ class Watch(StartStopStep):
             while not thread.ended and self._clock() < deadline_s:
                 sleep(0.005)
 
+    def wait_held(self, timeout_s: float) -> bool:
+        """Wait until the lease is written for the first time. Switches: yes."""
+        deadline_s = self._clock() + timeout_s
+        while not self.held and self._clock() < deadline_s:
+            sleep(0.005)
+        return self.held
+
     # --- the thread -------------------------------------------------------------------------------
 
     def _run(self, thread: NativeThread) -> None:
+        self._renew()
         while not thread.wait(_LOOK_S):
             self._look_at_hub(thread.hub_thread)
             if self._clock() >= self._renew_at_s:
@@ -121,6 +130,7 @@ class Watch(StartStopStep):
             if not self._leases.connection.connected:
                 self._connect(now)
             held, expired = self._leases.renew()
+            self.held = True
             if not held:
                 _log.error(
                     "this worker lost its lease; others may run the tasks that it holds: %d",

@@ -121,6 +121,8 @@ class Worker:
             sorted(self.queues) if strategy == "sorted" else self.queues,
             self.owner.incarnation,
             rotate=strategy == "round_robin",
+            member=str(self.owner),
+            lease_s=config.worker.worker_lease,
         )
         self.tasks = Tasks(
             config=config.task,
@@ -148,7 +150,7 @@ class Worker:
                 backlog=self.tasks.backlog,
             )
         self.consumer = Consumer(
-            Connection(transport, self.queues),
+            Connection(transport, self.queues, self.watch),
             self.tasks,
             retry_at_start=config.broker.broker_connection_retry_on_startup,
             max_retries=config.broker.broker_connection_max_retries,

@@ -1,4 +1,4 @@
-"""Connection: the server answers, and the queues are declared."""
+"""Connection: the server answers, the lease is held, and the queues are declared."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import logging
 from typing import TYPE_CHECKING
 
 from greenq.bootsteps import StartStopStep
+from greenq.errors import TransportTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from greenq.transport.links import Transport
+    from greenq.watch import Watch
 
 _log = logging.getLogger(__name__)
+
+_LEASE_TIMEOUT_S = 5.0
 
 
 class Connection(StartStopStep):
@@ -20,8 +24,9 @@ class Connection(StartStopStep):
 
     name = "Connection"
 
-    def __init__(self, transport: Transport, queues: Sequence[str]) -> None:
-        """Reach `transport`'s server and declare `queues` there."""
+    def __init__(self, transport: Transport, queues: Sequence[str], watch: Watch) -> None:
+        """Reach `transport`'s server and declare `queues` there; `watch` keeps the lease."""
+        self._watch = watch
         self._transport = transport
         self._queues = queues
 
@@ -33,5 +38,8 @@ class Connection(StartStopStep):
         """
         # Declaring asks nothing when this process has done it before.
         self._transport.client.call("PING")
+        if not self._watch.wait_held(_LEASE_TIMEOUT_S):
+            # Without it nobody would know whose the messages are if this worker died.
+            raise TransportTimeout("the lease could not be written")
         self._transport.broker.declare(self._queues)
         _log.info("Connected to %s", self._transport.broker_address)

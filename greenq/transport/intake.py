@@ -75,13 +75,32 @@ class Intake:
     """
 
     def __init__(
-        self, client: Client, keys: Keys, queues: Sequence[str], owner: str, *, rotate: bool = True
+        self,
+        client: Client,
+        keys: Keys,
+        queues: Sequence[str],
+        owner: str,
+        *,
+        rotate: bool = True,
+        member: str = "",
+        lease_s: float = 10.0,
     ) -> None:
-        """Take from `queues` in the name of `owner`; with `rotate` they take turns."""
+        """Take from `queues` in the name of `owner`.
+
+        Args:
+            client, keys: the server, and the names there.
+            queues: to take from.
+            owner: the incarnation that delivery tags name.
+            rotate: the queues take turns.
+            member: the owner's member of the leases, if that is more than its name.
+            lease_s: how long the lease holds that comes with the first messages.
+        """
         self.queues = tuple(queues)
         self._keys = keys
         self._rotate = rotate
         self._prefix = f"{owner}:"
+        self._member = member or owner
+        self._lease_s = lease_s
         self._next = 1
         self._turn = 0
         self._endings = [f', "", {json.dumps(queue)}]' for queue in self.queues]
@@ -92,6 +111,7 @@ class Intake:
             keys.unacked,
             keys.unacked_index,
             keys.taken(owner),
+            keys.leases,
             *chain(*groups),
         ]
         blocking, rest = lists[0][:_BLOCKING_QUEUES], lists[0][_BLOCKING_QUEUES:]
@@ -122,7 +142,10 @@ class Intake:
         answer = self._first.connection.script(
             _TAKE,
             self._keys_of_take,
-            [self._prefix, self._next, most, len(self.queues), self._turn, *self._endings],
+            [
+                *(self._prefix, self._next, most, len(self.queues), self._turn),
+                *(self._member, self._lease_s, *self._endings),
+            ],
         )
         queues, prefix, number = self.queues, self._prefix, self._next
         depth, self._next, *pairs = answer

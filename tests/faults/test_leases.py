@@ -1,0 +1,117 @@
+"""Promise: what a dead worker held runs elsewhere within seconds; what a living one holds, never."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter
+
+import pytest
+
+from greenq import Greenq
+from tests.servers import Server, greenq_worker, spawn_greenq
+from tests.support import wait_until
+
+pytestmark = pytest.mark.faults
+
+SHORT_LEASE = {"worker_lease": 0.6}
+
+
+def runs(server: Server) -> Counter[str]:
+    """Count the runs of each task."""
+    return Counter(entry.decode().split()[0] for entry in server.client.lrange("ledger", 0, -1))
+
+
+def test_a_dead_workers_messages_run_on_the_survivor_in_order(server: Server) -> None:
+    app = Greenq("sender", broker=server.url)
+    with greenq_worker(server.url, "-n", "first", app="ledger_app") as first:
+        results = [app.send_task("ledger.nap", (f"t{i}", 1.0)) for i in range(20)]
+        wait_until(lambda: len(runs(server)) == 20)
+        with greenq_worker(server.url, "-n", "second", app="ledger_app") as second:
+            first.kill()
+            killed_s = time.monotonic()
+            wait_until(lambda: sum(runs(server).values()) == 40, 15)
+            waited_s = time.monotonic() - killed_s
+            assert [result.get(timeout=10) for result in results] == [f"t{i}" for i in range(20)]
+            assert set(runs(server).values()) == {2}
+            received = re.findall(r"ledger.nap\[(.*)\] received", second.text)
+            assert received == [result.id for result in results]
+            server.wait_settled()
+    # The lease of 3 s, the second's next look, and the machine's own slowness.
+    assert waited_s < 8
+
+
+def test_a_restarted_worker_recovers_its_predecessors_messages_at_once(server: Server) -> None:
+    app = Greenq("sender", broker=server.url)
+    settings = {"worker_lease": 60.0}
+    with greenq_worker(server.url, "-n", "same", app="ledger_app", settings=settings) as first:
+        result = app.send_task("ledger.nap", ("once more", 0.5))
+        wait_until(lambda: runs(server))
+        first.kill()
+    with greenq_worker(server.url, "-n", "same", app="ledger_app", settings=settings):
+        # Long before the lease of a minute ends: the process is provably gone.
+        assert result.get(timeout=15) == "once more"
+
+
+@pytest.mark.parametrize("task", ["ledger.nap", "ledger.burn"])
+def test_a_task_longer_than_the_lease_and_the_visibility_timeout_runs_once(
+    server: Server, task: str
+) -> None:
+    app = Greenq("sender", broker=server.url)
+    settings = SHORT_LEASE | {"broker_transport_options": {"visibility_timeout": 0.8}}
+    with greenq_worker(server.url, "-n", "first", app="ledger_app", settings=settings) as first:
+        result = app.send_task(task, ("long", 3.5))
+        wait_until(lambda: runs(server))
+        with greenq_worker(server.url, "-n", "second", app="ledger_app", settings=settings):
+            assert result.get(timeout=15) == "long"
+            server.wait_settled()
+            assert runs(server) == {"long": 1}
+        if task == "ledger.burn":
+            first.wait_text(f"s by ledger.burn[{result.id}] at ")
+            assert "ledger_app.py:" in first.text
+            first.wait_text("the hub moves again")
+        else:
+            assert "blocked" not in first.text
+
+
+def test_a_message_that_kills_its_workers_is_buried(server: Server, tmp_path: object) -> None:
+    app = Greenq("sender", broker=server.url)
+    settings = SHORT_LEASE | {"task_max_deliveries": 2}
+    deadly = app.send_task("ledger.kill", ("deadly",))
+    for _ in range(3):
+        worker = spawn_greenq(
+            server.url,
+            tmp_path / "worker.log",  # type: ignore[operator]
+            app="ledger_app",
+            settings=settings,
+        )
+        worker.wait_exit()
+    with greenq_worker(server.url, app="ledger_app", settings=settings):
+        wait_until(lambda: server.client.llen("greenq.dead.celery"), 15)
+        letter = app.transport.broker.dead_letters("celery")[0]
+        assert letter.task_id == deadly.id
+        assert "died 2 times" in letter.reason
+        assert runs(server) == {"deadly": 3}
+        assert app.send_task("ledger.nap", ("fine", 0.0)).get(timeout=10) == "fine"
+
+
+def test_what_a_celery_worker_abandoned_comes_back_after_the_visibility_timeout(
+    server: Server,
+) -> None:
+    app = Greenq("sender", broker=server.url)
+    result = app.send_task("ledger.nap", ("abandoned", 0.0))
+    message = server.client.rpop("celery")
+    tag = json.loads(message)["properties"]["delivery_tag"]
+    server.client.hset("unacked", tag, b"[" + message + b', "", "celery"]')
+    server.client.zadd("unacked_index", {tag: time.time()})
+    settings = SHORT_LEASE | {"broker_transport_options": {"visibility_timeout": 1.0}}
+    with greenq_worker(server.url, app="ledger_app", settings=settings):
+        assert result.get(timeout=15) == "abandoned"
+        server.wait_settled()
+
+
+def test_a_lease_is_given_up_at_a_warm_shutdown(server: Server) -> None:
+    with greenq_worker(server.url, app="ledger_app"):
+        wait_until(lambda: server.client.zcard("greenq.leases") == 1)
+    assert server.client.zcard("greenq.leases") == 0
