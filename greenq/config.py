@@ -302,6 +302,13 @@ class TaskConfig(Section):
         True,
         "Give a late-acknowledged task back to its queue when its worker is lost. (Celery: off.)",
     )
+    task_eta_horizon: float = _setting(
+        kinds.seconds(),
+        300.0,
+        "greenq's own. A task that is due later than this is parked on the server; a nearer one "
+        "waits in the worker that took it.",
+        unit="s",
+    )
     task_max_deliveries: int = _setting(
         kinds.whole(1),
         5,

@@ -8,6 +8,7 @@ and a connection that need nothing of the hub.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 import traceback
@@ -30,6 +31,9 @@ _log = logging.getLogger(__name__)
 # The hub is looked at this often.
 _LOOK_S = 0.25
 
+# Between two moves of parked messages, at least.
+_SOON_S = 0.02
+
 
 class Watch(StartStopStep):
     """Renews the lease, recovers what the dead held, and names the task that blocks the hub.
@@ -38,7 +42,8 @@ class Watch(StartStopStep):
     2. Give back the messages of owners whose lease has ended, or whose process on this machine has.
        Not right after this worker was without the server: the others may just be coming back, too.
     3. Renew the scores of held records often enough for Celery workers beside us.
-    4. Log once when the hub has not moved for a while, with the task, its line and its stack, and
+    4. Move parked messages back when they are due.
+    5. Log once when the hub has not moved for a while, with the task, its line and its stack, and
        once when it moves again.
     """
 
@@ -80,6 +85,7 @@ class Watch(StartStopStep):
         self._thread: NativeThread | None = None
         # The thread's own.
         self._renew_at_s = self._scores_at_s = 0.0
+        self._promote_at_s = math.inf
         self._recover_from_s: float | None = None
         self._was_connected = False
         self._blocked_since_s: float | None = None
@@ -112,8 +118,10 @@ class Watch(StartStopStep):
 
     def _run(self, thread: NativeThread) -> None:
         self._renew()
-        while not thread.wait(_LOOK_S):
+        while not thread.wait(self._pause_s()):
             self._look_at_hub(thread.hub_thread)
+            if self._clock() >= self._promote_at_s:
+                self._promote()
             if self._clock() >= self._renew_at_s:
                 self._renew()
         try:
@@ -129,15 +137,19 @@ class Watch(StartStopStep):
         try:
             if not self._leases.connection.connected:
                 self._connect(now)
-            held, expired = self._leases.renew()
+            renewal = self._leases.renew()
             self.held = True
-            if not held:
+            self._state.clock_offset_s = renewal.server_time - time.time()
+            self._promote_at_s = math.inf
+            if renewal.next_due is not None:
+                self._promote_at_s = self._clock() + renewal.next_due - renewal.server_time
+            if not renewal.held:
                 _log.error(
                     "this worker lost its lease; others may run the tasks that it holds: %d",
                     len(self._state.reserved),
                 )
             if self._recover_from_s is not None and now >= self._recover_from_s:
-                for owner in expired:
+                for owner in renewal.expired:
                     self.recovered_count += self._leases.recover(owner)
             if now >= self._scores_at_s:
                 self._scores_at_s = now + self._scores_every_s
@@ -150,6 +162,19 @@ class Watch(StartStopStep):
             _log.debug("the lease could not be renewed: %s", exc)
             self._leases.connection.close()
             self._renew_at_s = now + min(_LOOK_S, self._renew_every_s)
+
+    def _pause_s(self) -> float:
+        """Return how long to wait for the next look, which a due ETA makes shorter."""
+        return min(_LOOK_S, max(_SOON_S, self._promote_at_s - self._clock()))
+
+    def _promote(self) -> None:
+        """Move what is due back to its queues; the renewal right after it tells what is next."""
+        try:
+            self._leases.promote()
+            self._renew_at_s = self._clock()
+        except OperationalError as exc:
+            _log.debug("parked messages could not be moved: %s", exc)
+            self._leases.connection.close()
 
     def _connect(self, now: float) -> None:
         """Reach the server; decide from when on an ended lease means a dead owner."""

@@ -87,6 +87,7 @@ class Worker:
                 transport.client.connection(),
                 transport.broker,
                 self.owner,
+                queues=self.queues,
                 visibility_timeout_s=options.visibility_timeout,
                 lease_s=config.worker.worker_lease,
                 max_deliveries=config.task.task_max_deliveries,

@@ -17,15 +17,17 @@ class WorkerState:
         active: those that run.
         total: how many of each task were taken.
         succeeded, failed, retried: how many runs ended so.
+        clock_offset_s: what to add to this machine's clock to get the server's.
     """
 
-    __slots__ = ("active", "failed", "reserved", "retried", "succeeded", "total")
+    __slots__ = ("active", "clock_offset_s", "failed", "reserved", "retried", "succeeded", "total")
 
     def __init__(self) -> None:
         """Begin with nothing."""
         self.reserved: dict[str, Request] = {}
         self.active: dict[str, Request] = {}
         self.total: Counter[str] = Counter()
+        self.clock_offset_s = 0.0
         self.succeeded = 0
         self.failed = 0
         self.retried = 0

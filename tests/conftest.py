@@ -1,12 +1,17 @@
-"""Fixtures of all tests that need a real server."""
+"""Fixtures of all tests that need a real server, and the profile of those that use Hypothesis."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.servers import Server, valkey
+
+# A slow machine fails no example: what hangs is ended by the time limit on the whole test.
+settings.register_profile("greenq", deadline=None)
+settings.load_profile("greenq")
 
 
 @pytest.fixture(scope="session")

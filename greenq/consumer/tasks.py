@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
@@ -43,6 +43,10 @@ _log = logging.getLogger(__name__)
 # How long a full worker rests before it looks at the depth of its queues again, for the autoscaler.
 _LOOK_S = 0.5
 
+# Taking pauses while so many outcomes are not written yet: messages that only pass through, such as
+# far ETAs, must not gather here.
+_UNWRITTEN = 4000
+
 
 class Tasks(StartStopStep):
     """Conducts a message from its queue to a slot of the pool.
@@ -50,7 +54,7 @@ class Tasks(StartStopStep):
     1. `consume` asks for no more than the pool has room for, and waits when there is none.
     2. What cannot run is settled here: undecodable, unknown and refused messages are buried,
        expired ones revoked; whoever waits for their result gets it.
-    3. An ETA in the near future waits in the timer, reserved.
+    3. An ETA in the near future waits in the timer, reserved; a far one is parked on the server.
     4. `stop` gives back whatever has not started, in its order.
     """
 
@@ -106,7 +110,7 @@ class Tasks(StartStopStep):
     def consume(self) -> None:
         """Take and admit until told to stop. Switches: yes. Raises OperationalError."""
         while not self._stopping:
-            room = self._pool.room
+            room = min(self._pool.room, _UNWRITTEN - len(self._outbox))
             if room <= 0:
                 self._rest()
                 continue
@@ -158,7 +162,10 @@ class Tasks(StartStopStep):
             _log.info("gave %d messages back to their queues", len(deliveries))
 
     def _rest(self) -> None:
-        """Wait for room; meanwhile keep an eye on the queues' depth."""
+        """Wait for room, here or in the outbox; meanwhile keep an eye on the queues' depth."""
+        if self._pool.room > 0:
+            self._outbox.wait_written(_LOOK_S)
+            return
         self._pool.wait_room(_LOOK_S)
         if self._pool.room <= 0 and not self._stopping:
             self.depth = self._transport.broker.depth(self._intake.queues)
@@ -207,12 +214,14 @@ class Tasks(StartStopStep):
         request = Request(delivery, unwrapped, message, task, acks_late=acks_late)
         self._state.reserved[delivery.tag] = request
         self._state.total[message.shadow or message.task] += 1
-        if expires is not None and expires <= datetime.now(UTC):
+        if expires is not None and expires <= self._now():
             self._expire(request)
             return
         _log.info("Task %s received", request)
-        wait_s = 0.0 if eta is None else (eta - datetime.now(UTC)).total_seconds()
-        if wait_s > 0:
+        wait_s = 0.0 if eta is None else (eta - self._now()).total_seconds()
+        if eta is not None and wait_s > self._config.task_eta_horizon:
+            self._park(request, eta)
+        elif wait_s > 0:
             self._schedule(request, wait_s, expires)
         else:
             self._pool.submit(request)
@@ -222,13 +231,26 @@ class Tasks(StartStopStep):
 
         def due() -> None:
             self._scheduled.pop(request.delivery.tag, None)
-            if expires is not None and expires <= datetime.now(UTC):
+            if expires is not None and expires <= self._now():
                 self._expire(request)
             else:
                 self._pool.submit(request)
 
         entry = self._timer.call_after(wait_s, due)
         self._scheduled[request.delivery.tag] = entry, request
+
+    def _park(self, request: Request, eta: datetime) -> None:
+        """Put a request aside on the server until its ETA, so that it costs this worker nothing."""
+        self._state.reserved.pop(request.delivery.tag, None)
+        if request.settle():
+            tag, queue, raw = request.delivery
+            priority = request.properties.get("priority")
+            move = self._transport.broker.park(tag, queue, raw, priority, eta.timestamp())
+            self._outbox.put(Entry(move=move))
+
+    def _now(self) -> datetime:
+        """Return this moment by the server's clock, which all workers share."""
+        return datetime.now(UTC) + timedelta(seconds=self._state.clock_offset_s)
 
     def _expire(self, request: Request) -> None:
         """Discard a task that is too late; whoever waits for it learns so."""

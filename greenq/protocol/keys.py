@@ -48,6 +48,10 @@ class Keys:
         """String: lock of whoever restores overdue messages."""
         return f"{self.prefix}unacked_mutex"
 
+    def eta(self, queue: str) -> str:
+        """Sorted set, greenq's own: a queue's parked messages by when they are due."""
+        return f"{self.prefix}greenq.eta.{queue}"
+
     @property
     def leases(self) -> str:
         """Sorted set, greenq's own: worker incarnation by when its lease ends, in unix seconds."""

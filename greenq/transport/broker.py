@@ -2,6 +2,7 @@
 
 queued     list per queue and priority step        `publish` puts it there
 reserved   `unacked` hash + `unacked_index` zset   `take` (intake.py) moves it there
+parked     zset per queue, by ETA                  `park`, until `promote` moves it back
 buried     dead-letter list per queue              `bury` moves it there
 done       acknowledged: gone                      the outbox writes it
 
@@ -32,14 +33,18 @@ if TYPE_CHECKING:
 DEAD_LIMIT = 10_000
 
 _MOVE = load_script("move")
+_PROMOTE = load_script("promote")
 
 
 class Move(NamedTuple):
-    """One reserved message on its way to a list."""
+    """One reserved message on its way elsewhere.
+
+    `side` is the end of the list ``key``, or a score in the zset ``key``.
+    """
 
     tag: str
     key: str
-    side: Literal["next", "last"]
+    side: Literal["next", "last"] | float
     text: str | bytes
 
 
@@ -152,6 +157,17 @@ class Broker:
             priority, text = 0, raw
         return Move(tag, self.keys.queue(queue, self.keys.step_of(priority)), side, text)
 
+    def park(self, tag: str, queue: str, raw: bytes, priority: object, due: float) -> Move:
+        """Make the move that puts a message aside until `due`, unix seconds, server's clock."""
+        place = self.keys.steps.index(self.keys.step_of(priority)) + 1
+        return Move(tag, self.keys.eta(queue), due, b"%d|%b" % (place, raw))
+
+    def promote(self, connection: Connection, queue: str, most: int) -> int:
+        """Move up to `most` parked messages that are due to their queue; return how many were."""
+        keys = [self.keys.eta(queue), *self.keys.queue_steps(queue)]
+        moved: int = connection.script(_PROMOTE, keys, [most])
+        return moved
+
     def bury(
         self, tag: str, queue: str, raw: bytes, *, reason: str, worker: str, now: datetime
     ) -> Move:
@@ -172,7 +188,8 @@ class Broker:
         keys = list(dict.fromkeys(move.key for move in moves))
         args: list[object] = []
         for move in moves:
-            args += (move.tag, keys.index(move.key) + 1, move.side, move.text)
+            side = move.side if isinstance(move.side, str) else f"{move.side:.6f}"
+            args += (move.tag, keys.index(move.key) + 1, side, move.text)
         fixed = (self.keys.unacked, self.keys.unacked_index)
         return ("EVALSHA", _MOVE.sha, 2 + len(keys), *fixed, *keys, *args)
 

@@ -95,6 +95,22 @@ def _start_of(pid: str) -> str:
     return "" if fields[0] == "Z" else fields[19]
 
 
+class Renewal(NamedTuple):
+    """What renewing a lease has told.
+
+    Attributes:
+        held: False when the lease had ended meanwhile.
+        server_time: unix seconds.
+        next_due: when the next parked message of this worker's queues is due, unix seconds.
+        expired: the owners whose lease has ended.
+    """
+
+    held: bool
+    server_time: float
+    next_due: float | None
+    expired: list[Owner]
+
+
 class Leases:
     """The lease of one owner and its view of the others; one thread or greenlet uses it."""
 
@@ -104,6 +120,7 @@ class Leases:
         broker: Broker,
         owner: Owner,
         *,
+        queues: Sequence[str],
         lease_s: float,
         visibility_timeout_s: float,
         max_deliveries: int,
@@ -112,6 +129,7 @@ class Leases:
         """Speak for `owner` over `connection`.
 
         Args:
+            queues: those whose parked messages this worker moves back.
             lease_s: how long a lease holds after its renewal.
             visibility_timeout_s: after which records that nobody's lease covers are given back.
             max_deliveries: a message whose workers died so often is buried.
@@ -122,17 +140,28 @@ class Leases:
         self._keys = broker.keys
         self._owner = owner
         self.incarnation = owner.incarnation
+        self._queues = queues
+        self._parked = [broker.keys.eta(queue) for queue in queues]
         self._lease_s = lease_s
         self._visibility_timeout_s = visibility_timeout_s
         self._max_deliveries = max_deliveries
         self._bury = bury
 
-    def renew(self) -> tuple[bool, list[Owner]]:
-        """Renew the lease; return whether it was still held, and the owners whose lease ended."""
-        answer = self.connection.script(
-            _LEASE, [self._keys.leases], [str(self._owner), self._lease_s]
+    def renew(self) -> Renewal:
+        """Renew the lease and hear what the server's clock says of others."""
+        held, now, due, *expired = self.connection.script(
+            _LEASE, [self._keys.leases, *self._parked], [str(self._owner), self._lease_s]
         )
-        return bool(answer[0]), [Owner.parse(member.decode()) for member in answer[1:]]
+        return Renewal(
+            held=bool(held),
+            server_time=float(now),
+            next_due=float(due) if due else None,
+            expired=[Owner.parse(member.decode()) for member in expired],
+        )
+
+    def promote(self) -> int:
+        """Move parked messages that are due to their queues; return how many there were."""
+        return sum(self._broker.promote(self.connection, queue, _PORTION) for queue in self._queues)
 
     def renew_scores(self, tags: Sequence[str]) -> None:
         """Make held records look just taken, so that Celery workers beside us leave them alone."""

@@ -1,10 +1,9 @@
 """Group commit: everything that finished while the last write was under way goes out in the next.
 
 No timer and no size decides when to write: an idle outbox writes an entry at once, a busy one
-    gathers
-what comes meanwhile. In each write the order is results, then moves (requeue, retry, bury), then
-acknowledgements, in one transaction, so that a message is acknowledged only with its outcome stored:
-a server without memory would refuse the one and carry out the other.
+gathers what comes meanwhile. In each write the order is results, then moves (requeue, retry, bury), then
+acknowledgements, in one transaction, so that a message is acknowledged only with its outcome
+stored: a server without memory would refuse the one and carry out the other.
 
 What cannot be written is kept and written again with the same content until the server takes it;
 all of it may be repeated harmlessly. It is bounded by what runs.
@@ -128,6 +127,10 @@ class Outbox(StartStopStep):
     def __len__(self) -> int:
         """Count the entries that are not written yet."""
         return len(self._entries)
+
+    def wait_written(self, timeout_s: float) -> bool:
+        """Wait until all is written; False if the time did not suffice. Switches: yes."""
+        return bool(self._empty.wait(timeout_s))
 
     def _run(self) -> None:
         while True:

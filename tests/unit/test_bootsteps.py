@@ -1,0 +1,146 @@
+"""Steps start in the order they require and stop in reverse."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from greenq.bootsteps import Blueprint, StartStopStep, Step
+from greenq.errors import ConfigError
+
+
+class Recorder(StartStopStep):
+    """Writes down what happens to it."""
+
+    def __init__(self, events: list[str], *, fails_at: str = "") -> None:
+        self._events = events
+        self._fails_at = fails_at
+
+    def start(self) -> None:
+        self._record("start")
+
+    def stop(self) -> None:
+        self._record("stop")
+
+    def _record(self, what: str) -> None:
+        self._events.append(f"{what} {self.name}")
+        if what == self._fails_at:
+            raise RuntimeError(f"{self.name} cannot {what}")
+
+
+def step(name: str, *requires: str, base: type[Step] = Recorder) -> type[Step]:
+    return type(name, (base,), {"name": name, "requires": requires})
+
+
+def blueprint(*kinds: type[Step]) -> tuple[Blueprint, list[str]]:
+    events: list[str] = []
+    return Blueprint("test", [kind(events) for kind in kinds]), events
+
+
+@pytest.mark.parametrize(
+    ("kinds", "order"),
+    [
+        pytest.param([step("A"), step("B"), step("C")], "ABC", id="as given"),
+        pytest.param([step("B", "A"), step("A")], "AB", id="requirement first"),
+        pytest.param([step("D", "B", "C"), step("C"), step("A"), step("B", "A")], "CABD", id="both"),
+        pytest.param([], "", id="none"),
+    ],
+)
+def test_blueprint_orders_steps(kinds: list[type[Step]], order: str) -> None:
+    made, _ = blueprint(*kinds)
+
+    assert "".join(each.name for each in made.steps) == order
+
+
+def test_blueprint_names_the_circle_when_steps_require_each_other() -> None:
+    with pytest.raises(ConfigError) as refused:
+        blueprint(step("A", "C"), step("B", "A"), step("C", "B"), step("D"))
+
+    (problem,) = refused.value.problems
+    circle = str(problem.value).split(" -> ")
+    assert set(circle) == {"A", "B", "C"}
+    assert circle[0] == circle[-1]
+
+
+def test_blueprint_names_every_missing_and_every_doubled_step() -> None:
+    with pytest.raises(ConfigError) as refused:
+        blueprint(step("A", "Nowhere"), step("B"), step("B"), step("C", "Elsewhere"))
+
+    named = {(problem.field, str(problem.value)) for problem in refused.value.problems}
+    assert ("test.A", "Nowhere") in named
+    assert ("test.C", "Elsewhere") in named
+    assert any(field == "test.B" for field, _ in named)
+
+
+def test_step_is_named_after_its_class_unless_it_names_itself() -> None:
+    class Plain(Step):
+        pass
+
+    class Child(step("Parent")):  # type: ignore[misc]
+        pass
+
+    assert (Plain.name, Child.name) == ("Plain", "Child")
+
+
+def test_steps_stop_in_reverse_and_only_once() -> None:
+    made, events = blueprint(step("A"), step("B", "A"))
+
+    made.stop()
+    assert events == []
+    made.start()
+    made.stop()
+    made.stop()
+
+    assert events == ["start A", "start B", "stop B", "stop A"]
+
+
+def test_blueprint_starts_again_after_a_stop() -> None:
+    made, events = blueprint(step("A"))
+
+    for _ in range(2):
+        made.start()
+        made.stop()
+
+    assert events == ["start A", "stop A"] * 2
+
+
+def test_failed_start_stops_what_was_started_and_raises_its_error() -> None:
+    events: list[str] = []
+    made = Blueprint(
+        "test",
+        [
+            step("A")(events),
+            step("B")(events, fails_at="start"),
+            step("C")(events),
+        ],
+    )
+
+    with pytest.raises(RuntimeError, match="B cannot start"):
+        made.start()
+
+    assert events == ["start A", "start B", "stop B", "stop A"]
+
+
+@pytest.mark.parametrize("how", ["stop", "terminate"])
+def test_error_in_one_stop_keeps_no_other_from_stopping(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[str] = []
+    made = Blueprint("test", [step("A")(events), step("B")(events, fails_at="stop")])
+    made.start()
+
+    with caplog.at_level(logging.ERROR):
+        getattr(made, how)()
+
+    assert events[2:] == ["stop B", "stop A"]
+    assert "step B failed" in caplog.text
+
+
+def test_plain_step_needs_no_start() -> None:
+    made = Blueprint("test", [step("A", base=Step)()])
+
+    made.start()
+    made.stop()
+
+    assert made.steps[0].info() == {}

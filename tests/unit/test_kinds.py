@@ -1,0 +1,49 @@
+"""What is shown of a value hides its secrets. What each kind takes is in test_config.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from greenq import kinds
+
+SECRET = "s3cr3t"
+
+
+@pytest.mark.parametrize(
+    ("url", "masked"),
+    [
+        ("redis://h:6379/0", "redis://h:6379/0"),
+        ("redis://user@h/0", "redis://user@h/0"),
+        (f"redis://:{SECRET}@h/0", "redis://:********@h/0"),
+        (f"rediss://user:{SECRET}@h:1/0?x=1", "rediss://user:********@h:1/0?x=1"),
+        (f"redis://:a@{SECRET}/b@h/0", "redis://:********@h/0"),
+        (f"redis://:a;{SECRET},b@h/0", "redis://:********@h/0"),
+        (f"redis://h/0?password={SECRET}&a=1", "redis://h/0?password=********&a=1"),
+        (f"unix://:{SECRET}@/run/s.sock?db=1", "unix://:********@/run/s.sock?db=1"),
+        (f"sentinel://:{SECRET}@a:1;sentinel://:{SECRET}@b:1",
+         "sentinel://:********@a:1;sentinel://:********@b:1"),
+        (f"error 7: redis://:{SECRET}@h", "error 7: redis://:********@h"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_mask_url_hides_the_password_and_nothing_else(url: str, masked: str) -> None:
+    assert kinds.mask_url(url) == masked
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("password", SECRET, "********"),
+        ("Auth_Token", 7, "********"),
+        ("x", {"secret_key": SECRET, "n": 1}, {"secret_key": "********", "n": 1}),
+        ("x", [f"redis://:{SECRET}@h"], ["redis://:********@h"]),
+        ("x", ({"passwd": SECRET}, 2), ({"passwd": "********"}, 2)),
+        ("x", "a" * 200, "a" * 200),
+        ("x", "a" * 201, "a" * 200 + "…"),
+        ("x", None, None),
+    ],
+)
+def test_shown_hides_secrets_at_any_depth_and_shortens_text(
+    name: str, value: object, shown: object
+) -> None:
+    assert kinds.shown(name, value) == shown

@@ -1,0 +1,47 @@
+"""A request is settled once, and names itself as the log does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from greenq.protocol.envelope import Envelope
+from greenq.protocol.message import TaskMessage
+from greenq.request import Request
+from greenq.transport.intake import Delivery
+
+
+def make_request(*, shadow: str | None = None, **properties: Any) -> Request:
+    message = TaskMessage(task="proj.add", id="id-1", args=[], kwargs={}, shadow=shadow)
+    wrapped = Envelope(
+        body=b"", content_type="", content_encoding="", headers={}, properties=properties
+    )
+    task: Any = None
+    return Request(Delivery("tag:1", "mail", b""), wrapped, message, task, acks_late=True)
+
+
+def test_only_the_first_may_settle() -> None:
+    request = make_request()
+
+    assert [request.settle() for _ in range(3)] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("shadow", "text"), [(None, "proj.add[id-1]"), ("nicer name", "nicer name[id-1]")]
+)
+def test_request_reads_as_task_and_id(shadow: str | None, text: str) -> None:
+    assert str(make_request(shadow=shadow)) == text
+
+
+def test_delivery_info_falls_back_on_the_queue() -> None:
+    assert make_request().delivery_info == {
+        "exchange": "",
+        "routing_key": "mail",
+        "priority": 0,
+        "redelivered": False,
+    }
+    given = make_request(priority=6, delivery_info={"exchange": "e", "routing_key": "k"})
+    assert given.delivery_info["exchange"] == "e"
+    assert given.delivery_info["routing_key"] == "k"
+    assert given.delivery_info["priority"] == 6
