@@ -99,6 +99,7 @@ class Task(Generic[P, R]):
     store_errors_even_if_ignored: bool | None = None
     acks_late: bool | None = None
     acks_on_failure_or_timeout: bool | None = None
+    reject_on_worker_lost: bool | None = None
     track_started: bool | None = None
     throws: tuple[type[BaseException], ...] = ()
     serializer: str | None = None
@@ -114,9 +115,9 @@ class Task(Generic[P, R]):
     OPTIONS: ClassVar[tuple[str, ...]] = (
         "max_retries", "default_retry_delay", "autoretry_for", "dont_autoretry_for", "retry_kwargs",
         "retry_backoff", "retry_backoff_max", "retry_jitter", "ignore_result",
-        "store_errors_even_if_ignored", "acks_late", "acks_on_failure_or_timeout", "track_started",
-        "throws", "serializer", "compression", "queue", "exchange", "routing_key", "priority",
-        "expires", "time_limit", "soft_time_limit",
+        "store_errors_even_if_ignored", "acks_late", "acks_on_failure_or_timeout",
+        "reject_on_worker_lost", "track_started", "throws", "serializer", "compression", "queue",
+        "exchange", "routing_key", "priority", "expires", "time_limit", "soft_time_limit",
     )  # fmt: skip
 
     # Options of the task that go with each sending, unless the caller says otherwise.

@@ -16,12 +16,15 @@ from greenq.config import DEFAULT_CONCURRENCY
 from greenq.consumer import Consumer
 from greenq.consumer.connection import Connection
 from greenq.consumer.tasks import Tasks
+from greenq.errors import WorkerLostError
 from greenq.execute import Executor, running_task
 from greenq.hub import Event, Hub, spawn
 from greenq.pool import Pool
+from greenq.protocol.envelope import header
+from greenq.protocol.states import FAILURE
 from greenq.timer import Timer
 from greenq.transport.intake import Intake
-from greenq.transport.leases import Leases, new_owner
+from greenq.transport.leases import Leases, Verdict, new_owner
 from greenq.transport.outbox import Outbox
 from greenq.watch import Watch
 from greenq.worker_state import WorkerState
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
 
     from greenq.app import Greenq
     from greenq.bootsteps import Step
-    from greenq.transport.broker import Move
 
 _log = logging.getLogger(__name__)
 
@@ -82,15 +84,20 @@ class Worker:
         self.timer = Timer()
         self.hub = Hub()
         options = config.broker.broker_transport_options
+        connection = results = transport.client.connection()
+        if transport.result_client not in (None, transport.client):
+            results = transport.result_client.connection()
         self.watch = Watch(
             Leases(
-                transport.client.connection(),
+                connection,
                 transport.broker,
                 self.owner,
                 queues=self.queues,
                 visibility_timeout_s=options.visibility_timeout,
                 lease_s=config.worker.worker_lease,
                 max_deliveries=config.task.task_max_deliveries,
+                results=results,
+                may_run_again=self._may_run_again,
                 bury=self._bury,
             ),
             self.hub,
@@ -205,10 +212,24 @@ class Worker:
         if self.autoscaler is not None and self.pool.room <= 0:
             self.autoscaler.tick()
 
-    def _bury(self, tag: str, queue: str, raw: bytes, reason: str) -> Move:
-        return self.app.transport.broker.bury(
-            tag, queue, raw, reason=reason, worker=self.hostname, now=datetime.now(UTC)
+    def _may_run_again(self, raw: bytes) -> bool:
+        """Tell whether a message's task runs again when its worker is lost."""
+        task = self.app.tasks.get(header(raw, "task") or "")
+        own = None if task is None else task.reject_on_worker_lost
+        return self.app.config.task.task_reject_on_worker_lost if own is None else own
+
+    def _bury(self, tag: str, queue: str, raw: bytes, reason: str) -> Verdict:
+        """Put a lost worker's message among the dead letters; who waits for it learns why."""
+        transport, now = self.app.transport, datetime.now(UTC)
+        move = transport.broker.bury(tag, queue, raw, reason=reason, worker=self.hostname, now=now)
+        task_id = header(raw, "id")
+        if task_id is None or not transport.stores_results:
+            return Verdict(move, [])
+        error = WorkerLostError(reason)
+        results = transport.backend.store_commands(
+            task_id, FAILURE, error, date_done=now.isoformat()
         )
+        return Verdict(move, results)
 
     def _give_up(self, error: Exception) -> None:
         """End a worker that cannot go on."""

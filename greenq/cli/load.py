@@ -7,10 +7,15 @@ import os
 import sys
 import traceback
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
+import greenq
 from greenq.app import Greenq
 from greenq.errors import AppNotFound
+
+# Files whose frames say nothing about the user's module.
+_NOT_THE_USERS = ("<frozen importlib", str(Path(greenq.__file__).parent), importlib.__file__)
 
 # Where an app may stand in a module, and which submodules of a package may hold it.
 _ATTRIBUTES = ("app", "greenq", "celery")
@@ -82,5 +87,9 @@ def _app_in(module: ModuleType) -> Greenq | None:
 
 
 def _last_lines(exc: BaseException) -> str:
-    """Return the end of a traceback: the user's own frames and the error."""
-    return "".join(traceback.format_exception(exc)[-4:]).rstrip()
+    """Return the user's own frames at the end of a traceback, and the error."""
+    frames = traceback.extract_tb(exc.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
+    return "".join(
+        (*traceback.format_list(own[-4:]), *traceback.format_exception_only(exc))
+    ).rstrip()

@@ -158,6 +158,15 @@ def mark_redelivered(raw: str | bytes, deliveries: int | None = None) -> str:
     return json.dumps(element)
 
 
+def header(raw: str | bytes, name: str) -> str | None:
+    """Return one header of a list element if it is a text, else None; never raises."""
+    try:
+        value = _parse(raw)["headers"].get(name)
+    except (DecodeError, TypeError, KeyError, AttributeError):
+        return None
+    return value if isinstance(value, str) else None
+
+
 def deliveries_of(raw: str | bytes) -> int:
     """Return how many workers died while they held this message; 0 if it does not say."""
     try:

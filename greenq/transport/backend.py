@@ -17,7 +17,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from greenq.errors import OperationalError, ResultTimeout
+from greenq.errors import ConnectionLost, OperationalError, ResultTimeout
 from greenq.protocol import serialize
 from greenq.protocol.meta import ResultMeta, decode_result, encode_result
 from greenq.protocol.states import FAILURE, PENDING, READY_STATES
@@ -110,7 +110,12 @@ class Backend:
 
     def get(self, task_id: str) -> ResultMeta:
         """Read a task's stored state; a task that nothing is known of is PENDING."""
-        payload = self._client.call("GET", self._keys.result(task_id))
+        key = self._keys.result(task_id)
+        try:
+            payload = self._client.call("GET", key)
+        except ConnectionLost:
+            # The pooled connection died at rest, as after a restart; reading twice is harmless.
+            payload = self._client.call("GET", key)
         return self._pending(task_id) if payload is None else self._decode(payload)
 
     def forget(self, task_id: str) -> None:

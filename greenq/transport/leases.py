@@ -9,8 +9,10 @@ middle, neither lose nor double one.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from greenq.transport.broker import Broker, Move
-    from greenq.transport.client import Connection
+    from greenq.transport.client import Command, Connection
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +33,9 @@ _LEASE = load_script("lease")
 
 # Messages moved by one script call, so that it holds the server for a few ms at most.
 _PORTION = 500
+
+# The end of a record that a take has written.
+_ENDING = re.compile(rb', "", ("(?:[^"\\\\]|\\\\.)*")\]\Z')
 
 # The mutex is Celery's, so that its workers and ours do not scan at the same time. One who dies in
 # it must not keep the others waiting: moving is safe without it.
@@ -111,6 +116,13 @@ class Renewal(NamedTuple):
     expired: list[Owner]
 
 
+class Verdict(NamedTuple):
+    """Where a lost worker's message goes, and what to store for whoever waits for its result."""
+
+    move: Move
+    results: list[Command]
+
+
 class Leases:
     """The lease of one owner and its view of the others; one thread or greenlet uses it."""
 
@@ -124,7 +136,9 @@ class Leases:
         lease_s: float,
         visibility_timeout_s: float,
         max_deliveries: int,
-        bury: Callable[[str, str, bytes, str], Move],
+        results: Connection,
+        may_run_again: Callable[[bytes], bool],
+        bury: Callable[[str, str, bytes, str], Verdict],
     ) -> None:
         """Speak for `owner` over `connection`.
 
@@ -133,7 +147,9 @@ class Leases:
             lease_s: how long a lease holds after its renewal.
             visibility_timeout_s: after which records that nobody's lease covers are given back.
             max_deliveries: a message whose workers died so often is buried.
-            bury: makes the move of (tag, queue, message, reason) to the dead letters.
+            results: where results are written; may be `connection`.
+            may_run_again: says of a message whether its task runs again when its worker is lost.
+            bury: decides on (tag, queue, message, reason) when a message may not run again.
         """
         self.connection = connection
         self._broker = broker
@@ -145,6 +161,8 @@ class Leases:
         self._lease_s = lease_s
         self._visibility_timeout_s = visibility_timeout_s
         self._max_deliveries = max_deliveries
+        self._results = results
+        self._may_run_again = may_run_again
         self._bury = bury
 
     def renew(self) -> Renewal:
@@ -245,26 +263,38 @@ class Leases:
             if gone:
                 self.connection.call("ZREM", self._keys.unacked_index, *gone)
             if held:
-                moves = [self._move(tag, record) for tag, record in held]
-                self._broker.load_scripts(self.connection)
-                moved += self.connection.call(*self._broker.move_command(moves))
-                bounds = self._broker.bound_commands(moves)
-                if bounds:
-                    self.connection.pipeline(bounds)
+                self._move_all([self._verdict(tag, record) for tag, record in held])
+                moved += len(held)
         return moved
 
-    def _move(self, tag: str, record: bytes) -> Move:
+    def _move_all(self, verdicts: Sequence[Verdict]) -> None:
+        """Store what is to be known of buried messages, then move all of them."""
+        results = [command for verdict in verdicts for command in verdict.results]
+        if results:
+            self._results.pipeline(results)
+        moves = [verdict.move for verdict in verdicts]
+        self._broker.load_scripts(self.connection)
+        bounds = self._broker.bound_commands(moves)
+        self.connection.pipeline([self._broker.move_command(moves), *bounds])
+
+    def _verdict(self, tag: str, record: bytes) -> Verdict:
+        """Decide where a message goes whose worker is lost."""
         try:
             text, exchange, routing_key = envelope.unhold(record)
         except DecodeError as exc:
-            return self._bury(tag, "celery", record, f"an abandoned record is no message: {exc}")
+            message, queue = _taken_apart(record)
+            return self._bury(tag, queue, message, f"its record is no message: {exc}")
         queue = self._queue(exchange, routing_key)
         message = text.encode()
         deliveries = envelope.deliveries_of(message)
         if deliveries >= self._max_deliveries:
             reason = f"its workers died {deliveries} times while they held it"
             return self._bury(tag, queue, message, reason)
-        return self._broker.requeue(tag, queue, message, "next", deliveries=deliveries + 1)
+        if not self._may_run_again(message):
+            reason = "its worker died, and reject_on_worker_lost is off"
+            return self._bury(tag, queue, message, reason)
+        move = self._broker.requeue(tag, queue, message, "next", deliveries=deliveries + 1)
+        return Verdict(move, [])
 
     def _queue(self, exchange: str, routing_key: str) -> str:
         """Return the queue that a record goes back to; ours name it as the routing key."""
@@ -276,6 +306,14 @@ class Leases:
     def _server_time(self) -> float:
         seconds, microseconds = self.connection.call("TIME")
         return int(seconds) + int(microseconds) / 1e6
+
+
+def _taken_apart(record: bytes) -> tuple[bytes, str]:
+    """Return the bytes and the queue in a record that is no JSON, as our take has joined it."""
+    ending = _ENDING.search(record)
+    if ending is None:
+        return record, "celery"
+    return record[1 : ending.start()], json.loads(ending[1])
 
 
 def _portions(items: Sequence[str]) -> list[Sequence[str]]:

@@ -1,8 +1,8 @@
 """Group commit: everything that finished while the last write was under way goes out in the next.
 
 No timer and no size decides when to write: an idle outbox writes an entry at once, a busy one
-gathers what comes meanwhile. In each write the order is results, then moves (requeue, retry, bury), then
-acknowledgements, in one transaction, so that a message is acknowledged only with its outcome
+gathers what comes meanwhile. In each write the order is results, then moves (requeue, retry, bury),
+then acknowledgements, in one transaction, so that a message is acknowledged only with its outcome
 stored: a server without memory would refuse the one and carry out the other.
 
 What cannot be written is kept and written again with the same content until the server takes it;

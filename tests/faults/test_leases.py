@@ -1,4 +1,4 @@
-"""Promise: what a dead worker held runs elsewhere within seconds; what a living one holds, never."""
+"""Promise: what a dead worker held runs elsewhere soon; what a living one holds, never."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 
 from greenq import Greenq
+from greenq.errors import WorkerLostError
 from tests.servers import Server, greenq_worker, spawn_greenq
 from tests.support import wait_until
 
@@ -92,8 +93,38 @@ def test_a_message_that_kills_its_workers_is_buried(server: Server, tmp_path: ob
         letter = app.transport.broker.dead_letters("celery")[0]
         assert letter.task_id == deadly.id
         assert "died 2 times" in letter.reason
+        with pytest.raises(WorkerLostError, match="died 2 times"):
+            deadly.get(timeout=5)
         assert runs(server) == {"deadly": 3}
         assert app.send_task("ledger.nap", ("fine", 0.0)).get(timeout=10) == "fine"
+
+
+def test_a_task_that_may_not_run_again_fails_when_its_worker_dies(server: Server) -> None:
+    app = Greenq("sender", broker=server.url)
+    settings = SHORT_LEASE | {"task_reject_on_worker_lost": False}
+    with greenq_worker(server.url, "-n", "first", app="ledger_app", settings=settings) as first:
+        result = app.send_task("ledger.nap", ("once-only", 30.0))
+        wait_until(lambda: runs(server))
+        with greenq_worker(server.url, "-n", "second", app="ledger_app", settings=settings):
+            first.kill()
+            with pytest.raises(WorkerLostError, match="reject_on_worker_lost"):
+                result.get(timeout=15)
+            server.wait_settled()
+    assert runs(server) == {"once-only": 1}
+    assert server.client.llen("greenq.dead.celery") == 1
+
+
+def test_a_poison_record_of_a_dead_worker_is_buried_with_its_bytes(server: Server) -> None:
+    poison = b'\xff no message", "", "celery"]'
+    server.client.hset("unacked", "gone:1", b"[" + poison + b', "", "mail"]')
+    server.client.zadd("unacked_index", {"gone:1": time.time()})
+    server.client.zadd("greenq.leases", {"gone|gone@nowhere|": time.time() - 1})
+    settings = SHORT_LEASE
+    with greenq_worker(server.url, app="ledger_app", settings=settings):
+        wait_until(lambda: server.client.llen("greenq.dead.mail"), 15)
+    app = Greenq("sender", broker=server.url)
+    assert app.transport.broker.dead_letters("mail")[0].raw == poison
+    assert server.unacked() == {}
 
 
 def test_what_a_celery_worker_abandoned_comes_back_after_the_visibility_timeout(
