@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 from datetime import UTC, datetime
@@ -255,8 +256,7 @@ def node_name(given: str | None, *, host: str | None = None) -> str:
     host = host or socket.gethostname()
     short, _, domain = host.partition(".")
     text = given or "greenq@%h"
-    name, _, at = text.partition("@") if "@" in text else (text, "", "%h")
-    text = f"{name}@{at}"
-    for mark, value in (("%h", host), ("%n", name), ("%d", domain), ("%%", "%")):
-        text = text.replace(mark, value if mark != "%n" else short)
-    return text
+    if "@" not in text:
+        text += "@%h"
+    meant = {"h": host, "n": short, "d": domain, "%": "%"}
+    return re.sub("%([hnd%])", lambda match: meant[match[1]], text)

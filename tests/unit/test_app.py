@@ -11,8 +11,8 @@ import pytest
 
 from greenq import Greenq, shared_task
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered
-from greenq.task import Context, current_context
 from greenq.protocol.message import TaskMessage
+from greenq.task import Context, current_context
 
 # Nobody listens there; nothing here may try.
 NOWHERE = "redis://127.0.0.1:1/0"

@@ -43,7 +43,9 @@ def blueprint(*kinds: type[Step]) -> tuple[Blueprint, list[str]]:
     [
         pytest.param([step("A"), step("B"), step("C")], "ABC", id="as given"),
         pytest.param([step("B", "A"), step("A")], "AB", id="requirement first"),
-        pytest.param([step("D", "B", "C"), step("C"), step("A"), step("B", "A")], "CABD", id="both"),
+        pytest.param(
+            [step("D", "B", "C"), step("C"), step("A"), step("B", "A")], "CABD", id="both"
+        ),
         pytest.param([], "", id="none"),
     ],
 )

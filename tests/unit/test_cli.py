@@ -129,16 +129,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str
         pytest.param("app = Greenq('a')\nother = Greenq('b')", ":other", "b", id="named"),
     ],
 )
-def test_app_is_found(
-    module: Callable[..., str], text: str, suffix: str, main_name: str
-) -> None:
+def test_app_is_found(module: Callable[..., str], text: str, suffix: str, main_name: str) -> None:
     assert find_app(module(APP + text) + suffix).main == main_name
 
 
 @pytest.mark.parametrize("submodule", ["greenq", "celery"])
-def test_app_is_found_in_a_package_s_submodule(
-    module: Callable[..., str], submodule: str
-) -> None:
+def test_app_is_found_in_a_package_s_submodule(module: Callable[..., str], submodule: str) -> None:
     name = module("", **{submodule: f"{APP}app = Greenq('inside')"})
 
     assert find_app(name).main == "inside"

@@ -192,7 +192,7 @@ def test_sending_gives_up_with_the_task_s_id(
 ) -> None:
     broker = FakeBroker(failures=[ConnectFailed("server is away")] * 99)
 
-    with pytest.raises(OperationalError, match="task id-7 could not be sent.*server is away"):
+    with pytest.raises(OperationalError, match=r"task id-7 could not be sent.*server is away"):
         send(broker, {"task_id": "id-7", **options}, **settings)
 
     assert broker.tries == tries

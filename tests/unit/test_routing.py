@@ -11,8 +11,8 @@ from greenq.routing import Route, Router, merge_options
 
 ROUTES = [
     {
-        "mail.send": {"queue": "mail", "priority": 3},
         "mail.*": {"queue": "bulk"},
+        "mail.send": {"queue": "mail", "priority": 3},
         "video.*": {"priority": 9},
     },
     {"mail.*": {"queue": "never"}, "web.?et": {"queue": "web"}},

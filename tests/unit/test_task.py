@@ -70,13 +70,17 @@ def test_delay_sends_the_arguments(app: FakeApp) -> None:
             {"queue": "web"},
             {"queue": "web"},
         ),
-        ({"queue": "mail"}, {"exchange": "e", "routing_key": "k"}, {"exchange": "e", "routing_key": "k"}),
+        (
+            {"queue": "mail"},
+            {"exchange": "e", "routing_key": "k"},
+            {"exchange": "e", "routing_key": "k"},
+        ),
         ({"priority": 3}, {"priority": None}, {"priority": 3}),
         ({"priority": 3}, {"priority": 0}, {"priority": 0}),
         ({"ignore_result": True, "expires": 5.0}, {}, {"ignore_result": True, "expires": 5.0}),
         ({"max_retries": 9, "acks_late": False}, {}, {}),
     ],
-)  # fmt: skip
+)
 def test_own_options_go_along_unless_the_caller_says_otherwise(
     app: FakeApp, own: dict[str, Any], given: dict[str, Any], sent: dict[str, Any]
 ) -> None:

@@ -20,6 +20,7 @@ from greenq.worker import node_name
         ("w1@elsewhere", "w1@elsewhere"),
         ("%d", "example.org@box.example.org"),
         ("100%%@here", "100%@here"),
+        ("w%%h@here", "w%h@here"),
     ],
 )
 def test_node_name(given: str | None, name: str) -> None:

@@ -1,0 +1,79 @@
+"""What a finished task leaves is written as a whole, whatever breaks while it is being written.
+
+The promise: a message is acknowledged only after its outcome is stored; what could not be written
+is written again until the server has it, and no task runs again for that.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+
+import pytest
+
+from tests.faults.conftest import Scene
+from tests.faults.proxy import Fault, How, When, named
+from tests.support import wait_until
+
+pytestmark = pytest.mark.faults
+
+COUNT = 20
+
+# One write is a transaction: SETEX and PUBLISH for each result, then ZREM and HDEL for all of them.
+POINTS = [
+    pytest.param(name, when, id=f"{name} {when.value}")
+    for name, when in (
+        ("SETEX", When.BEFORE),
+        ("ZREM", When.BEFORE),
+        ("HDEL", When.BEFORE),
+        ("EXEC", When.BEFORE),
+        ("EXEC", When.EXECUTED),
+    )
+]
+
+
+@pytest.mark.parametrize(("name", "when"), POINTS)
+def test_everything_is_written_once_when_the_connection_is_cut(
+    scene: Scene, name: str, when: When
+) -> None:
+    fault = scene.proxy.plan(Fault(named(name), when))
+    scene.send(COUNT)
+    worker = scene.worker("-c", "10")
+    fault.wait_fired()
+
+    wait_until(scene.is_done)
+
+    assert scene.ran() == Counter(scene.ids)
+    assert worker.alive
+
+
+@pytest.mark.parametrize(("name", "when"), POINTS)
+def test_no_message_is_gone_without_its_result_when_the_worker_is_killed(
+    scene: Scene, name: str, when: When
+) -> None:
+    # Given a worker that is stopped at this very point of its first write, and killed there.
+    fault = Fault(named(name), when, strike=lambda: scene.workers[0].send_signal(signal.SIGSTOP))
+    scene.proxy.plan(fault)
+    scene.send(COUNT)
+    scene.worker("-c", "10")
+    fault.wait_fired()
+    scene.workers[0].kill()
+
+    # Then each message is somewhere, once, or its result is stored.
+    places = scene.queued() + scene.reserved()
+    assert set(places) | scene.stored() == set(scene.ids)
+    assert set(places.values()) == {1}
+    # And no message is both: reserved until its result is there, and not a moment longer.
+    assert not set(places) & scene.stored()
+
+
+def test_write_that_hangs_is_written_again(scene: Scene) -> None:
+    # A half-open connection: nothing says that it is gone but the time that passes.
+    fault = scene.proxy.plan(Fault(named("EXEC"), When.EXECUTED, How.FREEZE))
+    scene.send(COUNT)
+    scene.worker("-c", "10")
+    fault.wait_fired()
+
+    wait_until(scene.is_done, 20)
+
+    assert scene.ran() == Counter(scene.ids)

@@ -1,0 +1,89 @@
+"""Addresses, and foreign errors in our words; nothing is connected."""
+
+from __future__ import annotations
+
+import pytest
+from redis import exceptions as redis_errors
+
+from greenq.errors import (
+    AccessRefused,
+    ConnectFailed,
+    ConnectionLost,
+    OperationalError,
+    ServerError,
+    TransportTimeout,
+)
+from greenq.transport.client import Client, _translate, database_of
+
+
+@pytest.mark.parametrize(
+    ("url", "database"),
+    [
+        ("redis://host", 0),
+        ("redis://host/3", 3),
+        ("redis://host:1/?db=4", 4),
+        ("rediss://u:p@host/5", 5),
+        ("unix:///run/valkey.sock", 0),
+        ("unix:///run/valkey.sock?db=2", 2),
+        ("redis+socket:///run/valkey.sock?virtual_host=7", 7),
+    ],
+)
+def test_database_of(url: str, database: int) -> None:
+    assert database_of(url) == database
+
+
+def test_database_that_is_no_number_is_refused_without_the_password() -> None:
+    with pytest.raises(ValueError, match="must be a number, not 'main'") as refused:
+        database_of("redis://u:secret@host/main")
+
+    assert "secret" not in str(refused.value)
+
+
+def test_unknown_scheme_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"redis://.*unix://") as refused:
+        Client("amqp://u:secret@host")
+
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "connecting", "kind"),
+    [
+        (redis_errors.AuthenticationError("bad"), True, AccessRefused),
+        (redis_errors.NoPermissionError("bad"), False, AccessRefused),
+        (redis_errors.ConnectionError("refused"), True, ConnectFailed),
+        (OSError("no route"), True, ConnectFailed),
+        (redis_errors.TimeoutError("slow"), False, TransportTimeout),
+        (TimeoutError("slow"), False, TransportTimeout),
+        (redis_errors.ConnectionError("reset"), False, ConnectionLost),
+        (redis_errors.BusyLoadingError("loading"), False, ConnectionLost),
+        (redis_errors.ResponseError("ERR wrong"), False, ServerError),
+    ],
+)
+def test_foreign_error_in_our_words(
+    error: Exception, connecting: bool, kind: type[OperationalError]
+) -> None:
+    translated = _translate(error, "GET", "redis://host", connecting=connecting)
+
+    assert type(translated) is kind
+
+
+@pytest.mark.parametrize(
+    ("error", "reply"),
+    [
+        (redis_errors.NoScriptError("No matching script"), "NOSCRIPT No matching script"),
+        (redis_errors.OutOfMemoryError("not allowed"), "OOM not allowed"),
+        (redis_errors.ReadOnlyError("You can't write"), "READONLY You can't write"),
+        (redis_errors.ClusterDownError("down"), "CLUSTERDOWN down"),
+        (redis_errors.MasterDownError("no link"), "MASTERDOWN no link"),
+        (redis_errors.TryAgainError("later"), "TRYAGAIN later"),
+        (redis_errors.ExecAbortError("discarded"), "EXECABORT discarded"),
+        (redis_errors.ResponseError("BUSY running"), "BUSY running"),
+        (redis_errors.ResponseError("WRONGTYPE no list"), "WRONGTYPE no list"),
+    ],
+)
+def test_reply_begins_with_the_server_s_code(error: redis_errors.ResponseError, reply: str) -> None:
+    translated = _translate(error, "SET", "redis://host")
+
+    assert isinstance(translated, ServerError)
+    assert translated.reply == reply
