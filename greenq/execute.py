@@ -243,10 +243,13 @@ class Executor:
         return self._transport.broker.move(request.delivery.tag, key, text)
 
     def _late_followers(self, request: Request, outcome: Outcome) -> list[Command]:
-        """Return the push of a retry whose message was acknowledged before it ran.
+        """Return the push of what a task acknowledged before its run wants to run again.
 
         Nothing reserves it any more, so a lost answer may push it twice; acks_late has no such gap.
         """
+        if outcome.state == REJECTED and outcome.value.requeue:
+            move = self._transport.broker.requeue(*request.delivery, "last")
+            return [("LPUSH", move.key, move.text)]
         if outcome.state != RETRY or outcome.value.next_run is None:
             return []
         queue, priority, text = self._retry_message(request, outcome.value)

@@ -1,4 +1,8 @@
-"""Tasks that write down in the server each time they run, and ways to trouble their worker."""
+"""Tasks that write down each time they run, and ways to trouble their worker.
+
+Those for short tests write in the server; those of the long fault tests in the file TEST_LEDGER,
+which stays what it is when the server fails.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +31,7 @@ def nap(what: str, seconds: float) -> str:
 def burn(what: str, seconds: float) -> str:
     """Compute without ever yielding to the hub."""
     _write(what)
-    end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s:
-        pass
+    _compute(seconds)
     return what
 
 
@@ -38,3 +40,33 @@ def kill(what: str) -> None:
     """End the worker as a crash would."""
     _write(what)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(name="ledger.entry_nap")
+def entry_nap(number: int, seconds: float) -> int:
+    """Wait, with a line in the file before and after."""
+    _write_line("start", number)
+    time.sleep(seconds)
+    _write_line("end", number)
+    return number
+
+
+@app.task(name="ledger.entry_burn")
+def entry_burn(number: int, seconds: float) -> int:
+    """Compute without ever yielding to the hub, with a line in the file before and after."""
+    _write_line("start", number)
+    _compute(seconds)
+    _write_line("end", number)
+    return number
+
+
+def _compute(seconds: float) -> None:
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        pass
+
+
+def _write_line(event: str, number: int) -> None:
+    # Appended in one write: lines of two workers do not mix. All processes have the same clock.
+    with open(os.environ["TEST_LEDGER"], "a", encoding="ascii") as lines:
+        lines.write(f"{event} {number} {os.getpid()} {time.monotonic():.4f}\n")
