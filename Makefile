@@ -8,7 +8,7 @@ DEV_STAMP := .venv/.installed-dev
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench docs clean
+.PHONY: help setup demo test faults check bench docs clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -21,6 +21,9 @@ demo: $(RUN_STAMP)  ## see 5,000 fetches run, 500 at a time; installs only what 
 
 test: $(DEV_STAMP)  ## run all tests
 	@$(BIN)/python -m pytest
+
+faults: $(DEV_STAMP)  ## kill, freeze and cut everything for half an hour, and count; QUICK=1: 3 minutes
+	@$(BIN)/python -m tests.faults.long $(if $(QUICK),--quick)
 
 check: $(DEV_STAMP)  ## everything that must pass before a change is accepted; what CI runs
 	@echo "==> format"

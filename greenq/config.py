@@ -124,8 +124,9 @@ class TransportOptions(Section):
     )
     socket_timeout: float = _setting(
         kinds.seconds(zero_ok=False),
-        5.0,
-        "Longest wait for the answer to a command, over the time the command itself may wait.",
+        3.0,
+        "Longest wait for the answer to a command. A call to send or to read a result takes no "
+        "longer than this and `broker_connection_timeout` together.",
         unit="s",
     )
     socket_connect_timeout: float | None = _setting(
@@ -139,8 +140,9 @@ class TransportOptions(Section):
     )
     health_check_interval: float = _setting(
         kinds.seconds(),
-        10.0,
-        "Test a connection that was idle this long before use; 0 never.",
+        2.0,
+        "Test a connection on which results are waited for after so much silence; 0 is the same as "
+        "2. (Celery: 25.)",
         unit="s",
     )
 
@@ -158,7 +160,11 @@ class ResultTransportOptions(Section):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RetryPolicy(Section):
-    """`task_publish_retry_policy`: how often and when sending is tried again."""
+    """`task_publish_retry_policy`: how often and when sending is tried again.
+
+    However slowly the tries fail, sending ends after `broker_connection_timeout` and
+    `socket_timeout` together, or after the sum of the waits if that is longer.
+    """
 
     max_retries: int | None = _setting(
         kinds.optional(kinds.whole(0)), 3, "Tries after the first; None never gives up."
@@ -186,7 +192,7 @@ class BrokerConfig(Section):
         kinds.whole(1), 10, "Connections kept for user code that sends; others wait for a free one."
     )
     broker_connection_timeout: float = _setting(
-        kinds.seconds(zero_ok=False), 4.0, "Longest wait for a connection.", unit="s"
+        kinds.seconds(zero_ok=False), 2.0, "Longest wait for a connection. (Celery: 4.)", unit="s"
     )
     broker_connection_retry_on_startup: bool = _setting(
         kinds.flag(), True, "Wait for a server that is not there yet when the worker starts."

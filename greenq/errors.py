@@ -121,14 +121,44 @@ class AccessRefused(OperationalError):
     """The user name, the password or the user's rights are not accepted."""
 
 
+_CLUSTER = (
+    "the server is part of a cluster, which is not supported yet: use one that is not "
+    "(cluster-enabled no)"
+)
+
+# What a reply means that has nothing to do with the command: the server refuses for the time being.
+_REFUSALS = {
+    "OOM": "the server's memory is full (maxmemory): it takes no more until some is free",
+    "READONLY": "the server is a read-only replica: it takes nothing until it is the primary again",
+    "LOADING": "the server is loading its data",
+    "BUSY": "the server is busy with a script that runs for long (SCRIPT KILL ends it)",
+    "MASTERDOWN": "the server is a replica that has lost its primary",
+    "MISCONF": "the server cannot save its data to disk, and takes nothing until it can",
+    "NOREPLICAS": "the server has too few replicas (min-replicas-to-write)",
+    "TRYAGAIN": _CLUSTER,
+    "CLUSTERDOWN": _CLUSTER,
+    "CROSSSLOT": _CLUSTER,
+    "MOVED": _CLUSTER,
+    "ASK": _CLUSTER,
+}
+
+
 class ServerError(OperationalError):
-    """The server answered a command with an error."""
+    """The server answered a command with an error.
+
+    Attributes:
+        command: its name, without arguments.
+        reply: the server's, with its code at the beginning.
+        passes: the same command is right again later: nothing is wrong with it.
+    """
 
     def __init__(self, command: str, reply: str) -> None:
-        """Name the `command` (without arguments) and the server's `reply`."""
+        """Keep the facts; a known reply is said in words, too."""
         self.command = command
         self.reply = reply
-        super().__init__(f"{command}: {reply}")
+        meaning = _REFUSALS.get(reply.split(" ", 1)[0])
+        self.passes = meaning is not None
+        super().__init__(f"{meaning} ({command}: {reply})" if meaning else f"{command}: {reply}")
 
 
 # --- tasks and results ---------------------------------------------------------------------------

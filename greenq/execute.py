@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from greenq.config import TaskConfig
     from greenq.producer import Producer
+    from greenq.protocol.message import TaskMessage
     from greenq.request import Request
     from greenq.task import Task
     from greenq.transport.broker import Move
@@ -95,13 +96,16 @@ class Executor:
             if not request.acks_late:
                 self._ack_early(request)
             if self._tracks_start(request.task):
-                self._store_started(message.id)
+                self._store_started(message)
             outcome = _run(request.task, message.id, message.args, message.kwargs)
-            outcome = self._settle(request, context, outcome)
+            settled = self._settle(request, context, outcome)
         finally:
             self._state.active.pop(request.delivery.tag, None)
             self._state.reserved.pop(request.delivery.tag, None)
-        self._report(request, outcome)
+        if settled is None:
+            _log.info("Task %s was ended: its message had been given back", request)
+        else:
+            self._report(request, settled)
 
     # --- begin ------------------------------------------------------------------------------------
 
@@ -116,24 +120,29 @@ class Executor:
         own = task.track_started
         return self._config.task_track_started if own is None else own
 
-    def _store_started(self, task_id: str) -> None:
+    def _store_started(self, message: TaskMessage) -> None:
         if self._transport.stores_results:
             meta = {"pid": os.getpid(), "hostname": self._hostname}
-            self._outbox.put(Entry(self._transport.backend.store_commands(task_id, STARTED, meta)))
+            commands = self._transport.backend.store_commands(
+                message.id, STARTED, meta, redelivered=message.redelivered
+            )
+            self._outbox.put(Entry(commands))
 
     # --- settle -----------------------------------------------------------------------------------
 
-    def _settle(self, request: Request, context: Context, outcome: Outcome) -> Outcome:
-        """Have the outcome written and the message acknowledged or moved; it may change then."""
+    def _settle(self, request: Request, context: Context, outcome: Outcome) -> Outcome | None:
+        """Have the outcome written and the message acknowledged or moved; it may change then.
+
+        None when the message was given back meanwhile: then another run decides the result.
+        """
         commands: list[Command] = []
         if outcome.state not in (IGNORED, REJECTED):
             outcome, commands = self._state_commands(request, context, outcome)
         if not request.settle():
-            # Acknowledged early, or given back meanwhile; then somebody else's run decides the
-            # result.
-            if not request.acks_late:
-                commands += self._late_followers(request, outcome)
-                self._outbox.put(Entry(commands))
+            if request.acks_late:
+                return None
+            commands += self._late_followers(request, outcome)
+            self._outbox.put(Entry(commands))
             return outcome
         move = self._move(request, outcome)
         ack = request.delivery.tag if move is None else None
@@ -191,6 +200,7 @@ class Executor:
             date_done=None if outcome.state == RETRY else datetime.now(UTC).isoformat(),
             group_id=message.group,
             parent_id=message.parent_id,
+            redelivered=message.redelivered,
             extended=None
             if bare
             else {
@@ -292,7 +302,9 @@ class Executor:
             return eta.isoformat()
         if not countdown:
             return eta
-        return (datetime.now(self._zone) + timedelta(seconds=countdown)).isoformat()
+        # By the server's clock, as workers read it.
+        ahead = timedelta(seconds=countdown + self._state.clock_offset_s)
+        return (datetime.now(self._zone) + ahead).isoformat()
 
     # --- report -----------------------------------------------------------------------------------
 

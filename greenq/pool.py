@@ -149,7 +149,7 @@ class Pool(StartStopStep):
         self._active.add(request)
         self.peak = max(self.peak, len(self._active))
         self._leave.clear()
-        self._greenlets.spawn(self._work, request)
+        request.greenlet = self._greenlets.spawn(self._work, request)
 
     def _work(self, request: Request) -> None:
         """Run one request after the other while there are any and the pool has not shrunk."""
@@ -164,7 +164,8 @@ class Pool(StartStopStep):
             self._room.set()
             if not self._waiting or len(self._active) >= self.size:
                 break
-            request = self._waiting.popleft()
+            greenlet, request = request.greenlet, self._waiting.popleft()
+            request.greenlet = greenlet
             self._active.add(request)
         if not self._active and not self._waiting:
             self._leave.set()

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 from zoneinfo import ZoneInfo
 
-from greenq.errors import ConfigError, EncodeError, OperationalError, Problem, ServerError
+from greenq.errors import (
+    AccessRefused,
+    ConfigError,
+    ConnectionLost,
+    EncodeError,
+    OperationalError,
+    Problem,
+    ServerError,
+)
 from greenq.protocol import envelope
 from greenq.protocol.message import TaskMessage, encode, parse_time, saferepr
 from greenq.routing import Router
@@ -75,6 +84,25 @@ class Outgoing(TypedDict):
     text: str
 
 
+class _Policy(NamedTuple):
+    """How often sending is tried again, None for ever, and the pauses between, seconds."""
+
+    max_retries: int | None
+    interval_start: float
+    interval_step: float
+    interval_max: float
+
+    def pause_s(self, tries: int) -> float:
+        """Return the pause after so many retries."""
+        return min(self.interval_start + tries * self.interval_step, self.interval_max)
+
+    def total_s(self) -> float:
+        """Add up all pauses."""
+        if self.max_retries is None:
+            return math.inf
+        return sum(self.pause_s(tries) for tries in range(self.max_retries))
+
+
 class Producer:
     """Writes task messages and pushes them; shared by all threads and greenlets of an app."""
 
@@ -98,8 +126,9 @@ class Producer:
             OperationalError: the server could not be reached within the retry policy.
         """
         outgoing = self.prepare(task, args, kwargs, options)
+        began_s = time.monotonic()
         for queue in self._queues(outgoing, options):
-            self._push(queue, outgoing, options)
+            self._push(queue, outgoing, options, began_s)
         return outgoing["task_id"]
 
     def prepare(
@@ -198,7 +227,9 @@ class Producer:
         exchange, routing_key = options.get("exchange"), options.get("routing_key")
         if not exchange or options.get("queue"):
             return [outgoing["queue"]]
-        with self._broker.client.pooled() as connection:
+        client = self._broker.client
+        # Half of the time of the whole, so that as much is left for the push.
+        with client.pooled(client.call_timeout_s / 2) as connection:
             queues = self._broker.bound_queues(connection, exchange, routing_key or "")
         if not queues:
             raise OperationalError(
@@ -207,34 +238,78 @@ class Producer:
             )
         return queues
 
-    def _push(self, queue: str, outgoing: Outgoing, options: Mapping[str, Any]) -> None:
-        """Push once, or as often as the retry policy allows while the server is away."""
+    def _push(
+        self, queue: str, outgoing: Outgoing, options: Mapping[str, Any], began_s: float
+    ) -> None:
+        """Push, within the time of one call; with a retry policy, a try has half of it."""
         policy = self._policy(options)
-        tries = 0
-        while True:
-            try:
-                self._broker.publish(queue, outgoing["text"], outgoing["priority"])
-            except ServerError:
-                raise
-            except OperationalError as exc:
-                if policy is None or (policy[0] is not None and tries >= policy[0]):
-                    raise OperationalError(
-                        f"task {outgoing['task_id']} could not be sent to queue {queue!r}: {exc}"
-                    ) from exc
-                _, first_s, step_s, most_s = policy
-                time.sleep(min(first_s + tries * step_s, most_s))
-                tries += 1
-            else:
-                return
+        whole_s = self._broker.client.call_timeout_s
+        left_s = began_s + whole_s - time.monotonic()
+        if policy is not None:
+            left_s = min(left_s, whole_s / 2)
+        error: OperationalError | None
+        try:
+            self._broker.publish(queue, outgoing["text"], outgoing["priority"], timeout_s=left_s)
+            return
+        except OperationalError as exc:
+            error = exc
+        if policy is not None:
+            new_id = None if options.get("task_id") else outgoing["task_id"]
+            error = self._again(queue, outgoing, policy, began_s, new_id, error)
+        if isinstance(error, (ServerError, AccessRefused)):
+            raise error
+        if error is not None:
+            raise OperationalError(
+                f"task {outgoing['task_id']} could not be sent to queue {queue!r}: {error}"
+            ) from error
 
-    def _policy(self, options: Mapping[str, Any]) -> tuple[int | None, float, float, float] | None:
-        """Return (most retries, first, step and longest pause in seconds), None for no retry."""
+    def _again(
+        self,
+        queue: str,
+        outgoing: Outgoing,
+        policy: _Policy,
+        began_s: float,
+        new_id: str | None,
+        error: OperationalError,
+    ) -> OperationalError | None:
+        """Push again as often as the policy allows; return the last error, None if it worked."""
+        broker = self._broker
+        whole_s = broker.client.call_timeout_s
+        ends_s = began_s + max(whole_s, policy.total_s())
+        tries, arrived = 0, False
+        message = (queue, outgoing["text"], outgoing["priority"])
+        while policy.max_retries is None or tries < policy.max_retries:
+            if isinstance(error, AccessRefused) or (
+                isinstance(error, ServerError) and not error.passes
+            ):
+                break
+            arrived = arrived or isinstance(error, ConnectionLost)
+            pause_s = policy.pause_s(tries)
+            left_s = ends_s - time.monotonic() - pause_s
+            if left_s <= 0:
+                break
+            time.sleep(pause_s)
+            tries += 1
+            timeout_s = min(left_s, whole_s / 2)
+            try:
+                if arrived:
+                    broker.publish_once(*message, new_id=new_id, timeout_s=timeout_s)
+                else:
+                    broker.publish(*message, timeout_s=timeout_s)
+            except OperationalError as exc:
+                error = exc
+            else:
+                return None
+        return error
+
+    def _policy(self, options: Mapping[str, Any]) -> _Policy | None:
+        """Return the policy of one sending, None for no retry."""
         retry = options.get("retry")
         if not (self._config.task_publish_retry if retry is None else retry):
             return None
         default: RetryPolicy = self._config.task_publish_retry_policy
         given = options.get("retry_policy") or {}
-        return (
+        return _Policy(
             given.get("max_retries", default.max_retries),
             given.get("interval_start", default.interval_start),
             given.get("interval_step", default.interval_step),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from greenq.bootsteps import StartStopStep
 from greenq.errors import OperationalError
 from greenq.hub import NativeThread, sleep
+from greenq.transport.outage import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,9 +89,11 @@ class Watch(StartStopStep):
         self._promote_at_s = math.inf
         self._recover_from_s: float | None = None
         self._was_connected = False
+        self._outage = Outage(_log)
         self._blocked_since_s: float | None = None
         # Written by the thread, read by anybody.
         self.held = False
+        self.problem: OperationalError | None = None
         self.blocked_count = 0
         self.recovered_count = 0
 
@@ -139,6 +142,8 @@ class Watch(StartStopStep):
                 self._connect(now)
             renewal = self._leases.renew()
             self.held = True
+            self.problem = None
+            self._outage.over("the lease is renewed again")
             self._state.clock_offset_s = renewal.server_time - time.time()
             self._promote_at_s = math.inf
             if renewal.next_due is not None:
@@ -158,8 +163,8 @@ class Watch(StartStopStep):
                 own = self._leases.incarnation
                 self.recovered_count += self._leases.recover_overdue([*living, own])
         except OperationalError as exc:
-            # The consumer says that the server is away; here it would only be said twice.
-            _log.debug("the lease could not be renewed: %s", exc)
+            self.problem = exc
+            self._outage.say("the lease could not be renewed", exc)
             self._leases.connection.close()
             self._renew_at_s = now + min(_LOOK_S, self._renew_every_s)
 

@@ -23,6 +23,7 @@ from greenq.hub import Event, Hub, spawn
 from greenq.pool import Pool
 from greenq.protocol.envelope import header
 from greenq.protocol.states import FAILURE
+from greenq.stacks import all_stacks
 from greenq.timer import Timer
 from greenq.transport.intake import Intake
 from greenq.transport.leases import Leases, Verdict, new_owner
@@ -85,7 +86,10 @@ class Worker:
         self.timer = Timer()
         self.hub = Hub()
         options = config.broker.broker_transport_options
-        connection = results = transport.client.connection()
+        # A dead connection is noticed and replaced before the lease ends that is renewed over it.
+        connection = results = transport.client.connection(
+            timeout_s=max(0.5, config.worker.worker_lease / 3)
+        )
         if transport.result_client not in (None, transport.client):
             results = transport.result_client.connection()
         self.watch = Watch(
@@ -175,12 +179,13 @@ class Worker:
         """Work until stopped and return the exit code. Switches: yes.
 
         With `signals`, SIGTERM and SIGINT stop warm (finish what runs), a second one cold; SIGQUIT
-        is cold at once.
+        is cold at once; SIGUSR1 logs what everything does at the moment.
         """
         if signals:
             self.hub.on_signal(signal.SIGTERM, self._on_stop_signal)
             self.hub.on_signal(signal.SIGINT, self._on_stop_signal)
             self.hub.on_signal(signal.SIGQUIT, self.stop_cold)
+            self.hub.on_signal(signal.SIGUSR1, self._log_stacks)
         self.blueprint.start()
         self._ended.wait()
         self.blueprint.stop()
@@ -207,6 +212,11 @@ class Worker:
             self.stop_cold()
         else:
             self.stop()
+
+    def _log_stacks(self) -> None:
+        running = self.state.active.values()
+        names = {each.greenlet: str(each) for each in running if each.greenlet is not None}
+        _log.warning("%s", all_stacks(names))
 
     def _left_behind(self) -> None:
         """Let the autoscaler know at once that more waits than the pool has room for."""

@@ -11,6 +11,7 @@ import difflib
 import importlib
 import os
 import sys
+from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
 import greenq
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_DURATIONS = {
+    "s": timedelta(seconds=1),
+    "m": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+    "d": timedelta(days=1),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,6 +60,7 @@ class _Command:
 
 _COMMANDS = (
     _Command("worker", "greenq.cli.worker", "run a worker", patched=True),
+    _Command("dead", "greenq.cli.dead", "list, replay or purge dead letters", patched=False),
     _Command("demo", "greenq.cli.demo", "watch 5,000 web requests run as tasks", patched=True),
 )
 
@@ -92,7 +100,8 @@ def build_parser() -> Parser:
             command.name, help=command.text, description=command.text, allow_abbrev=False
         )
         added.set_defaults(parser=added)
-        {"worker": _worker_options, "demo": _demo_options}[command.name](added)
+        options = {"worker": _worker_options, "dead": _dead_options, "demo": _demo_options}
+        options[command.name](added)
     return parser
 
 
@@ -123,6 +132,24 @@ def _worker_options(parser: argparse.ArgumentParser) -> None:
     add("--no-color", action="store_true", help="no colours")
 
 
+def _dead_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("action", choices=("list", "show", "replay", "purge"),
+        help="show: one in full; replay: back to their queues; purge: delete")  # fmt: skip
+    add("-A", "--app", default=os.environ.get("GREENQ_APP"), help="the app: module or module:name")
+    add("-b", "--broker", metavar="URL", help="instead of the app's broker_url")
+    add("-Q", "--queues", type=_names, default=(), metavar="A,B",
+        help="of these queues (default: all that have dead letters)")  # fmt: skip
+    add("--task", metavar="NAME", help="of this task; may hold * and ?, as in 'mail.*'")
+    add("--reason", metavar="TEXT", help="whose reason contains this")
+    add("--id", metavar="ID", help="with this id, as the list shows it")
+    add("--since", type=_duration, metavar="AGE", help="younger than 30s, 10m, 2h or 7d")
+    add("--limit", type=_count, metavar="N",
+        help="so many: the newest to list (default 100), the oldest to replay")  # fmt: skip
+    add("--json", action="store_true", help="a JSON object a line; purge then asks for no --yes")
+    add("--yes", action="store_true", help="purge more than one")
+
+
 def _demo_options(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -148,6 +175,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
+
+
+def _duration(text: str) -> timedelta:
+    unit = _DURATIONS.get(text[-1:])
+    if unit is None or not text[:-1].isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no age, such as 30s, 10m, 2h or 7d")
+    try:
+        return int(text[:-1]) * unit
+    except (OverflowError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is too long ago") from None
 
 
 def _limits(text: str) -> tuple[int, int]:

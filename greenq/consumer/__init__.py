@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from typing import TYPE_CHECKING
 
 from greenq.bootsteps import Blueprint, StartStopStep
 from greenq.errors import AccessRefused, OperationalError
 from greenq.hub import Event, Greenlet, spawn
+from greenq.transport.outage import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _PAUSE_FIRST_S = 0.1
-_PAUSE_MOST_S = 2.0
+_PAUSE_MOST_S = 1.0
 
 
 class Consumer(StartStopStep):
@@ -62,6 +62,7 @@ class Consumer(StartStopStep):
         self._max_retries = max_retries
         self._gave_up = gave_up
         self._stopping = Event()
+        self._outage = Outage(_log)
         self._greenlet: Greenlet | None = None
 
     def start(self) -> None:
@@ -82,16 +83,16 @@ class Consumer(StartStopStep):
     def _run(self) -> None:
         pause_s, was_up, failures = _PAUSE_FIRST_S, False, 0
         while not self._stopping.is_set():
-            began_s = time.monotonic()
             try:
                 self.blueprint.start()
                 was_up, failures = True, 0
                 self.tasks.consume()
             except OperationalError as exc:
-                self.blueprint.stop()
-                if time.monotonic() - began_s > _PAUSE_MOST_S:
-                    # It worked for a while: another outage, and not the one that was paused for.
+                if self.tasks.working:
+                    # Another outage, and not the one that was paused for.
                     pause_s = _PAUSE_FIRST_S
+                    self._outage.over("another interruption")
+                self.blueprint.stop()
                 hopeless = isinstance(exc, AccessRefused) or not self._retry_at_start
                 failures += 1
                 spent = self._max_retries is not None and failures > self._max_retries
@@ -107,6 +108,6 @@ class Consumer(StartStopStep):
     def _pause(self, exc: OperationalError, pause_s: float) -> float:
         """Wait before the next try, with jitter so that a fleet does not come back as one."""
         wait_s = pause_s * random.uniform(0.5, 1.0)
-        _log.error("consumer: %s; trying again in %.1f s", exc, wait_s)
+        self._outage.say(f"consumer: no tasks are taken; trying again in {wait_s:.1f} s", exc)
         self._stopping.wait(wait_s)
         return min(pause_s * 2, _PAUSE_MOST_S)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _LEASE_TIMEOUT_S = 5.0
+_PING_TIMEOUT_S = 2.0
 
 
 class Connection(StartStopStep):
@@ -37,9 +38,9 @@ class Connection(StartStopStep):
             OperationalError: it cannot be reached, or refuses.
         """
         # Declaring asks nothing when this process has done it before.
-        self._transport.client.call("PING")
+        self._transport.client.call("PING", timeout_s=_PING_TIMEOUT_S)
         if not self._watch.wait_held(_LEASE_TIMEOUT_S):
             # Without it nobody would know whose the messages are if this worker died.
-            raise TransportTimeout("the lease could not be written")
+            raise self._watch.problem or TransportTimeout("the lease could not be written")
         self._transport.broker.declare(self._queues)
         _log.info("Connected to %s", self._transport.broker_address)

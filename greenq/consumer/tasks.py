@@ -43,6 +43,9 @@ _log = logging.getLogger(__name__)
 # How long a full worker rests before it looks at the depth of its queues again, for the autoscaler.
 _LOOK_S = 0.5
 
+# A server that does not tell the depth in this time is away.
+_ANSWER_S = 2.0
+
 # Taking pauses while so many outcomes are not written yet: messages that only pass through, such as
 # far ETAs, must not gather here.
 _UNWRITTEN = 4000
@@ -102,6 +105,11 @@ class Tasks(StartStopStep):
         """Close the intake's connections; they are opened anew by the next use."""
         self._intake.close()
         self.depth = 0
+
+    @property
+    def working(self) -> bool:
+        """True when the server has let us take since the last start."""
+        return self._intake.working
 
     def backlog(self) -> int:
         """Count what waits for a slot, here and in the queues. Switches: no."""
@@ -168,7 +176,9 @@ class Tasks(StartStopStep):
             return
         self._pool.wait_room(_LOOK_S)
         if self._pool.room <= 0 and not self._stopping:
-            self.depth = self._transport.broker.depth(self._intake.queues)
+            self.depth = self._transport.broker.depth(
+                self._intake.queues, timeout_s=_ANSWER_S
+            )
             if self.depth:
                 self._left_behind()
 
@@ -292,6 +302,7 @@ class Tasks(StartStopStep):
             date_done=datetime.now(UTC).isoformat(),
             group_id=message.group if message is not None else None,
             parent_id=message.parent_id if message is not None else None,
+            redelivered=message is not None and message.redelivered,
         )
 
 

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 from greenq.errors import ConnectionLost, OperationalError, ResultTimeout
 from greenq.protocol import serialize
 from greenq.protocol.meta import ResultMeta, decode_result, encode_result
-from greenq.protocol.states import FAILURE, PENDING, READY_STATES
+from greenq.protocol.states import FAILURE, PENDING, READY_STATES, SUCCESS
+from greenq.transport.client import load_script
+from greenq.transport.outage import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +34,17 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _RETRY_MOST_S = 1.0
+
+# A listening connection that does not answer for so long is dead.
+_ANSWER_S = 2.0
+
+# A thread that nobody waits for looks this often whether it is to end.
+_IDLE_S = 60.0
+
+# Reading has this long even when less is left of a caller's time: it may have to connect first.
+_LEAST_READ_S = 1.0
+
+_STORE_UNLESS_SUCCESS = load_script("store_unless_success")
 
 
 class Backend:
@@ -76,8 +89,12 @@ class Backend:
         group_id: str | None = None,
         parent_id: str | None = None,
         extended: Mapping[str, object] | None = None,
+        redelivered: bool = False,
     ) -> list[Command]:
         """Return the commands that store a state and notify those who wait for it.
+
+        What a `redelivered` run comes to does not replace the success of another one, unless it is
+        one itself. The encoded state ends the first command.
 
         Raises:
             EncodeError: the result cannot be serialized.
@@ -99,6 +116,10 @@ class Backend:
         expires_s = self._config.result_expires
         if status == FAILURE and self._config.result_failure_expires is not None:
             expires_s = self._config.result_failure_expires
+        if redelivered and status != SUCCESS:
+            # By its source: it is rare, and the outbox can repeat it without loading it first.
+            source = _STORE_UNLESS_SUCCESS.source
+            return [("EVAL", source, 1, key, int(expires_s or 0), payload)]
         store: Command = (
             ("SETEX", key, int(expires_s), payload) if expires_s else ("SET", key, payload)
         )
@@ -108,15 +129,23 @@ class Backend:
         """Store a state at once; fields as of `store_commands`."""
         self._client.pipeline(self.store_commands(task_id, status, result, **fields))
 
-    def get(self, task_id: str) -> ResultMeta:
+    def get(self, task_id: str, *, timeout_s: float | None = None) -> ResultMeta:
         """Read a task's stored state; a task that nothing is known of is PENDING."""
-        key = self._keys.result(task_id)
+        payload = self._read(self._keys.result(task_id), timeout_s)
+        return self._pending(task_id) if payload is None else self._decode(payload)
+
+    def _read(self, key: str, timeout_s: float | None) -> bytes | None:
+        """Read a key, in two tries that have half of the time each."""
+        whole_s = self._client.call_timeout_s
+        if timeout_s is not None:
+            whole_s = min(max(timeout_s, _LEAST_READ_S), whole_s)
+        payload: bytes | None
         try:
-            payload = self._client.call("GET", key)
+            payload = self._client.call("GET", key, timeout_s=whole_s / 2)
         except ConnectionLost:
             # The pooled connection died at rest, as after a restart; reading twice is harmless.
-            payload = self._client.call("GET", key)
-        return self._pending(task_id) if payload is None else self._decode(payload)
+            payload = self._client.call("GET", key, timeout_s=whole_s / 2)
+        return payload
 
     def forget(self, task_id: str) -> None:
         """Delete a task's stored state."""
@@ -143,7 +172,7 @@ class Backend:
             ResultTimeout: the task had not ended in time.
         """
         started = time.monotonic()
-        meta = self.get(task_id)
+        meta = self.get(task_id, timeout_s=timeout_s)
         if meta.status in READY_STATES:
             if on_message is not None:
                 on_message(meta)
@@ -158,7 +187,8 @@ class Backend:
                     # Listening from now on (again), or a quiet interval: what came before is
                     # stored. An outage is the listener's to mend; it calls again when it is over.
                     with suppress(OperationalError):
-                        payload = self._client.call("GET", self._keys.result(task_id))
+                        left_s = None if timeout_s is None else timeout_s - waited_s
+                        payload = self._read(self._keys.result(task_id), left_s)
                 if not payload:
                     continue
                 meta = self._decode(payload)
@@ -216,6 +246,8 @@ class Listener:
         self._client = client
         self._silence_s = silence_s
         self._lock = threading.Lock()
+        # The thread's own: when the server was last heard of (monotonic).
+        self._heard_s = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -275,16 +307,18 @@ class Listener:
 
     def _run(self, wakeups: socket.socket) -> None:
         pause_s = 0.05
-        connection = self._client.connection()
+        outage = Outage(_log)
+        connection = self._client.connection(timeout_s=_ANSWER_S)
         while not self._closing:
             try:
                 self._resubscribe(connection)
                 while not self._closing:
-                    self._turn(connection, wakeups)
-                    pause_s = 0.05
+                    if self._turn(connection, wakeups):
+                        pause_s = 0.05
+                        outage.over("results are heard of again")
             except OperationalError as exc:
                 connection.close()
-                _log.warning("waiting for results is interrupted: %s", exc)
+                outage.say("waiting for results is interrupted", exc)
                 time.sleep(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(pause_s * 2, _RETRY_MOST_S)
         with self._lock:
@@ -300,28 +334,36 @@ class Listener:
             channels = list(self._channels)
         if channels:
             connection.send([("SUBSCRIBE", *channels)])
+        self._heard_s = time.monotonic()
 
-    def _turn(self, connection: Connection, wakeups: socket.socket) -> None:
-        """Send what changed, then read what came."""
+    def _turn(self, connection: Connection, wakeups: socket.socket) -> bool:
+        """Send what changed, then read what came; True if something did."""
         with self._lock:
             changes, self._changes = self._changes, []
         if changes:
             connection.send(changes)
-        if not connection.wait_readable(wakeups, self._silence_s):
-            # Long silence: a dead peer does not answer, and the read's timeout says so.
-            if connection.connected and self._channels:
-                connection.send([("PING",)])
-                self._hear(connection.receive("PING"))
-            return
+        left_s = self._heard_s + self._silence_s - time.monotonic()
+        if left_s <= 0 and connection.connected and self._channels:
+            # Long silence: a dead peer does not answer, and the read's timeout says so. Those who
+            # come to wait meanwhile are no sign of life.
+            connection.send([("PING",)])
+            self._hear(connection.receive("PING"))
+            return True
+        if not connection.wait_readable(wakeups, max(0.0, left_s) if self._channels else _IDLE_S):
+            return False
         with suppress(BlockingIOError):
             wakeups.recv(4096)
+        heard = False
         while connection.has_answer():
             self._hear(connection.receive("SUBSCRIBE"))
+            heard = True
+        return heard
 
     def _hear(self, answer: Any) -> None:
         """Hand one pub/sub answer to those who wait for it."""
         if isinstance(answer, OperationalError):
             raise answer
+        self._heard_s = time.monotonic()
         kind, channel = answer[0], answer[1]
         if kind not in {b"message", b"subscribe"}:
             return

@@ -12,15 +12,14 @@ gone, so it can be repeated when an answer got lost.
 
 from __future__ import annotations
 
-import base64
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from greenq.errors import DecodeError
 from greenq.protocol import envelope
 from greenq.protocol.keys import binding_member, matching_queues
 from greenq.transport.client import load_script
+from greenq.transport.dead import DEAD_LIMIT, write_letter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,11 +28,9 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Command, Connection
 
-# Dead letters a queue keeps; the oldest go first.
-DEAD_LIMIT = 10_000
-
 _MOVE = load_script("move")
 _PROMOTE = load_script("promote")
+_PUBLISH_ONCE = load_script("publish_once")
 
 
 class Move(NamedTuple):
@@ -46,27 +43,6 @@ class Move(NamedTuple):
     key: str
     side: Literal["next", "last"] | float
     text: str | bytes
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A message that no worker may run.
-
-    Attributes:
-        reason: why, a sentence.
-        buried_at: ISO 8601, UTC.
-        worker: node name of the worker that buried it.
-        task_id: if it could be read, else None.
-        task: the task's name, likewise.
-        raw: the message as it was on the queue.
-    """
-
-    reason: str
-    buried_at: str
-    worker: str
-    task_id: str | None
-    task: str | None
-    raw: bytes
 
 
 class Broker:
@@ -103,17 +79,47 @@ class Broker:
             self.client.pipeline(commands)
             self._declared.update(names)
 
-    def publish(self, queue: str, text: str, priority: object = 0) -> None:
+    def publish(
+        self, queue: str, text: str, priority: object = 0, *, timeout_s: float | None = None
+    ) -> None:
         """Push one message, in one round trip, declaring its queue the first time."""
         declare = self.declare_commands(queue)
         key = self.keys.queue(queue, self.keys.step_of(priority))
-        self.client.pipeline([*declare, ("LPUSH", key, text)])
+        self.client.pipeline([*declare, ("LPUSH", key, text)], timeout_s=timeout_s)
         if declare:
             self._declared.add(queue)
 
-    def depth(self, queues: Iterable[str]) -> int:
+    def publish_once(
+        self,
+        queue: str,
+        text: str,
+        priority: object = 0,
+        *,
+        new_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> bool:
+        """Push a message whose first push may have arrived; False if the server has traces of it.
+
+        `new_id` is its task's id if that was made for this sending: then a result is a trace, too.
+        """
+        keys = self.keys
+        step = keys.step_of(priority)
+        names = [keys.queue(queue, step), keys.inbox(queue), keys.unacked, keys.eta(queue)]
+        if new_id is not None:
+            names.append(keys.result(new_id))
+        args = [text, f', "", {json.dumps(queue)}]', f"{keys.steps.index(step) + 1}|{text}"]
+        declare = self.declare_commands(queue)
+        with self.client.pooled(timeout_s) as connection:
+            if declare:
+                connection.pipeline(declare)
+            pushed = bool(connection.script(_PUBLISH_ONCE, names, args))
+        self._declared.add(queue)
+        return pushed
+
+    def depth(self, queues: Iterable[str], *, timeout_s: float | None = None) -> int:
         """Count the messages that wait in queues, all priorities together."""
-        return sum(self.client.pipeline([("LLEN", key) for key in self._lists(queues)]))
+        commands: list[Command] = [("LLEN", key) for key in self._lists(queues)]
+        return sum(self.client.pipeline(commands, timeout_s=timeout_s))
 
     def purge(self, queue: str) -> int:
         """Delete all waiting messages of a queue and return how many there were."""
@@ -121,16 +127,6 @@ class Broker:
         commands: list[Command] = [("MULTI",), *(("LLEN", key) for key in lists)]
         answers = self.client.pipeline([*commands, ("DEL", *lists), ("EXEC",)])
         return sum(answers[-1][:-1])
-
-    def dead_letters(self, queue: str, limit: int = 100) -> list[DeadLetter]:
-        """Return the newest dead letters of a queue."""
-        entries = self.client.call("LRANGE", self.keys.dead(queue), 0, limit - 1)
-        letters = []
-        for entry in entries:
-            fields = json.loads(entry)
-            fields["raw"] = base64.b64decode(fields["raw"])
-            letters.append(DeadLetter(**fields))
-        return letters
 
     @staticmethod
     def move(tag: str, key: str, text: str) -> Move:
@@ -172,16 +168,8 @@ class Broker:
         self, tag: str, queue: str, raw: bytes, *, reason: str, worker: str, now: datetime
     ) -> Move:
         """Make the move that puts a message into its queue's dead-letter list."""
-        task_id, task = _names(raw)
-        record = {
-            "reason": reason,
-            "buried_at": now.isoformat(),
-            "worker": worker,
-            "task_id": task_id,
-            "task": task,
-            "raw": base64.b64encode(raw).decode("ascii"),
-        }
-        return Move(tag, self.keys.dead(queue), "last", json.dumps(record))
+        letter = write_letter(raw, reason=reason, worker=worker, now=now)
+        return Move(tag, self.keys.dead(queue), "last", letter)
 
     def move_command(self, moves: Sequence[Move]) -> Command:
         """Write moves as one script call, for a pipeline; the server must know the script."""
@@ -221,15 +209,3 @@ class Broker:
             for queue in queues
             for key in (self.keys.inbox(queue), *self.keys.queue_steps(queue))
         ]
-
-
-def _names(raw: bytes) -> tuple[str | None, str | None]:
-    try:
-        headers = envelope.unwrap(raw).headers
-    except DecodeError:
-        return None, None
-    task_id, task = headers.get("id"), headers.get("task")
-    return (
-        task_id if isinstance(task_id, str) else None,
-        task if isinstance(task, str) else None,
-    )

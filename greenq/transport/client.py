@@ -98,7 +98,9 @@ class Connection:
     its own. Switches: yes, every method.
     """
 
-    __slots__ = ("_client", "_link", "_pid", "_traffic", "noticed", "number", "pushes", "used_at")
+    __slots__ = (
+        "_client", "_link", "_pid", "_traffic", "ends_s", "noticed", "number", "pushes", "used_at",
+    )  # fmt: skip
 
     def __init__(self, client: Client, link: Any, *, pushes: bool = False) -> None:
         """Wrap redis-py's `link`; with `pushes` the server's out-of-band messages are passed on."""
@@ -113,6 +115,8 @@ class Connection:
         # The server's number of this connection, for CLIENT UNBLOCK; None until `identify`.
         self.number: int | None = None
         self.used_at = time.monotonic()
+        # When whatever is done with it must be over (monotonic); None: each read has its own limit.
+        self.ends_s: float | None = None
 
     @property
     def connected(self) -> bool:
@@ -132,16 +136,38 @@ class Connection:
         if self._link.is_connected:
             return False
         self._client.prepare()
+        link = self._link
+        limits = link.socket_connect_timeout, link.socket_timeout
+        if self.ends_s is not None:
+            left_s = self._left_s("connect")
+            # What connecting leaves is enough for one answer of the handshake, which is where a
+            # frozen server shows.
+            link.socket_connect_timeout = min(limits[0], left_s)
+            link.socket_timeout = min(limits[1], left_s)
         try:
-            self._link.connect()
+            link.connect()
         except Exception as exc:
             raise _translate(exc, "connect", self._client.address, connecting=True) from exc
+        finally:
+            link.socket_connect_timeout, link.socket_timeout = limits
         if self.pushes:
             parser = self._link._get_parser()  # noqa: SLF001  redis-py has no public way to it
             parser.set_invalidation_push_handler(self._notice)
         self.noticed = self.pushes
         self.number = None
         return True
+
+    def _left_s(self, name: str) -> float:
+        """Return the time that is left for a call that must end.
+
+        Raises:
+            ConnectFailed: there is none; nothing has been sent.
+        """
+        assert self.ends_s is not None
+        left_s = self.ends_s - time.monotonic()
+        if left_s <= 0:
+            raise ConnectFailed(f"{self._client.address}: no time was left for {name}")
+        return left_s
 
     def identify(self) -> None:
         """Learn the server's number of this connection, if it is not known."""
@@ -218,6 +244,9 @@ class Connection:
     def send(self, commands: Sequence[Command]) -> None:
         """Write commands without waiting for their answers."""
         self.connect()
+        if self.ends_s is not None:
+            left_s = self._left_s(str(commands[0][0]))
+            self._link._sock.settimeout(left_s)  # noqa: SLF001  redis-py has no public way to it
         self._traffic.commands += len(commands)
         self._traffic.round_trips += 1
         try:
@@ -294,8 +323,8 @@ class Client:
         url: str,
         *,
         pool_limit: int = 10,
-        connect_timeout_s: float = 4.0,
-        timeout_s: float = 5.0,
+        connect_timeout_s: float = 2.0,
+        timeout_s: float = 3.0,
         keepalive: bool = True,
         name: str = "greenq",
         prepare: Callable[[], object] = nothing,
@@ -306,7 +335,8 @@ class Client:
             url: ``redis://``, ``rediss://``, ``unix://`` and what Celery calls them.
             pool_limit: how many connections `call` and its like share.
             connect_timeout_s: how long opening a connection may take.
-            timeout_s: how long one read or write may take.
+            timeout_s: how long one read or write may take. A call of the pooled connections has
+                both together for all of it, waiting for a free one included.
             keepalive: TCP keepalive on every socket.
             name: shown in the server's ``CLIENT LIST``.
             prepare: called before each connecting; sees to it that an embedded server runs.
@@ -314,6 +344,7 @@ class Client:
         self.address = mask_url(url)
         self.traffic = Traffic()
         self.prepare = prepare
+        self.call_timeout_s = connect_timeout_s + timeout_s
         self._settings: dict[str, Any] = {
             "socket_timeout": timeout_s,
             "socket_connect_timeout": connect_timeout_s,
@@ -342,6 +373,7 @@ class Client:
         settings = dict(self._settings, protocol=3 if pushes else 2)
         if timeout_s is not None:
             settings["socket_timeout"] = timeout_s
+            settings["socket_connect_timeout"] = min(timeout_s, settings["socket_connect_timeout"])
         return redis.ConnectionPool.from_url(self._url, **settings).make_connection()
 
     def connection(self, *, pushes: bool = False, timeout_s: float | None = None) -> Connection:
@@ -349,33 +381,53 @@ class Client:
         return Connection(self, self.make_link(pushes=pushes, timeout_s=timeout_s), pushes=pushes)
 
     @contextmanager
-    def pooled(self) -> Iterator[Connection]:
-        """Lend a pooled connection; when all are out, wait for one."""
+    def pooled(self, timeout_s: float | None = None) -> Iterator[Connection]:
+        """Lend a pooled connection for `timeout_s`, None: `call_timeout_s`.
+
+        When all are out, wait for one.
+
+        Raises:
+            ConnectFailed: none became free in time.
+        """
+        ends_s = time.monotonic() + (self.call_timeout_s if timeout_s is None else timeout_s)
         if self._pid != os.getpid():
             with self._lock:
                 if self._pid != os.getpid():
                     self._reset()
         idle = self._idle
-        connection = idle.get() or self.connection()
         try:
+            connection = idle.get(timeout=max(0.0, ends_s - time.monotonic())) or self.connection()
+        except queue.Empty:
+            raise ConnectFailed(
+                f"{self.address}: all {self._pool_limit} connections (broker_pool_limit) are in use"
+            ) from None
+        try:
+            connection.ends_s = ends_s
             connection.check_rested()
             yield connection
         finally:
             idle.put(connection)
 
-    def call(self, *command: Any) -> Any:
+    def call(self, *command: Any, timeout_s: float | None = None) -> Any:
         """Carry out one command on a pooled connection."""
-        with self.pooled() as connection:
+        with self.pooled(timeout_s) as connection:
             return connection.call(*command)
 
-    def pipeline(self, commands: Sequence[Command]) -> list[Any]:
+    def pipeline(self, commands: Sequence[Command], *, timeout_s: float | None = None) -> list[Any]:
         """Carry out commands in one round trip on a pooled connection."""
-        with self.pooled() as connection:
+        with self.pooled(timeout_s) as connection:
             return connection.pipeline(commands)
 
-    def script(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    def script(
+        self,
+        script: Script,
+        keys: Sequence[str],
+        args: Sequence[Any],
+        *,
+        timeout_s: float | None = None,
+    ) -> Any:
         """Run a script on a pooled connection."""
-        with self.pooled() as connection:
+        with self.pooled(timeout_s) as connection:
             return connection.script(script, keys, args)
 
     def close(self) -> None:
@@ -423,10 +475,14 @@ _CODES = (
     (redis_errors.ClusterDownError, "CLUSTERDOWN "),
     (redis_errors.TryAgainError, "TRYAGAIN "),
     (redis_errors.ExecAbortError, "EXECABORT "),
+    (redis_errors.BusyLoadingError, "LOADING "),
+    (redis_errors.ClusterCrossSlotError, "CROSSSLOT "),
+    (redis_errors.MovedError, "MOVED "),
+    (redis_errors.AskError, "ASK "),
 )
 
 
-def _code(exc: redis_errors.ResponseError) -> str:
+def _code(exc: Exception) -> str:
     """Return the code that the server's reply began with, if redis-py has removed it."""
     return next((code for kind, code in _CODES if isinstance(exc, kind)), "")
 
@@ -441,7 +497,9 @@ def _translate(
             return AccessRefused(f"{address} refuses the user name or password: {text}")
         case redis_errors.NoPermissionError():
             return AccessRefused(f"{address}: {command} is not allowed for this user: {text}")
-        case redis_errors.ResponseError():
+        case redis_errors.ResponseError() if "ACL failure in script" in text:
+            return AccessRefused(f"{address}: {command} is not allowed for this user: {text}")
+        case redis_errors.ResponseError() | redis_errors.BusyLoadingError():
             return ServerError(command, _code(exc) + text)
     if connecting:
         return ConnectFailed(f"cannot reach {address}: {text}; is the server running?")

@@ -28,7 +28,7 @@ from greenq.hub import run_all, sleep
 from greenq.transport.client import Push, load_script
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Connection
@@ -41,8 +41,13 @@ TAKE_LIMIT = 1000
 # there.
 _BLOCK_S = 2
 
-# Pause before a BLMOVE that the server did not find waiting is looked for again.
-_RETRY_S = 0.0005
+# How much longer its answer may take before the connection counts as dead: with the pause after
+# that, work that comes meanwhile begins within five seconds.
+_GRACE_S = 1.5
+
+# First and longest pause before a BLMOVE that the server did not find waiting is looked for again.
+_RETRY_FIRST_S = 0.0005
+_RETRY_MOST_S = 0.05
 
 # Queues that get a waiting connection of their own.
 _BLOCKING_QUEUES = 4
@@ -117,14 +122,16 @@ class Intake:
         blocking, rest = lists[0][:_BLOCKING_QUEUES], lists[0][_BLOCKING_QUEUES:]
         self._watched = [*rest, *chain(*lists[1:])]
         self._waiters = [
-            _Waiter(client.connection(pushes=number == 0, timeout_s=_BLOCK_S + 3), source, inbox)
-            for number, (source, inbox) in enumerate(zip(blocking, self._inboxes, strict=False))
+            _Waiter(client.connection(pushes=not number, timeout_s=_BLOCK_S + _GRACE_S), *lists)
+            for number, lists in enumerate(zip(blocking, self._inboxes, strict=False))
         ]
         self._first = self._waiters[0]
         self._client = client
         # False when the server cannot announce changes of the watched lists.
         self._announced = True
         self._woken = False
+        # True when the server has carried out a take since the connections were closed.
+        self.working = False
 
     @property
     def connections(self) -> list[Connection]:
@@ -147,6 +154,7 @@ class Intake:
                 *(self._member, self._lease_s, *self._endings),
             ],
         )
+        self.working = True
         queues, prefix, number = self.queues, self._prefix, self._next
         depth, self._next, *pairs = answer
         deliveries = [
@@ -178,6 +186,7 @@ class Intake:
 
     def close(self) -> None:
         """Close the connections; a message that is handed over just now stays in the inbox."""
+        self.working = False
         for waiter in self._waiters:
             waiter.connection.close()
 
@@ -230,8 +239,9 @@ class Intake:
         connection = waiter.connection
         while True:
             # When woken: end the BLMOVE, unless its answer is here already or on its way.
+            pauses = _pauses()
             while self._woken and not connection.has_answer() and not self._unblock(waiter):
-                sleep(_RETRY_S)
+                sleep(next(pauses))
             answer = connection.receive("BLMOVE", push=True)
             if isinstance(answer, Push):
                 self._wake_others(waiter)
@@ -246,8 +256,9 @@ class Intake:
         self._woken = True
         for other in self._waiters:
             # Until its greenlet has read an answer, whichever it is.
+            pauses = _pauses()
             while other is not waiter and other.blocked and not self._unblock(other):
-                sleep(_RETRY_S)
+                sleep(next(pauses))
 
     def _unblock(self, waiter: _Waiter) -> bool:
         """End one BLMOVE: it answers nil, or the message that it got just before.
@@ -256,7 +267,16 @@ class Intake:
             yet,
         whose bytes are on another socket.
         """
-        return bool(self._client.call("CLIENT", "UNBLOCK", waiter.connection.number))
+        number = waiter.connection.number
+        return bool(self._client.call("CLIENT", "UNBLOCK", number, timeout_s=_GRACE_S))
+
+
+def _pauses() -> Iterator[float]:
+    """Short at first, for an answer that is under way; longer for a connection that is dead."""
+    pause_s = _RETRY_FIRST_S
+    while True:
+        yield pause_s
+        pause_s = min(pause_s * 2, _RETRY_MOST_S)
 
 
 class _Waiter:

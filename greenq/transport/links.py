@@ -11,6 +11,7 @@ from greenq.protocol.keys import Keys
 from greenq.transport.backend import Backend
 from greenq.transport.broker import Broker
 from greenq.transport.client import Client, nothing
+from greenq.transport.dead import DeadLetters
 from greenq.transport.embedded import EmbeddedServer, folder_of
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _DISABLED = "disabled://"
 
 # Check of a listening connection when health_check_interval is 0, which means: not on every use.
-_SILENCE_S = 10.0
+_SILENCE_S = 2.0
 
 
 class Transport:
@@ -27,7 +28,7 @@ class Transport:
 
     Attributes:
         broker_address, result_address: for people, without passwords.
-        client, broker: the messages' side.
+        client, broker, dead: the messages' side.
         result_client: the results' side; the broker's client when they share the server, None when
             results are disabled.
     """
@@ -55,6 +56,7 @@ class Transport:
         self.result_address = mask_url(result_url)
         self.client = self._client("broker_url", broker_url)
         self.broker = Broker(self.client, self.keys)
+        self.dead = DeadLetters(self.client, self.keys)
         self.result_client: Client | None = None
         self._backend: Backend | None = None
         if result_url != _DISABLED:

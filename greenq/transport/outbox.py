@@ -16,8 +16,9 @@ import random
 from typing import TYPE_CHECKING
 
 from greenq.bootsteps import StartStopStep
-from greenq.errors import ConnectionLost, OperationalError, ServerError
+from greenq.errors import ConnectionLost, OperationalError, ServerError, TransportTimeout
 from greenq.hub import Event, Greenlet, sleep, spawn
+from greenq.transport.outage import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,18 +35,6 @@ _BATCH = 1000
 
 _RETRY_FIRST_S = 0.05
 _RETRY_MOST_S = 1.0
-
-# Errors that pass by themselves: the same command is right again later.
-_PASSING = (
-    "OOM",
-    "READONLY",
-    "LOADING",
-    "BUSY",
-    "MASTERDOWN",
-    "NOREPLICAS",
-    "TRYAGAIN",
-    "CLUSTERDOWN",
-)
 
 
 class Entry:
@@ -99,6 +88,9 @@ class Outbox(StartStopStep):
         self._empty = Event()
         self._empty.set()
         self._greenlet: Greenlet | None = None
+        # Own greenlet only.
+        self._outage = Outage(_log)
+        self._batch = _BATCH
 
     def start(self) -> None:
         """Begin to write."""
@@ -135,25 +127,30 @@ class Outbox(StartStopStep):
     def _run(self) -> None:
         while True:
             self._filled.wait()
-            batch = self._entries[:_BATCH]
-            self._write_all(batch)
-            del self._entries[: len(batch)]
+            self._write_some()
             if not self._entries:
                 self._filled.clear()
                 self._empty.set()
 
-    def _write_all(self, entries: list[Entry]) -> None:
-        """Write entries, again and again until the server has taken them."""
+    def _write_some(self) -> None:
+        """Write the oldest entries, again and again until the server has taken them."""
         pause_s = _RETRY_FIRST_S
         while True:
+            entries = self._entries[: self._batch]
             try:
                 self._write(entries)
             except OperationalError as exc:
-                _log.warning("%d outcomes wait to be written: %s", len(self._entries), exc)
+                if isinstance(exc, TransportTimeout):
+                    # It may be too much for the time it has.
+                    self._batch = max(1, self._batch // 2)
+                self._outage.say(f"{len(self._entries)} outcomes wait to be written", exc)
                 sleep(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(pause_s * 2, _RETRY_MOST_S)
             else:
                 break
+        self._outage.over("outcomes are written again")
+        self._batch = min(_BATCH, self._batch * 2)
+        del self._entries[: len(entries)]
         for entry in entries:
             if entry.written is not None:
                 entry.written()
@@ -189,6 +186,6 @@ class Outbox(StartStopStep):
         if error.reply.startswith("NOSCRIPT"):
             self._broker.load_scripts(self.connection)
             raise ConnectionLost("the server had forgotten the scripts; they are loaded again")
-        if error.reply.startswith(_PASSING):
+        if error.passes:
             raise error
         _log.error("the server refused %s of %s for good: %s", command[0], command[1], error.reply)

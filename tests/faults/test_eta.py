@@ -1,4 +1,4 @@
-"""Promise: a far ETA waits on the server, runs when it is due, once, whatever happens to workers."""
+"""Promise: a far ETA waits on the server, and runs once when due, whatever befalls workers."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_a_message_that_kills_its_workers_is_buried(server: Server, tmp_path: ob
         worker.wait_exit()
     with greenq_worker(server.url, app="ledger_app", settings=settings):
         wait_until(lambda: server.client.llen("greenq.dead.celery"), 15)
-        letter = app.transport.broker.dead_letters("celery")[0]
+        letter = next(app.transport.dead.list(["celery"]))
         assert letter.task_id == deadly.id
         assert "died 2 times" in letter.reason
         with pytest.raises(WorkerLostError, match="died 2 times"):
@@ -123,7 +123,7 @@ def test_a_poison_record_of_a_dead_worker_is_buried_with_its_bytes(server: Serve
     with greenq_worker(server.url, app="ledger_app", settings=settings):
         wait_until(lambda: server.client.llen("greenq.dead.mail"), 15)
     app = Greenq("sender", broker=server.url)
-    assert app.transport.broker.dead_letters("mail")[0].raw == poison
+    assert next(app.transport.dead.list(["mail"])).raw == poison
     assert server.unacked() == {}
 
 

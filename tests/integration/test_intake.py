@@ -28,8 +28,7 @@ intake = Intake(client, Keys(), queues, "owner")
 def push_when_blocked(*pushes):
     connections = len(intake.connections)
     with gevent.Timeout(5):
-        while int(client.call("INFO", "clients").decode().split("blocked_clients:")[1].split()[0]) \\
-                != connections:
+        while f"blocked_clients:{connections}\\r" not in client.call("INFO", "clients").decode():
             gevent.sleep(0.005)
     commands = [("MULTI",), *(("LPUSH", key, "message") for key in pushes), ("EXEC",)]
     client.pipeline(commands)

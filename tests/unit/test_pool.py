@@ -14,6 +14,12 @@ from greenq.pool import Pool
 DEADLINE_S = 5.0
 
 
+class Name(str):
+    """Stands for a request."""
+
+    greenlet: object = None
+
+
 class Work:
     """Stands for `run`: notes what begins and how it ends; each request runs until it is let go."""
 
@@ -59,7 +65,7 @@ def make_pool(work: Callable[..., None], size: int, **options: object) -> Pool:
 
 def submit(pool: Pool, *requests: str) -> None:
     for request in requests:
-        pool.submit(request)  # type: ignore[arg-type]
+        pool.submit(Name(request))  # type: ignore[arg-type]
     settle()
 
 

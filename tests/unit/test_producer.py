@@ -26,20 +26,24 @@ class FakeBroker:
 
     def __init__(self, *, failures: list[OperationalError] | None = None) -> None:
         self.client = self
+        self.call_timeout_s = 5.0
         self.keys = Keys()
         self.pushed: list[tuple[str, str, object]] = []
         self.tries = 0
         self.bindings: dict[tuple[str, str], list[str]] = {}
         self._failures = failures or []
 
-    def publish(self, queue: str, text: str, priority: object = 0) -> None:
+    def publish(
+        self, queue: str, text: str, priority: object = 0, *, timeout_s: float | None = None
+    ) -> None:
+        assert timeout_s is not None
         self.tries += 1
         if self._failures:
             raise self._failures.pop(0)
         self.pushed.append((queue, text, priority))
 
     @contextmanager
-    def pooled(self) -> Iterator[None]:
+    def pooled(self, _timeout_s: float) -> Iterator[None]:
         yield None
 
     def bound_queues(self, _connection: object, exchange: str, routing_key: str) -> list[str]:

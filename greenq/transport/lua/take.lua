@@ -16,6 +16,7 @@
 -- An owner that has no lease yet gets one with its first messages: without, nobody would notice its death.
 -- Lists of one group share fairly; each is served from its tail (oldest). A key that is no list is passed
 -- over: an error here would lose what was popped before it, since a script that fails is not undone.
+-- For the same reason a user who may pop but not record is refused before (Redis 7 and later can tell).
 -- Messages pass as text: a record is "[" .. message .. the queue's ending. Nothing is decoded.
 local prefix, first, most, queues, turn = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local reply = {0, first}
@@ -37,6 +38,11 @@ if redis.call('HEXISTS', KEYS[1], prefix .. first) == 1 then
   end
 elseif first < unused then
   reply[2] = unused
+elseif redis.acl_check_cmd and not (
+  redis.acl_check_cmd('HSET', KEYS[1], '', '') and redis.acl_check_cmd('ZADD', KEYS[2], 0, '')
+  and redis.acl_check_cmd('SET', KEYS[3], '', 'EX', 1) and redis.acl_check_cmd('ZADD', KEYS[4], 'NX', 0, '')
+) then
+  return redis.error_reply('NOPERM a take needs HSET, ZADD and SET')
 else
   local records, tags, left, problem = {}, {}, most, nil
   for group = 0, (#KEYS - 4) / queues - 1 do

@@ -1,0 +1,15 @@
+-- Puts one dead letter's message back on its queue, or does nothing when the letter is gone.
+--
+-- KEYS  1 the dead letters, 2 the queue's list
+-- ARGV  1 the letter, exactly as it stands in the list, 2 the message
+-- Reply 1 if it was moved, 0 if somebody else has replayed or purged it, or an error
+--
+-- A script that fails halfway is not undone, so the letter is put back when its message is refused (a key
+-- of another type, a user who may not write there).
+if redis.call('LREM', KEYS[1], -1, ARGV[1]) == 0 then return 0 end
+local pushed = redis.pcall('LPUSH', KEYS[2], ARGV[2])
+if type(pushed) == 'table' and pushed.err then
+  redis.call('RPUSH', KEYS[1], ARGV[1])
+  return pushed
+end
+return 1

@@ -1,0 +1,56 @@
+"""Promise: kill -9 at any moment loses nothing, and only what was running runs twice.
+
+The short form of two scenarios of ``python -m tests.faults.long``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.long.lab import Lab, LabServer
+from tests.faults.long.scenarios import orphans_move, random_kills
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def lab_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
+    """A server of its own: workers of a young one let a grace pass, so all tests share it."""
+    server = LabServer(tmp_path_factory.mktemp("server"))
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def lab(lab_server: LabServer, tmp_path: Path) -> Iterator[Lab]:
+    """The server, empty, and new books."""
+    lab_server.flush()
+    made = Lab(lab_server, tmp_path, lambda _text: None, quick=True)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_one_worker_is_killed_again_and_again_under_load(lab: Lab) -> None:
+    random_kills(lab, kills=4)
+
+    row = lab.row("kills")
+    assert row.problems == ()
+    assert row.sent > 100
+    assert row.executed == row.sent
+    assert row.twice <= int(str(row.figures["running when killed"]))
+
+
+def test_what_a_killed_worker_held_starts_on_the_survivor(lab: Lab) -> None:
+    orphans_move(lab, rounds=2)
+
+    row = lab.row("orphans")
+    assert row.problems == ()
+    assert row.executed == row.sent
+    assert row.twice > 0
