@@ -176,9 +176,7 @@ class Tasks(StartStopStep):
             return
         self._pool.wait_room(_LOOK_S)
         if self._pool.room <= 0 and not self._stopping:
-            self.depth = self._transport.broker.depth(
-                self._intake.queues, timeout_s=_ANSWER_S
-            )
+            self.depth = self._transport.broker.depth(self._intake.queues, timeout_s=_ANSWER_S)
             if self.depth:
                 self._left_behind()
 

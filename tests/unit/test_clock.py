@@ -1,0 +1,138 @@
+"""A worker whose clock is an hour off runs ETAs, expiries and retries by the server's clock."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from greenq.config import TaskConfig
+from greenq.consumer.tasks import Tasks
+from greenq.execute import Executor
+from greenq.producer import Producer
+from greenq.request import Request
+from greenq.timer import Timer
+from greenq.transport.intake import Delivery
+from greenq.transport.leases import Renewal
+from greenq.watch import Watch
+from greenq.worker_state import WorkerState
+
+HOUR_S = 3600.0
+CONFIG = TaskConfig()
+
+
+class FakeLeases:
+    """A server whose clock is `ahead_s` before this machine's."""
+
+    connected = True
+    incarnation = "own"
+
+    def __init__(self, ahead_s: float) -> None:
+        self.connection = self
+        self._ahead_s = ahead_s
+
+    def renew(self) -> Renewal:
+        return Renewal(
+            held=True, server_time=time.time() + self._ahead_s, next_due=None, expired=[]
+        )
+
+    def renew_scores(self, _tags: list[str]) -> None: ...
+
+    def others(self) -> list[Any]:
+        return []
+
+    def recover_overdue(self, _living: list[str]) -> int:
+        return 0
+
+
+class FakePool:
+    def __init__(self) -> None:
+        self.submitted: list[Request] = []
+
+    def submit(self, request: Request) -> None:
+        self.submitted.append(request)
+
+
+class FakeOutbox(list[Any]):
+    put = list.append
+
+
+class FakeTask:
+    acks_late = True
+
+
+class Scene:
+    """The parts of a worker that look at the clock, after one renewal of its lease."""
+
+    def __init__(self, ahead_s: float) -> None:
+        self.state = WorkerState()
+        watch = Watch(
+            FakeLeases(ahead_s),  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
+            self.state,
+            lease_s=3.0,
+            visibility_timeout_s=HOUR_S,
+            blocked_after_s=1.0,
+            blocking_task=lambda _: None,
+        )
+        watch._renew()
+        self.pool, self.timer, self.outbox = FakePool(), Timer(clock=lambda: 0.0), FakeOutbox()
+        transport: Any = type("FakeTransport", (), {"stores_results": False})()
+        parts: dict[str, Any] = {
+            "config": CONFIG,
+            "transport": transport,
+            "outbox": self.outbox,
+            "state": self.state,
+            "hostname": "node",
+        }
+        self.tasks = Tasks(
+            **parts,
+            registry={"proj.add": FakeTask()},  # type: ignore[arg-type]
+            intake=None,  # type: ignore[arg-type]
+            pool=self.pool,  # type: ignore[arg-type]
+            timer=self.timer,
+            left_behind=lambda: None,
+        )
+        self.executor = Executor(**parts, producer=None)  # type: ignore[arg-type]
+        self.server_now = datetime.now(UTC) + timedelta(seconds=ahead_s)
+
+    def receive(self, **options: Any) -> None:
+        outgoing = Producer(None, CONFIG).prepare("proj.add", (), {}, options)  # type: ignore[arg-type]
+        self.tasks._receive(Delivery("own:1", "celery", outgoing["text"].encode()))
+
+
+@pytest.fixture(params=[HOUR_S, -HOUR_S], ids=["an hour slow", "an hour fast"])
+def scene(request: pytest.FixtureRequest) -> Scene:
+    return Scene(request.param)
+
+
+def test_eta_waits_for_the_server_s_clock(scene: Scene) -> None:
+    scene.receive(eta=scene.server_now + timedelta(seconds=20))
+
+    assert not scene.pool.submitted
+    assert scene.timer._heap[0].due_s == pytest.approx(20, abs=1)
+
+
+def test_eta_that_has_come_by_the_server_s_clock_runs_at_once(scene: Scene) -> None:
+    scene.receive(eta=scene.server_now - timedelta(seconds=1))
+
+    assert len(scene.pool.submitted) == 1
+
+
+@pytest.mark.parametrize(("left_s", "runs"), [(60, True), (-1, False)])
+def test_expiry_is_by_the_server_s_clock(scene: Scene, left_s: float, runs: bool) -> None:
+    scene.receive(expires=scene.server_now + timedelta(seconds=left_s))
+
+    assert len(scene.pool.submitted) == runs
+    # What has expired is acknowledged.
+    assert len(scene.outbox) == (not runs)
+
+
+def test_eta_of_a_retry_is_by_the_server_s_clock(scene: Scene) -> None:
+    eta = scene.executor._eta({"countdown": 10})
+
+    assert eta is not None
+    left = datetime.fromisoformat(eta) - scene.server_now
+    assert left.total_seconds() == pytest.approx(10, abs=1)
