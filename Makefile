@@ -22,7 +22,7 @@ demo: $(RUN_STAMP)  ## see 5,000 fetches run, 500 at a time; installs only what 
 test: $(DEV_STAMP)  ## run all tests
 	@$(BIN)/python -m pytest
 
-faults: $(DEV_STAMP)  ## kill, freeze and cut everything for a quarter of an hour, and count; QUICK=1: 3 minutes
+faults: $(DEV_STAMP)  ## kill, freeze and cut at random for a quarter of an hour; QUICK=1: 3 minutes
 	@$(BIN)/python -m tests.faults.long $(if $(QUICK),--quick)
 
 check: $(DEV_STAMP)  ## everything that must pass before a change is accepted; what CI runs

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from greenq.bootsteps import StartStopStep
 from greenq.errors import OperationalError
 from greenq.hub import NativeThread, sleep
-from greenq.transport.outage import Outage
+from greenq.outage import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from greenq.bootsteps import Blueprint, StartStopStep
 from greenq.errors import AccessRefused, OperationalError
 from greenq.hub import Event, Greenlet, spawn
-from greenq.transport.outage import Outage
+from greenq.outage import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,11 +18,11 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from greenq.errors import ConnectionLost, OperationalError, ResultTimeout
+from greenq.outage import Outage
 from greenq.protocol import serialize
 from greenq.protocol.meta import ResultMeta, decode_result, encode_result
 from greenq.protocol.states import FAILURE, PENDING, READY_STATES, SUCCESS
 from greenq.transport.client import load_script
-from greenq.transport.outage import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -19,7 +19,7 @@ import select
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -432,14 +432,15 @@ class Client:
 
     def close(self) -> None:
         """Close the pooled connections that are at rest."""
-        for _ in range(self._pool_limit):
-            try:
-                connection = self._idle.get_nowait()
-            except queue.Empty:
-                return
+        # All are taken out before the first goes back: the pool hands out the latest first.
+        resting: list[Connection | None] = []
+        with suppress(queue.Empty):
+            while True:
+                resting.append(self._idle.get_nowait())
+        for connection in resting:
             if connection is not None:
                 connection.close()
-            self._idle.put(None)
+            self._idle.put(connection)
 
 
 def database_of(url: str) -> int:

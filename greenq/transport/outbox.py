@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from greenq.bootsteps import StartStopStep
 from greenq.errors import ConnectionLost, OperationalError, ServerError, TransportTimeout
 from greenq.hub import Event, Greenlet, sleep, spawn
-from greenq.transport.outage import Outage
+from greenq.outage import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

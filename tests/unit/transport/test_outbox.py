@@ -9,7 +9,13 @@ import gevent
 import gevent.event
 import pytest
 
-from greenq.errors import AccessRefused, ConnectionLost, OperationalError, ServerError
+from greenq.errors import (
+    AccessRefused,
+    ConnectionLost,
+    OperationalError,
+    ServerError,
+    TransportTimeout,
+)
 from greenq.protocol.keys import Keys
 from greenq.transport.broker import Broker, Move
 from greenq.transport.outbox import Entry, Outbox
@@ -219,3 +225,18 @@ def test_stop_says_what_could_not_be_written(caplog: pytest.LogCaptureFixture) -
         outbox.stop()
 
     assert caplog.text.count("1 outcomes could not be written") == 1
+
+
+def test_write_that_takes_too_long_is_written_in_smaller_parts() -> None:
+    outbox, transport = make()
+    transport.client.behaviours = [TransportTimeout("slow"), TransportTimeout("slow")]
+    outbox._batch = 8
+    for number in range(8):
+        outbox.put(Entry([result(number)]))
+
+    outbox.start()
+    outbox.stop()
+
+    assert [len(commands) for commands in transport.client.written] == [2, 4, 2]
+    written = [command for commands in transport.client.written for command in commands]
+    assert written == [result(number) for number in range(8)]

@@ -1,0 +1,61 @@
+"""A trouble that lasts is said once."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from greenq.errors import ConnectFailed, ConnectionLost, OperationalError, ServerError
+from greenq.outage import Outage
+
+LOST = ConnectionLost("lost")
+AWAY = ConnectFailed("away")
+FULL = ServerError("SET", "OOM no memory")
+REPLICA = ServerError("SET", "READONLY no writes")
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelno > logging.DEBUG]
+
+
+@pytest.mark.parametrize(
+    ("errors", "lines"),
+    [
+        ([AWAY, AWAY, AWAY], ["it waits: away"]),
+        ([LOST, AWAY, LOST, AWAY], ["it waits: lost", "it waits: away"]),
+        ([FULL, REPLICA, FULL], [f"it waits: {FULL}", f"it waits: {REPLICA}"]),
+    ],
+)
+def test_each_kind_is_said_once(
+    caplog: pytest.LogCaptureFixture, errors: list[OperationalError], lines: list[str]
+) -> None:
+    outage = Outage(logging.getLogger("test"))
+
+    with caplog.at_level(logging.DEBUG):
+        for error in errors:
+            outage.say("it waits", error)
+
+    assert said(caplog) == lines
+    assert len(caplog.records) == len(errors)
+
+
+def test_end_is_said_once_and_the_next_outage_anew(caplog: pytest.LogCaptureFixture) -> None:
+    outage = Outage(logging.getLogger("test"))
+
+    with caplog.at_level(logging.INFO):
+        outage.over("over")
+        outage.say("it waits", AWAY)
+        outage.over("over")
+        outage.over("over")
+        outage.say("it waits", AWAY)
+
+    assert said(caplog) == ["it waits: away", "over", "it waits: away"]
+
+
+@pytest.mark.parametrize("code", ["MOVED", "ASK", "CROSSSLOT", "CLUSTERDOWN"])
+def test_cluster_is_named_as_such(code: str) -> None:
+    error = ServerError("SET", f"{code} 1 host:2")
+
+    assert str(error).startswith("the server is part of a cluster, which is not supported yet")
+    assert str(error).endswith(f"(SET: {code} 1 host:2)")
