@@ -19,8 +19,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from greenq.errors import EncodeError, Ignore, Reject, Retry
-from greenq.hub import Event
+from greenq.errors import EncodeError, Ignore, OperationalError, Reject, Retry
+from greenq.hub import Event, sleep
 from greenq.log import task_log_context
 from greenq.protocol.message import saferepr
 from greenq.protocol.states import FAILURE, IGNORED, REJECTED, RETRY, STARTED, SUCCESS
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from greenq.worker_state import WorkerState
 
 _log = logging.getLogger(__name__)
+
+# Pause before a server that does not say whose a message is, is asked again.
+_ASK_AGAIN_S = 0.25
 
 # What is kept of the texts of an outcome that cannot be stored as it is.
 _STORED_CHARS = 4000
@@ -80,6 +83,8 @@ class Executor:
 
     def __call__(self, request: Request) -> None:
         """Run one request to its end."""
+        if not self._state.surely_holds(request) and not self._is_still_held(request):
+            return
         message = request.message
         context = Context(
             message,
@@ -108,6 +113,21 @@ class Executor:
             self._report(request, settled)
 
     # --- begin ------------------------------------------------------------------------------------
+
+    def _is_still_held(self, request: Request) -> bool:
+        """Ask the server, until it answers, whether a message is still reserved for this worker."""
+        tag, broker = request.delivery.tag, self._transport.broker
+        while not request.settled:
+            try:
+                if not broker.is_taken_away(tag):
+                    return True
+                request.settle()
+                _log.warning("%s is somebody else's by now: the lease had ended", request)
+            except OperationalError as exc:
+                _log.debug("%s waits until the server says whose it is: %s", request, exc)
+                sleep(_ASK_AGAIN_S)
+        self._state.reserved.pop(tag, None)
+        return False
 
     def _ack_early(self, request: Request) -> None:
         """Acknowledge, and wait until the server has confirmed it, before the code starts."""

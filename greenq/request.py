@@ -24,13 +24,14 @@ class Request:
         message, properties: the decoded message and its envelope's properties.
         task: what it calls.
         acks_late: acknowledged after the run, not before.
+        taken_s: monotonic time just before it was taken.
         greenlet: that which runs it, None until then.
         started_s: monotonic time of the start, None until then.
     """
 
     __slots__ = (
         "acks_late", "delivery", "greenlet", "message", "properties", "settled", "started_s",
-        "task",
+        "taken_s", "task",
     )  # fmt: skip
 
     def __init__(
@@ -41,6 +42,7 @@ class Request:
         task: Task[..., Any],
         *,
         acks_late: bool,
+        taken_s: float = 0.0,
     ) -> None:
         """Wrap one admitted delivery."""
         self.delivery = delivery
@@ -48,6 +50,7 @@ class Request:
         self.message = message
         self.task = task
         self.acks_late = acks_late
+        self.taken_s = taken_s
         self.greenlet: Greenlet | None = None
         self.started_s: float | None = None
         self.settled = False

@@ -61,6 +61,7 @@ class Watch(StartStopStep):
         visibility_timeout_s: float,
         blocked_after_s: float,
         blocking_task: Callable[[FrameType | None], str | None],
+        held: Callable[[], tuple[set[str], int]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Watch `hub` and speak for the owner of `leases`.
@@ -72,6 +73,8 @@ class Watch(StartStopStep):
             blocked_after_s: log a hub that stands still for so long.
             blocking_task: names the task to which a frame of the hub's thread belongs, None if to
                 none.
+            held: returns the tags that are not settled on the server yet, as far as this process
+                knows, and the first number that no tag has had.
             clock: seconds, monotonic.
         """
         self._leases = leases
@@ -82,6 +85,7 @@ class Watch(StartStopStep):
         self._scores_every_s = visibility_timeout_s / 4
         self._blocked_after_s = blocked_after_s
         self._blocking_task = blocking_task
+        self._held = held
         self._clock = clock
         self._thread: NativeThread | None = None
         # The thread's own.
@@ -89,6 +93,10 @@ class Watch(StartStopStep):
         self._promote_at_s = math.inf
         self._recover_from_s: float | None = None
         self._was_connected = False
+        # After a reconnection: how often to look for what the server has forgotten, and what the
+        # last look has found.
+        self._looks = 0
+        self._forgotten: set[str] = set()
         self._outage = Outage(_log)
         self._blocked_since_s: float | None = None
         # Written by the thread, read by anybody.
@@ -141,6 +149,9 @@ class Watch(StartStopStep):
             if not self._leases.connection.connected:
                 self._connect(now)
             renewal = self._leases.renew()
+            if not renewal.held and self.held:
+                self._lost(now)
+            self._state.lease_until_s = now + self._lease_s
             self.held = True
             self.problem = None
             self._outage.over("the lease is renewed again")
@@ -148,14 +159,11 @@ class Watch(StartStopStep):
             self._promote_at_s = math.inf
             if renewal.next_due is not None:
                 self._promote_at_s = self._clock() + renewal.next_due - renewal.server_time
-            if not renewal.held:
-                _log.error(
-                    "this worker lost its lease; others may run the tasks that it holds: %d",
-                    len(self._state.reserved),
-                )
             if self._recover_from_s is not None and now >= self._recover_from_s:
                 for owner in renewal.expired:
                     self.recovered_count += self._leases.recover(owner)
+            if self._looks:
+                self._look_for_forgotten()
             if now >= self._scores_at_s:
                 self._scores_at_s = now + self._scores_every_s
                 self._leases.renew_scores(list(self._state.reserved))
@@ -167,6 +175,23 @@ class Watch(StartStopStep):
             self._outage.say("the lease could not be renewed", exc)
             self._leases.connection.close()
             self._renew_at_s = now + min(_LOOK_S, self._renew_every_s)
+
+    def _lost(self, now: float) -> None:
+        """Note that the lease has ended; who was away cannot tell who else was."""
+        self._state.lease_lost_s = self._clock()
+        self._recover_from_s = now + self._lease_s
+        _log.error(
+            "this worker lost its lease; others may run the tasks that it holds: %d",
+            len(self._state.reserved),
+        )
+
+    def _look_for_forgotten(self) -> None:
+        """Give back what two looks have found: with one alone it might be just on its way."""
+        self._looks -= 1
+        known, first_unused = self._held()
+        found = self._leases.forgotten(known, first_unused)
+        self.recovered_count += self._leases.give_back_forgotten(found & self._forgotten)
+        self._forgotten = found if self._looks else set()
 
     def _pause_s(self) -> float:
         """Return how long to wait for the next look, which a due ETA makes shorter."""
@@ -186,6 +211,7 @@ class Watch(StartStopStep):
         self._leases.connection.connect()
         if self._was_connected:
             grace_s = self._lease_s
+            self._looks, self._forgotten = 2, set()
         else:
             # A first start. If the server itself is young, the others may still be on their way
             # back.

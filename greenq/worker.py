@@ -111,6 +111,7 @@ class Worker:
             visibility_timeout_s=options.visibility_timeout,
             blocked_after_s=config.worker.worker_hub_lag_warning,
             blocking_task=running_task,
+            held=self._held,
         )
         self.outbox = Outbox(transport)
         executor = Executor(
@@ -222,6 +223,12 @@ class Worker:
         """Let the autoscaler know at once that more waits than the pool has room for."""
         if self.autoscaler is not None and self.pool.room <= 0:
             self.autoscaler.tick()
+
+    def _held(self) -> tuple[set[str], int]:
+        """Tell what is not settled on the server, and which tag is the next; any thread may ask."""
+        # In this order: what is taken meanwhile has a number beyond the first one.
+        first_unused = self.intake.first_unused
+        return {*list(self.state.reserved), *self.outbox.tags()}, first_unused
 
     def _may_run_again(self, raw: bytes) -> bool:
         """Tell whether a message's task runs again when its worker is lost."""

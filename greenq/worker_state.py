@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,15 @@ class WorkerState:
         active: those that run.
         total: how many of each task were taken.
         succeeded, failed, retried: how many runs ended so.
+        lease_until_s, lease_lost_s: until when the lease holds without a doubt, and when it was
+            found to have ended, seconds of the monotonic clock.
         clock_offset_s: what to add to this machine's clock to get the server's.
     """
 
-    __slots__ = ("active", "clock_offset_s", "failed", "reserved", "retried", "succeeded", "total")
+    __slots__ = (
+        "active", "clock_offset_s", "failed", "lease_lost_s", "lease_until_s", "reserved",
+        "retried", "succeeded", "total",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         """Begin with nothing."""
@@ -28,6 +34,15 @@ class WorkerState:
         self.active: dict[str, Request] = {}
         self.total: Counter[str] = Counter()
         self.clock_offset_s = 0.0
+        self.lease_until_s = self.lease_lost_s = 0.0
         self.succeeded = 0
         self.failed = 0
         self.retried = 0
+
+    def surely_holds(self, request: Request) -> bool:
+        """Tell whether the lease has held since before `request` was taken until now.
+
+        It may have ended while this process stood still or could not reach the server; then its
+        messages may be somebody else's.
+        """
+        return time.monotonic() < self.lease_until_s and request.taken_s > self.lease_lost_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
@@ -93,6 +94,7 @@ class Tasks(StartStopStep):
         self._zone = ZoneInfo(config.timezone)
         # Own greenlet only.
         self._stopping = False
+        self._taken_s = 0.0
         self._scheduled: dict[str, tuple[TimerEntry, Request]] = {}
         # Messages that the last look left in the queues.
         self.depth = 0
@@ -122,6 +124,7 @@ class Tasks(StartStopStep):
             if room <= 0:
                 self._rest()
                 continue
+            self._taken_s = time.monotonic()
             deliveries, self.depth = self._intake.take(room)
             if self._stopping:
                 self._return(deliveries)
@@ -219,7 +222,9 @@ class Tasks(StartStopStep):
             self._bury(delivery, NotRegistered(message.task), message.id, logged=True)
             return
         acks_late = self._config.task_acks_late if task.acks_late is None else task.acks_late
-        request = Request(delivery, unwrapped, message, task, acks_late=acks_late)
+        request = Request(
+            delivery, unwrapped, message, task, acks_late=acks_late, taken_s=self._taken_s
+        )
         self._state.reserved[delivery.tag] = request
         self._state.total[message.shadow or message.task] += 1
         if expires is not None and expires <= self._now():

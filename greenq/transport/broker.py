@@ -186,6 +186,17 @@ class Broker:
         dead = {move.key for move in moves if move.key.startswith(self.keys.dead(""))}
         return [("LTRIM", key, 0, DEAD_LIMIT - 1) for key in dead]
 
+    def is_taken_away(self, tag: str) -> bool:
+        """Tell whether a message that was reserved under a tag has been given to somebody else.
+
+        A server that has lost its data has given it to nobody: then the owner's counter is gone.
+        """
+        owner, _, number = tag.rpartition(":")
+        held, first_unused = self.client.pipeline(
+            [("HEXISTS", self.keys.unacked, tag), ("GET", self.keys.taken(owner))]
+        )
+        return not held and int(first_unused or 0) > int(number)
+
     def ack_commands(self, tags: Sequence[str]) -> list[Command]:
         """Return the commands that acknowledge messages."""
         return [

@@ -138,6 +138,11 @@ class Intake:
         """The connections this intake holds: one for each of the first few queues."""
         return [waiter.connection for waiter in self._waiters]
 
+    @property
+    def first_unused(self) -> int:
+        """The number of the tag that the next take uses first; any thread may ask."""
+        return self._next
+
     def take(self, most: int) -> Batch:
         """Reserve up to `most` messages, most urgent first, and return them. Switches: yes.
 

@@ -22,7 +22,7 @@ from greenq.protocol import envelope
 from greenq.transport.client import load_script
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
 
     from greenq.transport.broker import Broker, Move
     from greenq.transport.client import Command, Connection
@@ -104,7 +104,7 @@ class Renewal(NamedTuple):
     """What renewing a lease has told.
 
     Attributes:
-        held: False when the lease had ended meanwhile.
+        held: False when the lease had ended meanwhile, or there was none.
         server_time: unix seconds.
         next_due: when the next parked message of this worker's queues is due, unix seconds.
         expired: the owners whose lease has ended.
@@ -233,6 +233,25 @@ class Leases:
             self.connection.call("DEL", mutex)
         if moved:
             _log.warning("%d messages were abandoned and are back on their queues", moved)
+        return moved
+
+    def forgotten(self, known: Container[str], first_unused: int) -> set[str]:
+        """Return the tags of this owner's records that are not `known` to it, and have been used.
+
+        That is what it has settled, after which the server has lost what was written last: a power
+        cut, or a failover to a replica that was behind.
+        """
+        return {
+            tag
+            for tag in self._tags_of(self._owner)
+            if tag not in known and int(tag.rpartition(":")[2]) < first_unused
+        }
+
+    def give_back_forgotten(self, tags: Iterable[str]) -> int:
+        """Give back records of this owner that it does not hold any more."""
+        moved = self._give_back(sorted(tags, key=lambda tag: int(tag.rpartition(":")[2])))
+        if moved:
+            _log.warning("the server has forgotten the outcome of %d tasks; they run again", moved)
         return moved
 
     def release(self) -> None:

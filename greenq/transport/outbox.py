@@ -116,6 +116,11 @@ class Outbox(StartStopStep):
         self._filled.set()
         self._empty.clear()
 
+    def tags(self) -> set[str]:
+        """Return the tags of what is not written yet; any thread may ask."""
+        moves = [(entry.ack, entry.move) for entry in list(self._entries)]
+        return {tag for ack, move in moves if (tag := ack or (move and move.tag))}
+
     def __len__(self) -> int:
         """Count the entries that are not written yet."""
         return len(self._entries)

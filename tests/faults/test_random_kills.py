@@ -1,6 +1,6 @@
 """Promise: kill -9 at any moment loses nothing, and only what was running runs twice.
 
-The short form of two scenarios of ``python -m tests.faults.long``.
+The short form of some scenarios of ``python -m tests.faults.long``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.faults.long.lab import Lab, LabServer
-from tests.faults.long.scenarios import orphans_move, random_kills
+from tests.faults.long.scenarios import (
+    all_frozen,
+    frozen,
+    orphans_move,
+    random_kills,
+    server_away,
+)
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -54,3 +60,23 @@ def test_what_a_killed_worker_held_starts_on_the_survivor(lab: Lab) -> None:
     assert row.problems == ()
     assert row.executed == row.sent
     assert row.twice > 0
+
+
+def test_a_worker_that_stood_still_starts_nothing_that_others_have_taken(lab: Lab) -> None:
+    frozen(lab)
+
+    row = lab.row("frozen")
+    assert row.problems == ()
+    assert 0 < row.twice <= int(str(row.figures["running when frozen"]))
+
+
+def test_workers_that_all_stood_still_do_not_take_each_other_for_dead(lab: Lab) -> None:
+    all_frozen(lab)
+
+    assert lab.row("frozen-all").problems == ()
+
+
+def test_what_a_server_forgets_of_the_last_second_is_done_again(lab: Lab) -> None:
+    server_away(lab, "power cut")
+
+    assert lab.row("away-power").problems == ()

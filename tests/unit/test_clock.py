@@ -76,6 +76,7 @@ class Scene:
             visibility_timeout_s=HOUR_S,
             blocked_after_s=1.0,
             blocking_task=lambda _: None,
+            held=lambda: (set(), 1),
         )
         watch._renew()
         self.pool, self.timer, self.outbox = FakePool(), Timer(clock=lambda: 0.0), FakeOutbox()
