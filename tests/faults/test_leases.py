@@ -87,7 +87,10 @@ def test_a_message_that_kills_its_workers_is_buried(server: Server, tmp_path: ob
             app="ledger_app",
             settings=settings,
         )
-        worker.wait_exit()
+        try:
+            worker.wait_exit()
+        finally:
+            worker.kill()
     with greenq_worker(server.url, app="ledger_app", settings=settings):
         wait_until(lambda: server.client.llen("greenq.dead.celery"), 15)
         letter = next(app.transport.dead.list(["celery"]))
