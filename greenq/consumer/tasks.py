@@ -199,7 +199,7 @@ class Tasks(StartStopStep):
         try:
             unwrapped = envelope.unwrap(delivery.raw)
         except DecodeError as exc:
-            self._bury(delivery, exc, None)
+            self._bury(delivery, exc, envelope.header(delivery.raw, "id"))
             return
         try:
             message = decode(
@@ -286,7 +286,8 @@ class Tasks(StartStopStep):
                 delivery.queue, task_id, reason,
             )  # fmt: skip
         commands: list[Command] = []
-        if isinstance(task_id, str):
+        # JSON can spell half a surrogate pair, which no key in Redis can hold.
+        if isinstance(task_id, str) and task_id == task_id.encode(errors="ignore").decode():
             commands = self._state_commands(task_id, FAILURE, error)
         move = self._transport.broker.bury(
             *delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)

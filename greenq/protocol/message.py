@@ -190,6 +190,8 @@ def decode(envelope: Envelope, *, accept: frozenset[str], max_body_bytes: int) -
         elif type(value) not in types:
             raise _wrong(envelope, f"{name} is {type(value).__name__}")
     if isinstance(body, dict):
+        # Whoever buries the message finds the id where version 2 has it.
+        headers.setdefault("id", body.get("id"))
         headers, body = _fields_of_version_1(envelope, body)
     if not isinstance(body, (list, tuple)) or len(body) != 3:
         raise _wrong(envelope, "its body is not [args, kwargs, embed]")

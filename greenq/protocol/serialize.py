@@ -201,7 +201,16 @@ def _load_yaml(data: bytes) -> Any:
                 raise RecursionError
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+        elif isinstance(event, yaml.ScalarEvent) and _is_merge(event):
+            # Nested merges of aliases copy their pairs: a few lines would fill the memory.
+            raise ValueError("merge keys (<<) are not read")
     return yaml.load(text, Loader=loader)
+
+
+def _is_merge(event: Any) -> bool:
+    return bool(
+        (event.implicit[0] and event.value == "<<") or event.tag == "tag:yaml.org,2002:merge"
+    )
 
 
 def _load_msgpack(data: bytes) -> Any:

@@ -1,0 +1,356 @@
+"""A message is in exactly one place at every point of every move that is not the take.
+
+The promise: whatever fails at an early acknowledgement, a requeue, a retry, a burial, at parking,
+promoting, recovering or giving back, nothing is lost and nothing that is done runs again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from greenq import Greenq
+from tests.faults.conftest import Scene
+from tests.faults.proxy import BLMOVE, MOVE, Fault, Kind, When, named, script
+from tests.servers import ROOT, Process, spawn_greenq
+from tests.support import wait_until
+
+pytestmark = pytest.mark.faults
+
+SLOTS = 10
+
+# A short lease, since a worker sees with its renewal what is due.
+PARKING: dict[str, Any] = {"worker_lease": 0.9, "task_eta_horizon": 0.2}
+PARKED_S = 1.0
+
+# The workers' app. A run that has been redelivered, or is a retry, ends well: so every message that
+# is not done runs exactly once more, wherever its worker left it.
+APP = """
+import json, os, time
+from pathlib import Path
+from greenq import Greenq, Reject
+
+app = Greenq("moves", broker=os.environ["TEST_BROKER"], **json.loads(os.environ["TEST_SETTINGS"]))
+
+def begin(task):
+    with open(os.environ["TEST_RAN"], "a") as lines:
+        lines.write(task.request.id + "\\n")
+    return task.request.retries == 0 and not task.request.delivery_info["redelivered"]
+
+@app.task(name="moves.mark", bind=True)
+def mark(self, number):
+    begin(self)
+    return number
+
+@app.task(name="moves.early", bind=True, acks_late=False)
+def early(self, number):
+    begin(self)
+    return number
+
+@app.task(name="moves.requeue", bind=True)
+def requeue(self, number):
+    if begin(self):
+        raise Reject("again", requeue=True)
+    return number
+
+@app.task(name="moves.retry", bind=True)
+def retry(self, number):
+    if begin(self):
+        raise self.retry(countdown=0)
+    return number
+
+@app.task(name="moves.hold", bind=True)
+def hold(self, number):
+    begin(self)
+    while not Path(os.environ["TEST_GATE"]).exists():
+        time.sleep(0.01)
+    return number
+"""
+
+
+class Places(NamedTuple):
+    """Where the messages are at one instant, by task id, and the stored states of tasks."""
+
+    queued: Counter[str]
+    reserved: Counter[str]
+    parked: Counter[str]
+    dead: Counter[str]
+    states: dict[str, str]
+
+    @property
+    def messages(self) -> Counter[str]:
+        return self.queued + self.reserved + self.parked + self.dead
+
+    @property
+    def done(self) -> set[str]:
+        return {task_id for task_id, state in self.states.items() if state == "SUCCESS"}
+
+
+class Moves:
+    """A scene whose workers run the app above."""
+
+    def __init__(self, scene: Scene, folder: Path) -> None:
+        self.scene = scene
+        self.client = scene.server.client
+        self._folder = folder
+        (folder / "move_app.py").write_text(APP)
+
+    def worker(self, *, direct: bool = False, **settings: object) -> Process:
+        """Start a worker behind the proxy, or with `direct` beside it; the scene kills it."""
+        scene, folder = self.scene, self._folder
+        worker = spawn_greenq(
+            scene.server.url if direct else scene.proxy.url,
+            folder / f"worker{len(scene.workers)}.log",
+            *("-c", str(SLOTS)),
+            app="move_app",
+            settings=settings,
+            env={
+                "PYTHONPATH": os.pathsep.join(map(str, (ROOT, folder))),
+                "TEST_RAN": str(folder / "ran"),
+                "TEST_GATE": str(folder / "gate"),
+            },
+        )
+        scene.workers.append(worker)
+        return worker
+
+    def send(self, count: int, task: str, **options: Any) -> None:
+        """Send tasks to the server itself, each with its number as argument and in its id."""
+        scene = self.scene
+        with closing(Greenq("sender", broker=scene.server.url, set_as_current=False)) as app:
+            for number in range(count):
+                task_id = f"task-{number}"
+                scene.ids.append(app.send_task(task, (number,), task_id=task_id, **options).id)
+
+    def places(self) -> Places:
+        """Look at all places in one transaction."""
+        with self.client.pipeline() as look:
+            for step in ("", "\x06\x163", "\x06\x166", "\x06\x169"):
+                look.lrange(f"celery{step}", 0, -1)
+            look.lrange("greenq.inbox.celery", 0, -1)
+            look.hgetall("unacked")
+            look.zrange("unacked_index", 0, -1)
+            look.zrange("greenq.eta.celery", 0, -1)
+            look.lrange("greenq.dead.celery", 0, -1)
+            look.mget([f"celery-task-meta-{task_id}" for task_id in self.scene.ids])
+            *lists, held, index, parked, dead, metas = look.execute()
+        assert sorted(held) == sorted(index)
+        states = zip(self.scene.ids, metas, strict=True)
+        return Places(
+            queued=_ids(message for messages in lists for message in messages),
+            reserved=_ids(json.dumps(json.loads(record)[0]) for record in held.values()),
+            parked=_ids(member.partition(b"|")[2] for member in parked),
+            dead=Counter(json.loads(letter)["task_id"] for letter in dead),
+            states={each: json.loads(meta)["status"] for each, meta in states if meta},
+        )
+
+
+def _ids(messages: Iterable[str | bytes]) -> Counter[str]:
+    return Counter(json.loads(message)["headers"]["id"] for message in messages)
+
+
+@pytest.fixture
+def moves(scene: Scene, tmp_path: Path) -> Moves:
+    return Moves(scene, tmp_path)
+
+
+# --- how a worker arrives at each step ------------------------------------------------------------
+
+# Moves and acknowledgements of the outbox are carried out by the end of their transaction.
+OUTBOX = named("EXEC")
+
+
+def _run(task: str) -> Callable[[Moves, Fault], None]:
+    def arrive(moves: Moves, fault: Fault) -> None:
+        moves.send(SLOTS, task)
+        moves.scene.proxy.plan(fault)
+        moves.worker()
+
+    return arrive
+
+
+def _poison(moves: Moves, fault: Fault) -> None:
+    moves.send(SLOTS, "moves.mark")
+    for message in moves.client.lrange("celery", 0, -1):
+        moves.client.lpush("celery", json.dumps(json.loads(message) | {"body": "!"}))
+        moves.client.rpop("celery")
+    moves.scene.proxy.plan(fault)
+    moves.worker()
+
+
+def _far(moves: Moves, fault: Fault) -> None:
+    # Sent when the worker waits: however long its start takes, they are still far when they come.
+    moves.worker(**PARKING)
+    wait_until(lambda: moves.scene.proxy.sent(BLMOVE))
+    moves.scene.proxy.plan(fault)
+    moves.send(SLOTS, "moves.mark", countdown=PARKED_S)
+
+
+def _due(moves: Moves, fault: Fault) -> None:
+    moves.send(SLOTS, "moves.mark")
+    waiting: Any = moves.client.lrange("celery", 0, -1)
+    for message in waiting:
+        moves.client.zadd("greenq.eta.celery", {b"1|%b" % message: time.time()})
+    moves.client.delete("celery")
+    moves.scene.proxy.plan(fault)
+    moves.worker()
+
+
+def _orphaned(moves: Moves, fault: Fault) -> None:
+    moves.send(SLOTS, "moves.hold")
+    first = moves.worker(direct=True)
+    wait_until(lambda: moves.scene.ran().total() == SLOTS)
+    first.kill()
+    moves.scene.proxy.plan(fault)
+    moves.worker()
+
+
+def _shutdown(moves: Moves, fault: Fault) -> None:
+    moves.send(2 * SLOTS, "moves.hold")
+    worker = moves.worker(worker_prefetch_multiplier=2)
+    wait_until(lambda: moves.places().reserved.total() == 2 * SLOTS)
+    wait_until(lambda: moves.scene.ran().total() == SLOTS)
+    moves.scene.proxy.plan(fault)
+    worker.send_signal(signal.SIGTERM)
+
+
+# --- the steps ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command of one way of a message.
+
+    Attributes:
+        arrive: has a worker arrive at it.
+        kind: the command.
+        goal: where a message is once the command is carried out, and not before; "" when the
+            command moves none.
+        runs: how often each task runs when no worker dies at the fault.
+        early: the messages are acknowledged before their tasks start.
+    """
+
+    arrive: Callable[[Moves, Fault], None]
+    kind: Kind
+    goal: str
+    runs: int = 1
+    early: bool = False
+
+
+def _leases_zrem(command: list[bytes]) -> bool:
+    return command[:2] == [b"ZREM", b"greenq.leases"]
+
+
+STEPS = {
+    "early ack": Step(_run("moves.early"), OUTBOX, "", early=True),
+    "early ack, outcome": Step(_run("moves.early"), named("SETEX"), "", early=True),
+    "requeue": Step(_run("moves.requeue"), OUTBOX, "queued", runs=2),
+    "retry": Step(_run("moves.retry"), OUTBOX, "queued", runs=2),
+    "bury": Step(_poison, OUTBOX, "dead", runs=0),
+    "park": Step(_far, OUTBOX, "parked"),
+    "promote": Step(_due, script("promote"), "queued"),
+    "recover, read": Step(_orphaned, named("HMGET"), "", runs=2),
+    "recover, move": Step(_orphaned, MOVE, "queued", runs=2),
+    "recover, forget": Step(_orphaned, _leases_zrem, "", runs=2),
+    "give back": Step(_shutdown, OUTBOX, "queued"),
+}
+
+
+def meet(moves: Moves, step: Step, when: When) -> Places:
+    """Have a worker stopped at a point of a step, and check that each message is in one place."""
+    scene = moves.scene
+    begun: list[Counter[str]] = []
+
+    def strike() -> None:
+        begun.append(scene.ran())
+        # So that it stays there while it is looked at.
+        scene.workers[-1].send_signal(signal.SIGSTOP)
+
+    fault = Fault(step.kind, when, strike=strike)
+    step.arrive(moves, fault)
+    fault.wait_fired()
+    places = moves.places()
+    if step.early:
+        # No task has started before its acknowledgement was on the server, and known to be.
+        assert not begun[0].keys() & places.messages.keys()
+        assert set(places.messages.values()) <= {1}
+        if step.kind is OUTBOX:
+            assert not begun[0]
+            assert (places.messages == Counter(scene.ids)) is (when is When.BEFORE)
+    else:
+        assert places.messages + Counter(places.done) == Counter(scene.ids)
+    assert {each for each, state in places.states.items() if state == "FAILURE"} == set(places.dead)
+    if step.goal:
+        assert bool(getattr(places, step.goal)) is (when is not When.BEFORE)
+    return places
+
+
+def check_ends(moves: Moves, lost: Iterable[str] = ()) -> None:
+    """Wait until all tasks but the lost have ended and no message is anywhere but buried."""
+    ids = set(moves.scene.ids) - set(lost)
+
+    def ended() -> bool:
+        places = moves.places()
+        return places.messages == places.dead and ids <= places.done | set(places.dead)
+
+    wait_until(ended)
+    dead = moves.places().dead
+    assert set(dead.values()) <= {1}
+    assert not dead.keys() & moves.places().done
+
+
+POINTS = [
+    pytest.param(step, when, id=f"{name}: {when.value}")
+    for name, step in STEPS.items()
+    for when in When
+]
+
+
+@pytest.mark.parametrize(("step", "when"), POINTS)
+def test_each_task_ends_once_when_the_connection_is_cut(
+    moves: Moves, step: Step, when: When
+) -> None:
+    meet(moves, step, when)
+
+    scene, worker = moves.scene, moves.scene.workers[-1]
+    worker.send_signal(signal.SIGCONT)
+    scene.open_gate()
+    if step.arrive is _shutdown:
+        assert worker.wait_exit() == 0
+        assert moves.places().messages == moves.places().queued
+        moves.worker(direct=True)
+
+    check_ends(moves)
+    assert scene.ran() == Counter({task_id: step.runs for task_id in scene.ids if step.runs})
+    assert scene.workers[-1].alive
+
+
+@pytest.mark.parametrize(("step", "when"), POINTS)
+def test_each_message_not_done_runs_once_more_when_the_worker_is_killed(
+    moves: Moves, step: Step, when: When
+) -> None:
+    places = meet(moves, step, when)
+    scene = moves.scene
+    scene.workers[-1].kill()
+    before = scene.ran()
+
+    scene.open_gate()
+    moves.worker(direct=True, **PARKING)
+
+    # What was acknowledged early is not run again; that is the meaning of it.
+    lost = set(scene.ids) - set(places.messages) - places.done
+    assert step.early or not lost
+    check_ends(moves, lost)
+    again = places.messages if step.runs else Counter[str]()
+    assert scene.ran() - before == again
+    assert not step.early or set(scene.ran().values()) <= {1}
+    assert not set(again) & places.done
