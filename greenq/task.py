@@ -6,7 +6,7 @@ import difflib
 import functools
 import random
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar
 
 from greenq.errors import MaxRetriesExceededError, Retry
@@ -299,11 +299,6 @@ class Task(Generic[P, R]):
     def __repr__(self) -> str:
         """Show the name."""
         return f"<task {self.name}>"
-
-
-def utc_now() -> str:
-    """Return this moment as results carry it."""
-    return datetime.now(UTC).isoformat()
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -269,8 +269,7 @@ class Intake:
         """End one BLMOVE: it answers nil, or the message that it got just before.
 
         False when the server did not find it waiting: it has answered, or has not read the command
-            yet,
-        whose bytes are on another socket.
+        yet, whose bytes are on another socket.
         """
         number = waiter.connection.number
         return bool(self._client.call("CLIENT", "UNBLOCK", number, timeout_s=_GRACE_S))
