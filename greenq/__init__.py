@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from greenq.errors import Reject as Reject
     from greenq.errors import Retry as Retry
     from greenq.result import AsyncResult as AsyncResult
+    from greenq.result import AsyncResults as AsyncResults
     from greenq.task import Task as Task
 
 __version__ = "0.1.0"
 
 _HOME = {
     "AsyncResult": "greenq.result",
+    "AsyncResults": "greenq.result",
     "Greenq": "greenq.app",
     "GreenqError": "greenq.errors",
     "Ignore": "greenq.errors",

@@ -21,9 +21,9 @@ from typing import (
 from greenq.config import Config
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
 from greenq.producer import Producer, SendOptions
-from greenq.result import AsyncResult
+from greenq.result import AsyncResult, AsyncResults
 from greenq.sources import settings_from_env, settings_from_object
-from greenq.task import Task, current_context
+from greenq.task import Context, Task, current_context
 from greenq.transport.links import Transport
 
 if TYPE_CHECKING:
@@ -308,27 +308,60 @@ class Greenq:
             EncodeError: an argument cannot be serialized; nothing was sent.
             OperationalError: the server could not be reached within the retry policy.
         """
+        context = current_context.get()
+        sent = self._inherited(name, options, context)
+        task_id = self.producer.send(name, args or (), kwargs or {}, sent)
+        result: AsyncResult[Any] = AsyncResult(task_id, self.transport, name)
+        if context is not None:
+            context.children.append(result)
+        return result
+
+    def send_task_many(
+        self,
+        name: str,
+        calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]],
+        **options: Unpack[SendOptions],
+    ) -> AsyncResults[Any]:
+        """Send a task by its name once for each pair of args and kwargs. Switches: yes.
+
+        All have been sent, in their order, when it returns, whether or not anybody looks at the
+        handles. Takes no memory for any number of calls: `calls` may be a generator, and is read as
+        the sending goes on, in pushes of at most 200 messages or 256 KB. The whole of a push
+        arrives or nothing of it, and it is tried again as a single send is. ``countdown`` and
+        ``expires`` count from each push.
+
+        Sent by a running task, they have it as their parent, but are not among its children.
+
+        Raises:
+            TypeError: an option is unknown, or ``task_id`` is among them.
+            NotAllSent: an item cannot be serialized, `calls` raised an error, or the server could
+                not be reached; it tells what was sent before that.
+        """
+        if "task_id" in options:
+            raise TypeError(f"task {name}: task_id is for one task; those of many are made here")
+        sent = self._inherited(name, options, current_context.get())
+        return AsyncResults(self.producer.send_many(name, calls, sent), self.transport, name)
+
+    def _inherited(
+        self, name: str, options: Mapping[str, Any], context: Context | None
+    ) -> dict[str, Any]:
+        """Check send options and add what the task that runs here hands down."""
         unknown = options.keys() - _SEND_OPTIONS
         if unknown:
             wrong = sorted(unknown)[0]
             close = difflib.get_close_matches(wrong, _SEND_OPTIONS, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise TypeError(f"task {name}: no send option {wrong!r}{hint}")
-        context = current_context.get()
-        sent: dict[str, Any] = dict(options)
-        if context is not None and context.message is not None:
-            sent = {"root_id": context.root_id, "parent_id": context.id} | sent
-            if self.config.task.task_inherit_parent_priority and context.delivery_info:
-                sent.setdefault("priority", context.delivery_info.get("priority"))
-        task_id = self.producer.send(name, args or (), kwargs or {}, sent)
-        result: AsyncResult[Any] = AsyncResult(task_id, self.transport.backend, name)
-        if context is not None:
-            context.children.append(result)
-        return result
+        if context is None or context.message is None:
+            return dict(options)
+        sent = {"root_id": context.root_id, "parent_id": context.id, **options}
+        if self.config.task.task_inherit_parent_priority and context.delivery_info:
+            sent.setdefault("priority", context.delivery_info.get("priority"))
+        return sent
 
     def AsyncResult(self, task_id: str) -> AsyncResult[Any]:  # noqa: N802  Celery's name
         """Return the handle of a task that was sent earlier or elsewhere."""
-        return AsyncResult(task_id, self.transport.backend)
+        return AsyncResult(task_id, self.transport)
 
     @property
     def transport(self) -> Transport:

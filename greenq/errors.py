@@ -121,6 +121,28 @@ class AccessRefused(OperationalError):
     """The user name, the password or the user's rights are not accepted."""
 
 
+class NotAllSent(GreenqError):
+    """A bulk send ended early; ``__cause__`` is the reason.
+
+    Attributes:
+        ids: of the tasks that were sent, in the order of the items.
+        unknown: ids of the items after those, as far as they may have arrived: an answer got lost.
+    """
+
+    def __init__(
+        self, task: str, ids: Sequence[str], unknown: Sequence[str], reason: Exception
+    ) -> None:
+        """Count what was sent, and say why no more was."""
+        self.ids = ids
+        self.unknown = unknown
+        then = len(ids)
+        perhaps = f", the next {len(unknown)} may have been" if unknown else ""
+        super().__init__(
+            f"task {task}: {then} items were sent{perhaps}, and no others; at item {then}, counted "
+            f"from 0: {type(reason).__name__}: {reason}"
+        )
+
+
 _CLUSTER = (
     "the server is part of a cluster, which is not supported yet: use one that is not "
     "(cluster-enabled no)"

@@ -21,7 +21,6 @@ from zoneinfo import ZoneInfo
 
 from greenq.errors import EncodeError, Ignore, OperationalError, Reject, Retry
 from greenq.hub import Event, sleep
-from greenq.log import task_log_context
 from greenq.protocol.message import saferepr
 from greenq.protocol.states import FAILURE, IGNORED, REJECTED, RETRY, STARTED, SUCCESS
 from greenq.task import Context, current_context
@@ -36,10 +35,9 @@ if TYPE_CHECKING:
     from greenq.protocol.message import TaskMessage
     from greenq.request import Request
     from greenq.task import Task
-    from greenq.transport.broker import Move
-    from greenq.transport.client import Command
     from greenq.transport.links import Transport
     from greenq.transport.outbox import Outbox
+    from greenq.transport.settle import Move, Stored
     from greenq.worker_state import WorkerState
 
 _log = logging.getLogger(__name__)
@@ -86,16 +84,8 @@ class Executor:
         if not self._state.surely_holds(request) and not self._is_still_held(request):
             return
         message = request.message
-        context = Context(
-            message,
-            hostname=self._hostname,
-            delivery_info=request.delivery_info,
-            correlation_id=request.properties.get("correlation_id"),
-            reply_to=request.properties.get("reply_to"),
-        )
+        context = Context(message, hostname=self._hostname, delivered=request)
         current_context.set(context)
-        task_log_context.set((message.task, message.id))
-        self._state.active[request.delivery.tag] = request
         request.started_s = time.monotonic()
         try:
             if not request.acks_late:
@@ -105,7 +95,6 @@ class Executor:
             outcome = _run(request.task, message.id, message.args, message.kwargs)
             settled = self._settle(request, context, outcome)
         finally:
-            self._state.active.pop(request.delivery.tag, None)
             self._state.reserved.pop(request.delivery.tag, None)
         if settled is None:
             _log.info("Task %s was ended: its message had been given back", request)
@@ -143,10 +132,10 @@ class Executor:
     def _store_started(self, message: TaskMessage) -> None:
         if self._transport.stores_results:
             meta = {"pid": os.getpid(), "hostname": self._hostname}
-            commands = self._transport.backend.store_commands(
+            result = self._transport.backend.stored(
                 message.id, STARTED, meta, redelivered=message.redelivered
             )
-            self._outbox.put(Entry(commands))
+            self._outbox.put(Entry(result))
 
     # --- settle -----------------------------------------------------------------------------------
 
@@ -155,26 +144,25 @@ class Executor:
 
         None when the message was given back meanwhile: then another run decides the result.
         """
-        commands: list[Command] = []
+        result: Stored | None = None
         if outcome.state not in (IGNORED, REJECTED):
-            outcome, commands = self._state_commands(request, context, outcome)
+            outcome, result = self._stored(request, context, outcome)
         if not request.settle():
             if request.acks_late:
                 return None
-            commands += self._late_followers(request, outcome)
-            self._outbox.put(Entry(commands))
+            self._outbox.put(Entry(result, move=self._late_follower(request, outcome)))
             return outcome
         move = self._move(request, outcome)
         ack = request.delivery.tag if move is None else None
-        self._outbox.put(Entry(commands, ack=ack, move=move))
+        self._outbox.put(Entry(result, ack=ack, move=move))
         return outcome
 
-    def _state_commands(
+    def _stored(
         self, request: Request, context: Context, outcome: Outcome
-    ) -> tuple[Outcome, list[Command]]:
-        """Return the commands that store the outcome; what cannot be stored becomes a failure."""
+    ) -> tuple[Outcome, Stored | None]:
+        """Return the outcome as it is stored; what cannot be stored becomes a failure."""
         if not self._is_stored(request, outcome):
-            return outcome, []
+            return outcome, None
         try:
             return outcome, self._store(request, context, outcome)
         except EncodeError as exc:
@@ -187,9 +175,9 @@ class Executor:
             EncodeError(what[:_STORED_CHARS]),
             outcome.traceback and outcome.traceback[-_STORED_CHARS:],
         )
-        commands = self._store(request, context, failure, bare=True)
+        result = self._store(request, context, failure, bare=True)
         # Where the message goes, a retry's next run or a rejection's dead letter, is the outcome's.
-        return (failure if outcome.state == SUCCESS else outcome), commands
+        return (failure if outcome.state == SUCCESS else outcome), result
 
     def _is_stored(self, request: Request, outcome: Outcome) -> bool:
         if not self._transport.stores_results:
@@ -206,46 +194,50 @@ class Executor:
 
     def _store(
         self, request: Request, context: Context, outcome: Outcome, *, bare: bool = False
-    ) -> list[Command]:
-        """Return the commands that store a state; `bare`, without what may be too large in it."""
+    ) -> Stored:
+        """Return a state as it is stored; `bare`, without what may be too large in it."""
         message, value = request.message, outcome.value
         if outcome.state == RETRY and isinstance(value, Retry):
             value = value.exc or value
-        commands = self._transport.backend.store_commands(
+        backend = self._transport.backend
+        result = backend.stored(
             message.id,
             outcome.state,
             value,
             traceback=outcome.traceback,
-            children=() if bare else _children(context),
+            children=_children(context) if context.children and not bare else (),
             date_done=None if outcome.state == RETRY else datetime.now(UTC).isoformat(),
             group_id=message.group,
             parent_id=message.parent_id,
             redelivered=message.redelivered,
-            extended=None
-            if bare
-            else {
-                "name": message.task,
-                "args": message.args,
-                "kwargs": message.kwargs,
-                "worker": self._hostname,
-                "retries": message.retries,
-                "queue": request.delivery_info["routing_key"],
-            },
+            extended=self._extended(request) if backend.extends and not bare else None,
         )
-        size_bytes = len(commands[0][-1])
+        size_bytes = len(result.payload)
         if size_bytes > self._config.task_max_result_bytes and not bare:
             raise EncodeError(
                 f"it has {size_bytes} bytes, more than task_max_result_bytes = "
                 f"{self._config.task_max_result_bytes}; store it elsewhere and return where"
             )
-        return commands
+        return result
+
+    def _extended(self, request: Request) -> dict[str, object]:
+        """Return what ``result_extended`` adds to a state."""
+        message = request.message
+        return {
+            "name": message.task,
+            "args": message.args,
+            "kwargs": message.kwargs,
+            "worker": self._hostname,
+            "retries": message.retries,
+            "queue": request.delivery_info["routing_key"],
+        }
 
     def _move(self, request: Request, outcome: Outcome) -> Move | None:
         """Return where the message goes; None if it is to be acknowledged."""
         tag, queue, raw = request.delivery
         broker = self._transport.broker
         if outcome.state == RETRY:
-            return self._next_run(request, outcome.value)
+            return self._next_run(request, outcome.value, tag)
         if outcome.state == REJECTED and outcome.value.requeue:
             return broker.requeue(tag, queue, raw, "last")
         reason = None
@@ -263,28 +255,24 @@ class Executor:
         own = task.acks_on_failure_or_timeout
         return self._config.task_acks_on_failure_or_timeout if own is None else own
 
-    def _next_run(self, request: Request, retry: Retry) -> Move | None:
-        """Return the move that puts the next run's message in the place of this one."""
+    def _next_run(self, request: Request, retry: Retry, tag: str) -> Move | None:
+        """Return the move that puts the next run's message in the place of the one with `tag`."""
         if retry.next_run is None:
             return None
         queue, priority, text = self._retry_message(request, retry)
         keys = self._transport.keys
         key = keys.queue(queue, keys.step_of(priority))
-        return self._transport.broker.move(request.delivery.tag, key, text)
+        return self._transport.broker.move(tag, key, text)
 
-    def _late_followers(self, request: Request, outcome: Outcome) -> list[Command]:
+    def _late_follower(self, request: Request, outcome: Outcome) -> Move | None:
         """Return the push of what a task acknowledged before its run wants to run again.
 
         Nothing reserves it any more, so a lost answer may push it twice; acks_late has no such gap.
         """
         if outcome.state == REJECTED and outcome.value.requeue:
-            move = self._transport.broker.requeue(*request.delivery, "last")
-            return [("LPUSH", move.key, move.text)]
-        if outcome.state != RETRY or outcome.value.next_run is None:
-            return []
-        queue, priority, text = self._retry_message(request, outcome.value)
-        keys = self._transport.keys
-        return [("LPUSH", keys.queue(queue, keys.step_of(priority)), text)]
+            _, queue, raw = request.delivery
+            return self._transport.broker.requeue("", queue, raw, "last")
+        return self._next_run(request, outcome.value, "") if outcome.state == RETRY else None
 
     def _retry_message(self, request: Request, retry: Retry) -> tuple[str, int, str]:
         """Write the next run's message: same id, one retry more, a new eta."""

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
 from greenq.errors import ConfigError, Problem
 
@@ -23,8 +23,21 @@ TASK_FORMAT: Final = (
 )
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
-# (task name, task id) of the task that runs in this greenlet or thread.
-task_log_context: ContextVar[tuple[str, str] | None] = ContextVar("greenq_task_log", default=None)
+
+class Running(Protocol):
+    """What is to be known of a task in a log line."""
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+
+    @property
+    def id(self) -> str:
+        """The execution's id."""
+
+
+# The task that runs in this greenlet or thread; `greenq.task.current_context` is the same variable.
+task_log_context: ContextVar[Running | None] = ContextVar("greenq_task", default=None)
 
 _PLAIN: Final = "\033[0m"
 _COLORS: Final = {
@@ -100,7 +113,9 @@ def _handler(logfile: str | Path | None, stream: TextIO, color: bool | None) -> 
 
 def add_task(record: logging.LogRecord) -> bool:
     """Give `record` the fields task_name and task_id; a filter for handlers of one's own, too."""
-    record.task_name, record.task_id = task_log_context.get() or (None, None)
+    running = task_log_context.get()
+    record.task_name = None if running is None else running.task
+    record.task_id = None if running is None else running.id
     return True
 
 

@@ -1,12 +1,16 @@
-"""The pool: greenlets that run requests, as many at once as its size says."""
+"""The pool: lasting greenlets that run request after request, as many at once as its size says."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
-from typing import TYPE_CHECKING
+from contextvars import copy_context
+from typing import TYPE_CHECKING, cast
 
+import gevent
 import gevent.pool
+from gevent.hub import Waiter
 
 from greenq.bootsteps import StartStopStep
 from greenq.hub import Event
@@ -14,9 +18,13 @@ from greenq.hub import Event
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from greenq.hub import Greenlet
     from greenq.request import Request
 
 _log = logging.getLogger(__name__)
+
+# A greenlet whose tasks never wait lets the others run after so long.
+_TURN_S = 0.005
 
 
 def _forget(_requests: list[Request]) -> None:
@@ -24,13 +32,20 @@ def _forget(_requests: list[Request]) -> None:
 
 
 class Pool(StartStopStep):
-    """Runs requests in greenlets.
+    """Runs requests in greenlets that last.
 
-    1. `submit` never waits: what finds no free slot queues here, and a greenlet that has finished
-       takes the next before it ends, which spares a start.
-    2. `resize` acts at once: growing starts what queues and wakes who waits for room; shrinking
+    1. `submit` never waits: a request queues here until a greenlet takes it. One greenlet at a time
+       is *coming*: it takes the first request, sends for the next greenlet if there are more, and
+       runs it. So a task that waits costs one switch more, and tasks that never wait run one after
+       the other in the same greenlet.
+    2. A greenlet without work rests; the last one that went to rest is the first to be woken. There
+       are as many as ran at once, never more than the size says.
+    3. `resize` acts at once: growing starts what queues and wakes who waits for room; shrinking
        lets the surplus end with its present request.
-    3. `stop` waits for what runs as long as it may, and ends the rest.
+    4. `stop` waits for what runs as long as it may, and ends the rest.
+
+    Each request gets a context (`contextvars`) of its own; `threading.local` values belong to the
+    greenlet, as in a pool of threads.
 
     gevent's pool keeps the greenlets; its own bound is not used, because waiting in it could be
     neither woken by a resize nor left at shutdown.
@@ -64,16 +79,23 @@ class Pool(StartStopStep):
         self._grace_s = grace_s
         self.abandoned = abandoned
         self._greenlets = gevent.pool.Pool()
+        self._loop = gevent.get_hub().loop
+        self._context = copy_context()
         self._waiting: deque[Request] = deque()
         self._room = Event()
-        self._active: set[Request] = set()
+        # The requests that run.
+        self.active: set[Request] = set()
+        # By what the resting greenlets are woken; True while one is on its way to `_waiting`.
+        self._resting: list[Waiter[None]] = []
+        self._coming = False
+        self._ending = False
         # Set when running requests have ended or when nobody will wait for them any longer.
         self._leave = Event()
 
     @property
     def running(self) -> int:
         """How many requests run."""
-        return len(self._active)
+        return len(self.active)
 
     @property
     def waiting(self) -> int:
@@ -83,7 +105,7 @@ class Pool(StartStopStep):
     @property
     def room(self) -> int:
         """How many more requests may be taken; negative right after shrinking."""
-        return self.size * self._multiplier - len(self._active) - len(self._waiting)
+        return self.size * self._multiplier - len(self.active) - len(self._waiting)
 
     def wait_room(self, timeout_s: float | None = None) -> None:
         """Wait until `room` is positive, or `wake`. Switches: yes."""
@@ -96,17 +118,15 @@ class Pool(StartStopStep):
         self._room.set()
 
     def submit(self, request: Request) -> None:
-        """Run a request now, or as soon as there is a slot. Switches: no."""
-        if len(self._active) < self.size:
-            self._start(request)
-        else:
-            self._waiting.append(request)
+        """Run a request soon, or as soon as there is a slot. Switches: no."""
+        self._waiting.append(request)
+        self._send_for_one()
 
     def resize(self, size: int) -> None:
         """Change how many may run at once; what waits for room is woken."""
         self.size = size
-        while self._waiting and len(self._active) < size:
-            self._start(self._waiting.popleft())
+        self._send_for_one()
+        self._end_surplus()
         self._room.set()
 
     def take_back(self) -> list[Request]:
@@ -117,7 +137,8 @@ class Pool(StartStopStep):
 
     def stop(self) -> None:
         """Wait for what runs, for the grace time or until `hurry`; end the rest. Switches: yes."""
-        if self._active:
+        if self.active or self._waiting:
+            self._leave.clear()
             self._leave.wait(self._grace_s)
         self._end_rest()
 
@@ -131,41 +152,98 @@ class Pool(StartStopStep):
         self._leave.set()
 
     def _end_rest(self) -> None:
-        if self._active:
-            self.abandoned(list(self._active))
-            # Each one's code sees GreenletExit and has a moment for its `finally` blocks.
-            self._greenlets.kill(timeout=1.0)
+        self._ending = True
+        if self.active:
+            self.abandoned(list(self.active))
+        # Each one's code sees GreenletExit and has a moment for its `finally` blocks.
+        self._greenlets.kill(timeout=1.0)
 
     def info(self) -> dict[str, object]:
         """Tell size and load."""
         return {
             "implementation": "greenq.pool:Pool",
             "max-concurrency": self.size,
-            "running": len(self._active),
+            "running": len(self.active),
             "waiting": len(self._waiting),
         }
 
-    def _start(self, request: Request) -> None:
-        self._active.add(request)
-        self.peak = max(self.peak, len(self._active))
-        self._leave.clear()
-        request.greenlet = self._greenlets.spawn(self._work, request)
+    def _send_for_one(self) -> None:
+        """Have one more greenlet come for work, unless one is on its way or there is no slot."""
+        if self._coming or not self._waiting or len(self.active) >= self.size:
+            return
+        self._coming = True
+        if self._resting:
+            self._loop.run_callback(self._resting.pop().switch, None)
+        else:
+            self._greenlets.spawn(self._work)
 
-    def _work(self, request: Request) -> None:
-        """Run one request after the other while there are any and the pool has not shrunk."""
+    def _work(self) -> None:
+        """Run requests, rest when there are none; end with the pool or when it has shrunk."""
+        me = cast("Greenlet", gevent.getcurrent())
+        turn, began_s = None, 0.0
         while True:
-            try:
-                self._run(request)
-            except BaseException:
-                # Every ending of a task is dealt with inside `run`; this is a fault of the worker
-                # itself.
-                _log.critical("%s was left without an outcome", request, exc_info=True)
-            self._active.discard(request)
-            self._room.set()
-            if not self._waiting or len(self._active) >= self.size:
-                break
-            greenlet, request = request.greenlet, self._waiting.popleft()
-            request.greenlet = greenlet
-            self._active.add(request)
-        if not self._active and not self._waiting:
-            self._leave.set()
+            # Whoever was sent for is here.
+            self._coming = False
+            while self._waiting and len(self.active) < self.size and not self._ending:
+                # Tasks that never wait must not keep the loop from everybody else. Its clock would
+                # not tell: whoever starts a timer sets that.
+                if turn != self._loop.iteration:
+                    turn, began_s = self._loop.iteration, time.monotonic()
+                elif time.monotonic() - began_s > _TURN_S:
+                    self._let_others_run()
+                    began_s = time.monotonic()
+                    continue
+                self._run_next(me)
+            if not self.active and not self._waiting:
+                self._leave.set()
+            if self._ending or len(self._greenlets) > self.size:
+                return
+            # What the last request referred to is not kept.
+            me.gr_context = None
+            self._rest()
+
+    def _run_next(self, me: Greenlet) -> None:
+        request = self._waiting.popleft()
+        request.greenlet = me
+        self.active.add(request)
+        if len(self.active) > self.peak:
+            self.peak = len(self.active)
+        self._send_for_one()
+        me.gr_context = self._context.copy()
+        try:
+            self._run(request)
+        except BaseException:
+            # Every ending of a task is dealt with inside `run`; this is a fault of the worker
+            # itself.
+            _log.critical("%s was left without an outcome", request, exc_info=True)
+        self.active.discard(request)
+        self._room.set()
+
+    def _let_others_run(self) -> None:
+        """Wait for a turn of the loop. Switches: yes."""
+        # Of sleep(0), the loop carries out dozens before it looks at sockets and timers.
+        try:
+            gevent.get_hub().wait(self._loop.timer(0.0))
+        except BaseException as exc:
+            self._note_stray(exc)
+
+    def _rest(self) -> None:
+        """Wait until sent for. Switches: yes."""
+        waiter: Waiter[None] = Waiter()
+        self._resting.append(waiter)
+        try:
+            waiter.get()
+        except BaseException as exc:
+            if waiter in self._resting:
+                self._resting.remove(waiter)
+            self._note_stray(exc)
+
+    def _note_stray(self, exc: BaseException) -> None:
+        """Log what a task has left behind, such as a timeout; the end of the pool is none."""
+        if not self._ending:
+            _log.warning("%r came after the end of the task that has asked for it", exc)
+
+    def _end_surplus(self) -> None:
+        """Wake as many of those that rest as there are too many; they find that out."""
+        for _ in range(min(len(self._resting), len(self._greenlets) - self.size)):
+            self._loop.run_callback(self._resting.pop().switch, None)

@@ -8,6 +8,7 @@ import socket
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 from zoneinfo import ZoneInfo
 
@@ -15,26 +16,41 @@ from greenq.errors import (
     AccessRefused,
     ConfigError,
     ConnectionLost,
-    EncodeError,
+    NotAllSent,
     OperationalError,
     Problem,
     ServerError,
 )
 from greenq.protocol import envelope
-from greenq.protocol.message import TaskMessage, encode, parse_time, saferepr
+from greenq.protocol.ids import TaskIds, new_id
+from greenq.protocol.message import TaskMessage, encode, parse_time
+from greenq.protocol.template import Template
 from greenq.routing import Router
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from greenq.config import RetryPolicy, TaskConfig
     from greenq.transport.broker import Broker
 
+# One push of a bulk send ends at whichever is reached first. More messages would gain little, and
+# commands of many hundred KB cost more a message again, for memory that comes from the system.
+_CHUNK_COUNT = 200
+_CHUNK_CHARACTERS = 256 << 10
+_CHUNK_S = 1.0
+
+# Options that come from a small choice: the template of such a sending is worth keeping.
+_KEPT = frozenset({
+    "queue", "priority", "serializer", "compression", "exchange", "routing_key", "ignore_result",
+    "time_limit", "soft_time_limit", "delivery_mode", "reply_to", "retry",
+})  # fmt: skip
+_KEPT_COUNT = 256
+
+# Options that fill gaps of a template.
+_OF_EACH = ("task_id", "root_id", "parent_id")
+
 # Send options that shape the envelope and not the task.
-_PROPERTIES = (
-    "serializer", "compression", "exchange", "routing_key", "correlation_id", "reply_to",
-    "delivery_mode",
-)  # fmt: skip
+_PROPERTIES = ("exchange", "correlation_id", "reply_to", "delivery_mode")
 
 
 class SendOptions(TypedDict, total=False):
@@ -92,6 +108,13 @@ class _Policy(NamedTuple):
     interval_step: float
     interval_max: float
 
+    def allows(self, tries: int, error: OperationalError) -> bool:
+        """Tell whether to try again after an error and so many retries."""
+        refused = isinstance(error, AccessRefused) or (
+            isinstance(error, ServerError) and not error.passes
+        )
+        return not refused and (self.max_retries is None or tries < self.max_retries)
+
     def pause_s(self, tries: int) -> float:
         """Return the pause after so many retries."""
         return min(self.interval_start + tries * self.interval_step, self.interval_max)
@@ -101,6 +124,17 @@ class _Policy(NamedTuple):
         if self.max_retries is None:
             return math.inf
         return sum(self.pause_s(tries) for tries in range(self.max_retries))
+
+
+class _Plan(NamedTuple):
+    """What the sendings of one task with the same options have in common."""
+
+    queue: str
+    priority: int
+    exchange: str | None
+    routing_key: str | None
+    policy: _Policy | None
+    template: Template
 
 
 class Producer:
@@ -115,6 +149,8 @@ class Producer:
         self._origin = f"gen{os.getpid()}@{socket.gethostname()}"
         # Redis needs no reply queue; Celery's readers expect the field.
         self._reply_to = str(uuid.uuid4())
+        # Made twice by two threads at once is harmless, so no lock.
+        self._kept: dict[tuple[object, ...], _Plan] = {}
 
     def send(
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
@@ -125,30 +161,98 @@ class Producer:
             EncodeError: an argument cannot be serialized; nothing was sent.
             OperationalError: the server could not be reached within the retry policy.
         """
-        outgoing = self.prepare(task, args, kwargs, options)
-        began_s = time.monotonic()
-        for queue in self._queues(outgoing, options):
-            self._push(queue, outgoing, options, began_s)
-        return outgoing["task_id"]
+        plan = self._plan(task, options)
+        task_id, text = self._fill(plan, args, kwargs, options)
+        self._push(plan, [text], f"task {task_id}", () if options.get("task_id") else (task_id,))
+        return task_id
+
+    def send_many(
+        self,
+        task: str,
+        calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]],
+        options: Mapping[str, Any],
+    ) -> TaskIds:
+        """Send one task many times, in order, and return the ids, which it makes. Switches: yes.
+
+        Holds one push of messages at a time: 200 of them, 256 KB, or what came within a second. The
+        whole of a push arrives or nothing of it; each is retried as a single send is. Countdowns
+        and expiries count from when the push is written.
+
+        Raises:
+            NotAllSent: an item is wrong, `calls` raised an error, or the server could not be
+                reached; everything before that has been sent.
+        """
+        ids = TaskIds()
+        waiting = zip(ids, calls)  # noqa: B905  there is no end of ids
+        sent = 0
+        while True:
+            plan = self._plan(task, options)
+            texts, error = _write_chunk(plan.template, waiting, options)
+            chunk = ids[sent : sent + len(texts)]
+            try:
+                if texts:
+                    self._push(plan, texts, f"{len(texts)} tasks {task}", chunk)
+            except OperationalError as exc:
+                # An exchange may lead to several queues, the first of which may have got them.
+                unknown = chunk if plan.exchange or isinstance(exc, ConnectionLost) else ()
+                raise NotAllSent(task, ids[:sent], unknown, exc) from exc
+            sent += len(texts)
+            if error is not None:
+                raise NotAllSent(task, ids[:sent], (), error) from error
+            if not texts:
+                return ids[:sent]
 
     def prepare(
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Outgoing:
         """Write the message of a task without sending it; options as of `SendOptions`."""
-        if not isinstance(args, (list, tuple)):
-            raise EncodeError(f"args of {task} must be a list or tuple, not {type(args).__name__}")
+        plan = self._plan(task, options)
+        task_id, text = self._fill(plan, args, kwargs, options)
+        return Outgoing(task_id=task_id, queue=plan.queue, priority=plan.priority, text=text)
+
+    @staticmethod
+    def _fill(
+        plan: _Plan, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> tuple[str, str]:
+        """Return the id and the text of one message."""
+        tag = new_id()
+        # What was made for this push alone serves for both; a given id may come a second time.
+        task_id = options.get("task_id") or tag
+        text = plan.template.fill(
+            task_id,
+            args,
+            kwargs,
+            delivery_tag=tag,
+            root_id=options.get("root_id"),
+            parent_id=options.get("parent_id"),
+        )
+        return task_id, text
+
+    def _plan(self, task: str, options: Mapping[str, Any]) -> _Plan:
+        """Return what goes into every message that is sent with these options."""
+        shared = {name: value for name, value in options.items() if name not in _OF_EACH}
+        if not shared.keys() <= _KEPT:
+            return self._make_plan(task, shared)
+        # With the types: 1, 1.0 and True are equal and are written differently.
+        key = (task, *shared.items(), *map(type, shared.values()))
+        plan = self._kept.get(key)
+        if plan is None:
+            plan = self._make_plan(task, shared)
+            if len(self._kept) >= _KEPT_COUNT:
+                self._kept.clear()
+            self._kept[key] = plan
+        return plan
+
+    def _make_plan(self, task: str, options: Mapping[str, Any]) -> _Plan:
         now = datetime.now(UTC)
         route = self._router.route(task)
         queue = options.get("queue") or options.get("routing_key") or route.queue
         if not self._config.task_create_missing_queues:
             self._check_declared(task, queue)
-        task_id = options.get("task_id") or str(uuid.uuid4())
         expires, expiration = self._expires(options.get("expires"), now)
         message = TaskMessage(
             task=task,
-            id=task_id,
-            args=args,
-            kwargs=dict(kwargs),
+            id="",
             shadow=options.get("shadow"),
             eta=self._eta(options.get("countdown"), options.get("eta"), now),
             expires=expires,
@@ -156,10 +260,8 @@ class Producer:
             group_index=options.get("group_index"),
             retries=options.get("retries", 0),
             timelimit=(options.get("time_limit"), options.get("soft_time_limit")),
-            root_id=options.get("root_id") or task_id,
-            parent_id=options.get("parent_id"),
-            argsrepr=options.get("argsrepr") or saferepr(args),
-            kwargsrepr=options.get("kwargsrepr") or saferepr(kwargs),
+            argsrepr=options.get("argsrepr") or None,
+            kwargsrepr=options.get("kwargsrepr") or None,
             origin=self._origin,
             ignore_result=options.get("ignore_result", False),
             headers=dict(options.get("headers") or {}),
@@ -171,14 +273,23 @@ class Producer:
         priority = options.get("priority", route.priority)
         if priority is None:
             priority = self._config.task_default_priority or 0
-        text = self.write(
+        properties = {"reply_to": self._reply_to} | {
+            name: options[name] for name in _PROPERTIES if options.get(name) is not None
+        }
+        template = Template(
             message,
+            serializer=options.get("serializer") or self._config.task_serializer,
+            compression=options.get("compression") or self._config.task_compression,
             queue=queue,
+            routing_key=options.get("routing_key") or queue,
             priority=priority,
             expiration=expiration,
-            **{name: options[name] for name in _PROPERTIES if options.get(name) is not None},
+            **properties,
         )
-        return Outgoing(task_id=task_id, queue=queue, priority=priority, text=text)
+        exchange = None if options.get("queue") else options.get("exchange")
+        return _Plan(
+            queue, priority, exchange, options.get("routing_key"), self._policy(options), template
+        )
 
     def _check_declared(self, task: str, queue: str) -> None:
         known = self._config.task_queues or (self._config.task_default_queue,)
@@ -216,91 +327,84 @@ class Producer:
                 exchange=exchange,
                 routing_key=routing_key or queue,
                 priority=priority,
-                delivery_tag=str(uuid.uuid4()),
+                delivery_tag=new_id(),
                 expiration=expiration,
                 **named,
             ),
         )
 
-    def _queues(self, outgoing: Outgoing, options: Mapping[str, Any]) -> list[str]:
+    def _queues(self, plan: _Plan, what: str) -> list[str]:
         """Return where to push: the queue itself, or what an exchange's bindings say."""
-        exchange, routing_key = options.get("exchange"), options.get("routing_key")
-        if not exchange or options.get("queue"):
-            return [outgoing["queue"]]
+        if not plan.exchange:
+            return [plan.queue]
         client = self._broker.client
         # Half of the time of the whole, so that as much is left for the push.
         with client.pooled(client.call_timeout_s / 2) as connection:
-            queues = self._broker.bound_queues(connection, exchange, routing_key or "")
+            queues = self._broker.bound_queues(connection, plan.exchange, plan.routing_key or "")
         if not queues:
             raise OperationalError(
-                f"task {outgoing['task_id']}: no queue is bound to exchange {exchange!r} with "
-                f"routing key {routing_key!r}; start a worker that consumes from one, or name one"
+                f"{what}: no queue is bound to exchange {plan.exchange!r} with routing key "
+                f"{plan.routing_key!r}; start a worker that consumes from one, or name one"
             )
         return queues
 
-    def _push(
-        self, queue: str, outgoing: Outgoing, options: Mapping[str, Any], began_s: float
+    def _push(self, plan: _Plan, texts: Sequence[str], what: str, new_ids: Sequence[str]) -> None:
+        """Push messages together to each of their queues, within the time of one call.
+
+        Args:
+            what: names them in errors.
+            new_ids: their tasks' ids if those were made for this push.
+
+        Raises:
+            ConnectionLost: an answer got lost, so they may have arrived.
+            OperationalError: they have not.
+        """
+        began_s = time.monotonic()
+        for queue in self._queues(plan, what):
+            self._push_to(queue, plan, texts, what, new_ids, began_s)
+
+    def _push_to(
+        self,
+        queue: str,
+        plan: _Plan,
+        texts: Sequence[str],
+        what: str,
+        new_ids: Sequence[str],
+        began_s: float,
     ) -> None:
-        """Push, within the time of one call; with a retry policy, a try has half of it."""
-        policy = self._policy(options)
-        whole_s = self._broker.client.call_timeout_s
+        """Push to one queue, as often as the policy allows; a try has half the time of a call."""
+        broker, policy = self._broker, plan.policy
+        whole_s = broker.client.call_timeout_s
         left_s = began_s + whole_s - time.monotonic()
         if policy is not None:
             left_s = min(left_s, whole_s / 2)
-        error: OperationalError | None
-        try:
-            self._broker.publish(queue, outgoing["text"], outgoing["priority"], timeout_s=left_s)
-            return
-        except OperationalError as exc:
-            error = exc
-        if policy is not None:
-            new_id = None if options.get("task_id") else outgoing["task_id"]
-            error = self._again(queue, outgoing, policy, began_s, new_id, error)
-        if isinstance(error, (ServerError, AccessRefused)):
-            raise error
-        if error is not None:
-            raise OperationalError(
-                f"task {outgoing['task_id']} could not be sent to queue {queue!r}: {error}"
-            ) from error
-
-    def _again(
-        self,
-        queue: str,
-        outgoing: Outgoing,
-        policy: _Policy,
-        began_s: float,
-        new_id: str | None,
-        error: OperationalError,
-    ) -> OperationalError | None:
-        """Push again as often as the policy allows; return the last error, None if it worked."""
-        broker = self._broker
-        whole_s = broker.client.call_timeout_s
-        ends_s = began_s + max(whole_s, policy.total_s())
-        tries, arrived = 0, False
-        message = (queue, outgoing["text"], outgoing["priority"])
-        while policy.max_retries is None or tries < policy.max_retries:
-            if isinstance(error, AccessRefused) or (
-                isinstance(error, ServerError) and not error.passes
-            ):
+        tries, may_be_there = 0, False
+        while True:
+            try:
+                if may_be_there:
+                    broker.publish_once(
+                        queue, texts, plan.priority, new_ids=new_ids, timeout_s=left_s
+                    )
+                else:
+                    broker.publish(queue, texts, plan.priority, timeout_s=left_s)
+            except OperationalError as exc:
+                error = exc
+            else:
+                return
+            may_be_there = may_be_there or isinstance(error, ConnectionLost)
+            if policy is None or not policy.allows(tries, error):
                 break
-            arrived = arrived or isinstance(error, ConnectionLost)
             pause_s = policy.pause_s(tries)
-            left_s = ends_s - time.monotonic() - pause_s
+            ends_s = began_s + max(whole_s, policy.total_s())
+            left_s = min(ends_s - time.monotonic() - pause_s, whole_s / 2)
             if left_s <= 0:
                 break
             time.sleep(pause_s)
             tries += 1
-            timeout_s = min(left_s, whole_s / 2)
-            try:
-                if arrived:
-                    broker.publish_once(*message, new_id=new_id, timeout_s=timeout_s)
-                else:
-                    broker.publish(*message, timeout_s=timeout_s)
-            except OperationalError as exc:
-                error = exc
-            else:
-                return None
-        return error
+        if isinstance(error, (ServerError, AccessRefused)) and not may_be_there:
+            raise error
+        kind = ConnectionLost if may_be_there else OperationalError
+        raise kind(f"{what} could not be sent to queue {queue!r}: {error}") from error
 
     def _policy(self, options: Mapping[str, Any]) -> _Policy | None:
         """Return the policy of one sending, None for no retry."""
@@ -337,3 +441,28 @@ class Producer:
             moment = parse_time(text, self._zone)
         left_ms = max(0, round((moment - now).total_seconds() * 1000))
         return text, str(left_ms)
+
+
+def _write_chunk(
+    template: Template,
+    waiting: Iterator[tuple[str, tuple[Sequence[Any], Mapping[str, Any]]]],
+    options: Mapping[str, Any],
+) -> tuple[list[str], Exception | None]:
+    """Write the messages of one push, and return what ended that early, if anything did."""
+    root_id, parent_id = options.get("root_id"), options.get("parent_id")
+    texts: list[str] = []
+    characters = 0
+    ends_s = time.monotonic() + _CHUNK_S
+    try:
+        for task_id, (args, kwargs) in islice(waiting, _CHUNK_COUNT):
+            text = template.fill(
+                task_id, args, kwargs, delivery_tag=task_id, root_id=root_id, parent_id=parent_id
+            )
+            texts.append(text)
+            characters += len(text)
+            if characters >= _CHUNK_CHARACTERS or time.monotonic() >= ends_s:
+                break
+    # Whatever is wrong with an item, or with what the items come from: those before it are sent.
+    except Exception as exc:
+        return texts, exc
+    return texts, None

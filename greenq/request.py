@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from greenq.protocol.envelope import unwrap
+
 if TYPE_CHECKING:
     from greenq.hub import Greenlet
-    from greenq.protocol.envelope import Envelope
     from greenq.protocol.message import TaskMessage
     from greenq.task import Task
     from greenq.transport.intake import Delivery
@@ -21,7 +22,7 @@ class Request:
 
     Attributes:
         delivery: tag, queue and raw bytes.
-        message, properties: the decoded message and its envelope's properties.
+        message: the decoded message.
         task: what it calls.
         acks_late: acknowledged after the run, not before.
         taken_s: monotonic time just before it was taken.
@@ -30,14 +31,13 @@ class Request:
     """
 
     __slots__ = (
-        "acks_late", "delivery", "greenlet", "message", "properties", "settled", "started_s",
+        "acks_late", "delivery", "greenlet", "message", "settled", "started_s",
         "taken_s", "task",
     )  # fmt: skip
 
     def __init__(
         self,
         delivery: Delivery,
-        envelope: Envelope,
         message: TaskMessage,
         task: Task[..., Any],
         *,
@@ -46,7 +46,6 @@ class Request:
     ) -> None:
         """Wrap one admitted delivery."""
         self.delivery = delivery
-        self.properties = envelope.properties
         self.message = message
         self.task = task
         self.acks_late = acks_late
@@ -63,13 +62,19 @@ class Request:
         return True
 
     @property
+    def properties(self) -> dict[str, Any]:
+        """The properties of the message's envelope: read again, since few tasks want to know."""
+        return unwrap(self.delivery.raw).properties
+
+    @property
     def delivery_info(self) -> dict[str, Any]:
         """Where the message came from, as task code and remote control show it."""
-        info = self.properties.get("delivery_info") or {}
+        properties = self.properties
+        info = properties.get("delivery_info") or {}
         return {
             "exchange": info.get("exchange", ""),
             "routing_key": info.get("routing_key", self.delivery.queue),
-            "priority": self.properties.get("priority", 0),
+            "priority": properties.get("priority", 0),
             "redelivered": self.message.redelivered,
         }
 

@@ -1,17 +1,18 @@
-"""`AsyncResult`: the handle of a task that was sent."""
+"""The handles of tasks that were sent: `AsyncResult` of one, `AsyncResults` of many."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from greenq.errors import RemoteTraceback
 from greenq.protocol.states import FAILURE, PENDING, PROPAGATE_STATES, READY_STATES, SUCCESS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from greenq.protocol.meta import ResultMeta
-    from greenq.transport.backend import Backend
+    from greenq.transport.links import Transport
 
 R = TypeVar("R")
 
@@ -23,11 +24,12 @@ class AsyncResult(Generic[R]):
     greenlets; all waiting callers of a process share one connection.
     """
 
-    def __init__(self, id: str, backend: Backend, name: str | None = None) -> None:
-        """Refer to task `id`, whose results `backend` holds; `name` is for people."""
+    def __init__(self, id: str, transport: Transport, name: str | None = None) -> None:
+        """Refer to task `id`, whose result `transport` leads to; `name` is for people."""
         self.id = id
         self.name = name
-        self._backend = backend
+        # Its backend is asked for when it is needed: without one, tasks can still be sent.
+        self._transport = transport
         self._final: ResultMeta | None = None
 
     @property
@@ -94,7 +96,7 @@ class AsyncResult(Generic[R]):
         """
         if self._final is None:
             announce = None if on_message is None else lambda meta: on_message(_as_dict(meta))
-            self._final = self._backend.wait(
+            self._final = self._transport.backend.wait(
                 self.id, timeout_s=timeout, interval_s=interval, on_message=announce
             )
         meta = self._final
@@ -108,12 +110,12 @@ class AsyncResult(Generic[R]):
     def forget(self) -> None:
         """Delete the stored result."""
         self._final = None
-        self._backend.forget(self.id)
+        self._transport.backend.forget(self.id)
 
     def _read(self) -> ResultMeta:
         if self._final is not None:
             return self._final
-        meta = self._backend.get(self.id)
+        meta = self._transport.backend.get(self.id)
         if meta.status in READY_STATES:
             self._final = meta
         return meta
@@ -133,6 +135,42 @@ class AsyncResult(Generic[R]):
     def __hash__(self) -> int:
         """Hash the id."""
         return hash(self.id)
+
+
+class AsyncResults(Sequence[AsyncResult[R]], Generic[R]):
+    """The handles of tasks that were sent together, in their order, made when they are asked for.
+
+    It has a length, an index and slices, and takes no memory for its handles; each one that is
+    asked for is new.
+    """
+
+    def __init__(self, ids: Sequence[str], transport: Transport, name: str | None = None) -> None:
+        """Refer to the tasks `ids`; the rest as for `AsyncResult`."""
+        self.ids = ids
+        self.name = name
+        self._transport = transport
+
+    def __len__(self) -> int:
+        """Count the tasks."""
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> AsyncResult[R]: ...
+    @overload
+    def __getitem__(self, index: slice) -> AsyncResults[R]: ...
+    def __getitem__(self, index: int | slice) -> AsyncResult[R] | AsyncResults[R]:
+        """Return the handle of one task, or the handles of a slice."""
+        if isinstance(index, slice):
+            return AsyncResults(self.ids[index], self._transport, self.name)
+        return AsyncResult(self.ids[index], self._transport, self.name)
+
+    def __iter__(self) -> Iterator[AsyncResult[R]]:
+        """Make one handle after another."""
+        return (AsyncResult(task_id, self._transport, self.name) for task_id in self.ids)
+
+    def __repr__(self) -> str:
+        """Show how many they are."""
+        return f"<AsyncResults: {len(self)} of {self.name}>"
 
 
 def _as_dict(meta: ResultMeta) -> dict[str, Any]:

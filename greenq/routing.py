@@ -49,5 +49,5 @@ def merge_options(*options: Mapping[str, Any]) -> dict[str, Any]:
     """Merge send options, later ones winning; None means not given."""
     merged: dict[str, Any] = {}
     for each in options:
-        merged.update((name, value) for name, value in each.items() if value is not None)
+        merged.update({name: value for name, value in each.items() if value is not None})
     return merged

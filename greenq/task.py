@@ -5,27 +5,32 @@ from __future__ import annotations
 import difflib
 import functools
 import random
-from contextvars import ContextVar
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, TypeVarTuple, cast
 
 from greenq.errors import MaxRetriesExceededError, Retry
+from greenq.log import task_log_context
 from greenq.routing import merge_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextvars import ContextVar
     from typing import NoReturn, Unpack
 
     from greenq.app import Greenq
     from greenq.producer import SendOptions
     from greenq.protocol.message import TaskMessage
-    from greenq.result import AsyncResult
+    from greenq.request import Request
+    from greenq.result import AsyncResult, AsyncResults
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+R_co = TypeVar("R_co", covariant=True)
 
 # The context of the task that runs in this greenlet or thread; None outside a worker.
-current_context: ContextVar[Context | None] = ContextVar("greenq_task", default=None)
+current_context = cast("ContextVar[Context | None]", task_log_context)
 
 
 class Context:
@@ -42,24 +47,35 @@ class Context:
         called_directly: True when the function was simply called.
     """
 
-    __slots__ = ("children", "correlation_id", "delivery_info", "hostname", "message", "reply_to")
+    __slots__ = ("_delivered", "children", "hostname", "message")
 
     def __init__(
         self,
         message: TaskMessage | None = None,
         *,
         hostname: str | None = None,
-        delivery_info: Mapping[str, Any] | None = None,
-        correlation_id: str | None = None,
-        reply_to: str | None = None,
+        delivered: Request | None = None,
     ) -> None:
-        """Wrap a delivered message; without one, this is a direct call."""
+        """Wrap a message as it was `delivered`; without one, this is a direct call."""
         self.message = message
         self.hostname = hostname
-        self.delivery_info = delivery_info
-        self.correlation_id = correlation_id
-        self.reply_to = reply_to
+        self._delivered = delivered
         self.children: list[AsyncResult[Any]] = []
+
+    @property
+    def delivery_info(self) -> Mapping[str, Any] | None:
+        """Where the message came from."""
+        return None if self._delivered is None else self._delivered.delivery_info
+
+    @property
+    def correlation_id(self) -> str | None:
+        """The sender's id for the answer; the task's own id unless it chose another."""
+        return None if self._delivered is None else self._delivered.properties.get("correlation_id")
+
+    @property
+    def reply_to(self) -> str | None:
+        """The id of the sender."""
+        return None if self._delivered is None else self._delivered.properties.get("reply_to")
 
     @property
     def called_directly(self) -> bool:
@@ -185,10 +201,48 @@ class Task(Generic[P, R]):
         **options: Unpack[SendOptions],
     ) -> AsyncResult[R]:
         """Send the task with options (`SendOptions`). Switches: yes. Raises as `delay`."""
+        return self.app.send_task(self.name, args, kwargs, **self._with_own(options))
+
+    def delay_many(self: Callable[[*Ts], R_co], calls: Iterable[tuple[*Ts]]) -> AsyncResults[R_co]:
+        """Send the task once for each tuple of arguments. Switches: yes.
+
+        ``add.delay_many((n, 1) for n in range(10_000_000))`` has sent all of them when it returns
+        their handles, which are made when they are asked for. `Greenq.send_task_many` says what is
+        promised when something fails on the way.
+
+        A type checker wants each tuple to have all parameters, also those with a default;
+        `apply_async_many` takes any.
+
+        Raises:
+            NotAllSent: it ended early.
+        """
+        # The annotation is for callers: the tuples are checked against the function's parameters.
+        task: Task[Any, Any] = self  # type: ignore[assignment]
+        return task.apply_async_many(zip(calls, repeat({})))
+
+    def apply_async_many(
+        self,
+        calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]],
+        **options: Unpack[SendOptions],
+    ) -> AsyncResults[R]:
+        """Send the task once for each pair of args and kwargs. Switches: yes.
+
+        The options hold for all of them. As `Greenq.send_task_many`.
+
+        Raises:
+            TypeError: an option is unknown, or ``task_id`` is among them.
+            NotAllSent: it ended early.
+        """
+        return self.app.send_task_many(self.name, calls, **self._with_own(options))
+
+    def _with_own(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Add the task's own options to those of one sending."""
         own = {name: getattr(self, name) for name in self._SENT}
+        if not options:
+            return merge_options(own)
         if options.get("queue") or options.get("exchange") or options.get("routing_key"):
             own |= {"queue": None, "exchange": None, "routing_key": None}
-        return self.app.send_task(self.name, args, kwargs, **merge_options(own, options))
+        return merge_options(own, options)
 
     def AsyncResult(self, task_id: str) -> AsyncResult[R]:  # noqa: N802  Celery's name
         """Return the handle of an execution of this task."""

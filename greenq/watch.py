@@ -15,7 +15,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from greenq.bootsteps import StartStopStep
-from greenq.errors import OperationalError
+from greenq.errors import OperationalError, TransportTimeout
 from greenq.hub import NativeThread, sleep
 from greenq.outage import Outage
 
@@ -29,22 +29,30 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The hub is looked at this often.
-_LOOK_S = 0.25
+# The hub is asked this often whether it moves.
+_LOOK_S = 0.5
+
+# Between two tries to renew a lease.
+_RETRY_S = 0.25
 
 # Between two moves of parked messages, at least.
 _SOON_S = 0.02
+
+# Renewing is due after this share of the lease. So two tries with their timeouts fit in.
+_RENEW_AFTER = 0.4
 
 
 class Watch(StartStopStep):
     """Renews the lease, recovers what the dead held, and names the task that blocks the hub.
 
-    1. Renew every third of the lease, whatever the hub does.
-    2. Give back the messages of owners whose lease has ended, or whose process on this machine has.
+    1. Renew the lease in good time, whatever the hub does.
+    2. Say so when the renewal has seen that there is work, or nothing at all: a consumer that waits
+       then waits in vain. Its connection may be dead, or somebody died over what was handed to him.
+    3. Give back the messages of owners whose lease has ended, or whose process on this machine has.
        Not right after this worker was without the server: the others may just be coming back, too.
-    3. Renew the scores of held records often enough for Celery workers beside us.
-    4. Move parked messages back when they are due.
-    5. Log once when the hub has not moved for a while, with the task, its line and its stack, and
+    4. Renew the scores of held records often enough for Celery workers beside us.
+    5. Move parked messages back when they are due.
+    6. Log once when the hub has not moved for a while, with the task, its line and its stack, and
        once when it moves again.
     """
 
@@ -62,6 +70,7 @@ class Watch(StartStopStep):
         blocked_after_s: float,
         blocking_task: Callable[[FrameType | None], str | None],
         held: Callable[[], tuple[set[str], int]],
+        look: Callable[[], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Watch `hub` and speak for the owner of `leases`.
@@ -75,17 +84,20 @@ class Watch(StartStopStep):
                 none.
             held: returns the tags that are not settled on the server yet, as far as this process
                 knows, and the first number that no tag has had.
+            look: called in the hub's thread, in a greenlet, when a consumer that waits should look
+                itself.
             clock: seconds, monotonic.
         """
         self._leases = leases
         self._hub = hub
         self._state = state
         self._lease_s = lease_s
-        self._renew_every_s = lease_s / 3
+        self._renew_every_s = lease_s * _RENEW_AFTER
         self._scores_every_s = visibility_timeout_s / 4
         self._blocked_after_s = blocked_after_s
         self._blocking_task = blocking_task
         self._held = held
+        self._look = look
         self._clock = clock
         self._thread: NativeThread | None = None
         # The thread's own.
@@ -98,7 +110,10 @@ class Watch(StartStopStep):
         self._looks = 0
         self._forgotten: set[str] = set()
         self._outage = Outage(_log)
-        self._blocked_since_s: float | None = None
+        # When the hub was asked whether it moves, when to look at it again, and whether it is known
+        # to be blocked.
+        self._asked_s = self._look_at_s = -math.inf
+        self._blocked = False
         # Written by the thread, read by anybody.
         self.held = False
         self.problem: OperationalError | None = None
@@ -130,7 +145,8 @@ class Watch(StartStopStep):
     def _run(self, thread: NativeThread) -> None:
         self._renew()
         while not thread.wait(self._pause_s()):
-            self._look_at_hub(thread.hub_thread)
+            if self._clock() >= self._look_at_s:
+                self._look_at_hub(thread.hub_thread)
             if self._clock() >= self._promote_at_s:
                 self._promote()
             if self._clock() >= self._renew_at_s:
@@ -155,6 +171,8 @@ class Watch(StartStopStep):
             self.held = True
             self.problem = None
             self._outage.over("the lease is renewed again")
+            if renewal.work:
+                self._hub.spawn_soon(self._look, name="look for work")
             self._state.clock_offset_s = renewal.server_time - time.time()
             self._promote_at_s = math.inf
             if renewal.next_due is not None:
@@ -174,7 +192,10 @@ class Watch(StartStopStep):
             self.problem = exc
             self._outage.say("the lease could not be renewed", exc)
             self._leases.connection.close()
-            self._renew_at_s = now + min(_LOOK_S, self._renew_every_s)
+            self._renew_at_s = now + min(_RETRY_S, self._renew_every_s)
+            if isinstance(exc, TransportTimeout):
+                # A closed connection is noticed by itself, one that is silent is not.
+                self._hub.spawn_soon(self._look, name="look for the server")
 
     def _lost(self, now: float) -> None:
         """Note that the lease has ended; who was away cannot tell who else was."""
@@ -194,8 +215,9 @@ class Watch(StartStopStep):
         self._forgotten = found if self._looks else set()
 
     def _pause_s(self) -> float:
-        """Return how long to wait for the next look, which a due ETA makes shorter."""
-        return min(_LOOK_S, max(_SOON_S, self._promote_at_s - self._clock()))
+        """Return how long nothing is due."""
+        due_s = min(self._look_at_s, self._promote_at_s, self._renew_at_s)
+        return max(_SOON_S, due_s - self._clock())
 
     def _promote(self) -> None:
         """Move what is due back to its queues; the renewal right after it tells what is next."""
@@ -223,22 +245,32 @@ class Watch(StartStopStep):
         self._recover_from_s = now + grace_s
 
     def _look_at_hub(self, hub_thread: int) -> None:
-        still_s = self._clock() - self._hub.moved_s
-        if still_s >= self._blocked_after_s and self._blocked_since_s is None:
-            self._blocked_since_s = self._hub.moved_s
-            self.blocked_count += 1
-            # There is no public way to another thread's frame.
-            frame = sys._current_frames().get(hub_thread)  # noqa: SLF001
-            task = self._blocking_task(frame) or "no task"
-            where, stack = _where(frame)
-            _log.warning(
-                "the hub has been blocked for %.1f s by %s at %s; all other tasks stand still\n%s",
-                still_s, task, where, stack,
-            )  # fmt: skip
-        elif still_s < self._blocked_after_s and self._blocked_since_s is not None:
-            blocked_s = self._hub.moved_s - self._blocked_since_s
-            self._blocked_since_s = None
-            _log.warning("the hub moves again; it was blocked for %.1f s", blocked_s)
+        """Ask the hub whether it moves; if it has not answered for long, say who blocks it."""
+        now = self._clock()
+        self._look_at_s = now + min(_LOOK_S, self._blocked_after_s)
+        if self._hub.moved_s >= self._asked_s:
+            if self._blocked:
+                self._blocked = False
+                _log.warning("the hub moves again; it was blocked for %.1f s", self._hub.lag_s)
+            self._asked_s = now
+            self._hub.ping()
+            return
+        still_s = now - self._asked_s
+        if self._blocked:
+            return
+        if still_s < self._blocked_after_s:
+            self._look_at_s = self._asked_s + self._blocked_after_s
+            return
+        self._blocked = True
+        self.blocked_count += 1
+        # There is no public way to another thread's frame.
+        frame = sys._current_frames().get(hub_thread)  # noqa: SLF001
+        task = self._blocking_task(frame) or "no task"
+        where, stack = _where(frame)
+        _log.warning(
+            "the hub has been blocked for %.1f s by %s at %s; all other tasks stand still\n%s",
+            still_s, task, where, stack,
+        )  # fmt: skip
 
 
 def _where(frame: FrameType | None) -> tuple[str, str]:

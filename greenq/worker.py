@@ -112,6 +112,7 @@ class Worker:
             blocked_after_s=config.worker.worker_hub_lag_warning,
             blocking_task=running_task,
             held=self._held,
+            look=self._look,
         )
         self.outbox = Outbox(transport)
         executor = Executor(
@@ -215,7 +216,7 @@ class Worker:
             self.stop()
 
     def _log_stacks(self) -> None:
-        running = self.state.active.values()
+        running = self.pool.active
         names = {each.greenlet: str(each) for each in running if each.greenlet is not None}
         _log.warning("%s", all_stacks(names))
 
@@ -223,6 +224,10 @@ class Worker:
         """Let the autoscaler know at once that more waits than the pool has room for."""
         if self.autoscaler is not None and self.pool.room <= 0:
             self.autoscaler.tick()
+
+    def _look(self) -> None:
+        """Have a consumer that waits look for work."""
+        self.intake.wake(look=True)
 
     def _held(self) -> tuple[set[str], int]:
         """Tell what is not settled on the server, and which tag is the next; any thread may ask."""
@@ -242,12 +247,10 @@ class Worker:
         move = transport.broker.bury(tag, queue, raw, reason=reason, worker=self.hostname, now=now)
         task_id = header(raw, "id")
         if task_id is None or not transport.stores_results:
-            return Verdict(move, [])
+            return Verdict(move)
         error = WorkerLostError(reason)
-        results = transport.backend.store_commands(
-            task_id, FAILURE, error, date_done=now.isoformat()
-        )
-        return Verdict(move, results)
+        result = transport.backend.stored(task_id, FAILURE, error, date_done=now.isoformat())
+        return Verdict(move, result)
 
     def _give_up(self, error: Exception) -> None:
         """End a worker that cannot go on."""

@@ -15,7 +15,6 @@ class WorkerState:
 
     Attributes:
         reserved: all that are not settled, running ones included.
-        active: those that run.
         total: how many of each task were taken.
         succeeded, failed, retried: how many runs ended so.
         lease_until_s, lease_lost_s: until when the lease holds without a doubt, and when it was
@@ -24,14 +23,13 @@ class WorkerState:
     """
 
     __slots__ = (
-        "active", "clock_offset_s", "failed", "lease_lost_s", "lease_until_s", "reserved",
+        "clock_offset_s", "failed", "lease_lost_s", "lease_until_s", "reserved",
         "retried", "succeeded", "total",
     )  # fmt: skip
 
     def __init__(self) -> None:
         """Begin with nothing."""
         self.reserved: dict[str, Request] = {}
-        self.active: dict[str, Request] = {}
         self.total: Counter[str] = Counter()
         self.clock_offset_s = 0.0
         self.lease_until_s = self.lease_lost_s = 0.0

@@ -16,8 +16,7 @@ from greenq.errors import (
     OperationalError,
     TaskRevokedError,
 )
-from greenq.hub import sleep
-from greenq.protocol import envelope
+from greenq.protocol import envelope, quick
 from greenq.protocol.message import decode, parse_time
 from greenq.protocol.serialize import accepted
 from greenq.protocol.states import FAILURE, REVOKED
@@ -33,10 +32,10 @@ if TYPE_CHECKING:
     from greenq.protocol.message import TaskMessage
     from greenq.timer import Entry as TimerEntry
     from greenq.timer import Timer
-    from greenq.transport.client import Command
     from greenq.transport.intake import Delivery, Intake
     from greenq.transport.links import Transport
     from greenq.transport.outbox import Outbox
+    from greenq.transport.settle import Stored
     from greenq.worker_state import WorkerState
 
 _log = logging.getLogger(__name__)
@@ -91,6 +90,7 @@ class Tasks(StartStopStep):
         self._hostname = hostname
         self._left_behind = left_behind
         self._accept = accepted(config.accept_content)
+        self._max_body_bytes = config.task_max_body_bytes
         self._zone = ZoneInfo(config.timezone)
         # Own greenlet only.
         self._stopping = False
@@ -125,7 +125,8 @@ class Tasks(StartStopStep):
                 self._rest()
                 continue
             self._taken_s = time.monotonic()
-            deliveries, self.depth = self._intake.take(room)
+            # Half of what fits at most: the one half runs while the other is fetched.
+            deliveries, self.depth = self._intake.take(min(room, (self._pool.size + 1) // 2))
             if self._stopping:
                 self._return(deliveries)
                 return
@@ -133,8 +134,6 @@ class Tasks(StartStopStep):
                 self._receive(delivery)
             if self.depth:
                 self._left_behind()
-            # Let what was admitted begin before the next take.
-            sleep(0)
             while not (self.depth or self._pool.room <= 0 or self._stopping):
                 if self._intake.wait():
                     break
@@ -196,20 +195,17 @@ class Tasks(StartStopStep):
 
     def _admit(self, delivery: Delivery) -> None:
         """Decode a delivery and hand it to the pool or the timer; settle what cannot run."""
-        try:
-            unwrapped = envelope.unwrap(delivery.raw)
-        except DecodeError as exc:
-            self._bury(delivery, exc, envelope.header(delivery.raw, "id"))
+        accept, most = self._accept, self._max_body_bytes
+        message = quick.read(delivery.raw, accept=accept, max_body_bytes=most)
+        message = message or self._read_carefully(delivery)
+        if message is None:
             return
         try:
-            message = decode(
-                unwrapped, accept=self._accept, max_body_bytes=self._config.task_max_body_bytes
-            )
             _check_supported(message)
             eta = None if message.eta is None else parse_time(message.eta, self._zone)
             expires = None if message.expires is None else parse_time(message.expires, self._zone)
-        except (DecodeError, ContentDisallowed) as exc:
-            self._bury(delivery, exc, unwrapped.headers.get("id"))
+        except DecodeError as exc:
+            self._bury(delivery, exc, message.id)
             return
         task = self._registry.get(message.task)
         if task is None:
@@ -222,9 +218,7 @@ class Tasks(StartStopStep):
             self._bury(delivery, NotRegistered(message.task), message.id, logged=True)
             return
         acks_late = self._config.task_acks_late if task.acks_late is None else task.acks_late
-        request = Request(
-            delivery, unwrapped, message, task, acks_late=acks_late, taken_s=self._taken_s
-        )
+        request = Request(delivery, message, task, acks_late=acks_late, taken_s=self._taken_s)
         self._state.reserved[delivery.tag] = request
         self._state.total[message.shadow or message.task] += 1
         if expires is not None and expires <= self._now():
@@ -238,6 +232,19 @@ class Tasks(StartStopStep):
             self._schedule(request, wait_s, expires)
         else:
             self._pool.submit(request)
+
+    def _read_carefully(self, delivery: Delivery) -> TaskMessage | None:
+        """Read what is not quite common; bury what is no task call, and return None."""
+        try:
+            unwrapped = envelope.unwrap(delivery.raw)
+        except DecodeError as exc:
+            self._bury(delivery, exc, envelope.header(delivery.raw, "id"))
+            return None
+        try:
+            return decode(unwrapped, accept=self._accept, max_body_bytes=self._max_body_bytes)
+        except (DecodeError, ContentDisallowed) as exc:
+            self._bury(delivery, exc, unwrapped.headers.get("id"))
+            return None
 
     def _schedule(self, request: Request, wait_s: float, expires: datetime | None) -> None:
         """Hold a request until its ETA."""
@@ -270,10 +277,10 @@ class Tasks(StartStopStep):
         _log.info("Discarding expired task %s", request)
         self._state.reserved.pop(request.delivery.tag, None)
         if request.settle():
-            commands = self._state_commands(
+            result = self._stored(
                 request.message.id, REVOKED, TaskRevokedError("expired"), request.message
             )
-            self._outbox.put(Entry(commands, ack=request.delivery.tag))
+            self._outbox.put(Entry(result, ack=request.delivery.tag))
 
     def _bury(
         self, delivery: Delivery, error: Exception, task_id: object, *, logged: bool = False
@@ -285,21 +292,21 @@ class Tasks(StartStopStep):
                 "A message of queue %s (task id %s) cannot run: %s; it is among the dead letters",
                 delivery.queue, task_id, reason,
             )  # fmt: skip
-        commands: list[Command] = []
+        result: Stored | None = None
         # JSON can spell half a surrogate pair, which no key in Redis can hold.
         if isinstance(task_id, str) and task_id == task_id.encode(errors="ignore").decode():
-            commands = self._state_commands(task_id, FAILURE, error)
+            result = self._stored(task_id, FAILURE, error)
         move = self._transport.broker.bury(
             *delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
         )
-        self._outbox.put(Entry(commands, move=move))
+        self._outbox.put(Entry(result, move=move))
 
-    def _state_commands(
+    def _stored(
         self, task_id: str, state: str, error: Exception, message: TaskMessage | None = None
-    ) -> list[Command]:
+    ) -> Stored | None:
         if not self._transport.stores_results or (message is not None and message.ignore_result):
-            return []
-        return self._transport.backend.store_commands(
+            return None
+        return self._transport.backend.stored(
             task_id,
             state,
             error,
@@ -321,9 +328,9 @@ def _check_supported(message: TaskMessage) -> None:
     Raises:
         DecodeError: the message belongs to a workflow.
     """
-    parts = ("callbacks", "errbacks", "chain", "chord")
-    used = [part for part in parts if getattr(message, part)]
-    if used:
+    if message.callbacks or message.errbacks or message.chain or message.chord:
+        parts = ("callbacks", "errbacks", "chain", "chord")
+        used = [part for part in parts if getattr(message, part)]
         raise DecodeError(
             f"task {message.task}: workflows ({', '.join(used)}) are not supported by this version"
         )

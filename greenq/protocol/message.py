@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from greenq.protocol.envelope import Envelope
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen: that would double what making one costs. Nobody changes one.
+@dataclass(slots=True, kw_only=True)
 class TaskMessage:
     """One call of a task, as it travels.
 
@@ -99,19 +100,24 @@ def encode(
     Raises:
         EncodeError: an argument cannot be serialized.
     """
-    embed = {
-        "callbacks": message.callbacks,
-        "errbacks": message.errbacks,
-        "chain": message.chain,
-        "chord": message.chord,
-    }
-    body, content_type, content_encoding = dumps((message.args, message.kwargs, embed), serializer)
+    value = (message.args, message.kwargs, embed_of(message))
+    body, content_type, content_encoding = dumps(value, serializer)
     headers = _headers(message)
     if compression:
         body, headers["compression"] = compress(body, compression)
     if message.redelivered:
         headers["redelivered"] = True
     return Encoded(body, content_type, content_encoding, headers)
+
+
+def embed_of(message: TaskMessage) -> dict[str, Any]:
+    """Return the third part of a body: what follows the call."""
+    return {
+        "callbacks": message.callbacks,
+        "errbacks": message.errbacks,
+        "chain": message.chain,
+        "chord": message.chord,
+    }
 
 
 def _headers(message: TaskMessage) -> dict[str, Any]:
@@ -341,11 +347,27 @@ def saferepr(value: object, max_chars: int = 1024, max_levels: int = 3) -> str:
     """
     pieces: list[str] = []
     try:
+        if max_levels > 0 and _is_plain(value):
+            # For these, unless something is escaped or left out, `repr` says the same, in C.
+            text = repr(value)
+            if len(text) < max_chars and "\\" not in text and '"' not in text:
+                return text
         _describe(value, pieces, max_chars, max_levels)
     # Containers of the user's own classes may raise anything when they are looked into.
     except Exception as exc:
         return _unrepresentable(value, exc)
     return "".join(pieces)
+
+
+_PLAIN = frozenset({bool, float, int, str, NoneType})
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value is a tuple, list or dict, and holds the simplest values alone."""
+    cls = type(value)
+    if cls is dict:
+        return _PLAIN.issuperset(map(type, value)) and _PLAIN.issuperset(map(type, value.values()))
+    return (cls is tuple or cls is list) and _PLAIN.issuperset(map(type, value))
 
 
 def _describe(value: Any, pieces: list[str], left: int, levels: int) -> int:

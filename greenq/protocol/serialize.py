@@ -134,7 +134,29 @@ def _untag(obj: dict[str, Any]) -> object:
     return obj
 
 
-_encode_json = json.JSONEncoder(default=_default).encode
+def _json_encoder() -> Callable[[object], str]:
+    """Return `json.JSONEncoder(default=_default).encode`, faster where Python has it in C.
+
+    That method makes a C encoder anew for every value, which takes longer than a small value does.
+    """
+    checking = json.JSONEncoder(default=_default).encode
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return checking
+    escape = json.encoder.encode_basestring_ascii
+    fast = make(None, _default, escape, None, ": ", ", ", False, False, True)
+
+    def encode(value: object) -> str:
+        try:
+            return "".join(fast(value, 0))
+        except RecursionError:
+            # The fast one takes no note of where it has been; this one tells a circle from depth.
+            return checking(value)
+
+    return encode
+
+
+_encode_json = _json_encoder()
 # The hook costs 0.06 µs an object, 5 % of reading an envelope: not worth a second decoder.
 _decode_json = json.JSONDecoder(object_hook=_untag).decode
 

@@ -22,14 +22,14 @@ from greenq.outage import Outage
 from greenq.protocol import serialize
 from greenq.protocol.meta import ResultMeta, decode_result, encode_result
 from greenq.protocol.states import FAILURE, PENDING, READY_STATES, SUCCESS
-from greenq.transport.client import load_script
+from greenq.transport.settle import SETTLE, Stored, settle_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from greenq.config import ResultConfig
     from greenq.protocol.keys import Keys
-    from greenq.transport.client import Client, Command, Connection
+    from greenq.transport.client import Client, Connection
 
 _log = logging.getLogger(__name__)
 
@@ -44,11 +44,9 @@ _IDLE_S = 60.0
 # Reading has this long even when less is left of a caller's time: it may have to connect first.
 _LEAST_READ_S = 1.0
 
-_STORE_UNLESS_SUCCESS = load_script("store_unless_success")
-
 
 class Backend:
-    """The results on one server. Switches: yes, every method but `store_commands`."""
+    """The results on one server. Switches: yes, every method but `stored`."""
 
     def __init__(
         self,
@@ -69,6 +67,8 @@ class Backend:
             max_bytes: bound of a result before it is decoded.
             silence_s: seconds of silence after which a listening connection is checked.
         """
+        # Results say more than Celery's usually do: see `stored`.
+        self.extends = config.result_extended
         self._client = client
         self._keys = keys
         self._config = config
@@ -77,7 +77,7 @@ class Backend:
         self._max_bytes = max_bytes
         self._listener = Listener(client, silence_s)
 
-    def store_commands(
+    def stored(
         self,
         task_id: str,
         status: str,
@@ -90,11 +90,11 @@ class Backend:
         parent_id: str | None = None,
         extended: Mapping[str, object] | None = None,
         redelivered: bool = False,
-    ) -> list[Command]:
-        """Return the commands that store a state and notify those who wait for it.
+    ) -> Stored:
+        """Return a state as it is stored and announced to those who wait for it.
 
         What a `redelivered` run comes to does not replace the success of another one, unless it is
-        one itself. The encoded state ends the first command.
+        one itself.
 
         Raises:
             EncodeError: the result cannot be serialized.
@@ -108,26 +108,20 @@ class Backend:
             date_done=date_done,
             group_id=group_id,
             parent_id=parent_id,
-            extended=extended if self._config.result_extended else None,
+            extended=extended if self.extends else None,
             serializer=self._config.result_serializer,
             compression=self._config.result_compression,
         )
-        key = self._keys.result(task_id)
         expires_s = self._config.result_expires
         if status == FAILURE and self._config.result_failure_expires is not None:
             expires_s = self._config.result_failure_expires
-        if redelivered and status != SUCCESS:
-            # By its source: it is rare, and the outbox can repeat it without loading it first.
-            source = _STORE_UNLESS_SUCCESS.source
-            return [("EVAL", source, 1, key, int(expires_s or 0), payload)]
-        store: Command = (
-            ("SETEX", key, int(expires_s), payload) if expires_s else ("SET", key, payload)
-        )
-        return [store, ("PUBLISH", key, payload)]
+        guard = "!" if redelivered and status != SUCCESS else ""
+        return Stored(self._keys.result(task_id), f"{guard}{int(expires_s or 0)}", payload)
 
     def store(self, task_id: str, status: str, result: object, **fields: Any) -> None:
-        """Store a state at once; fields as of `store_commands`."""
-        self._client.pipeline(self.store_commands(task_id, status, result, **fields))
+        """Store a state at once; fields as of `stored`."""
+        state = self.stored(task_id, status, result, **fields)
+        self._client.script(SETTLE, *settle_arguments(self._keys, [state]))
 
     def get(self, task_id: str, *, timeout_s: float | None = None) -> ResultMeta:
         """Read a task's stored state; a task that nothing is known of is PENDING."""

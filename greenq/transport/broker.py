@@ -6,20 +6,21 @@ parked     zset per queue, by ETA                  `park`, until `promote` moves
 buried     dead-letter list per queue              `bury` moves it there
 done       acknowledged: gone                      the outbox writes it
 
-Every move of a reserved message is one script (lua/move.lua) that does nothing when the record is
+Every move of a reserved message is one script (lua/settle.lua) that does nothing when the record is
 gone, so it can be repeated when an answer got lost.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from greenq.errors import DecodeError
 from greenq.protocol import envelope
 from greenq.protocol.keys import binding_member, matching_queues
 from greenq.transport.client import load_script
-from greenq.transport.dead import DEAD_LIMIT, write_letter
+from greenq.transport.dead import write_letter
+from greenq.transport.settle import Move
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,21 +29,8 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Command, Connection
 
-_MOVE = load_script("move")
 _PROMOTE = load_script("promote")
 _PUBLISH_ONCE = load_script("publish_once")
-
-
-class Move(NamedTuple):
-    """One reserved message on its way elsewhere.
-
-    `side` is the end of the list ``key``, or a score in the zset ``key``.
-    """
-
-    tag: str
-    key: str
-    side: Literal["next", "last"] | float
-    text: str | bytes
 
 
 class Broker:
@@ -80,34 +68,44 @@ class Broker:
             self._declared.update(names)
 
     def publish(
-        self, queue: str, text: str, priority: object = 0, *, timeout_s: float | None = None
+        self,
+        queue: str,
+        texts: Sequence[str],
+        priority: object = 0,
+        *,
+        timeout_s: float | None = None,
     ) -> None:
-        """Push one message, in one round trip, declaring its queue the first time."""
+        """Push messages in one command and one round trip: all of them or none, in this order.
+
+        The queue is declared the first time.
+        """
         declare = self.declare_commands(queue)
         key = self.keys.queue(queue, self.keys.step_of(priority))
-        self.client.pipeline([*declare, ("LPUSH", key, text)], timeout_s=timeout_s)
+        self.client.pipeline([*declare, ("LPUSH", key, *texts)], timeout_s=timeout_s)
         if declare:
             self._declared.add(queue)
 
     def publish_once(
         self,
         queue: str,
-        text: str,
+        texts: Sequence[str],
         priority: object = 0,
         *,
-        new_id: str | None = None,
+        new_ids: Iterable[str] = (),
         timeout_s: float | None = None,
     ) -> bool:
-        """Push a message whose first push may have arrived; False if the server has traces of it.
+        """Push messages whose first push may have arrived; False if the server has traces of it.
 
-        `new_id` is its task's id if that was made for this sending: then a result is a trace, too.
+        They go together or not at all, so a trace of one is a trace of all. `new_ids` are their
+        tasks' ids if those were made for this sending: then a result is a trace, too.
         """
         keys = self.keys
         step = keys.step_of(priority)
-        names = [keys.queue(queue, step), keys.inbox(queue), keys.unacked, keys.eta(queue)]
-        if new_id is not None:
-            names.append(keys.result(new_id))
-        args = [text, f', "", {json.dumps(queue)}]', f"{keys.steps.index(step) + 1}|{text}"]
+        names = [
+            *(keys.queue(queue, step), keys.inbox(queue), keys.unacked, keys.eta(queue)),
+            *map(keys.result, new_ids),
+        ]
+        args = [f', "", {json.dumps(queue)}]', f"{keys.steps.index(step) + 1}|", *texts]
         declare = self.declare_commands(queue)
         with self.client.pooled(timeout_s) as connection:
             if declare:
@@ -169,22 +167,7 @@ class Broker:
     ) -> Move:
         """Make the move that puts a message into its queue's dead-letter list."""
         letter = write_letter(raw, reason=reason, worker=worker, now=now)
-        return Move(tag, self.keys.dead(queue), "last", letter)
-
-    def move_command(self, moves: Sequence[Move]) -> Command:
-        """Write moves as one script call, for a pipeline; the server must know the script."""
-        keys = list(dict.fromkeys(move.key for move in moves))
-        args: list[object] = []
-        for move in moves:
-            side = move.side if isinstance(move.side, str) else f"{move.side:.6f}"
-            args += (move.tag, keys.index(move.key) + 1, side, move.text)
-        fixed = (self.keys.unacked, self.keys.unacked_index)
-        return ("EVALSHA", _MOVE.sha, 2 + len(keys), *fixed, *keys, *args)
-
-    def bound_commands(self, moves: Sequence[Move]) -> list[Command]:
-        """Return the commands that keep the dead-letter lists among the moves' goals bounded."""
-        dead = {move.key for move in moves if move.key.startswith(self.keys.dead(""))}
-        return [("LTRIM", key, 0, DEAD_LIMIT - 1) for key in dead]
+        return Move(tag, self.keys.dead(queue), "dead", letter)
 
     def is_taken_away(self, tag: str) -> bool:
         """Tell whether a message that was reserved under a tag has been given to somebody else.
@@ -197,22 +180,10 @@ class Broker:
         )
         return not held and int(first_unused or 0) > int(number)
 
-    def ack_commands(self, tags: Sequence[str]) -> list[Command]:
-        """Return the commands that acknowledge messages."""
-        return [
-            ("ZREM", self.keys.unacked_index, *tags),
-            ("HDEL", self.keys.unacked, *tags),
-        ]
-
     def bound_queues(self, connection: Connection, exchange: str, routing_key: str) -> list[str]:
         """Return the queues that an exchange's bindings lead to for a routing key."""
         members = connection.call("SMEMBERS", self.keys.binding(exchange))
         return matching_queues(members, routing_key, self.keys.sep)
-
-    @staticmethod
-    def load_scripts(connection: Connection) -> None:
-        """Make the scripts of `move_command` known to the server."""
-        connection.call("SCRIPT", "LOAD", _MOVE.source)
 
     def _lists(self, queues: Iterable[str]) -> list[str]:
         return [

@@ -15,12 +15,14 @@ from __future__ import annotations
 import hashlib
 import os
 import queue
+import re
 import select
 import socket
 import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -224,23 +226,6 @@ class Connection:
         self.send(commands)
         return [self.receive(command[0]) for command in commands]
 
-    def try_transaction(self, commands: Sequence[Command]) -> list[Any]:
-        """Like `try_pipeline`, but the server carries out all commands together, or none.
-
-        Raises:
-            ServerError, AccessRefused: a command was refused before any was carried out.
-            ConnectionLost: it broke on the way; all or none have been carried out.
-        """
-        *queued, done = self.try_pipeline([("MULTI",), *commands, ("EXEC",)])
-        if isinstance(done, OperationalError):
-            raise next((answer for answer in queued if isinstance(answer, OperationalError)), done)
-        return [
-            _translate(answer, str(command[0]), self._client.address)
-            if isinstance(answer, redis_errors.ResponseError)
-            else answer
-            for command, answer in zip(commands, done, strict=True)
-        ]
-
     def send(self, commands: Sequence[Command]) -> None:
         """Write commands without waiting for their answers."""
         self.connect()
@@ -255,18 +240,21 @@ class Connection:
             self.close()
             raise _translate(exc, str(commands[0][0]), self._client.address) from exc
 
-    def receive(self, name: str, *, push: bool = False) -> Any:
-        """Read the next answer, or with `push` also the next push.
+    def receive(self, name: str, *, push: bool = False, timeout_s: float | None = None) -> Any:
+        """Read the next answer, or with `push` also the next push; `timeout_s` for this one.
 
         A refused command's error is returned; a broken link is raised.
         """
+        read = self._link.read_response
+        if timeout_s is not None:
+            read = partial(read, timeout=timeout_s)
         try:
             if self.pushes:
-                answer = self._link.read_response(push_request=True)
+                answer = read(push_request=True)
                 while answer is _INVALIDATE and not push:
-                    answer = self._link.read_response(push_request=True)
+                    answer = read(push_request=True)
             else:
-                answer = self._link.read_response()
+                answer = read()
         except redis_errors.ResponseError as exc:
             # Also when redis-py disconnects for it (a script error does not): the next use
             # reconnects.
@@ -483,9 +471,16 @@ _CODES = (
 )
 
 
-def _code(exc: Exception) -> str:
-    """Return the code that the server's reply began with, if redis-py has removed it."""
-    return next((code for kind, code in _CODES if isinstance(exc, kind)), "")
+# Before version 7, a server packs what a script's command was refused with into a text of its own.
+_IN_SCRIPT = re.compile(r"Error running script.*? -([A-Z]+ .*)", re.DOTALL)
+
+
+def _reply(exc: Exception, text: str) -> str:
+    """Return the server's reply with its code in front, which redis-py may have removed."""
+    inner = _IN_SCRIPT.search(text)
+    if inner is not None:
+        return inner[1]
+    return next((code for kind, code in _CODES if isinstance(exc, kind)), "") + text
 
 
 def _translate(
@@ -501,7 +496,7 @@ def _translate(
         case redis_errors.ResponseError() if "ACL failure in script" in text:
             return AccessRefused(f"{address}: {command} is not allowed for this user: {text}")
         case redis_errors.ResponseError() | redis_errors.BusyLoadingError():
-            return ServerError(command, _code(exc) + text)
+            return ServerError(command, _reply(exc, text))
     if connecting:
         return ConnectFailed(f"cannot reach {address}: {text}; is the server running?")
     if isinstance(exc, (redis_errors.TimeoutError, TimeoutError)):

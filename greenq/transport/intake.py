@@ -10,6 +10,9 @@ How a worker waits (docs/design.md, decision 3, has the measurements):
 * The other lists (higher priority steps; queues beyond the first few) are watched by the server's
   client-side-caching notices on the same connection. These wake all waiting workers, which is the
   price for watching any number of lists with one socket.
+* The renewal of the lease sees whether any of the lists has messages, and ends the wait then. So a
+  wait may be long although its connection may be dead, and what a worker that died has left in an
+  inbox is found.
 
 A plain ``BRPOP`` loses what was popped when the worker dies before it is recorded; ``BLMOVE queue
 queue`` (a blocking peek) wakes the whole fleet, since the list never gets empty.
@@ -24,7 +27,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from greenq.errors import OperationalError, ServerError
-from greenq.hub import run_all, sleep
+from greenq.hub import Event, run_all, sleep
 from greenq.transport.client import Push, load_script
 
 if TYPE_CHECKING:
@@ -37,12 +40,14 @@ if TYPE_CHECKING:
 # most.
 TAKE_LIMIT = 1000
 
-# How long one BLMOVE blocks. Its end is also the look into the inbox for what a dead worker left
-# there.
-_BLOCK_S = 2
+# How long one BLMOVE blocks: short enough for whatever on the way forgets silent connections.
+_BLOCK_S = 60
 
-# How much longer its answer may take before the connection counts as dead: with the pause after
-# that, work that comes meanwhile begins within five seconds.
+# How long a take may last before its connection counts as dead.
+_ANSWER_S = 3.5
+
+# How long the end of a BLMOVE may last, asked for or due. With what the renewal of a lease takes
+# before, and the pause after, work that comes meanwhile begins within five seconds.
 _GRACE_S = 1.5
 
 # First and longest pause before a BLMOVE that the server did not find waiting is looked for again.
@@ -122,14 +127,14 @@ class Intake:
         blocking, rest = lists[0][:_BLOCKING_QUEUES], lists[0][_BLOCKING_QUEUES:]
         self._watched = [*rest, *chain(*lists[1:])]
         self._waiters = [
-            _Waiter(client.connection(pushes=not number, timeout_s=_BLOCK_S + _GRACE_S), *lists)
+            _Waiter(client.connection(pushes=not number, timeout_s=_ANSWER_S), *lists)
             for number, lists in enumerate(zip(blocking, self._inboxes, strict=False))
         ]
         self._first = self._waiters[0]
         self._client = client
-        # False when the server cannot announce changes of the watched lists.
-        self._announced = True
-        self._woken = False
+        # True when the waits are to end, and when a take may find something although none of them
+        # has been told of it.
+        self._woken = self._look = False
         # True when the server has carried out a take since the connections were closed.
         self.working = False
 
@@ -171,13 +176,13 @@ class Intake:
         return Batch(deliveries, depth)
 
     def wait(self) -> bool:
-        """Wait until there is work, about two seconds, or `wake`; True when a take will find some.
+        """Wait until there is work, or `wake`, or a minute; True when a take may find some.
 
         Call it after a take that left nothing: what came in between ends the wait at once.
         Switches: yes. Raises OperationalError when the server is lost.
         """
-        self._woken = False
-        return self._watch() or self._block_all() or (not self._woken and self._left_over())
+        self._woken = self._look = False
+        return self._watch() or self._block_all() or self._look
 
     def _block_all(self) -> bool:
         if len(self._waiters) == 1:
@@ -185,8 +190,9 @@ class Intake:
         answers = run_all([(f"wait {w.source}", partial(self._block, w)) for w in self._waiters])
         return any(answers)
 
-    def wake(self) -> None:
-        """End the wait that is under way, if any. Switches: yes."""
+    def wake(self, *, look: bool = False) -> None:
+        """End the wait that is under way, if any; with `look` a take follows. Switches: yes."""
+        self._look = look
         self._wake_others(None)
 
     def close(self) -> None:
@@ -194,11 +200,6 @@ class Intake:
         self.working = False
         for waiter in self._waiters:
             waiter.connection.close()
-
-    def _left_over(self) -> bool:
-        """Look for what no wait is told of: messages handed to a worker that died."""
-        lists = self._inboxes if self._announced else [*self._inboxes, *self._watched]
-        return bool(self._first.connection.call("EXISTS", *lists))
 
     def _watch(self) -> bool:
         """Have changes of the watched lists announced; True if one of them has messages already."""
@@ -216,10 +217,8 @@ class Intake:
                 ]
             )
         except ServerError as exc:
-            # Some proxies and managed servers refuse it: the take after each wait looks there
-            # instead.
-            _log.info("changes of %s are looked for every %d s: %s", self._watched, _BLOCK_S, exc)
-            self._announced = False
+            # Some proxies and managed servers refuse it.
+            _log.info("only renewing the lease looks for changes of %s: %s", self._watched, exc)
             answers = [0]
         return bool(answers[-1])
 
@@ -230,24 +229,29 @@ class Intake:
         if self._woken:
             return False
         connection.send([("BLMOVE", waiter.source, waiter.inbox, "RIGHT", "LEFT", _BLOCK_S)])
-        waiter.blocked = True
+        waiter.ended.clear()
         try:
             answer = self._receive(waiter)
         finally:
-            waiter.blocked = False
-        if answer is not None:
-            self._wake_others(waiter)
+            waiter.ended.set()
+            # When one is over, for whatever reason, all are.
+            if not self._woken:
+                self._wake_others(waiter)
         return answer is not None or waiter.connection.noticed
 
     def _receive(self, waiter: _Waiter) -> bytes | None:
         """Read until BLMOVE is answered; a notice on the way ends the wait of all."""
         connection = waiter.connection
+        limit_s = _BLOCK_S + _GRACE_S
         while True:
-            # When woken: end the BLMOVE, unless its answer is here already or on its way.
-            pauses = _pauses()
-            while self._woken and not connection.has_answer() and not self._unblock(waiter):
-                sleep(next(pauses))
-            answer = connection.receive("BLMOVE", push=True)
+            if self._woken:
+                # End the BLMOVE, unless its answer is here already or on its way.
+                for pause_s in _pauses():
+                    if connection.has_answer() or self._unblock(waiter):
+                        break
+                    sleep(pause_s)
+                limit_s = _GRACE_S
+            answer = connection.receive("BLMOVE", push=True, timeout_s=limit_s)
             if isinstance(answer, Push):
                 self._wake_others(waiter)
             elif isinstance(answer, OperationalError):
@@ -259,11 +263,32 @@ class Intake:
     def _wake_others(self, waiter: _Waiter | None) -> None:
         """End the waits of all but `waiter`, whose greenlet calls this and ends its own."""
         self._woken = True
-        for other in self._waiters:
-            # Until its greenlet has read an answer, whichever it is.
-            pauses = _pauses()
-            while other is not waiter and other.blocked and not self._unblock(other):
-                sleep(next(pauses))
+        others = [other for other in self._waiters if other is not waiter]
+        for other in others:
+            problem: object = "no answer"
+            try:
+                ended = self._end(other)
+            except OperationalError as exc:
+                ended, problem = False, exc
+            if not ended:
+                _log.info("waiting on %s does not end, reconnecting: %s", other.source, problem)
+                for each in others:
+                    each.connection.close()
+                return
+
+    def _end(self, waiter: _Waiter) -> bool:
+        """End a BLMOVE from outside; True when its greenlet has read the answer, whichever it is.
+
+        Raises:
+            OperationalError: the server could not be asked to.
+        """
+        for pause_s in _pauses():
+            if waiter.ended.is_set():
+                return True
+            if self._unblock(waiter):
+                return bool(waiter.ended.wait(_GRACE_S))
+            waiter.ended.wait(pause_s)
+        return bool(waiter.ended.is_set())
 
     def _unblock(self, waiter: _Waiter) -> bool:
         """End one BLMOVE: it answers nil, or the message that it got just before.
@@ -276,20 +301,23 @@ class Intake:
 
 
 def _pauses() -> Iterator[float]:
-    """Short at first, for an answer that is under way; longer for a connection that is dead."""
-    pause_s = _RETRY_FIRST_S
-    while True:
+    """Short at first, for an answer that is under way; an end, for a connection that is dead."""
+    pause_s, left_s = _RETRY_FIRST_S, _GRACE_S
+    while left_s > 0:
         yield pause_s
+        left_s -= pause_s
         pause_s = min(pause_s * 2, _RETRY_MOST_S)
 
 
 class _Waiter:
     """One connection that waits on one list, and its state."""
 
-    __slots__ = ("blocked", "connection", "inbox", "source")
+    __slots__ = ("connection", "ended", "inbox", "source")
 
     def __init__(self, connection: Connection, source: str, inbox: str) -> None:
         self.connection = connection
         self.source = source
         self.inbox = inbox
-        self.blocked = False
+        # Set unless a BLMOVE is under way.
+        self.ended = Event()
+        self.ended.set()

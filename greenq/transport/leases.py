@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from greenq.errors import DecodeError
 from greenq.protocol import envelope
 from greenq.transport.client import load_script
+from greenq.transport.settle import SETTLE, settle_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Sequence
 
-    from greenq.transport.broker import Broker, Move
-    from greenq.transport.client import Command, Connection
+    from greenq.transport.broker import Broker
+    from greenq.transport.client import Connection
+    from greenq.transport.settle import Move, Stored
 
 _log = logging.getLogger(__name__)
 
@@ -106,12 +108,14 @@ class Renewal(NamedTuple):
     Attributes:
         held: False when the lease had ended meanwhile, or there was none.
         server_time: unix seconds.
+        work: True when messages lie in this worker's queues, or on their way to somebody.
         next_due: when the next parked message of this worker's queues is due, unix seconds.
         expired: the owners whose lease has ended.
     """
 
     held: bool
     server_time: float
+    work: bool
     next_due: float | None
     expired: list[Owner]
 
@@ -120,7 +124,7 @@ class Verdict(NamedTuple):
     """Where a lost worker's message goes, and what to store for whoever waits for its result."""
 
     move: Move
-    results: list[Command]
+    result: Stored | None = None
 
 
 class Leases:
@@ -143,7 +147,7 @@ class Leases:
         """Speak for `owner` over `connection`.
 
         Args:
-            queues: those whose parked messages this worker moves back.
+            queues: those that this worker takes from, and whose parked messages it moves back.
             lease_s: how long a lease holds after its renewal.
             visibility_timeout_s: after which records that nobody's lease covers are given back.
             max_deliveries: a message whose workers died so often is buried.
@@ -157,7 +161,9 @@ class Leases:
         self._owner = owner
         self.incarnation = owner.incarnation
         self._queues = queues
-        self._parked = [broker.keys.eta(queue) for queue in queues]
+        keys = broker.keys
+        lists = [key for name in queues for key in (keys.inbox(name), *keys.queue_steps(name))]
+        self._watched = [keys.leases, *(keys.eta(queue) for queue in queues), *lists]
         self._lease_s = lease_s
         self._visibility_timeout_s = visibility_timeout_s
         self._max_deliveries = max_deliveries
@@ -166,13 +172,14 @@ class Leases:
         self._bury = bury
 
     def renew(self) -> Renewal:
-        """Renew the lease and hear what the server's clock says of others."""
-        held, now, due, *expired = self.connection.script(
-            _LEASE, [self._keys.leases, *self._parked], [str(self._owner), self._lease_s]
+        """Renew the lease and hear what the server knows of others and of work."""
+        held, now, work, due, *expired = self.connection.script(
+            _LEASE, self._watched, [str(self._owner), self._lease_s, len(self._queues)]
         )
         return Renewal(
             held=bool(held),
             server_time=float(now),
+            work=bool(work),
             next_due=float(due) if due else None,
             expired=[Owner.parse(member.decode()) for member in expired],
         )
@@ -288,13 +295,11 @@ class Leases:
 
     def _move_all(self, verdicts: Sequence[Verdict]) -> None:
         """Store what is to be known of buried messages, then move all of them."""
-        results = [command for verdict in verdicts for command in verdict.results]
+        results = [verdict.result for verdict in verdicts if verdict.result is not None]
         if results:
-            self._results.pipeline(results)
+            self._results.script(SETTLE, *settle_arguments(self._keys, results))
         moves = [verdict.move for verdict in verdicts]
-        self._broker.load_scripts(self.connection)
-        bounds = self._broker.bound_commands(moves)
-        self.connection.pipeline([self._broker.move_command(moves), *bounds])
+        self.connection.script(SETTLE, *settle_arguments(self._keys, moves=moves))
 
     def _verdict(self, tag: str, record: bytes) -> Verdict:
         """Decide where a message goes whose worker is lost."""
@@ -313,7 +318,7 @@ class Leases:
             reason = "its worker died, and reject_on_worker_lost is off"
             return self._bury(tag, queue, message, reason)
         move = self._broker.requeue(tag, queue, message, "next", deliveries=deliveries + 1)
-        return Verdict(move, [])
+        return Verdict(move)
 
     def _queue(self, exchange: str, routing_key: str) -> str:
         """Return the queue that a record goes back to; ours name it as the routing key."""

@@ -2,8 +2,8 @@
 
 No timer and no size decides when to write: an idle outbox writes an entry at once, a busy one
 gathers what comes meanwhile. In each write the order is results, then moves (requeue, retry, bury),
-then acknowledgements, in one transaction, so that a message is acknowledged only with its outcome
-stored: a server without memory would refuse the one and carry out the other.
+then acknowledgements, in one script, so that a message is acknowledged only with its outcome
+stored: a server without memory refuses the one with the other.
 
 What cannot be written is kept and written again with the same content until the server takes it;
 all of it may be repeated harmlessly. It is bounded by what runs.
@@ -16,16 +16,17 @@ import random
 from typing import TYPE_CHECKING
 
 from greenq.bootsteps import StartStopStep
-from greenq.errors import ConnectionLost, OperationalError, ServerError, TransportTimeout
+from greenq.errors import OperationalError, ServerError, TransportTimeout
 from greenq.hub import Event, Greenlet, sleep, spawn
 from greenq.outage import Outage
+from greenq.transport.settle import SETTLE, settle_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from greenq.transport.broker import Move
-    from greenq.transport.client import Command, Connection
+    from greenq.transport.client import Connection
     from greenq.transport.links import Transport
+    from greenq.transport.settle import Move, Stored
 
 _log = logging.getLogger(__name__)
 
@@ -40,11 +41,11 @@ _RETRY_MOST_S = 1.0
 class Entry:
     """What one finished task, or one acknowledgement, wants written."""
 
-    __slots__ = ("ack", "commands", "move", "written")
+    __slots__ = ("ack", "move", "result", "written")
 
     def __init__(
         self,
-        commands: Sequence[Command] = (),
+        result: Stored | None = None,
         *,
         ack: str | None = None,
         move: Move | None = None,
@@ -53,12 +54,12 @@ class Entry:
         """Keep the parts.
 
         Args:
-            commands: result and notification, each harmless when repeated.
+            result: a state to store and announce.
             ack: delivery tag to acknowledge.
-            move: the reserved message's way back to a list, instead of an acknowledgement.
+            move: where the reserved message goes, instead of being acknowledged.
             written: called when all of it is on the server.
         """
-        self.commands = commands
+        self.result = result
         self.ack = ack
         self.move = move
         self.written = written
@@ -76,7 +77,7 @@ class Outbox(StartStopStep):
 
     def __init__(self, transport: Transport, *, flush_timeout_s: float = 5.0) -> None:
         """Write to `transport`'s servers; `stop` waits `flush_timeout_s` for what is left."""
-        self._broker = transport.broker
+        self._keys = transport.keys
         self.connection = transport.client.connection()
         results = transport.result_client
         self._results: Connection | None = None
@@ -161,36 +162,26 @@ class Outbox(StartStopStep):
                 entry.written()
 
     def _write(self, entries: list[Entry]) -> None:
-        commands = [command for entry in entries for command in entry.commands]
-        if self._results is not None:
-            self._send(self._results, commands)
-            commands = []
+        results = [entry.result for entry in entries if entry.result is not None]
         moves = [entry.move for entry in entries if entry.move is not None]
-        tags = [entry.ack for entry in entries if entry.ack is not None]
-        if moves:
-            commands.append(self._broker.move_command(moves))
-            commands += self._broker.bound_commands(moves)
-        if tags:
-            commands += self._broker.ack_commands(tags)
-        self._send(self.connection, commands)
+        acks = [entry.ack for entry in entries if entry.ack is not None]
+        if self._results is not None and results:
+            self._settle(self._results, results)
+            results = []
+        if results or moves or acks:
+            self._settle(self.connection, results, moves, acks)
 
-    def _send(self, connection: Connection, commands: list[Command]) -> None:
-        if not commands:
-            return
-        if connection.connect() and connection is self.connection:
-            self._broker.load_scripts(connection)
-        answers = connection.try_transaction(commands)
-        for command, answer in zip(commands, answers, strict=True):
-            if isinstance(answer, OperationalError):
-                self._refused(command, answer)
-
-    def _refused(self, command: Command, error: OperationalError) -> None:
-        """Raise if the command should be sent again, else say what is lost by its refusal."""
-        if not isinstance(error, ServerError):
-            raise error
-        if error.reply.startswith("NOSCRIPT"):
-            self._broker.load_scripts(self.connection)
-            raise ConnectionLost("the server had forgotten the scripts; they are loaded again")
-        if error.passes:
-            raise error
-        _log.error("the server refused %s of %s for good: %s", command[0], command[1], error.reply)
+    def _settle(
+        self,
+        connection: Connection,
+        results: Sequence[Stored],
+        moves: Sequence[Move] = (),
+        acks: Sequence[str] = (),
+    ) -> None:
+        try:
+            connection.script(SETTLE, *settle_arguments(self._keys, results, moves, acks))
+        except ServerError as exc:
+            if exc.passes:
+                raise
+            _log.error("the server refused a part of %d outcomes for good: %s",
+                       len(results) + len(moves) + len(acks), exc.reply)  # fmt: skip

@@ -19,7 +19,7 @@ import pytest
 import redis
 
 from greenq import Greenq
-from greenq.errors import OperationalError, ResultTimeout, ServerError
+from greenq.errors import NotAllSent, OperationalError, ResultTimeout, ServerError
 from greenq.protocol import envelope
 from tests.faults.conftest import Scene
 from tests.faults.proxy import BLMOVE, TAKE, Fault, How, Kind, When, named, proxy_before, script
@@ -102,12 +102,13 @@ def check_said_once(worker: Process) -> None:
 def test_worker_notices_a_half_open_connection(scene: Scene, kind: Kind, when: When) -> None:
     # Given an idle worker, one of whose connections passes nothing any more.
     fault = Fault(kind, when, How.FREEZE)
-    if kind is BLMOVE and when is When.EXECUTED:
-        # It strikes at the wait that is under way when the message comes.
+    if kind is BLMOVE:
+        # It strikes at the first wait, which lasts until a message comes.
         scene.proxy.plan(fault)
     worker = scene.worker("-c", str(SLOTS))
-    wait_idle(scene)
-    if kind is not BLMOVE or when is When.BEFORE:
+    if when is When.EXECUTED:
+        wait_idle(scene)
+    if kind is not BLMOVE:
         scene.proxy.plan(fault)
     if when is When.EXECUTED and kind is not LEASE:
         scene.send(1)
@@ -584,6 +585,61 @@ def test_send_is_tried_as_often_as_its_policy_says() -> None:
 
 
 PUSHES = (named("LPUSH"), When.EXECUTED)
+
+
+@pytest.mark.parametrize("how", [How.CUT, pytest.param(How.FREEZE, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("when", list(When))
+def test_bulk_send_whose_link_breaks_loses_and_doubles_nothing(
+    scene: Scene, when: When, how: How
+) -> None:
+    # Given a bulk send of several pushes, and a link that breaks at the second of them.
+    app = Greenq("client", broker=scene.proxy.url, set_as_current=False)
+    fault = scene.proxy.plan(Fault(named("LPUSH"), when, how, number=2))
+    try:
+        results = app.send_task_many("faults.mark", (((n,), {}) for n in range(700)))
+    finally:
+        app.close()
+
+    # Then all is queued once, in order.
+    assert fault.fired.is_set()
+    assert scene.server.queued_ids() == [result.id for result in results]
+    assert len(results) == 700
+
+
+def test_bulk_send_is_not_doubled_when_workers_are_at_it(scene: Scene) -> None:
+    # Given a push whose answer is lost while a worker has done a part of it.
+    scene.worker("-c", str(SLOTS), direct=True).wait_text("Connected to ")
+    app = Greenq("client", broker=scene.proxy.url, set_as_current=False)
+    fault = scene.proxy.plan(
+        Fault(*PUSHES, number=2, strike=lambda: wait_until(lambda: scene.ran().total() >= 250))
+    )
+    try:
+        results = app.send_task_many("faults.mark", (((n,), {}) for n in range(700)))
+    finally:
+        app.close()
+    scene.ids += [result.id for result in results]
+
+    assert fault.fired.is_set()
+    check_all_done_once(scene)
+
+
+def test_bulk_send_tells_what_was_sent_when_the_server_stays_away(own: Scene) -> None:
+    app = Greenq("client", broker=own.server.url, set_as_current=False)
+
+    def calls() -> Iterator[tuple[tuple[int], dict[str, int]]]:
+        for number in range(700):
+            if number == 250:
+                own.server.stop()
+            yield (number,), {}
+
+    with pytest.raises(NotAllSent, match="200 items were sent, the next 200 may have") as caught:
+        app.send_task_many("faults.mark", calls())
+
+    app.close()
+    own.server.start()
+    # The link was cut: the sender cannot know whether the server had got them before.
+    assert own.server.queued_ids() == list(caught.value.ids)
+    assert len(caught.value.unknown) == 200
 
 
 @pytest.mark.parametrize("how", [How.CUT, pytest.param(How.FREEZE, marks=pytest.mark.slow)])

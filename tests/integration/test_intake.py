@@ -38,7 +38,7 @@ def wait_for(*pushes):
     assert intake.take(10).deliveries == []
     pushing = gevent.spawn(push_when_blocked, *pushes)
     with gevent.Timeout(5):
-        assert intake.wait() or intake.wait()
+        assert intake.wait()
     pushing.get()
     return intake.take(10)
 """
@@ -106,15 +106,36 @@ def test_wake_ends_the_waits_on_all_queues(server: Server) -> None:
     )
 
 
-def test_a_message_handed_to_a_worker_that_died_is_found(server: Server) -> None:
-    server.client.lpush("greenq.inbox.a", "left behind")
+def test_wake_to_look_makes_a_take_follow(server: Server) -> None:
     drive(
         server,
-        "a",
+        "a,b",
         """
+        gevent.spawn_later(0.1, intake.wake, look=True)
         with gevent.Timeout(5):
             assert intake.wait()
-        assert intake.take(10).deliveries[0].raw == b"left behind"
+        """,
+    )
+
+
+def test_all_waits_end_when_one_connection_is_lost(server: Server) -> None:
+    drive(
+        server,
+        "a,b,c",
+        """
+        from greenq.errors import ConnectionLost
+
+        def cut_when_blocked():
+            push_when_blocked()
+            client.call("CLIENT", "KILL", "ID", intake.connections[1].number)
+
+        gevent.spawn(cut_when_blocked)
+        try:
+            with gevent.Timeout(5):
+                intake.wait()
+            raise AssertionError("it does not tell")
+        except ConnectionLost:
+            pass
         """,
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from greenq import Greenq
 from tests.apps import functions
 from tests.interop.conftest import Way
 from tests.support import wait_until
@@ -38,6 +39,25 @@ def test_a_compressed_message_is_understood(way: Way, compression: str) -> None:
     text = "long " * 1000
     result = way.send("echo", text, compression=compression)
     assert result.get(timeout=WAIT_S) == [[text], {}]
+
+
+def test_what_was_sent_in_bulk_runs_on_the_other_side(way: Way) -> None:
+    values = [(number, value) for number, value in enumerate([*VALUES, *TYPED] * 30)]
+    if isinstance(way.client, Greenq):
+        results = way.client.send_task_many(
+            "shared.inspect_request", [(args, {"k": 1}) for args in values], priority=3
+        )
+    else:
+        results = [
+            way.send("inspect_request", *args, kwargs={"k": 1}, priority=3) for args in values
+        ]
+
+    for result, args in zip(results, values, strict=True):
+        seen = result.get(timeout=WAIT_S)
+        assert (seen["id"], seen["root_id"], seen["correlation_id"]) == (result.id,) * 3
+        assert (seen["args"], seen["kwargs"]) == (list(args), {"k": 1})
+        assert (seen["argsrepr"], seen["kwargsrepr"]) == (repr(args), "{'k': 1}")
+        assert (seen["priority"], seen["redelivered"], seen["parent_id"]) == (3, False, None)
 
 
 # --- errors --------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from typing import assert_type
 
-from greenq import AsyncResult, Greenq, shared_task
+from greenq import AsyncResult, AsyncResults, Greenq, shared_task
 
 app = Greenq("typed")
 
@@ -28,3 +28,11 @@ assert_type(add(1, 2), int)
 assert_type(bound.delay("x").get(), list[str])
 assert_type(shared.delay("x"), AsyncResult[str])
 assert_type(add.apply_async((1, 2), countdown=5, priority=3), AsyncResult[int])
+assert_type(add.delay_many([(1, 2), (3, 4)]), AsyncResults[int])
+assert_type(shared.delay_many((text,) for text in "ab"), AsyncResults[str])
+assert_type(add.delay_many(zip([1], [2], strict=True))[0], AsyncResult[int])
+assert_type(add.delay_many([(1, 2)])[1:], AsyncResults[int])
+assert_type(bound.delay_many([("x",)])[0].get(), list[str])
+assert_type(add.apply_async_many([((1,), {"y": 2})], countdown=5), AsyncResults[int])
+for number in add.delay_many([(1, 2)]):
+    assert_type(number.get(), int)

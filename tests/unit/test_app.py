@@ -26,6 +26,9 @@ class FakeProducer:
         self.sent.append((name, args, kwargs, dict(options)))
         return "id-1"
 
+    def send_many(self, name: str, calls: Any, options: Any) -> list[str]:
+        return [self.send(name, args, kwargs, options) for args, kwargs in calls]
+
 
 @pytest.fixture
 def app() -> Iterator[Greenq]:
@@ -176,6 +179,32 @@ def test_task_sent_from_a_task_knows_its_parent_and_root(
     assert args == (1,)
     assert (options["root_id"], options["parent_id"]) == ("root", "parent")
     assert context.children == [result]
+
+
+def test_many_sent_from_a_task_know_it_and_it_does_not_hold_them(
+    app: Greenq, producer: FakeProducer
+) -> None:
+    context = Context(TaskMessage(task="t", id="parent", args=[], kwargs={}, root_id="root"))
+    token = current_context.set(context)
+    try:
+        results = app.send_task_many("proj.add", [((1,), {}), ((2,), {})], queue="q")
+    finally:
+        current_context.reset(token)
+
+    assert [result.id for result in results] == ["id-1", "id-1"]
+    assert [(args, options) for _, args, _, options in producer.sent] == [
+        ((number,), {"root_id": "root", "parent_id": "parent", "queue": "q"}) for number in (1, 2)
+    ]
+    assert context.children == []
+
+
+def test_many_cannot_have_one_id(app: Greenq, producer: FakeProducer) -> None:
+    with pytest.raises(TypeError, match=r"task proj\.add: task_id is for one task"):
+        app.send_task_many("proj.add", [((), {})], task_id="mine")
+    with pytest.raises(TypeError, match="no send option 'contdown'"):
+        app.send_task_many("proj.add", [((), {})], contdown=5)  # type: ignore[call-arg]
+
+    assert producer.sent == []
 
 
 @pytest.fixture

@@ -35,7 +35,11 @@ class FakeLeases:
 
     def renew(self) -> Renewal:
         return Renewal(
-            held=True, server_time=time.time() + self._ahead_s, next_due=None, expired=[]
+            held=True,
+            server_time=time.time() + self._ahead_s,
+            work=False,
+            next_due=None,
+            expired=[],
         )
 
     def renew_scores(self, _tags: list[str]) -> None: ...
@@ -77,6 +81,7 @@ class Scene:
             blocked_after_s=1.0,
             blocking_task=lambda _: None,
             held=lambda: (set(), 1),
+            look=lambda: None,
         )
         watch._renew()
         self.pool, self.timer, self.outbox = FakePool(), Timer(clock=lambda: 0.0), FakeOutbox()

@@ -13,6 +13,7 @@ import pytest
 
 from greenq import log
 from greenq.errors import ConfigError
+from greenq.protocol.message import TaskMessage
 
 
 class Terminal(io.StringIO):
@@ -37,7 +38,7 @@ def in_task(name: str, task_id: str, logger: logging.Logger, message: str) -> No
     """Log `message` as a task would, in a context of its own."""
 
     def run() -> None:
-        log.task_log_context.set((name, task_id))
+        log.task_log_context.set(TaskMessage(task=name, id=task_id))
         logger.warning(message)
 
     contextvars.copy_context().run(run)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import tracemalloc
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import count, repeat
 from typing import Any
 
 import pytest
 
 from greenq.config import TaskConfig
-from greenq.errors import ConnectFailed, EncodeError, OperationalError, ServerError
+from greenq.errors import (
+    AccessRefused,
+    ConfigError,
+    ConnectFailed,
+    ConnectionLost,
+    EncodeError,
+    NotAllSent,
+    OperationalError,
+    ServerError,
+)
 from greenq.producer import Producer
 from greenq.protocol import envelope
 from greenq.protocol.keys import Keys
@@ -29,18 +41,32 @@ class FakeBroker:
         self.call_timeout_s = 5.0
         self.keys = Keys()
         self.pushed: list[tuple[str, str, object]] = []
+        self.pushes: list[int] = []
+        self.asked_for: list[list[str]] = []
         self.tries = 0
         self.bindings: dict[tuple[str, str], list[str]] = {}
-        self._failures = failures or []
+        self.failures = failures or []
 
     def publish(
-        self, queue: str, text: str, priority: object = 0, *, timeout_s: float | None = None
+        self, queue: str, texts: Sequence[str], priority: object = 0, *, timeout_s: float
     ) -> None:
-        assert timeout_s is not None
         self.tries += 1
-        if self._failures:
-            raise self._failures.pop(0)
-        self.pushed.append((queue, text, priority))
+        if self.failures:
+            raise self.failures.pop(0)
+        self.pushes.append(len(texts))
+        self.pushed += [(queue, text, priority) for text in texts]
+
+    def publish_once(
+        self,
+        queue: str,
+        texts: Sequence[str],
+        priority: object = 0,
+        *,
+        new_ids: Iterable[str],
+        timeout_s: float,
+    ) -> None:
+        self.asked_for.append(list(new_ids))
+        self.publish(queue, texts, priority, timeout_s=timeout_s)
 
     @contextmanager
     def pooled(self, _timeout_s: float) -> Iterator[None]:
@@ -218,3 +244,279 @@ def test_serializer_and_headers_go_along(broker: FakeBroker) -> None:
     assert json.loads(text)["content-type"] == "application/x-msgpack"
     message, _ = sent(broker)
     assert message.headers["trace"] == "t1"
+
+
+# --- many ----------------------------------------------------------------------------------------
+
+
+def send_many(
+    broker: FakeBroker,
+    calls: Iterable[Any],
+    options: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Sequence[str]:
+    return producer(broker, **settings).send_many("proj.add", calls, options or {})
+
+
+def pairs(number: int) -> Iterator[tuple[tuple[int], dict[str, int]]]:
+    return (((n,), {"x": n}) for n in range(number))
+
+
+def messages(broker: FakeBroker) -> list[TaskMessage]:
+    accept = accepted(["json"])
+    return [
+        decode(envelope.unwrap(text.encode()), accept=accept, max_body_bytes=1 << 20)
+        for _, text, _ in broker.pushed
+    ]
+
+
+def test_many_are_sent_in_their_order_under_ids_of_their_own(broker: FakeBroker) -> None:
+    ids = send_many(broker, pairs(450))
+
+    sent = messages(broker)
+    assert [(message.args, message.kwargs) for message in sent] == [
+        ([n], {"x": n}) for n in range(450)
+    ]
+    assert [message.id for message in sent] == list(ids)
+    assert len(set(ids)) == len(ids) == 450
+    assert {uuid.UUID(task_id).version for task_id in ids} == {4}
+    assert [message.root_id for message in sent] == list(ids)
+    assert [message.argsrepr for message in sent[:2]] == ["(0,)", "(1,)"]
+
+
+def test_pushes_are_bounded_in_count_and_in_size(broker: FakeBroker) -> None:
+    send_many(broker, pairs(450))
+    assert broker.pushes == [200, 200, 50]
+
+    broker.pushes.clear()
+    send_many(broker, ((("x" * 60_000,), {}) for _ in range(9)))
+    assert broker.pushes == [4, 4, 1]
+
+
+def test_messages_of_many_have_properties_of_their_own(broker: FakeBroker) -> None:
+    ids = send_many(broker, pairs(3))
+
+    found = [envelope.unwrap(text.encode()).properties for _, text, _ in broker.pushed]
+    assert [each["correlation_id"] for each in found] == list(ids)
+    assert len({each["delivery_tag"] for each in found}) == 3
+    assert {each["reply_to"] for each in found} == {found[0]["reply_to"]}
+
+
+def test_nothing_is_sent_for_no_call(broker: FakeBroker) -> None:
+    assert len(send_many(broker, [])) == 0
+    assert broker.tries == 0
+
+
+def test_options_hold_for_all(broker: FakeBroker) -> None:
+    send_many(
+        broker,
+        pairs(3),
+        {"queue": "q", "priority": 6, "headers": {"trace": "t1"}, "root_id": "r", "parent_id": "p"},
+    )
+
+    assert [(queue, priority) for queue, _, priority in broker.pushed] == [("q", 6)] * 3
+    for message in messages(broker):
+        assert (message.headers["trace"], message.root_id, message.parent_id) == ("t1", "r", "p")
+
+
+def test_expiry_counts_from_when_a_message_is_written(broker: FakeBroker) -> None:
+    seen: list[datetime] = []
+
+    def calls() -> Iterator[Any]:
+        for call in pairs(401):
+            seen.append(datetime.now(UTC))
+            yield call
+
+    send_many(broker, calls(), {"expires": 60.0})
+
+    last = datetime.fromisoformat(messages(broker)[-1].expires or "") - timedelta(seconds=60)
+    # The 201st item was asked for when the first push was over.
+    assert seen[200] < last <= datetime.now(UTC)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        pytest.param(((object(),), {}), EncodeError, id="argument"),
+        pytest.param(("text", {}), EncodeError, id="args are text"),
+        pytest.param(((1,), 5), TypeError, id="kwargs are a number"),
+        pytest.param(5, TypeError, id="no pair"),
+        pytest.param(((1,), {}, 3), ValueError, id="three"),
+    ],
+)
+@pytest.mark.parametrize("index", [0, 1, 199, 200, 205])
+def test_wrong_item_is_named_and_all_before_it_are_sent(
+    broker: FakeBroker, wrong: object, reason: type[Exception], index: int
+) -> None:
+    calls: list[Any] = [*pairs(index), wrong, *pairs(5)]
+
+    with pytest.raises(NotAllSent, match=rf"proj\.add: {index} items were sent, and no") as caught:
+        send_many(broker, calls)
+
+    assert isinstance(caught.value.__cause__, reason)
+    assert [message.args for message in messages(broker)] == [[n] for n in range(index)]
+    assert list(caught.value.ids) == [message.id for message in messages(broker)]
+    assert list(caught.value.unknown) == []
+
+
+def test_error_of_the_iterable_comes_after_what_it_gave(broker: FakeBroker) -> None:
+    def calls() -> Iterator[Any]:
+        yield from pairs(3)
+        raise LookupError("no more rows")
+
+    with pytest.raises(NotAllSent, match=r"3 items were sent.*LookupError: no more") as caught:
+        send_many(broker, calls())
+
+    assert isinstance(caught.value.__cause__, LookupError)
+    assert len(broker.pushed) == len(caught.value.ids) == 3
+
+
+def test_wrong_option_is_an_error_before_anything_is_asked_for(broker: FakeBroker) -> None:
+    asked: list[int] = []
+    calls = ((asked.append(n) or (), {}) for n in range(3))  # type: ignore[func-returns-value]
+
+    with pytest.raises(EncodeError, match="unknown serializer 'jason'"):
+        send_many(broker, calls, {"serializer": "jason"})
+    with pytest.raises(ConfigError, match="task_queues has only celery"):
+        send_many(broker, calls, {"queue": "q"}, task_create_missing_queues=False)
+
+    assert (asked, broker.tries) == ([], 0)
+
+
+def test_push_whose_answer_is_lost_is_looked_for_as_a_whole(broker: FakeBroker) -> None:
+    def calls() -> Iterator[Any]:
+        for number, call in enumerate(pairs(250)):
+            if number == 220:
+                broker.failures += [ConnectionLost("cut"), ConnectFailed("away")]
+            yield call
+
+    ids = send_many(broker, calls(), {"retry_policy": NO_PAUSE})
+
+    # Once lost, always looked for: that it could not be asked about says nothing.
+    assert broker.asked_for == [list(ids[200:250])] * 2
+    assert [message.id for message in messages(broker)] == list(ids)
+
+
+@pytest.mark.parametrize(
+    ("failures", "options", "unknown"),
+    [
+        pytest.param([ConnectFailed("away")] * 9, {}, 0, id="never reached"),
+        pytest.param([ConnectionLost("cut")] * 9, {}, 50, id="lost"),
+        pytest.param(
+            [ConnectionLost("cut"), *[ConnectFailed("away")] * 9], {}, 50, id="lost at first"
+        ),
+        pytest.param([ConnectionLost("cut")], {"retry": False}, 50, id="lost, no retry"),
+        pytest.param([AccessRefused("no")], {}, 0, id="refused"),
+        pytest.param([ConnectionLost("cut"), AccessRefused("no")], {}, 50, id="lost, then refused"),
+    ],
+)
+def test_server_that_goes_away_is_told_with_what_was_sent(
+    broker: FakeBroker, failures: list[OperationalError], options: dict[str, Any], unknown: int
+) -> None:
+    def calls() -> Iterator[Any]:
+        for number, call in enumerate(pairs(250)):
+            if number == 220:
+                broker.failures += failures
+            yield call
+
+    with pytest.raises(NotAllSent, match="200 items were sent") as caught:
+        send_many(broker, calls(), {"retry_policy": NO_PAUSE | {"max_retries": 3}, **options})
+
+    assert [message.id for message in messages(broker)] == list(caught.value.ids)
+    assert (len(caught.value.ids), len(caught.value.unknown)) == (200, unknown)
+    assert isinstance(caught.value.__cause__, OperationalError)
+    assert ("the next 50 may have been" in str(caught.value)) is bool(unknown)
+
+
+def test_slow_source_does_not_keep_what_it_gave(broker: FakeBroker) -> None:
+    # A source that takes for ever to fill a push is helped by time, not by count.
+    clock = count(0.0, 0.3)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("greenq.producer.time.monotonic", lambda: next(clock))
+        send_many(broker, pairs(10))
+
+    assert len(broker.pushes) > 2
+    assert sum(broker.pushes) == 10
+
+
+@pytest.mark.slow
+def test_many_take_no_memory() -> None:
+    class Nowhere(FakeBroker):
+        def publish(self, _queue: str, texts: Sequence[str], *_: Any, timeout_s: float) -> None:
+            self.tries += len(texts)
+
+    def peak_bytes(number: int) -> int:
+        broker = Nowhere()
+        tracemalloc.start()
+        try:
+            ids = send_many(broker, zip(((n, "text") for n in range(number)), repeat({})))
+            assert (len(ids), broker.tries) == (number, number)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak_bytes(1_000)
+    assert peak_bytes(200_000) < 1.1 * peak_bytes(2_000)
+
+
+# --- one and many --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"priority": 1},
+        {"ignore_result": True},
+        {"time_limit": 5},
+        {"serializer": "msgpack"},
+        {"compression": "gzip"},
+        {"queue": "q"},
+        {"headers": {"a": 1}},
+        {"shadow": "s"},
+        {"correlation_id": "c"},
+        {"argsrepr": "(...)"},
+        {"countdown": 60},
+        {"parent_id": "p"},
+    ],
+    ids=str,
+)
+def test_what_is_kept_of_one_sending_does_not_reach_another(option: dict[str, Any]) -> None:
+    def shown(broker: FakeBroker, made: Producer, options: dict[str, Any]) -> list[Any]:
+        broker.pushed.clear()
+        made.send("proj.add", (1,), {}, {"task_id": "id-1", **options})
+        ((queue, text, priority),) = broker.pushed
+        element = json.loads(text)
+        for gone in ("reply_to", "delivery_tag"):
+            element["properties"].pop(gone)
+        return [queue, priority, element]
+
+    fresh, used = FakeBroker(), FakeBroker()
+    made = producer(used)
+    plain = shown(used, made, {})
+    varied = shown(used, made, option)
+
+    assert shown(used, made, {}) == plain == shown(fresh, producer(fresh), {})
+    if "countdown" not in option:
+        assert varied == shown(fresh, producer(fresh), option)
+    assert varied != plain
+
+
+def test_equal_options_of_other_types_are_written_as_they_are(broker: FakeBroker) -> None:
+    made = producer(broker)
+
+    for priority in (1, True, 1.0):
+        made.send("proj.add", (), {}, {"priority": priority})
+
+    written = [text.partition('"priority": ')[2].partition(",")[0] for _, text, _ in broker.pushed]
+    assert written == ["1", "true", "1.0"]
+
+
+def test_what_is_kept_is_bounded(broker: FakeBroker) -> None:
+    made = producer(broker)
+
+    for number in range(1000):
+        made.send("proj.add", (), {}, {"queue": f"q{number}"})
+
+    assert 0 < len(made._kept) <= 256
+    assert [queue for queue, _, _ in broker.pushed] == [f"q{number}" for number in range(1000)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenq.protocol.envelope import Envelope
+from greenq.protocol.envelope import wrap
 from greenq.protocol.message import TaskMessage
 from greenq.request import Request
 from greenq.transport.intake import Delivery
@@ -14,11 +14,9 @@ from greenq.transport.intake import Delivery
 
 def make_request(*, shadow: str | None = None, **properties: Any) -> Request:
     message = TaskMessage(task="proj.add", id="id-1", args=[], kwargs={}, shadow=shadow)
-    wrapped = Envelope(
-        body=b"", content_type="", content_encoding="", headers={}, properties=properties
-    )
+    raw = wrap(b"", content_type="", content_encoding="", headers={}, properties=properties)
     task: Any = None
-    return Request(Delivery("tag:1", "mail", b""), wrapped, message, task, acks_late=True)
+    return Request(Delivery("tag:1", "mail", raw.encode()), message, task, acks_late=True)
 
 
 def test_only_the_first_may_settle() -> None:

@@ -26,6 +26,11 @@ class FakeApp:
         self.sent.append((name, args, kwargs, options))
         return "handle"
 
+    def send_task_many(self, name: str, calls: Any, **options: Any) -> str:
+        for args, kwargs in calls:
+            self.sent.append((name, args, kwargs, options))
+        return "handles"
+
 
 @pytest.fixture
 def app() -> FakeApp:
@@ -87,6 +92,23 @@ def test_own_options_go_along_unless_the_caller_says_otherwise(
     make_task(app, **own).apply_async((), **given)
 
     assert app.sent[0][3] == sent
+
+
+def test_delay_many_sends_each_tuple(app: FakeApp) -> None:
+    task = make_task(app, priority=3)
+
+    assert task.delay_many((n, 1) for n in range(3)) == "handles"
+
+    assert app.sent == [("proj.add", (n, 1), {}, {"priority": 3}) for n in range(3)]
+
+
+def test_apply_async_many_sends_each_pair_with_options(app: FakeApp) -> None:
+    calls = [((1,), {"x": 2}), ((), {})]
+
+    make_task(app, queue="mail", expires=5.0).apply_async_many(calls, queue="web")
+
+    options = {"queue": "web", "expires": 5.0}
+    assert app.sent == [("proj.add", args, kwargs, options) for args, kwargs in calls]
 
 
 def test_unknown_option_is_refused_with_the_nearest(app: FakeApp) -> None:

@@ -1,23 +1,31 @@
--- Pushes a message once more whose first push may have arrived, unless there is a trace of it.
+-- Pushes messages once more whose first push may have arrived, unless there is a trace of one of them: they were
+-- pushed in one command, so either all of them arrived or none.
 --
--- KEYS  1 its list, 2 its queue's inbox, 3 unacked, 4 its queue's parked ETAs, 5 its result, if only this
---       sending can have led to one
--- ARGV  1 the message, 2 what follows it in its record when it is reserved, 3 its member when it is parked
--- Reply 1 if it was pushed, 0 if it is there already
-local message = ARGV[1]
-for i = 1, 2 do
-  if redis.call('LPOS', KEYS[i], message, 'MAXLEN', 1000) then return 0 end
+-- KEYS  1 their list, 2 their queue's inbox, 3 unacked, 4 their queue's parked ETAs, 5 and on: their results, if
+--       only this sending can have led to them
+-- ARGV  1 what follows a message in its record when it is reserved, 2 what precedes it when it is parked,
+--       3 and on: the messages, at most some thousand, the one to be taken first at the head
+-- Reply 1 if they were pushed, 0 if they are there already
+local newest = ARGV[#ARGV]
+-- The list gives the newest away last.
+if redis.call('LPOS', KEYS[1], newest, 'MAXLEN', 1000) then return 0 end
+if #KEYS > 4 and redis.call('EXISTS', unpack(KEYS, 5)) > 0 then return 0 end
+for i = 3, #ARGV do
+  if redis.call('LPOS', KEYS[2], ARGV[i], 'MAXLEN', 1000) then return 0 end
+  if redis.call('ZSCORE', KEYS[4], ARGV[2] .. ARGV[i]) then return 0 end
 end
-if redis.call('ZSCORE', KEYS[4], ARGV[3]) then return 0 end
-if KEYS[5] and redis.call('EXISTS', KEYS[5]) == 1 then return 0 end
--- Reserved by a worker, under a tag of its own. Looked for where that takes a millisecond at most.
-local record = '[' .. message .. ARGV[2]
+-- Reserved by a worker, under a tag of its own. Looked for where that takes a few milliseconds at most.
 if redis.call('HLEN', KEYS[3]) <= 1000 then
+  local records, lengths = {}, {}
+  for i = 3, #ARGV do
+    local record = '[' .. ARGV[i] .. ARGV[1]
+    records[record], lengths[#record] = true, true
+  end
   for _, tag in ipairs(redis.call('HKEYS', KEYS[3])) do
-    if redis.call('HSTRLEN', KEYS[3], tag) == #record and redis.call('HGET', KEYS[3], tag) == record then
+    if lengths[redis.call('HSTRLEN', KEYS[3], tag)] and records[redis.call('HGET', KEYS[3], tag)] then
       return 0
     end
   end
 end
-redis.call('LPUSH', KEYS[1], message)
+redis.call('LPUSH', KEYS[1], unpack(ARGV, 3))
 return 1

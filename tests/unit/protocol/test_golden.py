@@ -13,6 +13,7 @@ from greenq.errors import ContentDisallowed, DecodeError
 from greenq.protocol import compress, envelope, message, serialize
 from greenq.protocol.keys import Keys, binding_member, topic_pattern
 from greenq.protocol.meta import COMPRESSED_MARK, decode_result, encode_result
+from greenq.protocol.template import Template
 from tests.vectors import load
 
 ACCEPT = serialize.accepted(["json", "pickle", "yaml", "msgpack"])
@@ -110,6 +111,33 @@ def test_task_is_encoded_again_byte_for_byte(command):
         assert pickle.loads(encoded.body) == pickle.loads(wrapped.body)
     else:
         assert encoded.body == wrapped.body
+
+
+def is_template_comparable(command):
+    """Tell whether a message is as its sender wrote it, its body with nothing but JSON's types."""
+    wrapped = read(command)
+    return (
+        wrapped.content_type == "application/json"
+        and not wrapped.headers.keys() & {"compression", "redelivered"}
+        and b"__type__" not in wrapped.body
+    )
+
+
+@pytest.mark.parametrize("command", by_label(filter(is_template_comparable, TASKS)))
+def test_template_is_filled_byte_for_byte(command):
+    wrapped = read(command)
+    call = message.decode(wrapped, accept=ACCEPT, max_body_bytes=MAX_BYTES)
+    given = dict(wrapped.properties)
+    info, tag, _ = (given.pop(name) for name in ("delivery_info", "delivery_tag", "body_encoding"))
+    filled = Template(call, queue="unused", **info, **given).fill(
+        call.id,
+        call.args,
+        call.kwargs,
+        delivery_tag=tag,
+        root_id=call.root_id,
+        parent_id=call.parent_id,
+    )
+    assert filled.encode() == command.args[2]
 
 
 def is_repr_comparable(command):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenq.errors import ContentDisallowed, DecodeError, EncodeError
-from greenq.protocol import serialize
+from greenq.protocol import message, serialize
 from greenq.protocol.compress import compress
 from greenq.protocol.envelope import Envelope
 from greenq.protocol.message import TaskMessage, decode, encode, parse_time, saferepr
@@ -332,6 +332,29 @@ def test_saferepr_is_short_however_much_there_is():
     assert saferepr("word " * 100, max_chars=12) == "'word word...'"
     assert saferepr(b"x" * 100, max_chars=5) == "b'xxxxx...'"
     assert len(saferepr([{"k": "x" * 500} for _ in range(1000)])) < 2 * 1024
+
+
+SIMPLE = (
+    VALUES | st.floats() | st.sampled_from(["it's", '"x"', "a\\b", "x" * 1030, "ü", "\n", "a b"])
+)
+
+
+@given(
+    st.lists(SIMPLE) | st.lists(SIMPLE).map(tuple) | st.dictionaries(SIMPLE, SIMPLE),
+    st.sampled_from([1, 20, 21, 40, 1024]),
+)
+def test_saferepr_says_of_simple_values_what_it_says_of_all(value, max_chars):
+    pieces = []
+    message._describe(value, pieces, max_chars, 3)
+    assert saferepr(value, max_chars) == "".join(pieces)
+
+
+@pytest.mark.parametrize("max_chars", range(1, 40))
+@pytest.mark.parametrize("value", [[None], ("x" * 20, 1), {1: "x" * 9, "k": None}, [1.5] * 6, ()])
+def test_saferepr_leaves_out_the_same_of_simple_values_as_of_all(value, max_chars):
+    pieces = []
+    message._describe(value, pieces, max_chars, 3)
+    assert saferepr(value, max_chars) == "".join(pieces)
 
 
 @given(st.recursive(VALUES | st.binary(), lambda inner: st.lists(inner) | st.tuples(inner, inner)))

@@ -146,6 +146,20 @@ def test_what_cannot_be_serialized_is_an_encode_error(value, serializer):
         serialize.dumps(value, serializer)
 
 
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+        lambda inner: (
+            st.lists(inner)
+            | st.tuples(inner, inner)
+            | st.dictionaries(st.text() | st.integers() | st.booleans() | st.none(), inner)
+        ),
+    )
+)
+def test_json_is_written_as_the_standard_library_does(value):
+    assert serialize.json_dumps(value) == json.dumps(value, default=serialize._default)
+
+
 def test_json_dumps_refuses_a_circle():
     circle: list = []
     circle.append(circle)

@@ -1,4 +1,4 @@
-"""The commands that move and acknowledge messages, as they go to the server."""
+"""The moves of messages: from which record, to which place, and with what text."""
 
 from __future__ import annotations
 
@@ -30,13 +30,6 @@ def text(**headers: Any) -> bytes:
         headers=headers,
         properties={"priority": 6, "delivery_info": {}},
     ).encode()
-
-
-def test_acknowledgement_names_all_tags_in_two_commands(broker: Broker) -> None:
-    assert broker.ack_commands(["a:1", "a:2"]) == [
-        ("ZREM", "p-unacked_index", "a:1", "a:2"),
-        ("HDEL", "p-unacked", "a:1", "a:2"),
-    ]
 
 
 def test_requeued_message_keeps_its_priority_and_is_marked(broker: Broker) -> None:
@@ -77,31 +70,17 @@ def test_buried_message_keeps_its_bytes_and_the_reason(
     }
 
 
-def test_moves_share_one_script_call_and_name_each_list_once(broker: Broker) -> None:
-    moves = [
-        broker.move("a:1", "q1", "one"),
-        broker.move("a:2", "q2", "two"),
-        broker.move("a:3", "q1", "three"),
-    ]
+def test_buried_message_goes_to_a_list_that_is_cut(broker: Broker) -> None:
+    move = broker.bury("a:1", "mail", b"x", reason="r", worker="w", now=NOW)
 
-    name, _, count, *rest = broker.move_command(moves)
-
-    assert (name, count) == ("EVALSHA", 4)
-    assert rest == [
-        *("p-unacked", "p-unacked_index", "q1", "q2"),
-        *("a:1", 1, "last", "one"),
-        *("a:2", 2, "last", "two"),
-        *("a:3", 1, "last", "three"),
-    ]
+    assert (move.tag, move.side) == ("a:1", "dead")
 
 
-def test_only_dead_letter_lists_are_bounded(broker: Broker) -> None:
-    moves = [
-        broker.move("a:1", "q1", "one"),
-        broker.bury("a:2", "mail", b"x", reason="r", worker="w", now=NOW),
-        broker.bury("a:3", "mail", b"y", reason="r", worker="w", now=NOW),
-    ]
+def test_parked_message_is_put_by_its_time_with_the_number_of_its_list(broker: Broker) -> None:
+    move = broker.park("a:1", "mail", b"message", 6, 1924992000.25)
 
-    (command,) = broker.bound_commands(moves)
+    assert move == ("a:1", "p-greenq.eta.mail", 1924992000.25, b"3|message")
 
-    assert command[:2] == ("LTRIM", "p-greenq.dead.mail")
+
+def test_new_message_takes_the_place_of_a_reserved_one_as_the_last(broker: Broker) -> None:
+    assert broker.move("a:1", "p-mail", "text") == ("a:1", "p-mail", "last", "text")

@@ -91,3 +91,37 @@ def test_reply_begins_with_the_server_s_code(error: redis_errors.ResponseError, 
 
     assert isinstance(translated, ServerError)
     assert translated.reply == reply
+
+
+def in_script(reply: str) -> str:
+    """Write a reply as servers before version 7 do when a script's command gets it."""
+    place = "@user_script:5: @user_script: 5:"
+    return f"Error running script (call to f_{'ab12' * 10}): {place} {reply}"
+
+
+@pytest.mark.parametrize(
+    ("reply", "passes"),
+    [
+        ("-OOM command not allowed when used memory > 'maxmemory'.", True),
+        ("-READONLY You can't write against a read only replica.", True),
+        ("-MISCONF Redis is configured to save RDB snapshots,\nbut cannot", True),
+        ("-WRONGTYPE Operation against a key holding the wrong kind of value", False),
+    ],
+)
+def test_reply_that_an_old_server_packs_into_a_script_s_error_is_taken_out(
+    reply: str, passes: bool
+) -> None:
+    # redis-py takes "ERR " off.
+    translated = _translate(redis_errors.ResponseError(in_script(reply)), "EVALSHA", "redis://host")
+
+    assert isinstance(translated, ServerError)
+    assert (translated.reply, translated.passes) == (reply[1:], passes)
+
+
+def test_script_s_own_error_stays_as_it_is() -> None:
+    text = in_script("attempt to index nil")
+
+    translated = _translate(redis_errors.ResponseError(text), "EVALSHA", "redis://host")
+
+    assert isinstance(translated, ServerError)
+    assert (translated.reply, translated.passes) == (text, False)

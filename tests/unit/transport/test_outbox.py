@@ -17,56 +17,49 @@ from greenq.errors import (
     TransportTimeout,
 )
 from greenq.protocol.keys import Keys
-from greenq.transport.broker import Broker, Move
+from greenq.transport.client import Script
 from greenq.transport.outbox import Entry, Outbox
+from greenq.transport.settle import SETTLE, Move, Stored, settle_arguments
 
 DEADLINE_S = 5.0
 
+Call = tuple[list[str], list[Any]]
+
 
 class FakeConnection:
-    """Notes transactions; fails or refuses as the test says, one behaviour for each write."""
+    """Notes what is settled; fails or refuses as the test says, one behaviour for each write."""
 
     def __init__(self) -> None:
-        self.written: list[list[tuple[Any, ...]]] = []
-        self.loaded = 0
-        self.open = False
-        self.behaviours: list[OperationalError | list[Any]] = []
+        self.written: list[Call] = []
+        self.tried: list[Call] = []
+        self.behaviours: list[OperationalError | None] = []
         # Set by a test that wants to see what gathers during one write.
         self.gate: gevent.event.Event | None = None
 
     def connection(self) -> FakeConnection:
         return self
 
-    def connect(self) -> bool:
-        was_open, self.open = self.open, True
-        return not was_open
-
-    def call(self, *command: Any) -> None:
-        assert command[:2] == ("SCRIPT", "LOAD")
-        self.loaded += 1
-
-    def try_transaction(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+    def script(self, script: Script, keys: list[str], args: list[Any]) -> int:
+        assert script is SETTLE
+        self.tried.append((keys, args))
         if self.gate is not None:
             gate, self.gate = self.gate, None
             assert gate.wait(DEADLINE_S)
-        behaviour = self.behaviours.pop(0) if self.behaviours else []
-        if isinstance(behaviour, ConnectionLost):
-            self.open = False
-        if isinstance(behaviour, OperationalError):
+        behaviour = self.behaviours.pop(0) if self.behaviours else None
+        if behaviour is not None:
             raise behaviour
-        self.written.append(list(commands))
-        return behaviour or [1] * len(commands)
+        self.written.append((keys, args))
+        return 0
 
     def close(self) -> None:
-        self.open = False
+        pass
 
 
 class FakeTransport:
     def __init__(self, *, own_results: bool = False) -> None:
         self.client = FakeConnection()
         self.result_client = FakeConnection() if own_results else self.client
-        client: Any = self.client
-        self.broker = Broker(client, Keys())
+        self.keys = Keys()
 
 
 def make(*, own_results: bool = False) -> tuple[Outbox, FakeTransport]:
@@ -74,12 +67,14 @@ def make(*, own_results: bool = False) -> tuple[Outbox, FakeTransport]:
     return Outbox(transport, flush_timeout_s=DEADLINE_S), transport  # type: ignore[arg-type]
 
 
-def result(number: int) -> tuple[str, str]:
-    return ("SET", f"result-{number}")
+def result(number: int) -> Stored:
+    return Stored(f"result-{number}", "60", f"state {number}")
 
 
-def names(commands: list[tuple[Any, ...]]) -> list[str]:
-    return [command[0] for command in commands]
+def settled(
+    *results: Stored, moves: tuple[Move, ...] = (), acks: tuple[str, ...] = ()
+) -> tuple[list[str], list[Any]]:
+    return settle_arguments(Keys(), results, moves, acks)
 
 
 def test_one_entry_is_written_at_once() -> None:
@@ -87,43 +82,70 @@ def test_one_entry_is_written_at_once() -> None:
     told: list[int] = []
     outbox.start()
 
-    outbox.put(Entry([result(1)], ack="tag:1", written=lambda: told.append(1)))
+    outbox.put(Entry(result(1), ack="tag:1", written=lambda: told.append(1)))
     outbox.stop()
 
-    assert transport.client.written == [
-        [result(1), ("ZREM", "unacked_index", "tag:1"), ("HDEL", "unacked", "tag:1")]
-    ]
+    assert transport.client.written == [settled(result(1), acks=("tag:1",))]
     assert told == [1]
     assert len(outbox) == 0
 
 
-def test_what_comes_during_a_write_goes_out_together_results_first() -> None:
+def test_what_comes_during_a_write_goes_out_together() -> None:
     outbox, transport = make()
     transport.client.gate = gate = gevent.event.Event()
     outbox.start()
-    outbox.put(Entry([result(0)]))
+    outbox.put(Entry(result(0)))
     gevent.sleep(0)
+    move = Move("tag:2", "queue", "next", "text")
 
     outbox.put(Entry(ack="tag:1"))
-    outbox.put(Entry([result(2)], move=Move("tag:2", "queue", "next", "text")))
-    outbox.put(Entry([result(3)], ack="tag:3"))
+    outbox.put(Entry(result(2), move=move))
+    outbox.put(Entry(result(3), ack="tag:3"))
     gate.set()
     outbox.stop()
 
-    first, second = transport.client.written
-    assert first == [result(0)]
-    assert names(second) == ["SET", "SET", "EVALSHA", "ZREM", "HDEL"]
-    assert second[-1] == ("HDEL", "unacked", "tag:1", "tag:3")
+    assert transport.client.written == [
+        settled(result(0)),
+        settled(result(2), result(3), moves=(move,), acks=("tag:1", "tag:3")),
+    ]
+
+
+def test_entry_with_nothing_to_write_is_told_of_without_a_write() -> None:
+    outbox, transport = make()
+    told = gevent.event.Event()
+    outbox.start()
+
+    outbox.put(Entry(written=told.set))
+
+    assert told.wait(DEADLINE_S)
+    outbox.stop()
+    assert transport.client.tried == []
+
+
+def test_tags_are_those_of_what_is_not_written_yet() -> None:
+    outbox, _ = make()
+    outbox.put(Entry(ack="tag:1"))
+    outbox.put(Entry(move=Move("tag:2", "queue", "next", "text")))
+    # What was acknowledged before has no tag any more.
+    outbox.put(Entry(result(3), move=Move("", "queue", "last", "text")))
+
+    assert outbox.tags() == {"tag:1", "tag:2"}
+
+    outbox.start()
+    outbox.stop()
+    assert outbox.tags() == set()
+
+
+REFUSALS = ["OOM", "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF"]
 
 
 @pytest.mark.parametrize(
     "error",
     [
         ConnectionLost("gone"),
+        TransportTimeout("slow"),
         AccessRefused("no rights"),
-        ServerError("SET", "OOM command not allowed"),
-        ServerError("SET", "READONLY You can't write"),
-        ServerError("EXEC", "EXECABORT Transaction discarded"),
+        *(ServerError("EVALSHA", f"{code} not now") for code in REFUSALS),
     ],
     ids=str,
 )
@@ -136,85 +158,74 @@ def test_failed_write_is_written_again_with_the_same_content(
     outbox.start()
 
     with caplog.at_level(logging.WARNING):
-        outbox.put(Entry([result(1)], ack="tag:1", written=lambda: told.append(1)))
+        outbox.put(Entry(result(1), ack="tag:1", written=lambda: told.append(1)))
         outbox.stop()
 
-    (written,) = transport.client.written
-    assert names(written) == ["SET", "ZREM", "HDEL"]
+    # The result and its acknowledgement are never parted.
+    whole = settled(result(1), acks=("tag:1",))
+    assert transport.client.tried == [whole, whole]
     assert told == [1]
     assert "1 outcomes wait to be written" in caplog.text
-
-
-@pytest.mark.parametrize("code", ["OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"])
-def test_refusal_that_passes_is_tried_again(code: str) -> None:
-    outbox, transport = make()
-    transport.client.behaviours = [[ServerError("SET", f"{code} not now"), 1, 1]]
-    outbox.start()
-
-    outbox.put(Entry([result(1)], ack="tag:1"))
-    outbox.stop()
-
-    first, again = transport.client.written
-    assert first == again
-
-
-def test_scripts_are_loaded_for_each_new_connection_and_when_they_were_forgotten() -> None:
-    outbox, transport = make()
-    transport.client.behaviours = [
-        ConnectionLost("gone"),
-        [ServerError("EVALSHA", "NOSCRIPT No matching script")],
-    ]
-    outbox.start()
-
-    outbox.put(Entry(move=Move("tag:1", "queue", "next", "text")))
-    outbox.stop()
-
-    # Twice for connections, once for the answer.
-    assert transport.client.loaded == 3
-    assert names(transport.client.written[-1]) == ["EVALSHA"]
 
 
 def test_refusal_for_good_is_logged_and_the_rest_goes_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     outbox, transport = make()
-    transport.client.behaviours = [[ServerError("SET", "WRONGTYPE no string"), 1, 1]]
+    transport.client.behaviours = [ServerError("EVALSHA", "WRONGTYPE no list")]
     outbox.start()
 
     with caplog.at_level(logging.ERROR):
         refused = gevent.event.Event()
-        outbox.put(Entry([result(1)], ack="tag:1", written=refused.set))
+        outbox.put(Entry(result(1), ack="tag:1", written=refused.set))
         assert refused.wait(DEADLINE_S)
-        outbox.put(Entry([result(2)]))
+        outbox.put(Entry(result(2)))
         outbox.stop()
 
-    assert "refused SET of result-1 for good: WRONGTYPE" in caplog.text
-    assert transport.client.written[1:] == [[result(2)]]
+    assert "refused a part of 2 outcomes for good: WRONGTYPE no list" in caplog.text
+    assert transport.client.written == [settled(result(2))]
 
 
 def test_results_of_another_server_are_stored_before_the_acknowledgement() -> None:
     outbox, transport = make(own_results=True)
-    transport.result_client.behaviours = [ServerError("SET", "OOM no memory")]
-    acknowledged_first: list[bool] = []
-    outbox.start()
+    transport.result_client.behaviours = [
+        ServerError("EVALSHA", "OOM no memory"),
+        ConnectionLost("gone"),
+    ]
+    tried_when_stored: list[int] = []
+    store = transport.result_client.script
 
-    outbox.put(
-        Entry(
-            [result(1)],
-            ack="tag:1",
-            written=lambda: acknowledged_first.append(not transport.result_client.written),
-        )
-    )
+    def note(script: Script, keys: list[str], args: list[Any]) -> int:
+        tried_when_stored.append(len(transport.client.tried))
+        return store(script, keys, args)
+
+    transport.result_client.script = note  # type: ignore[method-assign]
+    move = Move("tag:2", "queue", "next", "text")
+    outbox.put(Entry(result(1), ack="tag:1"))
+    outbox.put(Entry(result(2), move=move))
+    outbox.start()
     outbox.stop()
 
-    assert transport.result_client.written == [[result(1)]]
-    assert [names(each) for each in transport.client.written] == [["ZREM", "HDEL"]]
-    assert acknowledged_first == [False]
+    # It was tried three times, and until then nothing was sent to the broker.
+    assert tried_when_stored == [0, 0, 0]
+    assert transport.result_client.written == [settled(result(1), result(2))]
+    assert transport.client.written == [settled(moves=(move,), acks=("tag:1",))]
+
+
+def test_results_alone_ask_nothing_of_the_broker_when_they_have_another_server() -> None:
+    outbox, transport = make(own_results=True)
+    outbox.start()
+
+    outbox.put(Entry(result(1)))
+    outbox.stop()
+
+    assert transport.result_client.written == [settled(result(1))]
+    assert transport.client.tried == []
 
 
 def test_stop_says_what_could_not_be_written(caplog: pytest.LogCaptureFixture) -> None:
     transport = FakeTransport()
-    transport.client.behaviours = [ConnectionLost("gone")] * 1000
+    transport.client.behaviours = [ConnectionLost("gone") for _ in range(1000)]
     outbox = Outbox(transport, flush_timeout_s=0.0)  # type: ignore[arg-type]
     outbox.start()
     outbox.put(Entry(ack="tag:1"))
@@ -231,12 +242,15 @@ def test_write_that_takes_too_long_is_written_in_smaller_parts() -> None:
     outbox, transport = make()
     transport.client.behaviours = [TransportTimeout("slow"), TransportTimeout("slow")]
     outbox._batch = 8
-    for number in range(8):
-        outbox.put(Entry([result(number)]))
+    results = [result(number) for number in range(8)]
+    for each in results:
+        outbox.put(Entry(each))
 
     outbox.start()
     outbox.stop()
 
-    assert [len(commands) for commands in transport.client.written] == [2, 4, 2]
-    written = [command for commands in transport.client.written for command in commands]
-    assert written == [result(number) for number in range(8)]
+    assert transport.client.written == [
+        settled(*results[:2]),
+        settled(*results[2:6]),
+        settled(*results[6:]),
+    ]

@@ -1,0 +1,73 @@
+"""Ids of tasks: random UUIDs as text, one by one, or any number out of a few random bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from itertools import chain, count, islice
+from typing import TYPE_CHECKING, overload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_BLOCK = 256
+# The digit that holds a UUID's variant, made of a random one.
+_VARIANT = {f"{number:x}": "89ab"[number % 4] for number in range(16)}
+
+
+def new_id() -> str:
+    """Make a random UUID, version 4, as text."""
+    return _write(os.urandom(16).hex())[0]
+
+
+class TaskIds(Sequence[str]):
+    """Random UUIDs as text that are computed when asked for: any number takes no memory.
+
+    They are what a random key makes of the numbers 0, 1, 2 and so on, so none can be guessed from
+    another one, which a counter could not promise.
+    """
+
+    __slots__ = ("_key", "_numbers")
+
+    def __init__(self, key: bytes | None = None, numbers: range = range(1 << 62)) -> None:
+        """Take the ids of `numbers` under `key`; None makes a new one."""
+        self._key = os.urandom(16) if key is None else key
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        """Count the ids."""
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> TaskIds: ...
+    def __getitem__(self, index: int | slice) -> str | TaskIds:
+        """Return one id, or the ids of a slice, which takes no memory either."""
+        if isinstance(index, slice):
+            return TaskIds(self._key, self._numbers[index])
+        block, place = divmod(self._numbers[index], _BLOCK)
+        return self._block(block)[place]
+
+    def __iter__(self) -> Iterator[str]:
+        """Compute one id after another, a block at a time."""
+        numbers = self._numbers
+        if numbers.step != 1:
+            return (self[index] for index in range(len(numbers)))
+        first, place = divmod(numbers.start, _BLOCK)
+        blocks = map(self._block, count(first))
+        return islice(chain.from_iterable(blocks), place, place + len(numbers))
+
+    def _block(self, number: int) -> list[str]:
+        seed = self._key + number.to_bytes(8, "big")
+        return _write(hashlib.shake_128(seed).hexdigest(16 * _BLOCK))
+
+
+def _write(digits: str) -> list[str]:
+    """Write every 32 hexadecimal digits as a UUID."""
+    return [
+        f"{digits[i : i + 8]}-{digits[i + 8 : i + 12]}-4{digits[i + 13 : i + 16]}-"
+        f"{_VARIANT[digits[i + 16]]}{digits[i + 17 : i + 20]}-{digits[i + 20 : i + 32]}"
+        for i in range(0, len(digits), 32)
+    ]

@@ -1,0 +1,131 @@
+"""A task's message as text with gaps: what is the same in many messages is encoded only once."""
+
+from __future__ import annotations
+
+import os
+import re
+from binascii import b2a_base64
+from dataclasses import replace
+from json.encoder import encode_basestring_ascii as quote
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from greenq.errors import EncodeError
+from greenq.protocol.compress import compress
+from greenq.protocol.envelope import task_properties, wrap
+from greenq.protocol.message import embed_of, encode, saferepr
+from greenq.protocol.serialize import dumps, json_dumps
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from greenq.protocol.message import TaskMessage
+
+# What differs from message to message, in the order in which `Template.fill` gives it.
+_GAPS = ("body", "id", "root_id", "parent_id", "argsrepr", "kwargsrepr", "delivery_tag")
+
+
+class Template:
+    """The messages of one task that are sent with the same options.
+
+    The text around the gaps is what `encode` and `wrap` write for a message with a random mark in
+    each gap, so a filled template cannot differ from what they would have written.
+    """
+
+    __slots__ = (
+        "_compression",
+        "_embed",
+        "_embed_json",
+        "_pick",
+        "_pieces",
+        "_serializer",
+        "_task",
+    )
+
+    def __init__(
+        self,
+        message: TaskMessage,
+        *,
+        serializer: str = "json",
+        compression: str | None = None,
+        **properties: Any,
+    ) -> None:
+        """Take everything but the gaps from `message` and `properties` (`task_properties`).
+
+        A description of the arguments, or a correlation id, that is given is part of the text.
+
+        Raises:
+            EncodeError: an option cannot be written, or the serializer or compression is unknown.
+        """
+        self._task = message.task
+        self._serializer = serializer
+        self._compression = compression
+        self._embed = embed_of(message)
+        self._embed_json = json_dumps(self._embed) if serializer == "json" else ""
+        # 30 bytes each, of which base64 makes text without padding.
+        marks = {gap: f"{gap:_<14}{os.urandom(8).hex()}" for gap in _GAPS}
+        model = replace(
+            message,
+            id=marks["id"],
+            root_id=marks["root_id"],
+            parent_id=marks["parent_id"],
+            argsrepr=marks["argsrepr"] if message.argsrepr is None else message.argsrepr,
+            kwargsrepr=marks["kwargsrepr"] if message.kwargsrepr is None else message.kwargsrepr,
+        )
+        encoded = encode(model, serializer=serializer, compression=compression)
+        named = {"correlation_id": model.id, "delivery_tag": marks["delivery_tag"]} | properties
+        text = wrap(
+            marks["body"].encode(),
+            content_type=encoded.content_type,
+            content_encoding=encoded.content_encoding,
+            headers=encoded.headers,
+            properties=task_properties(**named),
+        )
+        marks["body"] = b2a_base64(marks["body"].encode(), newline=False).decode()
+        gaps = {f'"{mark}"': _GAPS.index(gap) for gap, mark in marks.items()}
+        self._pieces = re.split(f"({'|'.join(map(re.escape, gaps))})", text)
+        self._pick = itemgetter(*(gaps[piece] for piece in self._pieces[1::2]))
+
+    def fill(
+        self,
+        task_id: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        delivery_tag: str,
+        root_id: str | None = None,
+        parent_id: str | None = None,
+    ) -> str:
+        """Write one message; without a `root_id` it is the root itself.
+
+        Raises:
+            EncodeError: an argument cannot be serialized.
+        """
+        if not isinstance(args, (list, tuple)):
+            name = type(args).__name__
+            raise EncodeError(f"args of {self._task} must be a list or tuple, not {name}")
+        kwargs = dict(kwargs)
+        own_id = quote(task_id)
+        pieces = self._pieces.copy()
+        pieces[1::2] = self._pick(
+            (
+                self._body(args, kwargs),
+                own_id,
+                own_id if root_id is None else quote(root_id),
+                "null" if parent_id is None else quote(parent_id),
+                quote(saferepr(args)),
+                quote(saferepr(kwargs)) if kwargs else '"{}"',
+                quote(delivery_tag),
+            )
+        )
+        return "".join(pieces)
+
+    def _body(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+        if self._embed_json:
+            text = f"[{json_dumps(args)}, {json_dumps(kwargs)}, {self._embed_json}]"
+            data = text.encode()
+        else:
+            data = dumps((args, kwargs, self._embed), self._serializer).data
+        if self._compression:
+            data, _ = compress(data, self._compression)
+        return f'"{b2a_base64(data, newline=False).decode("ascii")}"'

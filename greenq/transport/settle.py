@@ -1,0 +1,63 @@
+"""How messages end: results, moves and acknowledgements in one script call, all or nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from greenq.transport.client import load_script
+from greenq.transport.dead import DEAD_LIMIT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from greenq.protocol.keys import Keys
+
+SETTLE = load_script("settle")
+
+
+class Stored(NamedTuple):
+    """A task's state on its way to the results.
+
+    `expiry` is the seconds until it expires as text, 0 for never, with a ! in front if it must not
+    replace a success.
+    """
+
+    key: str
+    expiry: str
+    payload: bytes | str
+
+
+class Move(NamedTuple):
+    """One reserved message on its way elsewhere.
+
+    `side` is the end of the list ``key`` (``dead``: of a dead-letter list), or a score in the zset
+    ``key``. A message without a record that reserves it has the tag "".
+    """
+
+    tag: str
+    key: str
+    side: Literal["next", "last", "dead"] | float
+    text: str | bytes
+
+
+def settle_arguments(
+    keys: Keys,
+    results: Sequence[Stored] = (),
+    moves: Sequence[Move] = (),
+    acks: Sequence[str] = (),
+) -> tuple[list[str], list[Any]]:
+    """Return the keys and arguments of `SETTLE`.
+
+    Results alone name no other key, for a server that holds nothing else.
+    """
+    goals = list(dict.fromkeys(move.key for move in moves))
+    names = [each.key for each in results]
+    if moves or acks:
+        names += (keys.unacked, keys.unacked_index, *goals)
+    arguments: list[Any] = [len(results), len(moves), DEAD_LIMIT]
+    for _, expiry, payload in results:
+        arguments += (expiry, payload)
+    for tag, key, side, text in moves:
+        where = side if isinstance(side, str) else f"{side:.6f}"
+        arguments += (tag, goals.index(key) + 1, where, text)
+    return names, [*arguments, *acks]

@@ -1,0 +1,49 @@
+"""An idle worker costs next to nothing, and finds what nobody tells it of."""
+
+from __future__ import annotations
+
+import time
+
+from greenq import Greenq
+from tests.servers import Server, greenq_worker
+from tests.support import wait_until
+
+RENEWALS = 4
+
+
+def calls(server: Server) -> dict[str, int]:
+    """Count the commands that the server has carried out, those inside scripts included."""
+    stats: dict[str, dict[str, int]] = server.client.info("commandstats")
+    return {name.removeprefix("cmdstat_"): told["calls"] for name, told in stats.items()}
+
+
+def test_an_idle_worker_asks_nothing_but_to_renew_its_lease(server: Server) -> None:
+    with greenq_worker(server.url, "--autoscale", "500,10"):
+        wait_until(lambda: server.client.info("clients")["blocked_clients"] == 1)
+        started = calls(server)["evalsha"]
+        wait_until(lambda: calls(server)["evalsha"] > started)
+        began_s, before = time.monotonic(), calls(server)
+        wait_until(lambda: calls(server)["evalsha"] >= before["evalsha"] + RENEWALS)
+        took_s, after = time.monotonic() - began_s, calls(server)
+        asked = {name: number - before.get(name, 0) for name, number in after.items()}
+        del asked["info"]
+
+        renewals = asked.pop("evalsha")
+        assert took_s / renewals > 1.0
+        # The commands in the script.
+        inside = {name: number for name, number in asked.items() if number}
+        assert inside.keys() == {"time", "zrangebyscore", "zrem", "zadd", "zrange", "exists"}
+        assert set(inside.values()) == {renewals}
+        # The wait, the lease, and what was declared at the start; one is ours.
+        assert server.client.info("clients")["connected_clients"] - 1 <= 4
+
+
+def test_a_message_handed_to_a_worker_that_died_is_found(server: Server) -> None:
+    app = Greenq("sender", broker=server.url)
+    result = app.send_task("shared.add", (1, 2), queue="elsewhere")
+    with greenq_worker(server.url):
+        wait_until(lambda: server.client.info("clients")["blocked_clients"] == 1)
+        assert server.client.lmove("elsewhere", "greenq.inbox.celery")
+
+        assert result.get(timeout=5) == 3
+    app.close()
