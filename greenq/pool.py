@@ -6,10 +6,11 @@ import logging
 import time
 from collections import deque
 from contextvars import copy_context
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import gevent
 import gevent.pool
+import gevent.timeout
 from gevent.hub import Waiter
 
 from greenq.bootsteps import StartStopStep
@@ -18,13 +19,25 @@ from greenq.hub import Event
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greenq.hub import Greenlet
     from greenq.request import Request
 
 _log = logging.getLogger(__name__)
 
 # A greenlet whose tasks never wait lets the others run after so long.
 _TURN_S = 0.005
+
+
+class _Lasting(gevent.Greenlet):  # type: ignore[type-arg]  # the class itself is not generic
+    """A greenlet of the pool, and the request that it runs at the moment."""
+
+    request: Request | None = None
+
+
+def _interrupted() -> Any:
+    """Return what a timeout that is started here interrupts: the request, not the next one too."""
+    current = gevent.getcurrent()
+    request = current.request if type(current) is _Lasting else None
+    return current if request is None else request
 
 
 def _forget(_requests: list[Request]) -> None:
@@ -44,8 +57,9 @@ class Pool(StartStopStep):
        lets the surplus end with its present request.
     4. `stop` waits for what runs as long as it may, and ends the rest.
 
-    Each request gets a context (`contextvars`) of its own; `threading.local` values belong to the
-    greenlet, as in a pool of threads.
+    Each request gets a context (`contextvars`) of its own, and a `gevent.Timeout` that its task has
+    left running goes off in no other one; `threading.local` values belong to the greenlet, as in a
+    pool of threads.
 
     gevent's pool keeps the greenlets; its own bound is not used, because waiting in it could be
     neither woken by a resize nor left at shutdown.
@@ -78,7 +92,9 @@ class Pool(StartStopStep):
         self._multiplier = prefetch_multiplier
         self._grace_s = grace_s
         self.abandoned = abandoned
-        self._greenlets = gevent.pool.Pool()
+        self._greenlets = gevent.pool.Pool(greenlet_class=_Lasting)
+        # gevent asks there which greenlet a timeout is to interrupt.
+        gevent.timeout.getcurrent = _interrupted  # type: ignore[attr-defined]
         self._loop = gevent.get_hub().loop
         self._context = copy_context()
         self._waiting: deque[Request] = deque()
@@ -179,7 +195,7 @@ class Pool(StartStopStep):
 
     def _work(self) -> None:
         """Run requests, rest when there are none; end with the pool or when it has shrunk."""
-        me = cast("Greenlet", gevent.getcurrent())
+        me = cast("_Lasting", gevent.getcurrent())
         turn, began_s = None, 0.0
         while True:
             # Whoever was sent for is here.
@@ -202,9 +218,9 @@ class Pool(StartStopStep):
             me.gr_context = None
             self._rest()
 
-    def _run_next(self, me: Greenlet) -> None:
+    def _run_next(self, me: _Lasting) -> None:
         request = self._waiting.popleft()
-        request.greenlet = me
+        request.greenlet, me.request = me, request
         self.active.add(request)
         if len(self.active) > self.peak:
             self.peak = len(self.active)
@@ -216,6 +232,7 @@ class Pool(StartStopStep):
             # Every ending of a task is dealt with inside `run`; this is a fault of the worker
             # itself.
             _log.critical("%s was left without an outcome", request, exc_info=True)
+        request.greenlet = me.request = None
         self.active.discard(request)
         self._room.set()
 
@@ -239,7 +256,7 @@ class Pool(StartStopStep):
             self._note_stray(exc)
 
     def _note_stray(self, exc: BaseException) -> None:
-        """Log what a task has left behind, such as a timeout; the end of the pool is none."""
+        """Log what a task has left behind, such as who kills it late; the pool's end is none."""
         if not self._ending:
             _log.warning("%r came after the end of the task that has asked for it", exc)
 

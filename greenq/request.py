@@ -26,7 +26,7 @@ class Request:
         task: what it calls.
         acks_late: acknowledged after the run, not before.
         taken_s: monotonic time just before it was taken.
-        greenlet: that which runs it, None until then.
+        greenlet: that which runs it, None before and after.
         started_s: monotonic time of the start, None until then.
     """
 
@@ -60,6 +60,11 @@ class Request:
             return False
         self.settled = True
         return True
+
+    def throw(self, *exc: Any) -> None:
+        """Interrupt the run, if it is still under way; timeouts that it has started call this."""
+        if self.greenlet is not None:
+            self.greenlet.throw(*exc)
 
     @property
     def properties(self) -> dict[str, Any]:

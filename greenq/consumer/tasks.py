@@ -46,6 +46,10 @@ _LOOK_S = 0.5
 # A server that does not tell the depth in this time is away.
 _ANSWER_S = 2.0
 
+# So many ETAs of the near future wait here. More are parked, like those of the far one: whatever
+# their number, they take no more than some 10 MB of a worker.
+_ETAS_HELD = 4000
+
 # Taking pauses while so many outcomes are not written yet: messages that only pass through, such as
 # far ETAs, must not gather here.
 _UNWRITTEN = 4000
@@ -57,7 +61,8 @@ class Tasks(StartStopStep):
     1. `consume` asks for no more than the pool has room for, and waits when there is none.
     2. What cannot run is settled here: undecodable, unknown and refused messages are buried,
        expired ones revoked; whoever waits for their result gets it.
-    3. An ETA in the near future waits in the timer, reserved; a far one is parked on the server.
+    3. An ETA in the near future waits in the timer, reserved; a far one, and what is too much for
+       that, is parked on the server.
     4. `stop` gives back whatever has not started, in its order.
     """
 
@@ -110,7 +115,7 @@ class Tasks(StartStopStep):
 
     @property
     def working(self) -> bool:
-        """True when the server has let us take since the last start."""
+        """True when the server has given messages or let us wait since the last start."""
         return self._intake.working
 
     def backlog(self) -> int:
@@ -226,7 +231,8 @@ class Tasks(StartStopStep):
             return
         _log.info("Task %s received", request)
         wait_s = 0.0 if eta is None else (eta - self._now()).total_seconds()
-        if eta is not None and wait_s > self._config.task_eta_horizon:
+        far = wait_s > self._config.task_eta_horizon or len(self._scheduled) >= _ETAS_HELD
+        if eta is not None and wait_s > 0 and far:
             self._park(request, eta)
         elif wait_s > 0:
             self._schedule(request, wait_s, expires)

@@ -8,8 +8,8 @@ same; a test holds them side by side.
 
 from __future__ import annotations
 
-import sys
 from binascii import a2b_base64
+from sys import intern
 from typing import Any, Literal
 
 import msgspec
@@ -19,10 +19,10 @@ from greenq.protocol.message import TaskMessage
 _JSON = "application/json"
 _NO_LIMITS = (None, None)
 
-# Celery's tag for a value of an extended type, and what could spell it otherwise. A body may have
-# it anywhere; around the body, the types leave no place for it.
+# Celery's tag for a value of an extended type. A body may have it anywhere; around the body, the
+# types leave no place for it. Its characters could be escaped: they are among these.
 _TAG = b"__type__"
-_ESCAPE = b"\\u005"
+_ESCAPES = (b"\\u005", b"\\u006", b"\\u007")
 
 
 class _Headers(msgspec.Struct, forbid_unknown_fields=True):
@@ -104,11 +104,11 @@ def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMess
         or headers.stamps
         or headers.stamped_headers
         or _TAG in body
-        or _ESCAPE in body
+        or (b"\\u00" in body and any(escape in body for escape in _ESCAPES))
     ):
         return None
     return TaskMessage(
-        task=sys.intern(headers.task),
+        task=intern(headers.task),
         id=headers.id,
         args=args,
         kwargs=kwargs,
@@ -124,7 +124,7 @@ def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMess
         parent_id=headers.parent_id,
         argsrepr=headers.argsrepr,
         kwargsrepr=headers.kwargsrepr,
-        origin=headers.origin,
+        origin=headers.origin and intern(headers.origin),
         ignore_result=headers.ignore_result,
         replaced_task_nesting=headers.replaced_task_nesting or 0,
         stamped_headers=headers.stamped_headers,

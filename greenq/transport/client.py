@@ -27,6 +27,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+import hiredis
 import redis
 from redis import exceptions as redis_errors
 from redis.backoff import NoBackoff
@@ -235,7 +236,9 @@ class Connection:
         self._traffic.commands += len(commands)
         self._traffic.round_trips += 1
         try:
-            self._link.send_packed_command(self._link.pack_commands(commands), check_health=False)
+            # redis-py packs with the same function, behind a copy of the arguments one by one.
+            packed = b"".join(map(hiredis.pack_command, commands))
+            self._link.send_packed_command([packed], check_health=False)
         except Exception as exc:
             self.close()
             raise _translate(exc, str(commands[0][0]), self._client.address) from exc
@@ -471,6 +474,9 @@ _CODES = (
 )
 
 
+# From version 7, and before.
+_ACL_IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
+
 # Before version 7, a server packs what a script's command was refused with into a text of its own.
 _IN_SCRIPT = re.compile(r"Error running script.*? -([A-Z]+ .*)", re.DOTALL)
 
@@ -493,7 +499,7 @@ def _translate(
             return AccessRefused(f"{address} refuses the user name or password: {text}")
         case redis_errors.NoPermissionError():
             return AccessRefused(f"{address}: {command} is not allowed for this user: {text}")
-        case redis_errors.ResponseError() if "ACL failure in script" in text:
+        case redis_errors.ResponseError() if any(said in text for said in _ACL_IN_SCRIPT):
             return AccessRefused(f"{address}: {command} is not allowed for this user: {text}")
         case redis_errors.ResponseError() | redis_errors.BusyLoadingError():
             return ServerError(command, _reply(exc, text))

@@ -135,7 +135,7 @@ class Intake:
         # True when the waits are to end, and when a take may find something although none of them
         # has been told of it.
         self._woken = self._look = False
-        # True when the server has carried out a take since the connections were closed.
+        # True when the server has given messages or let us wait since the connections were closed.
         self.working = False
 
     @property
@@ -164,13 +164,13 @@ class Intake:
                 *(self._member, self._lease_s, *self._endings),
             ],
         )
-        self.working = True
         queues, prefix, number = self.queues, self._prefix, self._next
         depth, self._next, *pairs = answer
         deliveries = [
             Delivery(f"{prefix}{number + i}", queues[pairs[2 * i] - 1], pairs[2 * i + 1])
             for i in range(len(pairs) // 2)
         ]
+        self.working = self.working or bool(deliveries)
         if self._rotate and deliveries:
             self._turn = (self._turn + 1) % len(queues)
         return Batch(deliveries, depth)
@@ -230,6 +230,7 @@ class Intake:
             return False
         connection.send([("BLMOVE", waiter.source, waiter.inbox, "RIGHT", "LEFT", _BLOCK_S)])
         waiter.ended.clear()
+        self.working = True
         try:
             answer = self._receive(waiter)
         finally:
@@ -255,6 +256,8 @@ class Intake:
             if isinstance(answer, Push):
                 self._wake_others(waiter)
             elif isinstance(answer, OperationalError):
+                # A server without memory lets us look for messages, but not wait for them.
+                self.working = False
                 raise answer
             else:
                 moved: bytes | None = answer

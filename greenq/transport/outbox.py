@@ -22,7 +22,7 @@ from greenq.outage import Outage
 from greenq.transport.settle import SETTLE, settle_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from greenq.transport.client import Connection
     from greenq.transport.links import Transport
@@ -162,26 +162,29 @@ class Outbox(StartStopStep):
                 entry.written()
 
     def _write(self, entries: list[Entry]) -> None:
+        """Write entries; of several, what the server refuses for good does not stop the others."""
+        try:
+            self._settle(entries)
+        except ServerError as exc:
+            if exc.passes:
+                raise
+            if len(entries) > 1 and not exc.reply.startswith("WRONGTYPE"):
+                for entry in entries:
+                    self._write([entry])
+                return
+            _log.error("the server refused an outcome for good: %s", exc.reply)
+            # A move whose goal is of another type has stopped nothing: see the script. Else it is
+            # the state that cannot be stored, and its message must not run for ever.
+            if not exc.reply.startswith("WRONGTYPE") and entries[0].result is not None:
+                self._write([Entry(ack=entries[0].ack, move=entries[0].move)])
+
+    def _settle(self, entries: list[Entry]) -> None:
         results = [entry.result for entry in entries if entry.result is not None]
         moves = [entry.move for entry in entries if entry.move is not None]
         acks = [entry.ack for entry in entries if entry.ack is not None]
         if self._results is not None and results:
-            self._settle(self._results, results)
+            self._results.script(SETTLE, *settle_arguments(self._keys, results))
             results = []
         if results or moves or acks:
-            self._settle(self.connection, results, moves, acks)
-
-    def _settle(
-        self,
-        connection: Connection,
-        results: Sequence[Stored],
-        moves: Sequence[Move] = (),
-        acks: Sequence[str] = (),
-    ) -> None:
-        try:
-            connection.script(SETTLE, *settle_arguments(self._keys, results, moves, acks))
-        except ServerError as exc:
-            if exc.passes:
-                raise
-            _log.error("the server refused a part of %d outcomes for good: %s",
-                       len(results) + len(moves) + len(acks), exc.reply)  # fmt: skip
+            arguments = settle_arguments(self._keys, results, moves, acks)
+            self.connection.script(SETTLE, *arguments)

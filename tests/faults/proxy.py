@@ -82,8 +82,16 @@ def script(name: str) -> Kind:
     return lambda command: command[0] in {b"EVALSHA", b"EVAL"} and command[1] in texts
 
 
+def stores(command: Command) -> bool:
+    """Count the calls of the script that settles messages with which results are stored."""
+    if not SETTLE(command):
+        return False
+    key_count = int(command[2])
+    return command[3 + key_count] != b"0"
+
+
 TAKE = script("take")
-MOVE = script("move")
+SETTLE = script("settle")
 BLMOVE = named("BLMOVE")
 
 

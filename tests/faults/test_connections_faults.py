@@ -22,7 +22,18 @@ from greenq import Greenq
 from greenq.errors import NotAllSent, OperationalError, ResultTimeout, ServerError
 from greenq.protocol import envelope
 from tests.faults.conftest import Scene
-from tests.faults.proxy import BLMOVE, TAKE, Fault, How, Kind, When, named, proxy_before, script
+from tests.faults.proxy import (
+    BLMOVE,
+    SETTLE,
+    TAKE,
+    Fault,
+    How,
+    Kind,
+    When,
+    named,
+    proxy_before,
+    script,
+)
 from tests.servers import Process, Server, free_port, valkey, valkey_binary
 from tests.support import wait_until
 
@@ -95,7 +106,7 @@ def check_said_once(worker: Process) -> None:
         pytest.param(BLMOVE, When.BEFORE, id="the wait is never heard of"),
         pytest.param(BLMOVE, When.EXECUTED, id="the message handed over never comes"),
         pytest.param(TAKE, When.EXECUTED, id="what was taken never comes"),
-        pytest.param(named("EXEC"), When.EXECUTED, id="the write is never confirmed"),
+        pytest.param(SETTLE, When.EXECUTED, id="the write is never confirmed"),
         pytest.param(LEASE, When.EXECUTED, id="the lease is never confirmed"),
     ],
 )
@@ -145,6 +156,7 @@ def test_worker_resumes_when_a_frozen_server_thaws(own: Scene) -> None:
     own.send(SLOTS, "faults.hold")
     worker = own.worker("-c", str(2 * SLOTS))
     wait_until(lambda: own.ran().total() == SLOTS)
+    wait_until(lambda: own.server.client.info("clients")["blocked_clients"] == 1)
     with frozen(own.server):
         own.open_gate()
         worker.wait_text("consumer: ")
@@ -331,6 +343,22 @@ def test_worker_waits_while_the_server_refuses(
     # And all is done when it passes.
     check_all_done_once(own)
     assert time.monotonic() - began_s < RESUME_S + SLACK_S
+    check_said_once(worker)
+
+
+def test_worker_that_may_look_but_not_wait_says_so_once(own: Scene) -> None:
+    # Given a server without memory: a take that finds nothing is allowed, BLMOVE is not.
+    worker = own.worker("-c", str(SLOTS))
+    wait_until(lambda: own.server.client.info("clients")["blocked_clients"] == 1)
+    with no_memory(own.server):
+        waiting = next(each for each in own.server.client.client_list() if each["cmd"] == "blmove")
+        own.server.client.client_unblock(int(waiting["id"]))
+        worker.wait_text("no tasks are taken")
+        tried = own.proxy.sent(BLMOVE)
+        wait_until(lambda: own.proxy.sent(BLMOVE) > tried + 3)
+
+    own.send(COUNT)
+    check_all_done_once(own)
     check_said_once(worker)
 
 
@@ -718,9 +746,7 @@ def test_redelivered_run_replaces_all_but_a_success(
     if before is not None:
         backend.store("id", before, VALUES[before])
 
-    app.transport.client.pipeline(
-        backend.store_commands("id", state, VALUES[state], redelivered=True)
-    )
+    backend.store("id", state, VALUES[state], redelivered=True)
 
     kept = before == "SUCCESS" and state != "SUCCESS"
     assert backend.get("id").status == ("SUCCESS" if kept else state)

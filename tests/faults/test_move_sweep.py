@@ -21,7 +21,7 @@ import pytest
 
 from greenq import Greenq
 from tests.faults.conftest import Scene
-from tests.faults.proxy import BLMOVE, MOVE, Fault, Kind, When, named, script
+from tests.faults.proxy import BLMOVE, SETTLE, Fault, Kind, When, named, script, stores
 from tests.servers import ROOT, Process, spawn_greenq
 from tests.support import wait_until
 
@@ -165,9 +165,6 @@ def moves(scene: Scene, tmp_path: Path) -> Moves:
 
 # --- how a worker arrives at each step ------------------------------------------------------------
 
-# Moves and acknowledgements of the outbox are carried out by the end of their transaction.
-OUTBOX = named("EXEC")
-
 
 def _run(task: str) -> Callable[[Moves, Fault], None]:
     def arrive(moves: Moves, fault: Fault) -> None:
@@ -251,17 +248,17 @@ def _leases_zrem(command: list[bytes]) -> bool:
 
 
 STEPS = {
-    "early ack": Step(_run("moves.early"), OUTBOX, "", early=True),
-    "early ack, outcome": Step(_run("moves.early"), named("SETEX"), "", early=True),
-    "requeue": Step(_run("moves.requeue"), OUTBOX, "queued", runs=2),
-    "retry": Step(_run("moves.retry"), OUTBOX, "queued", runs=2),
-    "bury": Step(_poison, OUTBOX, "dead", runs=0),
-    "park": Step(_far, OUTBOX, "parked"),
+    "early ack": Step(_run("moves.early"), SETTLE, "", early=True),
+    "early ack, outcome": Step(_run("moves.early"), stores, "", early=True),
+    "requeue": Step(_run("moves.requeue"), SETTLE, "queued", runs=2),
+    "retry": Step(_run("moves.retry"), SETTLE, "queued", runs=2),
+    "bury": Step(_poison, SETTLE, "dead", runs=0),
+    "park": Step(_far, SETTLE, "parked"),
     "promote": Step(_due, script("promote"), "queued"),
     "recover, read": Step(_orphaned, named("HMGET"), "", runs=2),
-    "recover, move": Step(_orphaned, MOVE, "queued", runs=2),
+    "recover, move": Step(_orphaned, SETTLE, "queued", runs=2),
     "recover, forget": Step(_orphaned, _leases_zrem, "", runs=2),
-    "give back": Step(_shutdown, OUTBOX, "queued"),
+    "give back": Step(_shutdown, SETTLE, "queued"),
 }
 
 
@@ -283,7 +280,7 @@ def meet(moves: Moves, step: Step, when: When) -> Places:
         # No task has started before its acknowledgement was on the server, and known to be.
         assert not begun[0].keys() & places.messages.keys()
         assert set(places.messages.values()) <= {1}
-        if step.kind is OUTBOX:
+        if step.kind is SETTLE:
             assert not begun[0]
             assert (places.messages == Counter(scene.ids)) is (when is When.BEFORE)
     else:

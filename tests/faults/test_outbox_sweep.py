@@ -12,31 +12,37 @@ from collections import Counter
 import pytest
 
 from tests.faults.conftest import Scene
-from tests.faults.proxy import Fault, How, When, named
+from tests.faults.proxy import SETTLE, Command, Fault, How, Kind, When, stores
 from tests.support import wait_until
 
 pytestmark = pytest.mark.faults
 
 COUNT = 20
 
-# One write is a transaction: SETEX and PUBLISH for each result, then ZREM and HDEL for all of them.
+
+def is_text(command: Command) -> bool:
+    """Count the calls with the script's text, which the server gets when it does not know it."""
+    return SETTLE(command) and command[0] == b"EVAL"
+
+
+# One write is one call of the script, for results, moves and acknowledgements together.
 POINTS = [
-    pytest.param(name, when, id=f"{name} {when.value}")
-    for name, when in (
-        ("SETEX", When.BEFORE),
-        ("ZREM", When.BEFORE),
-        ("HDEL", When.BEFORE),
-        ("EXEC", When.BEFORE),
-        ("EXEC", When.EXECUTED),
-    )
+    pytest.param(kind, when, id=f"{name} {when.value}")
+    for name, kind in (("settle", stores), ("settle, forgotten", is_text))
+    for when in When
 ]
 
 
-@pytest.mark.parametrize(("name", "when"), POINTS)
+@pytest.fixture(autouse=True)
+def _no_script_is_known(scene: Scene) -> None:
+    scene.server.client.script_flush()
+
+
+@pytest.mark.parametrize(("kind", "when"), POINTS)
 def test_everything_is_written_once_when_the_connection_is_cut(
-    scene: Scene, name: str, when: When
+    scene: Scene, kind: Kind, when: When
 ) -> None:
-    fault = scene.proxy.plan(Fault(named(name), when))
+    fault = scene.proxy.plan(Fault(kind, when))
     scene.send(COUNT)
     worker = scene.worker("-c", "10")
     fault.wait_fired()
@@ -47,12 +53,12 @@ def test_everything_is_written_once_when_the_connection_is_cut(
     assert worker.alive
 
 
-@pytest.mark.parametrize(("name", "when"), POINTS)
+@pytest.mark.parametrize(("kind", "when"), POINTS)
 def test_no_message_is_gone_without_its_result_when_the_worker_is_killed(
-    scene: Scene, name: str, when: When
+    scene: Scene, kind: Kind, when: When
 ) -> None:
     # Given a worker that is stopped at this very point of its first write, and killed there.
-    fault = Fault(named(name), when, strike=lambda: scene.workers[0].send_signal(signal.SIGSTOP))
+    fault = Fault(kind, when, strike=lambda: scene.workers[0].send_signal(signal.SIGSTOP))
     scene.proxy.plan(fault)
     scene.send(COUNT)
     scene.worker("-c", "10")
@@ -69,7 +75,7 @@ def test_no_message_is_gone_without_its_result_when_the_worker_is_killed(
 
 def test_write_that_hangs_is_written_again(scene: Scene) -> None:
     # A half-open connection: nothing says that it is gone but the time that passes.
-    fault = scene.proxy.plan(Fault(named("EXEC"), When.EXECUTED, How.FREEZE))
+    fault = scene.proxy.plan(Fault(stores, When.EXECUTED, How.FREEZE))
     scene.send(COUNT)
     scene.worker("-c", "10")
     fault.wait_fired()

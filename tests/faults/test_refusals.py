@@ -50,7 +50,8 @@ def test_no_message_is_acknowledged_while_its_result_is_refused(
     refuse(scene.server.client)
     try:
         scene.open_gate()
-        worker.wait_text(f"{COUNT} outcomes wait to be written")
+        worker.wait_text("outcomes wait to be written")
+        wait_until(lambda: worker.text.count("succeeded in") == COUNT)
 
         # Then each message stays reserved as long as its result is not stored.
         assert scene.reserved() == Counter(scene.ids)
@@ -83,6 +84,6 @@ def test_message_stays_reserved_when_its_next_place_is_no_list(scene: Scene) -> 
     wait_until(lambda: scene.proxy.sent(BLMOVE) > 0)
 
     scene.send(1, "faults.unknown")
-    worker.wait_text("the server refused EVALSHA")
+    worker.wait_text("outcomes for good: WRONGTYPE greenq.dead.celery")
 
     assert scene.reserved() == Counter(scene.ids)

@@ -11,13 +11,15 @@ from collections import Counter
 import pytest
 
 from tests.faults.conftest import Scene
-from tests.faults.proxy import BLMOVE, MOVE, TAKE, Fault, How, Kind, When
+from tests.faults.proxy import BLMOVE, SETTLE, TAKE, Fault, How, Kind, When
 from tests.support import wait_until
 
 pytestmark = pytest.mark.faults
 
 COUNT = 20
 SLOTS = 10
+# One take asks for half of the slots.
+TAKEN = SLOTS // 2
 
 POINTS = [
     pytest.param(kind, when, id=f"{name} {when.value}")
@@ -77,7 +79,7 @@ def test_message_is_in_one_place_when_the_worker_is_killed(
 
     # Then each message is where the point says, once.
     check_one_place(scene)
-    reserved = SLOTS if kind is TAKE and when is not When.BEFORE else 0
+    reserved = TAKEN if kind is TAKE and when is not When.BEFORE else 0
     assert scene.reserved().total() == reserved
     moved = kind is BLMOVE and when is not When.BEFORE
     assert scene.server.client.llen("greenq.inbox.celery") == int(moved)
@@ -107,7 +109,7 @@ def test_message_is_in_one_place_when_who_gives_it_back_is_killed_too(
     first = scene.worker("-c", str(SLOTS), direct=True)
     wait_until(lambda: scene.ran().total() == SLOTS)
     first.kill()
-    fault = Fault(MOVE, when, strike=lambda: scene.workers[1].send_signal(signal.SIGSTOP))
+    fault = Fault(SETTLE, when, strike=lambda: scene.workers[1].send_signal(signal.SIGSTOP))
     scene.proxy.plan(fault)
     second = scene.worker("-c", "1")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from greenq import Greenq
-from tests.servers import Server, greenq_worker
+from tests.servers import Server, greenq_worker, valkey
 from tests.support import wait_until
 
 RENEWALS = 4
@@ -17,8 +17,9 @@ def calls(server: Server) -> dict[str, int]:
     return {name.removeprefix("cmdstat_"): told["calls"] for name, told in stats.items()}
 
 
-def test_an_idle_worker_asks_nothing_but_to_renew_its_lease(server: Server) -> None:
-    with greenq_worker(server.url, "--autoscale", "500,10"):
+def test_an_idle_worker_asks_nothing_but_to_renew_its_lease() -> None:
+    # A server of its own: clients that other tests have left are not idle.
+    with valkey() as server, greenq_worker(server.url, "--autoscale", "500,10"):
         wait_until(lambda: server.client.info("clients")["blocked_clients"] == 1)
         started = calls(server)["evalsha"]
         wait_until(lambda: calls(server)["evalsha"] > started)

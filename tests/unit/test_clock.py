@@ -12,8 +12,10 @@ from greenq.config import TaskConfig
 from greenq.consumer.tasks import Tasks
 from greenq.execute import Executor
 from greenq.producer import Producer
+from greenq.protocol.keys import Keys
 from greenq.request import Request
 from greenq.timer import Timer
+from greenq.transport.broker import Broker
 from greenq.transport.intake import Delivery
 from greenq.transport.leases import Renewal
 from greenq.watch import Watch
@@ -72,6 +74,7 @@ class Scene:
 
     def __init__(self, ahead_s: float) -> None:
         self.state = WorkerState()
+        self._received = 0
         watch = Watch(
             FakeLeases(ahead_s),  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]
@@ -85,7 +88,9 @@ class Scene:
         )
         watch._renew()
         self.pool, self.timer, self.outbox = FakePool(), Timer(clock=lambda: 0.0), FakeOutbox()
-        transport: Any = type("FakeTransport", (), {"stores_results": False})()
+        broker = Broker(None, Keys())  # type: ignore[arg-type]
+        fields = {"stores_results": False, "broker": broker}
+        transport: Any = type("FakeTransport", (), fields)()
         parts: dict[str, Any] = {
             "config": CONFIG,
             "transport": transport,
@@ -106,7 +111,8 @@ class Scene:
 
     def receive(self, **options: Any) -> None:
         outgoing = Producer(None, CONFIG).prepare("proj.add", (), {}, options)  # type: ignore[arg-type]
-        self.tasks._receive(Delivery("own:1", "celery", outgoing["text"].encode()))
+        self._received += 1
+        self.tasks._receive(Delivery(f"own:{self._received}", "celery", outgoing["text"].encode()))
 
 
 @pytest.fixture(params=[HOUR_S, -HOUR_S], ids=["an hour slow", "an hour fast"])
@@ -119,6 +125,19 @@ def test_eta_waits_for_the_server_s_clock(scene: Scene) -> None:
 
     assert not scene.pool.submitted
     assert scene.timer._heap[0].due_s == pytest.approx(20, abs=1)
+
+
+def test_etas_are_parked_when_many_are_held(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("greenq.consumer.tasks._ETAS_HELD", 2)
+    soon = scene.server_now + timedelta(seconds=20)
+    for _ in range(4):
+        scene.receive(eta=soon)
+    scene.receive(eta=scene.server_now - timedelta(seconds=1))
+
+    assert (len(scene.timer._heap), len(scene.outbox), len(scene.pool.submitted)) == (2, 2, 1)
+    parked = scene.outbox[0].move
+    assert parked.key == "greenq.eta.celery"
+    assert parked.side == pytest.approx(soon.timestamp())
 
 
 def test_eta_that_has_come_by_the_server_s_clock_runs_at_once(scene: Scene) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import random
+import time
+import weakref
 from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
 
 import gevent
 import pytest
 from gevent.event import Event
+from gevent.local import local
 
 from greenq.pool import Pool
 
@@ -17,7 +24,11 @@ DEADLINE_S = 5.0
 class Name(str):
     """Stands for a request."""
 
-    greenlet: object = None
+    greenlet: Any = None
+
+    def throw(self, *exc: Any) -> None:
+        if self.greenlet is not None:
+            self.greenlet.throw(*exc)
 
 
 class Work:
@@ -50,7 +61,7 @@ class Work:
 
 def settle() -> None:
     """Let every greenlet that can run do so."""
-    for _ in range(5):
+    for _ in range(50):
         gevent.sleep(0)
 
 
@@ -189,9 +200,23 @@ def test_stop_waits_for_what_runs(work: Work) -> None:
     assert not stopping.ready()
     work.let_go("b")
 
-    stopping.join(DEADLINE_S)
+    assert stopping.ready()
     assert work.ended == ["a", "b"]
     assert abandoned == []
+
+
+def test_stop_does_not_wait_for_what_was_taken_back(work: Work) -> None:
+    pool = make_pool(work, 1, grace_s=DEADLINE_S)
+    submit(pool, "a", "b")
+    stopping = gevent.spawn(pool.stop)
+    settle()
+
+    assert pool.take_back() == ["b"]
+    assert not stopping.ready()
+    work.let_go("a")
+
+    assert stopping.ready()
+    assert work.begun == ["a"]
 
 
 @pytest.mark.parametrize("how", ["no grace", "hurry", "terminate"])
@@ -224,3 +249,494 @@ def test_stop_of_an_idle_pool_returns_at_once(work: Work) -> None:
     settle()
 
     assert stopping.ready()
+
+
+# --- greenlets that last --------------------------------------------------------------------------
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Let the others run until `condition` is true."""
+    with gevent.Timeout(DEADLINE_S):
+        while not condition():
+            gevent.sleep(0.001)
+
+
+def test_tasks_that_do_not_wait_run_in_one_greenlet() -> None:
+    greenlets: list[object] = []
+    pool = make_pool(lambda request: greenlets.append(request.greenlet), 10)
+
+    submit(pool, *(str(number) for number in range(100)))
+
+    assert len(greenlets) == 100
+    # One more was sent for when the first began.
+    assert len(pool._greenlets) <= 2
+    assert len(set(greenlets)) == 1
+    assert pool.peak == 1
+
+
+def test_request_knows_the_greenlet_that_runs_it() -> None:
+    pairs: list[tuple[object, object]] = []
+    pool = make_pool(lambda request: pairs.append((request.greenlet, gevent.getcurrent())), 2)
+
+    submit(pool, "a", "b")
+
+    assert [one is other for one, other in pairs] == [True, True]
+
+
+def test_greenlets_rest_and_are_used_again(work: Work) -> None:
+    pool = make_pool(work, 5)
+    submit(pool, "a", "b", "c")
+    work.let_go("a", "b", "c")
+    # One more had come and found nothing.
+    resting = set(pool._greenlets)
+    assert len(resting) <= 4
+
+    for turn in range(20):
+        names = [f"{name}{turn}" for name in "abc"]
+        submit(pool, *names)
+        assert pool.running == 3
+        work.let_go(*names)
+
+    assert set(pool._greenlets) == resting
+    assert len(pool._resting) == len(resting)
+
+
+def test_last_greenlet_that_went_to_rest_is_the_first_to_be_woken(work: Work) -> None:
+    seen: dict[str, object] = {}
+
+    def run(request: Name) -> None:
+        seen[request] = request.greenlet
+        work(request)
+
+    pool = make_pool(run, 3)
+    submit(pool, "a", "b", "c")
+    work.let_go("b")
+    work.let_go("a")
+    work.let_go("c")
+
+    for name in ("d", "e", "f"):
+        submit(pool, name)
+        work.let_go(name)
+
+    assert seen["d"] is seen["e"] is seen["f"] is seen["c"]
+
+
+def test_there_are_never_more_greenlets_than_the_size_says(work: Work) -> None:
+    pool = make_pool(work, 3)
+    names = [str(number) for number in range(30)]
+
+    submit(pool, *names)
+    assert len(pool._greenlets) == 3
+    work.let_go(*names)
+
+    assert sorted(work.ended) == sorted(names)
+    assert len(pool._greenlets) == 3
+    assert pool.peak == 3
+
+
+def test_shrinking_ends_those_that_rest_above_the_size(work: Work) -> None:
+    pool = make_pool(work, 10)
+    names = [str(number) for number in range(10)]
+    submit(pool, *names)
+    work.let_go(*names)
+    assert len(pool._greenlets) == 10
+
+    pool.resize(4)
+    settle()
+
+    assert len(pool._greenlets) == 4
+    assert len(pool._resting) == 4
+
+
+def test_shrinking_ends_those_that_run_above_the_size_with_their_request(work: Work) -> None:
+    pool = make_pool(work, 10)
+    names = [str(number) for number in range(10)]
+    submit(pool, *names)
+
+    pool.resize(2)
+    work.let_go(*names)
+    settle()
+
+    assert sorted(work.ended) == sorted(names)
+    assert len(pool._greenlets) <= 2
+    submit(pool, "next")
+    assert work.begun[-1] == "next"
+    work.let_go("next")
+
+
+def test_growing_wakes_those_that_rest_before_it_makes_new_ones(work: Work) -> None:
+    pool = make_pool(work, 2)
+    submit(pool, "a", "b", "c", "d", "e")
+    work.let_go("a")
+    assert pool.waiting == 2
+
+    pool.resize(4)
+    settle()
+
+    assert (pool.running, pool.waiting) == (4, 0)
+    assert len(pool._greenlets) == 4
+    work.let_go("b", "c", "d", "e")
+
+
+NAME: ContextVar[str] = ContextVar("NAME", default="none")
+
+
+def test_each_request_has_a_context_of_its_own() -> None:
+    seen: list[str] = []
+
+    def run(request: str) -> None:
+        seen.append(NAME.get())
+        NAME.set(request)
+        if request.startswith("waits"):
+            gevent.sleep(0)
+        seen.append(NAME.get())
+
+    before = NAME.set("caller")
+    pool = make_pool(run, 1)
+    NAME.reset(before)
+    submit(pool, "a", "waits b", "c")
+    submit(pool, "d")
+
+    assert seen == ["caller", "a", "caller", "waits b", "caller", "c", "caller", "d"]
+    assert NAME.get() == "none"
+
+
+def test_greenlet_local_values_last_from_request_to_request_as_in_a_pool_of_threads() -> None:
+    values = local()
+    seen: list[str] = []
+
+    def run(request: str) -> None:
+        seen.append(getattr(values, "last", "none"))
+        values.last = request
+
+    submit(make_pool(run, 1), "a", "b")
+
+    assert seen == ["none", "a"]
+
+
+class Thing:
+    """Something that a request refers to."""
+
+
+@pytest.mark.parametrize("how", ["returns", "raises", "keeps it in its context"])
+def test_nothing_of_a_request_is_kept_while_its_greenlet_rests(how: str) -> None:
+    context: ContextVar[object] = ContextVar("context")
+    things: list[weakref.ref[object]] = []
+
+    def run(request: Name) -> None:
+        thing = Thing()
+        things.append(weakref.ref(thing))
+        things.append(weakref.ref(request))
+        gevent.sleep(0)
+        if how == "keeps it in its context":
+            context.set((thing, request))
+        if how == "raises":
+            raise ValueError(thing, request)
+
+    pool = make_pool(run, 4)
+    # A kept record of the log would keep the exception.
+    logging.disable(logging.CRITICAL)
+    try:
+        for number in range(4):
+            pool.submit(Name(number))  # type: ignore[arg-type]
+        settle()
+    finally:
+        logging.disable(logging.NOTSET)
+    assert len(pool._resting) == len(pool._greenlets)
+    gc.collect()
+
+    assert len(things) == 8
+    assert [each() for each in things] == [None] * 8
+
+
+# --- what tasks leave behind ----------------------------------------------------------------------
+
+
+def leave_timeout(seconds: float) -> None:
+    """Start a timeout that nobody cancels."""
+    gevent.Timeout(seconds).start()
+
+
+def test_timeout_left_behind_by_a_task_hits_no_later_one_in_its_greenlet(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    greenlets, ended = set(), []
+    fired = Event()
+
+    def run(request: Name) -> None:
+        greenlets.add(request.greenlet)
+        if request == "leaves":
+            leave_timeout(0.001)
+            gevent.get_hub().loop.timer(0.002).start(fired.set)
+        elif request == "own":
+            # Timeouts of the task itself do what they should.
+            with gevent.Timeout(0.001, False):
+                Event().wait(DEADLINE_S)
+                pytest.fail("the timeout did not go off")
+        else:
+            assert fired.wait(DEADLINE_S)
+        ended.append(str(request))
+
+    pool = make_pool(run, 1)
+    submit(pool, "leaves", "waits", "own")
+    wait_for(lambda: len(ended) == 3)
+
+    assert len(greenlets) == 1
+    assert ended == ["leaves", "waits", "own"]
+    assert not caplog.text
+    assert len(pool._resting) == 1
+
+
+def test_timeout_left_behind_does_no_harm_at_rest(caplog: pytest.LogCaptureFixture) -> None:
+    pool = make_pool(lambda _: leave_timeout(0.001), 1)
+    submit(pool, "leaves")
+    fired = Event()
+    gevent.get_hub().loop.timer(0.002).start(fired.set)
+    assert fired.wait(DEADLINE_S)
+
+    assert not caplog.text
+    assert len(pool._resting) == len(pool._greenlets) == 1
+
+
+def test_timeout_left_behind_does_no_harm_to_a_greenlet_that_was_just_sent_for(
+    work: Work, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a greenlet at rest that was sent for, but has not been switched to.
+    pool = make_pool(work, 1)
+    submit(pool, "first")
+    work.let_go("first")
+    (greenlet,) = pool._greenlets
+    # What was left behind comes first: the loop calls back in this order.
+    gevent.get_hub().loop.run_callback(greenlet.throw, gevent.Timeout(1))
+    pool.submit(Name("a"))  # type: ignore[arg-type]
+    pool.submit(Name("b"))  # type: ignore[arg-type]
+    assert pool._coming
+    assert not pool._resting
+
+    settle()
+    work.let_go("a", "b")
+
+    assert "came after the end of the task" in caplog.text
+    assert work.ended == ["first", "a", "b"]
+    assert set(pool._greenlets) == {greenlet}
+    assert (pool.running, pool.waiting, len(pool._resting)) == (0, 0, 1)
+
+
+def spin(seconds: float) -> None:
+    """Compute for a while without letting anybody else run."""
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        pass
+
+
+def test_timeout_left_behind_does_no_harm_while_others_are_let_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ran: list[str] = []
+    pool = make_pool(ran.append, 1)
+    strays = [gevent.Timeout(1), gevent.Timeout(1)]
+
+    def run(request: str) -> None:
+        ran.append(request)
+        # Due when the greenlet pauses between this one and the next.
+        (greenlet,) = pool._greenlets
+        if strays:
+            gevent.get_hub().loop.run_callback(greenlet.throw, strays.pop())
+        spin(0.006)
+
+    pool._run = run  # type: ignore[assignment]
+    # With room for no other, which would send for another greenlet.
+    for number in range(5):
+        pool.submit(Name(number))  # type: ignore[arg-type]
+    wait_for(lambda: len(ran) == 5)
+    settle()
+
+    assert caplog.text.count("came after the end of the task") == 2
+    assert (pool.running, pool.waiting, len(pool._resting)) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("timer", [False, True], ids=["plain", "each starts a timer"])
+def test_tasks_that_never_wait_let_timers_and_sockets_have_their_turns(timer: bool) -> None:
+    # Given somebody else who waits for a moment, again and again, and not merely for his turn.
+    turns = 0
+    at_start: list[int] = []
+
+    def other() -> None:
+        nonlocal turns
+        while True:
+            gevent.sleep(0.0001)
+            turns += 1
+
+    def run(_request: str) -> None:
+        at_start.append(turns)
+        if timer:
+            # It corrects the loop's clock, without letting anybody run.
+            with gevent.Timeout(10):
+                spin(0.001)
+        else:
+            spin(0.001)
+
+    pool = make_pool(run, 1)
+    somebody = gevent.spawn(other)
+    wait_for(lambda: turns)
+
+    # When tasks of 1 ms follow one another.
+    for number in range(200):
+        pool.submit(Name(number))  # type: ignore[arg-type]
+    wait_for(lambda: len(at_start) == 200)
+    somebody.kill()
+
+    # Then he has a turn after every few of them.
+    most = max(at_start.count(turn) for turn in set(at_start))
+    assert most <= 25
+    assert len(set(at_start)) >= 10
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def test_end_of_the_pool_ends_all_its_greenlets(
+    work: Work, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given greenlets that run, that rest, and that were sent for.
+    pool = make_pool(work, 5, grace_s=0.0)
+    submit(pool, "a", "b", "c", "d")
+    work.let_go("a", "b")
+    pool.submit(Name("e"))  # type: ignore[arg-type]
+    assert pool._coming
+
+    pool.terminate()
+
+    assert sorted(work.ended) == ["a", "b", "c killed", "d killed"]
+    assert len(pool._greenlets) == 0
+    assert (pool.running, pool.take_back()) == (0, ["e"])
+    # That is no fault of anybody.
+    assert not caplog.records
+
+
+def test_nothing_begins_after_the_end(work: Work) -> None:
+    pool = make_pool(work, 2, grace_s=0.0)
+    submit(pool, "a")
+    pool.stop()
+
+    submit(pool, "b")
+    pool.resize(5)
+    settle()
+
+    assert work.begun == ["a"]
+    assert pool.take_back() == ["b"]
+
+
+def test_task_that_is_killed_alone_leaves_its_greenlet_to_the_next(work: Work) -> None:
+    pool = make_pool(work, 1)
+    submit(pool, "a", "b")
+    (greenlet,) = pool._greenlets
+
+    greenlet.kill(block=False)
+    settle()
+
+    assert work.ended == ["a killed"]
+    assert work.begun == ["a", "b"]
+    work.let_go("b")
+    assert pool.running == 0
+
+
+# --- no wake-up gets lost -------------------------------------------------------------------------
+
+STEPS = 3000
+
+
+class Chaos:
+    """Submits, finishes and resizes at random, in whatever state the pool is."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.pool = make_pool(self.run, 3)
+        self.number = 0
+        self.ran = 0
+        self.at_once = 0
+        self.gates: list[Event] = []
+        # How many ran when one began that should have waited.
+        self.breaches: list[int] = []
+
+    def run(self, _request: str) -> None:
+        self.ran += 1
+        self.at_once += 1
+        if self.at_once > self.pool.size:
+            self.breaches.append(self.at_once)
+        how = self.chance.randrange(6)
+        try:
+            if how == 0:
+                gate = Event()
+                self.gates.append(gate)
+                assert gate.wait(DEADLINE_S)
+            elif how == 1:
+                gevent.sleep(0)
+            elif how == 2:
+                gevent.sleep(0.0001)
+            elif how == 3:
+                raise ValueError("stray")
+            elif how == 4:
+                self.submit(self.chance.randrange(3))
+        finally:
+            self.at_once -= 1
+
+    def submit(self, count: int) -> None:
+        for _ in range(count):
+            if self.number < STEPS:
+                self.number += 1
+                self.pool.submit(Name(self.number))  # type: ignore[arg-type]
+
+    def step(self) -> None:
+        match self.chance.randrange(8):
+            case 0 | 1 | 2:
+                self.submit(self.chance.choice([1, 1, 2, 10]))
+            case 3 | 4:
+                if self.gates:
+                    self.gates.pop(self.chance.randrange(len(self.gates))).set()
+            case 5:
+                self.pool.resize(self.chance.choice([1, 2, 3, 5, 20]))
+            case 6:
+                gevent.get_hub().loop.run_callback(self.disturb)
+            case _:
+                gevent.sleep(self.chance.choice([0, 0, 0.0001]))
+
+    def disturb(self) -> None:
+        """In the hub: have something that was left behind reach a greenlet that runs nothing."""
+        runs = {request.greenlet for request in self.pool.active}
+        rests = [each for each in self.pool._greenlets if each.gr_frame and each not in runs]
+        if rests:
+            self.chance.choice(rests).throw(gevent.Timeout(1))
+
+    def finish(self) -> None:
+        while self.gates:
+            self.gates.pop().set()
+        gevent.sleep(0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_everything_runs_whatever_happens_in_whatever_order(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if seed:
+        # Greenlets that run one request after the other pause between them as often as they can.
+        monkeypatch.setattr("greenq.pool._TURN_S", 0.0)
+    chaos = Chaos(seed)
+    logging.disable(logging.CRITICAL)
+    try:
+        while chaos.number < STEPS:
+            chaos.step()
+        with gevent.Timeout(6 * DEADLINE_S):
+            while chaos.ran < STEPS or chaos.pool.running:
+                chaos.finish()
+    finally:
+        logging.disable(logging.NOTSET)
+
+    pool = chaos.pool
+    wait_for(lambda: len(pool._resting) == len(pool._greenlets) <= pool.size)
+    assert chaos.ran == STEPS
+    assert chaos.breaches == []
+    assert (pool.running, pool.waiting, chaos.at_once) == (0, 0, 0)
+    assert not pool._coming
+    pool.stop()
+    wait_for(lambda: not len(pool._greenlets))

@@ -182,8 +182,37 @@ def test_refusal_for_good_is_logged_and_the_rest_goes_on(
         outbox.put(Entry(result(2)))
         outbox.stop()
 
-    assert "refused a part of 2 outcomes for good: WRONGTYPE no list" in caplog.text
+    assert "refused an outcome for good: WRONGTYPE no list" in caplog.text
     assert transport.client.written == [settled(result(2))]
+
+
+def test_state_that_is_refused_for_good_costs_no_other_entry_anything(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Given a batch, one state of which no server takes.
+    outbox, transport = make()
+    script = transport.client.script
+
+    def refuse(made: Script, keys: list[str], args: list[Any]) -> int:
+        if "result-2" in keys:
+            raise ServerError("EVALSHA", "ERR invalid expire time in 'setex' command")
+        return script(made, keys, args)
+
+    transport.client.script = refuse  # type: ignore[method-assign]
+    for number in (1, 2, 3):
+        outbox.put(Entry(result(number), ack=f"tag:{number}"))
+
+    with caplog.at_level(logging.ERROR):
+        outbox.start()
+        outbox.stop()
+
+    # Then its message is acknowledged without it, and the others as always.
+    assert transport.client.written == [
+        settled(result(1), acks=("tag:1",)),
+        settled(acks=("tag:2",)),
+        settled(result(3), acks=("tag:3",)),
+    ]
+    assert "refused an outcome for good: ERR invalid expire time" in caplog.text
 
 
 def test_results_of_another_server_are_stored_before_the_acknowledgement() -> None:

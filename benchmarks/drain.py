@@ -1,0 +1,245 @@
+"""One drain: a full queue, fresh workers, and what it cost to empty it.
+
+The queue is filled and put aside; the workers start and run a few warm-up tasks, so that their
+start and late imports are over; one RENAME puts the queue back, and the clock runs from there until
+nothing waits, nothing runs, and all results are stored. All of them are looked at then.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmarks import meter, proc
+from benchmarks.launch import run_client, workers
+from benchmarks.wire import Messages, chunks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import redis
+
+    from benchmarks.launch import Workers
+    from benchmarks.peer import Gauge, Peer, Setup
+    from benchmarks.server import Server
+
+_STAGED = "bench.staged"
+_POLL_S = 0.01
+# A worker is starting while it keeps more than this share of a core busy, or has hardly begun.
+_LOOK_S = 0.25
+_BUSY = 0.4
+_START_CPU_S = 0.08
+_LAST_RESULTS_S = 10.0
+# Keys that come and go with a queue and are no results.
+_SLACK = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is drained.
+
+    Attributes:
+        task: its name.
+        args: of each call.
+        value: what each call returns.
+        repeats: how often the same workers drain so many tasks; the clock stands in between.
+        deadline_s: for one drain.
+        extra: processes that belong to the benchmark besides, such as a web server.
+    """
+
+    task: str = "noop"
+    args: tuple[float, ...] = ()
+    value: float | None = None
+    repeats: int = 1
+    deadline_s: float = 180.0
+    extra: tuple[int, ...] = ()
+
+
+def run(server: Server, peer: Peer, setup: Setup, work: Work, count: int) -> dict[str, float]:
+    """Drain `count` tasks on an empty server and return the figures, per task.
+
+    Raises:
+        RuntimeError: a worker ended, was too slow, or not all results are there and right.
+    """
+    with server.client() as client, tempfile.TemporaryDirectory() as folder:
+        client.flushall()
+        drain = _Drain(server, client, peer, setup, work, Path(folder))
+        return drain.run(count)
+
+
+class _Filled(NamedTuple):
+    """What was put into the queue: ids here, or in a file that the contender's client wrote."""
+
+    ids: Sequence[str]
+    file: Path
+
+
+class _Drain:
+    """The steps of one drain, with what they share."""
+
+    def __init__(
+        self,
+        server: Server,
+        client: redis.Redis,
+        peer: Peer,
+        setup: Setup,
+        work: Work,
+        folder: Path,
+    ) -> None:
+        self._server = server
+        self._client = client
+        self._peer = peer
+        self._setup = setup
+        self._work = work
+        self._folder = folder
+        self._polls = 0
+
+    def run(self, count: int) -> dict[str, float]:
+        staged = self._fill(self._work.task, self._work.args, count)
+        self._client.rename(self._peer.queue, _STAGED)
+        with workers(self._server, self._peer, self._setup) as started:
+            self._await_ready(started)
+            left = self._read(self._peer.left)
+            done = self._read([self._peer.done])[0]
+            warm = self._fill("noop" if self._setup.results else "tally", (), self._peer.warm_up)
+            self._await(started, self._peer.warm_up, left, done)
+            self._check(started, warm, self._peer.warm_up, None)
+            idle_mb = proc.rss_mb(started.pids)
+            made = [self._measure(started, staged, count)]
+            for _ in range(self._work.repeats - 1):
+                staged = self._fill(self._work.task, self._work.args, count, _STAGED)
+                made.append(self._measure(started, staged, count))
+            peak_mb = proc.peak_mb(started.pids)
+        at_once = self._setup.concurrency * self._setup.processes
+        return _together(made) | {
+            "idle_mb": idle_mb,
+            "peak_mb": peak_mb,
+            "in_flight_kb": (peak_mb - idle_mb) * 1024 / at_once,
+        }
+
+    def _await_ready(self, started: Workers) -> None:
+        """Wait until all workers are up: none is busy with its start any more."""
+        deadline = time.monotonic() + self._work.deadline_s
+        busy, before = True, started.cpu_s
+        while busy or (self._peer.ready is not None and not self._read([self._peer.ready])[0]):
+            time.sleep(_LOOK_S)
+            now = started.cpu_s
+            starting = (
+                spent - since > _BUSY * _LOOK_S or spent < _START_CPU_S
+                for spent, since in zip(now, before, strict=True)
+            )
+            busy, before = any(starting), now
+            started.check_alive()
+            if time.monotonic() > deadline:
+                raise started.complaint("the worker does not get ready")
+
+    def _measure(self, started: Workers, staged: _Filled, count: int) -> dict[str, float]:
+        done, tallied = self._read([self._peer.done])[0], started.tallied
+        self._polls = 0
+        release = self._client.pipeline(transaction=False)
+        release.rename(_STAGED, self._peer.queue)
+        for command in self._peer.released:
+            release.execute_command(*command)
+        before = meter.snapshot(self._client, started, self._work.extra)
+        release.execute()
+        self._await(started, count, [0] * len(self._peer.left), done, tallied)
+        after = meter.snapshot(self._client, started, self._work.extra)
+        # Ours: the first INFO, which counts itself once it is done, the release, and the looks.
+        own = self._polls * (len(self._peer.left) + 1) + 2 + len(self._peer.released)
+        figures = meter.per_task(before, after, count, own, self._polls + 2)
+        self._check(started, staged, count, self._work.value, tallied)
+        return figures
+
+    def _fill(
+        self, task: str, args: Sequence[float], count: int, key: str | None = None
+    ) -> _Filled:
+        """Queue calls as the contender's own sender does, or write them in its format."""
+        file = self._folder / f"{task}-{time.monotonic_ns()}"
+        if not self._peer.wire:
+            words = ("fill", str(file), task, str(count), *map(str, args))
+            run_client(self._server, self._peer, self._setup, *words)
+            return _Filled((), file)
+        ignored = not self._setup.results
+        messages = Messages(self._server, self._client, task, args, ignore_result=ignored)
+        ids = messages.ids(count)
+        messages.push(self._client, key or self._peer.queue, ids)
+        return _Filled(ids, file)
+
+    def _await(
+        self,
+        started: Workers,
+        count: int,
+        left: Sequence[int],
+        done: int,
+        tallied: int = 0,
+    ) -> None:
+        """Wait until so many tasks are done and no more are left than `left`."""
+        gauges = [*self._peer.left, self._peer.done]
+        counted = self._setup.results and self._peer.counts_done
+        wanted = done + count - _SLACK if counted else 0
+        deadline = time.monotonic() + self._work.deadline_s
+        while True:
+            if self._setup.results or started.tallied - tallied >= count:
+                *now, finished = self._read(gauges)
+                self._polls += 1
+                if finished >= wanted and all(map(int.__le__, now, left)):
+                    return
+            started.check_alive()
+            if time.monotonic() > deadline:
+                told = zip(map(" ".join, gauges), self._read(gauges), strict=True)
+                raise started.complaint(f"too slow: {dict(told)}")
+            time.sleep(_POLL_S)
+
+    def _read(self, gauges: Sequence[Gauge]) -> list[int]:
+        pipeline = self._client.pipeline(transaction=False)
+        for gauge in gauges:
+            pipeline.execute_command(*gauge)
+        return [int(answer or 0) for answer in pipeline.execute()]
+
+    def _check(
+        self,
+        started: Workers,
+        filled: _Filled,
+        count: int,
+        value: float | None,
+        tallied: int = 0,
+    ) -> None:
+        """See that every task has run and returned what it should."""
+        if not self._setup.results:
+            if started.tallied - tallied != count:
+                raise started.complaint(f"{started.tallied - tallied} of {count} tasks ran")
+        elif not self._peer.wire:
+            words = ("check", str(filled.file), json.dumps(value))
+            run_client(self._server, self._peer, self._setup, *words)
+        else:
+            for part in chunks(filled.ids):
+                _check_results(self._client, part, value, started.complaint)
+
+
+def _together(made: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the figures of several drains as those of one; all drained as many tasks."""
+    figures = {name: sum(each[name] for each in made) / len(made) for name in made[0]}
+    tasks, seconds = figures["tasks"] * len(made), figures["seconds"] * len(made)
+    return figures | {"tasks": tasks, "seconds": seconds, "rate": tasks / seconds}
+
+
+def _check_results(
+    client: redis.Redis,
+    ids: Sequence[str],
+    value: float | None,
+    complaint: Callable[[str], RuntimeError],
+) -> None:
+    """See that results in Celery's format are there and right, and delete them."""
+    keys = [f"celery-task-meta-{task_id}" for task_id in ids]
+    deadline = time.monotonic() + _LAST_RESULTS_S
+    while client.exists(*keys) < len(keys) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    for key, stored in zip(keys, client.mget(keys), strict=True):
+        meta: dict[str, Any] = json.loads(stored) if stored else {}
+        if meta.get("status") != "SUCCESS" or meta.get("result") != value:
+            raise complaint(f"{key} holds {stored!r}, not the success {value!r}")
+    client.unlink(*keys)

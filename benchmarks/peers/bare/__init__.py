@@ -1,0 +1,1 @@
+"""A plain loop: the same work on the server, and nothing else."""

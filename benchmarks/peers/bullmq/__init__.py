@@ -1,0 +1,1 @@
+"""BullMQ on Node."""

@@ -1,0 +1,1 @@
+"""Celery with its gevent pool."""

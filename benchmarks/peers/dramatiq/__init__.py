@@ -1,0 +1,1 @@
+"""dramatiq with gevent."""

@@ -1,0 +1,1 @@
+"""The floor: what the server and redis-py cost alone."""

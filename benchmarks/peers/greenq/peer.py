@@ -1,0 +1,30 @@
+"""greenq with its defaults."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchmarks.peer import Peer
+
+if TYPE_CHECKING:
+    from benchmarks.peer import Setup
+
+
+def _worker(setup: Setup) -> tuple[str, ...]:
+    command = ("python", "-m", "greenq", "worker", "-A", "benchmarks.peers.greenq.tasks")
+    return (*command, "-c", str(setup.concurrency)) if setup.concurrency else command
+
+
+PEER = Peer(
+    key="greenq",
+    title="greenq",
+    home="own",
+    worker=_worker,
+    settings="defaults: acknowledges late, leases",
+    wire=True,
+    client=("python", "-m", "benchmarks.peers.greenq.client"),
+    queue="celery",
+    left=(("LLEN", "celery"), ("LLEN", "greenq.inbox.celery"), ("HLEN", "unacked")),
+    done=("DBSIZE",),
+    packages=("gevent", "redis", "hiredis", "msgpack"),
+)

@@ -1,0 +1,1 @@
+"""taskiq on a Redis stream."""

@@ -1,0 +1,68 @@
+"""Task messages in Celery's wire format, in bulk: the same bytes for all who read it."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from greenq import Greenq
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+
+    import redis
+
+    from benchmarks.server import Server
+
+# Values that one command carries: keeps each far below the server's limits.
+CHUNK = 500
+
+_QUEUE = "bench.template"
+
+
+class Messages:
+    """Writes any number of messages of one task, each with an id of its own.
+
+    greenq's producer writes the first one; the others are its text with other ids.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        client: redis.Redis,
+        task: str,
+        args: Sequence[object] = (),
+        **options: Any,
+    ) -> None:
+        """Have the first message written; `options` are those of ``send_task``."""
+        app = Greenq("bench", broker=server.url, set_as_current=False)
+        first = app.send_task(task, args, queue=_QUEUE, **options).id
+        app.close()
+        text = bytes(client.rpop(_QUEUE)).decode()
+        written = json.loads(text)
+        tag, self._eta = written["properties"]["delivery_tag"], written["headers"]["eta"]
+        text = text.replace(json.dumps(_QUEUE), '"celery"')
+        self._text = text.replace(first, "<task id>").replace(tag, "<delivery tag>")
+
+    def ids(self, count: int) -> list[str]:
+        """Return so many fresh ids."""
+        start = uuid.uuid4().int & ~0xFFFFFFFFFFFF
+        return [str(uuid.UUID(int=start + number)) for number in range(count)]
+
+    def text(self, task_id: str, eta: datetime | None = None) -> str:
+        """Return the message of one call, with an ETA of its own if it is to have one."""
+        text = self._text if eta is None else self._text.replace(self._eta, eta.isoformat())
+        return text.replace("<task id>", task_id).replace("<delivery tag>", f"tag-{task_id}")
+
+    def push(self, client: redis.Redis, key: str, ids: Sequence[str]) -> None:
+        """Put messages into a list, the first one to be taken first."""
+        for part in chunks(ids):
+            client.lpush(key, *map(self.text, part))
+
+
+def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cut ids into portions for one command each."""
+    for start in range(0, len(ids), CHUNK):
+        yield ids[start : start + CHUNK]

@@ -1,0 +1,52 @@
+"""What the measured tasks do: the same code in every contender that is written in Python."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+HOST = "127.0.0.1"
+
+_REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+_FIELD_BYTES = 8
+
+
+class Tally:
+    """Counts calls where another process can read it, for tasks that store no result.
+
+    Each process has a file of its own with one number in it, so nobody waits for anybody.
+    """
+
+    def __init__(self) -> None:
+        """Begin at zero, in the folder that the environment names."""
+        # Not by process id: a contender may fork after it has imported its tasks.
+        number, _ = tempfile.mkstemp(dir=os.environ["BENCH_TALLY"])
+        os.ftruncate(number, _FIELD_BYTES)
+        self._fields = memoryview(mmap.mmap(number, _FIELD_BYTES)).cast("Q")
+        os.close(number)
+
+    def add(self) -> None:
+        """Count one call."""
+        self._fields[0] += 1
+
+
+def tallied(folder: Path) -> int:
+    """Add up what all processes have counted so far."""
+    return sum(
+        int.from_bytes(path.read_bytes()[:_FIELD_BYTES], "little") for path in folder.iterdir()
+    )
+
+
+def fetch(port: int) -> int:
+    """Fetch one page over a connection of its own; return the length of the answer in bytes."""
+    # Not `create_connection`: that asks gevent's resolver threads, even for a number.
+    with socket.socket() as connection:
+        connection.connect((HOST, port))
+        connection.sendall(_REQUEST)
+        length = 0
+        while data := connection.recv(4096):
+            length += len(data)
+    return length
