@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _LEAD_S = 5.0
 _TAKEN_A_SECOND = 4000
 _FAR = timedelta(hours=2)
+_PARKED = "greenq.eta.celery"
 _SAMPLES = 1000
 _SAMPLE_LEAD_S = 5.0
 # More are pushed when fewer wait: a sample behind a long queue would be late for another reason.
@@ -49,7 +50,7 @@ def due_together(server: Server, peer: Peer, count: int) -> dict[str, float]:
         if waiting:
             raise started.complaint(f"{waiting} of {count} are not taken yet when they fall due")
         waiting_mb = proc.rss_mb(started.pids) - idle_mb
-        _await(started, lambda: not client.hlen("unacked"), "not all tasks end")
+        _await(started, lambda: not _waiting(client, peer.queue), "not all tasks end")
         late_s = [
             each for part in chunks(ids) for each in _lateness(client, part, [due] * len(part))
         ]
@@ -76,7 +77,7 @@ def far(server: Server, peer: Peer, count: int) -> dict[str, float]:
             sent += len(ids)
             while len(sampled) * every < sent:
                 sampled.append(_send_sample(client, distant, peer.queue))
-        _await(started, lambda: client.zcard("greenq.eta.celery") == count, "not all are parked")
+        _await(started, lambda: client.zcard(_PARKED) == count, "not all are parked")
         took_s = time.monotonic() - began_s
         samples = [task_id for task_id, _ in sampled]
         late_s = _lateness(client, samples, [due for _, due in sampled], started)
@@ -89,6 +90,11 @@ def far(server: Server, peer: Peer, count: int) -> dict[str, float]:
             "late_p99_s": statistics.quantiles(late_s, n=100, method="inclusive")[98],
             "late_s": max(late_s),
         }
+
+
+def _waiting(client: redis.Redis, queue: str) -> int:
+    """Count what is not done yet: queued, reserved or parked."""
+    return client.llen(queue) + client.hlen("unacked") + client.zcard(_PARKED)
 
 
 def _send_sample(client: redis.Redis, like: Messages, queue: str) -> tuple[str, datetime]:

@@ -205,7 +205,7 @@ class Executor:
             outcome.state,
             value,
             traceback=outcome.traceback,
-            children=_children(context) if context.children and not bare else (),
+            children=_children(context) if context.sent and not bare else (),
             date_done=None if outcome.state == RETRY else datetime.now(UTC).isoformat(),
             group_id=message.group,
             parent_id=message.parent_id,

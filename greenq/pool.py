@@ -30,7 +30,8 @@ _TURN_S = 0.005
 class _Lasting(gevent.Greenlet):  # type: ignore[type-arg]  # the class itself is not generic
     """A greenlet of the pool, and the request that it runs at the moment."""
 
-    request: Request | None = None
+    __slots__ = ("request",)
+    request: Request | None
 
 
 def _interrupted() -> Any:
@@ -196,6 +197,7 @@ class Pool(StartStopStep):
     def _work(self) -> None:
         """Run requests, rest when there are none; end with the pool or when it has shrunk."""
         me = cast("_Lasting", gevent.getcurrent())
+        me.request = None
         turn, began_s = None, 0.0
         while True:
             # Whoever was sent for is here.

@@ -52,7 +52,7 @@ _ETAS_HELD = 4000
 
 # Taking pauses while so many outcomes are not written yet: messages that only pass through, such as
 # far ETAs, must not gather here.
-_UNWRITTEN = 4000
+_UNWRITTEN = 2000
 
 
 class Tasks(StartStopStep):

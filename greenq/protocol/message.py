@@ -12,6 +12,7 @@ from greenq.protocol.compress import compress, decompress
 from greenq.protocol.serialize import dumps, loads
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import tzinfo
 
     from greenq.protocol.envelope import Envelope
@@ -70,8 +71,8 @@ class TaskMessage:
     ignore_result: bool | None = False
     replaced_task_nesting: int = 0
     stamped_headers: list[str] | None = None
-    stamps: dict[str, Any] = field(default_factory=dict)
-    headers: dict[str, Any] = field(default_factory=dict)
+    stamps: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, Any] = field(default_factory=dict)
     callbacks: list[Any] | None = None
     errbacks: list[Any] | None = None
     chain: list[Any] | None = None
@@ -141,7 +142,7 @@ def _headers(message: TaskMessage) -> dict[str, Any]:
         "ignore_result": message.ignore_result,
         "replaced_task_nesting": message.replaced_task_nesting,
         "stamped_headers": message.stamped_headers,
-        "stamps": message.stamps,
+        "stamps": dict(message.stamps),
         **message.headers,
     }
 

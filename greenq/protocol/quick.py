@@ -10,14 +10,19 @@ from __future__ import annotations
 
 from binascii import a2b_base64
 from sys import intern
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from greenq.protocol.message import TaskMessage
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _JSON = "application/json"
 _NO_LIMITS = (None, None)
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 # Celery's tag for a value of an extended type. A body may have it anywhere; around the body, the
 # types leave no place for it. Its characters could be escaped: they are among these.
@@ -120,6 +125,8 @@ def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMess
         retries=headers.retries or 0,
         timelimit=_NO_LIMITS if limits is None or limits == _NO_LIMITS else limits,
         # What is mostly the same is kept once: many messages are held at a time.
+        stamps=_NOTHING,
+        headers=_NOTHING,
         root_id=headers.id if headers.root_id == headers.id else headers.root_id,
         parent_id=headers.parent_id,
         argsrepr=headers.argsrepr,

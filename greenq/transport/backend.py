@@ -72,6 +72,9 @@ class Backend:
         self._client = client
         self._keys = keys
         self._config = config
+        self._expiry = self._failure_expiry = str(int(config.result_expires or 0))
+        if config.result_failure_expires is not None:
+            self._failure_expiry = str(int(config.result_failure_expires))
         names = config.result_accept_content or (*accept_content, config.result_serializer)
         self._accept = serialize.accepted(names)
         self._max_bytes = max_bytes
@@ -112,11 +115,10 @@ class Backend:
             serializer=self._config.result_serializer,
             compression=self._config.result_compression,
         )
-        expires_s = self._config.result_expires
-        if status == FAILURE and self._config.result_failure_expires is not None:
-            expires_s = self._config.result_failure_expires
-        guard = "!" if redelivered and status != SUCCESS else ""
-        return Stored(self._keys.result(task_id), f"{guard}{int(expires_s or 0)}", payload)
+        expiry = self._failure_expiry if status == FAILURE else self._expiry
+        if redelivered and status != SUCCESS:
+            expiry = f"!{expiry}"
+        return Stored(self._keys.result(task_id), expiry, payload)
 
     def store(self, task_id: str, status: str, result: object, **fields: Any) -> None:
         """Store a state at once; fields as of `stored`."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import fields, replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -74,6 +75,8 @@ def check_same(raw: bytes, read: TaskMessage) -> None:
         # The reprs tell 1 from 1.0 and True, -0.0 from 0.0, a list from a tuple, and the order of
         # keys.
         ours, theirs = getattr(read, field.name), getattr(careful, field.name)
+        if isinstance(ours, MappingProxyType):
+            ours = dict(ours)
         assert repr(ours) == repr(theirs), (field.name, raw)
 
 
