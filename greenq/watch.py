@@ -221,8 +221,11 @@ class Watch(StartStopStep):
 
     def _promote(self) -> None:
         """Move what is due back to its queues; the renewal right after it tells what is next."""
+        other_duty_s = min(self._renew_at_s, self._look_at_s)
         try:
-            self._leases.promote()
+            while self._leases.promote():
+                if self._clock() >= other_duty_s:
+                    return
             self._renew_at_s = self._clock()
         except OperationalError as exc:
             _log.debug("parked messages could not be moved: %s", exc)

@@ -33,8 +33,10 @@ _log = logging.getLogger(__name__)
 
 _LEASE = load_script("lease")
 
-# Messages moved by one script call, so that it holds the server for a few ms at most.
+# Messages moved by one script call, records and parked ones, so that it holds the server for a few
+# ms at most.
 _PORTION = 500
+_PROMOTED = 1000
 
 # The end of a record that a take has written.
 _ENDING = re.compile(rb', "", ("(?:[^"\\\\]|\\\\.)*")\]\Z')
@@ -186,7 +188,8 @@ class Leases:
 
     def promote(self) -> int:
         """Move parked messages that are due to their queues; return how many there were."""
-        return sum(self._broker.promote(self.connection, queue, _PORTION) for queue in self._queues)
+        promote, connection = self._broker.promote, self.connection
+        return sum(promote(connection, queue, _PROMOTED) for queue in self._queues)
 
     def renew_scores(self, tags: Sequence[str]) -> None:
         """Make held records look just taken, so that Celery workers beside us leave them alone."""

@@ -28,6 +28,7 @@ class World:
         self.answer: Renewal | OperationalError = renewal()
         self.connection = self
         self.rung = 0
+        self.due, self.promote_takes_s = 0, 0.01
         # Of the hub.
         self.answers = True
         self.asked_s = self.moved_s = self.lag_s = 0.0
@@ -59,6 +60,11 @@ class World:
         return 0
 
     def close(self) -> None: ...
+
+    def promote(self) -> int:
+        self.now_s += self.promote_takes_s
+        self.due, moved = max(0, self.due - 1000), min(self.due, 1000)
+        return moved
 
     # As a hub.
     def ping(self) -> None:
@@ -108,6 +114,28 @@ def test_consumer_is_rung_when_there_is_work_or_the_server_is_silent(
     world.watch._renew()
 
     assert world.rung == rings
+
+
+def test_all_etas_that_are_due_are_moved_in_one_go_but_no_other_duty_waits_for_them() -> None:
+    world = World()
+    world.watch._renew()
+    world.watch._look_at_s = world.now_s + 0.5
+
+    world.due = 10_000
+    world.watch._promote()
+
+    # What is due next, a renewal tells.
+    assert (world.due, world.watch._renew_at_s) == (0, world.now_s)
+
+    world.watch._renew()
+    renew_at_s = world.watch._renew_at_s
+    world.watch._look_at_s = world.now_s + 0.5
+    world.due, world.promote_takes_s = 1_000_000, 0.1
+    world.watch._promote()
+
+    assert world.now_s <= world.watch._look_at_s + world.promote_takes_s
+    assert world.due > 0
+    assert world.watch._renew_at_s == renew_at_s
 
 
 @pytest.mark.parametrize("lease_s", [3.0, 10.0, 60.0])
