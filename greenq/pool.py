@@ -32,6 +32,7 @@ class _Lasting(gevent.Greenlet):  # type: ignore[type-arg]  # the class itself i
 
     __slots__ = ("request",)
     request: Request | None
+    name = "pool"
 
 
 def _interrupted() -> Any:

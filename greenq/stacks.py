@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 import traceback
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import greenlet
@@ -29,11 +30,13 @@ def all_stacks(names: Mapping[Any, str]) -> str:
     """
     groups = _groups(names)
     threads = _threads()
-    count = sum(len(told) for told, _stack in groups)
-    parts = [f"stacks of {count} greenlets and {len(threads)} threads"]
+    total = sum(len(told) for told, _stack in groups)
+    parts = [f"stacks of {total} greenlets and {len(threads)} threads"]
     for told, stack in sorted(groups, key=lambda group: -len(group[0])):
         head = f"--- {len(told)} greenlets: " if len(told) > 1 else "--- greenlet "
-        parts.append(f"{head}{', '.join(sorted(told))}\n{stack}")
+        called = sorted(Counter(told).items())
+        who = ", ".join(name if count == 1 else f"{count} × {name}" for name, count in called)
+        parts.append(f"{head}{who}\n{stack}")
     parts += [f"--- thread {name}\n{stack}" for name, stack in threads]
     return "\n".join(part.rstrip() for part in parts)
 

@@ -6,6 +6,8 @@ import gevent
 from gevent.event import Event
 
 from greenq.hub import NativeThread, spawn
+from greenq.pool import Pool
+from greenq.request import Request
 from greenq.stacks import all_stacks
 from tests.support import wait_until
 
@@ -30,6 +32,28 @@ def test_greenlets_at_the_same_lines_are_told_together_with_their_names() -> Non
     assert text.count("in wait_here") == 1
     assert "event.wait(DEADLINE_S)" in text
     assert "hidden" not in text
+
+
+def test_greenlets_of_a_pool_at_rest_are_counted_not_listed() -> None:
+    event = Event()
+
+    def run(_request: object) -> None:
+        event.wait(DEADLINE_S)
+
+    pool = Pool(5, run)
+    for _ in range(5):
+        pool.submit(Request(None, None, None, acks_late=True))  # type: ignore[arg-type]
+    with gevent.Timeout(DEADLINE_S):
+        while pool.running < 5:
+            gevent.sleep(0)
+        event.set()
+        while pool.running:
+            gevent.sleep(0)
+
+    text = all_stacks({})
+
+    pool.stop()
+    assert "5 greenlets: 5 × pool\n" in text
 
 
 def test_threads_are_told_with_their_names_where_they_have_one() -> None:
