@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import gevent
 from gevent.event import Event
 
@@ -53,7 +55,10 @@ def test_greenlets_of_a_pool_at_rest_are_counted_not_listed() -> None:
     text = all_stacks({})
 
     pool.stop()
-    assert "5 greenlets: 5 × pool\n" in text
+    # Those of pools that other tests have left may stand at the same line.
+    counted = re.search(r"--- (\d+) greenlets: \1 × pool\n", text)
+    assert counted is not None
+    assert int(counted[1]) >= 5
 
 
 def test_threads_are_told_with_their_names_where_they_have_one() -> None:
