@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from benchmarks import report
+from benchmarks.figures import Results
 from benchmarks.plan import FULL, PEERS, SHORT
 from benchmarks.run import run, turns
 
@@ -35,7 +36,7 @@ def main() -> int:
     given = {name: value for name, value in vars(options).items() if name != "json"}
     good = run(order, options.json, given | {"rounds": rounds})
     print()
-    print(report.text(report.read(options.json)))
+    print(report.text(Results.read(options.json)))
     print(f"All figures: {options.json}")
     return 0 if good else 1
 

@@ -60,11 +60,6 @@ COLUMNS = (
 _DIFFERENT = 0.1
 
 
-def read(file: Path) -> Results:
-    """Read the figures of a run."""
-    return Results.read(file)
-
-
 def text(results: Results) -> str:
     """Return everything there is to tell, in Markdown."""
     parts = [_conditions(results), *_tables(results)]
@@ -100,7 +95,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="what python -m benchmarks --json wrote")
     parser.add_argument("--goals", action="store_true", help="only the table of all goals")
     options = parser.parse_args()
-    results = read(options.results)
+    results = Results.read(options.results)
     print(goals_table(verdicts(results)) if options.goals else text(results))
 
 

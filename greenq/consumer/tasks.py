@@ -21,6 +21,7 @@ from greenq.protocol.message import decode, parse_time
 from greenq.protocol.serialize import accepted
 from greenq.protocol.states import FAILURE, REVOKED
 from greenq.request import Request
+from greenq.transport.intake import tag_number
 from greenq.transport.outbox import Entry
 
 if TYPE_CHECKING:
@@ -325,7 +326,7 @@ class Tasks(StartStopStep):
 
 def _number(request: Request) -> int:
     """Return the order in which a request was taken."""
-    return int(request.delivery.tag.rpartition(":")[2])
+    return tag_number(request.delivery.tag)
 
 
 def _check_supported(message: TaskMessage) -> None:

@@ -22,7 +22,7 @@ from greenq.outage import Outage
 from greenq.protocol import serialize
 from greenq.protocol.meta import ResultMeta, decode_result, encode_result
 from greenq.protocol.states import FAILURE, PENDING, READY_STATES, SUCCESS
-from greenq.transport.settle import SETTLE, Stored, settle_arguments
+from greenq.transport.settle import Stored, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -122,8 +122,7 @@ class Backend:
 
     def store(self, task_id: str, status: str, result: object, **fields: Any) -> None:
         """Store a state at once; fields as of `stored`."""
-        state = self.stored(task_id, status, result, **fields)
-        self._client.script(SETTLE, *settle_arguments(self._keys, [state]))
+        settle(self._client, self._keys, [self.stored(task_id, status, result, **fields)])
 
     def get(self, task_id: str, *, timeout_s: float | None = None) -> ResultMeta:
         """Read a task's stored state; a task that nothing is known of is PENDING."""

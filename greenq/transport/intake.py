@@ -70,6 +70,11 @@ class Delivery(NamedTuple):
     raw: bytes
 
 
+def tag_number(tag: str) -> int:
+    """Return an own tag's number: the order in which its owner took the messages."""
+    return int(tag.rpartition(":")[2])
+
+
 class Batch(NamedTuple):
     """What one take brought: deliveries, and how many messages are left in the queues."""
 

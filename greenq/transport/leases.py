@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from greenq.errors import DecodeError
 from greenq.protocol import envelope
 from greenq.transport.client import load_script
-from greenq.transport.settle import SETTLE, settle_arguments
+from greenq.transport.intake import tag_number
+from greenq.transport.settle import settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Sequence
@@ -254,12 +255,12 @@ class Leases:
         return {
             tag
             for tag in self._tags_of(self._owner)
-            if tag not in known and int(tag.rpartition(":")[2]) < first_unused
+            if tag not in known and tag_number(tag) < first_unused
         }
 
     def give_back_forgotten(self, tags: Iterable[str]) -> int:
         """Give back records of this owner that it does not hold any more."""
-        moved = self._give_back(sorted(tags, key=lambda tag: int(tag.rpartition(":")[2])))
+        moved = self._give_back(sorted(tags, key=tag_number))
         if moved:
             _log.warning("the server has forgotten the outcome of %d tasks; they run again", moved)
         return moved
@@ -279,7 +280,7 @@ class Leases:
             )
             tags += [tag.decode() for tag in found[::2]]
             if int(cursor) == 0:
-                return sorted(set(tags), key=lambda tag: int(tag.rpartition(":")[2]))
+                return sorted(set(tags), key=tag_number)
 
     def _give_back(self, tags: Sequence[str]) -> int:
         """Move records back to their queues so that they are taken next, oldest first."""
@@ -300,9 +301,9 @@ class Leases:
         """Store what is to be known of buried messages, then move all of them."""
         results = [verdict.result for verdict in verdicts if verdict.result is not None]
         if results:
-            self._results.script(SETTLE, *settle_arguments(self._keys, results))
+            settle(self._results, self._keys, results)
         moves = [verdict.move for verdict in verdicts]
-        self.connection.script(SETTLE, *settle_arguments(self._keys, moves=moves))
+        settle(self.connection, self._keys, moves=moves)
 
     def _verdict(self, tag: str, record: bytes) -> Verdict:
         """Decide where a message goes whose worker is lost."""

@@ -19,7 +19,7 @@ from greenq.bootsteps import StartStopStep
 from greenq.errors import OperationalError, ServerError, TransportTimeout
 from greenq.hub import Event, Greenlet, sleep, spawn
 from greenq.outage import Outage
-from greenq.transport.settle import SETTLE, settle_arguments
+from greenq.transport.settle import settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,14 +168,15 @@ class Outbox(StartStopStep):
         except ServerError as exc:
             if exc.passes:
                 raise
-            if len(entries) > 1 and not exc.reply.startswith("WRONGTYPE"):
+            # A move whose goal is of another type has stopped nothing: see the script.
+            stopped = not exc.reply.startswith("WRONGTYPE")
+            if stopped and len(entries) > 1:
                 for entry in entries:
                     self._write([entry])
                 return
             _log.error("the server refused an outcome for good: %s", exc.reply)
-            # A move whose goal is of another type has stopped nothing: see the script. Else it is
-            # the state that cannot be stored, and its message must not run for ever.
-            if not exc.reply.startswith("WRONGTYPE") and entries[0].result is not None:
+            # It is the state that cannot be stored, and its message must not run for ever.
+            if stopped and entries[0].result is not None:
                 self._write([Entry(ack=entries[0].ack, move=entries[0].move)])
 
     def _settle(self, entries: list[Entry]) -> None:
@@ -183,8 +184,7 @@ class Outbox(StartStopStep):
         moves = [entry.move for entry in entries if entry.move is not None]
         acks = [entry.ack for entry in entries if entry.ack is not None]
         if self._results is not None and results:
-            self._results.script(SETTLE, *settle_arguments(self._keys, results))
+            settle(self._results, self._keys, results)
             results = []
         if results or moves or acks:
-            arguments = settle_arguments(self._keys, results, moves, acks)
-            self.connection.script(SETTLE, *arguments)
+            settle(self.connection, self._keys, results, moves, acks)

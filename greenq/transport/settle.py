@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from greenq.protocol.keys import Keys
+    from greenq.transport.client import Client, Connection
 
 SETTLE = load_script("settle")
 
@@ -61,3 +62,20 @@ def settle_arguments(
         where = side if isinstance(side, str) else f"{side:.6f}"
         arguments += (tag, goals.index(key) + 1, where, text)
     return names, [*arguments, *acks]
+
+
+def settle(
+    server: Client | Connection,
+    keys: Keys,
+    results: Sequence[Stored] = (),
+    moves: Sequence[Move] = (),
+    acks: Sequence[str] = (),
+) -> None:
+    """Carry out `SETTLE`. Switches: yes.
+
+    Raises:
+        ServerError: WRONGTYPE, when a move's goal is of another type and all else is done; anything
+            else stopped the script where it was.
+        OperationalError: it may or may not have been carried out; repeating it is harmless.
+    """
+    server.script(SETTLE, *settle_arguments(keys, results, moves, acks))
