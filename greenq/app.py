@@ -19,19 +19,26 @@ from typing import (
 )
 
 from greenq.config import Config
+from greenq.control import Control
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
+from greenq.events import Events
 from greenq.producer import Producer, SendOptions
+from greenq.protocol.clock import LamportClock
 from greenq.result import AsyncResult, AsyncResults
 from greenq.sources import settings_from_env, settings_from_object
 from greenq.task import Context, Task, current_context
 from greenq.transport.links import Transport
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Unpack
 
+    from greenq.steps import Option, Step
+
 P = ParamSpec("P")
 R = TypeVar("R")
+L = TypeVar("L", bound="Callable[[Any], object]")
 
 _SEND_OPTIONS = frozenset(SendOptions.__annotations__)
 
@@ -170,6 +177,14 @@ class Greenq:
         self.conf.update(given)
         if config_source is not None:
             self.config_from_object(config_source, namespace=namespace)
+        self.clock = LamportClock()
+        self.control = Control(self)
+        self.events = Events(self)
+        self.steps: dict[str, set[type[Step]]] = {"worker": set(), "consumer": set()}
+        self.user_options: dict[str, set[Option | Callable[[ArgumentParser], object]]] = {
+            "worker": set()
+        }
+        self.leaders: dict[str, Callable[[Any], object]] = {}
         self._tasks = TaskRegistry()
         self._autodiscovered: list[tuple[Callable[[], Iterable[str]], str]] = []
         self._lock = threading.Lock()
@@ -272,6 +287,16 @@ class Greenq:
             )
         self._tasks[task.name] = task
         return task
+
+    def leader(self, function: L) -> L:
+        """Have a function called in the one worker that wins an election on its name.
+
+        ``app.control.election(id, "module.function", action)`` holds one; the function gets
+        `action`, and runs in the worker's own greenlet for events: send a task for what takes long.
+        """
+        module = self.main if function.__module__ == "__main__" else function.__module__
+        self.leaders[f"{module}.{function.__name__}"] = function
+        return function
 
     def autodiscover_tasks(
         self,

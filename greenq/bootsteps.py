@@ -1,21 +1,32 @@
 """Steps and blueprints: the parts of the worker and of the consumer, started in a written order.
 
 A `Step` names what it requires; a `Blueprint` orders its steps with `graphlib` so that each starts
-after all it requires, and stops them in reverse. A user's own step joins the same way.
+after all it requires, and stops them in reverse. An app's own steps (greenq/steps.py) join by
+`custom`, which binds them to the worker or the consumer that they are steps of.
 """
 
 from __future__ import annotations
 
 import graphlib
 import logging
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from greenq.errors import ConfigError, Problem
+from greenq import steps as users
+from greenq.errors import ConfigError, GreenqError, OperationalError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
 _log = logging.getLogger(__name__)
+
+
+class StepFailed(GreenqError):
+    """A step that an app added could not be made or started; ``__cause__`` is the reason."""
+
+    def __init__(self, step: str, doing: str, reason: BaseException) -> None:
+        """Name the step and what it was about to do."""
+        self.step = step
+        super().__init__(f"the app's step {step} could not {doing}: {reason!r}")
 
 
 class Step:
@@ -24,10 +35,14 @@ class Step:
     Attributes:
         name: unique in its blueprint.
         requires: names of the steps that come before it.
+        last: comes after all that do not require it.
+        included: False only orders the others, as if it were there.
     """
 
-    name: ClassVar[str] = ""
-    requires: ClassVar[tuple[str, ...]] = ()
+    name: str = ""
+    requires: tuple[str, ...] = ()
+    last: bool = False
+    included: bool = True
 
     def __init_subclass__(cls) -> None:
         """Name a step after its class unless it has a name of its own."""
@@ -37,6 +52,14 @@ class Step:
     def info(self) -> dict[str, object]:
         """Return what this step tells about itself, for `stats`."""
         return {}
+
+    @property
+    def description(self) -> str:
+        """What this step is, in a line."""
+        return _first_line(self)
+
+    def shutdown(self) -> None:
+        """Let go of what outlives a stop: the worker ends."""
 
 
 class StartStopStep(Step):
@@ -53,18 +76,33 @@ class StartStopStep(Step):
         self.stop()
 
 
+class Node(NamedTuple):
+    """A step as `Blueprint.graph` shows it."""
+
+    name: str
+    requires: tuple[str, ...]
+    description: str
+    included: bool
+
+
 class Blueprint:
     """An ordered set of steps with one life: start, then stop or terminate, both in reverse."""
 
-    def __init__(self, name: str, steps: Iterable[Step]) -> None:
+    def __init__(self, name: str, steps: Iterable[Step], *, absent: Collection[str] = ()) -> None:
         """Order the steps.
+
+        Args:
+            name: whose parts they are.
+            steps: in the order that is kept as far as their requirements allow.
+            absent: steps that are switched off; those that require them do without.
 
         Raises:
             ConfigError: two steps share a name, one requires a step that is missing, or they
                 require each other in a circle, which is then named.
         """
         self.name = name
-        self.steps = _ordered(name, list(steps))
+        self._all = _ordered(name, list(steps), absent)
+        self.steps = [step for step in self._all if step.included]
         self._started: list[StartStopStep] = []
 
     def start(self) -> None:
@@ -87,6 +125,40 @@ class Blueprint:
         """End the started steps at once, last first."""
         self._end("terminate")
 
+    def shutdown(self) -> None:
+        """Have all steps let go, last first: none is started again."""
+        for step in reversed(self.steps):
+            try:
+                step.shutdown()
+            except Exception:
+                _log.exception("%s: step %s failed to shut down", self.name, step.name)
+
+    def info(self) -> dict[str, dict[str, object]]:
+        """Return what the steps tell about themselves, by their names in lower case."""
+        told: dict[str, dict[str, object]] = {}
+        for step in self.steps:
+            try:
+                info = step.info()
+            except Exception:
+                _log.exception("%s: step %s failed to tell of itself", self.name, step.name)
+                continue
+            if info:
+                told[step.name.lower()] = info
+        return told
+
+    def graph(self) -> list[Node]:
+        """Return all steps in the order of their start, those that are not included as well."""
+        names = {step.name for step in self._all}
+        return [
+            Node(
+                step.name,
+                tuple(needed for needed in step.requires if needed in names),
+                step.description,
+                step.included,
+            )
+            for step in self._all
+        ]
+
     def _end(self, how: str) -> None:
         while self._started:
             step = self._started.pop()
@@ -97,7 +169,7 @@ class Blueprint:
                 _log.exception("%s: step %s failed to %s", self.name, step.name, how)
 
 
-def _ordered(blueprint: str, steps: list[Step]) -> list[Step]:
+def _ordered(blueprint: str, steps: list[Step], absent: Collection[str]) -> list[Step]:
     by_name = {step.name: step for step in steps}
     problems = [
         Problem(f"{blueprint}.{step.name}", step, "another step has this name")
@@ -108,19 +180,21 @@ def _ordered(blueprint: str, steps: list[Step]) -> list[Step]:
         Problem(f"{blueprint}.{step.name}", needed, "it requires a step that is not there")
         for step in steps
         for needed in step.requires
-        if needed not in by_name
+        if needed not in by_name and needed not in absent
     ]
     if problems:
         raise ConfigError(problems)
-    sorter = graphlib.TopologicalSorter({step.name: step.requires for step in steps})
+    sorter = graphlib.TopologicalSorter(
+        {step.name: [name for name in step.requires if name in by_name] for step in steps}
+    )
     try:
         sorter.prepare()
     except graphlib.CycleError as exc:
         circle = " -> ".join(exc.args[1])
         reason = f"these steps require each other: {circle}"
         raise ConfigError([Problem(blueprint, circle, reason)]) from None
-    # Of the steps that may come next, the one that was given first.
-    given = {step.name: place for place, step in enumerate(steps)}
+    # Of the steps that may come next, the one that was given first, unless it wants to be last.
+    given = {step.name: (step.last, place) for place, step in enumerate(steps)}
     ordered: list[Step] = []
     ready: list[str] = []
     while sorter.is_active():
@@ -128,3 +202,100 @@ def _ordered(blueprint: str, steps: list[Step]) -> list[Step]:
         ordered.append(by_name[ready.pop(0)])
         sorter.done(ordered[-1].name)
     return ordered
+
+
+# --- an app's own steps ---------------------------------------------------------------------------
+
+
+def custom(
+    classes: Iterable[type[users.Step]], parent: object, options: Mapping[str, Any]
+) -> list[Step]:
+    """Make an app's own steps for `parent`, ordered by name so that every worker has one order.
+
+    Args:
+        classes: of ``app.steps``.
+        parent: the worker or the consumer, with all its parts made.
+        options: values of the app's own options of the command line.
+
+    Raises:
+        ConfigError: one of them is no such class.
+        StepFailed: one could not be made.
+    """
+    wanted: list[Any] = list(classes)
+    problems = [
+        Problem("app.steps", each, "must be a class derived from greenq.steps.Step")
+        for each in wanted
+        if not (isinstance(each, type) and issubclass(each, users.Step))
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return [_made(each, parent, options) for each in sorted(wanted, key=lambda each: each.name)]
+
+
+def _made(kind: type[users.Step], parent: object, options: Mapping[str, Any]) -> Step:
+    try:
+        step = kind(parent, **options)
+        included = bool(step.include_if(parent))
+        created = step.create(parent) if included else None
+    except Exception as exc:
+        raise StepFailed(kind.name, "be made", exc) from exc
+    if not isinstance(step, users.StartStopStep):
+        return _Custom(step, parent, included=included)
+    step.obj = created
+    return _CustomStartStop(step, parent, included=included)
+
+
+class _Custom(Step):
+    """An app's step, bound to its parent."""
+
+    def __init__(self, step: users.Step, parent: object, *, included: bool) -> None:
+        self._step = step
+        self._parent = parent
+        self.name = step.name
+        self.requires = _names(step.requires)
+        self.last = step.last
+        self.included = included
+
+    @property
+    def description(self) -> str:
+        return _first_line(self._step)
+
+    def info(self) -> dict[str, object]:
+        return self._step.info(self._parent)
+
+
+class _CustomStartStop(_Custom, StartStopStep):
+    """An app's step that is started and stopped."""
+
+    _step: users.StartStopStep
+
+    def start(self) -> None:
+        try:
+            self._step.start(self._parent)
+        except OperationalError as exc:
+            # The server is lost: the consumer starts again when it is back.
+            _log.warning("the app's step %s could not start: %s", self.name, exc)
+            raise
+        except Exception as exc:
+            _log.exception("the app's step %s could not start", self.name)
+            raise StepFailed(self.name, "start", exc) from exc
+
+    def stop(self) -> None:
+        self._step.stop(self._parent)
+
+    def terminate(self) -> None:
+        self._step.terminate(self._parent)
+
+    def shutdown(self) -> None:
+        self._step.shutdown(self._parent)
+
+
+def _names(requires: Collection[str | type[users.Step]]) -> tuple[str, ...]:
+    """Return the names of required steps; Celery writes them as ``module:Name``."""
+    given = (requires,) if isinstance(requires, str) else requires
+    names = [each if isinstance(each, str) else each.name for each in given]
+    return tuple(sorted(name.rpartition(":")[2] for name in names))
+
+
+def _first_line(documented: object) -> str:
+    return (type(documented).__doc__ or "").strip().partition("\n")[0]

@@ -261,10 +261,11 @@ class TaskConfig(Section):
         None,
         "Priority of tasks without one; None is 0, the most urgent.",
     )
-    task_queues: tuple[str, ...] = _setting(
-        kinds.texts(kinds.text()),
+    task_queues: tuple[str | kinds.Broadcast, ...] = _setting(
+        kinds.texts(kinds.queue()),
         (),
-        "Names of the queues a worker consumes unless -Q says which; empty is the default queue.",
+        "The queues a worker consumes unless -Q says which: names, and `Broadcast(name)` for those "
+        "whose messages go to every worker; empty is the default queue.",
     )
     task_routes: tuple[Mapping[str, Mapping[str, object]], ...] = _setting(
         kinds.routes(),
@@ -322,6 +323,27 @@ class TaskConfig(Section):
         "letter: it kills its workers.",
     )
     task_track_started: bool = _setting(kinds.flag(), False, "Store STARTED when a task starts.")
+    task_time_limit: float | None = _setting(
+        kinds.optional(kinds.seconds(zero_ok=False)),
+        None,
+        "A task that runs longer is ended and fails; None lets it run.",
+        unit="s",
+    )
+    task_soft_time_limit: float | None = _setting(
+        kinds.optional(kinds.seconds(zero_ok=False)),
+        None,
+        "In a task that runs longer SoftTimeLimitExceeded is raised, once; None lets it run.",
+        unit="s",
+    )
+    task_default_rate_limit: str | None = _setting(
+        kinds.optional(kinds.text()),
+        None,
+        "How many of a task one worker starts, as in 10/s, 100/m or 5/h, unless the task says "
+        "otherwise; None is no limit.",
+    )
+    task_send_sent_event: bool = _setting(
+        kinds.flag(), False, "Senders tell of each task that they send: task-sent."
+    )
     task_publish_retry: bool = _setting(
         kinds.flag(), True, "Try again when sending fails for want of a connection."
     )
@@ -391,6 +413,25 @@ class WorkerConfig(Section):
         0.5,
         "greenq's own. Time between two autoscale decisions.",
         unit="s",
+    )
+    worker_send_task_events: bool = _setting(
+        kinds.flag(), False, "Workers tell of what happens to their tasks, as -E does."
+    )
+    worker_enable_remote_control: bool = _setting(
+        kinds.flag(), True, "Workers answer `greenq inspect` and `control`, and Celery's."
+    )
+    worker_disable_rate_limits: bool = _setting(
+        kinds.flag(), False, "Start tasks without regard to their rate limits."
+    )
+    worker_direct: bool = _setting(
+        kinds.flag(),
+        False,
+        "Each worker has a queue of its own, too, named like its node with .dq2 behind it.",
+    )
+    worker_agent: str | None = _setting(
+        kinds.optional(kinds.text()),
+        None,
+        "A class, as module:name, that is made with the consumer, and started and stopped with it.",
     )
     worker_hub_lag_warning: float = _setting(
         kinds.seconds(zero_ok=False),

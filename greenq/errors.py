@@ -245,6 +245,21 @@ class SoftTimeLimitExceeded(GreenqError):
     """A task ran beyond its soft time limit; it may catch this to clean up."""
 
 
+class TaskTerminated(BaseException):
+    """Thrown into the code of a task that has to end; it should let this pass.
+
+    Attributes:
+        reason: what the task's result is.
+        signum: the name of the signal that was asked for, None at a time limit.
+    """
+
+    def __init__(self, reason: GreenqError, signum: str | None = None) -> None:
+        """Keep both."""
+        self.reason = reason
+        self.signum = signum
+        super().__init__(reason, signum)
+
+
 class TaskPredicate(GreenqError):
     """Base of what a task raises to steer its worker; none of them is a failure."""
 

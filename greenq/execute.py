@@ -1,11 +1,12 @@
 """One task's whole life, from a free slot to a stored state and an acknowledgement.
 
-    begin    early acknowledgement confirmed, where asked for; STARTED, where tracked
+    begin    not when revoked; early acknowledgement confirmed, where asked for; STARTED, where
+             tracked
     run      hooks and user code; whatever it raises becomes an outcome
     settle   the outcome's state, notification, and the message's way out: one entry of the outbox
-    report   one log line, the hooks of the task's class
+    report   one event, one log line, the hooks of the task's class
 
-Every ending is one branch of `_run`. None of them leaves the message unsettled.
+Every ending is one branch of `_call` or of `_killed`. None of them leaves the message unsettled.
 """
 
 from __future__ import annotations
@@ -19,10 +20,22 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from greenq.errors import EncodeError, Ignore, OperationalError, Reject, Retry
+from greenq.errors import (
+    EncodeError,
+    Ignore,
+    OperationalError,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    TaskRevokedError,
+    TaskTerminated,
+    TimeLimitExceeded,
+)
 from greenq.hub import Event, sleep
+from greenq.pool import AGAIN_S, Interrupt
+from greenq.protocol.event import Silence
 from greenq.protocol.message import saferepr
-from greenq.protocol.states import FAILURE, IGNORED, REJECTED, RETRY, STARTED, SUCCESS
+from greenq.protocol.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
 from greenq.task import Context, current_context
 from greenq.transport.outbox import Entry
 
@@ -32,6 +45,7 @@ if TYPE_CHECKING:
 
     from greenq.config import TaskConfig
     from greenq.producer import Producer
+    from greenq.protocol.event import EventSender
     from greenq.protocol.message import TaskMessage
     from greenq.request import Request
     from greenq.task import Task
@@ -69,30 +83,34 @@ class Executor:
         outbox: Outbox,
         state: WorkerState,
         hostname: str,
+        events: EventSender | None = None,
     ) -> None:
-        """Take the parts of one worker; `hostname` is its node name."""
+        """Take the parts of one worker; `hostname` is its node name, `events` hears of tasks."""
         self._config = config
         self._transport = transport
         self._producer = producer
         self._outbox = outbox
         self._state = state
+        self._revoked = state.revoked
         self._hostname = hostname
+        self._events = events or Silence()
         self._zone = ZoneInfo(config.timezone)
 
     def __call__(self, request: Request) -> None:
         """Run one request to its end."""
-        if not self._state.surely_holds(request) and not self._is_still_held(request):
+        if not self._state.surely_holds(request) and not self._is_still_ours(request):
             return
         message = request.message
         context = Context(message, hostname=self._hostname, delivered=request)
         current_context.set(context)
         request.started_s = time.monotonic()
         try:
-            if not request.acks_late:
-                self._ack_early(request)
-            if self._tracks_start(request.task):
-                self._store_started(message)
-            outcome = _run(request.task, message.id, message.args, message.kwargs)
+            if self._revoked.any and self._revoked.matches(message):
+                # It may have waited here for its slot.
+                outcome = Outcome(REVOKED, TaskRevokedError("revoked"))
+            else:
+                self._begin(request)
+                outcome = self._run(request)
             settled = self._settle(request, context, outcome)
         finally:
             self._state.reserved.pop(request.delivery.tag, None)
@@ -103,9 +121,20 @@ class Executor:
 
     # --- begin ------------------------------------------------------------------------------------
 
-    def _is_still_held(self, request: Request) -> bool:
+    def _begin(self, request: Request) -> None:
+        """Do what comes before the code, and tell that it starts. Switches: yes."""
+        if not request.acks_late:
+            self._ack_early(request)
+        if self._tracks_start(request.task):
+            self._store_started(request.message)
+        if self._events.tasks:
+            self._events.started(request.message.id)
+
+    def _is_still_ours(self, request: Request) -> bool:
         """Ask the server, until it answers, whether a message is still reserved for this worker."""
         tag, broker = request.delivery.tag, self._transport.broker
+        if not tag:
+            return True
         while not request.settled:
             try:
                 if not broker.is_taken_away(tag):
@@ -137,6 +166,25 @@ class Executor:
             )
             self._outbox.put(Entry(result))
 
+    # --- run --------------------------------------------------------------------------------------
+
+    def _run(self, request: Request) -> Outcome:
+        """Run the task's code, no longer than it may. Switches: yes."""
+        message, task, config = request.message, request.task, self._config
+        killed = request.killed
+        if killed is not None:
+            return Outcome(REVOKED, killed.reason)
+        hard_s, soft_s = message.timelimit
+        hard_s = hard_s or task.time_limit or config.task_time_limit
+        soft_s = soft_s or task.soft_time_limit or config.task_soft_time_limit
+        request.in_code = True
+        if hard_s or soft_s:
+            outcome = _run_limited(request, hard_s, soft_s)
+        else:
+            outcome = _call(task, message.id, message.args, message.kwargs)
+        request.in_code = False
+        return outcome if request.killed is None else _killed(request.killed, outcome)
+
     # --- settle -----------------------------------------------------------------------------------
 
     def _settle(self, request: Request, context: Context, outcome: Outcome) -> Outcome | None:
@@ -145,6 +193,9 @@ class Executor:
         None when the message was given back meanwhile: then another run decides the result.
         """
         result: Stored | None = None
+        if not request.delivery.tag and outcome.state in (RETRY, REJECTED):
+            # It was published to all workers: there is no message to put in its place.
+            outcome = Outcome(FAILURE, outcome.value, outcome.traceback)
         if outcome.state not in (IGNORED, REJECTED):
             outcome, result = self._stored(request, context, outcome)
         if not request.settle():
@@ -317,10 +368,12 @@ class Executor:
     # --- report -----------------------------------------------------------------------------------
 
     def _report(self, request: Request, outcome: Outcome) -> None:
-        """Count, log and call the class's hooks."""
+        """Tell, count, log and call the class's hooks."""
         assert request.started_s is not None
         runtime_s = time.monotonic() - request.started_s
         state, value, trace = outcome
+        if self._events.tasks:
+            self._tell(request, outcome, runtime_s)
         if state == SUCCESS:
             self._state.succeeded += 1
             if _log.isEnabledFor(logging.INFO):
@@ -332,7 +385,13 @@ class Executor:
             _log.info("Task %s ignored", request)
         elif state == REJECTED:
             _log.info("Task %s rejected, requeue=%s", request, value.requeue)
-        elif isinstance(value, Reject):
+        elif state == REVOKED:
+            if request.killed is None:
+                _log.info("Discarding revoked task %s", request)
+            else:
+                _log.warning("Task %s was terminated (%s)", request, request.killed.signum)
+            return
+        elif isinstance(value, Reject) and request.delivery.tag:
             self._state.failed += 1
             _log.info("Task %s rejected: %s; it is among the dead letters", request, value.reason)
         else:
@@ -342,6 +401,22 @@ class Executor:
             shown = "" if expected else f"\n{trace}"
             _log.log(level, "Task %s raised %s: %s%s", request, how, saferepr(value), shown)
         _call_hooks(request, outcome)
+
+    def _tell(self, request: Request, outcome: Outcome, runtime_s: float) -> None:
+        """Send the event of an outcome; an ignored one has none."""
+        state, value, trace = outcome
+        task_id, send = request.message.id, self._events.send
+        if state == SUCCESS:
+            self._events.succeeded(task_id, saferepr(value), runtime_s)
+        elif state == REJECTED:
+            send("task-rejected", {"uuid": task_id, "requeue": bool(value.requeue)})
+        elif state == REVOKED:
+            killed = request.killed
+            how = {"terminated": killed is not None, "signum": killed and killed.signum}
+            send("task-revoked", {"uuid": task_id, **how, "expired": False})
+        elif state != IGNORED:
+            why = {"exception": saferepr(value), "traceback": trace or _trace(value)}
+            send("task-retried" if state == RETRY else "task-failed", {"uuid": task_id, **why})
 
 
 def running_task(frame: FrameType | None) -> str | None:
@@ -357,7 +432,31 @@ def running_task(frame: FrameType | None) -> str | None:
     return None
 
 
-def _run(task: Task[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
+def _run_limited(request: Request, hard_s: float | None, soft_s: float | None) -> Outcome:
+    """Call the task; interrupt it when its time is over. Switches: yes."""
+    interrupts = []
+    if soft_s:
+        interrupts.append(Interrupt(request, lambda: SoftTimeLimitExceeded(soft_s), soft_s))
+    if hard_s:
+
+        def ends() -> TaskTerminated:
+            return TaskTerminated(TimeLimitExceeded(hard_s))
+
+        interrupts.append(Interrupt(request, ends, hard_s, again_s=AGAIN_S))
+    message = request.message
+    outcome = _call(request.task, message.id, message.args, message.kwargs)
+    for interrupt in interrupts:
+        interrupt.cancel()
+    return outcome
+
+
+def _killed(killed: TaskTerminated, outcome: Outcome) -> Outcome:
+    """Return the outcome of code that was to end, whatever it has made of that."""
+    state = REVOKED if isinstance(killed.reason, TaskRevokedError) else FAILURE
+    return Outcome(state, killed.reason, outcome.traceback)
+
+
+def _call(task: Task[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
     """Call the task and turn every way to end into an outcome."""
     try:
         task.before_start(task_id, args, kwargs)

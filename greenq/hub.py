@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal as signals
 import sys
 import time
+from bisect import bisect_left
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 __all__ = [
-    "Event", "Greenlet", "Hub", "NativeThread", "join_all", "patch", "run_all", "sleep", "spawn",
+    "Event", "Greenlet", "Hub", "Lags", "NativeThread", "join_all", "patch", "run_all", "sleep", "spawn",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -131,31 +133,97 @@ class NativeThread:
         self.name = name
         self.ended = False
         self._run = run
+        self._stopping = self._woken = False
+        self._number: int = 0
         # The number of the thread that the hub runs on, as `sys._current_frames` has it.
         self.hub_thread: int = gevent.monkey.get_original("_thread", "get_ident")()
         self._reader, self._writer = os.pipe()
         start_new_thread = gevent.monkey.get_original("_thread", "start_new_thread")
         start_new_thread(self._main, ())
 
-    def wait(self, timeout_s: float) -> bool:
-        """In the thread: wait so long, or until `stop`; True when it is to end."""
+    def wait(self, timeout_s: float, descriptor: int = -1) -> bool:
+        """In the thread: wait so long, or for `wake`, `stop`, or a descriptor with something to
+        read; True when the thread is to end.
+        """
         poll = gevent.monkey.get_original("select", "poll")()
-        poll.register(self._reader)
-        return bool(poll.poll(timeout_s * 1000))
+        poll.register(self._reader, select.POLLIN)
+        if descriptor >= 0:
+            poll.register(descriptor, select.POLLIN)
+        for ready, _events in poll.poll(timeout_s * 1000):
+            if ready == self._reader:
+                self._woken = False
+                os.read(self._reader, 64)
+        return self._stopping
+
+    def wake(self) -> None:
+        """From outside: have a wait end."""
+        if not self._woken:
+            self._woken = True
+            os.write(self._writer, b"!")
 
     def stop(self) -> None:
         """From outside: have `wait` return True from now on."""
-        os.write(self._writer, b"!")
+        self._stopping = True
+        self._woken = False
+        self.wake()
+
+    def close(self) -> None:
+        """From outside, after its end: nobody will wake it any more."""
+        os.close(self._reader)
         os.close(self._writer)
 
+    def runs_here(self) -> bool:
+        """Tell whether it is this thread that asks."""
+        return bool(self._number == gevent.monkey.get_original("_thread", "get_ident")())
+
     def _main(self) -> None:
+        self._number = gevent.monkey.get_original("_thread", "get_ident")()
         try:
             self._run(self)
         except BaseException:
             _log.critical("thread %s crashed", self.name, exc_info=True)
         finally:
             self.ended = True
-            os.close(self._reader)
+
+
+# Upper ends of the histogram's buckets, seconds; what is later falls into one more.
+_LAGS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+class Lags:
+    """How late the loop ran whenever it was asked: a histogram."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self.counts = [0] * (len(_LAGS_S) + 1)
+        self.max_s = 0.0
+
+    def add(self, lag_s: float) -> None:
+        """Count one."""
+        self.counts[bisect_left(_LAGS_S, lag_s)] += 1
+        self.max_s = max(self.max_s, lag_s)
+
+    def quantile_s(self, share: float) -> float:
+        """Return what a share of them did not exceed, as exactly as the buckets are narrow."""
+        wanted, seen = share * sum(self.counts), 0
+        for upper_s, count in zip(_LAGS_S, self.counts, strict=False):
+            seen += count
+            if seen >= wanted:
+                return min(upper_s, self.max_s)
+        return self.max_s
+
+    def info(self) -> dict[str, object]:
+        """Tell count, quantiles and the buckets in use, [upper end in s, count]; the last: None."""
+        uppers = (*_LAGS_S, None)
+        return {
+            "count": sum(self.counts),
+            "p50_s": self.quantile_s(0.5),
+            "p99_s": self.quantile_s(0.99),
+            "max_s": self.max_s,
+            "buckets": [
+                [upper, count] for upper, count in zip(uppers, self.counts, strict=True) if count
+            ],
+        }
 
 
 class Hub(StartStopStep):
@@ -178,6 +246,7 @@ class Hub(StartStopStep):
         # long that ping had waited.
         self.moved_s = time.monotonic()
         self.lag_s = 0.0
+        self.lags = Lags()
 
     def start(self) -> None:
         """Have errors logged, and the loop run on while only another thread can wake anybody."""
@@ -207,6 +276,7 @@ class Hub(StartStopStep):
         now = time.monotonic()
         self.lag_s = now - asked_s
         self.moved_s = now
+        self.lags.add(self.lag_s)
 
 
 def _nothing() -> None:

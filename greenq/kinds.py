@@ -12,6 +12,7 @@ import math
 import re
 import zoneinfo
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
@@ -151,6 +152,38 @@ def text(*, empty_ok: bool = False) -> Kind:
     return Kind(accept, _parse_text)
 
 
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """A queue of which every worker that has it gets each message, if it listens at that moment.
+
+    Attributes:
+        name: what senders and routes call it.
+
+    Raises: ValueError: the name is no text, or empty.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        """Check the name."""
+        text().accept(self.name)
+
+    def __str__(self) -> str:
+        """Return the name."""
+        return self.name
+
+
+def queue() -> Kind:
+    """Take the name of a queue, or a `Broadcast`."""
+
+    def accept(value: object) -> str | Broadcast:
+        if isinstance(value, Broadcast) or (isinstance(value, str) and value):
+            return value
+        raise ValueError("must be text, not empty, or Broadcast(name)")
+
+    return Kind(accept, _parse_text)
+
+
 def choice(*choices: str) -> Kind:
     """Take one of `choices`."""
     wanted = "must be one of " + ", ".join(choices)
@@ -166,7 +199,7 @@ def choice(*choices: str) -> Kind:
 def texts(item: Kind) -> Kind:
     """Take a list of what `item` takes; the normal form is a tuple."""
 
-    def accept(value: object) -> tuple[str, ...]:
+    def accept(value: object) -> tuple[Any, ...]:
         # A bare "json" would otherwise pass as the four names j, s, o, n.
         if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
             raise ValueError("must be a list of names")

@@ -14,6 +14,7 @@ import gevent.timeout
 from gevent.hub import Waiter
 
 from greenq.bootsteps import StartStopStep
+from greenq.errors import TaskRevokedError, TaskTerminated
 from greenq.hub import Event
 
 if TYPE_CHECKING:
@@ -27,12 +28,63 @@ _log = logging.getLogger(__name__)
 _TURN_S = 0.005
 
 
+# Code that goes on although it was to end is thrown at again and again, after so long; when it was
+# terminated, its `finally` blocks have longer at first.
+AGAIN_S = 0.5
+_FINALLY_S = 1.0
+
+
 class _Lasting(gevent.Greenlet):  # type: ignore[type-arg]  # the class itself is not generic
     """A greenlet of the pool, and the request that it runs at the moment."""
 
     __slots__ = ("request",)
     request: Request | None
     name = "pool"
+
+
+class Interrupt:
+    """Throws an exception into a request's code when its time has come.
+
+    With `again_s` once more after so long, and then every half a second, until the code has ended:
+    it may catch everything. A timer of the loop is gone at once when it is cancelled; an entry of
+    the worker's timer would stay until it is due, and limits are long.
+    """
+
+    __slots__ = ("_again_s", "_make", "_request", "_timer")
+
+    def __init__(
+        self,
+        request: Request,
+        make: Callable[[], BaseException],
+        after_s: float,
+        *,
+        again_s: float | None = None,
+    ) -> None:
+        """Throw what `make` returns; before its code and after it nothing hits a request."""
+        self._request = request
+        self._make = make
+        self._again_s = again_s
+        self._set(after_s)
+
+    def cancel(self) -> None:
+        """Never throw (again)."""
+        self._again_s = None
+        self._timer.stop()
+        self._timer.close()
+
+    def _set(self, after_s: float) -> None:
+        self._timer = gevent.get_hub().loop.timer(after_s)
+        # Counted from now, not from when the loop last looked at the clock.
+        self._timer.start(self._due, update=True)
+
+    def _due(self) -> None:
+        self._timer.stop()
+        self._timer.close()
+        again_s = self._again_s
+        if again_s is not None and self._request.in_code:
+            self._again_s = AGAIN_S
+            self._set(again_s)
+        self._request.interrupt(self._make())
 
 
 def _interrupted() -> Any:
@@ -147,11 +199,32 @@ class Pool(StartStopStep):
         self._end_surplus()
         self._room.set()
 
-    def take_back(self) -> list[Request]:
-        """Give up what has no slot yet, in the order in which it came."""
-        waiting = list(self._waiting)
-        self._waiting.clear()
-        return waiting
+    def unstarted(self) -> list[Request]:
+        """Return what has no slot yet, in the order in which it came."""
+        return list(self._waiting)
+
+    def take_back(self, which: Callable[[Request], bool] | None = None) -> list[Request]:
+        """Give up what has no slot yet, or of that what `which` is true of, in its order."""
+        taken = [request for request in self._waiting if which is None or which(request)]
+        # `which` must not switch: nothing has come meanwhile.
+        for request in taken:
+            self._waiting.remove(request)
+        self._room.set()
+        return taken
+
+    def end(self, request: Request, signum: str = "SIGTERM") -> None:
+        """End a request's code: its `finally` blocks run, its state is REVOKED. Switches: no.
+
+        Before its code begins it is kept from that; after it, nothing happens.
+        """
+
+        def terminated() -> TaskTerminated:
+            return TaskTerminated(TaskRevokedError("terminated"), signum)
+
+        if request.in_code is None:
+            request.killed = terminated()
+        elif request.in_code:
+            Interrupt(request, terminated, 0.0, again_s=_FINALLY_S)
 
     def stop(self) -> None:
         """Wait for what runs, for the grace time or until `hurry`; end the rest. Switches: yes."""

@@ -127,9 +127,13 @@ class _Policy(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What the sendings of one task with the same options have in common."""
+    """What the sendings of one task with the same options have in common.
+
+    With `broadcast`, the queue's messages are published and not pushed.
+    """
 
     queue: str
+    broadcast: bool
     priority: int
     exchange: str | None
     routing_key: str | None
@@ -247,6 +251,17 @@ class Producer:
         now = datetime.now(UTC)
         route = self._router.route(task)
         queue = options.get("queue") or options.get("routing_key") or route.queue
+        exchange = None if options.get("queue") else options.get("exchange")
+        routing_key = options.get("routing_key")
+        broadcast = (exchange or queue) in self._router.broadcasts
+        properties = {"reply_to": self._reply_to} | {
+            name: options[name] for name in _PROPERTIES if options.get(name) is not None
+        }
+        if broadcast:
+            queue = properties["exchange"] = exchange or queue
+            # A routing key that only names the queue is none of its exchange.
+            if not routing_key or routing_key == queue:
+                routing_key = self._router.routing_key
         if not self._config.task_create_missing_queues:
             self._check_declared(task, queue)
         expires, expiration = self._expires(options.get("expires"), now)
@@ -273,26 +288,21 @@ class Producer:
         priority = options.get("priority", route.priority)
         if priority is None:
             priority = self._config.task_default_priority or 0
-        properties = {"reply_to": self._reply_to} | {
-            name: options[name] for name in _PROPERTIES if options.get(name) is not None
-        }
         template = Template(
             message,
             serializer=options.get("serializer") or self._config.task_serializer,
             compression=options.get("compression") or self._config.task_compression,
             queue=queue,
-            routing_key=options.get("routing_key") or queue,
+            routing_key=routing_key or queue,
             priority=priority,
             expiration=expiration,
             **properties,
         )
-        exchange = None if options.get("queue") else options.get("exchange")
-        return _Plan(
-            queue, priority, exchange, options.get("routing_key"), self._policy(options), template
-        )
+        policy = self._policy(options)
+        return _Plan(queue, broadcast, priority, exchange, routing_key, policy, template)
 
     def _check_declared(self, task: str, queue: str) -> None:
-        known = self._config.task_queues or (self._config.task_default_queue,)
+        known = self._router.queues
         if queue not in known:
             reason = f"task {task} goes there, but task_queues has only {', '.join(known)}"
             raise ConfigError([Problem("queue", queue, reason)])
@@ -335,7 +345,7 @@ class Producer:
 
     def _queues(self, plan: _Plan, what: str) -> list[str]:
         """Return where to push: the queue itself, or what an exchange's bindings say."""
-        if not plan.exchange:
+        if plan.broadcast or not plan.exchange:
             return [plan.queue]
         client = self._broker.client
         # Half of the time of the whole, so that as much is left for the push.
@@ -372,7 +382,10 @@ class Producer:
         new_ids: Sequence[str],
         began_s: float,
     ) -> None:
-        """Push to one queue, as often as the policy allows; a try has half the time of a call."""
+        """Push to one queue, as often as the policy allows; a try has half the time of a call.
+
+        What is broadcast leaves no trace, so it is not sent again when it may have been heard.
+        """
         broker, policy = self._broker, plan.policy
         whole_s = broker.client.call_timeout_s
         left_s = began_s + whole_s - time.monotonic()
@@ -381,7 +394,9 @@ class Producer:
         tries, may_be_there = 0, False
         while True:
             try:
-                if may_be_there:
+                if plan.broadcast:
+                    broker.broadcast(queue, texts, plan.routing_key or "", timeout_s=left_s)
+                elif may_be_there:
                     broker.publish_once(
                         queue, texts, plan.priority, new_ids=new_ids, timeout_s=left_s
                     )
@@ -393,6 +408,8 @@ class Producer:
                 return
             may_be_there = may_be_there or isinstance(error, ConnectionLost)
             if policy is None or not policy.allows(tries, error):
+                break
+            if plan.broadcast and may_be_there:
                 break
             pause_s = policy.pause_s(tries)
             ends_s = began_s + max(whole_s, policy.total_s())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from greenq.errors import TaskTerminated
 from greenq.protocol.envelope import unwrap
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ class Request:
     """A reserved message on its way through the worker.
 
     Its reservation is settled once: acknowledged, or moved elsewhere. Who settles it asks `settle`
-        first,
-    so a task that ends while it is being given back at shutdown does neither twice.
+    first, so a task that ends while it is being given back at shutdown does neither twice. What was
+    published to all workers has no reservation and no tag: it is settled from the beginning.
 
     Attributes:
         delivery: tag, queue and raw bytes.
@@ -28,11 +29,13 @@ class Request:
         taken_s: monotonic time just before it was taken.
         greenlet: that which runs it, None before and after.
         started_s: monotonic time of the start, None until then.
+        in_code: True while the task's own code runs, None before and False after.
+        killed: what was thrown into that to end it, or will be when it begins; None for nothing.
     """
 
     __slots__ = (
-        "acks_late", "delivery", "greenlet", "message", "settled", "started_s",
-        "taken_s", "task",
+        "acks_late", "delivery", "greenlet", "in_code", "killed", "message", "settled",
+        "started_s", "taken_s", "task",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +55,8 @@ class Request:
         self.taken_s = taken_s
         self.greenlet: Greenlet | None = None
         self.started_s: float | None = None
+        self.in_code: bool | None = None
+        self.killed: TaskTerminated | None = None
         self.settled = False
 
     def settle(self) -> bool:
@@ -65,6 +70,15 @@ class Request:
         """Interrupt the run, if it is still under way; timeouts that it has started call this."""
         if self.greenlet is not None:
             self.greenlet.throw(*exc)
+
+    def interrupt(self, exc: BaseException) -> bool:
+        """Throw into the task's own code; False when that does not run. Only the hub may call."""
+        if not self.in_code or self.greenlet is None:
+            return False
+        if self.killed is None and isinstance(exc, TaskTerminated):
+            self.killed = exc
+        self.greenlet.throw(exc)
+        return True
 
     @property
     def properties(self) -> dict[str, Any]:

@@ -1,14 +1,26 @@
-"""Which queue a task goes to: the caller's word, then `task_routes`, then the default."""
+"""Which queue a task goes to: the caller's word, then `task_routes`, then the default.
+
+And which queues a worker takes from.
+"""
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
+import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from greenq.errors import ConfigError, Problem
+from greenq.kinds import Broadcast
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from greenq.config import TaskConfig
+
+__all__ = ["Broadcast", "Route", "Router", "merge_options", "select_queues", "worker_direct"]
+
+_log = logging.getLogger(__name__)
 
 
 class Route(NamedTuple):
@@ -19,13 +31,24 @@ class Route(NamedTuple):
 
 
 class Router:
-    """The routes of an app, looked up once for each task name."""
+    """The routes of an app, looked up once for each task name.
+
+    Attributes:
+        queues: the names of the queues that the settings know.
+        broadcasts: the names of those whose messages go to every worker.
+        routing_key: that of broadcast messages, unless the sender names another.
+    """
 
     def __init__(self, config: TaskConfig) -> None:
         """Take the routes from the task section of the settings."""
         self._default = Route(config.task_default_queue, None)
         self._routers = config.task_routes
         self._known: dict[str, Route] = {}
+        self.queues = tuple(map(str, _known_queues(config)))
+        self.broadcasts = frozenset(
+            queue.name for queue in config.task_queues if isinstance(queue, Broadcast)
+        )
+        self.routing_key = config.task_default_queue
 
     def route(self, task: str) -> Route:
         """Return the route of a task name: an exact entry before a glob, earlier routers first."""
@@ -51,3 +74,53 @@ def merge_options(*options: Mapping[str, Any]) -> dict[str, Any]:
     for each in options:
         merged.update({name: value for name, value in each.items() if value is not None})
     return merged
+
+
+def worker_direct(hostname: str) -> str:
+    """Name the queue of one worker, by its node name; see the setting `worker_direct`."""
+    return f"{hostname}.dq2"
+
+
+def select_queues(
+    config: TaskConfig, wanted: Iterable[str], excluded: Iterable[str] = ()
+) -> tuple[str | Broadcast, ...]:
+    """Return the queues that a worker takes from.
+
+    Args:
+        config: names the queues there are, and says whether others may be made.
+        wanted: names; none means all that the settings name, or the default queue.
+        excluded: names to leave out; one that is none of the queues is only warned of.
+
+    Raises:
+        ConfigError: a wanted queue is unknown, and `task_create_missing_queues` is off.
+    """
+    known: dict[str, str | Broadcast] = {str(queue): queue for queue in _known_queues(config)}
+    names = list(dict.fromkeys(wanted)) or list(known)
+    missing = [name for name in names if name not in known]
+    if missing and not config.task_create_missing_queues:
+        raise ConfigError(
+            [
+                Problem(
+                    "queues",
+                    name,
+                    f"task_queues has no such queue{_nearest(name, known)}, and "
+                    "task_create_missing_queues is off",
+                )
+                for name in missing
+            ]
+        )
+    left_out = frozenset(excluded)
+    for name in sorted(left_out.difference(names, known)):
+        _log.warning(
+            "queue %s is to be left out, but is none of the queues%s", name, _nearest(name, names)
+        )
+    return tuple(known.get(name, name) for name in names if name not in left_out)
+
+
+def _known_queues(config: TaskConfig) -> tuple[str | Broadcast, ...]:
+    return config.task_queues or (config.task_default_queue,)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,15 +1,22 @@
-"""What every greenlet and every thread of this process is doing at the moment, as text.
+"""What every greenlet and every thread of this process is doing at the moment.
 
-Greenlets that stand at the same lines are told together, so a thousand tasks that wait for the same
-server are one paragraph. Names and source lines only: no arguments, no variables.
+`all_stacks` tells it as text, for the log: greenlets that stand at the same lines are told
+together, so a thousand tasks that wait for the same server are one paragraph. `describe` tells it
+as data, for remote control: what the running tasks wait for, and the stacks of the oldest.
+
+Names, source lines, addresses and durations only: no arguments, no variables of a task's code.
 """
 
 from __future__ import annotations
 
+import _socket
+import dis
 import gc
+import os
 import sys
 import traceback
 from collections import Counter
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import greenlet
@@ -17,8 +24,69 @@ import greenlet
 from greenq.hub import NativeThread
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from types import FrameType
+    from collections.abc import Callable, Iterable, Mapping
+    from types import CodeType, FrameType
+
+    from greenq.request import Request
+
+# What waits on behalf of a task's own code: its frames say what for, and are not whose wait it is.
+_WAITING_PACKAGES = frozenset(
+    {
+        "concurrent", "gevent", "psycogreen", "queue", "select", "selectors", "socket", "ssl",
+        "subprocess", "threading",
+    }
+)  # fmt: skip
+
+_SOCKET_MODULES = frozenset({"gevent._socketcommon", "gevent._socket3", "gevent.ssl"})
+
+# By function: what is done with a socket.
+_SOCKET_CALLS = {
+    "accept": "accept",
+    "do_handshake": "handshake",
+    "read": "recv",
+    "recv": "recv",
+    "recv_into": "recv",
+    "recvfrom": "recv",
+    "recvfrom_into": "recv",
+    "recvmsg": "recv",
+    "recvmsg_into": "recv",
+    "send": "send",
+    "sendmsg": "send",
+    "sendto": "send",
+    "unwrap": "shutdown",
+    "write": "send",
+}
+
+# By function, the name of its local variable that holds the host.
+_RESOLVER_CALLS = {
+    "getaddrinfo": "host",
+    "gethostbyname": "hostname",
+    "gethostbyname_ex": "hostname",
+    "gethostbyaddr": "ip_address",
+}
+
+# By module and qualified name; of nested ones the outermost tells most.
+_PRIMITIVES = {
+    ("concurrent.futures._base", "Future.exception"): "future",
+    ("concurrent.futures._base", "Future.result"): "future",
+    ("concurrent.futures._base", "wait"): "futures",
+    ("gevent.thread", "LockType.acquire"): "lock",
+    ("queue", "Queue.get"): "queue get",
+    ("queue", "Queue.join"): "queue join",
+    ("queue", "Queue.put"): "queue put",
+    ("threading", "Barrier.wait"): "barrier",
+    ("threading", "Condition.wait"): "condition",
+    ("threading", "Event.wait"): "event",
+    ("threading", "Semaphore.acquire"): "semaphore",
+    ("threading", "Thread.join"): "thread",
+    ("threading", "_RLock.acquire"): "lock",
+}
+
+# So many addresses of one select are told.
+_ADDRESSES_TOLD = 3
+
+
+# --- as text --------------------------------------------------------------------------------------
 
 
 def all_stacks(names: Mapping[Any, str]) -> str:
@@ -83,3 +151,265 @@ def _role(frame: FrameType) -> str:
         if isinstance(owner, NativeThread):
             return f", {owner.name}"
     return ""
+
+
+# --- as data --------------------------------------------------------------------------------------
+
+
+def describe(
+    requests: Iterable[Request],
+    *,
+    limit: int,
+    now: float,
+    hub_s_of: Callable[[Request], float] | None = None,
+) -> dict[str, object]:
+    """Describe the running requests, in the thread of their hub. Switches: no.
+
+    Args:
+        requests: those that run.
+        limit: of so many, the oldest, the details are told, and as many kinds of wait.
+        now: monotonic time.
+        hub_s_of: how long a request has held the hub; without it that is told as None.
+
+    Shape: {"running": count, "groups": [{"waits_on", "count"}], "greenlets": [{"id", "name",
+      "age_s", "hub_s", "waits_on", "stack": ["file:line function"]}]}; the most frequent kind of
+      wait first, those beyond `limit` counted as "others"; the oldest greenlet first; in a stack
+      the innermost last.
+    """
+    waits: Counter[str] = Counter()
+    running: list[tuple[float, str, Request, FrameType | None]] = []
+    for request in requests:
+        own = request.greenlet
+        if own is None:
+            continue
+        frame = own.gr_frame
+        waits_for = waits_on(frame)
+        waits[waits_for] += 1
+        if own is greenlet.getcurrent():
+            frame = sys._getframe(1)  # noqa: SLF001  # there is no public way to a caller's frame
+        started_s = now if request.started_s is None else request.started_s
+        running.append((now - started_s, waits_for, request, frame))
+    running.sort(key=lambda each: -each[0])
+    return {
+        "running": len(running),
+        "groups": _most(waits, limit),
+        "greenlets": [
+            {
+                "id": request.message.id,
+                "name": request.message.shadow or request.message.task,
+                "age_s": round(age_s, 3),
+                "hub_s": None if hub_s_of is None else round(hub_s_of(request), 6),
+                "waits_on": waits_for,
+                "stack": _task_stack(frame),
+            }
+            for age_s, waits_for, request, frame in running[:limit]
+        ],
+    }
+
+
+def _most(waits: Counter[str], limit: int) -> list[dict[str, object]]:
+    """Return the most frequent kinds of wait; the rest is one."""
+    ordered = sorted(waits.items(), key=lambda item: (-item[1], item[0]))
+    others = sum(count for _, count in ordered[limit:])
+    told = ordered[:limit] + ([("others", others)] if others else [])
+    return [{"waits_on": waits_for, "count": count} for waits_for, count in told]
+
+
+def _task_stack(frame: FrameType | None) -> list[str]:
+    """Return a stack from the task's own code on; all of it while that is not reached."""
+    stack = list(traceback.walk_stack(frame))[::-1] if frame is not None else []
+    own = next((at for at, (each, _) in enumerate(stack) if not _is_ours(each)), 0)
+    return [f"{each.f_code.co_filename}:{line} {each.f_code.co_name}" for each, line in stack[own:]]
+
+
+def _is_ours(frame: FrameType) -> bool:
+    """Whether the code is the worker's or gevent's, not a task's; the examples have tasks."""
+    package, _, module = _module(frame).partition(".")
+    return package in {"gevent", "greenq"} and module.partition(".")[0] != "examples"
+
+
+def _module(frame: FrameType) -> str:
+    name = frame.f_globals.get("__name__")
+    return name if isinstance(name, str) else ""
+
+
+# --- what it waits for ----------------------------------------------------------------------------
+
+
+def waits_on(frame: FrameType | None) -> str:
+    """Say what a greenlet waits for, by its innermost frame; without one it is "running".
+
+    Sockets are told with their address, sleeps with their seconds. Where nothing says more, it is
+    the expression that waits, by its names, as the task's code has it: `self.done.wait()`.
+    """
+    if frame is None:
+        return "running"
+    innermost, found = frame, ""
+    each: FrameType | None = frame
+    while each is not None:
+        module = _module(each)
+        if module.partition(".")[0] not in _WAITING_PACKAGES:
+            return found or _expression(each.f_code, each.f_lasti)
+        told = _told(each, module)
+        if told:
+            return told
+        found = _PRIMITIVES.get((module, each.f_code.co_qualname), found)
+        if module == "gevent.subprocess":
+            found = "subprocess"
+        each = each.f_back
+    return found or _expression(innermost.f_code, innermost.f_lasti)
+
+
+def _told(frame: FrameType, module: str) -> str:
+    """Say what a frame waits for if that has an address or a duration."""
+    function = frame.f_code.co_name
+    # Only frames of libraries are asked for their variables: asking keeps a copy of them for as
+    # long as the frame lives.
+    if module in _SOCKET_MODULES:
+        if function in _SOCKET_CALLS:
+            return _on_socket(_SOCKET_CALLS[function], frame.f_locals.get("self"))
+        if function == "_internal_connect":
+            return f"connect {_text(frame.f_locals.get('address'))}".rstrip()
+        if function in _RESOLVER_CALLS:
+            return f"getaddrinfo {_text(frame.f_locals.get(_RESOLVER_CALLS[function]))}".rstrip()
+    elif module == "gevent.hub" and function == "sleep":
+        seconds = frame.f_locals.get("seconds")
+        # Classes of somebody's own may do anything when they are shown.
+        return f"sleep {seconds:g}" if type(seconds) in {int, float} else "sleep"
+    elif module in {"gevent.select", "gevent.selectors"} and function in {"select", "poll"}:
+        return _on_many(frame.f_locals)
+    elif function == "gevent_wait_callback":
+        # psycopg2 waits by this function of psycogreen.
+        return f"select {_peer_of(_number(frame.f_locals.get('conn')))}".rstrip()
+    return ""
+
+
+def _on_socket(verb: str, found: Any) -> str:
+    """Say what is done with a socket of gevent, and with whom."""
+    # The socket of the C library in it: its methods are nobody's own, and never wait.
+    real = getattr(found, "_sock", None)
+    if not isinstance(real, _socket.socket):
+        return verb
+    peer = "" if verb == "accept" else _text(_ask(real.getpeername))
+    if peer:
+        return f"{verb} {peer}"
+    own = _text(_ask(real.getsockname))
+    return f"{verb} at {own}" if own else verb
+
+
+def _on_many(variables: Mapping[str, Any]) -> str:
+    """Say which sockets a select, a poll or a selector waits for."""
+    own: Any = variables.get("self")
+    if "rlist" in variables:
+        waited = [*_listed(variables["rlist"]), *_listed(variables.get("wlist"))]
+    elif hasattr(own, "get_map"):
+        waited = list(own.get_map() or ())
+    else:
+        waited = list(getattr(own, "fds", ()))
+    peers = sorted({peer for each in waited if (peer := _peer_of(_number(each)))})
+    more = [f"+{len(peers) - _ADDRESSES_TOLD}"] if len(peers) > _ADDRESSES_TOLD else []
+    return f"select {', '.join(peers[:_ADDRESSES_TOLD] + more)}".rstrip()
+
+
+def _listed(found: Any) -> list[Any]:
+    """Return what a collection holds; other iterables may be used up by looking."""
+    return list(found) if isinstance(found, list | tuple | set | frozenset | dict) else []
+
+
+def _number(found: Any) -> int:
+    """Return the number of an open file or connection, -1 if that is not known."""
+    if isinstance(found, int):
+        return found
+    try:
+        number = found.fileno()
+    except Exception:
+        # It may be anybody's object, and closed by now: then it is told without an address.
+        return -1
+    return number if isinstance(number, int) else -1
+
+
+def _peer_of(number: int) -> str:
+    """Return whom an open file is connected to; "" if it is no socket or not connected."""
+    try:
+        copy = os.dup(number)
+    except OSError:
+        return ""
+    try:
+        real = _socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        return ""
+    try:
+        return _text(_ask(real.getpeername))
+    finally:
+        real.close()
+
+
+def _ask(method: Callable[[], object]) -> object:
+    """Return the answer of a socket, None if it has none, as one that is closed."""
+    try:
+        return method()
+    except OSError:
+        return None
+
+
+def _text(address: object) -> str:
+    """Write an address; "" if it is none."""
+    if isinstance(address, bytes):
+        return address.decode("utf-8", "replace").replace("\0", "@")
+    if isinstance(address, str):
+        return address
+    if isinstance(address, tuple) and len(address) >= 2:
+        host, port = _text(address[0]), address[1]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return ""
+
+
+@lru_cache(maxsize=1024)
+def _expression(code: CodeType, offset: int) -> str:
+    """Name what the instruction at an offset calls, as the source has it but for the arguments.
+
+    What waits in gevent's compiled code has no frame there: the call is all that tells of it.
+    """
+    # Of a call to Python code, the offset is that of its last cache entry.
+    *before, waiting = (each for each in dis.get_instructions(code) if each.offset <= offset)
+    names = _names(before, waiting)
+    if names and waiting.opname.startswith("CALL"):
+        return f"{names}()"
+    if names and waiting.opname == "BEFORE_WITH":
+        return f"with {names}"
+    if names and waiting.opname == "FOR_ITER":
+        return f"for … in {names}"
+    return f"{code.co_qualname}()"
+
+
+def _names(before: list[dis.Instruction], waiting: dis.Instruction) -> str:
+    """Return the dotted names of what a call calls, or of what a `with` or a loop is over."""
+    # Where a call begins in the source, what it calls does, too; arguments begin elsewhere.
+    begin = _begin(waiting) if waiting.opname.startswith("CALL") else None
+    parts: list[str] = []
+    for each in reversed(before):
+        if begin is not None and _begin(each) != begin:
+            continue
+        name = each.argval if isinstance(each.argval, str) else ""
+        if each.opname == "LOAD_CONST":
+            break
+        if each.opname in {"LOAD_ATTR", "LOAD_METHOD"}:
+            parts.append(f".{name}")
+        elif each.opname.startswith("LOAD_") and name:
+            # A generator expression has no name for what it is over.
+            return "" if name == ".0" else "".join([name, *reversed(parts)])
+        elif each.opname.startswith("CALL"):
+            parts.append("()")
+            begin = _begin(each)
+        elif each.opname == "BINARY_SUBSCR":
+            parts.append("[]")
+            begin = _begin(each)
+        elif begin is None and each.opname != "GET_ITER":
+            break
+    return "".join(reversed(parts)).lstrip(".")
+
+
+def _begin(instruction: dis.Instruction) -> tuple[int | None, int | None]:
+    where = instruction.positions
+    return (None, None) if where is None else (where.lineno, where.col_offset)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, Ty
 
 from greenq.errors import MaxRetriesExceededError, Retry
 from greenq.log import task_log_context
+from greenq.ratelimit import parse_rate
 from greenq.routing import merge_options
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ class Task(Generic[P, R]):
     expires: float | datetime | None = None
     time_limit: float | None = None
     soft_time_limit: float | None = None
+    rate_limit: str | float | None = None
 
     OPTIONS: ClassVar[tuple[str, ...]] = (
         "max_retries", "default_retry_delay", "autoretry_for", "dont_autoretry_for", "retry_kwargs",
@@ -142,6 +144,7 @@ class Task(Generic[P, R]):
         "store_errors_even_if_ignored", "acks_late", "acks_on_failure_or_timeout",
         "reject_on_worker_lost", "track_started", "throws", "serializer", "compression", "queue",
         "exchange", "routing_key", "priority", "expires", "time_limit", "soft_time_limit",
+        "rate_limit",
     )  # fmt: skip
 
     # Options of the task that go with each sending, unless the caller says otherwise.
@@ -163,6 +166,7 @@ class Task(Generic[P, R]):
 
         Raises:
             TypeError: an option is unknown; the nearest known one is named.
+            ValueError: the rate limit is none.
         """
         self.name = name
         self._app = app
@@ -174,6 +178,10 @@ class Task(Generic[P, R]):
                     f"task {name}: no option {option!r}{_nearest(option, self.OPTIONS)}"
                 )
             setattr(self, option, value)
+        try:
+            parse_rate(self.rate_limit)
+        except ValueError as exc:
+            raise ValueError(f"task {name}: {exc}") from None
         functools.update_wrapper(self, function, updated=())
 
     @property

@@ -50,7 +50,7 @@ class Timer(StartStopStep):
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Count seconds by `clock`."""
-        self._clock = clock
+        self.clock = clock
         self._heap: list[Entry] = []
         self._numbers = itertools.count()
         self._changed = Event()
@@ -82,7 +82,7 @@ class Timer(StartStopStep):
     def run_due(self) -> float | None:
         """Call all that is due and return the seconds until the next, None if there is none."""
         while self._heap:
-            wait_s = self._heap[0].due_s - self._clock()
+            wait_s = self._heap[0].due_s - self.clock()
             if wait_s > 0:
                 return wait_s
             entry = heapq.heappop(self._heap)
@@ -94,12 +94,12 @@ class Timer(StartStopStep):
             except Exception:
                 _log.exception("a timer call failed: %r", call)
             if entry.every_s is not None and entry.call is not None:
-                entry.due_s = self._clock() + entry.every_s
+                entry.due_s = self.clock() + entry.every_s
                 heapq.heappush(self._heap, entry)
         return None
 
     def _add(self, delay_s: float, call: Callable[[], object], every_s: float | None) -> Entry:
-        entry = Entry(self._clock() + delay_s, next(self._numbers), call, every_s)
+        entry = Entry(self.clock() + delay_s, next(self._numbers), call, every_s)
         heapq.heappush(self._heap, entry)
         if self._heap[0] is entry:
             self._changed.set()

@@ -1,8 +1,8 @@
 """The OS thread beside the hub: it keeps the lease and sees when the hub stands still.
 
 A task that computes for twenty seconds delays its neighbours. It must not cost the worker its lease
-as well, nor keep the messages of a dead worker from coming back, so both are done here, on a thread
-and a connection that need nothing of the hub.
+as well, nor its place in the cluster, nor keep the messages of a dead worker from coming back. So
+all that is done here, on a thread and a connection that need nothing of the hub.
 """
 
 from __future__ import annotations
@@ -12,18 +12,23 @@ import math
 import sys
 import time
 import traceback
-from typing import TYPE_CHECKING
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from greenq.bootsteps import StartStopStep
-from greenq.errors import OperationalError, TransportTimeout
+from greenq.ear import Ear
+from greenq.errors import AccessRefused, OperationalError, ServerError, TransportTimeout
 from greenq.hub import NativeThread, sleep
 from greenq.outage import Outage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import FrameType
 
     from greenq.hub import Hub
+    from greenq.transport.client import Command
     from greenq.transport.leases import Leases
     from greenq.worker_state import WorkerState
 
@@ -41,6 +46,40 @@ _SOON_S = 0.02
 # Renewing is due after this share of the lease. So two tries with their timeouts fit in.
 _RENEW_AFTER = 0.4
 
+# A hub that has not begun with a message by now, or owes an answer for so long, is held for blocked
+# when that must be answered.
+_PATIENCE_S = 0.05
+
+# Blockers that are remembered.
+_BLOCKERS = 100
+
+
+@dataclass(slots=True)
+class Blocker:
+    """What kept the hub from moving.
+
+    Attributes:
+        at: when it was noticed, unix time.
+        for_s: how long the hub stood still, or has so far.
+        by: the task and its id, or ``no task``.
+        where: file and line.
+    """
+
+    at: float
+    for_s: float
+    by: str
+    where: str
+
+
+class Beat(NamedTuple):
+    """What is published now and then: how often, seconds, and a function that writes it.
+
+    The function is called in the watch thread; it gets what blocks the hub, None if nothing does.
+    """
+
+    every_s: float
+    write: Callable[[Blocker | None], Command]
+
 
 class Watch(StartStopStep):
     """Renews the lease, recovers what the dead held, and names the task that blocks the hub.
@@ -54,6 +93,7 @@ class Watch(StartStopStep):
     5. Move parked messages back when they are due.
     6. Log once when the hub has not moved for a while, with the task, its line and its stack, and
        once when it moves again.
+    7. Hear what is published to the worker, and publish its heartbeat.
     """
 
     name = "Watch"
@@ -71,6 +111,7 @@ class Watch(StartStopStep):
         blocking_task: Callable[[FrameType | None], str | None],
         held: Callable[[], tuple[set[str], int]],
         look: Callable[[], object],
+        paused: Callable[[frozenset[str]], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Watch `hub` and speak for the owner of `leases`.
@@ -86,6 +127,7 @@ class Watch(StartStopStep):
                 knows, and the first number that no tag has had.
             look: called in the hub's thread, in a greenlet, when a consumer that waits should look
                 itself.
+            paused: called in the same way when other queues than before are paused.
             clock: seconds, monotonic.
         """
         self._leases = leases
@@ -98,8 +140,11 @@ class Watch(StartStopStep):
         self._blocking_task = blocking_task
         self._held = held
         self._look = look
+        self._paused = paused
         self._clock = clock
         self._thread: NativeThread | None = None
+        # What is published to this worker is heard over the lease's connection.
+        self.ear = Ear(hub, changed=self._wake)
         # The thread's own.
         self._renew_at_s = self._scores_at_s = 0.0
         self._promote_at_s = math.inf
@@ -110,11 +155,16 @@ class Watch(StartStopStep):
         self._looks = 0
         self._forgotten: set[str] = set()
         self._outage = Outage(_log)
+        self._refused = Outage(_log)
         # When the hub was asked whether it moves, when to look at it again, and whether it is known
         # to be blocked.
         self._asked_s = self._look_at_s = -math.inf
-        self._blocked = False
+        self._blocked: Blocker | None = None
+        self._beat: Beat | None = None
+        self._beat_at_s = math.inf
+        self._paused_queues: frozenset[str] = frozenset()
         # Written by the thread, read by anybody.
+        self.blockers: deque[Blocker] = deque(maxlen=_BLOCKERS)
         self.held = False
         self.problem: OperationalError | None = None
         self.blocked_count = 0
@@ -132,6 +182,18 @@ class Watch(StartStopStep):
             deadline_s = self._clock() + self._lease_s
             while not thread.ended and self._clock() < deadline_s:
                 sleep(0.005)
+            if thread.ended:
+                thread.close()
+
+    def beat(self, beat: Beat | None) -> None:
+        """Publish something now and then from now on, the first time at once; None: no more."""
+        self._beat = beat
+        self._beat_at_s = -math.inf if beat is not None else math.inf
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._thread is not None:
+            self._thread.wake()
 
     def wait_held(self, timeout_s: float) -> bool:
         """Wait until the lease is written for the first time. Switches: yes."""
@@ -144,13 +206,15 @@ class Watch(StartStopStep):
 
     def _run(self, thread: NativeThread) -> None:
         self._renew()
-        while not thread.wait(self._pause_s()):
+        while not thread.wait(self._pause_s(), self._leases.connection.fileno()):
             if self._clock() >= self._look_at_s:
-                self._look_at_hub(thread.hub_thread)
+                self._look_at_hub()
             if self._clock() >= self._promote_at_s:
                 self._promote()
             if self._clock() >= self._renew_at_s:
                 self._renew()
+            if self._leases.connection.connected:
+                self._attend()
         try:
             if not self._state.reserved:
                 self._leases.release()
@@ -171,6 +235,10 @@ class Watch(StartStopStep):
             self.held = True
             self.problem = None
             self._outage.over("the lease is renewed again")
+            if renewal.paused != self._paused_queues:
+                self._paused_queues = renewal.paused
+                paused = partial(self._paused, renewal.paused)
+                self._hub.spawn_soon(paused, name="pause queues")
             if renewal.work:
                 self._hub.spawn_soon(self._look, name="look for work")
             self._state.clock_offset_s = renewal.server_time - time.time()
@@ -217,7 +285,33 @@ class Watch(StartStopStep):
     def _pause_s(self) -> float:
         """Return how long nothing is due."""
         due_s = min(self._look_at_s, self._promote_at_s, self._renew_at_s)
+        if self._leases.connection.connected:
+            due_s = min(due_s, self._beat_at_s, self._impatient_s())
         return max(_SOON_S, due_s - self._clock())
+
+    def _impatient_s(self) -> float:
+        """Return when to answer in the hub's place, monotonic: at once if it is known to stand."""
+        patience_s = 0.0 if self._is_still(_PATIENCE_S) else _PATIENCE_S
+        return self.ear.oldest_s + patience_s
+
+    def _attend(self) -> None:
+        """Hear what has been published, answer what the hub does not, publish the heartbeat."""
+        connection = self._leases.connection
+        try:
+            if self.ear.attend(connection):
+                self._ask_hub()
+            if self._clock() >= self._impatient_s():
+                self.ear.answer_urgent(connection)
+            beat = self._beat
+            if beat is not None and self._clock() >= self._beat_at_s:
+                self._beat_at_s = self._clock() + beat.every_s
+                connection.call(*beat.write(self.blocking()))
+        except (AccessRefused, ServerError) as exc:
+            self._refused.say("this worker is no full member of its cluster", exc)
+        except OperationalError as exc:
+            _log.info("nothing is heard of others until the server is reached again: %s", exc)
+            connection.close()
+            self._renew_at_s = self._clock()
 
     def _promote(self) -> None:
         """Move what is due back to its queues; the renewal right after it tells what is next."""
@@ -234,6 +328,7 @@ class Watch(StartStopStep):
     def _connect(self, now: float) -> None:
         """Reach the server; decide from when on an ended lease means a dead owner."""
         self._leases.connection.connect()
+        self.ear.reconnected()
         if self._was_connected:
             grace_s = self._lease_s
             self._looks, self._forgotten = 2, set()
@@ -247,38 +342,75 @@ class Watch(StartStopStep):
         self._was_connected = True
         self._recover_from_s = now + grace_s
 
-    def _look_at_hub(self, hub_thread: int) -> None:
+    def _look_at_hub(self) -> None:
         """Ask the hub whether it moves; if it has not answered for long, say who blocks it."""
         now = self._clock()
         self._look_at_s = now + min(_LOOK_S, self._blocked_after_s)
+        blocked = self._blocked
         if self._hub.moved_s >= self._asked_s:
-            if self._blocked:
-                self._blocked = False
-                _log.warning("the hub moves again; it was blocked for %.1f s", self._hub.lag_s)
-            self._asked_s = now
-            self._hub.ping()
+            if blocked is not None:
+                blocked.for_s = self._hub.lag_s
+                self._blocked = None
+                _log.warning("the hub moves again; it was blocked for %.1f s", blocked.for_s)
+            self._ask_hub()
             return
         still_s = now - self._asked_s
-        if self._blocked:
+        if blocked is not None:
+            blocked.for_s = still_s
             return
         if still_s < self._blocked_after_s:
             self._look_at_s = self._asked_s + self._blocked_after_s
             return
-        self._blocked = True
+        blocked = self._find_blocker(still_s)
+        self._blocked = blocked
+        self.blockers.append(blocked)
         self.blocked_count += 1
-        # There is no public way to another thread's frame.
-        frame = sys._current_frames().get(hub_thread)  # noqa: SLF001
-        task = self._blocking_task(frame) or "no task"
-        where, stack = _where(frame)
         _log.warning(
             "the hub has been blocked for %.1f s by %s at %s; all other tasks stand still\n%s",
-            still_s, task, where, stack,
+            still_s, blocked.by, blocked.where, _stack(self._hub_frame()),
         )  # fmt: skip
 
+    def _ask_hub(self) -> None:
+        """Have the hub note that it moves, unless it owes an answer, or the log a line."""
+        if self._hub.moved_s >= self._asked_s and self._blocked is None:
+            self._asked_s = self._clock()
+            self._hub.ping()
 
-def _where(frame: FrameType | None) -> tuple[str, str]:
-    """Return the file and line that a frame is at, and its stack as text."""
-    if frame is None:
-        return "?", ""
-    stack = "".join(traceback.format_stack(frame))
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}", stack
+    def set_queues(self, queues: Sequence[str]) -> None:
+        """Look for work and due ETAs in these queues; any thread may call."""
+        self._leases.set_queues(queues)
+
+    def blocking_now(self) -> Blocker | None:
+        """Return what blocks the hub; None when it is the hub that asks."""
+        thread = self._thread
+        return None if thread is None or not thread.runs_here() else self.blocking(0.0)
+
+    def _is_still(self, patience_s: float) -> bool:
+        """Tell whether the hub owes an answer for so long."""
+        return self._hub.moved_s < self._asked_s <= self._clock() - patience_s
+
+    def blocking(self, patience_s: float = _LOOK_S) -> Blocker | None:
+        """Return what blocks the hub, None while it moves; only another thread can ask.
+
+        Args:
+            patience_s: hold a hub for blocked that has not answered for so long.
+        """
+        if not self._is_still(patience_s):
+            return None
+        return self._find_blocker(self._clock() - self._asked_s)
+
+    def _find_blocker(self, still_s: float) -> Blocker:
+        frame = self._hub_frame()
+        by = self._blocking_task(frame) or "no task"
+        where = "?" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        return Blocker(time.time(), still_s, by, where)
+
+    def _hub_frame(self) -> FrameType | None:
+        thread = self._thread
+        # There is no public way to another thread's frame.
+        return sys._current_frames().get(thread.hub_thread) if thread else None  # noqa: SLF001
+
+
+def _stack(frame: FrameType | None) -> str:
+    """Return a frame's stack as text."""
+    return "" if frame is None else "".join(traceback.format_stack(frame))

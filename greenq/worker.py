@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
 import signal
-import socket
+import time
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenq.autoscale import Autoscaler
-from greenq.bootsteps import Blueprint
+from greenq.bootsteps import Blueprint, custom
 from greenq.config import DEFAULT_CONCURRENCY
 from greenq.consumer import Consumer
+from greenq.consumer.agent import Agent
 from greenq.consumer.connection import Connection
+from greenq.consumer.control import Control
+from greenq.consumer.events import Events
+from greenq.consumer.gossip import Gossip
+from greenq.consumer.heart import INTERVAL_S, Heart
+from greenq.consumer.mingle import Mingle
 from greenq.consumer.tasks import Tasks
-from greenq.errors import WorkerLostError
+from greenq.errors import ConfigError, Problem, WorkerLostError
 from greenq.execute import Executor, running_task
 from greenq.hub import Event, Hub, spawn
+from greenq.nodenames import node_name
 from greenq.pool import Pool
+from greenq.producer import SendOptions
 from greenq.protocol.envelope import header
+from greenq.protocol.serialize import accepted
 from greenq.protocol.states import FAILURE
+from greenq.routing import Broadcast, select_queues, worker_direct
 from greenq.stacks import all_stacks
 from greenq.timer import Timer
 from greenq.transport.intake import Intake
@@ -32,10 +40,11 @@ from greenq.watch import Watch
 from greenq.worker_state import WorkerState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from greenq.app import Greenq
     from greenq.bootsteps import Step
+    from greenq.request import Request
 
 _log = logging.getLogger(__name__)
 
@@ -56,39 +65,65 @@ class Worker:
         app: Greenq,
         *,
         queues: Iterable[str] = (),
+        exclude_queues: Iterable[str] = (),
         concurrency: int | None = None,
         autoscale: tuple[int, int] | None = None,
         hostname: str | None = None,
+        task_events: bool | None = None,
+        mingle: bool = True,
+        gossip: bool = True,
+        heartbeat: bool = True,
+        heartbeat_interval_s: float | None = None,
+        control: bool | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         """Make all parts; nothing is started and nothing is sent.
 
         Args:
             app: whose tasks to run; its task modules are imported now.
             queues: to take from; none means those of the settings.
+            exclude_queues: not to take from.
             concurrency: tasks at once; None means the setting.
             autoscale: (most, least) instead of a fixed concurrency.
             hostname: node name, ``greenq@host`` by default.
+            task_events: tell of tasks; None means the setting.
+            mingle, gossip, heartbeat: whether the consumer has these steps.
+            heartbeat_interval_s: seconds between two heartbeats; None is two.
+            control: answer remote control; None means the setting.
+            options: values of the app's own options, for its own steps.
+
+        Raises:
+            ConfigError: a queue is unknown, or one of the app's own steps is wrong.
         """
         app.import_task_modules()
         config = app.config
         self.app = app
         self.hostname = node_name(hostname)
-        self.queues = tuple(queues) or config.task.task_queues or (config.task.task_default_queue,)
+        selected = select_queues(config.task, tuple(queues), tuple(exclude_queues))
+        self.queues = tuple(name for name in selected if isinstance(name, str))
+        if config.worker.worker_direct:
+            self.queues += (worker_direct(self.hostname),)
+        self.broadcasts = tuple(name for name in selected if isinstance(name, Broadcast))
+        # Queues that nobody takes from for now, of this worker's or not.
+        self.paused: frozenset[str] = frozenset()
         self.autoscale = autoscale
         fixed = concurrency or config.worker.worker_concurrency or DEFAULT_CONCURRENCY
         self.concurrency = autoscale[1] if autoscale else fixed
         self.state = WorkerState()
+        self.state.clock = app.clock
         # This process as an owner of messages; never the same twice.
         self.owner = new_owner(self.hostname)
         self.exit_code = EXIT_OK
+        self._started_s = time.monotonic()
         self._ended = Event()
+        self._is_cold = False
         transport = app.transport
         self.timer = Timer()
         self.hub = Hub()
-        options = config.broker.broker_transport_options
+        transport_options = config.broker.broker_transport_options
         # A dead connection is noticed and replaced before the lease ends that is renewed over it.
         connection = results = transport.client.connection(
-            timeout_s=max(0.5, config.worker.worker_lease / 3)
+            pushes=True, timeout_s=max(0.5, config.worker.worker_lease / 3)
         )
         if transport.result_client not in (None, transport.client):
             results = transport.result_client.connection()
@@ -98,7 +133,7 @@ class Worker:
                 transport.broker,
                 self.owner,
                 queues=self.queues,
-                visibility_timeout_s=options.visibility_timeout,
+                visibility_timeout_s=transport_options.visibility_timeout,
                 lease_s=config.worker.worker_lease,
                 max_deliveries=config.task.task_max_deliveries,
                 results=results,
@@ -108,13 +143,21 @@ class Worker:
             self.hub,
             self.state,
             lease_s=config.worker.worker_lease,
-            visibility_timeout_s=options.visibility_timeout,
+            visibility_timeout_s=transport_options.visibility_timeout,
             blocked_after_s=config.worker.worker_hub_lag_warning,
             blocking_task=running_task,
             held=self._held,
             look=self._look,
+            paused=self._pause,
         )
         self.outbox = Outbox(transport)
+        self.events = Events(
+            self.outbox,
+            transport.keys,
+            self.hostname,
+            app.clock,
+            tasks=config.worker.worker_send_task_events if task_events is None else task_events,
+        )
         executor = Executor(
             config=config.task,
             transport=transport,
@@ -122,6 +165,7 @@ class Worker:
             outbox=self.outbox,
             state=self.state,
             hostname=self.hostname,
+            events=self.events,
         )
         self.pool = Pool(
             self.concurrency,
@@ -129,11 +173,11 @@ class Worker:
             prefetch_multiplier=config.worker.worker_prefetch_multiplier,
             grace_s=config.worker.worker_shutdown_grace,
         )
-        strategy = options.queue_order_strategy
+        strategy = transport_options.queue_order_strategy
         self.intake = Intake(
             transport.client,
             transport.keys,
-            sorted(self.queues) if strategy == "sorted" else self.queues,
+            self._in_order(self.queues),
             self.owner.incarnation,
             rotate=strategy == "round_robin",
             member=str(self.owner),
@@ -150,6 +194,8 @@ class Worker:
             state=self.state,
             hostname=self.hostname,
             left_behind=self._left_behind,
+            events=self.events,
+            rate_limits=not config.worker.worker_disable_rate_limits,
         )
         self.pool.abandoned = self.tasks.give_back
         self.autoscaler: Autoscaler | None = None
@@ -164,18 +210,66 @@ class Worker:
                 interval_s=config.worker.worker_autoscale_interval,
                 backlog=self.tasks.backlog,
             )
+        self.connection = Connection(self)
+        ear, accept = self.watch.ear, accepted(config.task.accept_content)
+        self.mingle = (
+            Mingle(app.control.mailbox, self.state, self.hostname) if mingle else None
+        )
+        self.gossip: Gossip | None = None
+        if gossip:
+            self.gossip = Gossip(
+                ear,
+                self.events,
+                self.timer,
+                transport.keys,
+                app.clock,
+                hostname=self.hostname,
+                accept=accepted(("json", *config.task.accept_content)),
+                leaders={"task": self._send_elected, **app.leaders},
+            )
+        self.control: Control | None = None
+        if config.worker.worker_enable_remote_control if control is None else control:
+            self.control = Control(
+                self, ear, app.control.mailbox, transport.keys, app.clock, accept=accept
+            )
+        self.heart: Heart | None = None
+        if heartbeat:
+            self.heart = Heart(
+                self.events,
+                self.watch,
+                self.pool,
+                self.state,
+                interval_s=heartbeat_interval_s or INTERVAL_S,
+            )
+        agent = config.worker.worker_agent
         self.consumer = Consumer(
-            Connection(transport, self.queues, self.watch),
-            self.tasks,
+            self,
+            [
+                self.connection, self.events, self.mingle, self.gossip, self.tasks, self.control,
+                self.heart, Agent(agent, self) if agent else None,
+            ],
+            custom_steps=app.steps["consumer"],
+            options=options or {},
             retry_at_start=config.broker.broker_connection_retry_on_startup,
             max_retries=config.broker.broker_connection_max_retries,
-            gave_up=self._give_up,
-        )
+        )  # fmt: skip
         steps: list[Step | None] = [
             self.timer, self.hub, self.watch, self.outbox, self.pool, self.autoscaler,
             self.consumer,
         ]  # fmt: skip
-        self.blueprint = Blueprint("worker", [step for step in steps if step is not None])
+        self.blueprint = Blueprint(
+            "worker",
+            [
+                *(step for step in steps if step is not None),
+                *custom(app.steps["worker"], self, options or {}),
+            ],
+            absent=("Autoscaler",),
+        )
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since this worker was made."""
+        return time.monotonic() - self._started_s
 
     def run(self, *, signals: bool = True) -> int:
         """Work until stopped and return the exit code. Switches: yes.
@@ -190,22 +284,28 @@ class Worker:
             self.hub.on_signal(signal.SIGUSR1, self._log_stacks)
         self.blueprint.start()
         self._ended.wait()
-        self.blueprint.stop()
+        if self._is_cold:
+            self.blueprint.terminate()
+        else:
+            self.blueprint.stop()
+        self.blueprint.shutdown()
         return self.exit_code
 
     def start(self) -> None:
         """Start without waiting, for a program that runs a worker beside something else."""
         spawn(partial(self.run, signals=False), name="worker")
 
-    def stop(self) -> None:
+    def stop(self, why: str = "") -> None:
         """Stop warm: take nothing more, finish what runs in time, give back the rest."""
-        _log.info("warm shutdown: %d tasks run", self.pool.running)
+        text = f" ({why})" if why else ""
+        _log.info("warm shutdown%s: %d tasks run", text, self.pool.running)
         self._ended.set()
 
     def stop_cold(self) -> None:
         """Stop now: everything unfinished goes back to its queue."""
         _log.warning("cold shutdown: %d tasks go back to their queues", self.pool.running)
         self.exit_code = EXIT_FAILED
+        self._is_cold = True
         self.pool.hurry()
         self._ended.set()
 
@@ -252,31 +352,85 @@ class Worker:
         result = transport.backend.stored(task_id, FAILURE, error, date_done=now.isoformat())
         return Verdict(move, result)
 
-    def _give_up(self, error: Exception) -> None:
+    def give_up(self, error: Exception) -> None:
         """End a worker that cannot go on."""
         _log.critical("the worker ends: %s", error)
         self.exit_code = EXIT_FAILED
         self._ended.set()
 
+    # --- remote control ---------------------------------------------------------------------------
+
+    def add_queue(
+        self, queue: str, *, exchange: str | None = None, routing_key: str | None = None
+    ) -> None:
+        """Take from one more queue. Switches: yes.
+
+        Args:
+            queue: its name.
+            exchange, routing_key: what else leads to it, for those who publish by exchange.
+
+        Raises:
+            OperationalError: it could not be declared, and is not taken from.
+        """
+        self.app.transport.broker.declare([queue])
+        if exchange and exchange != queue:
+            self.app.transport.broker.bind(queue, exchange, routing_key or queue)
+        if queue not in self.queues:
+            self.queues = (*self.queues, queue)
+            self._take_from()
+
+    def cancel_queue(self, queue: str) -> None:
+        """Take from a queue no longer; what was taken runs. Switches: yes."""
+        self.queues = tuple(name for name in self.queues if name != queue)
+        self._take_from()
+
+    def look_for_pauses(self) -> None:
+        """Take from no queue that is paused, and from all others. Switches: yes."""
+        self._pause(frozenset(self.app.transport.broker.paused()))
+
+    def _pause(self, paused: frozenset[str]) -> None:
+        if paused == self.paused:
+            return
+        for queue in sorted((paused ^ self.paused) & set(self.queues)):
+            how = "paused" if queue in paused else "taken from again"
+            _log.warning("queue %s is %s", queue, how)
+        self.paused = paused
+        self._take_from()
+
+    def _take_from(self) -> None:
+        """Have intake and lease look at the queues as they are now."""
+        queues = [queue for queue in self.queues if queue not in self.paused]
+        self.watch.set_queues(queues)
+        self.intake.set_queues(self._in_order(queues))
+
+    def _in_order(self, queues: Iterable[str]) -> list[str]:
+        strategy = self.app.config.broker.broker_transport_options.queue_order_strategy
+        return sorted(queues) if strategy == "sorted" else list(queues)
+
+    def terminate(self, which: Callable[[Request], bool], signal_name: str) -> list[str]:
+        """End running tasks and return their ids. Switches: no."""
+        ended = [request for request in self.pool.active if which(request)]
+        for request in ended:
+            self.pool.end(request, signal_name)
+        return [request.message.id for request in ended]
+
+    def _send_elected(self, action: Any) -> None:
+        """Send the task that an election was held for.
+
+        Raises:
+            ConfigError: `action` is no signature.
+        """
+        if not isinstance(action, dict) or not isinstance(action.get("task"), str):
+            raise ConfigError([Problem("action", action, "is no signature of a task")])
+        options = {
+            name: value
+            for name, value in (action.get("options") or {}).items()
+            if name in SendOptions.__annotations__
+        }
+        self.app.send_task(
+            action["task"], action.get("args") or (), action.get("kwargs") or {}, **options
+        )
+
     def info(self) -> dict[str, Any]:
-        """Tell about this worker: its parts' own information and the totals."""
-        told: dict[str, Any] = {"pid": os.getpid(), "total": dict(self.state.total)}
-        for step in self.blueprint.steps:
-            info = step.info()
-            if info:
-                told[step.name.lower()] = info
-        return told
-
-
-def node_name(given: str | None, *, host: str | None = None) -> str:
-    """Return a worker's node name; ``%h`` is the host, ``%n`` its short name, ``%d`` its domain.
-
-    A name without a host gets this one; nothing given means ``greenq@<host>``.
-    """
-    host = host or socket.gethostname()
-    short, _, domain = host.partition(".")
-    text = given or "greenq@%h"
-    if "@" not in text:
-        text += "@%h"
-    meant = {"h": host, "n": short, "d": domain, "%": "%"}
-    return re.sub("%([hnd%])", lambda match: meant[match[1]], text)
+        """Tell about this worker: its parts' own information, those of custom steps included."""
+        return {**self.blueprint.info(), **self.consumer.blueprint.info()}

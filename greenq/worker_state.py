@@ -6,6 +6,9 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from greenq.protocol.clock import LamportClock
+from greenq.revoked import Revoked
+
 if TYPE_CHECKING:
     from greenq.request import Request
 
@@ -19,18 +22,22 @@ class WorkerState:
         succeeded, failed, retried: how many runs ended so.
         lease_until_s, lease_lost_s: until when the lease holds without a doubt, and when it was
             found to have ended, seconds of the monotonic clock.
+        revoked: which tasks shall not run.
+        clock: the cluster's logical clock.
         clock_offset_s: what to add to this machine's clock to get the server's.
     """
 
     __slots__ = (
-        "clock_offset_s", "failed", "lease_lost_s", "lease_until_s", "reserved",
-        "retried", "succeeded", "total",
+        "clock", "clock_offset_s", "failed", "lease_lost_s", "lease_until_s", "reserved",
+        "retried", "revoked", "succeeded", "total",
     )  # fmt: skip
 
     def __init__(self) -> None:
         """Begin with nothing."""
         self.reserved: dict[str, Request] = {}
         self.total: Counter[str] = Counter()
+        self.revoked = Revoked()
+        self.clock = LamportClock()
         self.clock_offset_s = 0.0
         self.lease_until_s = self.lease_lost_s = 0.0
         self.succeeded = 0

@@ -1,7 +1,9 @@
 """The command line: parse first, patch next, import the app last.
 
-The parser loads neither gevent nor any app, so ``greenq --help`` is quick. A command's own module
-is loaded when it is chosen, and after patching where the command needs the hub.
+The parser loads neither gevent nor any app, so ``greenq --help`` is quick. A command's options are
+read from its own module, or one beside it, when the command is chosen; such a module loads nothing
+heavy at its top. What a command needs is loaded when it runs, and after patching where it needs the
+hub.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ import difflib
 import importlib
 import os
 import sys
-from datetime import timedelta
-from typing import TYPE_CHECKING, NoReturn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import greenq
 from greenq.errors import GreenqError
@@ -20,17 +22,33 @@ from greenq.errors import GreenqError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-_DURATIONS = {
-    "s": timedelta(seconds=1),
-    "m": timedelta(minutes=1),
-    "h": timedelta(hours=1),
-    "d": timedelta(days=1),
-}
+# What a shell says of a program that SIGINT has ended.
+_INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong option or command is answered with the nearest right one."""
+    """argparse, but a wrong option or command is answered with the nearest right one.
+
+    Attributes:
+        options: ``module:function`` that gives it its options when they are first needed.
+        words: what else may have been meant by a wrong word.
+    """
+
+    def __init__(self, *args: Any, options: str | None = None, **kwargs: Any) -> None:
+        """Make a parser; all but `options` is argparse's."""
+        super().__init__(*args, **kwargs)
+        self.options = options
+        self.words: tuple[str, ...] = ()
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse, with the options that are loaded now; return the values, and what is unknown."""
+        if self.options is not None:
+            module, _, function = self.options.partition(":")
+            self.options = None
+            getattr(importlib.import_module(module), function)(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, in one line, and where help is."""
@@ -38,6 +56,7 @@ class Parser(argparse.ArgumentParser):
 
     def _hint(self, message: str) -> str:
         known = [option for action in self._actions for option in action.option_strings]
+        known += self.words
         for action in self._actions:
             if isinstance(action.choices, dict):
                 known += list(action.choices)
@@ -48,20 +67,68 @@ class Parser(argparse.ArgumentParser):
         return ""
 
 
+@dataclass(frozen=True, slots=True)
 class _Command:
-    """One command: the module that runs it, and whether that needs the patched standard library."""
+    """One command.
 
-    def __init__(self, name: str, module: str, text: str, *, patched: bool) -> None:
-        self.name = name
-        self.module = module
-        self.text = text
-        self.patched = patched
+    Attributes:
+        name: as it is typed.
+        text: what it does, for the list.
+        module: its ``run(args)`` carries the command out and returns the exit code.
+        options: ``module:function`` that gives a parser the command's options.
+        patched: whether `module` needs the patched standard library.
+        extended: whether an app may bring options of its own.
+    """
+
+    name: str
+    text: str
+    module: str
+    options: str = ""
+    patched: bool = False
+    extended: bool = False
 
 
 _COMMANDS = (
-    _Command("worker", "greenq.cli.worker", "run a worker", patched=True),
-    _Command("dead", "greenq.cli.dead", "list, replay or purge dead letters", patched=False),
-    _Command("demo", "greenq.cli.demo", "watch 5,000 web requests run as tasks", patched=True),
+    _Command(
+        "worker",
+        "run a worker",
+        "greenq.cli.worker",
+        "greenq.cli.worker_options:add_options",
+        patched=True,
+        extended=True,
+    ),
+    _Command("status", "how each worker is doing", "greenq.cli.status"),
+    _Command("ping", "which workers answer, and how fast", "greenq.cli.ping"),
+    _Command(
+        "inspect",
+        "ask workers what they know",
+        "greenq.cli.remote",
+        "greenq.cli.remote:add_inspect_options",
+    ),
+    _Command(
+        "control",
+        "have workers do something",
+        "greenq.cli.remote",
+        "greenq.cli.remote:add_control_options",
+    ),
+    _Command("events", "watch tasks and workers", "greenq.cli.events"),
+    _Command("queues", "depth, consumers and changes of queues", "greenq.cli.queues"),
+    _Command("purge", "delete the messages that wait in queues", "greenq.cli.purge"),
+    _Command("list", "list the bindings of queues to exchanges", "greenq.cli.bindings"),
+    _Command("call", "send a task by its name", "greenq.cli.call"),
+    _Command("result", "show what has become of a task", "greenq.cli.result"),
+    _Command("dead", "list, replay or purge dead letters", "greenq.cli.dead"),
+    _Command("report", "versions and settings, for a bug report", "greenq.cli.report"),
+    _Command(
+        "graph",
+        "the parts of a worker, in the order of their start",
+        "greenq.cli.graph",
+        "greenq.cli.worker_options:add_graph_options",
+        patched=True,
+        extended=True,
+    ),
+    _Command("shell", "a Python prompt with the app in it", "greenq.cli.shell"),
+    _Command("demo", "watch 5,000 web requests run as tasks", "greenq.cli.demo", patched=True),
 )
 
 
@@ -72,16 +139,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 0
-    if rest:
-        args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     command = next(each for each in _COMMANDS if each.name == args.command)
+    # What the app's own steps make of the rest is known once the app is loaded.
+    if rest and not (command.extended and args.app):
+        args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest = rest
     try:
-        if command.patched:
-            importlib.import_module("greenq.hub").patch()
-        code: int = importlib.import_module(command.module).run(args)
+        return _run(command, args)
     except GreenqError as exc:
         sys.stderr.write(f"greenq {command.name}: {exc}\n")
         return 1
+
+
+def _run(command: _Command, args: argparse.Namespace) -> int:
+    if command.patched:
+        importlib.import_module("greenq.hub").patch()
+    run = importlib.import_module(command.module).run
+    if command.patched:
+        code: int = run(args)
+        return code
+    try:
+        code = run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; Python's own flush at the end must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     return code
 
 
@@ -97,112 +182,11 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in _COMMANDS:
         added = commands.add_parser(
-            command.name, help=command.text, description=command.text, allow_abbrev=False
+            command.name,
+            help=command.text,
+            description=f"{command.text[0].upper()}{command.text[1:]}.",
+            allow_abbrev=False,
+            options=command.options or f"{command.module}:add_options",
         )
         added.set_defaults(parser=added)
-        options = {"worker": _worker_options, "dead": _dead_options, "demo": _demo_options}
-        options[command.name](added)
     return parser
-
-
-def _worker_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("-A", "--app", default=os.environ.get("GREENQ_APP"), help="the app: module or module:name")
-    add(
-        "-b",
-        "--broker",
-        metavar="URL",
-        help="the server's address, instead of the app's broker_url",
-    )
-    add("--result-backend", metavar="URL", help="instead of the app's result_backend")
-    add("-Q", "--queues", type=_names, default=(), metavar="A,B", help="queues to take from")
-    add("-c", "--concurrency", type=_count, metavar="N", help="tasks at once")
-    add(
-        "--autoscale",
-        type=_limits,
-        metavar="MAX,MIN",
-        help="tasks at once follow the queue's depth",
-    )
-    add("-n", "--hostname", metavar="NAME", help="node name; %%h is the host (default greenq@%%h)")
-    add("-l", "--loglevel", type=_level, default="WARNING", metavar="LEVEL",
-        help="DEBUG, INFO, WARNING, ERROR or CRITICAL (default WARNING)")  # fmt: skip
-    add("-f", "--logfile", metavar="FILE", help="log there instead of to stderr")
-    add("--workdir", metavar="DIR", help="change to this folder first")
-    add("-q", "--quiet", action="store_true", help="no banner")
-    add("--no-color", action="store_true", help="no colours")
-
-
-def _dead_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("action", choices=("list", "show", "replay", "purge"),
-        help="show: one in full; replay: back to their queues; purge: delete")  # fmt: skip
-    add("-A", "--app", default=os.environ.get("GREENQ_APP"), help="the app: module or module:name")
-    add("-b", "--broker", metavar="URL", help="instead of the app's broker_url")
-    add("-Q", "--queues", type=_names, default=(), metavar="A,B",
-        help="of these queues (default: all that have dead letters)")  # fmt: skip
-    add("--task", metavar="NAME", help="of this task; may hold * and ?, as in 'mail.*'")
-    add("--reason", metavar="TEXT", help="whose reason contains this")
-    add("--id", metavar="ID", help="with this id, as the list shows it")
-    add("--since", type=_duration, metavar="AGE", help="younger than 30s, 10m, 2h or 7d")
-    add("--limit", type=_count, metavar="N",
-        help="so many: the newest to list (default 100), the oldest to replay")  # fmt: skip
-    add("--json", action="store_true", help="a JSON object a line; purge then asks for no --yes")
-    add("--yes", action="store_true", help="purge more than one")
-
-
-def _demo_options(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--urls", metavar="FILE", help="fetch these URLs, one a line, instead of the local server's"
-    )
-    what.add_argument(
-        "--tasks", type=_count, default=5000, metavar="N", help="how many fetches (default 5000)"
-    )
-    add = parser.add_argument
-    add("--autoscale", type=_limits, default=(500, 10), metavar="MAX,MIN", help="default 500,10")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise argparse.ArgumentTypeError(
-            f"no queue named in {text!r}: give names as in -Q mail,web"
-        )
-    return names
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
-
-
-def _duration(text: str) -> timedelta:
-    unit = _DURATIONS.get(text[-1:])
-    if unit is None or not text[:-1].isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no age, such as 30s, 10m, 2h or 7d")
-    try:
-        return int(text[:-1]) * unit
-    except (OverflowError, ValueError):
-        raise argparse.ArgumentTypeError(f"{text!r} is too long ago") from None
-
-
-def _limits(text: str) -> tuple[int, int]:
-    parts = text.split(",")
-    if len(parts) == 1:
-        parts.append("1")
-    try:
-        most, least = (int(part) for part in parts)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not MAX,MIN, as in 500,10") from None
-    if not 1 <= least <= most:
-        raise argparse.ArgumentTypeError(f"{text!r}: MAX comes first, and MIN is from 1 to MAX")
-    return most, least
-
-
-def _level(text: str) -> str:
-    if text.upper() not in _LEVELS:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no log level; there are {', '.join(_LEVELS)}"
-        )
-    return text.upper()

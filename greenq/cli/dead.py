@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import shutil
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,8 +11,9 @@ from fnmatch import fnmatchcase
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from greenq import log
-from greenq.cli.load import find_app
+from greenq.cli import arguments, show
+from greenq.cli.common import add_app_options, opened
+from greenq.cli.show import printable
 from greenq.errors import DecodeError, GreenqError
 from greenq.protocol import envelope
 
@@ -25,14 +23,11 @@ if TYPE_CHECKING:
 
     from greenq.transport.dead import DeadLetter, DeadLetters
 
-_BOLD, _PLAIN = "\033[1m", "\033[0m"
-
 # Letters in a table, and bytes of a message on the screen, unless more are asked for.
 _SHOWN_LETTERS = 100
 _SHOWN_BYTES = 2000
 
 _HEADINGS = ("AGE", "QUEUE", "TASK", "ID", "REASON")
-_UNITS = (("d", 86400), ("h", 3600), ("m", 60))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +56,32 @@ class Wanted:
         )
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the command's options."""
+    add = parser.add_argument
+    add("action", choices=("list", "show", "replay", "purge"),
+        help="show: one in full; replay: back to their queues; purge: delete")  # fmt: skip
+    add_app_options(parser)
+    add("-Q", "--queues", type=arguments.names, default=(), metavar="A,B",
+        help="of these queues (default: all that have dead letters)")  # fmt: skip
+    add("--task", metavar="NAME", help="of this task; may hold * and ?, as in 'mail.*'")
+    add("--reason", metavar="TEXT", help="whose reason contains this")
+    add("--id", metavar="ID", help="with this id, as the list shows it")
+    add("--since", type=arguments.duration, metavar="AGE", help="younger than 30s, 10m, 2h or 7d")
+    add("--limit", type=arguments.count, metavar="N",
+        help="so many: the newest to list (default 100), the oldest to replay")  # fmt: skip
+    add("--yes", action="store_true", help="purge more than one; --json asks for no --yes")
+
+
 def run(args: argparse.Namespace) -> int:
     """Do what the command line says with the dead letters; show none that match is an error."""
-    app = find_app(args.app)
-    if args.broker:
-        app.conf.broker_url = args.broker
     now = datetime.now(UTC)
     wanted = Wanted(args.task, args.reason, args.id, now - args.since if args.since else None)
-    try:
+    with opened(args) as app:
         dead = app.transport.dead
         queues = args.queues or dead.queues()
         actions = {"list": _list, "show": _show, "replay": _replay, "purge": _purge}
         actions[args.action](dead, queues, wanted, args)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader, such as `head`, has seen enough; Python's own flush at the end must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    finally:
-        app.close()
     return 0
 
 
@@ -91,7 +94,7 @@ def _list(
     letters = filter(wanted, dead.list(queues))
     if args.json:
         for letter in islice(letters, args.limit):
-            _write(json.dumps(fields(letter)))
+            show.write_json(fields(letter))
         return
     now = datetime.now(UTC)
     rows: list[tuple[str, ...]] = []
@@ -100,11 +103,8 @@ def _list(
         counts[letter.queue] += 1
         if len(rows) < (args.limit or _SHOWN_LETTERS):
             rows.append(row(letter, now))
-    color = log.wants_color(sys.stdout)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for line in table(rows, color=color, width=width):
-        _write(line)
-    _write(total(counts, len(rows)))
+    show.write_table(_HEADINGS, rows)
+    show.write(total(counts, len(rows)))
 
 
 def _show(
@@ -114,10 +114,10 @@ def _show(
     if letter is None:
         raise GreenqError("no dead letter matches; `greenq dead list` shows those there are")
     if args.json:
-        _write(json.dumps(fields(letter) | _inside(letter)))
+        show.write_json(fields(letter) | _inside(letter))
     else:
         for line in description(letter):
-            _write(line)
+            show.write(line)
 
 
 def _replay(
@@ -147,10 +147,10 @@ def _report(letters: Iterator[DeadLetter], done: str, *, as_json: bool) -> None:
         for letter in letters:
             counts[letter.queue] += 1
             if as_json:
-                _write(json.dumps(fields(letter)))
+                show.write_json(fields(letter))
     finally:
         if not as_json:
-            _write(f"{done}: {total(counts, counts.total())}")
+            show.write(f"{done}: {total(counts, counts.total())}")
 
 
 # --- as text --------------------------------------------------------------------------------------
@@ -170,24 +170,9 @@ def fields(letter: DeadLetter) -> dict[str, Any]:
 
 def row(letter: DeadLetter, now: datetime) -> tuple[str, ...]:
     """Return a letter's line in the table."""
-    age = _age((now - letter.buried_at).total_seconds())
+    age = show.age((now - letter.buried_at).total_seconds())
     cells = (letter.queue, letter.task or "-", letter.id, letter.reason)
     return (age, *(printable(cell) for cell in cells))
-
-
-def table(
-    rows: Sequence[tuple[str, ...]], *, color: bool = False, width: int | None = None
-) -> Iterator[str]:
-    """Align rows below their headings; lines longer than `width` are cut."""
-    if not rows:
-        return
-    widths = [max(map(len, column)) for column in zip(_HEADINGS, *rows, strict=True)]
-    for number, cells in enumerate((_HEADINGS, *rows)):
-        padded = (cell.ljust(size) for cell, size in zip(cells, widths, strict=True))
-        line = "  ".join(padded).rstrip()
-        if width is not None and len(line) > width:
-            line = line[: width - 1] + "…"
-        yield f"{_BOLD}{line}{_PLAIN}" if color and number == 0 else line
 
 
 def total(counts: Counter[str], shown: int) -> str:
@@ -217,15 +202,6 @@ def description(letter: DeadLetter) -> Iterator[str]:
         yield f"  and {len(letter.raw) - _SHOWN_BYTES:,} bytes more; --json has all, in base64"
 
 
-def printable(text: str) -> str:
-    """Escape what could move the cursor or break a line: anybody may write to a queue."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
-
-
 def _inside(letter: DeadLetter) -> dict[str, Any]:
     """Return what can be read of the message, and its bytes."""
     inside: dict[str, Any]
@@ -235,14 +211,3 @@ def _inside(letter: DeadLetter) -> dict[str, Any]:
     except DecodeError as exc:
         inside = {"unreadable": exc.reason}
     return inside | {"raw": base64.b64encode(letter.raw).decode("ascii")}
-
-
-def _age(seconds: float) -> str:
-    for unit, size_s in _UNITS:
-        if seconds >= size_s:
-            return f"{int(seconds // size_s)}{unit}"
-    return f"{max(int(seconds), 0)}s"
-
-
-def _write(line: str) -> None:
-    sys.stdout.write(f"{line}\n")

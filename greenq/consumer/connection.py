@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from greenq.bootsteps import StartStopStep
 from greenq.errors import TransportTimeout
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from greenq.transport.intake import Delivery
 
-    from greenq.transport.links import Transport
-    from greenq.watch import Watch
+if TYPE_CHECKING:
+    from greenq.worker import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -25,11 +25,9 @@ class Connection(StartStopStep):
 
     name = "Connection"
 
-    def __init__(self, transport: Transport, queues: Sequence[str], watch: Watch) -> None:
-        """Reach `transport`'s server and declare `queues` there; `watch` keeps the lease."""
-        self._watch = watch
-        self._transport = transport
-        self._queues = queues
+    def __init__(self, worker: Worker) -> None:
+        """Reach the server of `worker`'s app and declare its queues there."""
+        self._worker = worker
 
     def start(self) -> None:
         """Reach the server.
@@ -37,10 +35,27 @@ class Connection(StartStopStep):
         Raises:
             OperationalError: it cannot be reached, or refuses.
         """
+        worker = self._worker
+        transport, watch = worker.app.transport, worker.watch
         # Declaring asks nothing when this process has done it before.
-        self._transport.client.call("PING", timeout_s=_PING_TIMEOUT_S)
-        if not self._watch.wait_held(_LEASE_TIMEOUT_S):
+        transport.client.call("PING", timeout_s=_PING_TIMEOUT_S)
+        if not watch.wait_held(_LEASE_TIMEOUT_S):
             # Without it nobody would know whose the messages are if this worker died.
-            raise self._watch.problem or TransportTimeout("the lease could not be written")
-        self._transport.broker.declare(self._queues)
-        _log.info("Connected to %s", self._transport.broker_address)
+            raise watch.problem or TransportTimeout("the lease could not be written")
+        transport.broker.declare(worker.queues)
+        for queue in worker.broadcasts:
+            watch.ear.listen(self._channel(queue.name), partial(self._receive, queue.name))
+        _log.info("Connected to %s", transport.broker_address)
+
+    def stop(self) -> None:
+        """Hear nothing that is broadcast meanwhile."""
+        for queue in self._worker.broadcasts:
+            self._worker.watch.ear.ignore(self._channel(queue.name))
+
+    def _channel(self, queue: str) -> str:
+        """Return where a broadcast queue's messages are published: under the default queue's key."""
+        app = self._worker.app
+        return app.transport.keys.fanout(queue, app.config.task.task_default_queue)
+
+    def _receive(self, queue: str, data: bytes) -> None:
+        self._worker.tasks.receive(Delivery("", queue, data))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo
 
 from greenq.bootsteps import StartStopStep
@@ -16,21 +16,26 @@ from greenq.errors import (
     OperationalError,
     TaskRevokedError,
 )
+from greenq.hub import Event
 from greenq.protocol import envelope, quick
-from greenq.protocol.message import decode, parse_time
+from greenq.protocol.event import Silence
+from greenq.protocol.message import decode, parse_time, saferepr
 from greenq.protocol.serialize import accepted
 from greenq.protocol.states import FAILURE, REVOKED
+from greenq.ratelimit import Line, parse_rate
 from greenq.request import Request
 from greenq.transport.intake import tag_number
 from greenq.transport.outbox import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from greenq.app import TaskRegistry
     from greenq.config import TaskConfig
     from greenq.pool import Pool
+    from greenq.protocol.event import EventSender
     from greenq.protocol.message import TaskMessage
+    from greenq.task import Task
     from greenq.timer import Entry as TimerEntry
     from greenq.timer import Timer
     from greenq.transport.intake import Delivery, Intake
@@ -47,8 +52,9 @@ _LOOK_S = 0.5
 # A server that does not tell the depth in this time is away.
 _ANSWER_S = 2.0
 
-# So many ETAs of the near future wait here. More are parked, like those of the far one: whatever
-# their number, they take no more than some 10 MB of a worker.
+# So many ETAs of the near future wait here, and so many tasks for their rate limits. More are
+# parked, like ETAs of the far future: whatever their number, they take no more than some 10 MB of a
+# worker, each, and what is behind them in the queues has its turn.
 _ETAS_HELD = 4000
 
 # Taking pauses while so many outcomes are not written yet: messages that only pass through, such as
@@ -64,7 +70,8 @@ class Tasks(StartStopStep):
        expired ones revoked; whoever waits for their result gets it.
     3. An ETA in the near future waits in the timer, reserved; a far one, and what is too much for
        that, is parked on the server.
-    4. `stop` gives back whatever has not started, in its order.
+    4. A task with a rate limit waits in its line, reserved, and takes no slot meanwhile.
+    5. `drain` and `stop` give back whatever has not started, in its order.
     """
 
     name = "Tasks"
@@ -83,8 +90,21 @@ class Tasks(StartStopStep):
         state: WorkerState,
         hostname: str,
         left_behind: Callable[[], None],
+        events: EventSender | None = None,
+        rate_limits: bool = True,
     ) -> None:
-        """Take a worker's parts; `left_behind` is called when a take leaves messages behind."""
+        """Take a worker's parts.
+
+        Args:
+            config, transport, registry, intake, outbox, pool, timer, state: those of the worker.
+            hostname: its node name.
+            left_behind: called when a take leaves messages behind.
+            events: hears of tasks.
+            rate_limits: False lets tasks start without regard to their limits.
+
+        Raises:
+            ValueError: ``task_default_rate_limit`` is no rate limit.
+        """
         self._config = config
         self._transport = transport
         self._registry = registry
@@ -93,15 +113,24 @@ class Tasks(StartStopStep):
         self._pool = pool
         self._timer = timer
         self._state = state
+        self._revoked = state.revoked
         self._hostname = hostname
+        self._events = events or Silence()
         self._left_behind = left_behind
         self._accept = accepted(config.accept_content)
         self._max_body_bytes = config.task_max_body_bytes
         self._zone = ZoneInfo(config.timezone)
+        self._obeys_rates = rate_limits
+        self._default_rate = parse_rate(config.task_default_rate_limit)
         # Own greenlet only.
         self._stopping = False
         self._taken_s = 0.0
-        self._scheduled: dict[str, tuple[TimerEntry, Request]] = {}
+        # What waits for its ETA, and for the rate limit of its task, by the task's name.
+        self._scheduled: dict[Request, tuple[TimerEntry, datetime]] = {}
+        self._lines: dict[str, Line] = {}
+        # True while nothing is to be taken; the event is set when that may be over.
+        self.draining = False
+        self._changed = Event()
         # Messages that the last look left in the queues.
         self.depth = 0
 
@@ -126,6 +155,10 @@ class Tasks(StartStopStep):
     def consume(self) -> None:
         """Take and admit until told to stop. Switches: yes. Raises OperationalError."""
         while not self._stopping:
+            if self.draining:
+                self._changed.clear()
+                self._changed.wait()
+                continue
             room = min(self._pool.room, _UNWRITTEN - len(self._outbox))
             if room <= 0:
                 self._rest()
@@ -133,34 +166,64 @@ class Tasks(StartStopStep):
             self._taken_s = time.monotonic()
             # Half of what fits at most: the one half runs while the other is fetched.
             deliveries, self.depth = self._intake.take(min(room, (self._pool.size + 1) // 2))
-            if self._stopping:
+            if not self._may_take():
                 self._return(deliveries)
-                return
+                continue
             for delivery in deliveries:
                 self._receive(delivery)
             if self.depth:
                 self._left_behind()
-            while not (self.depth or self._pool.room <= 0 or self._stopping):
+            while self._may_take() and not self.depth and self._pool.room > 0:
                 if self._intake.wait():
                     break
+
+    def _may_take(self) -> bool:
+        return not (self._stopping or self.draining)
 
     def stop_consuming(self) -> None:
         """Make `consume` return soon."""
         self._stopping = True
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Have `consume` look what it is to do."""
+        self._changed.set()
         self._pool.wake()
         try:
             self._intake.wake()
         except OperationalError as exc:
-            _log.info("the server is away at shutdown: %s", exc)
+            _log.info("the server is away: %s", exc)
             self._intake.close()
 
+    def drain(self, on: bool) -> None:
+        """Take nothing more and give back what has not started; what runs goes on. Switches: yes.
+
+        With `on` False it takes again.
+        """
+        if on == self.draining:
+            return
+        self.draining = on
+        if on:
+            _log.warning("draining: nothing is taken any more, %d tasks run", self._pool.running)
+            self.depth = 0
+            self.give_back(self._withdraw(_is_recorded))
+        else:
+            _log.warning("draining is over: tasks are taken again")
+        self._interrupt()
+
     def give_back_unstarted(self) -> None:
-        """Return all messages that wait here for their ETA or for a slot."""
-        scheduled = [request for _, request in self._scheduled.values()]
-        for entry, _ in self._scheduled.values():
+        """Return all messages that wait here for their ETA, their rate limit, or a slot."""
+        self.give_back(self._withdraw(lambda _request: True))
+
+    def _withdraw(self, which: Callable[[Request], bool]) -> list[Request]:
+        """Give up what has not started and `which` is true of."""
+        taken = [request for request in self._scheduled if which(request)]
+        for request in taken:
+            entry, _eta = self._scheduled.pop(request)
             entry.cancel()
-        self._scheduled.clear()
-        self.give_back(scheduled + self._pool.take_back())
+        for line in self._lines.values():
+            taken += line.take_out(which)
+        return taken + self._pool.take_back(which)
 
     def give_back(self, requests: list[Request]) -> None:
         """Return messages to their queues, to be taken next and in the same order."""
@@ -188,7 +251,52 @@ class Tasks(StartStopStep):
             if self.depth:
                 self._left_behind()
 
+    # --- remote control ---------------------------------------------------------------------------
+
+    def scheduled(self) -> list[tuple[datetime, Request]]:
+        """Return what waits here for its ETA, with that, the next one first."""
+        found = [(eta, request) for request, (_entry, eta) in self._scheduled.items()]
+        return sorted(found, key=lambda pair: pair[0])
+
+    def waiting(self) -> list[Request]:
+        """Return what waits here for its rate limit or for a slot."""
+        limited = [request for line in self._lines.values() for request in line.waiting()]
+        return limited + self._pool.unstarted()
+
+    def revoke(
+        self, ids: Iterable[str] = (), stamps: Mapping[str, Any] | None = None
+    ) -> list[Request]:
+        """Let no task run with one of these ids or stamps; return those that run here already.
+
+        What waits here is discarded now; what turns up later, then.
+        """
+        self._revoked.update(ids)
+        self._revoked.add_stamps(stamps or {})
+        for request in self._withdraw(self._is_revoked):
+            self._discard(request, "revoked")
+        return [request for request in self._pool.active if self._is_revoked(request)]
+
+    def _is_revoked(self, request: Request) -> bool:
+        return self._revoked.matches(request.message)
+
+    def set_rate_limit(self, name: str, rate: str | float | None) -> None:
+        """Give a task another rate limit in this worker; it holds for what waits here, too.
+
+        Raises:
+            NotRegistered: there is no such task.
+            ValueError: the rate is none (`parse_rate`).
+        """
+        parse_rate(rate)
+        task = self._registry[name]
+        task.rate_limit = rate
+        if name in self._lines:
+            self._lines[name].set_rate(self._rate_of(task))
+
     # --- admission --------------------------------------------------------------------------------
+
+    def receive(self, delivery: Delivery) -> None:
+        """Run what was published to all workers; the server has no record of it. Switches: no."""
+        self._receive(delivery._replace(tag=""))
 
     def _receive(self, delivery: Delivery) -> None:
         """Admit a delivery; a fault of ours with one message must not stop those behind it."""
@@ -215,30 +323,39 @@ class Tasks(StartStopStep):
             return
         task = self._registry.get(message.task)
         if task is None:
-            near = self._registry.nearest(message.task)
-            _log.error(
-                "Received unregistered task %r, id %s%s: it is among the dead letters of queue %s; "
-                "import its module in the worker, then replay it",
-                message.task, message.id, near, delivery.queue,
-            )  # fmt: skip
-            self._bury(delivery, NotRegistered(message.task), message.id, logged=True)
+            self._bury(delivery, NotRegistered(message.task), message.id)
             return
         acks_late = self._config.task_acks_late if task.acks_late is None else task.acks_late
         request = Request(delivery, message, task, acks_late=acks_late, taken_s=self._taken_s)
-        self._state.reserved[delivery.tag] = request
+        if delivery.tag:
+            self._state.reserved[delivery.tag] = request
+        else:
+            request.acks_late, request.settled = False, True
         self._state.total[message.shadow or message.task] += 1
-        if expires is not None and expires <= self._now():
-            self._expire(request)
+        if self._revoked.any and self._revoked.matches(message):
+            self._discard(request, "revoked")
             return
+        if expires is not None and expires <= self._now():
+            self._discard(request, "expired")
+            return
+        if self._events.tasks:
+            self._events.received(message)
         _log.info("Task %s received", request)
-        wait_s = 0.0 if eta is None else (eta - self._now()).total_seconds()
-        far = wait_s > self._config.task_eta_horizon or len(self._scheduled) >= _ETAS_HELD
-        if eta is not None and wait_s > 0 and far:
-            self._park(request, eta)
-        elif wait_s > 0:
-            self._schedule(request, wait_s, expires)
+        if eta is not None and (wait_s := (eta - self._now()).total_seconds()) > 0:
+            far = wait_s > self._config.task_eta_horizon or len(self._scheduled) >= _ETAS_HELD
+            if far and delivery.tag:
+                self._park(request, eta)
+            else:
+                self._schedule(request, wait_s, eta)
+        elif task.rate_limit is not None or self._default_rate is not None:
+            self._limit(request)
         else:
             self._pool.submit(request)
+
+    @staticmethod
+    def _fate(delivery: Delivery) -> str:
+        """Say what becomes of a message that cannot run."""
+        return "is among the dead letters" if delivery.tag else "came for all, and is dropped"
 
     def _read_carefully(self, delivery: Delivery) -> TaskMessage | None:
         """Read what is not quite common; bury what is no task call, and return None."""
@@ -253,18 +370,48 @@ class Tasks(StartStopStep):
             self._bury(delivery, exc, unwrapped.headers.get("id"))
             return None
 
-    def _schedule(self, request: Request, wait_s: float, expires: datetime | None) -> None:
+    def _schedule(self, request: Request, wait_s: float, eta: datetime) -> None:
         """Hold a request until its ETA."""
 
         def due() -> None:
-            self._scheduled.pop(request.delivery.tag, None)
-            if expires is not None and expires <= self._now():
-                self._expire(request)
-            else:
-                self._pool.submit(request)
+            del self._scheduled[request]
+            if not self._is_too_late(request):
+                self._limit(request)
 
-        entry = self._timer.call_after(wait_s, due)
-        self._scheduled[request.delivery.tag] = entry, request
+        self._scheduled[request] = self._timer.call_after(wait_s, due), eta
+
+    def _limit(self, request: Request) -> None:
+        """Hold a request as long as its task's rate limit wants it; there may be none."""
+        task = request.task
+        line, rate = self._lines.get(task.name), self._rate_of(task)
+        if line is None:
+            if rate is None:
+                self._pool.submit(request)
+                return
+            line = self._lines[task.name] = Line(rate, self._timer, self._begin)
+        if sum(map(len, self._lines.values())) < _ETAS_HELD or not request.delivery.tag:
+            line.add(request)
+        else:
+            self._park(request, self._now() + timedelta(seconds=line.put_aside_s()))
+
+    def _rate_of(self, task: Task[..., Any]) -> float | None:
+        """Return how many of a task may start a second, None for any number."""
+        if not self._obeys_rates:
+            return None
+        return self._default_rate if task.rate_limit is None else parse_rate(task.rate_limit)
+
+    def _begin(self, request: Request) -> None:
+        """Hand over a request whose turn has come."""
+        if not self._is_too_late(request):
+            self._pool.submit(request)
+
+    def _is_too_late(self, request: Request) -> bool:
+        """Discard a request that has expired while it waited here."""
+        expires = request.message.expires
+        if expires is None or parse_time(expires, self._zone) > self._now():
+            return False
+        self._discard(request, "expired")
+        return True
 
     def _park(self, request: Request, eta: datetime) -> None:
         """Put a request aside on the server until its ETA, so that it costs this worker nothing."""
@@ -279,26 +426,36 @@ class Tasks(StartStopStep):
         """Return this moment by the server's clock, which all workers share."""
         return datetime.now(UTC) + timedelta(seconds=self._state.clock_offset_s)
 
-    def _expire(self, request: Request) -> None:
-        """Discard a task that is too late; whoever waits for it learns so."""
-        _log.info("Discarding expired task %s", request)
+    def _discard(self, request: Request, why: Literal["revoked", "expired"]) -> None:
+        """Settle a task that shall not run; whoever waits for it learns so."""
+        _log.info("Discarding %s task %s", why, request)
+        message = request.message
         self._state.reserved.pop(request.delivery.tag, None)
+        if why == "expired":
+            self._revoked.add(message.id)
         if request.settle():
-            result = self._stored(
-                request.message.id, REVOKED, TaskRevokedError("expired"), request.message
-            )
+            result = self._stored(message.id, REVOKED, TaskRevokedError(why), message)
             self._outbox.put(Entry(result, ack=request.delivery.tag))
+        if self._events.tasks:
+            how = {"terminated": False, "signum": None, "expired": why == "expired"}
+            self._events.send("task-revoked", {"uuid": message.id, **how})
 
-    def _bury(
-        self, delivery: Delivery, error: Exception, task_id: object, *, logged: bool = False
-    ) -> None:
+    def _bury(self, delivery: Delivery, error: Exception, task_id: object) -> None:
         """Put a message that cannot run among the dead letters; who waits for it learns why."""
-        reason = f"unregistered task {error}" if isinstance(error, NotRegistered) else str(error)
-        if not logged:
+        reason = str(error)
+        if isinstance(error, NotRegistered):
             _log.error(
-                "A message of queue %s (task id %s) cannot run: %s; it is among the dead letters",
-                delivery.queue, task_id, reason,
+                "Received unregistered task %r, id %s%s: it %s; import its module in the worker",
+                reason, task_id, self._registry.nearest(reason), self._fate(delivery),
             )  # fmt: skip
+            reason = f"unregistered task {error}"
+        else:
+            _log.error(
+                "A message of queue %s (task id %s) cannot run: %s; it %s",
+                delivery.queue, task_id, reason, self._fate(delivery),
+            )  # fmt: skip
+        if not delivery.tag:
+            return
         result: Stored | None = None
         # JSON can spell half a surrogate pair, which no key in Redis can hold.
         if isinstance(task_id, str) and task_id == task_id.encode(errors="ignore").decode():
@@ -307,6 +464,9 @@ class Tasks(StartStopStep):
             *delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
         )
         self._outbox.put(Entry(result, move=move))
+        if self._events.tasks and isinstance(error, NotRegistered):
+            why = {"exception": saferepr(error)}
+            self._events.send("task-failed", {"uuid": task_id, **why})
 
     def _stored(
         self, task_id: str, state: str, error: Exception, message: TaskMessage | None = None
@@ -322,6 +482,11 @@ class Tasks(StartStopStep):
             parent_id=message.parent_id if message is not None else None,
             redelivered=message is not None and message.redelivered,
         )
+
+
+def _is_recorded(request: Request) -> bool:
+    """Tell whether the server has a record of a message, so that it can be given back."""
+    return bool(request.delivery.tag)
 
 
 def _number(request: Request) -> int:

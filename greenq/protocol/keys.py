@@ -26,12 +26,14 @@ class Keys:
         steps: the priority steps, ascending, the first one 0.
         result_prefix: put in front of result keys; an underscore is added unless it ends in
             one of ``: _ - .``.
+        db: the database number, which the channels of fanout exchanges name.
     """
 
     prefix: str = ""
     sep: str = SEP
     steps: tuple[int, ...] = PRIORITY_STEPS
     result_prefix: str = ""
+    db: int = 0
 
     @property
     def unacked(self) -> str:
@@ -108,6 +110,16 @@ class Keys:
     def taken(self, owner: str) -> str:
         """Number of a greenq worker's first unused delivery tag; gone a day after its last take."""
         return f"{self.prefix}greenq.taken.{owner}"
+
+    @property
+    def paused(self) -> str:
+        """Hash, greenq's own: queues that no greenq worker takes from, and who has paused them."""
+        return f"{self.prefix}greenq.paused"
+
+    def fanout(self, exchange: str, routing_key: str = "") -> str:
+        """Name the channel of a fanout exchange; ``*`` in a routing key subscribes to all."""
+        channel = f"{self.prefix}/{self.db}.{exchange}"
+        return f"{channel}/{routing_key}" if routing_key else channel
 
     def dead(self, queue: str) -> str:
         """Dead letters of a queue; no Celery process reads them."""

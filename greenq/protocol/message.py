@@ -346,6 +346,9 @@ def saferepr(value: object, max_chars: int = 1024, max_levels: int = 3) -> str:
     Shape: like ``repr``, but text is only quoted, not escaped; bytes that are not UTF-8 are hex;
         containers deeper than `max_levels` and what exceeds `max_chars` are three dots.
     """
+    if value is None:
+        # What most tasks return.
+        return "None"
     pieces: list[str] = []
     try:
         if max_levels > 0 and _is_plain(value):

@@ -13,7 +13,9 @@ gone, so it can be repeated when an answer got lost.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Literal
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Literal
 
 from greenq.errors import DecodeError
 from greenq.protocol import envelope
@@ -29,8 +31,15 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Command, Connection
 
+_log = logging.getLogger(__name__)
+
 _PROMOTE = load_script("promote")
 _PUBLISH_ONCE = load_script("publish_once")
+
+
+# The queues of single workers are bound to one exchange, by the name of the node.
+_DIRECT_EXCHANGE = "C.dq2"
+_DIRECT_END = ".dq2"
 
 
 class Broker:
@@ -47,17 +56,27 @@ class Broker:
         """Return the commands that make a queue known, or none if this process did it already.
 
         Both binding sets, as for a queue without expiry: with the first alone, a Celery process
-            that
-        sweeps expired bindings could remove it. The default exchange of a queue has the queue's
-        name.
+        that sweeps expired bindings could remove it. The default exchange of a queue has the
+        queue's name; the queue of a single worker, ``<node>.dq2``, has the one of all of these.
         """
         if queue in self._declared:
             return []
-        member = binding_member(queue, "", queue)
+        exchange = routing_key = queue
+        node = queue.removesuffix(_DIRECT_END)
+        if node != queue and "@" in node:
+            exchange, routing_key = _DIRECT_EXCHANGE, node
+        return self._bind_commands(queue, exchange, routing_key)
+
+    def _bind_commands(self, queue: str, exchange: str, routing_key: str) -> list[Command]:
+        member = binding_member(routing_key, "", queue)
         return [
-            ("SADD", self.keys.binding(queue), member),
-            ("SADD", self.keys.permanent_binding(queue), member),
+            ("SADD", self.keys.binding(exchange), member),
+            ("SADD", self.keys.permanent_binding(exchange), member),
         ]
+
+    def bind(self, queue: str, exchange: str, routing_key: str) -> None:
+        """Have what is published on a direct exchange with a routing key go to a queue, too."""
+        self.client.pipeline(self._bind_commands(queue, exchange, routing_key))
 
     def declare(self, queues: Iterable[str]) -> None:
         """Make queues known to all who publish by exchange."""
@@ -114,10 +133,77 @@ class Broker:
         self._declared.add(queue)
         return pushed
 
+    def broadcast(
+        self,
+        queue: str,
+        texts: Sequence[str],
+        routing_key: str,
+        *,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Publish messages to all who listen to a broadcast queue; return how many did.
+
+        They go all or none. Nothing is stored, so it is no error when nobody listens.
+        """
+        channel = self.keys.fanout(queue, routing_key)
+        publishing: list[Command] = [("PUBLISH", channel, text) for text in texts]
+        answers = self.client.pipeline([("MULTI",), *publishing, ("EXEC",)], timeout_s=timeout_s)
+        heard = min(answers[-1])
+        if not heard:
+            _log.debug("nobody listens to broadcast queue %s on channel %s", queue, channel)
+        return int(heard)
+
     def depth(self, queues: Iterable[str], *, timeout_s: float | None = None) -> int:
         """Count the messages that wait in queues, all priorities together."""
         commands: list[Command] = [("LLEN", key) for key in self._lists(queues)]
-        return sum(self.client.pipeline(commands, timeout_s=timeout_s))
+        return sum(self.client.pipeline(commands, timeout_s=timeout_s)) if commands else 0
+
+    def depths(self, queues: Iterable[str]) -> dict[str, dict[int | str, int]]:
+        """Count what lies in each place of each queue, all of them in one round trip.
+
+        Shape: the messages that wait by priority step, as a number; those handed to a waiting
+            worker as ``inbox``, those parked until their ETA as ``parked``, and the dead letters as
+            ``dead``.
+        """
+        keys, names = self.keys, tuple(dict.fromkeys(queues))
+        if not names:
+            return {}
+        places: tuple[int | str, ...] = (*keys.steps, "inbox", "parked", "dead")
+        commands: list[Command] = []
+        for queue in names:
+            commands += [("LLEN", key) for key in keys.queue_steps(queue)]
+            commands += [
+                ("LLEN", keys.inbox(queue)),
+                ("ZCARD", keys.eta(queue)),
+                ("LLEN", keys.dead(queue)),
+            ]
+        counts = iter(self.client.pipeline(commands))
+        return {queue: {place: next(counts) for place in places} for queue in names}
+
+    def pause(self, queue: str, by: str) -> None:
+        """Have no greenq worker take from a queue, in the whole cluster, until `resume`.
+
+        Each one learns of it with the next renewal of its lease. What it has taken runs.
+
+        Args:
+            queue: its name; messages may be sent to it as before.
+            by: who wants it, a node or a client, for people.
+        """
+        told = json.dumps({"by": by, "at": time.time()})
+        self.client.call("HSET", self.keys.paused, queue, told)
+
+    def resume(self, queue: str) -> bool:
+        """Have a paused queue taken from again; False if it was not paused."""
+        return bool(self.client.call("HDEL", self.keys.paused, queue))
+
+    def paused(self) -> dict[str, dict[str, Any]]:
+        """Return the paused queues, each with who did it and when.
+
+        Shape: ``{queue: {"by": node or client, "at": unix seconds}}``.
+        """
+        answer = self.client.call("HGETALL", self.keys.paused)
+        told = zip(answer[::2], answer[1::2], strict=True)
+        return {queue.decode(errors="replace"): _told(text) for queue, text in told}
 
     def purge(self, queue: str) -> int:
         """Delete all waiting messages of a queue and return how many there were."""
@@ -191,3 +277,12 @@ class Broker:
             for queue in queues
             for key in (self.keys.inbox(queue), *self.keys.queue_steps(queue))
         ]
+
+
+def _told(text: bytes) -> dict[str, Any]:
+    """Return what stands beside a paused queue; what is no such text pauses it all the same."""
+    try:
+        told = json.loads(text)
+    except ValueError:
+        told = None
+    return told if isinstance(told, dict) else {"by": "?", "at": None}

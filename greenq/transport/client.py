@@ -20,6 +20,7 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -92,6 +93,18 @@ class Push(NamedTuple):
 
 
 _INVALIDATE = Push("invalidate")
+_HEARD = Push("message")
+
+
+class Message(NamedTuple):
+    """What somebody has published on a channel that a connection is subscribed to."""
+
+    channel: str
+    data: bytes
+
+
+# Messages that a connection keeps for its holder; of more, the oldest are dropped.
+_HEARD_COUNT = 10_000
 
 
 class Connection:
@@ -102,11 +115,13 @@ class Connection:
     """
 
     __slots__ = (
-        "_client", "_link", "_pid", "_traffic", "ends_s", "noticed", "number", "pushes", "used_at",
+        "_client", "_heard", "_link", "_pid", "_traffic", "ends_s", "noticed", "number", "pushes",
+        "used_at",
     )  # fmt: skip
 
     def __init__(self, client: Client, link: Any, *, pushes: bool = False) -> None:
         """Wrap redis-py's `link`; with `pushes` the server's out-of-band messages are passed on."""
+        self._heard: deque[Message] = deque(maxlen=_HEARD_COUNT)
         self._client = client
         self._link = link
         self._pid = os.getpid()
@@ -156,6 +171,8 @@ class Connection:
         if self.pushes:
             parser = self._link._get_parser()  # noqa: SLF001  redis-py has no public way to it
             parser.set_invalidation_push_handler(self._notice)
+            parser.set_pubsub_push_handler(self._hear)
+        self._heard.clear()
         self.noticed = self.pushes
         self.number = None
         return True
@@ -181,6 +198,59 @@ class Connection:
     def _notice(self, _message: object) -> Push:
         self.noticed = True
         return _INVALIDATE
+
+    def _hear(self, push: list[Any]) -> Push:
+        """Keep a message; what only confirms a subscription says nothing new."""
+        if push[0] in (b"message", b"pmessage"):
+            self._heard.append(Message(push[-2].decode(errors="replace"), push[-1]))
+        return _HEARD
+
+    def subscribe(self, channels: Sequence[str] = (), patterns: Sequence[str] = ()) -> None:
+        """Be told what is published from now on, on channels by name and by glob pattern.
+
+        Only a connection made with `pushes` can; it goes on to carry out commands. A new socket has
+        no subscriptions.
+
+        Raises:
+            AccessRefused: this user may not listen there; the connection goes on.
+        """
+        self._announce([("SUBSCRIBE", *channels), ("PSUBSCRIBE", *patterns)])
+
+    def unsubscribe(self, channels: Sequence[str] = (), patterns: Sequence[str] = ()) -> None:
+        """Be told no longer."""
+        self._announce([("UNSUBSCRIBE", *channels), ("PUNSUBSCRIBE", *patterns)])
+
+    def _announce(self, commands: Sequence[Command]) -> None:
+        """Carry out commands whose success only pushes confirm."""
+        named = [command for command in commands if len(command) > 1]
+        if not named:
+            return
+        self.send([*named, ("PING",)])
+        refusal = None
+        # What comes before the last answer are refusals.
+        while isinstance(answer := self.receive(named[0][0]), OperationalError):
+            refusal = refusal or answer
+        if refusal is not None:
+            raise refusal
+
+    def messages(self, timeout_s: float = 0.0) -> list[Message]:
+        """Return what was published meanwhile, oldest first; wait for the first one if need be.
+
+        Nothing when the time is over. A connection whose other end is gone without a word hears
+        nothing either: call `PING` now and then.
+
+        Raises:
+            ConnectionLost: the server has hung up; what comes before it is subscribed anew is
+                missed.
+        """
+        ends_s = time.monotonic() + timeout_s
+        while not self._heard and self._can_read(max(0.0, ends_s - time.monotonic())):
+            self.receive("SUBSCRIBE", push=True)
+        while len(self._heard) < _HEARD_COUNT and self._can_read(0.0):
+            self.receive("SUBSCRIBE", push=True)
+        heard = list(self._heard)
+        self._heard.clear()
+        return heard
 
     def check_rested(self) -> None:
         """Drop the socket if it rested for a while and the server has closed it meanwhile."""
@@ -254,7 +324,7 @@ class Connection:
         try:
             if self.pushes:
                 answer = read(push_request=True)
-                while answer is _INVALIDATE and not push:
+                while isinstance(answer, Push) and not push:
                     answer = read(push_request=True)
             else:
                 answer = read()
@@ -278,13 +348,28 @@ class Connection:
         Raises:
             ConnectionLost: the server has hung up.
         """
+        return self.connected and self._can_read(0.0)
+
+    def _can_read(self, timeout_s: float) -> bool:
+        """Wait until something can be read; False after the timeout, and when there is no socket.
+
+        Raises:
+            ConnectionLost: the server has hung up.
+        """
         if not self.connected:
             return False
         try:
-            return bool(self._link.can_read(timeout=0))
+            return bool(self._link.can_read(timeout=timeout_s))
         except Exception as exc:
             self.close()
             raise _translate(exc, "read", self._client.address) from exc
+
+    def fileno(self) -> int:
+        """Return the socket's number, for a poll; -1 when there is none."""
+        if not self.connected:
+            return -1
+        number: int = self._link._get_socket().fileno()  # noqa: SLF001  redis-py has no public way
+        return number
 
     def wait_readable(self, other: socket.socket, timeout_s: float) -> bool:
         """Wait until this connection, if open, or `other` can be read; False after the timeout."""

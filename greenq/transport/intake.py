@@ -31,7 +31,7 @@ from greenq.hub import Event, run_all, sleep
 from greenq.transport.client import Push, load_script
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Connection
@@ -82,18 +82,42 @@ class Batch(NamedTuple):
     depth: int
 
 
+class _Plan(NamedTuple):
+    """What the takes and waits on some queues have in common.
+
+    Attributes:
+        queues: those to take from.
+        named: `queues`, and behind them the former ones from which a take whose answer got lost may
+            have reserved something.
+        endings: how the records of each of `named` end.
+        keys: those of a take.
+        blocking: list and inbox of each queue that is waited for on a connection of its own.
+        watched: the lists that are watched by notices.
+    """
+
+    queues: tuple[str, ...]
+    named: tuple[str, ...]
+    endings: list[str]
+    keys: list[str]
+    blocking: list[tuple[str, str]]
+    watched: list[str]
+
+
 class Intake:
-    """The taking side of one worker incarnation; one greenlet uses it.
+    """The taking side of one worker incarnation; one greenlet takes and waits.
 
     Delivery tags are ``<owner>:<number>``. A take names the number of its first tag, so a take that
     is repeated because its answer got lost returns what the first one reserved.
+
+    The queues may change while a take or a wait is under way: what it uses was laid out before, in
+    one object, and the next one uses another.
     """
 
     def __init__(
         self,
         client: Client,
         keys: Keys,
-        queues: Sequence[str],
+        queues: Iterable[str],
         owner: str,
         *,
         rotate: bool = True,
@@ -110,48 +134,56 @@ class Intake:
             member: the owner's member of the leases, if that is more than its name.
             lease_s: how long the lease holds that comes with the first messages.
         """
-        self.queues = tuple(queues)
+        self._client = client
         self._keys = keys
+        self._owner = owner
         self._rotate = rotate
         self._prefix = f"{owner}:"
         self._member = member or owner
         self._lease_s = lease_s
         self._next = 1
         self._turn = 0
-        self._endings = [f', "", {json.dumps(queue)}]' for queue in self.queues]
-        groups = [[keys.inbox(queue) for queue in self.queues]]
-        groups += [[keys.queue(queue, step) for queue in self.queues] for step in keys.steps]
-        self._inboxes, lists = groups[0], groups[1:]
-        self._keys_of_take = [
-            keys.unacked,
-            keys.unacked_index,
-            keys.taken(owner),
-            keys.leases,
-            *chain(*groups),
-        ]
-        blocking, rest = lists[0][:_BLOCKING_QUEUES], lists[0][_BLOCKING_QUEUES:]
-        self._watched = [*rest, *chain(*lists[1:])]
-        self._waiters = [
-            _Waiter(client.connection(pushes=not number, timeout_s=_ANSWER_S), *lists)
-            for number, lists in enumerate(zip(blocking, self._inboxes, strict=False))
-        ]
-        self._first = self._waiters[0]
-        self._client = client
-        # True when the waits are to end, and when a take may find something although none of them
-        # has been told of it.
+        self._plan = self._laid_out(queues)
+        # The first connection takes, watches, and waits for the first queue.
+        self._connection = client.connection(pushes=True, timeout_s=_ANSWER_S)
+        # Those of the last wait, on the queues that it knew, and whether their lists are watched.
+        self._arranged: tuple[str, ...] = ()
+        self._waiters: list[_Waiter] = []
+        self._watching = False
+        self._arrange(self._plan)
+        # Set when a wait without any queue is to end.
+        self._rested = Event()
+        # True when the wait that is under way is to end, and when a take may find something
+        # although no wait has been told of it.
         self._woken = self._look = False
         # True when the server has given messages or let us wait since the connections were closed.
         self.working = False
 
     @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues that the next take asks for."""
+        return self._plan.queues
+
+    @property
     def connections(self) -> list[Connection]:
-        """The connections this intake holds: one for each of the first few queues."""
+        """The connections this intake waits on: one for each of the first few queues."""
         return [waiter.connection for waiter in self._waiters]
 
     @property
     def first_unused(self) -> int:
         """The number of the tag that the next take uses first; any thread may ask."""
         return self._next
+
+    def set_queues(self, queues: Iterable[str]) -> None:
+        """Take from these queues from now on, or from none; a wait ends, and a take follows.
+
+        Any greenlet of this thread may call it. A take that is under way may still bring messages
+        of the queues before. Switches: yes.
+        """
+        plan = self._laid_out(queues, self._plan.named)
+        if plan.queues != self._plan.queues:
+            self._plan = plan
+            self.wake(look=True)
 
     def take(self, most: int) -> Batch:
         """Reserve up to `most` messages, most urgent first, and return them. Switches: yes.
@@ -160,25 +192,52 @@ class Intake:
             OperationalError: nothing is lost; the next call returns what this one may have
                 reserved.
         """
+        plan, number, prefix = self._plan, self._next, self._prefix
+        named = plan.named
+        if not named:
+            return Batch([], 0)
         most = min(most, TAKE_LIMIT)
-        answer = self._first.connection.script(
+        answer = self._connection.script(
             _TAKE,
-            self._keys_of_take,
+            plan.keys,
             [
-                *(self._prefix, self._next, most, len(self.queues), self._turn),
-                *(self._member, self._lease_s, *self._endings),
+                *(prefix, number, most, len(plan.queues), self._turn),
+                *(self._member, self._lease_s, *plan.endings),
             ],
         )
-        queues, prefix, number = self.queues, self._prefix, self._next
         depth, self._next, *pairs = answer
         deliveries = [
-            Delivery(f"{prefix}{number + i}", queues[pairs[2 * i] - 1], pairs[2 * i + 1])
+            Delivery(f"{prefix}{number + i}", named[pairs[2 * i] - 1], pairs[2 * i + 1])
             for i in range(len(pairs) // 2)
         ]
         self.working = self.working or bool(deliveries)
-        if self._rotate and deliveries:
-            self._turn = (self._turn + 1) % len(queues)
+        if self._rotate and deliveries and plan.queues:
+            self._turn = (self._turn + 1) % len(plan.queues)
+        if named is not plan.queues and len(deliveries) < most and self._plan is plan:
+            # All that a take before may have reserved is here.
+            self._plan = self._laid_out(plan.queues)
         return Batch(deliveries, depth)
+
+    def _laid_out(self, queues: Iterable[str], before: Iterable[str] = ()) -> _Plan:
+        """Lay out takes and waits on `queues`, after such on those `before`."""
+        keys = self._keys
+        names = tuple(dict.fromkeys(queues))
+        former = tuple(queue for queue in before if queue not in names)
+        inboxes = [keys.inbox(queue) for queue in names]
+        lists = [[keys.queue(queue, step) for queue in names] for step in keys.steps]
+        blocking, rest = lists[0][:_BLOCKING_QUEUES], lists[0][_BLOCKING_QUEUES:]
+        named = names + former if former else names
+        return _Plan(
+            queues=names,
+            named=named,
+            endings=[f', "", {json.dumps(queue)}]' for queue in named],
+            keys=[
+                *(keys.unacked, keys.unacked_index, keys.taken(self._owner), keys.leases),
+                *chain(inboxes, *lists),
+            ],
+            blocking=list(zip(blocking, inboxes, strict=False)),
+            watched=[*rest, *chain(*lists[1:])],
+        )
 
     def wait(self) -> bool:
         """Wait until there is work, or `wake`, or a minute; True when a take may find some.
@@ -186,44 +245,79 @@ class Intake:
         Call it after a take that left nothing: what came in between ends the wait at once.
         Switches: yes. Raises OperationalError when the server is lost.
         """
-        self._woken = self._look = False
-        return self._watch() or self._block_all() or self._look
+        plan = self._plan
+        self._woken = False
+        if plan.queues != self._arranged:
+            self._arrange(plan)
+        found = self._look or self._watch(plan) or self._block_all()
+        look, self._look = self._look, False
+        return found or look
+
+    def _arrange(self, plan: _Plan) -> None:
+        """Have a waiter for each of the first few queues; no wait is under way.
+
+        A connection goes on with whichever queue has its place: only what is too many is closed.
+        """
+        connections = [self._connection, *(waiter.connection for waiter in self._waiters[1:])]
+        kept = len(plan.blocking)
+        for connection in connections[kept:]:
+            connection.close()
+        while len(connections) < kept:
+            connections.append(self._client.connection(timeout_s=_ANSWER_S))
+        self._waiters = [
+            _Waiter(connection, source, inbox)
+            for connection, (source, inbox) in zip(connections, plan.blocking, strict=False)
+        ]
+        self._arranged = plan.queues
+        self._watching = False
 
     def _block_all(self) -> bool:
+        if not self._waiters:
+            self._rested.clear()
+            if not self._woken:
+                self._rested.wait(_BLOCK_S)
+            return False
         if len(self._waiters) == 1:
-            return self._block(self._first)
+            return self._block(self._waiters[0])
         answers = run_all([(f"wait {w.source}", partial(self._block, w)) for w in self._waiters])
         return any(answers)
 
     def wake(self, *, look: bool = False) -> None:
-        """End the wait that is under way, if any; with `look` a take follows. Switches: yes."""
-        self._look = look
+        """End the wait that is under way, if any. Switches: yes.
+
+        With `look` it tells that a take may find something; without one under way, the next does.
+        """
+        self._look = self._look or look
         self._wake_others(None)
+        self._rested.set()
 
     def close(self) -> None:
         """Close the connections; a message that is handed over just now stays in the inbox."""
         self.working = False
+        self._connection.close()
         for waiter in self._waiters:
             waiter.connection.close()
 
-    def _watch(self) -> bool:
+    def _watch(self, plan: _Plan) -> bool:
         """Have changes of the watched lists announced; True if one of them has messages already."""
-        connection = self._first.connection
-        connection.connect()
-        if not connection.noticed or not self._watched:
+        if not plan.watched:
             return False
-        connection.noticed = False
+        connection = self._connection
+        connection.connect()
+        if self._watching and not connection.noticed:
+            return False
+        self._watching, connection.noticed = True, False
         try:
             answers = connection.pipeline(
                 [
                     ("CLIENT", "TRACKING", "ON", "OPTIN"),
                     ("CLIENT", "CACHING", "YES"),
-                    ("EXISTS", *self._watched),
+                    ("EXISTS", *plan.watched),
                 ]
             )
         except ServerError as exc:
             # Some proxies and managed servers refuse it.
-            _log.info("only renewing the lease looks for changes of %s: %s", self._watched, exc)
+            _log.info("only renewing the lease looks for changes of %s: %s", plan.watched, exc)
             answers = [0]
         return bool(answers[-1])
 
@@ -243,7 +337,14 @@ class Intake:
             # When one is over, for whatever reason, all are.
             if not self._woken:
                 self._wake_others(waiter)
+        if answer is not None and self._plan.queues != self._arranged and self._is_former(waiter):
+            # It came together with the change. Nobody might look into this inbox for long.
+            connection.call("LMOVE", waiter.inbox, waiter.source, "LEFT", "RIGHT")
         return answer is not None or waiter.connection.noticed
+
+    def _is_former(self, waiter: _Waiter) -> bool:
+        """True if a waiter's queue is none of those to take from any more."""
+        return all(waiter.inbox != self._keys.inbox(queue) for queue in self._plan.queues)
 
     def _receive(self, waiter: _Waiter) -> bytes | None:
         """Read until BLMOVE is answered; a notice on the way ends the wait of all."""

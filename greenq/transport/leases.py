@@ -114,6 +114,7 @@ class Renewal(NamedTuple):
         work: True when messages lie in this worker's queues, or on their way to somebody.
         next_due: when the next parked message of this worker's queues is due, unix seconds.
         expired: the owners whose lease has ended.
+        paused: the queues that are paused for the whole cluster.
     """
 
     held: bool
@@ -121,6 +122,7 @@ class Renewal(NamedTuple):
     work: bool
     next_due: float | None
     expired: list[Owner]
+    paused: frozenset[str] = frozenset()
 
 
 class Verdict(NamedTuple):
@@ -130,8 +132,18 @@ class Verdict(NamedTuple):
     result: Stored | None = None
 
 
+class _Looks(NamedTuple):
+    """What a renewal looks at besides the leases: some queues and their keys."""
+
+    queues: tuple[str, ...]
+    keys: list[str]
+
+
 class Leases:
-    """The lease of one owner and its view of the others; one thread or greenlet uses it."""
+    """The lease of one owner and its view of the others; one thread or greenlet uses it.
+
+    Only `set_queues` may be called by another one.
+    """
 
     def __init__(
         self,
@@ -163,10 +175,7 @@ class Leases:
         self._keys = broker.keys
         self._owner = owner
         self.incarnation = owner.incarnation
-        self._queues = queues
-        keys = broker.keys
-        lists = [key for name in queues for key in (keys.inbox(name), *keys.queue_steps(name))]
-        self._watched = [keys.leases, *(keys.eta(queue) for queue in queues), *lists]
+        self._looks = self._looks_at(queues)
         self._lease_s = lease_s
         self._visibility_timeout_s = visibility_timeout_s
         self._max_deliveries = max_deliveries
@@ -174,10 +183,25 @@ class Leases:
         self._may_run_again = may_run_again
         self._bury = bury
 
+    def set_queues(self, queues: Iterable[str]) -> None:
+        """Look at these queues from now on; any thread may call it.
+
+        What is parked in one that is left out, whoever else takes from it moves back when it is
+        due.
+        """
+        self._looks = self._looks_at(queues)
+
+    def _looks_at(self, queues: Iterable[str]) -> _Looks:
+        keys, names = self._keys, tuple(dict.fromkeys(queues))
+        lists = [key for name in names for key in (keys.inbox(name), *keys.queue_steps(name))]
+        parked = [keys.eta(name) for name in names]
+        return _Looks(names, [keys.leases, keys.paused, *parked, *lists])
+
     def renew(self) -> Renewal:
         """Renew the lease and hear what the server knows of others and of work."""
-        held, now, work, due, *expired = self.connection.script(
-            _LEASE, self._watched, [str(self._owner), self._lease_s, len(self._queues)]
+        looks = self._looks
+        held, now, work, due, paused, *expired = self.connection.script(
+            _LEASE, looks.keys, [str(self._owner), self._lease_s, len(looks.queues)]
         )
         return Renewal(
             held=bool(held),
@@ -185,12 +209,13 @@ class Leases:
             work=bool(work),
             next_due=float(due) if due else None,
             expired=[Owner.parse(member.decode()) for member in expired],
+            paused=frozenset(queue.decode(errors="replace") for queue in paused),
         )
 
     def promote(self) -> int:
         """Move parked messages that are due to their queues; return how many there were."""
         promote, connection = self._broker.promote, self.connection
-        return sum(promote(connection, queue, _PROMOTED) for queue in self._queues)
+        return sum(promote(connection, queue, _PROMOTED) for queue in self._looks.queues)
 
     def renew_scores(self, tags: Sequence[str]) -> None:
         """Make held records look just taken, so that Celery workers beside us leave them alone."""

@@ -10,7 +10,7 @@ from greenq.kinds import mask_url
 from greenq.protocol.keys import Keys
 from greenq.transport.backend import Backend
 from greenq.transport.broker import Broker
-from greenq.transport.client import Client, nothing
+from greenq.transport.client import Client, database_of, nothing
 from greenq.transport.dead import DeadLetters
 from greenq.transport.embedded import EmbeddedServer, folder_of
 
@@ -44,17 +44,18 @@ class Transport:
         self._app_name = app_name
         self._embedded: dict[str, EmbeddedServer] = {}
         options = config.broker.broker_transport_options
+        broker_url = config.broker.broker_url or "embedded://"
+        result_url = config.result.result_backend or broker_url
+        self.client = self._client("broker_url", broker_url)
         self.keys = Keys(
             prefix=options.global_keyprefix,
             sep=options.sep,
             steps=tuple(options.priority_steps),
             result_prefix=config.result.result_backend_transport_options.global_keyprefix,
+            db=0 if broker_url.startswith("embedded:") else database_of(broker_url),
         )
-        broker_url = config.broker.broker_url or "embedded://"
-        result_url = config.result.result_backend or broker_url
         self.broker_address = mask_url(broker_url)
         self.result_address = mask_url(result_url)
-        self.client = self._client("broker_url", broker_url)
         self.broker = Broker(self.client, self.keys)
         self.dead = DeadLetters(self.client, self.keys)
         self.result_client: Client | None = None

@@ -3,7 +3,8 @@
 No timer and no size decides when to write: an idle outbox writes an entry at once, a busy one
 gathers what comes meanwhile. In each write the order is results, then moves (requeue, retry, bury),
 then acknowledgements, in one script, so that a message is acknowledged only with its outcome
-stored: a server without memory refuses the one with the other.
+stored: a server without memory refuses the one with the other. Behind them, in the same call, goes
+the news: events for whoever listens.
 
 What cannot be written is kept and written again with the same content until the server takes it;
 all of it may be repeated harmlessly. It is bounded by what runs.
@@ -22,11 +23,11 @@ from greenq.outage import Outage
 from greenq.transport.settle import settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from greenq.transport.client import Connection
     from greenq.transport.links import Transport
-    from greenq.transport.settle import Move, Stored
+    from greenq.transport.settle import Move, Publication, Stored
 
 _log = logging.getLogger(__name__)
 
@@ -89,8 +90,11 @@ class Outbox(StartStopStep):
         self._empty = Event()
         self._empty.set()
         self._greenlet: Greenlet | None = None
+        # Fetches what is to be published with the next write; whoever has news sets it.
+        self.news: Callable[[], Sequence[Publication]] = tuple
         # Own greenlet only.
         self._outage = Outage(_log)
+        self._unheard = Outage(_log)
         self._batch = _BATCH
 
     def start(self) -> None:
@@ -110,6 +114,11 @@ class Outbox(StartStopStep):
         for connection in (self.connection, self._results):
             if connection is not None:
                 connection.close()
+
+    def stir(self) -> None:
+        """Have the news fetched and written soon. Switches: no."""
+        self._filled.set()
+        self._empty.clear()
 
     def put(self, entry: Entry) -> None:
         """Have an entry written soon. Switches: no."""
@@ -133,18 +142,22 @@ class Outbox(StartStopStep):
     def _run(self) -> None:
         while True:
             self._filled.wait()
+            # What comes while this is written sets it again.
+            self._filled.clear()
             self._write_some()
-            if not self._entries:
-                self._filled.clear()
+            if self._entries:
+                self._filled.set()
+            elif not self._filled.is_set():
                 self._empty.set()
 
     def _write_some(self) -> None:
         """Write the oldest entries, again and again until the server has taken them."""
         pause_s = _RETRY_FIRST_S
+        news = self.news()
         while True:
             entries = self._entries[: self._batch]
             try:
-                self._write(entries)
+                self._write(entries, news)
             except OperationalError as exc:
                 if isinstance(exc, TransportTimeout):
                     # It may be too much for the time it has.
@@ -161,10 +174,10 @@ class Outbox(StartStopStep):
             if entry.written is not None:
                 entry.written()
 
-    def _write(self, entries: list[Entry]) -> None:
+    def _write(self, entries: list[Entry], news: Sequence[Publication] = ()) -> None:
         """Write entries; of several, what the server refuses for good does not stop the others."""
         try:
-            self._settle(entries)
+            self._settle(entries, news)
         except ServerError as exc:
             if exc.passes:
                 raise
@@ -173,18 +186,21 @@ class Outbox(StartStopStep):
             if stopped and len(entries) > 1:
                 for entry in entries:
                     self._write([entry])
+                self._settle([], news)
                 return
             _log.error("the server refused an outcome for good: %s", exc.reply)
             # It is the state that cannot be stored, and its message must not run for ever.
             if stopped and entries[0].result is not None:
                 self._write([Entry(ack=entries[0].ack, move=entries[0].move)])
 
-    def _settle(self, entries: list[Entry]) -> None:
+    def _settle(self, entries: list[Entry], news: Sequence[Publication] = ()) -> None:
         results = [entry.result for entry in entries if entry.result is not None]
         moves = [entry.move for entry in entries if entry.move is not None]
         acks = [entry.ack for entry in entries if entry.ack is not None]
         if self._results is not None and results:
             settle(self._results, self._keys, results)
             results = []
-        if results or moves or acks:
-            settle(self.connection, self._keys, results, moves, acks)
+        if results or moves or acks or news:
+            refused = settle(self.connection, self._keys, results, moves, acks, news)
+            if refused:
+                self._unheard.say("events are not published", ServerError("PUBLISH", refused))

@@ -1,4 +1,7 @@
-"""How messages end: results, moves and acknowledgements in one script call, all or nothing."""
+"""How messages end: results, moves and acknowledgements in one script call, all or nothing.
+
+What is to be told of them, events, is published behind them in the same call.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +44,19 @@ class Move(NamedTuple):
     text: str | bytes
 
 
+class Publication(NamedTuple):
+    """A text to publish on a channel."""
+
+    channel: str
+    text: bytes | str
+
+
 def settle_arguments(
     keys: Keys,
     results: Sequence[Stored] = (),
     moves: Sequence[Move] = (),
     acks: Sequence[str] = (),
+    news: Sequence[Publication] = (),
 ) -> tuple[list[str], list[Any]]:
     """Return the keys and arguments of `SETTLE`.
 
@@ -55,12 +66,14 @@ def settle_arguments(
     names = [each.key for each in results]
     if moves or acks:
         names += (keys.unacked, keys.unacked_index, *goals)
-    arguments: list[Any] = [len(results), len(moves), DEAD_LIMIT]
+    arguments: list[Any] = [len(results), len(moves), len(news), DEAD_LIMIT]
     for _, expiry, payload in results:
         arguments += (expiry, payload)
     for tag, key, side, text in moves:
         where = side if isinstance(side, str) else f"{side:.6f}"
         arguments += (tag, goals.index(key) + 1, where, text)
+    for channel, text in news:
+        arguments += (channel, text)
     return names, [*arguments, *acks]
 
 
@@ -70,12 +83,17 @@ def settle(
     results: Sequence[Stored] = (),
     moves: Sequence[Move] = (),
     acks: Sequence[str] = (),
-) -> None:
-    """Carry out `SETTLE`. Switches: yes.
+    news: Sequence[Publication] = (),
+) -> str:
+    """Carry out `SETTLE`; return why something could not be published, "" if all was.
+
+    Switches: yes.
 
     Raises:
         ServerError: WRONGTYPE, when a move's goal is of another type and all else is done; anything
             else stopped the script where it was.
         OperationalError: it may or may not have been carried out; repeating it is harmless.
     """
-    server.script(SETTLE, *settle_arguments(keys, results, moves, acks))
+    arguments = settle_arguments(keys, results, moves, acks, news)
+    _moved, refused = server.script(SETTLE, *arguments)
+    return str(refused.decode())

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from greenq import Greenq
 from tests.servers import Server, greenq_worker, valkey
 from tests.support import wait_until
 
 RENEWALS = 4
+HEARTBEAT_S = 2.0
 
 
 def calls(server: Server) -> dict[str, int]:
@@ -17,9 +20,16 @@ def calls(server: Server) -> dict[str, int]:
     return {name.removeprefix("cmdstat_"): told["calls"] for name, told in stats.items()}
 
 
-def test_an_idle_worker_asks_nothing_but_to_renew_its_lease() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("--without-heartbeat", "--without-gossip", "--without-control"), id="alone"),
+        pytest.param((), id="in a cluster"),
+    ],
+)
+def test_an_idle_worker_asks_nothing_but_to_renew_its_lease(options: tuple[str, ...]) -> None:
     # A server of its own: clients that other tests have left are not idle.
-    with valkey() as server, greenq_worker(server.url, "--autoscale", "500,10"):
+    with valkey() as server, greenq_worker(server.url, "--autoscale", "500,10", *options):
         wait_until(lambda: server.client.info("clients")["blocked_clients"] == 1)
         started = calls(server)["evalsha"]
         wait_until(lambda: calls(server)["evalsha"] > started)
@@ -31,9 +41,14 @@ def test_an_idle_worker_asks_nothing_but_to_renew_its_lease() -> None:
 
         renewals = asked.pop("evalsha")
         assert took_s / renewals > 1.0
+        # A member of a cluster says that it is there, with an event each two seconds.
+        told = asked.pop("publish", 0)
+        assert told <= (0 if options else took_s / HEARTBEAT_S + 1)
         # The commands in the script.
         inside = {name: number for name, number in asked.items() if number}
-        assert inside.keys() == {"time", "zrangebyscore", "zrem", "zadd", "zrange", "exists"}
+        assert inside.keys() == {
+            *("time", "zrangebyscore", "hkeys", "zrem", "zadd", "zrange", "exists"),
+        }
         assert set(inside.values()) == {renewals}
         # The wait, the lease, and what was declared at the start; one is ours.
         assert server.client.info("clients")["connected_clients"] - 1 <= 4

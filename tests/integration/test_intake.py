@@ -21,8 +21,28 @@ from greenq.transport.client import Client
 from greenq.transport.intake import Intake
 
 client = Client(sys.argv[1])
-queues = sys.argv[2].split(",")
+queues = [queue for queue in sys.argv[2].split(",") if queue]
 intake = Intake(client, Keys(), queues, "owner")
+
+
+def bodies(batch):
+    return [(delivery.queue, delivery.raw.decode()) for delivery in batch.deliveries]
+
+
+def blocked():
+    for line in client.call("INFO", "clients").decode().splitlines():
+        if line.startswith("blocked_clients:"):
+            return int(line.partition(":")[2])
+
+
+def when(condition, run):
+    def wait_and_run():
+        with gevent.Timeout(5):
+            while not condition():
+                gevent.sleep(0.005)
+        return run()
+
+    return gevent.spawn(wait_and_run)
 
 
 def push_when_blocked(*pushes):
@@ -163,3 +183,206 @@ def test_what_is_held_is_recorded_as_kombu_would_read_it(server: Server) -> None
     server.client.lpush("a", '{"some": "envelope"}')
     drive(server, "a", "intake.take(1)")
     assert server.unacked() == {b"owner:1": b'[{"some": "envelope"}, "", "a"]'}
+
+
+# --- queues that come and go ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "push"),
+    [
+        ("a", "b", "b"),
+        ("a,b", "b", "b"),
+        ("a", "a,b", "b"),
+        ("a,b", "b,a", PRIORITY_3),
+        ("a", "a,b", "b\\x06\\x169"),
+        # Beyond the first few: from watched to waited for, and the other way round.
+        ("a,b,c,d,e", "b,c,d,e", "e"),
+        ("b,c,d,e", "a,b,c,d,e", "e"),
+        ("", "a", "a"),
+    ],
+)
+def test_a_waiting_intake_goes_on_with_other_queues(
+    server: Server, before: str, after: str, push: str
+) -> None:
+    drive(
+        server,
+        before,
+        f"""
+        connections, old = intake.connections, len(intake.queues[:4])
+        assert intake.take(10).deliveries == []
+        changing = when(lambda: blocked() == old, lambda: intake.set_queues("{after}".split(",")))
+        with gevent.Timeout(5):
+            assert intake.wait()
+        changing.get()
+        for _ in range(2):
+            batch = wait_for("{push}")
+            assert bodies(batch) == [("{push}".split("\x06")[0], "message")], batch
+        # One connection for each queue that is waited for, and no others.
+        connections += intake.connections
+        assert sum(each.connected for each in set(connections)) == len(intake.queues[:4])
+        """,
+    )
+
+
+def test_a_queue_that_was_left_out_is_left_alone(server: Server) -> None:
+    drive(
+        server,
+        "a,b",
+        """
+        intake.take(10)
+        when(lambda: blocked() == 2, lambda: intake.set_queues(["b"]))
+        assert intake.wait()
+        client.pipeline([("LPUSH", key, "message") for key in ("a", "a\x06\x163", "b")])
+        assert bodies(intake.take(10)) == [("b", "message")]
+        with gevent.Timeout(0.3, False):
+            while intake.wait():
+                assert bodies(intake.take(10)) == []
+        """,
+    )
+    assert server.client.llen("a") == server.client.llen("a\x06\x163") == 1
+    assert not server.client.exists("greenq.inbox.a")
+
+
+def test_without_queues_nothing_is_asked_until_there_are_some(server: Server) -> None:
+    server.client.lpush("a", "message")
+    drive(
+        server,
+        "a",
+        """
+        intake.set_queues([])
+        assert intake.take(10) == ([], 0)
+        with gevent.Timeout(5):
+            assert intake.wait()
+        before = client.traffic.commands
+        for look in (False, True):
+            assert intake.take(10) == ([], 0)
+            waiting = gevent.spawn(intake.wait)
+            with gevent.Timeout(0.2, False):
+                waiting.join()
+            assert not waiting.dead
+            intake.wake(look=look)
+            assert waiting.get(timeout=5) is look
+        assert client.traffic.commands == before
+        assert intake.connections == []
+
+        waiting = gevent.spawn(intake.wait)
+        gevent.sleep(0)
+        intake.set_queues(["a"])
+        assert waiting.get(timeout=5)
+        assert bodies(intake.take(10)) == [("a", "message")]
+        """,
+    )
+
+
+def test_what_lies_in_the_inbox_of_a_new_queue_is_found_at_once(server: Server) -> None:
+    server.client.lpush("greenq.inbox.b", "message")
+    drive(
+        server,
+        "a",
+        """
+        intake.take(10)
+        intake.set_queues(["a", "b"])
+        with gevent.Timeout(1):
+            assert intake.wait()
+        assert bodies(intake.take(10)) == [("b", "message")]
+        """,
+    )
+
+
+def test_a_take_that_is_under_way_names_the_queues_it_was_asked_with(server: Server) -> None:
+    for queue in ("a", "b"):
+        server.client.lpush(queue, f"of {queue}")
+    drive(
+        server,
+        "a,b",
+        """
+        script = intake._connection.script
+
+        def change_meanwhile(*call):
+            answer = script(*call)
+            intake.set_queues(["c", "a"])
+            return answer
+
+        class Meanwhile:
+            script = staticmethod(change_meanwhile)
+
+        connection, intake._connection = intake._connection, Meanwhile
+        batch = intake.take(10)
+        intake._connection = connection
+        assert sorted(bodies(batch)) == [("a", "of a"), ("b", "of b")]
+        assert intake.queues == ("c", "a")
+        # The new ones are looked at before anything is waited for.
+        with gevent.Timeout(1):
+            assert intake.wait()
+        """,
+    )
+
+
+@pytest.mark.parametrize("after", ["", "b", "c,b"])
+@pytest.mark.parametrize("most", [1, 10])
+def test_what_a_take_reserved_whose_answer_got_lost_is_not_forgotten(
+    server: Server, after: str, most: int
+) -> None:
+    for number in range(3):
+        server.client.lpush("a", f"a{number}")
+        server.client.lpush("b", f"b{number}")
+    drive(
+        server,
+        "a,b",
+        f"""
+        from greenq.errors import ConnectionLost
+
+        def lose_answer(*call):
+            script(*call)
+            raise ConnectionLost("lost")
+
+        class Losing:
+            script = staticmethod(lose_answer)
+
+        script = intake._connection.script
+        connection, intake._connection = intake._connection, Losing
+        try:
+            intake.take(4)
+            raise AssertionError("it was not lost")
+        except ConnectionLost:
+            pass
+        intake._connection = connection
+        after = [queue for queue in "{after}".split(",") if queue]
+        intake.set_queues(after)
+
+        taken = []
+        while deliveries := intake.take({most}).deliveries:
+            taken += [(delivery.queue, delivery.raw.decode()) for delivery in deliveries]
+        expected = [("a", "a0"), ("a", "a1"), ("b", "b0"), ("b", "b1")]
+        expected += [("b", "b2")] if "b" in after else []
+        assert sorted(taken) == expected, taken
+        assert intake._plan.named == tuple(after)
+        """,
+    )
+    assert server.queued("a") == [b"a2"]
+    assert len(server.unacked()) == 5 - (not after)
+
+
+def test_a_message_that_comes_with_the_change_goes_back_to_its_queue(server: Server) -> None:
+    server.client.lpush("a", "second")
+    drive(
+        server,
+        "a",
+        """
+        assert len(intake.take(10).deliveries) == 1
+        unblock = intake._unblock
+
+        def push_just_before(waiter):
+            client.call("LPUSH", "a", "message")
+            return unblock(waiter)
+
+        intake._unblock = push_just_before
+        changing = when(lambda: blocked() == 1, lambda: intake.set_queues([]))
+        with gevent.Timeout(5):
+            assert intake.wait()
+        changing.get()
+        """,
+    )
+    assert server.queued("a") == [b"message"]
+    assert not server.client.exists("greenq.inbox.a")

@@ -13,7 +13,8 @@ from greenq.errors import AccessRefused, OperationalError, ServerError
 from greenq.protocol.keys import Keys
 from greenq.transport.client import Client, Connection
 from greenq.transport.dead import DEAD_LIMIT
-from greenq.transport.settle import SETTLE, Move, Stored, settle_arguments
+from greenq.transport.settle import SETTLE, Move, Publication, Stored, settle_arguments
+from tests.support import wait_until
 from tests.servers import Server
 
 KEYS = Keys()
@@ -43,11 +44,13 @@ class Desk:
         moves: Sequence[Move] = (),
         acks: Sequence[str] = (),
         *,
+        news: Sequence[Publication] = (),
         dead_limit: int = DEAD_LIMIT,
     ) -> object:
-        names, arguments = settle_arguments(KEYS, results, moves, acks)
-        arguments[2] = dead_limit
-        return self.connection.script(SETTLE, names, arguments)
+        names, arguments = settle_arguments(KEYS, results, moves, acks, news)
+        arguments[3] = dead_limit
+        moved, self.unheard = self.connection.script(SETTLE, names, arguments)
+        return moved
 
     def texts(self, key: str) -> list[str]:
         return [text.decode() for text in self.client.lrange(key, 0, -1)]
@@ -169,6 +172,47 @@ def test_largest_batch_is_settled(desk: Desk) -> None:
 
     assert desk.settle(results, moves, acks) == 1000
     assert desk.client.dbsize() == 2000
+
+
+def test_news_is_published_behind_all_else(desk: Desk) -> None:
+    desk.reserve("a:1", "a:2")
+    with desk.client.pubsub(ignore_subscribe_messages=True) as heard:
+        heard.subscribe("r1", "news")
+        wait_until(lambda: desk.client.pubsub_numsub("news")[0][1] == 1)
+
+        moved = desk.settle(
+            [Stored("r1", "60", "one")],
+            [Move("a:2", "queue", "next", "text")],
+            ["a:1"],
+            news=[Publication("news", "first"), Publication("news", "second")],
+        )
+
+        told: list[tuple[bytes, bytes]] = []
+
+        def all_told() -> bool:
+            message = heard.get_message()
+            if message and message["type"] == "message":
+                told.append((message["channel"], message["data"]))
+            return len(told) == 3
+
+        wait_until(all_told)
+    assert told == [(b"r1", b"one"), (b"news", b"first"), (b"news", b"second")]
+    assert (moved, desk.unheard, desk.reserved()) == (1, b"", set())
+
+
+def test_news_that_may_not_be_published_is_told_and_stops_nothing(desk: Desk) -> None:
+    desk.reserve("a:1")
+    desk.client.acl_setuser(
+        "mute", enabled=True, passwords=["+pw"], commands=["+@all"], keys=["*"],
+        reset_channels=True, channels=["r*"],
+    )  # fmt: skip
+    desk.connection.call("AUTH", "mute", "pw")
+
+    desk.settle([Stored("r1", "60", "one")], acks=["a:1"], news=[Publication("news", "text")])
+
+    assert b"permission" in desk.unheard
+    assert desk.client.get("r1") == b"one"
+    assert desk.reserved() == set()
 
 
 def test_message_whose_record_is_gone_is_not_moved(desk: Desk) -> None:

@@ -146,3 +146,71 @@ def test_plain_step_needs_no_start() -> None:
     made.stop()
 
     assert made.steps[0].info() == {}
+
+
+def test_last_comes_after_all_that_do_not_require_it() -> None:
+    last = type("L", (Recorder,), {"name": "L", "last": True})
+    made, _ = blueprint(step("A", "L"), last, step("B"), step("C"))
+
+    assert "".join(each.name for each in made.steps) == "BCLA"
+
+
+def test_step_does_without_one_that_is_switched_off() -> None:
+    events: list[str] = []
+    made = Blueprint("test", [step("A", "Off")(events)], absent=("Off",))
+
+    assert made.graph() == [("A", (), "", True)]
+
+
+def test_all_steps_let_go_at_the_end_whatever_one_of_them_does(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Owner(Recorder):
+        def shutdown(self) -> None:
+            self._record("shutdown")
+
+    events: list[str] = []
+    first, second = (type(name, (Owner,), {}) for name in "AB")
+    made = Blueprint("test", [first(events), second(events, fails_at="shutdown")])
+
+    with caplog.at_level(logging.ERROR):
+        made.shutdown()
+
+    assert events == ["shutdown B", "shutdown A"]
+    assert "step B failed to shut down" in caplog.text
+
+
+def test_info_is_told_by_step_and_one_that_fails_is_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Telling(Step):
+        def info(self) -> dict[str, object]:
+            return {"n": 1}
+
+    class Failing(Step):
+        def info(self) -> dict[str, object]:
+            raise RuntimeError("no idea")
+
+    with caplog.at_level(logging.ERROR):
+        told = Blueprint("test", [Failing(), Telling(), step("Silent", base=Step)()]).info()
+
+    assert told == {"telling": {"n": 1}}
+    assert "step Failing failed" in caplog.text
+
+
+def test_graph_shows_the_order_what_is_required_and_what_a_step_is() -> None:
+    class Second(Step):
+        """Comes second.
+
+        And has more to say.
+        """
+
+        requires = ("First",)
+        included = False
+
+    made = Blueprint("test", [Second(), step("First", base=Step)()])
+
+    assert made.graph() == [
+        ("First", (), "", True),
+        ("Second", ("First",), "Comes second.", False),
+    ]

@@ -18,6 +18,11 @@ from greenq.errors import AppNotFound
 
 ROOT = Path(__file__).parents[2]
 
+COMMANDS = (
+    *("worker", "status", "ping", "inspect", "control", "queues", "purge", "list", "call"),
+    *("result", "dead", "report", "graph", "shell", "demo", "events"),
+)
+
 HELP = """
 import sys
 from greenq.cli import main
@@ -30,7 +35,11 @@ print("LOADED", sorted(loaded & {{"gevent", "redis", "celery", "kombu", "ssl"}})
 """
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["worker", "--help"], []])
+@pytest.mark.parametrize(
+    "argv",
+    [["--help"], ["--version"], [], *([command, "--help"] for command in COMMANDS)],
+    ids=" ".join,
+)
 def test_help_loads_neither_gevent_nor_redis(argv: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", HELP.format(argv=argv)],
@@ -96,6 +105,20 @@ def test_worker_options_are_read(argv: list[str], name: str, value: object) -> N
     args = build_parser().parse_args(["worker", *argv])
 
     assert getattr(args, name) == value
+
+
+def test_options_that_an_app_may_know_are_refused_after_it_was_loaded() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "greenq", "worker", "-A", "no_such_module", "--mine", "5"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "no module named 'no_such_module'" in done.stderr
 
 
 APP = "from greenq import Greenq\n"

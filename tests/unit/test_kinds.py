@@ -1,6 +1,8 @@
-"""What is shown of a value hides its secrets. What each kind takes is in test_config.py."""
+"""What is shown of a value hides its secrets; queues. What most kinds take is in test_config.py."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
@@ -47,3 +49,18 @@ def test_shown_hides_secrets_at_any_depth_and_shortens_text(
     name: str, value: object, shown: object
 ) -> None:
     assert kinds.shown(name, value) == shown
+
+
+def test_queue_takes_names_and_broadcast_queues() -> None:
+    queues = kinds.texts(kinds.queue())
+
+    assert queues.accept(["a", kinds.Broadcast("b")]) == ("a", kinds.Broadcast("b"))
+    assert queues.parse("a, b") == ["a", "b"]
+
+
+@pytest.mark.parametrize("wrong", ["", 5, None, b"a"])
+def test_what_is_no_name_is_no_queue_and_no_broadcast_queue(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="must be text, not empty, or Broadcast"):
+        kinds.queue().accept(wrong)
+    with pytest.raises(ValueError, match="must be text, not empty"):
+        kinds.Broadcast(wrong)

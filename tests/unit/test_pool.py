@@ -16,7 +16,7 @@ import pytest
 from gevent.event import Event
 from gevent.local import local
 
-from greenq.pool import Pool
+from greenq.pool import Interrupt, Pool
 
 DEADLINE_S = 5.0
 
@@ -187,6 +187,23 @@ def test_take_back_returns_what_has_no_slot_in_order(work: Work) -> None:
 
     work.let_go("a")
     assert work.begun == ["a"]
+
+
+def test_take_back_of_some_leaves_the_others_in_order_and_makes_room(work: Work) -> None:
+    pool = make_pool(work, 1, prefetch_multiplier=4)
+    submit(pool, "a", "b1", "c", "b2")
+    waiting = gevent.spawn(pool.wait_room)
+    settle()
+    assert pool.unstarted() == ["b1", "c", "b2"]
+    assert not waiting.ready()
+
+    assert pool.take_back(lambda request: str(request).startswith("b")) == ["b1", "b2"]
+    settle()
+
+    assert waiting.ready()
+    assert pool.unstarted() == ["c"]
+    work.let_go("a", "c")
+    assert work.begun == ["a", "c"]
 
 
 def test_stop_waits_for_what_runs(work: Work) -> None:
@@ -447,6 +464,75 @@ def test_nothing_of_a_request_is_kept_while_its_greenlet_rests(how: str) -> None
 
     assert len(things) == 8
     assert [each() for each in things] == [None] * 8
+
+
+# --- interrupts -----------------------------------------------------------------------------------
+
+
+class Interrupted:
+    """Stands for a request: notes what is thrown into it, and goes on."""
+
+    def __init__(self) -> None:
+        self.in_code = True
+        self.hits: list[BaseException] = []
+
+    def interrupt(self, exc: BaseException) -> bool:
+        self.hits.append(exc)
+        return True
+
+
+def interrupt(request: Any, after_s: float, **options: Any) -> Interrupt:
+    return Interrupt(request, lambda: ValueError(len(request.hits)), after_s, **options)
+
+
+def after(seconds: float) -> None:
+    """Wait until timers of the loop that were started before, of so many seconds, have been due."""
+    due = Event()
+    gevent.get_hub().loop.timer(seconds).start(due.set, update=True)
+    assert due.wait(DEADLINE_S)
+
+
+def test_interrupt_throws_once_when_it_is_due() -> None:
+    request = Interrupted()
+    interrupt(request, 0.002)
+    assert request.hits == []
+
+    after(0.002)
+    after(0.002)
+
+    assert [exc.args for exc in request.hits] == [(0,)]
+
+
+def test_cancelled_interrupt_throws_nothing_and_may_be_cancelled_twice() -> None:
+    request = Interrupted()
+    one, late = interrupt(request, 0.002), interrupt(request, 0.0)
+    again = interrupt(request, 0.0, again_s=0.002)
+    one.cancel()
+    after(0.0)
+    assert len(request.hits) == 2
+
+    for each in (one, late, again, again):
+        each.cancel()
+    after(0.004)
+
+    assert len(request.hits) == 2
+
+
+def test_interrupt_is_repeated_with_new_exceptions_as_long_as_the_code_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("greenq.pool.AGAIN_S", 0.001)
+    request = Interrupted()
+
+    interrupt(request, 0.0, again_s=0.002)
+    wait_for(lambda: len(request.hits) == 4)
+    request.in_code = False
+    after(0.002)
+    seen = len(request.hits)
+    after(0.004)
+
+    assert [exc.args for exc in request.hits[:4]] == [(0,), (1,), (2,), (3,)]
+    assert len(request.hits) == seen <= 6
 
 
 # --- what tasks leave behind ----------------------------------------------------------------------

@@ -24,6 +24,7 @@ from greenq.errors import (
     OperationalError,
     ServerError,
 )
+from greenq.kinds import Broadcast
 from greenq.producer import Producer
 from greenq.protocol import envelope
 from greenq.protocol.keys import Keys
@@ -45,6 +46,7 @@ class FakeBroker:
         self.asked_for: list[list[str]] = []
         self.tries = 0
         self.bindings: dict[tuple[str, str], list[str]] = {}
+        self.published: list[tuple[str, str, str]] = []
         self.failures = failures or []
 
     def publish(
@@ -67,6 +69,15 @@ class FakeBroker:
     ) -> None:
         self.asked_for.append(list(new_ids))
         self.publish(queue, texts, priority, timeout_s=timeout_s)
+
+    def broadcast(
+        self, queue: str, texts: Sequence[str], routing_key: str, *, timeout_s: float
+    ) -> int:
+        self.tries += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        self.published += [(queue, routing_key, text) for text in texts]
+        return 0
 
     @contextmanager
     def pooled(self, _timeout_s: float) -> Iterator[None]:
@@ -520,3 +531,78 @@ def test_what_is_kept_is_bounded(broker: FakeBroker) -> None:
 
     assert 0 < len(made._kept) <= 256
     assert [queue for queue, _, _ in broker.pushed] == [f"q{number}" for number in range(1000)]
+
+
+# --- broadcast queues -----------------------------------------------------------------------------
+
+BROADCAST: dict[str, Any] = {"task_queues": ["celery", Broadcast("all")]}
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "routing_key"),
+    [
+        ({"queue": "all"}, {}, "celery"),
+        ({}, {"task_routes": {"proj.*": "all"}}, "celery"),
+        ({}, {"task_default_queue": "all"}, "all"),
+        ({"queue": "all"}, {"task_default_queue": "main"}, "main"),
+        ({"queue": "all", "routing_key": "some"}, {}, "some"),
+        ({"queue": "all", "routing_key": "all"}, {}, "celery"),
+        ({"routing_key": "all"}, {}, "celery"),
+        ({"exchange": "all"}, {}, "celery"),
+        ({"exchange": "all", "routing_key": "some"}, {}, "some"),
+        ({"queue": "all"}, {"task_create_missing_queues": False}, "celery"),
+    ],
+)
+def test_messages_for_a_broadcast_queue_are_published(
+    broker: FakeBroker, options: dict[str, Any], settings: dict[str, Any], routing_key: str
+) -> None:
+    send(broker, options, **BROADCAST | settings)
+
+    ((queue, key, text),) = broker.published
+    assert (queue, key) == ("all", routing_key)
+    # As a Celery sender that has declared the exchange writes it.
+    properties = json.loads(text)["properties"]
+    assert properties["delivery_info"] == {"exchange": "all", "routing_key": routing_key}
+    assert not broker.pushed
+
+
+@pytest.mark.parametrize("options", [{}, {"queue": "other"}, {"queue": "celery"}])
+def test_other_messages_are_pushed_beside_a_broadcast_queue(
+    broker: FakeBroker, options: dict[str, Any]
+) -> None:
+    send(broker, options, **BROADCAST)
+
+    assert len(broker.pushed) == 1
+    assert not broker.published
+
+
+def test_many_are_published_to_a_broadcast_queue_in_order(broker: FakeBroker) -> None:
+    calls = [((number,), {}) for number in range(3)]
+
+    ids = producer(broker, **BROADCAST).send_many("proj.add", calls, {"queue": "all"})
+
+    sent_ids = [json.loads(text)["headers"]["id"] for _, _, text in broker.published]
+    assert sent_ids == list(ids)
+
+
+@pytest.mark.parametrize(
+    ("failure", "tries", "published"),
+    [
+        # Nobody has heard it.
+        (ConnectFailed("away"), 2, 1),
+        # All may have: once more would be a second run on each.
+        (ConnectionLost("cut"), 1, 0),
+    ],
+)
+def test_broadcast_is_tried_again_only_if_nobody_can_have_heard_it(
+    failure: OperationalError, tries: int, published: int
+) -> None:
+    broker = FakeBroker(failures=[failure])
+    options = {"queue": "all", "retry_policy": NO_PAUSE}
+
+    try:
+        send(broker, options, **BROADCAST)
+    except ConnectionLost:
+        assert not published
+
+    assert (broker.tries, len(broker.published)) == (tries, published)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from greenq.errors import SoftTimeLimitExceeded, TaskTerminated, TimeLimitExceeded
 from greenq.protocol.envelope import wrap
 from greenq.protocol.message import TaskMessage
 from greenq.request import Request
@@ -43,3 +44,38 @@ def test_delivery_info_falls_back_on_the_queue() -> None:
     assert given.delivery_info["exchange"] == "e"
     assert given.delivery_info["routing_key"] == "k"
     assert given.delivery_info["priority"] == 6
+
+
+class Greenlet:
+    """Stands for the one that runs a request."""
+
+    def __init__(self) -> None:
+        self.thrown: list[BaseException] = []
+
+    def throw(self, exc: BaseException) -> None:
+        self.thrown.append(exc)
+
+
+@pytest.mark.parametrize("in_code", [None, False])
+def test_only_the_tasks_own_code_is_interrupted(in_code: bool | None) -> None:
+    request, greenlet = make_request(), Greenlet()
+    request.greenlet, request.in_code = greenlet, in_code  # type: ignore[assignment]
+
+    assert not request.interrupt(TaskTerminated(TimeLimitExceeded(1)))
+
+    assert greenlet.thrown == []
+    assert request.killed is None
+
+
+def test_what_ends_the_code_first_decides() -> None:
+    request, greenlet = make_request(), Greenlet()
+    request.greenlet, request.in_code = greenlet, True  # type: ignore[assignment]
+    soft = SoftTimeLimitExceeded(1)
+    kills = [TaskTerminated(TimeLimitExceeded(number)) for number in range(2)]
+
+    assert request.interrupt(soft)
+    assert request.killed is None
+    assert [request.interrupt(kill) for kill in kills] == [True, True]
+
+    assert greenlet.thrown == [soft, *kills]
+    assert request.killed is kills[0]

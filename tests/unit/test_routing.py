@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
 
 from greenq.config import TaskConfig
-from greenq.routing import Route, Router, merge_options
+from greenq.errors import ConfigError
+from greenq.routing import (
+    Broadcast,
+    Route,
+    Router,
+    merge_options,
+    select_queues,
+    worker_direct,
+)
 
 ROUTES = [
     {
@@ -50,3 +59,72 @@ def test_merge_options_takes_the_later_and_none_as_not_given(
     given: list[dict[str, Any]], merged: dict[str, Any]
 ) -> None:
     assert merge_options(*given) == merged
+
+
+ALL = Broadcast("all")
+
+
+def test_router_knows_the_queues_and_which_are_broadcast() -> None:
+    router = Router(TaskConfig(task_queues=["mail", ALL], task_default_queue="main"))
+
+    assert router.queues == ("mail", "all")
+    assert router.broadcasts == {"all"}
+    assert router.routing_key == "main"
+    assert Router(TaskConfig()).queues == ("celery",)
+
+
+def test_a_worker_s_own_queue_is_named_like_its_node() -> None:
+    assert worker_direct("w1@host") == "w1@host.dq2"
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted", "excluded", "selected"),
+    [
+        ({}, [], [], ("celery",)),
+        ({"task_default_queue": "main"}, [], [], ("main",)),
+        ({"task_queues": ["a", ALL]}, [], [], ("a", ALL)),
+        ({"task_queues": ["a", ALL]}, ["all"], [], (ALL,)),
+        ({"task_queues": ["a", "b", "c"]}, ["c", "a", "c"], [], ("c", "a")),
+        ({"task_queues": ["a", "b", ALL]}, [], ["b", "all"], ("a",)),
+        ({"task_queues": ["a", "b"]}, ["a", "b"], ["a"], ("b",)),
+        ({"task_queues": ["a", "b"]}, ["a"], ["b"], ("a",)),
+        ({"task_queues": ["a"]}, [], ["a"], ()),
+        ({"task_queues": ["a"]}, ["new", "a"], [], ("new", "a")),
+        ({"task_queues": ["a"], "task_create_missing_queues": False}, ["a"], [], ("a",)),
+        ({"task_create_missing_queues": False}, ["celery"], [], ("celery",)),
+    ],
+)
+def test_select_queues(
+    settings: dict[str, Any],
+    wanted: list[str],
+    excluded: list[str],
+    selected: tuple[Any, ...],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert select_queues(TaskConfig(**settings), wanted, excluded) == selected
+    assert not caplog.records
+
+
+def test_select_queues_refuses_unknown_ones_that_may_not_be_made() -> None:
+    config = TaskConfig(task_queues=["mail", "video", ALL], task_create_missing_queues=False)
+
+    with pytest.raises(ConfigError) as caught:
+        select_queues(config, ["mial", "video", "qqq"])
+
+    told = {problem.value: problem.reason for problem in caught.value.problems}
+    assert list(told) == ["mial", "qqq"]
+    assert "did you mean mail?" in told["mial"]
+    assert "did you mean" not in told["qqq"]
+
+
+def test_select_queues_warns_of_a_queue_to_leave_out_that_is_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = TaskConfig(task_queues=["mail", "video"])
+
+    assert select_queues(config, [], ["mial"]) == ("mail", "video")
+
+    ((_, level, text),) = caplog.record_tuples
+    assert level == logging.WARNING
+    assert "queue mial" in text
+    assert "did you mean mail?" in text

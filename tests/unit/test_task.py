@@ -116,6 +116,17 @@ def test_unknown_option_is_refused_with_the_nearest(app: FakeApp) -> None:
         make_task(app, max_retry=5)
 
 
+def test_rate_limit_that_is_none_is_refused_where_it_is_written(app: FakeApp) -> None:
+    with pytest.raises(ValueError, match=r"task .*: rate limit '10/day': expected"):
+        make_task(app, rate_limit="10/day")
+
+    class Limited(Task[Any, Any]):
+        rate_limit = "often"
+
+    with pytest.raises(ValueError, match="rate limit 'often'"):
+        Limited(len, name="proj.len", app=app)  # type: ignore[arg-type]
+
+
 def test_call_runs_the_function_here_with_itself_when_bound(app: FakeApp) -> None:
     def add(self: Task[Any, Any], x: int) -> tuple[str, int, bool]:
         return self.name, x, self.request.called_directly

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,7 +43,11 @@ class World:
             blocking_task=lambda _: "proj.add[id]",
             held=lambda: (set(), 1),
             look=lambda: None,
+            paused=lambda _: None,
             clock=lambda: self.now_s,
+        )
+        self.watch._thread = SimpleNamespace(  # type: ignore[assignment]
+            hub_thread=threading.get_ident(), wake=lambda: None, runs_here=lambda: True
         )
 
     # As leases and their connection.
@@ -86,7 +91,7 @@ class World:
         while (due_s := max(self.now_s, self.watch._look_at_s)) <= end_s:
             self.now_s = due_s
             looks.append(due_s)
-            self.watch._look_at_hub(threading.get_ident())
+            self.watch._look_at_hub()
         self.now_s = end_s
         return looks
 

@@ -2,28 +2,32 @@
 -- the server's clock, whether there are messages, and when the next parked ETA is due.
 --
 -- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds);
---       2… the parked ETAs: zsets, score when a message is due (unix seconds); then the lists and inboxes
+--       2 the paused queues: a hash, whose fields are their names;
+--       3… the parked ETAs: zsets, score when a message is due (unix seconds); then the lists and inboxes
 -- ARGV  1 this worker's member, 2 seconds for which the lease holds from now on, 3 how many parked ETAs
 -- Reply {1 if the lease was still held; 0 if it had ended meanwhile, or there was none,
 --        the server's time, how many of the lists have messages,
---        when the next parked ETA is due or an empty text, expired members …}
+--        when the next parked ETA is due or an empty text, {paused queues}, expired members …}
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.6f', now))
+-- A key of another kind, or one that this user may not read, must not cost the lease.
+local paused = redis.pcall('HKEYS', KEYS[2])
 -- ZREM first: a server without memory refuses a script that begins with a write that may need some.
 local held = redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[1], string.format('%.6f', now + tonumber(ARGV[2])), ARGV[1])
 local due
-local lists = 2 + tonumber(ARGV[3])
-for i = 2, lists - 1 do
+local lists = 3 + tonumber(ARGV[3])
+for i = 3, lists - 1 do
   local first = redis.call('ZRANGE', KEYS[i], 0, 0, 'WITHSCORES')
   if first[2] and (not due or tonumber(first[2]) < due) then due = tonumber(first[2]) end
 end
 local reply = {
   held,
   string.format('%.6f', now),
-  redis.call('EXISTS', unpack(KEYS, lists)),
+  KEYS[lists] and redis.call('EXISTS', unpack(KEYS, lists)) or 0,
   due and string.format('%.6f', due) or '',
+  paused.err and {} or paused,
 }
 for _, member in ipairs(expired) do
   if member == ARGV[1] then reply[1] = 0 else reply[#reply + 1] = member end

@@ -2,20 +2,21 @@
 --
 -- KEYS  the results, each also its channel; then, if there are moves or acknowledgements, unacked,
 --       unacked_index, and the lists and zsets to move to, the goals
--- ARGV  1 R, the number of results, 2 M, the number of moves, 3 the longest that a dead-letter list gets;
+-- ARGV  1 R, the number of results, 2 M, the number of moves, 3 P, the number of publications, 4 the longest
+--         that a dead-letter list gets;
 --       for each result: seconds until it expires, 0 for never, behind a ! if it must not replace a success,
 --         and the state, encoded;
 --       for each move: the message's tag, the number of its goal, what to do there: 'next' (RPUSH: taken next),
 --         'last' (LPUSH: taken last), 'dead' (LPUSH, and the list is cut) or a score (ZADD), and the text;
---       then the tags to acknowledge
--- Reply how many were moved, or an error that names the wrong key
+--       for each publication: channel and text; then the tags to acknowledge
+-- Reply {how many were moved, why something could not be published or ''}, or an error that names the wrong key
 --
 -- A script that fails halfway is not undone. So results come first: a server without memory refuses the
 -- first write of a script, and what has no result stored is not acknowledged. A call may be repeated when its
 -- answer got lost: a message whose record is gone is somebody else's by now and is not moved; one without a
 -- tag has no record and is just put there. A message whose goal is a key of another type stays reserved, and
 -- the others are moved. A user who may delete but not push is refused before (Redis 7 and later can tell).
-local results, moves, at = tonumber(ARGV[1]), tonumber(ARGV[2]), 4
+local results, moves, news, at = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), 5
 for i = 1, results do
   local key, seconds, payload = KEYS[i], ARGV[at], ARGV[at + 1]
   local stored = true
@@ -57,11 +58,14 @@ for _ = 1, moves do
     else
       redis.call('ZADD', goal, how, text)
     end
-    if how == 'dead' then redis.call('LTRIM', goal, 0, tonumber(ARGV[3]) - 1) end
+    if how == 'dead' then redis.call('LTRIM', goal, 0, tonumber(ARGV[4]) - 1) end
     moved = moved + 1
   end
   at = at + 4
 end
+
+local told = at
+at = at + 2 * news
 
 -- In portions: Lua hands at most some thousand values to one call.
 for first = at, #ARGV, 1000 do
@@ -69,4 +73,11 @@ for first = at, #ARGV, 1000 do
   redis.call('ZREM', index, unpack(ARGV, first, last))
   redis.call('HDEL', unacked, unpack(ARGV, first, last))
 end
-return problem or moved
+
+-- Last, and without a say in anything else: who hears of an outcome finds it done.
+local refused = ''
+for i = told, told + 2 * news - 2, 2 do
+  local answer = redis.pcall('PUBLISH', ARGV[i], ARGV[i + 1])
+  if type(answer) == 'table' and answer.err then refused = answer.err end
+end
+return problem or {moved, refused}

@@ -5,7 +5,8 @@
 -- ARGV  1 the owner's tag prefix, 2 sequence number of the first tag, 3 most messages to take,
 --       4 Q (the number of queues, the size of a group), 5 which queue of a group is served first,
 --       6 the owner's member of the leases, 7 seconds that a lease holds,
---       8… for each queue, in the order of a group, the text that ends its record: , "", "<queue>"]
+--       8… for each queue, in the order of a group, the text that ends its record: , "", "<queue>"], and behind
+--       them those of queues that are not taken from any more, for what is held already
 -- Reply {messages left in all lists, number of the next take's first tag, queue of message 1, message 1,
 --       queue of message 2, message 2, …}
 --
@@ -27,7 +28,7 @@ if redis.call('HEXISTS', KEYS[1], prefix .. first) == 1 then
     local record = redis.call('HGET', KEYS[1], prefix .. (first + i))
     if not record then break end
     reply[2] = first + i + 1
-    for q = 1, queues do
+    for q = 1, #ARGV - 7 do
       local ending = ARGV[7 + q]
       if string.sub(record, -#ending) == ending then
         reply[#reply + 1] = q
@@ -45,7 +46,7 @@ elseif redis.acl_check_cmd and not (
   return redis.error_reply('NOPERM a take needs HSET, ZADD and SET')
 else
   local records, tags, left, problem = {}, {}, most, nil
-  for group = 0, (#KEYS - 4) / queues - 1 do
+  for group = 0, queues > 0 and (#KEYS - 4) / queues - 1 or -1 do
     local open = {}
     for i = 0, queues - 1 do open[#open + 1] = (turn + i) % queues + 1 end
     while left > 0 and #open > 0 do

@@ -11,6 +11,7 @@ import pytest
 
 from greenq.protocol import envelope
 from greenq.protocol.keys import Keys
+from greenq.routing import worker_direct
 from greenq.transport.broker import Broker
 
 NOW = datetime(2031, 1, 2, tzinfo=UTC)
@@ -84,3 +85,24 @@ def test_parked_message_is_put_by_its_time_with_the_number_of_its_list(broker: B
 
 def test_new_message_takes_the_place_of_a_reserved_one_as_the_last(broker: Broker) -> None:
     assert broker.move("a:1", "p-mail", "text") == ("a:1", "p-mail", "last", "text")
+
+
+@pytest.mark.parametrize(
+    ("queue", "exchange", "routing_key"),
+    [
+        ("mail", "mail", "mail"),
+        (worker_direct("w1@host"), "C.dq2", "w1@host"),
+        # Of no node.
+        ("mail.dq2", "mail.dq2", "mail.dq2"),
+        ("@", "@", "@"),
+    ],
+)
+def test_queue_is_bound_to_its_exchange_and_the_queue_of_a_worker_to_that_of_all(
+    broker: Broker, queue: str, exchange: str, routing_key: str
+) -> None:
+    member = f"{routing_key}\x06\x16\x06\x16{queue}"
+
+    assert broker.declare_commands(queue) == [
+        ("SADD", f"p-_kombu.binding.{exchange}", member),
+        ("SADD", f"p-_kombu.binding_permanent.{exchange}", member),
+    ]

@@ -19,7 +19,7 @@ from greenq.errors import (
 from greenq.protocol.keys import Keys
 from greenq.transport.client import Script
 from greenq.transport.outbox import Entry, Outbox
-from greenq.transport.settle import SETTLE, Move, Stored, settle_arguments
+from greenq.transport.settle import SETTLE, Move, Publication, Stored, settle_arguments
 
 DEADLINE_S = 5.0
 
@@ -35,11 +35,13 @@ class FakeConnection:
         self.behaviours: list[OperationalError | None] = []
         # Set by a test that wants to see what gathers during one write.
         self.gate: gevent.event.Event | None = None
+        # What the script says that could not be published.
+        self.unheard = b""
 
     def connection(self) -> FakeConnection:
         return self
 
-    def script(self, script: Script, keys: list[str], args: list[Any]) -> int:
+    def script(self, script: Script, keys: list[str], args: list[Any]) -> list[Any]:
         assert script is SETTLE
         self.tried.append((keys, args))
         if self.gate is not None:
@@ -49,7 +51,7 @@ class FakeConnection:
         if behaviour is not None:
             raise behaviour
         self.written.append((keys, args))
-        return 0
+        return [0, self.unheard]
 
     def close(self) -> None:
         pass
@@ -72,9 +74,12 @@ def result(number: int) -> Stored:
 
 
 def settled(
-    *results: Stored, moves: tuple[Move, ...] = (), acks: tuple[str, ...] = ()
+    *results: Stored,
+    moves: tuple[Move, ...] = (),
+    acks: tuple[str, ...] = (),
+    news: tuple[Publication, ...] = (),
 ) -> tuple[list[str], list[Any]]:
-    return settle_arguments(Keys(), results, moves, acks)
+    return settle_arguments(Keys(), results, moves, acks, news)
 
 
 def test_one_entry_is_written_at_once() -> None:
@@ -108,6 +113,42 @@ def test_what_comes_during_a_write_goes_out_together() -> None:
         settled(result(0)),
         settled(result(2), result(3), moves=(move,), acks=("tag:1", "tag:3")),
     ]
+
+
+def test_news_goes_out_behind_the_outcomes_that_were_there_when_it_was_fetched() -> None:
+    outbox, transport = make()
+    waiting = [Publication("channel", "first"), Publication("channel", "second")]
+    outbox.news = lambda: [waiting.pop(0)] if waiting else []
+    outbox.start()
+
+    outbox.put(Entry(ack="tag:1"))
+    outbox.stir()
+    assert outbox.wait_written(DEADLINE_S)
+    outbox.stir()
+    outbox.stop()
+
+    assert transport.client.written == [
+        settled(acks=("tag:1",), news=(Publication("channel", "first"),)),
+        settled(news=(Publication("channel", "second"),)),
+    ]
+
+
+def test_news_that_the_server_refuses_is_said_once_and_stops_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    outbox, transport = make()
+    transport.client.unheard = b"NOPERM this user has no permissions to access one of the channels"
+    outbox.news = lambda: [Publication("channel", "text")]
+    outbox.start()
+
+    for number in range(3):
+        outbox.put(Entry(ack=f"tag:{number}"))
+        assert outbox.wait_written(DEADLINE_S)
+    outbox.stop()
+
+    said = [record for record in caplog.records if "events are not published" in record.message]
+    assert len([record for record in said if record.levelname == "WARNING"]) == 1
+    assert len(transport.client.written) == 3
 
 
 def test_entry_with_nothing_to_write_is_told_of_without_a_write() -> None:

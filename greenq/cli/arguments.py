@@ -1,0 +1,91 @@
+"""What options and arguments of the command line may be: each function reads one kind of text.
+
+argparse calls them, and shows the message of their errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from datetime import timedelta
+from typing import Final
+
+LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_DURATIONS: Final = {
+    "s": timedelta(seconds=1),
+    "m": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+    "d": timedelta(days=1),
+}
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Read queue names: ``a,b``."""
+    found = _parts(text)
+    if not found:
+        raise argparse.ArgumentTypeError(
+            f"no queue named in {text!r}: give names as in -Q mail,web"
+        )
+    return found
+
+
+def modules(text: str) -> tuple[str, ...]:
+    """Read module names: ``a,b``."""
+    found = _parts(text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"no module named in {text!r}: as in -I proj.tasks")
+    return found
+
+
+def count(text: str) -> int:
+    """Read a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """Read a number of seconds above 0."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return found
+
+
+def duration(text: str) -> timedelta:
+    """Read an age: ``30s``, ``10m``, ``2h`` or ``7d``."""
+    unit = _DURATIONS.get(text[-1:])
+    if unit is None or not text[:-1].isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no age, such as 30s, 10m, 2h or 7d")
+    try:
+        return int(text[:-1]) * unit
+    except (OverflowError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is too long ago") from None
+
+
+def limits(text: str) -> tuple[int, int]:
+    """Read the bounds of a pool: ``MAX,MIN`` or ``MAX``."""
+    parts = text.split(",")
+    if len(parts) == 1:
+        parts.append("1")
+    try:
+        most, least = (int(part) for part in parts)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not MAX,MIN, as in 500,10") from None
+    if not 1 <= least <= most:
+        raise argparse.ArgumentTypeError(f"{text!r}: MAX comes first, and MIN is from 1 to MAX")
+    return most, least
+
+
+def level(text: str) -> str:
+    """Read a log level, in upper or lower case."""
+    if text.upper() not in LEVELS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no log level; there are {', '.join(LEVELS)}")
+    return text.upper()
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,83 @@
+"""``greenq list bindings``, and finding out which queues there are."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from greenq.cli import show
+from greenq.cli.common import add_app_options, opened
+
+if TYPE_CHECKING:
+    import argparse
+
+    from greenq.app import Greenq
+
+HEADINGS = ("QUEUE", "EXCHANGE", "ROUTING KEY")
+
+_SCANNED_AT_ONCE: Final = 5000
+
+# Exchanges of the cluster's own messages, whose queues are channels or lists of a moment.
+_NOT_OF_TASKS: Final = ("celeryev", "celery.pidbox", "reply.celery.pidbox")
+
+
+class Binding(NamedTuple):
+    """A queue's binding to an exchange."""
+
+    queue: str
+    exchange: str
+    routing_key: str
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the command's options."""
+    parser.add_argument("what", choices=("bindings",), help="what to list")
+    add_app_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """List the bindings."""
+    with opened(args) as app:
+        found = bindings(app)
+    if args.json:
+        show.write_json([binding._asdict() for binding in found])
+    elif found:
+        show.write_table(HEADINGS, [tuple(map(show.text, binding)) for binding in found])
+    else:
+        show.write("no bindings")
+    return 0
+
+
+def bindings(app: Greenq) -> list[Binding]:
+    """Read all bindings of queues of tasks, sorted. Takes a walk through all keys of the server."""
+    client, keys = app.transport.client, app.transport.keys
+    prefix = keys.binding("")
+    pattern = re.sub(r"([*?\[\]\\])", r"\\\1", prefix) + "*"
+    names: set[str] = set()
+    cursor = "0"
+    while True:
+        answer = client.call("SCAN", cursor, "MATCH", pattern, "COUNT", _SCANNED_AT_ONCE)
+        cursor = answer[0].decode()
+        names.update(key.decode("utf-8", "replace").removeprefix(prefix) for key in answer[1])
+        if cursor == "0":
+            break
+    exchanges = sorted(names.difference(_NOT_OF_TASKS))
+    if not exchanges:
+        return []
+    members = client.pipeline([("SMEMBERS", keys.binding(exchange)) for exchange in exchanges])
+    found = {
+        binding
+        for exchange, texts in zip(exchanges, members, strict=True)
+        for binding in (read_member(exchange, text, keys.sep) for text in texts)
+        if binding is not None
+    }
+    return sorted(found)
+
+
+def read_member(exchange: str, member: bytes, sep: str) -> Binding | None:
+    """Read a member of an exchange's binding set, None if it is none.
+
+    Shape: routing key, pattern, queue, with `sep` between them.
+    """
+    parts = member.decode("utf-8", "replace").split(sep)
+    return Binding(parts[2], exchange, parts[0]) if len(parts) == 3 else None

@@ -1,0 +1,152 @@
+"""What the commands share: the app they work with, the options that name it, and asking workers."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from greenq.cli import arguments
+from greenq.errors import AppNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from greenq.app import Greenq
+
+# Nobody replied: what Celery's commands end with then, too (sysexits.h).
+EX_UNAVAILABLE: Final = 69
+
+_BROKER_VARIABLE: Final = "GREENQ_BROKER_URL"
+
+
+def add_app_options(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
+    """Give `parser` the options that say which app or which server is meant, and ``--json``.
+
+    With `again` they leave alone what the same options before have set.
+    """
+    add = parser.add_argument
+    unset = argparse.SUPPRESS if again else None
+    add(
+        "-A", "--app", default=unset or os.environ.get("GREENQ_APP"),
+        help=f"the app: module or module:name (not needed with -b or {_BROKER_VARIABLE})",
+    )  # fmt: skip
+    add("-b", "--broker", default=unset, metavar="URL", help="instead of the app's broker_url")
+    add("--json", action="store_true", default=unset or False, help="JSON instead of text")
+
+
+def add_asking_options(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
+    """Give `parser` the options of commands that ask workers."""
+    add_app_options(parser, again=again)
+    add = parser.add_argument
+    unset = argparse.SUPPRESS if again else None
+    add("-d", "--destination", type=nodes, default=unset or (), metavar="A,B",
+        help="ask these nodes only")  # fmt: skip
+    add("-t", "--timeout", type=arguments.seconds, default=unset or 1.0, metavar="S",
+        help="wait so long for replies (default 1)")  # fmt: skip
+
+
+def nodes(text: str) -> tuple[str, ...]:
+    """Read node names: ``a@h,b@h``."""
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found:
+        raise argparse.ArgumentTypeError(f"no node named in {text!r}: as in -d greenq@host")
+    return found
+
+
+def is_named(args: argparse.Namespace) -> bool:
+    """Tell whether an app or a server is named at all."""
+    return bool(args.app or args.broker or os.environ.get(_BROKER_VARIABLE))
+
+
+@contextmanager
+def opened(args: argparse.Namespace) -> Iterator[Greenq]:
+    """Lend the app that the command line names, and close it in the end.
+
+    Without an app, but with a server named, it is a plain one that knows no tasks.
+
+    Raises:
+        AppNotFound: neither is named, or the app cannot be imported.
+    """
+    app = _app(args)
+    try:
+        yield app
+    finally:
+        app.close()
+
+
+def _app(args: argparse.Namespace) -> Greenq:
+    if not is_named(args):
+        raise AppNotFound(
+            "no app and no server named: say where it is, as in -A proj or "
+            f"-b redis://localhost/0, or set {_BROKER_VARIABLE}"
+        )
+    # Loaded only now: whoever wants help, or made a mistake, need not wait for it.
+    if args.app:
+        app: Greenq = importlib.import_module("greenq.cli.load").find_app(args.app)
+        if args.broker:
+            app.conf.broker_url = args.broker
+        return app
+    plain: Greenq = importlib.import_module("greenq.app").Greenq(
+        "greenq", broker=args.broker, set_as_current=False
+    )
+    return plain
+
+
+def ask(
+    app: Greenq,
+    args: argparse.Namespace,
+    method: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    destination: Sequence[str] | None = None,
+    on_reply: Callable[[str, Any], object] | None = None,
+) -> dict[str, Any]:
+    """Ask workers and return their replies by node name, sorted.
+
+    Args:
+        app: whose workers.
+        args: of the command line: which of them, and how long to wait.
+        method: the command.
+        arguments: its arguments.
+        destination: instead of the command line's.
+        on_reply: called with node and reply as each comes in.
+    """
+
+    def told(answer: Mapping[str, Any]) -> None:
+        for node, reply in answer.items():
+            if on_reply is not None:
+                on_reply(node, reply)
+
+    answers = app.control.broadcast(
+        method,
+        arguments=dict(arguments or {}),
+        destination=list(destination or args.destination) or None,
+        reply=True,
+        timeout=args.timeout,
+        callback=told,
+    )
+    replies = {node: reply for answer in answers or () for node, reply in answer.items()}
+    return dict(sorted(replies.items()))
+
+
+def missing(args: argparse.Namespace, replies: Mapping[str, Any]) -> int:
+    """Say on stderr who has not replied; return the exit code that follows from that."""
+    silent = [node for node in args.destination if node not in replies]
+    if replies:
+        if silent:
+            sys.stderr.write(f"no reply from {', '.join(silent)}\n")
+        return 0
+    who = f"none of {', '.join(silent)} has" if silent else "no node has"
+    sys.stderr.write(f"greenq {args.command}: {who} replied within {args.timeout:g} s\n")
+    return EX_UNAVAILABLE
+
+
+def confirmed(question: str) -> bool:
+    """Ask a person, on stderr so that the output stays clean; anything but yes means no."""
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -1,0 +1,150 @@
+"""``greenq events``: what happens in the cluster, as a live table, as lines, or as JSON."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import time
+from collections import OrderedDict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from greenq.cli import arguments, show
+from greenq.cli.common import add_app_options, opened
+
+if TYPE_CHECKING:
+    import argparse
+
+    from greenq.events import Receiver
+
+# How often the table is looked at; and so long may the end of the time be missed.
+_TURN_S = 0.25
+
+# Tasks whose names are remembered: most events of a task tell its id alone.
+_NAMES = 4096
+
+_WORDS = {
+    "worker-offline": "shutdown",
+    "worker-online": "started",
+    "worker-heartbeat": "heartbeat",
+}
+
+
+class Output(Protocol):
+    """What shows events."""
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Take note of an event, in the order in which they came."""
+
+    def flush(self) -> None:
+        """Have all that was noted seen now; called now and then, also when nothing came."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the command's options."""
+    add_app_options(parser)
+    add = parser.add_argument
+    add("--dump", action="store_true", help="a line for each event, as without a terminal")
+    add("-t", "--timeout", type=arguments.seconds, metavar="S", help="end after so many seconds")
+    add("--limit", type=arguments.count, metavar="N", help="end after so many events")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show events until the time or the number of events is over, or SIGINT comes."""
+    with opened(args) as app:
+        # The times are shown as they are: unix times are the same in all time zones.
+        receiver = app.events.Receiver(localize=False)
+        try:
+            if args.json or args.dump or not _can_draw():
+                follow(receiver, Lines(as_json=args.json), args.timeout, args.limit)
+            else:
+                # Loaded only now: rich may be missing.
+                live = importlib.import_module("greenq.cli.events_live")
+                with live.Display(app.events.State(), app.transport.broker_address) as display:
+                    follow(receiver, display, args.timeout, args.limit)
+        except KeyboardInterrupt:
+            # How people end it.
+            pass
+        finally:
+            receiver.close()
+    return 0
+
+
+def follow(receiver: Receiver, output: Output, timeout_s: float | None, limit: int | None) -> None:
+    """Show what is heard."""
+    receiver.open()
+    output.flush()
+    ends_s = None if timeout_s is None else time.monotonic() + timeout_s
+    count = 0
+    while limit is None or count < limit:
+        left_s = _TURN_S if ends_s is None else min(_TURN_S, ends_s - time.monotonic())
+        if left_s <= 0:
+            return
+        events = receiver.wait(left_s)
+        if limit is not None:
+            del events[limit - count :]
+        count += len(events)
+        for event in events:
+            output.show(event)
+        output.flush()
+
+
+def _can_draw() -> bool:
+    if not sys.stdout.isatty():
+        return False
+    if importlib.util.find_spec("rich") is None:
+        sys.stderr.write(
+            "greenq events: the live table needs rich, which is missing: pip install "
+            "'greenq[demo]'; these are the events as lines\n"
+        )
+        return False
+    return True
+
+
+class Lines:
+    """Writes a line for each event."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        """Write as text, or `as_json`."""
+        self._as_json = as_json
+        self._names: OrderedDict[str, str] = OrderedDict()
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Write an event."""
+        if self._as_json:
+            show.write_json(event)
+        else:
+            show.write(self.line(event))
+
+    def flush(self) -> None:
+        """Have it seen now, also through a pipe."""
+        sys.stdout.flush()
+
+    def line(self, event: dict[str, Any]) -> str:
+        """Return ``hostname [time] what: task fields``."""
+        rest = dict(event)
+        kind, hostname, timestamp = (rest.pop(name) for name in ("type", "hostname", "timestamp"))
+        what = _WORDS.get(kind, kind.replace("-", " "))
+        parts = [self._task(kind, rest)] if kind.startswith("task-") else []
+        parts += [f"{name}={rest[name]}" for name in sorted(rest)]
+        told = show.printable(", ".join(parts))
+        return f"{show.printable(hostname)} [{_time(timestamp)}] {show.printable(what)}: {told}"
+
+    def _task(self, kind: str, rest: dict[str, Any]) -> str:
+        """Take what says which task it is out of the `rest` and return it as text."""
+        uuid = str(rest.pop("uuid", "-"))
+        if kind in ("task-received", "task-sent"):
+            name, args, kwargs = (rest.pop(field, None) for field in ("name", "args", "kwargs"))
+            self._names[uuid] = f"{name}({uuid}) args={args} kwargs={kwargs}"
+            if len(self._names) > _NAMES:
+                self._names.popitem(last=False)
+        return self._names.get(uuid, uuid)
+
+
+def _time(timestamp: float) -> str:
+    try:
+        return str(datetime.fromtimestamp(timestamp, UTC))
+    except (ValueError, OverflowError, OSError):
+        # A year that no calendar has.
+        return f"{timestamp:g}"

@@ -1,0 +1,173 @@
+"""The live table of ``greenq events``: the workers, and the tasks that something happened to."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Self
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from greenq.cli import show
+from greenq.protocol import states
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.console import RenderableType
+
+    from greenq.events import State, Task, Worker
+
+_REDRAW_S = 0.25
+
+# Lines of the screen that are no worker's and no task's: headings, rules, blanks, the last lines.
+_OTHER_LINES = 10
+
+# Columns that are of no use when they are cut.
+_WIDTHS = {"TIME": 8, "STATE": 8, "TOOK": 8}
+
+_COLORS = {
+    states.SUCCESS: "green",
+    states.STARTED: "cyan",
+    states.FAILURE: "red",
+    states.REVOKED: "magenta",
+    states.REJECTED: "magenta",
+    states.RETRY: "yellow",
+}
+
+
+class Display:
+    """Shows on a terminal what events tell."""
+
+    def __init__(self, state: State, address: str, console: Console | None = None) -> None:
+        """Show `state`, which it keeps up to date, of the server at `address`."""
+        self._state = state
+        self._address = address
+        self._console = console or Console(highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop")
+        self._next_s = 0.0
+
+    def __enter__(self) -> Self:
+        """Begin to draw in one place."""
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the last picture and give the terminal back."""
+        self._live.update(self.picture(), refresh=True)
+        self._live.stop()
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Take note of an event."""
+        self._state.event(event)
+
+    def flush(self) -> None:
+        """Draw, if it is time to."""
+        now_s = time.monotonic()
+        if now_s >= self._next_s:
+            self._next_s = now_s + _REDRAW_S
+            self._live.update(self.picture(), refresh=True)
+
+    def picture(self) -> RenderableType:
+        """Return the tables, as high as the terminal."""
+        room = max(2, self._console.height - _OTHER_LINES)
+        workers = sorted(self._state.workers.values(), key=lambda worker: worker.hostname)
+        # Half of the room is enough for the workers where it is not enough for all.
+        shown = workers[: max(1, min(len(workers), room // 2))]
+        tasks = [task for _, task in self._state.tasks_by_timestamp(room - len(shown))]
+        return Group(_workers(shown), _tasks(tasks), self._summary(len(workers)))
+
+    def _summary(self, workers: int) -> Text:
+        state = self._state
+        alive = sum(1 for _ in state.alive_workers())
+        text = (
+            f"{self._address}  {alive} of {workers} workers online, {state.event_count:,} events, "
+            f"{len(state.tasks):,} tasks"
+        )
+        if not state.tasks:
+            text += "; workers tell of tasks when started with -E, or by greenq control "
+            text += "enable_events"
+        return Text(text, style="dim")
+
+
+def _workers(workers: list[Worker]) -> Table:
+    headings = ("WORKER", "STATE", "ACTIVE", "DONE", "LOAD", "SOFTWARE")
+    table = _table(headings, right="ACTIVE DONE LOAD")
+    now = time.time()
+    for worker in workers:
+        load = f"{worker.loadavg[0]:.2f}" if worker.loadavg else "-"
+        software = " ".join(filter(None, (worker.sw_ident, worker.sw_ver)))
+        table.add_row(
+            _cell(worker.hostname),
+            _worker_state(worker, now),
+            _cell(show.number(worker.active)),
+            _cell(show.number(worker.processed)),
+            _cell(load),
+            _cell(software or "-"),
+        )
+    return table
+
+
+def _worker_state(worker: Worker, now: float) -> Text:
+    if not worker.heartbeats:
+        return Text("offline", style="dim")
+    if not worker.alive:
+        return Text(f"silent {show.age(now - worker.heartbeats[-1])}", style="red")
+    if worker.blocked:
+        return Text(f"blocked {show.age(worker.blocked.get('for_s'))}", style="red")
+    return Text("online", style="green")
+
+
+def _tasks(tasks: list[Task]) -> Table:
+    headings = ("TIME", "STATE", "TASK", "ID", "WORKER", "TOOK", "RESULT")
+    table = _table(headings, right="TOOK", narrow="TASK ID WORKER RESULT")
+    for task in tasks:
+        took = "-" if task.runtime is None else f"{task.runtime:,.3f} s"
+        # What it was called with, until there is something to tell of its end.
+        told = task.result if task.state == states.SUCCESS else task.exception
+        table.add_row(
+            _cell(_clock_time(task.timestamp)),
+            Text(show.printable(task.state), style=_COLORS.get(task.state, "")),
+            _cell(task.name or "-"),
+            _cell(task.uuid),
+            _cell(task.worker.hostname if task.worker else "-"),
+            _cell(took),
+            _cell(told or f"{task.args or ''} {task.kwargs or ''}"),
+        )
+    return table
+
+
+def _table(headings: tuple[str, ...], *, right: str = "", narrow: str = "") -> Table:
+    """Return an empty table; numbers stand `right`, `narrow` columns share what is left."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, expand=True)
+    for heading in headings:
+        table.add_column(
+            heading,
+            justify="right" if heading in right.split() else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            ratio=1 if heading in narrow.split() else None,
+            min_width=_WIDTHS.get(heading),
+        )
+    return table
+
+
+def _cell(text: str) -> Text:
+    return Text(show.printable(text))
+
+
+def _clock_time(timestamp: float | None) -> str:
+    try:
+        return f"{datetime.fromtimestamp(timestamp or 0.0).astimezone():%H:%M:%S}"
+    except (ValueError, OverflowError, OSError):
+        # A year that no calendar has.
+        return "-"

@@ -1,0 +1,88 @@
+"""``greenq graph``: the parts of the worker and of its consumer, in the order of their start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from greenq.app import Greenq
+from greenq.cli import show
+from greenq.cli.load import find_app
+from greenq.cli.worker_options import custom_defaults
+from greenq.worker import Worker
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from greenq.bootsteps import Node
+
+    Graphs = Mapping[str, Sequence[Node]]
+
+# Never connected to: a worker is made, but not started. (The embedded server would be started.)
+_NOWHERE = {"broker_url": "redis://nowhere.invalid:6379/0", "result_backend": "disabled://"}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the blueprints as text, as JSON, or as a graph that ``dot`` draws."""
+    app = find_app(args.app) if args.app else Greenq("graph", set_as_current=False)
+    app.conf.update(_NOWHERE)
+    options = custom_defaults(app.user_options["worker"])
+    graphs = _graphs(Worker(app, options=options))
+    if args.which:
+        graphs = {args.which: graphs[args.which]}
+    if args.json:
+        show.write_json(
+            {name: [node._asdict() for node in nodes] for name, nodes in graphs.items()}
+        )
+        return 0
+    for line in dot(graphs) if args.dot else text(graphs):
+        show.write(line)
+    return 0
+
+
+def _graphs(worker: Worker) -> dict[str, Sequence[Node]]:
+    blueprints = (worker.blueprint, worker.consumer.blueprint)
+    return {blueprint.name: blueprint.graph() for blueprint in blueprints}
+
+
+def text(graphs: Graphs) -> Iterator[str]:
+    """Write each blueprint as a table."""
+    for number, (name, nodes) in enumerate(graphs.items()):
+        if number:
+            yield ""
+        rows = [
+            (f"{place}.", _marked(node), ", ".join(node.requires) or "-", node.description)
+            for place, node in enumerate(nodes, 1)
+        ]
+        headings = ("", name.upper(), "REQUIRES", "")
+        yield from show.table(headings, rows, color=show.bold_wanted(), width=show.width())
+
+
+def dot(graphs: Graphs) -> Iterator[str]:
+    """Write the blueprints in the language of Graphviz; arrows go from what is required."""
+    yield "digraph greenq {"
+    yield "  rankdir=LR; node [shape=box];"
+    for name, nodes in graphs.items():
+        yield f"  subgraph {_quoted(f'cluster_{name}')} {{"
+        yield f"    label={_quoted(name)};"
+        for node in nodes:
+            style = "" if node.included else ", style=dashed"
+            yield f"    {_id(name, node.name)} [label={_quoted(node.name)}{style}];"
+        for node in nodes:
+            for needed in node.requires:
+                yield f"    {_id(name, needed)} -> {_id(name, node.name)};"
+        yield "  }"
+    yield "}"
+
+
+def _marked(node: Node) -> str:
+    return node.name if node.included else f"{node.name} (off)"
+
+
+def _id(blueprint: str, step: str) -> str:
+    return _quoted(f"{blueprint}.{step}")
+
+
+def _quoted(words: str) -> str:
+    escaped = words.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,0 +1,54 @@
+"""``greenq ping``: who answers, and after how long."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from greenq.cli import show
+from greenq.cli.common import add_asking_options, ask, missing, opened
+from greenq.cli.status import blocked_text
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the command's options."""
+    add_asking_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ping the workers; 69 when none replies."""
+    took_ms: dict[str, float] = {}
+    with opened(args) as app:
+        # Connected before the clock starts: a worker is measured, not the handshake.
+        app.transport.client.call("PING")
+        asked_at = time.perf_counter()
+
+        def note(node: str, _reply: Any) -> None:
+            took_ms[node] = (time.perf_counter() - asked_at) * 1000
+
+        replies = ask(app, args, "ping", on_reply=note)
+    if args.json:
+        show.write_json(
+            {
+                node: {"reply": reply, "ms": round(took_ms[node], 2)}
+                for node, reply in replies.items()
+            }
+        )
+    else:
+        for node, reply in replies.items():
+            show.write(line(node, reply, took_ms[node]))
+    code = missing(args, replies)
+    return 1 if show.all_errors(replies) else code
+
+
+def line(node: str, reply: object, took_ms: float) -> str:
+    """Return what is said of one node's reply."""
+    if show.is_error(reply):
+        said = f"error: {show.text(show.part(reply, 'error'))}"
+    else:
+        blocked = show.part(reply, "blocked")
+        said = "pong" if blocked is None else f"pong, {blocked_text(blocked)}"
+    return f"{show.printable(node)}: {said}  {took_ms:.1f} ms"

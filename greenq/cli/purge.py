@@ -1,0 +1,65 @@
+"""``greenq purge``: delete what waits in queues."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from greenq.cli import arguments, show
+from greenq.cli.common import add_app_options, confirmed, opened
+from greenq.cli.queues import app_queues, look
+from greenq.errors import GreenqError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable, Mapping
+
+    from greenq.cli.queues import Queue
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the command's options."""
+    add_app_options(parser)
+    add = parser.add_argument
+    add("-Q", "--queues", type=arguments.names, default=(), metavar="A,B",
+        help="of these queues (default: the app's)")  # fmt: skip
+    add("-f", "--force", "--yes", dest="yes", action="store_true", help="do not ask first")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Delete the messages that wait; parked ones, running ones and dead letters stay."""
+    with opened(args) as app:
+        names = args.queues or app_queues(app)
+        if not args.yes:
+            before = look(app, names).queues
+            if not sys.stdin.isatty():
+                raise GreenqError(
+                    f"this would delete for good: {described(before.values())}; say --yes to do so"
+                )
+            if not confirmed(f"delete for good: {described(before.values())}?"):
+                sys.stderr.write("nothing was deleted\n")
+                return 1
+        purged = {name: app.transport.broker.purge(name) for name in names}
+    if args.json:
+        show.write_json(purged)
+    else:
+        show.write(total(purged))
+    return 0
+
+
+def described(queues: Iterable[Queue]) -> str:
+    """Say how many messages wait in queues."""
+    parts = []
+    for queue in queues:
+        stay = [f"{queue.parked:,} parked"] * bool(queue.parked)
+        stay += [f"{queue.dead:,} dead"] * bool(queue.dead)
+        kept = f" ({' and '.join(stay)} stay)" if stay else ""
+        parts.append(f"{queue.waiting:,} in {show.printable(queue.name)}{kept}")
+    return ", ".join(parts)
+
+
+def total(purged: Mapping[str, int]) -> str:
+    """Say how many messages were deleted."""
+    count = sum(purged.values())
+    queues = ", ".join(f"{show.printable(name)} {number:,}" for name, number in purged.items())
+    return f"purged {count:,} message{'s' if count != 1 else ''} ({queues})"

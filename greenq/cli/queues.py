@@ -1,0 +1,250 @@
+"""``greenq queues``: how many messages wait where, who takes them, and how that changes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from greenq.cli import arguments, show
+from greenq.cli.bindings import bindings
+from greenq.cli.common import add_asking_options, ask, opened
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from greenq.app import Greenq
+
+_APART_S: Final = 1.0
+_TOP_LEFT: Final = "\033[H\033[J"
+
+# Names of the queues that each process of a broadcast has for itself: channels, in truth.
+_BROADCAST: Final = "bcast."
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """One queue at one moment.
+
+    Attributes:
+        name: its name.
+        depth: messages that wait, by priority step.
+        inbox: those on their way to a waiting worker.
+        parked: those whose ETA is far.
+        dead: dead letters.
+        consumers: nodes that take from it.
+        paused: who has paused it and when, None if nobody has.
+        change_per_s: by how much the waiting ones grow in a second; None with one look only.
+    """
+
+    name: str
+    depth: Mapping[int, int] = field(default_factory=dict)
+    inbox: int = 0
+    parked: int = 0
+    dead: int = 0
+    consumers: Sequence[str] = ()
+    paused: Mapping[str, Any] | None = None
+    change_per_s: float | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Messages that a worker could take now."""
+        return sum(self.depth.values()) + self.inbox
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        shown: dict[str, Any] = {
+            "waiting": self.waiting,
+            "depth": {str(step): count for step, count in self.depth.items()},
+            "inbox": self.inbox,
+            "parked": self.parked,
+            "dead": self.dead,
+            "consumers": list(self.consumers),
+            "paused": self.paused,
+        }
+        if self.change_per_s is not None:
+            shown["change_per_s"] = round(self.change_per_s, 2)
+        return shown
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the command's options."""
+    add_asking_options(parser)
+    add = parser.add_argument
+    add("-Q", "--queues", type=arguments.names, default=(), metavar="A,B",
+        help="these only (default: all that were ever declared, and the app's)")  # fmt: skip
+    add("--rates", action="store_true", help="look twice, a second apart, and tell the change")
+    add("--watch", action="store_true", help="look every second until interrupted")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the queues, once or every second."""
+    with opened(args) as app:
+        names = args.queues or known_queues(app)
+        if not args.watch:
+            before = look(app, names) if args.rates else None
+            if before is not None:
+                time.sleep(_APART_S)
+            _show(_complete(app, args, names, before), args)
+            return 0
+        with suppress(KeyboardInterrupt):
+            _watch(app, args, names)
+    return 0
+
+
+def _watch(app: Greenq, args: argparse.Namespace, names: Iterable[str]) -> None:
+    before: Look | None = None
+    while True:
+        now = _complete(app, args, names, before)
+        if sys.stdout.isatty() and not args.json:
+            sys.stdout.write(_TOP_LEFT)
+        _show(now, args)
+        sys.stdout.flush()
+        before = now
+        time.sleep(_APART_S)
+        names = args.queues or known_queues(app)
+
+
+# --- looking --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The queues at one moment.
+
+    Attributes:
+        at_s: when (monotonic).
+        queues: by name.
+    """
+
+    at_s: float
+    queues: Mapping[str, Queue]
+
+
+def known_queues(app: Greenq) -> list[str]:
+    """Return all queues that were ever declared, and the app's, by name."""
+    found = {binding.queue for binding in bindings(app)}
+    found = {name for name in found if not name.startswith(_BROADCAST)}
+    return sorted(found.union(app_queues(app)))
+
+
+def app_queues(app: Greenq) -> list[str]:
+    """Return the queues that the app's workers consume when nothing else is said.
+
+    Without broadcasts, in which nothing waits.
+    """
+    task = app.config.task
+    if not task.task_queues:
+        return [task.task_default_queue]
+    return [queue for queue in task.task_queues if isinstance(queue, str)]
+
+
+def look(app: Greenq, names: Iterable[str]) -> Look:
+    """Count the messages of queues, as seen from the server alone."""
+    broker = app.transport.broker
+    paused = broker.paused()
+    queues = {
+        name: from_counts(name, counts, paused.get(name))
+        for name, counts in broker.depths(names).items()
+    }
+    return Look(time.monotonic(), queues)
+
+
+def from_counts(
+    name: str, counts: Mapping[int | str, int], paused: Mapping[str, Any] | None
+) -> Queue:
+    """Make a queue of the broker's counts."""
+    return Queue(
+        name,
+        depth={step: count for step, count in counts.items() if isinstance(step, int)},
+        inbox=counts["inbox"],
+        parked=counts["parked"],
+        dead=counts["dead"],
+        paused=paused,
+    )
+
+
+def consumers(replies: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the nodes by the queue they take from, of their replies to active_queues."""
+    found: dict[str, list[str]] = {}
+    for node, reply in replies.items():
+        for queue in reply if isinstance(reply, list) else ():
+            found.setdefault(str(show.part(queue, "name")), []).append(node)
+    return found
+
+
+def _complete(
+    app: Greenq, args: argparse.Namespace, names: Iterable[str], before: Look | None
+) -> Look:
+    """Look, and add what takes more than a look."""
+    taking = consumers(ask(app, args, "active_queues"))
+    now = look(app, names)
+    queues = {
+        name: replace(
+            queue,
+            consumers=taking.get(name, ()),
+            change_per_s=change_per_s(before, now, name),
+        )
+        for name, queue in now.queues.items()
+    }
+    return Look(now.at_s, queues)
+
+
+def change_per_s(before: Look | None, now: Look, name: str) -> float | None:
+    """Return by how much a queue's waiting messages grow in a second, None if nobody knows."""
+    if before is None or name not in before.queues or now.at_s <= before.at_s:
+        return None
+    grown = now.queues[name].waiting - before.queues[name].waiting
+    return grown / (now.at_s - before.at_s)
+
+
+# --- showing --------------------------------------------------------------------------------------
+
+
+def _show(seen: Look, args: argparse.Namespace) -> None:
+    if args.json:
+        show.write_json({name: queue.as_json() for name, queue in seen.queues.items()})
+        return
+    queues = list(seen.queues.values())
+    show.write_table(headings(queues), [row(queue) for queue in queues])
+    show.write(total(queues))
+
+
+def headings(queues: Sequence[Queue]) -> tuple[str, ...]:
+    """Return the columns' names; each priority step has one."""
+    steps = [f"P{step}" for step in queues[0].depth] if queues else []
+    return ("QUEUE", "WAITING", *steps, "INBOX", "PARKED", "DEAD", "CONSUMERS", "CHANGE/S", "")
+
+
+def row(queue: Queue) -> tuple[str, ...]:
+    """Return a queue's line."""
+    change = queue.change_per_s
+    return (
+        show.printable(queue.name),
+        show.number(queue.waiting),
+        *(show.number(count) for count in queue.depth.values()),
+        show.number(queue.inbox),
+        show.number(queue.parked),
+        show.number(queue.dead),
+        show.number(len(queue.consumers)),
+        "-" if change is None else f"{change:+,.1f}",
+        _paused(queue.paused),
+    )
+
+
+def _paused(paused: Mapping[str, Any] | None) -> str:
+    if paused is None:
+        return ""
+    by = paused.get("by")
+    return "paused" if by is None else f"paused by {show.text(by)}"
+
+
+def total(queues: Sequence[Queue]) -> str:
+    """Count the messages of all queues, in a sentence."""
+    waiting = sum(queue.waiting for queue in queues)
+    parked = sum(queue.parked for queue in queues)
+    dead = sum(queue.dead for queue in queues)
+    return f"{waiting:,} waiting, {parked:,} parked, {dead:,} dead in {len(queues):,} queues"

@@ -1,0 +1,49 @@
+"""Agent: an object of the user's that lives as long as the connection."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from greenq.bootsteps import StartStopStep
+from greenq.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Agent(StartStopStep):
+    """Makes the class that ``worker_agent`` names, starts it and stops it.
+
+    The class is called with the worker; its instance has `start` and `stop`.
+    """
+
+    name = "Agent"
+    requires = ("Connection",)
+
+    def __init__(self, path: str, worker: object) -> None:
+        """Find the class and make the object.
+
+        Raises:
+            ConfigError: `path` names no such class.
+        """
+        self.agent = _find(path)(worker)
+
+    def start(self) -> None:
+        """Start the user's object; what it raises ends the start."""
+        self.agent.start()
+
+    def stop(self) -> None:
+        """Stop it."""
+        self.agent.stop()
+
+
+def _find(path: str) -> Callable[[object], Any]:
+    """Import ``module:name`` or ``module.name``."""
+    module, _, name = path.rpartition(":" if ":" in path else ".")
+    try:
+        found: Callable[[object], Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as exc:
+        reason = f"names no class that can be imported: {exc}"
+        raise ConfigError([Problem("worker_agent", path, reason)]) from exc
+    return found

@@ -1,0 +1,113 @@
+"""Control: hear requests of remote control, carry them out, reply."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from greenq.bootsteps import StartStopStep
+from greenq.commands import NO_REPLY, panel
+from greenq.errors import ContentDisallowed, DecodeError, EncodeError, OperationalError
+from greenq.protocol.mailbox import EXCHANGE, read_request
+from greenq.protocol.message import saferepr
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.ear import Ear
+    from greenq.protocol.clock import LamportClock
+    from greenq.protocol.keys import Keys
+    from greenq.protocol.mailbox import ControlRequest
+    from greenq.transport.client import Connection
+    from greenq.transport.mailbox import Mailbox
+    from greenq.worker import Worker
+
+_log = logging.getLogger(__name__)
+
+
+class Control(StartStopStep):
+    """Answers what is asked of this worker, of workers like it, or of all.
+
+    In the hub, one request after the other; when the hub is blocked, the watch thread answers those
+    that it can. Whatever is wrong with a request ends in an answer or a line of the log.
+    """
+
+    name = "Control"
+    requires = ("Tasks",)
+
+    def __init__(
+        self,
+        worker: Worker,
+        ear: Ear,
+        mailbox: Mailbox,
+        keys: Keys,
+        clock: LamportClock,
+        *,
+        accept: frozenset[str],
+    ) -> None:
+        """Carry out commands on `worker`; requests have one of the content types `accept`."""
+        self._worker = worker
+        self._hostname = worker.hostname
+        self._ear = ear
+        self._mailbox = mailbox
+        self._clock = clock
+        self._accept = accept
+        self._channel = keys.fanout(EXCHANGE)
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._ear.listen(self._channel, self.handle, urgent=self.urgent)
+
+    def stop(self) -> None:
+        """Listen no longer."""
+        self._ear.ignore(self._channel)
+
+    def handle(self, data: bytes) -> None:
+        """Carry out a request, if it is for this worker, and reply. Switches: yes."""
+        request = self._read(data)
+        if request is not None:
+            self._clock.adjust(request.clock)
+            self._answer(request, None)
+
+    def urgent(self, data: bytes) -> Callable[[Connection], object] | None:
+        """Return how the watch thread answers a request, None if it needs the hub."""
+        request = self._read(data)
+        if request is None or not panel.is_urgent(request.method):
+            return None
+        return partial(self._answer, request)
+
+    def _read(self, data: bytes) -> ControlRequest | None:
+        """Read a request; None when it is none, or for others."""
+        try:
+            request = read_request(data, self._accept)
+        except (DecodeError, ContentDisallowed) as exc:
+            _log.warning("what came as a control request is none: %s", exc)
+            return None
+        return request if request.is_for(self._hostname) else None
+
+    def _answer(self, request: ControlRequest, connection: Connection | None) -> None:
+        _log.debug("control: %s(%s)", request.method, saferepr(request.arguments))
+        reply = self._carry_out(request)
+        if request.reply_to is None or reply is NO_REPLY:
+            return
+        send = partial(self._mailbox.reply, request, self._hostname, connection=connection)
+        try:
+            try:
+                send(reply)
+            except EncodeError as exc:
+                send({"error": f"the answer to {request.method} cannot be sent: {exc}"})
+        except OperationalError as exc:
+            _log.warning("the answer to %s could not be sent: %s", request.method, exc)
+
+    def _carry_out(self, request: ControlRequest) -> Any:
+        try:
+            return panel.run(request.method, self._worker, request.arguments)
+        except Exception as exc:
+            # The boundary to commands, users' ones included: the asker is told.
+            level = logging.WARNING if isinstance(exc, LookupError | TypeError | ValueError) else (
+                logging.ERROR
+            )
+            _log.log(level, "control command %s failed: %r", request.method, exc,
+                exc_info=level == logging.ERROR)  # fmt: skip
+            return {"error": repr(exc)}

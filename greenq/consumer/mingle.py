@@ -1,0 +1,55 @@
+"""Mingle: learn from the neighbours, before the first task, what they know."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from greenq.bootsteps import StartStopStep
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from greenq.transport.mailbox import Mailbox
+    from greenq.worker_state import WorkerState
+
+_log = logging.getLogger(__name__)
+
+# A neighbour that does not answer in this time, because its hub is blocked, is not waited for.
+_TIMEOUT_S = 1.0
+
+
+class Mingle(StartStopStep):
+    """Asks all other workers ``hello`` and takes over revoked ids and the clock.
+
+    Nobody there: it costs one round trip.
+    """
+
+    name = "Mingle"
+    requires = ("Events",)
+
+    def __init__(self, mailbox: Mailbox, state: WorkerState, hostname: str) -> None:
+        """Ask over `mailbox`, whose clock is that of the worker."""
+        self._mailbox = mailbox
+        self._state = state
+        self._hostname = hostname
+
+    def start(self) -> None:
+        """Say hello and hear the answers. Switches: yes. Raises OperationalError."""
+        revoked = self._state.revoked
+        told = {"from_node": self._hostname, "revoked": list(revoked.ids())}
+        replies = self._mailbox.ask("hello", told, timeout_s=_TIMEOUT_S)
+        replies.pop(self._hostname, None)
+        known = [task_id for reply in replies.values() for task_id in revoked_ids(reply)]
+        revoked.update(known)
+        if replies:
+            _log.info("mingled with %s", ", ".join(sorted(replies)))
+        else:
+            _log.info("mingle: all alone")
+
+
+def revoked_ids(reply: object) -> Iterator[str]:
+    """Read the revoked ids out of a reply; older workers send them with the times, as an object."""
+    ids = reply.get("revoked") if isinstance(reply, dict) else None
+    if isinstance(ids, list | dict):
+        yield from (task_id for task_id in ids if isinstance(task_id, str))

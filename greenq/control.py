@@ -1,0 +1,490 @@
+"""Remote control for programs: `app.control`, with Celery's names and Celery's answers.
+
+Every method works on Celery and greenq workers alike, except for those that say so. What is asked
+is over as soon as all workers have replied; `timeout` is for those that do not.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from greenq.transport.mailbox import Mailbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Unpack
+
+    from greenq.app import Greenq
+
+TERM = "SIGTERM"
+
+# Names of nodes, or one name; None is everybody.
+Nodes = Sequence[str] | str | None
+Replies = list[dict[str, Any]]
+Callback = Callable[[dict[str, Any]], object]
+
+
+class Options(TypedDict, total=False):
+    """Who else is meant by a broadcast, and what becomes of the replies.
+
+    pattern, with matcher ``glob`` or ``pcre``: what names of nodes must match; reply: wait for
+    replies; timeout: for how many seconds; limit: for how many; callback: called with each one as
+    it comes.
+    """
+
+    pattern: str | None
+    matcher: str | None
+    reply: bool
+    timeout: float
+    limit: int | None
+    callback: Callback | None
+
+
+class Control:
+    """Commands to the workers of an app. Switches: yes, all of it.
+
+    They answer None, or with ``reply=True`` a list of ``{node name: reply}``.
+
+    Raises:
+        EncodeError: an argument cannot be serialized; nothing was sent.
+        OperationalError: the server could not be reached.
+    """
+
+    def __init__(self, app: Greenq) -> None:
+        """Command the workers of `app`; nothing is connected yet."""
+        self._app = app
+
+    @property
+    def mailbox(self) -> Mailbox:
+        """What asks and tells."""
+        task = self._app.config.task
+        transport = self._app.transport
+        return Mailbox(
+            transport.client,
+            transport.keys,
+            accept=task.accept_content,
+            serializer=task.task_serializer,
+            clock=self._app.clock,
+        )
+
+    def inspect(
+        self,
+        destination: Nodes = None,
+        timeout: float = 1.0,
+        *,
+        limit: int | None = None,
+        callback: Callback | None = None,
+        pattern: str | None = None,
+        matcher: str | None = None,
+    ) -> Inspect:
+        """Return what asks workers about themselves; the options are those of `broadcast`."""
+        return Inspect(
+            self,
+            destination,
+            timeout,
+            limit=limit,
+            callback=callback,
+            pattern=pattern,
+            matcher=matcher,
+        )
+
+    def broadcast(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        destination: Nodes = None,
+        *,
+        reply: bool = False,
+        timeout: float = 1.0,
+        limit: int | None = None,
+        callback: Callback | None = None,
+        pattern: str | None = None,
+        matcher: str | None = None,
+        **extra: Any,
+    ) -> Replies | None:
+        """Send a command to all workers, or to some.
+
+        Args:
+            command: its name, one that a program has added included.
+            arguments: its arguments by name.
+            destination: names of nodes, or one name; None is everybody.
+            reply: wait for replies.
+            timeout: for how many seconds.
+            limit: for how many replies.
+            callback: called with each of them, ``{node name: reply}``, as it comes.
+            pattern: what names of nodes must match.
+            matcher: how the pattern is meant: ``glob`` or ``pcre``.
+            extra: more arguments.
+
+        Raises:
+            EncodeError: an argument cannot be serialized; nothing was sent.
+            OperationalError: the server could not be reached.
+        """
+        arguments = {**(arguments or {}), **extra}
+        nodes = [destination] if isinstance(destination, str) else destination
+        if not reply:
+            self.mailbox.tell(
+                command, arguments, destination=nodes, pattern=pattern, matcher=matcher
+            )
+            return None
+        replies: Replies = []
+
+        def collect(node: str, answer: Any) -> None:
+            replies.append({node: answer})
+            if callback is not None:
+                callback(replies[-1])
+
+        self.mailbox.ask(
+            command,
+            arguments,
+            destination=nodes,
+            pattern=pattern,
+            matcher=matcher,
+            timeout_s=timeout,
+            limit=limit,
+            on_reply=collect,
+        )
+        return replies
+
+    # --- workers ----------------------------------------------------------------------------------
+
+    def ping(
+        self,
+        destination: Nodes = None,
+        **options: Unpack[Options],
+    ) -> Replies:
+        """Return who is there, ``[{node name: {"ok": "pong"}}]``."""
+        asked: Options = {**options, "reply": True}
+        return self.broadcast("ping", {}, destination, **asked) or []
+
+    def shutdown(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
+        """Have workers end what they do and stop; they never reply to that."""
+        return self.broadcast("shutdown", {}, destination, **options)
+
+    def drain(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
+        """Have greenq workers end what they have and take nothing more; no Celery worker can."""
+        return self.broadcast("drain", {}, destination, **options)
+
+    def heartbeat(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
+        """Have workers send a heartbeat now."""
+        return self.broadcast("heartbeat", {}, destination, **options)
+
+    def enable_events(
+        self, destination: Nodes = None, **options: Unpack[Options]
+    ) -> Replies | None:
+        """Have workers tell of what happens to their tasks."""
+        return self.broadcast("enable_events", {}, destination, **options)
+
+    def disable_events(
+        self, destination: Nodes = None, **options: Unpack[Options]
+    ) -> Replies | None:
+        """Have workers keep what happens to their tasks to themselves."""
+        return self.broadcast("disable_events", {}, destination, **options)
+
+    def election(
+        self, id: str, topic: str, action: Any = None, **options: Unpack[Options]
+    ) -> Replies | None:
+        """Have workers elect one of them, which does `action`: for topic ``task``, a signature."""
+        arguments = {"id": id, "topic": topic, "action": action}
+        return self.broadcast("election", arguments, **options)
+
+    # --- pools ------------------------------------------------------------------------------------
+
+    def pool_grow(
+        self, n: int = 1, destination: Nodes = None, **options: Unpack[Options]
+    ) -> Replies | None:
+        """Have pools run `n` more tasks at once."""
+        return self.broadcast("pool_grow", {"n": n}, destination, **options)
+
+    def pool_shrink(
+        self, n: int = 1, destination: Nodes = None, **options: Unpack[Options]
+    ) -> Replies | None:
+        """Have pools run `n` tasks fewer at once."""
+        return self.broadcast("pool_shrink", {"n": n}, destination, **options)
+
+    def pool_restart(
+        self,
+        modules: Sequence[str] | None = None,
+        reload: bool = False,
+        reloader: Any = None,
+        destination: Nodes = None,
+        **options: Unpack[Options],
+    ) -> Replies | None:
+        """Have pools start anew, with modules that are imported, or with `reload` imported anew."""
+        arguments = {"modules": modules, "reload": reload, "reloader": reloader}
+        return self.broadcast("pool_restart", arguments, destination, **options)
+
+    def autoscale(
+        self, max: int, min: int, destination: Nodes = None, **options: Unpack[Options]
+    ) -> Replies | None:
+        """Set how many tasks at once an autoscaled pool runs at most and at least."""
+        return self.broadcast("autoscale", {"max": max, "min": min}, destination, **options)
+
+    # --- tasks ------------------------------------------------------------------------------------
+
+    def revoke(
+        self,
+        task_id: str | Iterable[str],
+        destination: Nodes = None,
+        terminate: bool = False,
+        signal: str | int = TERM,
+        **options: Unpack[Options],
+    ) -> Replies | None:
+        """Have a task, or several, not run.
+
+        Args:
+            task_id: one id, or several.
+            destination: as in `broadcast`.
+            terminate: end it, too, where it runs already.
+            signal: what a Celery worker ends it with.
+            options: as in `broadcast`.
+        """
+        ids = task_id if isinstance(task_id, str) else list(task_id)
+        arguments = {"task_id": ids, "terminate": terminate, "signal": signal}
+        return self.broadcast("revoke", arguments, destination, **options)
+
+    def terminate(
+        self,
+        task_id: str | Iterable[str],
+        destination: Nodes = None,
+        signal: str | int = TERM,
+        **options: Unpack[Options],
+    ) -> Replies | None:
+        """Revoke a task, or several, and end what runs already."""
+        return self.revoke(task_id, destination, terminate=True, signal=signal, **options)
+
+    def revoke_by_stamped_headers(
+        self,
+        headers: Mapping[str, Any],
+        destination: Nodes = None,
+        terminate: bool = False,
+        signal: str | int = TERM,
+        **options: Unpack[Options],
+    ) -> Replies | None:
+        """Revoke all tasks that carry one of these stamps; each has one value, or a list."""
+        arguments = {"headers": headers, "terminate": terminate, "signal": signal}
+        return self.broadcast("revoke_by_stamped_headers", arguments, destination, **options)
+
+    def rate_limit(
+        self,
+        task_name: str,
+        rate_limit: str | float,
+        destination: Nodes = None,
+        **options: Unpack[Options],
+    ) -> Replies | None:
+        """Limit how many of a task one worker starts, as in ``10/m``; 0 is no limit."""
+        arguments = {"task_name": task_name, "rate_limit": rate_limit}
+        return self.broadcast("rate_limit", arguments, destination, **options)
+
+    def time_limit(
+        self,
+        task_name: str,
+        soft: float | None = None,
+        hard: float | None = None,
+        destination: Nodes = None,
+        **options: Unpack[Options],
+    ) -> Replies | None:
+        """Set a task's time limits, in seconds; None is no limit."""
+        arguments = {"task_name": task_name, "hard": hard, "soft": soft}
+        return self.broadcast("time_limit", arguments, destination, **options)
+
+    # --- queues -----------------------------------------------------------------------------------
+
+    def add_consumer(
+        self,
+        queue: str,
+        exchange: str | None = None,
+        exchange_type: str = "direct",
+        routing_key: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        destination: Nodes = None,
+        **others: Unpack[Options],
+    ) -> Replies | None:
+        """Have workers take from one more queue; `options` are more of its arguments."""
+        arguments = {
+            "queue": queue,
+            "exchange": exchange,
+            "exchange_type": exchange_type,
+            "routing_key": routing_key,
+            **(options or {}),
+        }
+        return self.broadcast("add_consumer", arguments, destination, **others)
+
+    def cancel_consumer(
+        self,
+        queue: str,
+        destination: Nodes = None,
+        **options: Unpack[Options],
+    ) -> Replies | None:
+        """Have workers take from a queue no more."""
+        return self.broadcast("cancel_consumer", {"queue": queue}, destination, **options)
+
+    def pause(self, queue: str) -> None:
+        """Have all greenq workers leave a queue alone until `resume`, those yet to start included.
+
+        Each obeys within its next renewal of its lease, a second or two. Celery workers go on.
+        """
+        self._app.transport.broker.pause(queue, f"gen{os.getpid()}@{socket.gethostname()}")
+
+    def resume(self, queue: str) -> None:
+        """Have greenq workers take from a paused queue again."""
+        self._app.transport.broker.resume(queue)
+
+    def purge(self) -> int:
+        """Delete all messages that wait in the app's queues and return how many there were.
+
+        The queues are those of ``task_queues``, or the default one. Messages that a worker has
+        taken, or set aside for their ETA, are not among them, and those of a Broadcast never wait.
+        """
+        task = self._app.config.task
+        broker = self._app.transport.broker
+        queues = task.task_queues or (task.task_default_queue,)
+        return sum(broker.purge(queue) for queue in queues if isinstance(queue, str))
+
+    discard_all = purge
+
+
+class Inspect:
+    """Questions to workers. Switches: yes, all of it.
+
+    Each answers ``{node name: reply}``, or None when nobody replied; with one name, not a list, as
+    the destination, that worker's reply alone.
+    """
+
+    def __init__(
+        self,
+        control: Control,
+        destination: Nodes = None,
+        timeout: float = 1.0,
+        *,
+        limit: int | None = None,
+        callback: Callback | None = None,
+        pattern: str | None = None,
+        matcher: str | None = None,
+    ) -> None:
+        """Ask whom the options mean, which are those of `Control.broadcast`."""
+        self._control = control
+        self._destination = destination
+        self._options: Options = {
+            "timeout": timeout,
+            "limit": limit,
+            "callback": callback,
+            "pattern": pattern,
+            "matcher": matcher,
+            "reply": True,
+        }
+
+    def ask(self, command: str, /, **arguments: Any) -> Any:
+        """Ask with any command, one that a program has added included."""
+        return self._ask(command, arguments, self._destination)
+
+    def _ask(
+        self,
+        command: str,
+        arguments: Mapping[str, Any],
+        destination: Nodes,
+    ) -> Any:
+        replies = self._control.broadcast(command, arguments, destination, **self._options)
+        by_node = {node: reply for each in replies or () for node, reply in each.items()}
+        if isinstance(destination, str):
+            return by_node.get(destination)
+        return by_node or None
+
+    # --- workers ----------------------------------------------------------------------------------
+
+    def ping(self, destination: Nodes = None) -> Any:
+        """Ask who is there: ``{"ok": "pong"}``."""
+        return self._ask("ping", {}, destination or self._destination)
+
+    def status(self) -> Any:
+        """Ask greenq workers what they are doing, a blocked one included."""
+        return self.ask("status")
+
+    def stats(self) -> Any:
+        """Ask for totals, pool, broker and resources used."""
+        return self.ask("stats")
+
+    def report(self) -> Any:
+        """Ask for what belongs into a report of a fault: ``{"ok": text}``."""
+        return self.ask("report")
+
+    def conf(self, with_defaults: bool = False) -> Any:
+        """Ask for the settings that were changed, or all; secrets are hidden."""
+        return self.ask("conf", with_defaults=with_defaults)
+
+    def clock(self) -> Any:
+        """Ask for the logical clock: ``{"clock": number}``."""
+        return self.ask("clock")
+
+    def hello(self, from_node: str, revoked: Any = None) -> Any:
+        """Greet as the worker `from_node` and ask for revoked ids and the clock."""
+        return self.ask("hello", from_node=from_node, revoked=revoked)
+
+    # --- tasks ------------------------------------------------------------------------------------
+
+    def active(self, safe: bool | None = None) -> Any:
+        """Ask for the tasks that run; with `safe`, their arguments as text."""
+        return self.ask("active", safe=safe)
+
+    def reserved(self, safe: bool | None = None) -> Any:
+        """Ask for the tasks that were taken and do not run yet; `safe` is without effect."""
+        return self.ask("reserved")
+
+    def scheduled(
+        self, safe: bool | None = None, *, limit: int | None = None, offset: int | None = None
+    ) -> Any:
+        """Ask for the tasks that wait for their ETA; `safe` is without effect.
+
+        A greenq worker that has many tells `limit` of them, from the one at `offset` on.
+        """
+        page = {"limit": limit, "offset": offset}
+        return self.ask("scheduled", **{k: value for k, value in page.items() if value is not None})
+
+    def query_task(self, *ids: str | Sequence[str]) -> Any:
+        """Ask what became of tasks: ``{id: [state, task]}`` for the ids that a worker knows."""
+        if len(ids) == 1 and not isinstance(ids[0], str):
+            return self.ask("query_task", ids=list(ids[0]))
+        return self.ask("query_task", ids=ids)
+
+    def revoked(self) -> Any:
+        """Ask for the ids that are revoked, the oldest first."""
+        return self.ask("revoked")
+
+    def registered(self, *taskinfoitems: str) -> Any:
+        """Ask for the names of tasks that are known there, each with the named attributes."""
+        return self.ask("registered", taskinfoitems=taskinfoitems)
+
+    registered_tasks = registered
+
+    def active_queues(self) -> Any:
+        """Ask for the queues that are consumed."""
+        return self.ask("active_queues")
+
+    # --- what goes on inside ----------------------------------------------------------------------
+
+    def greenlets(self, limit: int | None = None) -> Any:
+        """Ask greenq workers for the greenlets of their tasks, the oldest first."""
+        return self.ask("greenlets") if limit is None else self.ask("greenlets", limit=limit)
+
+    def hub(self) -> Any:
+        """Ask greenq workers how late their event loop was, and what has blocked it."""
+        return self.ask("hub")
+
+    def autoscale_log(self) -> Any:
+        """Ask greenq workers for the latest decisions about the size of their pool."""
+        return self.ask("autoscale_log")
+
+    def memsample(self) -> Any:
+        """Take a sample of the memory in use, and ask how much that is."""
+        return self.ask("memsample")
+
+    def memdump(self, samples: int = 10) -> Any:
+        """Ask for the latest samples of memory."""
+        return self.ask("memdump", samples=samples)
+
+    def objgraph(self, type: str = "Request", n: int = 200, max_depth: int = 10) -> Any:
+        """Have a graph of objects of a type drawn: ``{"filename": where}``."""
+        return self.ask("objgraph", num=n, max_depth=max_depth, type=type)

@@ -1,0 +1,181 @@
+"""What is published to a worker: heard by the watch thread, dealt with in the hub's thread.
+
+The thread has the subscriptions because it hears while the hub is blocked. Whatever it hears waits
+for the hub in one queue; what the hub has not begun with after a moment, and what can be answered
+without it, the thread answers itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.hub import Hub
+    from greenq.transport.client import Connection
+
+    Handler = Callable[[bytes], object]
+    # Returns how to answer a message over a connection, None for one that only the hub can answer.
+    Urgent = Callable[[bytes], Callable[[Connection], object] | None]
+
+_log = logging.getLogger(__name__)
+
+# Messages that may wait for the hub; of more, the oldest are dropped.
+_LETTERS = 10_000
+
+
+class _Channel:
+    """One subscription: the channel, or the pattern if it ends in ``*``, and who is told."""
+
+    __slots__ = ("handle", "name", "urgent")
+
+    def __init__(self, name: str, handle: Handler, urgent: Urgent | None) -> None:
+        self.name = name
+        self.handle = handle
+        self.urgent = urgent
+
+    def has(self, channel: str) -> bool:
+        if self.name.endswith("*"):
+            return channel.startswith(self.name[:-1])
+        return channel == self.name
+
+
+class _Letter:
+    """One message on its way to its handler."""
+
+    __slots__ = ("channel", "data", "heard_s", "offered")
+
+    def __init__(self, channel: _Channel, data: bytes, heard_s: float) -> None:
+        self.channel = channel
+        self.data = data
+        self.heard_s = heard_s
+        # True when the thread has looked whether it can answer this.
+        self.offered = channel.urgent is None
+
+
+class Ear:
+    """Hands what is published on channels to their handlers, in one greenlet, in order.
+
+    1. `listen` and `ignore`, in the hub's thread, say what is to be heard.
+    2. `attend`, in the watch thread, keeps the connection's subscriptions like that and reads.
+    3. A handler that fails is logged and the next message goes on.
+    """
+
+    def __init__(self, hub: Hub, *, changed: Callable[[], object]) -> None:
+        """Hear for `hub`; `changed` has the thread attend soon."""
+        self._hub = hub
+        self._changed = changed
+        # Replaced as a whole, so that the thread may read it at any time.
+        self._channels: tuple[_Channel, ...] = ()
+        self._letters: deque[_Letter] = deque(maxlen=_LETTERS)
+        # Hub's thread only.
+        self._busy = False
+        # Watch thread only.
+        self._subscribed: set[str] = set()
+
+    def listen(self, channel: str, handle: Handler, *, urgent: Urgent | None = None) -> None:
+        """Have `handle` called with what is published on a channel, in a greenlet.
+
+        Args:
+            channel: its name; with a ``*`` at its end, a pattern.
+            handle: may switch; the messages behind it wait.
+            urgent: called in the watch thread when the hub seems blocked.
+        """
+        self.ignore(channel)
+        self._channels = (*self._channels, _Channel(channel, handle, urgent))
+        self._changed()
+
+    def ignore(self, channel: str) -> None:
+        """Hear a channel no longer."""
+        self._channels = tuple(each for each in self._channels if each.name != channel)
+        self._changed()
+
+    @property
+    def attentive(self) -> bool:
+        """True when all that is to be heard is subscribed to; any thread may ask."""
+        return all(each.name in self._subscribed for each in self._channels)
+
+    # --- watch thread -----------------------------------------------------------------------------
+
+    def reconnected(self) -> None:
+        """Note that the connection is new and has no subscriptions."""
+        self._subscribed.clear()
+
+    def attend(self, connection: Connection) -> bool:
+        """Subscribe to what is wanted, and queue what has been published; True if it may be urgent.
+
+        Raises:
+            OperationalError: the connection is lost, or this user may not listen.
+        """
+        channels = self._channels
+        wanted = {each.name for each in channels}
+        new, old = wanted - self._subscribed, self._subscribed - wanted
+        # First, so that what is refused is asked for once.
+        self._subscribed = wanted
+        if old:
+            connection.unsubscribe(*_by_kind(old))
+        if new:
+            connection.subscribe(*_by_kind(new))
+        heard_s = time.monotonic()
+        letters = [
+            _Letter(channel, message.data, heard_s)
+            for message in connection.messages()
+            for channel in channels
+            if channel.has(message.channel)
+        ]
+        if letters:
+            self._letters.extend(letters)
+            self._hub.spawn_soon(self._deliver, name="ear")
+        return any(not letter.offered for letter in letters)
+
+    @property
+    def oldest_s(self) -> float:
+        """Since when a message waits for the hub that may be urgent, monotonic; infinite: none."""
+        waiting = [each.heard_s for each in list(self._letters) if not each.offered]
+        return min(waiting, default=math.inf)
+
+    def answer_urgent(self, connection: Connection) -> None:
+        """Answer what waits for the hub, as far as that can be done without it."""
+        for letter in list(self._letters):
+            if letter.offered:
+                continue
+            letter.offered = True
+            assert letter.channel.urgent is not None
+            answer = letter.channel.urgent(letter.data)
+            if answer is not None and self._withdraw(letter):
+                answer(connection)
+
+    def _withdraw(self, letter: _Letter) -> bool:
+        """Take a letter from the hub; False if that has begun with it."""
+        try:
+            self._letters.remove(letter)
+        except ValueError:
+            return False
+        return True
+
+    # --- hub's thread -----------------------------------------------------------------------------
+
+    def _deliver(self) -> None:
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._letters:
+                letter = self._letters.popleft()
+                try:
+                    letter.channel.handle(letter.data)
+                except Exception:
+                    _log.exception("what came on channel %s was not dealt with", letter.channel.name)
+        finally:
+            self._busy = False
+
+
+def _by_kind(names: set[str]) -> tuple[list[str], list[str]]:
+    """Return channels and patterns."""
+    patterns = sorted(name for name in names if name.endswith("*"))
+    return sorted(names.difference(patterns)), patterns

@@ -1,0 +1,300 @@
+"""Events: what happened to a task or a worker, told to whoever listens.
+
+Shape: a list element (envelope) published on a fanout channel, header ``hostname``, delivery mode
+    1; its body is one event or, for tasks, a list of them on the routing key ``task.multi``. An
+    event is an object: hostname, utcoffset, pid, clock, its own fields, timestamp, type.
+Source: wire format, section 10; the recordings events_life and events_life_prefork.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from binascii import b2a_base64
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import msgspec
+
+from greenq.errors import DecodeError
+from greenq.protocol import envelope
+from greenq.protocol.ids import new_id
+from greenq.protocol.message import saferepr
+from greenq.protocol.serialize import json_dumps, loads
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from greenq.protocol.clock import LamportClock
+    from greenq.protocol.message import TaskMessage
+
+EXCHANGE = "celeryev"
+
+# The routing key of a batch.
+MULTI = "task.multi"
+
+# A reader of events holds a worker for dead when it was silent for so many of its intervals.
+SILENT_INTERVALS = 2
+
+# Events that only greenq sends: their fields are texts, numbers, lists of numbers and None. Those
+# of any other may be of all types that JSON has a form for.
+_PLAIN = frozenset(
+    {
+        *("task-sent", "task-received", "task-started", "task-succeeded", "task-failed"),
+        *("task-retried", "task-revoked", "task-rejected", "task-cancelled"),
+        *("worker-online", "worker-heartbeat", "worker-offline"),
+    }
+)
+
+# What every event has beside its own fields.
+_ADDED = frozenset(("hostname", "utcoffset", "pid", "clock", "timestamp", "type"))
+
+# How an envelope begins.
+_BODY = b'{"body": "'
+
+# Beyond these no number of an event is believed: what comes later must be able to reckon with it.
+_MOST_CLOCK = 1 << 62
+_MOST_TIMESTAMP = 1e11
+
+_encode = msgspec.json.Encoder().encode
+
+
+class EventSender(Protocol):
+    """What the parts of a worker need to tell of tasks; given to them by the Events step.
+
+    None of its methods waits or fails. Those for the three events of every task are quick.
+
+    Attributes:
+        tasks: True when events of tasks are wanted: look before building their fields.
+    """
+
+    tasks: bool
+
+    def send(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Have an event sent soon. Switches: no.
+
+        Args:
+            kind: such as ``task-failed`` or ``worker-heartbeat``.
+            fields: its own fields; must not change any more.
+        """
+
+    def received(self, message: TaskMessage) -> None:
+        """Have a task-received sent soon. Switches: no."""
+
+    def started(self, uuid: str) -> None:
+        """Have a task-started sent soon. Switches: no."""
+
+    def succeeded(self, uuid: str, result: str, runtime: float) -> None:
+        """Have a task-succeeded sent soon; see `EventWriter.succeeded`. Switches: no."""
+
+
+class Silence:
+    """An `EventSender` that nobody hears."""
+
+    tasks = False
+
+    def send(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Drop it."""
+
+    def received(self, message: TaskMessage) -> None:
+        """Drop it."""
+
+    def started(self, uuid: str) -> None:
+        """Drop it."""
+
+    def succeeded(self, uuid: str, result: str, runtime: float) -> None:
+        """Drop it."""
+
+
+class _Received(msgspec.Struct, gc=False):
+    """An event task-received; structs are made and written in half of the time of dicts."""
+
+    hostname: str
+    utcoffset: float
+    pid: int
+    clock: int
+    uuid: str
+    name: str
+    args: str
+    kwargs: str
+    root_id: str | None
+    parent_id: str | None
+    retries: int
+    eta: str | None
+    expires: str | None
+    timestamp: float
+    type: str = "task-received"
+
+
+class _Started(msgspec.Struct, gc=False):
+    """An event task-started."""
+
+    hostname: str
+    utcoffset: float
+    pid: int
+    clock: int
+    uuid: str
+    timestamp: float
+    type: str = "task-started"
+
+
+class _Succeeded(msgspec.Struct, gc=False):
+    """An event task-succeeded."""
+
+    hostname: str
+    utcoffset: float
+    pid: int
+    clock: int
+    uuid: str
+    result: str
+    runtime: float
+    timestamp: float
+    type: str = "task-succeeded"
+
+
+# An event with its time and its clock: what the quick encoder takes.
+Stamped: TypeAlias = "dict[str, Any] | _Received | _Started | _Succeeded"
+
+
+class EventWriter:
+    """Writes the events of one sender, whose name and process are the same in all of them.
+
+    Any thread may use it.
+    """
+
+    def __init__(self, hostname: str, clock: LamportClock) -> None:
+        """Write for the node `hostname`, or ``gen<pid>@<host>`` of a client."""
+        self._hostname, self._utcoffset, self._pid = hostname, utcoffset(), os.getpid()
+        self._forward = clock.forward
+
+    # These three are on the path of every task.
+
+    def received(self, message: TaskMessage) -> Stamped:
+        """Stamp the task-received of a message."""
+        args, kwargs = message.argsrepr, message.kwargsrepr
+        return _Received(
+            self._hostname,
+            self._utcoffset,
+            self._pid,
+            self._forward(),
+            message.id,
+            message.shadow or message.task,
+            saferepr(message.args) if args is None else args,
+            saferepr(message.kwargs) if kwargs is None else kwargs,
+            message.root_id,
+            message.parent_id,
+            message.retries,
+            message.eta,
+            message.expires,
+            time.time(),
+        )
+
+    def started(self, uuid: str) -> Stamped:
+        """Stamp a task-started."""
+        return _Started(
+            self._hostname, self._utcoffset, self._pid, self._forward(), uuid, time.time()
+        )
+
+    def succeeded(self, uuid: str, result: str, runtime: float) -> Stamped:
+        """Stamp a task-succeeded; `result` is a text for people, `runtime` in seconds."""
+        return _Succeeded(
+            self._hostname, self._utcoffset, self._pid, self._forward(),
+            uuid, result, runtime, time.time(),
+        )  # fmt: skip
+
+    def stamp(self, kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Give any event its time and its place in the order of all.
+
+        Fields named as what every event has are not taken over.
+
+        Raises:
+            EncodeError: a field of a program's own event has no form in JSON.
+        """
+        if kind not in _PLAIN:
+            # Dates and the like as Celery tags them, which the quick encoder does not know.
+            plain = json.loads(json_dumps(dict(fields)))
+            fields = {name: plain[name] for name in plain if name not in _ADDED}
+        return {
+            "hostname": self._hostname,
+            "utcoffset": self._utcoffset,
+            "pid": self._pid,
+            "clock": self._forward(),
+            **fields,
+            "timestamp": time.time(),
+            "type": kind,
+        }
+
+    def write(self, event: dict[str, Any]) -> bytes:
+        """Return one event of `stamp` as a list element, for the channel of `routing_key`."""
+        return self._wrap(_text(event), routing_key(event["type"]))
+
+    def write_batch(self, events: Sequence[Stamped]) -> bytes:
+        """Return events of tasks as one list element, for the channel of `MULTI`."""
+        try:
+            body = _encode(events)
+        except ValueError:
+            body = b"[%b]" % b",".join(map(_text, events))
+        return self._wrap(body, MULTI)
+
+    def _wrap(self, body: bytes, key: str) -> bytes:
+        empty = envelope.wrap(
+            b"",
+            content_type="application/json",
+            content_encoding="utf-8",
+            headers={"hostname": self._hostname},
+            properties={
+                "delivery_mode": 1,
+                "delivery_info": {"exchange": EXCHANGE, "routing_key": key},
+                "priority": 0,
+                "body_encoding": "base64",
+                "delivery_tag": new_id(),
+            },
+        )
+        # Base64 is put in as it is: to have it searched for what JSON must escape would take longer
+        # than all the rest.
+        return b"".join((_BODY, b2a_base64(body, newline=False), empty[len(_BODY) :].encode()))
+
+
+def routing_key(kind: str) -> str:
+    """Return the routing key of an event's type: ``task-received`` goes to ``task.received``."""
+    return kind.replace("-", ".")
+
+
+def read_events(raw: bytes, accept: frozenset[str]) -> list[dict[str, Any]]:
+    """Read what arrived on a channel of events: one, or a batch.
+
+    Raises:
+        DecodeError: it is no event; nothing of it counts.
+        ContentDisallowed: its content type is not among `accept`.
+    """
+    unwrapped = envelope.unwrap(raw)
+    body = loads(unwrapped.body, unwrapped.content_type, unwrapped.content_encoding, accept)
+    events = body if isinstance(body, list) else [body]
+    for event in events:
+        if not isinstance(event, dict) or not isinstance(event.get("type"), str):
+            raise DecodeError("an event is an object with a type", raw)
+        if not all(isinstance(name, str) for name in event):
+            raise DecodeError("the fields of an event have names", raw)
+        clock = event.setdefault("clock", 0)
+        if type(clock) is not int or not 0 <= clock < _MOST_CLOCK:
+            raise DecodeError("an event's clock is a whole number from 0 on", raw)
+        if not isinstance(event.setdefault("hostname", ""), str):
+            raise DecodeError("an event's hostname is a text", raw)
+        timestamp = event.setdefault("timestamp", 0.0)
+        # Written so that NaN is refused too.
+        if type(timestamp) not in (int, float) or not abs(timestamp) < _MOST_TIMESTAMP:
+            raise DecodeError("an event's timestamp is unix time", raw)
+    return events
+
+
+def utcoffset() -> float:
+    """Return the hours that the local time is behind UTC: positive west."""
+    return -time.localtime().tm_gmtoff / 3600
+
+
+def _text(event: Stamped) -> bytes:
+    try:
+        return _encode(event)
+    except ValueError:
+        # Half of a surrogate pair, in a text that came from elsewhere.
+        return json_dumps(event if isinstance(event, dict) else msgspec.structs.asdict(event)).encode()

@@ -1,0 +1,249 @@
+"""The mailbox: requests of remote control to all workers, and their replies to the asker.
+
+Shape: a request is a list element (envelope) published on the fanout exchange ``celery.pidbox``,
+    headers clock and expires, delivery mode 2; its body names the method, its arguments, whom it is
+    for, and where replies go. A reply is a list element pushed on the asker's own list, headers
+    ticket and clock, delivery mode 1; its body is ``{node name: reply}``.
+Source: wire format, section 11; the recordings inspect, pool_control and revoke_id.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+
+from greenq.errors import DecodeError
+from greenq.protocol import envelope
+from greenq.protocol.ids import new_id
+from greenq.protocol.serialize import dumps, loads
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+EXCHANGE = "celery.pidbox"
+REPLY_EXCHANGE = "reply.celery.pidbox"
+
+
+class ReplyTo(NamedTuple):
+    """Where replies go: an exchange, and the asker's routing key on it."""
+
+    exchange: str
+    routing_key: str
+
+    @property
+    def queue(self) -> str:
+        """The asker's list of replies."""
+        return f"{self.routing_key}.{self.exchange}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlRequest:
+    """One request.
+
+    Attributes:
+        method: a command's name or alias.
+        arguments: its keyword arguments.
+        destination: node names it is for; empty or None: see `pattern`.
+        pattern, matcher: a pattern that node names must match, ``glob`` or ``pcre``; without one it
+            is for everybody.
+        ticket: what replies are known by; None when none is wanted.
+        reply_to: where they go.
+        clock: the sender's logical clock.
+        expires: unix time after which nobody waits for the reply; 0 if nobody does at all.
+    """
+
+    method: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    destination: list[str] | None = None
+    pattern: str | None = None
+    matcher: str | None = None
+    ticket: str | None = None
+    reply_to: ReplyTo | None = None
+    clock: int = 0
+    expires: float = 0.0
+
+    def is_for(self, node: str) -> bool:
+        """Tell whether a node is meant: by its name, else by the pattern, else like everybody."""
+        if self.destination:
+            return node in self.destination
+        if self.pattern and self.matcher:
+            return _matches(self.pattern, self.matcher, node)
+        return True
+
+
+class Reply(NamedTuple):
+    """What one worker has answered; several nodes would be in `replies` if it spoke for them."""
+
+    ticket: str | None
+    clock: int
+    replies: dict[str, Any]
+
+
+def write_request(request: ControlRequest, *, serializer: str = "json") -> str:
+    """Write a request as a list element.
+
+    Raises:
+        EncodeError: an argument cannot be serialized.
+    """
+    body: dict[str, Any] = {
+        "method": request.method,
+        "arguments": dict(request.arguments),
+        "destination": request.destination,
+        "pattern": request.pattern,
+        "matcher": request.matcher,
+    }
+    if request.ticket is not None and request.reply_to is not None:
+        body["ticket"] = request.ticket
+        body["reply_to"] = request.reply_to._asdict()
+    headers = {"clock": request.clock, "expires": request.expires or 0}
+    return _wrap(body, serializer, headers, delivery_mode=2, exchange=EXCHANGE, routing_key="")
+
+
+def read_request(raw: bytes, accept: frozenset[str]) -> ControlRequest:
+    """Read a request.
+
+    Raises:
+        DecodeError: it is none.
+        ContentDisallowed: its content type is not among `accept`.
+    """
+    unwrapped = envelope.unwrap(raw)
+    body = _body(unwrapped, accept)
+    method, arguments = body.get("method"), body.get("arguments")
+    if not isinstance(method, str) or not isinstance(arguments, dict | None):
+        raise DecodeError("a control request has a method and an object of arguments", raw)
+    if not all(isinstance(name, str) for name in arguments or ()):
+        raise DecodeError(f"the arguments of control request {method!r} have names", raw)
+    destination = body.get("destination") or None
+    if isinstance(destination, str):
+        destination = [destination]
+    # A tuple is what a pickle may hold.
+    if not isinstance(destination, list | tuple | None):
+        raise DecodeError("a control request's destination is a list of node names", raw)
+    pattern, matcher = (_text_or_none(body.get(name), raw) for name in ("pattern", "matcher"))
+    return ControlRequest(
+        method=method,
+        arguments=arguments or {},
+        destination=list(destination) if destination else None,
+        pattern=pattern,
+        matcher=matcher,
+        ticket=_text_or_none(body.get("ticket"), raw),
+        reply_to=_read_reply_to(body.get("reply_to"), raw),
+        clock=_clock(unwrapped.headers),
+        expires=_number(unwrapped.headers.get("expires")),
+    )
+
+
+def write_reply(
+    node: str,
+    reply: object,
+    *,
+    ticket: str | None,
+    clock: int,
+    to: ReplyTo,
+    serializer: str = "json",
+) -> str:
+    """Write a worker's reply as a list element.
+
+    Raises:
+        EncodeError: the reply cannot be serialized.
+    """
+    return _wrap(
+        {node: reply},
+        serializer,
+        {"ticket": ticket, "clock": clock},
+        delivery_mode=1,
+        exchange=to.exchange,
+        routing_key=to.routing_key,
+    )
+
+
+def read_reply(raw: bytes, accept: frozenset[str]) -> Reply:
+    """Read a worker's reply.
+
+    Raises:
+        DecodeError: it is none.
+        ContentDisallowed: its content type is not among `accept`.
+    """
+    unwrapped = envelope.unwrap(raw)
+    replies = _body(unwrapped, accept)
+    if not all(isinstance(node, str) for node in replies):
+        raise DecodeError("a reply is an object with node names", raw)
+    ticket = _text_or_none(unwrapped.headers.get("ticket"), raw)
+    return Reply(ticket, _clock(unwrapped.headers), replies)
+
+
+def _wrap(
+    body: object,
+    serializer: str,
+    headers: dict[str, Any],
+    *,
+    delivery_mode: int,
+    exchange: str,
+    routing_key: str,
+) -> str:
+    data = dumps(body, serializer)
+    return envelope.wrap(
+        data.data,
+        content_type=data.content_type,
+        content_encoding=data.content_encoding,
+        headers=headers,
+        properties={
+            "delivery_mode": delivery_mode,
+            "delivery_info": {"exchange": exchange, "routing_key": routing_key},
+            "priority": 0,
+            "body_encoding": "base64",
+            "delivery_tag": new_id(),
+        },
+    )
+
+
+def _body(unwrapped: envelope.Envelope, accept: frozenset[str]) -> dict[str, Any]:
+    body = loads(unwrapped.body, unwrapped.content_type, unwrapped.content_encoding, accept)
+    if not isinstance(body, dict):
+        raise DecodeError("the body of a control message is an object", unwrapped.body)
+    return body
+
+
+def _matches(pattern: str, matcher: str, node: str) -> bool:
+    if matcher == "pcre":
+        try:
+            return re.match(pattern, node) is not None
+        # What a pattern may lead to that nobody has checked.
+        except (re.error, OverflowError, RecursionError):
+            return False
+    return fnmatch.fnmatchcase(node, pattern)
+
+
+def _read_reply_to(value: object, raw: bytes) -> ReplyTo | None:
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        exchange, routing_key = value.get("exchange"), value.get("routing_key")
+        if _names_a_key(exchange) and _names_a_key(routing_key):
+            return ReplyTo(exchange, routing_key)
+    raise DecodeError("reply_to of a control request names exchange and routing_key", raw)
+
+
+def _names_a_key(value: object) -> TypeGuard[str]:
+    """Tell a text that can be sent to the server: JSON may hold halves of characters."""
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+def _clock(headers: Mapping[str, Any]) -> int:
+    clock = headers.get("clock")
+    return clock if type(clock) is int and clock >= 0 else 0
+
+
+def _number(value: object) -> float:
+    try:
+        return float(value) if isinstance(value, (int, float)) else 0.0
+    except OverflowError:
+        return 0.0
+
+
+def _text_or_none(value: object, raw: bytes) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise DecodeError(f"a control message names {type(value).__name__} where a text stands", raw)

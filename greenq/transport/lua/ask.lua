@@ -1,0 +1,15 @@
+-- Makes an asker's list of replies known and publishes its request, so that no reply can be early.
+--
+-- KEYS  1 the bindings of the reply exchange: a set; 2 the binding deadlines: a zset, member an exchange, score
+--       until when its bindings must be left alone (unix milliseconds)
+-- ARGV  1 the asker's binding, 2 the reply exchange, 3 for how many milliseconds the bindings are kept,
+--       4 the channel of requests, 5 the request
+-- Reply how many were subscribed
+local time = redis.call('TIME')
+local ends = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) + tonumber(ARGV[3])
+redis.call('SADD', KEYS[1], ARGV[1])
+local known = redis.call('ZSCORE', KEYS[2], ARGV[2])
+if not known or tonumber(known) < ends then
+  redis.call('ZADD', KEYS[2], string.format('%d', ends), ARGV[2])
+end
+return redis.call('PUBLISH', ARGV[4], ARGV[5])

@@ -1,0 +1,256 @@
+"""The mailbox on the server: ask all workers, or some of them, and read what they reply.
+
+asker    binds a list of its own and publishes the request, in one script (lua/ask.lua), whose
+         answer is how many were subscribed; then reads its list until so many have replied
+worker   pushes its reply on that list if the asker still waits (lua/reply.lua)
+
+Works the same in threads and in greenlets; reading waits on a pooled connection of the client.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from greenq.errors import OperationalError, ProtocolError
+from greenq.protocol.clock import LamportClock
+from greenq.protocol.ids import new_id
+from greenq.protocol.keys import binding_member
+from greenq.protocol.mailbox import (
+    EXCHANGE,
+    REPLY_EXCHANGE,
+    ControlRequest,
+    Reply,
+    ReplyTo,
+    read_reply,
+    write_reply,
+    write_request,
+)
+from greenq.protocol.serialize import accepted
+from greenq.transport.client import load_script
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from greenq.protocol.keys import Keys
+    from greenq.transport.client import Client, Connection
+
+_log = logging.getLogger(__name__)
+
+_ASK = load_script("ask")
+_REPLY = load_script("reply")
+
+# For how long the asker's binding is safe from the sweep of Celery processes: their own figure.
+_BINDING_KEPT_MS = 3_600_000
+# Nobody reads the list of an asker that died; one that lives reads a reply within milliseconds.
+_REPLY_KEPT_MS = 60_000
+# The server takes 0 for no limit.
+_LEAST_WAIT_S = 0.001
+_MOST_AT_ONCE = 1000
+
+_TWINS = "more than one worker is named %s and one's reply hides the other's: name them with -n"
+
+
+class Mailbox:
+    """Remote control over one server. Switches: yes, all of it."""
+
+    def __init__(
+        self,
+        client: Client,
+        keys: Keys,
+        *,
+        accept: Iterable[str] = ("json",),
+        serializer: str = "json",
+        clock: LamportClock | None = None,
+    ) -> None:
+        """Use `client`'s server.
+
+        Args:
+            client: where the workers are.
+            keys: names of the keys there.
+            accept: serializers and content types that are accepted in replies.
+            serializer: how requests and replies are written.
+            clock: the app's; None makes a new one.
+        """
+        self._client = client
+        self._keys = keys
+        self._accept = accepted(accept)
+        self._serializer = serializer
+        self._clock = clock or LamportClock()
+
+    def ask(
+        self,
+        method: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        destination: Sequence[str] | None = None,
+        pattern: str | None = None,
+        matcher: str | None = None,
+        timeout_s: float = 1.0,
+        limit: int | None = None,
+        on_reply: Callable[[str, Any], object] | None = None,
+    ) -> dict[str, Any]:
+        """Send a request and return the replies by node name; empty when nobody answered.
+
+        It returns as soon as all who can reply have: all that are subscribed, or all named in
+        `destination`, or `limit` of them. With a `pattern` nobody knows how many that is, and one
+        who is subscribed may be busy or no worker at all: then it returns after `timeout_s`.
+
+        Args:
+            method: a command's name.
+            arguments: its keyword arguments.
+            destination: names of the nodes it is for; None or empty: everybody.
+            pattern: what the names of the nodes must match, read as `matcher` says.
+            matcher: ``glob`` or ``pcre``.
+            timeout_s: how long to wait for replies after the request was published.
+            limit: end after so many replies.
+            on_reply: called with node name and reply as each of them comes, also with those of
+                workers that have the same name, of which one is returned.
+
+        Raises:
+            EncodeError: an argument cannot be serialized; nothing was sent.
+            OperationalError: the server could not be reached, or was lost meanwhile.
+        """
+        to = ReplyTo(REPLY_EXCHANGE, new_id())
+        request = ControlRequest(
+            method=method,
+            arguments=arguments or {},
+            destination=list(destination) if destination else None,
+            pattern=pattern,
+            matcher=matcher,
+            ticket=new_id(),
+            reply_to=to,
+            clock=self._clock.forward(),
+            expires=time.time() + timeout_s,
+        )
+        text = write_request(request, serializer=self._serializer)
+        answers: dict[str, Any] = {}
+        with self._client.pooled(timeout_s + self._client.call_timeout_s) as connection:
+            try:
+                subscribed = self._publish(connection, to, text)
+                most = min(subscribed, limit or subscribed)
+                wanted = frozenset(destination or ())
+                replies = self._replies(connection, request, to, timeout_s if subscribed else 0)
+                # Counted by replies: two workers may have the same name.
+                for count, reply in enumerate(replies, start=1):
+                    for node, answer in reply.replies.items():
+                        if node in answers:
+                            _log.warning(_TWINS, node)
+                        answers[node] = answer
+                        if on_reply is not None:
+                            on_reply(node, answer)
+                    if count >= most or (wanted and wanted <= answers.keys()):
+                        break
+            finally:
+                self._forget(connection, to)
+        return answers
+
+    def tell(
+        self,
+        method: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        destination: Sequence[str] | None = None,
+        pattern: str | None = None,
+        matcher: str | None = None,
+    ) -> int:
+        """Send a request that nobody replies to and return how many were subscribed.
+
+        Raises:
+            EncodeError: an argument cannot be serialized; nothing was sent.
+            OperationalError: the server could not be reached.
+        """
+        request = ControlRequest(
+            method=method,
+            arguments=arguments or {},
+            destination=list(destination) if destination else None,
+            pattern=pattern,
+            matcher=matcher,
+            clock=self._clock.forward(),
+        )
+        text = write_request(request, serializer=self._serializer)
+        subscribed: int = self._client.call("PUBLISH", self._keys.fanout(EXCHANGE), text)
+        return subscribed
+
+    def reply(
+        self,
+        request: ControlRequest,
+        node: str,
+        reply: object,
+        *,
+        connection: Connection | None = None,
+    ) -> bool:
+        """Answer a request as the worker `node`; False when nobody waits for it any more.
+
+        Raises:
+            EncodeError: the reply cannot be serialized.
+            OperationalError: the server could not be reached.
+        """
+        to = request.reply_to
+        if to is None:
+            return False
+        text = write_reply(
+            node,
+            reply,
+            ticket=request.ticket,
+            clock=self._clock.forward(),
+            to=to,
+            serializer=self._serializer,
+        )
+        keys = [self._keys.binding(to.exchange), self._keys.queue(to.queue)]
+        args = [self._member(to), text, _REPLY_KEPT_MS]
+        run = self._client.script if connection is None else connection.script
+        return bool(run(_REPLY, keys, args))
+
+    def _member(self, to: ReplyTo) -> str:
+        return binding_member(to.routing_key, "", to.queue, self._keys.sep)
+
+    def _publish(self, connection: Connection, to: ReplyTo, text: str) -> int:
+        """Bind the asker's list, publish its request, and return how many were subscribed."""
+        keys = [self._keys.binding(to.exchange), self._keys.binding_deadlines]
+        channel = self._keys.fanout(EXCHANGE)
+        args = [self._member(to), to.exchange, _BINDING_KEPT_MS, channel, text]
+        subscribed: int = connection.script(_ASK, keys, args)
+        return subscribed
+
+    def _replies(
+        self, connection: Connection, request: ControlRequest, to: ReplyTo, timeout_s: float
+    ) -> Iterator[Reply]:
+        """Yield the replies to a request as they come, until the time is over."""
+        key = self._keys.queue(to.queue)
+        ends_s = time.monotonic() + timeout_s
+        while (left_s := ends_s - time.monotonic()) > 0:
+            # One round trip: the first that comes, and what else is there at that moment.
+            first, others = connection.pipeline(
+                [("BRPOP", key, max(left_s, _LEAST_WAIT_S)), ("RPOP", key, _MOST_AT_ONCE)]
+            )
+            for raw in (*(first or ())[1:], *(others or ())):
+                reply = self._read(raw, request)
+                if reply is not None:
+                    yield reply
+
+    def _read(self, raw: bytes, request: ControlRequest) -> Reply | None:
+        try:
+            reply = read_reply(raw, self._accept)
+        except ProtocolError as exc:
+            _log.debug("ignored an unreadable reply to %s: %s", request.method, exc)
+            return None
+        self._clock.adjust(reply.clock)
+        if reply.ticket != request.ticket:
+            _log.debug("ignored a reply to %s with a ticket of another request", request.method)
+            return None
+        return reply
+
+    def _forget(self, connection: Connection, to: ReplyTo) -> None:
+        """Remove the asker's binding and its list."""
+        try:
+            connection.pipeline(
+                [
+                    ("SREM", self._keys.binding(to.exchange), self._member(to)),
+                    ("DEL", self._keys.queue(to.queue)),
+                ]
+            )
+        except OperationalError as exc:
+            # The replies are worth more than a binding that nobody uses.
+            _log.warning("the list of replies %s was not removed: %s", to.queue, exc)

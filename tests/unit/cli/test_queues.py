@@ -1,0 +1,103 @@
+"""`greenq queues`, `purge` and `list bindings`: what they make of counts and bindings."""
+
+from __future__ import annotations
+
+import pytest
+
+from greenq.cli.bindings import Binding, read_member
+from greenq.cli.purge import described, total
+from greenq.cli.queues import (
+    Look,
+    Queue,
+    change_per_s,
+    consumers,
+    from_counts,
+    headings,
+    row,
+)
+from greenq.cli.queues import total as total_of
+from greenq.protocol.keys import SEP
+
+MAIL = from_counts(
+    "mail", {0: 10, 3: 0, 6: 2, 9: 1000, "inbox": 1, "parked": 5, "dead": 2}, {"by": "me@h"}
+)
+
+
+def test_queue_has_a_column_for_each_priority_step() -> None:
+    assert headings([MAIL]) == (
+        *("QUEUE", "WAITING", "P0", "P3", "P6", "P9", "INBOX", "PARKED", "DEAD", "CONSUMERS"),
+        *("CHANGE/S", ""),
+    )
+    assert row(MAIL) == (
+        *("mail", "1,013", "10", "0", "2", "1,000", "1", "5", "2", "0", "-", "paused by me@h"),
+    )
+    assert len(row(MAIL)) == len(headings([MAIL]))
+
+
+def test_queue_that_nobody_paused_says_nothing() -> None:
+    assert row(Queue("q", {0: 0}, change_per_s=-1.25)) == (
+        *("q", "0", "0", "0", "0", "0", "0", "-1.2", ""),
+    )
+
+
+def test_json_of_a_queue_has_all_of_it() -> None:
+    assert MAIL.as_json() == {
+        "waiting": 1013,
+        "depth": {"0": 10, "3": 0, "6": 2, "9": 1000},
+        "inbox": 1,
+        "parked": 5,
+        "dead": 2,
+        "consumers": [],
+        "paused": {"by": "me@h"},
+    }
+    assert Queue("q", change_per_s=2.0).as_json()["change_per_s"] == 2.0
+
+
+def test_consumers_are_those_who_say_so() -> None:
+    replies = {
+        "a@h": [{"name": "mail"}, {"name": "web"}],
+        "b@h": [{"name": "mail"}],
+        "c@h": {"error": "no"},
+        "d@h": None,
+    }
+
+    assert consumers(replies) == {"mail": ["a@h", "b@h"], "web": ["a@h"]}
+
+
+def test_change_is_of_the_waiting_ones_by_the_second() -> None:
+    before = Look(10.0, {"q": Queue("q", {0: 5, 3: 5}, inbox=1)})
+    now = Look(12.0, {"q": Queue("q", {0: 1, 3: 5}, inbox=0), "new": Queue("new", {0: 9})})
+
+    assert change_per_s(before, now, "q") == pytest.approx(-2.5)
+    assert change_per_s(before, now, "new") is None
+    assert change_per_s(None, now, "q") is None
+    assert change_per_s(now, now, "q") is None
+
+
+def test_totals_are_told() -> None:
+    assert total_of([MAIL, MAIL]) == "2,026 waiting, 10 parked, 4 dead in 2 queues"
+    assert total_of([]) == "0 waiting, 0 parked, 0 dead in 0 queues"
+
+
+def test_purge_says_what_goes_and_what_stays() -> None:
+    assert described([MAIL]) == "1,013 in mail (5 parked and 2 dead stay)"
+    assert described([Queue("a", {0: 1}), Queue("b", {0: 2}, dead=1)]) == (
+        "1 in a, 2 in b (1 dead stay)"
+    )
+    assert total({"a": 1}) == "purged 1 message (a 1)"
+    assert total({"a": 1000, "b": 2}) == "purged 1,002 messages (a 1,000, b 2)"
+
+
+@pytest.mark.parametrize(
+    ("member", "binding"),
+    [
+        (f"key{SEP}{SEP}mail".encode(), Binding("mail", "x", "key")),
+        (f"a.#{SEP}^a\\..*?${SEP}mail".encode(), Binding("mail", "x", "a.#")),
+        (f"{SEP}{SEP}".encode(), Binding("", "x", "")),
+        (b"somebody else's", None),
+        (f"a{SEP}b{SEP}c{SEP}d".encode(), None),
+        (f"k{SEP}{SEP}".encode() + b"\xff", Binding("\ufffd", "x", "k")),
+    ],
+)
+def test_member_of_a_binding_set_is_read(member: bytes, binding: Binding | None) -> None:
+    assert read_member("x", member, SEP) == binding

@@ -1,0 +1,257 @@
+"""Who is alive, and who is elected, as one worker sees it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from base64 import b64encode
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greenq.consumer.gossip import Gossip
+from greenq.protocol.clock import LamportClock
+from greenq.protocol.keys import Keys
+from greenq.timer import Timer
+
+ME, OTHER, THIRD = "me@host", "other@host", "third@host"
+
+
+class World:
+    """One worker's gossip, with a clock of the test's."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.timer = Timer(lambda: self.now_s)
+        self.clock = LamportClock()
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+        self.led: list[Any] = []
+        self.gossip = Gossip(
+            self,  # type: ignore[arg-type]
+            self,  # type: ignore[arg-type]
+            self.timer,
+            Keys(),
+            self.clock,
+            hostname=ME,
+            accept=frozenset({"application/json"}),
+            leaders={"lead": self.led.append, "fail": self._fail},
+            now_s=lambda: self.now_s,
+        )
+
+    @staticmethod
+    def _fail(_action: object) -> None:
+        raise RuntimeError("of the leader")
+
+    # As an ear and as events.
+    def listen(self, channel: str, _handle: object) -> None:
+        assert channel == "/0.celeryev/worker.*"
+
+    def ignore(self, _channel: str) -> None: ...
+
+    def send(self, kind: str, fields: dict[str, Any]) -> None:
+        self.sent.append((kind, fields))
+
+    def hear(self, kind: str, node: str, clock: int = 1, **fields: Any) -> None:
+        event = {"hostname": node, "pid": 7, "clock": clock, "timestamp": 1.0, "type": kind}
+        self.gossip.hear(published({**event, **fields}))
+
+    def vote(self, node: str, clock: int, *, topic: str = "lead", election: str = "e1") -> None:
+        fields = {"id": election, "topic": topic, "action": f"of {node}", "cver": 1}
+        self.hear("worker-elect", node, clock, **fields)
+
+    def pass_s(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.timer.run_due()
+
+
+def published(body: object) -> bytes:
+    return json.dumps(
+        {
+            "body": b64encode(json.dumps(body).encode()).decode(),
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": {},
+            "properties": {"body_encoding": "base64", "delivery_tag": "t"},
+        }
+    ).encode()
+
+
+@pytest.fixture
+def world() -> World:
+    world = World()
+    world.gossip.start()
+    return world
+
+
+class TestNeighbours:
+    def test_a_worker_is_there_as_long_as_it_is_heard_of(self, world: World) -> None:
+        world.hear("worker-online", OTHER, freq=2.0)
+        world.pass_s(3.9)
+        world.hear("worker-heartbeat", OTHER, freq=2.0)
+        world.pass_s(3.9)
+        assert set(world.gossip.neighbours) == {OTHER}
+
+        world.pass_s(5.0)
+
+        assert world.gossip.neighbours == {}
+
+    def test_a_worker_that_says_good_bye_is_gone_at_once(self, world: World) -> None:
+        world.hear("worker-heartbeat", OTHER)
+        world.hear("worker-offline", OTHER)
+
+        assert world.gossip.neighbours == {}
+
+    def test_its_own_interval_counts(self, world: World) -> None:
+        world.hear("worker-heartbeat", OTHER, freq=30)
+        world.pass_s(50)
+
+        assert OTHER in world.gossip.neighbours
+
+    def test_own_events_are_no_neighbour_and_move_the_clock_by_one(self, world: World) -> None:
+        world.hear("worker-heartbeat", ME, clock=500)
+
+        assert (world.gossip.neighbours, world.clock.value) == ({}, 1)
+
+    def test_the_clock_goes_past_that_of_others(self, world: World) -> None:
+        world.hear("worker-heartbeat", OTHER, clock=500)
+
+        assert world.clock.value == 501
+
+    def test_a_clock_that_nobody_can_have_counted_up_to_is_not_followed(self, world: World) -> None:
+        world.hear("worker-heartbeat", OTHER, clock=10**300)
+        world.hear("worker-heartbeat", OTHER, clock=1 << 60)
+
+        assert world.clock.value <= 1
+
+    def test_stopping_forgets_all(self, world: World) -> None:
+        world.hear("worker-heartbeat", OTHER)
+        world.vote(OTHER, 1)
+        world.gossip.stop()
+        world.pass_s(60)
+
+        assert (world.gossip.neighbours, world.led) == ({}, [])
+
+
+class TestElections:
+    def test_asked_for_an_election_it_votes(self, world: World) -> None:
+        world.gossip.elect("e1", "lead", {"any": 1})
+
+        assert world.sent == [
+            ("worker-elect", {"id": "e1", "topic": "lead", "action": {"any": 1}, "cver": 1})
+        ]
+
+    def test_alone_it_wins_with_its_own_vote(self, world: World) -> None:
+        world.vote(ME, 5)
+
+        assert world.led == [f"of {ME}"]
+        assert world.sent == [("worker-elect-ack", {"id": "e1"})]
+
+    @pytest.mark.parametrize(("mine", "others", "won"), [(1, 2, True), (3, 2, False)])
+    def test_the_lowest_clock_wins_when_all_have_voted(
+        self, world: World, mine: int, others: int, won: bool
+    ) -> None:
+        world.hear("worker-heartbeat", OTHER)
+
+        world.vote(ME, mine)
+        assert world.led == []
+        world.vote(OTHER, others)
+
+        assert bool(world.led) is won
+
+    def test_of_equal_clocks_the_smallest_name_wins(self, world: World) -> None:
+        world.hear("worker-heartbeat", OTHER)
+        world.vote(OTHER, 1)
+        world.vote(ME, 1)
+
+        assert world.led == [f"of {ME}"]
+
+    def test_the_order_of_the_votes_does_not_matter(self, world: World) -> None:
+        world.hear("worker-heartbeat", OTHER)
+        world.vote(OTHER, 9)
+        assert world.led == []
+
+        world.vote(ME, 3)
+
+        assert world.led == [f"of {ME}"]
+
+    def test_a_slow_worker_is_waited_for_but_not_for_ever(self, world: World) -> None:
+        world.hear("worker-heartbeat", OTHER, freq=60)
+        world.vote(ME, 5)
+        world.pass_s(1.9)
+        assert world.led == []
+
+        world.pass_s(0.2)
+
+        assert world.led == [f"of {ME}"]
+
+    def test_a_worker_that_leaves_is_not_waited_for(self, world: World) -> None:
+        world.hear("worker-heartbeat", OTHER)
+        world.vote(ME, 5)
+
+        world.hear("worker-offline", OTHER)
+
+        assert world.led == [f"of {ME}"]
+
+    def test_a_worker_that_did_not_vote_does_not_win(self, world: World) -> None:
+        world.vote(OTHER, 5)
+        world.pass_s(3)
+
+        assert world.led == []
+
+    @pytest.mark.parametrize(("late", "first"), [(OTHER, ME), (ME, OTHER)])
+    def test_a_late_vote_changes_nothing(self, world: World, late: str, first: str) -> None:
+        world.vote(first, 5)
+        world.pass_s(3)
+        decided = list(world.led)
+
+        world.vote(late, 1)
+        world.pass_s(3)
+
+        assert world.led == decided
+
+    def test_elections_do_not_mix(self, world: World) -> None:
+        world.hear("worker-heartbeat", OTHER)
+        world.vote(ME, 1, election="e1")
+        world.vote(ME, 9, election="e2")
+        world.vote(OTHER, 5, election="e2")
+        world.vote(OTHER, 5, election="e1")
+
+        assert len(world.led) == 1
+
+    @pytest.mark.parametrize("topic", ["nobody's", "fail"])
+    def test_what_goes_wrong_after_an_election_is_logged(
+        self, world: World, topic: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.ERROR)
+
+        world.vote(ME, 1, topic=topic)
+
+        assert topic in caplog.text
+
+    def test_another_way_to_elect_does_not_count(self, world: World) -> None:
+        world.hear("worker-elect", ME, id="e1", topic="lead", action=1, cver=2)
+
+        assert (world.led, world.sent) == ([], [])
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+_FIELDS = st.dictionaries(
+    st.sampled_from(["hostname", "type", "clock", "timestamp", "freq", "pid", "id", "topic",
+        "action", "cver"]),
+    _JSON | st.sampled_from([ME, OTHER, "worker-elect", "worker-heartbeat", "worker-offline", 1]),
+)  # fmt: skip
+
+
+@given(st.binary() | st.one_of(_FIELDS, _JSON, st.lists(_FIELDS)).map(published))
+def test_whatever_is_published_is_survived(data: bytes) -> None:
+    world = World()
+    world.gossip.start()
+
+    world.gossip.hear(data)
+    world.pass_s(10)

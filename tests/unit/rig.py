@@ -1,0 +1,262 @@
+"""The parts of a worker that a task passes, real ones, between a fake intake and a fake outbox."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import gevent
+import msgspec
+
+from greenq import Greenq
+from greenq.consumer.tasks import Tasks
+from greenq.execute import Executor
+from greenq.pool import Pool
+from greenq.protocol import envelope
+from greenq.protocol.clock import LamportClock
+from greenq.protocol.event import EventWriter
+from greenq.protocol.message import TaskMessage
+from greenq.request import Request
+from greenq.timer import Timer
+from greenq.transport.intake import Batch, Delivery
+from greenq.transport.outbox import Entry
+from greenq.worker_state import WorkerState
+
+DEADLINE_S = 5.0
+
+# Where nobody listens: nothing here connects.
+NOWHERE = "redis://127.0.0.1:1/0"
+
+
+def settle() -> None:
+    """Let every greenlet that can run do so."""
+    for _ in range(50):
+        gevent.sleep(0)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Let the others run until `condition` is true."""
+    with gevent.Timeout(DEADLINE_S):
+        while not condition():
+            gevent.sleep(0.001)
+
+
+# What every event has.
+_OF_ALL = ("hostname", "utcoffset", "pid", "clock", "timestamp", "type")
+
+
+class Heard:
+    """An `EventSender` that keeps what it is told, and how many entries the outbox had then."""
+
+    tasks = True
+
+    def __init__(self, outbox: KeptOutbox) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.entries: list[int] = []
+        self._outbox = outbox
+        self._writer = EventWriter("greenq@rig", LamportClock())
+
+    def send(self, kind: str, fields: Mapping[str, Any]) -> None:
+        self.events.append((kind, dict(fields)))
+        self.entries.append(len(self._outbox.entries))
+
+    def received(self, message: TaskMessage) -> None:
+        self._keep(self._writer.received(message))
+
+    def started(self, uuid: str) -> None:
+        self._keep(self._writer.started(uuid))
+
+    def succeeded(self, uuid: str, result: str, runtime: float) -> None:
+        self._keep(self._writer.succeeded(uuid, result, runtime))
+
+    def _keep(self, event: Any) -> None:
+        fields = msgspec.structs.asdict(event)
+        kind = fields["type"]
+        self.send(kind, {name: fields[name] for name in fields if name not in _OF_ALL})
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind for kind, _fields in self.events]
+
+    def of(self, kind: str) -> dict[str, Any]:
+        """Return the fields of the one event of a kind."""
+        (fields,) = [fields for each, fields in self.events if each == kind]
+        return fields
+
+
+class KeptOutbox:
+    """An outbox whose server answers at once; it keeps all entries."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    def put(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        if entry.written is not None:
+            entry.written()
+
+    def __len__(self) -> int:
+        return 0
+
+    def stored(self) -> list[dict[str, Any]]:
+        """Return the states, in the order in which they were stored."""
+        results = [entry.result for entry in self.entries if entry.result is not None]
+        return [json.loads(result.payload) for result in results]
+
+    def states(self) -> list[tuple[str, str]]:
+        """Return the stored states as (task id, state)."""
+        return [(meta["task_id"], meta["status"]) for meta in self.stored()]
+
+    def acks(self) -> list[str]:
+        return [entry.ack for entry in self.entries if entry.ack is not None]
+
+    def moves(self) -> list[Any]:
+        return [entry.move for entry in self.entries if entry.move is not None]
+
+
+class HandIntake:
+    """An intake that gives what a test puts into it."""
+
+    queues = ("celery",)
+    working = True
+
+    def __init__(self) -> None:
+        self.ready: list[Delivery] = []
+        self.takes = 0
+        # Called when a take is under way.
+        self.taking: Callable[[], object] = bool
+        self._woken = gevent.event.Event()
+
+    def take(self, most: int) -> Batch:
+        self.takes += 1
+        self.taking()
+        given, self.ready = self.ready[:most], self.ready[most:]
+        return Batch(given, len(self.ready))
+
+    def wait(self) -> bool:
+        self._woken.clear()
+        assert self._woken.wait(DEADLINE_S), "nobody woke the intake"
+        return bool(self.ready)
+
+    def wake(self, *, look: bool = False) -> None:
+        self._woken.set()
+
+    def close(self) -> None:
+        pass
+
+
+class Clock:
+    """Seconds that a test lets pass."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Rig:
+    """An app's tasks, and what runs them."""
+
+    def __init__(self, *, size: int = 10, rate_limits: bool = True, **settings: Any) -> None:
+        self.app = Greenq("rig", broker=NOWHERE, set_as_current=False, **settings)
+        self.outbox = KeptOutbox()
+        self.events = Heard(self.outbox)
+        self.state = WorkerState()
+        self.state.lease_until_s = time.monotonic() + 3600
+        self.clock = Clock()
+        self.timer = Timer(self.clock)
+        self.intake = HandIntake()
+        self.abandoned: list[Request] = []
+        outbox: Any = self.outbox
+        intake: Any = self.intake
+        self.executor = Executor(
+            config=self.app.config.task,
+            transport=self.app.transport,
+            producer=self.app.producer,
+            outbox=outbox,
+            state=self.state,
+            hostname="greenq@rig",
+            events=self.events,
+        )
+        self.pool = Pool(size, self.executor)
+        self.tasks = Tasks(
+            config=self.app.config.task,
+            transport=self.app.transport,
+            registry=self.app.tasks,
+            intake=intake,
+            outbox=outbox,
+            pool=self.pool,
+            timer=self.timer,
+            state=self.state,
+            hostname="greenq@rig",
+            left_behind=bool,
+            events=self.events,
+            rate_limits=rate_limits,
+        )
+        self.tasks._taken_s = time.monotonic()
+        self._tags = 0
+
+    def task(self, name: str, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+        """Register a task."""
+        return self.app.task(name=name, **options)
+
+    def delivery(
+        self, name: str, task_id: str, *args: Any, tag: str | None = None, **options: Any
+    ) -> Delivery:
+        """Make a reserved message."""
+        self._tags += 1
+        prepared = self.app.producer.prepare(name, args, {}, options | {"task_id": task_id})
+        tag = f"rig:{self._tags}" if tag is None else tag
+        return Delivery(tag, "celery", prepared["text"].encode())
+
+    def give(self, name: str, task_id: str, *args: Any, **options: Any) -> Delivery:
+        """Have Tasks admit one message."""
+        return self.give_all([self.delivery(name, task_id, *args, **options)])[0]
+
+    def give_all(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
+        """Have Tasks admit messages, as one take brings them."""
+        given = list(deliveries)
+        for delivery in given:
+            self.tasks._receive(delivery)
+        settle()
+        return given
+
+    def running(self, task_id: str) -> Request:
+        """Return the request of a task that runs."""
+        (request,) = [each for each in self.pool.active if each.message.id == task_id]
+        return request
+
+    def expires_of(self, task_id: str) -> str:
+        """Return when a task that is held here expires."""
+        (message,) = [
+            each.message for each in self.state.reserved.values() if each.message.id == task_id
+        ]
+        assert message.expires is not None
+        return message.expires
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass for the timer, and what is due happen, in its order."""
+        end_s = self.clock.now_s + seconds
+        while (wait_s := self.timer.run_due()) is not None and self.clock.now_s + wait_s <= end_s:
+            self.clock.now_s += wait_s
+            settle()
+        self.clock.now_s = end_s
+        self.timer.run_due()
+        settle()
+
+
+def stamped(delivery: Delivery, **stamps: Any) -> Delivery:
+    """Return a message with stamps."""
+    unwrapped = envelope.unwrap(delivery.raw)
+    headers = unwrapped.headers | {"stamped_headers": list(stamps), "stamps": stamps}
+    text = envelope.wrap(
+        unwrapped.body,
+        content_type=unwrapped.content_type,
+        content_encoding=unwrapped.content_encoding,
+        headers=headers,
+        properties=unwrapped.properties,
+    )
+    return delivery._replace(raw=text.encode())

@@ -1,0 +1,214 @@
+"""What is published to a worker: heard by one thread, dealt with by another, in order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from greenq.ear import Ear
+from greenq.errors import AccessRefused
+from greenq.transport.client import Message
+
+
+class World:
+    """A connection and a hub that note what is asked of them."""
+
+    def __init__(self) -> None:
+        self.subscriptions: list[tuple[str, list[str], list[str]]] = []
+        self.published: list[Message] = []
+        self.refuses = False
+        self.sent_for: list[Callable[[], object]] = []
+        self.changes = 0
+        self.ear = Ear(self, changed=self._change)  # type: ignore[arg-type]
+
+    def _change(self) -> None:
+        self.changes += 1
+
+    # As a connection.
+    def subscribe(self, channels: list[str], patterns: list[str]) -> None:
+        self.subscriptions.append(("+", channels, patterns))
+        if self.refuses:
+            raise AccessRefused("not there")
+
+    def unsubscribe(self, channels: list[str], patterns: list[str]) -> None:
+        self.subscriptions.append(("-", channels, patterns))
+
+    def messages(self) -> list[Message]:
+        heard, self.published = self.published, []
+        return heard
+
+    # As a hub.
+    def spawn_soon(self, run: Callable[[], object], *, name: str) -> None:
+        assert name
+        self.sent_for.append(run)
+
+    def attend(self) -> bool:
+        return self.ear.attend(self)  # type: ignore[arg-type]
+
+    def move_hub(self) -> None:
+        for run in self.sent_for:
+            run()
+        self.sent_for.clear()
+
+
+def test_subscriptions_follow_what_is_listened_to() -> None:
+    world = World()
+    world.ear.listen("/0.celery.pidbox", print)
+    world.ear.listen("/0.celeryev/worker.*", print)
+    assert not world.ear.attentive
+
+    world.attend()
+    world.attend()
+    assert world.ear.attentive
+    world.ear.ignore("/0.celery.pidbox")
+    world.attend()
+
+    assert world.subscriptions == [
+        ("+", ["/0.celery.pidbox"], ["/0.celeryev/worker.*"]),
+        ("-", ["/0.celery.pidbox"], []),
+    ]
+    assert world.changes >= 3
+
+
+def test_a_new_connection_gets_all_subscriptions_again() -> None:
+    world = World()
+    world.ear.listen("channel", print)
+    world.attend()
+
+    world.ear.reconnected()
+    world.attend()
+
+    assert world.subscriptions == [("+", ["channel"], [])] * 2
+
+
+def test_what_may_not_be_listened_to_is_asked_for_once() -> None:
+    world = World()
+    world.refuses = True
+    world.ear.listen("channel", print)
+
+    with pytest.raises(AccessRefused):
+        world.attend()
+    world.attend()
+
+    assert len(world.subscriptions) == 1
+
+
+def test_messages_reach_their_handlers_in_order_even_when_one_fails(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.ERROR)
+    world, got = World(), []
+
+    def exact(data: bytes) -> None:
+        got.append(("exact", data))
+        raise RuntimeError("of the handler")
+
+    world.ear.listen("events/one", exact)
+    world.ear.listen("events/*", lambda data: got.append(("pattern", data)))
+    world.published = [
+        Message("events/one", b"1"),
+        Message("events/two", b"2"),
+        Message("others", b"3"),
+    ]
+
+    world.attend()
+    assert got == []
+    world.move_hub()
+
+    assert got == [("exact", b"1"), ("pattern", b"1"), ("pattern", b"2")]
+    assert "events/one" in caplog.text
+
+
+def test_a_handler_that_waits_is_not_overtaken() -> None:
+    world, got = World(), []
+
+    def handle(data: bytes) -> None:
+        got.append(data)
+        if data == b"1":
+            # As when the handler switches: the hub runs what came meanwhile.
+            world.published = [Message("channel", b"2")]
+            world.attend()
+            world.sent_for.pop()()
+            assert got == [b"1"]
+
+    world.ear.listen("channel", handle)
+    world.published = [Message("channel", b"1")]
+    world.attend()
+    world.move_hub()
+
+    assert got == [b"1", b"2"]
+
+
+class TestUrgent:
+    """What the thread answers while the hub does not."""
+
+    @pytest.fixture
+    def world(self, monkeypatch: pytest.MonkeyPatch) -> World:
+        world = World()
+        world.now_s = 100.0  # type: ignore[attr-defined]
+        monkeypatch.setattr("greenq.ear.time.monotonic", lambda: world.now_s)  # type: ignore[attr-defined]
+        self.handled: list[bytes] = []
+        self.answered: list[bytes] = []
+        self.offered: list[bytes] = []
+        world.ear.listen("channel", self.handled.append, urgent=self.urgent)
+        return world
+
+    def urgent(self, data: bytes) -> Callable[[Any], object] | None:
+        self.offered.append(data)
+        if data == b"ping":
+            return lambda _connection: self.answered.append(data)
+        return None
+
+    def hear(self, world: World, *texts: bytes) -> None:
+        world.published = [Message("channel", text) for text in texts]
+        assert world.attend()
+
+    def test_nothing_is_urgent_while_the_hub_moves(self, world: World) -> None:
+        self.hear(world, b"ping")
+        world.move_hub()
+
+        assert world.ear.oldest_s == float("inf")
+        world.ear.answer_urgent(world)  # type: ignore[arg-type]
+        assert (self.offered, self.handled) == ([], [b"ping"])
+
+    def test_a_blocked_hub_is_answered_for_and_the_rest_waits_for_it(self, world: World) -> None:
+        self.hear(world, b"stats", b"ping")
+        assert world.ear.oldest_s == 100.0
+
+        world.ear.answer_urgent(world)  # type: ignore[arg-type]
+        world.ear.answer_urgent(world)  # type: ignore[arg-type]
+
+        assert self.answered == [b"ping"]
+        # Each is looked at once.
+        assert self.offered == [b"stats", b"ping"]
+        assert world.ear.oldest_s == float("inf")
+        world.move_hub()
+        assert self.handled == [b"stats"]
+
+    def test_what_the_hub_has_begun_with_is_not_answered_twice(self, world: World) -> None:
+        self.hear(world, b"ping")
+        # The hub takes it between the thread's look and its answer.
+        original = self.urgent
+
+        def late(data: bytes) -> Callable[[Any], object] | None:
+            world.move_hub()
+            return original(data)
+
+        world.ear._letters[0].channel.urgent = late
+        world.ear.answer_urgent(world)  # type: ignore[arg-type]
+
+        assert (self.handled, self.answered) == ([b"ping"], [])
+
+
+def test_a_flood_keeps_the_newest() -> None:
+    world, got = World(), []
+    world.ear.listen("channel", got.append)
+    world.published = [Message("channel", b"%d" % number) for number in range(10_050)]
+
+    world.attend()
+    world.move_hub()
+
+    assert (len(got), got[-1]) == (10_000, b"10049")
