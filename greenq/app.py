@@ -400,7 +400,7 @@ class Greenq:
     def producer(self) -> Producer:
         """What writes and pushes messages, made on first use."""
         if self._producer is None:
-            self._producer = Producer(self.transport.broker, self.config.task)
+            self._producer = Producer(self.transport.broker, self.config.task, self.clock)
         return self._producer
 
     def close(self) -> None:

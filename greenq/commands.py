@@ -304,13 +304,13 @@ def hello(worker: Worker, from_node: str, revoked: object = None, **_ignored: An
 
 
 @inspect_command()
-def memsample(worker: Worker) -> str:  # noqa: ARG001
+def memsample(worker: Worker) -> str:
     """Return the memory in use, as text."""
     return _megabytes(_rss_bytes())
 
 
 @inspect_command(args=[("samples", int)], signature="[n_samples=10]")
-def memdump(worker: Worker, samples: int = 10, **_ignored: Any) -> str:  # noqa: ARG001
+def memdump(worker: Worker, samples: int = 10, **_ignored: Any) -> str:
     """Return the memory in use, its peak, and the most frequent types of objects."""
     peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     counted = Counter(type(each).__name__ for each in gc.get_objects())
@@ -322,10 +322,10 @@ def memdump(worker: Worker, samples: int = 10, **_ignored: Any) -> str:  # noqa:
 @inspect_command(args=[("num", int), ("max_depth", int), ("type", str)],
     signature="[object_type=Request] [num=200 [max_depth=10]]")  # fmt: skip
 def objgraph(
-    worker: Worker,  # noqa: ARG001
+    worker: Worker,
     num: int = 200,
     max_depth: int = 10,
-    type: str = "Request",  # noqa: A002
+    type: str = "Request",
 ) -> dict[str, object]:
     """Draw what refers to the objects of a type, in Graphviz's language, and return the file."""
     try:
@@ -673,8 +673,8 @@ def pool_restart(worker: Worker, **_ignored: Any) -> dict[str, object]:
 @control_command(args=[("max", int), ("min", int)], signature="[max [min]]")
 def autoscale(
     worker: Worker,
-    max: int | None = None,  # noqa: A002
-    min: int | None = None,  # noqa: A002
+    max: int | None = None,
+    min: int | None = None,
 ) -> dict[str, object]:
     """Change the limits of the autoscaler."""
     scaler = worker.autoscaler
@@ -714,9 +714,7 @@ def heartbeat(worker: Worker, **_ignored: Any) -> None:
 
 
 @control_command(signature="<id> <topic> [action]")
-def election(
-    worker: Worker, id: str, topic: str, action: object = None, **_ignored: Any  # noqa: A002
-) -> None:
+def election(worker: Worker, id: str, topic: str, action: object = None, **_ignored: Any) -> None:
     """Vote in an election."""
     if worker.gossip is not None:
         worker.gossip.elect(str(id), str(topic), action)
@@ -789,4 +787,3 @@ def drain(worker: Worker, on: bool = True) -> dict[str, object]:
     if not on:
         return _ok("takes tasks again")
     return _ok(f"draining: {worker.pool.running} tasks run")
-

@@ -170,7 +170,9 @@ class Ear:
                 try:
                     letter.channel.handle(letter.data)
                 except Exception:
-                    _log.exception("what came on channel %s was not dealt with", letter.channel.name)
+                    _log.exception(
+                        "what came on channel %s was not dealt with", letter.channel.name
+                    )
         finally:
             self._busy = False
 

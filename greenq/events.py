@@ -10,6 +10,8 @@ Events come from anybody who may publish on the server: nothing in them is belie
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -19,7 +21,13 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 from greenq.errors import AccessRefused, OperationalError, ProtocolError
 from greenq.outage import Outage
 from greenq.protocol import states
-from greenq.protocol.event import EXCHANGE, SILENT_INTERVALS, read_events, utcoffset
+from greenq.protocol.event import (
+    EXCHANGE,
+    SILENT_INTERVALS,
+    EventWriter,
+    read_events,
+    routing_key,
+)
 from greenq.protocol.serialize import accepted
 from greenq.transport.mailbox import Mailbox
 
@@ -69,8 +77,6 @@ class Events:
         handlers: Mapping[str, Handler] | None = None,
         routing_key: str = "#",
         clock: LamportClock | None = None,
-        *,
-        localize: bool = True,
     ) -> Receiver:
         """Return a receiver; arguments as of `greenq.events.Receiver`."""
         app = self._app
@@ -82,8 +88,26 @@ class Events:
             handlers,
             routing_key=routing_key,
             accept=("json", *accept),
-            localize=localize,
         )
+
+    def send(self, kind: str, *, hostname: str | None = None, **fields: Any) -> None:
+        """Publish an event of the program's own, at once. Switches: yes.
+
+        Args:
+            kind: its type, such as ``task-progress``; those that begin with ``task-`` are told of
+                the task that their field ``uuid`` names.
+            hostname: who tells; None is this process, ``gen<pid>@<host>``.
+            fields: whatever has a form in JSON.
+
+        Raises:
+            EncodeError: a field has none.
+            OperationalError: the server could not be reached.
+        """
+        transport = self._app.transport
+        node = hostname or f"gen{os.getpid()}@{socket.gethostname()}"
+        writer = EventWriter(node, self._app.clock)
+        channel = transport.keys.fanout(EXCHANGE, routing_key(kind))
+        transport.client.call("PUBLISH", channel, writer.write(writer.stamp(kind, fields)))
 
     def State(  # noqa: N802  Celery's name
         self,
@@ -118,7 +142,6 @@ class Receiver:
         *,
         routing_key: str = "#",
         accept: Iterable[str] = ("json",),
-        localize: bool = True,
     ) -> None:
         """Prepare to hear; nothing is opened yet.
 
@@ -130,8 +153,6 @@ class Receiver:
             routing_key: ``#`` hears all, ``task.#`` those of tasks. Single kinds of task events are
                 no use: workers send them in batches, whose key is ``task.multi``.
             accept: serializers and content types of events.
-            localize: shift timestamps by the difference between the sender's and the own time zone,
-                as Celery does. They are unix times, which need none: without it they are right.
         """
         self.handlers = dict(handlers or {})
         self.should_stop = False
@@ -139,7 +160,6 @@ class Receiver:
         self._clock = clock
         self._accept = accepted(accept)
         self._pattern = keys.fanout(EXCHANGE, routing_key.replace("#", "*"))
-        self._localize = localize
         self._mailbox = Mailbox(client, keys, clock=clock)
         self._connection = client.connection(pushes=True)
         self._outage = Outage(_log)
@@ -261,14 +281,15 @@ class Receiver:
         return events
 
     def _complete(self, event: Event) -> None:
-        """Bring an event's clock and time in line with ours."""
+        """Bring an event's clock in line with ours.
+
+        Its timestamp is unix time and stays as it is. (Celery shifts it by the difference of the
+        time zones, which makes it wrong.)
+        """
         if event["type"] == "task-sent":
             # Clients take no part in the cluster's clock: theirs says nothing.
             event["clock"] = max(self._clock.value - 1, 0)
         self._clock.adjust(event["clock"])
-        offset = event.get("utcoffset")
-        if self._localize and _is_number(offset) and abs(offset) <= 24:
-            event["timestamp"] -= (offset - utcoffset()) * 3600
         event["local_received"] = time.time()
 
 
@@ -318,11 +339,6 @@ _TASK_FIELDS: dict[str, Callable[[object], bool]] = {
     "retries": _is_count,
     "runtime": _is_number,
 }
-
-# What a late task-received still tells: nobody else says it as well.
-_RECEIVED_FIELDS = frozenset(
-    ("name", "args", "kwargs", "parent_id", "root_id", "retries", "eta", "expires")
-)
 
 _TASK_STATES = {
     "sent": states.PENDING,
@@ -483,17 +499,12 @@ class Task:
         else:
             state = subject.upper()
         self.clock = max(self.clock, event["clock"])
-        wanted: Iterable[str] = _TASK_FIELDS
-        if self._is_late(state, timestamp):
-            wanted = _RECEIVED_FIELDS if state == states.RECEIVED else wanted
-        else:
+        if not self._is_late(state, timestamp):
             self.state, self.timestamp = state, timestamp
-        _take_over(self, event, wanted, _TASK_FIELDS)
+        _take_over(self, event, _TASK_FIELDS)
 
     def _is_late(self, state: str, timestamp: float) -> bool:
         """Tell whether something in that state must have happened before what is known."""
-        if self.state == states.RETRY:
-            return False
         if state == states.RETRY:
             # It comes after a start, and before the start of the next try; only the end is final.
             return self.ready and timestamp < (self.timestamp or 0.0)
@@ -605,7 +616,7 @@ class State:
     def _worker_event(self, subject: str, event: Event) -> tuple[Worker | Task, bool]:
         worker, is_new = self._worker(event)
         worker.heard(_heard_at(event))
-        _take_over(worker, event, _WORKER_FIELDS, _WORKER_FIELDS)
+        _take_over(worker, event, _WORKER_FIELDS)
         blocked = event.get("blocked")
         is_said = isinstance(blocked, dict) and _is_number(blocked.get("for_s"))
         worker.blocked = blocked if is_said else None
@@ -718,14 +729,11 @@ def _is_usable(event: Event) -> bool:
 
 
 def _take_over(
-    thing: Worker | Task,
-    event: Event,
-    wanted: Iterable[str],
-    rules: Mapping[str, Callable[[object], bool]],
+    thing: Worker | Task, event: Event, rules: Mapping[str, Callable[[object], bool]]
 ) -> None:
     """Set the attributes that an event has right values for."""
-    for name in wanted:
+    for name, is_right in rules.items():
         if name in event:
             value = event[name]
-            if rules[name](value) or (value is None and name != "freq"):
+            if is_right(value) or (value is None and name != "freq"):
                 setattr(thing, name, value)

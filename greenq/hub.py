@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 __all__ = [
-    "Event", "Greenlet", "Hub", "Lags", "NativeThread", "join_all", "patch", "run_all", "sleep", "spawn",
+    "Event", "Greenlet", "Hub", "Lags", "NativeThread", "join_all", "patch", "run_all", "sleep",
+    "spawn",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -142,8 +143,9 @@ class NativeThread:
         start_new_thread(self._main, ())
 
     def wait(self, timeout_s: float, descriptor: int = -1) -> bool:
-        """In the thread: wait so long, or for `wake`, `stop`, or a descriptor with something to
-        read; True when the thread is to end.
+        """In the thread: wait so long; True when the thread is to end.
+
+        `wake`, `stop`, and something to read from `descriptor` end the wait.
         """
         poll = gevent.monkey.get_original("select", "poll")()
         poll.register(self._reader, select.POLLIN)

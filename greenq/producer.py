@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
@@ -21,17 +22,23 @@ from greenq.errors import (
     Problem,
     ServerError,
 )
+from greenq.outage import Outage
 from greenq.protocol import envelope
-from greenq.protocol.ids import TaskIds, new_id
-from greenq.protocol.message import TaskMessage, encode, parse_time
+from greenq.protocol.clock import LamportClock
+from greenq.protocol.event import EXCHANGE, MULTI, EventWriter
+from greenq.protocol.ids import TaskIds, new_id, tag_of, tag_prefix
+from greenq.protocol.message import TaskMessage, encode, parse_time, saferepr
 from greenq.protocol.template import Template
 from greenq.routing import Router
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from greenq.config import RetryPolicy, TaskConfig
+    from greenq.protocol.event import Stamped
     from greenq.transport.broker import Broker
+
+_log = logging.getLogger(__name__)
 
 # One push of a bulk send ends at whichever is reached first. More messages would gain little, and
 # commands of many hundred KB cost more a message again, for memory that comes from the system.
@@ -138,14 +145,17 @@ class _Plan(NamedTuple):
     exchange: str | None
     routing_key: str | None
     policy: _Policy | None
+    message: TaskMessage
     template: Template
 
 
 class Producer:
     """Writes task messages and pushes them; shared by all threads and greenlets of an app."""
 
-    def __init__(self, broker: Broker, config: TaskConfig) -> None:
-        """Send through `broker` with the defaults of `config`."""
+    def __init__(
+        self, broker: Broker, config: TaskConfig, clock: LamportClock | None = None
+    ) -> None:
+        """Send through `broker` with the defaults of `config`; `clock` stamps events."""
         self._broker = broker
         self._config = config
         self._router = Router(config)
@@ -155,6 +165,10 @@ class Producer:
         self._reply_to = str(uuid.uuid4())
         # Made twice by two threads at once is harmless, so no lock.
         self._kept: dict[tuple[object, ...], _Plan] = {}
+        self._events: EventWriter | None = None
+        if config.task_send_sent_event:
+            self._events = EventWriter(self._origin, clock or LamportClock())
+        self._unheard = Outage(_log)
 
     def send(
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
@@ -168,6 +182,8 @@ class Producer:
         plan = self._plan(task, options)
         task_id, text = self._fill(plan, args, kwargs, options)
         self._push(plan, [text], f"task {task_id}", () if options.get("task_id") else (task_id,))
+        if self._events is not None:
+            self._tell([self._sent(plan, options, task_id, args, kwargs)])
         return task_id
 
     def send_many(
@@ -191,7 +207,14 @@ class Producer:
         sent = 0
         while True:
             plan = self._plan(task, options)
-            texts, error = _write_chunk(plan.template, waiting, options)
+            events: list[Stamped] = []
+
+            def note(*call: Any, plan: _Plan = plan, told: list[Stamped] = events) -> None:
+                told.append(self._sent(plan, options, *call))
+
+            texts, error = _write_chunk(
+                plan.template, waiting, options, note if self._events is not None else None
+            )
             chunk = ids[sent : sent + len(texts)]
             try:
                 if texts:
@@ -200,11 +223,45 @@ class Producer:
                 # An exchange may lead to several queues, the first of which may have got them.
                 unknown = chunk if plan.exchange or isinstance(exc, ConnectionLost) else ()
                 raise NotAllSent(task, ids[:sent], unknown, exc) from exc
+            self._tell(events)
             sent += len(texts)
             if error is not None:
                 raise NotAllSent(task, ids[:sent], (), error) from error
             if not texts:
                 return ids[:sent]
+
+    def _sent(
+        self, plan: _Plan, options: Mapping[str, Any], task_id: str, args: object, kwargs: object
+    ) -> Stamped:
+        """Return the event task-sent of one message."""
+        assert self._events is not None
+        message = plan.message
+        fields = {
+            "uuid": task_id,
+            "root_id": options.get("root_id") or task_id,
+            "parent_id": options.get("parent_id"),
+            "name": message.task,
+            "args": message.argsrepr or saferepr(args),
+            "kwargs": message.kwargsrepr or saferepr(kwargs),
+            "retries": message.retries,
+            "eta": message.eta,
+            "expires": message.expires,
+            "queue": plan.queue,
+            "exchange": plan.exchange or "",
+            "routing_key": plan.routing_key or plan.queue,
+        }
+        return self._events.stamp("task-sent", fields)
+
+    def _tell(self, events: Sequence[Stamped]) -> None:
+        """Publish events of tasks that have been sent; it is no error of theirs when that fails."""
+        if not events or self._events is None:
+            return
+        channel = self._broker.keys.fanout(EXCHANGE, MULTI)
+        try:
+            self._broker.client.call("PUBLISH", channel, self._events.write_batch(events))
+            self._unheard.over("events are published again")
+        except OperationalError as exc:
+            self._unheard.say("tasks were sent, but the events that tell of it were not", exc)
 
     def prepare(
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
@@ -219,14 +276,14 @@ class Producer:
         plan: _Plan, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> tuple[str, str]:
         """Return the id and the text of one message."""
-        tag = new_id()
+        new = new_id()
         # What was made for this push alone serves for both; a given id may come a second time.
-        task_id = options.get("task_id") or tag
+        task_id = options.get("task_id") or new
         text = plan.template.fill(
             task_id,
             args,
             kwargs,
-            delivery_tag=tag,
+            delivery_tag=tag_of(tag_prefix(time.time()), new),
             root_id=options.get("root_id"),
             parent_id=options.get("parent_id"),
         )
@@ -299,7 +356,7 @@ class Producer:
             **properties,
         )
         policy = self._policy(options)
-        return _Plan(queue, broadcast, priority, exchange, routing_key, policy, template)
+        return _Plan(queue, broadcast, priority, exchange, routing_key, policy, message, template)
 
     def _check_declared(self, task: str, queue: str) -> None:
         known = self._router.queues
@@ -337,7 +394,7 @@ class Producer:
                 exchange=exchange,
                 routing_key=routing_key or queue,
                 priority=priority,
-                delivery_tag=new_id(),
+                delivery_tag=tag_of(tag_prefix(time.time()), new_id()),
                 expiration=expiration,
                 **named,
             ),
@@ -464,18 +521,26 @@ def _write_chunk(
     template: Template,
     waiting: Iterator[tuple[str, tuple[Sequence[Any], Mapping[str, Any]]]],
     options: Mapping[str, Any],
+    note: Callable[[str, Any, Any], object] | None,
 ) -> tuple[list[str], Exception | None]:
-    """Write the messages of one push, and return what ended that early, if anything did."""
+    """Write the messages of one push, and return what ended that early, if anything did.
+
+    `note` is told id, args and kwargs of each.
+    """
     root_id, parent_id = options.get("root_id"), options.get("parent_id")
     texts: list[str] = []
     characters = 0
+    prefix = tag_prefix(time.time())
     ends_s = time.monotonic() + _CHUNK_S
     try:
         for task_id, (args, kwargs) in islice(waiting, _CHUNK_COUNT):
+            tag = tag_of(prefix, task_id)
             text = template.fill(
-                task_id, args, kwargs, delivery_tag=task_id, root_id=root_id, parent_id=parent_id
+                task_id, args, kwargs, delivery_tag=tag, root_id=root_id, parent_id=parent_id
             )
             texts.append(text)
+            if note is not None:
+                note(task_id, args, kwargs)
             characters += len(text)
             if characters >= _CHUNK_CHARACTERS or time.monotonic() >= ends_s:
                 break

@@ -45,25 +45,28 @@ def parse_rate(rate: str | float | None) -> float | None:
 
 
 class TokenBucket:
-    """At most one token, which comes back at a steady rate."""
+    """At most one token, which comes back at a steady rate.
+
+    Attributes:
+        every_s: seconds from taking it until it is back; may be changed.
+    """
 
     def __init__(self, a_second: float, clock: Callable[[], float] = time.monotonic) -> None:
         """Begin with a token."""
-        self._every_s = 1 / a_second
+        self.every_s = 1 / a_second
         self._clock = clock
-        self._next_s = -math.inf
+        self._taken_s = -math.inf
 
     def take(self) -> bool:
-        """Take the token; False if there is none yet."""
-        now_s = self._clock()
-        if now_s < self._next_s:
+        """Take the token; False if there is none."""
+        if self.wait_s() > 0:
             return False
-        self._next_s = now_s + self._every_s
+        self._taken_s = self._clock()
         return True
 
     def wait_s(self) -> float:
         """Return how long it takes until there is a token."""
-        return max(0.0, self._next_s - self._clock())
+        return max(0.0, self._taken_s + self.every_s - self._clock())
 
 
 class Line:
@@ -80,6 +83,7 @@ class Line:
         self._begin = begin
         self._waiting: deque[Request] = deque()
         self._entry: Entry | None = None
+        self._bucket: TokenBucket | None = None
         # When the last of those that were put aside may begin.
         self._aside_s = 0.0
         self._set(a_second)
@@ -114,15 +118,20 @@ class Line:
     def put_aside_s(self) -> float:
         """Return after how long one for which there is no place here may come back."""
         now_s = self._timer.clock()
-        self._aside_s = max(self._aside_s, now_s + len(self._waiting) * self._every_s)
-        self._aside_s += self._every_s
+        every_s = 0.0 if self._bucket is None else self._bucket.every_s
+        self._aside_s = max(self._aside_s, now_s + len(self._waiting) * every_s) + every_s
         return min(self._aside_s - now_s, _ASIDE_MOST_S)
 
     def _set(self, a_second: float | None) -> None:
         self._entry = None
-        self._bucket = None if a_second is None else TokenBucket(a_second, self._timer.clock)
-        self._every_s = 0.0 if a_second is None else 1 / a_second
         self._aside_s = 0.0
+        if a_second is None:
+            self._bucket = None
+        elif self._bucket is None:
+            self._bucket = TokenBucket(a_second, self._timer.clock)
+        else:
+            # The last one has begun when it has: a new rate is no new token.
+            self._bucket.every_s = 1 / a_second
 
     def _go_on(self) -> None:
         """Begin what may, and be called again for the next."""

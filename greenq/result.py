@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from greenq.errors import RemoteTraceback
 from greenq.protocol.states import FAILURE, PENDING, PROPAGATE_STATES, READY_STATES, SUCCESS
+from greenq.transport.mailbox import Mailbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -106,6 +107,20 @@ class AsyncResult(Generic[R]):
         return value
 
     wait = get
+
+    def revoke(self, *, terminate: bool = False, signal: str | None = None) -> None:
+        """Have no worker run the task; with `terminate`, end it where it runs.
+
+        Workers that are there hear it; who starts later learns it from them.
+
+        Args:
+            signal: a name for events to tell; greenlets get none.
+
+        Raises:
+            OperationalError: the server could not be reached.
+        """
+        arguments = {"task_id": self.id, "terminate": terminate, "signal": signal or "SIGTERM"}
+        Mailbox(self._transport.client, self._transport.keys).tell("revoke", arguments)
 
     def forget(self) -> None:
         """Delete the stored result."""

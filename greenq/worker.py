@@ -100,6 +100,9 @@ class Worker:
         self.app = app
         self.hostname = node_name(hostname)
         selected = select_queues(config.task, tuple(queues), tuple(exclude_queues))
+        if not selected:
+            reason = "no queue is left to take from: all of them are excluded"
+            raise ConfigError([Problem("exclude_queues", tuple(exclude_queues), reason)])
         self.queues = tuple(name for name in selected if isinstance(name, str))
         if config.worker.worker_direct:
             self.queues += (worker_direct(self.hostname),)
@@ -212,9 +215,7 @@ class Worker:
             )
         self.connection = Connection(self)
         ear, accept = self.watch.ear, accepted(config.task.accept_content)
-        self.mingle = (
-            Mingle(app.control.mailbox, self.state, self.hostname) if mingle else None
-        )
+        self.mingle = Mingle(app.control.mailbox, self.state, self.hostname) if mingle else None
         self.gossip: Gossip | None = None
         if gossip:
             self.gossip = Gossip(

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     """Show events until the time or the number of events is over, or SIGINT comes."""
     with opened(args) as app:
         # The times are shown as they are: unix times are the same in all time zones.
-        receiver = app.events.Receiver(localize=False)
+        receiver = app.events.Receiver()
         try:
             if args.json or args.dump or not _can_draw():
                 follow(receiver, Lines(as_json=args.json), args.timeout, args.limit)

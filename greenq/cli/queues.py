@@ -37,6 +37,7 @@ class Queue:
         dead: dead letters.
         consumers: nodes that take from it.
         paused: who has paused it and when, None if nobody has.
+        oldest_s: the age of the message that waits longest; None if nobody knows.
         change_per_s: by how much the waiting ones grow in a second; None with one look only.
     """
 
@@ -47,6 +48,7 @@ class Queue:
     dead: int = 0
     consumers: Sequence[str] = ()
     paused: Mapping[str, Any] | None = None
+    oldest_s: float | None = None
     change_per_s: float | None = None
 
     @property
@@ -64,6 +66,7 @@ class Queue:
             "dead": self.dead,
             "consumers": list(self.consumers),
             "paused": self.paused,
+            "oldest_s": None if self.oldest_s is None else round(self.oldest_s, 3),
         }
         if self.change_per_s is not None:
             shown["change_per_s"] = round(self.change_per_s, 2)
@@ -145,9 +148,13 @@ def app_queues(app: Greenq) -> list[str]:
 def look(app: Greenq, names: Iterable[str]) -> Look:
     """Count the messages of queues, as seen from the server alone."""
     broker = app.transport.broker
-    paused = broker.paused()
+    names = tuple(names)
+    paused, oldest, now = broker.paused(), broker.oldest(names), time.time()
     queues = {
-        name: from_counts(name, counts, paused.get(name))
+        name: replace(
+            from_counts(name, counts, paused.get(name)),
+            oldest_s=max(0.0, now - oldest[name]) if name in oldest else None,
+        )
         for name, counts in broker.depths(names).items()
     }
     return Look(time.monotonic(), queues)
@@ -216,7 +223,8 @@ def _show(seen: Look, args: argparse.Namespace) -> None:
 def headings(queues: Sequence[Queue]) -> tuple[str, ...]:
     """Return the columns' names; each priority step has one."""
     steps = [f"P{step}" for step in queues[0].depth] if queues else []
-    return ("QUEUE", "WAITING", *steps, "INBOX", "PARKED", "DEAD", "CONSUMERS", "CHANGE/S", "")
+    places = "INBOX", "PARKED", "DEAD", "OLDEST", "CONSUMERS", "CHANGE/S"
+    return ("QUEUE", "WAITING", *steps, *places, "")
 
 
 def row(queue: Queue) -> tuple[str, ...]:
@@ -229,6 +237,7 @@ def row(queue: Queue) -> tuple[str, ...]:
         show.number(queue.inbox),
         show.number(queue.parked),
         show.number(queue.dead),
+        "-" if queue.oldest_s is None else show.age(queue.oldest_s),
         show.number(len(queue.consumers)),
         "-" if change is None else f"{change:+,.1f}",
         _paused(queue.paused),

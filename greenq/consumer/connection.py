@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from greenq.bootsteps import StartStopStep
 from greenq.errors import TransportTimeout
-
 from greenq.transport.intake import Delivery
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ class Connection(StartStopStep):
             # Without it nobody would know whose the messages are if this worker died.
             raise watch.problem or TransportTimeout("the lease could not be written")
         transport.broker.declare(worker.queues)
+        worker.look_for_pauses()
         for queue in worker.broadcasts:
             watch.ear.listen(self._channel(queue.name), partial(self._receive, queue.name))
         _log.info("Connected to %s", transport.broker_address)
@@ -53,7 +53,7 @@ class Connection(StartStopStep):
             self._worker.watch.ear.ignore(self._channel(queue.name))
 
     def _channel(self, queue: str) -> str:
-        """Return where a broadcast queue's messages are published: under the default queue's key."""
+        """Return where a broadcast queue is published: under the default queue's key."""
         app = self._worker.app
         return app.transport.keys.fanout(queue, app.config.task.task_default_queue)
 

@@ -105,8 +105,10 @@ class Control(StartStopStep):
             return panel.run(request.method, self._worker, request.arguments)
         except Exception as exc:
             # The boundary to commands, users' ones included: the asker is told.
-            level = logging.WARNING if isinstance(exc, LookupError | TypeError | ValueError) else (
-                logging.ERROR
+            level = (
+                logging.WARNING
+                if isinstance(exc, LookupError | TypeError | ValueError)
+                else (logging.ERROR)
             )
             _log.log(level, "control command %s failed: %r", request.method, exc,
                 exc_info=level == logging.ERROR)  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import count
 
-
 # A number beyond this is none that a cluster has counted up to, and is not followed.
 _MOST = 1 << 53
 

@@ -297,4 +297,5 @@ def _text(event: Stamped) -> bytes:
         return _encode(event)
     except ValueError:
         # Half of a surrogate pair, in a text that came from elsewhere.
-        return json_dumps(event if isinstance(event, dict) else msgspec.structs.asdict(event)).encode()
+        fields = event if isinstance(event, dict) else msgspec.structs.asdict(event)
+        return json_dumps(fields).encode()

@@ -1,9 +1,14 @@
-"""Ids of tasks: random UUIDs as text, one by one, or any number out of a few random bytes."""
+"""Ids of tasks: random UUIDs as text, one by one, or any number out of a few random bytes.
+
+And delivery tags, which are such ids with the time of their sending in front (UUID version 7): so a
+queue tells how old its messages are.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from itertools import chain, count, islice
 from typing import TYPE_CHECKING, overload
@@ -12,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _BLOCK = 256
+_STAMPED = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 # The digit that holds a UUID's variant, made of a random one.
 _VARIANT = {f"{number:x}": "89ab"[number % 4] for number in range(16)}
 
@@ -19,6 +25,24 @@ _VARIANT = {f"{number:x}": "89ab"[number % 4] for number in range(16)}
 def new_id() -> str:
     """Make a random UUID, version 4, as text."""
     return _write(os.urandom(16).hex())[0]
+
+
+def tag_prefix(at_s: float) -> str:
+    """Return what the delivery tags of one moment, unix time, begin with."""
+    digits = f"{int(at_s * 1000):012x}"
+    return f"{digits[:8]}-{digits[8:12]}-7"
+
+
+def tag_of(prefix: str, new: str) -> str:
+    """Return a delivery tag made of `tag_prefix` and of an id that was made for this push."""
+    return prefix + new[15:]
+
+
+def sent_at(tag: str) -> float | None:
+    """Return the unix time in a delivery tag; None if it has none, as those that Celery makes."""
+    if not _STAMPED.fullmatch(tag):
+        return None
+    return int(tag[:8] + tag[9:13], 16) / 1000
 
 
 class TaskIds(Sequence[str]):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from greenq.errors import DecodeError
 from greenq.protocol import envelope
+from greenq.protocol.ids import sent_at
 from greenq.protocol.keys import binding_member, matching_queues
 from greenq.transport.client import load_script
 from greenq.transport.dead import write_letter
@@ -180,6 +181,26 @@ class Broker:
         counts = iter(self.client.pipeline(commands))
         return {queue: {place: next(counts) for place in places} for queue in names}
 
+    def oldest(self, queues: Iterable[str]) -> dict[str, float]:
+        """Return when the oldest message that waits in each queue was sent, unix time.
+
+        Without the queues that are empty, and those whose next messages do not tell: greenq's
+        senders write the time into the delivery tag, Celery's do not.
+        """
+        names = tuple(dict.fromkeys(queues))
+        commands: list[Command] = [
+            ("LINDEX", key, -1) for queue in names for key in self._lists([queue])
+        ]
+        lists = len(self._lists(names[:1]))
+        firsts = self.client.pipeline(commands) if commands else []
+        found: dict[str, float] = {}
+        for number, queue in enumerate(names):
+            firsts_of = firsts[number * lists : (number + 1) * lists]
+            moments = [at for raw in firsts_of if raw and (at := _sent_at(raw)) is not None]
+            if moments:
+                found[queue] = min(moments)
+        return found
+
     def pause(self, queue: str, by: str) -> None:
         """Have no greenq worker take from a queue, in the whole cluster, until `resume`.
 
@@ -277,6 +298,15 @@ class Broker:
             for queue in queues
             for key in (self.keys.inbox(queue), *self.keys.queue_steps(queue))
         ]
+
+
+def _sent_at(raw: bytes) -> float | None:
+    """Return when a message was sent, as its delivery tag tells."""
+    try:
+        tag = envelope.unwrap(raw).properties.get("delivery_tag")
+    except DecodeError:
+        return None
+    return sent_at(tag) if isinstance(tag, str) else None
 
 
 def _told(text: bytes) -> dict[str, Any]:

@@ -154,16 +154,22 @@ def test_routing_key_chooses_what_is_heard(app: Greenq, teller: Teller) -> None:
         assert [each["type"] for each in hear(receiver, 1)] == ["worker-heartbeat"]
 
 
-@pytest.mark.parametrize(("localize", "shift_s"), [(True, -7200), (False, 0)])
-def test_timestamps_are_shifted_as_celery_does_if_wanted(
-    app: Greenq, server: Server, monkeypatch: pytest.MonkeyPatch, localize: bool, shift_s: float
+def test_timestamps_stay_unix_time_whatever_the_time_zones(
+    app: Greenq, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greenq.protocol.event.utcoffset", lambda: 0.0)
-    monkeypatch.setattr("greenq.events.utcoffset", lambda: -2.0)
-    with opened(app.events.Receiver(localize=localize)) as receiver:
+    monkeypatch.setattr("greenq.protocol.event.utcoffset", lambda: -2.0)
+    with opened(app.events.Receiver()) as receiver:
         Teller(server).tell("worker-heartbeat")
         (event,) = hear(receiver, 1)
-    assert event["timestamp"] - event["local_received"] == pytest.approx(shift_s, abs=WAIT_S)
+    assert event["utcoffset"] == -2.0
+    assert event["timestamp"] == pytest.approx(event["local_received"], abs=WAIT_S)
+
+
+def test_a_programs_own_event_is_heard(app: Greenq) -> None:
+    with opened(app.events.Receiver(routing_key="task.#")) as receiver:
+        app.events.send("task-progress", hostname="w1@host", uuid="1", done=0.5)
+        (event,) = hear(receiver, 1)
+    assert (event["hostname"], event["uuid"], event["done"]) == ("w1@host", "1", 0.5)
 
 
 def test_task_sent_gets_the_receivers_clock(app: Greenq, teller: Teller) -> None:

@@ -66,7 +66,9 @@ class FakeOutbox(list[Any]):
 
 
 class FakeTask:
+    name = "proj.add"
     acks_late = True
+    rate_limit = None
 
 
 class Scene:

@@ -128,6 +128,8 @@ def test_state_follows_from_the_events_type(kind: str, expected: str) -> None:
         (("task-started", "task-retried"), "RETRY"),
         (("task-retried", "task-received"), "RECEIVED"),
         (("task-received", "task-retried", "task-started"), "STARTED"),
+        (("task-retried", "task-retried"), "RETRY"),
+        (("task-retried", "task-sent"), "RETRY"),
     ],
 )
 def test_stronger_state_stays(kinds: tuple[str, ...], expected: str) -> None:
@@ -406,6 +408,24 @@ def test_any_event_that_was_read_is_one_printable_line(events: list[dict[str, An
     lines = Lines()
     for each in filter(is_readable, events):
         assert lines.line(each).isprintable()
+
+
+HOSTILE = {
+    **{"uuid": "id\x1b[2J", "name": "name\r", "args": "args\n", "kwargs": "\ud800"},
+    **{"hostname": "w\x07@h", "result": "\x1b]0;title\x07\n", "extra\n": "\u202e"},
+}
+
+
+@pytest.mark.parametrize("kind", ["task-received", "task-succeeded", "task-\x1b", "worker-\n"])
+def test_nothing_in_a_line_moves_the_cursor(kind: str) -> None:
+    assert Lines().line(event(kind, **HOSTILE)).isprintable()
+
+
+@pytest.mark.parametrize("kind", ["task-received", "task-succeeded", "task-\x1b", "worker-\n"])
+def test_nothing_in_a_table_moves_the_cursor(kind: str) -> None:
+    state = State()
+    state.event(event(kind, **HOSTILE, sw_ident="\x1b[2J"))
+    assert drawn(state).replace("\n", "").isprintable()
 
 
 def is_readable(each: dict[str, Any]) -> bool:

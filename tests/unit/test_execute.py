@@ -10,6 +10,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from greenq import Task
 from greenq.errors import (
     Ignore,
     Reject,
@@ -471,7 +472,7 @@ def test_limits_of_a_task_that_has_ended_hit_nobody(rig: Rig) -> None:
 def test_limit_does_not_reach_the_hooks_after_the_run(rig: Rig) -> None:
     ended: list[str] = []
 
-    class Slow(type(rig.app.task(name="x")(lambda: None))):  # type: ignore[misc]
+    class Slow(Task[Any, Any]):
         def on_success(self, *_args: Any) -> None:
             gevent.sleep(3 * SOON_S)
             ended.append("hook")
@@ -487,12 +488,13 @@ def test_limit_does_not_reach_the_hooks_after_the_run(rig: Rig) -> None:
 
 
 def test_termination_does_not_reach_the_hooks_after_the_run(rig: Rig) -> None:
-    began, gate = Event(), Event()
+    began, gate, ended = Event(), Event(), Event()
 
-    class Slow(type(rig.app.task(name="x")(lambda: None))):  # type: ignore[misc]
+    class Slow(Task[Any, Any]):
         def on_success(self, *_args: Any) -> None:
             began.set()
             assert gate.wait(DEADLINE_S)
+            ended.set()
 
     rig.task("hooked", base=Slow)(lambda: "returned")
     rig.give("hooked", "a")
@@ -505,6 +507,7 @@ def test_termination_does_not_reach_the_hooks_after_the_run(rig: Rig) -> None:
     gate.set()
 
     assert wait_stored(rig) == [("a", "SUCCESS")]
+    assert ended.is_set()
     assert rig.events.kinds[2:] == ["task-succeeded"]
 
 
@@ -515,7 +518,8 @@ def test_nothing_of_a_limit_is_left_when_the_task_has_ended(rig: Rig) -> None:
 
     gc.collect()
 
-    assert [each for each in gc.get_objects() if isinstance(each, Interrupt)] == []
+    left = [each for each in gc.get_objects() if isinstance(each, Interrupt)]
+    assert [each for each in left if each._request.message.task == "quick"] == []
 
 
 def test_task_that_never_lets_the_loop_run_ends_as_it_ends(rig: Rig) -> None:

@@ -25,18 +25,18 @@ MAIL = from_counts(
 
 def test_queue_has_a_column_for_each_priority_step() -> None:
     assert headings([MAIL]) == (
-        *("QUEUE", "WAITING", "P0", "P3", "P6", "P9", "INBOX", "PARKED", "DEAD", "CONSUMERS"),
-        *("CHANGE/S", ""),
+        *("QUEUE", "WAITING", "P0", "P3", "P6", "P9", "INBOX", "PARKED", "DEAD"),
+        *("OLDEST", "CONSUMERS", "CHANGE/S", ""),
     )
     assert row(MAIL) == (
-        *("mail", "1,013", "10", "0", "2", "1,000", "1", "5", "2", "0", "-", "paused by me@h"),
+        *("mail", "1,013", "10", "0", "2", "1,000", "1", "5", "2", "-", "0", "-", "paused by me@h"),
     )
     assert len(row(MAIL)) == len(headings([MAIL]))
 
 
 def test_queue_that_nobody_paused_says_nothing() -> None:
-    assert row(Queue("q", {0: 0}, change_per_s=-1.25)) == (
-        *("q", "0", "0", "0", "0", "0", "0", "-1.2", ""),
+    assert row(Queue("q", {0: 0}, change_per_s=-1.25, oldest_s=125.0)) == (
+        *("q", "0", "0", "0", "0", "0", "2m", "0", "-1.2", ""),
     )
 
 
@@ -49,6 +49,7 @@ def test_json_of_a_queue_has_all_of_it() -> None:
         "dead": 2,
         "consumers": [],
         "paused": {"by": "me@h"},
+        "oldest_s": None,
     }
     assert Queue("q", change_per_s=2.0).as_json()["change_per_s"] == 2.0
 

@@ -7,8 +7,10 @@ import uuid
 from itertools import islice
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from greenq.protocol.ids import TaskIds, new_id
+from greenq.protocol.ids import TaskIds, new_id, sent_at, tag_of, tag_prefix
 
 KEY = bytes(range(16))
 # Across the border between two of the blocks in which they are computed.
@@ -66,3 +68,23 @@ def test_any_number_of_ids_takes_no_memory() -> None:
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_delivery_tag_tells_when_it_was_sent() -> None:
+    tag = tag_of(tag_prefix(1795220639.9652), new_id())
+
+    assert sent_at(tag) == 1795220639.965
+    assert uuid.UUID(tag).version == 7
+
+
+def test_tags_of_one_moment_differ_as_their_ids_do() -> None:
+    prefix = tag_prefix(1795220639.9652)
+    tags = {tag_of(prefix, new) for new in TaskIds()[:10_000]}
+
+    assert len(tags) == 10_000
+    assert {uuid.UUID(tag).variant for tag in tags} == {uuid.RFC_4122}
+
+
+@given(st.text() | st.builds(lambda: str(uuid.uuid4())))
+def test_other_tags_tell_no_time(tag: str) -> None:
+    assert sent_at(tag) is None
