@@ -40,12 +40,16 @@ if TYPE_CHECKING:
     from greenq.worker import Worker
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
+Item = TypeVar("Item")
 
 NO_REPLY: Final = object()
 """Returned by a command that is never answered."""
 
 # A list in a reply is no longer than this unless a longer one is asked for.
 _PAGE = 1000
+
+# No timer can be set to more than all numbers; thirty years are as good as no limit.
+_MOST_TIME_LIMIT_S = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,9 +365,8 @@ def active(worker: Worker, safe: bool = False, **_ignored: Any) -> list[dict[str
 def reserved(
     worker: Worker, limit: int = _PAGE, offset: int = 0, **_ignored: Any
 ) -> list[dict[str, object]]:
-    """List the tasks that are held and do not run, ETAs included, a page of them."""
-    page = worker.tasks.waiting()[int(offset) : int(offset) + int(limit)]
-    return [_info(worker, request) for request in page]
+    """List the tasks that wait here for their rate limit or for a slot, a page of them."""
+    return [_info(worker, request) for request in _page(worker.tasks.waiting(), limit, offset)]
 
 
 @inspect_command(alias="dump_schedule")
@@ -371,11 +374,22 @@ def scheduled(
     worker: Worker, limit: int = _PAGE, offset: int = 0, **_ignored: Any
 ) -> list[dict[str, object]]:
     """List the tasks that wait here for their ETA, the next one first, a page of them."""
-    page = worker.tasks.scheduled()[int(offset) : int(offset) + int(limit)]
     return [
         {"eta": eta.isoformat(), "priority": 6, "request": _info(worker, request)}
-        for eta, request in page
+        for eta, request in _page(worker.tasks.scheduled(), limit, offset)
     ]
+
+
+def _page(listed: list[Item], limit: int, offset: int) -> list[Item]:
+    """Return so many from an offset on.
+
+    Raises:
+        ValueError: one of them is no number, or below zero.
+    """
+    limit, offset = int(limit), int(offset)
+    if limit < 0 or offset < 0:
+        raise ValueError(f"limit and offset are no negative numbers: {limit}, {offset}")
+    return listed[offset : offset + limit]
 
 
 @inspect_command(args=[("ids", str)], signature="[id1 [id2 [... [idN]]]]")
@@ -566,8 +580,8 @@ def time_limit(
         return _error("unknown task")
     limits = {"hard": hard, "soft": soft}
     for name, limit in limits.items():
-        number = isinstance(limit, int | float) and limit > 0
-        if limit is not None and not number:
+        is_right = type(limit) in (int, float) and 0 < limit < _MOST_TIME_LIMIT_S
+        if limit is not None and not is_right:
             raise ValueError(f"the {name} time limit is a number of seconds, not {limit!r}")
     task = worker.app.tasks[task_name]
     task.soft_time_limit, task.time_limit = soft, hard

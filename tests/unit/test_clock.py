@@ -87,6 +87,7 @@ class Scene:
             blocking_task=lambda _: None,
             held=lambda: (set(), 1),
             look=lambda: None,
+            paused=lambda _: None,
         )
         watch._renew()
         self.pool, self.timer, self.outbox = FakePool(), Timer(clock=lambda: 0.0), FakeOutbox()
