@@ -580,8 +580,9 @@ def time_limit(
         return _error("unknown task")
     limits = {"hard": hard, "soft": soft}
     for name, limit in limits.items():
-        is_right = type(limit) in (int, float) and 0 < limit < _MOST_TIME_LIMIT_S
-        if limit is not None and not is_right:
+        if limit is None:
+            continue
+        if type(limit) not in (int, float) or not 0 < limit < _MOST_TIME_LIMIT_S:
             raise ValueError(f"the {name} time limit is a number of seconds, not {limit!r}")
     task = worker.app.tasks[task_name]
     task.soft_time_limit, task.time_limit = soft, hard
@@ -747,7 +748,9 @@ def shutdown(worker: Worker, msg: str = "Got shutdown from remote", **_ignored: 
 @inspect_command(args=[("limit", int)], signature="[limit=100]")
 def greenlets(worker: Worker, limit: int = 100) -> dict[str, Any]:
     """Tell of every running task what it waits on; of the oldest, age, time in the hub, stack."""
-    return describe(worker.pool.active, limit=int(limit), now=time.monotonic())
+    hub_s_of = worker.pool.hub_time.hub_s_of
+    now = time.monotonic()
+    return describe(worker.pool.active, limit=int(limit), now=now, hub_s_of=hub_s_of)
 
 
 @inspect_command()

@@ -13,6 +13,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from greenq.errors import OperationalError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -140,15 +142,27 @@ class Ear:
         return min(waiting, default=math.inf)
 
     def answer_urgent(self, connection: Connection) -> None:
-        """Answer what waits for the hub, as far as that can be done without it."""
+        """Answer what waits for the hub, as far as that can be done without it.
+
+        Raises:
+            OperationalError: the connection is lost, or this user may not answer.
+        """
         for letter in list(self._letters):
-            if letter.offered:
-                continue
-            letter.offered = True
-            assert letter.channel.urgent is not None
+            if not letter.offered:
+                letter.offered = True
+                self._answer(letter, connection)
+
+    def _answer(self, letter: _Letter, connection: Connection) -> None:
+        assert letter.channel.urgent is not None
+        try:
             answer = letter.channel.urgent(letter.data)
             if answer is not None and self._withdraw(letter):
                 answer(connection)
+        except OperationalError:
+            raise
+        except Exception:
+            # It must not cost the worker the thread that keeps its lease.
+            _log.exception("what came on channel %s was not answered", letter.channel.name)
 
     def _withdraw(self, letter: _Letter) -> bool:
         """Take a letter from the hub; False if that has begun with it."""

@@ -16,6 +16,7 @@ from gevent.hub import Waiter
 from greenq.bootsteps import StartStopStep
 from greenq.errors import TaskRevokedError, TaskTerminated
 from greenq.hub import Event
+from greenq.hubtime import HubTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +35,7 @@ AGAIN_S = 0.5
 _FINALLY_S = 1.0
 
 
-class _Lasting(gevent.Greenlet):  # type: ignore[type-arg]  # the class itself is not generic
+class Lasting(gevent.Greenlet):  # type: ignore[type-arg]  # the class itself is not generic
     """A greenlet of the pool, and the request that it runs at the moment."""
 
     __slots__ = ("request",)
@@ -90,7 +91,7 @@ class Interrupt:
 def _interrupted() -> Any:
     """Return what a timeout that is started here interrupts: the request, not the next one too."""
     current = gevent.getcurrent()
-    request = current.request if type(current) is _Lasting else None
+    request = current.request if type(current) is Lasting else None
     return current if request is None else request
 
 
@@ -146,7 +147,9 @@ class Pool(StartStopStep):
         self._multiplier = prefetch_multiplier
         self._grace_s = grace_s
         self.abandoned = abandoned
-        self._greenlets = gevent.pool.Pool(greenlet_class=_Lasting)
+        self._greenlets = gevent.pool.Pool(greenlet_class=Lasting)
+        # How long each running request has held the hub.
+        self.hub_time = HubTime(Lasting)
         # gevent asks there which greenlet a timeout is to interrupt.
         gevent.timeout.getcurrent = _interrupted  # type: ignore[attr-defined]
         self._loop = gevent.get_hub().loop
@@ -226,6 +229,10 @@ class Pool(StartStopStep):
         elif request.in_code:
             Interrupt(request, terminated, 0.0, again_s=_FINALLY_S)
 
+    def start(self) -> None:
+        """Begin to count how long each request holds the hub."""
+        self.hub_time.start()
+
     def stop(self) -> None:
         """Wait for what runs, for the grace time or until `hurry`; end the rest. Switches: yes."""
         if self.active or self._waiting:
@@ -246,6 +253,7 @@ class Pool(StartStopStep):
         self._ending = True
         if self.active:
             self.abandoned(list(self.active))
+        self.hub_time.stop()
         # Each one's code sees GreenletExit and has a moment for its `finally` blocks.
         self._greenlets.kill(timeout=1.0)
 
@@ -270,7 +278,7 @@ class Pool(StartStopStep):
 
     def _work(self) -> None:
         """Run requests, rest when there are none; end with the pool or when it has shrunk."""
-        me = cast("_Lasting", gevent.getcurrent())
+        me = cast("Lasting", gevent.getcurrent())
         me.request = None
         turn, began_s = None, 0.0
         while True:
@@ -294,7 +302,7 @@ class Pool(StartStopStep):
             me.gr_context = None
             self._rest()
 
-    def _run_next(self, me: _Lasting) -> None:
+    def _run_next(self, me: Lasting) -> None:
         request = self._waiting.popleft()
         request.greenlet, me.request = me, request
         self.active.add(request)

@@ -29,12 +29,13 @@ class Request:
         taken_s: monotonic time just before it was taken.
         greenlet: that which runs it, None before and after.
         started_s: monotonic time of the start, None until then.
+        hub_s: seconds for which its greenlet has held the hub, as far as they are counted.
         in_code: True while the task's own code runs, None before and False after.
         killed: what was thrown into that to end it, or will be when it begins; None for nothing.
     """
 
     __slots__ = (
-        "acks_late", "delivery", "greenlet", "in_code", "killed", "message", "settled",
+        "acks_late", "delivery", "greenlet", "hub_s", "in_code", "killed", "message", "settled",
         "started_s", "taken_s", "task",
     )  # fmt: skip
 
@@ -55,6 +56,7 @@ class Request:
         self.taken_s = taken_s
         self.greenlet: Greenlet | None = None
         self.started_s: float | None = None
+        self.hub_s = 0.0
         self.in_code: bool | None = None
         self.killed: TaskTerminated | None = None
         self.settled = False

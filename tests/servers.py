@@ -302,12 +302,17 @@ def celery_worker(
     settings: Mapping[str, Any] | None = None,
     pool: str = "threads",
     concurrency: int = 8,
+    alone: bool = True,
 ) -> Iterator[Process]:
-    """Run ``celery worker``, of an app in tests/apps, from ready to stopped."""
+    """Run ``celery worker``, of an app in tests/apps, from ready to stopped.
+
+    Unless it is to live `alone`, it speaks with the other workers: mingle and gossip.
+    """
     with tempfile.TemporaryDirectory(prefix="greenq-test-") as folder:
         command = [
             *(sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO"),
-            *("-P", pool, "-c", str(concurrency), "--without-mingle", "--without-gossip"),
+            *("-P", pool, "-c", str(concurrency)),
+            *(("--without-mingle", "--without-gossip") if alone else ()),
             *options,
         ]
         # Celery refuses pickle to the superuser otherwise, whom containers often run tests as.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict, deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from greenq.cli import queues, show, status
+from greenq.cli import show, status
+from greenq.cli.queues import Look as QueuesLook
+from greenq.cli.queues import change_per_s
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from greenq.cli.queues import Queue
-
-_BLOCKS: Final = "▁▂▃▄▅▆▇█"
 
 # Looks that the charts remember: more than the widest terminal shows.
 _HISTORY: Final = 400
@@ -37,6 +38,9 @@ _RUNNING: Final = 50_000
 
 KINDS: Final = ("received", "started", "succeeded", "failed", "retried", "revoked", "rejected")
 """What happens to tasks, in the words of their events."""
+
+# What a reply or an event may tell in seconds: beyond that it is nonsense.
+_MOST_S: Final = 1e12
 
 _ENDS: Final = frozenset({"succeeded", "failed", "revoked", "rejected"})
 
@@ -75,7 +79,7 @@ class Look:
     statuses: Mapping[str, Any] = field(default_factory=dict)
     foreign: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     hubs: Mapping[str, Any] = field(default_factory=dict)
-    queues: Mapping[str, Queue] = field(default_factory=dict)
+    queues: QueuesLook = field(default_factory=lambda: QueuesLook(0.0, {}))
     greenlets: Greenlets | None = None
     trouble: str | None = None
 
@@ -115,9 +119,7 @@ class Worker:
 
     def as_json(self) -> dict[str, Any]:
         """Return all but the name."""
-        return {
-            name: getattr(self, name) for name in self.__dataclass_fields__ if name != "node"
-        }
+        return {each.name: getattr(self, each.name) for each in fields(self)[1:]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,24 +270,231 @@ class Model:
 
     def picture(self) -> Picture:
         """Return what is to be shown."""
-        last = self._looks[-1] if self._looks else Look(at_s=0.0)
+        workers, last_s = self._workers, self._looks[-1].at_s if self._looks else 0.0
         tasks = self._tally.tasks()
         return Picture(
-            workers=[self._workers[node].shown(last.at_s) for node in sorted(self._workers)],
-            queues=self._queues(last),
+            workers=[workers[node].shown(last_s) for node in sorted(workers)],
+            queues=self._queues(),
             tasks=tasks,
-            all_tasks=self._tally.all() if tasks else None,
+            all_tasks=self._tally.total() if tasks else None,
             points=list(self._points),
             greenlets=self._greenlets,
             trouble=self._trouble,
         )
 
-    def _queues(self, last: Look) -> list[Queue]:
-        before, now = (
-            queues.Look(each.at_s, each.queues) for each in (self._looks or (last,))[:1] + [last]
-        ) if False else self._ends(last)
+    def _queues(self) -> list[Queue]:
+        if not self._looks:
+            return []
+        before, now = self._looks[0].queues, self._looks[-1].queues
         found = [
-            replace(queue, change_per_s=queues.change_per_s(before, now, name))
-            for name, queue in last.queues.items()
+            replace(queue, change_per_s=change_per_s(before, now, name))
+            for name, queue in now.queues.items()
         ]
         return sorted(found, key=lambda queue: (-queue.waiting, queue.name))
+
+    def _point(self, look: Look) -> Point:
+        there = [each for each in self._workers.values() if each.seen_s == look.at_s]
+        workers = [each.shown(look.at_s) for each in there]
+        return Point(
+            running=sum(each.running or 0 for each in workers),
+            size=sum(each.size or 0 for each in workers),
+            depth=sum(queue.waiting for queue in look.queues.queues.values()),
+            per_s=sum(each.last_per_s for each in there),
+            lag_s=max((each.lag_s or 0.0 for each in workers), default=0.0),
+        )
+
+
+class _Worker:
+    """What is remembered of a worker."""
+
+    def __init__(self, node: str) -> None:
+        self.seen_s = 0.0
+        self._node = node
+        self._reply: Any = None
+        self._hub: Any = None
+        self._ours = True
+        self._processed: deque[tuple[float, int]] = deque(maxlen=_RATE_LOOKS + 1)
+        self._lags: deque[Mapping[float, int]] = deque(maxlen=_LAG_LOOKS + 1)
+
+    def look(self, at_s: float, reply: Any, hub: Any, *, ours: bool) -> None:
+        """Take note of its replies."""
+        self.seen_s, self._reply, self._hub, self._ours = at_s, reply, hub, ours
+        processed = _count(show.part(reply, "processed"))
+        if processed is not None:
+            if self._processed and processed < self._processed[-1][1]:
+                # It has begun anew.
+                self._processed.clear()
+                self._lags.clear()
+            self._processed.append((at_s, processed))
+        lags = _buckets(hub)
+        if lags:
+            self._lags.append(lags)
+
+    @property
+    def last_per_s(self) -> float:
+        """Tasks a second between the last two looks."""
+        return _per_s(*list(self._processed)[-2:]) or 0.0
+
+    def shown(self, now_s: float) -> Worker:
+        """Return its line."""
+        counts = {
+            name: _count(show.part(self._reply, name))
+            for name in ("size", "waiting", "processed")
+        }
+        word, details = status.state(self._reply)
+        silent_s = now_s - self.seen_s
+        if silent_s > 0:
+            word, details = "silent", f"no reply for {show.age(silent_s)}"
+        return Worker(
+            node=self._node,
+            state=word,
+            details=details,
+            ours=self._ours,
+            running=_count(show.part(self._reply, "active")),
+            per_s=_per_s(self._processed[0], self._processed[-1]) if self._processed else None,
+            lag_s=_seconds(show.part(self._hub, "lag_s")),
+            lag_p99_s=self._lag_p99_s(),
+            uptime_s=_seconds(show.part(self._reply, "uptime")),
+            **counts,
+        )
+
+    def _lag_p99_s(self) -> float | None:
+        if not self._lags:
+            return None
+        first, last = self._lags[0], self._lags[-1]
+        recent = {upper_s: count - first.get(upper_s, 0) for upper_s, count in last.items()}
+        # The first look knows only how it was since the worker began.
+        return quantile_s(recent if len(self._lags) > 1 else last, 0.99)
+
+
+def quantile_s(buckets: Mapping[float, int], share: float) -> float | None:
+    """Return the upper end, in seconds, of the bucket that a share of all do not exceed."""
+    wanted, seen = share * sum(buckets.values()), 0
+    for upper_s in sorted(buckets):
+        seen += buckets[upper_s]
+        if 0 < wanted <= seen:
+            return upper_s
+    return None
+
+
+def _buckets(hub: Any) -> dict[float, int]:
+    """Read the histogram in a reply to the command hub; the last bucket ends at the largest."""
+    found = {}
+    told = show.part(hub, "lag", "buckets")
+    for pair in told if isinstance(told, list) else ():
+        if isinstance(pair, list) and len(pair) == 2:
+            upper, count = pair
+            upper_s = _seconds(show.part(hub, "lag", "max_s") if upper is None else upper)
+            if upper_s is not None:
+                found[upper_s] = _count(count) or 0
+    return found
+
+
+class Tally:
+    """Counts what events tell of tasks, by name and by what happened."""
+
+    def __init__(self) -> None:
+        """Begin at 0."""
+        self._counts: dict[str, Counter[str]] = {}
+        self._runtimes: dict[str, tuple[float, int]] = {}
+        self._names: OrderedDict[str, str] = OrderedDict()
+        self._marks: deque[tuple[float, dict[str, Counter[str]]]] = deque(maxlen=_RATE_LOOKS + 1)
+
+    def note(self, event: Mapping[str, Any]) -> None:
+        """Count an event, if it is one of a task."""
+        group, _, kind = str(event.get("type")).partition("-")
+        uuid = event.get("uuid")
+        if group != "task" or kind not in KINDS or not isinstance(uuid, str):
+            return
+        name = self._name(event, uuid, kind)
+        if name not in self._counts and len(self._counts) >= _NAMES:
+            name = _OTHERS
+        self._counts.setdefault(name, Counter())[kind] += 1
+        runtime_s = _seconds(event.get("runtime"))
+        if runtime_s is not None:
+            total_s, count = self._runtimes.get(name, (0.0, 0))
+            self._runtimes[name] = total_s + runtime_s, count + 1
+
+    def mark(self, at_s: float) -> None:
+        """Remember how far it has come: rates are counted between marks."""
+        counts = {name: counts.copy() for name, counts in self._counts.items()}
+        self._marks.append((at_s, counts))
+
+    def tasks(self) -> list[Task]:
+        """Return a line for each task, the busiest first."""
+        found = [self._task(name) for name in self._counts]
+        return sorted(found, key=lambda task: (*(-each for each in task.busy), task.name))
+
+    def total(self) -> Task:
+        """Return all of them as one line."""
+        tasks = self.tasks()
+        return Task(
+            name="all",
+            per_s={kind: sum(task.per_s[kind] for task in tasks) for kind in KINDS},
+            counts={kind: sum(task.counts[kind] for task in tasks) for kind in KINDS},
+        )
+
+    def _task(self, name: str) -> Task:
+        counts = self._counts[name]
+        before_s, before = self._marks[0] if self._marks else (0.0, {})
+        after_s, after = self._marks[-1] if self._marks else (0.0, {})
+        took_s = after_s - before_s
+        nothing: Counter[str] = Counter()
+        grown = after.get(name, nothing) - before.get(name, nothing)
+        total_s, ended = self._runtimes.get(name, (0.0, 0))
+        return Task(
+            name=name,
+            per_s={kind: grown[kind] / took_s if took_s > 0 else 0.0 for kind in KINDS},
+            counts={kind: counts[kind] for kind in KINDS},
+            runtime_s=total_s / ended if ended else None,
+        )
+
+    def _name(self, event: Mapping[str, Any], uuid: str, kind: str) -> str:
+        """Return the name of the task that an event is about, and remember it until its end."""
+        told = event.get("name")
+        name = told if isinstance(told, str) and told else self._names.get(uuid, _UNKNOWN)
+        if kind in _ENDS:
+            self._names.pop(uuid, None)
+        elif name != _UNKNOWN:
+            self._names[uuid] = name
+            if len(self._names) > _RUNNING:
+                self._names.popitem(last=False)
+        return name
+
+
+def _per_s(*points: tuple[float, int]) -> float | None:
+    """Return the growth from the first to the last of some counts, None if they are one."""
+    if not points or points[-1][0] <= points[0][0]:
+        return None
+    return (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def _seconds(value: object) -> float | None:
+    # Written so that NaN is none.
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _MOST_S:
+        return float(value)
+    return None
+
+
+# --- charts ---------------------------------------------------------------------------------------
+
+_BLOCKS: Final = " ▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float], width: int, rows: int = 1) -> list[str]:
+    """Draw the last values as lines of blocks, eight levels a row, the upper row first.
+
+    The largest is full, 0 the lowest level, and where there is no value yet there is nothing.
+    """
+    shown = values[-width:]
+    most = max(shown, default=0.0)
+    steps = rows * 8 - 1
+    levels = [1 + (math.ceil(value / most * steps) if most > 0 else 0) for value in shown]
+    return [
+        "".join(_BLOCKS[min(max(level - row * 8, 0), 8)] for level in levels).rjust(width)
+        for row in reversed(range(rows))
+    ]

@@ -87,7 +87,7 @@ class Control(StartStopStep):
         return request if request.is_for(self._hostname) else None
 
     def _answer(self, request: ControlRequest, connection: Connection | None) -> None:
-        _log.debug("control: %s(%s)", request.method, saferepr(request.arguments))
+        _log.debug("control: %.100s(%s)", request.method, saferepr(request.arguments))
         reply = self._carry_out(request)
         if request.reply_to is None or reply is NO_REPLY:
             return
@@ -110,6 +110,8 @@ class Control(StartStopStep):
                 if isinstance(exc, LookupError | TypeError | ValueError)
                 else (logging.ERROR)
             )
-            _log.log(level, "control command %s failed: %r", request.method, exc,
+            # Of a user's exception, not even the text is safe.
+            text = saferepr(exc)
+            _log.log(level, "control command %.100s failed: %s", request.method, text,
                 exc_info=level == logging.ERROR)  # fmt: skip
-            return {"error": repr(exc)}
+            return {"error": text}

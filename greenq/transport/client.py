@@ -166,6 +166,10 @@ class Connection:
             link.connect()
         except Exception as exc:
             raise _translate(exc, "connect", self._client.address, connecting=True) from exc
+        except BaseException:
+            # A kill in the middle of the handshake, whose answers would be the next caller's.
+            self.close()
+            raise
         finally:
             link.socket_connect_timeout, link.socket_timeout = limits
         if self.pushes:
@@ -312,6 +316,10 @@ class Connection:
         except Exception as exc:
             self.close()
             raise _translate(exc, str(commands[0][0]), self._client.address) from exc
+        except BaseException:
+            # A kill while half of it is written.
+            self.close()
+            raise
 
     def receive(self, name: str, *, push: bool = False, timeout_s: float | None = None) -> Any:
         """Read the next answer, or with `push` also the next push; `timeout_s` for this one.

@@ -67,7 +67,9 @@ def test_status_tells_how_the_worker_does(node: Node) -> None:
 
 def test_report_tells_software_and_settings_without_passwords() -> None:
     secret = "s3cret"
-    node = Node(settings={"broker_url": f"redis://me:{secret}@127.0.0.1:1/3", "timezone": "Asia/Tokyo"})
+    node = Node(
+        settings={"broker_url": f"redis://me:{secret}@127.0.0.1:1/3", "timezone": "Asia/Tokyo"}
+    )
 
     texts = [node.ask("report")["ok"], str(node.ask("conf")), str(node.ask("stats"))]
 
@@ -92,7 +94,9 @@ def test_stats_have_the_shape_that_monitors_know(node: Node) -> None:
 
     told = node.ask("stats")
 
-    assert {"total", "pid", "clock", "uptime", "pool", "broker", "prefetch_count", "rusage"} <= set(told)
+    assert {"total", "pid", "clock", "uptime", "pool", "broker", "prefetch_count", "rusage"} <= set(
+        told
+    )
     assert told["total"] == {"add": 1, "wait": 1}
     assert told["clock"].isdecimal()
     assert told["pool"]["max-concurrency"] == told["prefetch_count"] == 3
@@ -339,13 +343,13 @@ def test_rate_limit_is_changed(node: Node) -> None:
     assert len(node.ask("active")) == 2
 
 
-def test_a_wrong_rate_limit_is_refused(node: Node) -> None:
-    for rate in ("fast", "5/d", "-1/s", "nan", [5], {}):
-        told = node.ask("rate_limit", task_name="add", rate_limit=rate)
-        if rate:
-            assert told == {"error": f"Invalid rate limit string: {rate!r}"}
+@pytest.mark.parametrize("rate", ["fast", "5/d", "-1/s", "nan", [5], {"a": 1}, True], ids=str)
+def test_a_wrong_rate_limit_is_refused(node: Node, rate: object) -> None:
+    told = node.ask("rate_limit", task_name="add", rate_limit=rate)
+
+    assert told == {"error": f"Invalid rate limit string: {rate!r}"}
+    assert node.app.tasks["add"].rate_limit == "5/m"
     assert node.ask("rate_limit", task_name="nope", rate_limit=1) == {"error": "unknown task"}
-    assert node.app.tasks["add"].rate_limit in ("5/m", {})
 
 
 def test_time_limits_are_changed(node: Node) -> None:
@@ -360,7 +364,9 @@ def test_time_limits_are_changed(node: Node) -> None:
 
 
 @pytest.mark.parametrize(
-    "limit", ["5", 0, -1, [], {}, True, math.nan, math.inf, 10**400], ids=lambda limit: str(limit)[:5]
+    "limit",
+    ["5", 0, -1, [], {}, True, math.nan, math.inf, 10**400],
+    ids=lambda limit: str(limit)[:5],
 )
 @pytest.mark.parametrize("name", ["soft", "hard"])
 def test_what_is_no_time_limit_is_refused(node: Node, name: str, limit: object) -> None:

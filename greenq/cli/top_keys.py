@@ -1,0 +1,79 @@
+"""The keyboard of a terminal, key by key, for ``greenq top``."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import sys
+import termios
+import tty
+from typing import TYPE_CHECKING, Any, Final, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_READ_BYTES: Final = 1024
+
+_NAMED: Final = {
+    b"\x1b[A": "up", b"\x1bOA": "up", b"\x1b[D": "up", b"\x1bOD": "up",
+    b"\x1b[B": "down", b"\x1bOB": "down", b"\x1b[C": "down", b"\x1bOC": "down",
+    b"\x1b[Z": "up", b"\t": "down", b"\x1a": "suspend",
+}  # fmt: skip
+
+# A control sequence, or one more byte of a key that sends two, or any single byte.
+_KEY: Final = re.compile(rb"\x1b\[[0-9;]*[A-Za-z~]|\x1bO.|.", re.DOTALL)
+
+
+def read_keys(typed: bytes) -> list[str]:
+    """Return the keys in what a terminal has sent: a name, or the letter itself in lower case.
+
+    Those that are neither named nor letters are left out.
+    """
+    found = []
+    for key in _KEY.findall(typed):
+        if key in _NAMED:
+            found.append(_NAMED[key])
+        elif key.isalpha():
+            found.append(key.decode().lower())
+    return found
+
+
+class Keyboard:
+    """Gives each key at once and shows none of them, until it is left."""
+
+    def __init__(self) -> None:
+        """Read standard input, which must be a terminal."""
+        self._file = sys.stdin.fileno()
+        self._before: list[Any] = []
+
+    def __enter__(self) -> Self:
+        """Take the terminal over; Ctrl-Z becomes a key, so that it can be given back first."""
+        self._before = termios.tcgetattr(self._file)
+        tty.setcbreak(self._file, termios.TCSANOW)
+        ours = termios.tcgetattr(self._file)
+        ours[6][termios.VSUSP] = bytes([os.fpathconf(self._file, "PC_VDISABLE")])
+        termios.tcsetattr(self._file, termios.TCSANOW, ours)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the terminal back as it was, without what was typed and not read."""
+        termios.tcsetattr(self._file, termios.TCSAFLUSH, self._before)
+
+    def keys(self, timeout_s: float) -> list[str]:
+        """Return what was typed; wait for a key if nothing was.
+
+        Raises:
+            EOFError: the terminal is gone.
+        """
+        if not select.select([self._file], [], [], timeout_s)[0]:
+            return []
+        typed = os.read(self._file, _READ_BYTES)
+        if not typed:
+            raise EOFError("the terminal is gone")
+        return read_keys(typed)
