@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks import meter, proc
+from benchmarks import events, meter, proc
 from benchmarks.launch import run_client, workers
 from benchmarks.wire import Messages, chunks
 
@@ -105,8 +106,11 @@ class _Drain:
             self._await_ready(started)
             left = self._read(self._peer.left)
             done = self._read([self._peer.done])[0]
-            warm = self._fill("noop" if self._setup.results else "tally", (), self._peer.warm_up)
-            self._await(started, self._peer.warm_up, left, done)
+            with self._events(self._peer.warm_up):
+                warm = self._fill(
+                    "noop" if self._setup.results else "tally", (), self._peer.warm_up
+                )
+                self._await(started, self._peer.warm_up, left, done)
             self._check(started, warm, self._peer.warm_up, None)
             idle_mb = proc.rss_mb(started.pids)
             made = [self._measure(started, staged, count)]
@@ -120,6 +124,15 @@ class _Drain:
             "peak_mb": peak_mb,
             "in_flight_kb": (peak_mb - idle_mb) * 1024 / at_once,
         }
+
+    def _events(self, tasks: int) -> AbstractContextManager[None]:
+        """See that the events of so many tasks come, if there are to be any.
+
+        During the warm-up only, since a listener takes the server's time.
+        """
+        if self._setup.cluster != "events":
+            return nullcontext()
+        return events.told(self._client, events.A_TASK * tasks)
 
     def _await_ready(self, started: Workers) -> None:
         """Wait until all workers are up: none is busy with its start any more."""

@@ -90,8 +90,14 @@ class Results:
 
     def ratio(self, workload: str, ours: str, theirs: str, figure: str = "rate") -> Ratio:
         """Compare two contenders of one workload."""
-        mine = self._by_round(workload, ours, figure)
-        other = self._by_round(workload, theirs, figure)
+        return self._ratio((workload, ours), (workload, theirs), figure)
+
+    def own_ratio(self, one: str, other: str, contender: str, figure: str = "rate") -> Ratio:
+        """Compare a contender in one workload with itself in another."""
+        return self._ratio((one, contender), (other, contender), figure)
+
+    def _ratio(self, one: tuple[str, str], beside: tuple[str, str], figure: str) -> Ratio:
+        mine, other = self._by_round(*one, figure), self._by_round(*beside, figure)
         both = [mine[number] / other[number] for number in mine.keys() & other.keys()]
         value = statistics.median(mine.values()) / statistics.median(other.values())
         return Ratio(value, statistics.median(both) if both else value)

@@ -68,10 +68,8 @@ def _own(workload: str, figure: str) -> Callable[[Results], float]:
     return lambda results: results.median(workload, "greenq", figure)
 
 
-def _own_ratio(ours: str, theirs: str, figure: str) -> Callable[[Results], float]:
-    return lambda results: (
-        results.median(ours, "greenq", figure) / results.median(theirs, "greenq", figure)
-    )
+def _own_ratio(one: str, other: str, figure: str) -> Callable[[Results], Ratio]:
+    return lambda results: results.own_ratio(one, other, "greenq", figure)
 
 
 def _bytes_ratio(results: Results) -> float:
@@ -94,6 +92,7 @@ _LOAD = "Redis a task under load, results on"
 _SEND = "sending"
 _LATENCY = "idle latency, end to end"
 _IDLE = "idle worker"
+_PING = "ping of 3 workers"
 _FETCH = "HTTP GETs of 200 ms, 1,000 at once"
 _TIMES = "{:.2f} ×"
 _MANY_TIMES = "{:.1f} ×"
@@ -165,6 +164,24 @@ GOALS: Sequence[Goal] = (
     Goal("50,000 ETAs due together", "KB a waiting task", 1.5, _own("etas", "waiting_kb"), True),
     Goal("1,000,000 far ETAs", "MiB of worker memory", 10, _own("far-etas", "growth_mb"), True),
     Goal("1,000,000 far ETAs", "s late at p99", 1, _own("far-etas", "late_p99_s"), at_most=True),
+    Goal(
+        "no-op with results, events and heartbeats on",
+        "of its own rate without",
+        0.75,
+        _own_ratio("events", "no-events", "rate"),
+        form=_TIMES,
+    ),
+    Goal(_PING, "ms, p50", 50, _own("inspect", "p50_ms"), at_most=True, form="{:.1f}"),
+    Goal(_PING, "ms, worst of 20", 50, _own("inspect", "worst_ms"), at_most=True, form="{:.1f}"),
+    Goal(
+        f"{_PING}, one hub blocked",
+        "ms, worst of 20",
+        200,
+        _own("inspect-blocked", "worst_ms"),
+        at_most=True,
+        form="{:.1f}",
+    ),
+    Goal(_IDLE, "hears 50 others: % of a core", 2, _own("heartbeats", "cpu_percent"), at_most=True),
     Goal(
         "2 processes on 2 cores",
         "of one",

@@ -1,4 +1,7 @@
-"""What workers cost that have nothing to do, and what one message causes among many of them."""
+"""What workers cost that have nothing to do, and what one message causes among many of them.
+
+Also what they hear of each other then: heartbeats.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks import proc
+from benchmarks.events import Heartbeats
 from benchmarks.launch import workers
 from benchmarks.peer import Setup
 from benchmarks.wire import Messages
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
 _FLEET = 50
 _REST_S = 5.0
 _FLEET_IDLE_S = 6.0
+# Celery's interval, and greenq's.
+_BEAT_S = 2.0
+_QUIET_S = 10.0
 _BETWEEN_S = 0.5
 _DEADLINE_S = 120.0
 _POLL_S = 0.05
@@ -65,6 +72,49 @@ def fleet(server: Server, peer: Peer, messages: int) -> dict[str, float]:
     one = _cost(server, peer, messages, 1)
     many = _cost(server, peer, messages, _FLEET)
     return {"commands_of_one": one, "commands_of_many": many, "wakes": many / one}
+
+
+def heartbeats(server: Server, peer: Peer, seconds: int) -> dict[str, float]:
+    """Measure an idle worker that hears the heartbeats of 50 others for so long.
+
+    They are published from here; none of it runs in the worker's process.
+    """
+    with server.client() as client, workers(server, peer, Setup(concurrency=0)) as started:
+        _run_some(server, client, started, peer)
+        time.sleep(_REST_S)
+        idle = _Stretch(started)
+        time.sleep(_QUIET_S)
+        idle_percent = idle.percent()
+        beats = Heartbeats(client, _FLEET, _BEAT_S)
+        # Once round, so that it knows them all.
+        beats.send(_BEAT_S)
+        heard = _Stretch(started)
+        count = beats.send(seconds)
+        took_s, percent = heard.seconds(), heard.percent()
+        started.check_alive()
+    return {
+        "seconds": took_s,
+        "heartbeats_s": count / took_s,
+        "cpu_percent": percent,
+        "idle_cpu_percent": idle_percent,
+    }
+
+
+class _Stretch:
+    """A stretch of time of some workers, from now on."""
+
+    def __init__(self, started: Workers) -> None:
+        self._started = started
+        self._from_s = time.monotonic()
+        self._from_cpu_s = proc.precise_cpu_s(started.pids)
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._from_s
+
+    def percent(self) -> float:
+        """Return how much of one core they have used since."""
+        cpu_s = proc.precise_cpu_s(self._started.pids) - self._from_cpu_s
+        return 100 * cpu_s / self.seconds()
 
 
 class _Look(NamedTuple):

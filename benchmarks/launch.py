@@ -41,10 +41,13 @@ class Workers:
         variables = environments.variables(self.peer)
         variables |= Surroundings(server.url, setup, self.peer.variant).write()
         variables["BENCH_TALLY"] = str(self.counts)
+        words = self.peer.worker(setup)
+        if setup.processes > 1 and self.peer.member:
+            words = (*words, self.peer.member.format(number=len(self.processes) + 1))
         with self._log.open("ab") as stream:
             self.processes.append(
                 subprocess.Popen(
-                    environments.command(self.peer, self.peer.worker(setup)),
+                    environments.command(self.peer, words),
                     env=variables,
                     cwd=self._log.parent,
                     stdout=stream,

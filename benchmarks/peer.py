@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 # A command that answers with one number, such as ("LLEN", "celery").
 Gauge = tuple[str, ...]
 
+_CLUSTER_OPTIONS = {
+    "": (),
+    "events": ("-E",),
+    "off": ("--without-mingle", "--without-gossip", "--without-heartbeat"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Setup:
@@ -22,12 +28,20 @@ class Setup:
         results: they are stored.
         acks: "late", "early", or "" for the contender's default.
         processes: worker processes on the one server.
+        cluster: "events": with events of tasks; "off": without mingle, gossip and heartbeats, which
+            are on by default; "" for the contender's default.
     """
 
     concurrency: int = 500
     results: bool = True
     acks: str = ""
     processes: int = 1
+    cluster: str = ""
+
+    @property
+    def cluster_options(self) -> tuple[str, ...]:
+        """What that is on the command line of a worker of Celery or greenq."""
+        return _CLUSTER_OPTIONS[self.cluster]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +57,7 @@ class Peer:
         settings: what of that is no default, for people.
         wire: it reads Celery's messages, which the driver writes: the same bytes for all. The
             others' queues are filled by their own clients.
+        member: what tells each of several workers its name, "{number}" in it.
         client: the command of its sending side.
         queue: the list (or stream) that a worker takes from.
         variant: what its tasks read as BENCH_VARIANT.
@@ -64,6 +79,7 @@ class Peer:
     left: tuple[Gauge, ...]
     done: Gauge
     wire: bool = False
+    member: str = ""
     client: tuple[str, ...] = ()
     counts_done: bool = True
     variant: str = ""

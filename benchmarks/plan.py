@@ -52,6 +52,8 @@ class Workload:
         repeats: drains by the same workers.
         most_rounds: fewer rounds than others have, for what takes minutes.
         seldom: contenders that no goal is about; they do every other round.
+        without: the workload that is the same but for what this one is about; each contender's rate
+            is told beside its rate there.
         guess_s: how long one round of one contender takes, all in all, to begin with.
     """
 
@@ -64,6 +66,7 @@ class Workload:
     repeats: int = 1
     most_rounds: int | None = None
     seldom: tuple[str, ...] = ()
+    without: str = ""
     guess_s: float = 10.0
 
 
@@ -76,6 +79,18 @@ def _naps(concurrency: int, sizes: Mapping[str, int]) -> Workload:
         task="nap",
         seldom=("dramatiq", "saq"),
         guess_s=20,
+    )
+
+
+def _clustered(key: str, cluster: str, title: str, without: str = "") -> Workload:
+    return Workload(
+        key=key,
+        title=f"no-op with results, {title}",
+        sizes={"greenq": 100_000, "celery": 1_000},
+        setup=Setup(cluster=cluster),
+        most_rounds=3,
+        seldom=("celery",),
+        without=without,
     )
 
 
@@ -177,6 +192,31 @@ FULL = (
         {"greenq": 20},
         kind="fleet",
         guess_s=60,
+    ),
+    _clustered("events", "events", "events and heartbeats on", without="no-events"),
+    _clustered("no-events", "off", "no part of a cluster"),
+    Workload(
+        "inspect",
+        "a ping of 3 workers",
+        {"greenq": 20, "celery": 5},
+        kind="ping",
+        most_rounds=3,
+        seldom=("celery",),
+    ),
+    Workload(
+        "inspect-blocked",
+        "a ping of 3 workers, one hub blocked",
+        {"greenq": 20},
+        kind="ping-blocked",
+        most_rounds=3,
+    ),
+    Workload(
+        "heartbeats",
+        "an idle worker hears 50 workers' heartbeats",
+        {"greenq": 20},
+        kind="heartbeats",
+        most_rounds=1,
+        guess_s=50,
     ),
     Workload("etas", "50,000 ETAs due together", {"greenq": 50_000}, kind="etas", guess_s=30),
     Workload(

@@ -13,7 +13,9 @@ from benchmarks.plan import FULL, PEERS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from benchmarks.figures import Ratio
     from benchmarks.goals import Verdict
+    from benchmarks.plan import Workload
 
 P = ParamSpec("P")
 
@@ -39,6 +41,10 @@ COLUMNS = (
     Column("in flight, KB", "in_flight_kb", 1),
     Column("p50, ms", "p50_ms", 2),
     Column("p99, ms", "p99_ms", 2),
+    Column("worst, ms", "worst_ms", 2),
+    Column("heartbeats/s heard", "heartbeats_s", 1),
+    Column("CPU, % of a core", "cpu_percent", 2),
+    Column("without them", "idle_cpu_percent", 2),
     Column("commands/s sent", "client_commands_s", 2),
     Column("commands/s carried out", "commands_s", 2),
     Column("CPU, s a minute", "cpu_s_a_minute", 3),
@@ -126,21 +132,26 @@ def _tables(results: Results) -> Iterator[str]:
     for workload in FULL:
         contenders = results.contenders(workload.key)
         if contenders:
-            yield f"### {workload.title}\n\n{_table(results, workload.key, contenders)}"
+            yield f"### {workload.title}\n\n{_table(results, workload, contenders)}"
 
 
-def _table(results: Results, workload: str, contenders: Sequence[str]) -> str:
-    names = results.names(workload)
+def _table(results: Results, workload: Workload, contenders: Sequence[str]) -> str:
+    key, without = workload.key, workload.without
+    names = results.names(key)
     columns = [column for column in COLUMNS if column.figure in names]
     rated = "rate" in names
     headings = ["", *(("greenq is", "a second") if rated else ()), *(c.heading for c in columns)]
+    if without:
+        headings.insert(3, "of its own without")
     rows = []
     for contender in contenders:
         row = [PEERS[contender].title]
         if rated:
-            row.append(_cell(_times, results, workload, contender))
-            row.append(_cell(_spread, results, workload, contender, "rate", 0))
-        row += [_cell(_spread, results, workload, contender, c.figure, c.digits) for c in columns]
+            row.append(_cell(_times, results, key, contender))
+            row.append(_cell(_spread, results, key, contender, "rate", 0))
+        if without:
+            row.append(_cell(_own_times, results, key, without, contender))
+        row += [_cell(_spread, results, key, contender, c.figure, c.digits) for c in columns]
         rows.append(row)
     return _markdown(headings, rows)
 
@@ -155,7 +166,14 @@ def _cell(write: Callable[P, str], *args: P.args, **kwargs: P.kwargs) -> str:
 def _times(results: Results, workload: str, contender: str) -> str:
     if contender == "greenq":
         return ""
-    ratio = results.ratio(workload, "greenq", contender)
+    return _ratio(results.ratio(workload, "greenq", contender))
+
+
+def _own_times(results: Results, workload: str, without: str, contender: str) -> str:
+    return _ratio(results.own_ratio(workload, without, contender))
+
+
+def _ratio(ratio: Ratio) -> str:
     said = f"{_digits(ratio.value)} ×"
     if _differ(ratio.value, ratio.by_round):
         said += f" (by round {_digits(ratio.by_round)} ×)"

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import drain, environments, etas, idle, latency, sending
+from benchmarks import drain, environments, etas, idle, latency, pings, sending
 from benchmarks.plan import NAP_S, PEERS
 from benchmarks.server import http_server, valkey
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Figures = dict[str, float]
 
 _LEAST = 100
+# What is counted in seconds or single messages, and so is small already.
+_SMALL = frozenset({"idle", "fleet", "latency", "ping", "ping-blocked", "heartbeats"})
 # What is told while it runs, of the figures there are.
 _TOLD = (
     ("rate", "{:,.0f}/s"),
@@ -35,8 +37,11 @@ _TOLD = (
     ("in_flight_kb", "{:.1f} KB in flight"),
     ("p50_ms", "p50 {:.2f} ms"),
     ("p99_ms", "p99 {:.2f} ms"),
+    ("worst_ms", "worst {:.2f} ms"),
     ("client_commands_s", "{:.2f} client commands/s"),
     ("commands_s", "{:.2f} commands/s"),
+    ("cpu_percent", "{:.2f} % of a core"),
+    ("idle_cpu_percent", "{:.2f} % without heartbeats"),
     ("cpu_s_a_minute", "{:.3f} s CPU a minute"),
     ("rss_mb", "{:.1f} MB"),
     ("connections", "{:.0f} connections"),
@@ -78,8 +83,7 @@ def turns(
 
 
 def _scaled(workload: Workload, count: int, scale: float) -> int:
-    # What is counted in seconds or single messages is small already.
-    if scale == 1 or workload.kind in {"idle", "fleet", "latency"}:
+    if scale == 1 or workload.kind in _SMALL:
         return count
     return max(min(count, _LEAST), round(count * scale))
 
@@ -111,7 +115,7 @@ def run(order: Sequence[Turn], file: Path, options: dict[str, Any]) -> bool:
         _write(file, record)
         left_s = _left_s(order[number + 1 :], taken_s)
         print(
-            f"round {turn.round}  {turn.workload.key:<11} {turn.contender:<13}{told}"
+            f"round {turn.round}  {turn.workload.key:<15} {turn.contender:<13}{told}"
             f"  [{left_s / 60:.0f} min left]",
             flush=True,
         )
@@ -148,6 +152,9 @@ _KINDS: dict[str, Callable[[Server, Turn], Figures]] = {
     "latency": lambda server, turn: latency.run(server, turn.contender, turn.count),
     "idle": lambda server, turn: idle.alone(server, PEERS[turn.contender], turn.count),
     "fleet": lambda server, turn: idle.fleet(server, PEERS[turn.contender], turn.count),
+    "ping": lambda server, turn: pings.free(server, turn.contender, turn.count),
+    "ping-blocked": lambda server, turn: pings.blocked(server, turn.contender, turn.count),
+    "heartbeats": lambda server, turn: idle.heartbeats(server, PEERS[turn.contender], turn.count),
     "etas": lambda server, turn: etas.due_together(server, PEERS[turn.contender], turn.count),
     "far-etas": lambda server, turn: etas.far(server, PEERS[turn.contender], turn.count),
 }

@@ -76,6 +76,22 @@ class StartStopStep(Step):
         self.stop()
 
 
+class Off(Step):
+    """A part of greenq that is switched off: it keeps its place in the order, and no more."""
+
+    included = False
+
+    def __init__(self, kind: type[Step]) -> None:
+        """Stand in for a step of a class."""
+        self.name, self.requires, self.last = kind.name, kind.requires, kind.last
+        self._kind = kind
+
+    @property
+    def description(self) -> str:
+        """What the step would be."""
+        return _first_line(self._kind)
+
+
 class Node(NamedTuple):
     """A step as `Blueprint.graph` shows it."""
 
@@ -88,20 +104,20 @@ class Node(NamedTuple):
 class Blueprint:
     """An ordered set of steps with one life: start, then stop or terminate, both in reverse."""
 
-    def __init__(self, name: str, steps: Iterable[Step], *, absent: Collection[str] = ()) -> None:
+    def __init__(self, name: str, steps: Iterable[Step]) -> None:
         """Order the steps.
 
         Args:
             name: whose parts they are.
-            steps: in the order that is kept as far as their requirements allow.
-            absent: steps that are switched off; those that require them do without.
+            steps: in the order that is kept as far as their requirements allow; those that require
+                one that is not included do without.
 
         Raises:
             ConfigError: two steps share a name, one requires a step that is missing, or they
                 require each other in a circle, which is then named.
         """
         self.name = name
-        self._all = _ordered(name, list(steps), absent)
+        self._all = _ordered(name, list(steps))
         self.steps = [step for step in self._all if step.included]
         self._started: list[StartStopStep] = []
 
@@ -169,7 +185,7 @@ class Blueprint:
                 _log.exception("%s: step %s failed to %s", self.name, step.name, how)
 
 
-def _ordered(blueprint: str, steps: list[Step], absent: Collection[str]) -> list[Step]:
+def _ordered(blueprint: str, steps: list[Step]) -> list[Step]:
     by_name = {step.name: step for step in steps}
     problems = [
         Problem(f"{blueprint}.{step.name}", step, "another step has this name")
@@ -180,7 +196,7 @@ def _ordered(blueprint: str, steps: list[Step], absent: Collection[str]) -> list
         Problem(f"{blueprint}.{step.name}", needed, "it requires a step that is not there")
         for step in steps
         for needed in step.requires
-        if needed not in by_name and needed not in absent
+        if needed not in by_name
     ]
     if problems:
         raise ConfigError(problems)
@@ -298,4 +314,5 @@ def _names(requires: Collection[str | type[users.Step]]) -> tuple[str, ...]:
 
 
 def _first_line(documented: object) -> str:
-    return (type(documented).__doc__ or "").strip().partition("\n")[0]
+    kind = documented if isinstance(documented, type) else type(documented)
+    return (kind.__doc__ or "").strip().partition("\n")[0]

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenq.autoscale import Autoscaler
-from greenq.bootsteps import Blueprint, custom
+from greenq.bootsteps import Blueprint, Off, custom
 from greenq.config import DEFAULT_CONCURRENCY
 from greenq.consumer import Consumer
 from greenq.consumer.agent import Agent
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from greenq.app import Greenq
-    from greenq.bootsteps import Step
     from greenq.request import Request
 
 _log = logging.getLogger(__name__)
@@ -246,26 +245,23 @@ class Worker:
         self.consumer = Consumer(
             self,
             [
-                self.connection, self.events, self.mingle, self.gossip, self.tasks, self.control,
-                self.heart, Agent(agent, self) if agent else None,
+                self.connection, self.events, self.mingle or Off(Mingle),
+                self.gossip or Off(Gossip), self.tasks, self.control or Off(Control),
+                self.heart or Off(Heart), Agent(agent, self) if agent else Off(Agent),
             ],
             custom_steps=app.steps["consumer"],
             options=options or {},
             retry_at_start=config.broker.broker_connection_retry_on_startup,
             max_retries=config.broker.broker_connection_max_retries,
         )  # fmt: skip
-        steps: list[Step | None] = [
-            self.timer, self.hub, self.watch, self.outbox, self.pool, self.autoscaler,
-            self.consumer,
-        ]  # fmt: skip
         self.blueprint = Blueprint(
             "worker",
             [
-                *(step for step in steps if step is not None),
+                self.timer, self.hub, self.watch, self.outbox, self.pool,
+                self.autoscaler or Off(Autoscaler), self.consumer,
                 *custom(app.steps["worker"], self, options or {}),
             ],
-            absent=("Autoscaler",),
-        )
+        )  # fmt: skip
 
     @property
     def uptime_s(self) -> float:

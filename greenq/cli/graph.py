@@ -54,6 +54,9 @@ def text(graphs: Graphs) -> Iterator[str]:
             (f"{place}.", _marked(node), ", ".join(node.requires) or "-", node.description)
             for place, node in enumerate(nodes, 1)
         ]
+        if name == "consumer":
+            place = f"{len(nodes) + 1}."
+            rows.append((place, "event loop", "all of these", "Takes tasks until told to stop."))
         headings = ("", name.upper(), "REQUIRES", "")
         yield from show.table(headings, rows, color=show.bold_wanted(), width=show.width())
 

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Steps that others may require and that may be switched off.
-_OPTIONAL = ("Mingle", "Gossip", "Control", "Heart", "Agent")
-
 _PAUSE_FIRST_S = 0.1
 _PAUSE_MOST_S = 1.0
 
@@ -47,7 +44,7 @@ class Consumer(StartStopStep):
     def __init__(
         self,
         worker: Worker,
-        steps: Sequence[Step | None],
+        steps: Sequence[Step],
         *,
         custom_steps: Iterable[type[CustomStep]] = (),
         options: Mapping[str, Any],
@@ -58,7 +55,7 @@ class Consumer(StartStopStep):
 
         Args:
             worker: whose consumer this is; its `tasks` consume.
-            steps: its parts; None is one that is switched off.
+            steps: its parts.
             custom_steps: the app's own steps.
             options: values of the app's own options, for its own steps.
             retry_at_start: try again when the server cannot be reached at first.
@@ -68,12 +65,7 @@ class Consumer(StartStopStep):
         self.app = worker.app
         self.hostname = worker.hostname
         self.tasks = worker.tasks
-        own = [step for step in steps if step is not None]
-        self.blueprint = Blueprint(
-            "consumer",
-            [*own, *custom(custom_steps, self, options)],
-            absent=_OPTIONAL,
-        )
+        self.blueprint = Blueprint("consumer", [*steps, *custom(custom_steps, self, options)])
         self._retry_at_start = retry_at_start
         self._max_retries = max_retries
         self._stopping = Event()
@@ -82,6 +74,8 @@ class Consumer(StartStopStep):
 
     def start(self) -> None:
         """Begin to consume, or to try."""
+        names = " > ".join(step.name for step in self.blueprint.steps)
+        _log.info("consumer: %s > event loop", names)
         self._stopping.clear()
         self._greenlet = spawn(self._run, name="consumer")
 

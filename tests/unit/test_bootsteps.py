@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from greenq.bootsteps import Blueprint, StartStopStep, Step
+from greenq.bootsteps import Blueprint, Off, StartStopStep, Step
 from greenq.errors import ConfigError
 
 
@@ -157,9 +157,10 @@ def test_last_comes_after_all_that_do_not_require_it() -> None:
 
 def test_step_does_without_one_that_is_switched_off() -> None:
     events: list[str] = []
-    made = Blueprint("test", [step("A", "Off")(events)], absent=("Off",))
+    made = Blueprint("test", [Off(step("Gone")), step("A", "Gone")(events)])
 
-    assert made.graph() == [("A", (), "", True)]
+    assert [each.name for each in made.steps] == ["A"]
+    assert made.graph() == [("Gone", (), "", False), ("A", ("Gone",), "", True)]
 
 
 def test_all_steps_let_go_at_the_end_whatever_one_of_them_does(

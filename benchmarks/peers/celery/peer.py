@@ -15,7 +15,7 @@ _TUNED = ("--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "
 
 
 def _worker(setup: Setup) -> tuple[str, ...]:
-    command = (*_COMMAND, "-P", "gevent")
+    command = (*_COMMAND, "-P", "gevent", *setup.cluster_options)
     return (*command, "-c", str(setup.concurrency)) if setup.concurrency else command
 
 
@@ -30,6 +30,7 @@ PEER = Peer(
     worker=_worker,
     settings="defaults: acknowledges early, prefetches 4 times its concurrency",
     wire=True,
+    member="--hostname=bench{number}@%h",
     client=("python", "-m", "benchmarks.peers.celery.client"),
     queue="celery",
     left=(("LLEN", "celery"), ("HLEN", "unacked")),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 def _worker(setup: Setup) -> tuple[str, ...]:
     command = ("python", "-m", "greenq", "worker", "-A", "benchmarks.peers.greenq.tasks")
+    command = (*command, *setup.cluster_options)
     return (*command, "-c", str(setup.concurrency)) if setup.concurrency else command
 
 
@@ -22,6 +23,7 @@ PEER = Peer(
     worker=_worker,
     settings="defaults: acknowledges late, leases",
     wire=True,
+    member="--hostname=bench{number}@%h",
     client=("python", "-m", "benchmarks.peers.greenq.client"),
     queue="celery",
     left=(("LLEN", "celery"), ("LLEN", "greenq.inbox.celery"), ("HLEN", "unacked")),

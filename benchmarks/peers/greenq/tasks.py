@@ -41,6 +41,15 @@ def fetch(port: int) -> int:
     return work.fetch(port)
 
 
+@app.task(name="block")
+def block(seconds: float) -> None:
+    """Compute, so that the event loop stands still; the call is counted when that begins."""
+    _tally.add()
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        pass
+
+
 @app.task(name="lateness")
 def lateness(due_s: float) -> float:
     """Return how late this runs, seconds."""
