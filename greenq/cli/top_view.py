@@ -3,48 +3,56 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from greenq.cli import show
 from greenq.cli.top_model import KINDS, sparkline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from rich.console import RenderableType
+    from collections.abc import Sequence
 
     from greenq.cli.queues import Queue
-    from greenq.cli.top_model import Greenlets, Picture, Task, Worker
+    from greenq.cli.top_model import Picture, Task, Worker
+
+    Cell = str | Text
 
 _HEADING: Final = "bold white on grey23"
-_CHOSEN: Final = "on grey30"
-_STATES: Final = {"ok": "green", "draining": "yellow", "silent": "magenta"}
-_KEYS: Final = (("q", "quit"), ("↑↓", "worker"), ("g", "greenlets"), ("p", "pause"))
+_CHOSEN: Final = "on grey27"
+_GOOD, _CARE, _BAD, _DIM: Final = "green", "yellow", "bold red", "bright_black"
+_STATES: Final = {"ok": _GOOD, "draining": _CARE}
 
-# From this width on the charts, and from this height on the greenlets, have room beside the rest.
+# From here on there is room for charts side by side, and for the greenlets below all the rest.
 _WIDE: Final = 120
 _TALL: Final = 40
 
-# Rows of a chart where there is room.
 _CHART_ROWS: Final = 3
+_LABEL: Final = 9
+_GAP: Final = 2
 
-# So many workers need not be seen all at once if that is at the expense of all else.
-_WORKERS_SHARE: Final = 0.4
+# A name is cut to no less than this.
+_NARROWEST: Final = 12
 
-_NO_EVENTS: Final = (
-    "No worker tells of tasks: start workers with -E, or this with --events, "
-    "which has them do so while it runs."
+# From these numbers on thousands and seconds are told instead.
+_MANY: Final = 10_000
+_LONG_S: Final = 10
+
+_SHORT: Final = dict(
+    zip(KINDS, ("RECV", "START", "OK", "FAIL", "RETRY", "REVOKE", "REJECT"), strict=True)
 )
-_TELLS_NOTHING: Final = "Only greenq's workers tell of their greenlets, while their hub moves."
+
+_NO_TASKS: Final = (
+    "no task events are heard",
+    "Workers send them when started with -E,",
+    "or while greenq top runs with --events.",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What of the picture is looked at.
+    """How the picture is looked at.
 
     Attributes:
         address: of the server.
@@ -53,7 +61,6 @@ class View:
         greenlets: they take the room of queues and tasks.
         paused: nothing changes.
         warning: what else is to be known.
-        keys: whether keys can be pressed.
     """
 
     address: str
@@ -62,29 +69,432 @@ class View:
     greenlets: bool = False
     paused: bool = False
     warning: str = ""
-    keys: bool = True
 
 
-def draw(picture: Picture, view: View, width: int, height: int | None) -> RenderableType:
-    """Return the lines: as many as fit into `height`, all if it is None."""
-    top = [_title(picture, view), *_charts(picture, width, height), Text()]
-    bottom = [_keys(view)] if view.keys else []
-    room = None if height is None else height - len(top) - len(bottom)
-    shares = _shares(picture, room)
-    notes = _notes(picture, shares.notes)
-    parts: list[RenderableType] = [*top, _workers(picture.workers, view, shares.workers), *notes]
-    parts.append(Text())
-    if not view.greenlets:
-        parts.append(_queues_and_tasks(picture, width, shares.lower))
-    if view.greenlets or shares.greenlets != 0:
-        lines = shares.lower if view.greenlets else shares.greenlets
-        if not view.greenlets:
-            parts.append(Text())
-        elif lines is not None and shares.greenlets:
-            lines += shares.greenlets + 1
-        parts.append(_greenlets(picture, view, width, lines))
+def draw(picture: Picture, view: View, width: int, height: int | None = None) -> list[Text]:
+    """Return the lines: as many as `height`, the last one naming the keys; or all, without it."""
+    lines = [_title(picture, view, width), *_charts(picture, width, height), Text()]
     if height is None:
-        return Group(*parts, *bottom)
-    body = Table.grid(expand=True)
-    body.add_row(Group(*parts))
-    return _filled(parts, bottom, width, height)
+        lines += _workers(picture.workers, view.chosen, width, None)
+        lines += [Text(), *_queues_and_tasks(picture, width, None)]
+        return [*lines, Text(), *_greenlets(picture, view.chosen, width, None)]
+    room = height - len(lines) - 1
+    # All else together gets more than half of the room.
+    lines += _workers(picture.workers, view.chosen, width, max(3, room * 2 // 5))
+    lines.append(Text())
+    lines += _lower(picture, view, width, height - len(lines) - 1)
+    del lines[height - 1 :]
+    lines += [Text()] * (height - 1 - len(lines))
+    return [*lines, _keys(picture, view, width)]
+
+
+def _lower(picture: Picture, view: View, width: int, room: int) -> list[Text]:
+    if view.greenlets:
+        return _greenlets(picture, view.chosen, width, room)
+    if room < _TALL // 2:
+        return _queues_and_tasks(picture, width, room)
+    upper = _queues_and_tasks(picture, width, room // 2)
+    return [*upper, Text(), *_greenlets(picture, view.chosen, width, room - len(upper) - 1)]
+
+
+# --- above and below ------------------------------------------------------------------------------
+
+
+def _title(picture: Picture, view: View, width: int) -> Text:
+    there = [each for each in picture.workers if each.state != "silent"]
+    count = f"{len(there)} worker{'' if len(there) == 1 else 's'}"
+    left = Text.assemble((" greenq top ", "bold black on green"), f"  {show.printable(view.address)}  ")
+    left.append(count, "bold" if there else _BAD)
+    for state, style in (("blocked", _BAD), ("silent", _BAD), ("draining", _CARE)):
+        number = sum(state in each.state for each in picture.workers)
+        if number:
+            left.append(f"  {number} {state}", style)
+    right = Text()
+    if view.paused:
+        right.append(" PAUSED ", "bold black on yellow")
+    right.append(f" {view.time} ", _DIM)
+    return _beside(left, right, width)
+
+
+def _keys(picture: Picture, view: View, width: int) -> Text:
+    """Name the keys, and say what is wrong if something is."""
+    lower = "queues" if view.greenlets else "greenlets"
+    line = Text(" ")
+    for key, does in (
+        ("q", "quit"),
+        ("↑↓", "worker"),
+        ("g", lower),
+        ("p", "go on" if view.paused else "pause"),
+    ):
+        line.append(key, "bold").append(f" {does}   ", _DIM)
+    wrong = picture.trouble or view.warning
+    if wrong:
+        line.append(show.printable(wrong), _BAD)
+    return _fitted(line, width)
+
+
+def _charts(picture: Picture, width: int, height: int | None) -> list[Text]:
+    points, last = picture.points, picture.last
+    growth = picture.depth_per_s
+    change = "" if growth is None else f"{growth:+,.0f}/s"
+    charts = (
+        ("pool", [each.size for each in points], "cyan", f"{last.running:,} of {last.size:,} run"),
+        ("queues", [each.depth for each in points], "yellow", f"{last.depth:,} {change}"),
+        ("tasks/s", [each.per_s for each in points], "green", f"{rate(last.per_s)}/s"),
+        ("hub lag", [each.lag_s for each in points], "magenta", lag(last.lag_s)),
+    )
+    if height is None:
+        # One frame has no history.
+        said = (f"{name} {value.strip()}" for name, _, _, value in charts)
+        return [_fitted(Text("   ".join(said)), width)]
+    rows = _CHART_ROWS if height >= _TALL else 1
+    half = (width - _GAP) // 2
+    each_width = half if width >= _WIDE else width
+    drawn = [_chart(*chart, each_width, rows) for chart in charts]
+    if width < _WIDE:
+        return [line for chart in drawn for line in chart]
+    return [*_side_by_side(drawn[0], drawn[2], half), *_side_by_side(drawn[1], drawn[3], half)]
+
+
+def _chart(
+    name: str, values: Sequence[float], style: str, value: str, width: int, rows: int
+) -> list[Text]:
+    room = max(1, width - _LABEL - 18)
+    most = max(values[-room:], default=0)
+    lines = []
+    for number, blocks in enumerate(sparkline(values, room, rows)):
+        line = Text.assemble((f" {name if number == rows - 1 else '':<{_LABEL - 1}}", _DIM))
+        line.append(blocks, style)
+        if number == rows - 1:
+            line.append(f"  {value}", "bold")
+        elif number == 0:
+            peak = lag(most) if name == "hub lag" else f"{most:,.0f}"
+            line.append(f"  peak {peak}", _DIM)
+        lines.append(_fitted(line, width))
+    return lines
+
+
+# --- workers --------------------------------------------------------------------------------------
+
+
+def _workers(
+    workers: Sequence[Worker], chosen: str | None, width: int, room: int | None
+) -> list[Text]:
+    """Return the workers' table; what is to be said of a state, beside or below it."""
+    at = next((at for at, each in enumerate(workers) if each.node == chosen), 0)
+    told = [each for each in workers if each.details]
+    beside = width >= _WIDE and bool(told)
+    notes = [] if beside else [_note(each, width) for each in told]
+    if room is not None:
+        del notes[max(0, room // 3) :]
+    lines, hidden = _window(len(workers), at, None if room is None else room - len(notes) - 1)
+    headings = ["WORKER", "STATE", "POOL", "WAIT", "DONE", "DONE/S", "LAG P99", "LAST", "UP"]
+    rows = [_worker(workers[line], chosen=workers[line].node == chosen) for line in lines]
+    if beside:
+        headings.append("")
+        for row, line in zip(rows, lines, strict=True):
+            row.append(Text(show.printable(workers[line].details), _BAD))
+    left = {0, 1, 9}
+    table = _table(headings, rows, width, left=left, flexible=9 if beside else 0)
+    for line, row in zip(lines, table[1:], strict=True):
+        if workers[line].node == chosen:
+            row.stylize_before(_CHOSEN)
+    if hidden:
+        table.append(Text(f"   and {hidden} more", _DIM))
+    return [*table, *notes]
+
+
+def _worker(worker: Worker, *, chosen: bool) -> list[Cell]:
+    slots = "" if worker.size is None else f"/{worker.size}"
+    return [
+        Text(f"{'▸' if chosen else ' '}{show.printable(worker.node)}", "bold" if chosen else ""),
+        Text(worker.state, _STATES.get(worker.state, _BAD)),
+        "-" if worker.running is None else f"{worker.running}{slots}",
+        show.number(worker.waiting),
+        show.number(worker.processed),
+        "-" if worker.per_s is None else rate(worker.per_s),
+        _lag(worker.lag_p99_s),
+        _lag(worker.lag_s),
+        show.age(worker.uptime_s),
+    ]
+
+
+def _note(worker: Worker, width: int) -> Text:
+    return _fitted(
+        Text(f"  {show.printable(worker.node)}: {show.printable(worker.details)}", _BAD), width
+    )
+
+
+# --- queues and tasks -----------------------------------------------------------------------------
+
+
+def _queues_and_tasks(picture: Picture, width: int, room: int | None) -> list[Text]:
+    left = min(width * 2 // 5, 60)
+    queues = _queues(picture.queues, left, room)
+    tasks = _tasks(picture, width - left - _GAP, room)
+    return _side_by_side(queues, tasks, left)
+
+
+def _queues(queues: Sequence[Queue], width: int, room: int | None) -> list[Text]:
+    shown, hidden = _window(len(queues), 0, None if room is None else room - 1)
+    rows: list[list[Cell]] = [
+        [
+            f" {show.printable(queue.name)}",
+            Text("paused" if queue.paused is not None else "", _CARE),
+            Text(f"{queue.waiting:,}", "bold" if queue.waiting else ""),
+            "-" if queue.change_per_s is None else _change(queue.change_per_s),
+            f"{queue.parked:,}" if queue.parked else "",
+            Text(f"{queue.dead:,}" if queue.dead else "", _BAD),
+        ]
+        for queue in (queues[line] for line in shown)
+    ]
+    headings = ["QUEUE", "", "WAITING", "CHANGE/S", "PARKED", "DEAD"]
+    lines = _table(headings, rows, width, left={0, 1}, optional={1, 4, 5})
+    return [*lines, *_more(hidden)]
+
+
+def _tasks(picture: Picture, width: int, room: int | None) -> list[Text]:
+    total, tasks = picture.all_tasks, picture.tasks
+    if total is None:
+        heading = _table(["TASK"], [], width)
+        return [*heading, *(_fitted(Text(f" {line}", _DIM), width) for line in _NO_TASKS)]
+    shown, hidden = _window(len(tasks), 0, None if room is None else room - 2)
+    # The columns are the kinds that have occurred; those that tell most come first.
+    kinds = [kind for kind in _BY_NEWS if kind in _ALWAYS or total.counts[kind]]
+    headings = ["TASK", *(f"{_SHORT[kind]}/S" for kind in kinds), "FAILED", "MEAN"]
+    rows = [_task(each, kinds) for each in (total, *(tasks[line] for line in shown))]
+    lines = _table(headings, rows, width)
+    lines[1].stylize_before("bold")
+    return [*lines, *_more(hidden)]
+
+
+_ALWAYS: Final = frozenset({"received", "succeeded", "failed"})
+_BY_NEWS: Final = ("received", "succeeded", "failed", "retried", "revoked", "rejected", "started")
+
+
+def _task(task: Task, kinds: Sequence[str]) -> list[Cell]:
+    cells: list[Cell] = [f" {show.printable(task.name)}"]
+    for kind in kinds:
+        style = "" if kind in ("received", "started", "succeeded") else _BAD
+        value = task.per_s[kind]
+        cells.append(Text(rate(value), style if value else _DIM))
+    failed = task.counts["failed"]
+    cells.append(Text(f"{failed:,}", _BAD if failed else _DIM))
+    cells.append(_lag(task.runtime_s))
+    return cells
+
+
+# --- greenlets ------------------------------------------------------------------------------------
+
+
+def _greenlets(picture: Picture, chosen: str | None, width: int, room: int | None) -> list[Text]:
+    found = picture.greenlets
+    reply = found.reply if found is not None and found.node == chosen else None
+    running = show.part(reply, "running")
+    head = Text(f" GREENLETS of {show.printable(chosen or '-')}")
+    if running is not None:
+        head.append(f"   {show.number(running)} running")
+    lines = [_bar(head, width)]
+    if not running:
+        return [*lines, _fitted(Text(f" {_why_none(picture, chosen, reply)}", _DIM), width)]
+    left = width // 3
+    if width >= _WIDE:
+        below = None if room is None else room - 1
+        groups, oldest = _groups(reply, left, below), _oldest(reply, width - left - _GAP, below)
+        return [*lines, *_side_by_side(groups, oldest, left)]
+    groups = _groups(reply, width, None if room is None else max(3, room // 3))
+    below = None if room is None else room - 2 - len(groups)
+    return [*lines, *groups, Text(), *_oldest(reply, width, below)]
+
+
+def _why_none(picture: Picture, chosen: str | None, reply: Any) -> str:
+    worker = next((each for each in picture.workers if each.node == chosen), None)
+    if worker is None:
+        return "no worker"
+    if show.part(reply, "running") == 0:
+        return "no task runs"
+    if not worker.ours:
+        return "only greenq's workers tell of their greenlets"
+    if worker.details:
+        return worker.details
+    return "no reply yet" if reply is None else f"error: {show.text(show.part(reply, 'error'))}"
+
+
+def _groups(reply: Any, width: int, room: int | None) -> list[Text]:
+    """Return how many greenlets wait for what."""
+    groups = _list(reply, "groups")
+    shown, hidden = _window(len(groups), 0, None if room is None else room - 1)
+    rows: list[list[Cell]] = [
+        [
+            f" {show.text(show.part(groups[line], 'waits_on'))}",
+            show.number(show.part(groups[line], "count")),
+        ]
+        for line in shown
+    ]
+    return [*_table(["WAIT ON", "COUNT"], rows, width, style=_DIM), *_more(hidden)]
+
+
+def _oldest(reply: Any, width: int, room: int | None) -> list[Text]:
+    """Return the greenlets that have run for longest."""
+    told = _list(reply, "greenlets")
+    shown = told if room is None else told[: max(0, room - 1)]
+    rows: list[list[Cell]] = [
+        [
+            f" {show.text(show.part(each, 'name'))}",
+            _age(show.part(each, "age_s")),
+            _lag(show.part(each, "hub_s")),
+            show.text(show.part(each, "waits_on")),
+            _place(_list(each, "stack")),
+            *([show.text(show.part(each, "id"))] if width >= _WIDE - 20 else []),
+        ]
+        for each in shown
+    ]
+    headings = ["OLDEST", "AGE", "IN HUB", "WAITS ON", "AT"]
+    headings += ["ID"] if width >= _WIDE - 20 else []
+    return _table(headings, rows, width, left={0, 3, 4, 5}, style=_DIM)
+
+
+def _place(stack: Sequence[Any]) -> str:
+    """Return the innermost line of a stack, without its folder."""
+    if not stack:
+        return "-"
+    return show.printable(PurePath(str(stack[-1])).name)
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    found = show.part(value, name)
+    return found if isinstance(found, list) else []
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def rate(per_s: float) -> str:
+    """Write so many a second in at most six characters, up to some millions."""
+    if per_s >= _MANY:
+        return f"{per_s / 1000:,.1f}k"
+    return f"{per_s:.1f}" if 0 < per_s < 10 else f"{per_s:.0f}"
+
+
+def lag(seconds: float) -> str:
+    """Write a short time: ``0.4ms``, ``12ms``, ``1.2s``."""
+    if seconds >= 1:
+        return f"{seconds:,.1f}s"
+    return f"{seconds * 1000:.1f}ms" if seconds < 0.01 else f"{seconds * 1000:.0f}ms"
+
+
+def _lag(seconds: object) -> str:
+    return lag(seconds) if isinstance(seconds, (int, float)) else "-"
+
+
+def _age(seconds: object) -> str:
+    if isinstance(seconds, (int, float)) and 0 <= seconds < _LONG_S:
+        return f"{seconds:.1f}s"
+    return show.age(seconds)
+
+
+def _change(per_s: float) -> str:
+    if abs(per_s) < 0.05:
+        return "0"
+    return f"{'+' if per_s > 0 else '-'}{rate(abs(per_s))}"
+
+
+# --- lines ----------------------------------------------------------------------------------------
+
+
+def _table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    width: int,
+    *,
+    left: frozenset[int] | set[int] = frozenset({0}),
+    optional: frozenset[int] | set[int] = frozenset(),
+    flexible: int = 0,
+    style: str = _HEADING,
+) -> list[Text]:
+    """Align rows below their headings, in lines of just this width.
+
+    Args:
+        headings: of the columns.
+        rows: their cells.
+        width: of the lines.
+        left: columns that stand left, others right.
+        optional: columns that are left out when they are empty.
+        flexible: the column that takes the room that is left.
+        style: of the headings.
+    """
+    kept = [
+        at
+        for at in range(len(headings))
+        if at not in optional or any(_text(row[at]).plain for row in rows)
+    ]
+    names = [f" {headings[at]}" if at == 0 else headings[at] for at in kept]
+    cells = [[_text(row[at]) for at in kept] for row in rows]
+    widths = [
+        max(len(name), *(cell.cell_len for cell in column), 0)
+        for name, *column in zip(names, *cells, strict=True)
+    ]
+    spare = width - sum(widths) - _GAP * (len(kept) - 1)
+    grows = kept.index(flexible)
+    widths[grows] = max(_NARROWEST, widths[grows] + spare)
+    lines = []
+    for row in ([Text(name) for name in names], *cells):
+        line = Text()
+        for at, size, cell in zip(kept, widths, row, strict=True):
+            if line.plain:
+                line.append(" " * _GAP)
+            cell = cell.copy()
+            cell.truncate(size, overflow="ellipsis")
+            cell.align("left" if at in left else "right", size)
+            line.append_text(cell)
+        lines.append(_fitted(line, width))
+    lines[0] = _bar(lines[0], width) if style == _HEADING else Text(lines[0].plain, style)
+    return lines
+
+
+def _window(count: int, at: int, room: int | None) -> tuple[range, int]:
+    """Return which of `count` lines are shown, `at` among them, and how many are not."""
+    if room is None or count <= room:
+        return range(count), 0
+    # One line says how many there are.
+    size = max(1, room - 1)
+    first = min(max(0, at - size + 1), count - size)
+    return range(first, first + size), count - size
+
+
+def _more(hidden: int) -> list[Text]:
+    return [Text(f" and {hidden:,} more", _DIM)] if hidden else []
+
+
+def _side_by_side(left: Sequence[Text], right: Sequence[Text], width: int) -> list[Text]:
+    """Put lines beside others, that are `width` wide."""
+    lines = []
+    for at in range(max(len(left), len(right))):
+        line = _fitted(left[at] if at < len(left) else Text(), width)
+        if at < len(right):
+            line.append(" " * _GAP).append_text(right[at])
+        lines.append(line)
+    return lines
+
+
+def _beside(left: Text, right: Text, width: int) -> Text:
+    """Put two texts at the ends of a line."""
+    line = _fitted(left, max(0, width - right.cell_len))
+    return line.append_text(right)
+
+
+def _bar(text: Text, width: int) -> Text:
+    line = _fitted(text, width)
+    line.stylize(_HEADING)
+    return line
+
+
+def _fitted(text: Text, width: int) -> Text:
+    """Return a line of just this width."""
+    line = text.copy()
+    line.truncate(width, overflow="ellipsis", pad=True)
+    return line
+
+
+def _text(cell: Cell) -> Text:
+    return cell if isinstance(cell, Text) else Text(cell)

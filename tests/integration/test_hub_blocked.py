@@ -118,7 +118,7 @@ def test_command_line_says_it(fleet: Fleet, capsys: pytest.CaptureFixture[str]) 
     pinged = run("ping").splitlines()
     status = json.loads(run("status", "--json"))
     assert {line.partition(":")[0] for line in pinged} == ALL
-    assert [line for line in pinged if f"pong, blocked" in line and task in line]
+    assert [line for line in pinged if "pong, blocked" in line and task in line]
     assert {node: reply["ok"] for node, reply in status.items()} == {
         BLOCKED: "blocked", OTHERS[0]: "ok", OTHERS[1]: "ok",
     }  # fmt: skip

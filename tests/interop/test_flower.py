@@ -515,6 +515,28 @@ def test_worker_that_is_killed_is_offline_soon(garden: Garden) -> None:
     assert garden.flower.is_online(NODE)
 
 
+@pytest.mark.slow
+def test_worker_whose_hub_is_blocked_stays_online(garden: Garden) -> None:
+    node, beat_s, blocked_s = "w6@flower", 0.5, 4.0
+    options = ("-n", node, "-Q", "w6", "--heartbeat-interval", str(beat_s))
+    settings = {"worker_shutdown_grace": 0.1}
+
+    def is_blocked() -> bool:
+        (reply,) = garden.client.control.ping([node], timeout=WAIT_S, limit=1)
+        return "blocked" in reply[node]
+
+    with greenq_worker(garden.server.url, *options, app="limits_app", settings=settings):
+        wait_until(lambda: garden.flower.is_online(node), WAIT_S)
+        garden.client.send_task("limits_app.compute", (blocked_s,), queue="w6")
+        wait_until(is_blocked, WAIT_S)
+        began_s = lasted_s = time.monotonic()
+        while is_blocked():
+            assert garden.flower.is_online(node)
+            lasted_s = time.monotonic()
+        # Without a heartbeat it would have been held for dead meanwhile.
+        assert lasted_s - began_s > 2 * 2 * beat_s
+
+
 def test_worker_that_flower_shuts_down_says_good_bye(garden: Garden) -> None:
     node = "w4@flower"
     options = ("-n", node, "-Q", "w4", "--heartbeat-interval", "600")

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from greenq.errors import OperationalError, ServerError, TransportTimeout
+from greenq import ear
+from greenq.errors import (
+    AccessRefused,
+    ConnectionLost,
+    OperationalError,
+    ServerError,
+    TransportTimeout,
+)
+from greenq.transport.client import Message
 from greenq.transport.leases import Renewal
-from greenq.watch import Watch
+from greenq.watch import Beat, Blocker, Watch
 from greenq.worker_state import WorkerState
 
 LEASE_S = 3.0
@@ -30,8 +39,14 @@ class World:
         self.connection = self
         self.rung = 0
         self.due, self.promote_takes_s = 0, 0.01
+        self.paused: list[frozenset[str]] = []
+        # Of the connection: what was sent, what is published to this worker, and what goes wrong.
+        self.calls: list[tuple[object, ...]] = []
+        self.published: list[Message] = []
+        self.problem: OperationalError | None = None
         # Of the hub.
         self.answers = True
+        self.sent_for: list[Callable[[], object]] = []
         self.asked_s = self.moved_s = self.lag_s = 0.0
         self.watch = Watch(
             self,  # type: ignore[arg-type]
@@ -43,7 +58,7 @@ class World:
             blocking_task=lambda _: "proj.add[id]",
             held=lambda: (set(), 1),
             look=lambda: None,
-            paused=lambda _: None,
+            paused=lambda queues: self.paused.append(queues),
             clock=lambda: self.now_s,
         )
         self.watch._thread = SimpleNamespace(  # type: ignore[assignment]
@@ -64,7 +79,21 @@ class World:
     def recover_overdue(self, _living: list[str]) -> int:
         return 0
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.connected = False
+
+    def call(self, *command: object) -> int:
+        if self.problem is not None:
+            raise self.problem
+        self.calls.append((self.now_s, *command))
+        return 1
+
+    def subscribe(self, channels: list[str], patterns: list[str]) -> None:
+        self.call("SUBSCRIBE", *channels, *patterns)
+
+    def messages(self) -> list[Message]:
+        heard, self.published = self.published, []
+        return heard
 
     def promote(self) -> int:
         self.now_s += self.promote_takes_s
@@ -80,10 +109,12 @@ class World:
         if self.answers:
             self.moved_s, self.lag_s = self.now_s, self.now_s - self.asked_s
 
-    def spawn_soon(self, run: object, *, name: str) -> None:
-        assert run is self.watch._look
-        assert name
-        self.rung += 1
+    def spawn_soon(self, run: Any, *, name: str) -> None:
+        if name.startswith("look"):
+            assert run is self.watch._look
+            self.rung += 1
+        else:
+            self.sent_for.append(run)
 
     def run(self, seconds: float) -> list[float]:
         """Look whenever it is due, for so long; return the moments."""
@@ -95,9 +126,23 @@ class World:
         self.now_s = end_s
         return looks
 
+    def attend_for(self, seconds: float) -> None:
+        """Look and attend whenever one of both is due, for so long."""
+        end_s = self.now_s + seconds
+        while (due_s := self.now_s + self.watch._pause_s()) <= end_s:
+            self.now_s = due_s
+            if self.now_s >= self.watch._look_at_s:
+                self.watch._look_at_hub()
+            if self.now_s >= self.watch._renew_at_s:
+                self.watch._renew()
+            self.watch._attend()
+        self.now_s = end_s
 
-def renewal(*, work: bool = False) -> Renewal:
-    return Renewal(held=True, server_time=0.0, work=work, next_due=None, expired=[])
+
+def renewal(*, work: bool = False, paused: tuple[str, ...] = ()) -> Renewal:
+    return Renewal(
+        held=True, server_time=0.0, work=work, next_due=None, expired=[], paused=frozenset(paused)
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,3 +238,185 @@ def test_a_blocked_hub_is_named_once_and_so_is_its_end(
     if said:
         assert "by proj.add[id] at " in texts[0]
         assert "the hub moves again; it was blocked for" in texts[1]
+
+
+# --- the cluster ----------------------------------------------------------------------------------
+
+
+class Heart:
+    """What a watch publishes for somebody, and what it is told of the hub."""
+
+    def __init__(self, world: World, every_s: float = 2.0) -> None:
+        self.told: list[Blocker | None] = []
+        self.beat = Beat(every_s, self.write)
+        world.watch.beat(self.beat)
+
+    def write(self, blocker: Blocker | None) -> tuple[str, str]:
+        self.told.append(blocker)
+        return "PUBLISH", "beat"
+
+
+def test_the_first_beat_is_at_once_and_the_others_in_their_interval() -> None:
+    world = World()
+    world.watch._renew()
+    Heart(world, every_s=2.0)
+
+    world.attend_for(9.0)
+
+    at_s = [call[0] - 100.0 for call in world.calls if call[1:] == ("PUBLISH", "beat")]
+    assert at_s == pytest.approx([0.02, 2.02, 4.02, 6.02, 8.02], abs=0.01)
+
+
+def test_a_beat_that_is_given_anew_is_published_at_once() -> None:
+    world = World()
+    world.watch._renew()
+    heart = Heart(world, every_s=10.0)
+    world.attend_for(1.0)
+
+    world.watch.beat(heart.beat)
+    world.attend_for(0.1)
+
+    assert len(heart.told) == 2
+
+
+def test_without_a_beat_nothing_is_published() -> None:
+    world = World()
+    world.watch._renew()
+    heart = Heart(world)
+    world.attend_for(1.0)
+
+    world.watch.beat(None)
+    world.attend_for(60.0)
+
+    assert len(heart.told) == 1
+
+
+def test_a_beat_is_told_what_blocks_the_hub() -> None:
+    world = World()
+    world.watch._renew()
+    heart = Heart(world, every_s=1.0)
+    world.attend_for(5.0)
+    assert heart.told == [None] * 5
+
+    world.answers = False
+    world.attend_for(5.0)
+
+    late = heart.told[-1]
+    assert late is not None
+    assert late.by == "proj.add[id]"
+    assert late.for_s == pytest.approx(4.5, abs=1.0)
+    assert __file__.rpartition("/")[2] in late.where or late.where != "?"
+
+
+def test_a_beat_stops_with_the_connection_and_goes_on_with_the_next() -> None:
+    world = World()
+    world.watch._renew()
+    heart = Heart(world)
+    world.attend_for(1.0)
+    world.problem = ConnectionLost("gone")
+    world.watch._beat_at_s = world.now_s
+
+    world.watch._attend()
+
+    # The lease is renewed at once: that connects again.
+    assert not world.connected
+    assert world.watch._renew_at_s == world.now_s
+    world.problem, world.connected = None, True
+    world.attend_for(2.1)
+    assert len([call for call in world.calls if call[1:] == ("PUBLISH", "beat")]) == 2
+    assert len(heart.told) == 3
+
+
+@pytest.mark.parametrize(
+    "problem", [AccessRefused("no channels"), ServerError("PUBLISH", "NOPERM of this user")]
+)
+def test_a_refusal_is_said_once_and_the_lease_goes_on(
+    problem: OperationalError, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    world = World()
+    world.watch.ear.listen("channel", print)
+    Heart(world)
+    world.problem = problem
+
+    world.attend_for(60.0)
+
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1
+    assert "no full member of its cluster" in said[0]
+    assert world.connected
+    assert world.watch.held
+    assert world.watch._state.lease_until_s > world.now_s
+
+
+def test_a_hub_that_is_known_to_stand_is_answered_for_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    monkeypatch.setattr(ear.time, "monotonic", lambda: world.now_s)
+    answered_s: list[float] = []
+    handled: list[bytes] = []
+    world.watch.ear.listen(
+        "channel", handled.append, urgent=lambda _data: lambda _: answered_s.append(world.now_s)
+    )
+    world.watch._renew()
+    world.attend_for(1.0)
+
+    # The hub moves: it is the one who answers.
+    world.published = [Message("channel", b"1")]
+    asked_s = world.now_s
+    world.watch._attend()
+    for run in world.sent_for:
+        run()
+    world.sent_for.clear()
+    world.attend_for(1.0)
+    assert (handled, answered_s) == ([b"1"], [])
+
+    # It has just stopped: it gets a moment.
+    world.answers = False
+    world.attend_for(0.45)
+    world.published = [Message("channel", b"2")]
+    asked_s = world.now_s
+    world.watch._attend()
+    world.attend_for(0.2)
+    assert [at_s - asked_s for at_s in answered_s] == [pytest.approx(0.05, abs=0.03)]
+
+    # It is known to stand: it gets none.
+    world.attend_for(5.0)
+    world.published = [Message("channel", b"3")]
+    asked_s = world.now_s
+    world.watch._attend()
+    assert answered_s[1:] == [asked_s]
+    assert handled == [b"1"]
+
+
+def test_whatever_is_wrong_with_an_urgent_answer_the_thread_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World()
+
+    def broken(_data: bytes) -> None:
+        raise RuntimeError("of a command")
+
+    world.watch.ear.listen("channel", print, urgent=broken)
+    world.answers = False
+    world.watch._asked_s = world.now_s
+    world.published = [Message("channel", b"1"), Message("channel", b"2")]
+
+    world.attend_for(1.0)
+
+    assert caplog.text.count("RuntimeError: of a command") == 2
+    # They wait for the hub.
+    assert len(world.sent_for) == 1
+
+
+def test_the_hub_is_told_when_other_queues_are_paused() -> None:
+    world = World()
+    for queues in ((), ("a",), ("a",), ("a", "b"), ()):
+        world.answer = renewal(paused=queues)
+        world.watch._renew()
+
+    for run in world.sent_for:
+        run()
+
+    assert world.paused == [{"a"}, {"a", "b"}, frozenset()]

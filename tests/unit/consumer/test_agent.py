@@ -48,7 +48,8 @@ def test_the_class_is_found_made_with_the_worker_started_and_stopped(path: str) 
 
 
 @pytest.mark.parametrize(
-    "path", ["nowhere:Agent", "proj_of_agents:Missing", "Recorder", ":Recorder", "", "proj_of_agents:"]
+    "path",
+    ["nowhere:Agent", "proj_of_agents:Missing", "Recorder", ":Recorder", "", "proj_of_agents:"],
 )
 def test_a_name_of_no_class_is_an_error_of_the_setting(path: str) -> None:
     with pytest.raises(ConfigError, match="worker_agent"):
