@@ -86,7 +86,7 @@ def _clustered(key: str, cluster: str, title: str, without: str = "") -> Workloa
     return Workload(
         key=key,
         title=f"no-op with results, {title}",
-        sizes={"greenq": 100_000, "celery": 1_000},
+        sizes={"greenq": 100_000, "celery": 800},
         setup=Setup(cluster=cluster),
         most_rounds=3,
         seldom=("celery",),

@@ -21,7 +21,7 @@ import resource
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -30,6 +30,7 @@ from greenq import __version__, kinds
 from greenq.config import Config
 from greenq.protocol.message import saferepr
 from greenq.ratelimit import parse_rate
+from greenq.routing import QueueSource
 from greenq.stacks import describe
 
 if TYPE_CHECKING:
@@ -239,11 +240,13 @@ def _plain(value: object) -> object:
         return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {str(name): _plain(item) for name, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
     return str(value)
 
 
 @inspect_command()
-def stats(worker: Worker) -> dict[str, object]:
+def stats(worker: Worker, **_ignored: Any) -> dict[str, object]:
     """Return totals, pool, broker and what the process has used."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     told: dict[str, object] = {
@@ -308,7 +311,7 @@ def hello(worker: Worker, from_node: str, revoked: object = None, **_ignored: An
 
 
 @inspect_command()
-def memsample(worker: Worker) -> str:
+def memsample(worker: Worker, **_ignored: Any) -> str:
     """Return the memory in use, as text."""
     return _megabytes(_rss_bytes())
 
@@ -421,7 +424,7 @@ def _info(worker: Worker, request: Request, *, safe: bool = False) -> dict[str, 
         "time_start": None if started is None else time.time() - (time.monotonic() - started),
         "acknowledged": request.settled,
         "delivery_info": request.delivery_info,
-        "worker_pid": os.getpid() if request.greenlet is None else id(request.greenlet),
+        "worker_pid": None if request.greenlet is None else id(request.greenlet),
     }
 
 
@@ -504,14 +507,18 @@ def revoke_by_stamped_headers(
     stamps = _stamps(headers)
     worker.state.revoked.add_stamps(stamps)
     worker.tasks.revoke(stamps=stamps)
+    # As Celery shows them.
+    shown = headers
+    if not isinstance(headers, dict):
+        shown = {name: each[0] if len(each) == 1 else each for name, each in stamps.items()}
     if not terminate:
-        return _ok(f"headers {stamps} flagged as revoked, but not terminated")
+        return _ok(f"headers {shown} flagged as revoked, but not terminated")
     ended = worker.terminate(
         lambda request: worker.state.revoked.is_stamped(request.message), _signal(signal)
     )
     if not ended:
-        return _ok(f"headers {stamps} were not terminated")
-    return _ok(f"headers {stamps} revoked")
+        return _ok(f"headers {shown} were not terminated")
+    return _ok(f"headers {shown} revoked")
 
 
 def _stamps(headers: object) -> dict[str, list[str]]:
@@ -595,15 +602,16 @@ def time_limit(
 @inspect_command()
 def active_queues(worker: Worker) -> list[dict[str, object]]:
     """List the queues that this worker takes from."""
-    return [_queue(name) for name in worker.queues]
+    plain = {name: QueueSource(name, "direct", name) for name in worker.queues}
+    return [_queue(name, worker.sources.get(name, plain[name])) for name in plain]
 
 
-def _queue(name: str) -> dict[str, object]:
+def _queue(name: str, source: QueueSource) -> dict[str, object]:
     return {
         "name": name,
         "exchange": {
-            "name": name,
-            "type": "direct",
+            "name": source.exchange,
+            "type": source.exchange_type,
             "arguments": None,
             "durable": True,
             "passive": False,
@@ -611,7 +619,7 @@ def _queue(name: str) -> dict[str, object]:
             "delivery_mode": None,
             "no_declare": False,
         },
-        "routing_key": name,
+        "routing_key": source.routing_key,
         "queue_arguments": None,
         "binding_arguments": None,
         "consumer_arguments": None,
@@ -642,9 +650,11 @@ def add_consumer(
     **_options: Any,
 ) -> dict[str, object]:
     """Take from one more queue."""
-    if exchange_type not in (None, "direct"):
-        raise ValueError(f"only queues of direct exchanges can be added, not of {exchange_type!r}")
-    worker.add_queue(str(queue), exchange=exchange, routing_key=routing_key)
+    kind = exchange_type or "direct"
+    if kind not in ("direct", "topic"):
+        raise ValueError(f"only queues of direct and topic exchanges can be added, not of {kind!r}")
+    source = QueueSource(str(exchange or queue), kind, str(routing_key or queue))
+    worker.add_queue(str(queue), source)
     return _ok(f"add consumer {queue}")
 
 

@@ -102,6 +102,10 @@ class Ear:
         """True when all that is to be heard is subscribed to; any thread may ask."""
         return all(each.name in self._subscribed for each in self._channels)
 
+    def has_waiting(self, channel: str) -> bool:
+        """Tell whether something was heard on a channel that has not been dealt with yet."""
+        return any(letter.channel.name == channel for letter in list(self._letters))
+
     # --- watch thread -----------------------------------------------------------------------------
 
     def reconnected(self) -> None:

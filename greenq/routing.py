@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
     from greenq.config import TaskConfig
 
-__all__ = ["Broadcast", "Route", "Router", "merge_options", "select_queues", "worker_direct"]
+__all__ = [
+    "Broadcast", "QueueSource", "Route", "Router", "merge_options", "select_queues",
+    "worker_direct",
+]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +31,14 @@ class Route(NamedTuple):
 
     queue: str
     priority: int | None
+
+
+class QueueSource(NamedTuple):
+    """What leads to a queue: an exchange, direct or topic, and the routing key of its binding."""
+
+    exchange: str
+    exchange_type: str
+    routing_key: str
 
 
 class Router:

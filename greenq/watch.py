@@ -213,7 +213,7 @@ class Watch(StartStopStep):
                 self._promote()
             if self._clock() >= self._renew_at_s:
                 self._renew()
-            if self._leases.connection.connected:
+            if thread.called or thread.readable or self._has_to_attend():
                 self._attend()
         try:
             if not self._state.reserved:
@@ -294,9 +294,20 @@ class Watch(StartStopStep):
         patience_s = 0.0 if self._is_still(_PATIENCE_S) else _PATIENCE_S
         return self.ear.oldest_s + patience_s
 
+    def _has_to_attend(self) -> bool:
+        """Tell whether there is something to do for the cluster that no wait was told of."""
+        return (
+            self._clock() >= min(self._beat_at_s, self._impatient_s())
+            # What came while another answer was waited for; a new connection.
+            or self._leases.connection.has_heard
+            or not self.ear.attentive
+        )
+
     def _attend(self) -> None:
         """Hear what has been published, answer what the hub does not, publish the heartbeat."""
         connection = self._leases.connection
+        if not connection.connected:
+            return
         try:
             if self.ear.attend(connection):
                 self._ask_hub()

@@ -30,7 +30,7 @@ from greenq.producer import SendOptions
 from greenq.protocol.envelope import header
 from greenq.protocol.serialize import accepted
 from greenq.protocol.states import FAILURE
-from greenq.routing import Broadcast, select_queues, worker_direct
+from greenq.routing import Broadcast, QueueSource, select_queues, worker_direct
 from greenq.stacks import all_stacks
 from greenq.timer import Timer
 from greenq.transport.intake import Intake
@@ -106,6 +106,8 @@ class Worker:
         if config.worker.worker_direct:
             self.queues += (worker_direct(self.hostname),)
         self.broadcasts = tuple(name for name in selected if isinstance(name, Broadcast))
+        # Of queues that were added with an exchange of their own.
+        self.sources: dict[str, QueueSource] = {}
         # Queues that nobody takes from for now, of this worker's or not.
         self.paused: frozenset[str] = frozenset()
         self.autoscale = autoscale
@@ -357,21 +359,20 @@ class Worker:
 
     # --- remote control ---------------------------------------------------------------------------
 
-    def add_queue(
-        self, queue: str, *, exchange: str | None = None, routing_key: str | None = None
-    ) -> None:
-        """Take from one more queue. Switches: yes.
+    def add_queue(self, queue: str, source: QueueSource) -> None:
+        """Take from one more queue, and have what is published on its exchange go there.
 
-        Args:
-            queue: its name.
-            exchange, routing_key: what else leads to it, for those who publish by exchange.
+        Switches: yes.
 
         Raises:
             OperationalError: it could not be declared, and is not taken from.
         """
-        self.app.transport.broker.declare([queue])
-        if exchange and exchange != queue:
-            self.app.transport.broker.bind(queue, exchange, routing_key or queue)
+        broker = self.app.transport.broker
+        broker.declare([queue])
+        if source != QueueSource(queue, "direct", queue):
+            is_topic = source.exchange_type == "topic"
+            broker.bind(queue, source.exchange, source.routing_key, is_topic=is_topic)
+            self.sources[queue] = source
         if queue not in self.queues:
             self.queues = (*self.queues, queue)
             self._take_from()
@@ -379,6 +380,7 @@ class Worker:
     def cancel_queue(self, queue: str) -> None:
         """Take from a queue no longer; what was taken runs. Switches: yes."""
         self.queues = tuple(name for name in self.queues if name != queue)
+        self.sources.pop(queue, None)
         self._take_from()
 
     def look_for_pauses(self) -> None:

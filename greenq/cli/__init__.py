@@ -111,6 +111,7 @@ _COMMANDS = (
         "greenq.cli.remote",
         "greenq.cli.remote:add_control_options",
     ),
+    _Command("top", "workers, queues, tasks and greenlets on one screen", "greenq.cli.top"),
     _Command("events", "watch tasks and workers", "greenq.cli.events"),
     _Command("queues", "depth, consumers and changes of queues", "greenq.cli.queues"),
     _Command("purge", "delete the messages that wait in queues", "greenq.cli.purge"),

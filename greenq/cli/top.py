@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import shutil
 import sys
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from greenq.cli import arguments, show
 from greenq.cli.common import add_asking_options, missing, opened
@@ -19,9 +18,7 @@ if TYPE_CHECKING:
     import argparse
 
     from greenq.app import Greenq
-
-# A file or a pipe has no width; a person reads it.
-_WIDTH = 120
+    from greenq.cli.top_model import Picture
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     With --json it is one picture, after one interval.
 
     Shape: {"workers": {node: {"state", "details", "ours", "running", "size", "waiting",
-      "processed", "per_s", "lag_s", "lag_p99_s", "uptime_s"}}, "queues": {name: as greenq queues},
+      "processed", "per_s", "lag_s", "lag_p99_s", "uptime_s"}}, "queues": {name: as of greenq queues},
       "tasks": {name: {"per_s": {kind: rate}, "counts": {kind: count}, "runtime_s"}}, "total":
       {"running", "size", "waiting", "per_s", "lag_s", "tasks"}, "greenlets": {"node", "reply"},
       "trouble"}; null is what nobody knows.
@@ -52,25 +49,33 @@ def run(args: argparse.Namespace) -> int:
     if live and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise GreenqError("this is no terminal: ask for one picture with --once or --json")
     with opened(args) as app, ExitStack() as parts:
-        # Loaded only now: whoever wants help need not wait for the transport.
-        ask = importlib.import_module("greenq.cli.top_ask")
+        # Loaded only now: it takes the transport, which whoever wants help need not wait for.
+        asking = importlib.import_module("greenq.cli.top_ask")
         state = app.events.State()
-        heard: Any = parts.enter_context(ask.Listener(app, state))
-        asker = parts.enter_context(ask.Asker(app, args, state))
+        listener = parts.enter_context(asking.Listener(app, state))
+        asker = parts.enter_context(asking.Asker(app, args, state))
         model = Model()
         model.look(asker.look())
-        picture = model.picture()
-        if not picture.workers:
+        if not model.picture().workers:
             if args.json:
                 show.write_json({})
             return missing(args, {})
         if live:
+            sampler = parts.enter_context(asking.Sampler(asker, args.interval))
             screen = importlib.import_module("greenq.cli.top_screen")
-            sampler = parts.enter_context(ask.Sampler(asker, args.interval))
-            screen.Screen(model, sampler, heard, app.transport.broker_address).run()
+            screen.Screen(model, sampler, listener, app.transport.broker_address).run()
         else:
             time.sleep(args.interval)
-            model.hear(heard.take())
+            model.hear(listener.take())
             model.look(asker.look())
-            _show(model, app, args)
+            _write(model.picture(), app, args)
     return 0
+
+
+def _write(picture: Picture, app: Greenq, args: argparse.Namespace) -> None:
+    """Write one picture, as JSON or as text."""
+    if args.json:
+        show.write_json(picture.as_json())
+        return
+    screen = importlib.import_module("greenq.cli.top_screen")
+    screen.write(picture, app.transport.broker_address)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, Self
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 from greenq.cli import queues, show, status
 from greenq.cli.common import ask
@@ -13,11 +15,13 @@ from greenq.errors import OperationalError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from types import TracebackType
 
     from greenq.app import Greenq
     from greenq.events import State
+
+T = TypeVar("T")
 
 # Of so many greenlets, the oldest, more is told than what they wait for.
 _GREENLETS: Final = 20
@@ -46,6 +50,20 @@ class Asker:
         self._told: set[str] = set()
         self._changed: set[str] = set()
 
+    def __enter__(self) -> Self:
+        """Begin to ask."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Have the workers that tell of tasks because of this no longer do so."""
+        if self._changed:
+            self._app.control.mailbox.tell("disable_events", destination=sorted(self._changed))
+
     def look(self, chosen: str | None = None) -> Look:
         """Look at all, and at the greenlets of the worker chosen, by default the first one.
 
@@ -67,7 +85,7 @@ class Asker:
             statuses={node: statuses[node] for node in ours},
             foreign={node: self._heard(node) for node in foreign},
             hubs=hubs,
-            queues=queues.look(self._app, sorted(self._queues)),
+            queues=self._depths(),
             greenlets=self._greenlets(chosen, statuses, ours),
         )
 
@@ -82,11 +100,6 @@ class Asker:
         replies = self._ask("greenlets", {"limit": _GREENLETS}, destination=[node])
         return Greenlets(node=node, reply=replies.get(node))
 
-    def end(self) -> None:
-        """Have the workers that tell of tasks because of this no longer do so."""
-        if self._changed:
-            self._app.control.mailbox.tell("disable_events", destination=sorted(self._changed))
-
     def _statuses(self, pongs: Mapping[str, Any]) -> dict[str, Any]:
         if not self._foreign:
             replies = self._ask("status")
@@ -96,6 +109,16 @@ class Asker:
             if show.is_error(reply) and status.state(reply)[0] != "error":
                 self._foreign.add(node)
         return replies
+
+    def _depths(self) -> queues.Look:
+        """Count what waits; the messages themselves are left alone."""
+        broker = self._app.transport.broker
+        paused = broker.paused()
+        found = {
+            name: queues.from_counts(name, counts, paused.get(name))
+            for name, counts in broker.depths(sorted(self._queues)).items()
+        }
+        return queues.Look(time.monotonic(), found)
 
     def _greenlets(
         self, chosen: str | None, statuses: Mapping[str, Any], ours: list[str]
@@ -137,12 +160,12 @@ class Asker:
         return ask(self._app, self._args, method, arguments, destination=destination)
 
 
-class Thread:
-    """A thread that can be ended; what it fails with is given to whoever made it."""
+class Thread(Generic[T]):
+    """A thread that gives what it finds to whoever takes it."""
 
-    def __init__(self, name: str, failed: Callable[[BaseException], object]) -> None:
-        """Prepare it; `failed` is called in it."""
-        self._failed = failed
+    def __init__(self, name: str) -> None:
+        """Prepare it."""
+        self._found: SimpleQueue[T | Exception] = SimpleQueue()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
@@ -161,6 +184,21 @@ class Thread:
         self.end()
         self._thread.join()
 
+    def take(self) -> list[T]:
+        """Return what was found since the last call.
+
+        Raises:
+            Exception: whatever has ended it.
+        """
+        found = []
+        with suppress(Empty):
+            while True:
+                each = self._found.get_nowait()
+                if isinstance(each, Exception):
+                    raise each
+                found.append(each)
+        return found
+
     def end(self) -> None:
         """Have it end soon."""
         self._ended.set()
@@ -173,21 +211,17 @@ class Thread:
         try:
             self.run()
         except Exception as exc:
-            self._failed(exc)
+            self._found.put(exc)
 
 
-class Sampler(Thread):
+class Sampler(Thread["Look | Greenlets"]):
     """Looks every so many seconds."""
 
-    def __init__(
-        self, asker: Asker, interval_s: float, given: Callable[[Look | Greenlets], object],
-        failed: Callable[[BaseException], object],
-    ) -> None:
-        """Give what is seen to `given`, in this thread."""
-        super().__init__("greenq top: asks", failed)
+    def __init__(self, asker: Asker, interval_s: float) -> None:
+        """Look with `asker`."""
+        super().__init__("greenq top: asks")
         self._asker = asker
         self._interval_s = interval_s
-        self._given = given
         self._woken = threading.Event()
         self._paused = False
         self._chosen: str | None = None
@@ -197,7 +231,7 @@ class Sampler(Thread):
         self._chosen = node
         self._woken.set()
 
-    def pause(self, on: bool) -> None:
+    def pause(self, *, on: bool) -> None:
         """Look no more, or again."""
         self._paused = on
         self._woken.set()
@@ -208,19 +242,20 @@ class Sampler(Thread):
         self._woken.set()
 
     def run(self) -> None:
-        """Look and give."""
+        """Look, again and again."""
         due_s = time.monotonic() + self._interval_s
-        seen = self._chosen
+        seen = None
         while not self._ended.is_set():
-            chosen, now_s = self._chosen, time.monotonic()
-            if now_s >= due_s and not self._paused:
-                self._given(self._look(chosen))
+            chosen = self._chosen
+            if time.monotonic() >= due_s and not self._paused:
+                self._found.put(self._look(chosen))
                 due_s = max(due_s + self._interval_s, time.monotonic())
             elif chosen is not None and chosen != seen:
-                self._given(self._greenlets(chosen))
+                self._found.put(self._greenlets(chosen))
             seen = chosen
-            left_s = None if self._paused else max(0.0, due_s - time.monotonic())
-            self._woken.wait(left_s)
+            if self._chosen == seen:
+                left_s = None if self._paused else max(0.0, due_s - time.monotonic())
+                self._woken.wait(left_s)
             self._woken.clear()
 
     def _look(self, chosen: str | None) -> Look:
@@ -236,33 +271,32 @@ class Sampler(Thread):
             return Look(at_s=time.monotonic(), trouble=str(exc))
 
 
-class Listener(Thread):
-    """Hears events: those of workers go to `state`, all of them to `given`."""
+class Listener(Thread["dict[str, Any]"]):
+    """Hears events; keeps the state of the workers up to date."""
 
-    def __init__(
-        self, app: Greenq, state: State, given: Callable[[list[dict[str, Any]]], object],
-        failed: Callable[[BaseException], object],
-    ) -> None:
-        """Give what is heard to `given`, in this thread.
+    def __init__(self, app: Greenq, state: State) -> None:
+        """Prepare to hear events of `app`; those of workers go to `state`."""
+        super().__init__("greenq top: hears")
+        self._state = state
+        self._receiver = app.events.Receiver()
+
+    def __enter__(self) -> Self:
+        """Begin; what is published from now on is heard.
 
         Raises:
             OperationalError: the server cannot be reached, or refuses.
         """
-        super().__init__("greenq top: hears", failed)
-        self._state = state
-        self._given = given
-        self._receiver = app.events.Receiver(localize=False)
+        # No heartbeats are asked for: whoever replies is there.
         self._receiver.open(wakeup=False)
+        return super().__enter__()
 
     def run(self) -> None:
-        """Hear and give."""
+        """Hear until the end."""
         try:
             while not self._ended.is_set():
-                events = self._receiver.wait(_TURN_S)
-                for event in events:
+                for event in self._receiver.wait(_TURN_S):
                     if event["type"].startswith("worker-"):
                         self._state.event(event)
-                if events:
-                    self._given(events)
+                    self._found.put(event)
         finally:
             self._receiver.close()

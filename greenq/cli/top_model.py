@@ -194,18 +194,12 @@ class Picture:
         """The workers and queues together now."""
         return self.points[-1] if self.points else Point(**_NOTHING)
 
-    @property
-    def depth_per_s(self) -> float | None:
-        """By how much all queues together grow in a second."""
-        changes = [each.change_per_s for each in self.queues if each.change_per_s is not None]
-        return sum(changes) if changes else None
-
     def as_json(self) -> dict[str, Any]:
         """Return it for JSON, without the history."""
         last, greenlets = self.last, self.greenlets
         return {
             "workers": {each.node: each.as_json() for each in self.workers},
-            "queues": {each.name: each.as_json() for each in self.queues},
+            "queues": {each.name: _queue(each) for each in self.queues},
             "tasks": {each.name: each.as_json() for each in self.tasks},
             "total": {
                 "running": last.running,
@@ -220,6 +214,12 @@ class Picture:
             else {"node": greenlets.node, "reply": greenlets.reply},
             "trouble": self.trouble,
         }
+
+
+def _queue(queue: Queue) -> dict[str, Any]:
+    """Return a queue for JSON, without what was not looked at."""
+    told = queue.as_json()
+    return {name: told[name] for name in told if name not in ("consumers", "oldest_s")}
 
 
 _NOTHING: Final[dict[str, Any]] = {
@@ -338,8 +338,7 @@ class _Worker:
     def shown(self, now_s: float) -> Worker:
         """Return its line."""
         counts = {
-            name: _count(show.part(self._reply, name))
-            for name in ("size", "waiting", "processed")
+            name: _count(show.part(self._reply, name)) for name in ("size", "waiting", "processed")
         }
         word, details = status.state(self._reply)
         silent_s = now_s - self.seen_s
@@ -428,10 +427,13 @@ class Tally:
     def total(self) -> Task:
         """Return all of them as one line."""
         tasks = self.tasks()
+        total_s = sum(each for each, _ in self._runtimes.values())
+        ended = sum(count for _, count in self._runtimes.values())
         return Task(
             name="all",
             per_s={kind: sum(task.per_s[kind] for task in tasks) for kind in KINDS},
             counts={kind: sum(task.counts[kind] for task in tasks) for kind in KINDS},
+            runtime_s=total_s / ended if ended else None,
         )
 
     def _task(self, name: str) -> Task:

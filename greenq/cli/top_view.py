@@ -21,23 +21,34 @@ if TYPE_CHECKING:
 
 _HEADING: Final = "bold white on grey23"
 _CHOSEN: Final = "on grey27"
-_GOOD, _CARE, _BAD, _DIM: Final = "green", "yellow", "bold red", "bright_black"
+_GOOD: Final = "green"
+_CARE: Final = "yellow"
+_BAD: Final = "bold red"
+_DIM: Final = "bright_black"
 _STATES: Final = {"ok": _GOOD, "draining": _CARE}
 
 # From here on there is room for charts side by side, and for the greenlets below all the rest.
 _WIDE: Final = 120
 _TALL: Final = 40
 
+# From here on each of the charts has room.
+_HIGH: Final = 30
+
 _CHART_ROWS: Final = 3
 _LABEL: Final = 9
+_VALUE: Final = 11
 _GAP: Final = 2
 
-# A name is cut to no less than this.
-_NARROWEST: Final = 12
+# A name is cut to no less than this, or else a column is left out; other cells to this.
+_NARROWEST: Final = 14
+_WIDEST: Final = 40
 
 # From these numbers on thousands and seconds are told instead.
 _MANY: Final = 10_000
 _LONG_S: Final = 10
+
+# Where code lies that is not the user's own.
+_LIBRARIES: Final = ("/site-packages/", "/lib/python")
 
 _SHORT: Final = dict(
     zip(KINDS, ("RECV", "START", "OK", "FAIL", "RETRY", "REVOKE", "REJECT"), strict=True)
@@ -79,8 +90,7 @@ def draw(picture: Picture, view: View, width: int, height: int | None = None) ->
         lines += [Text(), *_queues_and_tasks(picture, width, None)]
         return [*lines, Text(), *_greenlets(picture, view.chosen, width, None)]
     room = height - len(lines) - 1
-    # All else together gets more than half of the room.
-    lines += _workers(picture.workers, view.chosen, width, max(3, room * 2 // 5))
+    lines += _workers(picture.workers, view.chosen, width, max(3, room // 2))
     lines.append(Text())
     lines += _lower(picture, view, width, height - len(lines) - 1)
     del lines[height - 1 :]
@@ -103,7 +113,8 @@ def _lower(picture: Picture, view: View, width: int, room: int) -> list[Text]:
 def _title(picture: Picture, view: View, width: int) -> Text:
     there = [each for each in picture.workers if each.state != "silent"]
     count = f"{len(there)} worker{'' if len(there) == 1 else 's'}"
-    left = Text.assemble((" greenq top ", "bold black on green"), f"  {show.printable(view.address)}  ")
+    left = Text(" greenq top ", "bold black on green")
+    left.append(f"  {show.printable(view.address)}  ", "default on default not bold")
     left.append(count, "bold" if there else _BAD)
     for state, style in (("blocked", _BAD), ("silent", _BAD), ("draining", _CARE)):
         number = sum(state in each.state for each in picture.workers)
@@ -135,41 +146,59 @@ def _keys(picture: Picture, view: View, width: int) -> Text:
 
 def _charts(picture: Picture, width: int, height: int | None) -> list[Text]:
     points, last = picture.points, picture.last
-    growth = picture.depth_per_s
-    change = "" if growth is None else f"{growth:+,.0f}/s"
-    charts = (
-        ("pool", [each.size for each in points], "cyan", f"{last.running:,} of {last.size:,} run"),
-        ("queues", [each.depth for each in points], "yellow", f"{last.depth:,} {change}"),
-        ("tasks/s", [each.per_s for each in points], "green", f"{rate(last.per_s)}/s"),
-        ("hub lag", [each.lag_s for each in points], "magenta", lag(last.lag_s)),
-    )
+    charts = [
+        _Chart("pool", [each.size for each in points], "cyan", f"{last.running:,}/{last.size:,}"),
+        _Chart("queues", [each.depth for each in points], "yellow", f"{last.depth:,}"),
+        _Chart("tasks/s", [each.per_s for each in points], "green", rate(last.per_s)),
+        _Chart("hub lag", [each.lag_s for each in points], "magenta", lag(last.lag_s)),
+    ]
     if height is None:
-        # One frame has no history.
-        said = (f"{name} {value.strip()}" for name, _, _, value in charts)
-        return [_fitted(Text("   ".join(said)), width)]
+        # One picture has no history.
+        said = (f"{chart.name} {chart.value}" for chart in charts)
+        return [_fitted(Text(f" {'   '.join(said)}"), width)]
+    if height < _HIGH:
+        # The workers' lines tell it, too.
+        del charts[3:]
     rows = _CHART_ROWS if height >= _TALL else 1
-    half = (width - _GAP) // 2
-    each_width = half if width >= _WIDE else width
-    drawn = [_chart(*chart, each_width, rows) for chart in charts]
     if width < _WIDE:
-        return [line for chart in drawn for line in chart]
-    return [*_side_by_side(drawn[0], drawn[2], half), *_side_by_side(drawn[1], drawn[3], half)]
+        return [line for chart in charts for line in _chart(chart, width, rows)]
+    half = (width - _GAP) // 2
+    pool, queues, *others = (_chart(chart, half, rows) for chart in charts)
+    upper = _side_by_side(pool, others[0], half)
+    lower = _side_by_side(queues, others[1] if len(others) > 1 else [], half)
+    return [*upper, *([Text()] if rows > 1 else []), *lower]
 
 
-def _chart(
-    name: str, values: Sequence[float], style: str, value: str, width: int, rows: int
-) -> list[Text]:
-    room = max(1, width - _LABEL - 18)
-    most = max(values[-room:], default=0)
+@dataclass(frozen=True, slots=True)
+class _Chart:
+    """A value over time.
+
+    Attributes:
+        name: what it is.
+        values: the latest at the end.
+        style: its colour.
+        value: the latest as text.
+    """
+
+    name: str
+    values: Sequence[float]
+    style: str
+    value: str
+
+
+def _chart(chart: _Chart, width: int, rows: int) -> list[Text]:
+    room = max(1, width - _LABEL - _VALUE)
+    most = max(chart.values[-room:], default=0)
     lines = []
-    for number, blocks in enumerate(sparkline(values, room, rows)):
-        line = Text.assemble((f" {name if number == rows - 1 else '':<{_LABEL - 1}}", _DIM))
-        line.append(blocks, style)
-        if number == rows - 1:
-            line.append(f"  {value}", "bold")
-        elif number == 0:
-            peak = lag(most) if name == "hub lag" else f"{most:,.0f}"
-            line.append(f"  peak {peak}", _DIM)
+    for number, blocks in enumerate(sparkline(chart.values, room, rows), start=1):
+        is_last = number == rows
+        line = Text(f" {chart.name if is_last else '':<{_LABEL - 1}}", _DIM)
+        line.append(blocks, chart.style)
+        if is_last:
+            line.append(f" {chart.value}", "bold")
+        elif number == 1:
+            said = lag(most) if chart.name == "hub lag" else f"{most:,.0f}"
+            line.append(f" max {said}", _DIM)
         lines.append(_fitted(line, width))
     return lines
 
@@ -189,16 +218,16 @@ def _workers(
         del notes[max(0, room // 3) :]
     lines, hidden = _window(len(workers), at, None if room is None else room - len(notes) - 1)
     headings = ["WORKER", "STATE", "POOL", "WAIT", "DONE", "DONE/S", "LAG P99", "LAST", "UP"]
-    rows = [_worker(workers[line], chosen=workers[line].node == chosen) for line in lines]
+    shown = [workers[line] for line in lines]
+    rows = [_worker(each, chosen=each.node == chosen) for each in shown]
     if beside:
         headings.append("")
-        for row, line in zip(rows, lines, strict=True):
-            row.append(Text(show.printable(workers[line].details), _BAD))
-    left = {0, 1, 9}
-    table = _table(headings, rows, width, left=left, flexible=9 if beside else 0)
-    for line, row in zip(lines, table[1:], strict=True):
-        if workers[line].node == chosen:
-            row.stylize_before(_CHOSEN)
+        for row, each in zip(rows, shown, strict=True):
+            row.append(Text(show.printable(each.details), _BAD))
+    table = _table(headings, rows, width, left={0, 1, 9}, flexible=9 if beside else 0)
+    for line, each in zip(table[1:], shown, strict=True):
+        if each.node == chosen:
+            line.stylize_before(_CHOSEN)
     if hidden:
         table.append(Text(f"   and {hidden} more", _DIM))
     return [*table, *notes]
@@ -229,7 +258,7 @@ def _note(worker: Worker, width: int) -> Text:
 
 
 def _queues_and_tasks(picture: Picture, width: int, room: int | None) -> list[Text]:
-    left = min(width * 2 // 5, 60)
+    left = min(width // 2, 64)
     queues = _queues(picture.queues, left, room)
     tasks = _tasks(picture, width - left - _GAP, room)
     return _side_by_side(queues, tasks, left)
@@ -243,12 +272,12 @@ def _queues(queues: Sequence[Queue], width: int, room: int | None) -> list[Text]
             Text("paused" if queue.paused is not None else "", _CARE),
             Text(f"{queue.waiting:,}", "bold" if queue.waiting else ""),
             "-" if queue.change_per_s is None else _change(queue.change_per_s),
-            f"{queue.parked:,}" if queue.parked else "",
             Text(f"{queue.dead:,}" if queue.dead else "", _BAD),
+            f"{queue.parked:,}" if queue.parked else "",
         ]
         for queue in (queues[line] for line in shown)
     ]
-    headings = ["QUEUE", "", "WAITING", "CHANGE/S", "PARKED", "DEAD"]
+    headings = ["QUEUE", "", "WAITING", "NET/S", "DEAD", "PARKED"]
     lines = _table(headings, rows, width, left={0, 1}, optional={1, 4, 5})
     return [*lines, *_more(hidden)]
 
@@ -259,29 +288,36 @@ def _tasks(picture: Picture, width: int, room: int | None) -> list[Text]:
         heading = _table(["TASK"], [], width)
         return [*heading, *(_fitted(Text(f" {line}", _DIM), width) for line in _NO_TASKS)]
     shown, hidden = _window(len(tasks), 0, None if room is None else room - 2)
-    # The columns are the kinds that have occurred; those that tell most come first.
-    kinds = [kind for kind in _BY_NEWS if kind in _ALWAYS or total.counts[kind]]
-    headings = ["TASK", *(f"{_SHORT[kind]}/S" for kind in kinds), "FAILED", "MEAN"]
-    rows = [_task(each, kinds) for each in (total, *(tasks[line] for line in shown))]
+    # The columns are the kinds that have occurred, in the order of what they tell.
+    bad = [kind for kind in ("retried", "revoked", "rejected") if total.counts[kind]]
+    started = ["started"] if total.counts["started"] else []
+    headings = ["TASK", *_rates("received", "succeeded", "failed"), "FAILED", *_rates(*bad)]
+    headings += ["MEAN", *_rates(*started)]
+    rows = [_task(each, bad, started) for each in (total, *(tasks[line] for line in shown))]
     lines = _table(headings, rows, width)
     lines[1].stylize_before("bold")
     return [*lines, *_more(hidden)]
 
 
-_ALWAYS: Final = frozenset({"received", "succeeded", "failed"})
-_BY_NEWS: Final = ("received", "succeeded", "failed", "retried", "revoked", "rejected", "started")
+def _rates(*kinds: str) -> list[str]:
+    return [f"{_SHORT[kind]}/S" for kind in kinds]
 
 
-def _task(task: Task, kinds: Sequence[str]) -> list[Cell]:
-    cells: list[Cell] = [f" {show.printable(task.name)}"]
-    for kind in kinds:
-        style = "" if kind in ("received", "started", "succeeded") else _BAD
-        value = task.per_s[kind]
-        cells.append(Text(rate(value), style if value else _DIM))
+def _task(task: Task, bad: Sequence[str], started: Sequence[str]) -> list[Cell]:
+    def rates(*kinds: str, style: str = "") -> list[Cell]:
+        values = [task.per_s[kind] for kind in kinds]
+        return [Text(rate(value), style if value else _DIM) for value in values]
+
     failed = task.counts["failed"]
-    cells.append(Text(f"{failed:,}", _BAD if failed else _DIM))
-    cells.append(_lag(task.runtime_s))
-    return cells
+    return [
+        f" {show.printable(task.name)}",
+        *rates("received", "succeeded"),
+        *rates("failed", style=_BAD),
+        Text(f"{failed:,}", _BAD if failed else _DIM),
+        *rates(*bad, style=_BAD),
+        _lag(task.runtime_s),
+        *rates(*started),
+    ]
 
 
 # --- greenlets ------------------------------------------------------------------------------------
@@ -302,7 +338,7 @@ def _greenlets(picture: Picture, chosen: str | None, width: int, room: int | Non
         below = None if room is None else room - 1
         groups, oldest = _groups(reply, left, below), _oldest(reply, width - left - _GAP, below)
         return [*lines, *_side_by_side(groups, oldest, left)]
-    groups = _groups(reply, width, None if room is None else max(3, room // 3))
+    groups = _groups(reply, width, None if room is None else max(3, room // 2))
     below = None if room is None else room - 2 - len(groups)
     return [*lines, *groups, Text(), *_oldest(reply, width, below)]
 
@@ -345,20 +381,20 @@ def _oldest(reply: Any, width: int, room: int | None) -> list[Text]:
             _lag(show.part(each, "hub_s")),
             show.text(show.part(each, "waits_on")),
             _place(_list(each, "stack")),
-            *([show.text(show.part(each, "id"))] if width >= _WIDE - 20 else []),
+            show.text(show.part(each, "id")),
         ]
         for each in shown
     ]
-    headings = ["OLDEST", "AGE", "IN HUB", "WAITS ON", "AT"]
-    headings += ["ID"] if width >= _WIDE - 20 else []
+    headings = ["OLDEST", "AGE", "IN HUB", "WAITS ON", "AT", "ID"]
     return _table(headings, rows, width, left={0, 3, 4, 5}, style=_DIM)
 
 
 def _place(stack: Sequence[Any]) -> str:
-    """Return the innermost line of a stack, without its folder."""
-    if not stack:
-        return "-"
-    return show.printable(PurePath(str(stack[-1])).name)
+    """Return the line of a stack where the user's own code is, without its folder."""
+    lines = [str(line) for line in stack]
+    own = [line for line in lines if not any(folder in line for folder in _LIBRARIES)]
+    found = (own or lines)[-1:]
+    return show.printable(PurePath(found[0]).name) if found else "-"
 
 
 def _list(value: Any, name: str) -> list[Any]:
@@ -380,7 +416,7 @@ def lag(seconds: float) -> str:
     """Write a short time: ``0.4ms``, ``12ms``, ``1.2s``."""
     if seconds >= 1:
         return f"{seconds:,.1f}s"
-    return f"{seconds * 1000:.1f}ms" if seconds < 0.01 else f"{seconds * 1000:.0f}ms"
+    return f"{seconds * 1000:.1f}ms" if 0.00005 <= seconds < 0.01 else f"{seconds * 1000:.0f}ms"
 
 
 def _lag(seconds: object) -> str:
@@ -428,28 +464,31 @@ def _table(
         for at in range(len(headings))
         if at not in optional or any(_text(row[at]).plain for row in rows)
     ]
-    names = [f" {headings[at]}" if at == 0 else headings[at] for at in kept]
-    cells = [[_text(row[at]) for at in kept] for row in rows]
-    widths = [
-        max(len(name), *(cell.cell_len for cell in column), 0)
-        for name, *column in zip(names, *cells, strict=True)
-    ]
-    spare = width - sum(widths) - _GAP * (len(kept) - 1)
-    grows = kept.index(flexible)
-    widths[grows] = max(_NARROWEST, widths[grows] + spare)
-    lines = []
-    for row in ([Text(name) for name in names], *cells):
-        line = Text()
-        for at, size, cell in zip(kept, widths, row, strict=True):
-            if line.plain:
-                line.append(" " * _GAP)
-            cell = cell.copy()
-            cell.truncate(size, overflow="ellipsis")
-            cell.align("left" if at in left else "right", size)
-            line.append_text(cell)
-        lines.append(_fitted(line, width))
-    lines[0] = _bar(lines[0], width) if style == _HEADING else Text(lines[0].plain, style)
+    cells = {at: [_text(row[at]) for row in rows] for at in kept}
+    names = {at: f" {headings[at]}" if at == 0 else headings[at] for at in kept}
+    widths = {
+        at: min(_WIDEST, max(len(names[at]), *(cell.cell_len for cell in cells[at]), 0))
+        for at in kept
+        if at != flexible
+    }
+    while (spare := width - sum(widths.values()) - _GAP * len(widths)) < _NARROWEST and widths:
+        # The columns that tell the least stand at the end.
+        del widths[max(widths)]
+    widths[flexible] = max(spare, _NARROWEST)
+    shown = sorted(widths)
+    heading = [_column(Text(names[at]), widths[at], right=at not in left) for at in shown]
+    lines = [_bar(Text(" " * _GAP).join(heading), width, style)]
+    for line in range(len(rows)):
+        row = [_column(cells[at][line], widths[at], right=at not in left) for at in shown]
+        lines.append(_fitted(Text(" " * _GAP).join(row), width))
     return lines
+
+
+def _column(cell: Text, width: int, *, right: bool) -> Text:
+    found = cell.copy()
+    found.truncate(width, overflow="ellipsis")
+    found.align("right" if right else "left", width)
+    return found
 
 
 def _window(count: int, at: int, room: int | None) -> tuple[range, int]:
@@ -483,9 +522,9 @@ def _beside(left: Text, right: Text, width: int) -> Text:
     return line.append_text(right)
 
 
-def _bar(text: Text, width: int) -> Text:
+def _bar(text: Text, width: int, style: str = _HEADING) -> Text:
     line = _fitted(text, width)
-    line.stylize(_HEADING)
+    line.stylize(style)
     return line
 
 

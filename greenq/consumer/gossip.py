@@ -29,6 +29,12 @@ _CHECK_S = 5.0
 # A vote that has not come by then is not waited for.
 _VOTES_S = 2.0
 
+# What is done so much later than it was due was held up: this worker stood still.
+_LATE_S = 0.5
+
+# Then the others, who may not have, get so long to be heard.
+_HEAR_S = 0.2
+
 # Elections at once; what goes beyond is not taken part in.
 _ELECTIONS = 1000
 
@@ -149,6 +155,8 @@ class Gossip(StartStopStep):
 
     def drop_silent(self) -> None:
         """Forget the neighbours that have not been heard of for too long."""
+        if self._check is not None and self._stood_still(self._check):
+            return
         now_s = self._now_s()
         for neighbour in list(self.neighbours.values()):
             if not neighbour.is_alive(now_s):
@@ -197,7 +205,7 @@ class Gossip(StartStopStep):
         if election is None:
             if election_id in self._decided or len(self._elections) >= _ELECTIONS:
                 return
-            deadline = self._timer.call_after(_VOTES_S, lambda: self._decide(election_id))
+            deadline = self._timer.call_after(_VOTES_S, lambda: self._close(election_id))
             election = self._elections[election_id] = _Election(deadline)
         voter = f"{event['hostname']}.{event.get('pid')}"
         election.votes[event["hostname"]] = event["clock"], voter, topic, event.get("action")
@@ -210,11 +218,24 @@ class Gossip(StartStopStep):
             self._decide_if_complete(election_id)
 
     def _decide_if_complete(self, election_id: str) -> None:
-        """Decide when all that are alive have voted."""
-        now_s = self._now_s()
-        voters = {node for node, other in self.neighbours.items() if other.is_alive(now_s)}
-        if voters | {self._hostname} <= self._elections[election_id].votes.keys():
+        """Decide when all have voted that are not known to be lost."""
+        # Even if silent for too long: they may have spoken while this worker stood still.
+        if self.neighbours.keys() | {self._hostname} <= self._elections[election_id].votes.keys():
             self._decide(election_id)
+
+    def _close(self, election_id: str) -> None:
+        """Decide without the votes that have not come."""
+        election = self._elections[election_id]
+        if self._stood_still(election.deadline):
+            # Its own vote may be the only one that it knows, and would make it a second leader.
+            election.deadline = self._timer.call_after(_HEAR_S, lambda: self._close(election_id))
+        else:
+            self._decide(election_id)
+
+    def _stood_still(self, due: Entry) -> bool:
+        """Tell whether what the others have said meanwhile is still to be heard."""
+        is_late = self._timer.clock() - due.due_s > _LATE_S
+        return is_late or self._ear.has_waiting(self._channel)
 
     def _decide(self, election_id: str) -> None:
         """Find the winner among those who have voted; if it is this worker, it acts."""

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from greenq.bootsteps import StartStopStep
+from greenq.errors import AccessRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,10 +36,18 @@ class Mingle(StartStopStep):
         self._hostname = hostname
 
     def start(self) -> None:
-        """Say hello and hear the answers. Switches: yes. Raises OperationalError."""
+        """Say hello and hear the answers; a user who may not does without. Switches: yes.
+
+        Raises:
+            OperationalError: the server is lost.
+        """
         revoked = self._state.revoked
         told = {"from_node": self._hostname, "revoked": list(revoked.ids())}
-        replies = self._mailbox.ask("hello", told, timeout_s=_TIMEOUT_S)
+        try:
+            replies = self._mailbox.ask("hello", told, timeout_s=_TIMEOUT_S)
+        except AccessRefused as exc:
+            _log.info("mingle: this worker may not ask others: %s", exc)
+            return
         replies.pop(self._hostname, None)
         known = [task_id for reply in replies.values() for task_id in revoked_ids(reply)]
         revoked.update(known)

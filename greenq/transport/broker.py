@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from greenq.errors import DecodeError
 from greenq.protocol import envelope
 from greenq.protocol.ids import sent_at
-from greenq.protocol.keys import binding_member, matching_queues
+from greenq.protocol.keys import binding_member, matching_queues, topic_pattern
 from greenq.transport.client import load_script
 from greenq.transport.dead import write_letter
 from greenq.transport.settle import Move
@@ -68,16 +68,22 @@ class Broker:
             exchange, routing_key = _DIRECT_EXCHANGE, node
         return self._bind_commands(queue, exchange, routing_key)
 
-    def _bind_commands(self, queue: str, exchange: str, routing_key: str) -> list[Command]:
-        member = binding_member(routing_key, "", queue)
+    def _bind_commands(
+        self, queue: str, exchange: str, routing_key: str, pattern: str = ""
+    ) -> list[Command]:
+        member = binding_member(routing_key, pattern, queue, self.keys.sep)
         return [
             ("SADD", self.keys.binding(exchange), member),
             ("SADD", self.keys.permanent_binding(exchange), member),
         ]
 
-    def bind(self, queue: str, exchange: str, routing_key: str) -> None:
-        """Have what is published on a direct exchange with a routing key go to a queue, too."""
-        self.client.pipeline(self._bind_commands(queue, exchange, routing_key))
+    def bind(self, queue: str, exchange: str, routing_key: str, *, is_topic: bool = False) -> None:
+        """Have what is published on an exchange with a routing key go to a queue, too.
+
+        That of a topic exchange may have wildcards.
+        """
+        pattern = topic_pattern(routing_key) if is_topic else ""
+        self.client.pipeline(self._bind_commands(queue, exchange, routing_key, pattern))
 
     def declare(self, queues: Iterable[str]) -> None:
         """Make queues known to all who publish by exchange."""

@@ -256,6 +256,11 @@ class Connection:
         self._heard.clear()
         return heard
 
+    @property
+    def has_heard(self) -> bool:
+        """True if `messages` has something to return without reading."""
+        return bool(self._heard)
+
     def check_rested(self) -> None:
         """Drop the socket if it rested for a while and the server has closed it meanwhile."""
         if self._link.is_connected and time.monotonic() - self.used_at > _RESTED_S:

@@ -5,6 +5,8 @@ Both kinds of workers are asked the same at the same moment: the answers must be
 
 from __future__ import annotations
 
+import base64
+import json
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.exceptions import TaskRevokedError, TimeLimitExceeded
+from kombu import Exchange
 
 from tests.interop.cluster import WAIT_S, celery, celery_member, wait_for_nodes
 from tests.interop.conftest import celery_client
@@ -73,6 +76,16 @@ def cluster() -> Iterator[Cluster]:
         yield Cluster(server, app, worker)
 
 
+@pytest.fixture(autouse=True)
+def _leave_nothing_running(cluster: Cluster) -> Iterator[None]:
+    yield
+    for node in BOTH:
+        held = [info["id"] for info in [*cluster.ask("active", node)[node],
+            *cluster.ask("reserved", node)[node]]]  # fmt: skip
+        if held:
+            cluster.ask("revoke", node, task_id=held, terminate=True)
+
+
 def unlike(ours: Any, theirs: Any, path: str = "") -> list[str]:
     """Name what differs between two answers in keys and types; our own keys beside are none."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
@@ -84,7 +97,7 @@ def unlike(ours: Any, theirs: Any, path: str = "") -> list[str]:
     if isinstance(theirs, list) and isinstance(ours, list):
         pairs = zip(ours[:1], theirs[:1], strict=False)
         return [found for mine, their in pairs for found in unlike(mine, their, f"{path}[]")]
-    if type(ours) is type(theirs):
+    if type(ours) is type(theirs) or {type(ours), type(theirs)} == {int, float}:
         return []
     return [f"{path} is {ours!r}, not {theirs!r}"]
 
@@ -230,19 +243,20 @@ def without(info: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def test_tasks_are_described_as_a_celery_worker_does(cluster: Cluster) -> None:
-    # Given at each worker one task that runs, one that waits for its ETA, and one for its turn.
-    cluster.ask("rate_limit", task_name="shared.tracked", rate_limit="1/h")
+    # Given at each worker one task that runs and one that waits for its ETA; at ours one that
+    # waits for its turn, too. (Celery's hides those.)
+    cluster.ask("rate_limit", OURS, task_name="shared.tracked", rate_limit="1/h")
     run = uuid.uuid4().hex
     for node in BOTH:
         cluster.send("sleep", 60, node=node, task_id=f"a-{run}-{node}", shadow="alias")
         cluster.send("add", 1, 2, node=node, task_id=f"s-{run}-{node}", countdown=300, priority=6)
-        cluster.send("tracked", 0.0, node=node, task_id=f"f-{run}-{node}")
-        cluster.send("tracked", 0.0, node=node, task_id=f"r-{run}-{node}", kwargs={"value": ["ü"]})
-    ids = {kind: [f"{kind}-{run}-{node}" for node in BOTH] for kind in "asr"}
-    every = [task_id for group in ids.values() for task_id in group]
+    cluster.send("tracked", 0.0)
+    cluster.send("tracked", 0.0, task_id=f"r-{run}-{OURS}", kwargs={"value": ["ü"]})
+    every = [f"{kind}-{run}-{node}" for kind in "as" for node in BOTH] + [f"r-{run}-{OURS}"]
 
     def held() -> bool:
-        return all(len(answer) == 3 for answer in cluster.ask("query_task", ids=every).values())
+        answers = cluster.ask("query_task", ids=every)
+        return (len(answers[OURS]), len(answers[THEIRS])) == (3, 2)
 
     wait_until(held)
     for node in BOTH:
@@ -250,17 +264,19 @@ def test_tasks_are_described_as_a_celery_worker_does(cluster: Cluster) -> None:
     # What says whose it is differs, and what Celery puts in as it comes.
     own = ("id", "hostname", "worker_pid", "time_start", "delivery_info", "acknowledged")
 
-    for command, arguments in (("active", {}), ("active", {"safe": True}), ("reserved", {})):
-        found = cluster.ask(command, **arguments)
-        ours = {info["id"][0]: info for info in found[OURS] if run in info["id"]}
-        theirs = {info["id"][0]: info for info in found[THEIRS] if run in info["id"]}
-        assert set(ours) == set(theirs), command
-        for kind, info in ours.items():
-            assert info.keys() == theirs[kind].keys()
-            assert unlike(info, theirs[kind]) == []
-            assert without(info, *own) == without(theirs[kind], *own)
-            assert info["delivery_info"].keys() == theirs[kind]["delivery_info"].keys()
-            assert info["hostname"] == OURS
+    for arguments in ({}, {"safe": True}):
+        found = cluster.ask("active", **arguments)
+        ours, theirs = ([info for info in found[node] if run in info["id"]] for node in BOTH)
+        assert len(ours) == len(theirs) == 1
+        assert ours[0].keys() == theirs[0].keys()
+        assert unlike(ours, theirs) == []
+        assert without(ours[0], *own) == without(theirs[0], *own)
+        assert ours[0]["delivery_info"].keys() == theirs[0]["delivery_info"].keys()
+        assert ours[0]["hostname"] == OURS
+    waiting = {info["id"]: info for info in cluster.ours("reserved")}[f"r-{run}-{OURS}"]
+    assert waiting.keys() == ours[0].keys()
+    assert (waiting["time_start"], waiting["worker_pid"]) == (None, None)
+    assert (waiting["args"], waiting["kwargs"]) == ([0.0], {"value": ["ü"]})
 
     ours, theirs = (
         [each for each in cluster.ask("scheduled")[node] if run in each["request"]["id"]]
@@ -274,16 +290,19 @@ def test_tasks_are_described_as_a_celery_worker_does(cluster: Cluster) -> None:
     asked = cluster.ask("query_task", ids=every)
     states = {node: {key[0]: state for key, (state, _) in asked[node].items()} for node in BOTH}
     assert states[OURS]["a"] == states[THEIRS]["a"] == "active"
-    assert states[OURS]["r"] == states[THEIRS]["r"] == "reserved"
-    assert states[OURS]["s"] == "scheduled"
-    assert unlike(
-        {key[0]: answer for key, answer in asked[OURS].items()},
-        {key[0]: answer for key, answer in asked[THEIRS].items()},
-    ) == []
+    assert states[OURS]["s"] == states[THEIRS]["s"] == "scheduled"
+    assert states[OURS]["r"] == "reserved"
+    assert (
+        unlike(
+            {key[0]: answer for key, answer in asked[OURS].items()},
+            {key[0]: answer for key, answer in asked[THEIRS].items()},
+        )
+        == []
+    )
 
     # When all are revoked nothing stays.
     cluster.ask("revoke", task_id=every, terminate=True)
-    cluster.ask("rate_limit", task_name="shared.tracked", rate_limit=0)
+    cluster.ask("rate_limit", OURS, task_name="shared.tracked", rate_limit=0)
     wait_until(lambda: cluster.ask("query_task", OURS, ids=every)[OURS] == {})
     assert {cluster.app.AsyncResult(task_id).state for task_id in every} == {"REVOKED"}
 
@@ -301,7 +320,7 @@ def test_revoke_of_a_queued_task_keeps_it_from_running(cluster: Cluster) -> None
     with pytest.raises(TaskRevokedError, match="revoked"):
         result.get(timeout=WAIT_S)
     assert f"[{result.id}] succeeded" not in cluster.worker.text
-    wait_until(lambda: not cluster.server.unacked())
+    wait_until(lambda: not any(b'"ours"]' in held for held in cluster.server.unacked().values()))
 
 
 def test_revoke_of_a_scheduled_task_ends_it_at_once(cluster: Cluster) -> None:
@@ -424,25 +443,29 @@ def test_consumers_are_added_and_cancelled(cluster: Cluster) -> None:
     cluster.server.client.delete("later")
 
 
-def test_a_consumer_with_an_exchange_is_shown_as_a_celery_worker_does(cluster: Cluster) -> None:
-    arguments = {"exchange": "mail", "exchange_type": "direct", "routing_key": "out"}
-    cluster.ask("add_consumer", queue="outbox", **arguments)
+@pytest.mark.parametrize(("kind", "key"), [("direct", "out.now"), ("topic", "out.*")])
+def test_a_consumer_with_an_exchange_is_shown_as_a_celery_worker_does(
+    cluster: Cluster, kind: str, key: str
+) -> None:
+    name = f"outbox-{kind}"
+    arguments = {"exchange": f"mail-{kind}", "exchange_type": kind, "routing_key": key}
+    cluster.ask("add_consumer", queue=name, **arguments)
 
     def outboxes() -> list[Any]:
         found = cluster.ask("active_queues")
-        return [
-            queue for node in BOTH for queue in found[node] if queue["name"] == "outbox"
-        ]
+        return [queue for node in BOTH for queue in found[node] if queue["name"] == name]
 
     # Celery's worker begins with it some time later.
     wait_until(lambda: len(outboxes()) == 2)
     ours, theirs = outboxes()
     assert ours == theirs
-    cluster.ask("cancel_consumer", THEIRS, queue="outbox")
+    cluster.ask("cancel_consumer", THEIRS, queue=name)
     wait_until(lambda: len(outboxes()) == 1)
-    sent = cluster.app.send_task("shared.add", (3, 4), exchange="mail", routing_key="out")
-    assert sent.get(timeout=WAIT_S) == 7
-    cluster.ours("cancel_consumer", queue="outbox")
+    # Celery's sender has to know what kind of exchange it is.
+    exchange = Exchange(f"mail-{kind}", type=kind)
+    options = {"exchange": exchange, "routing_key": "out.now", "declare": [exchange]}
+    assert cluster.app.send_task("shared.add", (3, 4), **options).get(timeout=WAIT_S) == 7
+    cluster.ours("cancel_consumer", queue=name)
 
 
 def test_events_of_tasks_are_switched_on_and_off(cluster: Cluster) -> None:
@@ -454,12 +477,22 @@ def test_events_of_tasks_are_switched_on_and_off(cluster: Cluster) -> None:
         assert cluster.ours("enable_events") == {"ok": "task events enabled"}
         told = cluster.send("add", 1, 1)
         told.get(timeout=WAIT_S)
-        received = pubsub.get_message(timeout=WAIT_S)
+        events = task_events(pubsub)
         cluster.ours("disable_events")
-    assert received is not None
-    with cluster.app.connection_for_read() as connection:
-        receiver = cluster.app.events.Receiver(connection.channel())
-        assert receiver is not None
+    assert [(event["type"], event["uuid"]) for event in events] == [
+        (kind, told.id) for kind in ("task-received", "task-started", "task-succeeded")
+    ]
+
+
+def task_events(pubsub: Any) -> list[dict[str, Any]]:
+    """Read what was published until a task has succeeded."""
+    events: list[dict[str, Any]] = []
+    while not events or events[-1]["type"] != "task-succeeded":
+        message = pubsub.get_message(timeout=WAIT_S)
+        assert message is not None, events
+        body = json.loads(base64.b64decode(json.loads(message["data"])["body"]))
+        events.extend(body if isinstance(body, list) else [body])
+    return events
 
 
 def test_shutdown_ends_a_worker(cluster: Cluster) -> None:

@@ -43,8 +43,9 @@ class KeptBroker:
     def declare(self, queues: list[str]) -> None:
         self.done.append(("declare", *queues))
 
-    def bind(self, queue: str, exchange: str, routing_key: str) -> None:
-        self.done.append(("bind", queue, exchange, routing_key))
+    def bind(self, queue: str, exchange: str, routing_key: str, *, is_topic: bool = False) -> None:
+        kind = "topic" if is_topic else "direct"
+        self.done.append(("bind", queue, exchange, kind, routing_key))
 
     def pause(self, queue: str, by: str) -> None:
         self.paused_by[queue] = by

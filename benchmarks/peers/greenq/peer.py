@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from benchmarks.peer import Setup
 
 
+_COMMAND = ("python", "-m", "greenq", "worker", "-A", "benchmarks.peers.greenq.tasks")
+
+
 def _worker(setup: Setup) -> tuple[str, ...]:
-    command = ("python", "-m", "greenq", "worker", "-A", "benchmarks.peers.greenq.tasks")
-    command = (*command, *setup.cluster_options)
+    command = (*_COMMAND, *setup.cluster_options)
     return (*command, "-c", str(setup.concurrency)) if setup.concurrency else command
 
 

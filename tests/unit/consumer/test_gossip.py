@@ -28,6 +28,8 @@ class World:
         self.clock = LamportClock()
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self.led: list[Any] = []
+        # Something was published that has not been dealt with yet.
+        self.unheard = False
         self.gossip = Gossip(
             self,  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]
@@ -50,6 +52,10 @@ class World:
 
     def ignore(self, _channel: str) -> None: ...
 
+    def has_waiting(self, channel: str) -> bool:
+        assert channel == "/0.celeryev/worker.*"
+        return self.unheard
+
     def send(self, kind: str, fields: dict[str, Any]) -> None:
         self.sent.append((kind, fields))
 
@@ -62,6 +68,12 @@ class World:
         self.hear("worker-elect", node, clock, **fields)
 
     def pass_s(self, seconds: float) -> None:
+        ends_s = self.now_s + seconds
+        while self.now_s < ends_s:
+            self.stand_still(min(0.1, ends_s - self.now_s))
+
+    def stand_still(self, seconds: float) -> None:
+        """Let time pass in which this worker does nothing."""
         self.now_s += seconds
         self.timer.run_due()
 
@@ -101,6 +113,24 @@ class TestNeighbours:
         world.hear("worker-heartbeat", OTHER)
         world.hear("worker-offline", OTHER)
 
+        assert world.gossip.neighbours == {}
+
+    @pytest.mark.parametrize("unheard", [True, False])
+    def test_nobody_is_lost_for_what_this_worker_has_not_heard_yet(
+        self, world: World, unheard: bool
+    ) -> None:
+        world.hear("worker-heartbeat", OTHER, freq=2.0)
+        # In the hub all is on time, or late: the one when another thread hears, the other when the
+        # whole process was stopped.
+        world.unheard = unheard
+        (world.pass_s if unheard else world.stand_still)(6)
+        assert set(world.gossip.neighbours) == {OTHER}
+
+        world.unheard = False
+        world.hear("worker-heartbeat", OTHER, freq=2.0)
+        world.pass_s(3.9)
+        assert set(world.gossip.neighbours) == {OTHER}
+        world.pass_s(5)
         assert world.gossip.neighbours == {}
 
     def test_its_own_interval_counts(self, world: World) -> None:
@@ -183,6 +213,41 @@ class TestElections:
         assert world.led == []
 
         world.pass_s(0.2)
+
+        assert world.led == [f"of {ME}"]
+
+    @pytest.mark.parametrize("unheard", [True, False])
+    def test_votes_that_have_not_been_heard_yet_count(self, world: World, unheard: bool) -> None:
+        world.hear("worker-heartbeat", OTHER, freq=60)
+        world.vote(ME, 5)
+        world.unheard = unheard
+        (world.pass_s if unheard else world.stand_still)(4)
+        assert world.led == []
+
+        world.unheard = False
+        world.vote(OTHER, 1)
+        world.pass_s(4)
+
+        assert world.led == []
+
+    def test_whom_it_could_not_hear_while_it_stood_still_is_waited_for(self, world: World) -> None:
+        world.hear("worker-heartbeat", OTHER, freq=2.0)
+        world.stand_still(4.5)
+        world.vote(ME, 5)
+        assert world.led == []
+
+        world.vote(OTHER, 1)
+        world.pass_s(4)
+
+        assert world.led == []
+
+    def test_having_stood_still_it_decides_in_the_end(self, world: World) -> None:
+        world.hear("worker-heartbeat", OTHER, freq=60)
+        world.vote(ME, 5)
+        world.stand_still(4)
+        assert world.led == []
+
+        world.pass_s(0.3)
 
         assert world.led == [f"of {ME}"]
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenq.consumer.mingle import Mingle, revoked_ids
-from greenq.errors import ConnectionLost
+from greenq.errors import AccessRefused, ConnectionLost
 from greenq.worker_state import WorkerState
 
 ME = "me@host"
@@ -75,6 +75,15 @@ def test_says_whom_it_has_met(
 def test_a_lost_server_ends_the_start() -> None:
     with pytest.raises(ConnectionLost):
         mingle(ConnectionLost("gone"))
+
+
+def test_a_user_who_may_not_ask_does_without(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    state, _ = mingle(AccessRefused("no channels"))
+
+    assert state.revoked.ids() == ["mine"]
+    assert "no channels" in caplog.text
 
 
 @pytest.mark.parametrize(
