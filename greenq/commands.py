@@ -22,21 +22,25 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, is_dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from greenq import __version__, kinds
 from greenq.config import Config
+from greenq.errors import ContentDisallowed, DecodeError, NotRegistered
+from greenq.protocol.envelope import header
 from greenq.protocol.message import saferepr
 from greenq.ratelimit import parse_rate
+from greenq.request import Request
 from greenq.routing import QueueSource
 from greenq.stacks import describe
+from greenq.transport.intake import Delivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from greenq.request import Request
     from greenq.task import Task
     from greenq.worker import Worker
 
@@ -376,11 +380,33 @@ def reserved(
 def scheduled(
     worker: Worker, limit: int = _PAGE, offset: int = 0, **_ignored: Any
 ) -> list[dict[str, object]]:
-    """List the tasks that wait here for their ETA, the next one first, a page of them."""
-    return [
+    """List the tasks that wait for their ETA, a page of them.
+
+    Those that wait here, the next one first; then those of this worker's queues that are parked on
+    the server, which any worker of these queues may run, and lists.
+    """
+    held = worker.tasks.scheduled()
+    page = [
         {"eta": eta.isoformat(), "priority": 6, "request": _info(worker, request)}
-        for eta, request in _page(worker.tasks.scheduled(), limit, offset)
+        for eta, request in _page(held, limit, offset)
     ]
+    parked = worker.app.transport.broker.parked(
+        worker.queues, max(0, int(offset) - len(held)), int(limit) - len(page)
+    )
+    return page + [_parked(worker, *each) for each in parked]
+
+
+def _parked(worker: Worker, due: float, queue: str, raw: bytes) -> dict[str, object]:
+    """Describe a parked message like one that waits here; of what cannot be read, the id."""
+    eta = datetime.fromtimestamp(due, UTC).isoformat()
+    try:
+        message = worker.tasks.read(raw)
+        task = worker.app.tasks[message.task]
+    except (DecodeError, ContentDisallowed, NotRegistered):
+        told = {"id": header(raw, "id"), "name": header(raw, "task"), "hostname": worker.hostname}
+        return {"eta": eta, "priority": 6, "request": told}
+    request = Request(Delivery("", queue, raw), message, task, acks_late=True)
+    return {"eta": eta, "priority": 6, "request": _info(worker, request)}
 
 
 def _page(listed: list[Item], limit: int, offset: int) -> list[Item]:

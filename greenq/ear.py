@@ -99,8 +99,8 @@ class Ear:
 
     @property
     def attentive(self) -> bool:
-        """True when all that is to be heard is subscribed to; any thread may ask."""
-        return all(each.name in self._subscribed for each in self._channels)
+        """True when exactly what is to be heard is subscribed to; any thread may ask."""
+        return {each.name for each in self._channels} == self._subscribed
 
     def has_waiting(self, channel: str) -> bool:
         """Tell whether something was heard on a channel that has not been dealt with yet."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 import traceback
 from dataclasses import replace
@@ -412,8 +413,9 @@ class Executor:
             send("task-rejected", {"uuid": task_id, "requeue": bool(value.requeue)})
         elif state == REVOKED:
             killed = request.killed
-            how = {"terminated": killed is not None, "signum": killed and killed.signum}
-            send("task-revoked", {"uuid": task_id, **how, "expired": False})
+            signum = killed and killed.signum and _signal_number(killed.signum)
+            how = {"terminated": killed is not None, "signum": signum, "expired": False}
+            send("task-revoked", {"uuid": task_id, **how})
         elif state != IGNORED:
             why = {"exception": saferepr(value), "traceback": trace or _trace(value)}
             send("task-retried" if state == RETRY else "task-failed", {"uuid": task_id, **why})
@@ -529,3 +531,11 @@ def _text(exc: BaseException) -> str:
         return str(exc)
     except Exception:
         return type(exc).__name__
+
+
+def _signal_number(name: str) -> int | str:
+    """Return a signal as events have it: its number. What is no signal stays what it is."""
+    try:
+        return signal.Signals[f"SIG{name.removeprefix('SIG')}"].value
+    except KeyError:
+        return int(name) if name.isdecimal() else name

@@ -135,8 +135,6 @@ class NativeThread:
         self.ended = False
         self._run = run
         self._stopping = self._woken = False
-        # Why the last wait ended: by `wake` or `stop`, or since a descriptor can be read.
-        self.called = self.readable = False
         self._number: int = 0
         # The number of the thread that the hub runs on, as `sys._current_frames` has it.
         self.hub_thread: int = gevent.monkey.get_original("_thread", "get_ident")()
@@ -153,11 +151,10 @@ class NativeThread:
         poll.register(self._reader, select.POLLIN)
         if descriptor >= 0:
             poll.register(descriptor, select.POLLIN)
-        ready = {number for number, _events in poll.poll(timeout_s * 1000)}
-        self.called, self.readable = self._reader in ready, descriptor in ready
-        if self.called:
-            self._woken = False
-            os.read(self._reader, 64)
+        for ready, _events in poll.poll(timeout_s * 1000):
+            if ready == self._reader:
+                self._woken = False
+                os.read(self._reader, 64)
         return self._stopping
 
     def wake(self) -> None:

@@ -213,8 +213,7 @@ class Watch(StartStopStep):
                 self._promote()
             if self._clock() >= self._renew_at_s:
                 self._renew()
-            if thread.called or thread.readable or self._has_to_attend():
-                self._attend()
+            self._attend()
         try:
             if not self._state.reserved:
                 self._leases.release()
@@ -295,28 +294,33 @@ class Watch(StartStopStep):
         return self.ear.oldest_s + patience_s
 
     def _has_to_attend(self) -> bool:
-        """Tell whether there is something to do for the cluster that no wait was told of."""
-        return (
-            self._clock() >= min(self._beat_at_s, self._impatient_s())
-            # What came while another answer was waited for; a new connection.
-            or self._leases.connection.has_heard
-            or not self.ear.attentive
-        )
-
-    def _attend(self) -> None:
-        """Hear what has been published, answer what the hub does not, publish the heartbeat."""
+        """Tell whether there is something to do for the cluster. Raises OperationalError."""
         connection = self._leases.connection
         if not connection.connected:
-            return
+            return False
+        # What came while another answer was read is here already, and no wait would tell of it.
+        is_told = not self.ear.attentive or connection.has_answer()
+        return is_told or self._clock() >= min(self._beat_at_s, self._impatient_s())
+
+    def _attend(self) -> None:
+        """Hear what has been published, answer what the hub does not, publish the heartbeat.
+
+        Until nothing is left of that, or another duty is due.
+        """
+        connection = self._leases.connection
+        other_duty_s = min(self._renew_at_s, self._look_at_s, self._promote_at_s)
         try:
-            if self.ear.attend(connection):
-                self._ask_hub()
-            if self._clock() >= self._impatient_s():
-                self.ear.answer_urgent(connection)
-            beat = self._beat
-            if beat is not None and self._clock() >= self._beat_at_s:
-                self._beat_at_s = self._clock() + beat.every_s
-                connection.call(*beat.write(self.blocking()))
+            while self._has_to_attend():
+                if self.ear.attend(connection):
+                    self._ask_hub()
+                if self._clock() >= self._impatient_s():
+                    self.ear.answer_urgent(connection)
+                beat = self._beat
+                if beat is not None and self._clock() >= self._beat_at_s:
+                    self._beat_at_s = self._clock() + beat.every_s
+                    connection.call(*beat.write(self.blocking()))
+                if self._clock() >= other_duty_s:
+                    return
         except (AccessRefused, ServerError) as exc:
             self._refused.say("this worker is no full member of its cluster", exc)
         except OperationalError as exc:

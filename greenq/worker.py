@@ -365,9 +365,13 @@ class Worker:
         Switches: yes.
 
         Raises:
+            ValueError: the key of this name is something else than a queue.
             OperationalError: it could not be declared, and is not taken from.
         """
         broker = self.app.transport.broker
+        kind = broker.kind(queue)
+        if kind not in ("none", "list"):
+            raise ValueError(f"{queue!r} cannot be a queue: the key of this name is a {kind}")
         broker.declare([queue])
         if source != QueueSource(queue, "direct", queue):
             is_topic = source.exchange_type == "topic"

@@ -38,10 +38,11 @@ def run(args: argparse.Namespace) -> int:
     With --json it is one picture, after one interval.
 
     Shape: {"workers": {node: {"state", "details", "ours", "running", "size", "waiting",
-      "processed", "per_s", "lag_s", "lag_p99_s", "uptime_s"}}, "queues": {name: as of greenq queues},
-      "tasks": {name: {"per_s": {kind: rate}, "counts": {kind: count}, "runtime_s"}}, "total":
-      {"running", "size", "waiting", "per_s", "lag_s", "tasks"}, "greenlets": {"node", "reply"},
-      "trouble"}; null is what nobody knows.
+      "processed", "per_s", "lag_s", "lag_p99_s", "uptime_s"}}, "queues": {name: {"waiting",
+      "depth", "inbox", "parked", "dead", "paused", "change_per_s"}}, "tasks": {name: {"per_s":
+      {kind: rate}, "counts": {kind: count}, "runtime_s"}}, "total": {"running", "size",
+      "waiting", "per_s", "lag_s", "tasks"}, "greenlets": {"node", "reply"}, "trouble"}; null is
+      what nobody knows.
     """
     live = not (args.json or args.once)
     if not args.json and importlib.util.find_spec("rich") is None:

@@ -160,11 +160,11 @@ class Point:
         lag_s: of the hub that was the latest.
     """
 
-    running: int
-    size: int
-    depth: int
-    per_s: float
-    lag_s: float
+    running: int = 0
+    size: int = 0
+    depth: int = 0
+    per_s: float = 0.0
+    lag_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +192,7 @@ class Picture:
     @property
     def last(self) -> Point:
         """The workers and queues together now."""
-        return self.points[-1] if self.points else Point(**_NOTHING)
+        return self.points[-1] if self.points else Point()
 
     def as_json(self) -> dict[str, Any]:
         """Return it for JSON, without the history."""
@@ -220,11 +220,6 @@ def _queue(queue: Queue) -> dict[str, Any]:
     """Return a queue for JSON, without what was not looked at."""
     told = queue.as_json()
     return {name: told[name] for name in told if name not in ("consumers", "oldest_s")}
-
-
-_NOTHING: Final[dict[str, Any]] = {
-    "running": 0, "size": 0, "depth": 0, "per_s": 0.0, "lag_s": 0.0,
-}  # fmt: skip
 
 
 # --- in between -----------------------------------------------------------------------------------
@@ -341,6 +336,9 @@ class _Worker:
             name: _count(show.part(self._reply, name)) for name in ("size", "waiting", "processed")
         }
         word, details = status.state(self._reply)
+        if word == "ok":
+            # Paused queues have their own lines.
+            details = ""
         silent_s = now_s - self.seen_s
         if silent_s > 0:
             word, details = "silent", f"no reply for {show.age(silent_s)}"

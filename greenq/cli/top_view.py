@@ -55,9 +55,9 @@ _SHORT: Final = dict(
 )
 
 _NO_TASKS: Final = (
-    "no task events are heard",
-    "Workers send them when started with -E,",
-    "or while greenq top runs with --events.",
+    "no task events are heard:",
+    "start workers with -E, or this with",
+    "--events, which asks them for events",
 )
 
 
@@ -88,14 +88,15 @@ def draw(picture: Picture, view: View, width: int, height: int | None = None) ->
     if height is None:
         lines += _workers(picture.workers, view.chosen, width, None)
         lines += [Text(), *_queues_and_tasks(picture, width, None)]
-        return [*lines, Text(), *_greenlets(picture, view.chosen, width, None)]
-    room = height - len(lines) - 1
-    lines += _workers(picture.workers, view.chosen, width, max(3, room // 2))
-    lines.append(Text())
-    lines += _lower(picture, view, width, height - len(lines) - 1)
-    del lines[height - 1 :]
-    lines += [Text()] * (height - 1 - len(lines))
-    return [*lines, _keys(picture, view, width)]
+        lines += [Text(), *_greenlets(picture, view.chosen, width, None)]
+    else:
+        room = height - len(lines) - 1
+        lines += _workers(picture.workers, view.chosen, width, max(3, room // 2))
+        lines.append(Text())
+        lines += _lower(picture, view, width, height - len(lines) - 1)
+        lines += [Text()] * (height - 1 - len(lines))
+        lines = [*lines[: height - 1], _keys(picture, view, width)]
+    return [_fitted(line, width) for line in lines]
 
 
 def _lower(picture: Picture, view: View, width: int, room: int) -> list[Text]:
@@ -128,19 +129,16 @@ def _title(picture: Picture, view: View, width: int) -> Text:
 
 
 def _keys(picture: Picture, view: View, width: int) -> Text:
-    """Name the keys, and say what is wrong if something is."""
-    lower = "queues" if view.greenlets else "greenlets"
-    line = Text(" ")
-    for key, does in (
-        ("q", "quit"),
-        ("↑↓", "worker"),
-        ("g", lower),
-        ("p", "go on" if view.paused else "pause"),
-    ):
-        line.append(key, "bold").append(f" {does}   ", _DIM)
+    """Name the keys; say what is wrong instead if something is."""
     wrong = picture.trouble or view.warning
     if wrong:
-        line.append(show.printable(wrong), _BAD)
+        line = Text(f" {show.printable(wrong)}", _BAD)
+        return _beside(line, Text("  q quit ", _DIM), width)
+    lower = "queues" if view.greenlets else "greenlets"
+    pause = "go on" if view.paused else "pause"
+    line = Text(" ")
+    for key, does in (("q", "quit"), ("↑↓", "worker"), ("g", lower), ("p", pause)):
+        line.append(key, "bold").append(f" {does}   ", _DIM)
     return _fitted(line, width)
 
 

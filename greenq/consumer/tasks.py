@@ -365,10 +365,21 @@ class Tasks(StartStopStep):
             self._bury(delivery, exc, envelope.header(delivery.raw, "id"))
             return None
         try:
-            return decode(unwrapped, accept=self._accept, max_body_bytes=self._max_body_bytes)
+            return self._decode(unwrapped)
         except (DecodeError, ContentDisallowed) as exc:
             self._bury(delivery, exc, unwrapped.headers.get("id"))
             return None
+
+    def read(self, raw: bytes) -> TaskMessage:
+        """Read a message as it is read when it is taken.
+
+        Raises:
+            DecodeError, ContentDisallowed: it is no task call that this worker accepts.
+        """
+        return self._decode(envelope.unwrap(raw))
+
+    def _decode(self, unwrapped: envelope.Envelope) -> TaskMessage:
+        return decode(unwrapped, accept=self._accept, max_body_bytes=self._max_body_bytes)
 
     def _schedule(self, request: Request, wait_s: float, eta: datetime) -> None:
         """Hold a request until its ETA."""

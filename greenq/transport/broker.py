@@ -93,6 +93,11 @@ class Broker:
             self.client.pipeline(commands)
             self._declared.update(names)
 
+    def kind(self, queue: str) -> str:
+        """Return the type of a queue's key: ``list``, or ``none`` when it is empty."""
+        kind: bytes = self.client.call("TYPE", self.keys.queue(queue))
+        return kind.decode()
+
     def publish(
         self,
         queue: str,
@@ -186,6 +191,32 @@ class Broker:
             ]
         counts = iter(self.client.pipeline(commands))
         return {queue: {place: next(counts) for place in places} for queue in names}
+
+    def parked(
+        self, queues: Iterable[str], offset: int, limit: int
+    ) -> list[tuple[float, str, bytes]]:
+        """Return a page of the parked messages of queues, one queue after the other.
+
+        Shape: when each is due, unix time, its queue, and its bytes; the soonest of a queue first.
+        """
+        names = tuple(dict.fromkeys(queues))
+        if limit <= 0 or not names:
+            return []
+        sizes = self.client.pipeline([("ZCARD", self.keys.eta(queue)) for queue in names])
+        page: list[tuple[float, str, bytes]] = []
+        for queue, size in zip(names, sizes, strict=True):
+            last = min(size, offset + limit - len(page)) - 1
+            if offset <= last:
+                found = self.client.call(
+                    "ZRANGE", self.keys.eta(queue), offset, last, "WITHSCORES"
+                )
+                # In front of each message stands the list that it goes back to.
+                page += [
+                    (float(due), queue, text.partition(b"|")[2])
+                    for text, due in zip(found[::2], found[1::2], strict=True)
+                ]
+            offset = max(0, offset - size)
+        return page
 
     def oldest(self, queues: Iterable[str]) -> dict[str, float]:
         """Return when the oldest message that waits in each queue was sent, unix time.

@@ -256,11 +256,6 @@ class Connection:
         self._heard.clear()
         return heard
 
-    @property
-    def has_heard(self) -> bool:
-        """True if `messages` has something to return without reading."""
-        return bool(self._heard)
-
     def check_rested(self) -> None:
         """Drop the socket if it rested for a while and the server has closed it meanwhile."""
         if self._link.is_connected and time.monotonic() - self.used_at > _RESTED_S:
@@ -356,12 +351,12 @@ class Connection:
         return answer
 
     def has_answer(self) -> bool:
-        """True if something can be read without waiting.
+        """True if something can be read without waiting, or has been heard with another answer.
 
         Raises:
             ConnectionLost: the server has hung up.
         """
-        return self.connected and self._can_read(0.0)
+        return bool(self._heard) or (self.connected and self._can_read(0.0))
 
     def _can_read(self, timeout_s: float) -> bool:
         """Wait until something can be read; False after the timeout, and when there is no socket.

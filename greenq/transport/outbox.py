@@ -198,9 +198,12 @@ class Outbox(StartStopStep):
         moves = [entry.move for entry in entries if entry.move is not None]
         acks = [entry.ack for entry in entries if entry.ack is not None]
         if self._results is not None and results:
-            settle(self._results, self._keys, results)
+            self._note_unheard(settle(self._results, self._keys, results))
             results = []
         if results or moves or acks or news:
-            refused = settle(self.connection, self._keys, results, moves, acks, news)
-            if refused:
-                self._unheard.say("events are not published", ServerError("PUBLISH", refused))
+            self._note_unheard(settle(self.connection, self._keys, results, moves, acks, news))
+
+    def _note_unheard(self, refused: str) -> None:
+        if refused:
+            text = "results and events are not published: who waits for them hears nothing"
+            self._unheard.say(text, ServerError("PUBLISH", refused))

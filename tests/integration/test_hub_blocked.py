@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -107,6 +109,28 @@ def test_what_needs_the_hub_is_answered_by_the_others_then_and_by_all_later(flee
     blockers = [each for each in hub["blockers"] if each["by"] == task]
     assert [each["for_s"] >= 1.5 for each in blockers] == [True]
     assert fleet.workers[BLOCKED].text.count(f"by {task} at ") == 1
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_what_comes_along_with_an_answer_is_not_forgotten(fleet: Fleet, behind: bool) -> None:
+    # The socket, at which the worker waits, tells nothing of what has been read already.
+    connection = fleet.client.transport.client.connection(pushes=True)
+    connection.subscribe(["channel"])
+    assert not connection.has_answer()
+    if behind:
+        connection.send([("PING",)])
+        fleet.server.client.publish("channel", "news")
+        with socket.socket(fileno=os.dup(connection.fileno())) as peeked:
+            peeked.settimeout(WAIT_S)
+            wait_until(lambda: b"news" in peeked.recv(4096, socket.MSG_PEEK), WAIT_S)
+        assert connection.receive("PING") == b"PONG"
+    else:
+        assert connection.call("PUBLISH", "channel", "news") == 1
+    assert connection.has_answer()
+    assert [message.data for message in connection.messages()] == [b"news"]
+    assert not connection.has_answer()
+    connection.close()
+    assert not connection.has_answer()
 
 
 def test_command_line_says_it(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:

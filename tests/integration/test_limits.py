@@ -94,7 +94,7 @@ def test_terminated_task_cleans_up_and_whoever_waits_learns_it(fleet: Fleet) -> 
     events = fleet.events_of(result.id, "task-revoked")
     assert kinds(events) == ["task-received", "task-started", "task-revoked"]
     told = events[-1]
-    assert (told["terminated"], told["signum"], told["expired"]) == (True, "SIGKILL", False)
+    assert (told["terminated"], told["signum"], told["expired"]) == (True, 9, False)
     fleet.server.wait_settled()
 
 

@@ -79,3 +79,19 @@ def wait_for_nodes(app: Celery | Greenq, nodes: Sequence[str]) -> None:
         return {node for reply in replies for node in reply} == set(nodes)
 
     wait_until(answer, 30)
+
+
+def unlike(ours: Any, theirs: Any, path: str = "") -> list[str]:
+    """Name what differs between two answers in keys and types; our own keys beside are none."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        lacks = [f"{path}.{key} lacks" for key in theirs if key not in ours]
+        shared = [key for key in theirs if key in ours]
+        return lacks + [
+            found for key in shared for found in unlike(ours[key], theirs[key], f"{path}.{key}")
+        ]
+    if isinstance(theirs, list) and isinstance(ours, list):
+        pairs = zip(ours[:1], theirs[:1], strict=False)
+        return [found for mine, their in pairs for found in unlike(mine, their, f"{path}[]")]
+    if type(ours) is type(theirs) or {type(ours), type(theirs)} == {int, float}:
+        return []
+    return [f"{path} is {ours!r}, not {theirs!r}"]

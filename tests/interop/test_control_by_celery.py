@@ -18,7 +18,7 @@ from celery import Celery
 from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 from kombu import Exchange
 
-from tests.interop.cluster import WAIT_S, celery, celery_member, wait_for_nodes
+from tests.interop.cluster import WAIT_S, celery, celery_member, unlike, wait_for_nodes
 from tests.interop.conftest import celery_client
 from tests.servers import Process, Server, greenq_worker, valkey
 from tests.support import wait_until
@@ -84,22 +84,6 @@ def _leave_nothing_running(cluster: Cluster) -> Iterator[None]:
             *cluster.ask("reserved", node)[node]]]  # fmt: skip
         if held:
             cluster.ask("revoke", node, task_id=held, terminate=True)
-
-
-def unlike(ours: Any, theirs: Any, path: str = "") -> list[str]:
-    """Name what differs between two answers in keys and types; our own keys beside are none."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        lacks = [f"{path}.{key} lacks" for key in theirs if key not in ours]
-        shared = [key for key in theirs if key in ours]
-        return lacks + [
-            found for key in shared for found in unlike(ours[key], theirs[key], f"{path}.{key}")
-        ]
-    if isinstance(theirs, list) and isinstance(ours, list):
-        pairs = zip(ours[:1], theirs[:1], strict=False)
-        return [found for mine, their in pairs for found in unlike(mine, their, f"{path}[]")]
-    if type(ours) is type(theirs) or {type(ours), type(theirs)} == {int, float}:
-        return []
-    return [f"{path} is {ours!r}, not {theirs!r}"]
 
 
 # --- answers --------------------------------------------------------------------------------------

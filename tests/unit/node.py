@@ -38,10 +38,22 @@ class KeptBroker:
     def __init__(self, real: Broker) -> None:
         self._real = real
         self.done: list[tuple[object, ...]] = []
+        self.kinds: dict[str, str] = {}
+        # When each is due, its queue and its bytes.
+        self.all_parked: list[tuple[float, str, bytes]] = []
         self.paused_by: dict[str, str] = {}
 
     def declare(self, queues: list[str]) -> None:
         self.done.append(("declare", *queues))
+
+    def kind(self, queue: str) -> str:
+        return self.kinds.get(queue, "none")
+
+    def parked(
+        self, queues: tuple[str, ...], offset: int, limit: int
+    ) -> list[tuple[float, str, bytes]]:
+        assert limit >= 0
+        return [each for each in self.all_parked if each[1] in queues][offset : offset + limit]
 
     def bind(self, queue: str, exchange: str, routing_key: str, *, is_topic: bool = False) -> None:
         kind = "topic" if is_topic else "direct"

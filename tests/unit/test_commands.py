@@ -224,6 +224,33 @@ def test_scheduled_is_told_in_the_order_of_the_etas_a_page_at_a_time(node: Node)
     assert [each["request"]["id"] for each in page] == ["in 200"]
 
 
+def test_what_is_parked_on_the_server_is_listed_behind_what_waits_here(node: Node) -> None:
+    for number in range(3):
+        node.give("add", f"here {number}", 1, 2, countdown=100)
+    for number in range(3):
+        text = node.app.producer.prepare("add", (1, 2), {}, {"task_id": f"parked {number}"})["text"]
+        node.broker.all_parked.append((1e9 + number, "celery", text.encode()))
+    node.broker.all_parked += [(2e9, "elsewhere", b"{}"), (3e9, "celery", b"no task")]
+
+    told = node.ask("scheduled")
+    pages = [node.ask("scheduled", limit=2, offset=offset) for offset in (0, 2, 4, 6, 8)]
+
+    assert [each for page in pages for each in page] == told
+    ids = [each["request"]["id"] for each in told]
+    assert ids == [f"here {n}" for n in range(3)] + [f"parked {n}" for n in range(3)] + [None]
+    assert list(told[3]["request"]) == REQUEST_KEYS
+    assert told[3]["eta"] == "2001-09-09T01:46:40+00:00"
+    assert told[3]["request"]["delivery_info"]["routing_key"] == "celery"
+
+
+@pytest.mark.parametrize("due", [1e18, -1e18, math.inf, math.nan])
+def test_a_parked_message_that_is_never_due_hides_no_other(node: Node, due: float) -> None:
+    text = node.app.producer.prepare("add", (1, 2), {}, {"task_id": "t1"})["text"].encode()
+    node.broker.all_parked = [(due, "celery", text), (1e9, "celery", text)]
+
+    assert [each["request"]["id"] for each in node.ask("scheduled")] == ["t1", "t1"]
+
+
 @pytest.mark.parametrize("method", ["reserved", "scheduled"])
 @pytest.mark.parametrize("page", [{"limit": "many"}, {"offset": None}, {"limit": [1]}])
 def test_a_page_that_is_no_number_is_refused(node: Node, method: str, page: dict[str, Any]) -> None:
@@ -431,6 +458,15 @@ def test_a_queue_that_cannot_be_declared_is_not_taken_from(
 
     assert "not today" in node.ask("add_consumer", queue="extra")["error"]
     assert node.worker.queues == node.worker.intake.queues == ("celery",)
+
+
+def test_a_key_that_is_no_queue_is_refused(node: Node) -> None:
+    node.broker.kinds = {"unacked": "hash", "full": "list"}
+
+    assert "'unacked' cannot be a queue" in node.ask("add_consumer", queue="unacked")["error"]
+    assert node.ask("add_consumer", queue="full")["ok"]
+
+    assert node.worker.queues == ("celery", "full")
 
 
 def test_a_queue_of_another_kind_is_refused(node: Node) -> None:

@@ -201,11 +201,28 @@ def test_terminated_task_ends_and_its_cleaning_up_is_done(rig: Rig, acks_late: b
     assert rig.events.of("task-revoked") == {
         "uuid": "a",
         "terminated": True,
-        "signum": "SIGKILL",
+        "signum": 9,
         "expired": False,
     }
     assert rig.state.reserved == {}
     assert rig.state.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [("SIGTERM", 15), ("KILL", 9), ("2", 2), ("nudge", "nudge")]
+)
+def test_signal_of_a_terminated_task_is_told_as_its_number(
+    rig: Rig, given: str, told: object
+) -> None:
+    @rig.task("wait")
+    def wait() -> None:
+        gevent.sleep(DEADLINE_S)
+
+    rig.give("wait", "a")
+    rig.pool.end(rig.running("a"), given)
+    wait_stored(rig)
+
+    assert rig.events.of("task-revoked")["signum"] == told
 
 
 def test_terminated_task_is_thrown_at_until_it_ends(

@@ -79,6 +79,9 @@ class World:
     def recover_overdue(self, _living: list[str]) -> int:
         return 0
 
+    def has_answer(self) -> bool:
+        return bool(self.published)
+
     def close(self) -> None:
         self.connected = False
 

@@ -17,6 +17,14 @@
 -- tag has no record and is just put there. A message whose goal is a key of another type stays reserved, and
 -- the others are moved. A user who may delete but not push is refused before (Redis 7 and later can tell).
 local results, moves, news, at = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), 5
+local refused = ''
+
+-- Without a say in anything else: a user without channels still ends its messages.
+local function publish(channel, text)
+  local answer = redis.pcall('PUBLISH', channel, text)
+  if type(answer) == 'table' and answer.err then refused = answer.err end
+end
+
 for i = 1, results do
   local key, seconds, payload = KEYS[i], ARGV[at], ARGV[at + 1]
   local stored = true
@@ -33,7 +41,7 @@ for i = 1, results do
     else
       redis.call('SETEX', key, seconds, payload)
     end
-    redis.call('PUBLISH', key, payload)
+    publish(key, payload)
   end
   at = at + 2
 end
@@ -74,10 +82,8 @@ for first = at, #ARGV, 1000 do
   redis.call('HDEL', unacked, unpack(ARGV, first, last))
 end
 
--- Last, and without a say in anything else: who hears of an outcome finds it done.
-local refused = ''
+-- Last: who hears of an outcome finds it done.
 for i = told, told + 2 * news - 2, 2 do
-  local answer = redis.pcall('PUBLISH', ARGV[i], ARGV[i + 1])
-  if type(answer) == 'table' and answer.err then refused = answer.err end
+  publish(ARGV[i], ARGV[i + 1])
 end
 return problem or {moved, refused}
