@@ -398,7 +398,11 @@ def scheduled(
 
 def _parked(worker: Worker, due: float, queue: str, raw: bytes) -> dict[str, object]:
     """Describe a parked message like one that waits here; of what cannot be read, the id."""
-    eta = datetime.fromtimestamp(due, UTC).isoformat()
+    try:
+        eta = datetime.fromtimestamp(due, UTC).isoformat()
+    except (ValueError, OverflowError):
+        # A score that only somebody else can have given.
+        eta = None
     try:
         message = worker.tasks.read(raw)
         task = worker.app.tasks[message.task]

@@ -75,8 +75,9 @@ class Ear:
         # Replaced as a whole, so that the thread may read it at any time.
         self._channels: tuple[_Channel, ...] = ()
         self._letters: deque[_Letter] = deque(maxlen=_LETTERS)
-        # Hub's thread only.
+        # Hub's thread only. `late_s`: how long what is dealt with at the moment had to wait.
         self._busy = False
+        self.late_s = 0.0
         # Watch thread only.
         self._subscribed: set[str] = set()
 
@@ -185,6 +186,7 @@ class Ear:
         try:
             while self._letters:
                 letter = self._letters.popleft()
+                self.late_s = time.monotonic() - letter.heard_s
                 try:
                     letter.channel.handle(letter.data)
                 except Exception:

@@ -264,6 +264,16 @@ class Task(Generic[P, R]):
         """Return the handle of an execution of this task."""
         return self.app.AsyncResult(task_id)
 
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Publish an event of this run's own, such as ``task-progress``, with its id as ``uuid``.
+
+        Raises:
+            EncodeError: a field has no form in JSON.
+            OperationalError: the server could not be reached.
+        """
+        request = self.request
+        self.app.events.send(type, hostname=request.hostname, uuid=request.id, **fields)
+
     def update_state(
         self, task_id: str | None = None, state: str = "PROGRESS", meta: object = None
     ) -> None:

@@ -363,10 +363,6 @@ class Watch(StartStopStep):
         self._look_at_s = now + min(_LOOK_S, self._blocked_after_s)
         blocked = self._blocked
         if self._hub.moved_s >= self._asked_s:
-            if blocked is not None:
-                blocked.for_s = self._hub.lag_s
-                self._blocked = None
-                _log.warning("the hub moves again; it was blocked for %.1f s", blocked.for_s)
             self._ask_hub()
             return
         still_s = now - self._asked_s
@@ -386,10 +382,15 @@ class Watch(StartStopStep):
         )  # fmt: skip
 
     def _ask_hub(self) -> None:
-        """Have the hub note that it moves, unless it owes an answer, or the log a line."""
-        if self._hub.moved_s >= self._asked_s and self._blocked is None:
-            self._asked_s = self._clock()
-            self._hub.ping()
+        """Have the hub note that it moves, unless it owes an answer; a late one is logged."""
+        if self._hub.moved_s < self._asked_s:
+            return
+        blocked, self._blocked = self._blocked, None
+        if blocked is not None:
+            blocked.for_s = self._hub.lag_s
+            _log.warning("the hub moves again; it was blocked for %.1f s", blocked.for_s)
+        self._asked_s = self._clock()
+        self._hub.ping()
 
     def set_queues(self, queues: Sequence[str]) -> None:
         """Look for work and due ETAs in these queues; any thread may call."""

@@ -141,7 +141,15 @@ class Gossip(StartStopStep):
             _log.error("too many elections at once: no vote in %s", election_id)
             return
         vote = {"id": election_id, "topic": topic, "action": action, "cver": _VERSION}
-        self._events.send("worker-elect", vote)
+        if self._ear.late_s > _LATE_S:
+            self._timer.call_after(_HEAR_S, lambda: self._vote_late(election_id, vote))
+        else:
+            self._events.send("worker-elect", vote)
+
+    def _vote_late(self, election_id: str, vote: Mapping[str, Any]) -> None:
+        """Vote after having stood still, if no other has: those may have decided already."""
+        if election_id not in self._elections and election_id not in self._decided:
+            self._events.send("worker-elect", vote)
 
     def hear(self, data: bytes) -> None:
         """Take note of a worker's event."""

@@ -397,6 +397,34 @@ def test_a_hub_that_is_known_to_stand_is_answered_for_at_once(hearing: World) ->
     assert handled == [b"1"]
 
 
+def test_a_hub_that_moved_and_stands_again_is_known_to_stand(
+    hearing: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = hearing
+    found: list[Blocker | None] = []
+    world.watch.ear.listen(
+        "channel", print, urgent=lambda _: lambda _: found.append(world.watch.blocking_now())
+    )
+    world.watch._renew()
+    world.attend_for(1.0)
+    world.answers = False
+    world.attend_for(3.0)
+    assert world.watch.blocked_count == 1
+
+    # For a moment only, between two looks.
+    world.answers = True
+    world.move()
+    world.answers = False
+    world.published = [Message("channel", b"ping")]
+    world.watch._attend()
+    world.attend_for(0.2)
+
+    (blocker,) = found
+    assert blocker is not None
+    assert blocker.for_s < 0.2
+    assert "the hub moves again" in caplog.text
+
+
 def test_whatever_is_wrong_with_an_urgent_answer_the_thread_goes_on(
     hearing: World, caplog: pytest.LogCaptureFixture
 ) -> None:

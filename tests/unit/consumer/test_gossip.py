@@ -30,6 +30,8 @@ class World:
         self.led: list[Any] = []
         # Something was published that has not been dealt with yet.
         self.unheard = False
+        # How long what it hears now has waited for it.
+        self.late_s = 0.0
         self.gossip = Gossip(
             self,  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]
@@ -171,6 +173,20 @@ class TestElections:
         assert world.sent == [
             ("worker-elect", {"id": "e1", "topic": "lead", "action": {"any": 1}, "cver": 1})
         ]
+
+    @pytest.mark.parametrize("others", [True, False])
+    def test_asked_long_ago_it_votes_if_no_other_has(self, world: World, others: bool) -> None:
+        world.late_s = 3.0
+        world.gossip.elect("e1", "lead", None)
+        assert world.sent == []
+        if others:
+            world.vote(OTHER, 5)
+        world.late_s = 0.0
+
+        world.pass_s(0.3)
+
+        votes = [kind for kind, _fields in world.sent if kind == "worker-elect"]
+        assert votes == ([] if others else ["worker-elect"])
 
     def test_alone_it_wins_with_its_own_vote(self, world: World) -> None:
         world.vote(ME, 5)
