@@ -400,7 +400,7 @@ def _parked(worker: Worker, due: float, queue: str, raw: bytes) -> dict[str, obj
     """Describe a parked message like one that waits here; of what cannot be read, the id."""
     try:
         eta = datetime.fromtimestamp(due, UTC).isoformat()
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, OSError):
         # A score that only somebody else can have given.
         eta = None
     try:
@@ -612,7 +612,8 @@ def time_limit(
     soft: float | None = None,
     **_ignored: Any,
 ) -> dict[str, object]:
-    """Change how long a task may run; those that run already keep their limits."""
+    """Change how long a task may run, 0 for any time; those that run already keep their limits."""
+    hard, soft = hard or None, soft or None
     if task_name not in worker.app.tasks:
         return _error("unknown task")
     limits = {"hard": hard, "soft": soft}

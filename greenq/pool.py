@@ -29,6 +29,9 @@ _log = logging.getLogger(__name__)
 _TURN_S = 0.005
 
 
+# No timer takes more than every number a message can hold; thirty years are as good as no limit.
+_LONGEST_S = 1e9
+
 # Code that goes on although it was to end is thrown at again and again, after so long; when it was
 # terminated, its `finally` blocks have longer at first.
 AGAIN_S = 0.5
@@ -65,7 +68,7 @@ class Interrupt:
         self._request = request
         self._make = make
         self._again_s = again_s
-        self._set(after_s)
+        self._set(min(after_s, _LONGEST_S))
 
     def cancel(self) -> None:
         """Never throw (again)."""

@@ -181,9 +181,10 @@ class Producer:
         """
         plan = self._plan(task, options)
         task_id, text = self._fill(plan, args, kwargs, options)
+        # Stamped before: the task may be done by the time that this is told.
+        events = [] if self._events is None else [self._sent(plan, options, task_id, args, kwargs)]
         self._push(plan, [text], f"task {task_id}", () if options.get("task_id") else (task_id,))
-        if self._events is not None:
-            self._tell([self._sent(plan, options, task_id, args, kwargs)])
+        self._tell(events)
         return task_id
 
     def send_many(

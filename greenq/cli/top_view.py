@@ -114,8 +114,8 @@ def _lower(picture: Picture, view: View, width: int, room: int) -> list[Text]:
 def _title(picture: Picture, view: View, width: int) -> Text:
     there = [each for each in picture.workers if each.state != "silent"]
     count = f"{len(there)} worker{'' if len(there) == 1 else 's'}"
-    left = Text(" greenq top ", "bold black on green")
-    left.append(f"  {show.printable(view.address)}  ", "default on default not bold")
+    left = Text().append(" greenq top ", "bold black on green")
+    left.append(f"  {show.printable(view.address)}  ")
     left.append(count, "bold" if there else _BAD)
     for state, style in (("blocked", _BAD), ("silent", _BAD), ("draining", _CARE)):
         number = sum(state in each.state for each in picture.workers)
@@ -190,7 +190,7 @@ def _chart(chart: _Chart, width: int, rows: int) -> list[Text]:
     lines = []
     for number, blocks in enumerate(sparkline(chart.values, room, rows), start=1):
         is_last = number == rows
-        line = Text(f" {chart.name if is_last else '':<{_LABEL - 1}}", _DIM)
+        line = Text().append(f" {chart.name if is_last else '':<{_LABEL - 1}}", _DIM)
         line.append(blocks, chart.style)
         if is_last:
             line.append(f" {chart.value}", "bold")

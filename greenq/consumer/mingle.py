@@ -51,6 +51,9 @@ class Mingle(StartStopStep):
         replies.pop(self._hostname, None)
         known = [task_id for reply in replies.values() for task_id in revoked_ids(reply)]
         revoked.update(known)
+        for reply in replies.values():
+            # The header of a Celery worker's reply has another clock than the cluster's.
+            self._state.clock.adjust(clock(reply))
         if replies:
             _log.info("mingled with %s", ", ".join(sorted(replies)))
         else:
@@ -62,3 +65,9 @@ def revoked_ids(reply: object) -> Iterator[str]:
     ids = reply.get("revoked") if isinstance(reply, dict) else None
     if isinstance(ids, list | dict):
         yield from (task_id for task_id in ids if isinstance(task_id, str))
+
+
+def clock(reply: object) -> int:
+    """Read the clock out of a reply; 0 if there is none."""
+    found = reply.get("clock") if isinstance(reply, dict) else None
+    return found if type(found) is int else 0

@@ -149,6 +149,22 @@ def test_command_line_says_it(fleet: Fleet, capsys: pytest.CaptureFixture[str]) 
     fleet.wait_free()
 
 
+def test_elections_have_one_winner_while_a_worker_is_blocked(fleet: Fleet) -> None:
+    # Longer than votes are waited for: the others decide alone.
+    fleet.block(3)
+    elections = [f"election-{number}" for number in range(8)]
+    for each in elections:
+        options = {"queue": "won", "task_id": each}
+        fleet.client.control.election(each, "task", {"task": "limits_app.add", "options": options})
+
+    def are_decided() -> bool:
+        texts = [worker.text for worker in fleet.workers.values()]
+        return all(f"elected for task {each}" in text for each in elections for text in texts)
+
+    wait_until(are_decided, WAIT_S)
+    assert sorted(fleet.server.queued_ids("won")) == elections
+
+
 @pytest.mark.slow
 def test_blocked_worker_beats_and_is_lost_only_when_it_dies(fleet: Fleet) -> None:
     beats: list[dict[str, Any]] = []
@@ -187,6 +203,8 @@ def test_blocked_worker_beats_and_is_lost_only_when_it_dies(fleet: Fleet) -> Non
     assert [beat["clock"] for beat in beats] == sorted({beat["clock"] for beat in beats})
     lost = f"missed heartbeat from {BLOCKED}"
     assert not any(lost in fleet.workers[node].text for node in OTHERS)
+    # Nor does it hold the others for lost, whom it could not hear.
+    assert "missed heartbeat" not in fleet.workers[BLOCKED].text
 
     fleet.workers[BLOCKED].kill()
     for node in OTHERS:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 COMMANDS = (
     *("worker", "status", "ping", "inspect", "control", "queues", "purge", "list", "call"),
-    *("result", "dead", "report", "graph", "shell", "demo", "events"),
+    *("result", "dead", "report", "graph", "shell", "top", "demo", "events"),
 )
 
 HELP = """

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from greenq import ear
 from greenq.ear import Ear
 from greenq.errors import AccessRefused
 from greenq.transport.client import Message
@@ -120,6 +122,26 @@ def test_messages_reach_their_handlers_in_order_even_when_one_fails(
 
     assert got == [("exact", b"1"), ("pattern", b"1"), ("pattern", b"2")]
     assert "events/one" in caplog.text
+
+
+def test_handlers_may_know_what_is_unheard_and_how_late_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, now_s, late_s = World(), 100.0, []
+    monkeypatch.setattr(ear, "time", SimpleNamespace(monotonic=lambda: now_s))
+    world.ear.listen("channel", lambda _data: late_s.append(world.ear.late_s))
+    world.ear.listen("other", print)
+    assert not world.ear.has_waiting("channel")
+
+    world.published = [Message("channel", b"1")]
+    world.attend()
+    assert world.ear.has_waiting("channel")
+    assert not world.ear.has_waiting("other")
+    now_s += 3
+    world.move_hub()
+
+    assert late_s == [3.0]
+    assert not world.ear.has_waiting("channel")
 
 
 def test_a_handler_that_waits_is_not_overtaken() -> None:

@@ -503,6 +503,17 @@ def test_interrupt_throws_once_when_it_is_due() -> None:
     assert [exc.args for exc in request.hits] == [(0,)]
 
 
+@pytest.mark.parametrize("after_s", [1e300, float("inf"), 10**400], ids=["far", "never", "huge"])
+def test_interrupt_may_be_later_than_any_timer(after_s: float) -> None:
+    request = Interrupted()
+
+    late = interrupt(request, after_s)
+    after(0.0)
+    late.cancel()
+
+    assert request.hits == []
+
+
 def test_cancelled_interrupt_throws_nothing_and_may_be_cancelled_twice() -> None:
     request = Interrupted()
     one, late = interrupt(request, 0.002), interrupt(request, 0.0)

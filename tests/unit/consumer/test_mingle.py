@@ -54,6 +54,19 @@ def test_older_workers_tell_the_times_as_well() -> None:
 
 
 @pytest.mark.parametrize(
+    "others", [[5], [5, 70, 6], [70, "90", None, True, -1, 1 << 200, [80], 80.5], [None]]
+)
+def test_its_clock_goes_beyond_those_of_all_others(others: list[Any]) -> None:
+    replies = {f"{n}@host": {"revoked": [], "clock": each} for n, each in enumerate(others)}
+    state, _ = mingle({**replies, "old@host": None})
+
+    believed = [each for each in others if type(each) is int and each < 1 << 62]
+    assert (
+        max(believed, default=0) < state.clock.value <= max(believed, default=0) + len(others) + 1
+    )
+
+
+@pytest.mark.parametrize(
     ("replies", "said"),
     [
         ({}, "mingle: all alone"),
