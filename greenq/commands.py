@@ -613,7 +613,7 @@ def time_limit(
     **_ignored: Any,
 ) -> dict[str, object]:
     """Change how long a task may run, 0 for any time; those that run already keep their limits."""
-    hard, soft = hard or None, soft or None
+    hard, soft = (None if limit in (0, 0.0) else limit for limit in (hard, soft))
     if task_name not in worker.app.tasks:
         return _error("unknown task")
     limits = {"hard": hard, "soft": soft}

@@ -392,7 +392,7 @@ def test_time_limits_are_changed(node: Node) -> None:
 
 @pytest.mark.parametrize(
     "limit",
-    ["5", 0, -1, [], {}, True, math.nan, math.inf, 10**400],
+    ["5", -1, [], {}, True, math.nan, math.inf, 10**400],
     ids=lambda limit: str(limit)[:5],
 )
 @pytest.mark.parametrize("name", ["soft", "hard"])
@@ -400,6 +400,16 @@ def test_what_is_no_time_limit_is_refused(node: Node, name: str, limit: object) 
     told = node.ask("time_limit", task_name="add", **{name: limit})
 
     assert f"the {name} time limit is a number of seconds" in told["error"]
+    task = node.app.tasks["add"]
+    assert (task.soft_time_limit, task.time_limit) == (None, None)
+
+
+def test_a_time_limit_of_0_is_none(node: Node) -> None:
+    node.ask("time_limit", task_name="add", soft=1, hard=2)
+
+    assert node.ask("time_limit", task_name="add", soft=0, hard=0.0) == {
+        "ok": "time limits set successfully"
+    }
     task = node.app.tasks["add"]
     assert (task.soft_time_limit, task.time_limit) == (None, None)
 
