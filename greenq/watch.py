@@ -293,15 +293,6 @@ class Watch(StartStopStep):
         patience_s = 0.0 if self._is_still(_PATIENCE_S) else _PATIENCE_S
         return self.ear.oldest_s + patience_s
 
-    def _has_to_attend(self) -> bool:
-        """Tell whether there is something to do for the cluster. Raises OperationalError."""
-        connection = self._leases.connection
-        if not connection.connected:
-            return False
-        # What came while another answer was read is here already, and no wait would tell of it.
-        is_told = not self.ear.attentive or connection.has_answer()
-        return is_told or self._clock() >= min(self._beat_at_s, self._impatient_s())
-
     def _attend(self) -> None:
         """Hear what has been published, answer what the hub does not, publish the heartbeat.
 
@@ -309,16 +300,21 @@ class Watch(StartStopStep):
         """
         connection = self._leases.connection
         other_duty_s = min(self._renew_at_s, self._look_at_s, self._promote_at_s)
+        has_called = True
         try:
-            while self._has_to_attend():
+            # What comes along with an answer is here already, and no wait would tell of it.
+            while has_called and connection.connected:
+                has_called = False
                 if self.ear.attend(connection):
                     self._ask_hub()
                 if self._clock() >= self._impatient_s():
                     self.ear.answer_urgent(connection)
+                    has_called = True
                 beat = self._beat
                 if beat is not None and self._clock() >= self._beat_at_s:
                     self._beat_at_s = self._clock() + beat.every_s
                     connection.call(*beat.write(self.blocking()))
+                    has_called = True
                 if self._clock() >= other_duty_s:
                     return
         except (AccessRefused, ServerError) as exc:

@@ -19,7 +19,7 @@ from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 from kombu import Exchange
 
 from tests.interop.cluster import WAIT_S, celery, celery_member, unlike, wait_for_nodes
-from tests.interop.conftest import celery_client
+from tests.interop.conftest import celery_client, greenq_client
 from tests.servers import Process, Server, greenq_worker, valkey
 from tests.support import wait_until
 
@@ -188,6 +188,49 @@ def test_answers_have_the_shape_that_a_celery_worker_gives(
     assert set(unlike(answers[OURS], answers[THEIRS])) == other
 
 
+def test_revoked_ids_are_taken_over_from_who_says_hello(cluster: Cluster) -> None:
+    for answer in cluster.ask("hello", from_node="new@host", revoked=["r10", "r11"]).values():
+        assert {"r10", "r11"} <= set(answer["revoked"])
+    for revoked in cluster.ask("revoked").values():
+        assert {"r10", "r11"} <= set(revoked)
+
+
+INSPECTED = (
+    *("ping", "active", "reserved", "scheduled", "registered", "revoked", "active_queues"),
+    *("conf", "report"),
+)
+
+
+@pytest.mark.parametrize("name", INSPECTED)
+def test_greenq_s_client_gets_the_answers_that_celery_s_gets(cluster: Cluster, name: str) -> None:
+    celery_s = cluster.app.control.inspect(destination=BOTH, timeout=WAIT_S)
+    with greenq_client(cluster.server.url) as app:
+        ours = app.control.inspect(destination=BOTH, timeout=WAIT_S)
+        assert getattr(ours, name)() == getattr(celery_s, name)()
+
+
+def test_greenq_s_client_steers_a_celery_worker(cluster: Cluster) -> None:
+    task_id = cluster.send("sleep", 60, node=THEIRS).id
+    cluster.wait_active(task_id, node=THEIRS)
+    with greenq_client(cluster.server.url) as app:
+        control, to = app.control, [THEIRS]
+        replies = {
+            "rate_limit": control.rate_limit("shared.echo", "5/m", to, reply=True),
+            "time_limit": control.time_limit("shared.echo", 1, 2, to, reply=True),
+            "pool_grow": control.pool_grow(2, to, reply=True),
+            "pool_shrink": control.pool_shrink(2, to, reply=True),
+            "add_consumer": control.add_consumer("hers", destination=to, reply=True),
+            "cancel_consumer": control.cancel_consumer("hers", to, reply=True),
+            "enable_events": control.enable_events(to, reply=True),
+            "disable_events": control.disable_events(to, reply=True),
+            "terminate": control.terminate(task_id, to, reply=True),
+            "undo": control.rate_limit("shared.echo", 0, to, reply=True),
+            "undo too": control.time_limit("shared.echo", None, None, to, reply=True),
+        }
+    assert [name for name, found in replies.items() if "ok" not in found[0][THEIRS]] == []
+    wait_until(lambda: cluster.active_ids(THEIRS) == [])
+
+
 def test_stats_agree_where_both_tell_of_the_same(cluster: Cluster) -> None:
     ours, theirs = map(cluster.ask("stats").get, BOTH)
     assert ours["pool"]["max-concurrency"] == theirs["pool"]["max-concurrency"] == 4
@@ -297,7 +340,7 @@ def test_tasks_are_described_as_a_celery_worker_does(cluster: Cluster) -> None:
 def test_revoke_of_a_queued_task_keeps_it_from_running(cluster: Cluster) -> None:
     cluster.ours("cancel_consumer", queue="ours")
     result = cluster.send("add", 1, 2)
-    cluster.app.control.revoke(result.id)
+    cluster.app.control.revoke(result.id, destination=[OURS])
     wait_until(lambda: result.id in cluster.ours("revoked"))
     cluster.ours("add_consumer", queue="ours")
     assert cluster.send("add", 1, 3).get(timeout=WAIT_S) == 4
@@ -310,7 +353,7 @@ def test_revoke_of_a_queued_task_keeps_it_from_running(cluster: Cluster) -> None
 def test_revoke_of_a_scheduled_task_ends_it_at_once(cluster: Cluster) -> None:
     result = cluster.send("add", 1, 2, countdown=300)
     wait_until(lambda: result.id in cluster.ours("query_task", ids=[result.id]))
-    cluster.app.control.revoke(result.id)
+    cluster.app.control.revoke(result.id, destination=[OURS])
     with pytest.raises(TaskRevokedError, match="revoked"):
         result.get(timeout=WAIT_S)
     wait_until(lambda: cluster.ours("query_task", ids=[result.id]) == {})
@@ -336,7 +379,8 @@ def test_revoke_with_terminate_ends_a_running_task(cluster: Cluster) -> None:
 def test_terminate_ends_a_running_task(cluster: Cluster) -> None:
     result = cluster.send("sleep", 60)
     cluster.wait_active(result.id)
-    cluster.app.control.terminate(result.id)
+    # Others that are told of it would store an end of their own: Celery's.
+    cluster.app.control.terminate(result.id, destination=[OURS])
     with pytest.raises(TaskRevokedError, match="terminated"):
         result.get(timeout=WAIT_S)
 
@@ -348,8 +392,9 @@ def stamped(cluster: Cluster, name: str, *args: Any, **stamps: Any) -> Any:
 
 
 def test_tasks_are_revoked_by_their_stamps(cluster: Cluster) -> None:
-    cluster.app.control.revoke_by_stamped_headers({"customer": ["one", "two"]})
-    wait_until(lambda: "revoke_by_stamped_headers" not in cluster.ours("revoked"))
+    cluster.app.control.revoke_by_stamped_headers(
+        {"customer": ["one", "two"]}, destination=[OURS], reply=True, timeout=WAIT_S
+    )
     revoked = stamped(cluster, "add", 1, 2, customer="two")
     assert stamped(cluster, "add", 1, 2, customer="three").get(timeout=WAIT_S) == 3
     with pytest.raises(TaskRevokedError):

@@ -403,6 +403,16 @@ def test_greenq_hears_a_celery_worker_as_celery_does(audience: Audience, node: s
         ]
 
 
+@pytest.mark.parametrize("name", ["ping", "registered", "active_queues", "revoked", "scheduled"])
+def test_greenq_asks_a_prefork_worker_as_celery_does(audience: Audience, name: str) -> None:
+    theirs, ours = (
+        app.control.inspect(destination=[BATCHED], timeout=WAIT_S)
+        for app in (audience.app, audience.greenq)
+    )
+    assert getattr(ours, name)() == getattr(theirs, name)()
+    assert getattr(ours, name)().keys() == {BATCHED}
+
+
 # --- the programs ---------------------------------------------------------------------------------
 
 
@@ -422,7 +432,7 @@ def test_celery_events_dump_shows_a_greenq_worker_s_events(audience: Audience) -
     def line(kind: str, task_id: str) -> str:
         return next(each for each in lines if kind in each and task_id in each)
 
-    assert all(each.startswith(OURS) for each in (line("task received", done),))
+    assert line("task received", done).startswith(OURS)
     assert "shared.add" in line("task received", done)
     assert "(20, 22)" in line("task received", done)
     assert "task started" in line("task started", done)
