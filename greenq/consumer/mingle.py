@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from greenq.bootsteps import StartStopStep
-from greenq.errors import AccessRefused
+from greenq.errors import AccessRefused, ServerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,7 @@ class Mingle(StartStopStep):
         self._hostname = hostname
 
     def start(self) -> None:
-        """Say hello and hear the answers; a user who may not does without. Switches: yes.
+        """Say hello and hear the answers; who is refused does without. Switches: yes.
 
         Raises:
             OperationalError: the server is lost.
@@ -45,8 +45,9 @@ class Mingle(StartStopStep):
         told = {"from_node": self._hostname, "revoked": list(revoked.ids())}
         try:
             replies = self._mailbox.ask("hello", told, timeout_s=_TIMEOUT_S)
-        except AccessRefused as exc:
-            _log.info("mingle: this worker may not ask others: %s", exc)
+        except (AccessRefused, ServerError) as exc:
+            # Tasks are not kept waiting: by an ACL, or a server without memory for a request.
+            _log.info("mingle: this worker cannot ask others: %s", exc)
             return
         replies.pop(self._hostname, None)
         known = [task_id for reply in replies.values() for task_id in revoked_ids(reply)]

@@ -90,8 +90,19 @@ def stores(command: Command) -> bool:
     return command[3 + key_count] != b"0"
 
 
+def settles(command: Command) -> bool:
+    """Count the calls of the script that settles messages, without those that only tell news."""
+    if not _SETTLE(command):
+        return False
+    arguments = command[3 + int(command[2]) :]
+    results, moves, news = (int(count) for count in arguments[:3])
+    acks = len(arguments) - 4 - 2 * results - 4 * moves - 2 * news
+    return bool(results or moves or acks)
+
+
 TAKE = script("take")
-SETTLE = script("settle")
+_SETTLE = script("settle")
+SETTLE = settles
 BLMOVE = named("BLMOVE")
 
 

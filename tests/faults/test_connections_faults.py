@@ -277,6 +277,15 @@ def script_runs(server: Server) -> Iterator[None]:
 
     thread = threading.Thread(target=hang)
     thread.start()
+
+    def is_busy() -> bool:
+        try:
+            server.client.ping()
+        except redis.ResponseError as exc:
+            return str(exc).startswith("BUSY") or "busy" in str(exc).lower()
+        return False
+
+    wait_until(is_busy)
     yield
     server.client.script_kill()
     thread.join()

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from greenq import Greenq
+from greenq.transport.client import load_script
 from tests.faults.conftest import Scene
 from tests.faults.proxy import BLMOVE, SETTLE, Fault, Kind, When, named, script, stores
 from tests.servers import ROOT, Process, spawn_greenq
@@ -79,13 +80,18 @@ def hold(self, number):
 
 
 class Places(NamedTuple):
-    """Where the messages are at one instant, by task id, and the stored states of tasks."""
+    """Where the messages are at one instant, by task id, and the stored states of tasks.
+
+    `again` are those of the reserved ones that have been on their queue again: a worker may take
+    them in the same moment.
+    """
 
     queued: Counter[str]
     reserved: Counter[str]
     parked: Counter[str]
     dead: Counter[str]
     states: dict[str, str]
+    again: Counter[str]
 
     @property
     def messages(self) -> Counter[str]:
@@ -145,13 +151,20 @@ class Moves:
             *lists, held, index, parked, dead, metas = look.execute()
         assert sorted(held) == sorted(index)
         states = zip(self.scene.ids, metas, strict=True)
+        records = [json.dumps(json.loads(record)[0]) for record in held.values()]
         return Places(
             queued=_ids(message for messages in lists for message in messages),
-            reserved=_ids(json.dumps(json.loads(record)[0]) for record in held.values()),
+            reserved=_ids(records),
             parked=_ids(member.partition(b"|")[2] for member in parked),
             dead=Counter(json.loads(letter)["task_id"] for letter in dead),
             states={each: json.loads(meta)["status"] for each, meta in states if meta},
+            again=_ids(record for record in records if _has_moved(record)),
         )
+
+
+def _has_moved(message: str) -> bool:
+    headers = json.loads(message)["headers"]
+    return bool(headers.get("redelivered") or headers["retries"] or headers["eta"])
 
 
 def _ids(messages: Iterable[str | bytes]) -> Counter[str]:
@@ -160,6 +173,9 @@ def _ids(messages: Iterable[str | bytes]) -> Counter[str]:
 
 @pytest.fixture
 def moves(scene: Scene, tmp_path: Path) -> Moves:
+    # The call that a fault strikes at carries out the script, whichever test comes first.
+    for name in ("settle", "promote", "lease", "take"):
+        scene.server.client.script_load(load_script(name).source)
     return Moves(scene, tmp_path)
 
 
@@ -287,7 +303,10 @@ def meet(moves: Moves, step: Step, when: When) -> Places:
         assert places.messages + Counter(places.done) == Counter(scene.ids)
     assert {each for each, state in places.states.items() if state == "FAILURE"} == set(places.dead)
     if step.goal:
-        assert bool(getattr(places, step.goal)) is (when is not When.BEFORE)
+        reached = getattr(places, step.goal)
+        if step.goal == "queued":
+            reached = reached + places.again
+        assert bool(reached) is (when is not When.BEFORE)
     return places
 
 

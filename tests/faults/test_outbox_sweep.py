@@ -35,6 +35,8 @@ POINTS = [
 
 @pytest.fixture(autouse=True)
 def _no_script_is_known(scene: Scene) -> None:
+    # Nor does a worker tell it to the server before its first outcome: it does without heartbeats,
+    # whose first event would.
     scene.server.client.script_flush()
 
 
@@ -44,7 +46,7 @@ def test_everything_is_written_once_when_the_connection_is_cut(
 ) -> None:
     fault = scene.proxy.plan(Fault(kind, when))
     scene.send(COUNT)
-    worker = scene.worker("-c", "10")
+    worker = scene.worker("-c", "10", "--without-heartbeat")
     fault.wait_fired()
 
     wait_until(scene.is_done)
@@ -61,7 +63,7 @@ def test_no_message_is_gone_without_its_result_when_the_worker_is_killed(
     fault = Fault(kind, when, strike=lambda: scene.workers[0].send_signal(signal.SIGSTOP))
     scene.proxy.plan(fault)
     scene.send(COUNT)
-    scene.worker("-c", "10")
+    scene.worker("-c", "10", "--without-heartbeat")
     fault.wait_fired()
     scene.workers[0].kill()
 
@@ -77,7 +79,7 @@ def test_write_that_hangs_is_written_again(scene: Scene) -> None:
     # A half-open connection: nothing says that it is gone but the time that passes.
     fault = scene.proxy.plan(Fault(stores, When.EXECUTED, How.FREEZE))
     scene.send(COUNT)
-    scene.worker("-c", "10")
+    scene.worker("-c", "10", "--without-heartbeat")
     fault.wait_fired()
 
     wait_until(scene.is_done, 20)
