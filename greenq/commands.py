@@ -632,9 +632,10 @@ def time_limit(
 
 @inspect_command()
 def active_queues(worker: Worker) -> list[dict[str, object]]:
-    """List the queues that this worker takes from."""
-    plain = {name: QueueSource(name, "direct", name) for name in worker.queues}
-    return [_queue(name, worker.sources.get(name, plain[name])) for name in plain]
+    """List the queues that this worker takes from, and those that it hears broadcasts of."""
+    names = [*worker.queues, *(queue.name for queue in worker.broadcasts)]
+    plain = {name: QueueSource(name, "direct", name) for name in names}
+    return [_queue(name, worker.sources.get(name, plain[name])) for name in names]
 
 
 def _queue(name: str, source: QueueSource) -> dict[str, object]:

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# How long it is known who has acted for an election.
+_ELECTED_S = 3600
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 
@@ -107,7 +110,13 @@ class Worker:
             self.queues += (worker_direct(self.hostname),)
         self.broadcasts = tuple(name for name in selected if isinstance(name, Broadcast))
         # Of queues that were added with an exchange of their own.
-        self.sources: dict[str, QueueSource] = {}
+        self.sources: dict[str, QueueSource] = {
+            queue.name: QueueSource(queue.name, "fanout", config.task.task_default_queue)
+            for queue in self.broadcasts
+        }
+        if config.worker.worker_direct:
+            own = QueueSource("C.dq2", "direct", self.hostname)
+            self.sources[worker_direct(self.hostname)] = own
         # Queues that nobody takes from for now, of this worker's or not.
         self.paused: frozenset[str] = frozenset()
         self.autoscale = autoscale
@@ -228,6 +237,7 @@ class Worker:
                 hostname=self.hostname,
                 accept=accepted(("json", *config.task.accept_content)),
                 leaders={"task": self._send_elected, **app.leaders},
+                claim=self._claim,
             )
         self.control: Control | None = None
         if config.worker.worker_enable_remote_control if control is None else control:
@@ -416,6 +426,13 @@ class Worker:
         for request in ended:
             self.pool.end(request, signal_name)
         return [request.message.id for request in ended]
+
+    def _claim(self, election_id: str) -> bool:
+        """Ask the server whether this worker is the first to act as an election's winner."""
+        transport = self.app.transport
+        key = transport.keys.elected(election_id)
+        set_now = transport.client.call("SET", key, self.hostname, "NX", "EX", _ELECTED_S)
+        return set_now is not None
 
     def _send_elected(self, action: Any) -> None:
         """Send the task that an election was held for.

@@ -6,10 +6,12 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenq.bootsteps import StartStopStep
 from greenq.errors import ContentDisallowed, DecodeError
+from greenq.hub import spawn
 from greenq.protocol.event import EXCHANGE, SILENT_INTERVALS, read_events
 
 if TYPE_CHECKING:
@@ -74,6 +76,10 @@ class _Election:
     votes: dict[str, tuple[int, str, str, Any]] = field(default_factory=dict)
 
 
+def _begin(run: Callable[[], object]) -> None:
+    spawn(run, name="leader")
+
+
 class Gossip(StartStopStep):
     """Listens to the events of all workers.
 
@@ -97,6 +103,8 @@ class Gossip(StartStopStep):
         hostname: str,
         accept: frozenset[str],
         leaders: Mapping[str, Callable[[Any], object]],
+        claim: Callable[[str], bool],
+        begin: Callable[[Callable[[], object]], object] = _begin,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """Listen for the node `hostname`.
@@ -104,6 +112,8 @@ class Gossip(StartStopStep):
         Args:
             accept: content types of events.
             leaders: what the winner of an election on a topic does with its action.
+            claim: asks the server whether no other has acted as the winner of an election.
+            begin: has something done in a greenlet of its own.
         """
         self.neighbours: dict[str, Neighbour] = {}
         self._ear = ear
@@ -113,6 +123,8 @@ class Gossip(StartStopStep):
         self._hostname = hostname
         self._accept = accept
         self._leaders = leaders
+        self._claim = claim
+        self._begin = begin
         self._now_s = now_s
         self._channel = keys.fanout(EXCHANGE, "worker.*")
         self._elections: dict[str, _Election] = {}
@@ -262,7 +274,14 @@ class Gossip(StartStopStep):
             known = ", ".join(sorted(self._leaders))
             _log.error("nobody leads in elections on %r: known topics are %s", topic, known)
             return
+        self._begin(partial(self._lead, election_id, topic, partial(act, action)))
+
+    def _lead(self, election_id: str, topic: str, act: Callable[[], object]) -> None:
+        """Act as the winner, unless a worker that decided without this one's vote has."""
         try:
-            act(action)
+            if self._claim(election_id):
+                act()
+            else:
+                _log.warning("another worker acts as the winner of %s %s", topic, election_id)
         except Exception:
             _log.exception("what the elected worker was to do for %s failed", topic)

@@ -116,6 +116,10 @@ class Keys:
         """Hash, greenq's own: queues that no greenq worker takes from, and who has paused them."""
         return f"{self.prefix}greenq.paused"
 
+    def elected(self, election_id: str) -> str:
+        """Text, greenq's own: which node acts as the winner of an election; gone after an hour."""
+        return f"{self.prefix}greenq.elected.{election_id}"
+
     def fanout(self, exchange: str, routing_key: str = "") -> str:
         """Name the channel of a fanout exchange; ``*`` in a routing key subscribes to all."""
         channel = f"{self.prefix}/{self.db}.{exchange}"

@@ -207,9 +207,7 @@ class Broker:
         for queue, size in zip(names, sizes, strict=True):
             last = min(size, offset + limit - len(page)) - 1
             if offset <= last:
-                found = self.client.call(
-                    "ZRANGE", self.keys.eta(queue), offset, last, "WITHSCORES"
-                )
+                found = self.client.call("ZRANGE", self.keys.eta(queue), offset, last, "WITHSCORES")
                 # In front of each message stands the list that it goes back to.
                 page += [
                     (float(due), queue, text.partition(b"|")[2])

@@ -14,8 +14,8 @@ from greenq.protocol.keys import Keys
 from greenq.transport.client import Client, Connection
 from greenq.transport.dead import DEAD_LIMIT
 from greenq.transport.settle import SETTLE, Move, Publication, Stored, settle_arguments
-from tests.support import wait_until
 from tests.servers import Server
+from tests.support import wait_until
 
 KEYS = Keys()
 SUCCESS = json.dumps({"status": "SUCCESS", "result": 1})

@@ -28,6 +28,7 @@ class World:
         self.clock = LamportClock()
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self.led: list[Any] = []
+        self.is_first = True
         # Something was published that has not been dealt with yet.
         self.unheard = False
         # How long what it hears now has waited for it.
@@ -41,8 +42,13 @@ class World:
             hostname=ME,
             accept=frozenset({"application/json"}),
             leaders={"lead": self.led.append, "fail": self._fail},
+            claim=self._claim,
+            begin=lambda run: run(),
             now_s=lambda: self.now_s,
         )
+
+    def _claim(self, _election_id: str) -> bool:
+        return self.is_first
 
     @staticmethod
     def _fail(_action: object) -> None:
@@ -291,6 +297,13 @@ class TestElections:
         world.pass_s(3)
 
         assert world.led == decided
+
+    def test_a_winner_does_not_act_when_another_has(self, world: World) -> None:
+        world.is_first = False
+
+        world.vote(ME, 5)
+
+        assert world.led == []
 
     def test_elections_do_not_mix(self, world: World) -> None:
         world.hear("worker-heartbeat", OTHER)
