@@ -19,9 +19,7 @@ from typing import (
 )
 
 from greenq.config import Config
-from greenq.control import Control
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
-from greenq.events import Events
 from greenq.producer import Producer, SendOptions
 from greenq.protocol.clock import LamportClock
 from greenq.result import AsyncResult, AsyncResults
@@ -34,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Unpack
 
+    from greenq.control import Control
+    from greenq.events import Events
     from greenq.steps import Option, Step
 
 P = ParamSpec("P")
@@ -178,8 +178,8 @@ class Greenq:
         if config_source is not None:
             self.config_from_object(config_source, namespace=namespace)
         self.clock = LamportClock()
-        self.control = Control(self)
-        self.events = Events(self)
+        self._control: Control | None = None
+        self._events: Events | None = None
         self.steps: dict[str, set[type[Step]]] = {"worker": set(), "consumer": set()}
         self.user_options: dict[str, set[Option | Callable[[ArgumentParser], object]]] = {
             "worker": set()
@@ -316,6 +316,26 @@ class Greenq:
                 importlib.import_module(package)
                 if find_spec(f"{package}.{related_name}") is not None:
                     importlib.import_module(f"{package}.{related_name}")
+
+    # --- the cluster ------------------------------------------------------------------------------
+
+    # Both are loaded when they are used: who only sends or runs tasks needs neither.
+
+    @property
+    def control(self) -> Control:
+        """Commands to the workers, and questions."""
+        if self._control is None:
+            made: Control = importlib.import_module("greenq.control").Control(self)
+            self._control = made
+        return self._control
+
+    @property
+    def events(self) -> Events:
+        """What is told of tasks and workers: `Receiver`, `State`, and `send`."""
+        if self._events is None:
+            made: Events = importlib.import_module("greenq.events").Events(self)
+            self._events = made
+        return self._events
 
     # --- sending ----------------------------------------------------------------------------------
 

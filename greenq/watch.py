@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from greenq.hub import Hub
-    from greenq.transport.client import Command
     from greenq.transport.leases import Leases
+    from greenq.transport.settle import Publication
     from greenq.worker_state import WorkerState
 
 _log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Beat(NamedTuple):
     """
 
     every_s: float
-    write: Callable[[Blocker | None], Command]
+    write: Callable[[Blocker | None], Publication]
 
 
 class Watch(StartStopStep):
@@ -155,13 +155,14 @@ class Watch(StartStopStep):
         self._looks = 0
         self._forgotten: set[str] = set()
         self._outage = Outage(_log)
-        self._refused = Outage(_log)
+        self._is_refused = False
         # When the hub was asked whether it moves, when to look at it again, and whether it is known
         # to be blocked.
         self._asked_s = self._look_at_s = -math.inf
         self._blocked: Blocker | None = None
         self._beat: Beat | None = None
         self._beat_at_s = math.inf
+        self._beat_slack_s = 0.0
         self._paused_queues: frozenset[str] = frozenset()
         # Written by the thread, read by anybody.
         self.blockers: deque[Blocker] = deque(maxlen=_BLOCKERS)
@@ -186,9 +187,14 @@ class Watch(StartStopStep):
                 thread.close()
 
     def beat(self, beat: Beat | None) -> None:
-        """Publish something now and then from now on, the first time at once; None: no more."""
+        """Publish something now and then from now on, the first time at once; None: no more.
+
+        It goes with the renewal of the lease that is next to its time, if there is one.
+        """
         self._beat = beat
         self._beat_at_s = -math.inf if beat is not None else math.inf
+        rides = beat is not None and beat.every_s > self._renew_every_s
+        self._beat_slack_s = self._renew_every_s / 2 if rides else 0.0
         self._wake()
 
     def _wake(self) -> None:
@@ -227,7 +233,9 @@ class Watch(StartStopStep):
         try:
             if not self._leases.connection.connected:
                 self._connect(now)
-            renewal = self._leases.renew()
+            renewal = self._leases.renew(self._news(now + self._beat_slack_s))
+            if renewal.unheard:
+                self._say_refused(renewal.unheard)
             if not renewal.held and self.held:
                 self._lost(now)
             self._state.lease_until_s = now + self._lease_s
@@ -285,7 +293,7 @@ class Watch(StartStopStep):
         """Return how long nothing is due."""
         due_s = min(self._look_at_s, self._promote_at_s, self._renew_at_s)
         if self._leases.connection.connected:
-            due_s = min(due_s, self._beat_at_s, self._impatient_s())
+            due_s = min(due_s, self._beat_at_s + self._beat_slack_s, self._impatient_s())
         return max(_SOON_S, due_s - self._clock())
 
     def _impatient_s(self) -> float:
@@ -310,19 +318,35 @@ class Watch(StartStopStep):
                 if self._clock() >= self._impatient_s():
                     self.ear.answer_urgent(connection)
                     has_called = True
-                beat = self._beat
-                if beat is not None and self._clock() >= self._beat_at_s:
-                    self._beat_at_s = self._clock() + beat.every_s
-                    connection.call(*beat.write(self.blocking()))
+                news = self._news(self._clock() - self._beat_slack_s)
+                if news is not None:
+                    connection.call("PUBLISH", *news)
                     has_called = True
                 if self._clock() >= other_duty_s:
                     return
         except (AccessRefused, ServerError) as exc:
-            self._refused.say("this worker is no full member of its cluster", exc)
+            self._say_refused(exc)
         except OperationalError as exc:
             _log.info("nothing is heard of others until the server is reached again: %s", exc)
             connection.close()
             self._renew_at_s = self._clock()
+
+    def _say_refused(self, why: object) -> None:
+        """Log that this worker may not hear or tell, once for each connection."""
+        level = logging.DEBUG if self._is_refused else logging.WARNING
+        self._is_refused = True
+        _log.log(level, "this worker is no full member of its cluster: %s", why)
+
+    def _news(self, until_s: float) -> Publication | None:
+        """Return the heartbeat if it is due until then."""
+        beat = self._beat
+        if beat is None or self._beat_at_s > until_s:
+            return None
+        now = self._clock()
+        next_s = self._beat_at_s + beat.every_s
+        # After the first one, and after a pause, the interval begins anew.
+        self._beat_at_s = next_s if next_s > now else now + beat.every_s
+        return beat.write(self.blocking())
 
     def _promote(self) -> None:
         """Move what is due back to its queues; the renewal right after it tells what is next."""
@@ -340,6 +364,7 @@ class Watch(StartStopStep):
         """Reach the server; decide from when on an ended lease means a dead owner."""
         self._leases.connection.connect()
         self.ear.reconnected()
+        self._is_refused = False
         if self._was_connected:
             grace_s = self._lease_s
             self._looks, self._forgotten = 2, set()

@@ -35,6 +35,7 @@ from greenq.stacks import all_stacks
 from greenq.timer import Timer
 from greenq.transport.intake import Intake
 from greenq.transport.leases import Leases, Verdict, new_owner
+from greenq.transport.mailbox import Mailbox
 from greenq.transport.outbox import Outbox
 from greenq.watch import Watch
 from greenq.worker_state import WorkerState
@@ -225,7 +226,14 @@ class Worker:
             )
         self.connection = Connection(self)
         ear, accept = self.watch.ear, accepted(config.task.accept_content)
-        self.mingle = Mingle(app.control.mailbox, self.state, self.hostname) if mingle else None
+        mailbox = Mailbox(
+            transport.client,
+            transport.keys,
+            accept=config.task.accept_content,
+            serializer=config.task.task_serializer,
+            clock=app.clock,
+        )
+        self.mingle = Mingle(mailbox, self.state, self.hostname) if mingle else None
         self.gossip: Gossip | None = None
         if gossip:
             self.gossip = Gossip(
@@ -241,9 +249,7 @@ class Worker:
             )
         self.control: Control | None = None
         if config.worker.worker_enable_remote_control if control is None else control:
-            self.control = Control(
-                self, ear, app.control.mailbox, transport.keys, app.clock, accept=accept
-            )
+            self.control = Control(self, ear, mailbox, transport.keys, app.clock, accept=accept)
         self.heart: Heart | None = None
         if heartbeat:
             self.heart = Heart(

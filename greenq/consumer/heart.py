@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from greenq import __version__
 from greenq.bootsteps import StartStopStep
+from greenq.transport.settle import Publication
 from greenq.watch import Beat
 
 if TYPE_CHECKING:
     from greenq.consumer.events import Events
     from greenq.pool import Pool
-    from greenq.transport.client import Command
     from greenq.watch import Blocker, Watch
     from greenq.worker_state import WorkerState
 
@@ -76,10 +76,10 @@ class Heart(StartStopStep):
             "sw_sys": platform.system(),
         }
 
-    def _write(self, blocker: Blocker | None) -> Command:
+    def _write(self, blocker: Blocker | None) -> Publication:
         fields = self.fields()
         if blocker is not None:
             fields["blocked"] = asdict(blocker)
         writer = self._events.writer
         text = writer.write(writer.stamp(_BEAT, fields))
-        return "PUBLISH", self._events.channel(_BEAT), text
+        return Publication(self._events.channel(_BEAT), text)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from greenq.transport.broker import Broker
     from greenq.transport.client import Connection
-    from greenq.transport.settle import Move, Stored
+    from greenq.transport.settle import Move, Publication, Stored
 
 _log = logging.getLogger(__name__)
 
@@ -115,6 +115,7 @@ class Renewal(NamedTuple):
         next_due: when the next parked message of this worker's queues is due, unix seconds.
         expired: the owners whose lease has ended.
         paused: the queues that are paused for the whole cluster.
+        unheard: why the news could not be published, "" if it was.
     """
 
     held: bool
@@ -123,6 +124,7 @@ class Renewal(NamedTuple):
     next_due: float | None
     expired: list[Owner]
     paused: frozenset[str] = frozenset()
+    unheard: str = ""
 
 
 class Verdict(NamedTuple):
@@ -197,11 +199,12 @@ class Leases:
         parked = [keys.eta(name) for name in names]
         return _Looks(names, [keys.leases, keys.paused, *parked, *lists])
 
-    def renew(self) -> Renewal:
-        """Renew the lease and hear what the server knows of others and of work."""
+    def renew(self, news: Publication | None = None) -> Renewal:
+        """Renew the lease, publish `news`, and hear what the server knows of others and of work."""
         looks = self._looks
-        held, now, work, due, paused, *expired = self.connection.script(
-            _LEASE, looks.keys, [str(self._owner), self._lease_s, len(looks.queues)]
+        args = [str(self._owner), self._lease_s, len(looks.queues), *(news or ())]
+        held, now, work, due, paused, unheard, *expired = self.connection.script(
+            _LEASE, looks.keys, args
         )
         return Renewal(
             held=bool(held),
@@ -210,6 +213,7 @@ class Leases:
             next_due=float(due) if due else None,
             expired=[Owner.parse(member.decode()) for member in expired],
             paused=frozenset(queue.decode(errors="replace") for queue in paused),
+            unheard=unheard.decode(errors="replace"),
         )
 
     def promote(self) -> int:

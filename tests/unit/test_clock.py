@@ -35,7 +35,7 @@ class FakeLeases:
         self.connection = self
         self._ahead_s = ahead_s
 
-    def renew(self) -> Renewal:
+    def renew(self, _news: object = None) -> Renewal:
         return Renewal(
             held=True,
             server_time=time.time() + self._ahead_s,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from greenq.errors import (
 )
 from greenq.transport.client import Message
 from greenq.transport.leases import Renewal
+from greenq.transport.settle import Publication
 from greenq.watch import Beat, Blocker, Watch
 from greenq.worker_state import WorkerState
 
@@ -44,6 +46,8 @@ class World:
         self.calls: list[tuple[object, ...]] = []
         self.published: list[Message] = []
         self.problem: OperationalError | None = None
+        # Beats that went with a renewal.
+        self.ridden = 0
         # Of the hub.
         self.answers = True
         self.sent_for: list[Callable[[], object]] = []
@@ -66,10 +70,22 @@ class World:
         )
 
     # As leases and their connection.
-    def renew(self) -> Renewal:
+    def renew(self, news: Publication | None = None) -> Renewal:
         if isinstance(self.answer, OperationalError):
             raise self.answer
+        if news is not None:
+            try:
+                self.call("PUBLISH", *news)
+            except (AccessRefused, ServerError) as exc:
+                return self.answer._replace(unheard=str(exc))
+            self.ridden += 1
         return self.answer
+
+    def connect(self) -> None:
+        self.connected = True
+
+    def uptime_s(self) -> float:
+        return 3600.0
 
     def renew_scores(self, _tags: list[str]) -> None: ...
 
@@ -254,20 +270,35 @@ class Heart:
         self.beat = Beat(every_s, self.write)
         world.watch.beat(self.beat)
 
-    def write(self, blocker: Blocker | None) -> tuple[str, str]:
+    def write(self, blocker: Blocker | None) -> Publication:
         self.told.append(blocker)
-        return "PUBLISH", "beat"
+        return Publication("beats", "beat")
 
 
-def test_the_first_beat_is_at_once_and_the_others_in_their_interval() -> None:
+def test_the_first_beat_is_at_once_and_the_others_go_with_the_renewals_next_to_their_time() -> None:
     world = World()
     world.watch._renew()
     Heart(world, every_s=2.0)
 
-    world.attend_for(9.0)
+    world.attend_for(60.0)
 
-    at_s = [call[0] - 100.0 for call in world.calls if call[1:] == ("PUBLISH", "beat")]
-    assert at_s == pytest.approx([0.02, 2.02, 4.02, 6.02, 8.02], abs=0.01)
+    at_s = [call[0] - 100.0 for call in world.calls if call[1:] == ("PUBLISH", "beats", "beat")]
+    assert at_s[0] == pytest.approx(0.02, abs=0.01)
+    assert len(at_s) == pytest.approx(30, abs=1)
+    assert max(later - one for one, later in pairwise(at_s)) < 2.0 + LEASE_S * 0.4
+    assert world.ridden == len(at_s) - 1
+
+
+def test_beats_that_are_more_frequent_than_renewals_have_their_own_time() -> None:
+    world = World()
+    world.watch._renew()
+    Heart(world, every_s=0.5)
+
+    world.attend_for(10.0)
+
+    at_s = [call[0] - 100.0 for call in world.calls if call[1:] == ("PUBLISH", "beats", "beat")]
+    assert len(at_s) == pytest.approx(20, abs=1)
+    assert max(later - one for one, later in pairwise(at_s)) < 0.6
 
 
 def test_a_beat_that_is_given_anew_is_published_at_once() -> None:
@@ -317,7 +348,7 @@ def test_a_beat_stops_with_the_connection_and_goes_on_with_the_next() -> None:
     heart = Heart(world)
     world.attend_for(1.0)
     world.problem = ConnectionLost("gone")
-    world.watch._beat_at_s = world.now_s
+    world.watch._beat_at_s = world.now_s - LEASE_S
 
     world.watch._attend()
 
@@ -325,8 +356,8 @@ def test_a_beat_stops_with_the_connection_and_goes_on_with_the_next() -> None:
     assert not world.connected
     assert world.watch._renew_at_s == world.now_s
     world.problem, world.connected = None, True
-    world.attend_for(2.1)
-    assert len([call for call in world.calls if call[1:] == ("PUBLISH", "beat")]) == 2
+    world.attend_for(3.0)
+    assert len([call for call in world.calls if call[1:] == ("PUBLISH", "beats", "beat")]) == 2
     assert len(heart.told) == 3
 
 

@@ -1,13 +1,15 @@
--- Renews one worker's lease and tells what the server knows of others and of work: whose lease has ended by
--- the server's clock, whether there are messages, and when the next parked ETA is due.
+-- Renews one worker's lease, publishes its heartbeat if that is due, and tells what the server knows of others and
+-- of work: whose lease has ended by the server's clock, whether there are messages, when the next parked ETA is due.
 --
 -- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds);
 --       2 the paused queues: a hash, whose fields are their names;
 --       3… the parked ETAs: zsets, score when a message is due (unix seconds); then the lists and inboxes
--- ARGV  1 this worker's member, 2 seconds for which the lease holds from now on, 3 how many parked ETAs
+-- ARGV  1 this worker's member, 2 seconds for which the lease holds from now on, 3 how many parked ETAs;
+--       perhaps 4 a channel and 5 what to publish there
 -- Reply {1 if the lease was still held; 0 if it had ended meanwhile, or there was none,
 --        the server's time, how many of the lists have messages,
---        when the next parked ETA is due or an empty text, {paused queues}, expired members …}
+--        when the next parked ETA is due or an empty text, {paused queues},
+--        why it could not be published or an empty text, expired members …}
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.6f', now))
@@ -22,12 +24,15 @@ for i = 3, lists - 1 do
   local first = redis.call('ZRANGE', KEYS[i], 0, 0, 'WITHSCORES')
   if first[2] and (not due or tonumber(first[2]) < due) then due = tonumber(first[2]) end
 end
+-- What may not be published must not cost the lease either.
+local told = ARGV[4] and redis.pcall('PUBLISH', ARGV[4], ARGV[5])
 local reply = {
   held,
   string.format('%.6f', now),
   KEYS[lists] and redis.call('EXISTS', unpack(KEYS, lists)) or 0,
   due and string.format('%.6f', due) or '',
   paused.err and {} or paused,
+  type(told) == 'table' and told.err or '',
 }
 for _, member in ipairs(expired) do
   if member == ARGV[1] then reply[1] = 0 else reply[#reply + 1] = member end

@@ -44,8 +44,8 @@ class World:
         """Return what the watch publishes when a beat is due."""
         beat = self.beats[-1]
         assert beat is not None
-        command, channel, text = beat.write(blocker)
-        assert (command, channel) == ("PUBLISH", BEAT)
+        channel, text = beat.write(blocker)
+        assert channel == BEAT
         (event,) = read_events(text, frozenset({"application/json"}))
         return event
 
