@@ -362,7 +362,18 @@ def user(desk: Desk, *rules: str) -> Iterator[Desk]:
         desk.client.execute_command("ACL", "DELUSER", "poor")
 
 
-@pytest.mark.parametrize("rules", [("~*", "-setex"), ("~*", "-publish"), ("~u*", "~r1")])
+def test_result_is_stored_and_acknowledged_when_the_user_may_not_announce_it(desk: Desk) -> None:
+    desk.reserve("a:1")
+
+    with user(desk, "~*", "-publish") as mute:
+        mute.settle([Stored("r1", "60", "one")], acks=["a:1"])
+        assert b"publish" in mute.unheard
+
+    assert desk.client.get("r1") == b"one"
+    assert desk.reserved() == set()
+
+
+@pytest.mark.parametrize("rules", [("~*", "-setex"), ("~u*", "~r1")])
 def test_nothing_is_acknowledged_when_the_user_may_not_store(
     desk: Desk, rules: tuple[str, ...]
 ) -> None:

@@ -229,14 +229,6 @@ class Rig:
         (request,) = [each for each in self.pool.active if each.message.id == task_id]
         return request
 
-    def expires_of(self, task_id: str) -> str:
-        """Return when a task that is held here expires."""
-        (message,) = [
-            each.message for each in self.state.reserved.values() if each.message.id == task_id
-        ]
-        assert message.expires is not None
-        return message.expires
-
     def pass_time(self, seconds: float) -> None:
         """Let time pass for the timer, and what is due happen, in its order."""
         end_s = self.clock.now_s + seconds
