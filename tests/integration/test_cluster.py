@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 
 from greenq import Greenq
-from greenq.protocol.clock import LamportClock
-from greenq.protocol.event import EventWriter, read_events
+from greenq.protocol.event import read_events
 from tests.servers import Process, Server, greenq_worker, valkey
 from tests.support import wait_until
 
@@ -574,46 +573,3 @@ def test_wrong_replies_do_not_end_a_start(cluster: Cluster) -> None:
     assert "mingled with ghost@host" in worker.text
     assert cluster.send("add", 1, 2).get(timeout=WAIT_S) == 3
     assert cluster.ask("w", "ping") == {"ok": "pong"}
-
-
-# --- what it costs --------------------------------------------------------------------------------
-
-
-def cpu_s(pid: int) -> float:
-    """Return the processor time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-@pytest.mark.slow
-def test_the_heartbeats_of_fifty_workers_cost_little(
-    cluster: Cluster, record_testsuite_property: Callable[[str, object], None]
-) -> None:
-    worker = cluster.worker("w")
-    writers = [EventWriter(f"sim{number}@host", LamportClock()) for number in range(50)]
-    fields = {
-        "freq": 2.0, "active": 3, "processed": 12345, "loadavg": [0.5, 0.4, 0.3],
-        "sw_ident": "py-celery", "sw_ver": "5.7.0", "sw_sys": "Linux",
-    }  # fmt: skip
-    sent_s = 8.0
-
-    def beat(rounds: float) -> float:
-        """Publish 25 a second, as 50 workers do; return the share of a processor in use."""
-        before_s, began_s = cpu_s(worker.pid), time.monotonic()
-        for number in range(int(rounds * 25)):
-            writer = writers[number % len(writers)]
-            text = writer.write(writer.stamp("worker-heartbeat", fields))
-            assert cluster.server.client.publish(BEAT, text) == 1
-            time.sleep(max(0.0, began_s + (number + 1) / 25 - time.monotonic()))
-        return (cpu_s(worker.pid) - before_s) / (time.monotonic() - began_s)
-
-    beat(2)
-    assert worker.text.count("is there") == 50
-    idle_before_s, idle_began_s = cpu_s(worker.pid), time.monotonic()
-    wait_until(lambda: time.monotonic() > idle_began_s + 4)
-    idle = (cpu_s(worker.pid) - idle_before_s) / (time.monotonic() - idle_began_s)
-    busy = beat(sent_s)
-
-    record_testsuite_property("cpu_of_50_heartbeats", busy)
-    record_testsuite_property("cpu_idle", idle)
-    assert busy < 0.1

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from socket import gethostname
 from typing import Any
 
 import pytest
@@ -119,7 +120,12 @@ def test_a_paused_queue_waits_in_the_whole_cluster_until_it_is_resumed(server: S
         # Each worker waits on one connection for each queue.
         wait_until(lambda: blocked() == others + 4)
         app.transport.broker.pause("celery", "me")
-        wait_until(lambda: blocked() == others + 2)
+        inspect = app.control.inspect(["first@" + gethostname(), "second@" + gethostname()])
+        wait_until(
+            lambda: [told["paused"] for told in inspect.status().values()] == [["celery"]] * 2
+        )
+        # While they rearrange their waits, there may be as many for a moment.
+        wait_until(lambda: all(blocked() == others + 2 for _ in range(100)))
 
         held_back = app.send_task("shared.add", (1, 2))
         inbox = server.client.lmove("celery", "greenq.inbox.celery")
