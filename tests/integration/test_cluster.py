@@ -404,6 +404,8 @@ def test_an_agent_lives_as_long_as_the_connection() -> None:
     with valkey() as server, cluster_on(server) as cluster:
         worker = cluster.worker("w", settings=AGENT)
         wait_until(lambda: cluster.noted() == ["agent of w@host starts"])
+        # It waits for work: the loss of a connection that is not open yet would not be one.
+        wait_until(lambda: server.client.info("clients")["blocked_clients"] == 1)
 
         server.client.client_kill_filter(_type="normal", skipme=True)
         wait_until(lambda: len(cluster.noted()) >= 2, WAIT_S)
