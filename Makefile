@@ -8,7 +8,7 @@ DEV_STAMP := .venv/.installed-dev
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check bench bench-all docs clean
+.PHONY: help setup demo test faults check bench bench-all docs clean .half-one .half-two
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -38,13 +38,17 @@ check: $(DEV_STAMP)  ## everything that must pass before a change is accepted; w
 	@$(BIN)/python docs/make_settings.py --check
 	@echo "==> tests, with coverage: two halves side by side, since most of them wait"
 	@$(BIN)/coverage erase
-	@log=$$(mktemp); \
-	$(BIN)/coverage run -p -m pytest tests/integration tests/interop >$$log 2>&1 & half=$$!; \
-	trap 'kill $$half; rm -f $$log' INT TERM; \
-	$(BIN)/coverage run -p -m pytest tests/unit tests/faults; one=$$?; \
-	wait $$half; other=$$?; cat $$log; rm -f $$log; test $$one = 0 -a $$other = 0
+	@$(MAKE) --no-print-directory -j2 .half-one .half-two; code=$$?; \
+	cat .half-two.log; rm -f .half-two.log; exit $$code
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report
+
+# By make and not in a shell's background, where programs ignore SIGINT.
+.half-one:
+	@$(BIN)/coverage run -p -m pytest tests/unit tests/faults
+
+.half-two:
+	@$(BIN)/coverage run -p -m pytest tests/integration tests/interop >.half-two.log 2>&1
 
 bench: $(DEV_STAMP)  ## measure beside a bare loop and Celery; takes two minutes
 	@$(BIN)/python -m benchmarks --short
@@ -59,7 +63,7 @@ docs: $(DEV_STAMP)  ## build the documentation into docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 clean:  ## remove .venv and everything else that was made here
-	@rm -rf .venv .bench build dist docs/_build *.egg-info .coverage* .*_cache .hypothesis
+	@rm -rf .venv .bench .half-two.log build dist docs/_build *.egg-info .coverage* .*_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
