@@ -198,7 +198,7 @@ def status(worker: Worker) -> dict[str, object]:
         "pid": os.getpid(),
         "sw": f"greenq {__version__}",
         "queues": list(worker.queues),
-        "paused": sorted(worker.paused),
+        "paused": sorted(worker.state.paused),
         "draining": worker.tasks.draining,
         "blocked": None if blocker is None else asdict(blocker),
     }

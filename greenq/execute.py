@@ -38,7 +38,7 @@ from greenq.protocol.event import Silence
 from greenq.protocol.message import saferepr
 from greenq.protocol.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
 from greenq.task import Context, current_context
-from greenq.transport.outbox import Entry
+from greenq.transport.settle import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from greenq.config import TaskConfig
     from greenq.producer import Producer
     from greenq.protocol.event import EventSender
-    from greenq.protocol.message import TaskMessage
     from greenq.request import Request
     from greenq.task import Task
     from greenq.transport.links import Transport
@@ -109,9 +108,10 @@ class Executor:
             if self._revoked.any and self._revoked.matches(message):
                 # It may have waited here for its slot.
                 outcome = Outcome(REVOKED, TaskRevokedError("revoked"))
-            else:
-                self._begin(request)
+            elif self._begin(request):
                 outcome = self._run(request)
+            else:
+                return
             settled = self._settle(request, context, outcome)
         finally:
             self._state.reserved.pop(request.delivery.tag, None)
@@ -122,14 +122,18 @@ class Executor:
 
     # --- begin ------------------------------------------------------------------------------------
 
-    def _begin(self, request: Request) -> None:
-        """Do what comes before the code, and tell that it starts. Switches: yes."""
-        if not request.acks_late:
-            self._ack_early(request)
+    def _begin(self, request: Request) -> bool:
+        """Do what comes before the code, and tell that it starts. Switches: yes.
+
+        False when the task must not start: it is somebody else's by now.
+        """
+        if not request.acks_late and not self._ack_early(request):
+            return False
         if self._tracks_start(request.task):
-            self._store_started(request.message)
+            self._store_started(request)
         if self._events.tasks:
             self._events.started(request.message.id)
+        return True
 
     def _is_still_ours(self, request: Request) -> bool:
         """Ask the server, until it answers, whether a message is still reserved for this worker."""
@@ -148,24 +152,42 @@ class Executor:
         self._state.reserved.pop(tag, None)
         return False
 
-    def _ack_early(self, request: Request) -> None:
-        """Acknowledge, and wait until the server has confirmed it, before the code starts."""
-        if request.settle():
-            confirmed = Event()
-            self._outbox.put(Entry(ack=request.delivery.tag, written=confirmed.set))
+    def _ack_early(self, request: Request) -> bool:
+        """Acknowledge, and wait until the server has confirmed it, before the code starts.
+
+        False when there was nothing to acknowledge any more: another worker runs it.
+        """
+        if not request.settle():
+            # It was given back, unless it has no reservation.
+            return not request.delivery.tag
+        confirmed = Event()
+        answers: list[bool] = []
+
+        def written(held: bool) -> None:
+            answers.append(held)
+            confirmed.set()
+
+        self._outbox.put(Entry(request.delivery.tag, "b", written=written))
+        try:
             confirmed.wait()
+        except BaseException:
+            # The worker ends, and the code has not begun: this undoes the acknowledgement.
+            move = self._transport.broker.requeue(*request.delivery, "next")
+            self._outbox.put(Entry.moving(move))
+            raise
+        if not answers[0]:
+            _log.warning("%s is somebody else's by now: it does not start here", request)
+        return answers[0]
 
     def _tracks_start(self, task: Task[..., Any]) -> bool:
         own = task.track_started
         return self._config.task_track_started if own is None else own
 
-    def _store_started(self, message: TaskMessage) -> None:
+    def _store_started(self, request: Request) -> None:
         if self._transport.stores_results:
             meta = {"pid": os.getpid(), "hostname": self._hostname}
-            result = self._transport.backend.stored(
-                message.id, STARTED, meta, redelivered=message.redelivered
-            )
-            self._outbox.put(Entry(result))
+            result = self._transport.backend.stored(request.message.id, STARTED, meta)
+            self._outbox.put(Entry(request.delivery.tag, "k", result=result))
 
     # --- run --------------------------------------------------------------------------------------
 
@@ -199,14 +221,13 @@ class Executor:
             outcome = Outcome(FAILURE, outcome.value, outcome.traceback)
         if outcome.state not in (IGNORED, REJECTED):
             outcome, result = self._stored(request, context, outcome)
-        if not request.settle():
-            if request.acks_late:
-                return None
-            self._outbox.put(Entry(result, move=self._late_follower(request, outcome)))
-            return outcome
-        move = self._move(request, outcome)
-        ack = request.delivery.tag if move is None else None
-        self._outbox.put(Entry(result, ack=ack, move=move))
+        if request.acks_late and not request.settle():
+            return None
+        # One that was acknowledged early has left a stub, to which its outcome belongs.
+        tag = request.delivery.tag
+        move = self._move(request, outcome) if tag else None
+        if tag or result is not None:
+            self._outbox.put(Entry(tag, result=result, move=move, about=request))
         return outcome
 
     def _stored(
@@ -261,7 +282,6 @@ class Executor:
             date_done=None if outcome.state == RETRY else datetime.now(UTC).isoformat(),
             group_id=message.group,
             parent_id=message.parent_id,
-            redelivered=message.redelivered,
             extended=self._extended(request) if backend.extends and not bare else None,
         )
         size_bytes = len(result.payload)
@@ -292,10 +312,13 @@ class Executor:
             return self._next_run(request, outcome.value, tag)
         if outcome.state == REJECTED and outcome.value.requeue:
             return broker.requeue(tag, queue, raw, "last")
+        if outcome.state != FAILURE or not request.acks_late:
+            # What was acknowledged before its run is not set aside either.
+            return None
         reason = None
-        if outcome.state == FAILURE and isinstance(outcome.value, Reject):
+        if isinstance(outcome.value, Reject):
             reason = f"rejected by the task: {outcome.value.reason}"
-        elif outcome.state == FAILURE and not self._acks_failure(request.task):
+        elif not self._acks_failure(request.task):
             reason = f"failed, and acks_on_failure_or_timeout is off: {outcome.value!r}"
         if reason is None:
             return None
@@ -308,23 +331,13 @@ class Executor:
         return self._config.task_acks_on_failure_or_timeout if own is None else own
 
     def _next_run(self, request: Request, retry: Retry, tag: str) -> Move | None:
-        """Return the move that puts the next run's message in the place of the one with `tag`."""
+        """Return the move that puts the next run's message in the place of this one."""
         if retry.next_run is None:
             return None
         queue, priority, text = self._retry_message(request, retry)
         keys = self._transport.keys
         key = keys.queue(queue, keys.step_of(priority))
         return self._transport.broker.move(tag, key, text)
-
-    def _late_follower(self, request: Request, outcome: Outcome) -> Move | None:
-        """Return the push of what a task acknowledged before its run wants to run again.
-
-        Nothing reserves it any more, so a lost answer may push it twice; acks_late has no such gap.
-        """
-        if outcome.state == REJECTED and outcome.value.requeue:
-            _, queue, raw = request.delivery
-            return self._transport.broker.requeue("", queue, raw, "last")
-        return self._next_run(request, outcome.value, "") if outcome.state == RETRY else None
 
     def _retry_message(self, request: Request, retry: Retry) -> tuple[str, int, str]:
         """Write the next run's message: same id, one retry more, a new eta."""
@@ -392,7 +405,7 @@ class Executor:
             else:
                 _log.warning("Task %s was terminated (%s)", request, request.killed.signum)
             return
-        elif isinstance(value, Reject) and request.delivery.tag:
+        elif isinstance(value, Reject) and request.acks_late:
             self._state.failed += 1
             _log.info("Task %s rejected: %s; it is among the dead letters", request, value.reason)
         else:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 __all__ = [
-    "Event", "Greenlet", "Hub", "Lags", "NativeThread", "join_all", "patch", "run_all", "sleep",
-    "spawn",
+    "Event", "Greenlet", "Hub", "Lags", "NativeThread", "boottime", "join_all", "patch", "run_all",
+    "sleep", "spawn",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -39,6 +39,14 @@ else:
 sleep = gevent.sleep
 
 _log = logging.getLogger(__name__)
+
+# Only Linux has it; elsewhere CLOCK_MONOTONIC stands still or goes on, as the system likes.
+_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def boottime() -> float:
+    """Return seconds that go on while the machine is suspended; a lease does, too."""
+    return time.clock_gettime(_BOOTTIME)
 
 
 def patch() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from contextlib import suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +20,7 @@ from greenq.hub import Event
 from greenq.hubtime import HubTime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from greenq.request import Request
 
@@ -167,6 +168,9 @@ class Pool(StartStopStep):
         self._ending = False
         # Set when running requests have ended or when nobody will wait for them any longer.
         self._leave = Event()
+        # Set while nothing runs and nothing waits.
+        self._idle = Event()
+        self._idle.set()
 
     @property
     def running(self) -> int:
@@ -189,6 +193,10 @@ class Pool(StartStopStep):
             self._room.clear()
             self._room.wait(timeout_s)
 
+    def wait_empty(self, timeout_s: float | None) -> bool:
+        """Wait until nothing runs and nothing waits; False after the timeout. Switches: yes."""
+        return bool(self._idle.wait(timeout_s))
+
     def wake(self) -> None:
         """Let `wait_room` return."""
         self._room.set()
@@ -196,6 +204,7 @@ class Pool(StartStopStep):
     def submit(self, request: Request) -> None:
         """Run a request soon, or as soon as there is a slot. Switches: no."""
         self._waiting.append(request)
+        self._idle.clear()
         self._send_for_one()
 
     def resize(self, size: int) -> None:
@@ -211,11 +220,24 @@ class Pool(StartStopStep):
 
     def take_back(self, which: Callable[[Request], bool] | None = None) -> list[Request]:
         """Give up what has no slot yet, or of that what `which` is true of, in its order."""
-        taken = [request for request in self._waiting if which is None or which(request)]
-        # `which` must not switch: nothing has come meanwhile.
-        for request in taken:
-            self._waiting.remove(request)
+        taken = self.withdraw(which)
+        if not self.active and not self._waiting:
+            self._idle.set()
         self._room.set()
+        return taken
+
+    def withdraw(self, which: Callable[[Request], bool] | None = None) -> list[Request]:
+        """Do the same, and wake nobody; any thread may.
+
+        Whoever gets a request out of the line has it: each is taken out in one step of the
+        interpreter, here as by the greenlet that is to run it.
+        """
+        taken = []
+        for request in list(self._waiting):
+            if which is None or which(request):
+                with suppress(ValueError):
+                    self._waiting.remove(request)
+                    taken.append(request)
         return taken
 
     def end(self, request: Request, signum: str = "SIGTERM") -> None:
@@ -299,14 +321,23 @@ class Pool(StartStopStep):
                 self._run_next(me)
             if not self.active and not self._waiting:
                 self._leave.set()
+                self._idle.set()
             if self._ending or len(self._greenlets) > self.size:
                 return
             # What the last request referred to is not kept.
             me.gr_context = None
             self._rest()
 
+    def put_back(self, requests: Iterable[Request]) -> None:
+        """Let requests wait again that were withdrawn, the newest first; any thread may."""
+        self._waiting.extendleft(requests)
+
     def _run_next(self, me: Lasting) -> None:
-        request = self._waiting.popleft()
+        try:
+            request = self._waiting.popleft()
+        except IndexError:
+            # The watch thread has just given it away.
+            return
         request.greenlet, me.request = me, request
         self.active.add(request)
         if len(self.active) > self.peak:

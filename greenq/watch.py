@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from greenq.bootsteps import StartStopStep
 from greenq.ear import Ear
 from greenq.errors import AccessRefused, OperationalError, ServerError, TransportTimeout
-from greenq.hub import NativeThread, sleep
+from greenq.hub import NativeThread, boottime, sleep
 from greenq.outage import Outage
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from greenq.hub import Hub
-    from greenq.transport.leases import Leases
+    from greenq.transport.client import Connection
+    from greenq.transport.leases import Leases, Renewal
     from greenq.transport.settle import Publication
     from greenq.worker_state import WorkerState
 
@@ -39,6 +40,9 @@ _LOOK_S = 0.5
 
 # Between two tries to renew a lease.
 _RETRY_S = 0.25
+
+# How long the end may take: what the server still holds is given back then.
+_LEAVE_S = 10.0
 
 # Between two moves of parked messages, at least.
 _SOON_S = 0.02
@@ -87,13 +91,15 @@ class Watch(StartStopStep):
     1. Renew the lease in good time, whatever the hub does.
     2. Say so when the renewal has seen that there is work, or nothing at all: a consumer that waits
        then waits in vain. Its connection may be dead, or somebody died over what was handed to him.
-    3. Give back the messages of owners whose lease has ended, or whose process on this machine has.
-       Not right after this worker was without the server: the others may just be coming back, too.
+    3. Give back the messages of owners whose lease has ended, or whose process on this machine has,
+       a portion a turn. Not right after this worker was without the server: the others may just be
+       coming back, too.
     4. Renew the scores of held records often enough for Celery workers beside us.
     5. Move parked messages back when they are due.
-    6. Log once when the hub has not moved for a while, with the task, its line and its stack, and
-       once when it moves again.
+    6. Log when the hub has not moved for a while, with the task, its line and its stack, and when
+       it moves again; have what has not begun given to others meanwhile.
     7. Hear what is published to the worker, and publish its heartbeat.
+    8. At the end, give back what the server still holds of this owner, then give up the lease.
     """
 
     name = "Watch"
@@ -110,9 +116,12 @@ class Watch(StartStopStep):
         blocked_after_s: float,
         blocking_task: Callable[[FrameType | None], str | None],
         held: Callable[[], tuple[set[str], int]],
+        first_unused: Callable[[], int],
         look: Callable[[], object],
         paused: Callable[[frozenset[str]], object],
-        clock: Callable[[], float] = time.monotonic,
+        forgotten: Callable[[], object],
+        give_away: Callable[[Connection], object],
+        clock: Callable[[], float] = boottime,
     ) -> None:
         """Watch `hub` and speak for the owner of `leases`.
 
@@ -124,11 +133,15 @@ class Watch(StartStopStep):
             blocking_task: names the task to which a frame of the hub's thread belongs, None if to
                 none.
             held: returns the tags that are not settled on the server yet, as far as this process
-                knows, and the first number that no tag has had.
+                knows, and the first number that no tag had had before.
+            first_unused: returns the first number that no tag has had, as far as it knows.
             look: called in the hub's thread, in a greenlet, when a consumer that waits should look
                 itself.
-            paused: called in the same way when other queues than before are paused.
-            clock: seconds, monotonic.
+            paused: called in the same way with the queues that are paused.
+            forgotten: called in the same way when the server does not know this owner.
+            give_away: called in the watch thread when the hub is blocked, to give back what has not
+                begun over a connection.
+            clock: seconds; they go on while the machine is suspended.
         """
         self._leases = leases
         self._hub = hub
@@ -139,8 +152,11 @@ class Watch(StartStopStep):
         self._blocked_after_s = blocked_after_s
         self._blocking_task = blocking_task
         self._held = held
+        self._first_unused = first_unused
         self._look = look
         self._paused = paused
+        self._forgotten_all = forgotten
+        self._give_away = give_away
         self._clock = clock
         self._thread: NativeThread | None = None
         # What is published to this worker is heard over the lease's connection.
@@ -149,10 +165,11 @@ class Watch(StartStopStep):
         self._renew_at_s = self._scores_at_s = 0.0
         self._promote_at_s = math.inf
         self._recover_from_s: float | None = None
-        self._was_connected = False
+        self._was_connected = self._was_away = False
         # After a reconnection: how often to look for what the server has forgotten, and what the
         # last look has found.
         self._looks = 0
+        self._look_again_s = 0.0
         self._forgotten: set[str] = set()
         self._outage = Outage(_log)
         self._is_refused = False
@@ -163,13 +180,11 @@ class Watch(StartStopStep):
         self._beat: Beat | None = None
         self._beat_at_s = math.inf
         self._beat_slack_s = 0.0
-        self._paused_queues: frozenset[str] = frozenset()
         # Written by the thread, read by anybody.
         self.blockers: deque[Blocker] = deque(maxlen=_BLOCKERS)
         self.held = False
         self.problem: OperationalError | None = None
-        self.blocked_count = 0
-        self.recovered_count = 0
+        self.left_count = 0
 
     def start(self) -> None:
         """Start the thread."""
@@ -180,7 +195,7 @@ class Watch(StartStopStep):
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.stop()
-            deadline_s = self._clock() + self._lease_s
+            deadline_s = self._clock() + _LEAVE_S
             while not thread.ended and self._clock() < deadline_s:
                 sleep(0.005)
             if thread.ended:
@@ -211,21 +226,39 @@ class Watch(StartStopStep):
     # --- the thread -------------------------------------------------------------------------------
 
     def _run(self, thread: NativeThread) -> None:
-        self._renew()
+        self.turn()
         while not thread.wait(self._pause_s(), self._leases.connection.fileno()):
-            if self._clock() >= self._look_at_s:
-                self._look_at_hub()
-            if self._clock() >= self._promote_at_s:
-                self._promote()
-            if self._clock() >= self._renew_at_s:
-                self._renew()
-            self._attend()
+            self.turn()
+        self.leave()
+
+    def turn(self) -> None:
+        """Do what is due."""
+        if self._clock() >= self._look_at_s:
+            self._look_at_hub()
+        if self._clock() >= self._promote_at_s:
+            self._promote()
+        if self._clock() >= self._renew_at_s:
+            self._renew()
+        self._attend()
+        while self._leases.recovery.busy and self._clock() < self._next_duty_s():
+            self._leases.recovery.step()
+
+    def leave(self) -> None:
+        """Give back what the server still holds of this owner, then give up its lease."""
         try:
-            if not self._state.reserved:
-                self._leases.release()
+            self.left_count = self._leases.leave()
+            if self.left_count:
+                _log.warning(
+                    "%d messages whose outcome is not written are back on their queues",
+                    self.left_count,
+                )
         except OperationalError as exc:
             _log.info("the lease could not be given up and will end by itself: %s", exc)
+        self._leases.recovery.close()
         self._leases.connection.close()
+
+    def _next_duty_s(self) -> float:
+        return min(self._renew_at_s, self._look_at_s, self._promote_at_s)
 
     def _renew(self) -> None:
         now = self._clock()
@@ -237,61 +270,75 @@ class Watch(StartStopStep):
             if renewal.unheard:
                 self._say_refused(renewal.unheard)
             if not renewal.held and self.held:
-                self._lost(now)
+                self._lost(now, renewal)
             self._state.lease_until_s = now + self._lease_s
             self.held = True
             self.problem = None
             self._outage.over("the lease is renewed again")
-            if renewal.paused != self._paused_queues:
-                self._paused_queues = renewal.paused
-                paused = partial(self._paused, renewal.paused)
-                self._hub.spawn_soon(paused, name="pause queues")
-            if renewal.work:
-                self._hub.spawn_soon(self._look, name="look for work")
             self._state.clock_offset_s = renewal.server_time - time.time()
+            self._hand_on(renewal)
             self._promote_at_s = math.inf
             if renewal.next_due is not None:
                 self._promote_at_s = self._clock() + renewal.next_due - renewal.server_time
             if self._recover_from_s is not None and now >= self._recover_from_s:
                 for owner in renewal.expired:
-                    self.recovered_count += self._leases.recover(owner)
-            if self._looks:
+                    self._leases.recovery.add(owner)
+            if self._looks and now >= self._look_again_s:
+                self._look_again_s = now + self._renew_every_s
                 self._look_for_forgotten()
             if now >= self._scores_at_s:
                 self._scores_at_s = now + self._scores_every_s
                 self._leases.renew_scores(list(self._state.reserved))
-                living = [owner.incarnation for owner in self._leases.others()]
-                own = self._leases.incarnation
-                self.recovered_count += self._leases.recover_overdue([*living, own])
+                self._leases.recovery.add_overdue(self._leases.overdue)
         except OperationalError as exc:
             self.problem = exc
             self._outage.say("the lease could not be renewed", exc)
             self._leases.connection.close()
             self._renew_at_s = now + min(_RETRY_S, self._renew_every_s)
+            if not self._was_connected:
+                # A worker that starts in an outage: the others are away, too, and not dead.
+                self._was_away = True
             if isinstance(exc, TransportTimeout):
                 # A closed connection is noticed by itself, one that is silent is not.
                 self._hub.spawn_soon(self._look, name="look for the server")
 
-    def _lost(self, now: float) -> None:
+    def _hand_on(self, renewal: Renewal) -> None:
+        """Have the hub do what a renewal gives rise to."""
+        if not renewal.first_unused:
+            self._hub.spawn_soon(self._forgotten_all, name="register")
+        if renewal.paused != self._state.paused:
+            self._hub.spawn_soon(partial(self._paused, renewal.paused), name="pause queues")
+        # What the server has given tags to, an answer that never came would have told.
+        if renewal.work or renewal.first_unused > self._first_unused():
+            self._hub.spawn_soon(self._look, name="look for work")
+
+    def _lost(self, now: float, renewal: Renewal) -> None:
         """Note that the lease has ended; who was away cannot tell who else was."""
         self._state.lease_lost_s = self._clock()
         self._recover_from_s = now + self._lease_s
-        _log.error(
-            "this worker lost its lease; others may run the tasks that it holds: %d",
-            len(self._state.reserved),
-        )
+        if renewal.first_unused:
+            _log.error(
+                "this worker lost its lease; others may run the tasks that it holds: %d",
+                len(self._state.reserved),
+            )
+        else:
+            _log.error("the server has lost its data; it learns anew what this worker has in hand")
 
     def _look_for_forgotten(self) -> None:
         """Give back what two looks have found: with one alone it might be just on its way."""
         self._looks -= 1
         known, first_unused = self._held()
         found = self._leases.forgotten(known, first_unused)
-        self.recovered_count += self._leases.give_back_forgotten(found & self._forgotten)
+        self._leases.give_back_forgotten(found & self._forgotten)
         self._forgotten = found if self._looks else set()
+        if not self._leases.recovery.busy:
+            self._leases.recovery.close()
 
     def _pause_s(self) -> float:
         """Return how long nothing is due."""
-        due_s = min(self._look_at_s, self._promote_at_s, self._renew_at_s)
+        if self._leases.recovery.busy:
+            return 0.0
+        due_s = self._next_duty_s()
         if self._leases.connection.connected:
             due_s = min(due_s, self._beat_at_s + self._beat_slack_s, self._impatient_s())
         return max(_SOON_S, due_s - self._clock())
@@ -307,7 +354,7 @@ class Watch(StartStopStep):
         Until nothing is left of that, or another duty is due.
         """
         connection = self._leases.connection
-        other_duty_s = min(self._renew_at_s, self._look_at_s, self._promote_at_s)
+        other_duty_s = self._next_duty_s()
         has_called = True
         try:
             # What comes along with an answer is here already, and no wait would tell of it.
@@ -368,13 +415,15 @@ class Watch(StartStopStep):
         if self._was_connected:
             grace_s = self._lease_s
             self._looks, self._forgotten = 2, set()
+        elif self._was_away:
+            grace_s = self._lease_s
         else:
             # A first start. If the server itself is young, the others may still be on their way
             # back.
             grace_s = max(0.0, 2 * self._lease_s - self._leases.uptime_s())
             for owner in self._leases.others():
                 if owner.is_dead:
-                    self.recovered_count += self._leases.recover(owner)
+                    self._leases.recovery.add(owner)
         self._was_connected = True
         self._recover_from_s = now + grace_s
 
@@ -396,11 +445,14 @@ class Watch(StartStopStep):
         blocked = self._find_blocker(still_s)
         self._blocked = blocked
         self.blockers.append(blocked)
-        self.blocked_count += 1
         _log.warning(
             "the hub has been blocked for %.1f s by %s at %s; all other tasks stand still\n%s",
             still_s, blocked.by, blocked.where, _stack(self._hub_frame()),
         )  # fmt: skip
+        try:
+            self._give_away(self._leases.connection)
+        except OperationalError as exc:
+            _log.info("what has not begun here waits until the hub moves: %s", exc)
 
     def _ask_hub(self) -> None:
         """Have the hub note that it moves, unless it owes an answer; a late one is logged."""

@@ -21,7 +21,7 @@ from greenq.consumer.gossip import Gossip
 from greenq.consumer.heart import INTERVAL_S, Heart
 from greenq.consumer.mingle import Mingle
 from greenq.consumer.tasks import Tasks
-from greenq.errors import ConfigError, Problem, WorkerLostError
+from greenq.errors import ConfigError, OperationalError, Problem, WorkerLostError
 from greenq.execute import Executor, running_task
 from greenq.hub import Event, Hub, spawn
 from greenq.nodenames import node_name
@@ -34,9 +34,11 @@ from greenq.routing import Broadcast, QueueSource, select_queues, worker_direct
 from greenq.stacks import all_stacks
 from greenq.timer import Timer
 from greenq.transport.intake import Intake
-from greenq.transport.leases import Leases, Verdict, new_owner
+from greenq.transport.leases import Leases, new_owner
 from greenq.transport.mailbox import Mailbox
 from greenq.transport.outbox import Outbox
+from greenq.transport.recovery import Recovery
+from greenq.transport.settle import Entry
 from greenq.watch import Watch
 from greenq.worker_state import WorkerState
 
@@ -45,11 +47,15 @@ if TYPE_CHECKING:
 
     from greenq.app import Greenq
     from greenq.request import Request
+    from greenq.transport.client import Connection as RedisConnection
 
 _log = logging.getLogger(__name__)
 
 # How long it is known who has acted for an election.
 _ELECTED_S = 3600
+
+# For each portion of what is registered anew.
+_REGISTER_TIMEOUT_S = 5.0
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -118,8 +124,6 @@ class Worker:
         if config.worker.worker_direct:
             own = QueueSource("C.dq2", "direct", self.hostname)
             self.sources[worker_direct(self.hostname)] = own
-        # Queues that nobody takes from for now, of this worker's or not.
-        self.paused: frozenset[str] = frozenset()
         self.autoscale = autoscale
         fixed = concurrency or config.worker.worker_concurrency or DEFAULT_CONCURRENCY
         self.concurrency = autoscale[1] if autoscale else fixed
@@ -136,23 +140,28 @@ class Worker:
         self.hub = Hub()
         transport_options = config.broker.broker_transport_options
         # A dead connection is noticed and replaced before the lease ends that is renewed over it.
-        connection = results = transport.client.connection(
-            pushes=True, timeout_s=max(0.5, config.worker.worker_lease / 3)
+        answer_s = max(0.5, config.worker.worker_lease / 3)
+        results = transport.result_client
+        recovery = Recovery(
+            transport.client.connection(),
+            None if results in (None, transport.client) else results.connection(),
+            transport.broker,
+            claimant=self.owner.incarnation,
+            claim_s=config.worker.worker_lease,
+            max_deliveries=config.task.task_max_deliveries,
+            may_run_again=self._may_run_again,
+            bury=self._bury,
+            now_s=lambda: time.time() + self.state.clock_offset_s,
         )
-        if transport.result_client not in (None, transport.client):
-            results = transport.result_client.connection()
         self.watch = Watch(
             Leases(
-                connection,
+                transport.client.connection(pushes=True, timeout_s=answer_s),
                 transport.broker,
                 self.owner,
                 queues=self.queues,
                 visibility_timeout_s=transport_options.visibility_timeout,
                 lease_s=config.worker.worker_lease,
-                max_deliveries=config.task.task_max_deliveries,
-                results=results,
-                may_run_again=self._may_run_again,
-                bury=self._bury,
+                recovery=recovery,
             ),
             self.hub,
             self.state,
@@ -161,10 +170,13 @@ class Worker:
             blocked_after_s=config.worker.worker_hub_lag_warning,
             blocking_task=running_task,
             held=self._held,
+            first_unused=lambda: self.intake.first_unused,
             look=self._look,
             paused=self._pause,
+            forgotten=self._register,
+            give_away=self._give_away,
         )
-        self.outbox = Outbox(transport)
+        self.outbox = Outbox(transport, self.owner.incarnation)
         self.events = Events(
             self.outbox,
             transport.keys,
@@ -195,7 +207,6 @@ class Worker:
             self.owner.incarnation,
             rotate=strategy == "round_robin",
             member=str(self.owner),
-            lease_s=config.worker.worker_lease,
         )
         self.tasks = Tasks(
             config=config.task,
@@ -348,24 +359,54 @@ class Worker:
         """Tell what is not settled on the server, and which tag is the next; any thread may ask."""
         # In this order: what is taken meanwhile has a number beyond the first one.
         first_unused = self.intake.first_unused
-        return {*list(self.state.reserved), *self.outbox.tags()}, first_unused
+        return self.tasks.unfinished | self.outbox.tags(), first_unused
 
-    def _may_run_again(self, raw: bytes) -> bool:
-        """Tell whether a message's task runs again when its worker is lost."""
-        task = self.app.tasks.get(header(raw, "task") or "")
+    def register(self) -> None:
+        """Make this owner known to the server, with all that it has in hand. Switches: yes.
+
+        Raises:
+            OperationalError: the server is away, or the lease has ended.
+        """
+        requests = list(self.state.reserved.values())
+        held = [request.delivery for request in requests if not request.settled]
+        begun = {request.delivery.tag for request in requests if request.settled}
+        is_new = self.intake.register(held, begun | self.outbox.tags(), _REGISTER_TIMEOUT_S)
+        if is_new and self.intake.first_unused > 1:
+            _log.warning(
+                "the server had lost its data: what this worker has in hand is there again: %d",
+                len(requests),
+            )
+
+    def _register(self) -> None:
+        """Do so if possible; the next renewal of the lease asks for it again."""
+        try:
+            self.register()
+        except OperationalError as exc:
+            _log.info("the server does not know this worker yet: %s", exc)
+
+    def _give_away(self, connection: RedisConnection) -> None:
+        """Have other workers run what waits here for a slot; the watch thread calls it."""
+        self.tasks.give_away(connection, self.owner.incarnation)
+
+    def _may_run_again(self, name: str | None) -> bool:
+        """Tell whether a task runs again when its worker is lost."""
+        task = self.app.tasks.get(name or "")
         own = None if task is None else task.reject_on_worker_lost
         return self.app.config.task.task_reject_on_worker_lost if own is None else own
 
-    def _bury(self, tag: str, queue: str, raw: bytes, reason: str) -> Verdict:
+    def _bury(self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None) -> Entry:
         """Put a lost worker's message among the dead letters; who waits for it learns why."""
+        _log.error(
+            "task %s[%s] of queue %s is among the dead letters: %s",
+            header(raw, "task"), task_id, queue, reason,
+        )  # fmt: skip
         transport, now = self.app.transport, datetime.now(UTC)
         move = transport.broker.bury(tag, queue, raw, reason=reason, worker=self.hostname, now=now)
-        task_id = header(raw, "id")
         if task_id is None or not transport.stores_results:
-            return Verdict(move)
+            return Entry.moving(move)
         error = WorkerLostError(reason)
-        result = transport.backend.stored(task_id, FAILURE, error, date_done=now.isoformat())
-        return Verdict(move, result)
+        state = transport.backend.stored(task_id, FAILURE, error, date_done=now.isoformat())
+        return Entry.moving(move, state)
 
     def give_up(self, error: Exception) -> None:
         """End a worker that cannot go on."""
@@ -408,17 +449,18 @@ class Worker:
         self._pause(frozenset(self.app.transport.broker.paused()))
 
     def _pause(self, paused: frozenset[str]) -> None:
-        if paused == self.paused:
+        before = self.state.paused
+        if paused == before:
             return
-        for queue in sorted((paused ^ self.paused) & set(self.queues)):
+        for queue in sorted((paused ^ before) & set(self.queues)):
             how = "paused" if queue in paused else "taken from again"
             _log.warning("queue %s is %s", queue, how)
-        self.paused = paused
+        self.state.paused = paused
         self._take_from()
 
     def _take_from(self) -> None:
         """Have intake and lease look at the queues as they are now."""
-        queues = [queue for queue in self.queues if queue not in self.paused]
+        queues = [queue for queue in self.queues if queue not in self.state.paused]
         self.watch.set_queues(queues)
         self.intake.set_queues(self._in_order(queues))
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from greenq.hub import boottime
 from greenq.protocol.clock import LamportClock
 from greenq.revoked import Revoked
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from greenq.request import Request
 
 
@@ -21,19 +23,24 @@ class WorkerState:
         total: how many of each task were taken.
         succeeded, failed, retried: how many runs ended so.
         lease_until_s, lease_lost_s: until when the lease holds without a doubt, and when it was
-            found to have ended, seconds of the monotonic clock.
+            found to have ended, seconds of `now_s`.
+        now_s: a clock that goes on while the machine is suspended.
+        paused: the queues that nobody takes from for now, of this worker's or not; each renewal of
+            the lease tells them.
         revoked: which tasks shall not run.
         clock: the cluster's logical clock.
         clock_offset_s: what to add to this machine's clock to get the server's.
     """
 
     __slots__ = (
-        "clock", "clock_offset_s", "failed", "lease_lost_s", "lease_until_s", "reserved",
-        "retried", "revoked", "succeeded", "total",
+        "clock", "clock_offset_s", "failed", "lease_lost_s", "lease_until_s", "now_s", "paused",
+        "reserved", "retried", "revoked", "succeeded", "total",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, now_s: Callable[[], float] = boottime) -> None:
         """Begin with nothing."""
+        self.now_s = now_s
+        self.paused: frozenset[str] = frozenset()
         self.reserved: dict[str, Request] = {}
         self.total: Counter[str] = Counter()
         self.revoked = Revoked()
@@ -50,4 +57,4 @@ class WorkerState:
         It may have ended while this process stood still or could not reach the server; then its
         messages may be somebody else's.
         """
-        return time.monotonic() < self.lease_until_s and request.taken_s > self.lease_lost_s
+        return self.now_s() < self.lease_until_s and request.taken_s > self.lease_lost_s

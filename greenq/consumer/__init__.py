@@ -96,6 +96,7 @@ class Consumer(StartStopStep):
             self._greenlet.join()
         self._greenlet = None
         self.tasks.give_back_unstarted()
+        self.tasks.leave()
 
     def shutdown(self) -> None:
         """Let the steps go: none is started again."""

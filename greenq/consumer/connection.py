@@ -41,6 +41,7 @@ class Connection(StartStopStep):
         if not watch.wait_held(_LEASE_TIMEOUT_S):
             # Without it nobody would know whose the messages are if this worker died.
             raise watch.problem or TransportTimeout("the lease could not be written")
+        worker.register()
         transport.broker.declare(worker.queues)
         worker.look_for_pauses()
         for queue in worker.broadcasts:

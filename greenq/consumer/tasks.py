@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo
@@ -24,8 +23,10 @@ from greenq.protocol.serialize import accepted
 from greenq.protocol.states import FAILURE, REVOKED
 from greenq.ratelimit import Line, parse_rate
 from greenq.request import Request
+from greenq.suspects import Suspects
 from greenq.transport.intake import tag_number
-from greenq.transport.outbox import Entry
+from greenq.transport.recovery import is_suspect
+from greenq.transport.settle import Entry, Guard, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from greenq.task import Task
     from greenq.timer import Entry as TimerEntry
     from greenq.timer import Timer
+    from greenq.transport.client import Connection
     from greenq.transport.intake import Delivery, Intake
     from greenq.transport.links import Transport
     from greenq.transport.outbox import Outbox
@@ -125,6 +127,9 @@ class Tasks(StartStopStep):
         # Own greenlet only.
         self._stopping = False
         self._taken_s = 0.0
+        # What is being admitted; any thread may look.
+        self._admitting: list[Delivery] = []
+        self._suspects = Suspects(pool, outbox, self._begin)
         # What waits for its ETA, and for the rate limit of its task, by the task's name.
         self._scheduled: dict[Request, tuple[TimerEntry, datetime]] = {}
         self._lines: dict[str, Line] = {}
@@ -155,27 +160,53 @@ class Tasks(StartStopStep):
     def consume(self) -> None:
         """Take and admit until told to stop. Switches: yes. Raises OperationalError."""
         while not self._stopping:
-            if self.draining:
-                self._changed.clear()
-                self._changed.wait()
-                continue
-            room = min(self._pool.room, _UNWRITTEN - len(self._outbox))
-            if room <= 0:
-                self._rest()
-                continue
-            self._taken_s = time.monotonic()
-            # Half of what fits at most: the one half runs while the other is fetched.
-            deliveries, self.depth = self._intake.take(min(room, (self._pool.size + 1) // 2))
-            if not self._may_take():
-                self._return(deliveries)
-                continue
-            for delivery in deliveries:
-                self._receive(delivery)
-            if self.depth:
-                self._left_behind()
-            while self._may_take() and not self.depth and self._pool.room > 0:
-                if self._intake.wait():
-                    break
+            self.turn()
+
+    def turn(self) -> None:
+        """Take once and admit it, or wait until something may be taken. Switches: yes."""
+        if self._intake.unsure:
+            # Not before room is made, or draining is over: nobody else can take what may be here.
+            self._admit_all(self._intake.take(0).deliveries)
+            return
+        if self.draining:
+            self._changed.clear()
+            self._changed.wait()
+            return
+        if self._suspects.busy:
+            self._suspects.wait_over(_LOOK_S)
+            return
+        room = min(self._pool.room, _UNWRITTEN - len(self._outbox))
+        if room <= 0:
+            self._rest()
+            return
+        self._taken_s = self._state.now_s()
+        # Half of what fits at most: the one half runs while the other is fetched.
+        deliveries, self.depth = self._intake.take(min(room, (self._pool.size + 1) // 2))
+        self._admit_all(deliveries)
+        if self.depth:
+            self._left_behind()
+        while self._may_wait() and not self._intake.wait():
+            pass
+
+    def _may_wait(self) -> bool:
+        """Tell whether there is nothing else to do than wait for work."""
+        is_full = self.depth or self._pool.room <= 0 or self._suspects.busy
+        return self._may_take() and not is_full
+
+    def _admit_all(self, deliveries: list[Delivery]) -> None:
+        """Admit what was taken, or return it if nothing is to be taken any more."""
+        if not self._may_take():
+            self._return(deliveries)
+            return
+        self._admitting = deliveries
+        for delivery in deliveries:
+            self._receive(delivery)
+        self._admitting = []
+
+    @property
+    def unfinished(self) -> set[str]:
+        """The tags of what is here and not settled; any thread may ask."""
+        return {*list(self._state.reserved), *(each.tag for each in self._admitting)}
 
     def _may_take(self) -> bool:
         return not (self._stopping or self.draining)
@@ -184,6 +215,13 @@ class Tasks(StartStopStep):
         """Make `consume` return soon."""
         self._stopping = True
         self._interrupt()
+
+    def leave(self) -> None:
+        """Put back what only this worker would find; nothing is taken any more. Switches: yes."""
+        try:
+            self._intake.leave()
+        except OperationalError as exc:
+            _log.info("what was handed over here is left to other greenq workers: %s", exc)
 
     def _interrupt(self) -> None:
         """Have `consume` look what it is to do."""
@@ -223,7 +261,32 @@ class Tasks(StartStopStep):
             entry.cancel()
         for line in self._lines.values():
             taken += line.take_out(which)
-        return taken + self._pool.take_back(which)
+        return taken + self._suspects.take_out(which) + self._pool.take_back(which)
+
+    def give_away(self, connection: Connection, owner: str) -> None:
+        """Give what waits for a slot to other workers, in the watch thread: the hub stands still.
+
+        Raises:
+            OperationalError: it stays, and is given back when its worker ends or the hub moves.
+        """
+        requests = self._pool.withdraw(_is_recorded)
+        if not requests:
+            return
+        requests.sort(key=_number, reverse=True)
+        entries = [self._returned(request.delivery) for request in requests]
+        try:
+            settle(connection, self._transport.keys, entries, guard=Guard(owner))
+        except OperationalError:
+            # The line is a deque, which any thread may change.
+            self._pool.put_back(requests)
+            raise
+        for request in requests:
+            request.settle()
+            self._state.reserved.pop(request.delivery.tag, None)
+        _log.warning(
+            "gave %d messages that had not begun back to their queues, for other workers to run",
+            len(requests),
+        )
 
     def give_back(self, requests: list[Request]) -> None:
         """Return messages to their queues, to be taken next and in the same order."""
@@ -236,9 +299,12 @@ class Tasks(StartStopStep):
         """Have deliveries pushed so that they are taken next, oldest first."""
         # The last one pushed is taken first, so the newest is pushed first.
         for delivery in reversed(deliveries):
-            self._outbox.put(Entry(move=self._transport.broker.requeue(*delivery, "next")))
+            self._outbox.put(self._returned(delivery))
         if deliveries:
             _log.info("gave %d messages back to their queues", len(deliveries))
+
+    def _returned(self, delivery: Delivery) -> Entry:
+        return Entry.moving(self._transport.broker.requeue(*delivery, "next"))
 
     def _rest(self) -> None:
         """Wait for room, here or in the outbox; meanwhile keep an eye on the queues' depth."""
@@ -261,7 +327,7 @@ class Tasks(StartStopStep):
     def waiting(self) -> list[Request]:
         """Return what waits here for its rate limit or for a slot."""
         limited = [request for line in self._lines.values() for request in line.waiting()]
-        return limited + self._pool.unstarted()
+        return limited + self._suspects.waiting() + self._pool.unstarted()
 
     def revoke(
         self, ids: Iterable[str] = (), stamps: Mapping[str, Any] | None = None
@@ -350,7 +416,19 @@ class Tasks(StartStopStep):
         elif task.rate_limit is not None or self._default_rate is not None:
             self._limit(request)
         else:
+            self._hand_over(request)
+
+    def _hand_over(self, request: Request) -> None:
+        """Hand a request over to the pool; one whose workers have died waits until it is alone."""
+        message = request.message
+        if message.redelivered and self._is_suspect(request):
+            self._suspects.add(request)
+        else:
             self._pool.submit(request)
+
+    def _is_suspect(self, request: Request) -> bool:
+        deaths = envelope.deliveries_of(request.delivery.raw)
+        return is_suspect(deaths, self._config.task_max_deliveries)
 
     @staticmethod
     def _fate(delivery: Delivery) -> str:
@@ -397,9 +475,9 @@ class Tasks(StartStopStep):
         line, rate = self._lines.get(task.name), self._rate_of(task)
         if line is None:
             if rate is None:
-                self._pool.submit(request)
+                self._hand_over(request)
                 return
-            line = self._lines[task.name] = Line(rate, self._timer, self._begin)
+            line = self._lines[task.name] = Line(rate, self._timer, self._begin_limited)
         if sum(map(len, self._lines.values())) < _ETAS_HELD or not request.delivery.tag:
             line.add(request)
         else:
@@ -411,8 +489,13 @@ class Tasks(StartStopStep):
             return None
         return self._default_rate if task.rate_limit is None else parse_rate(task.rate_limit)
 
-    def _begin(self, request: Request) -> None:
+    def _begin_limited(self, request: Request) -> None:
         """Hand over a request whose turn has come."""
+        if not self._is_too_late(request):
+            self._hand_over(request)
+
+    def _begin(self, request: Request) -> None:
+        """Run a suspect."""
         if not self._is_too_late(request):
             self._pool.submit(request)
 
@@ -431,7 +514,7 @@ class Tasks(StartStopStep):
             tag, queue, raw = request.delivery
             priority = request.properties.get("priority")
             move = self._transport.broker.park(tag, queue, raw, priority, eta.timestamp())
-            self._outbox.put(Entry(move=move))
+            self._outbox.put(Entry.moving(move))
 
     def _now(self) -> datetime:
         """Return this moment by the server's clock, which all workers share."""
@@ -446,7 +529,7 @@ class Tasks(StartStopStep):
             self._revoked.add(message.id)
         if request.settle():
             result = self._stored(message.id, REVOKED, TaskRevokedError(why), message)
-            self._outbox.put(Entry(result, ack=request.delivery.tag))
+            self._outbox.put(Entry(request.delivery.tag, result=result))
         if self._events.tasks:
             how = {"terminated": False, "signum": None, "expired": why == "expired"}
             self._events.send("task-revoked", {"uuid": message.id, **how})
@@ -474,7 +557,7 @@ class Tasks(StartStopStep):
         move = self._transport.broker.bury(
             *delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
         )
-        self._outbox.put(Entry(result, move=move))
+        self._outbox.put(Entry.moving(move, result))
         if self._events.tasks and isinstance(error, NotRegistered):
             why = {"exception": saferepr(error)}
             self._events.send("task-failed", {"uuid": task_id, **why})
@@ -491,7 +574,6 @@ class Tasks(StartStopStep):
             date_done=datetime.now(UTC).isoformat(),
             group_id=message.group if message is not None else None,
             parent_id=message.parent_id if message is not None else None,
-            redelivered=message is not None and message.redelivered,
         )
 
 

@@ -139,12 +139,15 @@ def mark_redelivered(raw: str | bytes, deliveries: int | None = None) -> str:
     """Write the same list element again, marked as redelivered in both places.
 
     Shape: ``headers.redelivered`` and ``properties.delivery_info.redelivered`` are true; with
-      `deliveries`, ``properties.deliveries`` counts the workers that died while they held it.
+      `deliveries`, ``properties.deliveries`` counts the workers that died while they ran it.
 
     Raises:
         DecodeError: `raw` is no envelope.
     """
-    element = _parse(raw)
+    return _marked(_parse(raw), deliveries, raw)
+
+
+def _marked(element: Any, deliveries: int | None, raw: str | bytes) -> str:
     try:
         headers = element.get("headers")
         if headers is None:
@@ -168,12 +171,15 @@ def header(raw: str | bytes, name: str) -> str | None:
 
 
 def deliveries_of(raw: str | bytes) -> int:
-    """Return how many workers died while they held this message; 0 if it does not say."""
+    """Return how many workers died while they ran this message; 0 if it does not say."""
     try:
-        count = _parse(raw)["properties"].get("deliveries", 0)
+        return _count(_parse(raw)["properties"].get("deliveries"))
     except (DecodeError, TypeError, KeyError, AttributeError):
         return 0
-    return count if isinstance(count, int) and count > 0 else 0
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def hold(raw_envelope_text: str, exchange: str, routing_key: str) -> str:
@@ -184,8 +190,50 @@ def hold(raw_envelope_text: str, exchange: str, routing_key: str) -> str:
     return f"[{raw_envelope_text}, {json.dumps(exchange)}, {json.dumps(routing_key)}]"
 
 
-def unhold(value: str | bytes) -> tuple[str, str, str]:
-    """Read such a value: the message's text as it stands there, its exchange, its routing key.
+class Held(NamedTuple):
+    """A record that reserves a message, read.
+
+    Attributes:
+        text: the message as it stands there.
+        exchange, routing_key: where it goes back to.
+        element: the message, parsed.
+    """
+
+    text: str
+    exchange: str
+    routing_key: str
+    element: dict[str, Any]
+
+    @property
+    def deliveries(self) -> int:
+        """How many workers have died while they ran it."""
+        return _count(self._of("properties", "deliveries"))
+
+    @property
+    def priority(self) -> object:
+        """Its priority, as it stands there."""
+        return self._of("properties", "priority")
+
+    def header(self, name: str) -> str | None:
+        """Return a header if it is a text, else None."""
+        value = self._of("headers", name)
+        return value if isinstance(value, str) else None
+
+    def redelivered(self, deliveries: int | None = None) -> str:
+        """Write the message as `mark_redelivered` does; the element is changed by it.
+
+        Raises:
+            DecodeError: it is no envelope.
+        """
+        return _marked(self.element, deliveries, self.text)
+
+    def _of(self, part: str, name: str) -> object:
+        fields = self.element.get(part)
+        return fields.get(name) if isinstance(fields, dict) else None
+
+
+def unhold(value: str | bytes) -> Held:
+    """Read the value that reserves a message.
 
     Raises:
         DecodeError: `value` is not a list of an object and two texts.
@@ -201,7 +249,7 @@ def unhold(value: str | bytes) -> tuple[str, str, str]:
         isinstance(message, dict) and isinstance(exchange, str) and isinstance(routing_key, str)
     ):
         raise DecodeError("a held message is an object and two texts", _bytes(value))
-    return text[start:end], exchange, routing_key
+    return Held(text[start:end], exchange, routing_key, message)
 
 
 def _after(pattern: re.Pattern[str], text: str, start: int) -> int:

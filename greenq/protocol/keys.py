@@ -107,9 +107,19 @@ class Keys:
         """List: messages on their way to a waiting greenq worker; no Celery process reads it."""
         return f"{self.prefix}greenq.inbox.{queue}"
 
-    def taken(self, owner: str) -> str:
-        """Number of a greenq worker's first unused delivery tag; gone a day after its last take."""
-        return f"{self.prefix}greenq.taken.{owner}"
+    def owner(self, incarnation: str) -> str:
+        """Hash, greenq's own: what the server knows of a worker incarnation beside its lease.
+
+        Shape: ``next``, the number of its first unused delivery tag; ``call``, that of its last
+            take; ``alone``, the tag of the message that runs alone there; ``closed``, when it has
+            left; ``claimant`` and ``claimed_until``, who recovers it. Gone a week after it was last
+            heard of.
+        """
+        return f"{self.prefix}greenq.owner.{incarnation}"
+
+    def begun(self, incarnation: str) -> str:
+        """Set, greenq's own: an owner's tags that were acknowledged before their run has ended."""
+        return f"{self.prefix}greenq.begun.{incarnation}"
 
     @property
     def paused(self) -> str:

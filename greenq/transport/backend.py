@@ -21,8 +21,8 @@ from greenq.errors import ConnectionLost, OperationalError, ResultTimeout
 from greenq.outage import Outage
 from greenq.protocol import serialize
 from greenq.protocol.meta import ResultMeta, decode_result, encode_result
-from greenq.protocol.states import FAILURE, PENDING, READY_STATES, SUCCESS
-from greenq.transport.settle import Stored, settle
+from greenq.protocol.states import FAILURE, PENDING, READY_STATES, REVOKED, SUCCESS
+from greenq.transport.settle import Entry, Stored, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -72,9 +72,14 @@ class Backend:
         self._client = client
         self._keys = keys
         self._config = config
-        self._expiry = self._failure_expiry = str(int(config.result_expires or 0))
+        expiry = failure_expiry = int(config.result_expires or 0)
         if config.result_failure_expires is not None:
-            self._failure_expiry = str(int(config.result_failure_expires))
+            failure_expiry = int(config.result_failure_expires)
+        # Of each state that is final, and of any other.
+        self._rules = {
+            SUCCESS: f"s{expiry}", FAILURE: f"f{failure_expiry}", REVOKED: f"f{expiry}"
+        }  # fmt: skip
+        self._rule = f"n{expiry}"
         names = config.result_accept_content or (*accept_content, config.result_serializer)
         self._accept = serialize.accepted(names)
         self._max_bytes = max_bytes
@@ -92,12 +97,8 @@ class Backend:
         group_id: str | None = None,
         parent_id: str | None = None,
         extended: Mapping[str, object] | None = None,
-        redelivered: bool = False,
     ) -> Stored:
         """Return a state as it is stored and announced to those who wait for it.
-
-        What a `redelivered` run comes to does not replace the success of another one, unless it is
-        one itself.
 
         Raises:
             EncodeError: the result cannot be serialized.
@@ -115,14 +116,12 @@ class Backend:
             serializer=self._config.result_serializer,
             compression=self._config.result_compression,
         )
-        expiry = self._failure_expiry if status == FAILURE else self._expiry
-        if redelivered and status != SUCCESS:
-            expiry = f"!{expiry}"
-        return Stored(self._keys.result(task_id), expiry, payload)
+        return Stored(self._keys.result(task_id), self._rules.get(status, self._rule), payload)
 
     def store(self, task_id: str, status: str, result: object, **fields: Any) -> None:
         """Store a state at once; fields as of `stored`."""
-        settle(self._client, self._keys, [self.stored(task_id, status, result, **fields)])
+        state = self.stored(task_id, status, result, **fields)
+        settle(self._client, self._keys, [Entry("", "k", result=state)])
 
     def get(self, task_id: str, *, timeout_s: float | None = None) -> ResultMeta:
         """Read a task's stored state; a task that nothing is known of is PENDING."""

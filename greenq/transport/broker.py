@@ -37,6 +37,9 @@ _log = logging.getLogger(__name__)
 _PROMOTE = load_script("promote")
 _PUBLISH_ONCE = load_script("publish_once")
 
+# How often the workers of a message may have died that is looked for while it is sent.
+_DEATHS = (None, 1, 2)
+
 
 # The queues of single workers are bound to one exchange, by the name of the node.
 _DIRECT_EXCHANGE = "C.dq2"
@@ -136,7 +139,13 @@ class Broker:
             *(keys.queue(queue, step), keys.inbox(queue), keys.unacked, keys.eta(queue)),
             *map(keys.result, new_ids),
         ]
-        args = [f', "", {json.dumps(queue)}]', f"{keys.steps.index(step) + 1}|", *texts]
+        newest = texts[-1]
+        # As it stands there if it was given back meanwhile, also by the first workers' deaths.
+        marked = [envelope.mark_redelivered(newest, deaths) for deaths in _DEATHS]
+        args = [
+            *(f', "", {json.dumps(queue)}]', f"{keys.steps.index(step) + 1}|"),
+            *(len(marked), *marked, *texts),
+        ]
         declare = self.declare_commands(queue)
         with self.client.pooled(timeout_s) as connection:
             if declare:
@@ -314,11 +323,11 @@ class Broker:
     def is_taken_away(self, tag: str) -> bool:
         """Tell whether a message that was reserved under a tag has been given to somebody else.
 
-        A server that has lost its data has given it to nobody: then the owner's counter is gone.
+        A server that has lost its data has given it to nobody: then it does not know the owner.
         """
         owner, _, number = tag.rpartition(":")
         held, first_unused = self.client.pipeline(
-            [("HEXISTS", self.keys.unacked, tag), ("GET", self.keys.taken(owner))]
+            [("HEXISTS", self.keys.unacked, tag), ("HGET", self.keys.owner(owner), "next")]
         )
         return not held and int(first_unused or 0) > int(number)
 

@@ -22,16 +22,17 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from greenq.errors import OperationalError, ServerError
 from greenq.hub import Event, run_all, sleep
 from greenq.transport.client import Push, load_script
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Connection
@@ -39,6 +40,17 @@ if TYPE_CHECKING:
 # One script call moves at most this many messages, so that it holds the server for a few ms at
 # most.
 TAKE_LIMIT = 1000
+
+# Nor is more taken behind so many bytes; one message may be larger.
+TAKE_BYTES = 4_000_000
+
+# A server forgets an owner that it has not heard of for a week: much longer than any call can be
+# under way, or a process that was cut off be waited for.
+KNOWN_S = 7 * 86400
+
+# What one call carries where messages go through the worker, so that it takes some ms.
+PORTION_COUNT = 500
+PORTION_BYTES = 1_000_000
 
 # How long one BLMOVE blocks: short enough for whatever on the way forgets silent connections.
 _BLOCK_S = 60
@@ -58,6 +70,12 @@ _RETRY_MOST_S = 0.05
 _BLOCKING_QUEUES = 4
 
 _TAKE = load_script("take")
+_REGISTER = load_script("register")
+
+# The end of a record that a take has written.
+_ENDING = re.compile(rb', "", ("(?:[^"\\\\]|\\\\.)*")\]\Z')
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +93,37 @@ def tag_number(tag: str) -> int:
     return int(tag.rpartition(":")[2])
 
 
+def _ending(queue: str) -> str:
+    """Return how the records of a queue's messages end."""
+    return f', "", {json.dumps(queue)}]'
+
+
+def taken_apart(record: bytes) -> tuple[str, bytes]:
+    """Return the queue and the message in a record that a take has joined, whatever it is."""
+    ending = _ENDING.search(record)
+    if ending is None:
+        return "celery", record
+    return json.loads(ending[1]), record[1 : ending.start()]
+
+
+def in_portions(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """Split items so that each portion has some hundreds of them and some bytes at most.
+
+    One that is larger makes a portion of its own.
+    """
+    portion: list[_T] = []
+    left = PORTION_BYTES
+    for item in items:
+        size = size_of(item)
+        if portion and (size > left or len(portion) == PORTION_COUNT):
+            yield portion
+            portion, left = [], PORTION_BYTES
+        portion.append(item)
+        left -= size
+    if portion:
+        yield portion
+
+
 class Batch(NamedTuple):
     """What one take brought: deliveries, and how many messages are left in the queues."""
 
@@ -87,16 +136,13 @@ class _Plan(NamedTuple):
 
     Attributes:
         queues: those to take from.
-        named: `queues`, and behind them the former ones from which a take whose answer got lost may
-            have reserved something.
-        endings: how the records of each of `named` end.
+        endings: how their records end.
         keys: those of a take.
         blocking: list and inbox of each queue that is waited for on a connection of its own.
         watched: the lists that are watched by notices.
     """
 
     queues: tuple[str, ...]
-    named: tuple[str, ...]
     endings: list[str]
     keys: list[str]
     blocking: list[tuple[str, str]]
@@ -107,7 +153,8 @@ class Intake:
     """The taking side of one worker incarnation; one greenlet takes and waits.
 
     Delivery tags are ``<owner>:<number>``. A take names the number of its first tag, so a take that
-    is repeated because its answer got lost returns what the first one reserved.
+    is repeated because its answer got lost returns what the first one reserved; and each call has a
+    number, so one that arrives behind a later one takes nothing.
 
     The queues may change while a take or a wait is under way: what it uses was laid out before, in
     one object, and the next one uses another.
@@ -122,7 +169,6 @@ class Intake:
         *,
         rotate: bool = True,
         member: str = "",
-        lease_s: float = 10.0,
     ) -> None:
         """Take from `queues` in the name of `owner`.
 
@@ -132,7 +178,6 @@ class Intake:
             owner: the incarnation that delivery tags name.
             rotate: the queues take turns.
             member: the owner's member of the leases, if that is more than its name.
-            lease_s: how long the lease holds that comes with the first messages.
         """
         self._client = client
         self._keys = keys
@@ -140,8 +185,10 @@ class Intake:
         self._rotate = rotate
         self._prefix = f"{owner}:"
         self._member = member or owner
-        self._lease_s = lease_s
         self._next = 1
+        self._calls = 0
+        # True while it is not known what the last take has reserved.
+        self.unsure = False
         self._turn = 0
         self._plan = self._laid_out(queues)
         # The first connection takes, watches, and waits for the first queue.
@@ -180,7 +227,7 @@ class Intake:
         Any greenlet of this thread may call it. A take that is under way may still bring messages
         of the queues before. Switches: yes.
         """
-        plan = self._laid_out(queues, self._plan.named)
+        plan = self._laid_out(queues)
         if plan.queues != self._plan.queues:
             self._plan = plan
             self.wake(look=True)
@@ -188,51 +235,85 @@ class Intake:
     def take(self, most: int) -> Batch:
         """Reserve up to `most` messages, most urgent first, and return them. Switches: yes.
 
+        With 0 it returns what is reserved already although no answer has said so.
+
         Raises:
             OperationalError: nothing is lost; the next call returns what this one may have
                 reserved.
         """
-        plan, number, prefix = self._plan, self._next, self._prefix
-        named = plan.named
-        if not named:
+        plan, prefix = self._plan, self._prefix
+        if not plan.queues and not self.unsure:
             return Batch([], 0)
-        most = min(most, TAKE_LIMIT)
+        self._calls += 1
+        self.unsure = True
         answer = self._connection.script(
             _TAKE,
             plan.keys,
             [
-                *(prefix, number, most, len(plan.queues), self._turn),
-                *(self._member, self._lease_s, *plan.endings),
+                *(prefix, self._next, self._calls, min(most, TAKE_LIMIT), TAKE_BYTES),
+                *(len(plan.queues), self._turn, self._member, *plan.endings),
             ],
         )
-        depth, self._next, *pairs = answer
+        depth, self._next, *triples = answer
+        self.unsure = False
+        queues = plan.queues
+        numbers = iter(triples)
         deliveries = [
-            Delivery(f"{prefix}{number + i}", named[pairs[2 * i] - 1], pairs[2 * i + 1])
-            for i in range(len(pairs) // 2)
+            Delivery(f"{prefix}{number}", queues[queue - 1], text)
+            if queue
+            else Delivery(f"{prefix}{number}", *taken_apart(text))
+            for number, queue, text in zip(numbers, numbers, numbers, strict=True)
         ]
         self.working = self.working or bool(deliveries)
-        if self._rotate and deliveries and plan.queues:
-            self._turn = (self._turn + 1) % len(plan.queues)
-        if named is not plan.queues and len(deliveries) < most and self._plan is plan:
-            # All that a take before may have reserved is here.
-            self._plan = self._laid_out(plan.queues)
+        if self._rotate and deliveries and queues:
+            self._turn = (self._turn + 1) % len(queues)
         return Batch(deliveries, depth)
 
-    def _laid_out(self, queues: Iterable[str], before: Iterable[str] = ()) -> _Plan:
-        """Lay out takes and waits on `queues`, after such on those `before`."""
+    def register(self, held: Iterable[Delivery], begun: Iterable[str], timeout_s: float) -> bool:
+        """Make this owner known to a server that does not know it. Switches: yes.
+
+        Args:
+            held: what is reserved for it, as far as it knows.
+            begun: the tags of which only the outcome is still to be written.
+            timeout_s: for each of the calls; what is held goes in portions.
+
+        Returns:
+            True if the server did not know it: it is new, or has lost its data.
+        """
+        keys, owner = self._keys, self._owner
+        names = [
+            *(keys.unacked, keys.unacked_index, keys.owner(owner), keys.begun(owner), keys.leases)
+        ]
+        first, calls, stubs = self._next, self._calls, list(begun)
+        records = [(tag, b"[%b%b" % (raw, _ending(queue).encode())) for tag, queue, raw in held]
+        portions = list(in_portions(records, lambda record: len(record[1]))) or [[]]
+        known = False
+        for number, portion in enumerate(portions, 1):
+            is_last = number == len(portions)
+            arguments: list[Any] = [
+                self._member,
+                first if is_last else "",
+                calls,
+                KNOWN_S,
+                len(portion),
+            ]
+            arguments += [part for record in portion for part in record]
+            arguments += stubs if is_last else ()
+            known = not self._client.script(_REGISTER, names, arguments, timeout_s=timeout_s)
+        return not known
+
+    def _laid_out(self, queues: Iterable[str]) -> _Plan:
+        """Lay out takes and waits on `queues`."""
         keys = self._keys
         names = tuple(dict.fromkeys(queues))
-        former = tuple(queue for queue in before if queue not in names)
         inboxes = [keys.inbox(queue) for queue in names]
         lists = [[keys.queue(queue, step) for queue in names] for step in keys.steps]
         blocking, rest = lists[0][:_BLOCKING_QUEUES], lists[0][_BLOCKING_QUEUES:]
-        named = names + former if former else names
         return _Plan(
             queues=names,
-            named=named,
-            endings=[f', "", {json.dumps(queue)}]' for queue in named],
+            endings=[_ending(queue) for queue in names],
             keys=[
-                *(keys.unacked, keys.unacked_index, keys.taken(self._owner), keys.leases),
+                *(keys.unacked, keys.unacked_index, keys.owner(self._owner), keys.leases),
                 *chain(inboxes, *lists),
             ],
             blocking=list(zip(blocking, inboxes, strict=False)),
@@ -290,6 +371,17 @@ class Intake:
         self._look = self._look or look
         self._wake_others(None)
         self._rested.set()
+
+    def leave(self) -> None:
+        """Put back what a wait was handed and no take has fetched: only greenq looks there.
+
+        Raises:
+            OperationalError: what is left there, the next take of another worker finds.
+        """
+        for source, inbox in self._plan.blocking:
+            moved = True
+            while moved:
+                moved = self._client.call("LMOVE", inbox, source, "LEFT", "RIGHT")
 
     def close(self) -> None:
         """Close the connections; a message that is handed over just now stays in the inbox."""

@@ -1,50 +1,43 @@
-"""Leases: who owns reserved messages, who has died, and giving the messages of the dead back.
+"""Leases: who owns reserved messages, and who has died.
 
 A worker incarnation owns all records whose delivery tag begins with its name. Its lease is one
 member of a zset, renewed every second or so; nothing is written per task. When a lease ends,
-whoever sees it first returns the owner's messages to their queues, in the order in which they were
-taken. Each message moves by lua/move.lua, so two that do it at once, or one that dies in the
-middle, neither lose nor double one.
+others give its messages back (recovery.py).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from greenq.errors import DecodeError
-from greenq.protocol import envelope
 from greenq.transport.client import load_script
-from greenq.transport.intake import tag_number
-from greenq.transport.settle import settle
+from greenq.transport.intake import KNOWN_S, in_portions, tag_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
     from greenq.transport.broker import Broker
     from greenq.transport.client import Connection
-    from greenq.transport.settle import Move, Publication, Stored
+    from greenq.transport.recovery import Recovery
+    from greenq.transport.settle import Publication
 
 _log = logging.getLogger(__name__)
 
 _LEASE = load_script("lease")
+_LEAVE = load_script("leave")
 
-# Messages moved by one script call, records and parked ones, so that it holds the server for a few
-# ms at most.
-_PORTION = 500
+# Parked messages moved by one script call, so that it holds the server for a few ms at most.
 _PROMOTED = 1000
-
-# The end of a record that a take has written.
-_ENDING = re.compile(rb', "", ("(?:[^"\\\\]|\\\\.)*")\]\Z')
 
 # The mutex is Celery's, so that its workers and ours do not scan at the same time. One who dies in
 # it must not keep the others waiting: moving is safe without it.
 _MUTEX_MS = 10_000
+
+# How long it is known of an owner that it has left.
+_REMEMBERED_S = 3600
 
 
 class Owner(NamedTuple):
@@ -116,6 +109,8 @@ class Renewal(NamedTuple):
         expired: the owners whose lease has ended.
         paused: the queues that are paused for the whole cluster.
         unheard: why the news could not be published, "" if it was.
+        first_unused: the number of this owner's first unused tag; 0 when the server does not know
+            this owner: it is new, or the server has lost its data.
     """
 
     held: bool
@@ -125,13 +120,7 @@ class Renewal(NamedTuple):
     expired: list[Owner]
     paused: frozenset[str] = frozenset()
     unheard: str = ""
-
-
-class Verdict(NamedTuple):
-    """Where a lost worker's message goes, and what to store for whoever waits for its result."""
-
-    move: Move
-    result: Stored | None = None
+    first_unused: int = 0
 
 
 class _Looks(NamedTuple):
@@ -156,10 +145,7 @@ class Leases:
         queues: Sequence[str],
         lease_s: float,
         visibility_timeout_s: float,
-        max_deliveries: int,
-        results: Connection,
-        may_run_again: Callable[[bytes], bool],
-        bury: Callable[[str, str, bytes, str], Verdict],
+        recovery: Recovery,
     ) -> None:
         """Speak for `owner` over `connection`.
 
@@ -167,12 +153,10 @@ class Leases:
             queues: those that this worker takes from, and whose parked messages it moves back.
             lease_s: how long a lease holds after its renewal.
             visibility_timeout_s: after which records that nobody's lease covers are given back.
-            max_deliveries: a message whose workers died so often is buried.
-            results: where results are written; may be `connection`.
-            may_run_again: says of a message whether its task runs again when its worker is lost.
-            bury: decides on (tag, queue, message, reason) when a message may not run again.
+            recovery: gives back what others have left.
         """
         self.connection = connection
+        self.recovery = recovery
         self._broker = broker
         self._keys = broker.keys
         self._owner = owner
@@ -180,10 +164,6 @@ class Leases:
         self._looks = self._looks_at(queues)
         self._lease_s = lease_s
         self._visibility_timeout_s = visibility_timeout_s
-        self._max_deliveries = max_deliveries
-        self._results = results
-        self._may_run_again = may_run_again
-        self._bury = bury
 
     def set_queues(self, queues: Iterable[str]) -> None:
         """Look at these queues from now on; any thread may call it.
@@ -197,15 +177,15 @@ class Leases:
         keys, names = self._keys, tuple(dict.fromkeys(queues))
         lists = [key for name in names for key in (keys.inbox(name), *keys.queue_steps(name))]
         parked = [keys.eta(name) for name in names]
-        return _Looks(names, [keys.leases, keys.paused, *parked, *lists])
+        owner = keys.owner(self.incarnation)
+        return _Looks(names, [keys.leases, owner, keys.paused, *parked, *lists])
 
     def renew(self, news: Publication | None = None) -> Renewal:
         """Renew the lease, publish `news`, and hear what the server knows of others and of work."""
         looks = self._looks
         args = [str(self._owner), self._lease_s, len(looks.queues), *(news or ())]
-        held, now, work, due, paused, unheard, *expired = self.connection.script(
-            _LEASE, looks.keys, args
-        )
+        answer = self.connection.script(_LEASE, looks.keys, args)
+        held, now, work, due, paused, unheard, first_unused, *expired = answer
         return Renewal(
             held=bool(held),
             server_time=float(now),
@@ -214,6 +194,7 @@ class Leases:
             expired=[Owner.parse(member.decode()) for member in expired],
             paused=frozenset(queue.decode(errors="replace") for queue in paused),
             unheard=unheard.decode(errors="replace"),
+            first_unused=first_unused,
         )
 
     def promote(self) -> int:
@@ -223,10 +204,12 @@ class Leases:
 
     def renew_scores(self, tags: Sequence[str]) -> None:
         """Make held records look just taken, so that Celery workers beside us leave them alone."""
-        now = self._server_time()
-        for portion in _portions(tags):
+        now, keys = self._server_time(), self._keys
+        for portion in in_portions(tags, len):
             pairs = [part for tag in portion for part in (f"{now:.6f}", tag)]
-            self.connection.call("ZADD", self._keys.unacked_index, "XX", *pairs)
+            self.connection.call("ZADD", keys.unacked_index, "XX", *pairs)
+        known = (keys.owner(self.incarnation), keys.begun(self.incarnation))
+        self.connection.pipeline([("EXPIRE", key, KNOWN_S) for key in known])
 
     def others(self) -> list[Owner]:
         """Return all owners but this one, alive or not."""
@@ -242,38 +225,20 @@ class Leases:
                 return float(value)
         return 0.0
 
-    def recover(self, dead: Owner) -> int:
-        """Give the messages of a dead owner back, forget its lease, and return their number."""
-        tags = self._tags_of(dead)
-        moved = self._give_back(tags)
-        self.connection.call("ZREM", self._keys.leases, str(dead))
-        if moved:
-            _log.warning(
-                "worker %s died: %d messages are back on their queues", dead.node or "?", moved
-            )
-        return moved
-
-    def recover_overdue(self, living: Iterable[str]) -> int:
-        """Give back what no living owner holds and was taken before the visibility timeout.
+    def overdue(self) -> list[str]:
+        """Return the tags, oldest first, that no owner holds and that are beyond the timeout.
 
         That is what Celery workers abandon, and what an owner left behind whose lease is forgotten.
         """
         before = f"{self._server_time() - self._visibility_timeout_s:.6f}"
         tags = self.connection.call("ZRANGEBYSCORE", self._keys.unacked_index, "-inf", before)
-        covered = tuple(f"{incarnation}:" for incarnation in living)
-        overdue = [tag.decode() for tag in tags if not tag.decode().startswith(covered)]
-        if not overdue:
-            return 0
-        token = uuid.uuid4().hex
+        living = [owner.incarnation for owner in self.others()]
+        covered = tuple(f"{incarnation}:" for incarnation in (*living, self.incarnation))
+        found = [tag.decode() for tag in tags if not tag.decode().startswith(covered)]
         mutex = self._keys.unacked_mutex
-        if not self.connection.call("SET", mutex, token, "NX", "PX", _MUTEX_MS):
-            return 0
-        moved = self._give_back(overdue)
-        if self.connection.call("GET", mutex) == token.encode():
-            self.connection.call("DEL", mutex)
-        if moved:
-            _log.warning("%d messages were abandoned and are back on their queues", moved)
-        return moved
+        if found and self.connection.call("SET", mutex, self.incarnation, "NX", "PX", _MUTEX_MS):
+            return found
+        return []
 
     def forgotten(self, known: Container[str], first_unused: int) -> set[str]:
         """Return the tags of this owner's records that are not `known` to it, and have been used.
@@ -283,95 +248,33 @@ class Leases:
         """
         return {
             tag
-            for tag in self._tags_of(self._owner)
+            for found in self.recovery.tags_of(self.incarnation)
+            for tag in found
             if tag not in known and tag_number(tag) < first_unused
         }
 
-    def give_back_forgotten(self, tags: Iterable[str]) -> int:
+    def give_back_forgotten(self, tags: Iterable[str]) -> None:
         """Give back records of this owner that it does not hold any more."""
-        moved = self._give_back(sorted(tags, key=tag_number))
+        moved = self.recovery.give_back_all(self.incarnation, tags)
         if moved:
             _log.warning("the server has forgotten the outcome of %d tasks; they run again", moved)
-        return moved
 
-    def release(self) -> None:
-        """End the own lease: nothing is owned any more."""
-        self.connection.call("ZREM", self._keys.leases, str(self._owner))
+    def leave(self) -> int:
+        """End this owner: give back whatever the server still holds of it, then end its lease.
 
-    def _tags_of(self, owner: Owner) -> list[str]:
-        """Find the tags of an owner without reading a message, in the order of their making."""
-        tags: list[str] = []
-        cursor: Any = 0
-        match = f"{owner.incarnation}:*"
-        while True:
-            cursor, found = self.connection.call(
-                "ZSCAN", self._keys.unacked_index, cursor, "MATCH", match, "COUNT", 1000
-            )
-            tags += [tag.decode() for tag in found[::2]]
-            if int(cursor) == 0:
-                return sorted(set(tags), key=tag_number)
-
-    def _give_back(self, tags: Sequence[str]) -> int:
-        """Move records back to their queues so that they are taken next, oldest first."""
+        Returns:
+            How many messages were given back: those whose outcome could not be written.
+        """
+        names = [self._keys.leases, self._keys.owner(self.incarnation)]
+        member = str(self._owner)
+        # Nothing more can be taken in its name, however late the call arrives.
+        self.connection.script(_LEAVE, names, [member, "close", _REMEMBERED_S])
         moved = 0
-        # The last one pushed is taken first, so the newest goes first.
-        for portion in _portions(tags[::-1]):
-            records = self.connection.call("HMGET", self._keys.unacked, *portion)
-            held = [(tag, record) for tag, record in zip(portion, records, strict=True) if record]
-            gone = [tag for tag, record in zip(portion, records, strict=True) if not record]
-            if gone:
-                self.connection.call("ZREM", self._keys.unacked_index, *gone)
-            if held:
-                self._move_all([self._verdict(tag, record) for tag, record in held])
-                moved += len(held)
+        while given_back := self.recovery.give_back_all(self.incarnation):
+            moved += given_back
+        self.connection.script(_LEAVE, names, [member, "leave", _REMEMBERED_S])
         return moved
-
-    def _move_all(self, verdicts: Sequence[Verdict]) -> None:
-        """Store what is to be known of buried messages, then move all of them."""
-        results = [verdict.result for verdict in verdicts if verdict.result is not None]
-        if results:
-            settle(self._results, self._keys, results)
-        moves = [verdict.move for verdict in verdicts]
-        settle(self.connection, self._keys, moves=moves)
-
-    def _verdict(self, tag: str, record: bytes) -> Verdict:
-        """Decide where a message goes whose worker is lost."""
-        try:
-            text, exchange, routing_key = envelope.unhold(record)
-        except DecodeError as exc:
-            message, queue = _taken_apart(record)
-            return self._bury(tag, queue, message, f"its record is no message: {exc}")
-        queue = self._queue(exchange, routing_key)
-        message = text.encode()
-        deliveries = envelope.deliveries_of(message)
-        if deliveries >= self._max_deliveries:
-            reason = f"its workers died {deliveries} times while they held it"
-            return self._bury(tag, queue, message, reason)
-        if not self._may_run_again(message):
-            reason = "its worker died, and reject_on_worker_lost is off"
-            return self._bury(tag, queue, message, reason)
-        move = self._broker.requeue(tag, queue, message, "next", deliveries=deliveries + 1)
-        return Verdict(move)
-
-    def _queue(self, exchange: str, routing_key: str) -> str:
-        """Return the queue that a record goes back to; ours name it as the routing key."""
-        if not exchange:
-            return routing_key
-        queues = self._broker.bound_queues(self.connection, exchange, routing_key)
-        return queues[0] if queues else routing_key
 
     def _server_time(self) -> float:
         seconds, microseconds = self.connection.call("TIME")
         return int(seconds) + int(microseconds) / 1e6
-
-
-def _taken_apart(record: bytes) -> tuple[bytes, str]:
-    """Return the bytes and the queue in a record that is no JSON, as our take has joined it."""
-    ending = _ENDING.search(record)
-    if ending is None:
-        return record, "celery"
-    return record[1 : ending.start()], json.loads(ending[1])
-
-
-def _portions(items: Sequence[str]) -> list[Sequence[str]]:
-    return [items[i : i + _PORTION] for i in range(0, len(items), _PORTION)]

@@ -1,13 +1,13 @@
 """Group commit: everything that finished while the last write was under way goes out in the next.
 
 No timer and no size decides when to write: an idle outbox writes an entry at once, a busy one
-gathers what comes meanwhile. In each write the order is results, then moves (requeue, retry, bury),
-then acknowledgements, in one script, so that a message is acknowledged only with its outcome
-stored: a server without memory refuses the one with the other. Behind them, in the same call, goes
-the news: events for whoever listens.
+gathers what comes meanwhile. Each write is one script, in which a message is acknowledged or moved
+only with its outcome stored: a server without memory refuses the one with the other. Behind them,
+in the same call, goes the news: events for whoever listens.
 
-What cannot be written is kept and written again with the same content until the server takes it;
-all of it may be repeated harmlessly. It is bounded by what runs.
+What cannot be written is kept and written again with the same content until the server takes it.
+It may be repeated harmlessly, and it may arrive late: an entry whose message is not held changes
+nothing. It is bounded by what runs.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from greenq.bootsteps import StartStopStep
 from greenq.errors import OperationalError, ServerError, TransportTimeout
 from greenq.hub import Event, Greenlet, sleep, spawn
 from greenq.outage import Outage
-from greenq.transport.settle import settle
+from greenq.transport.settle import Entry, Guard, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from greenq.transport.client import Connection
     from greenq.transport.links import Transport
-    from greenq.transport.settle import Move, Publication, Stored
+    from greenq.transport.settle import Publication
 
 _log = logging.getLogger(__name__)
 
@@ -37,33 +37,6 @@ _BATCH = 1000
 
 _RETRY_FIRST_S = 0.05
 _RETRY_MOST_S = 1.0
-
-
-class Entry:
-    """What one finished task, or one acknowledgement, wants written."""
-
-    __slots__ = ("ack", "move", "result", "written")
-
-    def __init__(
-        self,
-        result: Stored | None = None,
-        *,
-        ack: str | None = None,
-        move: Move | None = None,
-        written: Callable[[], object] | None = None,
-    ) -> None:
-        """Keep the parts.
-
-        Args:
-            result: a state to store and announce.
-            ack: delivery tag to acknowledge.
-            move: where the reserved message goes, instead of being acknowledged.
-            written: called when all of it is on the server.
-        """
-        self.result = result
-        self.ack = ack
-        self.move = move
-        self.written = written
 
 
 class Outbox(StartStopStep):
@@ -76,9 +49,13 @@ class Outbox(StartStopStep):
     name = "Outbox"
     requires = ("Watch",)
 
-    def __init__(self, transport: Transport, *, flush_timeout_s: float = 5.0) -> None:
-        """Write to `transport`'s servers; `stop` waits `flush_timeout_s` for what is left."""
+    def __init__(self, transport: Transport, owner: str, *, flush_timeout_s: float = 5.0) -> None:
+        """Write to `transport`'s servers in the name of the incarnation `owner`.
+
+        `stop` waits `flush_timeout_s` for what is left.
+        """
         self._keys = transport.keys
+        self._guard = Guard(owner)
         self.connection = transport.client.connection()
         results = transport.result_client
         self._results: Connection | None = None
@@ -128,8 +105,7 @@ class Outbox(StartStopStep):
 
     def tags(self) -> set[str]:
         """Return the tags of what is not written yet; any thread may ask."""
-        moves = [(entry.ack, entry.move) for entry in list(self._entries)]
-        return {tag for ack, move in moves if (tag := ack or (move and move.tag))}
+        return {entry.tag for entry in list(self._entries) if entry.tag}
 
     def __len__(self) -> int:
         """Count the entries that are not written yet."""
@@ -152,17 +128,18 @@ class Outbox(StartStopStep):
 
     def _write_some(self) -> None:
         """Write the oldest entries, again and again until the server has taken them."""
-        pause_s = _RETRY_FIRST_S
+        pause_s, repeated = _RETRY_FIRST_S, False
         news = self.news()
         while True:
             entries = self._entries[: self._batch]
             try:
-                self._write(entries, news)
+                not_held = self._write(entries, news)
             except OperationalError as exc:
                 if isinstance(exc, TransportTimeout):
                     # It may be too much for the time it has.
                     self._batch = max(1, self._batch // 2)
                 self._outage.say(f"{len(self._entries)} outcomes wait to be written", exc)
+                repeated = True
                 sleep(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(pause_s * 2, _RETRY_MOST_S)
             else:
@@ -170,40 +147,62 @@ class Outbox(StartStopStep):
         self._outage.over("outcomes are written again")
         self._batch = min(_BATCH, self._batch * 2)
         del self._entries[: len(entries)]
+        # What is not held any more when it is written again was, most likely, written at first; a
+        # stub tells for certain.
+        if not_held and repeated:
+            not_held = {entry for entry in not_held if entry.action not in "am"}
         for entry in entries:
             if entry.written is not None:
-                entry.written()
+                entry.written(entry not in not_held)
+        for entry in not_held:
+            if entry.about is not None:
+                _log.warning(
+                    "%s was given to another worker while it ran here, so it runs twice%s",
+                    entry.about, _fate(entry),
+                )  # fmt: skip
 
-    def _write(self, entries: list[Entry], news: Sequence[Publication] = ()) -> None:
-        """Write entries; of several, what the server refuses for good does not stop the others."""
+    def _write(self, entries: list[Entry], news: Sequence[Publication] = ()) -> set[Entry]:
+        """Write entries and return those whose message was not held.
+
+        Of several, what the server refuses for good does not stop the others.
+        """
         try:
-            self._settle(entries, news)
+            return self._settle(entries, news)
         except ServerError as exc:
             if exc.passes:
                 raise
-            # A move whose goal is of another type has stopped nothing: see the script.
-            stopped = not exc.reply.startswith("WRONGTYPE")
-            if stopped and len(entries) > 1:
-                for entry in entries:
-                    self._write([entry])
+            if len(entries) > 1:
+                not_held = [self._write([entry]) for entry in entries]
                 self._settle([], news)
-                return
+                return set().union(*not_held)
             _log.error("the server refused an outcome for good: %s", exc.reply)
             # It is the state that cannot be stored, and its message must not run for ever.
-            if stopped and entries[0].result is not None:
-                self._write([Entry(ack=entries[0].ack, move=entries[0].move)])
+            if entries and entries[0].result is not None:
+                refused = entries[0]
+                return self._write([Entry(refused.tag, refused.action, move=refused.move)])
+            return set()
 
-    def _settle(self, entries: list[Entry], news: Sequence[Publication] = ()) -> None:
-        results = [entry.result for entry in entries if entry.result is not None]
-        moves = [entry.move for entry in entries if entry.move is not None]
-        acks = [entry.ack for entry in entries if entry.ack is not None]
-        if self._results is not None and results:
-            self._note_unheard(settle(self._results, self._keys, results))
-            results = []
-        if results or moves or acks or news:
-            self._note_unheard(settle(self.connection, self._keys, results, moves, acks, news))
+    def _settle(self, entries: list[Entry], news: Sequence[Publication] = ()) -> set[Entry]:
+        if not entries and not news:
+            return set()
+        settled = settle(
+            self.connection, self._keys, entries, news, guard=self._guard, results=self._results
+        )
+        self._note_unheard(settled.unheard)
+        if settled.misplaced:
+            _log.error("messages stay reserved that cannot be moved: %s", settled.misplaced)
+        return {entries[i] for i in settled.not_held}
 
     def _note_unheard(self, refused: str) -> None:
         if refused:
             text = "results and events are not published: who waits for them hears nothing"
             self._unheard.say(text, ServerError("PUBLISH", refused))
+
+
+def _fate(entry: Entry) -> str:
+    """Say what becomes of the state of a message that was not held any more."""
+    if entry.result is None:
+        return ""
+    if entry.result.rule.startswith("s"):
+        return "; its success is stored unless the other run has ended"
+    return "; the other run decides about its state"

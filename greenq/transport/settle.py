@@ -1,4 +1,4 @@
-"""How messages end: results, moves and acknowledgements in one script call, all or nothing.
+"""How messages end: states, moves and acknowledgements in one script call, all or nothing.
 
 What is to be told of them, events, is published behind them in the same call.
 """
@@ -11,23 +11,32 @@ from greenq.transport.client import load_script
 from greenq.transport.dead import DEAD_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Connection
 
 SETTLE = load_script("settle")
 
+# The tag of a message that is known not to be held.
+_NOT_HELD = "-"
+
+# What is done with a message: the letters of the script.
+Action = Literal["a", "b", "k", "l", "m"]
+
 
 class Stored(NamedTuple):
     """A task's state on its way to the results.
 
-    `expiry` is the seconds until it expires as text, 0 for never, with a ! in front if it must not
-    replace a success.
+    Attributes:
+        key: where it is stored, and the channel on which it is announced.
+        rule: ``s`` for a success, ``f`` for another final state, ``n`` for any other, and behind it
+            the seconds until it expires, 0 for never.
+        payload: the state, encoded.
     """
 
     key: str
-    expiry: str
+    rule: str
     payload: bytes | str
 
 
@@ -35,7 +44,7 @@ class Move(NamedTuple):
     """One reserved message on its way elsewhere.
 
     `side` is the end of the list ``key`` (``dead``: of a dead-letter list), or a score in the zset
-    ``key``. A message without a record that reserves it has the tag "".
+    ``key``.
     """
 
     tag: str
@@ -51,49 +60,168 @@ class Publication(NamedTuple):
     text: bytes | str
 
 
+class Entry:
+    """What one message's end, or a step on its way, wants written; see lua/settle.lua.
+
+    Attributes:
+        tag: the delivery tag whose record makes it valid; "" for a message without a record.
+        action: what is done with the message.
+        result: a state to store and announce.
+        move: where it goes.
+        written: called with True when all of it is on the server, and with False when the message
+            was not held any more; None: nobody waits for that.
+        about: what names the message in the log; None: nothing is said when it is not held.
+    """
+
+    __slots__ = ("about", "action", "move", "result", "tag", "written")
+
+    def __init__(
+        self,
+        tag: str,
+        action: Action = "a",
+        *,
+        result: Stored | None = None,
+        move: Move | None = None,
+        written: Callable[[bool], object] | None = None,
+        about: object = None,
+    ) -> None:
+        """Keep the parts; without a move or another action, the message is acknowledged."""
+        self.tag = tag
+        self.action: Action = action if move is None else "m"
+        self.result = result
+        self.move = move
+        self.written = written
+        self.about = about
+
+    @classmethod
+    def moving(cls, move: Move, result: Stored | None = None) -> Entry:
+        """Move a message, with a state to store."""
+        return cls(move.tag, result=result, move=move)
+
+
+class Settled(NamedTuple):
+    """What a call has come to.
+
+    Attributes:
+        not_held: the entries whose message was not held, by their position.
+        unheard: why something could not be published, "" if all was.
+        misplaced: which goal of a move is no queue, "" if all are; its messages stay reserved.
+    """
+
+    not_held: frozenset[int]
+    unheard: str
+    misplaced: str
+
+
+class Guard(NamedTuple):
+    """On whose behalf messages are settled.
+
+    Attributes:
+        incarnation: their owner; "" when nobody owns them.
+        member: the owner's member of the leases, when others recover its messages.
+        score: the score that its ended lease must still have then.
+    """
+
+    incarnation: str
+    member: str = ""
+    score: str = ""
+
+    @property
+    def asks(self) -> str:
+        """What the script is told."""
+        return self.score or ("own" if self.incarnation else "any")
+
+
 def settle_arguments(
     keys: Keys,
-    results: Sequence[Stored] = (),
-    moves: Sequence[Move] = (),
-    acks: Sequence[str] = (),
+    entries: Sequence[Entry],
     news: Sequence[Publication] = (),
+    *,
+    guard: Guard | None,
 ) -> tuple[list[str], list[Any]]:
-    """Return the keys and arguments of `SETTLE`.
+    """Return the keys and arguments of `SETTLE`; without a guard there are states alone.
 
-    Results alone name no other key, for a server that holds nothing else.
+    States alone name no other key, for a server that holds nothing else.
     """
-    goals = list(dict.fromkeys(move.key for move in moves))
-    names = [each.key for each in results]
-    if moves or acks:
-        names += (keys.unacked, keys.unacked_index, *goals)
-    arguments: list[Any] = [len(results), len(moves), len(news), DEAD_LIMIT]
-    for _, expiry, payload in results:
-        arguments += (expiry, payload)
-    for tag, key, side, text in moves:
-        where = side if isinstance(side, str) else f"{side:.6f}"
-        arguments += (tag, goals.index(key) + 1, where, text)
+    goals: dict[str, int] = {}
+    results: list[str] = []
+    arguments: list[Any] = [
+        *(len(entries), 0, len(news), DEAD_LIMIT),
+        *(("", "") if guard is None else (guard.asks, guard.member)),
+    ]
+    for entry in entries:
+        result, move = entry.result, entry.move
+        if result is None:
+            arguments += (f"{entry.action}-", entry.tag)
+        else:
+            results.append(result.key)
+            arguments += (entry.action + result.rule, entry.tag, result.payload)
+        if move is not None:
+            where = move.side if isinstance(move.side, str) else f"{move.side:.6f}"
+            arguments += (goals.setdefault(move.key, len(goals) + 1), where, move.text)
     for channel, text in news:
         arguments += (channel, text)
-    return names, [*arguments, *acks]
+    if guard is None:
+        arguments[1] = -1
+        return results, arguments
+    arguments[1] = len(goals)
+    owner = guard.incarnation
+    names = [
+        *(keys.unacked, keys.unacked_index, keys.owner(owner), keys.begun(owner), keys.leases),
+        *goals,
+        *results,
+    ]
+    return names, arguments
 
 
 def settle(
     server: Client | Connection,
     keys: Keys,
-    results: Sequence[Stored] = (),
-    moves: Sequence[Move] = (),
-    acks: Sequence[str] = (),
+    entries: Sequence[Entry] = (),
     news: Sequence[Publication] = (),
-) -> str:
-    """Carry out `SETTLE`; return why something could not be published, "" if all was.
+    *,
+    guard: Guard | None = None,
+    results: Client | Connection | None = None,
+) -> Settled:
+    """Carry out `SETTLE`; entries whose message is not held change nothing. Switches: yes.
 
-    Switches: yes.
+    Args:
+        guard: on whose behalf; None when there are states alone.
+        results: the results' server if it is another one. Then it is asked first which messages are
+            held, and their states are stored before they are moved or acknowledged; a lease that
+            ends between these steps goes unnoticed.
 
     Raises:
-        ServerError: WRONGTYPE, when a move's goal is of another type and all else is done; anything
-            else stopped the script where it was.
+        ServerError: FORGOTTEN or LAPSED, when nothing was done; anything else stopped the script
+            where it was.
         OperationalError: it may or may not have been carried out; repeating it is harmless.
     """
-    arguments = settle_arguments(keys, results, moves, acks, news)
-    _moved, refused = server.script(SETTLE, *arguments)
-    return str(refused.decode())
+    if results is not None and any(entry.result is not None for entry in entries):
+        _store_apart(server, keys, entries, guard, results)
+        entries = [
+            Entry(entry.tag, entry.action, move=entry.move, written=entry.written)
+            for entry in entries
+        ]
+    answer = server.script(SETTLE, *settle_arguments(keys, entries, news, guard=guard))
+    unheard, misplaced, *numbers = answer
+    not_held = frozenset(number - 1 for number in numbers)
+    return Settled(not_held, unheard.decode(errors="replace"), misplaced.decode(errors="replace"))
+
+
+def _store_apart(
+    server: Client | Connection,
+    keys: Keys,
+    entries: Sequence[Entry],
+    guard: Guard | None,
+    results: Client | Connection,
+) -> None:
+    """Store the states of what is held on a server of their own."""
+    stating = [entry for entry in entries if entry.result is not None]
+    looks = [Entry(entry.tag, "k") for entry in stating]
+    _, _, *numbers = server.script(SETTLE, *settle_arguments(keys, looks, guard=guard))
+    gone = {number - 1 for number in numbers}
+    states = [
+        Entry(_NOT_HELD if i in gone else "", "k", result=entry.result)
+        for i, entry in enumerate(stating)
+    ]
+    results.script(SETTLE, *settle_arguments(keys, states, guard=None))

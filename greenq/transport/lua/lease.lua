@@ -1,26 +1,34 @@
--- Renews one worker's lease, publishes its heartbeat if that is due, and tells what the server knows of others and
--- of work: whose lease has ended by the server's clock, whether there are messages, when the next parked ETA is due.
+-- Renews one worker's lease, publishes its heartbeat if that is due, and tells what the server knows of it, of others
+-- and of work: whose lease has ended by the server's clock, whether there are messages, when the next parked ETA is due.
 --
 -- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds);
---       2 the paused queues: a hash, whose fields are their names;
---       3… the parked ETAs: zsets, score when a message is due (unix seconds); then the lists and inboxes
+--       2 the owner: a hash; 3 the paused queues: a hash, whose fields are their names;
+--       4… the parked ETAs: zsets, score when a message is due (unix seconds); then the lists and inboxes
 -- ARGV  1 this worker's member, 2 seconds for which the lease holds from now on, 3 how many parked ETAs;
 --       perhaps 4 a channel and 5 what to publish there
 -- Reply {1 if the lease was still held; 0 if it had ended meanwhile, or there was none,
 --        the server's time, how many of the lists have messages,
 --        when the next parked ETA is due or an empty text, {paused queues},
---        why it could not be published or an empty text, expired members …}
+--        why it could not be published or an empty text,
+--        the number of the owner's first unused tag, 0 when the server does not know the owner,
+--        expired members, a hundred at most …}
+--
+-- An owner that has left gets no lease any more: a call that was long under way must not bring it back.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
-local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.6f', now))
+local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.6f', now), 'LIMIT', 0, 100)
 -- A key of another kind, or one that this user may not read, must not cost the lease.
-local paused = redis.pcall('HKEYS', KEYS[2])
--- ZREM first: a server without memory refuses a script that begins with a write that may need some.
-local held = redis.call('ZREM', KEYS[1], ARGV[1])
-redis.call('ZADD', KEYS[1], string.format('%.6f', now + tonumber(ARGV[2])), ARGV[1])
+local paused = redis.pcall('HKEYS', KEYS[3])
+local owner = redis.call('HMGET', KEYS[2], 'next', 'closed')
+local held = 0
+if not owner[2] then
+  -- ZREM first: a server without memory refuses a script that begins with a write that may need some.
+  held = redis.call('ZREM', KEYS[1], ARGV[1])
+  redis.call('ZADD', KEYS[1], string.format('%.6f', now + tonumber(ARGV[2])), ARGV[1])
+end
 local due
-local lists = 3 + tonumber(ARGV[3])
-for i = 3, lists - 1 do
+local lists = 4 + tonumber(ARGV[3])
+for i = 4, lists - 1 do
   local first = redis.call('ZRANGE', KEYS[i], 0, 0, 'WITHSCORES')
   if first[2] and (not due or tonumber(first[2]) < due) then due = tonumber(first[2]) end
 end
@@ -33,6 +41,7 @@ local reply = {
   due and string.format('%.6f', due) or '',
   paused.err and {} or paused,
   type(told) == 'table' and told.err or '',
+  tonumber(owner[1] or 0),
 }
 for _, member in ipairs(expired) do
   if member == ARGV[1] then reply[1] = 0 else reply[#reply + 1] = member end

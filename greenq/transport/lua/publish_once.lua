@@ -4,20 +4,30 @@
 -- KEYS  1 their list, 2 their queue's inbox, 3 unacked, 4 their queue's parked ETAs, 5 and on: their results, if
 --       only this sending can have led to them
 -- ARGV  1 what follows a message in its record when it is reserved, 2 what precedes it when it is parked,
---       3 and on: the messages, at most some thousand, the one to be taken first at the head
+--       3 A: how many other texts the newest message may have become, when it was given back; these; then
+--       the messages, at most some thousand, the one to be taken first at the head
 -- Reply 1 if they were pushed, 0 if they are there already
-local newest = ARGV[#ARGV]
--- The list gives the newest away last.
-if redis.call('LPOS', KEYS[1], newest, 'MAXLEN', 1000) then return 0 end
+local others = tonumber(ARGV[3])
+local from = 4 + others
+
+-- The list gives the newest away last. What was given back is at either end.
+local function is_queued(text)
+  return redis.call('LPOS', KEYS[1], text, 'MAXLEN', 1000) or redis.call('LPOS', KEYS[1], text, 'RANK', -1, 'MAXLEN', 1000)
+end
+
+if is_queued(ARGV[#ARGV]) then return 0 end
+for i = 4, from - 1 do
+  if is_queued(ARGV[i]) then return 0 end
+end
 if #KEYS > 4 and redis.call('EXISTS', unpack(KEYS, 5)) > 0 then return 0 end
-for i = 3, #ARGV do
+for i = from, #ARGV do
   if redis.call('LPOS', KEYS[2], ARGV[i], 'MAXLEN', 1000) then return 0 end
   if redis.call('ZSCORE', KEYS[4], ARGV[2] .. ARGV[i]) then return 0 end
 end
 -- Reserved by a worker, under a tag of its own. Looked for where that takes a few milliseconds at most.
 if redis.call('HLEN', KEYS[3]) <= 1000 then
   local records, lengths = {}, {}
-  for i = 3, #ARGV do
+  for i = 4, #ARGV do
     local record = '[' .. ARGV[i] .. ARGV[1]
     records[record], lengths[#record] = true, true
   end
@@ -27,5 +37,5 @@ if redis.call('HLEN', KEYS[3]) <= 1000 then
     end
   end
 end
-redis.call('LPUSH', KEYS[1], unpack(ARGV, 3))
+redis.call('LPUSH', KEYS[1], unpack(ARGV, from))
 return 1

@@ -1,89 +1,154 @@
--- Ends reserved messages: stores and announces results, moves messages elsewhere, acknowledges the rest.
+-- Ends reserved messages: stores and announces results, acknowledges messages or moves them elsewhere.
 --
--- KEYS  the results, each also its channel; then, if there are moves or acknowledgements, unacked,
---       unacked_index, and the lists and zsets to move to, the goals
--- ARGV  1 R, the number of results, 2 M, the number of moves, 3 P, the number of publications, 4 the longest
---         that a dead-letter list gets;
---       for each result: seconds until it expires, 0 for never, behind a ! if it must not replace a success,
---         and the state, encoded;
---       for each move: the message's tag, the number of its goal, what to do there: 'next' (RPUSH: taken next),
---         'last' (LPUSH: taken last), 'dead' (LPUSH, and the list is cut) or a score (ZADD), and the text;
---       for each publication: channel and text; then the tags to acknowledge
--- Reply {how many were moved, why something could not be published or ''}, or an error that names the wrong key
+-- KEYS  unless there are results alone: 1 unacked, 2 unacked_index, 3 the owner of the tags: a hash, 4 its begun
+--       tags: a set, 5 the leases, and then the lists and zsets to move to, the goals;
+--       then one key for each ending that has a result, also its channel
+-- ARGV  1 N, the number of endings, 2 the number of goals, -1 when there are results alone, 3 P, the number of
+--       publications, 4 the longest that a dead-letter list gets, 5 who asks: 'own', the owner; 'any', somebody on
+--       behalf of nobody; or the score that the owner's ended lease had when it was claimed, 6 the owner's member
+--       of the leases;
+--       for each ending: its head, its tag, the state, encoded, if it has one, and of a move the number of its goal,
+--         what to do there: 'next' (RPUSH: taken next), 'last' (LPUSH: taken last), 'dead' (LPUSH, and the list is
+--         cut) or a score (ZADD), and the text;
+--       for each publication: channel and text
+-- Reply {why something could not be published or '', which goal is a key of another type or '' (its messages stay
+--        reserved, all else is done), the numbers of the endings that were not held …}, or an error:
+--        FORGOTTEN the server does not know the owner: it has lost its data; nothing was done
+--        LAPSED    the owner's lease is not the one that was claimed; nothing was done
 --
--- A script that fails halfway is not undone. So results come first: a server without memory refuses the
--- first write of a script, and what has no result stored is not acknowledged. A call may be repeated when its
--- answer got lost: a message whose record is gone is somebody else's by now and is not moved; one without a
--- tag has no record and is just put there. A message whose goal is a key of another type stays reserved, and
--- the others are moved. A user who may delete but not push is refused before (Redis 7 and later can tell).
-local results, moves, news, at = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), 5
-local refused = ''
+-- A head is the letter of what to do, the letter of the state's kind or '-' for none, and the seconds until the state
+-- expires, 0 for never:
+--   a  acknowledge
+--   b  acknowledge before the run: the record becomes a stub, a member of begun, to which the outcome will belong
+--   k  keep: nothing but the state
+--   l  announce that this message runs alone in its worker; without a tag: that none does any more
+--   m  move
+--   s  a success, f another final state, n a state that is not final
+--
+-- An ending acts only if its tag is held: if the record, or the stub, is there. So a call may be repeated when its
+-- answer got lost, and one that comes late finds nothing to do. What was not held is somebody else's by now, who
+-- decides about its state; only a success is stored all the same unless a final state is there: the work was done.
+-- A stored success stays. What has no tag has no record: its final state is stored, its other states replace no
+-- final one.
+-- A script that fails halfway is not undone. So of each ending the state comes first: a server without memory
+-- refuses the first write of a script, and what has no result stored is not acknowledged.
+-- A user who may delete but not push is refused before (Redis 7 and later can tell).
+local count, goals, news = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local asks = ARGV[5]
+local unacked, index, owner, begun = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local at, key = 7, goals < 0 and 0 or 5 + goals
+local reply, problem = {'', ''}, nil
+
+if goals >= 0 and asks == 'own' then
+  if redis.call('HEXISTS', owner, 'next') == 0 then
+    return redis.error_reply('FORGOTTEN the server does not know this worker')
+  end
+elseif goals >= 0 and asks ~= 'any' and redis.call('ZSCORE', KEYS[5], ARGV[6]) ~= asks then
+  return redis.error_reply('LAPSED the owner of these messages is back, or others have recovered them')
+end
 
 -- Without a say in anything else: a user without channels still ends its messages.
 local function publish(channel, text)
   local answer = redis.pcall('PUBLISH', channel, text)
-  if type(answer) == 'table' and answer.err then refused = answer.err end
+  if type(answer) == 'table' and answer.err then reply[1] = answer.err end
 end
 
-for i = 1, results do
-  local key, seconds, payload = KEYS[i], ARGV[at], ARGV[at + 1]
-  local stored = true
-  if string.byte(seconds) == 33 then
-    seconds = string.sub(seconds, 2)
-    -- The status is looked for where all but one serializer write it: first. Of a compressed result and one
-    -- in YAML it cannot be told, and they are overwritten, as is a key of another type.
-    stored = redis.call('TYPE', key).ok ~= 'string'
-      or string.match(redis.call('GETRANGE', key, 0, 63), 'status%W+(%w+)') ~= 'SUCCESS'
-  end
-  if stored then
-    if seconds == '0' then
-      redis.call('SET', key, payload)
-    else
-      redis.call('SETEX', key, seconds, payload)
-    end
-    publish(key, payload)
-  end
-  at = at + 2
+-- The state is looked for where all but one serializer write it: first. Of a compressed result and one in YAML it
+-- cannot be told, and they are overwritten, as is a key of another type.
+local function stored_state(name)
+  if redis.call('TYPE', name).ok ~= 'string' then return nil end
+  return string.match(redis.call('GETRANGE', name, 0, 63), 'status%W+(%u+)')
 end
 
-local unacked, index = KEYS[results + 1], KEYS[results + 2]
-local moved, problem = 0, nil
+local function write(name, seconds, payload, ...)
+  if seconds == '0' then return redis.call('SET', name, payload, ...) end
+  return redis.call('SET', name, payload, 'EX', seconds, ...)
+end
+
+local function store(name, kind, seconds, payload, tag, held)
+  if not held and kind ~= 's' then return end
+  -- Nearly always there is none yet, and one command does both.
+  if not write(name, seconds, payload, 'NX') then
+    local state = stored_state(name)
+    if state == 'SUCCESS' then return end
+    local is_weak = not held or (tag == '' and kind == 'n')
+    if is_weak and (state == 'FAILURE' or state == 'REVOKED') then return end
+    write(name, seconds, payload)
+  end
+  publish(name, payload)
+end
+
 local commands = {next = 'RPUSH', last = 'LPUSH', dead = 'LPUSH'}
-for _ = 1, moves do
-  local tag, goal, how, text = ARGV[at], KEYS[results + 2 + tonumber(ARGV[at + 1])], ARGV[at + 2], ARGV[at + 3]
+
+local function move(tag, is_stub, goal, how, text)
   local push = commands[how]
   local kind, wanted = redis.call('TYPE', goal).ok, push and 'list' or 'zset'
   if kind ~= wanted and kind ~= 'none' then
-    problem = redis.error_reply('WRONGTYPE ' .. goal .. ' is no ' .. wanted .. ' but a ' .. kind)
-  elseif redis.acl_check_cmd and not (
+    reply[2] = 'WRONGTYPE ' .. goal .. ' is no ' .. wanted .. ' but a ' .. kind
+    return
+  end
+  if redis.acl_check_cmd and not (
     redis.acl_check_cmd('ZREM', index, '') and redis.acl_check_cmd(push or 'ZADD', goal, push and '' or '0', '')
   ) then
     problem = redis.error_reply('NOPERM a move needs RPUSH, LPUSH, ZADD and ZREM')
-  elseif tag == '' or redis.call('HDEL', unacked, tag) == 1 then
-    if tag ~= '' then redis.call('ZREM', index, tag) end
-    if push then
-      redis.call(push, goal, text)
-    else
-      redis.call('ZADD', goal, how, text)
-    end
-    if how == 'dead' then redis.call('LTRIM', goal, 0, tonumber(ARGV[4]) - 1) end
-    moved = moved + 1
+    return
   end
-  at = at + 4
+  if is_stub then
+    redis.call('SREM', begun, tag)
+  else
+    redis.call('HDEL', unacked, tag)
+    redis.call('ZREM', index, tag)
+  end
+  if push then
+    redis.call(push, goal, text)
+  else
+    redis.call('ZADD', goal, how, text)
+  end
+  if how == 'dead' then redis.call('LTRIM', goal, 0, tonumber(ARGV[4]) - 1) end
 end
 
-local told = at
-at = at + 2 * news
+local acks = {}
+for number = 1, count do
+  local head, tag = ARGV[at], ARGV[at + 1]
+  local what, kind = string.byte(head), string.sub(head, 2, 2)
+  at = at + 2
+  local is_record = tag ~= '' and tag ~= '-' and redis.call('HEXISTS', unacked, tag) == 1
+  local is_stub = not is_record and tag ~= '' and tag ~= '-' and redis.call('SISMEMBER', begun, tag) == 1
+  local held = tag == '' or is_record or is_stub
+  if not held then reply[#reply + 1] = number end
+  if kind ~= '-' then
+    key = key + 1
+    store(KEYS[key], kind, string.sub(head, 3), ARGV[at], tag, held)
+    at = at + 1
+  end
+  if what == 109 then -- m
+    if held then move(tag, is_stub, KEYS[5 + tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2]) end
+    at = at + 3
+  elseif what == 97 then -- a
+    if is_record then
+      acks[#acks + 1] = tag
+    elseif is_stub then
+      redis.call('SREM', begun, tag)
+    end
+  elseif what == 98 and is_record then -- b
+    redis.call('SADD', begun, tag)
+    redis.call('EXPIRE', begun, 604800)
+    redis.call('HDEL', unacked, tag)
+    redis.call('ZREM', index, tag)
+  elseif what == 108 and held then -- l
+    if tag == '' then redis.call('HDEL', owner, 'alone') else redis.call('HSET', owner, 'alone', tag) end
+  end
+end
 
 -- In portions: Lua hands at most some thousand values to one call.
-for first = at, #ARGV, 1000 do
-  local last = math.min(first + 999, #ARGV)
-  redis.call('ZREM', index, unpack(ARGV, first, last))
-  redis.call('HDEL', unacked, unpack(ARGV, first, last))
+for first = 1, #acks, 1000 do
+  local last = math.min(first + 999, #acks)
+  redis.call('ZREM', index, unpack(acks, first, last))
+  redis.call('HDEL', unacked, unpack(acks, first, last))
 end
 
 -- Last: who hears of an outcome finds it done.
-for i = told, told + 2 * news - 2, 2 do
+for i = at, at + 2 * news - 2, 2 do
   publish(ARGV[i], ARGV[i + 1])
 end
-return problem or {moved, refused}
+return problem or reply

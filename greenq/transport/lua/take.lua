@@ -1,102 +1,130 @@
 -- Moves messages from their queues into the unacked records of one worker, all or nothing.
 --
--- KEYS  1 unacked, 2 unacked_index, 3 the owner's counter: the number of its first unused tag,
---       4 the leases, 5… source lists: groups of Q lists each, most urgent group first
--- ARGV  1 the owner's tag prefix, 2 sequence number of the first tag, 3 most messages to take,
---       4 Q (the number of queues, the size of a group), 5 which queue of a group is served first,
---       6 the owner's member of the leases, 7 seconds that a lease holds,
---       8… for each queue, in the order of a group, the text that ends its record: , "", "<queue>"], and behind
---       them those of queues that are not taken from any more, for what is held already
--- Reply {messages left in all lists, number of the next take's first tag, queue of message 1, message 1,
---       queue of message 2, message 2, …}
+-- KEYS  1 unacked, 2 unacked_index, 3 the owner: a hash, 4 the leases,
+--       5… source lists: groups of Q lists each, most urgent group first
+-- ARGV  1 the owner's tag prefix, 2 the number of the first tag, 3 the number of this call, 4 most messages to take,
+--       5 after how many bytes to take no more, 6 Q (the number of queues, the size of a group), 7 which queue of a
+--       group is served first, 8 the owner's member of the leases,
+--       9… for each queue, in the order of a group, the text that ends its record: , "", "<queue>"]
+-- Reply {messages left in all lists, number of the next take's first tag,
+--        then for each message: the number of its tag, its queue, its text …}, where queue 0 says that the text is
+--        the whole record; or an error:
+--        FORGOTTEN the server does not know the owner: it has lost its data
+--        CLOSED    the owner has left
+--        LAPSED    the owner's lease has ended; what it took now, nobody would give back
 --
--- Message i gets the tag <prefix><first + i - 1>. If the first of these tags is held already, then this
--- call was carried out before and its answer got lost: the held messages are returned again, so a retried
--- take neither loses nor hoards. If it was used and is held no more, then this is an old call that was long
--- under way, behind the one that repeated it: it takes nothing, for its tags may be in use by now.
--- An owner that has no lease yet gets one with its first messages: without, nobody would notice its death.
+-- Each call has a number of its own, and one that is not above the last call's was long under way, behind the one
+-- that repeated it: it takes nothing. If tags from the first one on are in use, then an earlier call was carried
+-- out and its answer got lost: what it reserved is returned, so a repeated take neither loses nor hoards.
 -- Lists of one group share fairly; each is served from its tail (oldest). A key that is no list is passed
 -- over: an error here would lose what was popped before it, since a script that fails is not undone.
 -- For the same reason a user who may pop but not record is refused before (Redis 7 and later can tell).
 -- Messages pass as text: a record is "[" .. message .. the queue's ending. Nothing is decoded.
-local prefix, first, most, queues, turn = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local prefix, first, number, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local bytes, queues, turn = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local reply = {0, first}
-local unused = tonumber(redis.call('GET', KEYS[3]) or first)
+local owner = redis.call('HMGET', KEYS[3], 'next', 'call', 'closed')
+local unused, now = tonumber(owner[1]), redis.call('TIME')
 
-if redis.call('HEXISTS', KEYS[1], prefix .. first) == 1 then
-  for i = 0, most - 1 do
-    local record = redis.call('HGET', KEYS[1], prefix .. (first + i))
-    if not record then break end
-    reply[2] = first + i + 1
-    for q = 1, #ARGV - 7 do
-      local ending = ARGV[7 + q]
-      if string.sub(record, -#ending) == ending then
-        reply[#reply + 1] = q
-        reply[#reply + 1] = string.sub(record, 2, -#ending - 1)
-        break
-      end
-    end
-  end
-elseif first < unused then
-  reply[2] = unused
+if not unused then
+  return redis.error_reply('FORGOTTEN the server does not know this worker')
+elseif owner[3] then
+  return redis.error_reply('CLOSED this worker has left')
+elseif number <= tonumber(owner[2]) then
+  return {0, unused}
+end
+local lease = redis.call('ZSCORE', KEYS[4], ARGV[8])
+if not lease or tonumber(lease) < tonumber(now[1]) + tonumber(now[2]) / 1000000 then
+  return redis.error_reply('LAPSED the lease of this worker has ended')
 elseif redis.acl_check_cmd and not (
   redis.acl_check_cmd('HSET', KEYS[1], '', '') and redis.acl_check_cmd('ZADD', KEYS[2], 0, '')
-  and redis.acl_check_cmd('SET', KEYS[3], '', 'EX', 1) and redis.acl_check_cmd('ZADD', KEYS[4], 'NX', 0, '')
+  and redis.acl_check_cmd('HSET', KEYS[3], '', '')
 ) then
-  return redis.error_reply('NOPERM a take needs HSET, ZADD and SET')
-else
-  local records, tags, left, problem = {}, {}, most, nil
-  for group = 0, queues > 0 and (#KEYS - 4) / queues - 1 or -1 do
-    local open = {}
-    for i = 0, queues - 1 do open[#open + 1] = (turn + i) % queues + 1 end
-    while left > 0 and #open > 0 do
-      local share, still = math.max(1, math.floor(left / #open)), {}
-      for _, q in ipairs(open) do
-        local wanted = math.min(share, left)
-        if wanted > 0 then
-          local messages = redis.pcall('RPOP', KEYS[4 + group * queues + q], wanted) or {}
-          if messages.err then problem, messages = messages, {} end
-          for _, message in ipairs(messages) do
-            local tag = prefix .. (first + most - left)
-            left = left - 1
-            records[#records + 1] = tag
-            records[#records + 1] = '[' .. message .. ARGV[7 + q]
-            tags[#tags + 1] = tag
-            reply[#reply + 1] = q
-            reply[#reply + 1] = message
-          end
-          if #messages == wanted then still[#still + 1] = q end
-        end
-      end
-      open = still
-    end
-  end
-  if #tags > 0 then
-    local now, scores = redis.call('TIME'), {}
-    local score = now[1] .. '.' .. string.format('%06d', tonumber(now[2]))
-    for i, tag in ipairs(tags) do
-      scores[2 * i - 1] = score
-      scores[2 * i] = tag
-    end
-    -- In portions: Lua hands at most some thousand values to one call.
-    for i = 1, #records, 1000 do
-      local last = math.min(i + 999, #records)
-      redis.call('HSET', KEYS[1], unpack(records, i, last))
-      redis.call('ZADD', KEYS[2], unpack(scores, i, last))
-    end
-    reply[2] = first + #tags
-    -- A day is longer than any call can be under way.
-    redis.call('SET', KEYS[3], reply[2], 'EX', 86400)
-    redis.call('ZADD', KEYS[4], 'NX', string.format('%.6f', tonumber(score) + tonumber(ARGV[7])), ARGV[6])
-  elseif problem then
-    return problem
-  end
-  if left > 0 then return reply end
+  return redis.error_reply('NOPERM a take needs HSET and ZADD')
 end
 
--- Only a take that got all it asked for can have left something.
-for i = 5, #KEYS do
-  local length = redis.pcall('LLEN', KEYS[i])
-  if type(length) == 'number' then reply[1] = reply[1] + length end
+if first < unused then
+  redis.call('HSET', KEYS[3], 'call', number)
+  reply[2] = unused
+  for i = first, unused - 1 do
+    local record = redis.call('HGET', KEYS[1], prefix .. i)
+    if record then
+      reply[#reply + 1] = i
+      reply[#reply + 1] = 0
+      reply[#reply + 1] = record
+    end
+  end
+  return reply
+end
+
+-- So many at a time that the first large ones of a list do not take much more than `bytes`, and one by one
+-- behind those.
+local _SOME, _LARGE = 32, 16384
+local records, tags, left, problem, some = {}, {}, most, nil, _SOME
+
+local function pop(q, key, wanted)
+  local messages = redis.pcall('RPOP', key, wanted) or {}
+  if messages.err then
+    problem = messages
+    return 0
+  end
+  for _, message in ipairs(messages) do
+    local i = first + most - left
+    left = left - 1
+    bytes = bytes - #message
+    some = #message > _LARGE and 1 or some
+    records[#records + 1] = prefix .. i
+    records[#records + 1] = '[' .. message .. ARGV[8 + q]
+    tags[#tags + 1] = prefix .. i
+    reply[#reply + 1] = i
+    reply[#reply + 1] = q
+    reply[#reply + 1] = message
+  end
+  return #messages
+end
+
+for group = 0, queues > 0 and (#KEYS - 4) / queues - 1 or -1 do
+  local open = {}
+  for i = 0, queues - 1 do open[#open + 1] = (turn + i) % queues + 1 end
+  while left > 0 and bytes > 0 and #open > 0 do
+    local share, still = math.max(1, math.floor(left / #open)), {}
+    for _, q in ipairs(open) do
+      local key, wanted, last = KEYS[4 + group * queues + q], math.min(share, left), nil
+      while wanted > 0 and bytes > 0 do
+        local asked = math.min(wanted, some)
+        last = pop(q, key, asked) == asked
+        if not last then break end
+        wanted = wanted - asked
+      end
+      if last then still[#still + 1] = q end
+    end
+    open = still
+  end
+end
+
+redis.call('HSET', KEYS[3], 'call', number, 'next', first + #tags)
+reply[2] = first + #tags
+if #tags > 0 then
+  local score, scores = now[1] .. '.' .. string.format('%06d', tonumber(now[2])), {}
+  for i, tag in ipairs(tags) do
+    scores[2 * i - 1] = score
+    scores[2 * i] = tag
+  end
+  -- In portions: Lua hands at most some thousand values to one call.
+  for i = 1, #records, 1000 do
+    local last = math.min(i + 999, #records)
+    redis.call('HSET', KEYS[1], unpack(records, i, last))
+    redis.call('ZADD', KEYS[2], unpack(scores, i, last))
+  end
+elseif problem then
+  return problem
+end
+
+-- Only a take that got all it might can have left something.
+if left <= 0 or bytes <= 0 then
+  for i = 5, #KEYS do
+    local length = redis.pcall('LLEN', KEYS[i])
+    if type(length) == 'number' then reply[1] = reply[1] + length end
+  end
 end
 return reply

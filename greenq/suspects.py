@@ -1,0 +1,99 @@
+"""Suspects: messages whose workers have died run alone, so that the one that kills is found."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+from greenq.hub import Event, spawn
+from greenq.transport.settle import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.pool import Pool
+    from greenq.request import Request
+    from greenq.transport.outbox import Outbox
+
+_log = logging.getLogger(__name__)
+
+# How long a suspect waits for the others to end. Nothing is taken meanwhile, so a worker with long
+# tasks would stand idle; it runs in company then.
+_PATIENCE_S = 10.0
+
+
+class Suspects:
+    """Runs messages one at a time, each alone in its worker.
+
+    1. Whatever runs ends first, as long as that does not take too long; nothing is taken meanwhile.
+    2. The server is told which one runs, before it does: if the worker dies, it is the only one
+       that the death counts against.
+    3. When the last one has ended, the server is told that, too, before anything else is taken.
+    """
+
+    def __init__(self, pool: Pool, outbox: Outbox, begin: Callable[[Request], object]) -> None:
+        """Run in `pool`; `begin` hands a request over to it unless it is too late for it."""
+        self._pool = pool
+        self._outbox = outbox
+        self._begin = begin
+        self._line: deque[Request] = deque()
+        self._over = Event()
+        self._over.set()
+
+    def __len__(self) -> int:
+        """Count those that wait for their turn."""
+        return len(self._line)
+
+    @property
+    def busy(self) -> bool:
+        """True from the first suspect until after the last one: nothing else is to be taken."""
+        return not self._over.is_set()
+
+    def wait_over(self, timeout_s: float) -> bool:
+        """Wait until the last one has ended. Switches: yes."""
+        return bool(self._over.wait(timeout_s))
+
+    def add(self, request: Request) -> None:
+        """Have a request run alone. Switches: no."""
+        self._line.append(request)
+        if not self.busy:
+            self._over.clear()
+            spawn(self._run, name="suspects")
+
+    def waiting(self) -> list[Request]:
+        """Return those that wait for their turn, in order."""
+        return list(self._line)
+
+    def take_out(self, which: Callable[[Request], bool]) -> list[Request]:
+        """Give up those that wait and `which` is true of."""
+        taken = [request for request in self._line if which(request)]
+        for request in taken:
+            self._line.remove(request)
+        return taken
+
+    def _run(self) -> None:
+        try:
+            while self._line:
+                alone = self._pool.wait_empty(_PATIENCE_S)
+                if not self._line:
+                    break
+                request = self._line.popleft()
+                if alone:
+                    _log.warning("%s runs alone: workers have died while they ran it", request)
+                    self._announce(request.delivery.tag)
+                else:
+                    _log.warning("%s runs beside others, which take too long", request)
+                self._begin(request)
+                if alone:
+                    self._pool.wait_empty(None)
+                    if not self._line:
+                        self._announce("")
+        finally:
+            self._over.set()
+
+    def _announce(self, tag: str) -> None:
+        """Tell the server what runs alone, and wait until it knows."""
+        known = Event()
+        self._outbox.put(Entry(tag, "l", written=lambda _held: known.set()))
+        known.wait()

@@ -1,0 +1,15 @@
+-- Claims the recovery of an owner whose lease has ended, for a while, or claims it again.
+--
+-- KEYS  1 the leases, 2 the ended owner: a hash
+-- ARGV  1 the ended owner's member of the leases, 2 who claims, 3 seconds for which the claim holds
+-- Reply {when its lease ended: the score, exactly as it is, the tag of the message that ran alone there or ''};
+--       {} if there is nothing to recover: the lease is gone or was renewed; {'', other claimant} if another one does it
+local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not score then return {} end
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+if tonumber(score) >= now then return {} end
+local owner = redis.call('HMGET', KEYS[2], 'claimant', 'claimed_until', 'alone')
+if owner[1] and owner[1] ~= ARGV[2] and tonumber(owner[2]) > now then return {'', owner[1]} end
+redis.call('HSET', KEYS[2], 'claimant', ARGV[2], 'claimed_until', string.format('%.6f', now + tonumber(ARGV[3])))
+return {score, owner[3] or ''}

@@ -1,0 +1,30 @@
+-- Makes an owner known to the server, with what it has in hand: at its start that is nothing; after the server has lost
+-- its data, it is what would be lost with them.
+--
+-- KEYS  1 unacked, 2 unacked_index, 3 the owner: a hash, 4 its begun tags: a set, 5 the leases
+-- ARGV  1 the owner's member of the leases, 2 the number of its first unused tag, or '' when another portion follows,
+--       3 the number of its last take, 4 seconds until an owner that is not heard of is forgotten, 5 R, the number of
+--       records; tag and record of each; then the tags that have a stub instead
+-- Reply 1, or 0 when the owner is known already: nothing was done; or an error:
+--       LAPSED the owner has no lease, so nobody would give back what it holds
+--
+-- The last portion makes the owner known; until then it can neither take nor settle. A call that comes late finds it
+-- known, and brings nothing back.
+if redis.call('HEXISTS', KEYS[3], 'next') == 1 then return 0 end
+if not redis.call('ZSCORE', KEYS[5], ARGV[1]) then
+  return redis.error_reply('LAPSED the lease of this worker has ended')
+end
+local time = redis.call('TIME')
+local score = time[1] .. '.' .. string.format('%06d', tonumber(time[2]))
+local stubs = 6 + 2 * tonumber(ARGV[5])
+for i = 6, stubs - 1, 2 do
+  redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
+  redis.call('ZADD', KEYS[2], score, ARGV[i])
+end
+for i = stubs, #ARGV do redis.call('SADD', KEYS[4], ARGV[i]) end
+redis.call('EXPIRE', KEYS[4], ARGV[4])
+if ARGV[2] ~= '' then
+  redis.call('HSET', KEYS[3], 'next', ARGV[2], 'call', ARGV[3])
+  redis.call('EXPIRE', KEYS[3], ARGV[4])
+end
+return 1

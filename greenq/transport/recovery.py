@@ -1,0 +1,290 @@
+"""Recovery: giving the messages of lost workers back, in portions that cost milliseconds.
+
+Messages pass through this process, since whether one runs again and how it is marked is decided
+from what stands in it. They do so over a connection of their own: one that is subscribed may not
+be given more than some MB. Each portion is moved by one script that does nothing if the owner's
+lease was renewed meanwhile, so whoever comes back keeps what has not been moved, and two that do
+it at once, or one that dies in the middle, neither lose nor double a message.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from datetime import UTC
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from greenq.errors import DecodeError, OperationalError, ServerError
+from greenq.outage import Outage
+from greenq.protocol import envelope
+from greenq.protocol.message import parse_time
+from greenq.transport.client import load_script
+from greenq.transport.intake import in_portions, tag_number, taken_apart
+from greenq.transport.settle import Entry, Guard, Move, settle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from greenq.protocol.envelope import Held
+    from greenq.transport.broker import Broker
+    from greenq.transport.client import Connection
+    from greenq.transport.leases import Owner
+
+_log = logging.getLogger(__name__)
+
+_CLAIM = load_script("claim")
+_LEAVE = load_script("leave")
+
+# Tags that are asked for their sizes at a time.
+_SIZES = 500
+
+# How long it is known of an owner that it was recovered: what it still writes, should it come back,
+# is seen to be somebody else's.
+_REMEMBERED_S = 86400
+
+# From so many deaths on a message is a suspect: it runs alone in its worker.
+_SUSPECT = 2
+
+
+def is_suspect(deliveries: int, max_deliveries: int) -> bool:
+    """Tell whether a message runs alone in its worker, after so many workers died running it."""
+    return deliveries >= max(1, min(_SUSPECT, max_deliveries - 1))
+
+
+def newest_first(tags: Iterable[str]) -> list[str]:
+    """Order tags of one owner so that pushing them back in turn leaves the oldest to be next."""
+    return sorted(tags, key=tag_number, reverse=True)
+
+
+class Lot(NamedTuple):
+    """Some messages to be given back, and why.
+
+    Attributes:
+        guard: on whose behalf.
+        alone: the tag of the message that ran alone when its worker died, "" if none did.
+        counts: True when their worker has died.
+    """
+
+    guard: Guard
+    alone: str = ""
+    counts: bool = False
+
+
+class Recovery:
+    """Gives messages back, a portion at a time, over its own connection; one thread uses it."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        results: Connection | None,
+        broker: Broker,
+        *,
+        claimant: str,
+        claim_s: float,
+        max_deliveries: int,
+        may_run_again: Callable[[str | None], bool],
+        bury: Callable[[str, str, bytes, str, str | None], Entry],
+        now_s: Callable[[], float],
+    ) -> None:
+        """Give back over `connection`, which is opened when there is something to do.
+
+        Args:
+            results: where states are stored, None for the same server.
+            claimant: who claims a dead owner, for `claim_s` seconds at a time.
+            max_deliveries: a message whose workers died so often while they ran it is buried.
+            may_run_again: says of a task, by its name, whether it runs again when its worker is
+                lost.
+            bury: decides on (tag, queue, message, reason, task id) when a message may not.
+            now_s: the server's time, unix seconds.
+        """
+        self._connection = connection
+        self._results = results
+        self._broker = broker
+        self._keys = broker.keys
+        self._claimant = claimant
+        self._claim_s = claim_s
+        self._max_deliveries = max_deliveries
+        self._may_run_again = may_run_again
+        self._bury = bury
+        self._now_s = now_s
+        self._jobs: deque[tuple[str, Iterator[None]]] = deque()
+        self._outage = Outage(_log)
+        self.count = 0
+
+    @property
+    def busy(self) -> bool:
+        """True while something is left to do."""
+        return bool(self._jobs)
+
+    def add(self, dead: Owner) -> None:
+        """Recover an owner whose lease has ended, unless another worker does it."""
+        self._begin(str(dead), self._recover(dead))
+
+    def add_overdue(self, tags: Callable[[], list[str]]) -> None:
+        """Give back what nobody owns; `tags` finds it."""
+        self._begin("overdue", self._overdue(tags))
+
+    def _begin(self, name: str, job: Iterator[None]) -> None:
+        if all(name != other for other, _job in self._jobs):
+            self._jobs.append((name, job))
+
+    def step(self) -> None:
+        """Do the next portion. One owner's failure does not keep the others waiting."""
+        _name, job = self._jobs[0]
+        try:
+            next(job)
+        except StopIteration:
+            self._jobs.popleft()
+        except OperationalError as exc:
+            self._jobs.popleft()
+            if not (isinstance(exc, ServerError) and exc.reply.startswith("LAPSED")):
+                self._outage.say("messages of lost workers could not be given back", exc)
+                self._connection.close()
+        else:
+            self._jobs.rotate(-1)
+        if not self._jobs:
+            self._connection.close()
+
+    def close(self) -> None:
+        """Leave what is not done to others."""
+        self._jobs.clear()
+        self._connection.close()
+
+    def tags_of(self, incarnation: str) -> Iterator[list[str]]:
+        """Find the tags of an owner without reading a message, some at a time."""
+        cursor: Any = 0
+        match = f"{incarnation}:*"
+        while True:
+            cursor, found = self._connection.call(
+                "ZSCAN", self._keys.unacked_index, cursor, "MATCH", match, "COUNT", 1000
+            )
+            yield [tag.decode() for tag in found[::2]]
+            if int(cursor) == 0:
+                return
+
+    def _recover(self, dead: Owner) -> Iterator[None]:
+        incarnation = dead.incarnation
+        claim = self._claim(dead)
+        if claim is None:
+            return
+        score, alone = claim
+        lot = Lot(Guard(incarnation, str(dead), score), alone, counts=True)
+        tags: set[str] = set()
+        for found in self.tags_of(incarnation):
+            tags.update(found)
+            yield
+        moved = 0
+        for portion in self._portions(newest_first(tags)):
+            if self._claim(dead) != claim:
+                return
+            moved += self._give_back(portion, lot)
+            yield
+        arguments = [str(dead), score, _REMEMBERED_S]
+        self._connection.script(
+            _LEAVE, [self._keys.leases, self._keys.owner(incarnation)], arguments
+        )
+        self._outage.over("messages of lost workers are given back again")
+        if moved:
+            node = dead.node or "?"
+            _log.warning("worker %s died: %d messages are back on their queues", node, moved)
+
+    def _claim(self, dead: Owner) -> tuple[str, str] | None:
+        """Claim an owner; return its lease's score and what ran alone there, None: not ours."""
+        keys = [self._keys.leases, self._keys.owner(dead.incarnation)]
+        arguments = [str(dead), self._claimant, self._claim_s]
+        answer = [part.decode() for part in self._connection.script(_CLAIM, keys, arguments)]
+        return (answer[0], answer[1]) if answer and answer[0] else None
+
+    def _overdue(self, find: Callable[[], list[str]]) -> Iterator[None]:
+        moved = 0
+        for portion in self._portions(find()[::-1]):
+            moved += self._give_back(portion, Lot(Guard("")))
+            yield
+        if moved:
+            _log.warning("%d messages were abandoned and are back on their queues", moved)
+
+    def give_back_all(self, incarnation: str, tags: Iterable[str] | None = None) -> int:
+        """Give records of an owner that lives or leaves back, uncounted; None: all of them.
+
+        Returns:
+            How many were moved.
+        """
+        if tags is None:
+            tags = {tag for found in self.tags_of(incarnation) for tag in found}
+        portions = self._portions(newest_first(tags))
+        return sum(self._give_back(portion, Lot(Guard(""))) for portion in portions)
+
+    def _portions(self, tags: Sequence[str]) -> Iterator[list[str]]:
+        """Split tags by their number and by the bytes of their records."""
+        for start in range(0, len(tags), _SIZES):
+            some = tags[start : start + _SIZES]
+            commands = [("HSTRLEN", self._keys.unacked, tag) for tag in some]
+            sizes = dict(zip(some, self._connection.pipeline(commands), strict=True))
+            yield from in_portions(some, sizes.__getitem__)
+
+    def _give_back(self, tags: Sequence[str], lot: Lot) -> int:
+        """Move one portion of records to their queues; return how many there were."""
+        records = self._connection.call("HMGET", self._keys.unacked, *tags)
+        gone = [tag for tag, record in zip(tags, records, strict=True) if record is None]
+        if gone:
+            self._connection.call("ZREM", self._keys.unacked_index, *gone)
+        entries = [
+            self._verdict(tag, record, lot)
+            for tag, record in zip(tags, records, strict=True)
+            if record is not None
+        ]
+        if not entries:
+            return 0
+        settled = settle(
+            self._connection, self._keys, entries, guard=lot.guard, results=self._results
+        )
+        if settled.misplaced:
+            _log.error("messages of a lost worker stay reserved: %s", settled.misplaced)
+        moved = len(entries) - len(settled.not_held)
+        self.count += moved
+        return moved
+
+    def _verdict(self, tag: str, record: bytes, lot: Lot) -> Entry:
+        """Decide where a message goes whose worker is lost."""
+        try:
+            held = envelope.unhold(record)
+            queue = self._queue(held.exchange, held.routing_key)
+            deaths = self._deaths(tag, held, lot)
+            reason = self._guilt(tag, held, lot, deaths)
+            if reason is not None:
+                return self._bury(tag, queue, held.text.encode(), reason, held.header("id"))
+            # What died alone is not the first to be tried again: it may be the one that kills.
+            side: Literal["next", "last"] = "last" if tag == lot.alone else "next"
+            key = self._keys.queue(queue, self._keys.step_of(held.priority))
+            return Entry.moving(Move(tag, key, side, held.redelivered(deaths)))
+        except DecodeError as exc:
+            queue, message = taken_apart(record)
+            return self._bury(tag, queue, message, f"its record is no message: {exc}", None)
+
+    def _deaths(self, tag: str, held: Held, lot: Lot) -> int | None:
+        """Return how many workers have died running a message now; None if none did this time."""
+        if not lot.counts or (lot.alone and tag != lot.alone) or self._is_due_later(held):
+            return None
+        return held.deliveries + 1
+
+    def _guilt(self, tag: str, held: Held, lot: Lot, deaths: int | None) -> str | None:
+        """Say why a message must not run again; None if it may."""
+        if deaths is None:
+            return None
+        if not self._may_run_again(held.header("task")):
+            return "its worker died, and reject_on_worker_lost is off"
+        if deaths >= self._max_deliveries and (tag == lot.alone or self._max_deliveries == 1):
+            return f"{deaths} workers died while they ran it, the last one while it ran alone"
+        return None
+
+    def _is_due_later(self, held: Held) -> bool:
+        """Tell whether a task cannot have begun because its ETA is still to come."""
+        eta = held.header("eta")
+        return eta is not None and parse_time(eta, UTC).timestamp() > self._now_s()
+
+    def _queue(self, exchange: str, routing_key: str) -> str:
+        """Return the queue that a record goes back to; ours name it as the routing key."""
+        if not exchange:
+            return routing_key
+        queues = self._broker.bound_queues(self._connection, exchange, routing_key)
+        return queues[0] if queues else routing_key
