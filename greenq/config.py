@@ -446,6 +446,13 @@ class WorkerConfig(Section):
         "go back to their queues.",
         unit="s",
     )
+    worker_silence_limit: float = _setting(
+        kinds.seconds(),
+        60.0,
+        "greenq's own. For so long a worker in which no Python runs (a call holds the GIL, or the "
+        "process is stopped) keeps its messages, if its process lives; 0 is `worker_lease`.",
+        unit="s",
+    )
     worker_shutdown_grace: float = _setting(
         kinds.seconds(),
         30.0,

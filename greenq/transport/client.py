@@ -426,6 +426,8 @@ class Client:
             prepare: called before each connecting; sees to it that an embedded server runs.
         """
         self.address = mask_url(url)
+        # With the password: not to be shown.
+        self.url = url
         self.traffic = Traffic()
         self.prepare = prepare
         self.call_timeout_s = connect_timeout_s + timeout_s

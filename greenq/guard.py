@@ -1,0 +1,241 @@
+"""The worker's side of its guard: a small process that keeps the lease while no Python runs here.
+
+`greenq.transport.guard` is what that process runs, and says what it does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import posix
+import signal
+import sys
+import time
+import weakref
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from greenq.transport import guard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_log = logging.getLogger(__name__)
+
+# A guard that ended is started again after this time, counted from its last start.
+_RESTART_S = 10.0
+
+# A guard that lived this long did its work: when it ends, something has happened to it.
+_STEADY_S = 60.0
+
+# For so long it may take to end after the farewell; a server that does not answer may hold it.
+_FAREWELL_S = 1.0
+_POLL_S = 0.005
+
+# Sent to whole groups of processes on purpose (an init system's stop, pkill by name). The guard
+# ends when the worker has, not before. They are blocked from its first instruction on.
+_DEAF_TO = (
+    signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2,
+)  # fmt: skip
+
+
+class Guard:
+    """Starts the guard, tells it of each renewal, starts it again if it ended, ends it.
+
+    `beat` is called by the watch's thread while the hub may be blocked, so nothing here needs the
+    hub: what gevent puts in the place of subprocess and os.waitpid works in the hub's thread only.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str,
+        member: str,
+        lease_s: float,
+        silence_limit_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Guard the lease `member` of the zset `key` on the server at `url`.
+
+        Args:
+            lease_s: how long a lease holds.
+            silence_limit_s: for so long it is kept for a worker that does not renew it.
+            clock: seconds, monotonic.
+        """
+        self._description = {
+            "url": url, "key": key, "member": member, "timeout_s": max(0.5, lease_s / 3)
+        }  # fmt: skip
+        self._numbers = f"{lease_s:g}", f"{silence_limit_s:g}"
+        self._clock = clock
+        self._pid: int | None = None
+        self._pipe: int | None = None
+        self._started_s = 0.0
+        self._is_over = False
+        self._has_warned = False
+        os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
+
+    @property
+    def pid(self) -> int | None:
+        """The guard's process id while it is thought to run."""
+        return self._pid
+
+    def start(self) -> None:
+        """Start the guard; a worker that cannot have one is warned of, and works without."""
+        self._is_over = False
+        self._start()
+
+    def beat(self) -> None:
+        """Tell that the lease has been renewed just now; any thread may call, it never waits."""
+        if self._is_over or self._write(guard.BEAT):
+            return
+        self._reap()
+        if self._clock() - self._started_s >= _RESTART_S:
+            self._start()
+            self._write(guard.BEAT)
+
+    def stop(self) -> None:
+        """Have the guard end without touching the lease. Switches: yes."""
+        self._is_over = True
+        pid = self._pid
+        if pid is None:
+            return
+        self._write(guard.FAREWELL)
+        ends_s = self._clock() + _FAREWELL_S
+        while not _has_ended(pid):
+            if self._clock() >= ends_s:
+                _kill(pid)
+                break
+            time.sleep(_POLL_S)
+        self._close()
+
+    def _start(self) -> None:
+        self._started_s = self._clock()
+        try:
+            self._spawn()
+        except (OSError, ValueError, NotImplementedError) as exc:
+            if self._pid is not None:
+                _kill(self._pid)
+            self._close()
+            self._warn(
+                "this worker runs without a guard: its lease will end when a call holds the GIL "
+                f"for long ({exc})"
+            )
+
+    def _spawn(self) -> None:
+        if not sys.executable:
+            raise ValueError("the path of the Python interpreter is not known")
+        path = [str(entry) for entry in sys.path]
+        home = str(Path(guard.__file__).parents[2])
+        description = json.dumps({**self._description, "path": path, "home": home})
+        reader, self._pipe = os.pipe()
+        try:
+            # Not subprocess nor os.posix_spawn: what gevent puts in their place works in one
+            # thread only.
+            self._pid = posix.posix_spawn(
+                sys.executable,
+                [
+                    *(sys.executable, "-I", "-S", guard.__file__),
+                    *(str(os.getpid()), *self._numbers),
+                ],
+                os.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, reader, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                ],
+                setsid=True,
+                setsigmask=_DEAF_TO,
+                setsigdef=_DEAF_TO,
+            )
+        finally:
+            os.close(reader)
+        # It may be more than the pipe takes at once; the guard reads it, or ends.
+        line = description.encode() + b"\n"
+        while line:
+            line = line[os.write(self._pipe, line) :]
+        os.set_blocking(self._pipe, False)
+
+    def _write(self, byte: bytes) -> bool:
+        """Write to the guard; False when there is none any more."""
+        if self._pipe is None:
+            return False
+        try:
+            os.write(self._pipe, byte)
+        except BlockingIOError:
+            # Full: somebody has stopped the guard, or it waits for the server.
+            return True
+        except OSError:
+            return False
+        return True
+
+    def _reap(self) -> None:
+        """Let go of a guard that has ended unasked."""
+        pid = self._pid
+        if pid is None:
+            return
+        if not _has_ended(pid):
+            # Its end of the pipe is closed, or ours: it will not hear anything any more.
+            _kill(pid)
+        self._close()
+        if self._clock() - self._started_s >= _STEADY_S:
+            self._has_warned = False
+        self._warn(f"the guard of this worker, process {pid}, has ended; it is started again")
+
+    def _warn(self, text: str) -> None:
+        level = logging.DEBUG if self._has_warned else logging.WARNING
+        self._has_warned = True
+        _log.log(level, "%s", text)
+
+    def _close(self) -> None:
+        pipe, self._pipe, self._pid = self._pipe, None, None
+        if pipe is not None:
+            os.close(pipe)
+
+    def forget(self) -> None:
+        """In a forked child: hold nothing that tells of the parent's life."""
+        self._is_over = True
+        self._close()
+
+
+def account(gap_s: float, cpu_s: float, suspended_s: float = 0.0) -> str:
+    """Say why the watch's thread did not run for `gap_s` of wall time.
+
+    Args:
+        cpu_s: the CPU time that the process used meanwhile. A call that computes without letting
+            go of the GIL uses all of it; of one that waits with the GIL, nothing can be told.
+        suspended_s: for how long the machine was suspended meanwhile (what CLOCK_BOOTTIME went
+            further than CLOCK_MONOTONIC).
+    """
+    silence = f"no Python ran in this process for {gap_s:.1f} s"
+    if suspended_s >= gap_s / 2:
+        return f"{silence}: the machine was suspended"
+    if cpu_s >= gap_s / 2:
+        return f"{silence}: a call held the GIL (and computed for {cpu_s:.1f} s)"
+    return (
+        f"{silence}, and it hardly computed ({cpu_s:.1f} s): it was stopped, got no CPU, or a call "
+        "held the GIL while it waited"
+    )
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return posix.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        # Somebody else's handler of SIGCHLD was first.
+        return True
+
+
+def _kill(pid: int) -> None:
+    """End a guard that has not been reaped; it goes at once."""
+    with suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        posix.waitpid(pid, 0)
+
+
+def _forget(reference: weakref.ref[Guard]) -> None:
+    found = reference()
+    if found is not None:
+        found.forget()

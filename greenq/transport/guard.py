@@ -1,0 +1,275 @@
+"""Keeps a worker's lease while no Python runs in the worker, and ends it when the worker dies.
+
+`greenq.guard` runs this file by its path, alone (``python -I -S guard.py …``), as a child of each
+worker, in a session of its own: what is sent to the worker's process group does not reach it. It
+imports the standard library's smallest parts only, until it has to act; most never have to.
+
+1. The worker's watch writes one byte into standard input after each renewal of its lease.
+2. When the worker is silent for more than half of the lease, but lives (a call holds the GIL, or
+   the process is stopped), the guard prolongs the lease in its place, up to the silence limit.
+3. When the worker's process has died, the guard ends the lease at once and then itself. Waiting for
+   the lease to end would be three seconds more for those whose tasks it held.
+4. When the worker says farewell, or lives but has closed the pipe (another program runs in its
+   process now), the guard ends without a word to the server.
+
+Death is what the kernel says of the process, not the pipe: programs that tasks start may hold a
+copy of its other end, and a task may close it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import select
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+BEAT = b"!"
+FAREWELL = b"."
+
+# Silence after this share of the lease is a reason to act, and then the lease is prolonged so
+# often.
+_SILENT_AFTER = 0.5
+_EXTEND_EVERY = 0.4
+
+# Between two tries to reach a server that is away.
+_RETRY_S = 0.25
+
+# For so long a lease is tried to be ended; by then it has ended by itself.
+_END_S = 5.0
+
+# Where the kernel does not tell of a process's end, the guard looks this often.
+_LOOK_S = 0.5
+
+# A process closes its end of the pipe shortly before it is dead.
+_DYING_S = 1.0
+
+
+def now_s() -> float:
+    """Return seconds on a clock that goes on while the machine is suspended, if there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class Worker:
+    """The worker's process and the pipe from it: alive or dead, and what it says."""
+
+    def __init__(self, pid: int, pipe: int) -> None:
+        """Take the parent's process id and the pipe's end for reading."""
+        self._pid = pid
+        self._pipe = pipe
+        self._is_open = True
+        self._process = _open_process(pid)
+        self._poll = select.poll()
+        self._poll.register(pipe, select.POLLIN)
+        if self._process >= 0:
+            self._poll.register(self._process, select.POLLIN)
+
+    @property
+    def is_dead(self) -> bool:
+        """True as soon as the process has ended, reaped or not."""
+        if os.getppid() != self._pid:
+            return True
+        if self._process < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._process, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def said(self, timeout_s: float | None) -> bytes | None:
+        """Wait until the worker speaks or dies; None when the pipe is closed for good."""
+        if self._process < 0:
+            timeout_s = _LOOK_S if timeout_s is None else min(timeout_s, _LOOK_S)
+        ready = self._poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000)
+        if all(descriptor != self._pipe for descriptor, _events in ready):
+            return b""
+        return os.read(self._pipe, 4096) or None
+
+    def dies(self) -> bool:
+        """Tell, of one whose pipe is closed, whether that was its end."""
+        ends_s = now_s() + _DYING_S
+        while not self.is_dead and now_s() < ends_s:
+            time.sleep(0.02)
+        return self.is_dead
+
+
+class Lease:
+    """The worker's lease on the server, reached only when there is something to do."""
+
+    def __init__(self, description: bytes) -> None:
+        """Take what `greenq.guard` has written: one line of JSON."""
+        self._description = description
+        self._connection: Any = None
+        self._run: Callable[[str, list[Any]], Any] | None = None
+
+    def extend(self, lease_s: float) -> bool:
+        """Prolong the lease; False when it has ended, or there is none."""
+        return bool(self._script("extend", lease_s))
+
+    def end(self) -> None:
+        """End the lease now."""
+        self._script("end_lease")
+
+    def rest(self) -> None:
+        """Hold no connection."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def _script(self, name: str, *args: Any) -> Any:
+        if self._run is None:
+            self._run = self._prepare()
+        try:
+            return self._run(name, list(args))
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _prepare(self) -> Callable[[str, list[Any]], Any]:
+        """Import what speaks to the server: three times the memory that the guard has at rest."""
+        told = importlib.import_module("json").loads(self._description)
+        # The last one serves where greenq is found by a hook that only ``site`` sets up.
+        sys.path[:] = [*told["path"], told["home"]]
+        module = importlib.import_module("greenq.transport.client")
+        timeout_s = told["timeout_s"]
+        client = module.Client(
+            told["url"], connect_timeout_s=timeout_s, timeout_s=timeout_s, name="greenq guard"
+        )
+        connection = self._connection = client.connection()
+        scripts = {name: module.load_script(name) for name in ("extend", "end_lease")}
+        return lambda name, args: connection.script(
+            scripts[name], [told["key"]], [told["member"], *args]
+        )
+
+
+class Guard:
+    """One worker's guard, from the first byte to the last."""
+
+    def __init__(self, worker: Worker, lease: Lease, lease_s: float, limit_s: float) -> None:
+        """Guard `lease`, which holds for `lease_s`, up to `limit_s` of silence."""
+        self._worker = worker
+        self._lease = lease
+        self._lease_s = lease_s
+        self._limit_s = limit_s
+        # When the worker spoke last; None before its first word: there is no lease yet.
+        self._heard_s: float | None = None
+        # When to prolong the lease next; None: not before the worker has spoken again.
+        self._extend_at_s: float | None = None
+        self._is_troubled = False
+
+    def run(self) -> None:
+        """Guard until the worker is gone or says farewell."""
+        while True:
+            pause_s = None if self._extend_at_s is None else self._extend_at_s - now_s()
+            said = self._worker.said(pause_s)
+            if said is None:
+                if self._worker.dies():
+                    self._end()
+                return
+            if FAREWELL in said:
+                return
+            if self._worker.is_dead:
+                self._end()
+                return
+            if said:
+                self.hear()
+            elif self._extend_at_s is not None and now_s() >= self._extend_at_s:
+                self._extend()
+
+    def hear(self) -> None:
+        """Note that the worker has renewed its lease itself."""
+        self._heard_s = now_s()
+        self._extend_at_s = self._heard_s + self._lease_s * _SILENT_AFTER
+        self._is_troubled = False
+        self._lease.rest()
+
+    def _extend(self) -> None:
+        assert self._heard_s is not None
+        silent_s = now_s() - self._heard_s
+        self._extend_at_s = None
+        if silent_s > self._limit_s:
+            self._lease.rest()
+            if self._limit_s:
+                say(
+                    f"no Python has run in the worker for {silent_s:.0f} s (worker_silence_limit): "
+                    "its lease is no longer kept, and others will run the tasks that it holds"
+                )
+            return
+        try:
+            if self._lease.extend(self._lease_s):
+                self._extend_at_s = now_s() + self._lease_s * _EXTEND_EVERY
+            else:
+                self._lease.rest()
+        except Exception as exc:
+            self._extend_at_s = now_s() + _RETRY_S
+            if not self._is_troubled:
+                self._is_troubled = True
+                say(f"the lease of the worker, which is silent, could not be kept: {exc}")
+
+    def _end(self) -> None:
+        """End the lease of a dead worker, if the server is there; it ends by itself, only later."""
+        gives_up_s = now_s() + _END_S
+        while True:
+            try:
+                self._lease.end()
+            except Exception as exc:
+                if now_s() + _RETRY_S < gives_up_s:
+                    time.sleep(_RETRY_S)
+                    continue
+                say(f"the worker died, and its lease could not be ended, but ends by itself: {exc}")
+            return
+
+
+def say(text: str) -> None:
+    """Write a line of the log's form to standard error, which may be gone."""
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+    line = f"[{stamp}: WARNING/Guard of {sys.argv[1]}] {text}\n"
+    try:
+        os.write(2, line.encode("utf-8", "replace"))
+    except OSError:
+        return
+
+
+def _open_process(pid: int) -> int:
+    """Return a descriptor that can be read once the process has ended; -1 if there is none."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return -1
+
+
+def _read_description(worker: Worker) -> tuple[bytes, bytes] | None:
+    """Return the first line, and what came behind it; None if the worker ended before."""
+    received = b""
+    while b"\n" not in received:
+        said = worker.said(None)
+        if said is None or worker.is_dead:
+            return None
+        received += said
+    description, _, said = received.partition(b"\n")
+    return description, said
+
+
+def main() -> None:
+    """Guard a worker; arguments: its process id, its lease and the silence limit in seconds."""
+    pid, lease_s, limit_s = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+    # What else the worker left open: its sockets, for one, must not outlive it in here.
+    os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 16))
+    worker = Worker(pid, 0)
+    read = _read_description(worker)
+    if read is None:
+        return
+    description, said = read
+    guard = Guard(worker, Lease(description), lease_s, limit_s)
+    if FAREWELL in said:
+        return
+    if said:
+        guard.hear()
+    guard.run()
+
+
+if __name__ == "__main__":
+    main()

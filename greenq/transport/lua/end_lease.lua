@@ -1,0 +1,13 @@
+-- Ends the lease of a worker whose process has died, so that others recover at once what it held.
+--
+-- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds)
+-- ARGV  1 the worker's member
+-- Reply 1 if the lease was still held and has been ended, else 0: who recovers an ended one goes by its score
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not ends or tonumber(ends) < now then return 0 end
+-- ZREM first: a server without memory refuses a script that begins with a write that may need some.
+redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('ZADD', KEYS[1], 0, ARGV[1])
+return 1

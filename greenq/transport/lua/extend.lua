@@ -1,0 +1,14 @@
+-- Prolongs a worker's lease in its place while no Python runs in it. What has ended stays ended: it is others' to
+-- recover.
+--
+-- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds)
+-- ARGV  1 the worker's member, 2 seconds for which the lease holds from now on
+-- Reply 1 if the lease was still held and has been prolonged, else 0
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not ends or tonumber(ends) < now then return 0 end
+-- ZREM first: a server without memory refuses a script that begins with a write that may need some.
+redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('ZADD', KEYS[1], string.format('%.6f', now + tonumber(ARGV[2])), ARGV[1])
+return 1
