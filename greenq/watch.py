@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
 
+    from greenq.guard import Guard
     from greenq.hub import Hub
     from greenq.transport.client import Connection
     from greenq.transport.leases import Leases, Renewal
@@ -121,6 +122,7 @@ class Watch(StartStopStep):
         paused: Callable[[frozenset[str]], object],
         forgotten: Callable[[], object],
         give_away: Callable[[Connection], object],
+        guard: Guard | None = None,
         clock: Callable[[], float] = boottime,
     ) -> None:
         """Watch `hub` and speak for the owner of `leases`.
@@ -141,6 +143,7 @@ class Watch(StartStopStep):
             forgotten: called in the same way when the server does not know this owner.
             give_away: called in the watch thread when the hub is blocked, to give back what has not
                 begun over a connection.
+            guard: keeps the lease while no Python runs in this process; None: nobody does.
             clock: seconds; they go on while the machine is suspended.
         """
         self._leases = leases
@@ -157,6 +160,7 @@ class Watch(StartStopStep):
         self._paused = paused
         self._forgotten_all = forgotten
         self._give_away = give_away
+        self._guard = guard
         self._clock = clock
         self._thread: NativeThread | None = None
         # What is published to this worker is heard over the lease's connection.
@@ -187,7 +191,9 @@ class Watch(StartStopStep):
         self.left_count = 0
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the guard and the thread."""
+        if self._guard is not None:
+            self._guard.start()
         self._thread = NativeThread(self._run, name="greenq watch")
 
     def stop(self) -> None:
@@ -200,6 +206,8 @@ class Watch(StartStopStep):
                 sleep(0.005)
             if thread.ended:
                 thread.close()
+        if self._guard is not None:
+            self._guard.stop()
 
     def beat(self, beat: Beat | None) -> None:
         """Publish something now and then from now on, the first time at once; None: no more.
@@ -267,6 +275,8 @@ class Watch(StartStopStep):
             if not self._leases.connection.connected:
                 self._connect(now)
             renewal = self._leases.renew(self._news(now + self._beat_slack_s))
+            if self._guard is not None:
+                self._guard.beat()
             if renewal.unheard:
                 self._say_refused(renewal.unheard)
             if not renewal.held and self.held:

@@ -23,6 +23,7 @@ from greenq.consumer.mingle import Mingle
 from greenq.consumer.tasks import Tasks
 from greenq.errors import ConfigError, OperationalError, Problem, WorkerLostError
 from greenq.execute import Executor, running_task
+from greenq.guard import Guard
 from greenq.hub import Event, Hub, spawn
 from greenq.nodenames import node_name
 from greenq.pool import Pool
@@ -175,6 +176,13 @@ class Worker:
             paused=self._pause,
             forgotten=self._register,
             give_away=self._give_away,
+            guard=Guard(
+                transport.client.url,
+                key=transport.keys.leases,
+                member=str(self.owner),
+                lease_s=config.worker.worker_lease,
+                silence_limit_s=config.worker.worker_silence_limit,
+            ),
         )
         self.outbox = Outbox(transport, self.owner.incarnation)
         self.events = Events(
