@@ -136,7 +136,7 @@ class Lease:
         module = importlib.import_module("greenq.transport.client")
         timeout_s = told["timeout_s"]
         client = module.Client(
-            told["url"], connect_timeout_s=timeout_s, timeout_s=timeout_s, name="greenq guard"
+            told["url"], connect_timeout_s=timeout_s, timeout_s=timeout_s, name="greenq-guard"
         )
         connection = self._connection = client.connection()
         scripts = {name: module.load_script(name) for name in ("extend", "end_lease")}

@@ -6,6 +6,7 @@ which stays what it is when the server fails.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -33,6 +34,28 @@ def burn(what: str, seconds: float) -> str:
     _write(what)
     _compute(seconds)
     return what
+
+
+@app.task(name="ledger.hold")
+def hold(what: str, seconds: int) -> str:
+    """Hold the GIL in a C call: no Python runs in this process meanwhile."""
+    _write(what)
+    ctypes.PyDLL(None).sleep(seconds)
+    return what
+
+
+@app.task(name="ledger.breed")
+def breed(what: str) -> int:
+    """Leave a forked child behind, with whatever a fork inherits, that lives for a minute."""
+    _write(what)
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)
+        # Not a sleep, in which the hub would go on as a second worker.
+        signal.pause()
+        os._exit(0)
+    return pid
 
 
 @app.task(name="ledger.kill")
