@@ -156,7 +156,7 @@ def test_signals_to_everything_that_is_named_greenq_end_no_guard(
 def test_silence_has_a_limit(elder: Server, app: Greenq) -> None:
     settings = {"worker_lease": 1.0, "worker_silence_limit": 2.5}
     with greenq_worker(elder.url, "-n", "first", app="ledger_app", settings=settings) as first:
-        result = app.send_task("ledger.nap", ("again", 0.5))
+        result = app.send_task("ledger.nap", ("again", 3.0))
         wait_until(lambda: runs(elder))
         with greenq_worker(elder.url, "-n", "second", app="ledger_app", settings=settings):
             with stopped(first):
