@@ -30,6 +30,9 @@ YOUNG_S = 6
 # Longer than a lease, and than others take to look.
 SILENCE_S = 8
 
+# Longer than the second worker takes to start.
+NAP_S = 4.0
+
 
 @pytest.fixture(scope="module")
 def elder() -> Iterator[Server]:
@@ -79,7 +82,7 @@ def stopped(worker: Process) -> Iterator[None]:
 
 def test_what_a_stopped_worker_holds_runs_once(elder: Server, app: Greenq) -> None:
     with greenq_worker(elder.url, "-n", "first", app="ledger_app") as first:
-        results = [app.send_task("ledger.nap", (f"t{i}", 1.0)) for i in range(20)]
+        results = [app.send_task("ledger.nap", (f"t{i}", NAP_S)) for i in range(20)]
         wait_until(lambda: len(runs(elder)) == 20)
         with greenq_worker(elder.url, "-n", "second", app="ledger_app") as second:
             with stopped(first):
@@ -95,7 +98,7 @@ def test_what_a_worker_holds_beside_a_call_that_holds_the_gil_runs_once(
     elder: Server, app: Greenq
 ) -> None:
     with greenq_worker(elder.url, "-n", "first", app="ledger_app") as first:
-        results = [app.send_task("ledger.nap", (f"t{i}", 1.0)) for i in range(20)]
+        results = [app.send_task("ledger.nap", (f"t{i}", NAP_S)) for i in range(20)]
         results.append(app.send_task("ledger.hold", ("holds", SILENCE_S)))
         wait_until(lambda: len(runs(elder)) == 21)
         with greenq_worker(elder.url, "-n", "second", app="ledger_app"):
@@ -113,7 +116,7 @@ def test_a_killed_workers_tasks_run_elsewhere_within_two_seconds(
         if task == "ledger.breed":
             # A child that has inherited what there is to inherit outlives the worker.
             app.send_task(task, ("breeds",)).get(timeout=WAIT_S)
-        results = [app.send_task("ledger.nap", (f"t{i}", 1.0)) for i in range(20)]
+        results = [app.send_task("ledger.nap", (f"t{i}", NAP_S)) for i in range(20)]
         wait_until(lambda: len(runs(elder)) >= 20)
         guard = guard_of(first)
         with greenq_worker(elder.url, "-n", "second", app="ledger_app"):
