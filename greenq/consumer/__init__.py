@@ -108,6 +108,9 @@ class Consumer(StartStopStep):
             try:
                 self.blueprint.start()
                 was_up, failures = True, 0
+                if self._stopping.is_set():
+                    # Told to stop while a step waited, as for the others' answers.
+                    return
                 _log.info("%s is ready", self.hostname)
                 self.tasks.consume()
             except OperationalError as exc:
