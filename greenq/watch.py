@@ -42,6 +42,9 @@ _LOOK_S = 0.5
 # Between two tries to renew a lease.
 _RETRY_S = 0.25
 
+# Between two looks at lists that nobody waits for, at least.
+_RELAY_S = 0.005
+
 # How long the end may take: what the server still holds is given back then.
 _LEAVE_S = 10.0
 
@@ -100,6 +103,7 @@ class Watch(StartStopStep):
     6. Log when the hub has not moved for a while, with the task, its line and its stack, and when
        it moves again; have what has not begun given to others meanwhile.
     7. Hear what is published to the worker, and publish its heartbeat.
+       Hand on what comes to lists that nobody waits for, if this worker is the one to do so.
     8. At the end, give back what the server still holds of this owner, then give up the lease.
     """
 
@@ -118,6 +122,7 @@ class Watch(StartStopStep):
         blocking_task: Callable[[FrameType | None], str | None],
         held: Callable[[], tuple[set[str], int]],
         first_unused: Callable[[], int],
+        is_waiting: Callable[[], bool],
         look: Callable[[], object],
         paused: Callable[[frozenset[str]], object],
         forgotten: Callable[[], object],
@@ -137,6 +142,7 @@ class Watch(StartStopStep):
             held: returns the tags that are not settled on the server yet, as far as this process
                 knows, and the first number that no tag had had before.
             first_unused: returns the first number that no tag has had, as far as it knows.
+            is_waiting: tells whether this worker waits for messages: then it may relay.
             look: called in the hub's thread, in a greenlet, when a consumer that waits should look
                 itself.
             paused: called in the same way with the queues that are paused.
@@ -156,6 +162,7 @@ class Watch(StartStopStep):
         self._blocking_task = blocking_task
         self._held = held
         self._first_unused = first_unused
+        self._is_waiting = is_waiting
         self._look = look
         self._paused = paused
         self._forgotten_all = forgotten
@@ -168,6 +175,7 @@ class Watch(StartStopStep):
         # The thread's own.
         self._renew_at_s = self._scores_at_s = 0.0
         self._promote_at_s = math.inf
+        self._relay_at_s = math.inf
         self._recover_from_s: float | None = None
         self._was_connected = self._was_away = False
         # After a reconnection: how often to look for what the server has forgotten, and what the
@@ -247,6 +255,9 @@ class Watch(StartStopStep):
             self._promote()
         if self._clock() >= self._renew_at_s:
             self._renew()
+        if self._clock() >= self._relay_at_s and self._leases.connection.noticed:
+            self._relay()
+        # Last of what uses this connection: it hears what came along with the others' answers.
         self._attend()
         while self._leases.recovery.busy and self._clock() < self._next_duty_s():
             self._leases.recovery.step()
@@ -274,7 +285,9 @@ class Watch(StartStopStep):
         try:
             if not self._leases.connection.connected:
                 self._connect(now)
-            renewal = self._leases.renew(self._news(now + self._beat_slack_s))
+            renewal = self._leases.renew(
+                self._news(now + self._beat_slack_s), would_relay=self._is_waiting()
+            )
             if self._guard is not None:
                 self._guard.beat()
             if renewal.unheard:
@@ -287,6 +300,10 @@ class Watch(StartStopStep):
             self._outage.over("the lease is renewed again")
             self._state.clock_offset_s = renewal.server_time - time.time()
             self._hand_on(renewal)
+            if not renewal.relays:
+                self._relay_at_s = math.inf
+            elif self._relay_at_s == math.inf:
+                self._relay_at_s = now
             self._promote_at_s = math.inf
             if renewal.next_due is not None:
                 self._promote_at_s = self._clock() + renewal.next_due - renewal.server_time
@@ -351,7 +368,10 @@ class Watch(StartStopStep):
         due_s = self._next_duty_s()
         if self._leases.connection.connected:
             due_s = min(due_s, self._beat_at_s + self._beat_slack_s, self._impatient_s())
-        return max(_SOON_S, due_s - self._clock())
+        pause_s = max(_SOON_S, due_s - self._clock())
+        if self._leases.connection.noticed:
+            pause_s = min(pause_s, max(0.0, self._relay_at_s - self._clock()))
+        return pause_s
 
     def _impatient_s(self) -> float:
         """Return when to answer in the hub's place, monotonic: at once if it is known to stand."""
@@ -386,6 +406,21 @@ class Watch(StartStopStep):
         except OperationalError as exc:
             _log.info("nothing is heard of others until the server is reached again: %s", exc)
             connection.close()
+            self._renew_at_s = self._clock()
+
+    def _relay(self) -> None:
+        """Hand on what has come; under a storm of changes, only so often."""
+        self._relay_at_s = self._clock() + _RELAY_S
+        try:
+            if self._leases.relay():
+                self._hub.spawn_soon(self._look, name="look for work")
+        except (AccessRefused, ServerError) as exc:
+            # Some proxies and managed servers refuse it; the renewals see what has come.
+            self._relay_at_s = math.inf
+            _log.info("changes of queues' less urgent lists are not announced: %s", exc)
+        except OperationalError as exc:
+            _log.debug("nothing is handed on: %s", exc)
+            self._leases.connection.close()
             self._renew_at_s = self._clock()
 
     def _say_refused(self, why: object) -> None:

@@ -172,6 +172,7 @@ class Worker:
             blocking_task=running_task,
             held=self._held,
             first_unused=lambda: self.intake.first_unused,
+            is_waiting=lambda: self.intake.waiting,
             look=self._look,
             paused=self._pause,
             forgotten=self._register,

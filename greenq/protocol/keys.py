@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
+from hashlib import sha1
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -120,6 +121,16 @@ class Keys:
     def begun(self, incarnation: str) -> str:
         """Set, greenq's own: an owner's tags that were acknowledged before their run has ended."""
         return f"{self.prefix}greenq.begun.{incarnation}"
+
+    def relay(self, queues: Iterable[str]) -> str:
+        """Text, greenq's own: who hands on what comes to the lists that nobody waits for.
+
+        One for each set of queues; gone with the lease of who does it.
+        """
+        names = SEP.join(sorted(queues))
+        return (
+            f"{self.prefix}greenq.relay.{sha1(names.encode(), usedforsecurity=False).hexdigest()}"
+        )
 
     @property
     def paused(self) -> str:

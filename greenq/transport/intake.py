@@ -7,9 +7,10 @@ How a worker waits (docs/design.md, decision 3, has the measurements):
   has waited longest. The message goes to the queue's *inbox*, a list that every greenq worker of
   the queue drains first. So it is in a durable place all the time: if the woken worker dies, the
   next take of any other one finds it.
-* The other lists (higher priority steps; queues beyond the first few) are watched by the server's
-  client-side-caching notices on the same connection. These wake all waiting workers, which is the
-  price for watching any number of lists with one socket.
+* The other lists (less urgent priority steps; queues beyond the first few) are looked after by one
+  idle worker of all that have the same queues: its watch thread has the server announce changes
+  (client-side caching) and hands a message on to the first list of its queue, where the others
+  wait (lua/relay.lua). So a push there wakes one worker, too.
 * The renewal of the lease sees whether any of the lists has messages, and ends the wait then. So a
   wait may be long although its connection may be dead, and what a worker that died has left in an
   inbox is found.
@@ -27,9 +28,9 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from greenq.errors import OperationalError, ServerError
+from greenq.errors import OperationalError
 from greenq.hub import Event, run_all, sleep
-from greenq.transport.client import Push, load_script
+from greenq.transport.client import load_script
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -67,7 +68,7 @@ _RETRY_FIRST_S = 0.0005
 _RETRY_MOST_S = 0.05
 
 # Queues that get a waiting connection of their own.
-_BLOCKING_QUEUES = 4
+BLOCKING_QUEUES = 4
 
 _TAKE = load_script("take")
 _REGISTER = load_script("register")
@@ -139,14 +140,12 @@ class _Plan(NamedTuple):
         endings: how their records end.
         keys: those of a take.
         blocking: list and inbox of each queue that is waited for on a connection of its own.
-        watched: the lists that are watched by notices.
     """
 
     queues: tuple[str, ...]
     endings: list[str]
     keys: list[str]
     blocking: list[tuple[str, str]]
-    watched: list[str]
 
 
 class Intake:
@@ -191,18 +190,19 @@ class Intake:
         self.unsure = False
         self._turn = 0
         self._plan = self._laid_out(queues)
-        # The first connection takes, watches, and waits for the first queue.
-        self._connection = client.connection(pushes=True, timeout_s=_ANSWER_S)
-        # Those of the last wait, on the queues that it knew, and whether their lists are watched.
+        # The first connection takes, and waits for the first queue.
+        self._connection = client.connection(timeout_s=_ANSWER_S)
+        # Those of the last wait, on the queues that it knew.
         self._arranged: tuple[str, ...] = ()
         self._waiters: list[_Waiter] = []
-        self._watching = False
         self._arrange(self._plan)
         # Set when a wait without any queue is to end.
         self._rested = Event()
         # True when the wait that is under way is to end, and when a take may find something
         # although no wait has been told of it.
         self._woken = self._look = False
+        # True while nothing is done but waiting; any thread may ask.
+        self.waiting = False
         # True when the server has given messages or let us wait since the connections were closed.
         self.working = False
 
@@ -308,7 +308,6 @@ class Intake:
         names = tuple(dict.fromkeys(queues))
         inboxes = [keys.inbox(queue) for queue in names]
         lists = [[keys.queue(queue, step) for queue in names] for step in keys.steps]
-        blocking, rest = lists[0][:_BLOCKING_QUEUES], lists[0][_BLOCKING_QUEUES:]
         return _Plan(
             queues=names,
             endings=[_ending(queue) for queue in names],
@@ -316,8 +315,7 @@ class Intake:
                 *(keys.unacked, keys.unacked_index, keys.owner(self._owner), keys.leases),
                 *chain(inboxes, *lists),
             ],
-            blocking=list(zip(blocking, inboxes, strict=False)),
-            watched=[*rest, *chain(*lists[1:])],
+            blocking=list(zip(lists[0][:BLOCKING_QUEUES], inboxes, strict=False)),
         )
 
     def wait(self) -> bool:
@@ -330,7 +328,11 @@ class Intake:
         self._woken = False
         if plan.queues != self._arranged:
             self._arrange(plan)
-        found = self._look or self._watch(plan) or self._block_all()
+        self.waiting = True
+        try:
+            found = self._look or self._block_all()
+        finally:
+            self.waiting = False
         look, self._look = self._look, False
         return found or look
 
@@ -350,7 +352,6 @@ class Intake:
             for connection, (source, inbox) in zip(connections, plan.blocking, strict=False)
         ]
         self._arranged = plan.queues
-        self._watching = False
 
     def _block_all(self) -> bool:
         if not self._waiters:
@@ -390,29 +391,6 @@ class Intake:
         for waiter in self._waiters:
             waiter.connection.close()
 
-    def _watch(self, plan: _Plan) -> bool:
-        """Have changes of the watched lists announced; True if one of them has messages already."""
-        if not plan.watched:
-            return False
-        connection = self._connection
-        connection.connect()
-        if self._watching and not connection.noticed:
-            return False
-        self._watching, connection.noticed = True, False
-        try:
-            answers = connection.pipeline(
-                [
-                    ("CLIENT", "TRACKING", "ON", "OPTIN"),
-                    ("CLIENT", "CACHING", "YES"),
-                    ("EXISTS", *plan.watched),
-                ]
-            )
-        except ServerError as exc:
-            # Some proxies and managed servers refuse it.
-            _log.info("only renewing the lease looks for changes of %s: %s", plan.watched, exc)
-            answers = [0]
-        return bool(answers[-1])
-
     def _block(self, waiter: _Waiter) -> bool:
         """Let the server hold this connection until a message is moved into the inbox."""
         connection = waiter.connection
@@ -432,34 +410,30 @@ class Intake:
         if answer is not None and self._plan.queues != self._arranged and self._is_former(waiter):
             # It came together with the change. Nobody might look into this inbox for long.
             connection.call("LMOVE", waiter.inbox, waiter.source, "LEFT", "RIGHT")
-        return answer is not None or waiter.connection.noticed
+        return answer is not None
 
     def _is_former(self, waiter: _Waiter) -> bool:
         """True if a waiter's queue is none of those to take from any more."""
         return all(waiter.inbox != self._keys.inbox(queue) for queue in self._plan.queues)
 
     def _receive(self, waiter: _Waiter) -> bytes | None:
-        """Read until BLMOVE is answered; a notice on the way ends the wait of all."""
+        """Read until BLMOVE is answered."""
         connection = waiter.connection
         limit_s = _BLOCK_S + _GRACE_S
-        while True:
-            if self._woken:
-                # End the BLMOVE, unless its answer is here already or on its way.
-                for pause_s in _pauses():
-                    if connection.has_answer() or self._unblock(waiter):
-                        break
-                    sleep(pause_s)
-                limit_s = _GRACE_S
-            answer = connection.receive("BLMOVE", push=True, timeout_s=limit_s)
-            if isinstance(answer, Push):
-                self._wake_others(waiter)
-            elif isinstance(answer, OperationalError):
-                # A server without memory lets us look for messages, but not wait for them.
-                self.working = False
-                raise answer
-            else:
-                moved: bytes | None = answer
-                return moved
+        if self._woken:
+            # End the BLMOVE, unless its answer is here already or on its way.
+            for pause_s in _pauses():
+                if connection.has_answer() or self._unblock(waiter):
+                    break
+                sleep(pause_s)
+            limit_s = _GRACE_S
+        answer = connection.receive("BLMOVE", timeout_s=limit_s)
+        if isinstance(answer, OperationalError):
+            # A server without memory lets us look for messages, but not wait for them.
+            self.working = False
+            raise answer
+        moved: bytes | None = answer
+        return moved
 
     def _wake_others(self, waiter: _Waiter | None) -> None:
         """End the waits of all but `waiter`, whose greenlet calls this and ends its own."""

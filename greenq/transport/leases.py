@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from greenq.transport.client import load_script
-from greenq.transport.intake import KNOWN_S, in_portions, tag_number
+from greenq.transport.intake import BLOCKING_QUEUES, KNOWN_S, in_portions, tag_number
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 _LEASE = load_script("lease")
 _LEAVE = load_script("leave")
+_RELAY = load_script("relay")
 
 # Parked messages moved by one script call, so that it holds the server for a few ms at most.
 _PROMOTED = 1000
@@ -111,6 +112,8 @@ class Renewal(NamedTuple):
         unheard: why the news could not be published, "" if it was.
         first_unused: the number of this owner's first unused tag; 0 when the server does not know
             this owner: it is new, or the server has lost its data.
+        relays: True when this worker is the one to hand on what comes to lists that nobody waits
+            for.
     """
 
     held: bool
@@ -121,13 +124,23 @@ class Renewal(NamedTuple):
     paused: frozenset[str] = frozenset()
     unheard: str = ""
     first_unused: int = 0
+    relays: bool = False
 
 
 class _Looks(NamedTuple):
-    """What a renewal looks at besides the leases: some queues and their keys."""
+    """What a renewal looks at besides the leases.
+
+    Attributes:
+        queues: this worker's.
+        keys: those of the renewal.
+        steps: the lists of each queue, the first one first, for the relay.
+        unwatched: the lists among them that nobody waits for.
+    """
 
     queues: tuple[str, ...]
     keys: list[str]
+    steps: list[str]
+    unwatched: list[str]
 
 
 class Leases:
@@ -177,15 +190,22 @@ class Leases:
         keys, names = self._keys, tuple(dict.fromkeys(queues))
         lists = [key for name in names for key in (keys.inbox(name), *keys.queue_steps(name))]
         parked = [keys.eta(name) for name in names]
-        owner = keys.owner(self.incarnation)
-        return _Looks(names, [keys.leases, owner, keys.paused, *parked, *lists])
+        fixed = [keys.leases, keys.owner(self.incarnation), keys.paused, keys.relay(names)]
+        steps = [key for name in names for key in keys.queue_steps(name)]
+        waited = {keys.queue(name) for name in names[:BLOCKING_QUEUES]}
+        unwatched = [key for key in steps if key not in waited]
+        return _Looks(names, [*fixed, *parked, *lists], steps, unwatched)
 
-    def renew(self, news: Publication | None = None) -> Renewal:
-        """Renew the lease, publish `news`, and hear what the server knows of others and of work."""
+    def renew(self, news: Publication | None = None, *, would_relay: bool = False) -> Renewal:
+        """Renew the lease, publish `news`, and hear what the server knows of others and of work.
+
+        Only one of those that would relay the same queues does.
+        """
         looks = self._looks
-        args = [str(self._owner), self._lease_s, len(looks.queues), *(news or ())]
+        would = int(would_relay and bool(looks.unwatched))
+        args = [str(self._owner), self._lease_s, len(looks.queues), would, *(news or ())]
         answer = self.connection.script(_LEASE, looks.keys, args)
-        held, now, work, due, paused, unheard, first_unused, *expired = answer
+        held, now, work, due, paused, unheard, first_unused, relays, *expired = answer
         return Renewal(
             held=bool(held),
             server_time=float(now),
@@ -195,7 +215,33 @@ class Leases:
             paused=frozenset(queue.decode(errors="replace") for queue in paused),
             unheard=unheard.decode(errors="replace"),
             first_unused=first_unused,
+            relays=bool(relays),
         )
+
+    def relay(self) -> bool:
+        """Hand on what lies in lists that nobody waits for, and have the next change announced.
+
+        Returns:
+            True when a queue that nobody waits for at all has messages.
+
+        Raises:
+            ServerError, AccessRefused: this server announces nothing.
+        """
+        looks, connection = self._looks, self.connection
+        connection.noticed = False
+        *_, there = connection.pipeline(
+            [
+                ("CLIENT", "TRACKING", "ON", "OPTIN"),
+                ("CLIENT", "CACHING", "YES"),
+                ("EXISTS", *looks.unwatched),
+            ]
+        )
+        if not there:
+            return False
+        waited = len(self._keys.steps) * BLOCKING_QUEUES
+        connection.script(_RELAY, looks.steps[:waited], [len(self._keys.steps)])
+        beyond = looks.steps[waited:]
+        return bool(beyond and connection.call("EXISTS", *beyond))
 
     def promote(self) -> int:
         """Move parked messages that are due to their queues; return how many there were."""

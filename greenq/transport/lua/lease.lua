@@ -3,14 +3,17 @@
 --
 -- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds);
 --       2 the owner: a hash; 3 the paused queues: a hash, whose fields are their names;
---       4… the parked ETAs: zsets, score when a message is due (unix seconds); then the lists and inboxes
--- ARGV  1 this worker's member, 2 seconds for which the lease holds from now on, 3 how many parked ETAs;
---       perhaps 4 a channel and 5 what to publish there
+--       4 who relays what comes to these lists: a text with an expiry;
+--       5… the parked ETAs: zsets, score when a message is due (unix seconds); then the lists and inboxes
+-- ARGV  1 this worker's member, 2 seconds for which the lease holds from now on, 3 how many parked ETAs,
+--       4 whether this worker would relay: '1', or '0', which gives it up;
+--       perhaps 5 a channel and 6 what to publish there
 -- Reply {1 if the lease was still held; 0 if it had ended meanwhile, or there was none,
 --        the server's time, how many of the lists have messages,
 --        when the next parked ETA is due or an empty text, {paused queues},
 --        why it could not be published or an empty text,
 --        the number of the owner's first unused tag, 0 when the server does not know the owner,
+--        1 if this worker relays,
 --        expired members, a hundred at most …}
 --
 -- An owner that has left gets no lease any more: a call that was long under way must not bring it back.
@@ -27,13 +30,21 @@ if not owner[2] then
   redis.call('ZADD', KEYS[1], string.format('%.6f', now + tonumber(ARGV[2])), ARGV[1])
 end
 local due
-local lists = 4 + tonumber(ARGV[3])
-for i = 4, lists - 1 do
+local lists = 5 + tonumber(ARGV[3])
+for i = 5, lists - 1 do
   local first = redis.call('ZRANGE', KEYS[i], 0, 0, 'WITHSCORES')
   if first[2] and (not due or tonumber(first[2]) < due) then due = tonumber(first[2]) end
 end
 -- What may not be published must not cost the lease either.
-local told = ARGV[4] and redis.pcall('PUBLISH', ARGV[4], ARGV[5])
+local told = ARGV[5] and redis.pcall('PUBLISH', ARGV[5], ARGV[6])
+local relay = redis.pcall('GET', KEYS[4])
+local relays = 0
+if relay == ARGV[1] and ARGV[4] == '0' then
+  redis.call('DEL', KEYS[4])
+elseif ARGV[4] == '1' and (not relay or relay == ARGV[1]) then
+  redis.pcall('SET', KEYS[4], ARGV[1], 'PX', math.floor(tonumber(ARGV[2]) * 1000))
+  relays = 1
+end
 local reply = {
   held,
   string.format('%.6f', now),
@@ -42,6 +53,7 @@ local reply = {
   paused.err and {} or paused,
   type(told) == 'table' and told.err or '',
   tonumber(owner[1] or 0),
+  relays,
 }
 for _, member in ipairs(expired) do
   if member == ARGV[1] then reply[1] = 0 else reply[#reply + 1] = member end

@@ -1,0 +1,21 @@
+-- Hands on what lies in lists for which nobody waits: idle workers wait for the first list of a queue only.
+--
+-- KEYS  for each queue its lists, the first one first
+-- ARGV  1 how many lists a queue has
+-- Reply how many messages were handed on
+--
+-- The next message of a queue whose first list is empty is put there, and the server gives it to the one worker that
+-- has waited longest. If that list is not empty, workers are on their way to it, and look into the others, too.
+local steps, moved = tonumber(ARGV[1]), 0
+for first = 1, #KEYS, steps do
+  if redis.call('TYPE', KEYS[first]).ok == 'none' then
+    for i = first + 1, first + steps - 1 do
+      if redis.call('TYPE', KEYS[i]).ok == 'list' then
+        redis.call('LMOVE', KEYS[i], KEYS[first], 'RIGHT', 'RIGHT')
+        moved = moved + 1
+        break
+      end
+    end
+  end
+end
+return moved
