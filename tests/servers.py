@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -256,9 +256,13 @@ def spawn_greenq(
     settings: Mapping[str, Any] | None = None,
     loglevel: str = "INFO",
     env: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
 ) -> Process:
-    """Start ``greenq worker`` without waiting for anything; the caller stops it."""
-    command = [sys.executable, "-m", "greenq", "worker", "-A", app, "-l", loglevel, *options]
+    """Start ``greenq worker`` without waiting for anything; the caller stops it.
+
+    With a `prefix` that command starts it.
+    """
+    command = [*prefix, sys.executable, "-m", "greenq", "worker", "-A", app, "-l", loglevel, *options]
     return Process(command, log, _environment(url, settings or {}) | dict(env or {}), APPS)
 
 

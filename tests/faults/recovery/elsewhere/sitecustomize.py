@@ -1,0 +1,28 @@
+"""On the path of a worker that must take itself, and be taken, for one on another host.
+
+What tells a host's workers from others is the kernel's name for this boot, wherever it is read.
+"""
+
+from __future__ import annotations
+
+import builtins
+import io
+import os
+import socket
+from typing import Any
+
+_BOOT = "/proc/sys/kernel/random/boot_id"
+
+_open = io.open
+
+
+def _open_elsewhere(file: Any, *args: Any, **kwargs: Any) -> Any:
+    if isinstance(file, str | os.PathLike) and os.fspath(file) == _BOOT:
+        mode = args[0] if args else kwargs.get("mode", "r")
+        text = "e15e0000-0000-4000-8000-000000000000\n"
+        return io.BytesIO(text.encode()) if "b" in mode else io.StringIO(text)
+    return _open(file, *args, **kwargs)
+
+
+io.open = builtins.open = _open_elsewhere
+socket.gethostname = lambda: "elsewhere"

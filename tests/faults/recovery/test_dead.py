@@ -1,0 +1,152 @@
+"""Promise: what a dead worker held runs elsewhere within seconds, however much it is."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from tests.faults.recovery.stage import NAMESPACE, Stage, has_namespaces, kill_9, signal_family
+from tests.support import wait_until
+
+pytestmark = pytest.mark.faults
+
+COUNT = 20
+MB = 1 << 20
+
+
+def test_sixty_running_tasks_of_a_megabyte_begin_elsewhere_within_five_seconds(
+    stage: Stage,
+) -> None:
+    # More than the server sends at once to a connection that listens to news.
+    dead = stage.start("-c", "60")
+    numbers = stage.post("hold", "x" * MB, count=60)
+    stage.wait_running(dead, 60)
+    stage.start("-c", "60")
+    stage.wait_trusted()
+
+    killed_s = kill_9(dead)
+
+    stage.check_begun_elsewhere(numbers, dead, killed_s, 5.0)
+    stage.check_no_lease_was_in_danger()
+    stage.open_gate()
+    stage.check_all_done()
+
+
+def test_forty_thousand_reserved_messages_are_back_within_five_seconds(stage: Stage) -> None:
+    dead = stage.start("-c", "1000", "--prefetch-multiplier", "40")
+    stage.post_many("hold", "x" * 1000, count=40_000)
+    client = stage.server.client
+    wait_until(lambda: client.hlen("unacked") == 40_000, 60)
+    for _ in range(2):
+        stage.start("-c", "10")
+    stage.wait_trusted()
+
+    killed_s = kill_9(dead)
+
+    # What the two may hold of it themselves.
+    wait_until(lambda: client.hlen("unacked") <= 20, 30)
+    took_s = time.monotonic() - killed_s
+    stage.check_no_lease_was_in_danger()
+    assert took_s < 5
+    wait_until(
+        lambda: client.llen("celery") + client.llen("greenq.inbox.celery")
+        + client.hlen("unacked") == 40_000, 5,
+    )  # fmt: skip
+    # And they work on, with their leases.
+    assert client.zcard("greenq.leases") == 2
+
+
+@pytest.mark.slow
+def test_three_hundred_messages_of_five_megabytes_run_within_a_minute(own_stage: Stage) -> None:
+    stage = own_stage
+    # It is about memory and lines here, not about the disk.
+    stage.server.client.config_set("appendonly", "no")
+    stage.post("nap", 0.0, "x" * (5 * MB), count=300)
+    began_s = time.monotonic()
+    for _ in range(2):
+        stage.start("-c", "500", direct=True)
+
+    def is_done() -> bool:
+        return stage.states().count("SUCCESS") == 300 and not stage.server.client.hlen("unacked")
+
+    try:
+        wait_until(is_done, 60 - (time.monotonic() - began_s))
+    finally:
+        found = stage.states().count("SUCCESS")
+        print(f"{found} of 300 after {time.monotonic() - began_s:.1f} s")  # noqa: T201
+    assert set(stage.run_counts().values()) == {1}
+    timeouts = [line for worker in stage.workers for line in worker.text.splitlines()
+                if "the server is away" in line or "imeout" in line]  # fmt: skip
+    assert not timeouts
+    stage.check_no_lease_was_in_danger()
+
+
+@pytest.mark.parametrize(
+    "survivor",
+    [
+        pytest.param({}, id="that sees its process"),
+        pytest.param(
+            {"prefix": NAMESPACE},
+            marks=pytest.mark.skipif(not has_namespaces(), reason="no process namespaces here"),
+            id="with process numbers of its own",
+        ),
+        pytest.param({"elsewhere": True}, id="on another host"),
+    ],
+)
+def test_tasks_of_a_killed_worker_run_again_within_two_seconds_on_a_survivor(
+    stage: Stage, survivor: dict[str, object]
+) -> None:
+    dead = stage.start("-c", str(COUNT))
+    numbers = stage.post("hold", count=COUNT)
+    stage.wait_running(dead, COUNT)
+    stage.start("-c", str(COUNT), **survivor)  # type: ignore[arg-type]
+    stage.wait_trusted()
+
+    killed_s = kill_9(dead)
+
+    stage.check_begun_elsewhere(numbers, dead, killed_s, 2.0)
+    stage.open_gate()
+    stage.check_all_done()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_tasks_of_a_host_that_vanishes_run_elsewhere_within_twenty_seconds(
+    stage: Stage, number: signal.Signals
+) -> None:
+    lost = stage.start("-c", str(COUNT), direct=False, elsewhere=True)
+    numbers = stage.post("hold", count=COUNT)
+    stage.wait_running(lost, COUNT)
+    stage.start("-c", str(2 * COUNT))
+    stage.wait_trusted()
+
+    # The server's end of its connections stays open and says nothing.
+    stage.line.hold()
+    signal_family(lost, number)
+    lost_s = time.monotonic()
+
+    stage.check_begun_elsewhere(numbers, lost, lost_s, 20.0)
+    stage.open_gate()
+    stage.check_all_done()
+    assert not stage.server.dead_letters()
+
+
+def test_messages_handed_to_an_idle_host_that_vanished_run_elsewhere_within_twenty_seconds(
+    stage: Stage,
+) -> None:
+    lost = stage.start("-c", str(COUNT), direct=False, elsewhere=True)
+    stage.post("nap")
+    stage.check_all_done()
+    stage.start("-c", str(COUNT))
+    stage.wait_trusted()
+
+    stage.line.hold()
+    signal_family(lost, signal.SIGKILL)
+    # The server gives the first to whoever has waited longest.
+    numbers = stage.post("nap", count=COUNT)
+    sent_s = time.monotonic()
+
+    stage.check_begun_elsewhere(numbers, lost, sent_s - 1, 20.0)
+    stage.check_all_done()
+    assert set(stage.run_counts().values()) == {1}
