@@ -66,7 +66,7 @@ def test_three_hundred_messages_of_five_megabytes_run_within_a_minute(own_stage:
     stage.post("nap", 0.0, "x" * (5 * MB), count=300)
     began_s = time.monotonic()
     for _ in range(2):
-        stage.start("-c", "500", direct=True)
+        stage.start("-c", "500", wait=False)
 
     def is_done() -> bool:
         return stage.states().count("SUCCESS") == 300 and not stage.server.client.hlen("unacked")

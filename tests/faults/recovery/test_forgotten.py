@@ -1,0 +1,79 @@
+"""Promise: a server that has lost its data loses nothing of what workers have in hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.recovery.stage import Stage
+from tests.support import wait_until
+
+pytestmark = pytest.mark.faults
+
+COUNT = 20
+
+
+def check_all_succeed_once(stage: Stage, numbers: list[int], runs: int = 1) -> None:
+    try:
+        wait_until(lambda: set(stage.states(numbers)) == {"SUCCESS"}, 15)
+    except AssertionError:
+        states = stage.states(numbers)
+        told = {state: states.count(state) for state in set(states)}
+        raise AssertionError(f"after 15 s: {told}") from None
+    assert {stage.run_counts()[number] for number in numbers} == {runs}
+    wait_until(lambda: not stage.queued() and not stage.reserved())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_tasks_that_retry_do_so_although_the_server_has_forgotten_them(
+    stage: Stage, workers: int
+) -> None:
+    first = stage.start("-c", str(COUNT))
+    numbers = stage.post("again", count=COUNT)
+    stage.wait_running(first, COUNT)
+    for _ in range(workers - 1):
+        stage.start("-c", str(COUNT))
+
+    stage.server.flush()
+    stage.open_gate()
+
+    check_all_succeed_once(stage, numbers, runs=2)
+
+
+def test_tasks_that_wait_for_their_time_run_although_the_server_has_forgotten_them(
+    stage: Stage,
+) -> None:
+    stage.start("-c", str(COUNT))
+    numbers = stage.post("nap", count=COUNT, countdown=5)
+    wait_until(lambda: stage.reserved().total() == COUNT)
+
+    stage.server.flush()
+
+    check_all_succeed_once(stage, numbers)
+
+
+def test_tasks_that_run_succeed_although_the_server_has_forgotten_them(stage: Stage) -> None:
+    first = stage.start("-c", str(COUNT))
+    numbers = stage.post("hold", count=COUNT)
+    stage.wait_running(first, COUNT)
+
+    stage.server.flush()
+    stage.open_gate()
+
+    check_all_succeed_once(stage, numbers)
+
+
+def test_what_was_forgotten_and_written_anew_survives_a_kill(stage: Stage) -> None:
+    # Given tasks that run while the server forgets them, long enough for a worker to notice.
+    first = stage.start("-c", str(COUNT))
+    numbers = stage.post("hold", count=COUNT)
+    stage.wait_running(first, COUNT)
+    stage.start("-c", str(COUNT))
+    stage.wait_trusted()
+    stage.server.flush()
+    wait_until(lambda: stage.reserved().total() == COUNT, 10)
+
+    first.kill()
+
+    wait_until(lambda: all(stage.run_counts()[number] == 2 for number in numbers), 10)
+    stage.open_gate()
+    stage.check_all_done()
