@@ -262,7 +262,18 @@ def spawn_greenq(
 
     With a `prefix` that command starts it.
     """
-    command = [*prefix, sys.executable, "-m", "greenq", "worker", "-A", app, "-l", loglevel, *options]
+    command = [
+        *prefix,
+        sys.executable,
+        "-m",
+        "greenq",
+        "worker",
+        "-A",
+        app,
+        "-l",
+        loglevel,
+        *options,
+    ]
     return Process(command, log, _environment(url, settings or {}) | dict(env or {}), APPS)
 
 

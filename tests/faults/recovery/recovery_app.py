@@ -1,4 +1,4 @@
-"""The app of the tests of recovery: its tasks note each run in a file, as long/ledger.py reads it."""
+"""The app of the tests of recovery: its tasks note each run for long/ledger.py to read."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import ctypes
 import json
 import os
 import time
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from greenq import Greenq
 
-app = Greenq("recovery", broker=os.environ["TEST_BROKER"], **json.loads(os.environ["TEST_SETTINGS"]))
+app = Greenq(
+    "recovery", broker=os.environ["TEST_BROKER"], **json.loads(os.environ["TEST_SETTINGS"])
+)
 
 _GATE = os.environ["TEST_GATE"]
 _WORKER = os.environ["TEST_WORKER"]

@@ -1,4 +1,4 @@
-"""What the tests of recovery share: a scene whose line can fall silent, and a ledger of all runs."""
+"""What the tests of recovery share: a scene whose line can fall silent, and a ledger of runs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.conftest import Scene
-from tests.faults.recovery.line import Line
 from tests.faults.long.ledger import Ledger, Run
 from tests.faults.proxy import Proxy
+from tests.faults.recovery.line import Line
 from tests.servers import APPS, ROOT, Process, Server, spawn_greenq
 from tests.support import wait_until
 
@@ -97,9 +97,7 @@ class Stage(Scene):
 
     def wait_trusted(self) -> None:
         """Wait until workers take an ended lease for a death at once."""
-        wait_until(
-            lambda: self.server.client.info("server")["uptime_in_seconds"] >= _TRUSTED_S, 15
-        )
+        wait_until(lambda: self.server.client.info("server")["uptime_in_seconds"] >= _TRUSTED_S, 15)
 
     def close(self) -> None:
         self.line.release()
@@ -179,7 +177,9 @@ class Stage(Scene):
         ids = self.ids if numbers is None else [self.ids[number] for number in numbers]
         metas = self.server.client.mget([f"celery-task-meta-{task_id}" for task_id in ids])
         # The status stands first.
-        return [meta and meta[:60].split(b'"status": "')[-1].split(b'"')[0].decode() for meta in metas]
+        return [
+            meta and meta[:60].split(b'"status": "')[-1].split(b'"')[0].decode() for meta in metas
+        ]
 
     def lines(self, level: str) -> list[str]:
         """Return what all workers have logged at a level."""
@@ -188,7 +188,12 @@ class Stage(Scene):
     def check_no_lease_was_in_danger(self) -> None:
         """No worker may have said that it lost its lease, or could not renew it."""
         for words in ("lost its lease", "lease could not be renewed"):
-            said = [line for worker in self.workers for line in worker.text.splitlines() if words in line]
+            said = [
+                line
+                for worker in self.workers
+                for line in worker.text.splitlines()
+                if words in line
+            ]
             assert not said, said[0]
 
 
@@ -201,16 +206,20 @@ def kill_9(worker: Process) -> float:
 
 
 def family(worker: Process) -> list[int]:
-    """Return the processes that belong to a worker: its session and all descendants, itself first."""
+    """Return the processes of a worker: itself, its session and all descendants."""
     parents, sessions = {}, {}
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             fields = (entry / "stat").read_text("ascii", "replace").rpartition(")")[2].split()
             parents[int(entry.name)], sessions[int(entry.name)] = int(fields[1]), int(fields[3])
     found = [worker.pid] if worker.pid in parents else []
-    found += [pid for pid, session in sessions.items() if session == worker.pid and pid not in found]
+    found += [
+        pid for pid, session in sessions.items() if session == worker.pid and pid not in found
+    ]
     for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid and child not in found]
+        found += [
+            child for child, parent in parents.items() if parent == pid and child not in found
+        ]
     return found
 
 

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+
 import pytest
 
 from tests.faults.recovery.stage import Stage
+from tests.servers import Server
 from tests.support import wait_until
 
 pytestmark = pytest.mark.faults
 
 COUNT = 20
+
+
+Forget = Callable[[Server], object]
+
+
+def restart_empty(server: Server) -> None:
+    """Let it start again without its data, as one does whose disk was lost."""
+    server.stop()
+    shutil.rmtree(server.folder / "appendonlydir")
+    server.start()
+
+
+forgetful = pytest.mark.parametrize(
+    "forget", [pytest.param(Server.flush, id="flush"), pytest.param(restart_empty, id="restart")]
+)
 
 
 def check_all_succeed_once(stage: Stage, numbers: list[int], runs: int = 1) -> None:
@@ -23,53 +42,65 @@ def check_all_succeed_once(stage: Stage, numbers: list[int], runs: int = 1) -> N
     wait_until(lambda: not stage.queued() and not stage.reserved())
 
 
+@forgetful
 @pytest.mark.parametrize("workers", [1, 2])
 def test_tasks_that_retry_do_so_although_the_server_has_forgotten_them(
-    stage: Stage, workers: int
+    own_stage: Stage, workers: int, forget: Forget
 ) -> None:
+    stage = own_stage
     first = stage.start("-c", str(COUNT))
     numbers = stage.post("again", count=COUNT)
     stage.wait_running(first, COUNT)
     for _ in range(workers - 1):
         stage.start("-c", str(COUNT))
 
-    stage.server.flush()
+    forget(stage.server)
     stage.open_gate()
 
     check_all_succeed_once(stage, numbers, runs=2)
 
 
+@forgetful
 def test_tasks_that_wait_for_their_time_run_although_the_server_has_forgotten_them(
-    stage: Stage,
+    own_stage: Stage, forget: Forget
 ) -> None:
+    stage = own_stage
     stage.start("-c", str(COUNT))
     numbers = stage.post("nap", count=COUNT, countdown=5)
     wait_until(lambda: stage.reserved().total() == COUNT)
 
-    stage.server.flush()
+    forget(stage.server)
 
     check_all_succeed_once(stage, numbers)
 
 
-def test_tasks_that_run_succeed_although_the_server_has_forgotten_them(stage: Stage) -> None:
+@forgetful
+def test_tasks_that_run_succeed_although_the_server_has_forgotten_them(
+    own_stage: Stage, forget: Forget
+) -> None:
+    stage = own_stage
     first = stage.start("-c", str(COUNT))
     numbers = stage.post("hold", count=COUNT)
     stage.wait_running(first, COUNT)
 
-    stage.server.flush()
+    forget(stage.server)
     stage.open_gate()
 
     check_all_succeed_once(stage, numbers)
 
 
-def test_what_was_forgotten_and_written_anew_survives_a_kill(stage: Stage) -> None:
+@forgetful
+def test_what_was_forgotten_and_written_anew_survives_a_kill(
+    own_stage: Stage, forget: Forget
+) -> None:
+    stage = own_stage
     # Given tasks that run while the server forgets them, long enough for a worker to notice.
     first = stage.start("-c", str(COUNT))
     numbers = stage.post("hold", count=COUNT)
     stage.wait_running(first, COUNT)
     stage.start("-c", str(COUNT))
     stage.wait_trusted()
-    stage.server.flush()
+    forget(stage.server)
     wait_until(lambda: stage.reserved().total() == COUNT, 10)
 
     first.kill()
