@@ -83,6 +83,23 @@ def entry_burn(number: int, seconds: float) -> int:
     return number
 
 
+@app.task(name="ledger.entry_gil")
+def entry_gil(number: int, seconds: float) -> int:
+    """Let no thread of the worker run, as one long call into C does, between two lines."""
+    _write_line("start", number)
+    ctypes.PyDLL(None).sleep(int(seconds))
+    _write_line("end", number)
+    return number
+
+
+@app.task(name="ledger.entry_crash")
+def entry_crash(number: int, seconds: float) -> None:
+    """End the worker as a segmentation fault would."""
+    _write_line("start", number)
+    time.sleep(seconds)
+    os._exit(1)
+
+
 def _compute(seconds: float) -> None:
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from greenq.config import WorkerConfig
+from greenq.config import TaskConfig, WorkerConfig
 from greenq.errors import GreenqError
 from greenq.result import AsyncResult
 from tests.faults.long.lab import Lab, wait_quietly
@@ -122,6 +122,70 @@ def _hold_on_all(lab: Lab, *workers: Process, seconds: float = 2.0) -> None:
     lab.send_many(30, seconds)
     sent = len(lab.ledger.sent)
     wait_quietly(lambda: lab.started() == sent, 5)
+
+
+def large_orphans(lab: Lab, rounds: int | None = None) -> None:
+    """Kill a worker repeatedly whose messages are more than a line takes in one answer."""
+    rounds = rounds or (1 if lab.quick else 6)
+    survivor = None
+    for number in range(rounds):
+        lab.say(f"kill {number + 1} of {rounds}")
+        victim = lab.worker(f"victim{number}", "-c", "60")
+        if survivor is not None:
+            survivor.stop()
+        # A header weighs as much as an argument, and no task need know of it.
+        lab.send_many(60, 8.0, headers={"load": "x" * 2**20})
+        lab.wait(partial(_runs, lab, victim, 60), 15, "the large tasks did not start")
+        survivor = lab.worker(f"survivor{number}", "-c", "60")
+        wait_until_trusted(lab)
+        killed_s = lab.kill(victim)
+        lab.ledger.read()
+        lab.recovered(lab.ledger.running(victim.pid), victim, killed_s, _AFTER_KILL_S)
+        lab.settle()
+        lab.expect("lease" not in survivor.text, "the survivor's lease was in danger")
+    lab.expect_cut_runs_only()
+
+
+def _runs(lab: Lab, worker: Process, count: int) -> bool:
+    lab.ledger.read()
+    return len(lab.ledger.running(worker.pid)) >= count
+
+
+def _all_executed(lab: Lab) -> bool:
+    lab.ledger.read()
+    return lab.ledger.sent.keys() <= lab.ledger.executed
+
+
+# What buries a message: so many workers have died of it.
+_MOST_DEATHS = TaskConfig().task_max_deliveries
+
+
+def guilty(lab: Lab, rounds: int | None = None) -> None:
+    """Send tasks that kill their worker among good ones; a supervisor starts it again each time."""
+    rounds = rounds or (2 if lab.quick else 10)
+    worker, deaths = lab.spawn("one"), 0
+    for number in range(rounds):
+        lab.say(f"culprit {number + 1} of {rounds}")
+        lab.send_many(150, 0.02)
+        culprit = lab.send(0.0, task="entry_crash")
+        lab.send_many(150, 0.02)
+        # It never ends.
+        del lab.ledger.sent[number_of(culprit)]
+        deadline_s = time.monotonic() + 60
+        while not (lab.server.dead_letters() and _all_executed(lab)):
+            if time.monotonic() > deadline_s:
+                break
+            if not worker.alive:
+                lab.ledger.cuts.append(Cut(worker.pid, time.monotonic()))
+                deaths += 1
+                worker = lab.spawn("one")
+            time.sleep(0.05)
+        buried = [letter.task_id for letter in lab.server.dead_letters()]
+        lab.expect(buried == [culprit.id], f"{len(buried)} are buried instead of the culprit alone")
+        lab.server.client.delete("greenq.dead.celery")
+    lab.figures["deaths"] = deaths
+    lab.expect(deaths == rounds * _MOST_DEATHS, f"{deaths} workers died, not 5 of each culprit")
+    lab.settle()
 
 
 # --- no fault at all ------------------------------------------------------------------------------
@@ -374,6 +438,28 @@ def all_frozen(lab: Lab) -> None:
     lab.expect_single_runs()
 
 
+def silent(lab: Lab, how: str) -> None:
+    """Let a worker stand still altogether for half a minute, its processes alive, others idle."""
+    silent_s = 12.0 if lab.quick else 30.0
+    sleeper = lab.worker("sleeper", "-c", "40", "-Q", "celery,own-sleeper")
+    lab.send_many(20, 3.0, queue="own-sleeper")
+    lab.wait(lambda: lab.started() == 20, 10, "the tasks did not start")
+    others = [lab.worker(f"other{place}", "-Q", "celery,own-sleeper") for place in range(2)]
+    began_s = time.monotonic()
+    lab.say(f"silent for {silent_s:g} s: {how}")
+    if how == "stop":
+        sleeper.send_signal(signal.SIGSTOP)
+        time.sleep(silent_s)
+        sleeper.send_signal(signal.SIGCONT)
+    else:
+        # Whoever takes it, it is one worker that stands still and another that may misjudge it.
+        lab.send(silent_s, task="entry_gil", queue="own-sleeper")
+    lab.settle(silent_s + 15)
+    lab.figures["all done after, s"] = round(time.monotonic() - began_s, 1)
+    lab.expect_single_runs()
+    lab.expect(all(each.alive for each in (sleeper, *others)), "a worker ended")
+
+
 def memory_full(lab: Lab) -> None:
     """Let the server refuse for three seconds whatever needs memory, under load."""
     lab.worker("one")
@@ -503,6 +589,8 @@ _NONE_LOST = "nothing is lost, only what was running runs twice"
 SCENARIOS = (
     Scenario("kills", random_kills, f"{_NONE_LOST}; all done 5 s after the last restart"),
     Scenario("orphans", orphans_move, f"{_NONE_LOST}; orphans start elsewhere within 5 s"),
+    Scenario("large", large_orphans, "orphans of a megabyte start elsewhere within 5 s"),
+    Scenario("guilty", guilty, "who kills its worker is buried, and nothing else"),
     Scenario("nofault-together", ends_together, "each runs once"),
     Scenario("nofault-many", many_short, "each runs once"),
     Scenario("outlasting", outlasting, "each runs once, however long it takes"),
@@ -526,6 +614,8 @@ SCENARIOS = (
     ),
     Scenario("frozen", frozen, "its tasks run elsewhere; it works on afterwards"),
     Scenario("frozen-all", all_frozen, "each runs once; all work on afterwards"),
+    Scenario("silent-stop", partial(silent, how="stop"), "each runs once"),
+    Scenario("silent-gil", partial(silent, how="GIL held"), "each runs once", in_quick=False),
     Scenario("memory", memory_full, "nothing is lost, each runs once"),
     Scenario("soak", soak, "nothing is lost, nothing grows"),
 )  # fmt: skip
