@@ -171,7 +171,7 @@ def guilty(lab: Lab, rounds: int | None = None) -> None:
         lab.send_many(150, 0.02)
         # It never ends.
         del lab.ledger.sent[number_of(culprit)]
-        deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + 30
         while not (lab.server.dead_letters() and _all_executed(lab)):
             if time.monotonic() > deadline_s:
                 break
@@ -181,7 +181,9 @@ def guilty(lab: Lab, rounds: int | None = None) -> None:
                 worker = lab.spawn("one")
             time.sleep(0.05)
         buried = [letter.task_id for letter in lab.server.dead_letters()]
-        lab.expect(buried == [culprit.id], f"{len(buried)} are buried instead of the culprit alone")
+        if buried != [culprit.id]:
+            lab.problems.append(f"{len(buried)} are buried instead of the culprit alone")
+            break
         lab.server.client.delete("greenq.dead.celery")
     lab.figures["deaths"] = deaths
     lab.expect(deaths == rounds * _MOST_DEATHS, f"{deaths} workers died, not 5 of each culprit")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 
 import pytest
 
+from greenq.config import WorkerConfig
 from tests.faults.recovery.stage import Stage
 from tests.servers import Server
 from tests.support import wait_until
@@ -20,8 +22,9 @@ Forget = Callable[[Server], object]
 
 
 def restart_empty(server: Server) -> None:
-    """Let it start again without its data, as one does whose disk was lost."""
+    """Let it start again without its data, as one whose disk was lost: after the leases' end."""
     server.stop()
+    time.sleep(1.3 * WorkerConfig().worker_lease)
     shutil.rmtree(server.folder / "appendonlydir")
     server.start()
 
