@@ -69,13 +69,17 @@ def test_three_hundred_messages_of_five_megabytes_run_within_a_minute(own_stage:
         stage.start("-c", "500", wait=False)
 
     def is_done() -> bool:
-        return stage.states().count("SUCCESS") == 300 and not stage.server.client.hlen("unacked")
+        # A server that can hardly answer is not asked.
+        return len(stage.ended()) == 300 and set(stage.states()) == {"SUCCESS"}
 
     try:
         wait_until(is_done, 60 - (time.monotonic() - began_s))
-    finally:
-        found = stage.states().count("SUCCESS")
-        print(f"{found} of 300 after {time.monotonic() - began_s:.1f} s")  # noqa: T201
+    except BaseException:
+        process = stage.server._process
+        assert process is not None
+        # It may be busy for much longer than it takes to stop.
+        process.kill()
+        raise AssertionError(f"{len(stage.ended())} of 300 have run") from None
     assert set(stage.run_counts().values()) == {1}
     timeouts = [line for worker in stage.workers for line in worker.text.splitlines()
                 if "the server is away" in line or "imeout" in line]  # fmt: skip
