@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from greenq.bootsteps import StartStopStep
 from greenq.ear import Ear
 from greenq.errors import AccessRefused, OperationalError, ServerError, TransportTimeout
+from greenq.guard import account
 from greenq.hub import NativeThread, boottime, sleep
 from greenq.outage import Outage
 
@@ -57,6 +58,9 @@ _RENEW_AFTER = 0.4
 # A hub that has not begun with a message by now, or owes an answer for so long, is held for blocked
 # when that must be answered.
 _PATIENCE_S = 0.05
+
+# Tasks that a log line names.
+_NAMED = 20
 
 # Blockers that are remembered.
 _BLOCKERS = 100
@@ -243,9 +247,26 @@ class Watch(StartStopStep):
 
     def _run(self, thread: NativeThread) -> None:
         self.turn()
-        while not thread.wait(self._pause_s(), self._leases.connection.fileno()):
+        while not self._rest(thread):
             self.turn()
         self.leave()
+
+    def _rest(self, thread: NativeThread) -> bool:
+        """Wait until something is due, and say so if no Python ran for much longer; True: end."""
+        pause_s = self._pause_s()
+        began_s, awake_s, cpu_s = self._clock(), time.monotonic(), time.process_time()
+        is_over = thread.wait(pause_s, self._leases.connection.fileno())
+        late_s = self._clock() - began_s - pause_s
+        if late_s >= self._blocked_after_s:
+            suspended_s = late_s - (time.monotonic() - awake_s - pause_s)
+            # Whoever held the GIL has only just let go of it.
+            found = self._find_blocker(late_s)
+            self.blockers.append(found)
+            _log.warning(
+                "%s; the hub is at %s, in %s",
+                account(late_s, time.process_time() - cpu_s, suspended_s), found.where, found.by,
+            )  # fmt: skip
+        return is_over
 
     def turn(self) -> None:
         """Do what is due."""
@@ -344,10 +365,14 @@ class Watch(StartStopStep):
         self._state.lease_lost_s = self._clock()
         self._recover_from_s = now + self._lease_s
         if renewal.first_unused:
+            here = [each for each in list(self._state.reserved.values()) if not each.settled]
+            held = self._leases.held()
+            gone = [str(each) for each in here if each.delivery.tag not in held]
             _log.error(
-                "this worker lost its lease; others may run the tasks that it holds: %d",
-                len(self._state.reserved),
-            )
+                "this worker lost its lease; of the %d tasks that it holds, %d were given to others"
+                " and run twice if they had begun here%s",
+                len(here), len(gone), _listed(gone),
+            )  # fmt: skip
         else:
             _log.error("the server has lost its data; it learns anew what this worker has in hand")
 
@@ -543,6 +568,14 @@ class Watch(StartStopStep):
         thread = self._thread
         # There is no public way to another thread's frame.
         return sys._current_frames().get(thread.hub_thread) if thread else None  # noqa: SLF001
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first few names for a log line."""
+    if not names:
+        return ""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f": {', '.join(names[:_NAMED])}{more}"
 
 
 def _stack(frame: FrameType | None) -> str:

@@ -286,18 +286,17 @@ class Leases:
             return found
         return []
 
+    def held(self) -> set[str]:
+        """Return the tags of this owner's records."""
+        return {tag for found in self.recovery.tags_of(self.incarnation) for tag in found}
+
     def forgotten(self, known: Container[str], first_unused: int) -> set[str]:
         """Return the tags of this owner's records that are not `known` to it, and have been used.
 
         That is what it has settled, after which the server has lost what was written last: a power
         cut, or a failover to a replica that was behind.
         """
-        return {
-            tag
-            for found in self.recovery.tags_of(self.incarnation)
-            for tag in found
-            if tag not in known and tag_number(tag) < first_unused
-        }
+        return {tag for tag in self.held() if tag not in known and tag_number(tag) < first_unused}
 
     def give_back_forgotten(self, tags: Iterable[str]) -> None:
         """Give back records of this owner that it does not hold any more."""
