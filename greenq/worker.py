@@ -36,6 +36,7 @@ from greenq.timer import Timer
 from greenq.transport.intake import Intake
 from greenq.transport.leases import Leases, Verdict, new_owner
 from greenq.transport.mailbox import Mailbox
+from greenq.transport.members import living_nodes
 from greenq.transport.outbox import Outbox
 from greenq.watch import Watch
 from greenq.worker_state import WorkerState
@@ -246,6 +247,8 @@ class Worker:
                 accept=accepted(("json", *config.task.accept_content)),
                 leaders={"task": self._send_elected, **app.leaders},
                 claim=self._claim,
+                leased=partial(living_nodes, transport.client, transport.keys),
+                greeted=self._greeted,
             )
         self.control: Control | None = None
         if config.worker.worker_enable_remote_control if control is None else control:
@@ -323,6 +326,10 @@ class Worker:
         self._is_cold = True
         self.pool.hurry()
         self._ended.set()
+
+    def _greeted(self) -> frozenset[str]:
+        """Return the nodes that have answered this worker's hello."""
+        return self.mingle.met if self.mingle is not None else frozenset()
 
     def _on_stop_signal(self) -> None:
         if self._ended.is_set():

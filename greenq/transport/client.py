@@ -218,7 +218,13 @@ class Connection:
         Raises:
             AccessRefused: this user may not listen there; the connection goes on.
         """
-        self._announce([("SUBSCRIBE", *channels), ("PSUBSCRIBE", *patterns)])
+        # One by one: a user who may not listen to one may to others.
+        self._announce(
+            [
+                *(("SUBSCRIBE", channel) for channel in channels),
+                *(("PSUBSCRIBE", pattern) for pattern in patterns),
+            ]
+        )
 
     def unsubscribe(self, channels: Sequence[str] = (), patterns: Sequence[str] = ()) -> None:
         """Be told no longer."""

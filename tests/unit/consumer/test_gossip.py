@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenq.consumer.gossip import Gossip
+from greenq.errors import ConnectionLost
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.keys import Keys
 from greenq.timer import Timer
@@ -29,6 +30,12 @@ class World:
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self.led: list[Any] = []
         self.is_first = True
+        # Who holds a lease, None when the server is away, and how often that was looked at.
+        self.leased: set[str] | None = set()
+        self.looks = 0
+        self.greeted: set[str] = set()
+        # The channels that are listened to.
+        self.heard: set[str] = set()
         # Something was published that has not been dealt with yet.
         self.unheard = False
         # How long what it hears now has waited for it.
@@ -43,7 +50,9 @@ class World:
             accept=frozenset({"application/json"}),
             leaders={"lead": self.led.append, "fail": self._fail},
             claim=self._claim,
-            begin=lambda run: run(),
+            leased=self._leased,
+            greeted=lambda: self.greeted,
+            begin=lambda run, _name: run(),
             now_s=lambda: self.now_s,
         )
 
@@ -54,15 +63,22 @@ class World:
     def _fail(_action: object) -> None:
         raise RuntimeError("of the leader")
 
+    def _leased(self) -> set[str]:
+        if self.leased is None:
+            raise ConnectionLost("of the server")
+        self.looks += 1
+        return self.leased
+
     # As an ear and as events.
     def listen(self, channel: str, _handle: object) -> None:
-        assert channel == "/0.celeryev/worker.*"
+        assert channel.startswith("/0.celeryev/worker.")
+        self.heard.add(channel.removeprefix("/0.celeryev/"))
 
-    def ignore(self, _channel: str) -> None: ...
+    def ignore(self, channel: str) -> None:
+        self.heard.discard(channel.removeprefix("/0.celeryev/"))
 
     def has_waiting(self, channel: str) -> bool:
-        assert channel == "/0.celeryev/worker.*"
-        return self.unheard
+        return self.unheard and channel.removeprefix("/0.celeryev/") in self.heard
 
     def send(self, kind: str, fields: dict[str, Any]) -> None:
         self.sent.append((kind, fields))
