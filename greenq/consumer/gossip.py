@@ -48,8 +48,8 @@ _CHECK_S = 5.0
 
 # How often the leases are looked at, of a small fleet. In a large one, in which a look is long,
 # more seldom: so many seconds for each member.
-_LOOK_S = 15.0
-_LOOK_EACH_S = 0.15
+_LOOK_S = 10.0
+_LOOK_EACH_S = 0.1
 
 # A vote that has not come by then is not waited for.
 _VOTES_S = 2.0
