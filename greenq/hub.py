@@ -123,6 +123,20 @@ def _log_crash(greenlet: Greenlet) -> None:
         _log.critical("greenlet %s crashed: %r", name, error, exc_info=greenlet.exc_info)
 
 
+# The original, which blocks the thread that waits.
+_poll = gevent.monkey.get_original("select", "poll")
+
+
+def poll_readable(descriptor: int, timeout_s: float) -> bool:
+    """Wait in a thread of the system's until a descriptor can be read; False after the timeout.
+
+    gevent's own way starts a hub in that thread, and runs its loop each time.
+    """
+    poll = _poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
+
+
 class NativeThread:
     """A real thread of the operating system beside the hub, which runs on while the hub is blocked.
 
@@ -147,7 +161,7 @@ class NativeThread:
 
         `wake`, `stop`, and something to read from `descriptor` end the wait.
         """
-        poll = gevent.monkey.get_original("select", "poll")()
+        poll = _poll()
         poll.register(self._reader, select.POLLIN)
         if descriptor >= 0:
             poll.register(descriptor, select.POLLIN)

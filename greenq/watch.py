@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from greenq.bootsteps import StartStopStep
 from greenq.ear import Ear
 from greenq.errors import AccessRefused, OperationalError, ServerError, TransportTimeout
-from greenq.hub import NativeThread, sleep
+from greenq.hub import NativeThread, poll_readable, sleep
 from greenq.outage import Outage
 
 if TYPE_CHECKING:
@@ -211,6 +211,7 @@ class Watch(StartStopStep):
     # --- the thread -------------------------------------------------------------------------------
 
     def _run(self, thread: NativeThread) -> None:
+        self._leases.connection.poll = poll_readable
         self._renew()
         while not thread.wait(self._pause_s(), self._leases.connection.fileno()):
             if self._clock() >= self._look_at_s:
