@@ -147,6 +147,8 @@ class NativeThread:
         """Start the thread; `run` gets this object and returns soon after `wait` says so."""
         self.name = name
         self.ended = False
+        # In the thread: whether the last wait has ended by itself, and not for something to do.
+        self.timed_out = False
         self._run = run
         self._stopping = self._woken = False
         self._number: int = 0
@@ -165,7 +167,9 @@ class NativeThread:
         poll.register(self._reader, select.POLLIN)
         if descriptor >= 0:
             poll.register(descriptor, select.POLLIN)
-        for ready, _events in poll.poll(timeout_s * 1000):
+        found = poll.poll(timeout_s * 1000)
+        self.timed_out = not found
+        for ready, _events in found:
             if ready == self._reader:
                 self._woken = False
                 os.read(self._reader, 64)

@@ -160,6 +160,8 @@ class Watch(StartStopStep):
         # to be blocked.
         self._asked_s = self._look_at_s = -math.inf
         self._blocked: Blocker | None = None
+        # Something may have been read that has not been heard yet: no wait would tell of it.
+        self._is_behind = False
         self._beat: Beat | None = None
         self._beat_at_s = math.inf
         self._beat_slack_s = 0.0
@@ -214,13 +216,18 @@ class Watch(StartStopStep):
         self._leases.connection.poll = poll_readable
         self._renew()
         while not thread.wait(self._pause_s(), self._leases.connection.fileno()):
+            # With an answer, something that was published may have come along.
+            calls = self._clock() >= min(self._promote_at_s, self._renew_at_s)
             if self._clock() >= self._look_at_s:
                 self._look_at_hub()
             if self._clock() >= self._promote_at_s:
                 self._promote()
             if self._clock() >= self._renew_at_s:
                 self._renew()
-            self._attend()
+            # Most wake-ups are looks at the hub alone.
+            told = not thread.timed_out or self._is_behind
+            if calls or told or self._clock() >= self._speak_at_s():
+                self._attend()
         try:
             if not self._state.reserved:
                 self._leases.release()
@@ -294,8 +301,12 @@ class Watch(StartStopStep):
         """Return how long nothing is due."""
         due_s = min(self._look_at_s, self._promote_at_s, self._renew_at_s)
         if self._leases.connection.connected:
-            due_s = min(due_s, self._beat_at_s + self._beat_slack_s, self._impatient_s())
+            due_s = min(due_s, self._speak_at_s())
         return max(_SOON_S, due_s - self._clock())
+
+    def _speak_at_s(self) -> float:
+        """Return when to beat, or to answer in the hub's place, monotonic."""
+        return min(self._beat_at_s + self._beat_slack_s, self._impatient_s())
 
     def _impatient_s(self) -> float:
         """Return when to answer in the hub's place, monotonic: at once if it is known to stand."""
@@ -309,6 +320,7 @@ class Watch(StartStopStep):
         """
         connection = self._leases.connection
         other_duty_s = min(self._renew_at_s, self._look_at_s, self._promote_at_s)
+        self._is_behind = False
         has_called = True
         try:
             # What comes along with an answer is here already, and no wait would tell of it.
@@ -324,6 +336,7 @@ class Watch(StartStopStep):
                     connection.call("PUBLISH", *news)
                     has_called = True
                 if self._clock() >= other_duty_s:
+                    self._is_behind = has_called
                     return
         except (AccessRefused, ServerError) as exc:
             self._say_refused(exc)

@@ -257,10 +257,10 @@ class Connection:
                 missed.
         """
         ends_s = time.monotonic() + timeout_s
-        while not self._heard and self._can_read(max(0.0, ends_s - time.monotonic())):
+        wait_s = timeout_s
+        while len(self._heard) < _HEARD_COUNT and self._can_read(0.0 if self._heard else wait_s):
             self.receive("SUBSCRIBE", push=True)
-        while len(self._heard) < _HEARD_COUNT and self._can_read(0.0):
-            self.receive("SUBSCRIBE", push=True)
+            wait_s = max(0.0, ends_s - time.monotonic())
         heard = list(self._heard)
         self._heard.clear()
         return heard
