@@ -36,7 +36,7 @@ from greenq.timer import Timer
 from greenq.transport.intake import Intake
 from greenq.transport.leases import Leases, Verdict, new_owner
 from greenq.transport.mailbox import Mailbox
-from greenq.transport.members import living_nodes
+from greenq.transport.members import look_around
 from greenq.transport.outbox import Outbox
 from greenq.watch import Watch
 from greenq.worker_state import WorkerState
@@ -247,7 +247,7 @@ class Worker:
                 accept=accepted(("json", *config.task.accept_content)),
                 leaders={"task": self._send_elected, **app.leaders},
                 claim=self._claim,
-                leased=partial(living_nodes, transport.client, transport.keys),
+                leased=self._look_around,
                 greeted=self._greeted,
             )
         self.control: Control | None = None
@@ -326,6 +326,14 @@ class Worker:
         self._is_cold = True
         self.pool.hurry()
         self._ended.set()
+
+    def _look_around(self) -> set[str]:
+        """Return the nodes that hold a lease; share the clock with them. Switches: yes."""
+        transport, clock = self.app.transport, self.app.clock
+        nodes, highest = look_around(transport.client, transport.keys, clock.value)
+        if highest > clock.value:
+            clock.adjust(highest)
+        return nodes
 
     def _greeted(self) -> frozenset[str]:
         """Return the nodes that have answered this worker's hello."""

@@ -114,8 +114,8 @@ class Gossip(StartStopStep):
     """Listens to the events of workers.
 
     1. Keep the list of live neighbours. Those of greenq hold leases, which are looked at for each
-       election and now and then: their heartbeats, of which there are the more the larger the fleet
-       is, need not be heard.
+       election and now and then (the workers leave their clocks there): their heartbeats, of which
+       there are the more the larger the fleet is, need not be heard.
     2. Listen to heartbeats while there are workers of another kind (Celery's): these have no
        leases. They say hello to whoever starts, or are heard; and those that were missed by both
        are listened for now and then.
@@ -150,7 +150,8 @@ class Gossip(StartStopStep):
             accept: content types of events.
             leaders: what the winner of an election on a topic does with its action.
             claim: asks the server whether no other has acted as the winner of an election.
-            leased: asks the server for the nodes that hold a lease; may switch.
+            leased: asks the server for the nodes that hold a lease, and for their clock; may
+                switch.
             greeted: returns the nodes that have answered this worker's hello.
             begin: has something done in a greenlet of its own, which gets a name.
         """
