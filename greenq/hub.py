@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gevent
+import gevent.hub
 import gevent.monkey
 from gevent.event import Event
 
@@ -246,6 +247,11 @@ class Lags:
         }
 
 
+# What runs in the hub's thread when nothing else does: all that a greenlet or a callback does has
+# frames of its own.
+_WAITING = gevent.hub.Hub.run.__code__
+
+
 class Hub(StartStopStep):
     """The event loop's step: its lag, signals, and what crashes outside any greenlet.
 
@@ -260,6 +266,7 @@ class Hub(StartStopStep):
     def __init__(self) -> None:
         """Belong to the hub of this thread; its loop runs since gevent was imported."""
         self._hub = gevent.get_hub()
+        self._thread: int = gevent.monkey.get_original("_thread", "get_ident")()
         self._alive = self._hub.loop.async_()
         self._signals: list[Any] = []
         # Written by the hub, read by any thread: when it last answered a ping (monotonic), and how
@@ -283,6 +290,19 @@ class Hub(StartStopStep):
     def ping(self) -> None:
         """Have the loop note that it moves, as soon as it does; any thread may ask."""
         self._hub.loop.run_callback_threadsafe(self._moved, time.monotonic())
+
+    def rests(self) -> bool:
+        """From another thread: note that the loop moves if it waits for something to happen.
+
+        So a loop that has nothing to do need not be woken to say so. False: it must be asked.
+        """
+        # There is no public way to another thread's frame.
+        frame = sys._current_frames().get(self._thread)  # noqa: SLF001
+        if frame is None or frame.f_code is not _WAITING:
+            return False
+        self.lag_s = 0.0
+        self.lags.add(0.0)
+        return True
 
     def spawn_soon(self, run: Callable[[], object], *, name: str) -> None:
         """Start a greenlet in the hub's thread; any thread may ask."""

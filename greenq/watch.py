@@ -398,7 +398,8 @@ class Watch(StartStopStep):
         self._look_at_s = now + min(_LOOK_S, self._blocked_after_s)
         blocked = self._blocked
         if self._hub.moved_s >= self._asked_s:
-            self._ask_hub()
+            if blocked is not None or not self._hub.rests():
+                self._ask_hub()
             return
         still_s = now - self._asked_s
         if blocked is not None:
