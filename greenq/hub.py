@@ -13,7 +13,6 @@ import signal as signals
 import sys
 import time
 from bisect import bisect_left
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gevent
@@ -306,11 +305,16 @@ class Hub(StartStopStep):
 
     def spawn_soon(self, run: Callable[[], object], *, name: str) -> None:
         """Start a greenlet in the hub's thread; any thread may ask."""
-        self._hub.loop.run_callback_threadsafe(partial(spawn, run, name=name))
+        self._hub.loop.run_callback_threadsafe(self._spawn, run, name)
 
     def on_signal(self, number: signals.Signals, action: Callable[[], None]) -> None:
         """Run `action` in a greenlet whenever the signal arrives."""
         self._signals.append(gevent.signal_handler(number, action))
+
+    def _spawn(self, run: Callable[[], object], name: str) -> None:
+        # Of all that waits for the end of a block, the answer to a ping may be the last.
+        self.moved_s = time.monotonic()
+        spawn(run, name=name)
 
     def _moved(self, asked_s: float) -> None:
         now = time.monotonic()
