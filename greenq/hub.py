@@ -13,10 +13,10 @@ import signal as signals
 import sys
 import time
 from bisect import bisect_left
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gevent
+import gevent.hub
 import gevent.monkey
 from gevent.event import Event
 
@@ -131,6 +131,20 @@ def _log_crash(greenlet: Greenlet) -> None:
         _log.critical("greenlet %s crashed: %r", name, error, exc_info=greenlet.exc_info)
 
 
+# The original, which blocks the thread that waits.
+_poll = gevent.monkey.get_original("select", "poll")
+
+
+def poll_readable(descriptor: int, timeout_s: float) -> bool:
+    """Wait in a thread of the system's until a descriptor can be read; False after the timeout.
+
+    gevent's own way starts a hub in that thread, and runs its loop each time.
+    """
+    poll = _poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
+
+
 class NativeThread:
     """A real thread of the operating system beside the hub, which runs on while the hub is blocked.
 
@@ -141,6 +155,8 @@ class NativeThread:
         """Start the thread; `run` gets this object and returns soon after `wait` says so."""
         self.name = name
         self.ended = False
+        # In the thread: whether the last wait has ended by itself, and not for something to do.
+        self.timed_out = False
         self._run = run
         self._stopping = self._woken = False
         self._number: int = 0
@@ -155,11 +171,13 @@ class NativeThread:
 
         `wake`, `stop`, and something to read from `descriptor` end the wait.
         """
-        poll = gevent.monkey.get_original("select", "poll")()
+        poll = _poll()
         poll.register(self._reader, select.POLLIN)
         if descriptor >= 0:
             poll.register(descriptor, select.POLLIN)
-        for ready, _events in poll.poll(timeout_s * 1000):
+        found = poll.poll(timeout_s * 1000)
+        self.timed_out = not found
+        for ready, _events in found:
             if ready == self._reader:
                 self._woken = False
                 os.read(self._reader, 64)
@@ -236,6 +254,11 @@ class Lags:
         }
 
 
+# What runs in the hub's thread when nothing else does: all that a greenlet or a callback does has
+# frames of its own.
+_WAITING = gevent.hub.Hub.run.__code__
+
+
 class Hub(StartStopStep):
     """The event loop's step: its lag, signals, and what crashes outside any greenlet.
 
@@ -250,6 +273,7 @@ class Hub(StartStopStep):
     def __init__(self) -> None:
         """Belong to the hub of this thread; its loop runs since gevent was imported."""
         self._hub = gevent.get_hub()
+        self._thread: int = gevent.monkey.get_original("_thread", "get_ident")()
         self._alive = self._hub.loop.async_()
         self._signals: list[Any] = []
         # Written by the hub, read by any thread: when it last answered a ping (monotonic), and how
@@ -274,13 +298,31 @@ class Hub(StartStopStep):
         """Have the loop note that it moves, as soon as it does; any thread may ask."""
         self._hub.loop.run_callback_threadsafe(self._moved, time.monotonic())
 
+    def rests(self) -> bool:
+        """From another thread: note that the loop moves if it waits for something to happen.
+
+        So a loop that has nothing to do need not be woken to say so. False: it must be asked.
+        """
+        # There is no public way to another thread's frame.
+        frame = sys._current_frames().get(self._thread)  # noqa: SLF001
+        if frame is None or frame.f_code is not _WAITING:
+            return False
+        self.lag_s = 0.0
+        self.lags.add(0.0)
+        return True
+
     def spawn_soon(self, run: Callable[[], object], *, name: str) -> None:
         """Start a greenlet in the hub's thread; any thread may ask."""
-        self._hub.loop.run_callback_threadsafe(partial(spawn, run, name=name))
+        self._hub.loop.run_callback_threadsafe(self._spawn, run, name)
 
     def on_signal(self, number: signals.Signals, action: Callable[[], None]) -> None:
         """Run `action` in a greenlet whenever the signal arrives."""
         self._signals.append(gevent.signal_handler(number, action))
+
+    def _spawn(self, run: Callable[[], object], name: str) -> None:
+        # Of all that waits for the end of a block, the answer to a ping may be the last.
+        self.moved_s = time.monotonic()
+        spawn(run, name=name)
 
     def _moved(self, asked_s: float) -> None:
         now = time.monotonic()

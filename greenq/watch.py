@@ -21,7 +21,7 @@ from greenq.bootsteps import StartStopStep
 from greenq.ear import Ear
 from greenq.errors import AccessRefused, OperationalError, ServerError, TransportTimeout
 from greenq.guard import account
-from greenq.hub import NativeThread, boottime, sleep
+from greenq.hub import NativeThread, poll_readable, sleep
 from greenq.outage import Outage
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Watch(StartStopStep):
         forgotten: Callable[[], object],
         give_away: Callable[[Connection], object],
         guard: Guard | None = None,
-        clock: Callable[[], float] = boottime,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Watch `hub` and speak for the owner of `leases`.
 
@@ -154,7 +154,7 @@ class Watch(StartStopStep):
             give_away: called in the watch thread when the hub is blocked, to give back what has not
                 begun over a connection.
             guard: keeps the lease while no Python runs in this process; None: nobody does.
-            clock: seconds; they go on while the machine is suspended.
+            clock: seconds, monotonic.
         """
         self._leases = leases
         self._hub = hub
@@ -193,6 +193,8 @@ class Watch(StartStopStep):
         # to be blocked.
         self._asked_s = self._look_at_s = -math.inf
         self._blocked: Blocker | None = None
+        # Something may have been read that has not been heard yet: no wait would tell of it.
+        self._is_behind = False
         self._beat: Beat | None = None
         self._beat_at_s = math.inf
         self._beat_slack_s = 0.0
@@ -246,19 +248,20 @@ class Watch(StartStopStep):
     # --- the thread -------------------------------------------------------------------------------
 
     def _run(self, thread: NativeThread) -> None:
+        self._leases.connection.poll = poll_readable
         self.turn()
         while not self._rest(thread):
-            self.turn()
+            self.turn(told=not thread.timed_out)
         self.leave()
 
     def _rest(self, thread: NativeThread) -> bool:
         """Wait until something is due, and say so if no Python ran for much longer; True: end."""
         pause_s = self._pause_s()
-        began_s, awake_s, cpu_s = self._clock(), time.monotonic(), time.process_time()
+        began_s, awake_s, cpu_s = self._state.now_s(), self._clock(), time.process_time()
         is_over = thread.wait(pause_s, self._leases.connection.fileno())
-        late_s = self._clock() - began_s - pause_s
+        late_s = self._state.now_s() - began_s - pause_s
         if late_s >= self._blocked_after_s:
-            suspended_s = late_s - (time.monotonic() - awake_s - pause_s)
+            suspended_s = late_s - (self._clock() - awake_s - pause_s)
             # Whoever held the GIL has only just let go of it.
             found = self._find_blocker(late_s)
             self.blockers.append(found)
@@ -268,18 +271,23 @@ class Watch(StartStopStep):
             )  # fmt: skip
         return is_over
 
-    def turn(self) -> None:
-        """Do what is due."""
+    def turn(self, *, told: bool = True) -> None:
+        """Do what is due; `told`: something may have been published to this worker."""
         if self._clock() >= self._look_at_s:
             self._look_at_hub()
+        # With an answer, something that was published may have come along.
         if self._clock() >= self._promote_at_s:
             self._promote()
+            told = True
         if self._clock() >= self._renew_at_s:
             self._renew()
+            told = True
         if self._clock() >= self._relay_at_s and self._leases.connection.noticed:
             self._relay()
-        # Last of what uses this connection: it hears what came along with the others' answers.
-        self._attend()
+            told = True
+        # Last of what uses this connection. Most wake-ups are looks at the hub alone.
+        if told or self._is_behind or self._clock() >= self._speak_at_s():
+            self._attend()
         while self._leases.recovery.busy and self._clock() < self._next_duty_s():
             self._leases.recovery.step()
 
@@ -301,7 +309,7 @@ class Watch(StartStopStep):
         return min(self._renew_at_s, self._look_at_s, self._promote_at_s)
 
     def _renew(self) -> None:
-        now = self._clock()
+        now, asked_s = self._clock(), self._state.now_s()
         self._renew_at_s = now + self._renew_every_s
         try:
             if not self._leases.connection.connected:
@@ -315,7 +323,7 @@ class Watch(StartStopStep):
                 self._say_refused(renewal.unheard)
             if not renewal.held and self.held:
                 self._lost(now, renewal)
-            self._state.lease_until_s = now + self._lease_s
+            self._state.lease_until_s = asked_s + self._lease_s
             self.held = True
             self.problem = None
             self._outage.over("the lease is renewed again")
@@ -362,7 +370,7 @@ class Watch(StartStopStep):
 
     def _lost(self, now: float, renewal: Renewal) -> None:
         """Note that the lease has ended; who was away cannot tell who else was."""
-        self._state.lease_lost_s = self._clock()
+        self._state.lease_lost_s = self._state.now_s()
         self._recover_from_s = now + self._lease_s
         if renewal.first_unused:
             here = [each for each in list(self._state.reserved.values()) if not each.settled]
@@ -392,11 +400,15 @@ class Watch(StartStopStep):
             return 0.0
         due_s = self._next_duty_s()
         if self._leases.connection.connected:
-            due_s = min(due_s, self._beat_at_s + self._beat_slack_s, self._impatient_s())
+            due_s = min(due_s, self._speak_at_s())
         pause_s = max(_SOON_S, due_s - self._clock())
         if self._leases.connection.noticed:
             pause_s = min(pause_s, max(0.0, self._relay_at_s - self._clock()))
         return pause_s
+
+    def _speak_at_s(self) -> float:
+        """Return when to beat, or to answer in the hub's place, monotonic."""
+        return min(self._beat_at_s + self._beat_slack_s, self._impatient_s())
 
     def _impatient_s(self) -> float:
         """Return when to answer in the hub's place, monotonic: at once if it is known to stand."""
@@ -410,6 +422,7 @@ class Watch(StartStopStep):
         """
         connection = self._leases.connection
         other_duty_s = self._next_duty_s()
+        self._is_behind = False
         has_called = True
         try:
             # What comes along with an answer is here already, and no wait would tell of it.
@@ -425,6 +438,7 @@ class Watch(StartStopStep):
                     connection.call("PUBLISH", *news)
                     has_called = True
                 if self._clock() >= other_duty_s:
+                    self._is_behind = has_called
                     return
         except (AccessRefused, ServerError) as exc:
             self._say_refused(exc)
@@ -503,7 +517,8 @@ class Watch(StartStopStep):
         self._look_at_s = now + min(_LOOK_S, self._blocked_after_s)
         blocked = self._blocked
         if self._hub.moved_s >= self._asked_s:
-            self._ask_hub()
+            if blocked is not None or not self._hub.rests():
+                self._ask_hub()
             return
         still_s = now - self._asked_s
         if blocked is not None:

@@ -37,6 +37,7 @@ from greenq.timer import Timer
 from greenq.transport.intake import Intake
 from greenq.transport.leases import Leases, new_owner
 from greenq.transport.mailbox import Mailbox
+from greenq.transport.members import look_around
 from greenq.transport.outbox import Outbox
 from greenq.transport.recovery import Recovery
 from greenq.transport.settle import Entry
@@ -266,6 +267,8 @@ class Worker:
                 accept=accepted(("json", *config.task.accept_content)),
                 leaders={"task": self._send_elected, **app.leaders},
                 claim=self._claim,
+                leased=self._look_around,
+                greeted=self._greeted,
             )
         self.control: Control | None = None
         if config.worker.worker_enable_remote_control if control is None else control:
@@ -343,6 +346,18 @@ class Worker:
         self._is_cold = True
         self.pool.hurry()
         self._ended.set()
+
+    def _look_around(self) -> set[str]:
+        """Return the nodes that hold a lease; share the clock with them. Switches: yes."""
+        transport, clock = self.app.transport, self.app.clock
+        nodes, highest = look_around(transport.client, transport.keys, clock.value)
+        if highest > clock.value:
+            clock.adjust(highest)
+        return nodes
+
+    def _greeted(self) -> frozenset[str]:
+        """Return the nodes that have answered this worker's hello."""
+        return self.mingle.met if self.mingle is not None else frozenset()
 
     def _on_stop_signal(self) -> None:
         if self._ended.is_set():

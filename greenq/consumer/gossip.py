@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import random
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -10,12 +12,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenq.bootsteps import StartStopStep
-from greenq.errors import ContentDisallowed, DecodeError
+from greenq.errors import ContentDisallowed, DecodeError, OperationalError
 from greenq.hub import spawn
 from greenq.protocol.event import EXCHANGE, SILENT_INTERVALS, read_events
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from greenq.consumer.events import Events
     from greenq.ear import Ear
@@ -25,8 +27,29 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How often neighbours are looked for that have fallen silent.
+# Heard always: what is rare, and tells who comes, who goes and who votes.
+_RARE = ("worker.online", "worker.offline", "worker.elect")
+
+# Heard only while there may be workers that are known by nothing else. What is said in elections
+# besides the votes moves the clock, as heartbeats do.
+_FREQUENT = ("worker.heartbeat", "worker.elect.ack")
+
+# After its start, and now and then, a worker listens for so long to whoever else beats: for two of
+# Celery's intervals and a bit.
+_LISTEN_S = 5.0
+_LISTEN_EVERY_S = 300.0
+
+# Heartbeats are listened to until no worker of another kind has been heard of for so long; of one
+# that beats more seldom, for two of its intervals.
+_LINGER_S = 120.0
+
+# How often neighbours are looked for that have fallen silent, while heartbeats are heard.
 _CHECK_S = 5.0
+
+# How often the leases are looked at, of a small fleet. In a large one, in which a look is long,
+# more seldom: so many seconds for each member.
+_LOOK_S = 10.0
+_LOOK_EACH_S = 0.1
 
 # A vote that has not come by then is not waited for.
 _VOTES_S = 2.0
@@ -43,6 +66,10 @@ _ELECTIONS = 1000
 # Neighbours at once; of more, nothing is kept.
 _NEIGHBOURS = 10_000
 
+# What workers with leases call themselves in the events that tell what a worker is.
+_OURS = "greenq"
+_TELLING = ("worker-online", "worker-heartbeat")
+
 # The version of the way in which workers elect; others' votes do not count.
 _VERSION = 1
 
@@ -53,38 +80,46 @@ class Neighbour:
 
     Attributes:
         node: its name.
-        freq_s: its heartbeat's interval.
+        freq_s: its heartbeat's interval; infinite for one of which only a lease is known.
         heard_s: when it was last heard of, monotonic.
+        leased: it holds a lease, so whether it lives need not be heard.
         told: the fields of its last event.
     """
 
     node: str
     freq_s: float = 2.0
     heard_s: float = 0.0
+    leased: bool = False
     told: Mapping[str, Any] = field(default_factory=dict)
-
-    def is_alive(self, now_s: float) -> bool:
-        """Tell whether it was heard of within two of its intervals."""
-        return now_s < self.heard_s + SILENT_INTERVALS * self.freq_s
 
 
 @dataclass(slots=True)
 class _Election:
-    """The votes for one election: node to (clock, name, topic, action)."""
+    """The votes for one election: node to (clock, name, topic, action).
+
+    Attributes:
+        is_known: who may vote was asked for since it began.
+    """
 
     deadline: Entry
     votes: dict[str, tuple[int, str, str, Any]] = field(default_factory=dict)
+    is_known: bool = False
 
 
-def _begin(run: Callable[[], object]) -> None:
-    spawn(run, name="leader")
+def _begin(run: Callable[[], object], name: str) -> None:
+    spawn(run, name=name)
 
 
 class Gossip(StartStopStep):
-    """Listens to the events of all workers.
+    """Listens to the events of workers.
 
-    1. Keep the list of live neighbours, and the logical clock ahead of theirs.
-    2. Hold elections. Who asks for one has all workers vote: each publishes its clock. The lowest
+    1. Keep the list of live neighbours. Those of greenq hold leases, which are looked at for each
+       election and now and then (the workers leave their clocks there): their heartbeats, of which
+       there are the more the larger the fleet is, need not be heard.
+    2. Listen to heartbeats while there are workers of another kind (Celery's): these have no
+       leases. They say hello to whoever starts, or are heard; and those that were missed by both
+       are listened for now and then.
+    3. Hold elections. Who asks for one has all workers vote: each publishes its clock. The lowest
        clock wins, of equal ones the smallest name. Every worker comes to the same end by itself, as
        soon as it has the vote of each live neighbour, or after two seconds.
     """
@@ -104,7 +139,9 @@ class Gossip(StartStopStep):
         accept: frozenset[str],
         leaders: Mapping[str, Callable[[Any], object]],
         claim: Callable[[str], bool],
-        begin: Callable[[Callable[[], object]], object] = _begin,
+        leased: Callable[[], Iterable[str]],
+        greeted: Callable[[], Collection[str]] = frozenset,
+        begin: Callable[[Callable[[], object], str], object] = _begin,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """Listen for the node `hostname`.
@@ -113,7 +150,10 @@ class Gossip(StartStopStep):
             accept: content types of events.
             leaders: what the winner of an election on a topic does with its action.
             claim: asks the server whether no other has acted as the winner of an election.
-            begin: has something done in a greenlet of its own.
+            leased: asks the server for the nodes that hold a lease, and for their clock; may
+                switch.
+            greeted: returns the nodes that have answered this worker's hello.
+            begin: has something done in a greenlet of its own, which gets a name.
         """
         self.neighbours: dict[str, Neighbour] = {}
         self._ear = ear
@@ -124,24 +164,45 @@ class Gossip(StartStopStep):
         self._accept = accept
         self._leaders = leaders
         self._claim = claim
+        self._leased = leased
+        self._greeted = greeted
         self._begin = begin
         self._now_s = now_s
-        self._channel = keys.fanout(EXCHANGE, "worker.*")
+        self._rare = [keys.fanout(EXCHANGE, key) for key in _RARE]
+        self._frequent = [keys.fanout(EXCHANGE, key) for key in _FREQUENT]
         self._elections: dict[str, _Election] = {}
         # Late votes must not open them again.
         self._decided: deque[str] = deque(maxlen=_ELECTIONS)
         self._check: Entry | None = None
+        self._timers: list[Entry] = []
+        # Heartbeats are heard since then and until then at least; infinite: not at all.
+        self._listens_from_s = math.inf
+        self._listens_until_s = 0.0
+        self._is_looking = self._looks_again = False
+        # Who has answered this worker's hello, until it is known who of them holds a lease.
+        self._strangers: set[str] = set()
 
     def start(self) -> None:
         """Begin to listen."""
-        self._ear.listen(self._channel, self.hear)
-        self._check = self._timer.call_repeatedly(_CHECK_S, self.drop_silent)
+        for channel in self._rare:
+            self._ear.listen(channel, self.hear)
+        self._strangers = set(self._greeted())
+        self._listen(_LISTEN_S)
+        every_s = _LISTEN_EVERY_S * random.uniform(0.8, 1.2)
+        self._timers = [
+            self._timer.call_repeatedly(every_s, lambda: self._listen(_LISTEN_S)),
+            self._timer.call_after(_LOOK_S, self._look_on),
+        ]
+        self._look()
 
     def stop(self) -> None:
         """Listen no longer, and forget what may change meanwhile."""
-        self._ear.ignore(self._channel)
-        if self._check is not None:
-            self._check.cancel()
+        for channel in self._rare:
+            self._ear.ignore(channel)
+        self._listen_no_longer()
+        for entry in self._timers:
+            entry.cancel()
+        self._timers = []
         for election in self._elections.values():
             election.deadline.cancel()
         self._elections.clear()
@@ -173,16 +234,92 @@ class Gossip(StartStopStep):
         for event in events:
             self._note(event)
 
+    # --- who is there -----------------------------------------------------------------------------
+
+    def _listen(self, seconds: float) -> None:
+        """Listen to heartbeats for so long from now on, or longer."""
+        now_s = self._now_s()
+        self._listens_until_s = max(self._listens_until_s, now_s + seconds)
+        if self._check is None:
+            self._listens_from_s = now_s
+            for channel in self._frequent:
+                self._ear.listen(channel, self.hear)
+            self._check = self._timer.call_repeatedly(_CHECK_S, self.drop_silent)
+
+    def _listen_no_longer(self) -> None:
+        self._listens_from_s, self._listens_until_s = math.inf, 0.0
+        for channel in self._frequent:
+            self._ear.ignore(channel)
+        if self._check is not None:
+            self._check.cancel()
+            self._check = None
+
     def drop_silent(self) -> None:
         """Forget the neighbours that have not been heard of for too long."""
-        if self._check is not None and self._stood_still(self._check):
+        if self._check is None or self._stood_still(self._check):
             return
         now_s = self._now_s()
         for neighbour in list(self.neighbours.values()):
-            if not neighbour.is_alive(now_s):
-                del self.neighbours[neighbour.node]
-                _log.info("missed heartbeat from %s", neighbour.node)
-                self._decide_all()
+            # Whom this worker did not listen to, it cannot hold for silent.
+            silent_s = now_s - max(neighbour.heard_s, self._listens_from_s)
+            if silent_s >= SILENT_INTERVALS * neighbour.freq_s:
+                self._lose(neighbour)
+        if now_s >= self._listens_until_s:
+            self._listen_no_longer()
+
+    def _lose(self, neighbour: Neighbour) -> None:
+        del self.neighbours[neighbour.node]
+        _log.info("missed heartbeat from %s", neighbour.node)
+        self._decide_all()
+
+    def _look_on(self) -> None:
+        """Look at the leases, and again in a while: the later, the more there is to see."""
+        self._look()
+        pause_s = max(_LOOK_S, _LOOK_EACH_S * len(self.neighbours))
+        self._timers[-1] = self._timer.call_after(pause_s, self._look_on)
+
+    def _look(self) -> None:
+        """Have the leases looked at, once more if that is being done already."""
+        self._looks_again = True
+        if not self._is_looking:
+            self._is_looking = True
+            self._begin(self._look_at_leases, "gossip")
+
+    def _look_at_leases(self) -> None:
+        """Learn who holds a lease, for the elections that have begun by now. Switches: yes."""
+        try:
+            while self._looks_again:
+                self._looks_again = False
+                timers, begun = self._timers, list(self._elections.values())
+                # Who comes meanwhile need not be in the answer.
+                before = {each.node for each in self.neighbours.values() if each.leased}
+                leased = {*self._leased()} - {self._hostname, ""}
+                # Stopped meanwhile, and perhaps started again.
+                if self._timers is timers:
+                    self._follow(before, leased)
+                    for election in begun:
+                        election.is_known = True
+                    self._decide_all()
+        except OperationalError as exc:
+            # Elections end without: after two seconds.
+            _log.debug("the leases could not be looked at: %s", exc)
+        finally:
+            self._is_looking = False
+
+    def _follow(self, before: set[str], leased: set[str]) -> None:
+        """Take note of who holds a lease, and who does no longer but did before."""
+        for node in leased:
+            neighbour = self.neighbours.get(node) or self._add(node, freq_s=math.inf)
+            if neighbour is not None:
+                neighbour.leased = True
+        for node in before - leased:
+            if node in self.neighbours:
+                self._lose(self.neighbours[node])
+        # Some may be heard of by a vote alone.
+        strangers = {each.node for each in self.neighbours.values() if not each.leased}
+        if strangers or not leased.issuperset(self._strangers):
+            self._listen(_LINGER_S)
+        self._strangers.clear()
 
     def _note(self, event: Mapping[str, Any]) -> None:
         node, kind = event["hostname"], event["type"]
@@ -200,17 +337,27 @@ class Gossip(StartStopStep):
                 _log.info("%s left", node)
                 self._decide_all()
             return
-        neighbour = self.neighbours.get(node)
+        neighbour = self.neighbours.get(node) or self._add(node)
         if neighbour is None:
-            if len(self.neighbours) >= _NEIGHBOURS:
-                return
-            neighbour = self.neighbours[node] = Neighbour(node)
-            _log.info("%s is there", node)
+            return
         freq_s = event.get("freq")
-        if isinstance(freq_s, int | float) and 0 < freq_s < float("inf"):
+        if isinstance(freq_s, int | float) and 0 < freq_s < math.inf:
             neighbour.freq_s = float(freq_s)
         neighbour.heard_s = self._now_s()
         neighbour.told = event
+        if event.get("sw_ident") == _OURS:
+            # Which it has written before it spoke.
+            neighbour.leased = True
+        elif kind in _TELLING and not neighbour.leased:
+            self._listen(max(_LINGER_S, SILENT_INTERVALS * neighbour.freq_s))
+
+    def _add(self, node: str, freq_s: float = 2.0) -> Neighbour | None:
+        """Return a new neighbour, None if there are too many."""
+        if len(self.neighbours) >= _NEIGHBOURS:
+            return None
+        neighbour = self.neighbours[node] = Neighbour(node, freq_s, self._now_s())
+        _log.info("%s is there", node)
+        return neighbour
 
     def _count(self, event: Mapping[str, Any]) -> None:
         """Note a vote, say that it was heard, and look whether it was the last one."""
@@ -222,6 +369,7 @@ class Gossip(StartStopStep):
             _log.warning("%s elects in another way; its vote does not count", event["hostname"])
             return
         election = self._elections.get(election_id)
+        is_new = election is None
         if election is None:
             if election_id in self._decided or len(self._elections) >= _ELECTIONS:
                 return
@@ -231,6 +379,8 @@ class Gossip(StartStopStep):
         election.votes[event["hostname"]] = event["clock"], voter, topic, event.get("action")
         # Celery's workers count these.
         self._events.send("worker-elect-ack", {"id": election_id})
+        if is_new:
+            self._look()
         self._decide_if_complete(election_id)
 
     def _decide_all(self) -> None:
@@ -239,8 +389,10 @@ class Gossip(StartStopStep):
 
     def _decide_if_complete(self, election_id: str) -> None:
         """Decide when all have voted that are not known to be lost."""
+        election = self._elections.get(election_id)
         # Even if silent for too long: they may have spoken while this worker stood still.
-        if self.neighbours.keys() | {self._hostname} <= self._elections[election_id].votes.keys():
+        voters = self.neighbours.keys() | {self._hostname}
+        if election is not None and election.is_known and voters <= election.votes.keys():
             self._decide(election_id)
 
     def _close(self, election_id: str) -> None:
@@ -255,7 +407,8 @@ class Gossip(StartStopStep):
     def _stood_still(self, due: Entry) -> bool:
         """Tell whether what the others have said meanwhile is still to be heard."""
         is_late = self._timer.clock() - due.due_s > _LATE_S
-        return is_late or self._ear.has_waiting(self._channel)
+        has_waiting = self._ear.has_waiting
+        return is_late or any(map(has_waiting, (*self._rare, *self._frequent)))
 
     def _decide(self, election_id: str) -> None:
         """Find the winner among those who have voted; if it is this worker, it acts."""
@@ -274,7 +427,7 @@ class Gossip(StartStopStep):
             known = ", ".join(sorted(self._leaders))
             _log.error("nobody leads in elections on %r: known topics are %s", topic, known)
             return
-        self._begin(partial(self._lead, election_id, topic, partial(act, action)))
+        self._begin(partial(self._lead, election_id, topic, partial(act, action)), "leader")
 
     def _lead(self, election_id: str, topic: str, act: Callable[[], object]) -> None:
         """Act as the winner, unless a worker that decided without this one's vote has."""

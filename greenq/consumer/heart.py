@@ -23,6 +23,8 @@ INTERVAL_S = 2.0
 
 _BEAT = "worker-heartbeat"
 
+_SYSTEM = platform.system()
+
 
 class Heart(StartStopStep):
     """Sends worker-online, then heartbeats, at last worker-offline.
@@ -73,7 +75,7 @@ class Heart(StartStopStep):
             "loadavg": [round(load, 2) for load in os.getloadavg()],
             "sw_ident": "greenq",
             "sw_ver": __version__,
-            "sw_sys": platform.system(),
+            "sw_sys": _SYSTEM,
         }
 
     def _write(self, blocker: Blocker | None) -> Publication:

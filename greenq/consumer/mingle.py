@@ -23,6 +23,8 @@ _TIMEOUT_S = 1.0
 class Mingle(StartStopStep):
     """Asks all other workers ``hello`` and takes over revoked ids and the clock.
 
+    Gossip learns from it of whom only heartbeats will tell.
+
     Nobody there: it costs one round trip.
     """
 
@@ -34,6 +36,8 @@ class Mingle(StartStopStep):
         self._mailbox = mailbox
         self._state = state
         self._hostname = hostname
+        # The nodes that have answered, for whoever starts after this.
+        self.met: frozenset[str] = frozenset()
 
     def start(self) -> None:
         """Say hello and hear the answers; who is refused does without. Switches: yes.
@@ -41,6 +45,7 @@ class Mingle(StartStopStep):
         Raises:
             OperationalError: the server is lost.
         """
+        self.met = frozenset()
         revoked = self._state.revoked
         told = {"from_node": self._hostname, "revoked": list(revoked.ids())}
         try:
@@ -50,6 +55,7 @@ class Mingle(StartStopStep):
             _log.info("mingle: this worker cannot ask others: %s", exc)
             return
         replies.pop(self._hostname, None)
+        self.met = frozenset(replies)
         known = [task_id for reply in replies.values() for task_id in revoked_ids(reply)]
         revoked.update(known)
         for reply in replies.values():

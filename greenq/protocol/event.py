@@ -49,6 +49,9 @@ _PLAIN = frozenset(
 # What every event has beside its own fields.
 _ADDED = frozenset(("hostname", "utcoffset", "pid", "clock", "timestamp", "type"))
 
+# Kinds of events whose envelopes are kept; a program's own may be of any number.
+_FRAMES = 100
+
 # How an envelope begins.
 _BODY = b'{"body": "'
 
@@ -166,6 +169,9 @@ class EventWriter:
         """Write for the node `hostname`, or ``gen<pid>@<host>`` of a client."""
         self._hostname, self._utcoffset, self._pid = hostname, utcoffset(), os.getpid()
         self._forward = clock.forward
+        # Of each routing key what an envelope is before and behind its delivery tag, the last of
+        # what it holds besides the body.
+        self._frames: dict[str, tuple[bytes, bytes]] = {}
 
     # These three are on the path of every task.
 
@@ -237,6 +243,14 @@ class EventWriter:
         return self._wrap(body, MULTI)
 
     def _wrap(self, body: bytes, key: str) -> bytes:
+        before, behind = self._frames.get(key) or self._frame(key)
+        # Base64 is put in as it is: to have it searched for what JSON must escape would take longer
+        # than all the rest.
+        text = b2a_base64(body, newline=False)
+        return b"".join((_BODY, text, before, new_id().encode(), behind))
+
+    def _frame(self, key: str) -> tuple[bytes, bytes]:
+        tag = new_id()
         empty = envelope.wrap(
             b"",
             content_type="application/json",
@@ -247,12 +261,13 @@ class EventWriter:
                 "delivery_info": {"exchange": EXCHANGE, "routing_key": key},
                 "priority": 0,
                 "body_encoding": "base64",
-                "delivery_tag": new_id(),
+                "delivery_tag": tag,
             },
         )
-        # Base64 is put in as it is: to have it searched for what JSON must escape would take longer
-        # than all the rest.
-        return b"".join((_BODY, b2a_base64(body, newline=False), empty[len(_BODY) :].encode()))
+        before, _, behind = empty[len(_BODY) :].encode().partition(tag.encode())
+        if len(self._frames) < _FRAMES:
+            self._frames[key] = before, behind
+        return before, behind
 
 
 def routing_key(kind: str) -> str:

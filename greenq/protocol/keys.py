@@ -61,6 +61,11 @@ class Keys:
         return f"{self.prefix}greenq.leases"
 
     @property
+    def clock(self) -> str:
+        """Sorted set, greenq's own: one member, whose score is the highest logical clock."""
+        return f"{self.prefix}greenq.clock"
+
+    @property
     def binding_deadlines(self) -> str:
         """Sorted set: exchanges of expiring queues by deadline, in unix milliseconds."""
         return f"{self.prefix}_kombu.binding_deadlines"

@@ -115,8 +115,8 @@ class Connection:
     """
 
     __slots__ = (
-        "_client", "_heard", "_link", "_pid", "_traffic", "ends_s", "noticed", "number", "pushes",
-        "used_at",
+        "_client", "_heard", "_link", "_pid", "_traffic", "ends_s", "noticed", "number", "poll",
+        "pushes", "used_at",
     )  # fmt: skip
 
     def __init__(self, client: Client, link: Any, *, pushes: bool = False) -> None:
@@ -133,6 +133,9 @@ class Connection:
         # The server's number of this connection, for CLIENT UNBLOCK; None until `identify`.
         self.number: int | None = None
         self.used_at = time.monotonic()
+        # How its holder waits for a descriptor: (number, seconds) to whether it can be read. A
+        # thread beside the hub has its own way, which is cheap; None: that of the socket.
+        self.poll: Callable[[int, float], bool] | None = None
         # When whatever is done with it must be over (monotonic); None: each read has its own limit.
         self.ends_s: float | None = None
 
@@ -218,7 +221,13 @@ class Connection:
         Raises:
             AccessRefused: this user may not listen there; the connection goes on.
         """
-        self._announce([("SUBSCRIBE", *channels), ("PSUBSCRIBE", *patterns)])
+        # One by one: a user who may not listen to one may to others.
+        self._announce(
+            [
+                *(("SUBSCRIBE", channel) for channel in channels),
+                *(("PSUBSCRIBE", pattern) for pattern in patterns),
+            ]
+        )
 
     def unsubscribe(self, channels: Sequence[str] = (), patterns: Sequence[str] = ()) -> None:
         """Be told no longer."""
@@ -248,10 +257,10 @@ class Connection:
                 missed.
         """
         ends_s = time.monotonic() + timeout_s
-        while not self._heard and self._can_read(max(0.0, ends_s - time.monotonic())):
+        wait_s = timeout_s
+        while len(self._heard) < _HEARD_COUNT and self._can_read(0.0 if self._heard else wait_s):
             self.receive("SUBSCRIBE", push=True)
-        while len(self._heard) < _HEARD_COUNT and self._can_read(0.0):
-            self.receive("SUBSCRIBE", push=True)
+            wait_s = max(0.0, ends_s - time.monotonic())
         heard = list(self._heard)
         self._heard.clear()
         return heard
@@ -330,6 +339,8 @@ class Connection:
         if timeout_s is not None:
             read = partial(read, timeout=timeout_s)
         try:
+            if self.poll is not None:
+                self._await_input(self._link.socket_timeout if timeout_s is None else timeout_s)
             if self.pushes:
                 answer = read(push_request=True)
                 while isinstance(answer, Push) and not push:
@@ -350,6 +361,29 @@ class Connection:
         self.used_at = time.monotonic()
         return answer
 
+    def _await_input(self, timeout_s: float) -> None:
+        """Wait for something to read.
+
+        Raises:
+            TimeoutError: nothing came.
+        """
+        if not self._has_input(timeout_s):
+            raise TimeoutError("nothing came in time")
+
+    def _has_input(self, timeout_s: float) -> bool:
+        """Wait with the holder's own poll until there is something to read, or the socket ends."""
+        link = self._link
+        parser, sock = link._get_parser(), link._get_socket()  # noqa: SLF001  as above
+        reader = getattr(parser, "_reader", None)
+        if sock is None or reader is None or reader.has_data():
+            return True
+        # What TLS has decrypted already is in no socket any more.
+        pending = getattr(sock, "pending", None)
+        if pending is not None and pending():
+            return True
+        assert self.poll is not None
+        return self.poll(sock.fileno(), timeout_s)
+
     def has_answer(self) -> bool:
         """True if something can be read without waiting, or has been heard with another answer.
 
@@ -367,6 +401,10 @@ class Connection:
         if not self.connected:
             return False
         try:
+            if self.poll is not None:
+                if not self._has_input(timeout_s):
+                    return False
+                timeout_s = 0.0
             return bool(self._link.can_read(timeout=timeout_s))
         except Exception as exc:
             self.close()

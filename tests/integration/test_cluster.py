@@ -415,6 +415,38 @@ def test_an_agent_lives_as_long_as_the_connection() -> None:
         assert cluster.noted()[-1] == "agent of w@host stops"
 
 
+# --- who hears whom -------------------------------------------------------------------------------
+
+
+def test_a_fleet_of_greenq_does_not_listen_to_its_own_heartbeats() -> None:
+    names = [f"w{number}" for number in range(4)]
+    with valkey() as server, cluster_on(server) as cluster:
+        workers = {name: cluster.worker(name) for name in names}
+
+        def listeners() -> int:
+            patterns: int = server.client.pubsub_numpat()
+            return patterns + sum(count for _, count in server.client.pubsub_numsub(BEAT))
+
+        wait_until(lambda: listeners() == 0, WAIT_S)
+        # They beat all the same, for whoever wants to hear it.
+        with heard(server, BEAT) as beats:
+            seen: set[str] = set()
+
+            def all_beat() -> bool:
+                seen.update(event["hostname"] for event in beats())
+                return seen == {f"{name}@host" for name in names}
+
+            wait_until(all_beat, WAIT_S)
+        # They know of each other, wait for each other's votes, and notice who is lost.
+        cluster.control.election("e", "cluster_app.lead", "on")
+        wait_until(lambda: cluster.noted() == ["led on"], WAIT_S)
+        workers["w3"].kill()
+        for name in names[:3]:
+            workers[name].wait_text("missed heartbeat from w3@host", WAIT_S)
+            assert workers[name].text.count("missed heartbeat") == 1
+        assert listeners() == 0
+
+
 # --- elections ------------------------------------------------------------------------------------
 
 

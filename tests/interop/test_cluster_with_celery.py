@@ -123,6 +123,30 @@ def test_each_kind_notices_that_the_other_is_lost() -> None:
             assert f"missed heartbeat from {node}" not in alive.text
 
 
+def test_heartbeats_are_listened_to_while_there_is_a_celery_worker() -> None:
+    nodes = [f"ours{number}@host" for number in range(4)]
+    beat = "/0.celeryev/worker.heartbeat"
+    with valkey() as server, celery_client(server.url) as app, ExitStack() as stack:
+        workers = [stack.enter_context(worker_of("greenq", server, node)) for node in nodes]
+        wait_for_nodes(app, nodes)
+
+        def listeners() -> int:
+            # Celery's workers listen to a pattern, which does not count here.
+            return sum(count for _, count in server.client.pubsub_numsub(beat))
+
+        wait_until(lambda: listeners() == 0, WAIT_S)
+        with worker_of("celery", server, THEIRS) as theirs:
+            wait_until(lambda: listeners() == len(nodes), WAIT_S)
+            # Another one starts beside it, which hears of it only by its heartbeats.
+            late = stack.enter_context(worker_of("greenq", server, "late@host", "--without-mingle"))
+            for worker in (*workers, late):
+                worker.wait_text(f"{THEIRS} is there", WAIT_S)
+            wait_until(lambda: listeners() == len(nodes) + 1, WAIT_S)
+            theirs.kill()
+            for worker in (*workers, late):
+                worker.wait_text(f"missed heartbeat from {THEIRS}", WAIT_S)
+
+
 # --- elections ------------------------------------------------------------------------------------
 
 

@@ -6,12 +6,15 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import gevent
 import pytest
 
-from greenq.hub import join_all, run_all, sleep, spawn
+from greenq.hub import Hub, join_all, poll_readable, run_all, sleep, spawn
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,3 +118,66 @@ def test_join_all_tells_whether_all_have_ended() -> None:
         assert not join_all([short, endless], 0)
     finally:
         endless.kill()
+
+
+def rests_during(act: Callable[[], object], *, turn: bool = True) -> set[bool]:
+    """Return what another thread hears when it asks again and again whether the hub rests."""
+    hub, over = Hub(), threading.Event()
+    seen: set[bool] = set()
+    if turn:
+        # So that the loop's greenlet is there.
+        sleep(0.001)
+
+    def look() -> None:
+        while not over.is_set():
+            seen.add(hub.rests())
+            time.sleep(0.001)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        act()
+    finally:
+        over.set()
+        looking.join()
+    assert seen
+    return seen
+
+
+def compute(seconds: float) -> None:
+    ends_s = time.monotonic() + seconds
+    while time.monotonic() < ends_s:
+        sum(range(1000))
+
+
+def test_a_hub_rests_while_every_greenlet_waits() -> None:
+    assert True in rests_during(lambda: sleep(0.2))
+
+
+@pytest.mark.parametrize("act", [compute, time.sleep])
+def test_a_hub_whose_greenlet_computes_or_blocks_does_not_rest(
+    act: Callable[[float], object],
+) -> None:
+    assert rests_during(lambda: act(0.2)) == {False}
+
+
+def test_nor_does_one_whose_loop_is_kept_by_a_callback() -> None:
+    answers: list[set[bool]] = []
+
+    gevent.get_hub().loop.run_callback(
+        lambda: answers.append(rests_during(lambda: compute(0.1), turn=False))
+    )
+    sleep(0.01)
+
+    assert answers == [{False}]
+
+
+def test_a_thread_waits_for_a_descriptor_without_a_hub() -> None:
+    reader, writer = os.pipe()
+    try:
+        assert not poll_readable(reader, 0.0)
+        os.write(writer, b"!")
+        assert poll_readable(reader, 5.0)
+    finally:
+        os.close(reader)
+        os.close(writer)

@@ -50,6 +50,7 @@ class World:
         self.ridden = 0
         # Of the hub.
         self.answers = True
+        self.resting, self.pings = False, 0
         self.sent_for: list[Callable[[], object]] = []
         self.asked_s = self.moved_s = self.lag_s = 0.0
         self.watch = Watch(
@@ -120,7 +121,11 @@ class World:
         return moved
 
     # As a hub.
+    def rests(self) -> bool:
+        return self.resting and self.answers
+
     def ping(self) -> None:
+        self.pings += 1
         self.asked_s = self.now_s
         self.move()
 
@@ -232,6 +237,35 @@ def test_an_idle_hub_is_asked_twice_a_second_and_never_called_blocked(
 
     assert len(looks) == pytest.approx(2 * 60, abs=1)
     assert not caplog.records
+
+
+def test_a_hub_that_rests_is_not_woken_to_say_that_it_moves() -> None:
+    world = World()
+    world.resting = True
+
+    world.run(60.0)
+
+    assert world.pings == 0
+
+
+@pytest.mark.parametrize("resting", [True, False])
+@pytest.mark.parametrize("rested_s", [10.0, 10.49])
+def test_a_block_is_named_in_time_even_after_a_rest(
+    rested_s: float, resting: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World()
+    world.resting = True
+    world.run(rested_s)
+    world.answers = False
+
+    world.run(BLOCKED_AFTER_S + 0.5)
+    assert world.watch.blocked_count == 1
+
+    # Resting then or at work, its end is told.
+    world.answers, world.resting = True, resting
+    world.move()
+    world.run(1.0)
+    assert "the hub moves again" in caplog.text
 
 
 @pytest.mark.parametrize(("blocked_s", "said"), [(0.9, 0), (1.5, 1), (20.0, 1)])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from base64 import b64encode
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenq.consumer.gossip import Gossip
+from greenq.errors import ConnectionLost
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.keys import Keys
 from greenq.timer import Timer
@@ -29,6 +32,14 @@ class World:
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self.led: list[Any] = []
         self.is_first = True
+        # Who holds a lease, None when the server is away, and how often that was looked at.
+        self.leased: set[str] | None = set()
+        self.looks = 0
+        # What happens while they are looked at, once.
+        self.during: Callable[[], object] | None = None
+        self.greeted: set[str] = set()
+        # The channels that are listened to.
+        self.heard: set[str] = set()
         # Something was published that has not been dealt with yet.
         self.unheard = False
         # How long what it hears now has waited for it.
@@ -43,7 +54,9 @@ class World:
             accept=frozenset({"application/json"}),
             leaders={"lead": self.led.append, "fail": self._fail},
             claim=self._claim,
-            begin=lambda run: run(),
+            leased=self._leased,
+            greeted=lambda: self.greeted,
+            begin=lambda run, _name: run(),
             now_s=lambda: self.now_s,
         )
 
@@ -54,15 +67,26 @@ class World:
     def _fail(_action: object) -> None:
         raise RuntimeError("of the leader")
 
+    def _leased(self) -> set[str]:
+        if self.leased is None:
+            raise ConnectionLost("of the server")
+        self.looks += 1
+        answer, during = self.leased, self.during
+        self.during = None
+        if during is not None:
+            during()
+        return answer
+
     # As an ear and as events.
     def listen(self, channel: str, _handle: object) -> None:
-        assert channel == "/0.celeryev/worker.*"
+        assert channel.startswith("/0.celeryev/worker.")
+        self.heard.add(channel.removeprefix("/0.celeryev/"))
 
-    def ignore(self, _channel: str) -> None: ...
+    def ignore(self, channel: str) -> None:
+        self.heard.discard(channel.removeprefix("/0.celeryev/"))
 
     def has_waiting(self, channel: str) -> bool:
-        assert channel == "/0.celeryev/worker.*"
-        return self.unheard
+        return self.unheard and channel.removeprefix("/0.celeryev/") in self.heard
 
     def send(self, kind: str, fields: dict[str, Any]) -> None:
         self.sent.append((kind, fields))
@@ -170,6 +194,206 @@ class TestNeighbours:
         world.pass_s(60)
 
         assert (world.gossip.neighbours, world.led) == ({}, [])
+
+
+BEAT = "worker.heartbeat"
+WINDOW_S, LINGER_S, AGAIN_S, LOOK_S = 5, 120, 300, 10
+
+
+class TestHeartbeats:
+    def test_alone_it_listens_to_them_for_a_while_only(self, world: World) -> None:
+        assert BEAT in world.heard
+        world.pass_s(2 * WINDOW_S + 1)
+
+        assert world.heard == {"worker.online", "worker.offline", "worker.elect"}
+
+    def test_those_of_greenq_do_not_keep_it_listening(self, world: World) -> None:
+        world.leased = {OTHER}
+        world.hear("worker-online", OTHER, sw_ident="greenq", freq=2.0)
+        world.hear("worker-heartbeat", OTHER, sw_ident="greenq", freq=2.0)
+        world.vote(OTHER, 5)
+        world.pass_s(2 * WINDOW_S + 1)
+
+        assert BEAT not in world.heard
+        assert set(world.gossip.neighbours) == {OTHER}
+
+    @pytest.mark.parametrize("kind", ["worker-online", "worker-heartbeat"])
+    def test_one_of_another_kind_is_listened_to_as_long_as_it_beats(
+        self, world: World, kind: str
+    ) -> None:
+        world.pass_s(2 * WINDOW_S + 1)
+        world.hear(kind, OTHER, sw_ident="py-celery", freq=2.0)
+        for _ in range(200):
+            world.pass_s(2)
+            world.hear("worker-heartbeat", OTHER, sw_ident="py-celery", freq=2.0)
+            assert BEAT in world.heard
+
+        world.pass_s(LINGER_S + WINDOW_S + 1)
+
+        assert BEAT not in world.heard
+        assert world.gossip.neighbours == {}
+
+    def test_one_that_beats_seldom_is_not_given_up_between_two_beats(self, world: World) -> None:
+        world.hear("worker-heartbeat", OTHER, sw_ident="py-celery", freq=400.0)
+        world.pass_s(700)
+
+        assert BEAT in world.heard
+        assert OTHER in world.gossip.neighbours
+
+    def test_one_that_was_there_before_and_says_hello_is_listened_to(self) -> None:
+        world = World()
+        world.leased, world.greeted = {THIRD}, {OTHER, THIRD}
+        world.gossip.start()
+        world.pass_s(LINGER_S - WINDOW_S)
+        assert BEAT in world.heard
+
+        world.pass_s(2 * WINDOW_S + 1)
+
+        assert BEAT not in world.heard
+
+    def test_when_all_that_said_hello_hold_leases_it_listens_no_longer(self) -> None:
+        world = World()
+        world.leased, world.greeted = {OTHER, THIRD}, {OTHER, THIRD}
+        world.gossip.start()
+        world.pass_s(2 * WINDOW_S + 1)
+
+        assert BEAT not in world.heard
+
+    def test_one_of_which_only_a_vote_was_heard_is_listened_to(self, world: World) -> None:
+        world.pass_s(2 * WINDOW_S + 1)
+        world.vote(OTHER, 5)
+        world.pass_s(LOOK_S)
+
+        assert BEAT in world.heard
+
+    def test_now_and_then_it_listens_for_those_that_it_has_missed(self, world: World) -> None:
+        heard = []
+        for _ in range(AGAIN_S * 3):
+            world.pass_s(1)
+            heard.append(BEAT in world.heard)
+
+        # Twice in a quarter of an hour at least; and for most of that not.
+        assert 3 <= [*pairwise(heard)].count((False, True)) + 1 <= 5
+        assert sum(heard) < 50
+
+    def test_whom_it_did_not_listen_to_is_not_lost(self, world: World) -> None:
+        world.leased = {OTHER}
+        world.hear("worker-heartbeat", OTHER, sw_ident="greenq", freq=2.0)
+        world.pass_s(60)
+        # One of another kind comes: from now on all are heard.
+        world.hear("worker-online", THIRD, sw_ident="py-celery", freq=2.0)
+        for _ in range(10):
+            world.pass_s(1.9)
+            world.hear("worker-heartbeat", THIRD, sw_ident="py-celery", freq=2.0)
+            world.hear("worker-heartbeat", OTHER, sw_ident="greenq", freq=2.0)
+            assert set(world.gossip.neighbours) == {OTHER, THIRD}
+
+    def test_stopped_it_listens_to_nothing(self, world: World) -> None:
+        world.gossip.stop()
+        world.pass_s(AGAIN_S * 2)
+
+        assert (world.heard, world.looks) == (set(), 1)
+
+
+class TestLeases:
+    def test_who_holds_one_is_there_until_it_has_ended(self, world: World) -> None:
+        world.leased = {ME, OTHER, ""}
+        world.pass_s(LOOK_S + 1)
+        assert set(world.gossip.neighbours) == {OTHER}
+        world.pass_s(600)
+        assert set(world.gossip.neighbours) == {OTHER}
+
+        world.leased = {ME}
+        world.pass_s(LOOK_S + 1)
+
+        assert world.gossip.neighbours == {}
+
+    def test_who_comes_while_they_are_looked_at_stays(self, world: World) -> None:
+        world.during = lambda: world.hear("worker-online", OTHER, sw_ident="greenq", freq=2.0)
+        world.pass_s(LOOK_S + 1)
+
+        assert set(world.gossip.neighbours) == {OTHER}
+
+    def test_they_are_looked_at_seldom_and_in_a_large_fleet_more_seldom(self, world: World) -> None:
+        world.pass_s(100)
+        assert 9 <= world.looks <= 11
+
+        world.leased = {f"n{number}@host" for number in range(1000)}
+        world.pass_s(2 * LOOK_S)
+        world.looks = 0
+        world.pass_s(1000)
+
+        assert 8 <= world.looks <= 11
+
+    def test_a_server_that_is_away_is_asked_again(self, world: World) -> None:
+        world.leased = None
+        world.pass_s(LOOK_S * 2)
+        world.leased = {OTHER}
+        world.pass_s(LOOK_S + 1)
+
+        assert set(world.gossip.neighbours) == {OTHER}
+
+    def test_an_answer_that_comes_after_the_stop_counts_no_more(self, world: World) -> None:
+        world.leased = {OTHER}
+        world.during = world.gossip.stop
+        world.pass_s(LOOK_S + 1)
+
+        assert world.gossip.neighbours == {}
+
+    def test_an_answer_that_comes_after_a_restart_is_asked_for_anew(self, world: World) -> None:
+        def restart() -> None:
+            world.leased = {THIRD}
+            world.gossip.stop()
+            world.gossip.start()
+
+        world.leased, world.during = {OTHER}, restart
+        world.pass_s(LOOK_S)
+
+        assert set(world.gossip.neighbours) == {THIRD}
+
+    def test_in_an_election_whoever_holds_one_is_waited_for(self, world: World) -> None:
+        world.leased = {ME, OTHER}
+        world.vote(ME, 5)
+        assert world.led == []
+
+        world.vote(OTHER, 9)
+
+        assert world.led == [f"of {ME}"]
+
+    def test_in_an_election_who_holds_one_no_longer_is_not_waited_for(self, world: World) -> None:
+        world.leased = {ME, OTHER, THIRD}
+        world.pass_s(LOOK_S + 1)
+        world.leased = {ME, THIRD}
+        world.vote(ME, 5)
+        assert world.led == []
+
+        world.vote(THIRD, 9)
+
+        assert world.led == [f"of {ME}"]
+
+    def test_an_election_that_begins_during_a_look_gets_one_of_its_own(self, world: World) -> None:
+        def vote() -> None:
+            world.leased = {ME, OTHER}
+            world.vote(ME, 5)
+
+        world.leased, world.during = {ME}, vote
+        world.pass_s(LOOK_S)
+        assert world.led == []
+
+        world.vote(OTHER, 1)
+        world.pass_s(3)
+
+        assert world.led == []
+
+    def test_without_an_answer_an_election_ends_in_time(self, world: World) -> None:
+        world.leased = None
+        world.vote(ME, 5)
+        world.pass_s(1.9)
+        assert world.led == []
+
+        world.pass_s(0.2)
+
+        assert world.led == [f"of {ME}"]
 
 
 class TestElections:

@@ -31,6 +31,20 @@ class Neighbours:
         return dict(self.replies)
 
 
+def test_it_remembers_who_has_answered() -> None:
+    neighbours = Neighbours({ME: None, "a@host": {"revoked": [], "clock": 5}})
+    step = Mingle(neighbours, WorkerState(), ME)  # type: ignore[arg-type]
+    assert step.met == set()
+
+    step.start()
+    assert step.met == {"a@host"}
+
+    # The next time it is refused.
+    neighbours.replies = AccessRefused("no")
+    step.start()
+    assert step.met == set()
+
+
 def mingle(replies: dict[str, Any] | Exception) -> tuple[WorkerState, Neighbours]:
     state, neighbours = WorkerState(), Neighbours(replies)
     state.revoked.update(["mine"])
