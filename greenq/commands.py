@@ -50,6 +50,9 @@ Item = TypeVar("Item")
 NO_REPLY: Final = object()
 """Returned by a command that is never answered."""
 
+# Of what does not agree, so much is shown.
+_RECORDS = 100
+
 # A list in a reply is no longer than this unless a longer one is asked for.
 _PAGE = 1000
 
@@ -809,6 +812,26 @@ def autoscale_log(worker: Worker) -> list[dict[str, object]]:
         }
         for each in history
     ]
+
+
+@inspect_command()
+def records(worker: Worker) -> dict[str, object]:
+    """Compare what the server holds for this worker with what it knows: the same, at rest.
+
+    Shape: ``held`` and ``known``, how many there are; ``unknown``, tags that only the server has;
+        ``missing``, task ids of which only the worker knows: they were given to others.
+    """
+    broker = worker.app.transport.broker
+    found = broker.tags_of(broker.client, worker.owner.incarnation)
+    held = {tag for some in found for tag in some}
+    reserved = {tag: each for tag, each in worker.state.reserved.items() if not each.settled}
+    known = reserved.keys() | worker.outbox.tags()
+    return {
+        "held": len(held),
+        "known": len(known),
+        "unknown": sorted(held - known)[:_RECORDS],
+        "missing": [reserved[tag].message.id for tag in reserved.keys() - held][:_RECORDS],
+    }
 
 
 @inspect_command(urgent=True)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from greenq.hub import Hub
     from greenq.transport.client import Connection
     from greenq.transport.leases import Leases, Renewal
-    from greenq.transport.settle import Publication
+    from greenq.transport.settle import Entry, Publication
     from greenq.worker_state import WorkerState
 
 _log = logging.getLogger(__name__)
@@ -131,6 +131,7 @@ class Watch(StartStopStep):
         paused: Callable[[frozenset[str]], object],
         forgotten: Callable[[], object],
         give_away: Callable[[Connection], object],
+        unwritten: Callable[[], list[Entry]],
         guard: Guard | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -153,6 +154,7 @@ class Watch(StartStopStep):
             forgotten: called in the same way when the server does not know this owner.
             give_away: called in the watch thread when the hub is blocked, to give back what has not
                 begun over a connection.
+            unwritten: called at the end: what could not be written before.
             guard: keeps the lease while no Python runs in this process; None: nobody does.
             clock: seconds, monotonic.
         """
@@ -171,6 +173,7 @@ class Watch(StartStopStep):
         self._paused = paused
         self._forgotten_all = forgotten
         self._give_away = give_away
+        self._unwritten = unwritten
         self._guard = guard
         self._clock = clock
         self._thread: NativeThread | None = None
@@ -202,6 +205,8 @@ class Watch(StartStopStep):
         self.blockers: deque[Blocker] = deque(maxlen=_BLOCKERS)
         self.held = False
         self.problem: OperationalError | None = None
+        # What this owner has to answer when it registers.
+        self.question = ""
         self.left_count = 0
 
     def start(self) -> None:
@@ -294,7 +299,7 @@ class Watch(StartStopStep):
     def leave(self) -> None:
         """Give back what the server still holds of this owner, then give up its lease."""
         try:
-            self.left_count = self._leases.leave()
+            self.left_count = self._leases.leave(self._unwritten())
             if self.left_count:
                 _log.warning(
                     "%d messages whose outcome is not written are back on their queues",
@@ -319,6 +324,7 @@ class Watch(StartStopStep):
             )
             if self._guard is not None:
                 self._guard.beat()
+            self.question = renewal.question
             if renewal.unheard:
                 self._say_refused(renewal.unheard)
             if not renewal.held and self.held:

@@ -178,6 +178,7 @@ class Worker:
             paused=self._pause,
             forgotten=self._register,
             give_away=self._give_away,
+            unwritten=lambda: self.outbox.unwritten(),
             guard=Guard(
                 transport.client.url,
                 key=transport.keys.leases,
@@ -394,7 +395,9 @@ class Worker:
         requests = list(self.state.reserved.values())
         held = [request.delivery for request in requests if not request.settled]
         begun = {request.delivery.tag for request in requests if request.settled}
-        is_new = self.intake.register(held, begun | self.outbox.tags(), _REGISTER_TIMEOUT_S)
+        is_new = self.intake.register(
+            self.watch.question, held, begun | self.outbox.tags(), _REGISTER_TIMEOUT_S
+        )
         if is_new and self.intake.first_unused > 1:
             _log.warning(
                 "the server had lost its data: what this worker has in hand is there again: %d",

@@ -26,7 +26,7 @@ from greenq.transport.dead import write_letter
 from greenq.transport.settle import Move
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
 
     from greenq.protocol.keys import Keys
@@ -319,6 +319,17 @@ class Broker:
         """Make the move that puts a message into its queue's dead-letter list."""
         letter = write_letter(raw, reason=reason, worker=worker, now=now)
         return Move(tag, self.keys.dead(queue), "dead", letter)
+
+    def tags_of(self, server: Client | Connection, owner: str) -> Iterator[list[str]]:
+        """Find the tags of an owner's records without reading a message, some at a time."""
+        cursor: Any = 0
+        while True:
+            cursor, found = server.call(
+                *("ZSCAN", self.keys.unacked_index, cursor, "MATCH", f"{owner}:*", "COUNT", 1000)
+            )
+            yield [tag.decode() for tag in found[::2]]
+            if int(cursor) == 0:
+                return
 
     def is_taken_away(self, tag: str) -> bool:
         """Tell whether a message that was reserved under a tag has been given to somebody else.

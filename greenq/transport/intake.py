@@ -269,10 +269,13 @@ class Intake:
             self._turn = (self._turn + 1) % len(queues)
         return Batch(deliveries, depth)
 
-    def register(self, held: Iterable[Delivery], begun: Iterable[str], timeout_s: float) -> bool:
+    def register(
+        self, question: str, held: Iterable[Delivery], begun: Iterable[str], timeout_s: float
+    ) -> bool:
         """Make this owner known to a server that does not know it. Switches: yes.
 
         Args:
+            question: what the last renewal of the lease has asked.
             held: what is reserved for it, as far as it knows.
             begun: the tags of which only the outcome is still to be written.
             timeout_s: for each of the calls; what is held goes in portions.
@@ -291,11 +294,7 @@ class Intake:
         for number, portion in enumerate(portions, 1):
             is_last = number == len(portions)
             arguments: list[Any] = [
-                self._member,
-                first if is_last else "",
-                calls,
-                KNOWN_S,
-                len(portion),
+                *(self._member, first if is_last else "", calls, KNOWN_S, question, len(portion)),
             ]
             arguments += [part for record in portion for part in record]
             arguments += stubs if is_last else ()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from greenq.transport.client import load_script
 from greenq.transport.intake import BLOCKING_QUEUES, KNOWN_S, in_portions, tag_number
+from greenq.transport.settle import Guard, settle
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from greenq.transport.broker import Broker
     from greenq.transport.client import Connection
     from greenq.transport.recovery import Recovery
-    from greenq.transport.settle import Publication
+    from greenq.transport.settle import Entry, Publication
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ class Renewal(NamedTuple):
         unheard: why the news could not be published, "" if it was.
         first_unused: the number of this owner's first unused tag; 0 when the server does not know
             this owner: it is new, or the server has lost its data.
+        question: what it has to answer then when it registers.
         relays: True when this worker is the one to hand on what comes to lists that nobody waits
             for.
     """
@@ -124,6 +126,7 @@ class Renewal(NamedTuple):
     paused: frozenset[str] = frozenset()
     unheard: str = ""
     first_unused: int = 0
+    question: str = ""
     relays: bool = False
 
 
@@ -205,7 +208,7 @@ class Leases:
         would = int(would_relay and bool(looks.unwatched))
         args = [str(self._owner), self._lease_s, len(looks.queues), would, *(news or ())]
         answer = self.connection.script(_LEASE, looks.keys, args)
-        held, now, work, due, paused, unheard, first_unused, relays, *expired = answer
+        held, now, work, due, paused, unheard, first_unused, question, relays, *expired = answer
         return Renewal(
             held=bool(held),
             server_time=float(now),
@@ -215,6 +218,7 @@ class Leases:
             paused=frozenset(queue.decode(errors="replace") for queue in paused),
             unheard=unheard.decode(errors="replace"),
             first_unused=first_unused,
+            question=question.decode(),
             relays=bool(relays),
         )
 
@@ -304,8 +308,12 @@ class Leases:
         if moved:
             _log.warning("the server has forgotten the outcome of %d tasks; they run again", moved)
 
-    def leave(self) -> int:
+    def leave(self, unwritten: Sequence[Entry]) -> int:
         """End this owner: give back whatever the server still holds of it, then end its lease.
+
+        Args:
+            unwritten: what could not be written before; moves among it are tried once more, since a
+                stub is not given back by anybody else.
 
         Returns:
             How many messages were given back: those whose outcome could not be written.
@@ -314,6 +322,9 @@ class Leases:
         member = str(self._owner)
         # Nothing more can be taken in its name, however late the call arrives.
         self.connection.script(_LEAVE, names, [member, "close", _REMEMBERED_S])
+        moves = [entry for entry in unwritten if entry.result is None]
+        for portion in in_portions(moves, _size_of):
+            settle(self.connection, self._keys, portion, guard=Guard(self.incarnation))
         moved = 0
         while given_back := self.recovery.give_back_all(self.incarnation):
             moved += given_back
@@ -323,3 +334,7 @@ class Leases:
     def _server_time(self) -> float:
         seconds, microseconds = self.connection.call("TIME")
         return int(seconds) + int(microseconds) / 1e6
+
+
+def _size_of(entry: Entry) -> int:
+    return 0 if entry.move is None else len(entry.move.text)

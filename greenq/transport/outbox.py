@@ -103,6 +103,10 @@ class Outbox(StartStopStep):
         self._filled.set()
         self._empty.clear()
 
+    def unwritten(self) -> list[Entry]:
+        """Return what is not written yet, in order; any thread may ask."""
+        return list(self._entries)
+
     def tags(self) -> set[str]:
         """Return the tags of what is not written yet; any thread may ask."""
         return {entry.tag for entry in list(self._entries) if entry.tag}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from datetime import UTC
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from greenq.errors import DecodeError, OperationalError, ServerError
 from greenq.outage import Outage
@@ -152,15 +152,7 @@ class Recovery:
 
     def tags_of(self, incarnation: str) -> Iterator[list[str]]:
         """Find the tags of an owner without reading a message, some at a time."""
-        cursor: Any = 0
-        match = f"{incarnation}:*"
-        while True:
-            cursor, found = self._connection.call(
-                "ZSCAN", self._keys.unacked_index, cursor, "MATCH", match, "COUNT", 1000
-            )
-            yield [tag.decode() for tag in found[::2]]
-            if int(cursor) == 0:
-                return
+        return self._broker.tags_of(self._connection, incarnation)
 
     def _recover(self, dead: Owner) -> Iterator[None]:
         incarnation = dead.incarnation

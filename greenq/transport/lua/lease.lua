@@ -13,21 +13,29 @@
 --        when the next parked ETA is due or an empty text, {paused queues},
 --        why it could not be published or an empty text,
 --        the number of the owner's first unused tag, 0 when the server does not know the owner,
+--        with what it has to answer then when it registers, else an empty text,
 --        1 if this worker relays,
 --        expired members, a hundred at most …}
 --
+-- What an owner has to answer is of this moment, so that a registration that was on its way when the server lost its
+-- data, and knows nothing of what was taken meanwhile, is not taken for one that came after.
 -- An owner that has left gets no lease any more: a call that was long under way must not bring it back.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.6f', now), 'LIMIT', 0, 100)
 -- A key of another kind, or one that this user may not read, must not cost the lease.
 local paused = redis.pcall('HKEYS', KEYS[3])
-local owner = redis.call('HMGET', KEYS[2], 'next', 'closed')
+local owner = redis.call('HMGET', KEYS[2], 'next', 'closed', 'asks')
 local held = 0
 if not owner[2] then
   -- ZREM first: a server without memory refuses a script that begins with a write that may need some.
   held = redis.call('ZREM', KEYS[1], ARGV[1])
   redis.call('ZADD', KEYS[1], string.format('%.6f', now + tonumber(ARGV[2])), ARGV[1])
+end
+if not owner[1] and not owner[3] then
+  owner[3] = string.format('%.6f', now)
+  redis.call('HSET', KEYS[2], 'asks', owner[3])
+  redis.call('EXPIRE', KEYS[2], 3600)
 end
 local due
 local lists = 5 + tonumber(ARGV[3])
@@ -53,6 +61,7 @@ local reply = {
   paused.err and {} or paused,
   type(told) == 'table' and told.err or '',
   tonumber(owner[1] or 0),
+  owner[1] and '' or owner[3],
   relays,
 }
 for _, member in ipairs(expired) do

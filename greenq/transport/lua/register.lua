@@ -3,21 +3,22 @@
 --
 -- KEYS  1 unacked, 2 unacked_index, 3 the owner: a hash, 4 its begun tags: a set, 5 the leases
 -- ARGV  1 the owner's member of the leases, 2 the number of its first unused tag, or '' when another portion follows,
---       3 the number of its last take, 4 seconds until an owner that is not heard of is forgotten, 5 R, the number of
---       records; tag and record of each; then the tags that have a stub instead
+--       3 the number of its last take, 4 seconds until an owner that is not heard of is forgotten, 5 what the last
+--       renewal of its lease has asked, 6 R, the number of records; tag and record of each; then the tags that have a
+--       stub instead
 -- Reply 1, or 0 when the owner is known already: nothing was done; or an error:
---       LAPSED the owner has no lease, so nobody would give back what it holds
+--       LAPSED the owner has no lease, so nobody would give back what it holds, or it answers an old question
 --
 -- The last portion makes the owner known; until then it can neither take nor settle. A call that comes late finds it
 -- known, and brings nothing back.
 if redis.call('HEXISTS', KEYS[3], 'next') == 1 then return 0 end
-if not redis.call('ZSCORE', KEYS[5], ARGV[1]) then
+if not redis.call('ZSCORE', KEYS[5], ARGV[1]) or redis.call('HGET', KEYS[3], 'asks') ~= ARGV[5] then
   return redis.error_reply('LAPSED the lease of this worker has ended')
 end
 local time = redis.call('TIME')
 local score = time[1] .. '.' .. string.format('%06d', tonumber(time[2]))
-local stubs = 6 + 2 * tonumber(ARGV[5])
-for i = 6, stubs - 1, 2 do
+local stubs = 7 + 2 * tonumber(ARGV[6])
+for i = 7, stubs - 1, 2 do
   redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
   redis.call('ZADD', KEYS[2], score, ARGV[i])
 end

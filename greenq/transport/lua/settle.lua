@@ -25,7 +25,7 @@
 --   m  move
 --   s  a success, f another final state, n a state that is not final
 --
--- An ending acts only if its tag is held: if the record, or the stub, is there. So a call may be repeated when its
+-- An ending acts only if its tag is held: if the record is there, or for the owner the stub. So a call may be repeated when its
 -- answer got lost, and one that comes late finds nothing to do. What was not held is somebody else's by now, who
 -- decides about its state; only a success is stored all the same unless a final state is there: the work was done.
 -- A stored success stays. What has no tag has no record: its final state is stored, its other states replace no
@@ -113,7 +113,7 @@ for number = 1, count do
   local what, kind = string.byte(head), string.sub(head, 2, 2)
   at = at + 2
   local is_record = tag ~= '' and tag ~= '-' and redis.call('HEXISTS', unacked, tag) == 1
-  local is_stub = not is_record and tag ~= '' and tag ~= '-' and redis.call('SISMEMBER', begun, tag) == 1
+  local is_stub = asks == 'own' and not is_record and tag ~= '' and redis.call('SISMEMBER', begun, tag) == 1
   local held = tag == '' or is_record or is_stub
   if not held then reply[#reply + 1] = number end
   if kind ~= '-' then
