@@ -1,0 +1,142 @@
+"""Explore: ``python -m tests.model --scenario all --schedules N --seed S --jobs 2``."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import random
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+from tests.model.explore import Explorer, Found
+from tests.model.scenarios import SCENARIOS, named
+from tests.model.world import installed
+
+
+def explore(names: list[str], first: int, count: int, step: int, seed: int, told: Any) -> None:
+    """Try schedules `first`, `first + step` and so on of all scenarios, by turns."""
+    scenarios = [SCENARIOS[name] for name in names]
+    with installed():
+        explorer = Explorer()
+        try:
+            kept: Counter[tuple[str, str]] = Counter()
+            for number in range(first, count, step):
+                scenario = scenarios[number // step % len(scenarios)]
+                found = explorer.random(scenario, f"{seed}-{number}")
+                if found.problems:
+                    key = (found.scenario, found.problems[0][:2])
+                    kept[key] += 1
+                    if kept[key] <= 2:
+                        found = explorer.shrink(scenario, found)
+                    told.put((number, found))
+                elif number // step % 200 == 0:
+                    told.put((number, None))
+            told.put((-1, explorer.steps))
+        finally:
+            explorer.close()
+
+
+def main() -> int:
+    """Read the command line, run the jobs, show what they find."""
+    parser = argparse.ArgumentParser(prog="python -m tests.model")
+    parser.add_argument("--scenario", default="all", help=", ".join(SCENARIOS))
+    parser.add_argument("--schedules", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--replay", help="labels with blanks between them, of one --scenario")
+    parser.add_argument("--depth", type=int, help="depth first instead, to this depth")
+    parser.add_argument("--faults", type=int, default=1, help="with --depth")
+    options = parser.parse_args()
+    names = [each.name for part in options.scenario.split(",") for each in named(part)]
+    if options.replay is not None:
+        return _replay(names[0], options.replay.split())
+    if options.depth is not None:
+        return _depth_first(names, options)
+    seed = random.SystemRandom().randrange(10**9) if options.seed is None else options.seed
+    print(f"seed {seed}")
+    context = multiprocessing.get_context("spawn")
+    told: Any = context.Queue()
+    jobs = [
+        context.Process(
+            target=explore, args=(names, job, options.schedules, options.jobs, seed, told)
+        )
+        for job in range(options.jobs)
+    ]
+    for job in jobs:
+        job.start()
+    return _listen(told, jobs, options.schedules, seed)
+
+
+def _listen(told: Any, jobs: list[Any], schedules: int, seed: int) -> int:
+    began_s = time.monotonic()
+    best: dict[tuple[str, str], Found] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    running, done, steps = len(jobs), 0, 0
+    while running:
+        number, what = told.get()
+        if number < 0:
+            running -= 1
+            steps += what
+            continue
+        done = max(done, number)
+        if what is None:
+            speed = done / (time.monotonic() - began_s)
+            sys.stderr.write(f"\r{done} schedules, {speed:.0f}/s, {sum(counts.values())} violations ")
+            continue
+        key = (what.scenario, what.problems[0][:2])
+        counts[key] += 1
+        if key not in best or len(what.labels) < len(best[key].labels):
+            best[key] = what
+    for job in jobs:
+        job.join()
+    took_s = time.monotonic() - began_s
+    print(
+        f"\n{schedules} schedules, {steps} steps in {took_s:.1f} s: {schedules / took_s:.0f}/s, "
+        f"{sum(counts.values())} violations, seed {seed}"
+    )
+    for key, found in sorted(best.items()):
+        print(f"\n{key[0]}: {counts[key]} x {found.problems[0]}\n  {' '.join(found.labels)}")
+    return 1 if counts else 0
+
+
+def _replay(name: str, labels: list[str]) -> int:
+    with installed():
+        explorer = Explorer()
+        try:
+            found = explorer.replay(SCENARIOS[name], labels)
+        finally:
+            explorer.close()
+    print(" ".join(found.labels))
+    for problem in found.problems:
+        print(problem)
+    return 1 if found.problems else 0
+
+
+def _depth_first(names: list[str], options: Any) -> int:
+    bad = 0
+    with installed():
+        explorer = Explorer()
+        try:
+            for name in names:
+                tried, states, found = explorer.depth_first(
+                    SCENARIOS[name],
+                    depth=options.depth,
+                    faults=options.faults,
+                    most=options.schedules,
+                )
+                print(f"{name}: {tried} schedules, {states} states, {len(found)} violations")
+                if found:
+                    bad += 1
+                    least = min(found, key=lambda each: len(each.labels))
+                    least = explorer.shrink(SCENARIOS[name], least)
+                    print(f"  {least.problems[0]}\n  {' '.join(least.labels)}")
+        finally:
+            explorer.close()
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

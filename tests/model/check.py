@@ -1,0 +1,207 @@
+"""The end of a schedule: everything heals, and then the promises must hold.
+
+I1 nothing is lost; I2 nothing runs twice while its owner is alive, connected and has its lease (a
+task acknowledged early never runs twice); I3 nothing is stuck; I4 a final state is not replaced by
+an older one; I5 no ETA is early; I6 pausing and draining strand nothing; I8 a retry has one
+successor. I2, I4, I5 and I8 are looked at while it runs, in world.py.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.model.kernel import Op
+from tests.model.net import pack
+from tests.model.world import FINAL, LEASE_S, World
+
+_MOST_STEPS = 400
+_ROUNDS = 8
+
+
+class Dump:
+    """What stands on the server."""
+
+    def __init__(self, world: World) -> None:
+        scenario, keys = world.scenario, world.site.keys
+        commands: list[Any] = [
+            ("HGETALL", keys.unacked),
+            ("ZRANGE", keys.unacked_index, 0, -1),
+            ("ZRANGE", keys.leases, 0, -1, "WITHSCORES"),
+        ]
+        for queue in scenario.queues:
+            commands += [
+                ("LRANGE", keys.queue(queue), 0, -1),
+                ("LRANGE", keys.inbox(queue), 0, -1),
+                ("ZRANGE", keys.eta(queue), 0, -1),
+                ("LRANGE", keys.dead(queue), 0, -1),
+            ]
+        data, count = b"".join(map(pack, commands)), len(commands)
+        same = world.result_link is world.link
+        if same:
+            data += world._look
+        answers = world.link.call(data, count + same)
+        states = answers.pop() if same else world.result_link.call(world._look, 1)[0]
+        world.note_states(states)
+        self.states = dict(zip(world._ids, states, strict=True))
+        self.held = dict(zip(answers[0][::2], answers[0][1::2], strict=True))
+        self.index: list[bytes] = answers[1]
+        self.leases = dict(zip(answers[2][::2], map(float, answers[2][1::2]), strict=True))
+        self.queued: list[bytes] = [raw for each in answers[3::4] for raw in each]
+        self.inbox: list[bytes] = [raw for each in answers[4::4] for raw in each]
+        self.parked: list[bytes] = [raw for each in answers[5::4] for raw in each]
+        self.dead: list[bytes] = [raw for each in answers[6::4] for raw in each]
+
+    @property
+    def is_clear(self) -> bool:
+        return not (self.held or self.index or self.queued or self.inbox or self.parked)
+
+    def text(self) -> str:
+        places = ("held", "index", "queued", "inbox", "parked")
+        shown = [
+            f"{len(getattr(self, name))} {name}" for name in places if len(getattr(self, name))
+        ]
+        tags = ", ".join(sorted(tag.decode() for tag in self.held))
+        return " ".join(shown) + (f" ({tags})" if tags else "")
+
+
+def run_quiet(world: World) -> None:
+    """Let everything go well until nobody has anything under way."""
+    steps = 0
+    while True:
+        op = _next(world)
+        if op is None:
+            return
+        world.do_op(op, "", f"+{op.name}")
+        steps += 1
+        if steps > _MOST_STEPS:
+            world.problem(f"I3 it does not come to rest: {world.labels[-6:]}")
+            return
+
+
+def _next(world: World) -> Op | None:
+    for op in world.kernel.pending:
+        if op.kind != "watch" and not op.timeout and not op.actor.owner.frozen:
+            return op
+    return None
+
+
+def heal(world: World) -> Dump:
+    """Everything goes well from now on, time passes, and a fresh worker takes what nobody does."""
+    scenario = world.scenario
+    world.healing = True
+    for worker in world.workers.values():
+        worker.frozen = False
+    for queue in scenario.pausable:
+        world.env_resume(None, queue)
+    world.kernel.run_ready()
+    run_quiet(world)
+    _turn(world)
+    dump = _until_clear(world)
+    if world.late and not world.problems:
+        # What is still under way arrives when all is over.
+        for op in list(world.late):
+            world.do_late(op, f"+~{op.name}")
+            run_quiet(world)
+        _turn(world)
+        dump = _until_clear(world)
+    return dump
+
+
+def _until_clear(world: World) -> Dump:
+    dump = Dump(world)
+    for number in range(_ROUNDS):
+        if (dump.is_clear and _are_ended(world)) or world.problems:
+            return dump
+        if not any(worker.takes for worker in world.workers.values()):
+            world.add_worker(f"Z{number}", 4, tuple(world.scenario.queues))
+            run_quiet(world)
+        if number and any(due > world.now for due in world.etas.values()):
+            world.pass_time(max(world.etas.values()) - world.now + 0.1)
+            world.kernel.run_ready()
+            run_quiet(world)
+        else:
+            world.pass_time(LEASE_S * 1.05)
+            world.kernel.run_ready()
+        _fire_timeouts(world)
+        run_quiet(world)
+        _turn(world)
+        dump = Dump(world)
+    return dump
+
+
+def _are_ended(world: World) -> bool:
+    return all(world.states.get(each) in FINAL for each in world.sent)
+
+
+def _turn(world: World) -> None:
+    """Have each worker's watch do its duties once."""
+    for op in list(world.kernel.pending):
+        if op.kind == "watch" and op in world.kernel.pending:
+            world.do_op(op, "", f"+{op.name}")
+            run_quiet(world)
+
+
+def _fire_timeouts(world: World) -> None:
+    for op in list(world.kernel.pending):
+        if op.timeout and op in world.kernel.pending:
+            world.do_op(op, "", f"+{op.name}")
+
+
+def check(world: World) -> None:
+    """Heal, and note what does not hold."""
+    if not world.problems:
+        dump = heal(world)
+        if not world.problems:
+            _check_end(world, dump)
+    for error in world.kernel.errors:
+        world.problem(f"I0 {error}")
+
+
+def _check_end(world: World, dump: Dump) -> None:
+    if not dump.is_clear:
+        kind = "I6" if world.scenario.pausable else "I3"
+        world.problem(f"{kind} still there when all is well: {dump.text()}")
+    buried = _buried_ids(dump)
+    gone = world.rolled_back
+    for task_id in sorted(world.sent):
+        state = world.states.get(task_id) if dump.states[task_id] is not None else None
+        if state in FINAL:
+            continue
+        runs = [run for (each, _n), found in world.runs.items() if each == task_id for run in found]
+        if task_id in buried:
+            if not gone:
+                world.problem(f"I4 {task_id} is buried and its state is {state}")
+            continue
+        if runs and runs[-1].early and not runs[-1].worker.alive:
+            # At most once: it began, and its worker died in it.
+            continue
+        if gone and not _survives(world, task_id):
+            continue
+        if dump.is_clear:
+            if state is None:
+                how = "its outcome is lost" if runs else "it never ran"
+                world.problem(f"I1 {task_id} is nowhere: {how}")
+            else:
+                world.problem(f"I4 {task_id} has ended, and its state is {state}")
+    if not gone:
+        for task_id, count in _copies(world).items():
+            if count > 1:
+                world.problem(f"I2 {task_id} was put on its queue {count} times")
+
+
+def _survives(world: World, task_id: str) -> bool:
+    return task_id in world.scenario.survivors
+
+
+def _copies(world: World) -> dict[str, int]:
+    """Count the different messages that have run as a task's first try."""
+    return {
+        task_id: len({run.text_tag for run in runs})
+        for (task_id, retries), runs in world.runs.items()
+        if not retries
+    }
+
+
+def _buried_ids(dump: Dump) -> set[str]:
+    return {json.loads(letter).get("task_id") for letter in dump.dead}

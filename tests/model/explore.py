@@ -1,0 +1,234 @@
+"""Choosing: at random, depth first, again, and less of it."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, NamedTuple
+
+from tests.model.check import check
+from tests.model.kernel import Op
+from tests.model.net import ModelServer
+from tests.model.scenarios import Scenario
+from tests.model.world import Site, World
+
+
+class Found(NamedTuple):
+    """A schedule that breaks a promise."""
+
+    scenario: str
+    labels: list[str]
+    problems: list[str]
+
+
+class Explorer:
+    """A server and the apps on it, for schedule after schedule."""
+
+    def __init__(self, mutant: tuple[str, str, str] | None = None) -> None:
+        self.server = ModelServer(mutant)
+        self._sites: dict[bool, Site] = {}
+        self.steps = 0
+
+    def close(self) -> None:
+        self.server.close()
+
+    def world(self, scenario: Scenario) -> World:
+        site = self._sites.get(scenario.two_servers)
+        if site is None:
+            site = Site(self.server, two_servers=scenario.two_servers)
+            self._sites[scenario.two_servers] = site
+        return World(site, scenario)
+
+    # --- one schedule -----------------------------------------------------------------------------
+
+    def replay(self, scenario: Scenario, labels: list[str]) -> Found:
+        """Carry out a list of labels, those that are possible, then heal and check."""
+        world = self.world(scenario)
+        try:
+            for label in labels:
+                world.do(label)
+                if world.problems:
+                    break
+            return self._end(world)
+        finally:
+            world.close()
+
+    def random(self, scenario: Scenario, seed: str) -> Found:
+        """Carry out a schedule that `seed` chooses."""
+        rng = random.Random(seed)
+        world = self.world(scenario)
+        try:
+            self._walk(world, rng)
+            return self._end(world)
+        finally:
+            world.close()
+
+    def _end(self, world: World) -> Found:
+        labels = list(world.labels)
+        check(world)
+        self.steps += world.step
+        return Found(world.scenario.name, labels, list(world.problems))
+
+    def _walk(self, world: World, rng: random.Random) -> None:
+        scenario = world.scenario
+        chance = rng.random
+        most = rng.randrange(4, scenario.steps + 1)
+        # Some schedules have many faults, most of them few.
+        fault_share = 0.05 + 0.3 * chance()
+        env_share = 0.05 + 0.3 * chance()
+        renew_weight = 0.05 + 0.3 * chance()
+        for _ in range(most):
+            if world.late and chance() < 0.15:
+                op = world.late[int(chance() * len(world.late))]
+                world.do_late(op, "~" + world.label_of(op, world.late))
+            elif not (chance() < env_share and self._env(world, rng)):
+                if not self._op(world, rng, fault_share, renew_weight):
+                    return
+            if world.problems:
+                return
+
+    @staticmethod
+    def _env(world: World, rng: random.Random) -> bool:
+        labels = world.env_choices()
+        return bool(labels) and world.do_env(labels[int(rng.random() * len(labels))])
+
+    @staticmethod
+    def _op(world: World, rng: random.Random, fault_share: float, renew: float) -> bool:
+        ops = world.choices()
+        weights = [(renew if op.kind == "watch" else 0.05 if op.timeout else 1.0) for op in ops]
+        total = sum(weights)
+        if not total:
+            return False
+        left = rng.random() * total
+        op = ops[-1]
+        for each, weight in zip(ops, weights, strict=True):
+            left -= weight
+            if left < 0:
+                op = each
+                break
+        label = world.label_of(op, ops)
+        fate = ""
+        if op.body is not None:
+            if op.fates and rng.random() < 0.3:
+                fate = op.fates[int(rng.random() * len(op.fates))]
+        elif world.faults_left > 0 and rng.random() < fault_share:
+            fates = world.fates(op)
+            if fates:
+                fate = fates[int(rng.random() * len(fates))]
+                world.faults_left -= 1
+        world.do_op(op, fate, f"{label}:{fate}" if fate else label)
+        return True
+
+    # --- less of it -------------------------------------------------------------------------------
+
+    def shrink(self, scenario: Scenario, found: Found, most: int = 400) -> Found:
+        """Return a schedule without what it does not need to break a promise of the same kind."""
+        kinds = {_kind(text) for text in found.problems}
+        best, tries = found, 0
+        size = max(1, len(best.labels) // 2)
+        while size and tries < most:
+            at, smaller = 0, False
+            while at < len(best.labels) and tries < most:
+                labels = best.labels[:at] + best.labels[at + size :]
+                again = self.replay(scenario, labels)
+                tries += 1
+                if kinds & {_kind(text) for text in again.problems} and len(again.labels) < len(
+                    best.labels
+                ):
+                    best, smaller = again, True
+                else:
+                    at += size
+            if not smaller or size > 1:
+                size //= 2
+        return best
+
+    # --- depth first ------------------------------------------------------------------------------
+
+    def depth_first(
+        self, scenario: Scenario, *, depth: int, faults: int, most: int
+    ) -> tuple[int, int, list[Found]]:
+        """Try all schedules to a depth, with so many faults; states that were seen are left out.
+
+        Return how many were tried, how many states there were, and what was found.
+        """
+        seen: set[int] = set()
+        stack: list[list[str]] = [[]]
+        tried, found = 0, []
+        while stack and tried < most:
+            prefix = stack.pop()
+            world = self.world(scenario)
+            world.faults_left = faults
+            try:
+                self._extend(world, prefix, depth, seen, stack)
+                result = self._end(world)
+            finally:
+                world.close()
+            tried += 1
+            if result.problems:
+                found.append(result)
+        return tried, len(seen), found
+
+    def _extend(
+        self, world: World, prefix: list[str], depth: int, seen: set[int], stack: list[list[str]]
+    ) -> None:
+        for label in prefix:
+            self._do_counted(world, label)
+        while len(world.labels) < depth and not world.problems:
+            state = fingerprint(world)
+            if len(world.labels) > len(prefix) or not prefix:
+                if state in seen:
+                    return
+                seen.add(state)
+            labels = self._all_labels(world)
+            if not labels:
+                return
+            done = list(world.labels)
+            stack.extend([*done, label] for label in reversed(labels[1:]))
+            self._do_counted(world, labels[0])
+
+    @staticmethod
+    def _do_counted(world: World, label: str) -> None:
+        if "!" not in label and label[0] != "~" and ":" in label and ".run." not in label:
+            world.faults_left -= 1
+        assert world.do(label), label
+
+    @staticmethod
+    def _all_labels(world: World) -> list[str]:
+        labels = []
+        ops = world.choices()
+        for op in ops:
+            label = world.label_of(op, ops)
+            if op.timeout:
+                continue
+            labels.append(label)
+            if op.body is not None or world.faults_left > 0:
+                labels += [f"{label}:{fate}" for fate in world.fates(op)]
+        labels += ["~" + world.label_of(op, world.late) for op in world.late]
+        return labels + world.env_choices()
+
+
+def _kind(problem: str) -> str:
+    return problem[:2]
+
+
+def fingerprint(world: World) -> int:
+    """Hash all that decides how a world goes on; moments count by what they mean now."""
+    from tests.model.check import Dump  # noqa: PLC0415
+
+    dump = Dump(world)
+    leases = [(member, ends > world.now) for member, ends in sorted(dump.leases.items())]
+    ops = sorted((op.name, op.state, _plain(op)) for op in world.kernel.pending)
+    state: Any = (
+        sorted(dump.held), dump.queued, dump.inbox, dump.parked, dump.dead, leases,
+        sorted(world.states.items()), ops,
+        sorted((op.name, _plain(op)) for op in world.late),
+        [op.name for op in world.blocked],
+        [worker.local_state() for worker in world.workers.values()],
+        sorted(world.env.items()), world.faults_left,
+        [(key, len(runs), [run.excused for run in runs]) for key, runs in world.runs.items()],
+    )  # fmt: skip
+    return hash(repr(state))
+
+
+def _plain(op: Op) -> str:
+    """What an op says, as far as it says more than its name."""
+    return "" if op.commands is None else repr([str(part)[:60] for part in op.commands[0][3:]])

@@ -1,0 +1,165 @@
+"""What is explored: some messages, one to three workers, and what may befall them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.model.world import Site
+
+ALL_FATES = ("lost", "dropped", "late", "slow")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message: its task, its queue, how its runs end, in turn."""
+
+    id: str
+    task: str = "late"
+    plan: tuple[str, ...] = ("ok",)
+    queue: str = "q"
+    eta_s: float | None = None
+    later: bool = False
+
+
+@dataclass
+class Scenario:
+    """Something to explore.
+
+    Attributes:
+        env: what may happen around the ops, and how often.
+        harmless: those of `env` that are no faults and cost nothing.
+        faults: how many faults there are in a schedule at most.
+        survivors: messages that even a server that forgets everything does not cost.
+    """
+
+    name: str
+    messages: tuple[Message, ...]
+    workers: Mapping[str, tuple[int, tuple[str, ...]]]
+    env: Mapping[str, int] = field(default_factory=dict)
+    harmless: frozenset[str] = frozenset()
+    faults: int = 3
+    steps: int = 30
+    fates: tuple[str, ...] = ALL_FATES
+    run_fates: tuple[str, ...] = ()
+    two_servers: bool = False
+    overdue: bool = False
+    pausable: tuple[str, ...] = ()
+    survivors: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        self.by_id = {message.id: message for message in self.messages}
+        self.plans = {message.id: message.plan for message in self.messages}
+        self.queues = tuple(dict.fromkeys(message.queue for message in self.messages))
+        free = self.harmless | {label for label in self.env if "!send" in label}
+        self.is_fault = frozenset(label for label in self.env if label not in free)
+        self._texts: dict[str, str] | None = None
+
+    def texts(self, site: Site) -> dict[str, str]:
+        if self._texts is None:
+            self._texts = {
+                m.id: site.text(m.task, m.id, m.queue, m.eta_s) for m in self.messages
+            }
+        return self._texts
+
+
+_Q = ("q",)
+_TWO: dict[str, tuple[int, tuple[str, ...]]] = {"A": (2, _Q), "B": (2, _Q)}
+_DEATHS = {"A!kill": 1, "A!kill:late": 1, "A!lease_end": 1, "B!lease_end": 1}
+_STILL = {"A!freeze": 1, "A!lease_end": 2, "A!suspend": 1}
+
+
+def _scenarios() -> list[Scenario]:
+    m = Message
+    return [
+        Scenario("plain", (m("x"), m("y")), _TWO, _DEATHS | _STILL | {"A!restart": 1}),
+        Scenario("one", (m("x"), m("y", later=True)), {"A": (1, _Q)}, {"S!send:y": 1}, steps=15),
+        Scenario(
+            "retry", (m("x", plan=("retry", "ok")), m("y", plan=("fail",))), _TWO, _DEATHS | _STILL
+        ),
+        Scenario("again", (m("x"),), _TWO, _STILL | {"A!kill": 1}, run_fates=("fail", "retry")),
+        Scenario("started", (m("x", "started", ("retry", "ok")),), _TWO, _DEATHS | _STILL),
+        Scenario(
+            "early", (m("x", "early"), m("y", "early")), _TWO,
+            _DEATHS | _STILL | {"A!cold": 1, "A!stop": 1},
+        ),
+        Scenario("early_retry", (m("x", "early", ("retry", "ok")),), _TWO, _STILL),
+        Scenario(
+            "eta", (m("x", eta_s=20.0), m("y", eta_s=90.0)), _TWO,
+            _DEATHS | {"*!time:20": 1, "*!time:71": 1, "A!drain": 1, "A!stop": 1},
+            harmless=frozenset({"*!time:20", "*!time:71"}),
+        ),
+        Scenario(
+            "stop", (m("x"), m("y"), m("z")), _TWO,
+            {"A!stop": 1, "A!kill": 1, "A!lease_end": 1}, harmless=frozenset({"A!stop"}),
+        ),
+        Scenario(
+            "cold", (m("x"), m("y"), m("z")), _TWO,
+            {"A!cold": 1, "A!kill": 1, "A!lease_end": 1}, harmless=frozenset({"A!cold"}),
+        ),
+        Scenario(
+            "drain", (m("x"), m("y"), m("z", later=True)), _TWO,
+            {"A!drain": 1, "A!undrain": 1, "B!drain": 1, "B!undrain": 1, "S!send:z": 1},
+            harmless=frozenset({"A!drain", "A!undrain", "B!drain", "B!undrain"}),
+        ),
+        Scenario(
+            "pause", (m("x"), m("y", queue="r"), m("z", later=True)),
+            {"A": (2, ("q", "r"))},
+            {
+                "*!pause:q": 2, "*!resume:q": 2, "A!look": 1, "S!send:z": 1, "A!drain": 1,
+                "A!undrain": 1,
+            },
+            harmless=frozenset({"*!pause:q", "*!resume:q", "A!look", "A!drain", "A!undrain"}),
+            pausable=("q",), faults=2,
+        ),
+        Scenario(
+            "cancel", (m("x", later=True), m("y", queue="r", later=True)),
+            {"A": (2, ("q", "r"))},
+            {"*!pause:q": 1, "S!send:x": 1, "S!send:y": 1, "A!look": 1},
+            harmless=frozenset({"*!pause:q", "A!look"}), pausable=("q",), faults=2,
+        ),
+        Scenario(
+            "revoke", (m("x"), m("y", eta_s=20.0)), _TWO,
+            _DEATHS | {"*!revoke:x": 1, "*!revoke:y": 1, "*!time:20": 1},
+            harmless=frozenset({"*!revoke:x", "*!revoke:y", "*!time:20"}),
+        ),
+        Scenario(
+            "recovery", (m("x"), m("y", later=True)),
+            {"A": (2, _Q), "B": (1, _Q), "C": (1, _Q)},
+            {
+                "A!kill": 1, "A!lease_end": 2, "B!lease_end": 1, "A!freeze": 1, "B!kill": 1,
+                "S!send:y": 1,
+            },
+            faults=4,
+        ),
+        Scenario(
+            "verdict", (m("x", "once"), m("y", "once")), _TWO,
+            {"A!kill": 1, "A!lease_end": 2, "A!freeze": 1, "A!kill:late": 1},
+        ),
+        Scenario(
+            "two_servers", (m("x", plan=("retry", "ok")), m("y", "once")), _TWO,
+            _DEATHS | _STILL, two_servers=True,
+        ),
+        Scenario(
+            "send", (m("x", later=True), m("y", later=True)), _TWO,
+            {"S!send:x": 1, "S!send:y": 1, "A!kill": 1, "A!drain": 1, "A!lease_end": 1},
+        ),
+        Scenario(
+            "flush", (m("x", plan=("retry", "ok")), m("y", eta_s=20.0)), {"A": (2, _Q)},
+            {"*!flush": 1},
+        ),
+        Scenario(
+            "rollback", (m("x"), m("y", plan=("retry", "ok"))), _TWO,
+            {"*!snap": 1, "*!rollback": 1, "A!lease_end": 1}, harmless=frozenset({"*!snap"}),
+        ),
+    ]  # fmt: skip
+
+
+SCENARIOS: dict[str, Scenario] = {each.name: each for each in _scenarios()}
+
+
+def named(name: str) -> list[Scenario]:
+    return list(SCENARIOS.values()) if name == "all" else [SCENARIOS[name]]
+
+

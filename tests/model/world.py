@@ -1,0 +1,1090 @@
+"""The model's world: workers made of the real parts, the server, the clock, and what may befall them.
+
+Everything that knows how a worker is put together is in `SimWorker`, and what is replaced in the
+product's modules in `installed`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time as real_time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import greenlet
+import hiredis
+
+import greenq.consumer.tasks
+import greenq.execute
+import greenq.producer
+import greenq.timer
+import greenq.transport.broker
+import greenq.transport.intake
+import greenq.transport.leases
+import greenq.transport.outbox
+import greenq.watch
+import greenq.worker_state
+from greenq import Greenq
+from greenq.consumer.tasks import Tasks
+from greenq.errors import OperationalError, WorkerLostError
+from greenq.execute import Executor
+from greenq.protocol import envelope
+from greenq.protocol.states import FAILURE
+from greenq.task import current_context
+from greenq.timer import Timer
+from greenq.transport.intake import Intake
+from greenq.transport.leases import Leases, Owner, Verdict
+from greenq.transport.outbox import Outbox
+from greenq.watch import Watch
+from greenq.worker_state import WorkerState
+from tests.model.kernel import Actor, Kernel, Op, SimEvent, sim_run_all, sim_sleep, sim_spawn
+from tests.model.net import CLOCKED, ModelServer, SimClient, lost, pack
+
+T0 = 1_700_000_000.0
+LEASE_S = 3.0
+TICK_S = 0.001
+HORIZON_S = 60.0
+
+_STATUS = re.compile(rb'"status": ?"(\w+)"')
+FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
+
+
+# --- what is replaced in the product's modules ----------------------------------------------------
+
+
+class _Time:
+    """The module `time`, by the clock of the world and of the worker that asks."""
+
+    CLOCK_BOOTTIME = real_time.CLOCK_BOOTTIME
+    CLOCK_MONOTONIC = real_time.CLOCK_MONOTONIC
+
+    @staticmethod
+    def time() -> float:
+        return _now()
+
+    @staticmethod
+    def monotonic() -> float:
+        return _now() - T0 + 1000.0 + _offset()
+
+    @staticmethod
+    def clock_gettime(number: int) -> float:
+        offset = 0.0 if number == real_time.CLOCK_BOOTTIME else _offset()
+        return _now() - T0 + 1000.0 + offset
+
+    sleep = staticmethod(sim_sleep)
+
+
+def _kernel() -> Kernel | None:
+    actor = greenlet.getcurrent()
+    return actor.kernel if isinstance(actor, Actor) else None
+
+
+def _now() -> float:
+    kernel = _kernel()
+    now: float = T0 if kernel is None else kernel.world.now
+    return now
+
+
+def _offset() -> float:
+    actor = greenlet.getcurrent()
+    return actor.owner.offset_s if isinstance(actor, Actor) else 0.0
+
+
+class _Datetime(datetime):
+    """`datetime` by the world's clock."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return datetime.fromtimestamp(_now(), tz)
+
+
+_MODULES: list[tuple[Any, dict[str, Any]]] = [
+    (greenq.consumer.tasks, {"time": _Time, "datetime": _Datetime, "Event": SimEvent}),
+    (greenq.execute, {"time": _Time, "datetime": _Datetime, "Event": SimEvent, "sleep": sim_sleep}),
+    (greenq.producer, {"time": _Time}),
+    (greenq.timer, {"time": _Time, "Event": SimEvent, "spawn": sim_spawn}),
+    (greenq.transport.broker, {"time": _Time}),
+    (
+        greenq.transport.intake,
+        {"time": _Time, "Event": SimEvent, "sleep": sim_sleep, "run_all": sim_run_all},
+    ),
+    (greenq.transport.leases, {"time": _Time}),
+    (
+        greenq.transport.outbox,
+        {"time": _Time, "Event": SimEvent, "sleep": sim_sleep, "spawn": sim_spawn},
+    ),
+    (greenq.watch, {"time": _Time, "sleep": sim_sleep}),
+    (greenq.worker_state, {"time": _Time}),
+]
+
+_ids = [0]
+
+
+def _new_id() -> str:
+    _ids[0] += 1
+    return f"00000000-0000-4000-8000-{_ids[0]:012x}"
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Have the product's modules use the model's clock, events and sleeps for a while."""
+    before = []
+    disabled = logging.root.manager.disable
+    try:
+        for module, names in _MODULES:
+            for name, value in names.items():
+                if hasattr(module, name):
+                    before.append((module, name, getattr(module, name)))
+                    setattr(module, name, value)
+        before.append((greenq.producer, "new_id", greenq.producer.new_id))
+        greenq.producer.new_id = _new_id
+        logging.disable(logging.CRITICAL)
+        yield
+    finally:
+        logging.disable(disabled)
+        for module, name, value in reversed(before):
+            setattr(module, name, value)
+
+
+# --- the app, made once ---------------------------------------------------------------------------
+
+
+class Body(Exception):
+    """What a task of the model fails with."""
+
+
+class Site:
+    """A server and an app on it: made once, used by schedule after schedule."""
+
+    def __init__(self, server: ModelServer, *, two_servers: bool = False, **settings: Any) -> None:
+        self.server = server
+        options = {"priority_steps": [0]}
+        self.app = app = Greenq(
+            "model",
+            broker="redis://127.0.0.1:1/0",
+            backend="redis://127.0.0.1:1/1" if two_servers else None,
+            set_as_current=False,
+            broker_transport_options=options,
+            task_eta_horizon=HORIZON_S,
+            **settings,
+        )
+        for name, how in {
+            "late": {"acks_late": True},
+            "early": {"acks_late": False},
+            "started": {"acks_late": True, "track_started": True},
+            "once": {"acks_late": True, "reject_on_worker_lost": False},
+        }.items():
+            app.task(name=name, bind=True, max_retries=None, **how)(_body)
+        transport = app.transport
+        self.client = SimClient(server, 0)
+        self.results = SimClient(server, 1) if two_servers else self.client
+        any_transport: Any = transport
+        any_transport.client = self.client
+        any_transport.result_client = self.results
+        any_transport.broker.client = self.client
+        any_transport._backend._client = self.results
+        self.broker = transport.broker
+        self.keys = transport.keys
+        self.transport = transport
+
+    def reset(self) -> None:
+        self.client.reset()
+        self.results.reset()
+        self.broker._declared.clear()
+        _ids[0] = 0
+
+    def text(self, task: str, task_id: str, queue: str, eta_s: float | None = None) -> str:
+        eta = None if eta_s is None else datetime.fromtimestamp(T0 + eta_s, UTC)
+        options = {"task_id": task_id, "queue": queue}
+        if eta is not None:
+            options["eta"] = eta  # type: ignore[assignment]
+        text: str = self.app.producer.prepare(task, (), {}, options)["text"]
+        return text
+
+
+def _body(task: Any) -> Any:
+    """What every task of the model does: stand still, then end as the step says."""
+    actor = greenlet.getcurrent()
+    return actor.kernel.world.run_body(actor, task)
+
+
+# --- a worker -------------------------------------------------------------------------------------
+
+
+class SimPool:
+    """`greenq.pool.Pool`: each request in an actor of its own."""
+
+    def __init__(self, worker: SimWorker, size: int, run: Callable[[Any], None]) -> None:
+        self.worker = worker
+        self.size = size
+        self._run = run
+        self.active: dict[Any, Actor] = {}
+        self._waiting: list[Any] = []
+        self._room = SimEvent()
+        self.empty = SimEvent()
+        self.empty.set()
+        self.abandoned: Callable[[list[Any]], None] = lambda _requests: None
+
+    @property
+    def running(self) -> int:
+        return len(self.active)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def room(self) -> int:
+        return self.size - len(self.active) - len(self._waiting)
+
+    def wait_room(self, timeout_s: float | None = None) -> None:
+        if self.room <= 0:
+            self._room.clear()
+            self._room.wait()
+
+    def wake(self) -> None:
+        self._room.set()
+
+    def submit(self, request: Any) -> None:
+        self._waiting.append(request)
+        self.empty.clear()
+        self._begin()
+
+    def _begin(self) -> None:
+        while self._waiting and len(self.active) < self.size:
+            request = self._waiting.pop(0)
+            kernel = self.worker.world.kernel
+            self.active[request] = kernel.spawn(self.worker, "task", self._work, request)
+
+    def _work(self, request: Any) -> None:
+        request.greenlet = greenlet.getcurrent()
+        try:
+            self._run(request)
+        finally:
+            request.greenlet = None
+            self.active.pop(request, None)
+            if not self.worker.world.kernel.closing:
+                self._begin()
+                self._room.set()
+                if not self.active and not self._waiting:
+                    self.empty.set()
+
+    def unstarted(self) -> list[Any]:
+        return list(self._waiting)
+
+    def take_back(self, which: Callable[[Any], bool] | None = None) -> list[Any]:
+        taken = [each for each in self._waiting if which is None or which(each)]
+        for each in taken:
+            self._waiting.remove(each)
+        self._room.set()
+        if not self.active and not self._waiting:
+            self.empty.set()
+        return taken
+
+    def end_all(self) -> None:
+        """Give up what runs, and end it."""
+        self._waiting.clear()
+        requests = list(self.active.items())
+        if requests:
+            self.abandoned([request for request, _actor in requests])
+        for _request, actor in requests:
+            actor.kill()
+
+
+class _Hub:
+    """`greenq.hub.Hub`, as the watch knows it."""
+
+    moved_s = float("inf")
+    lag_s = 0.0
+
+    def __init__(self, worker: SimWorker) -> None:
+        self._worker = worker
+
+    def spawn_soon(self, run: Callable[[], Any], *, name: str) -> None:
+        self._worker.world.kernel.spawn(self._worker, name.split()[0], run)
+
+    def ping(self) -> None:
+        pass
+
+
+class SimWorker:
+    """One incarnation of a worker: the real parts, and as little glue as will do."""
+
+    def __init__(self, world: World, name: str, size: int, queues: tuple[str, ...]) -> None:
+        self.world = world
+        self.name = name
+        self.queues = queues
+        self.paused: frozenset[str] = frozenset()
+        self.offset_s = 0.0
+        self.lost_step = -1
+        self.alive = True
+        self.frozen = self.stopping = self.stopped = self.cold = False
+        site = world.site
+        app, transport = site.app, site.transport
+        self.state = WorkerState()
+        self.owner = Owner(name, f"greenq@{name}", "")
+        client: Any = site.client
+        connection: Any = client.connection(pushes=True)
+        results: Any = connection if site.results is client else site.results.connection()
+        config = app.config
+        self.hub: Any = _Hub(self)
+        self.timer = Timer(self.monotonic)
+        self.watch = Watch(
+            Leases(
+                connection,
+                transport.broker,
+                self.owner,
+                queues=queues,
+                visibility_timeout_s=3600.0,
+                lease_s=LEASE_S,
+                max_deliveries=config.task.task_max_deliveries,
+                results=results,
+                may_run_again=self._may_run_again,
+                bury=self._bury,
+            ),
+            self.hub,
+            self.state,
+            lease_s=LEASE_S,
+            visibility_timeout_s=3600.0,
+            blocked_after_s=1e9,
+            blocking_task=lambda _frame: None,
+            held=self._held,
+            look=lambda: self.intake.wake(look=True),
+            paused=self._pause,
+            clock=self.monotonic,
+        )
+        # Celery's records are looked for in scenarios that have some.
+        self.watch._scores_at_s = 0.0 if world.scenario.overdue else 1e18
+        self.outbox = Outbox(transport)
+        self.pool = SimPool(self, size, lambda request: self.executor(request))
+        self.executor = Executor(
+            config=config.task,
+            transport=transport,
+            producer=app.producer,
+            outbox=self.outbox,
+            state=self.state,
+            hostname=f"greenq@{name}",
+        )
+        self.intake = Intake(
+            client, transport.keys, queues, name, member=str(self.owner), lease_s=LEASE_S
+        )
+        pool: Any = self.pool
+        self.tasks = Tasks(
+            config=config.task,
+            transport=transport,
+            registry=app.tasks,
+            intake=self.intake,
+            outbox=self.outbox,
+            pool=pool,
+            timer=self.timer,
+            state=self.state,
+            hostname=f"greenq@{name}",
+            left_behind=bool,
+        )
+        self.pool.abandoned = self.tasks.give_back
+        self.consumer_over = SimEvent()
+        self.watch_over = SimEvent()
+        self._is_watch_ending = False
+
+    def monotonic(self) -> float:
+        return self.world.now - T0 + 1000.0 + self.offset_s
+
+    # --- the glue of greenq.worker ----------------------------------------------------------------
+
+    def _held(self) -> tuple[set[str], int]:
+        first_unused = self.intake.first_unused
+        return {*list(self.state.reserved), *self.outbox.tags()}, first_unused
+
+    def _may_run_again(self, raw: bytes) -> bool:
+        task = self.world.site.app.tasks.get(envelope.header(raw, "task") or "")
+        own = None if task is None else task.reject_on_worker_lost
+        return True if own is None else own
+
+    def _bury(self, tag: str, queue: str, raw: bytes, reason: str) -> Verdict:
+        transport = self.world.site.transport
+        now = datetime.fromtimestamp(T0, UTC)
+        move = transport.broker.bury(tag, queue, raw, reason=reason, worker=self.name, now=now)
+        task_id = envelope.header(raw, "id")
+        assert task_id is not None
+        result = transport.backend.stored(task_id, FAILURE, WorkerLostError(reason))
+        return Verdict(move, result)
+
+    def _pause(self, paused: frozenset[str]) -> None:
+        if paused != self.paused:
+            self.paused = paused
+            queues = [queue for queue in self.queues if queue not in paused]
+            self.watch.set_queues(queues)
+            self.intake.set_queues(queues)
+
+    def look_for_pauses(self) -> None:
+        self._pause(frozenset(self.world.site.broker.paused()))
+
+    def start(self) -> None:
+        kernel = self.world.kernel
+        kernel.spawn(self, "watch", self._run_watch)
+        kernel.spawn(self, "outbox", self._run_outbox)
+
+    def _run_outbox(self) -> None:
+        self.outbox._greenlet = greenlet.getcurrent()  # type: ignore[assignment]
+        self.outbox._run()
+
+    def consume(self) -> None:
+        self.world.kernel.spawn(self, "consumer", self._run_consumer)
+
+    def _run_consumer(self) -> None:
+        """What greenq.consumer.Consumer does."""
+        while not self.stopping:
+            try:
+                self.tasks.start()
+                self.tasks.consume()
+            except OperationalError:
+                while not self.stopping:
+                    self.tasks.stop()
+                    sim_sleep()
+                    try:
+                        self.look_for_pauses()
+                        break
+                    except OperationalError:
+                        pass
+        self.consumer_over.set()
+
+    def _run_watch(self) -> None:
+        """What `Watch._run` does, a turn when the scheduler says so."""
+        watch, kernel = self.watch, self.world.kernel
+        actor = greenlet.getcurrent()
+        watch._renew()
+        while True:
+            if not self._is_watch_ending:
+                op = Op(actor, "watch")
+                op.fused = True
+                kernel.park(op)
+            if self._is_watch_ending:
+                break
+            if self.monotonic() >= watch._promote_at_s:
+                watch._promote()
+            watch._renew()
+        try:
+            if not self.state.reserved:
+                watch._leases.release()
+        except OperationalError:
+            pass
+        watch._leases.connection.close()
+        self.watch_over.set()
+
+    def stop(self, cold: bool) -> None:
+        """Stop as the blueprint does. In an actor of its own."""
+        self.stopping = True
+        tasks = self.tasks
+        tasks.stop_consuming()
+        self.consumer_over.wait()
+        tasks.give_back_unstarted()
+        tasks.stop()
+        if not cold:
+            self.pool.empty.wait()
+        self.end_runs()
+        self.outbox.stop()
+        self._is_watch_ending = True
+        for op in list(self.world.kernel.pending):
+            if op.actor.owner is self and op.kind == "watch":
+                self.world.kernel.pending.remove(op)
+                self.world.kernel.ready.append((op.actor, None))
+        self.watch_over.wait()
+        self.stopped = True
+        self.alive = False
+
+    def end_runs(self) -> None:
+        if self.pool.active:
+            self.world.excuse(self)
+        self.pool.end_all()
+
+    @property
+    def takes(self) -> bool:
+        """True if this one should take whatever there is."""
+        return self.alive and not self.stopping and not self.tasks.draining
+
+    def local_state(self) -> Any:
+        """What a hash of the whole world needs of this worker."""
+        return (
+            self.name,
+            (self.alive, self.frozen, self.stopping, self.stopped),
+            self.paused,
+            self.intake._next,
+            self.intake._plan.named,
+            sorted(self.state.reserved),
+            sorted(self.outbox.tags()),
+            self.monotonic() < self.state.lease_until_s,
+            self.state.lease_lost_s > 0,
+            self.watch._looks,
+            sorted(self.watch._forgotten),
+            self.watch._recover_from_s is not None
+            and self.monotonic() >= self.watch._recover_from_s,
+            self.tasks.draining,
+            self.pool.waiting,
+        )
+
+
+class Sender:
+    """Who sends: publishes, and once more, once, when the answer gets lost."""
+
+    offset_s = 0.0
+    frozen = False
+    alive = True
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.name = "S"
+
+    def send(self, message: Any) -> None:
+        broker, text = self.world.site.broker, self.world.texts[message.id]
+        again = False
+        for _ in range(3):
+            try:
+                if again:
+                    broker.publish_once(message.queue, [text], new_ids=[message.id])
+                else:
+                    broker.publish(message.queue, [text])
+                return
+            except OperationalError:
+                again = True
+                sim_sleep()
+
+
+class Run:
+    """One beginning of a task's code."""
+
+    __slots__ = ("checked", "early", "excused", "outcome", "redelivered", "tag", "text_tag", "worker")
+
+    def __init__(self, worker: SimWorker, tag: str, text_tag: str, checked: int, early: bool) -> None:
+        self.worker = worker
+        self.tag = tag
+        self.text_tag = text_tag
+        self.checked = checked
+        self.early = early
+        self.excused = False
+        self.outcome = ""
+
+
+class World:
+    """One schedule's run."""
+
+    def __init__(self, site: Site, scenario: Any) -> None:
+        self.site = site
+        self.scenario = scenario
+        self.kernel = Kernel()
+        any_kernel: Any = self.kernel
+        any_kernel.world = self
+        self.now = T0
+        self.step = 0
+        self.labels: list[str] = []
+        self.problems: list[str] = []
+        self.late: list[Op] = []
+        self.blocked: list[Op] = []
+        self.faults_left = scenario.faults
+        self.env: Counter[str] = Counter(scenario.env)
+        self.workers: dict[str, SimWorker] = {}
+        self.runs: dict[tuple[str, int], list[Run]] = {}
+        self.texts: dict[str, str] = scenario.texts(site)
+        self.sent: set[str] = set()
+        self.revoked: set[str] = set()
+        self.states: dict[str, str] = {}
+        self.rolled_back = False
+        self.etas = {m.id: T0 + m.eta_s for m in scenario.messages if m.eta_s is not None}
+        self.sender = Sender(self)
+        self.healing = False
+        site.reset()
+        self.link = site.server.links[0]
+        self.result_link = site.results.link
+        # Where the results stand after each write.
+        keys = [site.keys.result(m.id) for m in scenario.messages]
+        self._ids = [m.id for m in scenario.messages]
+        self._look = pack(("MGET", *keys))
+        self._begin()
+
+    def _begin(self) -> None:
+        link = self.link
+        link.later(pack(("FLUSHDB",)))
+        if self.result_link is not link:
+            self.result_link.later(pack(("FLUSHDB",)))
+        for message in self.scenario.messages:
+            if not message.later:
+                link.later(pack(("LPUSH", message.queue, self.texts[message.id])))
+                self.sent.add(message.id)
+        for name, (size, queues) in self.scenario.workers.items():
+            self.add_worker(name, size, queues)
+
+    def add_worker(self, name: str, size: int, queues: tuple[str, ...]) -> SimWorker:
+        """Start a worker whose first renewal goes well at once."""
+        worker = self.workers[name] = SimWorker(self, name, size, queues)
+        worker.start()
+        self.kernel.run_ready()
+        tries = 0
+        while (op := self._first(worker, "watch")) is not None and tries < 50:
+            self.finish(op, self.carry_out(op))
+            tries += 1
+        worker.consume()
+        self.kernel.run_ready()
+        return worker
+
+    def _first(self, worker: SimWorker, role: str) -> Op | None:
+        for op in self.kernel.pending:
+            if op.actor.owner is worker and op.actor.role == role and not op.fused:
+                return op
+        return None
+
+    # --- steps ------------------------------------------------------------------------------------
+
+    def choices(self) -> list[Op]:
+        """Return the ops that may go on now."""
+        return [op for op in self.kernel.pending if not op.actor.owner.frozen]
+
+    def label_of(self, op: Op, among: list[Op]) -> str:
+        name, number = op.name, 0
+        for other in among:
+            if other is op:
+                break
+            if other.name == name:
+                number += 1
+        return name if not number else f"{name}#{number + 1}"
+
+    def find(self, name: str) -> Op | None:
+        base, _, number = name.partition("#")
+        found = [op for op in self.choices() if op.name == base]
+        index = int(number) - 1 if number else 0
+        return found[index] if index < len(found) else None
+
+    def do(self, label: str) -> bool:
+        """Carry out one step by its label; False if there is no such step now."""
+        if label[0] == "~":
+            base, _, number = label[1:].partition("#")
+            found = [op for op in self.late if op.name == base]
+            index = int(number) - 1 if number else 0
+            if index >= len(found):
+                return False
+            self.do_late(found[index], label)
+            return True
+        if "!" in label:
+            return self.do_env(label)
+        name, _, fate = label.partition(":")
+        op = self.find(name)
+        if op is None:
+            return False
+        if fate and fate not in self.fates(op):
+            return False
+        self.do_op(op, fate, label)
+        return True
+
+    def fates(self, op: Op) -> tuple[str, ...]:
+        """Return how an op may go wrong."""
+        if op.body is not None:
+            return op.fates
+        if op.timeout:
+            return ()
+        if op.state == "served" or op.value is not None and op.script == "slow":
+            return ("lost",)
+        if op.state == "new":
+            return ("dropped",)
+        return self.scenario.fates
+
+    def do_op(self, op: Op, fate: str, label: str) -> None:
+        """Let an op go on: carry it out, or not, and tell its actor, or not."""
+        self.step += 1
+        self.now += TICK_S
+        self.labels.append(label)
+        if op.fused:
+            actor = op.actor
+            self.kernel.forget(op)
+            if op.timeout:
+                op.wait.done = True
+                self.kernel.ready.append((actor, False))
+            else:
+                self.kernel.ready.append((actor, None))
+            self.kernel.run_ready()
+            following = actor.op
+            if (
+                op.timeout
+                or following is None
+                or following.fused
+                or following.body is not None
+                or following.state
+                or following not in self.kernel.pending
+            ):
+                return
+            op = following
+        self._go(op, fate)
+
+    def _go(self, op: Op, fate: str) -> None:
+        if op.body is not None:
+            self.finish(op, fate)
+        elif not fate:
+            if op.script == "slow":
+                self.finish(op, op.value)
+            elif op.state == "served":
+                self.finish(op, op.value)
+            elif op.state == "new":
+                self._block(op)
+            else:
+                self.finish(op, self.carry_out(op))
+        elif fate == "slow":
+            # Carried out, and the answer takes its time.
+            op.value = self.carry_out(op)
+            op.script = "slow"
+            op.name += "'"
+        else:
+            if fate == "lost" and op.script != "slow" and op.state != "served":
+                self.carry_out(op)
+            elif fate == "late":
+                self.late.append(_copy(op))
+            self.fail(op, lost(fate == "late"))
+
+    def finish(self, op: Op, value: Any) -> None:
+        """Give an op's actor its answer, and let everybody run."""
+        self.kernel.forget(op)
+        if op.kind == "ask":
+            op.actor.checked = self.step
+        self.kernel.ready.append((op.actor, value))
+        self.kernel.run_ready()
+
+    def fail(self, op: Op, error: Exception) -> None:
+        self.kernel.forget(op)
+        op.connection.waiting = None
+        op.connection.close()
+        op.actor.throw(error)
+        self.kernel.run_ready()
+
+    def _block(self, op: Op) -> None:
+        (value,) = self.link.call(op.data, 1)
+        if value is not None:
+            self.finish(op, value)
+            return
+        op.state = "blocked"
+        self.kernel.pending.remove(op)
+        self.blocked.append(op)
+
+    def unblock(self, op: Op) -> None:
+        if op in self.blocked:
+            self.blocked.remove(op)
+
+    def carry_out(self, op: Op) -> list[Any]:
+        """Have the server carry out an op's commands, then what follows from that."""
+        link, kind = op.connection.link, op.kind
+        if op.script in CLOCKED:
+            now = self.now
+            link.later(pack(("HSET", "model.clock", "s", int(now), "us", round(now % 1 * 1e6))))
+        data, count = op.data, op.count
+        looks = kind in {"write", "give"}
+        same = link is self.result_link
+        if looks and same:
+            data += self._look
+        blocked = self.blocked if self.blocked and kind not in {"renew", "take", "ask"} else ()
+        if blocked and link is self.link:
+            data += b"".join([each.data for each in blocked])
+        else:
+            blocked = ()
+        answers = link.call(data, count + (looks and same) + len(blocked))
+        behind = answers[count:]
+        del answers[count:]
+        if looks and same:
+            self.note_states(behind.pop(0))
+        for each, value in zip(list(blocked), behind, strict=True):
+            if value is not None:
+                self._serve(each, value)
+        return answers
+
+    def _serve(self, op: Op, value: Any) -> None:
+        """A wait is over: its answer is on the way."""
+        if isinstance(value, hiredis.ReplyError):
+            raise RuntimeError(str(value))
+        self.blocked.remove(op)
+        op.state, op.value = "served", value
+        op.kind = "woken"
+        op.name = f"{op.actor.owner.name}.woken"
+        if op.actor.owner.alive:
+            self.kernel.pending.append(op)
+
+    def do_late(self, op: Op, label: str) -> None:
+        self.step += 1
+        self.now += TICK_S
+        self.labels.append(label)
+        self.late.remove(op)
+        self.carry_out(op)
+        self.kernel.run_ready()
+
+    # --- what tasks do ----------------------------------------------------------------------------
+
+    def run_body(self, actor: Actor, task: Any) -> Any:
+        context = current_context.get()
+        request = context.delivered
+        task_id, retries = request.message.id, request.message.retries
+        self.note_begin(actor, request, task_id, retries)
+        run = self.runs[task_id, retries][-1]
+        op = Op(actor, f"run.{task_id}")
+        plan = self.scenario.plans[task_id]
+        op.body = plan[min(retries, len(plan) - 1)]
+        op.fates = self.scenario.run_fates
+        fate = self.kernel.park(op)
+        run.outcome = outcome = fate or op.body
+        if outcome == "ok":
+            return "done"
+        if outcome == "retry":
+            raise task.retry(countdown=0)
+        raise Body("failed")
+
+    def note_begin(self, actor: Actor, request: Any, task_id: str, retries: int) -> None:
+        worker: SimWorker = actor.owner
+        runs = self.runs.setdefault((task_id, retries), [])
+        tag, early = request.delivery.tag, not request.acks_late
+        checked = actor.checked or self.step
+        text_tag = request.properties.get("delivery_tag", "")
+        if early and runs and not self.rolled_back:
+            self.problem(f"I2 {task_id} is acknowledged early and begins again, in {worker.name}")
+        if not early and worker.lost_step < checked:
+            for run in runs:
+                if not run.excused:
+                    self.problem(
+                        f"I2 {task_id} begins again in {worker.name}, although {run.worker.name} "
+                        f"has begun it and has not lost it"
+                    )
+        if retries and runs and not early and not self.rolled_back:
+            if any(run.text_tag != text_tag for run in runs):
+                self.problem(f"I8 {task_id} has two successors as retry {retries}")
+        due = self.etas.get(task_id)
+        if due is not None and not retries and self.now < due - 0.01:
+            self.problem(f"I5 {task_id} begins {due - self.now:.3f} s too early")
+        runs.append(Run(worker, tag, text_tag, checked, early))
+
+    def excuse(self, worker: SimWorker) -> None:
+        """A worker may have lost what it holds: what is reserved for it may run again."""
+        worker.lost_step = self.step
+        held = [
+            run
+            for runs in self.runs.values()
+            for run in runs
+            if run.worker is worker and not run.excused
+        ]
+        if held:
+            data = b"".join(pack(("HEXISTS", "unacked", run.tag)) for run in held)
+            for run, there in zip(held, self.link.call(data, len(held)), strict=True):
+                run.excused = bool(there)
+
+    def note_states(self, payloads: list[bytes | None]) -> None:
+        """Look at the results after a write: a success stays."""
+        for task_id, payload in zip(self._ids, payloads, strict=True):
+            if payload is None:
+                continue
+            status = _STATUS.search(payload)
+            assert status is not None
+            new, old = status[1].decode(), self.states.get(task_id)
+            if new != old:
+                if old == "SUCCESS" and not self.rolled_back:
+                    self.problem(f"I4 the SUCCESS of {task_id} is replaced by {new}")
+                self.states[task_id] = new
+
+    def problem(self, text: str) -> None:
+        if text not in self.problems:
+            self.problems.append(text)
+
+    # --- the environment --------------------------------------------------------------------------
+
+    def env_choices(self) -> list[str]:
+        """Return the labels of what may happen around the ops now."""
+        found = []
+        for label, left in self.env.items():
+            if left > 0 and self._may(label):
+                found.append(label)
+        return found
+
+    def _may(self, label: str) -> bool:
+        subject, _, verb = label.partition("!")
+        verb, _, argument = verb.partition(":")
+        if label in self.scenario.is_fault and self.faults_left <= 0:
+            return False
+        if subject == "S":
+            return argument not in self.sent
+        worker = self.workers.get(subject)
+        if verb == "restart":
+            return worker is not None and not worker.alive and f"{subject}2" not in self.workers
+        if subject == "*":
+            return verb != "rollback" or self.env.get("*!snap", 0) == 0
+        if worker is None or worker.stopped:
+            return False
+        if verb == "lease_end":
+            return True
+        if not worker.alive:
+            return False
+        if verb == "thaw":
+            return worker.frozen
+        if worker.frozen:
+            return verb == "kill"
+        if verb in {"drain", "stop", "cold"}:
+            return not worker.stopping and not (verb == "drain" and worker.tasks.draining)
+        if verb == "undrain":
+            return worker.tasks.draining and not worker.stopping
+        return True
+
+    def do_env(self, label: str) -> bool:
+        if not self.healing:
+            if self.env.get(label, 0) <= 0 or not self._may(label):
+                return False
+            self.env[label] -= 1
+            if label in self.scenario.is_fault:
+                self.faults_left -= 1
+        self.step += 1
+        self.now += TICK_S
+        self.labels.append(label)
+        subject, _, verb = label.partition("!")
+        verb, _, argument = verb.partition(":")
+        getattr(self, f"env_{verb}")(self.workers.get(subject), argument)
+        self.kernel.run_ready()
+        return True
+
+    def env_send(self, _worker: None, argument: str) -> None:
+        message = self.scenario.by_id[argument]
+        self.sent.add(message.id)
+        self.kernel.spawn(self.sender, "send", self.sender.send, message)
+
+    def env_kill(self, worker: SimWorker, how: str) -> None:
+        """The process is gone; with "late", what it had under way arrives some time."""
+        self.excuse(worker)
+        worker.alive = False
+        worker.frozen = False
+        for op in list(self.kernel.pending):
+            if op.actor.owner is worker:
+                self.kernel.pending.remove(op)
+                if how == "late" and op.connection and not op.state and op.script != "slow":
+                    self.late.append(_copy(op))
+        self.blocked = [op for op in self.blocked if op.actor.owner is not worker]
+
+    def env_restart(self, worker: SimWorker, _argument: str) -> None:
+        self.add_worker(f"{worker.name}2", worker.pool.size, worker.queues)
+
+    def env_freeze(self, worker: SimWorker, _argument: str) -> None:
+        worker.frozen = True
+        self.env[f"{worker.name}!thaw"] += 1
+
+    def env_thaw(self, worker: SimWorker, _argument: str) -> None:
+        worker.frozen = False
+
+    def env_lease_end(self, worker: SimWorker, _argument: str) -> None:
+        self.pass_time(LEASE_S * 1.05, but=worker)
+
+    def env_suspend(self, worker: SimWorker, _argument: str) -> None:
+        """A machine is suspended: its monotonic clock stands still, the server's goes on."""
+        worker.offset_s -= LEASE_S * 1.05
+        self.pass_time(LEASE_S * 1.05, but=worker)
+
+    def env_time(self, _worker: None, argument: str) -> None:
+        self.pass_time(float(argument))
+
+    def pass_time(self, seconds: float, but: SimWorker | None = None) -> None:
+        """Time passes for all; those that live renew their leases meanwhile, all `but` one."""
+        loses = seconds > LEASE_S
+        kept = []
+        for worker in self.workers.values():
+            if worker.stopped:
+                continue
+            if worker is but or not worker.alive or worker.frozen:
+                if loses:
+                    self.excuse(worker)
+            else:
+                kept.append(worker)
+        self.now += seconds
+        for worker in kept:
+            member = str(worker.owner)
+            score = f"{self.now + LEASE_S:.6f}"
+            self.link.later(pack(("ZADD", "greenq.leases", "XX", score, member)))
+            if worker.watch.held and self.monotonic_ok(worker):
+                worker.state.lease_until_s = worker.monotonic() + LEASE_S
+        for worker in self.workers.values():
+            if worker.alive and not worker.frozen:
+                self._run_timer(worker)
+
+    @staticmethod
+    def monotonic_ok(worker: SimWorker) -> bool:
+        return worker.state.lease_until_s > 0
+
+    def _run_timer(self, worker: SimWorker) -> None:
+        if len(worker.timer):
+            self.kernel.spawn(worker, "timer", worker.timer.run_due)
+
+    def env_stop(self, worker: SimWorker, _argument: str) -> None:
+        worker.stopping = True
+        self.kernel.spawn(worker, "stop", worker.stop, False)
+
+    def env_cold(self, worker: SimWorker, _argument: str) -> None:
+        worker.stopping = True
+        self.kernel.spawn(worker, "stop", worker.stop, True)
+
+    def env_drain(self, worker: SimWorker, _argument: str) -> None:
+        self.kernel.spawn(worker, "drain", worker.tasks.drain, True)
+
+    def env_undrain(self, worker: SimWorker, _argument: str) -> None:
+        self.kernel.spawn(worker, "drain", worker.tasks.drain, False)
+
+    def env_pause(self, _worker: None, queue: str) -> None:
+        self.link.later(pack(("HSET", "greenq.paused", queue, "{}")))
+
+    def env_resume(self, _worker: None, queue: str) -> None:
+        self.link.later(pack(("HDEL", "greenq.paused", queue)))
+
+    def env_look(self, worker: SimWorker, _argument: str) -> None:
+        """Remote control has it look for pauses."""
+        self.kernel.spawn(worker, "look", _unless_cut(worker.look_for_pauses))
+
+    def env_revoke(self, _worker: None, task_id: str) -> None:
+        self.revoked.add(task_id)
+        for worker in self.workers.values():
+            if worker.alive and not worker.frozen:
+                self.kernel.spawn(worker, "revoke", worker.tasks.revoke, [task_id])
+
+    def env_flush(self, _worker: None, _argument: str) -> None:
+        self.rolled_back = True
+        self.link.later(pack(("FLUSHDB",)))
+        if self.result_link is not self.link:
+            self.result_link.later(pack(("FLUSHDB",)))
+        self._excuse_all()
+
+    def env_snap(self, _worker: None, _argument: str) -> None:
+        self._copy_all(0, 2)
+
+    def env_rollback(self, _worker: None, _argument: str) -> None:
+        self.rolled_back = True
+        self._copy_all(2, 0)
+        self._excuse_all()
+
+    def _copy_all(self, source: int, goal: int) -> None:
+        links = self.site.server.links
+        links[0].call(pack(("PING",)), 1)
+        links[goal].one("FLUSHDB")
+        for key in links[source].one("KEYS", "*"):
+            links[source].one("COPY", key, key, "DB", goal)
+
+    def _excuse_all(self) -> None:
+        for runs in self.runs.values():
+            for run in runs:
+                run.excused = True
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        self.kernel.close()
+
+
+def _unless_cut(call: Callable[[], Any]) -> Callable[[], None]:
+    def run() -> None:
+        try:
+            call()
+        except OperationalError:
+            pass
+
+    return run
+
+
+def _copy(op: Op) -> Op:
+    """An op's command on its way alone."""
+    copy = Op(op.actor, op.kind)
+    copy.connection, copy.data, copy.count, copy.script = op.connection, op.data, op.count, op.script
+    return copy
