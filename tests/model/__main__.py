@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import queue
 import random
 import sys
 import time
@@ -12,31 +13,9 @@ from collections import Counter
 from typing import Any
 
 from tests.model.explore import Explorer, Found
+from tests.model.jobs import explore
 from tests.model.scenarios import SCENARIOS, named
 from tests.model.world import installed
-
-
-def explore(names: list[str], first: int, count: int, step: int, seed: int, told: Any) -> None:
-    """Try schedules `first`, `first + step` and so on of all scenarios, by turns."""
-    scenarios = [SCENARIOS[name] for name in names]
-    with installed():
-        explorer = Explorer()
-        try:
-            kept: Counter[tuple[str, str]] = Counter()
-            for number in range(first, count, step):
-                scenario = scenarios[number // step % len(scenarios)]
-                found = explorer.random(scenario, f"{seed}-{number}")
-                if found.problems:
-                    key = (found.scenario, found.problems[0][:2])
-                    kept[key] += 1
-                    if kept[key] <= 2:
-                        found = explorer.shrink(scenario, found)
-                    told.put((number, found))
-                elif number // step % 200 == 0:
-                    told.put((number, None))
-            told.put((-1, explorer.steps))
-        finally:
-            explorer.close()
 
 
 def main() -> int:
@@ -76,7 +55,10 @@ def _listen(told: Any, jobs: list[Any], schedules: int, seed: int) -> int:
     counts: Counter[tuple[str, str]] = Counter()
     running, done, steps = len(jobs), 0, 0
     while running:
-        number, what = told.get()
+        try:
+            number, what = told.get(timeout=60)
+        except queue.Empty:
+            sys.exit("a job hangs or has died")
         if number < 0:
             running -= 1
             steps += what
