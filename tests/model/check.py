@@ -176,6 +176,9 @@ def _check_end(world: World, dump: Dump) -> None:
         if runs and runs[-1].early and not runs[-1].worker.alive:
             # At most once: it began, and its worker died in it.
             continue
+        if not runs and world.was_killed and world.scenario.by_id[task_id].task == "early":
+            # Its worker died between the acknowledgement and the start.
+            continue
         if gone and not _survives(world, task_id):
             continue
         if dump.is_clear:

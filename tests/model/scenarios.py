@@ -42,6 +42,7 @@ class Scenario:
     faults: int = 3
     steps: int = 30
     fates: tuple[str, ...] = ALL_FATES
+    send_fates: tuple[str, ...] = ("lost", "dropped", "slow")
     run_fates: tuple[str, ...] = ()
     two_servers: bool = False
     overdue: bool = False
