@@ -68,7 +68,7 @@ def _listen(told: Any, jobs: list[Any], schedules: int, seed: int) -> int:
             speed = done / (time.monotonic() - began_s)
             sys.stderr.write(f"\r{done} schedules, {speed:.0f}/s, {sum(counts.values())} violations ")
             continue
-        key = (what.scenario, what.problems[0][:2])
+        key = what.key
         counts[key] += 1
         if key not in best or len(what.labels) < len(best[key].labels):
             best[key] = what
@@ -81,6 +81,7 @@ def _listen(told: Any, jobs: list[Any], schedules: int, seed: int) -> int:
     )
     for key, found in sorted(best.items()):
         print(f"\n{key[0]}: {counts[key]} x {found.problems[0]}\n  {' '.join(found.labels)}")
+        print(f"  then {' '.join(found.whole[len(found.labels) :])}")
     return 1 if counts else 0
 
 

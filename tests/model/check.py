@@ -117,12 +117,10 @@ def _until_clear(world: World) -> Dump:
             world.add_worker(f"Z{number}", 4, tuple(world.scenario.queues))
             run_quiet(world)
         if number and any(due > world.now for due in world.etas.values()):
-            world.pass_time(max(world.etas.values()) - world.now + 0.1)
-            world.kernel.run_ready()
+            world.do_env(f"*!time:{max(world.etas.values()) - world.now + 0.1:.3f}")
             run_quiet(world)
         else:
-            world.pass_time(LEASE_S * 1.05)
-            world.kernel.run_ready()
+            world.do_env(f"*!time:{LEASE_S * 1.05:g}")
         _fire_timeouts(world)
         run_quiet(world)
         _turn(world)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any, NamedTuple
 
 from tests.model.check import check
@@ -18,6 +19,16 @@ class Found(NamedTuple):
     scenario: str
     labels: list[str]
     problems: list[str]
+    # With the steps of the healing, until something was wrong.
+    whole: list[str]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What kind of violation it is, whoever has it."""
+        return self.scenario, _NAMES.sub("_", self.problems[0])
+
+
+_NAMES = re.compile(r"\b([A-CZ]\d?|[xyz])\b|\(.*")
 
 
 class Explorer:
@@ -43,6 +54,7 @@ class Explorer:
     def replay(self, scenario: Scenario, labels: list[str]) -> Found:
         """Carry out a list of labels, those that are possible, then heal and check."""
         world = self.world(scenario)
+        world.is_replay = True
         try:
             for label in labels:
                 world.do(label)
@@ -66,7 +78,8 @@ class Explorer:
         labels = list(world.labels)
         check(world)
         self.steps += world.step
-        return Found(world.scenario.name, labels, list(world.problems))
+        whole = [label.removeprefix("+") for label in world.labels]
+        return Found(world.scenario.name, labels, list(world.problems), whole)
 
     def _walk(self, world: World, rng: random.Random) -> None:
         scenario = world.scenario
@@ -122,7 +135,7 @@ class Explorer:
 
     def shrink(self, scenario: Scenario, found: Found, most: int = 400) -> Found:
         """Return a schedule without what it does not need to break a promise of the same kind."""
-        kinds = {_kind(text) for text in found.problems}
+        key = found.key
         best, tries = found, 0
         size = max(1, len(best.labels) // 2)
         while size and tries < most:
@@ -131,9 +144,8 @@ class Explorer:
                 labels = best.labels[:at] + best.labels[at + size :]
                 again = self.replay(scenario, labels)
                 tries += 1
-                if kinds & {_kind(text) for text in again.problems} and len(again.labels) < len(
-                    best.labels
-                ):
+                less = len(again.labels) < len(best.labels)
+                if less and again.problems and again.key == key:
                     best, smaller = again, True
                 else:
                     at += size
@@ -204,10 +216,6 @@ class Explorer:
                 labels += [f"{label}:{fate}" for fate in world.fates(op)]
         labels += ["~" + world.label_of(op, world.late) for op in world.late]
         return labels + world.env_choices()
-
-
-def _kind(problem: str) -> str:
-    return problem[:2]
 
 
 def fingerprint(world: World) -> int:

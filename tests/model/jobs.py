@@ -21,9 +21,8 @@ def explore(names: list[str], first: int, count: int, step: int, seed: int, told
                 scenario = scenarios[number // step % len(scenarios)]
                 found = explorer.random(scenario, f"{seed}-{number}")
                 if found.problems:
-                    key = (found.scenario, found.problems[0][:2])
-                    kept[key] += 1
-                    if kept[key] <= 2:
+                    kept[found.key] += 1
+                    if kept[found.key] <= 2:
                         found = explorer.shrink(scenario, found)
                     told.put((number, found))
                 elif number // step % 200 == 0:

@@ -80,6 +80,11 @@ def _scenarios() -> list[Scenario]:
             "retry", (m("x", plan=("retry", "ok")), m("y", plan=("fail",))), _TWO, _DEATHS | _STILL
         ),
         Scenario("again", (m("x"),), _TWO, _STILL | {"A!kill": 1}, run_fates=("fail", "retry")),
+        Scenario(
+            "outcome", (m("x"),), {"A": (1, _Q), "B": (1, _Q)},
+            {"A!lease_end": 1, "A!suspend": 1, "A!freeze": 1}, faults=2, fates=("slow", "late"),
+            run_fates=("fail", "retry"),
+        ),
         Scenario("started", (m("x", "started", ("retry", "ok")),), _TWO, _DEATHS | _STILL),
         Scenario(
             "early", (m("x", "early"), m("y", "early")), _TWO,
@@ -116,9 +121,10 @@ def _scenarios() -> list[Scenario]:
         ),
         Scenario(
             "cancel", (m("x", later=True), m("y", queue="r", later=True)),
-            {"A": (2, ("q", "r"))},
+            {"A": (4, ("q", "r"))},
             {"*!pause:q": 1, "S!send:x": 1, "S!send:y": 1, "A!look": 1},
             harmless=frozenset({"*!pause:q", "A!look"}), pausable=("q",), faults=2,
+            fates=("late",), send_fates=(),
         ),
         Scenario(
             "revoke", (m("x"), m("y", eta_s=20.0)), _TWO,

@@ -601,6 +601,7 @@ class World:
         self.late: list[Op] = []
         self.blocked: list[Op] = []
         self.faults_left = scenario.faults
+        self.is_replay = False
         self.env: Counter[str] = Counter(scenario.env)
         self.workers: dict[str, SimWorker] = {}
         self.runs: dict[tuple[str, int], list[Run]] = {}
@@ -611,6 +612,7 @@ class World:
         self.rolled_back = self.was_killed = False
         self.etas = {m.id: T0 + m.eta_s for m in scenario.messages if m.eta_s is not None}
         self.sender = Sender(self)
+        # True when anything of the environment may happen: while it heals, and in a replay.
         self.healing = False
         site.reset()
         self.link = site.server.links[0]
@@ -927,7 +929,7 @@ class World:
     def _may(self, label: str) -> bool:
         subject, _, verb = label.partition("!")
         verb, _, argument = verb.partition(":")
-        if label in self.scenario.is_fault and self.faults_left <= 0:
+        if label in self.scenario.is_fault and self.faults_left <= 0 and not self.is_replay:
             return False
         if subject == "S":
             return argument not in self.sent
@@ -954,7 +956,7 @@ class World:
 
     def do_env(self, label: str) -> bool:
         if not self.healing:
-            if self.env.get(label, 0) <= 0 or not self._may(label):
+            if not self._may(label) or (self.env.get(label, 0) <= 0 and not self.is_replay):
                 return False
             self.env[label] -= 1
             if label in self.scenario.is_fault:
@@ -1014,7 +1016,7 @@ class World:
         for worker in self.workers.values():
             if worker.stopped:
                 continue
-            if worker is but or not worker.alive or worker.frozen:
+            if worker is but or not worker.alive or worker.frozen or not worker.has_lease:
                 if loses:
                     self.excuse(worker)
             else:
@@ -1024,15 +1026,10 @@ class World:
             member = str(worker.owner)
             score = f"{self.now + LEASE_S:.6f}"
             self.link.later(pack(("ZADD", "greenq.leases", "XX", score, member)))
-            if worker.watch.held and self.monotonic_ok(worker):
-                worker.state.lease_until_s = worker.monotonic() + LEASE_S
+            worker.state.lease_until_s = worker.monotonic() + LEASE_S
         for worker in self.workers.values():
             if worker.alive and not worker.frozen:
                 self._run_timer(worker)
-
-    @staticmethod
-    def monotonic_ok(worker: SimWorker) -> bool:
-        return worker.state.lease_until_s > 0
 
     def _run_timer(self, worker: SimWorker) -> None:
         if len(worker.timer):
@@ -1103,6 +1100,9 @@ class World:
             links[source].one("COPY", key, key, "DB", goal)
 
     def _excuse_all(self) -> None:
+        for worker in self.workers.values():
+            worker.has_lease = False
+            worker.lost_step = self.step
         for runs in self.runs.values():
             for run in runs:
                 run.excused = True

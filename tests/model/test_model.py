@@ -1,0 +1,60 @@
+"""The protocol under the explorer: some random schedules of each scenario, and all that were found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.model.explore import Explorer
+from tests.model.mutants import MUTANTS, Mutant
+from tests.model.scenarios import SCENARIOS
+from tests.model.world import installed
+
+# Of each scenario; ``python -m tests.model`` tries more.
+_SCHEDULES = 150
+_SEED = 1
+
+# Schedules that broke a promise once, each in a file: a line that names the scenario, and the labels.
+_FOUND = sorted(Path(__file__).with_name("found").glob("*.txt"))
+
+
+@pytest.fixture(scope="module")
+def explorer() -> Iterator[Explorer]:
+    made = Explorer()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_random_schedules_keep_the_promises(explorer: Explorer, name: str) -> None:
+    scenario = SCENARIOS[name]
+    with installed():
+        for number in range(_SCHEDULES):
+            found = explorer.random(scenario, f"{_SEED}-{number}")
+            if found.problems:
+                found = explorer.shrink(scenario, found)
+                pytest.fail(f"{found.problems[0]}\n{name}: {' '.join(found.labels)}")
+
+
+@pytest.mark.parametrize("file", _FOUND, ids=lambda file: file.stem)
+def test_what_was_found_stays_mended(explorer: Explorer, file: Path) -> None:
+    lines = [line for line in file.read_text("utf-8").splitlines() if not line.startswith("#")]
+    name, labels = lines[0], " ".join(lines[1:]).split()
+    with installed():
+        found = explorer.replay(SCENARIOS[name], labels)
+    assert not found.problems, f"{found.problems[0]}\n{' '.join(found.labels)}"
+
+
+def test_the_same_seed_makes_the_same_schedule(explorer: Explorer) -> None:
+    scenario = SCENARIOS["recovery"]
+    with installed():
+        first, again = (explorer.random(scenario, "same") for _ in range(2))
+    assert first == again
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.note)
+def test_a_script_with_a_seeded_fault_is_caught(mutant: Mutant) -> None:
+    with installed():
+        assert mutant.caught_by(mutant.schedules) is not None, f"nobody notices: {mutant.note}"
