@@ -31,6 +31,29 @@ class Found(NamedTuple):
 _NAMES = re.compile(r"\b([A-CZ]\d?|[xyz])\b|\(.*")
 
 
+class Pace:
+    """How fast the parts of one schedule are: some are slow, so that others overtake them."""
+
+    __slots__ = ("_body", "_renew", "_slow")
+
+    def __init__(self, world: World, rng: random.Random) -> None:
+        names = [*world.workers, "S", "", ""]
+        self._slow = names[int(rng.random() * len(names))]
+        self._renew = (0.05, 0.2, 1.0)[int(rng.random() * 3)]
+        self._body = (0.05, 0.3, 1.0)[int(rng.random() * 3)]
+
+    def of(self, op: Op) -> float:
+        """Return an op's weight beside the others."""
+        if op.timeout:
+            return 0.02
+        weight = 1.0
+        if op.kind == "watch":
+            weight = self._renew
+        elif op.body is not None:
+            weight = self._body
+        return weight * 0.1 if op.actor.owner.name == self._slow else weight
+
+
 class Explorer:
     """A server and the apps on it, for schedule after schedule."""
 
@@ -88,13 +111,13 @@ class Explorer:
         # Some schedules have many faults, most of them few.
         fault_share = 0.05 + 0.3 * chance()
         env_share = 0.05 + 0.3 * chance()
-        renew_weight = 0.05 + 0.3 * chance()
+        pace = Pace(world, rng)
         for _ in range(most):
             if world.late and chance() < 0.15:
                 op = world.late[int(chance() * len(world.late))]
                 world.do_late(op, "~" + world.label_of(op, world.late))
             elif not (chance() < env_share and self._env(world, rng)):
-                if not self._op(world, rng, fault_share, renew_weight):
+                if not self._op(world, rng, fault_share, pace):
                     return
             if world.problems:
                 return
@@ -105,9 +128,9 @@ class Explorer:
         return bool(labels) and world.do_env(labels[int(rng.random() * len(labels))])
 
     @staticmethod
-    def _op(world: World, rng: random.Random, fault_share: float, renew: float) -> bool:
+    def _op(world: World, rng: random.Random, fault_share: float, pace: Pace) -> bool:
         ops = world.choices()
-        weights = [(renew if op.kind == "watch" else 0.05 if op.timeout else 1.0) for op in ops]
+        weights = [pace.of(op) for op in ops]
         total = sum(weights)
         if not total:
             return False

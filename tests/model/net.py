@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import select
 import subprocess
 import tempfile
 import time
@@ -38,7 +38,11 @@ class Link:
 
     def __init__(self, path: str, database: int) -> None:
         self._socket = _socket(1, 1)  # AF_UNIX, SOCK_STREAM
-        self._socket.connect(path)
+        try:
+            self._socket.connect(path)
+        except OSError:
+            self._socket.close()
+            raise
         self._reader = hiredis.Reader()
         self._before = b""
         self._skipped = 0
@@ -113,7 +117,7 @@ class ModelServer:
             except OSError:
                 if time.monotonic() > ends_s:
                     raise
-                os.sched_yield()
+                select.select((), (), (), 0.005)
         self.shas: dict[str, str] = {}
         for file in LUA.glob("*.lua"):
             self.load(file.stem, file.read_text("utf-8"), mutant)
