@@ -185,7 +185,8 @@ class Explorer:
 
         Return how many were tried, how many states there were, and what was found.
         """
-        seen: set[int] = set()
+        # Each state, and the fewest steps in which it was reached.
+        seen: dict[int, int] = {}
         stack: list[list[str]] = [[]]
         tried, found = 0, []
         while stack and tried < most:
@@ -193,32 +194,38 @@ class Explorer:
             world = self.world(scenario)
             world.faults_left = faults
             try:
-                self._extend(world, prefix, depth, seen, stack)
-                result = self._end(world)
+                if self._extend(world, prefix, depth, seen, stack):
+                    result = self._end(world)
+                    if result.problems:
+                        found.append(result)
             finally:
                 world.close()
             tried += 1
-            if result.problems:
-                found.append(result)
         return tried, len(seen), found
 
     def _extend(
-        self, world: World, prefix: list[str], depth: int, seen: set[int], stack: list[list[str]]
-    ) -> None:
+        self,
+        world: World,
+        prefix: list[str],
+        depth: int,
+        seen: dict[int, int],
+        stack: list[list[str]],
+    ) -> bool:
+        """Go on after `prefix` and leave the other ways for later; False: all was seen before."""
         for label in prefix:
             self._do_counted(world, label)
-        while len(world.labels) < depth and not world.problems:
-            state = fingerprint(world)
-            if len(world.labels) > len(prefix) or not prefix:
-                if state in seen:
-                    return
-                seen.add(state)
-            labels = self._all_labels(world)
+        while not world.problems:
+            state, steps = fingerprint(world), len(world.labels)
+            if seen.get(state, depth + 1) <= steps:
+                return False
+            seen[state] = steps
+            labels = self._all_labels(world) if steps < depth else []
             if not labels:
-                return
+                break
             done = list(world.labels)
             stack.extend([*done, label] for label in reversed(labels[1:]))
             self._do_counted(world, labels[0])
+        return True
 
     @staticmethod
     def _do_counted(world: World, label: str) -> None:
