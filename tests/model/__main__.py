@@ -18,6 +18,11 @@ from tests.model.scenarios import SCENARIOS, named
 from tests.model.world import installed
 
 
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def main() -> int:
     """Read the command line, run the jobs, show what they find."""
     parser = argparse.ArgumentParser(prog="python -m tests.model")
@@ -35,7 +40,7 @@ def main() -> int:
     if options.depth is not None:
         return _depth_first(names, options)
     seed = random.SystemRandom().randrange(10**9) if options.seed is None else options.seed
-    print(f"seed {seed}")
+    _say(f"seed {seed}")
     context = multiprocessing.get_context("spawn")
     told: Any = context.Queue()
     jobs = [
@@ -66,7 +71,9 @@ def _listen(told: Any, jobs: list[Any], schedules: int, seed: int) -> int:
         done = max(done, number)
         if what is None:
             speed = done / (time.monotonic() - began_s)
-            sys.stderr.write(f"\r{done} schedules, {speed:.0f}/s, {sum(counts.values())} violations ")
+            sys.stderr.write(
+                f"\r{done} schedules, {speed:.0f}/s, {sum(counts.values())} violations "
+            )
             continue
         key = what.key
         counts[key] += 1
@@ -75,13 +82,13 @@ def _listen(told: Any, jobs: list[Any], schedules: int, seed: int) -> int:
     for job in jobs:
         job.join()
     took_s = time.monotonic() - began_s
-    print(
+    _say(
         f"\n{schedules} schedules, {steps} steps in {took_s:.1f} s: {schedules / took_s:.0f}/s, "
         f"{sum(counts.values())} violations, seed {seed}"
     )
     for key, found in sorted(best.items()):
-        print(f"\n{key[0]}: {counts[key]} x {found.problems[0]}\n  {' '.join(found.labels)}")
-        print(f"  then {' '.join(found.whole[len(found.labels) :])}")
+        _say(f"\n{key[0]}: {counts[key]} x {found.problems[0]}\n  {' '.join(found.labels)}")
+        _say(f"  then {' '.join(found.whole[len(found.labels) :])}")
     return 1 if counts else 0
 
 
@@ -92,9 +99,9 @@ def _replay(name: str, labels: list[str]) -> int:
             found = explorer.replay(SCENARIOS[name], labels)
         finally:
             explorer.close()
-    print(" ".join(found.labels))
+    _say(" ".join(found.labels))
     for problem in found.problems:
-        print(problem)
+        _say(problem)
     return 1 if found.problems else 0
 
 
@@ -110,12 +117,12 @@ def _depth_first(names: list[str], options: Any) -> int:
                     faults=options.faults,
                     most=options.schedules,
                 )
-                print(f"{name}: {tried} schedules, {states} states, {len(found)} violations")
+                _say(f"{name}: {tried} schedules, {states} states, {len(found)} violations")
                 if found:
                     bad += 1
                     least = min(found, key=lambda each: len(each.labels))
                     least = explorer.shrink(SCENARIOS[name], least)
-                    print(f"  {least.problems[0]}\n  {' '.join(least.labels)}")
+                    _say(f"  {least.problems[0]}\n  {' '.join(least.labels)}")
         finally:
             explorer.close()
     return 1 if bad else 0

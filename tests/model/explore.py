@@ -116,9 +116,10 @@ class Explorer:
             if world.late and chance() < 0.15:
                 op = world.late[int(chance() * len(world.late))]
                 world.do_late(op, "~" + world.label_of(op, world.late))
-            elif not (chance() < env_share and self._env(world, rng)):
-                if not self._op(world, rng, fault_share, pace):
-                    return
+            elif chance() < env_share and self._env(world, rng):
+                pass
+            elif not self._op(world, rng, fault_share, pace):
+                return
             if world.problems:
                 return
 

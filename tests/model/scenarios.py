@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from tests.model.world import Site
 
@@ -31,7 +30,6 @@ class Scenario:
         env: what may happen around the ops, and how often.
         harmless: those of `env` that are no faults and cost nothing.
         faults: how many faults there are in a schedule at most.
-        survivors: messages that even a server that forgets everything does not cost.
     """
 
     name: str
@@ -47,7 +45,6 @@ class Scenario:
     two_servers: bool = False
     overdue: bool = False
     pausable: tuple[str, ...] = ()
-    survivors: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.by_id = {message.id: message for message in self.messages}
@@ -59,9 +56,7 @@ class Scenario:
 
     def texts(self, site: Site) -> dict[str, str]:
         if self._texts is None:
-            self._texts = {
-                m.id: site.text(m.task, m.id, m.queue, m.eta_s) for m in self.messages
-            }
+            self._texts = {m.id: site.text(m.task, m.id, m.queue, m.eta_s) for m in self.messages}
         return self._texts
 
 
@@ -84,6 +79,10 @@ def _scenarios() -> list[Scenario]:
             "outcome", (m("x"),), {"A": (1, _Q), "B": (1, _Q)},
             {"A!lease_end": 1, "A!suspend": 1, "A!freeze": 1}, faults=2, fates=("slow", "late"),
             run_fates=("fail", "retry"),
+        ),
+        Scenario(
+            "back", (m("x"),), {"A": (1, _Q), "B": (1, _Q)}, {"A!lease_end": 1},
+            faults=2, steps=20, fates=("slow",),
         ),
         Scenario("started", (m("x", "started", ("retry", "ok")),), _TWO, _DEATHS | _STILL),
         Scenario(
@@ -168,5 +167,3 @@ SCENARIOS: dict[str, Scenario] = {each.name: each for each in _scenarios()}
 
 def named(name: str) -> list[Scenario]:
     return list(SCENARIOS.values()) if name == "all" else [SCENARIOS[name]]
-
-

@@ -1,4 +1,4 @@
-"""The protocol under the explorer: some random schedules of each scenario, and all that were found."""
+"""The protocol under the explorer: some schedules of each scenario, and all that were found."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.model.world import installed
 _SCHEDULES = 150
 _SEED = 1
 
-# Schedules that broke a promise once, each in a file: a line that names the scenario, and the labels.
+# Schedules that broke a promise once, each in a file: the scenario's name, then the labels.
 _FOUND = sorted(Path(__file__).with_name("found").glob("*.txt"))
 
 

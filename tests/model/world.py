@@ -1,4 +1,4 @@
-"""The model's world: workers made of the real parts, the server, the clock, and what may befall them.
+"""The model's world: workers made of the real parts, the server, the clock, and what befalls them.
 
 Everything that knows how a worker is put together is in `SimWorker`, and what is replaced in the
 product's modules in `installed`.
@@ -11,12 +11,14 @@ import re
 import time as real_time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import greenlet
+import greenq.suspects
 import hiredis
+from greenq.transport.recovery import Recovery
 
 import greenq.consumer.tasks
 import greenq.execute
@@ -32,13 +34,13 @@ from greenq import Greenq
 from greenq.consumer.tasks import Tasks
 from greenq.errors import OperationalError, Retry, WorkerLostError
 from greenq.execute import Executor
-from greenq.protocol import envelope
 from greenq.protocol.states import FAILURE
 from greenq.task import current_context
 from greenq.timer import Timer
 from greenq.transport.intake import Intake
-from greenq.transport.leases import Leases, Owner, Verdict
+from greenq.transport.leases import Leases, Owner
 from greenq.transport.outbox import Outbox
+from greenq.transport.settle import Entry
 from greenq.watch import Watch
 from greenq.worker_state import WorkerState
 from tests.model.kernel import Actor, Kernel, Op, SimEvent, sim_run_all, sim_sleep, sim_spawn
@@ -106,6 +108,7 @@ _MODULES: list[tuple[Any, dict[str, Any]]] = [
     (greenq.consumer.tasks, {"time": _Time, "datetime": _Datetime, "Event": SimEvent}),
     (greenq.execute, {"time": _Time, "datetime": _Datetime, "Event": SimEvent, "sleep": sim_sleep}),
     (greenq.producer, {"time": _Time}),
+    (greenq.suspects, {"Event": SimEvent, "spawn": sim_spawn}),
     (greenq.timer, {"time": _Time, "Event": SimEvent, "spawn": sim_spawn}),
     (greenq.transport.broker, {"time": _Time}),
     (
@@ -258,6 +261,9 @@ class SimPool:
             self._room.clear()
             self._room.wait()
 
+    def wait_empty(self, timeout_s: float | None) -> bool:
+        return self.empty.wait(timeout_s)
+
     def wake(self) -> None:
         self._room.set()
 
@@ -288,10 +294,17 @@ class SimPool:
     def unstarted(self) -> list[Any]:
         return list(self._waiting)
 
-    def take_back(self, which: Callable[[Any], bool] | None = None) -> list[Any]:
+    def withdraw(self, which: Callable[[Any], bool] | None = None) -> list[Any]:
         taken = [each for each in self._waiting if which is None or which(each)]
         for each in taken:
             self._waiting.remove(each)
+        return taken
+
+    def put_back(self, requests: list[Any]) -> None:
+        self._waiting[:0] = reversed(requests)
+
+    def take_back(self, which: Callable[[Any], bool] | None = None) -> list[Any]:
+        taken = self.withdraw(which)
         self._room.set()
         if not self.active and not self._waiting:
             self.empty.set()
@@ -330,7 +343,6 @@ class SimWorker:
         self.world = world
         self.name = name
         self.queues = queues
-        self.paused: frozenset[str] = frozenset()
         self.offset_s = 0.0
         # When its lease was last lost, by the server's clock, and whether it has one.
         self.lost_step = -1
@@ -339,26 +351,32 @@ class SimWorker:
         self.frozen = self.stopping = self.stopped = self.cold = False
         site = world.site
         app, transport = site.app, site.transport
-        self.state = WorkerState()
+        self.state = WorkerState(self.boottime)
         self.owner = Owner(name, f"greenq@{name}", "")
         client: Any = site.client
-        connection: Any = client.connection(pushes=True)
-        results: Any = connection if site.results is client else site.results.connection()
         config = app.config
         self.hub: Any = _Hub(self)
         self.timer = Timer(self.monotonic)
+        recovery = Recovery(
+            client.connection(),
+            None if site.results is client else site.results.connection(),
+            transport.broker,
+            claimant=name,
+            claim_s=LEASE_S,
+            max_deliveries=config.task.task_max_deliveries,
+            may_run_again=self._may_run_again,
+            bury=self._bury,
+            now_s=lambda: world.now,
+        )
         self.watch = Watch(
             Leases(
-                connection,
+                client.connection(pushes=True),
                 transport.broker,
                 self.owner,
                 queues=queues,
                 visibility_timeout_s=3600.0,
                 lease_s=LEASE_S,
-                max_deliveries=config.task.task_max_deliveries,
-                results=results,
-                may_run_again=self._may_run_again,
-                bury=self._bury,
+                recovery=recovery,
             ),
             self.hub,
             self.state,
@@ -368,12 +386,15 @@ class SimWorker:
             blocking_task=lambda _frame: None,
             held=self._held,
             look=lambda: self.intake.wake(look=True),
+            first_unused=lambda: self.intake.first_unused,
             paused=self._pause,
-            clock=self.monotonic,
+            forgotten=self._register,
+            give_away=bool,
+            clock=self.boottime,
         )
         # Celery's records are looked for in scenarios that have some.
         self.watch._scores_at_s = 0.0 if world.scenario.overdue else 1e18
-        self.outbox = Outbox(transport)
+        self.outbox = Outbox(transport, name)
         self.pool = SimPool(self, size, lambda request: self.executor(request))
         self.executor = Executor(
             config=config.task,
@@ -383,9 +404,7 @@ class SimWorker:
             state=self.state,
             hostname=f"greenq@{name}",
         )
-        self.intake = Intake(
-            client, transport.keys, queues, name, member=str(self.owner), lease_s=LEASE_S
-        )
+        self.intake = Intake(client, transport.keys, queues, name, member=str(self.owner))
         pool: Any = self.pool
         self.tasks = Tasks(
             config=config.task,
@@ -407,29 +426,41 @@ class SimWorker:
     def monotonic(self) -> float:
         return self.world.now - T0 + 1000.0 + self.offset_s
 
+    def boottime(self) -> float:
+        return self.world.now - T0 + 1000.0
+
     # --- the glue of greenq.worker ----------------------------------------------------------------
 
     def _held(self) -> tuple[set[str], int]:
         first_unused = self.intake.first_unused
-        return {*list(self.state.reserved), *self.outbox.tags()}, first_unused
+        return self.tasks.unfinished | self.outbox.tags(), first_unused
 
-    def _may_run_again(self, raw: bytes) -> bool:
-        task = self.world.site.app.tasks.get(envelope.header(raw, "task") or "")
+    def register(self) -> None:
+        requests = list(self.state.reserved.values())
+        held = [request.delivery for request in requests if not request.settled]
+        begun = {request.delivery.tag for request in requests if request.settled}
+        self.intake.register(held, begun | self.outbox.tags(), 5.0)
+
+    def _register(self) -> None:
+        with suppress(OperationalError):
+            self.register()
+
+    def _may_run_again(self, name: str | None) -> bool:
+        task = self.world.site.app.tasks.get(name or "")
         own = None if task is None else task.reject_on_worker_lost
         return True if own is None else own
 
-    def _bury(self, tag: str, queue: str, raw: bytes, reason: str) -> Verdict:
+    def _bury(self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None) -> Entry:
         transport = self.world.site.transport
         now = datetime.fromtimestamp(T0, UTC)
         move = transport.broker.bury(tag, queue, raw, reason=reason, worker=self.name, now=now)
-        task_id = envelope.header(raw, "id")
         assert task_id is not None
         result = transport.backend.stored(task_id, FAILURE, WorkerLostError(reason))
-        return Verdict(move, result)
+        return Entry.moving(move, result)
 
     def _pause(self, paused: frozenset[str]) -> None:
-        if paused != self.paused:
-            self.paused = paused
+        if paused != self.state.paused:
+            self.state.paused = paused
             queues = [queue for queue in self.queues if queue not in paused]
             self.watch.set_queues(queues)
             self.intake.set_queues(queues)
@@ -451,26 +482,27 @@ class SimWorker:
 
     def _run_consumer(self) -> None:
         """What greenq.consumer.Consumer does."""
+        first = True
         while not self.stopping:
             try:
+                self.register()
+                # At its start nothing is paused: nobody has had the time.
+                if not first:
+                    self.look_for_pauses()
+                first = False
                 self.tasks.start()
                 self.tasks.consume()
             except OperationalError:
-                while not self.stopping:
-                    self.tasks.stop()
+                self.tasks.stop()
+                if not self.stopping:
                     sim_sleep()
-                    try:
-                        self.look_for_pauses()
-                        break
-                    except OperationalError:
-                        pass
         self.consumer_over.set()
 
     def _run_watch(self) -> None:
         """What `Watch._run` does, a turn when the scheduler says so."""
         watch, kernel = self.watch, self.world.kernel
         actor = greenlet.getcurrent()
-        watch._renew()
+        watch.turn()
         while True:
             if not self._is_watch_ending:
                 op = Op(actor, "watch")
@@ -478,15 +510,10 @@ class SimWorker:
                 kernel.park(op)
             if self._is_watch_ending:
                 break
-            if self.monotonic() >= watch._promote_at_s:
-                watch._promote()
-            watch._renew()
-        try:
-            if not self.state.reserved:
-                watch._leases.release()
-        except OperationalError:
-            pass
-        watch._leases.connection.close()
+            # A renewal may come at any moment.
+            watch._renew_at_s = 0.0
+            watch.turn()
+        watch.leave()
         self.watch_over.set()
 
     def stop(self, cold: bool) -> None:
@@ -496,6 +523,7 @@ class SimWorker:
         tasks.stop_consuming()
         self.consumer_over.wait()
         tasks.give_back_unstarted()
+        tasks.leave()
         tasks.stop()
         if not cold:
             self.pool.empty.wait()
@@ -525,17 +553,20 @@ class SimWorker:
         return (
             self.name,
             (self.alive, self.frozen, self.stopping, self.stopped),
-            self.paused,
+            self.state.paused,
             self.intake._next,
-            self.intake._plan.named,
+            self.intake._plan.queues,
+            self.intake.unsure,
+            len(self.tasks._suspects),
+            self.tasks._suspects.busy,
             sorted(self.state.reserved),
             sorted(self.outbox.tags()),
-            self.monotonic() < self.state.lease_until_s,
+            self.boottime() < self.state.lease_until_s,
             self.state.lease_lost_s > 0,
             self.watch._looks,
             sorted(self.watch._forgotten),
             self.watch._recover_from_s is not None
-            and self.monotonic() >= self.watch._recover_from_s,
+            and self.boottime() >= self.watch._recover_from_s,
             self.tasks.draining,
             self.pool.waiting,
         )
@@ -608,6 +639,8 @@ class World:
         self.texts: dict[str, str] = scenario.texts(site)
         self.sent: set[str] = set()
         self.revoked: set[str] = set()
+        # What workers have in hand when the server forgets everything.
+        self.survivors: set[str] = set()
         self.states: dict[str, str] = {}
         self.rolled_back = self.was_killed = False
         self.etas = {m.id: T0 + m.eta_s for m in scenario.messages if m.eta_s is not None}
@@ -646,6 +679,9 @@ class World:
             tries += 1
         worker.consume()
         self.kernel.run_ready()
+        for role in ("register", "consumer"):
+            while (op := self._first(worker, role)) is not None and op.kind == "register":
+                self.finish(op, self.carry_out(op))
         return worker
 
     def _first(self, worker: SimWorker, role: str) -> Op | None:
@@ -702,7 +738,7 @@ class World:
             return op.fates
         if op.timeout:
             return ()
-        if op.state == "served" or op.value is not None and op.script == "slow":
+        if op.state == "served" or (op.value is not None and op.script == "slow"):
             return ("lost",)
         if op.state == "new":
             return ("dropped",)
@@ -742,9 +778,7 @@ class World:
         if op.body is not None:
             self.finish(op, fate)
         elif not fate:
-            if op.script == "slow":
-                self.finish(op, op.value)
-            elif op.state == "served":
+            if op.script == "slow" or op.state == "served":
                 self.finish(op, op.value)
             elif op.state == "new":
                 self._block(op)
@@ -867,18 +901,20 @@ class World:
         text_tag = request.properties.get("delivery_tag", "")
         if early and runs and not self.rolled_back:
             self.problem(f"I2 {task_id} is acknowledged early and begins again, in {worker.name}")
-        if not early:
+        if not early and not self.rolled_back:
             # Who has no lease may be overtaken between its question to the server and the start.
             sure = worker.has_lease and worker.lost_step < checked
             for run in runs:
-                if not run.excused and (sure or run.step <= checked and worker.lost_step < checked):
+                if not run.excused and (
+                    sure or (run.step <= checked and worker.lost_step < checked)
+                ):
                     self.problem(
                         f"I2 {task_id} begins again in {worker.name}, although {run.worker.name} "
                         f"has begun it and has not lost it"
                     )
-        if retries and runs and not early and not self.rolled_back:
-            if any(run.text_tag != text_tag for run in runs):
-                self.problem(f"I8 {task_id} has two successors as retry {retries}")
+        is_other = any(run.text_tag != text_tag for run in runs)
+        if retries and is_other and not self.rolled_back:
+            self.problem(f"I8 {task_id} has two successors as retry {retries}")
         due = self.etas.get(task_id)
         if due is not None and not retries and self.now < due - 0.01:
             self.problem(f"I5 {task_id} begins {due - self.now:.3f} s too early")
@@ -1026,7 +1062,7 @@ class World:
             member = str(worker.owner)
             score = f"{self.now + LEASE_S:.6f}"
             self.link.later(pack(("ZADD", "greenq.leases", "XX", score, member)))
-            worker.state.lease_until_s = worker.monotonic() + LEASE_S
+            worker.state.lease_until_s = worker.boottime() + LEASE_S
         for worker in self.workers.values():
             if worker.alive and not worker.frozen:
                 self._run_timer(worker)
@@ -1066,6 +1102,10 @@ class World:
                 self.kernel.spawn(worker, "revoke", worker.tasks.revoke, [task_id])
 
     def env_flush(self, _worker: None, _argument: str) -> None:
+        for worker in self.workers.values():
+            if worker.alive:
+                requests = worker.state.reserved.values()
+                self.survivors |= {r.message.id for r in requests if not r.settled}
         self.rolled_back = True
         self.link.later(pack(("FLUSHDB",)))
         if self.result_link is not self.link:
@@ -1115,10 +1155,8 @@ class World:
 
 def _unless_cut(call: Callable[[], Any]) -> Callable[[], None]:
     def run() -> None:
-        try:
+        with suppress(OperationalError):
             call()
-        except OperationalError:
-            pass
 
     return run
 
@@ -1126,5 +1164,10 @@ def _unless_cut(call: Callable[[], Any]) -> Callable[[], None]:
 def _copy(op: Op) -> Op:
     """An op's command on its way alone."""
     copy = Op(op.actor, op.kind)
-    copy.connection, copy.data, copy.count, copy.script = op.connection, op.data, op.count, op.script
+    copy.connection, copy.data, copy.count, copy.script = (
+        op.connection,
+        op.data,
+        op.count,
+        op.script,
+    )
     return copy
