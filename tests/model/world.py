@@ -757,6 +757,9 @@ class World:
             self.kernel.forget(op)
             if op.timeout:
                 op.wait.done = True
+                if actor.role == "stop":
+                    # What it could not write in time is given back, and runs again: it says so.
+                    self.excuse(actor.owner)
                 self.kernel.ready.append((actor, False))
             else:
                 self.kernel.ready.append((actor, None))
@@ -827,8 +830,8 @@ class World:
         link, kind = op.connection.link, op.kind
         if kind == "ask":
             op.actor.checked = self.step
-        elif kind == "renew":
-            op.actor.owner.has_lease = True
+        elif kind == "renew" and not op.actor.owner.has_lease:
+            return self._carry_out_return(op)
         if op.script in CLOCKED:
             now = self.now
             link.later(pack(("HSET", "model.clock", "s", int(now), "us", round(now % 1 * 1e6))))
@@ -850,6 +853,24 @@ class World:
         for each, value in zip(list(blocked), behind, strict=True):
             if value is not None:
                 self._serve(each, value)
+        return answers
+
+    def _carry_out_return(self, op: Op) -> list[Any]:
+        """Renew a lease that had ended: what has not been given away meanwhile is its own again."""
+        worker: SimWorker = op.actor.owner
+        worker.has_lease = True
+        answers = self.carry_out(op)
+        if worker.alive and not worker.stopping and not self.rolled_back:
+            held = [
+                run
+                for runs in self.runs.values()
+                for run in runs
+                if run.worker is worker and run.excused and not run.outcome
+            ]
+            if held:
+                data = b"".join(pack(("HEXISTS", "unacked", run.tag)) for run in held)
+                for run, there in zip(held, self.link.call(data, len(held)), strict=True):
+                    run.excused = not there
         return answers
 
     def _serve(self, op: Op, value: Any) -> None:
