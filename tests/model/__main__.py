@@ -45,7 +45,9 @@ def main() -> int:
     told: Any = context.Queue()
     jobs = [
         context.Process(
-            target=explore, args=(names, job, options.schedules, options.jobs, seed, told)
+            target=explore,
+            args=(names, job, options.schedules, options.jobs, seed, told),
+            daemon=True,
         )
         for job in range(options.jobs)
     ]

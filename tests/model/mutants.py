@@ -73,7 +73,7 @@ MUTANTS: list[Mutant] = [
         "leave",
         "if ARGV[2] ~= 'leave' and redis.call('ZSCORE', KEYS[1], ARGV[1]) ~= ARGV[2] then",
         "if false then",
-        "the lease of one who is back is removed", _DEATHS, 6000,
+        "the lease of one who is back is removed", ("outcome", "back"), 6000,
     ),
     Mutant(
         "claim", "if tonumber(score) >= now then return {} end", "",

@@ -105,7 +105,6 @@ class ModelServer:
                 *("--appendonly", "no", "--dir", self._folder.name, "--databases", "4"),
                 *("--hz", "1", "--logfile", "log", "--maxmemory", "500mb"),
             ],
-            start_new_session=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
