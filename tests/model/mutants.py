@@ -70,12 +70,6 @@ MUTANTS: list[Mutant] = [
         "what a lost answer has reserved is passed over", ("one", "plain"),
     ),
     Mutant(
-        "leave",
-        "if ARGV[2] ~= 'leave' and redis.call('ZSCORE', KEYS[1], ARGV[1]) ~= ARGV[2] then",
-        "if false then",
-        "the lease of one who is back is removed", ("outcome", "back"), 6000,
-    ),
-    Mutant(
         "claim", "if tonumber(score) >= now then return {} end", "",
         "one who lives is recovered", _DEATHS, 4000,
     ),
