@@ -38,6 +38,20 @@ class ConfigError(GreenqError):
         super().__init__("wrong settings\n  " + "\n  ".join(lines))
 
 
+class UnknownSetting(ConfigError, AttributeError, KeyError):
+    """A setting that does not exist was read, as an attribute or as a key."""
+
+    def __init__(self, setting: str, reason: str) -> None:
+        """Name the `setting`, and say what may be meant."""
+        super().__init__([Problem(setting, None, reason)])
+        self.name = setting
+        # Of a value that was never given nothing is to be shown.
+        self.args = (f"no setting {setting!r}: {reason}",)
+
+    # KeyError's own shows the text as a literal.
+    __str__ = Exception.__str__
+
+
 class AppNotFound(GreenqError):
     """The app named by ``-A`` cannot be imported or is no greenq app."""
 

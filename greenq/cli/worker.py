@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         color=color,
         hijack_root=settings.worker_hijack_root_logger,
     )
+    app.conf.warn()
     with pid_file(args.pidfile and file_name(args.pidfile, node)):
         worker = _worker(app, args, options)
         if not args.quiet:
