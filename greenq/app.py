@@ -374,12 +374,17 @@ class Greenq:
         self._autodiscovered.append((call, related_name))
 
     def import_task_modules(self) -> None:
-        """Import all modules that hold tasks: ``imports``, ``include``, and the autodiscovered."""
-        for module in (*self.config.task.imports, *self.config.task.include):
-            importlib.import_module(module)
+        """Import all modules that hold tasks: ``imports``, ``include``, and the autodiscovered.
+
+        Raises:
+            ConfigError: one of them does not exist; what a module itself raises comes as it is.
+        """
+        for setting in ("imports", "include"):
+            for module in self.conf[setting]:
+                _import_named(module, setting)
         for packages, related_name in self._autodiscovered:
             for package in packages():
-                importlib.import_module(package)
+                _import_named(package, "autodiscover_tasks")
                 if find_spec(f"{package}.{related_name}") is not None:
                     importlib.import_module(f"{package}.{related_name}")
 
@@ -556,7 +561,37 @@ def _make_task(
     module = main if function.__module__ == "__main__" else function.__module__
     made = base or Task
     task_name = name or made.name or f"{module}.{function.__name__}"
+    _refuse_what_does_not_run(task_name, function)
     return made(function, name=task_name, app=app, bind=bind, options=options)
+
+
+def _refuse_what_does_not_run(task_name: str, function: Callable[..., Any]) -> None:
+    """Refuse functions that return something to be run, instead of running.
+
+    What a decorator makes of them may well be a task, so what it wraps does not count.
+    """
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(
+            f"task {task_name} is an async def, which cannot be a task yet: write it as a plain "
+            "function with blocking calls, which greenlets make concurrent"
+        )
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"task {task_name} is a generator (it has a yield), which cannot be a task: return a "
+            "list, or send a task for each item"
+        )
+
+
+def _import_named(module: str, source: str) -> None:
+    """Import a module that `source` names."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as exc:
+        # A module missing inside it is that module's own error.
+        if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
+            raise
+        reason = "no such module; is its folder on the Python path?"
+        raise ConfigError([Problem(source, module, reason)]) from exc
 
 
 def _folder_of(frame: FrameType | None) -> Path:

@@ -52,6 +52,16 @@ class UnknownSetting(ConfigError, AttributeError, KeyError):
     __str__ = Exception.__str__
 
 
+class WrongOption(GreenqError, TypeError, ValueError):
+    """An option of a task, or of one sending, is not what it must be; nothing was sent."""
+
+    def __init__(self, task: str, option: str, value: object, reason: str) -> None:
+        """Name `task` and `option`; `value` must be free of secrets."""
+        self.task = task
+        self.option = option
+        super().__init__(f"task {task}: {option} = {value!r}: {reason}")
+
+
 class AppNotFound(GreenqError):
     """The app named by ``-A`` cannot be imported or is no greenq app."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -12,7 +13,7 @@ from types import ModuleType
 
 import greenq
 from greenq.app import Greenq
-from greenq.errors import AppNotFound
+from greenq.errors import AppNotFound, GreenqError
 
 # Files whose frames say nothing about the user's module.
 _NOT_THE_USERS = ("<frozen importlib", str(Path(greenq.__file__).parent), importlib.__file__)
@@ -45,11 +46,45 @@ def find_app(path: str | None) -> Greenq:
             if found is None and find_spec(f"{name}.{submodule}") is not None:
                 found = _app_in(_import(f"{name}.{submodule}"))
     if found is None:
-        raise AppNotFound(
-            f"module {name!r} has no Greenq app named app, greenq or celery; name it, as in "
-            f"`-A {name}:myapp`"
-        )
+        raise AppNotFound(_none_found(module))
     return found
+
+
+def _none_found(module: ModuleType) -> str:
+    name = module.__name__
+    apps = _apps_in(module)
+    if apps:
+        named = " or ".join(f"-A {name}:{each}" for each in apps)
+        return f"module {name!r} has several Greenq apps: say which, as in {named}"
+    told = f"module {name!r} has no Greenq app named app, greenq or celery"
+    for attribute, value in vars(module).items():
+        if _is_celerys(value):
+            return (
+                f"{told}; its {attribute!r} is an app of Celery's: make it one of greenq's, "
+                f"`from greenq import Greenq` and {attribute} = Greenq(...)"
+            )
+    return f"{told}; name it, as in `-A {name}:myapp`"
+
+
+def _is_celerys(value: object) -> bool:
+    return any(
+        cls.__name__ == "Celery" and cls.__module__.startswith("celery.")
+        for cls in type(value).__mro__
+    )
+
+
+def import_tasks(app: Greenq) -> None:
+    """Import the modules of tasks that an app names.
+
+    Raises:
+        GreenqError: one of them cannot be imported; its own frames are told, and no others.
+    """
+    try:
+        app.import_task_modules()
+    except GreenqError:
+        raise
+    except Exception as exc:
+        raise AppNotFound(f"a module of tasks cannot be imported:\n{_last_lines(exc)}") from exc
 
 
 def _import(name: str) -> ModuleType:
@@ -57,6 +92,10 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as exc:
         missing = exc.name or name
+        if name.endswith(".py") and name.startswith(missing):
+            raise AppNotFound(
+                f"-A wants the name of a module, not of its file: -A {name.removesuffix('.py')}"
+            ) from exc
         if name == missing or name.startswith(f"{missing}."):
             raise AppNotFound(
                 f"no module named {missing!r} in {os.getcwd()} or on the import path; start greenq "
@@ -73,6 +112,13 @@ def _attribute(module: ModuleType, attribute: str) -> Greenq:
     value = getattr(module, attribute, None)
     if not isinstance(value, Greenq):
         what = "has no such name" if value is None else f"is {type(value).__name__}, no Greenq app"
+        apps = _apps_in(module)
+        if _is_celerys(value):
+            what = "is an app of Celery's, no Greenq app: make it one, `from greenq import Greenq`"
+        elif apps:
+            close = difflib.get_close_matches(attribute, apps, n=1) or apps
+            meant = " or ".join(f"{module.__name__}:{each}" for each in close)
+            what += f"; did you mean {meant}?"
         raise AppNotFound(f"{module.__name__}:{attribute}: {what}")
     return value
 
@@ -82,8 +128,12 @@ def _app_in(module: ModuleType) -> Greenq | None:
         value = getattr(module, attribute, None)
         if isinstance(value, Greenq):
             return value
-    apps = [value for value in vars(module).values() if isinstance(value, Greenq)]
-    return apps[0] if len(apps) == 1 else None
+    apps = {id(value): value for value in vars(module).values() if isinstance(value, Greenq)}
+    return next(iter(apps.values())) if len(apps) == 1 else None
+
+
+def _apps_in(module: ModuleType) -> list[str]:
+    return [name for name, value in vars(module).items() if isinstance(value, Greenq)]
 
 
 def _last_lines(exc: BaseException) -> str:

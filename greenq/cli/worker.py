@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import greenq
 from greenq import log
-from greenq.cli.load import find_app
+from greenq.cli.load import find_app, import_tasks
 from greenq.cli.pidfile import pid_file
 from greenq.cli.worker_options import read_custom
 from greenq.nodenames import file_name, node_name
@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     )
     app.conf.warn()
     with pid_file(args.pidfile and file_name(args.pidfile, node)):
+        import_tasks(app)
         worker = _worker(app, args, options)
         if not args.quiet:
             sys.stdout.write(banner(app, worker, color=log.wants_color(sys.stdout, color)))
