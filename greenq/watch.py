@@ -354,7 +354,7 @@ class Watch(StartStopStep):
         return max(_SOON_S, due_s - self._clock())
 
     def _impatient_s(self) -> float:
-        """Return when to answer in the hub's place, monotonic: at once if it is known to stand."""
+        """Return when to answer in the hub's place: at once if it is known to stand."""
         patience_s = 0.0 if self._is_still(_PATIENCE_S) else _PATIENCE_S
         return self.ear.oldest_s + patience_s
 
