@@ -131,12 +131,15 @@ for number = 1, count do
       redis.call('SREM', begun, tag)
     end
   elseif what == 98 and is_record then -- b
+    -- First, since a server without memory refuses a script that begins with a write that may need some.
+    redis.call('SREM', begun, tag)
     redis.call('SADD', begun, tag)
     redis.call('EXPIRE', begun, 604800)
     redis.call('HDEL', unacked, tag)
     redis.call('ZREM', index, tag)
   elseif what == 108 and held then -- l
-    if tag == '' then redis.call('HDEL', owner, 'alone') else redis.call('HSET', owner, 'alone', tag) end
+    redis.call('HDEL', owner, 'alone')
+    if tag ~= '' then redis.call('HSET', owner, 'alone', tag) end
   end
 end
 

@@ -43,6 +43,8 @@ elseif redis.acl_check_cmd and not (
   return redis.error_reply('NOPERM a take needs HSET and ZADD')
 end
 
+-- A server without memory refuses a script that begins with a write that may need some.
+redis.call('HDEL', KEYS[3], '')
 if first < unused then
   redis.call('HSET', KEYS[3], 'call', number)
   reply[2] = unused
