@@ -174,7 +174,7 @@ def _ids(messages: Iterable[str | bytes]) -> Counter[str]:
 @pytest.fixture
 def moves(scene: Scene, tmp_path: Path) -> Moves:
     # The call that a fault strikes at carries out the script, whichever test comes first.
-    for name in ("settle", "promote", "lease", "take"):
+    for name in ("settle", "promote", "lease", "take", "register", "claim", "leave"):
         scene.server.client.script_load(load_script(name).source)
     return Moves(scene, tmp_path)
 
@@ -259,8 +259,65 @@ class Step:
     early: bool = False
 
 
-def _leases_zrem(command: list[bytes]) -> bool:
-    return command[:2] == [b"ZREM", b"greenq.leases"]
+def _stop(moves: Moves, fault: Fault) -> None:
+    # At the end of its stop: all that it held has gone its way.
+    moves.send(SLOTS, "moves.mark")
+    worker = moves.worker()
+    wait_until(lambda: len(moves.places().done) == SLOTS)
+    wait_until(lambda: not moves.places().messages)
+    moves.scene.proxy.plan(fault)
+    worker.send_signal(signal.SIGTERM)
+
+
+# --- the steps ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command of one way of a message.
+
+    Attributes:
+        arrive: has a worker arrive at it.
+        kind: the command.
+        goal: where a message is once the command is carried out, and not before; "" when the
+            command moves none.
+        runs: how often each task runs when no worker dies at the fault.
+        early: the messages are acknowledged before their tasks start.
+    """
+
+    arrive: Callable[[Moves, Fault], None]
+    kind: Kind
+    goal: str
+    runs: int = 1
+    early: bool = False
+
+
+def _stop(moves: Moves, fault: Fault) -> None:
+    # At the end of its stop: all that it held has gone its way.
+    moves.send(SLOTS, "moves.mark")
+    worker = moves.worker()
+    wait_until(lambda: len(moves.places().done) == SLOTS)
+    wait_until(lambda: not moves.places().messages)
+    moves.scene.proxy.plan(fault)
+    worker.send_signal(signal.SIGTERM)
+
+
+def _unwritten(moves: Moves, fault: Fault) -> None:
+    # A worker that stops with outcomes that no server takes: what it still holds goes back.
+    moves.send(SLOTS, "moves.hold")
+    worker = moves.worker()
+    wait_until(lambda: moves.scene.ran().total() == SLOTS)
+    moves.client.config_set("maxmemory", 1)
+    moves.scene.open_gate()
+    wait_until(lambda: worker.text.count("succeeded in") == SLOTS)
+    moves.scene.proxy.plan(fault)
+    worker.send_signal(signal.SIGTERM)
+
+
+def _gives_back(command: list[bytes]) -> bool:
+    """Count the moves that act on nobody's behalf."""
+    arguments = command[3 + int(command[2]) :] if SETTLE(command) else []
+    return arguments[4:5] == [b"any"]
 
 
 STEPS = {
@@ -273,7 +330,11 @@ STEPS = {
     "promote": Step(_due, script("promote"), "queued"),
     "recover, read": Step(_orphaned, named("HMGET"), "", runs=2),
     "recover, move": Step(_orphaned, SETTLE, "queued", runs=2),
-    "recover, forget": Step(_orphaned, _leases_zrem, "", runs=2),
+    "recover, claim": Step(_orphaned, script("claim"), "", runs=2),
+    "recover, forget": Step(_orphaned, script("leave"), "", runs=2),
+    "register": Step(_run("moves.mark"), script("register"), ""),
+    "take": Step(_run("moves.mark"), script("take"), ""),
+    "close": Step(_stop, script("leave"), ""),
     "give back": Step(_shutdown, SETTLE, "queued"),
 }
 
@@ -340,9 +401,10 @@ def test_each_task_ends_once_when_the_connection_is_cut(
     scene, worker = moves.scene, moves.scene.workers[-1]
     worker.send_signal(signal.SIGCONT)
     scene.open_gate()
-    if step.arrive is _shutdown:
+    if step.arrive in (_shutdown, _stop):
         assert worker.wait_exit() == 0
         assert moves.places().messages == moves.places().queued
+        assert not moves.client.exists("greenq.leases")
         moves.worker(direct=True)
 
     check_ends(moves)
