@@ -84,7 +84,7 @@ class Desk:
         names, arguments = settle_arguments(KEYS, entries, news, guard=guard)
         arguments[3] = dead_limit
         unheard, misplaced, *not_held = self.connection.script(SETTLE, names, arguments)
-        return Settled(frozenset(not_held), unheard.decode(), misplaced.decode())
+        return Settled(frozenset(n - 1 for n in not_held), unheard.decode(), misplaced.decode())
 
     def texts(self, key: str) -> list[str]:
         return [text.decode() for text in self.client.lrange(key, 0, -1)]
@@ -542,7 +542,7 @@ def test_message_whose_goal_has_another_type_stays_reserved_and_the_rest_is_done
         Entry("a:3", result=success("r1", 60, "one")),
     )
 
-    assert settled == Settled(frozenset(), "", f"WRONGTYPE wrong is {kind}")
+    assert settled == Settled(frozenset(), "", f"WRONGTYPE wrong is {kind}", frozenset({0}))
     assert desk.reserved() | desk.begun() == {"a:1"}
     assert desk.client.get("r1") == b"one"
     assert desk.texts("q") == ["two"]

@@ -111,11 +111,11 @@ class Answering:
 
 
 def test_answer_names_what_was_not_held_by_its_position() -> None:
-    server: Any = Answering([b"NOPERM", b"WRONGTYPE", 1, 3])
+    server: Any = Answering([b"NOPERM", b"WRONGTYPE", 1, -2, 3])
 
     settled = settle(server, KEYS, [Entry(f"a:{number}") for number in range(3)], guard=OWN)
 
-    assert settled == Settled(frozenset({0, 2}), "NOPERM", "WRONGTYPE")
+    assert settled == Settled(frozenset({0, 2}), "NOPERM", "WRONGTYPE", frozenset({1}))
 
 
 def test_states_on_a_server_of_their_own_follow_what_the_broker_holds() -> None:
