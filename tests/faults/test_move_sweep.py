@@ -236,29 +236,6 @@ def _shutdown(moves: Moves, fault: Fault) -> None:
     worker.send_signal(signal.SIGTERM)
 
 
-# --- the steps ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One command of one way of a message.
-
-    Attributes:
-        arrive: has a worker arrive at it.
-        kind: the command.
-        goal: where a message is once the command is carried out, and not before; "" when the
-            command moves none.
-        runs: how often each task runs when no worker dies at the fault.
-        early: the messages are acknowledged before their tasks start.
-    """
-
-    arrive: Callable[[Moves, Fault], None]
-    kind: Kind
-    goal: str
-    runs: int = 1
-    early: bool = False
-
-
 def _stop(moves: Moves, fault: Fault) -> None:
     # At the end of its stop: all that it held has gone its way.
     moves.send(SLOTS, "moves.mark")
@@ -290,34 +267,6 @@ class Step:
     goal: str
     runs: int = 1
     early: bool = False
-
-
-def _stop(moves: Moves, fault: Fault) -> None:
-    # At the end of its stop: all that it held has gone its way.
-    moves.send(SLOTS, "moves.mark")
-    worker = moves.worker()
-    wait_until(lambda: len(moves.places().done) == SLOTS)
-    wait_until(lambda: not moves.places().messages)
-    moves.scene.proxy.plan(fault)
-    worker.send_signal(signal.SIGTERM)
-
-
-def _unwritten(moves: Moves, fault: Fault) -> None:
-    # A worker that stops with outcomes that no server takes: what it still holds goes back.
-    moves.send(SLOTS, "moves.hold")
-    worker = moves.worker()
-    wait_until(lambda: moves.scene.ran().total() == SLOTS)
-    moves.client.config_set("maxmemory", 1)
-    moves.scene.open_gate()
-    wait_until(lambda: worker.text.count("succeeded in") == SLOTS)
-    moves.scene.proxy.plan(fault)
-    worker.send_signal(signal.SIGTERM)
-
-
-def _gives_back(command: list[bytes]) -> bool:
-    """Count the moves that act on nobody's behalf."""
-    arguments = command[3 + int(command[2]) :] if SETTLE(command) else []
-    return arguments[4:5] == [b"any"]
 
 
 STEPS = {
