@@ -241,6 +241,23 @@ def test_what_was_withdrawn_is_put_back_in_its_place(work: Work) -> None:
     assert work.begun == ["a", "b", "c", "d"]
 
 
+def test_what_is_put_back_when_all_have_gone_to_rest_meanwhile_runs(work: Work) -> None:
+    pool = make_pool(work, 1, prefetch_multiplier=4)
+    submit(pool, "a", "b", "c")
+    newest_first = pool.withdraw()[::-1]
+    # The hub moves again, and finds nothing to do.
+    work.let_go("a", "b", "c")
+    assert pool.wait_empty(DEADLINE_S)
+
+    thread = threading.Thread(target=pool.put_back, args=(newest_first,))
+    thread.start()
+    thread.join(DEADLINE_S)
+    settle()
+
+    wait_for(lambda: work.ended == ["a", "b", "c"])
+    assert pool.wait_empty(DEADLINE_S)
+
+
 def test_each_request_runs_or_is_withdrawn_whoever_is_first(work: Work) -> None:
     # While the hub hands out requests, the watch thread takes them out of the line.
     pool = make_pool(work, 10, prefetch_multiplier=1000)
