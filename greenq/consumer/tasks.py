@@ -427,6 +427,10 @@ class Tasks(StartStopStep):
         message = request.message
         if message.redelivered and self._is_suspect(request):
             self._suspects.add(request)
+        elif self._suspects.alone and request.delivery.tag:
+            # It has become due while another one must be alone: others run it, or this worker does
+            # later.
+            self.give_back([request])
         else:
             self._pool.submit(request)
 
