@@ -1,4 +1,4 @@
-"""The scripts by which an owner of messages comes, takes, is claimed and leaves, on a real server."""
+"""The scripts by which an owner comes, takes, is claimed and leaves, on a real server."""
 
 from __future__ import annotations
 
@@ -173,9 +173,7 @@ def test_a_take_of_nothing_only_asks_what_is_held(owner: Owner) -> None:
 
 
 @pytest.mark.parametrize("queues", [[], ["celery"]])
-def test_without_queues_what_is_held_is_told_all_the_same(
-    owner: Owner, queues: list[str]
-) -> None:
+def test_without_queues_what_is_held_is_told_all_the_same(owner: Owner, queues: list[str]) -> None:
     owner.push("m1")
     owner.take()
     keys = [KEYS.unacked, KEYS.unacked_index, KEYS.owner("a"), KEYS.leases, *queues]

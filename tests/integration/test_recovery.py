@@ -1,12 +1,12 @@
-"""Recovery, on a real server: portion by portion, under the lease that was claimed, and who counts."""
+"""Recovery, on a real server: in portions, under the lease that was claimed, and who counts."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -27,7 +27,9 @@ MAX_DELIVERIES = 3
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 
-def message(task_id: str, *, deliveries: int | None = None, eta: str | None = None, **extra: Any) -> str:
+def message(
+    task_id: str, *, deliveries: int | None = None, eta: str | None = None, **extra: Any
+) -> str:
     properties: dict[str, Any] = {"delivery_info": {"exchange": "", "routing_key": "celery"}}
     properties |= {} if deliveries is None else {"deliveries": deliveries}
     headers = {"id": task_id, "task": "proj.add", "eta": eta}
@@ -107,7 +109,9 @@ def test_a_dead_owners_messages_are_back_in_their_order_and_its_lease_is_gone(
     grave: Grave, caplog: pytest.LogCaptureFixture
 ) -> None:
     grave.die(*(message(f"t{number}") for number in range(1, 13)))
-    grave.client.lpush("celery", json.dumps({"headers": {"id": "new", "redelivered": True}, "properties": {}}))
+    grave.client.lpush(
+        "celery", json.dumps({"headers": {"id": "new", "redelivered": True}, "properties": {}})
+    )
     grave.die(message("other"), owner="deader")
 
     grave.recover()
@@ -135,7 +139,7 @@ def test_each_turn_moves_no_more_than_so_many_messages(
         grave.recovery.step()
         left.append(len(grave.reserved()))
 
-    assert {one - other for one, other in zip(left, left[1:], strict=False)} == {0, 10, 5}
+    assert {one - other for one, other in pairwise(left)} == {0, 10, 5}
     assert list(grave.queued()) == [f"t{number}" for number in range(25)]
 
 
@@ -324,9 +328,7 @@ def test_a_message_is_buried_at_its_last_death_if_it_died_alone(
     assert grave.queued() == ({} if is_buried else {"t1": deliveries + 1})
     assert grave.reserved() == set()
     if is_buried:
-        reason = (
-            f"{deliveries + 1} workers died while they ran it, the last one while it ran alone"
-        )
+        reason = f"{deliveries + 1} workers died while they ran it, the last one while it ran alone"
         assert grave.buried == [("dead:1", "celery", reason, "t1")]
         assert grave.client.llen("greenq.dead.celery") == 1
         assert grave.client.get("result-t1") == b"FAILURE"
@@ -345,9 +347,20 @@ def test_with_one_death_allowed_each_is_the_last(grave: Grave) -> None:
 
 @pytest.mark.parametrize(
     ("deliveries", "most", "expected"),
-    [(0, 3, False), (1, 3, False), (2, 3, True), (1, 2, True), (0, 2, False), (0, 1, False), (1, 1, True), (5, 100, True)],
+    [
+        (0, 3, False),
+        (1, 3, False),
+        (2, 3, True),
+        (1, 2, True),
+        (0, 2, False),
+        (0, 1, False),
+        (1, 1, True),
+        (5, 100, True),
+    ],
 )
-def test_suspects_have_two_deaths_or_all_but_one(deliveries: int, most: int, expected: bool) -> None:
+def test_suspects_have_two_deaths_or_all_but_one(
+    deliveries: int, most: int, expected: bool
+) -> None:
     assert is_suspect(deliveries, most) is expected
 
 
@@ -387,7 +400,9 @@ def test_a_success_is_not_replaced_by_a_burial(grave: Grave) -> None:
     assert grave.client.llen("greenq.dead.celery") == 1
 
 
-@pytest.mark.parametrize("record", [b"\xff", b"[]", b'[{"headers": 5}, "", "celery"]', b'["x", "", "celery"]'])
+@pytest.mark.parametrize(
+    "record", [b"\xff", b"[]", b'[{"headers": 5}, "", "celery"]', b'["x", "", "celery"]']
+)
 def test_a_record_that_is_no_message_is_buried_and_stops_no_other(
     grave: Grave, record: bytes
 ) -> None:

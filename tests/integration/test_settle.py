@@ -212,9 +212,7 @@ def test_state_replaces_a_key_of_another_type(desk: Desk, rule: str) -> None:
     desk.reserve("a:1", "a:2")
     desk.client.rpush("r1", "a list")
 
-    desk.settle(
-        Entry("a:1", result=Stored("r1", rule, "one")), Entry("a:2", result=success("r2"))
-    )
+    desk.settle(Entry("a:1", result=Stored("r1", rule, "one")), Entry("a:2", result=success("r2")))
 
     assert desk.client.mget("r1", "r2") == [b"one", SUCCESS.encode()]
     assert not desk.reserved()

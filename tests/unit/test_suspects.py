@@ -1,4 +1,4 @@
-"""Suspects: messages whose workers have died run one at a time, each alone, and the server knows."""
+"""Suspects: messages whose workers have died run one at a time, alone, and the server knows."""
 
 from __future__ import annotations
 

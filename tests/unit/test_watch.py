@@ -572,7 +572,7 @@ def test_a_hub_that_has_not_dealt_with_a_pause_is_told_again() -> None:
     assert len(world.sent_for) == 2
 
 
-# --- what the server knows of this worker, and of the dead ------------------------------------------
+# --- what the server knows of this worker, and of the dead ----------------------------------------
 
 
 def test_a_worker_that_the_server_does_not_know_is_made_known_until_it_does() -> None:
@@ -602,7 +602,8 @@ def test_tags_that_the_server_has_given_and_no_answer_has_told_of_are_looked_for
 
 
 @pytest.mark.parametrize(
-    ("first_unused", "said"), [(7, "this worker lost its lease"), (0, "the server has lost its data")]
+    ("first_unused", "said"),
+    [(7, "this worker lost its lease"), (0, "the server has lost its data")],
 )
 def test_a_lost_lease_is_said_noted_and_nobody_is_called_dead_for_a_while(
     first_unused: int, said: str, caplog: pytest.LogCaptureFixture
