@@ -323,7 +323,7 @@ def forbidden(*rules: str) -> Callable[[Server], object]:
         pytest.param(disk_broken, "cannot save its data", id="MISCONF"),
         pytest.param(script_runs, "busy with a script", id="BUSY"),
         pytest.param(password_changed, "user name or password", id="NOAUTH"),
-        pytest.param(forbidden("-setex"), "not allowed for this user", id="NOPERM results"),
+        pytest.param(forbidden("-set"), "not allowed for this user", id="NOPERM results"),
         pytest.param(
             forbidden("resetkeys", "~celery*"), "not allowed for this user", id="NOPERM keys"
         ),
@@ -409,6 +409,55 @@ def start_slowly(server: Server, log: Path) -> Process:
         *("--key-load-delay", "400"),
     ]
     return Process(command, log, os.environ, server.folder)
+
+
+def lose_data(scene: Scene) -> Process:
+    """Have a server lose all data while three tasks run; return their worker."""
+    scene.send(3, "faults.hold")
+    worker = scene.worker("-c", "3")
+    wait_until(lambda: scene.ran().total() == 3)
+    scene.server.client.flushall()
+    wait_until(lambda: scene.reserved() == Counter(scene.ids))
+    return worker
+
+
+def test_server_that_has_lost_its_data_learns_what_a_worker_has_in_hand(scene: Scene) -> None:
+    worker = lose_data(scene)
+    worker.wait_text("the server has lost its data; it learns anew what this worker has in hand")
+    worker.wait_text("the server had lost its data: what this worker has in hand is there again: 3")
+
+    scene.open_gate()
+    scene.send(3)
+
+    wait_until(scene.is_done)
+    assert scene.ran() == Counter(scene.ids)
+    assert worker.alive
+
+
+def test_outcome_waits_for_a_server_that_has_lost_its_data_to_learn_whose_it_is(
+    scene: Scene,
+) -> None:
+    # Given tasks that end before the lease is renewed the next time.
+    scene.send(3, "faults.hold")
+    worker = scene.worker("-c", "3")
+    wait_until(lambda: scene.ran().total() == 3)
+    scene.server.client.flushall()
+    scene.open_gate()
+
+    wait_until(scene.is_done)
+
+    assert scene.ran() == Counter(scene.ids)
+    assert "was given to another worker" not in worker.text
+
+
+def test_what_was_written_anew_runs_again_when_its_worker_dies(scene: Scene) -> None:
+    lose_data(scene).kill()
+
+    scene.open_gate()
+    scene.worker("-c", "3", direct=True)
+
+    wait_until(scene.is_done, 20)
+    assert scene.ran() == Counter({task_id: 2 for task_id in scene.ids})
 
 
 def test_worker_waits_while_the_server_loads_its_data(own: Scene, tmp_path: Path) -> None:
