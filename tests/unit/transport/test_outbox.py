@@ -375,6 +375,27 @@ def test_what_is_not_held_when_it_is_written_again_was_written_before(
     assert [text for text in warnings_of(caplog) if "was given to" in text] == []
 
 
+def test_what_a_refused_call_had_settled_already_is_not_taken_for_somebody_elses(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    outbox, transport = make()
+    transport.client.behaviours = [ServerError("EVALSHA", "ERR of the last one")]
+    transport.client.not_held = [1]
+    told: list[tuple[str, bool]] = []
+    for action in ("a", "b"):
+        outbox.put(
+            Entry(
+                "tag:1", action, about=action, written=lambda held, a=action: told.append((a, held))
+            )  # type: ignore[misc]
+        )
+
+    outbox.start()
+    outbox.stop()
+
+    assert told == [("a", True), ("b", False)]
+    assert [text[:2] for text in warnings_of(caplog) if "was given to" in text] == ["b "]
+
+
 def test_what_cannot_be_moved_is_said(caplog: pytest.LogCaptureFixture) -> None:
     outbox, transport = make()
     transport.client.misplaced = b"WRONGTYPE queue is no list but a string"
