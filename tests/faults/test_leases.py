@@ -28,7 +28,8 @@ def runs(server: Server) -> Counter[str]:
 def test_a_dead_workers_messages_run_on_the_survivor_in_order(server: Server) -> None:
     app = Greenq("sender", broker=server.url)
     with greenq_worker(server.url, "-n", "first", app="ledger_app") as first:
-        results = [app.send_task("ledger.nap", (f"t{i}", 1.0)) for i in range(20)]
+        # They outlast the second worker's start.
+        results = [app.send_task("ledger.nap", (f"t{i}", 4.0)) for i in range(20)]
         wait_until(lambda: len(runs(server)) == 20)
         with greenq_worker(server.url, "-n", "second", app="ledger_app") as second:
             first.kill()
