@@ -94,9 +94,11 @@ class Scene:
             held=lambda: (set(), 1),
             first_unused=lambda: 1,
             look=lambda: None,
+            is_waiting=lambda: False,
             paused=lambda _: None,
             forgotten=lambda: None,
             give_away=lambda _: None,
+            unwritten=list,
         )
         watch._renew()
         self.pool, self.timer, self.outbox = FakePool(), Timer(clock=lambda: 0.0), FakeOutbox()
