@@ -741,6 +741,32 @@ def test_at_the_end_all_that_the_server_still_holds_is_given_back(
     assert world.recovery.closed
 
 
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_connection_that_is_lost_at_the_end_is_replaced_once(
+    fails: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    world = World()
+    tried: list[bool] = []
+
+    def leave() -> int:
+        tried.append(world.connected)
+        world.connected = True
+        if len(tried) <= fails:
+            raise ConnectionLost("gone")
+        return 3
+
+    world.leave = leave  # type: ignore[method-assign]
+
+    world.watch.leave()
+
+    # Each time over a new one.
+    assert tried == [True, False]
+    assert world.watch.left_count == (3 if fails == 1 else 0)
+    assert ("could not be given up" in caplog.text) is (fails == 2)
+    assert not world.connected
+
+
 def test_a_hub_that_is_blocked_has_others_run_what_waits_here(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
