@@ -69,7 +69,7 @@ def __getattr__(name: str) -> Any:
     if name in _NOT_HERE:
         sentence = why_not_here(name)
         # Of an AttributeError an import statement would keep nothing but the name.
-        if sys._getframe(1).f_code.co_name == "_handle_fromlist":
+        if sys._getframe(1).f_code.co_name == "_handle_fromlist":  # noqa: SLF001  inspect is slow
             raise ImportError(sentence, name="greenq")
         raise AttributeError(sentence)
     if name not in _HOME:

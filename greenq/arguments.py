@@ -77,8 +77,6 @@ def checker(
         if count > most:
             return False
         wanted = left[min(count, last)]
-        if not kwargs:
-            return not wanted
         for name in kwargs:
             free = free_up_to.get(name)
             if free is None:
@@ -90,9 +88,14 @@ def checker(
                 wanted -= 1
         return not wanted
 
+    # From so many positional arguments on nothing is left that must be named.
+    least = left.index(0) if 0 in left else _MANY + 1
+
     def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        # What is no list is refused, in better words, where the message is written.
-        if isinstance(args, (tuple, list)) and not fits(args, kwargs):
+        # What most calls are, and what is no list is refused, in better words, where it is written.
+        if not isinstance(args, (tuple, list)) or (not kwargs and least <= len(args) <= most):
+            return
+        if not fits(args, kwargs):
             try:
                 signature.bind(*args, **kwargs)
             except TypeError as exc:

@@ -296,6 +296,10 @@ class Producer:
             )
         except EncodeError as exc:
             raise _explained(plan, args, kwargs, exc) from exc
+        except TypeError:
+            # An id that is no text; the others have been looked at.
+            check_send_options(plan.message.task, options)
+            raise
         return task_id, text
 
     def _plan(self, task: str, options: Mapping[str, Any]) -> _Plan:

@@ -27,7 +27,7 @@ _joins: ContextVar[bool] = ContextVar("greenq_joins", default=False)
 
 @contextmanager
 def allow_join_result() -> Iterator[None]:
-    """Let a task wait for the results of others: ``with allow_join_result(): result.get()``."""
+    """Let a task wait for the results of others, in a ``with`` statement."""
     before = _joins.set(True)
     try:
         yield
@@ -121,8 +121,8 @@ class AsyncResult(Generic[R]):
         """
         if disable_sync_subtasks and not _may_wait():
             raise RuntimeError(
-                f"a task must not wait for the result of another one ({self.name or self.id}): when "
-                "all slots of the workers wait like this, none is left to run what they wait for. "
+                f"a task must not wait for the result of another one ({self.name or self.id}): "
+                "when all slots of the workers wait so, none is left for what they wait for. "
                 "End the task and go on in the other one, or, where there is always a free slot, "
                 "call get(disable_sync_subtasks=False) or use allow_join_result()"
             )

@@ -1,4 +1,4 @@
-"""The states of tasks under Celery's name for the module; they stand in `greenq.protocol.states`."""
+"""The states of tasks, `greenq.protocol.states`, where Celery's users look for them."""
 
 from __future__ import annotations
 

@@ -16,20 +16,26 @@ from greenq.task import Context, Task, current_context
 
 
 class FakeApp:
-    """Notes what is sent."""
+    """Notes what is sent, but not that a result is wanted, which is said with every task."""
 
     def __init__(self, **settings: Any) -> None:
         self.config = Config.build(settings)
         self.sent: list[tuple[str, Any, Any, dict[str, Any]]] = []
 
     def send_task(self, name: str, args: Any, kwargs: Any, **options: Any) -> str:
-        self.sent.append((name, args, kwargs, options))
+        self.note(name, args, kwargs, options)
         return "handle"
 
     def send_task_many(self, name: str, calls: Any, **options: Any) -> str:
         for args, kwargs in calls:
-            self.sent.append((name, args, kwargs, options))
+            self.note(name, args, kwargs, options)
         return "handles"
+
+    def note(self, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
+        noted = dict(options)
+        if noted.get("ignore_result") is False:
+            del noted["ignore_result"]
+        self.sent.append((name, args, kwargs, noted))
 
 
 @pytest.fixture
@@ -39,7 +45,7 @@ def app() -> FakeApp:
 
 def make_task(
     app: FakeApp,
-    function: Callable[..., Any] = lambda *args: args,
+    function: Callable[..., Any] = lambda *args, **_: args,
     *,
     bind: bool = False,
     **options: Any,

@@ -9,7 +9,6 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
-import gevent
 import pytest
 
 from greenq import ear
