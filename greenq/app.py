@@ -482,11 +482,18 @@ class Greenq:
     @property
     def transport(self) -> Transport:
         """The way to the server, made on first use; an embedded server is started then."""
+        made = self._transport
+        if made is not None:
+            return made
+        # Outside of the lock: what handles a log line may be the app's own user.
+        self.conf.warn(foreign=False)
         with self._lock:
-            if self._transport is None:
-                self.conf.warn(foreign=False)
-                self._transport = Transport(self.config, self.main, self._folder)
-            return self._transport
+            made = self._transport
+            if made is not None:
+                return made
+            made = self._transport = Transport(self.config, self.main, self._folder)
+        made.warn_of_default()
+        return made
 
     @property
     def producer(self) -> Producer:
@@ -598,9 +605,9 @@ def _folder_of(frame: FrameType | None) -> Path:
     """Return the folder of the module that makes an app, also through a class of its own."""
     while frame is not None and frame.f_code.co_name == "__init__":
         frame = frame.f_back
-    name = "" if frame is None else frame.f_code.co_filename
-    # A file, and not <stdin> or <string>.
-    return Path(os.path.realpath(Path(name).parent if Path(name).is_file() else Path.cwd()))
+    name = str(frame.f_globals.get("__file__") or "") if frame is not None else ""
+    # None is there at a prompt, and in what `python -c` runs.
+    return Path(os.path.realpath(Path(name).parent if name else Path.cwd()))
 
 
 def _place(function: Callable[..., Any]) -> str:

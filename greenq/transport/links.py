@@ -57,8 +57,6 @@ class Transport:
         options = config.broker.broker_transport_options
         broker_url = config.broker.broker_url or "embedded://"
         result_url = config.result.result_backend or broker_url
-        if not config.broker.broker_url:
-            self._tell_of_default(broker_url)
         self.client = self._client("broker_url", broker_url)
         self.keys = Keys(
             prefix=options.global_keyprefix,
@@ -101,6 +99,19 @@ class Transport:
         """False when results are disabled."""
         return self._backend is not None
 
+    def warn_of_default(self) -> None:
+        """Say where messages go if nobody has said it, and nobody is there who would know.
+
+        Senders and workers on other machines would each have a server of their own.
+        """
+        if self._config.broker.broker_url or os.environ.get("GREENQ_DATA") or _is_terminal():
+            return
+        _log.warning(
+            "broker_url is not set: messages are kept by an embedded server of this machine, in "
+            "%s; set broker_url (GREENQ_BROKER_URL), to embedded:// if that is meant",
+            self._embedded_folder("broker_url", "embedded://"),
+        )
+
     def close(self) -> None:
         """Close pooled connections, stop listening, let go of an embedded server."""
         if self._backend is not None:
@@ -132,19 +143,6 @@ class Transport:
         """Return an address for people: an embedded server's with its folder."""
         folder = self._embedded_folder(setting, url)
         return mask_url(url) if folder is None else f"embedded://{quote(str(folder))}"
-
-    def _tell_of_default(self, url: str) -> None:
-        """Say where messages go if nobody has said it, and nobody is there who would know.
-
-        Senders and workers on other machines would each have a server of their own.
-        """
-        if os.environ.get("GREENQ_DATA") or _is_terminal():
-            return
-        _log.warning(
-            "broker_url is not set: messages are kept by an embedded server of this machine, in "
-            "%s; set broker_url (GREENQ_BROKER_URL), to embedded:// if that is meant",
-            self._embedded_folder("broker_url", url),
-        )
 
     def _embedded_folder(self, setting: str, url: str) -> Path | None:
         """Return the folder of the embedded server that an address names, or None."""

@@ -8,6 +8,7 @@ either is a test that fails.
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
 import dataclasses
 import json
@@ -67,7 +68,9 @@ ELSEWHERE = {
         "test_every_worker_runs_what_either_sends_to_a_broadcast_queue"
     ),
     "task_send_sent_event": "tests/integration/test_task_sent.py::test_one_event_tells_of_one_task",
-    "worker_agent": "tests/integration/test_cluster.py::test_an_agent_lives_as_long_as_the_connection",
+    "worker_agent": (
+        "tests/integration/test_cluster.py::test_an_agent_lives_as_long_as_the_connection"
+    ),
     "worker_direct": (
         "tests/integration/test_queues.py::test_a_worker_takes_from_a_queue_of_its_own"
     ),
@@ -89,7 +92,6 @@ ELSEWHERE = {
     "worker_silence_limit": "tests/integration/test_guard.py::test_silence_has_a_limit",
     **dict.fromkeys(
         (
-            "task_publish_retry_policy",
             "task_publish_retry_policy.max_retries",
             "task_publish_retry_policy.interval_start",
             "task_publish_retry_policy.interval_step",
@@ -352,7 +354,9 @@ def check_result_accept_content(rig: Rig) -> None:
     with rig.worker(result_serializer="pickle"):
         sent = rig.app().send_task("settings_app.add", (1, 2))
         wait_until(lambda: rig.server.client.exists(f"celery-task-meta-{sent.id}"), WAIT_S)
-    for settings in ({}, {"result_accept_content": []}, {"result_accept_content": ["yaml"]}):
+    refusing: list[dict[str, Any]]
+    refusing = [{}, {"result_accept_content": []}, {"result_accept_content": ["yaml"]}]
+    for settings in refusing:
         app = rig.app(result_serializer="pickle", **settings)
         with pytest.raises(ContentDisallowed):
             _ = app.AsyncResult(sent.id).state
@@ -462,7 +466,7 @@ def check_task_compression(rig: Rig) -> None:
 
 def check_task_ignore_result(rig: Rig) -> None:
     worker_app = rig.app(task_ignore_result=True)
-    task = worker_app.task(lambda: None, name="settings_app.t")
+    task = worker_app.task(name="settings_app.t")(lambda: None)
     # Said by the sender, whose task it is; by name, nothing is said: the worker knows.
     task.delay()
     rig.app().send_task("settings_app.t")
@@ -535,6 +539,16 @@ def check_task_publish_retry(rig: Rig) -> None:
     assert takes(retry=False) < 0.3 <= takes(retry=True)
 
 
+def check_task_publish_retry_policy(rig: Rig) -> None:
+    url = f"redis://127.0.0.1:{free_port()}/0"
+
+    def takes(policy: dict[str, float]) -> float:
+        app = rig.app(broker_url=url, task_publish_retry_policy=policy)
+        return seconds(lambda: app.send_task("t"), OperationalError)
+
+    assert takes({"max_retries": 0}) < 0.5 <= takes({"max_retries": 1, "interval_start": 0.5})
+
+
 def check_task_default_retry_delay(rig: Rig) -> None:
     began = time.time()
     assert rig.run("again", task_default_retry_delay=0.5).result >= began + 0.5
@@ -594,27 +608,28 @@ def check_worker_concurrency(rig: Rig) -> None:
 
 
 def check_worker_autoscale_keepalive(rig: Rig) -> None:
-    assert _shrinks(rig, worker_autoscale_keepalive=0.2, worker_autoscale_interval=0.1)
-    assert not _shrinks(rig, worker_autoscale_keepalive=60, worker_autoscale_interval=0.1)
+    assert _grows_and_shrinks(rig, worker_autoscale_keepalive=0.2, worker_autoscale_interval=0.1)
+    assert not _grows_and_shrinks(rig, worker_autoscale_keepalive=60, worker_autoscale_interval=0.1)
 
 
 def check_worker_autoscale_interval(rig: Rig) -> None:
-    assert not _shrinks(rig, worker_autoscale_keepalive=0.2, worker_autoscale_interval=60)
+    assert not _grows_and_shrinks(rig, worker_autoscale_keepalive=0.2, worker_autoscale_interval=60)
 
 
-def _shrinks(rig: Rig, **settings: Any) -> bool:
-    """Tell whether a pool that is large for nothing is small again two seconds later."""
+def _grows_and_shrinks(rig: Rig, **settings: Any) -> bool:
+    """Tell whether a pool grows with its load, and is small again soon after it."""
     with rig.worker("--autoscale", "20,1", **settings):
         app = rig.app()
-        control = app.control
-        control.pool_grow(10, reply=True, timeout=5, limit=1)
 
         def size() -> int:
-            (stats,) = control.inspect(timeout=5, limit=1).stats().values()
+            (stats,) = app.control.inspect(timeout=5, limit=1).stats().values()
             return int(stats["pool"]["max-concurrency"])
 
+        sent = [app.send_task("settings_app.wait", (1,)) for _ in range(20)]
         try:
-            wait_until(lambda: size() == 1, 2)
+            wait_until(lambda: size() > 1, 3)
+            wait_until(lambda: all(result.ready() for result in sent), 30)
+            wait_until(lambda: size() == 1, 3)
         except AssertionError:
             return False
         return True
@@ -622,18 +637,18 @@ def _shrinks(rig: Rig, **settings: Any) -> bool:
 
 def check_worker_send_task_events(rig: Rig) -> None:
     for wanted in (True, False):
-        with rig.worker(worker_send_task_events=wanted) as worker:
-            listener = rig.server.client.pubsub()
+        with rig.worker(worker_send_task_events=wanted):
+            listener = rig.server.client.pubsub()  # type: ignore[no-untyped-call]
             listener.psubscribe("*celeryev*")
             rig.app().send_task("settings_app.add", (1, 2)).get(timeout=WAIT_S)
             heard = b""
             end = time.monotonic() + 1.5
             while time.monotonic() < end and b"task-succeeded" not in heard:
-                message = listener.get_message(timeout=0.1)
-                heard += b"" if message is None else str(message).encode()
+                told = listener.get_message(timeout=0.1)
+                if told is not None and told["type"] == "pmessage":
+                    heard += base64.b64decode(json.loads(told["data"])["body"])
             listener.close()
             assert (b"task-succeeded" in heard) is wanted
-            assert worker.alive
 
 
 def check_worker_log_color(rig: Rig) -> None:
@@ -647,7 +662,7 @@ def check_worker_log_color(rig: Rig) -> None:
 def check_worker_hijack_root_logger(rig: Rig) -> None:
     """The app's module sets up a log of its own, which one worker replaces and the other keeps."""
     for hijacks in (True, False):
-        settings = {"imports": [], "worker_hijack_root_logger": hijacks}
+        settings: dict[str, Any] = {"worker_hijack_root_logger": hijacks}
         with greenq_worker_of_own_log(rig, settings) as worker:
             assert ("OWN FORMAT" in worker.text) is not hijacks
 

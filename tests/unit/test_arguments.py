@@ -80,12 +80,13 @@ def test_wrong_arguments_are_a_type_error_at_the_caller(app: Greenq) -> None:
     def add(x: int, y: int) -> int:
         return x + y
 
-    for send in (
+    sends: list[Callable[[], object]] = [
         lambda: add.delay(1),  # type: ignore[call-arg]
         lambda: add.apply_async((1, 2, 3)),
         lambda: add.apply_async((1,), {"z": 2}),
         lambda: add.apply_async(),
-    ):
+    ]
+    for send in sends:
         with pytest.raises(TypeError, match=r"task m\.add: .*it takes \(x"):
             send()
     with pytest.raises(NotAllSent, match="missing a required argument: 'y'"):

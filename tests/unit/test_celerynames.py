@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from celery.app import defaults
+from celery.app import defaults  # type: ignore[import-untyped]
 
 from greenq.celerynames import SETTINGS, TRANSPORT_OPTIONS, modern_name
 from greenq.config import Config, sift

@@ -16,6 +16,9 @@ from greenq.task import Task
 NOWHERE = "redis://127.0.0.1:1/0"
 
 
+def _nothing() -> None: ...
+
+
 @pytest.fixture
 def app() -> Greenq:
     return Greenq("proj", broker=NOWHERE, set_as_current=False)
@@ -57,7 +60,7 @@ def test_wrong_option_of_a_sending_is_refused_at_the_sender(
     options: Any = {option: value}
     for send in (
         lambda: app.send_task("m.add", (), **options),
-        lambda: app.task(lambda: None, name="m.add").apply_async(**options),
+        lambda: app.task(name="m.add")(_nothing).apply_async(**options),
     ):
         with pytest.raises(WrongOption, match=rf"task m\.add: {option} = ") as refused:
             send()
@@ -116,9 +119,10 @@ def test_wrong_option_of_a_task_is_refused_where_it_is_defined(
         pass
 
     setattr(Base, option, value)
-    for options in ({option: value}, {"base": Base}):
+    ways: list[dict[str, Any]] = [{option: value}, {"base": Base}]
+    for options in ways:
         with pytest.raises(WrongOption, match=rf"task m\.add: {option} = ") as refused:
-            app.task(name="m.add", **options)(lambda: None)
+            app.task(name="m.add", **options)(_nothing)
         assert told in str(refused.value)
 
 

@@ -262,3 +262,25 @@ def test_jitter_stays_below_the_backoff(app: FakeApp) -> None:
 
     assert seen <= set(range(17))
     assert len(seen) > 5
+
+
+@pytest.mark.parametrize(
+    ("setting", "own", "said", "sent"),
+    [
+        (True, None, None, True),
+        (False, None, None, False),
+        (True, False, None, False),
+        (False, True, None, True),
+        (True, True, False, False),
+    ],
+)
+def test_who_sends_says_whether_a_result_is_stored(
+    setting: bool, own: bool | None, said: bool | None, sent: bool
+) -> None:
+    app = FakeApp(task_ignore_result=setting)
+    given: list[Any] = []
+    app.note = lambda *call: given.append(call[-1])  # type: ignore[method-assign]
+
+    make_task(app, ignore_result=own).apply_async(ignore_result=said)
+
+    assert given == [{"ignore_result": sent}]

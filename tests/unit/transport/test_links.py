@@ -82,7 +82,7 @@ def test_who_knows_of_it_is_not_told(
         monkeypatch.setattr(links, "_is_terminal", lambda: True)
     if reason == "folder":
         monkeypatch.setenv("GREENQ_DATA", str(home / "mine"))
-    Transport(config, "proj", home)
+    Transport(config, "proj", home).warn_of_default()
     assert caplog.messages == []
 
 
