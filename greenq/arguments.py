@@ -6,15 +6,17 @@ Both are wanted at the caller's line: a worker could only say it later, and else
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from greenq.errors import EncodeError
 from greenq.kinds import shown
 from greenq.protocol.serialize import dumps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
+
+Call = tuple[Sequence[Any], Mapping[str, Any]]
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -24,13 +26,26 @@ _MANY = 1 << 30
 _DEPTH = 30
 
 
-def accept_all(_args: Sequence[Any], _kwargs: Mapping[str, Any]) -> None:
+class Check(NamedTuple):
+    """What raises a TypeError for arguments that do not fit.
+
+    Attributes:
+        arguments: called with the positional and the named ones.
+        call: called with a pair of both, which it returns.
+    """
+
+    arguments: Callable[[Sequence[Any], Mapping[str, Any]], object]
+    call: Callable[[Call], Call]
+
+
+def _take(_args: Sequence[Any], _kwargs: Mapping[str, Any]) -> None:
     """Take whatever is given."""
 
 
-def checker(
-    task: str, function: Callable[..., Any], *, bound: bool
-) -> Callable[[Sequence[Any], Mapping[str, Any]], None]:
+ACCEPT_ALL: Final = Check(_take, lambda call: call)
+
+
+def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
     """Return what raises a TypeError for arguments that do not fit `function`.
 
     It counts and compares names, a third of a microsecond; only what does not seem to fit is bound
@@ -45,7 +60,7 @@ def checker(
         signature = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
         # Written in C without a signature.
-        return accept_all
+        return ACCEPT_ALL
     parameters = [*signature.parameters.values()]
     if bound and parameters and parameters[0].kind in _POSITIONAL:
         parameters = parameters[1:]
@@ -101,7 +116,13 @@ def checker(
             except TypeError as exc:
                 raise TypeError(f"task {task}: {exc}; it takes {signature}") from None
 
-    return check
+    def check_call(call: Call) -> Call:
+        args, kwargs = call
+        if kwargs or args.__class__ is not tuple or not least <= len(args) <= most:
+            check(args, kwargs)
+        return call
+
+    return Check(check, check_call)
 
 
 def explained(

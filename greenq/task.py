@@ -9,7 +9,7 @@ from datetime import datetime
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, TypeVarTuple, cast
 
-from greenq.arguments import accept_all, checker
+from greenq.arguments import ACCEPT_ALL, Check, checker
 from greenq.errors import MaxRetriesExceededError, Retry
 from greenq.log import task_log_context
 from greenq.options import check_task_option
@@ -181,7 +181,7 @@ class Task(Generic[P, R]):
                     f"task {name}: no option {option!r}{_nearest(option, self.OPTIONS)}"
                 )
             setattr(self, option, value)
-        self._check_options()
+        self._check_own_options()
         self._bound = bind
         try:
             parse_rate(self.rate_limit)
@@ -189,7 +189,7 @@ class Task(Generic[P, R]):
             raise ValueError(f"task {name}: {exc}") from None
         functools.update_wrapper(self, function, updated=())
 
-    def _check_options(self) -> None:
+    def _check_own_options(self) -> None:
         """Check the options of the decorator and those of the class."""
         for option in self.OPTIONS:
             value = getattr(self, option)
@@ -199,10 +199,10 @@ class Task(Generic[P, R]):
                     setattr(self, option, checked)
 
     @functools.cached_property
-    def check_arguments(self) -> Callable[[Sequence[Any], Mapping[str, Any]], None]:
+    def argument_check(self) -> Check:
         """What raises a TypeError when arguments do not fit; with ``typing=False`` nothing does."""
         if self.typing is False:
-            return accept_all
+            return ACCEPT_ALL
         return checker(self.name, self.function, bound=self._bound)
 
     @property
@@ -239,7 +239,7 @@ class Task(Generic[P, R]):
         **options: Unpack[SendOptions],
     ) -> AsyncResult[R]:
         """Send the task with options (`SendOptions`). Switches: yes. Raises as `delay`."""
-        self.check_arguments(args or (), kwargs or {})
+        self.argument_check.arguments(args or (), kwargs or {})
         return self.app.send_task(self.name, args, kwargs, **self._with_own(options))
 
     def delay_many(self: Callable[[*Ts], R_co], calls: Iterable[tuple[*Ts]]) -> AsyncResults[R_co]:
@@ -272,16 +272,16 @@ class Task(Generic[P, R]):
             TypeError: an option is unknown, or ``task_id`` is among them.
             NotAllSent: it ended early.
         """
-        checked = _checked(self.check_arguments, calls)
+        checked = map(self.argument_check.call, calls)
         return self.app.send_task_many(self.name, checked, **self._with_own(options))
 
     def _with_own(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Add the task's own options to those of one sending."""
-        own = {name: getattr(self, name) for name in self._SENT}
-        if self.ignore_result is None:
-            own["ignore_result"] = self.app.config.task.task_ignore_result
+        own = {name: value for name in self._SENT if (value := getattr(self, name)) is not None}
+        if "ignore_result" not in own:
+            own["ignore_result"] = self._app().config.task.task_ignore_result
         if not options:
-            return merge_options(own)
+            return own
         if options.get("queue") or options.get("exchange") or options.get("routing_key"):
             own |= {"queue": None, "exchange": None, "routing_key": None}
         return merge_options(own, options)
@@ -405,16 +405,6 @@ class Task(Generic[P, R]):
     def __repr__(self) -> str:
         """Show the name."""
         return f"<task {self.name}>"
-
-
-def _checked(
-    check: Callable[[Sequence[Any], Mapping[str, Any]], None],
-    calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]],
-) -> Iterable[tuple[Sequence[Any], Mapping[str, Any]]]:
-    """Hand on each call whose arguments fit."""
-    for call in calls:
-        check(*call)
-        yield call
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

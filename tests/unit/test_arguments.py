@@ -39,7 +39,8 @@ def _functions() -> list[Callable[..., Any]]:
 
 @pytest.mark.parametrize("function", _functions())
 def test_it_refuses_what_the_call_itself_would_refuse(function: Callable[..., Any]) -> None:
-    check = checker("m.f", function, bound=False)
+    whole = checker("m.f", function, bound=False)
+    check = whole.arguments
     signature = inspect.signature(function)
     names = ("x", "y", "z", "k", "m", "other")
     for count, width in itertools.product(range(5), range(5)):
@@ -50,14 +51,17 @@ def test_it_refuses_what_the_call_itself_would_refuse(function: Callable[..., An
             except TypeError:
                 with pytest.raises(TypeError, match=r"task m\.f: .*; it takes \("):
                     check(args, kwargs)
+                with pytest.raises(TypeError, match=r"task m\.f: .*; it takes \("):
+                    whole.call((args, kwargs))
             else:
                 check(args, kwargs)
+                assert whole.call((args, kwargs)) == (args, kwargs)
 
 
 def test_task_itself_is_not_one_of_the_arguments() -> None:
     def bound(self: object, x: int) -> None: ...
 
-    check = checker("m.f", bound, bound=True)
+    check = checker("m.f", bound, bound=True).arguments
     check((1,), {})
     check((), {"x": 1})
     with pytest.raises(TypeError, match=r"task m\.f: missing a required argument: 'x'; it takes"):
@@ -67,7 +71,9 @@ def test_task_itself_is_not_one_of_the_arguments() -> None:
 
 
 def test_function_without_a_signature_takes_anything() -> None:
-    checker("m.f", type("T", (), {"__call__": dict.fromkeys})(), bound=False)((1, 2, 3), {"q": 1})
+    checker("m.f", type("T", (), {"__call__": dict.fromkeys})(), bound=False).arguments(
+        (1, 2, 3), {"q": 1}
+    )
 
 
 @pytest.fixture
@@ -98,7 +104,7 @@ def test_typing_false_leaves_them_to_the_worker(app: Greenq) -> None:
     def add(x: int, y: int) -> int:
         return x + y
 
-    add.check_arguments((), {"nothing": 1})
+    add.argument_check.arguments((), {"nothing": 1})
 
 
 @pytest.mark.parametrize(
