@@ -335,6 +335,9 @@ class _Hub:
     def ping(self) -> None:
         pass
 
+    def rests(self) -> bool:
+        return True
+
 
 class SimWorker:
     """One incarnation of a worker: the real parts, and as little glue as will do."""
@@ -387,9 +390,11 @@ class SimWorker:
             held=self._held,
             look=lambda: self.intake.wake(look=True),
             first_unused=lambda: self.intake.first_unused,
+            is_waiting=lambda: self.intake.waiting,
             paused=self._pause,
             forgotten=self._register,
-            give_away=bool,
+            give_away=self._give_away,
+            unwritten=lambda: self.outbox.unwritten(),
             clock=self.boottime,
         )
         # Celery's records are looked for in scenarios that have some.
@@ -439,11 +444,14 @@ class SimWorker:
         requests = list(self.state.reserved.values())
         held = [request.delivery for request in requests if not request.settled]
         begun = {request.delivery.tag for request in requests if request.settled}
-        self.intake.register(held, begun | self.outbox.tags(), 5.0)
+        self.intake.register(self.watch.question, held, begun | self.outbox.tags(), 5.0)
 
     def _register(self) -> None:
         with suppress(OperationalError):
             self.register()
+
+    def _give_away(self, connection: Any) -> None:
+        self.tasks.give_away(connection, self.owner.incarnation)
 
     def _may_run_again(self, name: str | None) -> bool:
         task = self.world.site.app.tasks.get(name or "")
