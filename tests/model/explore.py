@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import re
 from typing import Any, NamedTuple
@@ -11,6 +12,10 @@ from tests.model.kernel import Op
 from tests.model.net import ModelServer
 from tests.model.scenarios import Scenario
 from tests.model.world import Site, World
+
+
+# After so many schedules their garbage is collected.
+_TIDY_EVERY = 100
 
 
 class Found(NamedTuple):
@@ -61,6 +66,7 @@ class Explorer:
         self.server = ModelServer(mutant)
         self._sites: dict[bool, Site] = {}
         self.steps = 0
+        self._worlds = 0
 
     def close(self) -> None:
         self.server.close()
@@ -70,6 +76,11 @@ class Explorer:
         if site is None:
             site = Site(self.server, two_servers=scenario.two_servers)
             self._sites[scenario.two_servers] = site
+        self._worlds += 1
+        if self._worlds % _TIDY_EVERY == 0:
+            # `installed` has stopped the collector: what is remembered would be looked at each time.
+            gc.collect()
+            gc.freeze()
         return World(site, scenario)
 
     # --- one schedule -----------------------------------------------------------------------------
@@ -232,7 +243,8 @@ class Explorer:
     def _do_counted(world: World, label: str) -> None:
         if "!" not in label and label[0] != "~" and ":" in label and ".run." not in label:
             world.faults_left -= 1
-        assert world.do(label), label
+        done = world.do(label)
+        assert done, label
 
     @staticmethod
     def _all_labels(world: World) -> list[str]:

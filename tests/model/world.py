@@ -6,6 +6,7 @@ product's modules in `installed`.
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import time as real_time
@@ -151,8 +152,11 @@ def installed() -> Iterator[None]:
             before.append((module, name, getattr(module, name)))
             setattr(module, name, value)
         logging.disable(logging.CRITICAL)
+        gc.disable()
         yield
     finally:
+        gc.unfreeze()
+        gc.enable()
         logging.disable(disabled)
         for module, name, value in reversed(before):
             setattr(module, name, value)
@@ -666,6 +670,9 @@ class World:
 
     def _begin(self) -> None:
         link = self.link
+        self.site.server.past.begin()
+        for each in self.site.server.links:
+            each.forget()
         link.later(pack(("FLUSHDB",)))
         if self.result_link is not link:
             self.result_link.later(pack(("FLUSHDB",)))
