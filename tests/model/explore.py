@@ -64,7 +64,7 @@ class Explorer:
 
     def __init__(self, mutant: tuple[str, str, str] | None = None) -> None:
         self.server = ModelServer(mutant)
-        self._sites: dict[bool, Site] = {}
+        self._sites: dict[Any, Site] = {}
         self.steps = 0
         self._worlds = 0
 
@@ -72,10 +72,11 @@ class Explorer:
         self.server.close()
 
     def world(self, scenario: Scenario) -> World:
-        site = self._sites.get(scenario.two_servers)
+        kind = scenario.two_servers, scenario.priorities
+        site = self._sites.get(kind)
         if site is None:
-            site = Site(self.server, two_servers=scenario.two_servers)
-            self._sites[scenario.two_servers] = site
+            site = Site(self.server, two_servers=kind[0], steps=kind[1])
+            self._sites[kind] = site
         self._worlds += 1
         if self._worlds % _TIDY_EVERY == 0:
             # `installed` has stopped the collector: what is remembered would be looked at each time.

@@ -218,7 +218,8 @@ class ModelServer:
 
 _KINDS = {
     "settle": "write", "lease": "renew", "publish_once": "push_once", "HEXISTS": "ask",
-    "HGETALL": "paused", "SADD": "push", "LPUSH": "push",
+    "HGETALL": "paused", "SADD": "push", "LPUSH": "push", "SETEX": "write",
+    "CLIENT": "track",
 }  # fmt: skip
 
 
