@@ -691,6 +691,7 @@ class World:
         self.rolled_back = self.was_killed = False
         # When the server has lost data last: what began before may begin again.
         self.rolled_step = -1
+        self.doubled: set[str] = set()
         self.etas = {m.id: T0 + m.eta_s for m in scenario.messages if m.eta_s is not None}
         self.sender = Sender(self)
         # True when anything of the environment may happen: while it heals, and in a replay.
@@ -1011,9 +1012,9 @@ class World:
         worker: Any = actor.owner
         runs = self.runs.setdefault((task_id, retries), [])
         checked = actor.checked or self.step
-        if early and any(run.step > self.rolled_step for run in runs):
+        if early and task_id not in self.doubled and runs and runs[-1].step > self.rolled_step:
             self.problem(f"I2 {task_id} is acknowledged early and begins again, in {worker.name}")
-        if not early:
+        if not early and task_id not in self.doubled:
             # Who has no lease may be overtaken between its question to the server and the start.
             sure = worker.has_lease and worker.lost_step < checked
             for run in runs:
@@ -1306,6 +1307,10 @@ class World:
 
     def env_rollback(self, _worker: None, _argument: str) -> None:
         self.rolled_back = True
+        # What is in hand is on its queue again, or will be: there are two of it.
+        for worker in self.workers.values():
+            self.doubled |= {r.message.id for r in worker.state.reserved.values()}
+        self.doubled |= {task_id for task_id, _retries in self.runs}
         self._copy_all(2, 0)
         self._excuse_all()
         self._cut_all()
