@@ -202,6 +202,8 @@ class Explorer:
         seen: dict[int, int] = {}
         stack: list[list[str]] = [[]]
         tried, found = 0, []
+        # Each schedule begins as another one did.
+        self.server.past.most_calls = depth * 4
         while stack and tried < most:
             prefix = stack.pop()
             world = self.world(scenario)

@@ -55,5 +55,5 @@ class Search(NamedTuple):
 
 
 SEARCHES = (
-    Search("deep_retry", 14, 2), Search("deep_early", 14, 2), Search("deep_parked", 14, 2),
+    Search("deep_retry", 6, 1), Search("deep_early", 6, 1), Search("deep_parked", 6, 1),
 )  # fmt: skip

@@ -210,16 +210,16 @@ def _scenarios() -> list[Scenario]:
         ),
         Scenario(
             "deep_retry", (m("x", plan=("retry", "ok")),), _ONE_EACH, {"A!lease_end": 1},
-            faults=2, fates=("lost", "late"),
+            harmless=frozenset({"A!lease_end"}), faults=1, fates=("lost", "late"),
         ),
         Scenario(
             "deep_early", (m("x", "early"),), _ONE_EACH, {"A!lease_end": 1},
-            faults=2, fates=("lost", "late"),
+            harmless=frozenset({"A!lease_end"}), faults=1, fates=("lost", "late"),
         ),
         Scenario(
             "deep_parked", (m("x", eta_s=70.0),), _ONE_EACH,
-            {"A!lease_end": 1, "*!time:71": 1}, harmless=frozenset({"*!time:71"}),
-            faults=2, fates=("lost", "late"),
+            {"A!lease_end": 1, "*!time:71": 1}, harmless=frozenset({"A!lease_end", "*!time:71"}),
+            faults=1, fates=("lost", "late"),
         ),
         Scenario(
             "rollback", (m("x"), m("y", plan=("retry", "ok"))), _TWO,

@@ -219,9 +219,7 @@ class Site:
         self.broker._declared.clear()
         _ids[0] = 0
 
-    def text(
-        self, task: str, task_id: str, queue: str, eta_s: float | None, priority: int
-    ) -> str:
+    def text(self, task: str, task_id: str, queue: str, eta_s: float | None, priority: int) -> str:
         eta = None if eta_s is None else datetime.fromtimestamp(T0 + eta_s, UTC)
         options: dict[str, Any] = {"task_id": task_id, "queue": queue, "priority": priority}
         if eta is not None:
