@@ -13,7 +13,6 @@ from tests.model.net import ModelServer
 from tests.model.scenarios import Scenario
 from tests.model.world import Site, World
 
-
 # After so many schedules their garbage is collected.
 _TIDY_EVERY = 100
 
@@ -79,7 +78,7 @@ class Explorer:
             self._sites[kind] = site
         self._worlds += 1
         if self._worlds % _TIDY_EVERY == 0:
-            # `installed` has stopped the collector: what is remembered would be looked at each time.
+            # `installed` stops the collector, which would look at all that is remembered.
             gc.collect()
             gc.freeze()
         return World(site, scenario)

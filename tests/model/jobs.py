@@ -55,5 +55,5 @@ class Search(NamedTuple):
 
 
 SEARCHES = (
-    Search("deep_retry", 6, 1), Search("deep_early", 6, 1), Search("deep_parked", 6, 1),
+    Search("deep_retry", 5, 1), Search("deep_early", 5, 1), Search("deep_parked", 5, 1),
 )  # fmt: skip
