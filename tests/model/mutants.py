@@ -8,7 +8,6 @@ from typing import NamedTuple
 from tests.model.explore import Explorer, Found
 from tests.model.scenarios import SCENARIOS
 
-
 _FOUND = Path(__file__).with_name("found")
 
 
@@ -84,8 +83,8 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         "settle",
-        "    redis.call('HDEL', unacked, tag)\n    redis.call('ZREM', index, tag)\n  end\n  if push",
-        "  end\n  if push", "what is moved stays reserved", ("retry", "stop"),
+        "HDEL', unacked, tag)\n    redis.call('ZREM', index, tag)\n  end\n  if push",
+        "HLEN', unacked)\n  end\n  if push", "what is moved stays reserved", ("retry", "stop"),
     ),
     Mutant(
         "settle", "redis.call('SREM', begun, tag)\n  else", "else",
