@@ -570,6 +570,7 @@ class Watch(StartStopStep):
     def set_queues(self, queues: Sequence[str]) -> None:
         """Look for work and due ETAs in these queues; any thread may call."""
         self._leases.set_queues(queues)
+        self._wake()
 
     def blocking_now(self) -> Blocker | None:
         """Return what blocks the hub; None when it is the hub that asks."""
