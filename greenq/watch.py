@@ -361,7 +361,7 @@ class Watch(StartStopStep):
                 self._look_for_forgotten()
             if now >= self._scores_at_s:
                 self._scores_at_s = now + self._scores_every_s
-                self._leases.renew_scores(list(self._state.reserved))
+                self._leases.renew_scores(sorted(self._held()[0]))
                 self._leases.recovery.add_overdue(self._leases.overdue)
         except OperationalError as exc:
             self.problem = exc

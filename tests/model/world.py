@@ -1239,7 +1239,7 @@ class World:
             self.link.later(pack(("ZADD", "greenq.leases", "XX", score, member)))
             worker.state.lease_until_s = worker.boottime() + LEASE_S
             if seconds > VISIBILITY_S / 4:
-                for tag in worker.state.reserved:
+                for tag in sorted(worker.watch._held()[0]):
                     score = f"{self.now:.6f}"
                     self.link.later(pack(("ZADD", "unacked_index", "XX", score, tag)))
         for worker in self.workers.values():
