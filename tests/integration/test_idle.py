@@ -59,6 +59,8 @@ def test_an_idle_worker_asks_nothing_but_to_renew_its_lease(options: tuple[str, 
         inside = {name: number for name, number in asked.items() if number}
         assert inside.keys() == {
             *("time", "zrangebyscore", "hkeys", "hmget", "zrem", "zadd", "zrange", "exists"),
+            # It says that it relays, and for how long.
+            *("get", "set"),
         }
         assert set(inside.values()) == {renewals}
         # The wait, the lease, and what was declared at the start; one is ours.
