@@ -64,7 +64,8 @@ def test_an_idle_worker_asks_nothing_but_to_renew_its_lease(options: tuple[str, 
         }
         assert set(inside.values()) == {renewals}
         # The wait, the lease, and what was declared at the start; one is ours.
-        assert server.client.info("clients")["connected_clients"] - 1 <= 4
+        # A guard on a busy machine may have thought that it was needed, for a moment.
+        wait_until(lambda: server.client.info("clients")["connected_clients"] - 1 <= 4)
 
 
 def test_a_message_handed_to_a_worker_that_died_is_found(server: Server) -> None:
