@@ -34,6 +34,8 @@ def test_sixty_running_tasks_of_a_megabyte_begin_elsewhere_within_five_seconds(
     stage.check_all_done()
 
 
+@pytest.mark.slow
+@pytest.mark.heavy
 def test_forty_thousand_reserved_messages_are_back_within_five_seconds(stage: Stage) -> None:
     dead = stage.start("-c", "1000", "--prefetch-multiplier", "40")
     stage.post_many("hold", "x" * 1000, count=40_000)
@@ -60,6 +62,7 @@ def test_forty_thousand_reserved_messages_are_back_within_five_seconds(stage: St
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_three_hundred_messages_of_five_megabytes_run_within_a_minute(own_stage: Stage) -> None:
     stage = own_stage
     # It is about memory and lines here, not about the disk.

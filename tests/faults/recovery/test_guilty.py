@@ -12,7 +12,7 @@ from greenq.config import TaskConfig
 from tests.faults.recovery.stage import Stage, kill_9
 from tests.support import wait_until
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 GOOD = 1000
 MOST = TaskConfig().task_max_deliveries
