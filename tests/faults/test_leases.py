@@ -39,7 +39,7 @@ def test_a_dead_workers_messages_run_on_the_survivor_in_order(server: Server) ->
             server.client.set("gate", 1)
             assert [result.get(timeout=30) for result in results] == [f"t{i}" for i in range(20)]
             assert set(runs(server).values()) == {2}
-            received = re.findall(r"ledger.nap\[(.*)\] received", second.text)
+            received = re.findall(r"ledger.wait\[(.*)\] received", second.text)
             assert received == [result.id for result in results]
             server.wait_settled()
     # The lease of 3 s, the second's next look, and the machine's own slowness.

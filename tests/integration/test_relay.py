@@ -25,7 +25,7 @@ WAIT_S = 30
 QUEUES = ("q", "b", "c", "d", "fifth")
 
 # So seldom renewed that a renewal, which also sees what has come, is no way to be quick.
-LEASE_S = 10.0
+LEASE_S = 30.0
 RENEWED_EACH_S = 0.4 * LEASE_S
 
 # Commands that a worker sends because it was woken, or because it relays.
@@ -104,13 +104,13 @@ def commands(server: Server, names: tuple[str, ...]) -> int:
 def measure(server: Server, app: Greenq, queue: str, priority: int) -> tuple[float, int, int]:
     """Push some messages, one after the other; return the time and the commands that took."""
     wait_all_idle(server)
-    time_s, waking = FairTime(), commands(server, WAKING)
+    began_s, waking = time.monotonic(), commands(server, WAKING)
     every = commands(server, WAKING + RELAYING)
     for number in range(PUSHES):
         push(app, f"{queue}{priority}/{number}", queue, priority)
         wait_all_idle(server)
     return (
-        time_s.passed_s(),
+        time.monotonic() - began_s,
         commands(server, WAKING) - waking,
         commands(server, WAKING + RELAYING) - every,
     )
@@ -127,8 +127,8 @@ def test_what_nobody_waits_for_begins_quickly_on_one_worker_and_wakes_hardly_ano
 
     names = [line.split()[0] for line in runs(server)]
     assert len(names) == len(set(names)) == 2 * PUSHES
-    # Renewals alone would need half a second for each, with so many workers.
-    assert took_s < plain_s + PUSHES * 0.15
+    # Renewals alone would need more than a second for each, with so many workers.
+    assert took_s < plain_s + PUSHES * 0.6
     # As many as five workers would send, were they woken, is much more.
     assert waking <= 2 * plain, (waking, every, plain)
     assert every <= 3 * plain, (waking, every, plain)
@@ -165,10 +165,10 @@ def test_a_queue_that_is_left_alone_is_not_relayed(
     # It is looked after again.
     assert held_back.get(timeout=WAIT_S) == "q"
     wait_until(lambda: relay(server), WAIT_S)
-    time_s = FairTime()
+    began_s = time.monotonic()
     for number in range(5):
         push(app, f"q{number}", "q", 3)
-    assert time_s.passed_s() < RENEWED_EACH_S
+    assert time.monotonic() - began_s < RENEWED_EACH_S
 
 
 def test_when_the_relay_dies_another_one_takes_over_and_nothing_waits_for_that() -> None:
