@@ -23,6 +23,7 @@ test: $(DEV_STAMP)  ## run all tests
 	@$(BIN)/python -m pytest
 
 faults: $(DEV_STAMP)  ## kill, freeze and cut at random for a quarter of an hour; QUICK=1: 3 minutes
+	@$(BIN)/python -m pytest tests/faults -m heavy
 	@$(BIN)/python -m tests.faults.long $(if $(QUICK),--quick)
 
 explore: $(DEV_STAMP)  ## try schedules of the protocol; SCHEDULES=20000, SEED= and JOBS= may be given
@@ -49,10 +50,10 @@ check: $(DEV_STAMP)  ## everything that must pass before a change is accepted; w
 
 # By make and not in a shell's background, where programs ignore SIGINT.
 .half-one:
-	@$(BIN)/coverage run -p -m pytest tests/unit tests/faults
+	@$(BIN)/coverage run -p -m pytest -m "not heavy" tests/unit tests/model tests/faults
 
 .half-two:
-	@$(BIN)/coverage run -p -m pytest tests/integration tests/interop >.half-two.log 2>&1
+	@$(BIN)/coverage run -p -m pytest -m "not heavy" tests/integration tests/interop >.half-two.log 2>&1
 
 bench: $(DEV_STAMP)  ## measure beside a bare loop and Celery; takes two minutes
 	@$(BIN)/python -m benchmarks --short

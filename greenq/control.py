@@ -469,6 +469,10 @@ class Inspect:
         """Ask greenq workers for the greenlets of their tasks, the oldest first."""
         return self.ask("greenlets") if limit is None else self.ask("greenlets", limit=limit)
 
+    def records(self) -> Any:
+        """Ask greenq workers what the server holds for them beside what they know."""
+        return self.ask("records")
+
     def hub(self) -> Any:
         """Ask greenq workers how late their event loop was, and what has blocked it."""
         return self.ask("hub")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 _POLL_S = 0.01
 
@@ -16,3 +19,51 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 10.0) -> None
             name = getattr(condition, "__qualname__", repr(condition))
             raise AssertionError(f"not within {timeout_s:g} s: {name}")
         time.sleep(_POLL_S)
+
+
+class FairTime:
+    """Seconds that the machine has had for this test: what a promise of so many is held against.
+
+    Other programs on the machine must not fail a test that measures. So of the time that passes,
+    the share counts that others left of the processors; with the machine to itself, that is all.
+    """
+
+    def __init__(self) -> None:
+        """Begin now."""
+        self.began_s = time.monotonic()
+        self._others = _others_s()
+
+    def passed_s(self) -> float:
+        """Return how much has passed."""
+        passed_s = time.monotonic() - self.began_s
+        others_s = max(0.0, _others_s() - self._others)
+        return max(passed_s - others_s / _PROCESSORS, passed_s * _LEAST_SHARE)
+
+
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+_PROCESSORS = os.cpu_count() or 1
+
+# What others take beyond this is held against us after all: then it is likely to be our own.
+_LEAST_SHARE = 0.15
+
+
+def _others_s() -> float:
+    """Return the processor time of all that is not this process or one that it has started."""
+    busy = Path("/proc/stat").read_text("ascii").split("\n", 1)[0].split()[1:]
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, busy[:8])
+    return (user + nice + system + irq + softirq + steal) * _TICK_S - _own_s()
+
+
+def _own_s() -> float:
+    """Return the processor time of this process and of all that it has started."""
+    parents, spent = {}, {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            fields = (entry / "stat").read_text("ascii", "replace").rpartition(")")[2].split()
+            pid = int(entry.name)
+            # With that of the children that have ended.
+            parents[pid], spent[pid] = int(fields[1]), sum(map(int, fields[11:15]))
+    own = [os.getpid()]
+    for pid in own:
+        own += [child for child, parent in parents.items() if parent == pid]
+    return sum(spent[pid] for pid in own) * _TICK_S

@@ -28,6 +28,15 @@ def nap(what: str, seconds: float) -> str:
     return what
 
 
+@app.task(name="ledger.wait")
+def wait(what: str) -> str:
+    """Run until the key `gate` is there."""
+    _write(what)
+    while not app.transport.client.call("EXISTS", "gate"):
+        time.sleep(0.05)
+    return what
+
+
 @app.task(name="ledger.burn")
 def burn(what: str, seconds: float) -> str:
     """Compute without ever yielding to the hub."""

@@ -26,6 +26,7 @@ Kind = Callable[[Command], bool]
 _WAIT_S = 20.0
 _NOTHING = (b"-", b"$-1", b"*-1", b"_")
 
+# Where there are pushes: see Link.
 _ANSWERED_BY_PUSHES = {b"SUBSCRIBE", b"PSUBSCRIBE", b"UNSUBSCRIBE", b"PUNSUBSCRIBE"}
 
 
@@ -201,6 +202,8 @@ class Link:
         self._answered = threading.Condition()
         self._frozen: Fault | None = None
         self._dead = False
+        # The client has asked for answers of the third kind, in which news are told from answers.
+        self._has_pushes = False
         self._threads = [
             threading.Thread(target=run, name=f"proxy {run.__name__}", daemon=True)
             for run in (self._up, self._down)
@@ -257,7 +260,9 @@ class Link:
                 self._server.sendall(raw)
                 return
         self._proxy.passed(command)
-        if command[0] not in _ANSWERED_BY_PUSHES:
+        if command[:2] == [b"HELLO", b"3"]:
+            self._has_pushes = True
+        if not self._has_pushes or command[0] not in _ANSWERED_BY_PUSHES:
             self._pending.append(fault)
         self._server.sendall(raw)
 

@@ -59,10 +59,13 @@ def test_an_idle_worker_asks_nothing_but_to_renew_its_lease(options: tuple[str, 
         inside = {name: number for name, number in asked.items() if number}
         assert inside.keys() == {
             *("time", "zrangebyscore", "hkeys", "hmget", "zrem", "zadd", "zrange", "exists"),
+            # It says that it relays, and for how long.
+            *("get", "set"),
         }
         assert set(inside.values()) == {renewals}
         # The wait, the lease, and what was declared at the start; one is ours.
-        assert server.client.info("clients")["connected_clients"] - 1 <= 4
+        # A guard on a busy machine may have thought that it was needed, for a moment.
+        wait_until(lambda: server.client.info("clients")["connected_clients"] - 1 <= 4)
 
 
 def test_a_message_handed_to_a_worker_that_died_is_found(server: Server) -> None:
