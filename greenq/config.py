@@ -375,7 +375,9 @@ class TaskConfig(Section):
         "Accepted for Celery's sake, without effect: times on the wire always carry their offset.",
     )
     timezone: str = _setting(
-        kinds.timezone(), "UTC", "Time zone of schedules and of times without one."
+        kinds.timezone(),
+        "UTC",
+        "Time zone in which times are written. A time without one is in UTC, as with Celery.",
     )
     imports: tuple[str, ...] = _setting(
         kinds.texts(kinds.text()),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from datetime import UTC
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from greenq.errors import DecodeError, OperationalError, ServerError
@@ -274,7 +273,7 @@ class Recovery:
     def _is_due_later(self, held: Held) -> bool:
         """Tell whether a task cannot have begun because its ETA is still to come."""
         eta = held.header("eta")
-        return eta is not None and parse_time(eta, UTC).timestamp() > self._now_s()
+        return eta is not None and parse_time(eta).timestamp() > self._now_s()
 
     def _queue(self, exchange: str, routing_key: str) -> str:
         """Return the queue that a record goes back to; ours name it as the routing key."""
