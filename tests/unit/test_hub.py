@@ -14,7 +14,7 @@ from pathlib import Path
 import gevent
 import pytest
 
-from greenq.hub import Hub, join_all, poll_readable, run_all, sleep, spawn
+from greenq.hub import Hub, NativeThread, join_all, poll_readable, run_all, sleep, spawn
 
 ROOT = Path(__file__).parents[2]
 
