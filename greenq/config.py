@@ -448,6 +448,12 @@ class WorkerConfig(Section):
         "go back to their queues.",
         unit="s",
     )
+    worker_task_locals: str = _setting(
+        kinds.choice("clear", "keep"),
+        "clear",
+        "greenq's own. What a task leaves in `threading.local` is gone before the next one: "
+        "`clear`. With `keep` a later task on the same greenlet finds it, as on a pool of threads.",
+    )
     worker_silence_limit: float = _setting(
         kinds.seconds(),
         60.0,

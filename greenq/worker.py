@@ -211,6 +211,7 @@ class Worker:
             executor,
             prefetch_multiplier=config.worker.worker_prefetch_multiplier,
             grace_s=config.worker.worker_shutdown_grace,
+            keep_locals=config.worker.worker_task_locals == "keep",
         )
         strategy = transport_options.queue_order_strategy
         self.intake = Intake(
