@@ -22,7 +22,7 @@ from greenq.config import Config
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
 from greenq.producer import Producer, SendOptions
 from greenq.protocol.clock import LamportClock
-from greenq.result import AsyncResult, AsyncResults
+from greenq.result import AsyncResult, AsyncResults, ask_for_app
 from greenq.sources import settings_from_env, settings_from_object
 from greenq.task import Context, Task, current_context
 from greenq.transport.links import Transport
@@ -44,6 +44,10 @@ H = TypeVar("H", bound="Callable[[], object]")
 _SEND_OPTIONS = frozenset(SendOptions.__annotations__)
 
 
+# Under another name, since apps have an attribute `Task`.
+_BaseTask = Task
+
+
 class _Shared:
     """What `shared_task` needs across a process's apps: its definitions, and the newest app."""
 
@@ -62,6 +66,7 @@ class _Shared:
 
 # A task that names no app must find one when it is used: this is the one place where that is kept.
 _shared = _Shared()
+ask_for_app(_shared.current)
 
 
 class Settings:
@@ -150,6 +155,7 @@ class Greenq:
         config_source: object = None,
         namespace: str | None = None,
         set_as_current: bool = True,
+        task_cls: type[Task[..., Any]] | None = None,
         **settings: Any,
     ) -> None:
         """Make an app.
@@ -161,6 +167,7 @@ class Greenq:
             include: modules to import before a worker starts.
             config_source: as `config_from_object`, with `namespace`.
             set_as_current: shared tasks use this app from now on.
+            task_cls: the class of its tasks that name none, `Task`.
             settings: any settings by their names.
 
         Raises:
@@ -179,6 +186,7 @@ class Greenq:
         if config_source is not None:
             self.config_from_object(config_source, namespace=namespace)
         self.clock = LamportClock()
+        self._task_class: type[Task[..., Any]] | None = task_cls
         self._control: Control | None = None
         self._events: Events | None = None
         self.steps: dict[str, set[type[Step]]] = {"worker": set(), "consumer": set()}
@@ -271,13 +279,58 @@ class Greenq:
 
         def register(decorated: Callable[..., Any]) -> Task[Any, Any]:
             task = _make_task(
-                decorated, lambda: self, self.main, bind=bind, name=name, base=base, options=options
+                decorated,
+                lambda: self,
+                self.main,
+                bind=bind,
+                name=name,
+                base=base or self._task_class,
+                options=options,
             )
             return self._register(task)
 
         return register if function is None else register(function)
 
-    def _register(self, task: Task[Any, Any]) -> Task[Any, Any]:
+    @property
+    def Task(self) -> Any:  # noqa: N802  Celery's name
+        """The class of this app's tasks: subclass it, or set another one for all to come."""
+        if self._task_class is None:
+            own = {"_app": staticmethod(lambda: self), "__module__": __name__}
+            self._task_class = type("Task", (_BaseTask,), own)
+        return self._task_class
+
+    @Task.setter
+    def Task(self, task_class: Any) -> None:  # noqa: N802
+        self._task_class = task_class
+
+    def register_task(self, task: Any, **options: Any) -> Any:
+        """Register a task of a class, given as an instance or as the class, and return it.
+
+        ``class Import(app.Task): def run(self, path): …`` is named ``module.Import`` unless it has
+        a ``name``; `options` become its attributes.
+
+        Raises:
+            TypeError: it has no ``run``.
+        """
+        made = task() if isinstance(task, type) else task
+        for option, value in options.items():
+            setattr(made, option, value)
+        made.complete(lambda: self, self.main)
+        return self._register(made)
+
+    @property
+    def current_task(self) -> Any:
+        """The task that runs here, None outside a worker."""
+        context = current_context.get()
+        return None if context is None else self.tasks.get(context.task)
+
+    current_worker_task = current_task
+
+    def gen_task_name(self, name: str, module: str) -> str:
+        """Return the name of a task that is given none."""
+        return f"{self.main if module == '__main__' else module}.{name}"
+
+    def _register(self, task: _BaseTask[Any, Any]) -> _BaseTask[Any, Any]:
         known = self._tasks.get(task.name)
         if known is not None:
             if _place(known.function) == _place(task.function):
@@ -370,7 +423,9 @@ class Greenq:
         context = current_context.get()
         sent = self._inherited(name, options, context)
         task_id = self.producer.send(name, args or (), kwargs or {}, sent)
-        result: AsyncResult[Any] = AsyncResult(task_id, self.transport, name)
+        result: AsyncResult[Any] = AsyncResult(
+            task_id, self.transport, name, app=self, ignored=bool(sent.get("ignore_result"))
+        )
         if context is not None:
             context.children.append(result)
         return result
@@ -420,7 +475,7 @@ class Greenq:
 
     def AsyncResult(self, task_id: str) -> AsyncResult[Any]:  # noqa: N802  Celery's name
         """Return the handle of a task that was sent earlier or elsewhere."""
-        return AsyncResult(task_id, self.transport)
+        return AsyncResult(task_id, self.transport, app=self)
 
     @property
     def transport(self) -> Transport:
@@ -503,7 +558,10 @@ def _make_task(
     module = main if function.__module__ == "__main__" else function.__module__
     made = base or Task
     task_name = name or made.name or f"{module}.{function.__name__}"
-    return made(function, name=task_name, app=app, bind=bind, options=options)
+    # A class's own constructor takes no arguments, as with Celery, and need not call ours.
+    task = made() if made.__init__ is not Task.__init__ else made.__new__(made)
+    Task.__init__(task, function, name=task_name, app=app, bind=bind, options=options)
+    return task
 
 
 def _place(function: Callable[..., Any]) -> str:

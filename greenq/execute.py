@@ -319,7 +319,7 @@ class Executor:
             date_done=None if outcome.state == RETRY else datetime.now(UTC).isoformat(),
             group_id=message.group,
             parent_id=message.parent_id,
-            extended=self._extended(request) if backend.extends and not bare else None,
+            extended=request.extended(self._hostname) if backend.extends and not bare else None,
         )
         size_bytes = len(result.payload)
         if size_bytes > self._config.task_max_result_bytes and not bare:
@@ -328,18 +328,6 @@ class Executor:
                 f"{self._config.task_max_result_bytes}; store it elsewhere and return where"
             )
         return result
-
-    def _extended(self, request: Request) -> dict[str, object]:
-        """Return what ``result_extended`` adds to a state."""
-        message = request.message
-        return {
-            "name": message.task,
-            "args": message.args,
-            "kwargs": message.kwargs,
-            "worker": self._hostname,
-            "retries": message.retries,
-            "queue": request.delivery_info["routing_key"],
-        }
 
     def _move(self, request: Request, outcome: Outcome) -> Move | None:
         """Return where the message goes; None if it is to be acknowledged."""
@@ -513,6 +501,8 @@ class Executor:
             how = {"terminated": killed is not None, "signum": signum, "expired": False}
             send("task-revoked", {"uuid": task_id, **how})
         elif state != IGNORED:
+            if isinstance(value, Reject):
+                send("task-rejected", {"uuid": task_id, "requeue": bool(value.requeue)})
             why = {"exception": saferepr(value), "traceback": trace or _trace(value)}
             send("task-retried" if state == RETRY else "task-failed", {"uuid": task_id, **why})
 

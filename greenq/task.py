@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, Ty
 from greenq.errors import MaxRetriesExceededError, Retry
 from greenq.log import task_log_context
 from greenq.ratelimit import parse_rate
+from greenq.result import newest_app
 from greenq.retrying import check
 from greenq.routing import merge_options
 
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
     from greenq.protocol.message import TaskMessage
     from greenq.request import Request
     from greenq.result import AsyncResult, AsyncResults
+
+# Options of Celery's that would have no effect here, and why.
+_MISSING = {
+    "backend": "all results of an app are in one place, result_backend",
+    "link": "there are no workflows yet",
+    "link_error": "there are no workflows yet",
+    "pydantic": "validate the arguments in the task",
+}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -219,8 +228,9 @@ class Context:
 class Task(Generic[P, R]):
     """A function that workers run.
 
-    Subclass it and pass the class as ``base=`` to share options or hooks. The options below may be
-    set on the class or in the decorator; None means the app's setting.
+    Subclass it and pass the class as ``base=`` to share options or hooks; a constructor of the
+    class's own is called without arguments. The options below may be set on the class or in the
+    decorator; None means the app's setting.
     """
 
     name: str = ""
@@ -265,36 +275,75 @@ class Task(Generic[P, R]):
         "ignore_result", "time_limit", "soft_time_limit",
     )  # fmt: skip
 
+    # What a task has without being given one: the newest app.
+    _app: Callable[[], Greenq] = staticmethod(newest_app)
+    run: Callable[..., R]
+
     def __init__(
         self,
-        function: Callable[..., R],
+        function: Callable[..., R] | None = None,
         *,
-        name: str,
-        app: Callable[[], Greenq],
+        name: str = "",
+        app: Callable[[], Greenq] | None = None,
         bind: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         """Make a task of `function`; `app` returns the app it belongs to when it is used.
 
+        Without a function, it is a task of a class with a ``run`` of its own, which
+        `Greenq.register_task` completes. An option that is none of `OPTIONS` becomes an attribute.
+
         Raises:
-            TypeError: an option is unknown; the nearest known one is named.
+            TypeError: an option is hardly meant as an attribute; the nearest known one is named.
             ValueError: the rate limit is none.
         """
+        if app is not None:
+            self._app = app
+        if function is None:
+            return
         self.name = name
-        self._app = app
         self.function = function
-        self.run: Callable[..., R] = functools.partial(function, self) if bind else function
+        self.run = functools.partial(function, self) if bind else function
         for option, value in (options or {}).items():
-            if option not in self.OPTIONS:
-                raise TypeError(
-                    f"task {name}: no option {option!r}{_nearest(option, self.OPTIONS)}"
-                )
+            self._check_option(option, value)
             setattr(self, option, value)
+        self._check_rate()
+        functools.update_wrapper(self, function, updated=())
+
+    def _check_option(self, option: str, value: object) -> None:
+        if option in self.OPTIONS:
+            return
+        if value and option in _MISSING:
+            raise TypeError(f"task {self.name}: {option} is not supported: {_MISSING[option]}")
+        close = difflib.get_close_matches(option, self.OPTIONS, n=1, cutoff=0.8)
+        if close:
+            raise TypeError(f"task {self.name}: no option {option!r}; did you mean {close[0]}?")
+        if option.startswith("__") or callable(getattr(Task, option, None)):
+            raise TypeError(f"task {self.name}: {option!r} cannot be an option: tasks have it")
+
+    def _check_rate(self) -> None:
         try:
             parse_rate(self.rate_limit)
         except ValueError as exc:
-            raise ValueError(f"task {name}: {exc}") from None
-        functools.update_wrapper(self, function, updated=())
+            raise ValueError(f"task {self.name}: {exc}") from None
+
+    def complete(self, app: Callable[[], Greenq], main: str) -> None:
+        """Make a task of a class with a ``run`` of its own ready; apps call it.
+
+        Raises:
+            TypeError: it has no ``run``.
+            ValueError: the rate limit is none.
+        """
+        cls = type(self)
+        run = getattr(self, "run", None)
+        if not callable(run):
+            raise TypeError(f"{cls.__qualname__} has no run(): that is the code of a class's task")
+        self._app = app
+        self.function = run
+        module = main if cls.__module__ == "__main__" else cls.__module__
+        self.name = self.name or f"{module}.{cls.__name__}"
+        self.__name__, self.__qualname__ = cls.__name__, cls.__qualname__
+        self._check_rate()
 
     @property
     def app(self) -> Greenq:
@@ -502,8 +551,3 @@ class Task(Generic[P, R]):
     def __repr__(self) -> str:
         """Show the name."""
         return f"<task {self.name}>"
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""

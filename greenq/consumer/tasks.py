@@ -534,7 +534,7 @@ class Tasks(StartStopStep):
         if why == "expired":
             self._revoked.add(message.id)
         if request.settle():
-            result = self._stored(message.id, REVOKED, TaskRevokedError(why), message)
+            result = self._stored(message.id, REVOKED, TaskRevokedError(why), request)
             self._outbox.put(Entry(request.delivery.tag, result=result))
         if self._events.tasks:
             how = {"terminated": False, "signum": None, "expired": why == "expired"}
@@ -569,17 +569,21 @@ class Tasks(StartStopStep):
             self._events.send("task-failed", {"uuid": task_id, **why})
 
     def _stored(
-        self, task_id: str, state: str, error: Exception, message: TaskMessage | None = None
+        self, task_id: str, state: str, error: Exception, request: Request | None = None
     ) -> Stored | None:
+        message = None if request is None else request.message
         if not self._transport.stores_results or (message is not None and message.ignore_result):
             return None
-        return self._transport.backend.stored(
+        backend = self._transport.backend
+        extends = request is not None and backend.extends
+        return backend.stored(
             task_id,
             state,
             error,
             date_done=datetime.now(UTC).isoformat(),
             group_id=message.group if message is not None else None,
             parent_id=message.parent_id if message is not None else None,
+            extended=request.extended(self._hostname) if request is not None and extends else None,
         )
 
 

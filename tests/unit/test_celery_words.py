@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,8 +11,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from greenq import Task
-from greenq.errors import Retry
+from greenq import Greenq, Task
+from greenq.errors import Reject, Retry
 from greenq.protocol.envelope import unwrap
 from tests.unit.rig import Rig, wait_for
 
@@ -287,3 +288,161 @@ def test_request_of_a_direct_call_is_empty(rig: Rig) -> None:
         return self.request.x_own, self.request.properties, self.request.get("id", 3)
 
     assert look() == (None, None, None)
+
+
+# --- tasks of classes -----------------------------------------------------------------------------
+
+
+def test_class_with_a_run_is_a_task(rig: Rig) -> None:
+    class Import(rig.app.Task):  # type: ignore[misc, name-defined]
+        name = "import"
+        max_retries = 7
+
+        def run(self, x: int, y: int = 1) -> tuple[int, str]:
+            return x + y, self.request.id
+
+    task = rig.app.register_task(Import())
+    assert rig.app.tasks["import"] is task
+    assert task.app is rig.app
+    assert run(rig, "import", 3)["result"] == [4, "a"]
+    assert task.run(1, 2) == (3, None)
+    # Twice the same class is no clash; the class will do.
+    rig.app.register_task(Import, queue="mail")
+    assert rig.app.tasks["import"].queue == "mail"
+
+
+def test_class_without_a_name_has_that_of_its_module(rig: Rig) -> None:
+    class Import(Task[Any, Any]):
+        def run(self) -> None:
+            pass
+
+    assert rig.app.register_task(Import).name == f"{__name__}.Import"
+    assert rig.app.gen_task_name("f", "m") == "m.f"
+
+
+def test_class_without_code_is_refused(rig: Rig) -> None:
+    class Nothing(Task[Any, Any]):
+        pass
+
+    with pytest.raises(TypeError, match=r"Nothing has no run\(\)"):
+        rig.app.register_task(Nothing)
+
+
+def test_constructor_of_a_class_is_called_without_arguments(rig: Rig) -> None:
+    class Base(Task[Any, Any]):
+        def __init__(self) -> None:
+            self.users = {"george": "password"}
+
+    @rig.task("look", base=Base, bind=True)
+    def look(self: Any) -> int:
+        return len(self.users)
+
+    assert run(rig, "look")["result"] == 1
+
+
+def test_app_has_a_class_of_its_tasks() -> None:
+    class Own(Task[Any, Any]):
+        abstract = True
+
+    for app in (Greenq("a", task_cls=Own, set_as_current=False), Greenq("b", set_as_current=False)):
+        app.Task = Own
+
+        @app.task
+        def add() -> None:
+            pass
+
+        assert isinstance(add, Own)
+        assert app.Task is Own
+
+
+def test_option_that_tasks_do_not_know_is_an_attribute(rig: Rig) -> None:
+    @rig.task("own", tenant="acme", trail=True)
+    def own() -> None:
+        pass
+
+    assert own.tenant == "acme"
+    for wrong, text in (
+        ({"acks_lat": True}, "did you mean acks_late?"),
+        ({"delay": 3}, "tasks have it"),
+        ({"link": [1]}, "no workflows yet"),
+    ):
+        with pytest.raises(TypeError, match=text):
+            rig.task("wrong", **wrong)(own.function)
+
+
+# --- what is told ---------------------------------------------------------------------------------
+
+
+def test_rejection_is_told_beside_the_failure(rig: Rig) -> None:
+    @rig.task("drop", acks_late=True)
+    def drop() -> NoReturn:
+        raise Reject("never")
+
+    run(rig, "drop")
+    assert rig.events.of("task-rejected") == {"uuid": "a", "requeue": False}
+    assert "Reject" in rig.events.of("task-failed")["exception"]
+
+
+@pytest.mark.parametrize("why", ["revoked", "expired"])
+def test_task_that_does_not_run_is_stored_with_what_is_extended(why: str) -> None:
+    rig = Rig(size=1, result_extended=True)
+
+    @rig.task("add")
+    def add(x: int) -> None:
+        pass
+
+    if why == "revoked":
+        rig.give("add", "a", 1, countdown=100)
+        rig.tasks.revoke(["a"])
+    else:
+        rig.give("add", "a", 1, expires=-1)
+    (stored,) = rig.outbox.stored()
+    assert stored["status"] == "REVOKED"
+    assert (stored["name"], stored["args"], stored["kwargs"]) == ("add", [1], {})
+    assert (stored["worker"], stored["retries"], stored["queue"]) == ("greenq@rig", 0, "celery")
+
+
+def test_traceback_has_the_causes(rig: Rig) -> None:
+    @rig.task("fail")
+    def fail() -> NoReturn:
+        try:
+            raise KeyError("first")
+        except KeyError as exc:
+            raise ValueError("second") from exc
+
+    trace = run(rig, "fail")["traceback"]
+    assert "KeyError: 'first'" in trace
+    assert "direct cause" in trace
+    assert trace.endswith("ValueError: second\n")
+
+
+def test_hooks_at_the_end_of_a_task(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    told: list[tuple[str, Any]] = []
+    local = threading.local()
+
+    class Base(Task[Any, Any]):
+        def after_return(self, *call: Any) -> None:
+            told.append(("after_return", None))
+
+    @rig.task("work", base=Base)
+    def work(kind: str) -> None:
+        local.session = kind
+        if kind == "fails":
+            raise ValueError
+
+    @rig.app.on_task_end
+    def close() -> None:
+        told.append(("end", (local.session, work.request.id, rig.pool.running)))
+
+    @rig.app.on_task_end
+    def broken() -> NoReturn:
+        raise SystemExit
+
+    assert rig.app.task_end_hooks == [close, broken]
+    for kind in ("works", "fails"):
+        run(rig, "work", kind)
+    assert told == [
+        ("after_return", None), ("end", ("works", "a", 1)),
+        ("after_return", None), ("end", ("fails", "a", 1)),
+    ]  # fmt: skip
+    assert "called at the end of task work[a], failed" in caplog.text
