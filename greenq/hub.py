@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 __all__ = [
-    "Event", "Greenlet", "Hub", "Lags", "NativeThread", "boottime", "join_all", "patch", "run_all",
-    "sleep", "spawn",
+    "Event", "Greenlet", "GreenletExit", "Hub", "Lags", "NativeThread", "boottime", "join_all",
+    "patch", "run_all", "sleep", "spawn",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ else:
     # The stubs make it generic, the class itself is not.
     Greenlet = gevent.Greenlet
 sleep = gevent.sleep
+GreenletExit = gevent.GreenletExit
 
 _log = logging.getLogger(__name__)
 
@@ -92,11 +93,16 @@ def _imported_too_early() -> list[str]:
     return sorted(early)
 
 
-def spawn(run: Callable[..., Any], *args: Any, name: str) -> Greenlet:
-    """Start a greenlet with a name; if it crashes, the log says which and why, and workers end."""
+def spawn(run: Callable[..., Any], *args: Any, name: str, lasts: bool = False) -> Greenlet:
+    """Start a greenlet with a name; if it crashes, the log says which and why, and workers end.
+
+    With `lasts` they also end when it is killed: its owner kills it when they end anyway.
+    """
     greenlet: Greenlet = gevent.Greenlet(run, *args)
     greenlet.name = name
     greenlet.link_exception(_log_crash)
+    if lasts:
+        greenlet.link_value(_note_kill)
     greenlet.start()
     return greenlet
 
@@ -134,6 +140,11 @@ def _log_crash(greenlet: Greenlet) -> None:
         name = getattr(greenlet, "name", "?")
         _log.critical("greenlet %s crashed: %r", name, error, exc_info=greenlet.exc_info)
         _tell_of_crash(f"greenlet {name}", error)
+
+
+def _note_kill(greenlet: Greenlet) -> None:
+    if isinstance(greenlet.value, gevent.GreenletExit):
+        _tell_of_crash(f"greenlet {greenlet.name}", greenlet.value)
 
 
 def _tell_of_crash(what: str, error: BaseException) -> None:

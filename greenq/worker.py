@@ -24,7 +24,7 @@ from greenq.consumer.tasks import Tasks
 from greenq.errors import ConfigError, OperationalError, Problem, WorkerFault, WorkerLostError
 from greenq.execute import Executor, running_task
 from greenq.guard import Guard
-from greenq.hub import Event, Hub, spawn
+from greenq.hub import Event, GreenletExit, Hub, spawn
 from greenq.log import keep_going
 from greenq.nodenames import node_name
 from greenq.pool import Pool
@@ -447,10 +447,13 @@ class Worker:
 
     def _crashed(self, what: str, error: BaseException) -> None:
         """End, since a part of the worker itself is gone: what runs may finish, if it can."""
+        if self._ended.is_set() and isinstance(error, GreenletExit):
+            # Killed because the worker ends.
+            return
         if what == "greenlet outbox":
             # Whatever ends now is not written any more.
             self.pool.hurry()
-        self.give_up(WorkerFault(f"its {what} has crashed: {type(error).__name__}: {error}"))
+        self.give_up(WorkerFault(f"its {what} has ended: {type(error).__name__}: {error}"))
 
     # --- remote control ---------------------------------------------------------------------------
 
