@@ -245,7 +245,11 @@ def exception_from_wire(data: Any, traceback: str | None = None) -> Exception:
     found = _exception_class(module, name)
     if found is not None and issubclass(found, Exception):
         try:
-            return _with_text(found(*args), text)
+            exc = found(*args)
+            if not args and not str(exc) and traceback:
+                # Celery stores a base class without arguments if it cannot make the class anew.
+                exc.args = _end_of(traceback)
+            return _with_text(exc, exc.args if not args else args, text)
         # A constructor may want other arguments than the ones it leaves in ``args``.
         except Exception:
             found = None
@@ -261,16 +265,26 @@ def exception_from_wire(data: Any, traceback: str | None = None) -> Exception:
     return error
 
 
-def _with_text(exc: Exception, text: str | None) -> Exception:
+def _with_text(exc: Exception, args: Sequence[Any], text: str | None) -> Exception:
     """Have an exception that was made anew tell the text that it had."""
     if text is None or str(exc) == text:
         return exc
-    args = exc.args
-    exc.args = (text,)
+    # The constructor may have made other arguments of them.
+    exc.args = tuple(args)
     if str(exc) != text:
-        exc.args = args
         exc.add_note(f"in the worker its text was: {text}")
     return exc
+
+
+def _end_of(traceback: str) -> tuple[str, ...]:
+    """Return what a traceback ends with, class and text; nothing if there is no text."""
+    end: list[str] = []
+    for line in reversed(traceback.rstrip().split("\n")):
+        if line.startswith(" "):
+            break
+        end.insert(0, line)
+    text = "\n".join(end)
+    return (text,) if ": " in text else ()
 
 
 def _text_in(traceback: str, names: tuple[str, ...]) -> str | None:

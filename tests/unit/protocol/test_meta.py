@@ -211,6 +211,11 @@ def test_class_and_text_come_back(exc, serializer):
         assert str(exc) in (str(again), *noted)
 
 
+def test_arguments_stay_where_only_their_text_differs():
+    again = roundtrip(ValueError("bad", BrokenRepr()))
+    assert again.args == ("bad", "<unrepresentable BrokenRepr: RuntimeError>")
+
+
 def test_http_error_keeps_its_text():
     exc = urllib.error.HTTPError("http://x", 404, "Not Found", {}, None)
     again = roundtrip(exc)
@@ -225,6 +230,16 @@ def test_text_of_what_celery_has_stored_without_is_in_its_traceback():
     )
     again = exception_from_wire(data, trace)
     assert again.message == "HTTP Error 404: Gone"
+
+
+def test_base_class_that_celery_has_stored_instead_tells_the_text():
+    data = {"exc_type": "OSError", "exc_message": [], "exc_module": "builtins"}
+    trace = (
+        "Traceback (most recent call last):\n  x\nurllib.error.HTTPError: HTTP Error 404: Gone\n"
+    )
+    again = exception_from_wire(data, trace)
+    assert (type(again), str(again)) == (OSError, "urllib.error.HTTPError: HTTP Error 404: Gone")
+    assert str(exception_from_wire(data, "Traceback:\n  x\nOSError\n")) == ""
 
 
 @pytest.mark.parametrize(
