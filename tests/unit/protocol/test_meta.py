@@ -232,16 +232,6 @@ def test_text_of_what_celery_has_stored_without_is_in_its_traceback():
     assert again.message == "HTTP Error 404: Gone"
 
 
-def test_base_class_that_celery_has_stored_instead_tells_the_text():
-    data = {"exc_type": "OSError", "exc_message": [], "exc_module": "builtins"}
-    trace = (
-        "Traceback (most recent call last):\n  x\nurllib.error.HTTPError: HTTP Error 404: Gone\n"
-    )
-    again = exception_from_wire(data, trace)
-    assert (type(again), str(again)) == (OSError, "urllib.error.HTTPError: HTTP Error 404: Gone")
-    assert str(exception_from_wire(data, "Traceback:\n  x\nOSError\n")) == ""
-
-
 @pytest.mark.parametrize(
     "cls", [SystemExit, KeyboardInterrupt, GeneratorExit, errors.TaskTerminated]
 )
