@@ -26,7 +26,7 @@ from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
 from greenq.kinds import shown
 from greenq.producer import Producer, SendOptions
 from greenq.protocol.clock import LamportClock
-from greenq.result import AsyncResult, AsyncResults
+from greenq.result import AsyncResult, AsyncResults, ask_for_app
 from greenq.sources import CELERY_ENV, settings_from_env, settings_from_object
 from greenq.task import Context, Task, current_context
 from greenq.transport.links import Transport
@@ -44,11 +44,16 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 L = TypeVar("L", bound="Callable[[Any], object]")
+H = TypeVar("H", bound="Callable[[], object]")
 
 _log = logging.getLogger(__name__)
 
 _SETTINGS = Config.names()
 _SEND_OPTIONS = frozenset(SendOptions.__annotations__)
+
+
+# Under another name, since apps have an attribute `Task`.
+_BaseTask = Task
 
 
 class _Shared:
@@ -69,6 +74,7 @@ class _Shared:
 
 # A task that names no app must find one when it is used: this is the one place where that is kept.
 _shared = _Shared()
+ask_for_app(_shared.current)
 
 
 class Settings(Mapping[str, Any]):
@@ -213,6 +219,7 @@ class Greenq:
         config_source: object = None,
         namespace: str | None = None,
         set_as_current: bool = True,
+        task_cls: type[Task[..., Any]] | None = None,
         **settings: Any,
     ) -> None:
         """Make an app.
@@ -224,6 +231,7 @@ class Greenq:
             include: modules to import before a worker starts.
             config_source: as `config_from_object`, with `namespace`.
             set_as_current: shared tasks use this app from now on.
+            task_cls: the class of its tasks that name none, `Task`.
             settings: any settings by their names.
 
         Raises:
@@ -244,6 +252,7 @@ class Greenq:
         if config_source is not None:
             self.config_from_object(config_source, namespace=namespace)
         self.clock = LamportClock()
+        self._task_class: type[Task[..., Any]] | None = task_cls
         self._control: Control | None = None
         self._events: Events | None = None
         self.steps: dict[str, set[type[Step]]] = {"worker": set(), "consumer": set()}
@@ -251,6 +260,8 @@ class Greenq:
             "worker": set()
         }
         self.leaders: dict[str, Callable[[Any], object]] = {}
+        # Called in a worker after each task's code, in the task's own greenlet: `on_task_end`.
+        self.task_end_hooks: list[Callable[[], object]] = []
         self._tasks = TaskRegistry()
         self._autodiscovered: list[tuple[Callable[[], Iterable[str]], str]] = []
         self._lock = threading.Lock()
@@ -334,13 +345,58 @@ class Greenq:
 
         def register(decorated: Callable[..., Any]) -> Task[Any, Any]:
             task = _make_task(
-                decorated, lambda: self, self.main, bind=bind, name=name, base=base, options=options
+                decorated,
+                lambda: self,
+                self.main,
+                bind=bind,
+                name=name,
+                base=base or self._task_class,
+                options=options,
             )
             return self._register(task)
 
         return register if function is None else register(function)
 
-    def _register(self, task: Task[Any, Any]) -> Task[Any, Any]:
+    @property
+    def Task(self) -> Any:  # noqa: N802  Celery's name
+        """The class of this app's tasks: subclass it, or set another one for all to come."""
+        if self._task_class is None:
+            own = {"_app": staticmethod(lambda: self), "__module__": __name__}
+            self._task_class = type("Task", (_BaseTask,), own)
+        return self._task_class
+
+    @Task.setter
+    def Task(self, task_class: Any) -> None:  # noqa: N802
+        self._task_class = task_class
+
+    def register_task(self, task: Any, **options: Any) -> Any:
+        """Register a task of a class, given as an instance or as the class, and return it.
+
+        ``class Import(app.Task): def run(self, path): …`` is named ``module.Import`` unless it has
+        a ``name``; `options` become its attributes.
+
+        Raises:
+            TypeError: it has no ``run``.
+        """
+        made = task() if isinstance(task, type) else task
+        for option, value in options.items():
+            setattr(made, option, value)
+        made.complete(lambda: self, self.main)
+        return self._register(made)
+
+    @property
+    def current_task(self) -> Any:
+        """The task that runs here, None outside a worker."""
+        context = current_context.get()
+        return None if context is None else self.tasks.get(context.task)
+
+    current_worker_task = current_task
+
+    def gen_task_name(self, name: str, module: str) -> str:
+        """Return the name of a task that is given none."""
+        return f"{self.main if module == '__main__' else module}.{name}"
+
+    def _register(self, task: _BaseTask[Any, Any]) -> _BaseTask[Any, Any]:
         known = self._tasks.get(task.name)
         if known is not None:
             if _place(known.function) == _place(task.function):
@@ -362,6 +418,17 @@ class Greenq:
         """
         module = self.main if function.__module__ == "__main__" else function.__module__
         self.leaders[f"{module}.{function.__name__}"] = function
+        return function
+
+    def on_task_end(self, function: H) -> H:
+        """Have a function called in the worker at the end of each task: ``@app.on_task_end``.
+
+        It is called without arguments after the task's code and the hooks of its class, in the same
+        greenlet: what the task has left in ``threading.local`` and in context variables is still
+        there, and its slot is still taken. So this is where sessions and connections are closed. It
+        may wait. What it raises is logged and changes nothing about the task.
+        """
+        self.task_end_hooks.append(function)
         return function
 
     def autodiscover_tasks(
@@ -427,7 +494,9 @@ class Greenq:
         context = current_context.get()
         sent = self._inherited(name, options, context)
         task_id = self.producer.send(name, args or (), kwargs or {}, sent)
-        result: AsyncResult[Any] = AsyncResult(task_id, self.transport, name)
+        result: AsyncResult[Any] = AsyncResult(
+            task_id, self.transport, name, app=self, ignored=bool(sent.get("ignore_result"))
+        )
         if context is not None:
             context.children.append(result)
         return result
@@ -477,7 +546,7 @@ class Greenq:
 
     def AsyncResult(self, task_id: str) -> AsyncResult[Any]:  # noqa: N802  Celery's name
         """Return the handle of a task that was sent earlier or elsewhere."""
-        return AsyncResult(task_id, self.transport)
+        return AsyncResult(task_id, self.transport, app=self)
 
     @property
     def transport(self) -> Transport:
@@ -569,7 +638,10 @@ def _make_task(
     made = base or Task
     task_name = name or made.name or f"{module}.{function.__name__}"
     _refuse_what_does_not_run(task_name, function)
-    return made(function, name=task_name, app=app, bind=bind, options=options)
+    # A class's own constructor takes no arguments, as with Celery, and need not call ours.
+    task = made() if made.__init__ is not Task.__init__ else made.__new__(made)
+    Task.__init__(task, function, name=task_name, app=app, bind=bind, options=options)
+    return task
 
 
 def _refuse_what_does_not_run(task_name: str, function: Callable[..., Any]) -> None:

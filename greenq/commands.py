@@ -56,6 +56,9 @@ _RECORDS = 100
 # A list in a reply is no longer than this unless a longer one is asked for.
 _PAGE = 1000
 
+# So many parked messages are looked at for an id.
+_LOOKED_AT = 20_000
+
 # No timer can be set to more than all numbers; thirty years are as good as no limit.
 _MOST_TIME_LIMIT_S = 1e9
 
@@ -440,6 +443,22 @@ def query_task(worker: Worker, ids: object, **_ignored: Any) -> dict[str, list[o
             held = "scheduled" if id(request) in waits else "reserved"
             where = "active" if is_running else held
             found[request.message.id] = [where, _info(worker, request)]
+    missing = wanted - found.keys()
+    return found | _find_parked(worker, missing) if missing else found
+
+
+def _find_parked(worker: Worker, wanted: set[str]) -> dict[str, list[object]]:
+    """Look for tasks among those that are parked on the server, the ones that are due first."""
+    found: dict[str, list[object]] = {}
+    broker = worker.app.transport.broker
+    for offset in range(0, _LOOKED_AT, _PAGE):
+        page = list(broker.parked(worker.queues, offset, _PAGE))
+        for each in page:
+            task_id = header(each[2], "id")
+            if task_id in wanted and isinstance(task_id, str):
+                found[task_id] = ["scheduled", _parked(worker, *each)["request"]]
+        if len(page) < _PAGE or len(found) == len(wanted):
+            break
     return found
 
 

@@ -248,6 +248,32 @@ class RemoteTraceback(GreenqError):
         return cls(f"\n\nin the worker:\n{text}") if text else None
 
 
+class RemoteError(GreenqError):
+    """What a task raised whose exception cannot be made anew here.
+
+    Its class is not imported, its arguments are not those of its constructor, or it is no
+    `Exception`, as `SystemExit` is.
+
+    Attributes:
+        type: module and name of the class; of a builtin, its name.
+        message: the exception's text.
+        traceback: the worker's, text, or None.
+        stored: what the result holds; when a task raises this again, that goes on.
+    """
+
+    def __init__(self, type: str, message: str, traceback: str | None = None) -> None:
+        """Keep the three."""
+        self.type = type
+        self.message = message
+        self.traceback = traceback
+        self.stored: Mapping[str, Any] | None = None
+        super().__init__(type, message, traceback)
+
+    def __str__(self) -> str:
+        """Return class and text, as the end of a traceback has them."""
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
 class MaxRetriesExceededError(GreenqError):
     """A task asked for one retry more than ``max_retries`` allows."""
 
@@ -262,6 +288,10 @@ class ChordError(GreenqError):
 
 class WorkerLostError(GreenqError):
     """The worker that ran a task died."""
+
+
+class WorkerFault(GreenqError):
+    """A part of the worker itself has failed, and not a task."""
 
 
 class TimeLimitExceeded(GreenqError):

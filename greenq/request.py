@@ -99,6 +99,18 @@ class Request:
             "redelivered": self.message.redelivered,
         }
 
+    def extended(self, hostname: str) -> dict[str, object]:
+        """Return what ``result_extended`` adds to a state that is stored by the node `hostname`."""
+        message = self.message
+        return {
+            "name": message.task,
+            "args": message.args,
+            "kwargs": message.kwargs,
+            "worker": hostname,
+            "retries": message.retries,
+            "queue": self.delivery_info["routing_key"],
+        }
+
     def __str__(self) -> str:
         """Name the task and its id, as log lines do."""
         return f"{self.message.shadow or self.message.task}[{self.message.id}]"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from greenq.errors import RemoteTraceback
+from greenq.errors import ConfigError, Problem, RemoteTraceback
 from greenq.log import task_log_context
 from greenq.protocol.states import FAILURE, PENDING, PROPAGATE_STATES, READY_STATES, SUCCESS
 from greenq.transport.mailbox import Mailbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from greenq.protocol.meta import ResultMeta
     from greenq.transport.links import Transport
@@ -39,6 +39,27 @@ def _may_wait() -> bool:
     return task_log_context.get() is None or _joins.get()
 
 
+def ask_for_app(newest: Callable[[], Any]) -> None:
+    """Have `newest` say which app it is that `newest_app` returns."""
+    _newest[:] = [newest]
+
+
+def newest_app() -> Any:
+    """Return the app for handles that name none.
+
+    Raises:
+        ConfigError: no app was made.
+    """
+    if not _newest:
+        reason = "a result is used before any Greenq app was made"
+        raise ConfigError([Problem("app", None, reason)])
+    return _newest[-1]()
+
+
+# Who knows it: the module of apps, which stands above this one.
+_newest: list[Callable[[], Any]] = []
+
+
 class AsyncResult(Generic[R]):
     """The outcome of one task, read from the result server when it is asked for.
 
@@ -46,13 +67,54 @@ class AsyncResult(Generic[R]):
     greenlets; all waiting callers of a process share one connection.
     """
 
-    def __init__(self, id: str, transport: Transport, name: str | None = None) -> None:
-        """Refer to task `id`, whose result `transport` leads to; `name` is for people."""
+    def __init__(
+        self,
+        id: str,
+        transport: Transport | None = None,
+        name: str | None = None,
+        *,
+        app: Any = None,
+        parent: AsyncResult[Any] | None = None,
+        ignored: bool = False,
+    ) -> None:
+        """Refer to task `id`, whose result `transport` leads to; `name` is for people.
+
+        Args:
+            id: the task's.
+            transport: where to read; None means that of the `app`, or of the newest app.
+            name: the task's, for people.
+            app: whose transport it is.
+            parent: the result of the task that sent this one.
+            ignored: its sender wants no result, so there is nothing to wait for.
+        """
         self.id = id
         self.name = name
+        self.parent = parent
+        self.ignored = ignored
         # Its backend is asked for when it is needed: without one, tasks can still be sent.
-        self._transport = transport
+        self._own_transport = transport
+        self._app = app
         self._final: ResultMeta | None = None
+
+    @property
+    def _transport(self) -> Transport:
+        if self._own_transport is None:
+            self._own_transport = self.app.transport
+        return self._own_transport
+
+    @property
+    def app(self) -> Any:
+        """The app that it was made for, or else the newest one.
+
+        Raises:
+            ConfigError: no app was made.
+        """
+        return newest_app() if self._app is None else self._app
+
+    @property
+    def backend(self) -> Any:
+        """What reads results from the server."""
+        return self._transport.backend
 
     @property
     def task_id(self) -> str:
@@ -83,6 +145,63 @@ class AsyncResult(Generic[R]):
         """When the task ended, ISO 8601, or None."""
         return self._read().date_done
 
+    @property
+    def children(self) -> list[AsyncResult[Any]]:
+        """Handles of the tasks that this one has sent, as far as it has ended."""
+        found: list[AsyncResult[Any]] = []
+        for child in self._read().children or ():
+            task_id = child
+            while isinstance(task_id, (list, tuple)) and task_id:
+                task_id = task_id[0]
+            if isinstance(task_id, str):
+                found.append(AsyncResult(task_id, self._own_transport, app=self._app, parent=self))
+        return found
+
+    @property
+    def root(self) -> AsyncResult[Any]:
+        """The first of its parents, or itself."""
+        found: AsyncResult[Any] = self
+        while found.parent is not None:
+            found = found.parent
+        return found
+
+    # What result_extended stores; None without it.
+
+    @property
+    def args(self) -> Any:
+        """The task's positional arguments."""
+        return self._read().extra.get("args")
+
+    @property
+    def kwargs(self) -> Any:
+        """The task's keyword arguments."""
+        return self._read().extra.get("kwargs")
+
+    @property
+    def worker(self) -> str | None:
+        """The node name of the worker that ran it."""
+        return self._read().extra.get("worker")
+
+    @property
+    def retries(self) -> int | None:
+        """How often it was retried."""
+        return self._read().extra.get("retries")
+
+    @property
+    def queue(self) -> str | None:
+        """The queue that it came from."""
+        return self._read().extra.get("queue")
+
+    def as_tuple(self) -> tuple[tuple[str, Any], None]:
+        """Return id and parent as plain data, as Celery's results have it."""
+        return (self.id, None if self.parent is None else self.parent.as_tuple()), None
+
+    def maybe_throw(self, propagate: bool = True) -> Any:
+        """Return the result as it is now; raise it if the task has failed."""
+        return self._value(self._read(), propagate)
+
+    maybe_reraise = maybe_throw
+
     def ready(self) -> bool:
         """True when the task has ended, well or badly."""
         return self.state in READY_STATES
@@ -101,9 +220,15 @@ class AsyncResult(Generic[R]):
         propagate: bool = True,
         interval: float | None = None,
         on_message: Callable[[dict[str, Any]], object] | None = None,
+        *,
+        callback: Callable[[str, Any], object] | None = None,
+        no_ack: bool = True,
+        follow_parents: bool = True,
         disable_sync_subtasks: bool = True,
     ) -> R:
         """Wait for the task and return its value. Switches: yes.
+
+        Returns None at once if the result is `ignored`.
 
         Args:
             timeout: seconds to wait at most; None waits for ever.
@@ -112,6 +237,8 @@ class AsyncResult(Generic[R]):
                 notification makes that unnecessary.
             on_message: called with each state that is announced: task_id, status, result,
                 traceback, children.
+            callback: called with the id and the value that is returned.
+            no_ack, follow_parents: accepted for Celery's sake, without effect.
             disable_sync_subtasks: False allows it in a task, as `allow_join_result` does.
 
         Raises:
@@ -119,6 +246,8 @@ class AsyncResult(Generic[R]):
             ResultTimeout: it did not end in time.
             Exception: what the task raised, with the worker's traceback as its cause.
         """
+        if self.ignored:
+            return None  # type: ignore[return-value]  # whoever wants no result gets none
         if disable_sync_subtasks and not _may_wait():
             raise RuntimeError(
                 f"a task must not wait for the result of another one ({self.name or self.id}): "
@@ -131,26 +260,48 @@ class AsyncResult(Generic[R]):
             self._final = self._transport.backend.wait(
                 self.id, timeout_s=timeout, interval_s=interval, on_message=announce
             )
-        meta = self._final
+        value: R = self._value(self._final, propagate)
+        if callback is not None:
+            callback(self.id, value)
+        return value
+
+    @staticmethod
+    def _value(meta: ResultMeta, propagate: bool) -> Any:
         if propagate and meta.status in PROPAGATE_STATES and isinstance(meta.result, BaseException):
             raise meta.result from RemoteTraceback.of(meta.traceback)
-        value: R = meta.result
-        return value
+        return meta.result
 
     wait = get
 
-    def revoke(self, *, terminate: bool = False, signal: str | None = None) -> None:
+    def revoke(
+        self,
+        *,
+        terminate: bool = False,
+        signal: str | None = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
         """Have no worker run the task; with `terminate`, end it where it runs.
 
         Workers that are there hear it; who starts later learns it from them.
 
         Args:
             signal: a name for events to tell; greenlets get none.
+            wait: until every worker has answered, `timeout` seconds at most (1).
 
         Raises:
             OperationalError: the server could not be reached.
         """
         arguments = {"task_id": self.id, "terminate": terminate, "signal": signal or "SIGTERM"}
+        if wait:
+            self.app.control.revoke(
+                self.id,
+                terminate=terminate,
+                signal=signal or "SIGTERM",
+                reply=True,
+                timeout=1.0 if timeout is None else timeout,
+            )
+            return
         Mailbox(self._transport.client, self._transport.keys).tell("revoke", arguments)
 
     def forget(self) -> None:
@@ -165,6 +316,10 @@ class AsyncResult(Generic[R]):
         if meta.status in READY_STATES:
             self._final = meta
         return meta
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it without its app: it belongs to the newest one where it is read."""
+        return _again, (self.id, self.name, self.parent, self.ignored)
 
     def __repr__(self) -> str:
         """Show the id."""
@@ -217,6 +372,12 @@ class AsyncResults(Sequence[AsyncResult[R]], Generic[R]):
     def __repr__(self) -> str:
         """Show how many they are."""
         return f"<AsyncResults: {len(self)} of {self.name}>"
+
+
+def _again(
+    id: str, name: str | None, parent: AsyncResult[Any] | None, ignored: bool
+) -> AsyncResult[Any]:
+    return AsyncResult(id, name=name, parent=parent, ignored=ignored)
 
 
 def _as_dict(meta: ResultMeta) -> dict[str, Any]:

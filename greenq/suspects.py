@@ -61,7 +61,7 @@ class Suspects:
         self._line.append(request)
         if not self.busy:
             self._over.clear()
-            spawn(self._run, name="suspects")
+            spawn(self._run, name="suspects", lasts=True)
 
     def waiting(self) -> list[Request]:
         """Return those that wait for their turn, in order."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import functools
+import logging
 import random
+from collections.abc import Iterable
 from datetime import datetime
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, TypeVarTuple, cast
@@ -14,18 +16,29 @@ from greenq.errors import MaxRetriesExceededError, Retry
 from greenq.log import task_log_context
 from greenq.options import check_task_option
 from greenq.ratelimit import parse_rate
+from greenq.result import newest_app
+from greenq.retrying import check
 from greenq.routing import merge_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextvars import ContextVar
-    from typing import NoReturn, Unpack
+    from types import TracebackType
+    from typing import Unpack
 
     from greenq.app import Greenq
     from greenq.producer import SendOptions
     from greenq.protocol.message import TaskMessage
     from greenq.request import Request
     from greenq.result import AsyncResult, AsyncResults
+
+# Options of Celery's that would have no effect here, and why.
+_MISSING = {
+    "backend": "all results of an app are in one place, result_backend",
+    "link": "there are no workflows yet",
+    "link_error": "there are no workflows yet",
+    "pydantic": "validate the arguments in the task",
+}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,6 +47,57 @@ R_co = TypeVar("R_co", covariant=True)
 
 # The context of the task that runs in this greenlet or thread; None outside a worker.
 current_context = cast("ContextVar[Context | None]", task_log_context)
+
+
+class ExceptionInfo:
+    """What a hook is told of an exception, as ``einfo``; ``str()`` of it is the traceback.
+
+    Attributes:
+        exception: the exception itself.
+        type: its class.
+        traceback: text.
+        tb: the traceback itself, None if there is none.
+    """
+
+    __slots__ = ("exception", "traceback")
+
+    def __init__(self, exception: BaseException, traceback: str) -> None:
+        """Keep both."""
+        self.exception = exception
+        self.traceback = traceback
+
+    @property
+    def type(self) -> type[BaseException]:
+        """The exception's class."""
+        return type(self.exception)
+
+    @property
+    def tb(self) -> TracebackType | None:
+        """The traceback as Python has it."""
+        return self.exception.__traceback__
+
+    def __str__(self) -> str:
+        """Return the traceback's text."""
+        return self.traceback
+
+    def __repr__(self) -> str:
+        """Show the exception."""
+        return f"<ExceptionInfo: {self.exception!r}>"
+
+
+def classes(given: Any) -> tuple[type[BaseException], ...]:
+    """Return exception classes as `isinstance` wants them: a list, a set or one class will do.
+
+    Raises:
+        TypeError: one of them is no class of exceptions.
+    """
+    if given is None:
+        return ()
+    found = tuple(given) if isinstance(given, Iterable) else (given,)
+    for each in found:
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise TypeError(f"{each!r} is no class of exceptions")
+    return found
 
 
 class Context:
@@ -47,10 +111,17 @@ class Context:
         delivery_info: exchange, routing_key, priority, redelivered.
         hostname: node name of the worker, None when called directly.
         sent: the same as `children`, None as long as nothing was sent.
+        retried: what ``retry(throw=False)`` has returned, None for nothing.
         called_directly: True when the function was simply called.
     """
 
-    __slots__ = ("_delivered", "hostname", "message", "sent")
+    __slots__ = ("_delivered", "hostname", "message", "retried", "sent")
+
+    # As with Celery: no worker of this version runs a task elsewhere than here.
+    is_eager = False
+    utc = True
+    lang = "py"
+    logfile: str | None = None
 
     def __init__(
         self,
@@ -65,11 +136,32 @@ class Context:
         self._delivered = delivered
         # Made when it is needed: ten thousand empty lists are 0.7 MB.
         self.sent: list[AsyncResult[Any]] | None = None
+        self.retried: Retry | None = None
 
     @property
     def delivery_info(self) -> Mapping[str, Any] | None:
         """Where the message came from."""
         return None if self._delivered is None else self._delivered.delivery_info
+
+    @property
+    def properties(self) -> Mapping[str, Any] | None:
+        """The properties of the message's envelope."""
+        return None if self._delivered is None else self._delivered.properties
+
+    @property
+    def loglevel(self) -> int:
+        """The level from which on the worker logs."""
+        return logging.getLogger().getEffectiveLevel()
+
+    @property
+    def time_limit(self) -> float | None:
+        """The hard time limit that the sender has set, seconds."""
+        return None if self.message is None else self.message.timelimit[0]
+
+    @property
+    def soft_time_limit(self) -> float | None:
+        """The soft time limit that the sender has set, seconds."""
+        return None if self.message is None else self.message.timelimit[1]
 
     @property
     def correlation_id(self) -> str | None:
@@ -98,26 +190,56 @@ class Context:
         """How many times this task has been retried."""
         return self.message.retries if self.message is not None else 0
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a field or a header of the sender's, `default` where there is none."""
+        return getattr(self, name, default)
+
+    def as_execution_options(self) -> dict[str, Any]:
+        """Return the options with which this was sent, as far as they are a run's own."""
+        return {
+            "task_id": self.id,
+            "root_id": self.root_id,
+            "parent_id": self.parent_id,
+            "group_id": self.group,
+            "group_index": self.group_index,
+            "shadow": self.shadow,
+            "expires": self.expires,
+            "time_limit": self.time_limit,
+            "soft_time_limit": self.soft_time_limit,
+            "headers": self.headers,
+            "retries": self.retries,
+            "reply_to": self.reply_to,
+        }
+
     def __getattr__(self, name: str) -> Any:
-        """Read the message's field; None when called directly, as Celery's context does."""
+        """Read the message's field, or a header of the sender's own.
+
+        None when called directly, as Celery's context does.
+        """
         message = object.__getattribute__(self, "message")
         if message is None and not name.startswith("_"):
             return None
-        return getattr(message, name)
+        try:
+            return getattr(message, name)
+        except AttributeError:
+            if message is not None and name in message.headers:
+                return message.headers[name]
+        raise AttributeError(f"a task's request has no field and no header {name!r}")
 
 
 class Task(Generic[P, R]):
     """A function that workers run.
 
-    Subclass it and pass the class as ``base=`` to share options or hooks. The options below may be
-    set on the class or in the decorator; None means the app's setting.
+    Subclass it and pass the class as ``base=`` to share options or hooks; a constructor of the
+    class's own is called without arguments. The options below may be set on the class or in the
+    decorator; None means the app's setting.
     """
 
     name: str = ""
     max_retries: int | None = 3
     default_retry_delay: float | None = None
-    autoretry_for: tuple[type[BaseException], ...] = ()
-    dont_autoretry_for: tuple[type[BaseException], ...] = ()
+    autoretry_for: Iterable[type[BaseException]] = ()
+    dont_autoretry_for: Iterable[type[BaseException]] = ()
     retry_kwargs: Mapping[str, Any] = {}
     retry_backoff: bool | int = False
     retry_backoff_max: int = 600
@@ -128,7 +250,7 @@ class Task(Generic[P, R]):
     acks_on_failure_or_timeout: bool | None = None
     reject_on_worker_lost: bool | None = None
     track_started: bool | None = None
-    throws: tuple[type[BaseException], ...] = ()
+    throws: Iterable[type[BaseException]] = ()
     serializer: str | None = None
     compression: str | None = None
     queue: str | None = None
@@ -156,38 +278,79 @@ class Task(Generic[P, R]):
         "ignore_result", "time_limit", "soft_time_limit",
     )  # fmt: skip
 
+    # What a task has without being given one: the newest app.
+    _app: Callable[[], Greenq] = staticmethod(newest_app)
+    run: Callable[..., R]
+
     def __init__(
         self,
-        function: Callable[..., R],
+        function: Callable[..., R] | None = None,
         *,
-        name: str,
-        app: Callable[[], Greenq],
+        name: str = "",
+        app: Callable[[], Greenq] | None = None,
         bind: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         """Make a task of `function`; `app` returns the app it belongs to when it is used.
 
+        Without a function, it is a task of a class with a ``run`` of its own, which
+        `Greenq.register_task` completes. An option that is none of `OPTIONS` becomes an attribute.
+
         Raises:
-            TypeError: an option is unknown; the nearest known one is named.
+            TypeError: an option is hardly meant as an attribute; the nearest known one is named.
             ValueError: the rate limit is none.
         """
+        if app is not None:
+            self._app = app
+        if function is None:
+            return
         self.name = name
-        self._app = app
         self.function = function
-        self.run: Callable[..., R] = functools.partial(function, self) if bind else function
+        self.run = functools.partial(function, self) if bind else function
         for option, value in (options or {}).items():
-            if option not in self.OPTIONS:
-                raise TypeError(
-                    f"task {name}: no option {option!r}{_nearest(option, self.OPTIONS)}"
-                )
+            self._check_option(option, value)
             setattr(self, option, value)
         self._check_own_options()
         self._bound = bind
+        self._check_rate()
+        functools.update_wrapper(self, function, updated=())
+
+    def _check_option(self, option: str, value: object) -> None:
+        if option in self.OPTIONS:
+            return
+        if value and option in _MISSING:
+            raise TypeError(f"task {self.name}: {option} is not supported: {_MISSING[option]}")
+        close = difflib.get_close_matches(option, self.OPTIONS, n=1, cutoff=0.8)
+        if close:
+            raise TypeError(f"task {self.name}: no option {option!r}; did you mean {close[0]}?")
+        if option.startswith("__") or callable(getattr(Task, option, None)):
+            raise TypeError(f"task {self.name}: {option!r} cannot be an option: tasks have it")
+
+    def _check_rate(self) -> None:
         try:
             parse_rate(self.rate_limit)
         except ValueError as exc:
-            raise ValueError(f"task {name}: {exc}") from None
-        functools.update_wrapper(self, function, updated=())
+            raise ValueError(f"task {self.name}: {exc}") from None
+
+    def complete(self, app: Callable[[], Greenq], main: str) -> None:
+        """Make a task of a class with a ``run`` of its own ready; apps call it.
+
+        Raises:
+            TypeError: it has no ``run``.
+            ValueError: the rate limit is none.
+        """
+        cls = type(self)
+        run = getattr(self, "run", None)
+        if not callable(run):
+            raise TypeError(f"{cls.__qualname__} has no run(): that is the code of a class's task")
+        self._app = app
+        self.function = run
+        module = main if cls.__module__ == "__main__" else cls.__module__
+        self.name = self.name or f"{module}.{cls.__name__}"
+        self.__name__, self.__qualname__ = cls.__name__, cls.__qualname__
+        self._check_own_options()
+        self._bound = False
+        self._check_rate()
 
     def _check_own_options(self) -> None:
         """Check the options of the decorator and those of the class."""
@@ -314,7 +477,7 @@ class Task(Generic[P, R]):
         throw: bool = True,
         max_retries: int | None = None,
         **options: Unpack[SendOptions],
-    ) -> NoReturn:
+    ) -> Retry:
         """End this run and have the task run again later; write ``raise self.retry(...)``.
 
         The new message takes the place of this one in a single step when the worker sees the
@@ -323,18 +486,21 @@ class Task(Generic[P, R]):
         Args:
             args, kwargs: other arguments for the next run; None keeps them.
             exc: why; raised instead when no retries are left.
-            throw: must stay True: the worker needs the exception to end the run.
+            throw: False returns the `Retry` instead of raising it: this run goes on, and its
+                outcome is stored when it ends; the next run is sent at the same moment.
             max_retries: other than the task's; None there means no limit.
-            options: of the sending; without eta or countdown, after `default_retry_delay`.
+            options: of the sending; without eta or countdown, after `default_retry_delay`. What is
+                not said is as it was for this run.
 
         Raises:
-            Retry: always, inside a worker, while retries are left.
+            Retry: always, inside a worker, while retries are left, unless `throw` is False.
             MaxRetriesExceededError: none are left and there is no `exc`.
+            TypeError: an option is unknown or is not what it must be.
+            OperationalError: the queue of an `exchange` could not be looked up.
         """
         context = self.request
+        check(args, kwargs, options)
         eta, countdown = options.pop("eta", None), options.pop("countdown", None)
-        if not throw:
-            raise ValueError("retry(throw=False) is not supported: a run ends by raising Retry")
         if context.called_directly:
             raise exc or Retry("called directly", None, countdown)
         most = self.max_retries if max_retries is None else max_retries
@@ -348,12 +514,20 @@ class Task(Generic[P, R]):
             countdown = self.default_retry_delay
             if countdown is None:
                 countdown = self.app.config.task.task_default_retry_delay
+            check(None, None, {"countdown": countdown})
+        if options.get("exchange") and not options.get("queue"):
+            key = options.get("routing_key") or ""
+            options["queue"] = self.app.producer.queue_of(options["exchange"] or "", key)
         retry = Retry(exc=exc, when=eta or countdown)
         retry.next_run = (
             context.args if args is None else args,
             context.kwargs if kwargs is None else kwargs,
             merge_options({"eta": eta, "countdown": countdown}, options),
         )
+        if not throw:
+            retry.__cause__ = exc
+            context.retried = retry
+            return retry
         raise retry from exc
 
     def retry_delay(self, retries: int) -> float | None:
@@ -377,9 +551,9 @@ class Task(Generic[P, R]):
         task_id: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        einfo: str,
+        einfo: ExceptionInfo,
     ) -> None:
-        """Override: called when it failed; `einfo` is the traceback's text."""
+        """Override: called when it failed."""
 
     def on_retry(
         self,
@@ -387,7 +561,7 @@ class Task(Generic[P, R]):
         task_id: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        einfo: str,
+        einfo: ExceptionInfo,
     ) -> None:
         """Override: called when it will be retried."""
 
@@ -398,15 +572,10 @@ class Task(Generic[P, R]):
         task_id: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        einfo: str | None,
+        einfo: ExceptionInfo | None,
     ) -> None:
-        """Override: called after each run, however it ended."""
+        """Override: called at its end, which a run that will be retried is not."""
 
     def __repr__(self) -> str:
         """Show the name."""
         return f"<task {self.name}>"
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -70,7 +70,7 @@ class Timer(StartStopStep):
 
     def start(self) -> None:
         """Begin to call."""
-        self._greenlet = spawn(self._run, name="timer")
+        self._greenlet = spawn(self._run, name="timer", lasts=True)
 
     def stop(self) -> None:
         """Stop calling; what is not due yet is forgotten."""

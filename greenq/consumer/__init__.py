@@ -77,7 +77,7 @@ class Consumer(StartStopStep):
         names = " > ".join(step.name for step in self.blueprint.steps)
         _log.info("consumer: %s > event loop", names)
         self._stopping.clear()
-        self._greenlet = spawn(self._run, name="consumer")
+        self._greenlet = spawn(self._run, name="consumer", lasts=True)
 
     def stop(self) -> None:
         """Stop taking and give back what has not started."""

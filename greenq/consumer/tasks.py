@@ -6,7 +6,6 @@ import logging
 import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
-from zoneinfo import ZoneInfo
 
 from greenq.bootsteps import StartStopStep
 from greenq.errors import (
@@ -122,7 +121,6 @@ class Tasks(StartStopStep):
         self._left_behind = left_behind
         self._accept = accepted(config.accept_content)
         self._max_body_bytes = config.task_max_body_bytes
-        self._zone = ZoneInfo(config.timezone)
         self._obeys_rates = rate_limits
         self._default_rate = parse_rate(config.task_default_rate_limit)
         # Own greenlet only.
@@ -386,8 +384,8 @@ class Tasks(StartStopStep):
             return
         try:
             _check_supported(message)
-            eta = None if message.eta is None else parse_time(message.eta, self._zone)
-            expires = None if message.expires is None else parse_time(message.expires, self._zone)
+            eta = None if message.eta is None else parse_time(message.eta)
+            expires = None if message.expires is None else parse_time(message.expires)
         except DecodeError as exc:
             self._bury(delivery, exc, message.id)
             return
@@ -510,7 +508,7 @@ class Tasks(StartStopStep):
     def _is_too_late(self, request: Request) -> bool:
         """Discard a request that has expired while it waited here."""
         expires = request.message.expires
-        if expires is None or parse_time(expires, self._zone) > self._now():
+        if expires is None or parse_time(expires) > self._now():
             return False
         self._discard(request, "expired")
         return True
@@ -536,7 +534,7 @@ class Tasks(StartStopStep):
         if why == "expired":
             self._revoked.add(message.id)
         if request.settle():
-            result = self._stored(message.id, REVOKED, TaskRevokedError(why), message)
+            result = self._stored(message.id, REVOKED, TaskRevokedError(why), request)
             self._outbox.put(Entry(request.delivery.tag, result=result))
         if self._events.tasks:
             how = {"terminated": False, "signum": None, "expired": why == "expired"}
@@ -571,17 +569,21 @@ class Tasks(StartStopStep):
             self._events.send("task-failed", {"uuid": task_id, **why})
 
     def _stored(
-        self, task_id: str, state: str, error: Exception, message: TaskMessage | None = None
+        self, task_id: str, state: str, error: Exception, request: Request | None = None
     ) -> Stored | None:
+        message = None if request is None else request.message
         if not self._transport.stores_results or (message is not None and message.ignore_result):
             return None
-        return self._transport.backend.stored(
+        backend = self._transport.backend
+        extends = request is not None and backend.extends
+        return backend.stored(
             task_id,
             state,
             error,
             date_done=datetime.now(UTC).isoformat(),
             group_id=message.group if message is not None else None,
             parent_id=message.parent_id if message is not None else None,
+            extended=request.extended(self._hostname) if request is not None and extends else None,
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from greenq.errors import CELERY_NAMES, DecodeError, EncodeError, SecurityError
+from greenq.errors import CELERY_NAMES, DecodeError, EncodeError, RemoteError, SecurityError
 from greenq.protocol.compress import compress, decompress
 from greenq.protocol.message import saferepr
 from greenq.protocol.serialize import (
@@ -139,7 +139,8 @@ def _result_meta(meta: Any, payload: bytes) -> ResultMeta:
         raise DecodeError("the result has no status or no task_id", payload)
     result = extra.pop("result", None)
     if status in EXCEPTION_STATES and result is not None:
-        result = exception_from_wire(result)
+        trace = extra.get("traceback")
+        result = exception_from_wire(result, trace if isinstance(trace, str) else None)
     children = extra.pop("children", None)
     if not isinstance(children, (list, tuple, type(None))):
         raise DecodeError(f"children of the result of task {task_id} is not a list", payload)
@@ -172,51 +173,125 @@ def _text(value: object, name: str, payload: bytes) -> str | None:
 def exception_to_wire(exc: BaseException, encodable: Callable[[object], object]) -> dict[str, Any]:
     """Turn an exception into data: its class, its arguments, its module.
 
+    Where a reader could not make the same of the arguments, its text travels, too: as
+    ``exc_text``, and as the only argument if the constructor refuses those that there are.
+
     Args:
         exc: any exception, however badly it behaves.
         encodable: raises EncodeError for an argument that cannot be serialized; such an argument
             travels as its repr text.
     """
     cls = type(exc)
+    if cls is RemoteError and exc.stored is not None:  # type: ignore[attr-defined]
+        stored: Mapping[str, Any] = exc.stored  # type: ignore[attr-defined]
+        return dict(stored)
     # A class can set its ``__module__`` to anything.
     module: Any
     module, name = CELERY_NAMES.get(cls) or (cls.__module__, cls.__qualname__)
-    return {
+    args = [_argument(value, encodable) for value in _args(exc)]
+    wire = {
         "exc_type": name,
-        "exc_message": [_argument(value, encodable) for value in _args(exc)],
+        "exc_message": args,
         "exc_module": module if isinstance(module, str) else "builtins",
     }
+    if cls in CELERY_NAMES:
+        return wire
+    try:
+        text = str(exc)
+    except Exception:
+        return wire
+    text = text.encode(errors="backslashreplace").decode()
+    try:
+        again = str(cls(*args))
+    # The constructor wants other arguments than the ones that it leaves in ``args``.
+    except Exception:
+        wire["exc_message"] = [text] if text else args
+        again = ""
+    if again != text:
+        wire["exc_text"] = text
+    return wire
 
 
-def exception_from_wire(data: Any) -> BaseException:
+def exception_from_wire(data: Any, traceback: str | None = None) -> Exception:
     """Turn such data back into an exception.
 
-    The class is looked for in the modules that are imported already; if it is not there, one of
-    that name is made. Celery's own exceptions become ours.
+    The class is looked for in the modules that are imported already. Celery's own exceptions
+    become ours. What cannot be made anew becomes a `RemoteError`, whose text is the stored one or
+    stands at the end of the `traceback`.
 
     Raises:
         SecurityError: the name leads to something that is not an exception class.
         DecodeError: not the data of an exception.
     """
     module: Any
+    text: Any = None
     if isinstance(data, UnpicklableException):
-        module, name, message = (*data.args, None, None, ())[:3]
-    elif isinstance(data, BaseException):
+        module, name, message, text = (*data.args, None, None, (), None)[:4]
+    elif isinstance(data, Exception):
         return data
+    elif isinstance(data, BaseException):
+        cls = type(data)
+        module, name, message = cls.__module__, cls.__qualname__, _args(data)
     elif isinstance(data, dict):
         module, name = data.get("exc_module"), data.get("exc_type")
-        message = data.get("exc_message", "")
+        message, text = data.get("exc_message", ""), data.get("exc_text")
     else:
         raise DecodeError(f"a stored exception is an object, not {type(data).__name__}")
     if not isinstance(name, str) or not isinstance(module, (str, type(None))):
         raise DecodeError("a stored exception has no exc_type, or its exc_module is not text")
-    cls = _exception_class(module, name)
+    _require_name(module, name)
     args = message if isinstance(message, (list, tuple)) else (message,)
+    text = text if isinstance(text, str) else None
+    found = _exception_class(module, name)
+    if found is not None and issubclass(found, Exception):
+        try:
+            return _with_text(found(*args), args, text)
+        # A constructor may want other arguments than the ones it leaves in ``args``.
+        except Exception:
+            found = None
+    shown = name if module in (None, "builtins") else f"{module}.{name}"
+    if text is None:
+        text = _text_in(traceback, (shown, name)) if traceback else None
+    if text is None:
+        text = str(args[0]) if len(args) == 1 else ", ".join(map(saferepr, args))
+    error = RemoteError(shown, text, traceback)
+    error.stored = {"exc_type": name, "exc_message": list(args), "exc_module": module}
+    if not isinstance(data, dict) or "exc_text" in data:
+        error.stored["exc_text"] = text
+    return error
+
+
+def _with_text(exc: Exception, args: Sequence[Any], text: str | None) -> Exception:
+    """Have an exception that was made anew tell the text that it had."""
+    if text is None or str(exc) == text:
+        return exc
+    # The constructor may have made other arguments of them.
+    exc.args = tuple(args)
+    if str(exc) != text:
+        exc.add_note(f"in the worker its text was: {text}")
+    return exc
+
+
+def _text_in(traceback: str, names: tuple[str, ...]) -> str | None:
+    """Return what a traceback's text says of the exception that it ends with."""
+    for name in names:
+        _, found, text = f"\n{traceback}".rpartition(f"\n{name}: ")
+        if found:
+            return text.rstrip("\n")
+    return None
+
+
+def _require_name(module: str | None, name: str) -> None:
+    """Refuse what can be the name of no class.
+
+    Raises:
+        DecodeError: it is none.
+    """
     try:
-        return cls(*args)
-    # A constructor may want other arguments than the ones it leaves in ``args``.
-    except Exception:
-        return Exception(f"{cls}({message})")
+        type(name.rpartition(".")[2] or "Exception", (), {"__module__": module or ""})
+        f"{module}.{name}".encode()
+    except (ValueError, TypeError) as exc:
+        raise DecodeError(f"{name!r} cannot be the name of an exception class") from exc
 
 
 def _exception_for(exc: BaseException, serializer: str) -> object:
@@ -229,10 +304,11 @@ def _exception_for(exc: BaseException, serializer: str) -> object:
 
 def _survives_pickle(exc: BaseException) -> bool:
     try:
-        _pickle_both_ways(exc)
-    except EncodeError:
+        data = dumps(exc, "pickle").data
+        # Reading calls the exception's constructor, which may make another text of the arguments.
+        return str(pickle.loads(data)) == str(exc)
+    except Exception:
         return False
-    return True
 
 
 def _pickle_both_ways(value: object) -> None:
@@ -263,7 +339,8 @@ def _argument(value: Any, encodable: Callable[[object], object]) -> Any:
     return value
 
 
-def _exception_class(module: str | None, name: str) -> type[BaseException]:
+def _exception_class(module: str | None, name: str) -> type[BaseException] | None:
+    """Find a class among the modules that are imported; None if it is not there."""
     twin = _TWINS.get((module or "", name))
     if twin is not None:
         return twin
@@ -272,18 +349,7 @@ def _exception_class(module: str | None, name: str) -> type[BaseException]:
     for part in name.split("."):
         found = vars(found).get(part) if isinstance(found, (ModuleType, type)) else None
     if found is None:
-        return _made_class(module, name)
+        return None
     if not isinstance(found, type) or not issubclass(found, BaseException):
         raise SecurityError(f"{module}.{name} is stored as an exception, but is no such class")
     return found
-
-
-def _made_class(module: str | None, name: str) -> type[BaseException]:
-    try:
-        return type(
-            name.rpartition(".")[2] or "Exception",
-            (Exception,),
-            {"__module__": module or __name__, "__qualname__": name},
-        )
-    except (ValueError, TypeError) as exc:
-        raise DecodeError(f"{name!r} cannot be the name of an exception class") from exc

@@ -76,7 +76,7 @@ class Outbox(StartStopStep):
 
     def start(self) -> None:
         """Begin to write."""
-        self._greenlet = spawn(self._run, name="outbox")
+        self._greenlet = spawn(self._run, name="outbox", lasts=True)
 
     def stop(self) -> None:
         """Write what is left; if the server is away too long, say what stays reserved."""

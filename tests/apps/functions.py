@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+import urllib.error
+from email.message import Message
 from typing import Any
 
 
@@ -47,6 +49,10 @@ def fail_key(key: str) -> None:
 
 def fail_nested(text: str) -> None:
     raise Outer.NestedError(text)
+
+
+def fail_http() -> None:
+    raise urllib.error.HTTPError("http://x", 404, "Not Found", Message(), None)
 
 
 def fail_opaque(text: str) -> None:
@@ -124,7 +130,7 @@ def send_child(self: Any, x: int) -> str:
 
 
 PLAIN = (
-    add, echo, sleep, nothing, fail_value, fail_key, fail_nested, fail_opaque,
+    add, echo, sleep, nothing, fail_value, fail_key, fail_nested, fail_opaque, fail_http,
 )  # fmt: skip
 BOUND = (
     inspect_request, retry_until, retry_for_ever, retry_late, retry_exhausted, progress, send_child,

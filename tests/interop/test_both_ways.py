@@ -95,6 +95,25 @@ def test_an_error_whose_arguments_do_not_serialize_still_arrives(way: Way) -> No
     assert error.args == ("bad", "<opaque>")
 
 
+def test_the_text_of_an_error_that_cannot_be_made_anew_arrives(way: Way) -> None:
+    if isinstance(way.client, Greenq):
+        pytest.skip("a Celery worker stores OSError() instead, in the traceback as well")
+    error = way.send("fail_http").get(timeout=WAIT_S, propagate=False)
+    assert "HTTP Error 404: Not Found" in str(error)
+    assert "urllib.error.HTTPError" in str(error)
+
+
+@pytest.mark.parametrize("which", ["eta", "expires"])
+def test_a_time_without_a_zone_is_utc(way: Way, which: str) -> None:
+    now = datetime.now(UTC).replace(tzinfo=None)
+    if which == "expires":
+        assert way.send("add", 1, 1, expires=now + timedelta(seconds=30)).get(timeout=WAIT_S) == 2
+        return
+    started = time.monotonic()
+    way.send("add", 1, 1, eta=now + timedelta(seconds=0.7)).get(timeout=WAIT_S)
+    assert time.monotonic() - started >= 0.6
+
+
 def test_an_unknown_task_fails_for_whoever_waits(way: Way) -> None:
     result = way.client.send_task("nobody.knows")
     with pytest.raises(way.errors.NotRegistered, match=r"nobody\.knows"):

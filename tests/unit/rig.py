@@ -195,6 +195,7 @@ class Rig:
             state=self.state,
             hostname="greenq@rig",
             events=self.events,
+            end_hooks=self.app.task_end_hooks,
         )
         self.pool = Pool(size, self.executor)
         self.tasks = Tasks(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
+import urllib.error
 
 import pytest
 from hypothesis import given
@@ -106,7 +107,6 @@ def test_unknown_compression_and_serializer_are_encode_errors():
         ValueError("boom", 42),
         KeyError("k"),
         Outer.NestedError("inner"),
-        SystemExit(3),
         Exception(),
         ValueError({"nested": [1, None]}),
     ],
@@ -151,29 +151,96 @@ def test_misbehaving_exception_is_stored_all_the_same(exc, serializer):
     assert isinstance(again, Exception)
 
 
-def test_class_that_is_not_imported_is_made():
-    again = exception_from_wire(
-        {"exc_type": "Outer.Gone", "exc_message": ["m", 1], "exc_module": "no.such.module"}
-    )
-    assert isinstance(again, Exception)
-    assert again.args == ("m", 1)
-    assert exception_to_wire(again, serialize.json_dumps) == {
-        "exc_type": "Outer.Gone",
-        "exc_message": ["m", 1],
-        "exc_module": "no.such.module",
-    }
+def test_class_that_is_not_imported_is_a_remote_error():
+    wire = {"exc_type": "Outer.Gone", "exc_message": ["m", 1], "exc_module": "no.such.module"}
+    again = exception_from_wire(wire, "Traceback …\nno.such.module.Outer.Gone: gone: m\nfor good\n")
+    assert type(again) is errors.RemoteError
+    assert again.type == "no.such.module.Outer.Gone"
+    assert again.message == "gone: m\nfor good"
+    assert again.traceback.startswith("Traceback")
+    assert str(again) == "no.such.module.Outer.Gone: gone: m\nfor good"
+    assert exception_to_wire(again, serialize.json_dumps) == wire
+    assert str(pickle.loads(pickle.dumps(again))) == str(again)
 
 
 @pytest.mark.parametrize("module", [None, "builtins"])
-def test_class_that_its_module_does_not_have_is_made(module):
+def test_class_that_its_module_does_not_have_is_a_remote_error(module):
     again = exception_from_wire({"exc_type": "Gone", "exc_message": "m", "exc_module": module})
-    assert (type(again).__name__, again.args) == ("Gone", ("m",))
+    assert (type(again), again.type, again.message) == (errors.RemoteError, "Gone", "m")
 
 
-def test_constructor_that_refuses_its_arguments_leaves_a_plain_exception():
-    again = roundtrip(NeedsTwoError(1, 2))
-    assert type(again) is Exception
-    assert "NeedsTwoError" in str(again)
+@pytest.mark.parametrize("serializer", ["json", "yaml", "msgpack"])
+def test_constructor_that_refuses_its_arguments_leaves_class_and_text(serializer):
+    again = roundtrip(NeedsTwoError(1, 2), serializer=serializer)
+    assert type(again) is errors.RemoteError
+    assert again.type == f"{__name__}.NeedsTwoError"
+    assert again.message == str(NeedsTwoError(1, 2))
+
+
+class OwnText(Exception):
+    """As those of many clients: the text is made of what is no argument."""
+
+    def __init__(self, code):
+        super().__init__(f"status {code}")
+
+
+class Fixed(Exception):
+    def __str__(self):
+        return f"fixed {self.args[0]!r}" if self.args else "nothing"
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [
+        OwnText(404), Fixed({1}), KeyError("x"), OSError(2, "no file", "name"), ValueError(),
+        ValueError(1, 2), UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"),
+        ExceptionGroup("g", [OSError()]),
+    ],
+    ids=repr,
+)  # fmt: skip
+@pytest.mark.parametrize("serializer", ["json", "yaml", "msgpack", "pickle"])
+def test_class_and_text_come_back(exc, serializer):
+    again = roundtrip(exc, serializer=serializer)
+    if type(again) is errors.RemoteError:
+        # Of what is no class of ours, its arguments may not travel.
+        assert type(exc) is ExceptionGroup
+        assert again.message == str(exc)
+    else:
+        assert type(again) is type(exc)
+        noted = [note.partition(": ")[2] for note in getattr(again, "__notes__", ())]
+        assert str(exc) in (str(again), *noted)
+
+
+def test_arguments_stay_where_only_their_text_differs():
+    again = roundtrip(ValueError("bad", BrokenRepr()))
+    assert again.args == ("bad", "<unrepresentable BrokenRepr: RuntimeError>")
+
+
+def test_http_error_keeps_its_text():
+    exc = urllib.error.HTTPError("http://x", 404, "Not Found", {}, None)
+    again = roundtrip(exc)
+    assert type(again) is errors.RemoteError
+    assert (again.type, again.message) == ("urllib.error.HTTPError", "HTTP Error 404: Not Found")
+
+
+def test_text_of_what_celery_has_stored_without_is_in_its_traceback():
+    data = {"exc_type": "HTTPError", "exc_message": [], "exc_module": "urllib.error"}
+    trace = (
+        "Traceback (most recent call last):\n  …\nurllib.error.HTTPError: HTTP Error 404: Gone\n"
+    )
+    again = exception_from_wire(data, trace)
+    assert again.message == "HTTP Error 404: Gone"
+
+
+@pytest.mark.parametrize(
+    "cls", [SystemExit, KeyboardInterrupt, GeneratorExit, errors.TaskTerminated]
+)
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+def test_what_is_raised_here_is_always_an_exception(cls, serializer):
+    exc = cls("a", "b") if cls is errors.TaskTerminated else cls("a")
+    again = roundtrip(exc, serializer=serializer)
+    assert type(again) is errors.RemoteError
+    assert again.type.endswith(cls.__name__)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +283,7 @@ def test_exception_that_celery_could_not_pickle_is_made_again():
     )
     assert b"greenq" not in theirs
     again = decode_result(theirs, serializer="pickle", accept=ALL).result
-    assert (type(again).__name__, again.args) == ("GoneError", ("a", 1))
+    assert (again.type, again.message) == ("no.such.GoneError", "GoneError('a', 1)")
 
 
 def meta(**changes):

@@ -1,0 +1,55 @@
+"""Tasks that harm the worker itself."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import sys
+from typing import Any, NoReturn
+
+import gevent
+
+from greenq import Greenq
+
+app = Greenq("faulty", broker=os.environ["TEST_BROKER"], **json.loads(os.environ["TEST_SETTINGS"]))
+
+
+class Raising(logging.Handler):
+    """A handler for which no line is right."""
+
+    def handle(self, record: logging.LogRecord) -> NoReturn:
+        raise RuntimeError("a handler that raises")
+
+
+@app.task
+def close_stderr() -> None:
+    sys.stderr.close()
+
+
+@app.task
+def break_log() -> None:
+    logging.getLogger().addHandler(Raising())
+
+
+@app.task
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@app.task
+def fail() -> NoReturn:
+    raise ValueError("as it does")
+
+
+@app.task
+def end_greenlet(name: str, *, kill: bool = False) -> int:
+    """Have a greenlet of the worker's own die of an error, or kill it."""
+    found = 0
+    for each in gc.get_objects():
+        own: Any = each
+        if isinstance(each, gevent.Greenlet) and own.name == name and not each.dead:
+            each.kill(gevent.GreenletExit if kill else RuntimeError("poison"), block=False)
+            found += 1
+    return found
