@@ -40,11 +40,11 @@ def refuse_fork() -> None:
     def refuse_pool(pool: Any, *args: Any, **options: Any) -> None:
         if not isinstance(pool, multiprocessing.pool.ThreadPool):
             # Its end looks at this.
-            pool._state = None
+            pool._state = None  # noqa: SLF001
             raise RuntimeError(_NO_POOL)
         make(pool, *args, **options)
 
-    multiprocessing.pool.Pool.__init__ = refuse_pool  # type: ignore[method-assign]
+    multiprocessing.pool.Pool.__init__ = refuse_pool  # type: ignore[method-assign,assignment]
 
 
 def leave_process(code: int) -> NoReturn:
