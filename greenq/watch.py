@@ -458,7 +458,7 @@ class Watch(StartStopStep):
         return min(self._beat_at_s + self._beat_slack_s, self._impatient_s())
 
     def _impatient_s(self) -> float:
-        """Return when to answer in the hub's place, monotonic: at once if it is known to stand."""
+        """Return when to answer in the hub's place: at once if it is known to stand."""
         patience_s = 0.0 if self._is_still(_PATIENCE_S) else _PATIENCE_S
         return self.ear.oldest_s + patience_s
 

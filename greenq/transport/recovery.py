@@ -232,7 +232,7 @@ class Recovery:
         )
         if settled.misplaced:
             _log.error("messages of a lost worker stay reserved: %s", settled.misplaced)
-        moved = len(entries) - len(settled.not_held)
+        moved = len(entries) - len(settled.not_held) - len(settled.stuck)
         self.count += moved
         return moved
 
