@@ -412,7 +412,7 @@ class Executor:
             self._state.failed += 1
             expected = isinstance(value, request.task.throws)
             level, how = (logging.INFO, "expected") if expected else (logging.ERROR, "unexpected")
-            shown = "" if expected else f"\n{trace}"
+            shown = f"\n{trace}" if trace and not expected else ""
             _log.log(level, "Task %s raised %s: %s%s", request, how, saferepr(value), shown)
         _call_hooks(request, outcome)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -45,11 +46,25 @@ def find_app(path: str | None) -> Greenq:
             if found is None and find_spec(f"{name}.{submodule}") is not None:
                 found = _app_in(_import(f"{name}.{submodule}"))
     if found is None:
-        raise AppNotFound(
-            f"module {name!r} has no Greenq app named app, greenq or celery; name it, as in "
-            f"`-A {name}:myapp`"
-        )
+        raise AppNotFound(_none_in(module))
     return found
+
+
+def _apps_in(module: ModuleType) -> list[str]:
+    """Return the names of all apps in a module."""
+    return sorted(name for name, value in vars(module).items() if isinstance(value, Greenq))
+
+
+def _none_in(module: ModuleType) -> str:
+    """Say why no app was found in a module, and which name to give."""
+    name, apps = module.__name__, _apps_in(module)
+    if apps:
+        choices = " or ".join(f"`-A {name}:{each}`" for each in apps)
+        return f"module {name!r} has {len(apps)} Greenq apps; say which one: {choices}"
+    return (
+        f"module {name!r} has no Greenq app named app, greenq or celery; name it, as in "
+        f"`-A {name}:myapp`"
+    )
 
 
 def _import(name: str) -> ModuleType:
@@ -57,6 +72,10 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as exc:
         missing = exc.name or name
+        if name.endswith(".py") and missing == name:
+            raise AppNotFound(
+                f"{name!r} is a file; -A takes the name of a module: leave out .py"
+            ) from exc
         if name == missing or name.startswith(f"{missing}."):
             raise AppNotFound(
                 f"no module named {missing!r} in {os.getcwd()} or on the import path; start greenq "
@@ -73,8 +92,18 @@ def _attribute(module: ModuleType, attribute: str) -> Greenq:
     value = getattr(module, attribute, None)
     if not isinstance(value, Greenq):
         what = "has no such name" if value is None else f"is {type(value).__name__}, no Greenq app"
-        raise AppNotFound(f"{module.__name__}:{attribute}: {what}")
+        raise AppNotFound(f"{module.__name__}:{attribute}: {what}{_hint(module, attribute)}")
     return value
+
+
+def _hint(module: ModuleType, attribute: str) -> str:
+    """Say which app may have been meant."""
+    apps = _apps_in(module)
+    close = difflib.get_close_matches(attribute, apps, n=1) or (apps if len(apps) == 1 else [])
+    if close:
+        return f"; did you mean {module.__name__}:{close[0]}?"
+    named = ", ".join(f"{module.__name__}:{each}" for each in apps)
+    return f"; there are {named}" if named else ""
 
 
 def _app_in(module: ModuleType) -> Greenq | None:

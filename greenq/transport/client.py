@@ -18,6 +18,7 @@ import queue
 import re
 import select
 import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 import hiredis
 import redis
@@ -52,6 +53,9 @@ Command = tuple[Any, ...]
 # An idle pooled connection is looked at before use once it has rested this long: a server that was
 # restarted meanwhile has closed it, and a command that was never sent is safe to send anew.
 _RESTED_S = 1.0
+
+# A server that does not speak TLS is asked without it, so long at most.
+_PROBE_S = 1.0
 
 _SCHEMES = {
     "redis": "redis",
@@ -168,6 +172,10 @@ class Connection:
         try:
             link.connect()
         except Exception as exc:
+            if self._client.is_plain_not_tls(exc):
+                raise ConnectFailed(
+                    f"{self._client.address} answers, but not in TLS: redis:// instead?"
+                ) from exc
             raise _translate(exc, "connect", self._client.address, connecting=True) from exc
         except BaseException:
             # A kill in the middle of the handshake, whose answers would be the next caller's.
@@ -477,14 +485,53 @@ class Client:
         }
         parts = urlsplit(url)
         if parts.scheme not in _SCHEMES:
+            if parts.scheme.startswith(("sentinel", "redis+cluster", "redis+sentinel")):
+                raise ValueError("Sentinel and Cluster are not supported yet: name one server")
             known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
             raise ValueError(f"{self.address}: not a server's address; known are {known}")
         if _SCHEMES[parts.scheme] != "unix":
+            self._check_port(parts)
             self._settings["socket_keepalive"] = keepalive
         self._url = _redis_py_url(url)
         self._pool_limit = pool_limit
         self._lock = threading.Lock()
         self._reset()
+
+    def is_plain_not_tls(self, failure: Exception) -> bool:
+        """Tell whether a failure to connect by TLS is that of a server which speaks without it.
+
+        Such a server waits for the end of what it takes for a command.
+        """
+        parts = urlsplit(self.url)
+        if _SCHEMES[parts.scheme] != "rediss" or isinstance(failure, redis_errors.ResponseError):
+            return False
+        if not isinstance(failure, (redis_errors.TimeoutError, TimeoutError, ssl.SSLError)) and (
+            "SSL" not in str(failure)
+        ):
+            return False
+        address = (parts.hostname or "localhost", parts.port or 6379)
+        try:
+            with socket.create_connection(address, _PROBE_S) as probe:
+                probe.settimeout(_PROBE_S)
+                probe.sendall(b"PING\r\n")
+                return probe.recv(1) in (b"+", b"-")
+        except OSError:
+            return False
+
+    def _check_port(self, parts: SplitResult) -> None:
+        """Refuse an address whose port is none.
+
+        Raises:
+            ValueError: it says what is wrong.
+        """
+        if "," in parts.netloc.rpartition("@")[2]:
+            raise ValueError("it names several servers; Sentinel and Cluster are not supported yet")
+        try:
+            port = parts.port
+        except ValueError:
+            port = 0
+        if port == 0:
+            raise ValueError("its port is no number from 1 to 65535")
 
     def _reset(self) -> None:
         self._pid = os.getpid()
@@ -637,7 +684,7 @@ def _translate(
         case redis_errors.ResponseError() | redis_errors.BusyLoadingError():
             return ServerError(command, _reply(exc, text))
     if connecting:
-        return ConnectFailed(f"cannot reach {address}: {text}; is the server running?")
+        return ConnectFailed(f"cannot reach {address}: {text.rstrip('.')}; is the server running?")
     if isinstance(exc, (redis_errors.TimeoutError, TimeoutError)):
         return TransportTimeout(f"{address} did not answer {command} in time")
     return ConnectionLost(f"lost the connection to {address} during {command}: {text}")

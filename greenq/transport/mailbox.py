@@ -127,6 +127,8 @@ class Mailbox:
         text = write_request(request, serializer=self._serializer)
         answers: dict[str, Any] = {}
         with self._client.pooled(timeout_s + self._client.call_timeout_s) as connection:
+            # Nothing is left there by one who could not be reached, which is then said once.
+            connection.connect()
             try:
                 subscribed = self._publish(connection, to, text)
                 most = min(subscribed, limit or subscribed)
@@ -244,6 +246,9 @@ class Mailbox:
 
     def _forget(self, connection: Connection, to: ReplyTo) -> None:
         """Remove the asker's binding and its list."""
+        if not connection.connected:
+            # It was lost, which is said already; the server forgets both by itself.
+            return
         try:
             connection.pipeline(
                 [
