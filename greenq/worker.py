@@ -40,7 +40,8 @@ from greenq.routing import Broadcast, QueueSource, select_queues, worker_direct
 from greenq.stacks import all_stacks
 from greenq.timer import Timer
 from greenq.transport.intake import Intake
-from greenq.transport.leases import Leases, new_owner
+from greenq.transport.facts import eviction_warning, server_facts
+from greenq.transport.leases import Leases, Owner, new_owner
 from greenq.transport.mailbox import Mailbox
 from greenq.transport.members import look_around
 from greenq.transport.outbox import Outbox
@@ -163,6 +164,7 @@ class Worker:
         self._started_s = time.monotonic()
         self._ended = Event()
         self._is_cold = False
+        self._has_looked = False
         transport = app.transport
         self.timer = Timer()
         self.hub = Hub()
@@ -447,6 +449,36 @@ class Worker:
         # In this order: what is taken meanwhile has a number beyond the first one.
         first_unused = self.intake.first_unused
         return self.tasks.unfinished | self.outbox.tags(), first_unused
+
+    def look_at_server(self) -> None:
+        """Warn of what will go wrong with this server, once; and of a worker of the same name.
+
+        Switches: yes.
+        """
+        if self._has_looked:
+            return
+        self._has_looked = True
+        transport = self.app.transport
+        try:
+            warning = eviction_warning(server_facts(transport.client))
+            leases = transport.client.call("ZRANGE", transport.keys.leases, 0, -1)
+        except OperationalError as exc:
+            _log.info("the server does not tell of its memory: %s", exc)
+            return
+        if warning is not None:
+            _log.warning("%s", warning)
+        owners = [Owner.parse(each.decode(errors="replace")) for each in leases]
+        twins = [
+            each
+            for each in owners
+            if each.node == self.hostname and each != self.owner and not each.is_dead
+        ]
+        if twins:
+            _log.warning(
+                "another worker is named %s, too, or was until a moment ago: of two, one's answers "
+                "hide the other's; name them with -n",
+                self.hostname,
+            )
 
     def register(self) -> None:
         """Make this owner known to the server, with all that it has in hand. Switches: yes.
