@@ -39,8 +39,8 @@ from greenq.protocol.states import FAILURE
 from greenq.routing import Broadcast, QueueSource, select_queues, worker_direct
 from greenq.stacks import all_stacks
 from greenq.timer import Timer
-from greenq.transport.intake import Intake
 from greenq.transport.facts import eviction_warning, server_facts
+from greenq.transport.intake import Intake
 from greenq.transport.leases import Leases, Owner, new_owner
 from greenq.transport.mailbox import Mailbox
 from greenq.transport.members import look_around

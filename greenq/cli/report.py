@@ -108,7 +108,7 @@ def workers(app: Greenq) -> dict[str, Any]:
         roll = called_roll(app)
     except OperationalError as exc:
         return {"trouble": str(exc)}
-    found: dict[str, Any] = {node: "holds its lease" for node in sorted(roll.living)}
+    found: dict[str, Any] = dict.fromkeys(sorted(roll.living), "holds its lease")
     for node in roll.twins:
         found[node] = "there are two of this name: name them with -n"
     for node, since_s in roll.ended.items():

@@ -176,7 +176,10 @@ class Recovery:
                 return
             moved += self._give_back(portion, lot)
             yield
-        told = json.dumps({"node": dead.node, "at": float(score), "moved": moved})
+        # A lease that was ended before its time says nothing of when.
+        now = self._now_s()
+        died = float(score) if 0 <= now - float(score) < _GONE_S else now
+        told = json.dumps({"node": dead.node, "at": died, "moved": moved})
         self._connection.script(
             _LEAVE,
             [self._keys.leases, self._keys.owner(incarnation), self._keys.gone],

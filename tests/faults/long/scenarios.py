@@ -423,9 +423,7 @@ def all_frozen(lab: Lab) -> None:
     """Let all workers stand still for longer than their lease, as when a machine sleeps."""
     # Their guards would sleep, too.
     settings = {"worker_silence_limit": 0.0}
-    workers = [
-        lab.worker(f"sleeper{number}", "-c", "40", settings=settings) for number in range(3)
-    ]
+    workers = [lab.worker(f"sleeper{number}", "-c", "40", settings=settings) for number in range(3)]
     wait_until_trusted(lab)
     lab.send_many(10, 0.2, countdown=3.0)
     _hold_on_all(lab, *workers, seconds=3.0)
