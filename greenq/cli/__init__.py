@@ -132,6 +132,7 @@ _COMMANDS = (
         patched=True,
         extended=True,
     ),
+    _Command("deploy", "files that run workers in production", "greenq.cli.deploy"),
     _Command("shell", "a Python prompt with the app in it", "greenq.cli.shell"),
     _Command("demo", "watch 5,000 web requests run as tasks", "greenq.cli.demo", patched=True),
 )

@@ -13,7 +13,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from greenq.errors import OperationalError, ProtocolError
+from greenq.errors import ConnectFailed, ConnectionLost, OperationalError, ProtocolError
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.ids import new_id
 from greenq.protocol.keys import binding_member
@@ -127,8 +127,7 @@ class Mailbox:
         text = write_request(request, serializer=self._serializer)
         answers: dict[str, Any] = {}
         with self._client.pooled(timeout_s + self._client.call_timeout_s) as connection:
-            # Nothing is left there by one who could not be reached, which is then said once.
-            connection.connect()
+            is_lost = False
             try:
                 subscribed = self._publish(connection, to, text)
                 most = min(subscribed, limit or subscribed)
@@ -144,8 +143,13 @@ class Mailbox:
                             on_reply(node, answer)
                     if count >= most or (wanted and wanted <= answers.keys()):
                         break
+            except (ConnectFailed, ConnectionLost):
+                # Whoever could not be reached is not asked to forget, and it is said once.
+                is_lost = True
+                raise
             finally:
-                self._forget(connection, to)
+                if not is_lost:
+                    self._forget(connection, to)
         return answers
 
     def tell(
@@ -246,9 +250,6 @@ class Mailbox:
 
     def _forget(self, connection: Connection, to: ReplyTo) -> None:
         """Remove the asker's binding and its list."""
-        if not connection.connected:
-            # It was lost, which is said already; the server forgets both by itself.
-            return
         try:
             connection.pipeline(
                 [

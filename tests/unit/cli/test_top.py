@@ -467,6 +467,7 @@ def test_json_has_all_that_is_known(busy: Picture) -> None:
     assert told["workers"]["a@h"]["lag_p99_s"] == 0.3
     assert set(told["queues"]["mail"]) == {
         *("waiting", "depth", "inbox", "parked", "dead", "paused", "change_per_s"),
+        "drained_in_s",
     }
     assert told["tasks"]["shop.pay"]["counts"]["retried"] == 10
     assert told["total"]["waiting"] == 8907
