@@ -290,11 +290,26 @@ class Model:
         if not self._looks:
             return []
         before, now = self._looks[0].queues, self._looks[-1].queues
+        taken = self._taken()
         found = [
-            replace(queue, change_per_s=change_per_s(before, now, name))
+            replace(
+                queue,
+                change_per_s=change_per_s(before, now, name),
+                untaken=taken is not None and name not in taken,
+            )
             for name, queue in now.queues.items()
         ]
         return sorted(found, key=lambda queue: (-queue.waiting, queue.name))
+
+    def _taken(self) -> set[str] | None:
+        """Return the queues that workers take from; None while some worker does not tell."""
+        look = self._looks[-1]
+        if look.foreign or len(look.statuses) < len(self._workers):
+            return None
+        named = [show.part(reply, "queues") for reply in look.statuses.values()]
+        if not all(isinstance(each, list) for each in named):
+            return None
+        return {str(name) for each in named for name in each}
 
     def _point(self, look: Look) -> Point:
         there = [each for each in self._workers.values() if each.seen_s == look.at_s]

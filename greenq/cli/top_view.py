@@ -298,7 +298,7 @@ def _queues(queues: Sequence[Queue], width: int, room: int | None) -> list[Text]
     rows: list[list[Cell]] = [
         [
             f" {show.printable(queue.name)}",
-            Text("paused" if queue.paused is not None else "", _CARE),
+            _queue_state(queue),
             Text(f"{queue.waiting:,}", "bold" if queue.waiting else ""),
             "-" if queue.change_per_s is None else _change(queue.change_per_s),
             "" if queue.drained_in_s is None else show.age(queue.drained_in_s),
@@ -310,6 +310,13 @@ def _queues(queues: Sequence[Queue], width: int, room: int | None) -> list[Text]
     headings = ["QUEUE", "", "WAITING", "NET/S", "DRAINED", "DEAD", "PARKED"]
     lines = _table(headings, rows, width, left={0, 1}, optional={1, 4, 5, 6})
     return [*lines, *_more(hidden)]
+
+
+def _queue_state(queue: Queue) -> Text:
+    if queue.paused is not None:
+        return Text("paused", _CARE)
+    # Nothing is wrong with an empty one.
+    return Text("no worker" if queue.untaken and queue.waiting else "", _BAD)
 
 
 def _tasks(picture: Picture, order: str, width: int, room: int | None) -> list[Text]:

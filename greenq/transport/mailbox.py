@@ -127,7 +127,7 @@ class Mailbox:
         text = write_request(request, serializer=self._serializer)
         answers: dict[str, Any] = {}
         with self._client.pooled(timeout_s + self._client.call_timeout_s) as connection:
-            is_lost = False
+            was_reached, is_lost = True, False
             try:
                 subscribed = self._publish(connection, to, text)
                 most = min(subscribed, limit or subscribed)
@@ -143,13 +143,13 @@ class Mailbox:
                             on_reply(node, answer)
                     if count >= most or (wanted and wanted <= answers.keys()):
                         break
-            except (ConnectFailed, ConnectionLost):
-                # Whoever could not be reached is not asked to forget, and it is said once.
-                is_lost = True
+            except (ConnectFailed, ConnectionLost) as exc:
+                # Who could not be reached knows nothing. It is said once, by whoever asked.
+                was_reached, is_lost = not isinstance(exc, ConnectFailed), True
                 raise
             finally:
-                if not is_lost:
-                    self._forget(connection, to)
+                if was_reached:
+                    self._forget(connection, to, logging.DEBUG if is_lost else logging.WARNING)
         return answers
 
     def tell(
@@ -248,7 +248,7 @@ class Mailbox:
             return None
         return reply
 
-    def _forget(self, connection: Connection, to: ReplyTo) -> None:
+    def _forget(self, connection: Connection, to: ReplyTo, level: int) -> None:
         """Remove the asker's binding and its list."""
         try:
             connection.pipeline(
@@ -259,4 +259,4 @@ class Mailbox:
             )
         except OperationalError as exc:
             # The replies are worth more than a binding that nobody uses.
-            _log.warning("the list of replies %s was not removed: %s", to.queue, exc)
+            _log.log(level, "the list of replies %s was not removed: %s", to.queue, exc)

@@ -344,7 +344,7 @@ def test_small_screen_has_all_parts(busy: Picture) -> None:
     assert celery[:40].split() == ["celery", "8,900", "+100"]
     assert mail[:40].split() == ["mail", "paused", "7", "0"]
     assert "shop.pay" in mail
-    assert screen[-1] == " q quit   ↑↓ worker   g greenlets   p pause"
+    assert screen[-1] == " q quit   ↑↓ worker   g greenlets   p pause   ? help"
 
 
 def test_greenlets_take_the_room_of_queues_and_tasks(busy: Picture) -> None:
