@@ -164,7 +164,7 @@ class Worker:
         self._started_s = time.monotonic()
         self._ended = Event()
         self._is_cold = False
-        self._has_looked = False
+        self._has_looked = self._runs = False
         transport = app.transport
         self.timer = Timer()
         self.hub = Hub()
@@ -353,8 +353,9 @@ class Worker:
         blocked, too: the watch thread hears of them.
         """
         os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
-        refuse_fork()
         if signals:
+            # The process is this worker's alone.
+            refuse_fork()
             self.signals.on(signal.SIGTERM, self._on_stop_signal)
             self.signals.on(signal.SIGINT, self._on_stop_signal)
             self.signals.on(signal.SIGQUIT, self.stop_cold)
@@ -362,9 +363,11 @@ class Worker:
             # nohup has it ignored.
             if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
                 self.signals.on(signal.SIGHUP, partial(self._on_hangup, _terminals()))
+        self._runs = True
         try:
             return self._run()
         finally:
+            self._runs = False
             self.signals.close()
 
     def _run(self) -> int:
@@ -431,6 +434,8 @@ class Worker:
 
     def forget(self) -> None:
         """In a forked child: run nothing, take nothing, and end where the task ends."""
+        if not self._runs:
+            return
         self.signals.forget()
         self.hub.forget()
         self.outbox.put = _end_child  # type: ignore[method-assign]
