@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
 from greenq.errors import OperationalError
-from greenq.hub import boottime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,7 +128,7 @@ class Ear:
             connection.unsubscribe(*_by_kind(old))
         if new:
             connection.subscribe(*_by_kind(new))
-        heard_s = boottime()
+        heard_s = time.monotonic()
         letters = [
             _Letter(channel, message.data, heard_s)
             for message in connection.messages()
@@ -142,7 +142,7 @@ class Ear:
 
     @property
     def oldest_s(self) -> float:
-        """Since when a message waits for the hub that may be urgent, `boottime`; infinite: none."""
+        """Since when a message waits for the hub that may be urgent, monotonic; infinite: none."""
         waiting = [each.heard_s for each in list(self._letters) if not each.offered]
         return min(waiting, default=math.inf)
 
@@ -186,7 +186,7 @@ class Ear:
         try:
             while self._letters:
                 letter = self._letters.popleft()
-                self.late_s = boottime() - letter.heard_s
+                self.late_s = time.monotonic() - letter.heard_s
                 try:
                     letter.channel.handle(letter.data)
                 except Exception:

@@ -279,9 +279,9 @@ class Hub(StartStopStep):
         self._hub = gevent.get_hub()
         self._thread: int = gevent.monkey.get_original("_thread", "get_ident")()
         self._alive = self._hub.loop.async_()
-        # Written by the hub, read by any thread: when it last answered a ping (`boottime`), and how
+        # Written by the hub, read by any thread: when it last answered a ping (monotonic), and how
         # long that ping had waited.
-        self.moved_s = boottime()
+        self.moved_s = time.monotonic()
         self.lag_s = 0.0
         self.lags = Lags()
 
@@ -296,7 +296,7 @@ class Hub(StartStopStep):
 
     def ping(self) -> None:
         """Have the loop note that it moves, as soon as it does; any thread may ask."""
-        self._hub.loop.run_callback_threadsafe(self._moved, boottime())
+        self._hub.loop.run_callback_threadsafe(self._moved, time.monotonic())
 
     def rests(self) -> bool:
         """From another thread: note that the loop moves if it waits for something to happen.
@@ -331,7 +331,7 @@ class Hub(StartStopStep):
         spawn(run, name=name)
 
     def _moved(self, asked_s: float) -> None:
-        now = boottime()
+        now = time.monotonic()
         self.lag_s = now - asked_s
         self.moved_s = now
         self.lags.add(self.lag_s)

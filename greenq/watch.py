@@ -339,17 +339,27 @@ class Watch(StartStopStep):
 
     def leave(self) -> None:
         """Give back what the server still holds of this owner, then give up its lease."""
+        # Once more over new connections: what is not given back here counts as a death's.
+        if not self._left():
+            self._left(is_last=True)
+
+    def _left(self, *, is_last: bool = False) -> bool:
+        """Do so; False if the server could not be reached."""
         try:
-            self.left_count = self._leases.leave(self._unwritten())
-            if self.left_count:
-                _log.warning(
-                    "%d messages whose outcome is not written are back on their queues",
-                    self.left_count,
-                )
+            self.left_count += self._leases.leave(self._unwritten())
         except OperationalError as exc:
-            _log.info("the lease could not be given up and will end by itself: %s", exc)
-        self._leases.recovery.close()
-        self._leases.connection.close()
+            if is_last:
+                _log.info("the lease could not be given up and will end by itself: %s", exc)
+            return False
+        finally:
+            self._leases.recovery.close()
+            self._leases.connection.close()
+        if self.left_count:
+            _log.warning(
+                "%d messages whose outcome is not written are back on their queues",
+                self.left_count,
+            )
+        return True
 
     def _next_duty_s(self) -> float:
         return min(self._renew_at_s, self._look_at_s, self._promote_at_s, self._mind_signals_at_s)
@@ -363,6 +373,8 @@ class Watch(StartStopStep):
             renewal = self._leases.renew(
                 self._news(now + self._beat_slack_s), would_relay=self._is_waiting()
             )
+            # Before anything else is asked, which takes its time.
+            self._state.clock_offset_s = renewal.server_time - time.time()
             if self._guard is not None:
                 self._guard.beat()
             self.question = renewal.question
@@ -374,7 +386,6 @@ class Watch(StartStopStep):
             self.held = True
             self.problem = None
             self._outage.over("the lease is renewed again")
-            self._state.clock_offset_s = renewal.server_time - time.time()
             self._hand_on(renewal)
             if not renewal.relays:
                 self._relay_at_s = math.inf
@@ -658,6 +669,8 @@ class Watch(StartStopStep):
         tasks ran: one that blocks every worker must not go round for ever. Without, it was a
         person's wish, and nothing is counted.
         """
+        # Whatever hangs from here on, a server or a log that nobody reads, the kernel ends it.
+        signal.alarm(int(_LEAVE_S))
         text = "" if not by_task else f"\n{self._all_stacks()}"
         try:
             if self._cut is not None:
@@ -666,7 +679,6 @@ class Watch(StartStopStep):
             self._say(logging.INFO, "what comes meanwhile is left to the others: %s", exc)
         if not by_task:
             self.leave()
-        # From here on nothing keeps it, not even a log that nobody reads.
         signal.alarm(_LAST_WORDS_S)
         how = "its messages are back on their queues" if not by_task else "others run its messages"
         self._say(logging.CRITICAL, "%s: the worker ends now, and %s%s", why, how, text)
@@ -701,6 +713,7 @@ class Watch(StartStopStep):
     def set_queues(self, queues: Sequence[str]) -> None:
         """Look for work and due ETAs in these queues; any thread may call."""
         self._leases.set_queues(queues)
+        self._wake()
 
     def blocking_now(self) -> Blocker | None:
         """Return what blocks the hub; None when it is the hub that asks."""

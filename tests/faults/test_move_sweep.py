@@ -352,6 +352,8 @@ def test_each_task_ends_once_when_the_connection_is_cut(
     scene.open_gate()
     if step.arrive in (_shutdown, _stop):
         assert worker.wait_exit() == 0
+        # One connection that breaks does not keep it from leaving: nobody takes it for dead.
+        assert not moves.client.exists("greenq.leases")
         assert moves.places().messages == moves.places().queued
         moves.worker(direct=True)
 

@@ -36,7 +36,7 @@ class FakeLeases:
         self.connection = self
         self._ahead_s = ahead_s
 
-    def renew(self, _news: object = None) -> Renewal:
+    def renew(self, _news: object = None, *, would_relay: bool = False) -> Renewal:
         return Renewal(
             held=True,
             server_time=time.time() + self._ahead_s,
@@ -94,9 +94,11 @@ class Scene:
             held=lambda: (set(), 1),
             first_unused=lambda: 1,
             look=lambda: None,
+            is_waiting=lambda: False,
             paused=lambda _: None,
             forgotten=lambda: None,
             give_away=lambda _: None,
+            unwritten=list,
         )
         watch._renew()
         self.pool, self.timer, self.outbox = FakePool(), Timer(clock=lambda: 0.0), FakeOutbox()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,7 +128,7 @@ def test_handlers_may_know_what_is_unheard_and_how_late_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world, now_s, late_s = World(), 100.0, []
-    monkeypatch.setattr(ear, "boottime", lambda: now_s)
+    monkeypatch.setattr(ear, "time", SimpleNamespace(monotonic=lambda: now_s))
     world.ear.listen("channel", lambda _data: late_s.append(world.ear.late_s))
     world.ear.listen("other", print)
     assert not world.ear.has_waiting("channel")
@@ -170,7 +171,7 @@ class TestUrgent:
     def world(self, monkeypatch: pytest.MonkeyPatch) -> World:
         world = World()
         world.now_s = 100.0  # type: ignore[attr-defined]
-        monkeypatch.setattr("greenq.ear.boottime", lambda: world.now_s)  # type: ignore[attr-defined]
+        monkeypatch.setattr("greenq.ear.time.monotonic", lambda: world.now_s)  # type: ignore[attr-defined]
         self.handled: list[bytes] = []
         self.answered: list[bytes] = []
         self.offered: list[bytes] = []

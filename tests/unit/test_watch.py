@@ -9,7 +9,6 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
-import gevent
 import pytest
 
 from greenq import ear
@@ -20,10 +19,9 @@ from greenq.errors import (
     ServerError,
     TransportTimeout,
 )
-from greenq.hub import Hub, boottime
 from greenq.transport.client import Message
 from greenq.transport.leases import Owner, Renewal
-from greenq.transport.settle import Publication
+from greenq.transport.settle import Entry, Publication
 from greenq.watch import Beat, Blocker, Watch
 from greenq.worker_state import WorkerState
 
@@ -79,6 +77,12 @@ class World:
         self.given_back: list[set[str]] = []
         self.given_away = 0
         self.first_unused = 1
+        # Whether this worker waits for messages, and what it has told of that.
+        self.is_waiting = self.would_relay = False
+        # As the connection: whether a change was announced; as the leases: what was handed on.
+        self.noticed = False
+        self.relayed = 0
+        self.beyond = False
         # How often this owner was to be made known.
         self.registered = 0
         # Of the connection: what was sent, what is published to this worker, and what goes wrong.
@@ -95,17 +99,19 @@ class World:
         self.watch = Watch(
             self,  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]
-            WorkerState(),
+            WorkerState(lambda: self.now_s),
             lease_s=LEASE_S,
             visibility_timeout_s=3600.0,
             blocked_after_s=BLOCKED_AFTER_S,
             blocking_task=lambda _: "proj.add[id]",
             held=lambda: (set(), 1),
             first_unused=lambda: self.first_unused,
+            is_waiting=lambda: self.is_waiting,
             look=lambda: None,
             paused=self.pause,
             forgotten=lambda: None,
             give_away=self.give_away,
+            unwritten=list,
             clock=lambda: self.now_s,
         )
         self.watch._thread = SimpleNamespace(  # type: ignore[assignment]
@@ -113,7 +119,8 @@ class World:
         )
 
     # As leases and their connection.
-    def renew(self, news: Publication | None = None) -> Renewal:
+    def renew(self, news: Publication | None = None, *, would_relay: bool = False) -> Renewal:
+        self.would_relay = would_relay
         if isinstance(self.answer, OperationalError):
             raise self.answer
         if news is not None:
@@ -138,8 +145,19 @@ class World:
     def overdue(self) -> list[str]:
         return []
 
-    def leave(self) -> int:
+    def leave(self, unwritten: list[Entry]) -> int:
+        assert unwritten == []
         return self.left
+
+    def held(self) -> set[str]:
+        return set()
+
+    def relay(self) -> bool:
+        self.noticed = False
+        self.relayed += 1
+        if self.problem is not None:
+            raise self.problem
+        return self.beyond
 
     def forgotten(self, known: set[str], first_unused: int) -> set[str]:
         assert first_unused == 1
@@ -231,6 +249,7 @@ def renewal(
     paused: tuple[str, ...] = (),
     expired: tuple[Owner, ...] = (),
     first_unused: int = 1,
+    relays: bool = False,
 ) -> Renewal:
     return Renewal(
         held=held,
@@ -240,6 +259,7 @@ def renewal(
         expired=list(expired),
         paused=frozenset(paused),
         first_unused=first_unused,
+        relays=relays,
     )
 
 
@@ -333,7 +353,7 @@ def test_a_block_is_named_in_time_even_after_a_rest(
     world.answers = False
 
     world.run(BLOCKED_AFTER_S + 0.5)
-    assert world.watch.blocked_count == 1
+    assert len(world.watch.blockers) == 1
 
     # Resting then or at work, its end is told.
     world.answers, world.resting = True, resting
@@ -495,7 +515,7 @@ def test_a_refusal_is_said_once_and_the_lease_goes_on(
 def hearing(monkeypatch: pytest.MonkeyPatch) -> World:
     """A world whose ear has the same clock."""
     world = World()
-    monkeypatch.setattr(ear, "boottime", lambda: world.now_s)
+    monkeypatch.setattr(ear, "time", SimpleNamespace(monotonic=lambda: world.now_s))
     return world
 
 
@@ -666,9 +686,9 @@ def test_the_lease_holds_from_before_the_renewal_was_sent() -> None:
     world = World()
     renew = world.renew
 
-    def slow(news: Publication | None = None) -> Renewal:
+    def slow(news: Publication | None = None, *, would_relay: bool = False) -> Renewal:
         world.now_s += 1.0
-        return renew(news)
+        return renew(news, would_relay=would_relay)
 
     world.renew = slow  # type: ignore[method-assign]
     began_s = world.now_s
@@ -686,9 +706,9 @@ def test_portions_of_recovery_are_done_in_between_the_other_duties() -> None:
     began_s, renewals, done = world.now_s, [], []
     renew = world.renew
 
-    def note(news: Publication | None = None) -> Renewal:
+    def note(news: Publication | None = None, *, would_relay: bool = False) -> Renewal:
         renewals.append(world.now_s)
-        return renew(news)
+        return renew(news, would_relay=would_relay)
 
     world.renew = note  # type: ignore[method-assign]
     while world.recovery.busy:
@@ -733,6 +753,32 @@ def test_at_the_end_all_that_the_server_still_holds_is_given_back(
     assert world.recovery.closed
 
 
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_connection_that_is_lost_at_the_end_is_replaced_once(
+    fails: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    world = World()
+    tried: list[bool] = []
+
+    def leave(_unwritten: list[Entry]) -> int:
+        tried.append(world.connected)
+        world.connected = True
+        if len(tried) <= fails:
+            raise ConnectionLost("gone")
+        return 3
+
+    world.leave = leave  # type: ignore[method-assign]
+
+    world.watch.leave()
+
+    # Each time over a new one.
+    assert tried == [True, False]
+    assert world.watch.left_count == (3 if fails == 1 else 0)
+    assert ("could not be given up" in caplog.text) is (fails == 2)
+    assert not world.connected
+
+
 def test_a_hub_that_is_blocked_has_others_run_what_waits_here(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -754,19 +800,62 @@ def test_a_hub_that_is_blocked_has_others_run_what_waits_here(
     assert "what has not begun here waits until the hub moves" in caplog.text
 
 
-def test_hub_and_ear_go_by_the_clock_of_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Else a hub that moves is held for blocked as soon as the machine has once been suspended.
-    slept_s = 1e9
-    monkeypatch.setattr("greenq.hub.boottime", lambda: boottime() + slept_s)
-    hub = Hub()
-    assert hub.moved_s > slept_s
-    hub.moved_s = 0.0
+def test_whoever_waits_would_relay_and_the_one_that_does_hands_on_what_is_announced() -> None:
+    world = World()
+    world.noticed = True
+    world.watch.turn()
+    assert (world.would_relay, world.relayed) == (False, 0)
 
-    hub.ping()
-    with gevent.Timeout(5):
-        while not hub.moved_s:
-            gevent.sleep(0.001)
+    def renew() -> None:
+        world.now_s += 2.0
+        world.watch.turn()
 
-    assert hub.moved_s > slept_s
-    assert hub.lag_s < 5
-    assert ear.boottime is boottime
+    world.is_waiting = True
+    world.answer = renewal(relays=True)
+    renew()
+    assert (world.would_relay, world.relayed) == (True, 1)
+
+    world.noticed = True
+    # A storm of changes: no more often than every few milliseconds.
+    world.watch.turn()
+    assert world.relayed == 1
+    assert 0 < world.watch._pause_s() <= 0.005
+    world.now_s += 0.005
+    world.watch.turn()
+    assert world.relayed == 2
+
+    world.is_waiting, world.answer = False, renewal()
+    renew()
+    world.noticed = True
+    renew()
+    assert (world.would_relay, world.relayed) == (False, 2)
+
+
+def test_a_worker_looks_itself_when_a_queue_that_nobody_waits_for_has_messages() -> None:
+    world = World()
+    world.is_waiting, world.beyond, world.noticed = True, True, True
+    world.answer = renewal(relays=True)
+
+    world.watch.turn()
+    world.watch.turn()
+
+    assert world.relayed == 1
+    assert world.rung == 1
+
+
+def test_where_changes_are_not_announced_the_renewals_look_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    world = World()
+    world.is_waiting, world.noticed = True, True
+    world.answer = renewal(relays=True)
+    world.problem = AccessRefused("CLIENT TRACKING is not allowed")
+
+    world.watch.turn()
+    world.noticed = True
+    world.watch.turn()
+
+    assert world.relayed == 1
+    assert "are not announced" in caplog.text
+    assert world.connected
