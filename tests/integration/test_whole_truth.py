@@ -12,6 +12,7 @@ import pytest
 
 from greenq import Greenq
 from greenq.cli import main
+from greenq.transport.client import Client
 from tests.servers import Process, Server, celery_worker, greenq_worker
 from tests.support import wait_until
 
@@ -197,3 +198,10 @@ def test_two_workers_of_one_name_are_in_the_log(server: Server) -> None:
     ):
         second.wait_text("another worker is named a@h, too", WAIT_S)
         assert "another worker is named" not in first.text
+
+
+def test_server_without_tls_is_recognized(server: Server, client: Greenq) -> None:
+    url = server.url.replace("redis://", "rediss://")
+    assert Client(url).is_plain_not_tls(TimeoutError())
+    assert not Client(server.url).is_plain_not_tls(TimeoutError())
+    assert not Client("rediss://127.0.0.1:1").is_plain_not_tls(TimeoutError())
