@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
         for node, reply in replies.items():
             for line in lines(request.command.name, node, reply, request.arguments):
                 show.write(line)
-    if untaken:
+    if untaken and replies:
         sys.stderr.write(f"{untaken}\n")
     if kept is not None and not replies:
         sys.stderr.write(f"{kept}; no node has replied\n")
