@@ -227,7 +227,7 @@ class Executor:
         tag = request.delivery.tag
         move = self._move(request, outcome) if tag else None
         if tag or result is not None:
-            self._outbox.put(Entry(tag, result=result, move=move, about=request))
+            self._outbox.put(Entry(tag, "a", result, move, None, request))
         return outcome
 
     def _stored(
