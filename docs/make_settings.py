@@ -9,6 +9,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from greenq.celerynames import SETTINGS
 from greenq.config import (
     SECTIONS,
     ResultTransportOptions,
@@ -31,13 +32,37 @@ INTRODUCTION = """\
 
 # Settings
 
+```python
+app.config_from_object("proj.settings")                             # broker_url = ..., in a module
+app.config_from_object("django.conf:settings", namespace="CELERY")  # CELERY_BROKER_URL = ...
+app.conf.update(task_acks_late=False)
+app.conf["timezone"]
+```
+
 The names are Celery's. A setting that says "greenq's own" has no twin there; where a default
-differs, Celery's is named. Unknown names and wrong values are refused, all at once.
+differs, Celery's is named. Unknown names and wrong values are refused, all at once; None is
+accepted where it is Celery's default.
 
 Settings come from a mapping, a module, an object or a Django settings file, and from the
 environment: `GREENQ_BROKER_URL` is `broker_url`, and so on. In the environment, truth values are
 true, false, 1 or 0, lists are separated by commas or are JSON, mappings are JSON, and None is
-`none`. Durations are seconds; from Python a `timedelta` serves as well.
+`none`. Durations are seconds; from Python a `timedelta` serves as well. `CELERY_BROKER_URL` and
+`CELERY_RESULT_BACKEND` are read, too, if nothing else says where; what is said in code comes first.
+
+Nothing that looks like a setting is passed over:
+
+- Settings in another spelling (`BROKER_URL` in a module, `CELERY_ACKS_LATE`) are refused with
+  the right one, and so is a namespace that no name begins with.
+- Other names in a module or behind a namespace, and other `GREENQ_` variables, get a warning. If
+  they are almost a setting's, they are refused. What Kubernetes tells of a service called greenq
+  is ignored.
+- With no `broker_url` at all an embedded server is used, one for each app's name and folder. A
+  warning names it when no terminal is there, since nobody else would know.
+"""
+
+FOREIGN = """\
+With Celery's own default each of them is accepted. With another value it is either left out, with a
+warning when a worker starts, or refused.
 """
 
 
@@ -45,7 +70,20 @@ def text() -> str:
     """Return the whole page."""
     tables = [_table(part.capitalize(), section) for part, section in SECTIONS.items()]
     tables += [_table(f"`{name}`", section) for name, section in PARTS.items()]
-    return "\n".join([INTRODUCTION, *tables])
+    return "\n".join([INTRODUCTION, *tables, _foreign()])
+
+
+def _foreign() -> str:
+    """Return what becomes of Celery's other settings, one row for each answer."""
+    rows: dict[tuple[str, bool], list[str]] = {}
+    for name, about in SETTINGS.items():
+        rows.setdefault((about.advice, about.harmless), []).append(f"`{name}`")
+    lines = [
+        f"| {', '.join(names)} | {'warning' if harmless else 'refused'} | {advice} |"
+        for (advice, harmless), names in rows.items()
+    ]
+    head = ["| names | other values | why |", "| --- | --- | --- |"]
+    return "\n".join(["## Celery's other settings", "", FOREIGN, *head, *lines, ""])
 
 
 def _table(title: str, section: type[Section]) -> str:

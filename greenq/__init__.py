@@ -7,6 +7,7 @@ neither redis nor gevent: gevent must be able to patch before anything imports `
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,14 +37,51 @@ _HOME = {
 
 __all__ = [*sorted(_HOME), "__version__"]
 
+# Celery's names that somebody who ports a module will look for.
+_CANVAS = (
+    "workflows (chain, group, chord, signatures) are not there yet: send the next task from the "
+    "one before"
+)
+_NOT_HERE = {
+    **dict.fromkeys(
+        (
+            "chain", "chord", "chunks", "group", "maybe_signature", "signature", "subtask", "xmap",
+            "xstarmap",
+        ),
+        _CANVAS,
+    ),
+    "Celery": "the app's class is Greenq: from greenq import Greenq",
+    "Signature": _CANVAS,
+    "beat": "there is no beat yet: `celery beat` can send its tasks to greenq's workers",
+    "current_app": "there is none yet: import your own app",
+    "current_task": "there is none yet: use @app.task(bind=True) and self.request",
+    "schedules": "there is no beat yet: `celery beat` can send its tasks to greenq's workers",
+    "signals": (
+        "there are no signals yet: use the hooks of a Task class (before_start, on_success, "
+        "on_failure, on_retry, after_return), or steps of the worker (app.steps)"
+    ),
+    "uuid": "use str(uuid.uuid4())",
+}  # fmt: skip
+
 
 def __getattr__(name: str) -> Any:
     """Load a public name's module when the name is first used."""
+    if name in _NOT_HERE:
+        sentence = why_not_here(name)
+        # Of an AttributeError an import statement would keep nothing but the name.
+        if sys._getframe(1).f_code.co_name == "_handle_fromlist":  # noqa: SLF001  inspect is slow
+            raise ImportError(sentence, name="greenq")
+        raise AttributeError(sentence)
     if name not in _HOME:
         raise AttributeError(f"module 'greenq' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value
+
+
+def why_not_here(name: str) -> str:
+    """Say what there is instead of one of Celery's names that greenq does not have."""
+    return f"greenq has no {name!r}: {_NOT_HERE[name]}"
 
 
 def __dir__() -> list[str]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import logging
 import os
 import threading
+from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -18,18 +21,20 @@ from typing import (
     overload,
 )
 
-from greenq.config import Config
+from greenq.config import Config, sift
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
+from greenq.kinds import shown
 from greenq.producer import Producer, SendOptions
 from greenq.protocol.clock import LamportClock
 from greenq.result import AsyncResult, AsyncResults
-from greenq.sources import settings_from_env, settings_from_object
+from greenq.sources import CELERY_ENV, settings_from_env, settings_from_object
 from greenq.task import Context, Task, current_context
 from greenq.transport.links import Transport
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from types import FrameType
     from typing import Unpack
 
     from greenq.control import Control
@@ -40,6 +45,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 L = TypeVar("L", bound="Callable[[Any], object]")
 
+_log = logging.getLogger(__name__)
+
+_SETTINGS = Config.names()
 _SEND_OPTIONS = frozenset(SendOptions.__annotations__)
 
 
@@ -63,20 +71,24 @@ class _Shared:
 _shared = _Shared()
 
 
-class Settings:
-    """An app's settings as attributes, `app.conf`: read, set one, `update` several.
+class Settings(Mapping[str, Any]):
+    """An app's settings, `app.conf`: attributes and a mapping. Read, set one, `update` several.
 
     Unknown names and wrong values are refused at once, with the nearest right name. Once the app
     has connected, its transport keeps the settings that it was opened with.
     """
 
-    __slots__ = ("_built", "_lazy", "_values")
+    __slots__ = ("_built", "_lazy", "_said", "_unread", "_values")
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         """Start with `values` over the environment's over the defaults."""
-        object.__setattr__(self, "_values", dict(settings_from_env(os.environ)) | dict(values))
+        unread: list[str] = []
+        environment = settings_from_env(os.environ, unread)
+        object.__setattr__(self, "_values", dict(environment) | dict(values))
         object.__setattr__(self, "_lazy", [])
         object.__setattr__(self, "_built", None)
+        object.__setattr__(self, "_unread", unread)
+        object.__setattr__(self, "_said", set())
 
     def update(self, *mappings: Mapping[str, Any], **values: Any) -> None:
         """Set several settings.
@@ -91,8 +103,8 @@ class Settings:
         object.__setattr__(self, "_values", new)
         object.__setattr__(self, "_built", None if self._lazy else built)
 
-    def read_later(self, load: Callable[[], Mapping[str, Any]]) -> None:
-        """Have `load` read settings when one is first needed."""
+    def read_later(self, load: Callable[[list[str]], Mapping[str, Any]]) -> None:
+        """Have `load` read settings when one is first needed; it is given a list for its notes."""
         self._lazy.append(load)
         object.__setattr__(self, "_built", None)
 
@@ -100,23 +112,75 @@ class Settings:
     def config(self) -> Config:
         """All settings, checked, by section."""
         while self._lazy:
-            load = self._lazy[0]
-            self._values.update(load())
+            notes: list[str] = []
+            self._values.update(self._lazy[0](notes))
+            self._unread.extend(notes)
             self._lazy.pop(0)
         if self._built is None:
             object.__setattr__(self, "_built", Config.build(self._values))
         built: Config = self._built
         return built
 
+    def warn(self, *, foreign: bool = True) -> None:
+        """Log a warning, once, for each name that is not read, and for what has no effect.
+
+        Without `foreign` Celery's settings that greenq does not need are left out: they concern
+        workers, and who only sends need not be told at each start.
+        """
+        config = self.config
+        lines = [*self._unread]
+        for variable, setting in CELERY_ENV.items():
+            given = os.environ.get(variable)
+            if given and config.get(setting) != given:
+                lines.append(
+                    f"{variable} in the environment is not used: {setting} is set elsewhere"
+                )
+        if foreign:
+            lines += [f"the setting {note}" for note in sift(self._values).notes]
+        for line in lines:
+            if line not in self._said:
+                self._said.add(line)
+                _log.warning("%s", line)
+
     def __getattr__(self, name: str) -> Any:
-        """Read one setting."""
+        """Read one setting; an unknown one is an AttributeError, which says what may be meant."""
         if name.startswith("__"):
             raise AttributeError(name)
-        return self.config.get(name)
+        return self[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set one setting."""
         self.update({name: value})
+
+    def __getitem__(self, name: str) -> Any:
+        """Read one setting; an unknown one is a KeyError, which says what may be meant."""
+        config = self.config
+        # Celery's, without effect here: whoever has set it may read it.
+        if name not in _SETTINGS and name in self._values:
+            return self._values[name]
+        return config.get(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Set one setting."""
+        self.update({name: value})
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names of all settings."""
+        return iter(sorted(_SETTINGS))
+
+    def __len__(self) -> int:
+        """Count the settings."""
+        return len(_SETTINGS)
+
+    def __repr__(self) -> str:
+        """Show what was set, without passwords."""
+        return f"<Settings {shown('conf', self._values)}>"
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        """Compare what they hold."""
+        return self is other or (isinstance(other, Mapping) and dict(self) == dict(other))
 
 
 class TaskRegistry(dict[str, Task[Any, Any]]):
@@ -166,6 +230,8 @@ class Greenq:
             ConfigError: a setting is unknown or wrong.
         """
         self.main = main or "__main__"
+        # Beside the name it tells one project's embedded server from another's.
+        self._folder = _folder_of(inspect.currentframe())
         given = dict(settings)
         if broker is not None:
             given["broker_url"] = broker
@@ -206,7 +272,7 @@ class Greenq:
         With a `namespace` such as ``"CELERY"``, the upper-case names that begin with it count, as
         in Django's settings.
         """
-        self.conf.read_later(lambda: settings_from_object(source, namespace))
+        self.conf.read_later(lambda notes: settings_from_object(source, namespace, notes))
 
     def config_from_envvar(self, variable: str) -> None:
         """Read settings from the module that an environment variable names."""
@@ -308,12 +374,17 @@ class Greenq:
         self._autodiscovered.append((call, related_name))
 
     def import_task_modules(self) -> None:
-        """Import all modules that hold tasks: ``imports``, ``include``, and the autodiscovered."""
-        for module in (*self.config.task.imports, *self.config.task.include):
-            importlib.import_module(module)
+        """Import all modules that hold tasks: ``imports``, ``include``, and the autodiscovered.
+
+        Raises:
+            ConfigError: one of them does not exist; what a module itself raises comes as it is.
+        """
+        for setting in ("imports", "include"):
+            for module in self.conf[setting]:
+                _import_named(module, setting)
         for packages, related_name in self._autodiscovered:
             for package in packages():
-                importlib.import_module(package)
+                _import_named(package, "autodiscover_tasks")
                 if find_spec(f"{package}.{related_name}") is not None:
                     importlib.import_module(f"{package}.{related_name}")
 
@@ -411,10 +482,18 @@ class Greenq:
     @property
     def transport(self) -> Transport:
         """The way to the server, made on first use; an embedded server is started then."""
+        made = self._transport
+        if made is not None:
+            return made
+        # Outside of the lock: what handles a log line may be the app's own user.
+        self.conf.warn(foreign=False)
         with self._lock:
-            if self._transport is None:
-                self._transport = Transport(self.config, self.main)
-            return self._transport
+            made = self._transport
+            if made is not None:
+                return made
+            made = self._transport = Transport(self.config, self.main, self._folder)
+        made.warn_of_default()
+        return made
 
     @property
     def producer(self) -> Producer:
@@ -489,7 +568,46 @@ def _make_task(
     module = main if function.__module__ == "__main__" else function.__module__
     made = base or Task
     task_name = name or made.name or f"{module}.{function.__name__}"
+    _refuse_what_does_not_run(task_name, function)
     return made(function, name=task_name, app=app, bind=bind, options=options)
+
+
+def _refuse_what_does_not_run(task_name: str, function: Callable[..., Any]) -> None:
+    """Refuse functions that return something to be run, instead of running.
+
+    What a decorator makes of them may well be a task, so what it wraps does not count.
+    """
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(
+            f"task {task_name} is an async def, which cannot be a task yet: write it as a plain "
+            "function with blocking calls, which greenlets make concurrent"
+        )
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"task {task_name} is a generator (it has a yield), which cannot be a task: return a "
+            "list, or send a task for each item"
+        )
+
+
+def _import_named(module: str, source: str) -> None:
+    """Import a module that `source` names."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as exc:
+        # A module missing inside it is that module's own error.
+        if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
+            raise
+        reason = "no such module; is its folder on the Python path?"
+        raise ConfigError([Problem(source, module, reason)]) from exc
+
+
+def _folder_of(frame: FrameType | None) -> Path:
+    """Return the folder of the module that makes an app, also through a class of its own."""
+    while frame is not None and frame.f_code.co_name == "__init__":
+        frame = frame.f_back
+    name = str(frame.f_globals.get("__file__") or "") if frame is not None else ""
+    # None is there at a prompt, and in what `python -c` runs.
+    return Path(os.path.realpath(Path(name).parent if name else Path.cwd()))
 
 
 def _place(function: Callable[..., Any]) -> str:

@@ -12,10 +12,10 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
-from greenq import kinds
-from greenq.errors import ConfigError, Problem
+from greenq import celerynames, kinds
+from greenq.errors import ConfigError, Problem, UnknownSetting
 
 DEFAULT_CONCURRENCY: Final = 1000
 """Greenlets in the pool when `worker_concurrency` is not set."""
@@ -28,7 +28,12 @@ _REDIS_MAX_BYTES: Final = 512 * _MIB
 # --- sections ------------------------------------------------------------------------------------
 
 
-def _setting(kind: kinds.Kind, default: object, doc: str, *, unit: str = "") -> Any:
+def _setting(
+    kind: kinds.Kind, default: object, doc: str, *, unit: str = "", none_ok: bool = False
+) -> Any:
+    """Describe one setting; with `none_ok` None, Celery's own default, stands for the default."""
+    if none_ok:
+        kind = kinds.or_default(kind, default)
     metadata = {"doc": doc, "unit": unit, "kind": kind}
     if isinstance(default, Section):
         return field(default_factory=lambda: default, metadata=metadata)
@@ -77,11 +82,10 @@ def _part(section: type[Section]) -> kinds.Kind:
         if not isinstance(value, Mapping):
             raise ValueError("must be a mapping of " + ", ".join(_names(section)))
         known = {str(name): item for name, item in value.items() if name in _names(section)}
-        problems = [
-            _unknown(str(name), item, _names(section))
-            for name, item in value.items()
-            if name not in known
-        ]
+        foreign = celerynames.TRANSPORT_OPTIONS if section is TransportOptions else {}
+        sifted = _sift({str(n): item for n, item in value.items() if n not in known}, foreign)
+        problems = [*sifted.problems]
+        problems += [_unknown(name, item, _names(section)) for name, item in sifted.kept.items()]
         try:
             built = section(**known)
         except ConfigError as error:
@@ -195,7 +199,10 @@ class BrokerConfig(Section):
         kinds.seconds(zero_ok=False), 2.0, "Longest wait for a connection. (Celery: 4.)", unit="s"
     )
     broker_connection_retry_on_startup: bool = _setting(
-        kinds.flag(), True, "Wait for a server that is not there yet when the worker starts."
+        kinds.flag(),
+        True,
+        "Wait for a server that is not there yet when the worker starts.",
+        none_ok=True,
     )
     broker_connection_max_retries: int | None = _setting(
         kinds.optional(kinds.whole(0)),
@@ -224,7 +231,7 @@ class ResultConfig(Section):
     result_accept_content: tuple[str, ...] | None = _setting(
         kinds.optional(kinds.texts(kinds.content())),
         None,
-        "Serializers that are accepted in results; None is `accept_content`.",
+        "Serializers that are accepted in results; None is `accept_content`, an empty list none.",
     )
     result_compression: str | None = _setting(
         kinds.optional(kinds.choice(*kinds.COMPRESSIONS)),
@@ -266,12 +273,14 @@ class TaskConfig(Section):
         (),
         "The queues a worker consumes unless -Q says which: names, and `Broadcast(name)` for those "
         "whose messages go to every worker; empty is the default queue.",
+        none_ok=True,
     )
     task_routes: tuple[Mapping[str, Mapping[str, object]], ...] = _setting(
         kinds.routes(),
         (),
         "Task name or glob to a queue name or to {queue, priority}; of several such mappings the "
         "first that matches counts, and in each a full name before a glob.",
+        none_ok=True,
     )
     task_create_missing_queues: bool = _setting(
         kinds.flag(), True, "Allow sending to queues that `task_queues` does not name."
@@ -308,6 +317,7 @@ class TaskConfig(Section):
         kinds.flag(),
         True,
         "Give a late-acknowledged task back to its queue when its worker is lost. (Celery: off.)",
+        none_ok=True,
     )
     task_eta_horizon: float = _setting(
         kinds.seconds(),
@@ -319,8 +329,9 @@ class TaskConfig(Section):
     task_max_deliveries: int = _setting(
         kinds.whole(1),
         5,
-        "greenq's own. A message delivered this often without an outcome is set aside as a dead "
-        "letter: it kills its workers.",
+        "greenq's own. A message is set aside as a dead letter at this many deaths of workers that "
+        "died while it ran, the last of them with nothing else running; what only waited there is "
+        "not counted.",
     )
     task_track_started: bool = _setting(kinds.flag(), False, "Store STARTED when a task starts.")
     task_time_limit: float | None = _setting(
@@ -375,7 +386,7 @@ class TaskConfig(Section):
         "Accepted for Celery's sake, without effect: times on the wire always carry their offset.",
     )
     timezone: str = _setting(
-        kinds.timezone(), "UTC", "Time zone of schedules and of times without one."
+        kinds.timezone(), "UTC", "Time zone of schedules and of times without one.", none_ok=True
     )
     imports: tuple[str, ...] = _setting(
         kinds.texts(kinds.text()),
@@ -494,11 +505,8 @@ class Config:
 
         Raises: ConfigError: names are unknown or values wrong; all of them are listed.
         """
-        problems = [
-            _unknown(name, value, _OWNERS)
-            for name, value in settings.items()
-            if name not in _OWNERS
-        ]
+        sifted = sift(settings)
+        settings, problems = sifted.kept, [*sifted.problems]
         parts: dict[str, Any] = {}
         for part, section in SECTIONS.items():
             given = {name: settings[name] for name in _names(section) if name in settings}
@@ -518,10 +526,10 @@ class Config:
     def get(self, name: str) -> Any:
         """Return the value of the setting `name`.
 
-        Raises: ConfigError: there is no such setting.
+        Raises: UnknownSetting: there is no such setting.
         """
         if name not in _OWNERS:
-            raise ConfigError([_unknown(name, None, _OWNERS)])
+            raise UnknownSetting(name, unknown_reason(name))
         return getattr(getattr(self, _OWNERS[name]), name)
 
 
@@ -536,25 +544,80 @@ _OWNERS: Final[Mapping[str, str]] = {
 }
 
 
+class Sifted(NamedTuple):
+    """Settings, and what is to be said of them.
+
+    Attributes:
+        kept: those that greenq has.
+        notes: a line for each of Celery's that has no effect here, for a warning.
+        problems: names that nobody knows, and Celery's that must not be left out in silence.
+    """
+
+    kept: dict[str, object]
+    notes: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+
+def sift(settings: Mapping[str, object]) -> Sifted:
+    """Tell greenq's own settings in `settings` from Celery's other ones, and from wrong names."""
+    sifted = _sift(
+        {name: value for name, value in settings.items() if name not in _OWNERS},
+        celerynames.SETTINGS,
+    )
+    notes = [*sifted.notes]
+    options = settings.get("broker_transport_options")
+    if isinstance(options, Mapping):
+        inner = _sift({str(k): v for k, v in options.items()}, celerynames.TRANSPORT_OPTIONS)
+        notes += [f"broker_transport_options.{note}" for note in inner.notes]
+    return Sifted(
+        {name: value for name, value in settings.items() if name in _OWNERS},
+        tuple(notes),
+        (*sifted.problems, *(_unknown(n, value, _OWNERS) for n, value in sifted.kept.items())),
+    )
+
+
+def _sift(values: Mapping[str, object], foreign: Mapping[str, celerynames.Foreign]) -> Sifted:
+    """Take what Celery knows from `values`; `kept` is the rest."""
+    notes, problems, rest = [], [], {}
+    for name, value in values.items():
+        about = foreign.get(name)
+        if about is None:
+            rest[name] = value
+        elif _asks_for_nothing(value, about.default):
+            continue
+        elif about.harmless:
+            notes.append(f"{name} = {kinds.shown(name, value)!r}: {about.advice}")
+        else:
+            reason = f"is a setting of Celery's: {about.advice}"
+            problems.append(Problem(name, kinds.shown(name, value), reason))
+    return Sifted(rest, tuple(notes), tuple(problems))
+
+
+def _asks_for_nothing(value: object, default: object) -> bool:
+    return value is None or (not value and not default) or bool(value == default)
+
+
+def unknown_reason(name: str, known: Iterable[str] | None = None) -> str:
+    """Say why there is no setting `name`, and which one may be meant."""
+    known = _OWNERS if known is None else known
+    about = celerynames.SETTINGS.get(name)
+    if about is not None:
+        return f"is a setting of Celery's: {about.advice}"
+    modern = celerynames.modern_name(name, _OWNERS)
+    if known is _OWNERS and modern is not None:
+        return f"is an old name, now {modern}"
+    near = nearest(name, known, cutoff=0.75)
+    return "greenq has no such setting" + (f"; did you mean {near}?" if near else "")
+
+
+def nearest(name: str, known: Iterable[str] | None = None, *, cutoff: float = 0.85) -> str | None:
+    """Return the setting that `name` is almost spelt like, or None."""
+    close = difflib.get_close_matches(
+        name.lower(), _OWNERS if known is None else known, n=1, cutoff=cutoff
+    )
+    return close[0] if close else None
+
+
 def _unknown(name: str, value: object, known: Iterable[str]) -> Problem:
     """Say that there is no setting `name`, and which one may be meant."""
-    modern = _modern_name(name)
-    if modern is not None and modern in known:
-        reason = f"is an old name, now {modern}"
-    else:
-        close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
-        reason = "greenq has no such setting" + (f"; did you mean {close[0]}?" if close else "")
-    return Problem(name, kinds.shown(name, value), reason)
-
-
-def _modern_name(name: str) -> str | None:
-    """Return today's name of a setting in Celery's upper-case spelling, or None."""
-    low = name.lower()
-    if low == "celery_message_compression":
-        return "task_compression"
-    tails = [low]
-    for prefix in ("celeryd_", "celery_task_", "celery_"):
-        if low.startswith(prefix):
-            tail = low.removeprefix(prefix)
-            tails += [tail, f"task_{tail}", f"worker_{tail}"]
-    return next((tail for tail in tails if tail in _OWNERS and tail != name), None)
+    return Problem(name, kinds.shown(name, value), unknown_reason(name, known))

@@ -38,6 +38,30 @@ class ConfigError(GreenqError):
         super().__init__("wrong settings\n  " + "\n  ".join(lines))
 
 
+class UnknownSetting(ConfigError, AttributeError, KeyError):
+    """A setting that does not exist was read, as an attribute or as a key."""
+
+    def __init__(self, setting: str, reason: str) -> None:
+        """Name the `setting`, and say what may be meant."""
+        super().__init__([Problem(setting, None, reason)])
+        self.name = setting
+        # Of a value that was never given nothing is to be shown.
+        self.args = (f"no setting {setting!r}: {reason}",)
+
+    # KeyError's own shows the text as a literal.
+    __str__ = Exception.__str__
+
+
+class WrongOption(GreenqError, TypeError, ValueError):
+    """An option of a task, or of one sending, is not what it must be; nothing was sent."""
+
+    def __init__(self, task: str, option: str, value: object, reason: str) -> None:
+        """Name `task` and `option`; `value` must be free of secrets."""
+        self.task = task
+        self.option = option
+        super().__init__(f"task {task}: {option} = {value!r}: {reason}")
+
+
 class AppNotFound(GreenqError):
     """The app named by ``-A`` cannot be imported or is no greenq app."""
 

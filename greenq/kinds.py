@@ -13,8 +13,9 @@ import re
 import zoneinfo
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import timedelta, tzinfo
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 SERIALIZERS: Final = ("json", "msgpack", "pickle", "raw", "yaml")
 COMPRESSIONS: Final = (
@@ -174,11 +175,19 @@ class Broadcast:
 
 
 def queue() -> Kind:
-    """Take the name of a queue, or a `Broadcast`."""
+    """Take the name of a queue, a `Broadcast`, or what Celery takes: a queue object of kombu's."""
 
     def accept(value: object) -> str | Broadcast:
         if isinstance(value, Broadcast) or (isinstance(value, str) and value):
             return value
+        name, exchange = getattr(value, "name", None), getattr(value, "exchange", None)
+        if isinstance(name, str) and name and hasattr(value, "exchange"):
+            if getattr(exchange, "type", None) in (None, "", "direct"):
+                return name
+            raise ValueError(
+                f"queue {name!r} has an exchange that is not direct; for messages to every worker "
+                "use Broadcast(name)"
+            )
         raise ValueError("must be text, not empty, or Broadcast(name)")
 
     return Kind(accept, _parse_text)
@@ -247,7 +256,7 @@ def steps() -> Kind:
     return Kind(accept, parse_json)
 
 
-_URL = re.compile(r"(embedded|unix|sentinels?|(redis|rediss|valkey|valkeys)(\+[a-z]+)?)://\S*")
+_URL = re.compile(r"(embedded|unix|(redis|rediss|valkey|valkeys)(\+[a-z]+)?)://\S*")
 
 
 def url(*, also: str = "") -> Kind:
@@ -259,20 +268,40 @@ def url(*, also: str = "") -> Kind:
             return ""
         if not isinstance(value, str):
             raise ValueError("must be a URL as text")
-        if value and value != also and not _URL.fullmatch(value):
-            raise ValueError(
-                "must be a Redis or Valkey URL such as redis://:password@host:6379/0, or empty"
-                + (f", or {also}" if also else "")
-            )
+        if value and value != also:
+            _check_url(value, also)
         return value
 
     return Kind(accept, _parse_text)
+
+
+def _check_url(value: str, also: str) -> None:
+    if re.match(r"sentinels?://|\w+\+(sentinel|cluster)://|cluster://", value):
+        raise ValueError("Sentinel and Cluster are not supported yet: name one server")
+    if not _URL.fullmatch(value):
+        raise ValueError(
+            "must be a Redis or Valkey URL such as redis://:password@host:6379/0, or empty"
+            + (f", or {also}" if also else "")
+        )
+    address = value.partition("://")[2]
+    if re.search(r"[,;]", address.partition("?")[0].rpartition("@")[2]):
+        raise ValueError("names several servers, which is not supported yet: name one")
+    try:
+        _ = urlsplit(value).port
+    except ValueError as error:
+        raise ValueError(
+            f"cannot be read ({error}); as in redis://:password@host:6379/0, with odd characters "
+            "of a password percent-encoded"
+        ) from error
 
 
 def timezone() -> Kind:
     """Take the name of a time zone."""
 
     def accept(value: object) -> str:
+        # Such an object is what Django and Celery take, too; the standard library's and pytz's.
+        if isinstance(value, tzinfo):
+            value = getattr(value, "key", None) or getattr(value, "zone", None) or str(value)
         try:
             return zoneinfo.ZoneInfo(text().accept(value)).key
         except (ValueError, zoneinfo.ZoneInfoNotFoundError, OSError):
@@ -291,6 +320,16 @@ def optional(kind: Kind) -> Kind:
         return None if text.strip().lower() in ("none", "null") else kind.parse(text)
 
     return Kind(accept, parse)
+
+
+def or_default(kind: Kind, default: object) -> Kind:
+    """Take what `kind` takes, and None for `default`."""
+    taken = optional(kind)
+
+    def accept(value: object) -> Any:
+        return default if value is None else kind.accept(value)
+
+    return Kind(accept, taken.parse)
 
 
 def lifetime() -> Kind:
@@ -315,9 +354,17 @@ def routes() -> Kind:
             raise ValueError(
                 "must be {task name or glob: queue name or options}, or a list of such"
             )
+        routers = list(routers)
+        # Celery's other way to write one mapping: a list of its pairs.
+        if routers and all(_is_pair(each) for each in routers):
+            routers = [dict(routers)]
         return tuple(_router(router) for router in routers)
 
     return Kind(accept, parse_json)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[0], str)
 
 
 def _router(router: object) -> Mapping[str, Mapping[str, object]]:
@@ -328,8 +375,14 @@ def _router(router: object) -> Mapping[str, Mapping[str, object]]:
     return {str(pattern): _route(str(pattern), route) for pattern, route in router.items()}
 
 
+_LEADS_TO_A_QUEUE = frozenset({"exchange", "exchange_type", "routing_key"})
+
+
 def _route(pattern: str, route: object) -> Mapping[str, object]:
     options = {"queue": route} if isinstance(route, str) else route
+    if isinstance(options, Mapping) and "queue" in options:
+        # A queue that is named settles it: these only say how AMQP would lead there.
+        options = {name: item for name, item in options.items() if name not in _LEADS_TO_A_QUEUE}
     if not isinstance(options, Mapping) or not options or options.keys() - {"queue", "priority"}:
         raise ValueError(
             f"the route of {pattern!r} must be a queue name, or have queue and priority"

@@ -13,15 +13,18 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 from zoneinfo import ZoneInfo
 
+from greenq.arguments import explained
 from greenq.errors import (
     AccessRefused,
     ConfigError,
     ConnectionLost,
+    EncodeError,
     NotAllSent,
     OperationalError,
     Problem,
     ServerError,
 )
+from greenq.options import check_send_options
 from greenq.outage import Outage
 from greenq.protocol import envelope
 from greenq.protocol.clock import LamportClock
@@ -65,7 +68,8 @@ class SendOptions(TypedDict, total=False):
 
     countdown: seconds from now; eta: a datetime, not before; expires: seconds from now or a
         datetime,
-    not after; queue, or exchange with routing_key; priority: 0 (first) to 9; serializer,
+    not after; queue, or exchange with routing_key; priority: 0 (first) to 9, what lies beyond is
+    brought there; serializer,
     compression: names; time_limit, soft_time_limit: seconds; retry, retry_policy: about sending
     itself; headers: extra ones, which the task sees; shadow: a name to show instead of the task's.
     """
@@ -146,6 +150,7 @@ class _Plan(NamedTuple):
     routing_key: str | None
     policy: _Policy | None
     message: TaskMessage
+    serializer: str
     template: Template
 
 
@@ -214,7 +219,7 @@ class Producer:
                 told.append(self._sent(plan, options, *call))
 
             texts, error = _write_chunk(
-                plan.template, waiting, options, note if self._events is not None else None
+                plan, waiting, options, note if self._events is not None else None
             )
             chunk = ids[sent : sent + len(texts)]
             try:
@@ -280,14 +285,21 @@ class Producer:
         new = new_id()
         # What was made for this push alone serves for both; a given id may come a second time.
         task_id = options.get("task_id") or new
-        text = plan.template.fill(
-            task_id,
-            args,
-            kwargs,
-            delivery_tag=tag_of(tag_prefix(time.time()), new),
-            root_id=options.get("root_id"),
-            parent_id=options.get("parent_id"),
-        )
+        try:
+            text = plan.template.fill(
+                task_id,
+                args,
+                kwargs,
+                delivery_tag=tag_of(tag_prefix(time.time()), new),
+                root_id=options.get("root_id"),
+                parent_id=options.get("parent_id"),
+            )
+        except EncodeError as exc:
+            raise _explained(plan, args, kwargs, exc) from exc
+        except TypeError:
+            # An id that is no text; the others have been looked at.
+            check_send_options(plan.message.task, options)
+            raise
         return task_id, text
 
     def _plan(self, task: str, options: Mapping[str, Any]) -> _Plan:
@@ -297,7 +309,11 @@ class Producer:
             return self._make_plan(task, shared)
         # With the types: 1, 1.0 and True are equal and are written differently.
         key = (task, *shared.items(), *map(type, shared.values()))
-        plan = self._kept.get(key)
+        try:
+            plan = self._kept.get(key)
+        except TypeError:
+            # A value that cannot be a key is a wrong one: let it be named.
+            return self._make_plan(task, shared)
         if plan is None:
             plan = self._make_plan(task, shared)
             if len(self._kept) >= _KEPT_COUNT:
@@ -306,6 +322,7 @@ class Producer:
         return plan
 
     def _make_plan(self, task: str, options: Mapping[str, Any]) -> _Plan:
+        options = check_send_options(task, options)
         now = datetime.now(UTC)
         route = self._router.route(task)
         queue = options.get("queue") or options.get("routing_key") or route.queue
@@ -336,7 +353,7 @@ class Producer:
             argsrepr=options.get("argsrepr") or None,
             kwargsrepr=options.get("kwargsrepr") or None,
             origin=self._origin,
-            ignore_result=options.get("ignore_result", False),
+            ignore_result=options.get("ignore_result"),
             headers=dict(options.get("headers") or {}),
             callbacks=options.get("callbacks"),
             errbacks=options.get("errbacks"),
@@ -346,9 +363,11 @@ class Producer:
         priority = options.get("priority", route.priority)
         if priority is None:
             priority = self._config.task_default_priority or 0
+        serializer = options.get("serializer") or self._config.task_serializer
         template = Template(
             message,
-            serializer=options.get("serializer") or self._config.task_serializer,
+            serializer=serializer,
+            max_bytes=self._config.task_max_body_bytes,
             compression=options.get("compression") or self._config.task_compression,
             queue=queue,
             routing_key=routing_key or queue,
@@ -357,7 +376,9 @@ class Producer:
             **properties,
         )
         policy = self._policy(options)
-        return _Plan(queue, broadcast, priority, exchange, routing_key, policy, message, template)
+        return _Plan(
+            queue, broadcast, priority, exchange, routing_key, policy, message, serializer, template
+        )
 
     def _check_declared(self, task: str, queue: str) -> None:
         known = self._router.queues
@@ -518,8 +539,17 @@ class Producer:
         return text, str(left_ms)
 
 
+def _explained(
+    plan: _Plan, args: Sequence[Any], kwargs: Mapping[str, Any], error: EncodeError
+) -> EncodeError:
+    """Say of which task, and where in its arguments, something cannot be written."""
+    if not isinstance(args, (list, tuple)) or not hasattr(kwargs, "keys"):
+        return error
+    return explained(plan.message.task, args, kwargs, plan.serializer, error)
+
+
 def _write_chunk(
-    template: Template,
+    plan: _Plan,
     waiting: Iterator[tuple[str, tuple[Sequence[Any], Mapping[str, Any]]]],
     options: Mapping[str, Any],
     note: Callable[[str, Any, Any], object] | None,
@@ -533,6 +563,9 @@ def _write_chunk(
     characters = 0
     prefix = tag_prefix(time.time())
     ends_s = time.monotonic() + _CHUNK_S
+    template = plan.template
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = {}
     try:
         for task_id, (args, kwargs) in islice(waiting, _CHUNK_COUNT):
             tag = tag_of(prefix, task_id)
@@ -546,6 +579,8 @@ def _write_chunk(
             if characters >= _CHUNK_CHARACTERS or time.monotonic() >= ends_s:
                 break
     # Whatever is wrong with an item, or with what the items come from: those before it are sent.
+    except EncodeError as exc:
+        return texts, _explained(plan, args, kwargs, exc)
     except Exception as exc:
         return texts, exc
     return texts, None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from greenq.errors import RemoteTraceback
+from greenq.log import task_log_context
 from greenq.protocol.states import FAILURE, PENDING, PROPAGATE_STATES, READY_STATES, SUCCESS
 from greenq.transport.mailbox import Mailbox
 
@@ -16,6 +19,24 @@ if TYPE_CHECKING:
     from greenq.transport.links import Transport
 
 R = TypeVar("R")
+
+
+# True in a context that may wait for results though a task runs there.
+_joins: ContextVar[bool] = ContextVar("greenq_joins", default=False)
+
+
+@contextmanager
+def allow_join_result() -> Iterator[None]:
+    """Let a task wait for the results of others, in a ``with`` statement."""
+    before = _joins.set(True)
+    try:
+        yield
+    finally:
+        _joins.reset(before)
+
+
+def _may_wait() -> bool:
+    return task_log_context.get() is None or _joins.get()
 
 
 class AsyncResult(Generic[R]):
@@ -80,6 +101,7 @@ class AsyncResult(Generic[R]):
         propagate: bool = True,
         interval: float | None = None,
         on_message: Callable[[dict[str, Any]], object] | None = None,
+        disable_sync_subtasks: bool = True,
     ) -> R:
         """Wait for the task and return its value. Switches: yes.
 
@@ -90,11 +112,20 @@ class AsyncResult(Generic[R]):
                 notification makes that unnecessary.
             on_message: called with each state that is announced: task_id, status, result,
                 traceback, children.
+            disable_sync_subtasks: False allows it in a task, as `allow_join_result` does.
 
         Raises:
+            RuntimeError: a task waits for another one, which may need the slot that it holds.
             ResultTimeout: it did not end in time.
             Exception: what the task raised, with the worker's traceback as its cause.
         """
+        if disable_sync_subtasks and not _may_wait():
+            raise RuntimeError(
+                f"a task must not wait for the result of another one ({self.name or self.id}): "
+                "when all slots of the workers wait so, none is left for what they wait for. "
+                "End the task and go on in the other one, or, where there is always a free slot, "
+                "call get(disable_sync_subtasks=False) or use allow_join_result()"
+            )
         if self._final is None:
             announce = None if on_message is None else lambda meta: on_message(_as_dict(meta))
             self._final = self._transport.backend.wait(

@@ -9,8 +9,10 @@ from datetime import datetime
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, TypeVarTuple, cast
 
+from greenq.arguments import ACCEPT_ALL, Check, checker
 from greenq.errors import MaxRetriesExceededError, Retry
 from greenq.log import task_log_context
+from greenq.options import check_task_option
 from greenq.ratelimit import parse_rate
 from greenq.routing import merge_options
 
@@ -137,6 +139,7 @@ class Task(Generic[P, R]):
     time_limit: float | None = None
     soft_time_limit: float | None = None
     rate_limit: str | float | None = None
+    typing: bool | None = None
 
     OPTIONS: ClassVar[tuple[str, ...]] = (
         "max_retries", "default_retry_delay", "autoretry_for", "dont_autoretry_for", "retry_kwargs",
@@ -144,7 +147,7 @@ class Task(Generic[P, R]):
         "store_errors_even_if_ignored", "acks_late", "acks_on_failure_or_timeout",
         "reject_on_worker_lost", "track_started", "throws", "serializer", "compression", "queue",
         "exchange", "routing_key", "priority", "expires", "time_limit", "soft_time_limit",
-        "rate_limit",
+        "rate_limit", "typing",
     )  # fmt: skip
 
     # Options of the task that go with each sending, unless the caller says otherwise.
@@ -178,11 +181,29 @@ class Task(Generic[P, R]):
                     f"task {name}: no option {option!r}{_nearest(option, self.OPTIONS)}"
                 )
             setattr(self, option, value)
+        self._check_own_options()
+        self._bound = bind
         try:
             parse_rate(self.rate_limit)
         except ValueError as exc:
             raise ValueError(f"task {name}: {exc}") from None
         functools.update_wrapper(self, function, updated=())
+
+    def _check_own_options(self) -> None:
+        """Check the options of the decorator and those of the class."""
+        for option in self.OPTIONS:
+            value = getattr(self, option)
+            if value is not getattr(Task, option):
+                checked = check_task_option(self.name, option, value)
+                if checked is not value:
+                    setattr(self, option, checked)
+
+    @functools.cached_property
+    def argument_check(self) -> Check:
+        """What raises a TypeError when arguments do not fit; with ``typing=False`` nothing does."""
+        if self.typing is False:
+            return ACCEPT_ALL
+        return checker(self.name, self.function, bound=self._bound)
 
     @property
     def app(self) -> Greenq:
@@ -205,6 +226,7 @@ class Task(Generic[P, R]):
         """Send the task with these arguments. Switches: yes.
 
         Raises:
+            TypeError: they do not fit the function's parameters (unless ``typing=False``).
             EncodeError: an argument cannot be serialized; nothing was sent.
             OperationalError: the server could not be reached within the retry policy.
         """
@@ -217,6 +239,7 @@ class Task(Generic[P, R]):
         **options: Unpack[SendOptions],
     ) -> AsyncResult[R]:
         """Send the task with options (`SendOptions`). Switches: yes. Raises as `delay`."""
+        self.argument_check.arguments(args or (), kwargs or {})
         return self.app.send_task(self.name, args, kwargs, **self._with_own(options))
 
     def delay_many(self: Callable[[*Ts], R_co], calls: Iterable[tuple[*Ts]]) -> AsyncResults[R_co]:
@@ -249,13 +272,16 @@ class Task(Generic[P, R]):
             TypeError: an option is unknown, or ``task_id`` is among them.
             NotAllSent: it ended early.
         """
-        return self.app.send_task_many(self.name, calls, **self._with_own(options))
+        checked = map(self.argument_check.call, calls)
+        return self.app.send_task_many(self.name, checked, **self._with_own(options))
 
     def _with_own(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Add the task's own options to those of one sending."""
-        own = {name: getattr(self, name) for name in self._SENT}
+        own = {name: value for name in self._SENT if (value := getattr(self, name)) is not None}
+        if "ignore_result" not in own:
+            own["ignore_result"] = self._app().config.task.task_ignore_result
         if not options:
-            return merge_options(own)
+            return own
         if options.get("queue") or options.get("exchange") or options.get("routing_key"):
             own |= {"queue": None, "exchange": None, "routing_key": None}
         return merge_options(own, options)

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import greenq
 from greenq.app import Greenq
-from greenq.errors import AppNotFound
+from greenq.errors import AppNotFound, GreenqError
 
 # Files whose frames say nothing about the user's module.
 _NOT_THE_USERS = ("<frozen importlib", str(Path(greenq.__file__).parent), importlib.__file__)
@@ -46,25 +46,45 @@ def find_app(path: str | None) -> Greenq:
             if found is None and find_spec(f"{name}.{submodule}") is not None:
                 found = _app_in(_import(f"{name}.{submodule}"))
     if found is None:
-        raise AppNotFound(_none_in(module))
+        raise AppNotFound(_none_found(module))
     return found
 
 
-def _apps_in(module: ModuleType) -> list[str]:
-    """Return the names of all apps in a module."""
-    return sorted(name for name, value in vars(module).items() if isinstance(value, Greenq))
-
-
-def _none_in(module: ModuleType) -> str:
-    """Say why no app was found in a module, and which name to give."""
-    name, apps = module.__name__, _apps_in(module)
+def _none_found(module: ModuleType) -> str:
+    name = module.__name__
+    apps = _apps_in(module)
     if apps:
-        choices = " or ".join(f"`-A {name}:{each}`" for each in apps)
-        return f"module {name!r} has {len(apps)} Greenq apps; say which one: {choices}"
-    return (
-        f"module {name!r} has no Greenq app named app, greenq or celery; name it, as in "
-        f"`-A {name}:myapp`"
+        named = " or ".join(f"-A {name}:{each}" for each in apps)
+        return f"module {name!r} has several Greenq apps: say which, as in {named}"
+    told = f"module {name!r} has no Greenq app named app, greenq or celery"
+    for attribute, value in vars(module).items():
+        if _is_celerys(value):
+            return (
+                f"{told}; its {attribute!r} is an app of Celery's: make it one of greenq's, "
+                f"`from greenq import Greenq` and {attribute} = Greenq(...)"
+            )
+    return f"{told}; name it, as in `-A {name}:myapp`"
+
+
+def _is_celerys(value: object) -> bool:
+    return any(
+        cls.__name__ == "Celery" and cls.__module__.startswith("celery.")
+        for cls in type(value).__mro__
     )
+
+
+def import_tasks(app: Greenq) -> None:
+    """Import the modules of tasks that an app names.
+
+    Raises:
+        GreenqError: one of them cannot be imported; its own frames are told, and no others.
+    """
+    try:
+        app.import_task_modules()
+    except GreenqError:
+        raise
+    except Exception as exc:
+        raise AppNotFound(f"a module of tasks cannot be imported:\n{_last_lines(exc)}") from exc
 
 
 def _import(name: str) -> ModuleType:
@@ -72,9 +92,9 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as exc:
         missing = exc.name or name
-        if name.endswith(".py") and missing == name:
+        if name.endswith(".py") and name.startswith(missing):
             raise AppNotFound(
-                f"{name!r} is a file; -A takes the name of a module: leave out .py"
+                f"-A wants the name of a module, not of its file: -A {name.removesuffix('.py')}"
             ) from exc
         if name == missing or name.startswith(f"{missing}."):
             raise AppNotFound(
@@ -92,18 +112,15 @@ def _attribute(module: ModuleType, attribute: str) -> Greenq:
     value = getattr(module, attribute, None)
     if not isinstance(value, Greenq):
         what = "has no such name" if value is None else f"is {type(value).__name__}, no Greenq app"
-        raise AppNotFound(f"{module.__name__}:{attribute}: {what}{_hint(module, attribute)}")
+        apps = _apps_in(module)
+        if _is_celerys(value):
+            what = "is an app of Celery's, no Greenq app: make it one, `from greenq import Greenq`"
+        elif apps:
+            close = difflib.get_close_matches(attribute, apps, n=1) or apps
+            meant = " or ".join(f"{module.__name__}:{each}" for each in close)
+            what += f"; did you mean {meant}?"
+        raise AppNotFound(f"{module.__name__}:{attribute}: {what}")
     return value
-
-
-def _hint(module: ModuleType, attribute: str) -> str:
-    """Say which app may have been meant."""
-    apps = _apps_in(module)
-    close = difflib.get_close_matches(attribute, apps, n=1) or (apps if len(apps) == 1 else [])
-    if close:
-        return f"; did you mean {module.__name__}:{close[0]}?"
-    named = ", ".join(f"{module.__name__}:{each}" for each in apps)
-    return f"; there are {named}" if named else ""
 
 
 def _app_in(module: ModuleType) -> Greenq | None:
@@ -111,8 +128,12 @@ def _app_in(module: ModuleType) -> Greenq | None:
         value = getattr(module, attribute, None)
         if isinstance(value, Greenq):
             return value
-    apps = [value for value in vars(module).values() if isinstance(value, Greenq)]
-    return apps[0] if len(apps) == 1 else None
+    apps = {id(value): value for value in vars(module).values() if isinstance(value, Greenq)}
+    return next(iter(apps.values())) if len(apps) == 1 else None
+
+
+def _apps_in(module: ModuleType) -> list[str]:
+    return [name for name, value in vars(module).items() if isinstance(value, Greenq)]
 
 
 def _last_lines(exc: BaseException) -> str:

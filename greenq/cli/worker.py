@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import greenq
 from greenq import log
-from greenq.cli.load import find_app
+from greenq.cli.load import find_app, import_tasks
 from greenq.cli.pidfile import pid_file
 from greenq.cli.worker_options import read_custom
 from greenq.nodenames import file_name, node_name
@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
         color=color,
         hijack_root=settings.worker_hijack_root_logger,
     )
+    app.conf.warn()
     with pid_file(args.pidfile and file_name(args.pidfile, node)):
+        import_tasks(app)
         worker = _worker(app, args, options)
         if not args.quiet:
             # A full disk, or a reader that has gone, is no reason not to work.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from binascii import b2a_base64
 from dataclasses import replace
 from json.encoder import encode_basestring_ascii as quote
@@ -36,6 +37,7 @@ class Template:
         "_compression",
         "_embed",
         "_embed_json",
+        "_max_bytes",
         "_pick",
         "_pieces",
         "_serializer",
@@ -48,11 +50,13 @@ class Template:
         *,
         serializer: str = "json",
         compression: str | None = None,
+        max_bytes: int | None = None,
         **properties: Any,
     ) -> None:
         """Take everything but the gaps from `message` and `properties` (`task_properties`).
 
-        A description of the arguments, or a correlation id, that is given is part of the text.
+        A description of the arguments, or a correlation id, that is given is part of the text. A
+        body of more than `max_bytes`, before compression, is not written.
 
         Raises:
             EncodeError: an option cannot be written, or the serializer or compression is unknown.
@@ -60,6 +64,7 @@ class Template:
         self._task = message.task
         self._serializer = serializer
         self._compression = compression
+        self._max_bytes = sys.maxsize if max_bytes is None else max_bytes
         self._embed = embed_of(message)
         self._embed_json = json_dumps(self._embed) if serializer == "json" else ""
         # 30 bytes each, of which base64 makes text without padding.
@@ -99,7 +104,7 @@ class Template:
         """Write one message; without a `root_id` it is the root itself.
 
         Raises:
-            EncodeError: an argument cannot be serialized.
+            EncodeError: an argument cannot be serialized, or all are larger than a body may be.
         """
         if not isinstance(args, (list, tuple)):
             name = type(args).__name__
@@ -126,6 +131,12 @@ class Template:
             data = text.encode()
         else:
             data = dumps((args, kwargs, self._embed), self._serializer).data
+        if len(data) > self._max_bytes:
+            raise EncodeError(
+                f"a body of {len(data):,} bytes is more than task_max_body_bytes, "
+                f"{self._max_bytes:,}: store the data elsewhere and send its name, or raise that "
+                "setting here and in the workers"
+            )
         if self._compression:
             data, _ = compress(data, self._compression)
         return f'"{b2a_base64(data, newline=False).decode("ascii")}"'

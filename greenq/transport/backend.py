@@ -80,8 +80,8 @@ class Backend:
             SUCCESS: f"s{expiry}", FAILURE: f"f{failure_expiry}", REVOKED: f"f{expiry}"
         }  # fmt: skip
         self._rule = f"n{expiry}"
-        names = config.result_accept_content or (*accept_content, config.result_serializer)
-        self._accept = serialize.accepted(names)
+        names = config.result_accept_content
+        self._accept = serialize.accepted(accept_content if names is None else names)
         self._max_bytes = max_bytes
         self._listener = Listener(client, silence_s)
 

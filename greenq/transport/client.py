@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import hiredis
 import redis
@@ -485,12 +485,9 @@ class Client:
         }
         parts = urlsplit(url)
         if parts.scheme not in _SCHEMES:
-            if parts.scheme.startswith(("sentinel", "redis+cluster", "redis+sentinel")):
-                raise ValueError("Sentinel and Cluster are not supported yet: name one server")
             known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
             raise ValueError(f"{self.address}: not a server's address; known are {known}")
         if _SCHEMES[parts.scheme] != "unix":
-            self._check_port(parts)
             self._settings["socket_keepalive"] = keepalive
         self._url = _redis_py_url(url)
         self._pool_limit = pool_limit
@@ -517,21 +514,6 @@ class Client:
                 return probe.recv(1) in (b"+", b"-")
         except OSError:
             return False
-
-    def _check_port(self, parts: SplitResult) -> None:
-        """Refuse an address whose port is none.
-
-        Raises:
-            ValueError: it says what is wrong.
-        """
-        if "," in parts.netloc.rpartition("@")[2]:
-            raise ValueError("it names several servers; Sentinel and Cluster are not supported yet")
-        try:
-            port = parts.port
-        except ValueError:
-            port = 0
-        if port == 0:
-            raise ValueError("its port is no number from 1 to 65535")
 
     def _reset(self) -> None:
         self._pid = os.getpid()

@@ -42,19 +42,22 @@ _LOG_BYTES = 1 << 20
 _TAIL_BYTES = 2000
 
 
-def default_folder(app_name: str) -> Path:
+def default_folder(app_name: str, app_folder: Path | None = None) -> Path:
     """Return where an app's data lives if no folder is named.
 
     ``$GREENQ_DATA/<app>``, else ``$XDG_DATA_HOME/greenq/<app>``, else
     ``~/.local/share/greenq/<app>``. Characters that do not suit a file name are replaced; a short
-    hash then keeps different names apart.
+    hash keeps different names apart, and apps of one name whose modules are in different folders.
 
     Raises: EmbeddedServerError: the user has no home folder, and neither variable is set.
     """
-    return _data_base() / _safe_name(app_name)
+    if app_folder is None:
+        return _data_base() / _safe_name(app_name)
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", app_name)[:48].lstrip(".") or "app"
+    return _data_base() / f"{readable}-{_short_hash(f'{app_folder}/{app_name}')}"
 
 
-def folder_of(url: str, app_name: str) -> Path:
+def folder_of(url: str, app_name: str, app_folder: Path | None = None) -> Path:
     """Return the data folder that a broker URL names.
 
     ``embedded://`` is the app's default folder, ``embedded:///absolute/folder`` that folder
@@ -67,7 +70,7 @@ def folder_of(url: str, app_name: str) -> Path:
     if parts.scheme != "embedded" or parts.netloc or parts.query or parts.fragment:
         raise ValueError("an embedded server is embedded:// or embedded:///absolute/folder")
     if not path:
-        return default_folder(app_name)
+        return default_folder(app_name, app_folder)
     folder = Path(os.path.normpath(path))
     if not path.startswith("/") or folder.parent == folder or "/~" in path or "\0" in path:
         raise ValueError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -15,7 +18,11 @@ from greenq.transport.dead import DeadLetters
 from greenq.transport.embedded import EmbeddedServer, folder_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from greenq.config import Config
+
+_log = logging.getLogger(__name__)
 
 _DISABLED = "disabled://"
 
@@ -33,15 +40,19 @@ class Transport:
             results are disabled.
     """
 
-    def __init__(self, config: Config, app_name: str) -> None:
+    def __init__(self, config: Config, app_name: str, app_folder: Path | None = None) -> None:
         """Prepare everything; nothing is connected, but an embedded server is started.
+
+        Args:
+            config: the settings.
+            app_name: names the embedded server's folder, with `app_folder`, where the app is made.
 
         Raises:
             ConfigError: an address is wrong.
             EmbeddedServerError: the embedded server is missing or does not start.
         """
         self._config = config
-        self._app_name = app_name
+        self._app = (app_name, app_folder)
         self._embedded: dict[str, EmbeddedServer] = {}
         options = config.broker.broker_transport_options
         broker_url = config.broker.broker_url or "embedded://"
@@ -54,8 +65,8 @@ class Transport:
             result_prefix=config.result.result_backend_transport_options.global_keyprefix,
             db=0 if broker_url.startswith("embedded:") else database_of(broker_url),
         )
-        self.broker_address = mask_url(broker_url)
-        self.result_address = mask_url(result_url)
+        self.broker_address = self._address("broker_url", broker_url)
+        self.result_address = self._address("result_backend", result_url)
         self.broker = Broker(self.client, self.keys)
         self.dead = DeadLetters(self.client, self.keys)
         self.result_client: Client | None = None
@@ -88,6 +99,19 @@ class Transport:
         """False when results are disabled."""
         return self._backend is not None
 
+    def warn_of_default(self) -> None:
+        """Say where messages go if nobody has said it, and nobody is there who would know.
+
+        Senders and workers on other machines would each have a server of their own.
+        """
+        if self._config.broker.broker_url or os.environ.get("GREENQ_DATA") or _is_terminal():
+            return
+        _log.warning(
+            "broker_url is not set: messages are kept by an embedded server of this machine, in "
+            "%s; set broker_url (GREENQ_BROKER_URL), to embedded:// if that is meant",
+            self._embedded_folder("broker_url", "embedded://"),
+        )
+
     def close(self) -> None:
         """Close pooled connections, stop listening, let go of an embedded server."""
         if self._backend is not None:
@@ -115,12 +139,31 @@ class Transport:
         except ValueError as exc:
             raise ConfigError([Problem(setting, mask_url(url), str(exc))]) from None
 
-    def _embedded_server(self, setting: str, url: str) -> EmbeddedServer | None:
-        """Return the embedded server that an address names, None for a server of somebody else."""
+    def _address(self, setting: str, url: str) -> str:
+        """Return an address for people: an embedded server's with its folder."""
+        folder = self._embedded_folder(setting, url)
+        return mask_url(url) if folder is None else f"embedded://{quote(str(folder))}"
+
+    def _embedded_folder(self, setting: str, url: str) -> Path | None:
+        """Return the folder of the embedded server that an address names, or None."""
         if not url.startswith("embedded:"):
             return None
         try:
-            folder = folder_of(url, self._app_name)
+            return folder_of(url, *self._app)
         except ValueError as exc:
             raise ConfigError([Problem(setting, url, str(exc))]) from None
+
+    def _embedded_server(self, setting: str, url: str) -> EmbeddedServer | None:
+        """Return the embedded server that an address names, None for a server of somebody else."""
+        folder = self._embedded_folder(setting, url)
+        if folder is None:
+            return None
         return self._embedded.setdefault(str(folder), EmbeddedServer(folder))
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stdin is not None and sys.stdin.isatty()
+    # A closed one.
+    except ValueError:
+        return False

@@ -9,10 +9,17 @@ from typing import Any
 
 import pytest
 
-from greenq import Greenq, shared_task
+import greenq
+import greenq.exceptions
+import greenq.states
+from greenq import AsyncResult, Greenq, errors, shared_task
+from greenq.config import Config
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered
 from greenq.protocol.message import TaskMessage
+from greenq.protocol.meta import ResultMeta
+from greenq.result import allow_join_result
 from greenq.task import Context, current_context
+from greenq.utils.log import get_task_logger
 
 # Nobody listens there; nothing here may try.
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -245,3 +252,183 @@ def test_module_that_fails_while_it_is_discovered_is_not_passed_over(
 
     with pytest.raises(ModuleNotFoundError, match="no_such_module_either"):
         app.import_task_modules()
+
+
+# --- app.conf -------------------------------------------------------------------------------------
+
+
+def test_settings_are_a_mapping(app: Greenq) -> None:
+    conf = app.conf
+    assert conf["timezone"] == conf.get("timezone") == conf.timezone == "UTC"
+    assert "timezone" in conf
+    assert "no_such" not in conf
+    assert conf.get("no_such") is None
+    assert conf.get("no_such", 3) == 3
+    assert dict(conf)["broker_url"] == NOWHERE
+    assert set(conf) == Config.names()
+    assert len(conf) == len(Config.names())
+    conf["task_default_queue"] = "main"
+    assert conf.task_default_queue == "main"
+    conf.update({"task_default_queue": "other"}, timezone="Asia/Tokyo")
+    assert (conf["task_default_queue"], conf.timezone) == ("other", "Asia/Tokyo")
+
+
+def test_unknown_setting_is_an_attribute_or_key_error_that_says_which_is_meant(
+    app: Greenq,
+) -> None:
+    assert not hasattr(app.conf, "no_such")
+    assert getattr(app.conf, "no_such", 3) == 3
+    with pytest.raises(AttributeError, match="did you mean task_acks_late"):
+        _ = app.conf.task_ack_late
+    with pytest.raises(KeyError, match="did you mean task_acks_late"):
+        _ = app.conf["task_ack_late"]
+    with pytest.raises(AttributeError, match="is a setting of Celery's: not there yet"):
+        _ = app.conf.task_always_eager
+    with pytest.raises(ConfigError, match="did you mean task_acks_late"):
+        app.conf.task_ack_late = True
+
+
+def test_setting_that_is_not_needed_is_accepted_and_named_in_one_warning(
+    app: Greenq, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.conf.worker_pool = "gevent"
+    app.conf.update(worker_max_tasks_per_child=1000, task_always_eager=False)
+
+    app.conf.warn(foreign=False)
+    assert caplog.messages == []
+    app.conf.warn()
+    app.conf.warn()
+
+    assert [line.partition(": ")[0] for line in caplog.messages] == [
+        "the setting worker_pool = 'gevent'",
+        "the setting worker_max_tasks_per_child = 1000",
+    ]
+    assert app.conf.worker_pool == "gevent"
+
+
+def test_names_that_are_not_read_are_told_when_the_app_connects(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("GREENQ_LOG_LEVEL", "debug")
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://:s3cr3t@elsewhere/0")
+
+    class Settings:
+        broker_url = NOWHERE
+        mail_host = "m"
+
+    app = Greenq("proj", config_source=Settings, set_as_current=False)
+    assert caplog.messages == []
+    _ = app.transport
+    app.close()
+
+    assert caplog.messages == [
+        "GREENQ_LOG_LEVEL in the environment is not read: greenq has no such setting",
+        "mail_host in Settings is no setting and is not read",
+        "CELERY_BROKER_URL in the environment is not used: broker_url is set elsewhere",
+    ]
+
+
+def test_address_that_celery_reads_from_the_environment_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", NOWHERE)
+    assert Greenq("proj", set_as_current=False).conf.broker_url == NOWHERE
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("redis://localhost:port/0", "cannot be read"),
+        ("redis://a:6379,b:6379/0", "several servers"),
+        ("redis://a:6379/0;redis://b:6379/0", "several servers"),
+        ("sentinel://h:26379", "Sentinel and Cluster are not supported yet"),
+        ("redis+sentinel://h:26379", "Sentinel and Cluster are not supported yet"),
+        ("redis+cluster://h:6379", "Sentinel and Cluster are not supported yet"),
+        ("amqp://h", "must be a Redis or Valkey URL"),
+    ],
+)
+def test_address_that_cannot_be_used_is_refused_in_one_line(url: str, told: str) -> None:
+    for setting in ("broker_url", "result_backend"):
+        with pytest.raises(ConfigError, match=told) as refused:
+            Greenq("proj", set_as_current=False, **{setting: url})
+        assert len(refused.value.problems) == 1
+
+
+@pytest.mark.parametrize("url", ["redis://:a,b;c@h:6379/0", "redis://u:p@h", "redis://[::1]:6379"])
+def test_odd_addresses_that_can_be_used_are_taken(url: str) -> None:
+    assert Greenq("proj", broker=url, set_as_current=False).conf.broker_url == url
+
+
+# --- modules, names -------------------------------------------------------------------------------
+
+
+def test_module_of_tasks_that_does_not_exist_is_named(app: Greenq) -> None:
+    app.conf.include = ["no_such_tasks"]
+    with pytest.raises(ConfigError, match="include = 'no_such_tasks': no such module"):
+        app.import_task_modules()
+
+    app.conf.include = []
+    app.autodiscover_tasks(["no_such_package"])
+    with pytest.raises(ConfigError, match="autodiscover_tasks = 'no_such_package': no such module"):
+        app.import_task_modules()
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("from greenq import chain", "workflows .* are not there yet"),
+        ("from greenq import group, Greenq", "workflows .* are not there yet"),
+        ("from greenq import Celery", "from greenq import Greenq"),
+        ("from greenq import current_task", "bind=True"),
+        ("from greenq import signals", "there are no signals yet"),
+        ("from greenq.signals import task_prerun", "there are no signals yet"),
+        ("import greenq.schedules", "no beat yet"),
+        ("from greenq.schedules import crontab", "no beat yet"),
+        ("from greenq import no_such_thing", "cannot import name 'no_such_thing'"),
+    ],
+)
+def test_import_of_what_is_not_there_says_so(statement: str, told: str) -> None:
+    with pytest.raises(ImportError, match=told):
+        exec(statement)
+
+
+def test_attribute_that_is_not_there_is_an_attribute_error() -> None:
+    assert not hasattr(greenq, "chain")
+    with pytest.raises(AttributeError, match="are not there yet"):
+        _ = greenq.chain
+
+
+def test_celerys_modules_are_there_as_far_as_they_exist() -> None:
+    assert greenq.exceptions.Retry is greenq.Retry
+    assert greenq.exceptions.SoftTimeLimitExceeded is errors.SoftTimeLimitExceeded
+    assert get_task_logger("x").name == "x"
+    assert greenq.states.SUCCESS == "SUCCESS"
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+class Answer:
+    """A result that has come."""
+
+    class backend:  # noqa: N801
+        @staticmethod
+        def wait(task_id: str, **_: object) -> ResultMeta:
+            return ResultMeta(task_id=task_id, status="SUCCESS", result=3)
+
+
+def test_task_does_not_wait_for_another_one_unless_that_is_said() -> None:
+    result: AsyncResult[int] = AsyncResult("id-1", Answer, "m.add")  # type: ignore[arg-type]
+    assert result.get() == 3
+
+    token = current_context.set(Context(TaskMessage(task="t", id="parent", args=[], kwargs={})))
+    try:
+        with pytest.raises(RuntimeError, match=r"must not wait .*\(m\.add\).*allow_join_result"):
+            result.get()
+        assert result.get(disable_sync_subtasks=False) == 3
+        with allow_join_result():
+            assert result.get() == 3
+        with pytest.raises(RuntimeError):
+            result.get()
+    finally:
+        current_context.reset(token)

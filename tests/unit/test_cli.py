@@ -167,7 +167,17 @@ def test_app_is_found_in_a_package_s_submodule(module: Callable[..., str], submo
     ("text", "suffix", "told"),
     [
         pytest.param("", "", "has no Greenq app named app", id="none"),
-        pytest.param(f"{APP}a = Greenq()\nb = Greenq()", "", "say which one", id="two"),
+        pytest.param(
+            f"{APP}a = Greenq()\nb = Greenq()",
+            "",
+            "has several Greenq apps: say which, as in -A ",
+            id="two",
+        ),
+        pytest.param(f"{APP}app = Greenq()", ":ap", "did you mean ", id="near"),
+        pytest.param(
+            "from celery import Celery\napp = Celery()", "", "an app of Celery's", id="its"
+        ),
+        pytest.param("app = 1", ".py", "not of its file: -A ", id="file"),
         pytest.param("x = 1", ":x", "is int, no Greenq app", id="something else"),
         pytest.param("x = 1", ":y", "has no such name", id="missing name"),
         pytest.param("import not_there_at_all", "", "needs 'not_there_at_all'", id="needs"),

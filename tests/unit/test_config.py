@@ -203,7 +203,7 @@ def test_no_repr_shows_a_password() -> None:
     [
         {"broker_url": f"amqp://u:{SECRET}@h"},
         {"BROKER_URL": f"redis://:{SECRET}@h"},
-        {"redis_password": SECRET},
+        {"broker_password": SECRET},
         {"broker_transport_options": {"password": SECRET}},
         {"sentinel": {"urls": [f"redis://:{SECRET}@h"], "options": {"auth_token": SECRET}}},
     ],

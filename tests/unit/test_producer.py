@@ -516,11 +516,24 @@ def test_what_is_kept_of_one_sending_does_not_reach_another(option: dict[str, An
 def test_equal_options_of_other_types_are_written_as_they_are(broker: FakeBroker) -> None:
     made = producer(broker)
 
-    for priority in (1, True, 1.0):
-        made.send("proj.add", (), {}, {"priority": priority})
+    for limit in (1, 1.0):
+        made.send("proj.add", (), {}, {"time_limit": limit})
 
-    written = [text.partition('"priority": ')[2].partition(",")[0] for _, text, _ in broker.pushed]
-    assert written == ["1", "true", "1.0"]
+    written = [text.partition('"timelimit": ')[2].partition("]")[0] for _, text, _ in broker.pushed]
+    assert written == ["[1, null", "[1.0, null"]
+
+
+def test_whether_a_result_is_stored_is_left_to_the_task_unless_the_sender_says(
+    broker: FakeBroker,
+) -> None:
+    made = producer(broker)
+
+    for said in (None, True, False):
+        options = {} if said is None else {"ignore_result": said}
+        made.send("proj.add", (), {}, options)
+
+    headers = [envelope.unwrap(text.encode()).headers for _, text, _ in broker.pushed]
+    assert [each["ignore_result"] for each in headers] == [None, True, False]
 
 
 def test_what_is_kept_is_bounded(broker: FakeBroker) -> None:

@@ -27,8 +27,6 @@ def settings_module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
         task_acks_late=False,
         broker_url="redis://h",
         SECRET_KEY="x",
-        CELERY_TIMEZONE="UTC",
-        CELERY_TASK_TRACK_STARTED=True,
         CELERYISH="x",
         _hidden=1,
         dataclass=dataclasses.dataclass,
@@ -47,8 +45,10 @@ def test_module_gives_its_lower_case_values(settings_module: types.ModuleType) -
     assert settings_from_object("my_settings") == wanted
 
 
-@pytest.mark.usefixtures("settings_module")
-def test_namespace_takes_the_prefixed_upper_case_names() -> None:
+def test_namespace_takes_the_prefixed_upper_case_names(
+    settings_module: types.ModuleType,
+) -> None:
+    vars(settings_module).update(CELERY_TIMEZONE="UTC", CELERY_TASK_TRACK_STARTED=True)
     wanted = {"timezone": "UTC", "task_track_started": True}
     assert settings_from_object("my_settings", "CELERY") == wanted
     assert settings_from_object({"CELERY_TIMEZONE": "UTC", "timezone": "x"}, "celery_") == {
@@ -138,3 +138,141 @@ def test_environment_names_every_variable_that_is_wrong() -> None:
     assert found["GREENQ_TASK_ROUTES"].startswith("must be JSON")
     assert found["GREENQ_BROKER_ULR"].endswith("did you mean GREENQ_BROKER_URL?")
     assert SECRET not in str(caught.value)
+
+
+# --- names that look like settings ---------------------------------------------------------------
+
+
+def module(**names: object) -> types.ModuleType:
+    made = types.ModuleType("proj_settings")
+    vars(made).update(names)
+    return made
+
+
+def refusals(source: object, namespace: str | None = None) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        settings_from_object(source, namespace)
+    return {problem.field: problem.reason for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("BROKER_URL", "broker_url"),
+        ("CELERY_RESULT_BACKEND", "result_backend"),
+        ("CELERY_BROKER_URL", "broker_url"),
+        ("CELERYD_CONCURRENCY", "worker_concurrency"),
+        ("CELERY_ACKS_LATE", "task_acks_late"),
+        ("CELERY_TASK_RESULT_EXPIRES", "result_expires"),
+        ("CELERYBEAT_SCHEDULE", "beat_schedule"),
+        ("TASK_ROUTES", "task_routes"),
+        ("Broker_Url", "broker_url"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["module", "object"])
+def test_setting_in_another_spelling_is_refused_with_the_right_one(
+    name: str, setting: str, kind: str
+) -> None:
+    source = module(**{name: "x"}) if kind == "module" else types.SimpleNamespace(**{name: "x"})
+    assert f"write {setting}" in refusals(source)[name]
+
+
+def test_constant_that_only_feeds_a_setting_is_left_alone() -> None:
+    notes: list[str] = []
+    source = module(BROKER_URL="redis://h", broker_url="redis://h", DEBUG=True, TIME_ZONE="UTC")
+    assert settings_from_object(source, notes=notes) == {"broker_url": "redis://h"}
+    assert notes == []
+
+
+def test_helpers_of_a_module_are_noted_and_near_misses_refused() -> None:
+    notes: list[str] = []
+    source = module(data_folder="/srv", mail_server="m", timezone="UTC", CELERY_LOGS="x")
+    assert settings_from_object(source, notes=notes) == {"timezone": "UTC"}
+    assert notes == [
+        f"{name} in proj_settings is no setting and is not read"
+        for name in ("CELERY_LOGS", "data_folder", "mail_server")
+    ]
+    assert refusals(module(task_ack_late=True))["task_ack_late"].endswith("mean task_acks_late?")
+
+
+def test_namespace_that_matches_nothing_is_refused() -> None:
+    source = module(CELERY_BROKER_URL="redis://h", DEBUG=True)
+    assert refusals(source, "CELRY")["namespace"] == (
+        "no upper-case name in proj_settings begins with CELRY_; did you mean 'CELERY'?"
+    )
+    assert "namespace" in refusals({"CELERY_BROKER_URL": "redis://h"}, "CELRY")
+
+
+def test_old_and_misspelt_names_in_a_namespace_are_refused_in_its_spelling() -> None:
+    found = refusals(
+        module(
+            CELERY_ACKS_LATE=True,
+            CELERY_TASK_TRACK_STARTD=True,
+            CELERYD_CONCURRENCY=3,
+            BROKER_URL="redis://:s3cr3t@h",
+        ),
+        "CELERY",
+    )
+    assert found == {
+        "CELERY_ACKS_LATE": "is an old name, now CELERY_TASK_ACKS_LATE",
+        "CELERY_TASK_TRACK_STARTD": (
+            "greenq has no such setting; did you mean CELERY_TASK_TRACK_STARTED?"
+        ),
+        "CELERYD_CONCURRENCY": "is not read: write CELERY_WORKER_CONCURRENCY",
+        "BROKER_URL": "is not read: write CELERY_BROKER_URL",
+    }
+
+
+def test_helper_in_a_namespace_is_noted() -> None:
+    notes: list[str] = []
+    source = module(CELERY_OUR_OWN="x", CELERY_TIMEZONE="UTC", CELERY_BROKER_URL=1, BROKER_URL=1)
+    assert settings_from_object(source, "CELERY", notes) == {"timezone": "UTC", "broker_url": 1}
+    assert notes == ["CELERY_OUR_OWN in proj_settings is no setting and is not read"]
+
+
+@pytest.mark.parametrize("host", ["GREENQ", "GREENQ_WEB"])
+def test_what_kubernetes_says_of_a_service_is_passed_over(host: str) -> None:
+    notes: list[str] = []
+    environ = {
+        f"{host}_SERVICE_HOST": "10.0.0.11",
+        f"{host}_SERVICE_PORT": "6379",
+        f"{host}_SERVICE_PORT_HTTP": "6379",
+        f"{host}_PORT": "tcp://10.0.0.11:6379",
+        f"{host}_PORT_6379_TCP": "tcp://10.0.0.11:6379",
+        f"{host}_PORT_6379_TCP_PROTO": "tcp",
+        f"{host}_PORT_6379_TCP_PORT": "6379",
+        f"{host}_PORT_6379_TCP_ADDR": "10.0.0.11",
+    }
+    assert settings_from_env(environ, notes) == {}
+    assert notes == []
+
+
+def test_variables_that_are_no_settings_are_noted_and_near_misses_refused() -> None:
+    notes: list[str] = []
+    assert settings_from_env({"GREENQ_LOG_LEVEL": "x", "GREENQ_WORKER_POOL": "x"}, notes) == {}
+    assert notes == [
+        "GREENQ_LOG_LEVEL in the environment is not read: greenq has no such setting",
+        "GREENQ_WORKER_POOL in the environment is not read: is a setting of Celery's: not needed: "
+        "greenq's pool is always one of greenlets",
+    ]
+    with pytest.raises(ConfigError, match="did you mean GREENQ_WORKER_CONCURRENCY"):
+        settings_from_env({"GREENQ_WORKER_CONCURENCY": "3"})
+
+
+def test_addresses_that_celery_reads_from_the_environment_are_read() -> None:
+    environ = {"CELERY_BROKER_URL": "redis://a", "CELERY_RESULT_BACKEND": "redis://b"}
+    assert settings_from_env(environ) == {"broker_url": "redis://a", "result_backend": "redis://b"}
+    both = environ | {"GREENQ_BROKER_URL": "redis://c"}
+    for order in (both, dict(reversed(both.items()))):
+        assert settings_from_env(order)["broker_url"] == "redis://c"
+
+
+def test_other_names_of_celery_in_the_environment_are_noted() -> None:
+    notes: list[str] = []
+    environ = {"CELERY_TASK_ACKS_LATE": "1", "CELERYD_NODES": "2", "CELERY_APP": "proj"}
+    assert settings_from_env(environ, notes) == {}
+    assert notes == [
+        "CELERY_TASK_ACKS_LATE in the environment is not read; GREENQ_TASK_ACKS_LATE would be"
+    ]
+    with pytest.raises(ConfigError, match="CELERY_BROKER_WRITE_URL"):
+        settings_from_env({"CELERY_BROKER_WRITE_URL": "redis://h"})

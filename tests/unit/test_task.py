@@ -16,20 +16,26 @@ from greenq.task import Context, Task, current_context
 
 
 class FakeApp:
-    """Notes what is sent."""
+    """Notes what is sent, but not that a result is wanted, which is said with every task."""
 
     def __init__(self, **settings: Any) -> None:
         self.config = Config.build(settings)
         self.sent: list[tuple[str, Any, Any, dict[str, Any]]] = []
 
     def send_task(self, name: str, args: Any, kwargs: Any, **options: Any) -> str:
-        self.sent.append((name, args, kwargs, options))
+        self.note(name, args, kwargs, options)
         return "handle"
 
     def send_task_many(self, name: str, calls: Any, **options: Any) -> str:
         for args, kwargs in calls:
-            self.sent.append((name, args, kwargs, options))
+            self.note(name, args, kwargs, options)
         return "handles"
+
+    def note(self, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
+        noted = dict(options)
+        if noted.get("ignore_result") is False:
+            del noted["ignore_result"]
+        self.sent.append((name, args, kwargs, noted))
 
 
 @pytest.fixture
@@ -39,7 +45,7 @@ def app() -> FakeApp:
 
 def make_task(
     app: FakeApp,
-    function: Callable[..., Any] = lambda *args: args,
+    function: Callable[..., Any] = lambda *args, **_: args,
     *,
     bind: bool = False,
     **options: Any,
@@ -256,3 +262,25 @@ def test_jitter_stays_below_the_backoff(app: FakeApp) -> None:
 
     assert seen <= set(range(17))
     assert len(seen) > 5
+
+
+@pytest.mark.parametrize(
+    ("setting", "own", "said", "sent"),
+    [
+        (True, None, None, True),
+        (False, None, None, False),
+        (True, False, None, False),
+        (False, True, None, True),
+        (True, True, False, False),
+    ],
+)
+def test_who_sends_says_whether_a_result_is_stored(
+    setting: bool, own: bool | None, said: bool | None, sent: bool
+) -> None:
+    app = FakeApp(task_ignore_result=setting)
+    given: list[Any] = []
+    app.note = lambda *call: given.append(call[-1])  # type: ignore[method-assign]
+
+    make_task(app, ignore_result=own).apply_async(ignore_result=said)
+
+    assert given == [{"ignore_result": sent}]

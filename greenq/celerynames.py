@@ -1,0 +1,404 @@
+"""Celery's settings that greenq does not have: what each would mean here, and its old names.
+
+A name that stands in no table here, and is no setting of greenq's, is not Celery's. A value that is
+Celery's own default asks for nothing, so it is accepted without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+
+class Foreign(NamedTuple):
+    """A setting of Celery's that greenq does not have.
+
+    Attributes:
+        default: Celery's value for it.
+        harmless: leaving it out changes nothing that a task or its sender relies on.
+        advice: why it is not needed, what does its work, or that it is not there yet.
+    """
+
+    default: Any
+    harmless: bool
+    advice: str
+
+
+_OTHER_STORE = "not needed: results are kept in Redis or Valkey (result_backend)"
+_BEAT = "greenq has no beat yet; `celery beat` can send its tasks to greenq's workers"
+_AMQP = "not needed: it is about AMQP, and greenq speaks to Redis and Valkey only"
+_BROKER_PART = "use broker_url instead, as in redis://user:password@host:6379/0"
+_RESULT_PART = "has no effect: result_backend says it all, as in redis://user:password@host:6379/0"
+_RESULT_SOCKET = (
+    "not needed: the times of broker_transport_options hold for the results' server, too"
+)
+_WRITTEN_AGAIN = "not needed: results are written again until the server has them"
+_CHORDS = "not needed: chords are not there yet"
+_APART = "not there; keep clusters apart by global_keyprefix in broker_transport_options instead"
+_SIGNED = "signed messages are not there yet"
+_EAGER = "not needed: task_always_eager is not there yet"
+_BY_NAME = "not needed: a message goes to the queue that is named"
+_NO_CHILDREN = "not needed: tasks are greenlets of one process, there are no child processes"
+_MAILBOXES = "not needed: the queues of remote control and events end with their readers"
+_FORMATS = (
+    "not there yet; set up the log yourself and set worker_hijack_root_logger = False instead"
+)
+
+_HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
+    (
+        _OTHER_STORE,
+        {
+            "arangodb_backend_settings": None,
+            "azureblockblob_base_path": "",
+            "azureblockblob_connection_timeout": 20,
+            "azureblockblob_container_name": "celery",
+            "azureblockblob_read_timeout": 120,
+            "azureblockblob_retry_increment_base": 2,
+            "azureblockblob_retry_initial_backoff_sec": 2,
+            "azureblockblob_retry_max_attempts": 3,
+            "cache_backend": None,
+            "cache_backend_options": {},
+            "cassandra_auth_kwargs": None,
+            "cassandra_auth_provider": None,
+            "cassandra_bundle_path": None,
+            "cassandra_entry_ttl": None,
+            "cassandra_keyspace": None,
+            "cassandra_options": {},
+            "cassandra_port": None,
+            "cassandra_read_consistency": None,
+            "cassandra_servers": None,
+            "cassandra_table": None,
+            "cassandra_write_consistency": None,
+            "cosmosdbsql_collection_name": "celerycol",
+            "cosmosdbsql_consistency_level": "Session",
+            "cosmosdbsql_database_name": "celerydb",
+            "cosmosdbsql_max_retry_attempts": 9,
+            "cosmosdbsql_max_retry_wait_time": 30,
+            "couchbase_backend_settings": None,
+            "database_create_tables_at_setup": True,
+            "database_engine_callback": None,
+            "database_engine_options": {"pool_pre_ping": True, "pool_recycle": 3600},
+            "database_short_lived_sessions": False,
+            "database_table_names": None,
+            "database_table_schemas": None,
+            "database_url": None,
+            "elasticsearch_max_retries": None,
+            "elasticsearch_retry_on_timeout": None,
+            "elasticsearch_save_meta_as_text": True,
+            "elasticsearch_timeout": None,
+            "gcs_base_path": "",
+            "gcs_bucket": None,
+            "gcs_project": None,
+            "gcs_ttl": 0,
+            "mongodb_backend_settings": None,
+            "s3_access_key_id": None,
+            "s3_base_path": None,
+            "s3_bucket": None,
+            "s3_endpoint_url": None,
+            "s3_region": None,
+            "s3_secret_access_key": None,
+            "result_exchange": "celeryresults",
+            "result_exchange_type": "direct",
+            "result_persistent": None,
+        },
+    ),
+    (
+        _BEAT,
+        {
+            "beat_cron_starting_deadline": None,
+            "beat_enable_remote_control": False,
+            "beat_max_loop_interval": 0,
+            "beat_remote_control_max_tick_age": None,
+            "beat_schedule": {},
+            "beat_schedule_filename": "celerybeat-schedule",
+            "beat_scheduler": "celery.beat:PersistentScheduler",
+            "beat_sync_every": 0,
+        },
+    ),
+    (
+        _AMQP,
+        {
+            "broker_channel_error_retry": False,
+            "broker_login_method": None,
+            "broker_native_delayed_delivery_queue_type": "quorum",
+            "task_create_missing_queue_exchange_type": None,
+            "task_create_missing_queue_type": "classic",
+            "task_default_delivery_mode": 2,
+            "task_default_queue_type": "classic",
+            "worker_detect_quorum_queues": True,
+        },
+    ),
+    (
+        "not needed: a silent server is noticed by health_check_interval and socket_timeout in "
+        "broker_transport_options",
+        {"broker_heartbeat": 120, "broker_heartbeat_checkrate": 3.0},
+    ),
+    (
+        "not needed: broker_url names one server; several are not there yet",
+        {"broker_failover_strategy": None},
+    ),
+    (
+        "not needed: a call takes no longer than broker_connection_timeout and socket_timeout "
+        "together",
+        {"broker_pool_acquire_timeout": None},
+    ),
+    (
+        _MAILBOXES,
+        {
+            "control_queue_durable": False,
+            "control_queue_exclusive": True,
+            "control_queue_expires": 10.0,
+            "control_queue_ttl": 300.0,
+            "event_queue_durable": False,
+            "event_queue_exclusive": True,
+            "event_queue_expires": 60.0,
+            "event_queue_prefix": "celeryev",
+            "event_queue_ttl": 5.0,
+        },
+    ),
+    (
+        _RESULT_PART,
+        {
+            "redis_db": None,
+            "redis_host": None,
+            "redis_password": None,
+            "redis_port": None,
+            "redis_username": None,
+        },
+    ),
+    ("not needed: broker_pool_limit bounds the connections", {"redis_max_connections": None}),
+    (
+        _RESULT_SOCKET,
+        {
+            "redis_socket_connect_timeout": None,
+            "redis_socket_keepalive": False,
+            "redis_socket_timeout": 120.0,
+        },
+    ),
+    (
+        _WRITTEN_AGAIN,
+        {
+            "redis_retry_on_timeout": False,
+            "result_backend_always_retry": False,
+            "result_backend_base_sleep_between_retries_ms": 10,
+            "result_backend_max_retries": float("inf"),
+            "result_backend_max_sleep_between_retries_ms": 10000,
+        },
+    ),
+    ("not needed: each handle keeps the final result that it has read", {"result_cache_max": -1}),
+    (
+        _CHORDS,
+        {
+            "result_chord_expires": None,
+            "result_chord_join_timeout": 3.0,
+            "result_chord_retry_interval": 1.0,
+            "task_allow_error_cb_on_chord_header": False,
+        },
+    ),
+    (_EAGER, {"task_eager_propagates": False, "task_store_eager_result": False}),
+    (_BY_NAME, {"task_default_exchange": None, "task_default_routing_key": None}),
+    (
+        "not needed: priorities are 0 to 9 in every queue (priority_steps in "
+        "broker_transport_options)",
+        {"task_queue_max_priority": None},
+    ),
+    ("not needed: tracebacks always come with failures", {"task_remote_tracebacks": False}),
+    ("not needed: the text of arguments is bounded by its length", {"task_repr_maxlevels": 3}),
+    (
+        _NO_CHILDREN,
+        {
+            "worker_lost_wait": 10.0,
+            "worker_pool_putlocks": True,
+            "worker_pool_restarts": False,
+            "worker_pool_start_method": "fork",
+            "worker_proc_alive_timeout": 4.0,
+        },
+    ),
+    (
+        f"{_NO_CHILDREN.removeprefix('not needed: ')}; have the supervisor restart the worker "
+        "instead",
+        {"worker_max_memory_per_child": None, "worker_max_tasks_per_child": None},
+    ),
+    ("not needed: greenq's pool is always one of greenlets", {"worker_pool": "prefork"}),
+    (
+        "not needed: a worker's lease says whether it may go on with what it holds",
+        {"worker_cancel_long_running_tasks_on_connection_loss": False},
+    ),
+    (
+        "not needed: with worker_prefetch_multiplier = 1, the default here, a worker holds no more "
+        "than it can run at once",
+        {"worker_disable_prefetch": False, "worker_enable_prefetch_count_reduction": True},
+    ),
+    (
+        "not needed: what is not finished after worker_shutdown_grace goes back to its queues",
+        {"worker_enable_soft_shutdown_on_idle": False},
+    ),
+    (
+        "not needed: what is due later than task_eta_horizon waits on the server",
+        {"worker_eta_task_limit": None},
+    ),
+    (
+        _FORMATS,
+        {
+            "worker_log_datefmt": None,
+            "worker_log_format": "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s",
+            "worker_task_log_datefmt": None,
+            "worker_task_log_format": (
+                "[%(asctime)s: %(levelname)s/%(processName)s] "
+                "%(task_name)s[%(task_id)s]: %(message)s"
+            ),
+        },
+    ),
+    (
+        "not needed: greenq leaves standard output and standard error as they are",
+        {"worker_redirect_stdouts": True, "worker_redirect_stdouts_level": "WARNING"},
+    ),
+    (
+        "not there yet; a worker that starts learns from the others what was revoked",
+        {"worker_state_db": None},
+    ),
+    (
+        "not needed: the timer is the event loop's",
+        {"worker_timer": None, "worker_timer_precision": 1.0},
+    ),
+)
+
+_REFUSED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
+    ("use broker_connection_max_retries = 0 instead", {"broker_connection_retry": True}),
+    (
+        _BROKER_PART,
+        {
+            "broker_host": None,
+            "broker_password": None,
+            "broker_port": None,
+            "broker_transport": None,
+            "broker_user": None,
+            "broker_vhost": None,
+        },
+    ),
+    (
+        "not there: use broker_url, which is read from and written to, instead",
+        {"broker_read_url": None, "broker_write_url": None},
+    ),
+    (
+        "use rediss:// in broker_url instead, as in rediss://host:6379/0?ssl_ca_certs=/ca.pem",
+        {"broker_use_ssl": False},
+    ),
+    (_APART, {"control_exchange": "celery", "event_exchange": "celeryev"}),
+    ("not there: events are written as JSON", {"event_serializer": "json"}),
+    (
+        "use rediss:// in result_backend instead, as in rediss://host:6379/0?ssl_ca_certs=/ca.pem",
+        {"redis_backend_use_ssl": None},
+    ),
+    (
+        _SIGNED,
+        {
+            "security_cert_store": None,
+            "security_certificate": None,
+            "security_digest": "sha256",
+            "security_key": None,
+            "security_key_password": None,
+        },
+    ),
+    (
+        "use task_acks_on_failure_or_timeout, which holds for both, instead",
+        {"task_acks_on_failure": None, "task_acks_on_timeout": None},
+    ),
+    (
+        "not there yet; in a test call the task itself, as in add(1, 2), or run a worker",
+        {"task_always_eager": False},
+    ),
+    (
+        "not there yet; give the options to the tasks, or to a base class, instead",
+        {"task_annotations": None},
+    ),
+    (
+        "not there: exchanges of greenq's queues are direct; for a message to every worker use "
+        "Broadcast(name) in task_queues instead",
+        {"task_default_exchange_type": "direct"},
+    ),
+    ("not there: greenq writes task messages of version 2", {"task_protocol": 2}),
+    ("use task_reject_on_worker_lost instead", {"task_retry_on_worker_lost": False}),
+    (
+        "not there: use steps of the worker instead (app.steps)",
+        {
+            "worker_autoscaler": "celery.worker.autoscale:Autoscaler",
+            "worker_consumer": "celery.worker.consumer:Consumer",
+        },
+    ),
+    (
+        "not there yet; a task that is delivered again runs again",
+        {"worker_deduplicate_successful_tasks": False},
+    ),
+    ("use worker_shutdown_grace instead", {"worker_soft_shutdown_timeout": 0.0}),
+)
+
+SETTINGS: Final[Mapping[str, Foreign]] = {
+    name: Foreign(default, harmless, advice)
+    for harmless, groups in ((True, _HARMLESS), (False, _REFUSED))
+    for advice, names in groups
+    for name, default in names.items()
+}
+"""Every setting that Celery has and greenq has not."""
+
+_AGREE = "not there: greenq uses Celery's own name"
+_RECONNECTS = (
+    "not needed: broker_connection_max_retries and task_publish_retry_policy say how often"
+)
+TRANSPORT_OPTIONS: Final[Mapping[str, Foreign]] = {
+    "ack_emulation": Foreign(True, False, "not there: messages are always acknowledged"),
+    "fanout_patterns": Foreign(True, False, "not there: topics of broadcasts are always patterns"),
+    "fanout_prefix": Foreign(True, False, "not there: broadcasts carry Celery's own prefix"),
+    "interval_max": Foreign(None, True, _RECONNECTS),
+    "interval_start": Foreign(None, True, _RECONNECTS),
+    "interval_step": Foreign(None, True, _RECONNECTS),
+    "max_connections": Foreign(10, True, "not needed: broker_pool_limit bounds the connections"),
+    "max_retries": Foreign(None, True, _RECONNECTS),
+    "polling_interval": Foreign(None, True, "not needed: greenq waits, it does not poll"),
+    "retry_on_timeout": Foreign(None, True, _RECONNECTS),
+    "master_name": Foreign(None, False, "Sentinel is not supported yet"),
+    "sentinel_kwargs": Foreign(None, False, "Sentinel is not supported yet"),
+    "unacked_index_key": Foreign("unacked_index", False, _AGREE),
+    "unacked_key": Foreign("unacked", False, _AGREE),
+    "unacked_mutex_expire": Foreign(300, True, "not needed: leases say whose messages are free"),
+    "unacked_mutex_key": Foreign("unacked_mutex", False, _AGREE),
+    "unacked_restore_limit": Foreign(None, True, "not needed: leases say whose messages are free"),
+}
+"""The same for `broker_transport_options`, as Celery's Redis transport has them."""
+
+# Old names that do not follow from the new ones by their first word.
+_RENAMED: Final[Mapping[str, str]] = {
+    "celery_eager_propagates_exceptions": "task_eager_propagates",
+    "celery_max_cached_results": "result_cache_max",
+    "celery_message_compression": "task_compression",
+    "celery_result_db_short_lived_sessions": "database_short_lived_sessions",
+    "celery_result_db_tablenames": "database_table_names",
+    "celery_result_dburi": "database_url",
+    "celery_result_engine_options": "database_engine_options",
+    "celery_send_events": "worker_send_task_events",
+    "celery_send_task_sent_event": "task_send_sent_event",
+    "celery_task_result_expires": "result_expires",
+    "celeryd_worker_lost_wait": "worker_lost_wait",
+}
+_OLD_PREFIXES: Final = ("celerybeat_", "celeryd_", "celery_")
+_SECTIONS: Final = ("", "task_", "worker_", "beat_", "result_")
+
+
+def modern_name(name: str, known: Mapping[str, object]) -> str | None:
+    """Return today's name of a setting in one of its old spellings, or None.
+
+    Args:
+        name: as it was written: ``CELERYD_CONCURRENCY``, ``BROKER_URL``, ``ACKS_LATE``.
+        known: greenq's own settings.
+    """
+    low = name.lower()
+    renamed = _RENAMED.get(low) or _RENAMED.get(f"celery_{low}")
+    tails = [renamed] if renamed else []
+    if low.startswith("celerybeat_"):
+        tails.append("beat_" + low.removeprefix("celerybeat_"))
+    tails.append(low)
+    tails += [low.removeprefix(each) for each in _OLD_PREFIXES if low.startswith(each)]
+    candidates = (section + tail for tail in tails for section in _SECTIONS)
+    return next(
+        (each for each in candidates if each != name and (each in known or each in SETTINGS)), None
+    )

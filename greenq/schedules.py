@@ -1,0 +1,7 @@
+"""Answers who imports Celery's schedules with what there is instead."""
+
+from __future__ import annotations
+
+from greenq import why_not_here
+
+raise ImportError(why_not_here("schedules"), name=__name__)

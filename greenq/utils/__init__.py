@@ -1,0 +1,1 @@
+"""Celery's name for what is elsewhere here."""
