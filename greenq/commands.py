@@ -210,7 +210,7 @@ def status(worker: Worker) -> dict[str, object]:
     }
 
 
-@inspect_command()
+@inspect_command(urgent=True)
 def report(worker: Worker) -> dict[str, object]:
     """Describe software, machine and settings as text."""
     config = worker.app.config
@@ -226,7 +226,7 @@ def report(worker: Worker) -> dict[str, object]:
     return _ok("\n".join(lines))
 
 
-@inspect_command(alias="dump_conf", signature="[include_defaults=False]",
+@inspect_command(alias="dump_conf", urgent=True, signature="[include_defaults=False]",
     args=[("with_defaults", bool)])  # fmt: skip
 def conf(worker: Worker, with_defaults: bool = False, **_ignored: Any) -> dict[str, object]:
     """Return the settings, passwords masked; those at their default only `with_defaults`."""
@@ -255,7 +255,7 @@ def _plain(value: object) -> object:
     return str(value)
 
 
-@inspect_command()
+@inspect_command(urgent=True)
 def stats(worker: Worker, **_ignored: Any) -> dict[str, object]:
     """Return totals, pool, broker and what the process has used."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -304,7 +304,7 @@ def _broker(worker: Worker) -> dict[str, object]:
     }
 
 
-@inspect_command()
+@inspect_command(urgent=True)
 def clock(worker: Worker, **_ignored: Any) -> dict[str, object]:
     """Return the logical clock."""
     return {"clock": worker.state.clock.value}
@@ -320,7 +320,7 @@ def hello(worker: Worker, from_node: str, revoked: object = None, **_ignored: An
     return {"revoked": list(worker.state.revoked.ids()), "clock": worker.state.clock.forward()}
 
 
-@inspect_command()
+@inspect_command(urgent=True)
 def memsample(worker: Worker, **_ignored: Any) -> str:
     """Return the memory in use, as text."""
     return _megabytes(_rss_bytes())
@@ -367,14 +367,14 @@ def _megabytes(size_bytes: int) -> str:
 # --- tasks ---------------------------------------------------------------------------------------
 
 
-@inspect_command(alias="dump_active")
+@inspect_command(alias="dump_active", urgent=True)
 def active(worker: Worker, safe: bool = False, **_ignored: Any) -> list[dict[str, object]]:
     """List the tasks that run."""
     running = sorted(worker.pool.active, key=lambda request: request.started_s or 0.0)
     return [_info(worker, request, safe=safe) for request in running]
 
 
-@inspect_command(alias="dump_reserved")
+@inspect_command(alias="dump_reserved", urgent=True)
 def reserved(
     worker: Worker, limit: int = _PAGE, offset: int = 0, **_ignored: Any
 ) -> list[dict[str, object]]:
@@ -431,7 +431,7 @@ def _page(listed: list[Item], limit: int, offset: int) -> list[Item]:
     return listed[offset : offset + limit]
 
 
-@inspect_command(args=[("ids", str)], signature="[id1 [id2 [... [idN]]]]")
+@inspect_command(urgent=True, args=[("ids", str)], signature="[id1 [id2 [... [idN]]]]")
 def query_task(worker: Worker, ids: object, **_ignored: Any) -> dict[str, list[object]]:
     """Tell where tasks are: ``[state, info]`` by id, without those that are not here."""
     wanted = {ids} if isinstance(ids, str) else set(_texts(ids))
@@ -484,7 +484,7 @@ def _repr(given: str | None, value: object) -> str:
     return given if given is not None else saferepr(value)
 
 
-@inspect_command(alias="dump_tasks", args=[("taskinfoitems", list)],
+@inspect_command(alias="dump_tasks", urgent=True, args=[("taskinfoitems", list)],
     signature="[attr1 [attr2 [... [attrN]]]]")  # fmt: skip
 def registered(
     worker: Worker, taskinfoitems: object = None, builtins: bool = False, **_ignored: Any
@@ -515,7 +515,7 @@ _SHOWN = frozenset(
 )  # fmt: skip
 
 
-@inspect_command(alias="dump_revoked")
+@inspect_command(alias="dump_revoked", urgent=True)
 def revoked(worker: Worker, **_ignored: Any) -> list[str]:
     """List the ids that are revoked, oldest first."""
     return list(worker.state.revoked.ids())
@@ -652,12 +652,24 @@ def time_limit(
 # --- queues --------------------------------------------------------------------------------------
 
 
-@inspect_command()
+@inspect_command(urgent=True)
 def active_queues(worker: Worker) -> list[dict[str, object]]:
-    """List the queues that this worker takes from, and those that it hears broadcasts of."""
+    """List the queues that this worker takes from, and those that it hears broadcasts of.
+
+    greenq's own: ``held``, how many messages of a queue wait here, for their ETA, a retry's
+    countdown, a rate limit or a slot.
+    """
     names = [*worker.queues, *(queue.name for queue in worker.broadcasts)]
     plain = {name: QueueSource(name, "direct", name) for name in names}
-    return [_queue(name, worker.sources.get(name, plain[name])) for name in names]
+    held = Counter(
+        request.delivery.queue
+        for request in list(worker.state.reserved.values())
+        if request.started_s is None
+    )
+    return [
+        {**_queue(name, worker.sources.get(name, plain[name])), "held": held[name]}
+        for name in names
+    ]
 
 
 def _queue(name: str, source: QueueSource) -> dict[str, object]:
@@ -809,7 +821,7 @@ def shutdown(worker: Worker, msg: str = "Got shutdown from remote", **_ignored: 
 # --- greenq's own --------------------------------------------------------------------------------
 
 
-@inspect_command(args=[("limit", int)], signature="[limit=100]")
+@inspect_command(urgent=True, args=[("limit", int)], signature="[limit=100]")
 def greenlets(worker: Worker, limit: int = 100) -> dict[str, Any]:
     """Tell of every running task what it waits on; of the oldest, age, time in the hub, stack."""
     hub_s_of = worker.pool.hub_time.hub_s_of
@@ -817,7 +829,7 @@ def greenlets(worker: Worker, limit: int = 100) -> dict[str, Any]:
     return describe(worker.pool.active, limit=int(limit), now=now, hub_s_of=hub_s_of)
 
 
-@inspect_command()
+@inspect_command(urgent=True)
 def autoscale_log(worker: Worker) -> list[dict[str, object]]:
     """List the autoscaler's decisions with their reasons, oldest first."""
     history = worker.autoscaler.history if worker.autoscaler is not None else ()

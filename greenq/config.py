@@ -453,6 +453,13 @@ class WorkerConfig(Section):
         "greenq's own. A task that keeps all others waiting this long is named in the log.",
         unit="s",
     )
+    worker_hub_blocked_limit: float = _setting(
+        kinds.seconds(),
+        600.0,
+        "greenq's own. A worker whose hub one task has kept from everybody for so long logs all "
+        "stacks and ends (exit code 1), and its messages go to others; 0: never.",
+        unit="s",
+    )
     worker_lease: float = _setting(
         kinds.seconds(zero_ok=False),
         3.0,

@@ -475,7 +475,7 @@ class Executor:
             self._state.failed += 1
             expected = isinstance(value, classes(request.task.throws))
             level, how = (logging.INFO, "expected") if expected else (logging.ERROR, "unexpected")
-            shown = "" if expected else f"\n{trace}"
+            shown = f"\n{trace}" if trace and not expected else ""
             _log.log(level, "Task %s raised %s: %s%s", request, how, saferepr(value), shown)
 
     def _call_end_hooks(self, request: Request) -> None:

@@ -13,9 +13,12 @@ import signal as signals
 import sys
 import time
 from bisect import bisect_left
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gevent
+import gevent._hub_local
 import gevent.hub
 import gevent.monkey
 from gevent.event import Event
@@ -27,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 __all__ = [
-    "Event", "Greenlet", "GreenletExit", "Hub", "Lags", "NativeThread", "boottime", "join_all",
-    "patch", "run_all", "sleep", "spawn",
+    "Event", "Greenlet", "GreenletExit", "Hub", "Lags", "NativeThread", "Signals", "boottime",
+    "join_all", "patch", "run_all", "sleep", "spawn",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -188,15 +191,16 @@ class NativeThread:
         start_new_thread = gevent.monkey.get_original("_thread", "start_new_thread")
         start_new_thread(self._main, ())
 
-    def wait(self, timeout_s: float, descriptor: int = -1) -> bool:
+    def wait(self, timeout_s: float, *descriptors: int) -> bool:
         """In the thread: wait so long; True when the thread is to end.
 
-        `wake`, `stop`, and something to read from `descriptor` end the wait.
+        `wake`, `stop`, and something to read from one of `descriptors` end the wait.
         """
         poll = _poll()
         poll.register(self._reader, select.POLLIN)
-        if descriptor >= 0:
-            poll.register(descriptor, select.POLLIN)
+        for descriptor in descriptors:
+            if descriptor >= 0:
+                poll.register(descriptor, select.POLLIN)
         found = poll.poll(timeout_s * 1000)
         self.timed_out = not found
         for ready, _events in found:
@@ -286,9 +290,9 @@ class Hub(StartStopStep):
     """The event loop's step: its lag, signals, and what crashes outside any greenlet.
 
     Duties: (1) tell other threads whether the loop moves, and how late it runs; (2) start greenlets
-    for them; (3) deliver signals in a greenlet, not between two instructions of a task; (4) send
-    what gevent would print to stderr to the log instead; (5) have the worker end when a greenlet or
-    a thread of its own crashes.
+    for them; (3) send what gevent would print to stderr to the log instead; (4) be gone in a forked
+    child, which must not go on with what its parent does; (5) have the worker end when a greenlet
+    or a thread of its own crashes.
     """
 
     name = "Hub"
@@ -303,7 +307,6 @@ class Hub(StartStopStep):
         self._end = crashed
         self._thread: int = gevent.monkey.get_original("_thread", "get_ident")()
         self._alive = self._hub.loop.async_()
-        self._signals: list[Any] = []
         # Written by the hub, read by any thread: when it last answered a ping (monotonic), and how
         # long that ping had waited.
         self.moved_s = time.monotonic()
@@ -317,13 +320,10 @@ class Hub(StartStopStep):
         self._hub.print_exception = _print_exception  # type: ignore[method-assign,assignment]
 
     def stop(self) -> None:
-        """Give the signals back."""
+        """Let the loop end when nothing is left to do."""
         self._alive.stop()
         if self in _hubs:
             _hubs.remove(self)
-        for watcher in self._signals:
-            watcher.cancel()
-        self._signals.clear()
 
     def crashed(self, what: str, error: BaseException) -> None:
         """Have it known that a part of the worker is gone; any thread may call."""
@@ -351,9 +351,15 @@ class Hub(StartStopStep):
         """Start a greenlet in the hub's thread; any thread may ask."""
         self._hub.loop.run_callback_threadsafe(self._spawn, run, name)
 
-    def on_signal(self, number: signals.Signals, action: Callable[[], None]) -> None:
-        """Run `action` in a greenlet whenever the signal arrives."""
-        self._signals.append(gevent.signal_handler(number, action))
+    def forget(self) -> None:
+        """In a forked child: never run what waits here; whatever waits from now on has a new loop.
+
+        The greenlets of the parent are all there in the child: with the parent's loop they would
+        take and run its messages a second time.
+        """
+        gevent._hub_local.set_hub(None)  # type: ignore[arg-type]  # noqa: SLF001  # gevent has no public way to do it
+        gevent._hub_local.set_loop(None)  # type: ignore[arg-type]  # noqa: SLF001
+        self._hub.loop.destroy()
 
     def _spawn(self, run: Callable[[], object], name: str) -> None:
         # Of all that waits for the end of a block, the answer to a ping may be the last.
@@ -365,6 +371,87 @@ class Hub(StartStopStep):
         self.lag_s = now - asked_s
         self.moved_s = now
         self.lags.add(self.lag_s)
+
+
+class Signals:
+    """Signals of a worker: acted on in a greenlet of its hub, and seen by a thread beside it.
+
+    Not gevent's handlers: those are called by the loop alone, so nobody hears of a signal while the
+    hub is blocked.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        """Act in greenlets of `hub`; nothing is caught yet."""
+        self._hub = hub
+        self._before: dict[int, Any] = {}
+        self._actions: dict[int, Callable[[], object]] = {}
+        self._pid = os.getpid()
+        # Signals on which somebody else has acted, while the hub could not.
+        self._done: set[int] = set()
+        self._reader = self._writer = -1
+
+    def on(self, number: signals.Signals, action: Callable[[], object]) -> None:
+        """Run `action` in a greenlet whenever the signal arrives; main thread only."""
+        if self._writer < 0:
+            self._reader, self._writer = os.pipe()
+            os.set_blocking(self._reader, False)
+            os.set_blocking(self._writer, False)
+            signals.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._actions[number] = action
+        self._before[number] = signals.signal(number, self._arrived)
+
+    def fileno(self) -> int:
+        """Return what can be read once a signal has come; -1 while none is caught."""
+        return self._reader
+
+    def read(self) -> bytes:
+        """Return the numbers of the signals that have come; any one thread may ask."""
+        if self._reader < 0:
+            return b""
+        try:
+            return os.read(self._reader, 64)
+        except (BlockingIOError, OSError):
+            return b""
+
+    def done(self, number: int) -> None:
+        """Have the hub not act on a signal that waits for it: somebody else has."""
+        self._done.add(number)
+
+    def close(self) -> None:
+        """Give the signals back; main thread only."""
+        if self._writer < 0:
+            return
+        for number, before in self._before.items():
+            signals.signal(number, signals.SIG_DFL if before is None else before)
+        self.forget()
+
+    def forget(self) -> None:
+        """In a forked child: a signal is the child's own, and does what it does by default."""
+        if self._writer < 0:
+            return
+        signals.set_wakeup_fd(-1)
+        if os.getpid() != self._pid:
+            for number in self._before:
+                signals.signal(number, signals.SIG_DFL)
+        self._before.clear()
+        reader, writer = self._reader, self._writer
+        self._reader = self._writer = -1
+        os.close(reader)
+        os.close(writer)
+
+    def _arrived(self, number: int, _frame: object) -> None:
+        """Be called between two instructions of whatever runs: only the loop is asked."""
+        if signals.set_wakeup_fd(self._writer, warn_on_full_buffer=False) != self._writer:
+            # A task has put its own in this place, as asyncio does: the thread has not heard.
+            with suppress(OSError):
+                os.write(self._writer, bytes([number]))
+        self._hub.spawn_soon(partial(self._act, number), name=signals.Signals(number).name)
+
+    def _act(self, number: int) -> None:
+        if number in self._done:
+            self._done.discard(number)
+        else:
+            self._actions[number]()
 
 
 def _nothing() -> None:

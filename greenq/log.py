@@ -7,6 +7,7 @@ called.
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import os
 import sys
 from contextlib import suppress
@@ -80,6 +81,13 @@ def setup(
     root.setLevel(level.upper())
 
 
+def reopen() -> None:
+    """Open the log file anew by its name, as after its rotation; without a file nothing happens."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _File):
+            handler.renew()
+
+
 def get_task_logger(name: str) -> logging.Logger:
     """Return the logger `name`; what a task logs through it is marked with the task and its id.
 
@@ -98,11 +106,11 @@ def wants_color(stream: TextIO, wanted: bool | None = None) -> bool:
 def _handler(logfile: str | Path | None, stream: TextIO, color: bool | None) -> logging.Handler:
     handler: logging.Handler
     if logfile is None:
-        handler = logging.StreamHandler(stream)
+        handler = _Stream(stream)
         colored = wants_color(stream, color)
     else:
         try:
-            handler = logging.FileHandler(logfile, encoding="utf-8")
+            handler = _File(logfile, encoding="utf-8")
         except OSError as error:
             reason = f"cannot be written: {error.strerror}"
             raise ConfigError([Problem("logfile", str(logfile), reason)]) from error
@@ -150,6 +158,52 @@ class _Unfailing(logging.Logger):
 
 
 _plain = logging.Formatter(FORMAT)
+
+
+class _Stream(logging.StreamHandler[TextIO]):
+    """Never raises: a stream that somebody has closed must not end what a worker does."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        """Say what went wrong as logging does, if that is possible at all."""
+        with suppress(Exception):
+            super().handleError(record)
+
+
+class _File(logging.handlers.WatchedFileHandler):
+    """A file that may be renamed or deleted, as rotation does: the next line opens it anew."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; whatever fails, the caller goes on."""
+        try:
+            super().emit(record)
+        except Exception:
+            # The folder is gone, or not ours any more.
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        """Say on standard error what went wrong, if that is possible at all."""
+        with suppress(Exception):
+            super().handleError(record)
+
+    def renew(self) -> None:
+        """Close the file and open it by its name."""
+        self.acquire()
+        try:
+            # Before the old one is closed: if this fails, that one is still there.
+            opened = self._open()
+            old, self.stream = self.stream, opened
+            self._statstream()
+        except OSError as error:
+            self.release()
+            logging.getLogger(__name__).warning(
+                "the log file %s could not be opened anew: %s", self.baseFilename, error
+            )
+            self.acquire()
+        else:
+            if old is not None:
+                old.close()
+        finally:
+            self.release()
 
 
 class _Formatter(logging.Formatter):

@@ -184,7 +184,7 @@ def describe(
             continue
         frame = own.gr_frame
         waits_for = waits_on(frame)
-        waits[waits_for] += 1
+        waits[_of_a_kind(waits_for)] += 1
         if own is greenlet.getcurrent():
             frame = sys._getframe(1)  # noqa: SLF001  # there is no public way to a caller's frame
         started_s = now if request.started_s is None else request.started_s
@@ -205,6 +205,15 @@ def describe(
             for age_s, waits_for, request, frame in running[:limit]
         ],
     }
+
+
+def _of_a_kind(waits_for: str) -> str:
+    """Round the seconds of a sleep: random ones would be as many kinds as there are tasks."""
+    verb, _, seconds = waits_for.partition(" ")
+    if verb != "sleep" or not seconds:
+        return waits_for
+    rounded = f"{float(f'{float(seconds):.1g}'):g}"
+    return waits_for if rounded == seconds else f"sleep ~{rounded}"
 
 
 def _most(waits: Counter[str], limit: int) -> list[dict[str, object]]:

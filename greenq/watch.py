@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import signal
 import sys
 import time
 import traceback
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from greenq.guard import Guard
-    from greenq.hub import Hub
+    from greenq.hub import Hub, Signals
     from greenq.transport.client import Connection
     from greenq.transport.leases import Leases, Renewal
     from greenq.transport.settle import Entry, Publication
@@ -58,6 +60,18 @@ _RENEW_AFTER = 0.4
 # A hub that has not begun with a message by now, or owes an answer for so long, is held for blocked
 # when that must be answered.
 _PATIENCE_S = 0.05
+
+# What blocks the hub is named again after so long, then as often as the last one says.
+_NAMED_AGAIN_S = (10.0, 60.0, 300.0)
+
+# How much of a wish to stop each signal is: at two the process ends, with or without its hub.
+_STOPPING: dict[int, int] = {signal.SIGTERM: 1, signal.SIGINT: 1, signal.SIGQUIT: 2}
+
+# So long the hub has to stop by itself when it is to end at once.
+_LEAVE_AFTER_S = 1.0
+
+# For the last line of the log, then the kernel ends the process.
+_LAST_WORDS_S = 2
 
 # Tasks that a log line names.
 _NAMED = 20
@@ -106,9 +120,10 @@ class Watch(StartStopStep):
     5. Move parked messages back when they are due.
     6. Log when the hub has not moved for a while, with the task, its line and its stack, and when
        it moves again; have what has not begun given to others meanwhile.
-    7. Hear what is published to the worker, and publish its heartbeat.
+    7. Hear of signals; when the hub is blocked, say by what, and end the process if that is wanted.
+    8. Hear what is published to the worker, and publish its heartbeat.
        Hand on what comes to lists that nobody waits for, if this worker is the one to do so.
-    8. At the end, give back what the server still holds of this owner, then give up the lease.
+    9. At the end, give back what the server still holds of this owner, then give up the lease.
     """
 
     name = "Watch"
@@ -133,6 +148,11 @@ class Watch(StartStopStep):
         give_away: Callable[[Connection], object],
         unwritten: Callable[[], list[Entry]],
         guard: Guard | None = None,
+        signals: Signals | None = None,
+        blocked_limit_s: float = 0.0,
+        stacks: Callable[[], str] | None = None,
+        cut: Callable[[Connection], object] | None = None,
+        end_process: Callable[[], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Watch `hub` and speak for the owner of `leases`.
@@ -156,6 +176,11 @@ class Watch(StartStopStep):
                 begun over a connection.
             unwritten: called at the end: what could not be written before.
             guard: keeps the lease while no Python runs in this process; None: nobody does.
+            signals: those that must work while the hub is blocked, too.
+            blocked_limit_s: end the process when its hub has been blocked for so long; 0: never.
+            stacks: returns the stacks of all greenlets and threads, for the log.
+            cut: called there before, to wait for messages no longer, over a connection.
+            end_process: called in the watch thread to end the process without the hub.
             clock: seconds, monotonic.
         """
         self._leases = leases
@@ -175,7 +200,20 @@ class Watch(StartStopStep):
         self._give_away = give_away
         self._unwritten = unwritten
         self._guard = guard
+        self._signals = signals
+        self._blocked_limit_s = blocked_limit_s
+        self._stacks = stacks
+        self._cut = cut
+        self._end_process = end_process or _end_process
         self._clock = clock
+        # How often the worker was asked to stop (a cold stop counts twice), when last, and when to
+        # see whether the hub has heard of it. The same for a look at the stacks.
+        self._stops = 0
+        self._signalled_s = -math.inf
+        self._mind_signals_at_s = math.inf
+        self._waiting_signals: set[int] = set()
+        # When to name again what blocks the hub.
+        self._name_again_s = math.inf
         self._thread: NativeThread | None = None
         # What is published to this worker is heard over the lease's connection.
         self.ear = Ear(hub, changed=self._wake)
@@ -263,7 +301,8 @@ class Watch(StartStopStep):
         """Wait until something is due, and say so if no Python ran for much longer; True: end."""
         pause_s = self._pause_s()
         began_s, awake_s, cpu_s = self._state.now_s(), self._clock(), time.process_time()
-        is_over = thread.wait(pause_s, self._leases.connection.fileno())
+        signals = -1 if self._signals is None else self._signals.fileno()
+        is_over = thread.wait(pause_s, self._leases.connection.fileno(), signals)
         late_s = self._state.now_s() - began_s - pause_s
         if late_s >= self._blocked_after_s:
             suspended_s = late_s - (self._clock() - awake_s - pause_s)
@@ -278,6 +317,8 @@ class Watch(StartStopStep):
 
     def turn(self, *, told: bool = True) -> None:
         """Do what is due; `told`: something may have been published to this worker."""
+        if self._signals is not None:
+            self._hear_signals(self._signals)
         if self._clock() >= self._look_at_s:
             self._look_at_hub()
         # With an answer, something that was published may have come along.
@@ -321,7 +362,7 @@ class Watch(StartStopStep):
         return True
 
     def _next_duty_s(self) -> float:
-        return min(self._renew_at_s, self._look_at_s, self._promote_at_s)
+        return min(self._renew_at_s, self._look_at_s, self._promote_at_s, self._mind_signals_at_s)
 
     def _renew(self) -> None:
         now, asked_s = self._clock(), self._state.now_s()
@@ -540,6 +581,7 @@ class Watch(StartStopStep):
         still_s = now - self._asked_s
         if blocked is not None:
             blocked.for_s = still_s
+            self._still_blocked(blocked)
             return
         if still_s < self._blocked_after_s:
             self._look_at_s = self._asked_s + self._blocked_after_s
@@ -547,7 +589,9 @@ class Watch(StartStopStep):
         blocked = self._find_blocker(still_s)
         self._blocked = blocked
         self.blockers.append(blocked)
-        _log.warning(
+        self._name_again_s = _next_naming_s(still_s)
+        self._say(
+            logging.WARNING,
             "the hub has been blocked for %.1f s by %s at %s; all other tasks stand still\n%s",
             still_s, blocked.by, blocked.where, _stack(self._hub_frame()),
         )  # fmt: skip
@@ -555,6 +599,105 @@ class Watch(StartStopStep):
             self._give_away(self._leases.connection)
         except OperationalError as exc:
             _log.info("what has not begun here waits until the hub moves: %s", exc)
+
+    def _still_blocked(self, blocked: Blocker) -> None:
+        """Name again what has blocked the hub for long; end the process when it is too long."""
+        if 0 < self._blocked_limit_s <= blocked.for_s:
+            self._abandon(
+                f"the hub has been blocked for {blocked.for_s:.0f} s by {blocked.by} at "
+                f"{blocked.where}, longer than worker_hub_blocked_limit "
+                f"({self._blocked_limit_s:g} s)",
+                by_task=True,
+            )
+        elif blocked.for_s >= self._name_again_s:
+            self._name_again_s = _next_naming_s(blocked.for_s)
+            now = self._find_blocker(blocked.for_s)
+            blocked.by, blocked.where = now.by, now.where
+            self._say(
+                logging.WARNING,
+                "the hub is still blocked, for %.0f s now, by %s at %s; all other tasks stand "
+                "still",
+                blocked.for_s, blocked.by, blocked.where,
+            )  # fmt: skip
+
+    # --- signals ----------------------------------------------------------------------------------
+
+    def _hear_signals(self, signals: Signals) -> None:
+        """Note the signals that have come; a hub that moves acts on them itself."""
+        for number in signals.read():
+            if number in _STOPPING:
+                self._stops += _STOPPING[number]
+            elif number != signal.SIGUSR1:
+                continue
+            self._waiting_signals.add(number)
+            self._signalled_s = self._clock()
+            patience_s = _LEAVE_AFTER_S if self._stops > 1 else _LOOK_S
+            self._mind_signals_at_s = self._signalled_s + patience_s
+            self._ask_hub()
+        if self._clock() >= self._mind_signals_at_s:
+            self._mind_signals_at_s = math.inf
+            waiting, self._waiting_signals = self._waiting_signals, set()
+            if self._hub.moved_s < self._signalled_s:
+                self._signals_in_vain(signals, waiting)
+
+    def _signals_in_vain(self, signals: Signals, waiting: set[int]) -> None:
+        """Do in the hub's place what the signals ask for."""
+        blocked = self._find_blocker(self._clock() - min(self._asked_s, self._signalled_s))
+        if signal.SIGUSR1 in waiting:
+            signals.done(signal.SIGUSR1)
+            self._say(logging.WARNING, "%s", self._all_stacks())
+        if not waiting & _STOPPING.keys():
+            return
+        if self._stops > 1:
+            self._abandon(
+                f"asked to stop at once, and the hub has been blocked for {blocked.for_s:.1f} s "
+                f"by {blocked.by} at {blocked.where}"
+            )
+            return
+        self._say(
+            logging.WARNING,
+            "asked to stop, but the hub has been blocked for %.1f s by %s at %s; the worker stops "
+            "when it moves again; a second SIGTERM or SIGINT, or SIGQUIT, ends it at once and "
+            "gives its messages back",
+            blocked.for_s, blocked.by, blocked.where,
+        )  # fmt: skip
+
+    def _abandon(self, why: str, *, by_task: bool = False) -> None:
+        """End the process without its hub.
+
+        With `by_task` its messages come back as a dead worker's do, so that it is counted which
+        tasks ran: one that blocks every worker must not go round for ever. Without, it was a
+        person's wish, and nothing is counted.
+        """
+        # Whatever hangs from here on, a server or a log that nobody reads, the kernel ends it.
+        signal.alarm(int(_LEAVE_S))
+        text = "" if not by_task else f"\n{self._all_stacks()}"
+        try:
+            if self._cut is not None:
+                self._cut(self._leases.connection)
+        except OperationalError as exc:
+            self._say(logging.INFO, "what comes meanwhile is left to the others: %s", exc)
+        if not by_task:
+            self.leave()
+        signal.alarm(_LAST_WORDS_S)
+        how = "its messages are back on their queues" if not by_task else "others run its messages"
+        self._say(logging.CRITICAL, "%s: the worker ends now, and %s%s", why, how, text)
+        self._end_process()
+
+    def _all_stacks(self) -> str:
+        return _stack(self._hub_frame()) if self._stacks is None else self._stacks()
+
+    def _say(self, level: int, text: str, *arguments: object) -> None:
+        """Log a line about a blocked hub, unless it is the log that blocks it: one would wait, too.
+
+        A pipe that nobody reads keeps whoever writes a line, and the lock of the handler with it.
+        """
+        frame = self._hub_frame()
+        while frame is not None:
+            if frame.f_code.co_filename == logging.__file__:
+                return
+            frame = frame.f_back
+        _log.log(level, text, *arguments)
 
     def _ask_hub(self) -> None:
         """Have the hub note that it moves, unless it owes an answer; a late one is logged."""
@@ -601,6 +744,20 @@ class Watch(StartStopStep):
         thread = self._thread
         # There is no public way to another thread's frame.
         return sys._current_frames().get(thread.hub_thread) if thread else None  # noqa: SLF001
+
+
+def _end_process() -> None:
+    """Leave without looking back: nothing that needs the hub would ever end."""
+    os._exit(1)
+
+
+def _next_naming_s(blocked_s: float) -> float:
+    """Return after how long a blocker is named again that has been named just now."""
+    for due_s in _NAMED_AGAIN_S:
+        if blocked_s < due_s:
+            return due_s
+    every_s = _NAMED_AGAIN_S[-1]
+    return (blocked_s // every_s + 1) * every_s
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import sys
 import time
+import weakref
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from greenq import log
 from greenq.autoscale import Autoscaler
 from greenq.bootsteps import Blueprint, Off, custom
 from greenq.config import DEFAULT_CONCURRENCY
@@ -24,10 +28,11 @@ from greenq.consumer.tasks import Tasks
 from greenq.errors import ConfigError, OperationalError, Problem, WorkerFault, WorkerLostError
 from greenq.execute import Executor, running_task
 from greenq.guard import Guard
-from greenq.hub import Event, GreenletExit, Hub, spawn
+from greenq.hub import Event, GreenletExit, Hub, Signals, spawn
 from greenq.log import keep_going
 from greenq.nodenames import node_name
 from greenq.pool import Pool
+from greenq.processes import leave_process, refuse_fork
 from greenq.producer import SendOptions
 from greenq.protocol.envelope import header
 from greenq.protocol.serialize import accepted
@@ -35,8 +40,9 @@ from greenq.protocol.states import FAILURE
 from greenq.routing import Broadcast, QueueSource, select_queues, worker_direct
 from greenq.stacks import all_stacks
 from greenq.timer import Timer
+from greenq.transport.facts import eviction_warning, server_facts
 from greenq.transport.intake import Intake
-from greenq.transport.leases import Leases, new_owner
+from greenq.transport.leases import Leases, Owner, new_owner
 from greenq.transport.mailbox import Mailbox
 from greenq.transport.members import look_around
 from greenq.transport.outbox import Outbox
@@ -62,6 +68,27 @@ _REGISTER_TIMEOUT_S = 5.0
 
 EXIT_OK = 0
 EXIT_FAILED = 1
+
+
+def _terminals() -> set[int]:
+    """Return which of the three standard files are terminals, and still there."""
+    return {number for number in (0, 1, 2) if os.isatty(number)}
+
+
+def _forget(reference: weakref.ref[Worker]) -> None:
+    found = reference()
+    if found is not None:
+        found.forget()
+
+
+def _end_child(entry: Entry) -> None:
+    """End a forked child that has come to the end of its parent's task, whose outcome it is not."""
+    sys.stderr.write(
+        f"process {os.getpid()} was forked in the task {entry.about or '?'} and ends with it here; "
+        "the worker alone settles a task (end a forked child with os._exit)\n"
+    )
+    sys.stderr.flush()
+    os._exit(EXIT_FAILED)
 
 
 class Worker:
@@ -138,9 +165,11 @@ class Worker:
         self._started_s = time.monotonic()
         self._ended = Event()
         self._is_cold = False
+        self._has_looked = self._runs = False
         transport = app.transport
         self.timer = Timer()
         self.hub = Hub(crashed=self._crashed)
+        self.signals = Signals(self.hub)
         transport_options = config.broker.broker_transport_options
         # A dead connection is noticed and replaced before the lease ends that is renewed over it.
         answer_s = max(0.5, config.worker.worker_lease / 3)
@@ -180,6 +209,11 @@ class Worker:
             forgotten=self._register,
             give_away=self._give_away,
             unwritten=lambda: self.outbox.unwritten(),
+            signals=self.signals,
+            blocked_limit_s=config.worker.worker_hub_blocked_limit,
+            stacks=self._stacks,
+            cut=lambda connection: self.intake.cut(connection),
+            end_process=partial(leave_process, EXIT_FAILED),
             guard=Guard(
                 transport.client.url,
                 key=transport.keys.leases,
@@ -317,14 +351,30 @@ class Worker:
         """Work until stopped and return the exit code. Switches: yes.
 
         With `signals`, SIGTERM and SIGINT stop warm (finish what runs), a second one cold; SIGQUIT
-        is cold at once; SIGUSR1 logs what everything does at the moment.
+        is cold at once; SIGUSR1 logs what everything does at the moment; SIGHUP opens the log file
+        anew, or stops warm when it tells that the terminal was closed. They work while the hub is
+        blocked, too: the watch thread hears of them.
         """
+        os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
         if signals:
-            self.hub.on_signal(signal.SIGTERM, self._on_stop_signal)
-            self.hub.on_signal(signal.SIGINT, self._on_stop_signal)
-            self.hub.on_signal(signal.SIGQUIT, self.stop_cold)
-            self.hub.on_signal(signal.SIGUSR1, self._log_stacks)
+            # The process is this worker's alone.
+            refuse_fork()
+            self.signals.on(signal.SIGTERM, self._on_stop_signal)
+            self.signals.on(signal.SIGINT, self._on_stop_signal)
+            self.signals.on(signal.SIGQUIT, self.stop_cold)
+            self.signals.on(signal.SIGUSR1, self._log_stacks)
+            # nohup has it ignored.
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                self.signals.on(signal.SIGHUP, partial(self._on_hangup, _terminals()))
         keep_going()
+        self._runs = True
+        try:
+            return self._run()
+        finally:
+            self._runs = False
+            self.signals.close()
+
+    def _run(self) -> int:
         self.blueprint.start()
         self._ended.wait()
         if self._is_cold:
@@ -370,10 +420,29 @@ class Worker:
         else:
             self.stop()
 
+    def _on_hangup(self, terminals: set[int]) -> None:
+        """Open the log anew, as after its rotation; the end of a terminal is another thing."""
+        if terminals - _terminals():
+            self.stop("its terminal was closed")
+        else:
+            log.reopen()
+
     def _log_stacks(self) -> None:
+        _log.warning("%s", self._stacks())
+
+    def _stacks(self) -> str:
+        """Return the stacks of all greenlets and threads; any thread may ask."""
         running = self.pool.active
         names = {each.greenlet: str(each) for each in running if each.greenlet is not None}
-        _log.warning("%s", all_stacks(names))
+        return all_stacks(names)
+
+    def forget(self) -> None:
+        """In a forked child: run nothing, take nothing, and end where the task ends."""
+        if not self._runs:
+            return
+        self.signals.forget()
+        self.hub.forget()
+        self.outbox.put = _end_child  # type: ignore[method-assign]
 
     def _left_behind(self) -> None:
         """Let the autoscaler know at once that more waits than the pool has room for."""
@@ -389,6 +458,36 @@ class Worker:
         # In this order: what is taken meanwhile has a number beyond the first one.
         first_unused = self.intake.first_unused
         return self.tasks.unfinished | self.outbox.tags(), first_unused
+
+    def look_at_server(self) -> None:
+        """Warn of what will go wrong with this server, once; and of a worker of the same name.
+
+        Switches: yes.
+        """
+        if self._has_looked:
+            return
+        self._has_looked = True
+        transport = self.app.transport
+        try:
+            warning = eviction_warning(server_facts(transport.client))
+            leases = transport.client.call("ZRANGE", transport.keys.leases, 0, -1)
+        except OperationalError as exc:
+            _log.info("the server does not tell of its memory: %s", exc)
+            return
+        if warning is not None:
+            _log.warning("%s", warning)
+        owners = [Owner.parse(each.decode(errors="replace")) for each in leases]
+        twins = [
+            each
+            for each in owners
+            if each.node == self.hostname and each != self.owner and not each.is_dead
+        ]
+        if twins:
+            _log.warning(
+                "another worker is named %s, too, or was until a moment ago: of two, one's answers "
+                "hide the other's; name them with -n",
+                self.hostname,
+            )
 
     def register(self) -> None:
         """Make this owner known to the server, with all that it has in hand. Switches: yes.

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import greenq
+from greenq.cli import foreign
 from greenq.errors import GreenqError
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}{self._hint(message)}\nSee: {self.prog} --help\n")
 
     def _hint(self, message: str) -> str:
+        # What is said of one option's value is about nothing else.
+        if message.startswith("argument ") and "invalid choice" not in message:
+            return ""
         known = [option for action in self._actions for option in action.option_strings]
         known += self.words
         for action in self._actions:
@@ -128,6 +132,7 @@ _COMMANDS = (
         patched=True,
         extended=True,
     ),
+    _Command("deploy", "files that run workers in production", "greenq.cli.deploy"),
     _Command("shell", "a Python prompt with the app in it", "greenq.cli.shell"),
     _Command("demo", "watch 5,000 web requests run as tasks", "greenq.cli.demo", patched=True),
 )
@@ -136,7 +141,15 @@ _COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        given = foreign.in_order(given)
+    except argparse.ArgumentTypeError as exc:
+        parser.error(str(exc))
+    instead = foreign.refused(given)
+    if instead is not None:
+        parser.exit(2, f"greenq: {instead}\n")
+    args, rest = parser.parse_known_args(given)
     if args.command is None:
         parser.print_help()
         return 0

@@ -31,7 +31,9 @@ class Binding(NamedTuple):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Give `parser` the command's options."""
-    parser.add_argument("what", choices=("bindings",), help="what to list")
+    parser.add_argument(
+        "what", nargs="?", choices=("bindings",), default="bindings", help="what to list"
+    )
     add_app_options(parser)
 
 

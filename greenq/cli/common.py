@@ -9,16 +9,23 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from greenq.cli import arguments
-from greenq.errors import AppNotFound
+from greenq.cli import arguments, show
+from greenq.errors import AppNotFound, OperationalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from greenq.app import Greenq
+    from greenq.transport.members import Gone, Roll
 
 # Nobody replied: what Celery's commands end with then, too (sysexits.h).
 EX_UNAVAILABLE: Final = 69
+
+# Somebody who is there has not replied: it may help to try again.
+EX_TEMPFAIL: Final = 75
+
+# For those that hold a lease and have not replied: a blocked one answers this at once.
+_PING_S: Final = 0.3
 
 _BROKER_VARIABLE: Final = "GREENQ_BROKER_URL"
 
@@ -133,16 +140,100 @@ def ask(
     return dict(sorted(replies.items()))
 
 
-def missing(args: argparse.Namespace, replies: Mapping[str, Any]) -> int:
-    """Say on stderr who has not replied; return the exit code that follows from that."""
-    silent = [node for node in args.destination if node not in replies]
+def silent(app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any]) -> dict[str, str]:
+    """Return who should have replied and has not, and why, as far as that can be known.
+
+    Those that were asked by name; else those that hold a lease, which greenq's workers do.
+    """
+    roll = called_roll(app)
+    nodes = [each for each in (args.destination or sorted(roll.living)) if each not in replies]
+    if not nodes:
+        return {}
+    held = [node for node in nodes if node in roll.living]
+    pongs: dict[str, Any] = {}
+    if held:
+        answers = app.control.ping(held, timeout=_PING_S)
+        pongs = {node: reply for answer in answers for node, reply in answer.items()}
+    return {node: _why(node, args.timeout, roll, pongs) for node in nodes}
+
+
+def called_roll(app: Greenq) -> Roll:
+    """Ask the server who holds a lease, and who died lately."""
+    # It is loaded with the app, not for a parser's sake.
+    roll: Roll = importlib.import_module("greenq.transport.members").call_roll(
+        app.transport.client, app.transport.keys
+    )
+    return roll
+
+
+def evicting(app: Greenq) -> str | None:
+    """Say so if the server may delete queues; None if it does not, or does not tell."""
+    module = importlib.import_module("greenq.transport.facts")
+    try:
+        warning: str | None = module.eviction_warning(module.server_facts(app.transport.client))
+    except OperationalError:
+        return None
+    return warning
+
+
+def _why(node: str, timeout_s: float, roll: Roll, pongs: Mapping[str, Any]) -> str:
+    """Say why a node has not replied."""
+    said = f"no reply within {timeout_s:g} s"
+    if node in pongs:
+        blocked = show.part(pongs[node], "blocked")
+        return f"{said}: {blocked_text(blocked) if blocked else 'it was busy, and answers now'}"
+    if node in roll.living:
+        return (
+            f"{said}, but it holds its lease: it takes no commands (--without-control), has just "
+            "started, was stopped, or a call holds the GIL"
+        )
+    if node in roll.ended:
+        return f"{said}: its lease ended {roll.ended[node]:.0f} s ago"
+    for each in roll.gone:
+        if each.node == node:
+            return f"{said}: {gone_text(each)}"
+    return f"{said}: no greenq worker of this name holds a lease"
+
+
+def gone_text(gone: Gone) -> str:
+    """Say since when a worker is gone, and what became of its messages."""
+    return f"gone {show.age(gone.for_s)}, {gone.moved:,} messages given back"
+
+
+def blocked_text(blocked: Any) -> str:
+    """Say for how long, and by what, a worker's hub is blocked."""
+    for_s, by, where = (show.part(blocked, name) for name in ("for_s", "by", "where"))
+    said = "blocked"
+    if isinstance(for_s, (int, float)):
+        said += f" {for_s:.1f} s"
+    if by is not None:
+        said += f" by {show.text(by)}"
+    return said + (f" at {show.text(where)}" if where is not None else "")
+
+
+def missing(app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any]) -> int:
+    """Say on stderr who has not replied, and why; return the exit code that follows from that.
+
+    Returns:
+        0: all have replied; 69: nobody is there; 75: somebody is there and has not replied.
+    """
+    absent = silent(app, args, replies)
+    return said_missing(args, replies, absent)
+
+
+def said_missing(
+    args: argparse.Namespace, replies: Mapping[str, Any], absent: Mapping[str, str]
+) -> int:
+    """Say it, knowing who is absent and why."""
+    for node, why in absent.items():
+        sys.stderr.write(f"{show.printable(node)}: {why}\n")
     if replies:
-        if silent:
-            sys.stderr.write(f"no reply from {', '.join(silent)}\n")
-        return 0
-    who = f"none of {', '.join(silent)} has" if silent else "no node has"
-    sys.stderr.write(f"greenq {args.command}: {who} replied within {args.timeout:g} s\n")
-    return EX_UNAVAILABLE
+        return EX_TEMPFAIL if absent else 0
+    if not absent or args.destination:
+        who = f"none of {', '.join(args.destination)} has" if args.destination else "no node has"
+        sys.stderr.write(f"greenq {args.command}: {who} replied within {args.timeout:g} s\n")
+        return EX_UNAVAILABLE
+    return EX_TEMPFAIL
 
 
 def confirmed(question: str) -> bool:

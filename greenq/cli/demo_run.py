@@ -31,7 +31,7 @@ from greenq.cli.demo_report import Figures, Sample
 from greenq.cli.demo_send import load_fetch
 from greenq.cli.demo_show import Display
 from greenq.errors import GreenqError
-from greenq.hub import Event, Greenlet, Hub, join_all, sleep, spawn
+from greenq.hub import Event, Greenlet, Hub, Signals, join_all, sleep, spawn
 from greenq.protocol.states import READY_STATES, SUCCESS
 from greenq.transport import keeper
 from greenq.transport.broker import Broker
@@ -278,13 +278,13 @@ def _read(app: Greenq, task_ids: Sequence[str]) -> tuple[int, dict[str, int], fl
 @contextmanager
 def _interruptible() -> Iterator[Interrupt]:
     """Turn Ctrl-C and its like into an event, which the demo looks at where it can stop."""
-    interrupt, signals = Interrupt(), Hub()
+    interrupt, signals = Interrupt(), Signals(Hub())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signals.on_signal(number, interrupt)
+        signals.on(number, interrupt)
     try:
         yield interrupt
     finally:
-        signals.stop()
+        signals.close()
 
 
 @contextmanager

@@ -6,8 +6,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from greenq.cli import show
-from greenq.cli.common import add_asking_options, ask, missing, opened
-from greenq.cli.status import blocked_text
+from greenq.cli.common import (
+    add_asking_options,
+    ask,
+    blocked_text,
+    opened,
+    said_missing,
+    silent,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -30,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
             took_ms[node] = (time.perf_counter() - asked_at) * 1000
 
         replies = ask(app, args, "ping", on_reply=note)
+        absent = silent(app, args, replies)
     if args.json:
         show.write_json(
             {
@@ -40,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         for node, reply in replies.items():
             show.write(line(node, reply, took_ms[node]))
-    code = missing(args, replies)
+    code = said_missing(args, replies, absent)
     return 1 if show.all_errors(replies) else code
 
 

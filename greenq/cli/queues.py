@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from greenq.cli import arguments, show
 from greenq.cli.bindings import bindings
-from greenq.cli.common import add_asking_options, ask, opened
+from greenq.cli.common import EX_TEMPFAIL, add_asking_options, ask, opened, silent
 
 if TYPE_CHECKING:
     import argparse
@@ -35,7 +35,10 @@ class Queue:
         inbox: those on their way to a waiting worker.
         parked: those whose ETA is far.
         dead: dead letters.
+        held: those that wait in workers, for their ETA, a retry or a rate limit; None if nobody
+            tells.
         consumers: nodes that take from it.
+        untaken: surely no worker takes from it.
         paused: who has paused it and when, None if nobody has.
         oldest_s: the age of the message that waits longest; None if nobody knows.
         change_per_s: by how much the waiting ones grow in a second; None with one look only.
@@ -46,7 +49,9 @@ class Queue:
     inbox: int = 0
     parked: int = 0
     dead: int = 0
+    held: int | None = None
     consumers: Sequence[str] = ()
+    untaken: bool = False
     paused: Mapping[str, Any] | None = None
     oldest_s: float | None = None
     change_per_s: float | None = None
@@ -56,6 +61,13 @@ class Queue:
         """Messages that a worker could take now."""
         return sum(self.depth.values()) + self.inbox
 
+    @property
+    def drained_in_s(self) -> float | None:
+        """When nothing waits any more, seconds, if it goes on like this; None if it does not."""
+        if not self.waiting or self.change_per_s is None or self.change_per_s >= 0:
+            return None
+        return self.waiting / -self.change_per_s
+
     def as_json(self) -> dict[str, Any]:
         """Return it for JSON."""
         shown: dict[str, Any] = {
@@ -64,12 +76,15 @@ class Queue:
             "inbox": self.inbox,
             "parked": self.parked,
             "dead": self.dead,
+            "held": self.held,
             "consumers": list(self.consumers),
             "paused": self.paused,
             "oldest_s": None if self.oldest_s is None else round(self.oldest_s, 3),
         }
         if self.change_per_s is not None:
             shown["change_per_s"] = round(self.change_per_s, 2)
+            left_s = self.drained_in_s
+            shown["drained_in_s"] = None if left_s is None else round(left_s)
         return shown
 
 
@@ -91,8 +106,9 @@ def run(args: argparse.Namespace) -> int:
             before = look(app, names) if args.rates else None
             if before is not None:
                 time.sleep(_APART_S)
-            _show(_complete(app, args, names, before), args)
-            return 0
+            seen = _complete(app, args, names, before)
+            _show(seen, args)
+            return EX_TEMPFAIL if seen.incomplete else 0
         with suppress(KeyboardInterrupt):
             _watch(app, args, names)
     return 0
@@ -121,10 +137,12 @@ class Look:
     Attributes:
         at_s: when (monotonic).
         queues: by name.
+        incomplete: some worker has not replied.
     """
 
     at_s: float
     queues: Mapping[str, Queue]
+    incomplete: bool = False
 
 
 def known_queues(app: Greenq) -> list[str]:
@@ -183,21 +201,40 @@ def consumers(replies: Mapping[str, Any]) -> dict[str, list[str]]:
     return found
 
 
+def held(replies: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many messages wait in workers, by queue, of their replies to active_queues."""
+    found: dict[str, int] = {}
+    for reply in replies.values():
+        for queue in reply if isinstance(reply, list) else ():
+            count = show.part(queue, "held")
+            if isinstance(count, int):
+                name = str(show.part(queue, "name"))
+                found[name] = found.get(name, 0) + count
+    return found
+
+
 def _complete(
     app: Greenq, args: argparse.Namespace, names: Iterable[str], before: Look | None
 ) -> Look:
     """Look, and add what takes more than a look."""
-    taking = consumers(ask(app, args, "active_queues"))
+    replies = ask(app, args, "active_queues")
+    absent = silent(app, args, replies)
+    for node, why in absent.items():
+        sys.stderr.write(f"{show.printable(node)}: {why}\n")
+    taking, waiting = consumers(replies), held(replies)
     now = look(app, names)
     queues = {
         name: replace(
             queue,
             consumers=taking.get(name, ()),
+            held=waiting.get(name),
+            # Who is silent may take from any.
+            untaken=not absent and not args.destination and name not in taking,
             change_per_s=change_per_s(before, now, name),
         )
         for name, queue in now.queues.items()
     }
-    return Look(now.at_s, queues)
+    return Look(now.at_s, queues, bool(absent))
 
 
 def change_per_s(before: Look | None, now: Look, name: str) -> float | None:
@@ -223,7 +260,7 @@ def _show(seen: Look, args: argparse.Namespace) -> None:
 def headings(queues: Sequence[Queue]) -> tuple[str, ...]:
     """Return the columns' names; each priority step has one."""
     steps = [f"P{step}" for step in queues[0].depth] if queues else []
-    places = "INBOX", "PARKED", "DEAD", "OLDEST", "CONSUMERS", "CHANGE/S"
+    places = "INBOX", "PARKED", "HELD", "DEAD", "OLDEST", "CONSUMERS", "CHANGE/S", "DRAINED IN"
     return ("QUEUE", "WAITING", *steps, *places, "")
 
 
@@ -236,11 +273,13 @@ def row(queue: Queue) -> tuple[str, ...]:
         *(show.number(count) for count in queue.depth.values()),
         show.number(queue.inbox),
         show.number(queue.parked),
+        show.number(queue.held),
         show.number(queue.dead),
         "-" if queue.oldest_s is None else show.age(queue.oldest_s),
         show.number(len(queue.consumers)),
         "-" if change is None else f"{change:+,.1f}",
-        _paused(queue.paused),
+        show.age(queue.drained_in_s),
+        ", ".join(filter(None, (_paused(queue.paused), _untaken(queue)))),
     )
 
 
@@ -249,6 +288,10 @@ def _paused(paused: Mapping[str, Any] | None) -> str:
         return ""
     by = paused.get("by")
     return "paused" if by is None else f"paused by {show.text(by)}"
+
+
+def _untaken(queue: Queue) -> str:
+    return "no worker takes from it" if queue.untaken else ""
 
 
 def total(queues: Sequence[Queue]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import socket
 import sys
@@ -12,8 +13,18 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from greenq.cli import Parser, show, status
-from greenq.cli.common import add_asking_options, ask, confirmed, missing, opened
+from greenq.cli.common import (
+    add_asking_options,
+    ask,
+    called_roll,
+    confirmed,
+    opened,
+    said_missing,
+    silent,
+)
+from greenq.cli.queues import consumers
 from greenq.cli.remote_commands import BY_GROUP, RemoteCommand, find, pair
+from greenq.errors import GreenqError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +33,11 @@ if TYPE_CHECKING:
 
 # Items of a list asked for at a time: a worker may hold tens of thousands.
 _PAGE: Final = 1000
+
+# Commands that Celery's workers do not know.
+_OWN: Final = frozenset(
+    {"status", "greenlets", "hub", "autoscale_log", "pause", "resume", "drain", "records"}
+)
 
 _OTHER: Final = {"inspect": "control", "control": "inspect"}
 
@@ -118,34 +134,51 @@ def _refuse(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     """Send the command and show the replies; 69 when there is none, 1 when all are errors."""
     request = read(args)
-    if not _meant(request, args):
-        sys.stderr.write("nothing was sent\n")
-        return 1
     with opened(args) as app:
         if request.command.silent:
             return _tell(app, args, request)
         kept = _keep(app, request)
         replies = _ask(app, args, request)
+        absent = silent(app, args, replies)
+        untaken = _untaken(app, args, request)
     if args.json:
         show.write_json(replies)
     else:
         for node, reply in replies.items():
-            for line in lines(request.command.name, node, reply):
+            for line in lines(request.command.name, node, reply, request.arguments):
                 show.write(line)
+    if untaken and replies:
+        sys.stderr.write(f"{untaken}\n")
     if kept is not None and not replies:
         sys.stderr.write(f"{kept}; no node has replied\n")
         return 0
-    code = missing(args, replies)
+    code = said_missing(args, replies, absent)
     return 1 if show.all_errors(replies) else code
 
 
 def _tell(app: Greenq, args: argparse.Namespace, request: Request) -> int:
-    """Send a command that nobody replies to; 69 when there is nobody to hear it."""
-    mailbox = app.control.mailbox
-    heard = mailbox.tell(
+    """Send a command that nobody replies to, and say to whom; 69 when nobody is there.
+
+    Raises:
+        GreenqError: it would go to all nodes, and nobody is there who could be asked.
+    """
+    pongs = ask(app, args, "ping")
+    absent = silent(app, args, pongs)
+    # One that is blocked hears it as soon as its hub moves.
+    nodes = sorted({*pongs, *(node for node in absent if node in called_roll(app).living)})
+    if not nodes:
+        return said_missing(args, {}, absent)
+    if not _meant(request, args, nodes):
+        sys.stderr.write("nothing was sent\n")
+        return 1
+    app.control.mailbox.tell(
         request.command.name, request.arguments, destination=list(args.destination) or None
     )
-    return missing(args, dict.fromkeys(args.destination or ("all",)) if heard else {})
+    if args.json:
+        show.write_json({request.command.name: nodes})
+    else:
+        show.write(f"{request.command.name}: {', '.join(map(show.printable, nodes))}")
+    return said_missing(args, pongs, absent)
 
 
 def _keep(app: Greenq, request: Request) -> str | None:
@@ -159,6 +192,19 @@ def _keep(app: Greenq, request: Request) -> str | None:
         broker.resume(arguments["queue"])
         return f"queue {arguments['queue']} is not paused"
     return None
+
+
+def _untaken(app: Greenq, args: argparse.Namespace, request: Request) -> str:
+    """Say so if the queue that is paused is one that no worker takes from: a typo, perhaps."""
+    if request.command is not find("control", "pause"):
+        return ""
+    queue = request.arguments["queue"]
+    taking = consumers(ask(app, args, "active_queues", destination=()))
+    if queue in taking:
+        return ""
+    close = difflib.get_close_matches(queue, taking, n=1)
+    hint = f"; did you mean {show.printable(close[0])}?" if close else ""
+    return f"no worker takes from queue {show.printable(queue)}{hint}"
 
 
 def _who() -> str:
@@ -178,11 +224,17 @@ def _ask(app: Greenq, args: argparse.Namespace, request: Request) -> dict[str, A
     return pages(sent, **given) if request.command.paged else sent(given)
 
 
-def _meant(request: Request, args: argparse.Namespace) -> bool:
-    """Ask before something that cannot be undone is done to all nodes, if somebody is there."""
-    if not request.command.destructive or args.destination or args.yes or not sys.stdin.isatty():
+def _meant(request: Request, args: argparse.Namespace, nodes: Sequence[str]) -> bool:
+    """Ask before something that cannot be undone is done to all nodes."""
+    if not request.command.destructive or args.destination or args.yes:
         return True
-    return confirmed(f"{request.command.name} on all nodes?")
+    named = ", ".join(map(show.printable, nodes))
+    if not sys.stdin.isatty():
+        raise GreenqError(
+            f"this would be done to all nodes, Celery's too: {named}; say --yes to do so, or name "
+            "some with -d"
+        )
+    return confirmed(f"{request.command.name} on all nodes ({named})?")
 
 
 def pages(
@@ -226,9 +278,11 @@ def pages(
 # --- replies as text ------------------------------------------------------------------------------
 
 
-def lines(method: str, node: str, reply: object) -> Iterator[str]:
+def lines(
+    method: str, node: str, reply: object, arguments: Mapping[str, Any] | None = None
+) -> Iterator[str]:
     """Write a node's reply: behind its name if it is one line, else below it."""
-    body = list(_body(method, reply))
+    body = list(_body(method, reply, arguments or {}))
     name = show.printable(node)
     if len(body) == 1:
         yield f"{name}: {body[0]}"
@@ -237,7 +291,22 @@ def lines(method: str, node: str, reply: object) -> Iterator[str]:
     yield from (f"  {line}".rstrip() for line in body)
 
 
-def _body(method: str, reply: object) -> Iterator[str]:
+def _foreign(method: str, arguments: Mapping[str, Any]) -> str:
+    """Say what a node of Celery's does that does not know a command of greenq's own."""
+    queue = show.printable(str(arguments.get("queue", "?")))
+    does = {
+        "pause": f"it still takes from {queue} (cancel_consumer {queue} ends that)",
+        "resume": f"it takes from {queue} unless cancel_consumer has ended that "
+        f"(add_consumer {queue})",
+        "drain": "it goes on taking messages (cancel_consumer ends that, queue by queue)",
+    }
+    return f"a worker of Celery's: {does.get(method, 'it does not know this command')}"
+
+
+def _body(method: str, reply: object, arguments: Mapping[str, Any]) -> Iterator[str]:
+    if method in _OWN and str(show.part(reply, "error")).startswith("KeyError("):
+        yield _foreign(method, arguments)
+        return
     if show.is_error(reply):
         yield f"error: {show.text(show.part(reply, 'error'))}"
         return

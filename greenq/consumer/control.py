@@ -88,7 +88,7 @@ class Control(StartStopStep):
 
     def _answer(self, request: ControlRequest, connection: Connection | None) -> None:
         _log.debug("control: %.100s(%s)", request.method, saferepr(request.arguments))
-        reply = self._carry_out(request)
+        reply = self._carry_out(request, connection)
         if request.reply_to is None or reply is NO_REPLY:
             return
         send = partial(self._mailbox.reply, request, self._hostname, connection=connection)
@@ -100,9 +100,15 @@ class Control(StartStopStep):
         except OperationalError as exc:
             _log.warning("the answer to %s could not be sent: %s", request.method, exc)
 
-    def _carry_out(self, request: ControlRequest) -> Any:
+    def _carry_out(self, request: ControlRequest, connection: Connection | None) -> Any:
         try:
-            return panel.run(request.method, self._worker, request.arguments)
+            try:
+                return panel.run(request.method, self._worker, request.arguments)
+            except RuntimeError as exc:
+                if connection is None or "changed size" not in str(exc):
+                    raise
+                # The hub has begun to move while the watch thread looked: once more.
+                return panel.run(request.method, self._worker, request.arguments)
         except Exception as exc:
             # The boundary to commands, users' ones included: the asker is told.
             level = (

@@ -61,6 +61,11 @@ class Keys:
         return f"{self.prefix}greenq.leases"
 
     @property
+    def gone(self) -> str:
+        """List, greenq's own: the workers that died last, the latest first, as JSON; an hour."""
+        return f"{self.prefix}greenq.gone"
+
+    @property
     def clock(self) -> str:
         """Sorted set, greenq's own: one member, whose score is the highest logical clock."""
         return f"{self.prefix}greenq.clock"

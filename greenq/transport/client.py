@@ -18,6 +18,7 @@ import queue
 import re
 import select
 import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -52,6 +53,9 @@ Command = tuple[Any, ...]
 # An idle pooled connection is looked at before use once it has rested this long: a server that was
 # restarted meanwhile has closed it, and a command that was never sent is safe to send anew.
 _RESTED_S = 1.0
+
+# A server that does not speak TLS is asked without it, so long at most.
+_PROBE_S = 1.0
 
 _SCHEMES = {
     "redis": "redis",
@@ -168,6 +172,10 @@ class Connection:
         try:
             link.connect()
         except Exception as exc:
+            if self._client.is_plain_not_tls(exc):
+                raise ConnectFailed(
+                    f"{self._client.address} answers, but not in TLS: redis:// instead?"
+                ) from exc
             raise _translate(exc, "connect", self._client.address, connecting=True) from exc
         except BaseException:
             # A kill in the middle of the handshake, whose answers would be the next caller's.
@@ -486,6 +494,27 @@ class Client:
         self._lock = threading.Lock()
         self._reset()
 
+    def is_plain_not_tls(self, failure: Exception) -> bool:
+        """Tell whether a failure to connect by TLS is that of a server which speaks without it.
+
+        Such a server waits for the end of what it takes for a command.
+        """
+        parts = urlsplit(self.url)
+        if _SCHEMES[parts.scheme] != "rediss" or isinstance(failure, redis_errors.ResponseError):
+            return False
+        if not isinstance(failure, (redis_errors.TimeoutError, TimeoutError, ssl.SSLError)) and (
+            "SSL" not in str(failure)
+        ):
+            return False
+        address = (parts.hostname or "localhost", parts.port or 6379)
+        try:
+            with socket.create_connection(address, _PROBE_S) as probe:
+                probe.settimeout(_PROBE_S)
+                probe.sendall(b"PING\r\n")
+                return probe.recv(1) in (b"+", b"-")
+        except OSError:
+            return False
+
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._idle: queue.LifoQueue[Connection | None] = queue.LifoQueue()
@@ -637,7 +666,7 @@ def _translate(
         case redis_errors.ResponseError() | redis_errors.BusyLoadingError():
             return ServerError(command, _reply(exc, text))
     if connecting:
-        return ConnectFailed(f"cannot reach {address}: {text}; is the server running?")
+        return ConnectFailed(f"cannot reach {address}: {text.rstrip('.')}; is the server running?")
     if isinstance(exc, (redis_errors.TimeoutError, TimeoutError)):
         return TransportTimeout(f"{address} did not answer {command} in time")
     return ConnectionLost(f"lost the connection to {address} during {command}: {text}")

@@ -383,6 +383,20 @@ class Intake:
             while moved:
                 moved = self._client.call("LMOVE", inbox, source, "LEFT", "RIGHT")
 
+    def cut(self, connection: Connection) -> None:
+        """End the waits and put back what they were handed, in another thread: this one is blocked.
+
+        Raises:
+            OperationalError: what is left there, the next take of another worker finds.
+        """
+        numbers = [waiter.connection.number for waiter in self._waiters]
+        kills = [("CLIENT", "KILL", "ID", number) for number in numbers if number is not None]
+        if kills:
+            connection.try_pipeline(kills)
+        for source, inbox in self._plan.blocking:
+            while connection.call("LMOVE", inbox, source, "LEFT", "RIGHT"):
+                pass
+
     def close(self) -> None:
         """Close the connections; a message that is handed over just now stays in the inbox."""
         self.working = False

@@ -13,7 +13,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from greenq.errors import OperationalError, ProtocolError
+from greenq.errors import ConnectFailed, ConnectionLost, OperationalError, ProtocolError
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.ids import new_id
 from greenq.protocol.keys import binding_member
@@ -127,6 +127,7 @@ class Mailbox:
         text = write_request(request, serializer=self._serializer)
         answers: dict[str, Any] = {}
         with self._client.pooled(timeout_s + self._client.call_timeout_s) as connection:
+            was_reached, is_lost = True, False
             try:
                 subscribed = self._publish(connection, to, text)
                 most = min(subscribed, limit or subscribed)
@@ -142,8 +143,13 @@ class Mailbox:
                             on_reply(node, answer)
                     if count >= most or (wanted and wanted <= answers.keys()):
                         break
+            except (ConnectFailed, ConnectionLost) as exc:
+                # Who could not be reached knows nothing. It is said once, by whoever asked.
+                was_reached, is_lost = not isinstance(exc, ConnectFailed), True
+                raise
             finally:
-                self._forget(connection, to)
+                if was_reached:
+                    self._forget(connection, to, logging.DEBUG if is_lost else logging.WARNING)
         return answers
 
     def tell(
@@ -242,7 +248,7 @@ class Mailbox:
             return None
         return reply
 
-    def _forget(self, connection: Connection, to: ReplyTo) -> None:
+    def _forget(self, connection: Connection, to: ReplyTo, level: int) -> None:
         """Remove the asker's binding and its list."""
         try:
             connection.pipeline(
@@ -253,4 +259,4 @@ class Mailbox:
             )
         except OperationalError as exc:
             # The replies are worth more than a binding that nobody uses.
-            _log.warning("the list of replies %s was not removed: %s", to.queue, exc)
+            _log.log(level, "the list of replies %s was not removed: %s", to.queue, exc)

@@ -5,7 +5,9 @@ Anybody may ask who has a client.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import time
+from typing import TYPE_CHECKING, NamedTuple
 
 from greenq.errors import OperationalError
 from greenq.transport.leases import Owner
@@ -14,12 +16,105 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client
 
+# A death is told of for so long.
+_GONE_S = 3600
+
 # An election is decided without an answer after two seconds.
 _TIMEOUT_S = 2.0
 
 # The one member of the clock's set, and how long that is kept when nobody is left.
 _MEMBER = "highest"
 _KEPT_S = 7 * 24 * 3600
+
+
+class Gone(NamedTuple):
+    """A worker that died.
+
+    Attributes:
+        node: its name.
+        for_s: since when, seconds.
+        moved: how many messages were given back.
+    """
+
+    node: str
+    for_s: float
+    moved: int
+
+
+class Roll(NamedTuple):
+    """Who holds a lease, and who does no longer.
+
+    Attributes:
+        living: by node, for how many seconds its lease still holds.
+        ended: by node, since how many seconds its lease has ended, though nobody has seen to it.
+        twins: nodes of which there are two.
+        gone: those that died lately, the latest first, without nodes that live again.
+        skew_s: how much this machine's clock is ahead of the server's.
+    """
+
+    living: dict[str, float]
+    ended: dict[str, float]
+    twins: set[str]
+    gone: list[Gone]
+    skew_s: float
+
+
+def call_roll(client: Client, keys: Keys) -> Roll:
+    """Ask the server, and no worker, who is there and who was; greenq's workers only.
+
+    Raises:
+        OperationalError: the server is lost, or refuses to tell.
+    """
+    with client.pooled(_TIMEOUT_S) as connection:
+        before_s = time.time()
+        clock, leases, gone = connection.try_pipeline(
+            [
+                ("TIME",),
+                ("ZRANGE", keys.leases, 0, -1, "WITHSCORES"),
+                ("LRANGE", keys.gone, 0, -1),
+            ]
+        )
+        asked_s = (before_s + time.time()) / 2
+    for answer in (clock, leases):
+        if isinstance(answer, OperationalError):
+            raise answer
+    now = int(clock[0]) + int(clock[1]) / 1e6
+    living: dict[str, float] = {}
+    ended: dict[str, float] = {}
+    twins: set[str] = set()
+    for member, end in zip(leases[::2], leases[1::2], strict=True):
+        owner = Owner.parse(member.decode(errors="replace"))
+        left_s = float(end) - now
+        if left_s <= 0 or owner.is_dead:
+            ended[owner.node] = max(0.0, -left_s)
+        elif owner.node in living:
+            twins.add(owner.node)
+        else:
+            living[owner.node] = left_s
+    dead = {} if isinstance(gone, OperationalError) else _dead(gone, now)
+    there = living.keys() | ended.keys()
+    return Roll(
+        living,
+        {node: ended[node] for node in ended.keys() - living.keys()},
+        twins,
+        [each for node, each in dead.items() if node not in there],
+        asked_s - now,
+    )
+
+
+def _dead(told: list[bytes], now: float) -> dict[str, Gone]:
+    """Read the list of the dead; of each node its last death counts."""
+    found: dict[str, Gone] = {}
+    for text in told:
+        try:
+            each = json.loads(text)
+            gone = Gone(str(each["node"]), now - float(each["at"]), int(each["moved"]))
+        except (ValueError, TypeError, KeyError):
+            # Somebody else's.
+            continue
+        if gone.for_s < _GONE_S:
+            found.setdefault(gone.node, gone)
+    return found
 
 
 def look_around(client: Client, keys: Keys, clock: int) -> tuple[set[str], int]:
@@ -32,7 +127,7 @@ def look_around(client: Client, keys: Keys, clock: int) -> tuple[set[str], int]:
         OperationalError: the server is lost, or refuses to tell who is there.
     """
     with client.pooled(_TIMEOUT_S) as connection:
-        time, leases, *rest = connection.try_pipeline(
+        clock_now, leases, *rest = connection.try_pipeline(
             [
                 ("TIME",),
                 ("ZRANGE", keys.leases, 0, -1, "WITHSCORES"),
@@ -42,12 +137,12 @@ def look_around(client: Client, keys: Keys, clock: int) -> tuple[set[str], int]:
                 ("ZSCORE", keys.clock, _MEMBER),
             ]
         )
-    for answer in (time, leases):
+    for answer in (clock_now, leases):
         if isinstance(answer, OperationalError):
             raise answer
     # A server without memory does not take the clock; that must not hide who is there.
     highest = 0 if isinstance(rest[-1], OperationalError) else int(float(rest[-1] or 0))
-    return _living(leases, float(time[0])), highest
+    return _living(leases, float(clock_now[0])), highest
 
 
 def _living(leases: list[bytes], now: float) -> set[str]:

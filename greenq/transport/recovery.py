@@ -9,6 +9,7 @@ it at once, or one that dies in the middle, neither lose nor double a message.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import deque
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -40,6 +41,10 @@ _SIZES = 500
 # How long it is known of an owner that it was recovered: what it still writes, should it come back,
 # is seen to be somebody else's.
 _REMEMBERED_S = 86400
+
+# So many dead workers are told of, for so long.
+_GONE = 100
+_GONE_S = 3600
 
 # From so many deaths on a message is a suspect: it runs alone in its worker.
 _SUSPECT = 2
@@ -170,9 +175,14 @@ class Recovery:
                 return
             moved += self._give_back(portion, lot)
             yield
-        arguments = [str(dead), score, _REMEMBERED_S]
+        # A lease that was ended before its time says nothing of when.
+        now = self._now_s()
+        died = float(score) if 0 <= now - float(score) < _GONE_S else now
+        told = json.dumps({"node": dead.node, "at": died, "moved": moved})
         self._connection.script(
-            _LEAVE, [self._keys.leases, self._keys.owner(incarnation)], arguments
+            _LEAVE,
+            [self._keys.leases, self._keys.owner(incarnation), self._keys.gone],
+            [str(dead), score, _REMEMBERED_S, told, _GONE, _GONE_S],
         )
         self._outage.over("messages of lost workers are given back again")
         if moved:

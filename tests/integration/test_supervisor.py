@@ -16,7 +16,6 @@ from greenq import Greenq
 from tests.servers import APPS, ROOT, Process, Server
 from tests.support import wait_until
 
-CONFIG = ROOT / "deploy" / "supervisord.conf"
 BIN = Path(sys.executable).parent
 
 
@@ -24,20 +23,26 @@ class Supervisor:
     """A supervisord of this test, and its control program."""
 
     def __init__(self, folder: Path, server: Server) -> None:
-        self.env = os.environ | {
-            "GREENQ_APP": "greenq_app",
-            "GREENQ_RUN": str(folder),
+        clean = {name: os.environ[name] for name in os.environ if not name.startswith("GREENQ_")}
+        self.env = clean | {
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": f"{ROOT}{os.pathsep}{APPS}",
             "TEST_BROKER": server.url,
             "TEST_SETTINGS": "{}",
         }
         self.worker_log = folder / "greenq-0.log"
-        command = [str(BIN / "supervisord"), "-c", str(CONFIG)]
+        # As its first lines say.
+        written = subprocess.run(
+            [sys.executable, "-m", "greenq", "deploy", "supervisord", "-A", "greenq_app"],
+            env=self.env, capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        self.config = folder / "supervisord.conf"
+        self.config.write_text(written.stdout)
+        command = [str(BIN / "supervisord"), "-c", str(self.config)]
         self.process = Process(command, folder / "out.log", self.env, APPS)
 
     def control(self, *words: str) -> str:
-        command = [str(BIN / "supervisorctl"), "-c", str(CONFIG), *words]
+        command = [str(BIN / "supervisorctl"), "-c", str(self.config), *words]
         done = subprocess.run(
             command, env=self.env, cwd=APPS, capture_output=True, text=True, timeout=60, check=False
         )

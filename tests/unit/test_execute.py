@@ -608,3 +608,17 @@ def test_terminated_before_its_limit_it_was_terminated(
 
     assert wait_stored(rig) == [("a", "REVOKED")]
     assert isinstance(caught[1], TimeLimitExceeded)
+
+
+def test_result_that_cannot_be_stored_is_logged_without_an_empty_traceback(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    @rig.task("odd")
+    def odd() -> object:
+        return object()
+
+    rig.give("odd", "a")
+    wait_stored(rig)
+
+    (text,) = (each.getMessage() for each in caplog.records if "cannot be stored" in each.message)
+    assert not text.endswith("None")

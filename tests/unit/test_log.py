@@ -145,3 +145,35 @@ def test_unknown_level_and_unwritable_file_are_config_errors(
     with pytest.raises(ConfigError, match="cannot be written: No such file"):
         log.setup("INFO", logfile=tmp_path / "missing" / "x.log")
     assert root_logger.handlers == handlers
+
+
+def test_log_whose_stream_is_closed_raises_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    log.setup("INFO", stream=stream)
+    stream.close()
+    # Where logging tells of its own errors.
+    monkeypatch.setattr("sys.stderr", stream)
+    logging.getLogger("x").warning("lost")
+
+
+def test_log_file_that_was_renamed_is_opened_anew(tmp_path: Path) -> None:
+    file = tmp_path / "w.log"
+    log.setup("INFO", logfile=file)
+    logging.getLogger("x").warning("one")
+    file.rename(tmp_path / "w.log.1")
+    logging.getLogger("x").warning("two")
+    assert "two" in file.read_text()
+    assert "two" not in (tmp_path / "w.log.1").read_text()
+
+
+def test_log_file_whose_folder_is_gone_raises_nowhere(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log.setup("INFO", logfile=folder / "w.log")
+    folder.rename(tmp_path / "moved")
+    logging.getLogger("x").warning("lost")
+    log.reopen()
+    (tmp_path / "moved").rename(folder)
+    log.reopen()
+    logging.getLogger("x").warning("found")
+    assert "found" in (folder / "w.log").read_text()

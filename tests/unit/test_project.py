@@ -84,7 +84,7 @@ def test_there_is_no_lock_file() -> None:
 def test_every_package_and_the_examples_are_installed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "greenq").rglob("*.py")}
-    wanted = {".".join(folder.parts) for folder in folders} | {"greenq.examples"}
+    wanted = {".".join(folder.parts) for folder in folders} | {"greenq.deploy", "greenq.examples"}
     assert set(project["tool"]["setuptools"]["packages"]) == wanted
 
 

@@ -235,7 +235,7 @@ def test_running_tasks_are_counted_by_wait_and_the_oldest_told(start: Callable[.
     assert told["running"] == 9
     assert told["groups"] == [
         {"waits_on": "self.done.wait()", "count": 7},
-        {"waits_on": "sleep 30.25", "count": 2},
+        {"waits_on": "sleep ~30", "count": 2},
     ]
     assert [each["id"] for each in told["greenlets"]] == ["id-0", "id-1", "id-2"]
     oldest = told["greenlets"][0]
@@ -256,7 +256,7 @@ def test_kinds_of_wait_beyond_the_limit_are_counted_together(start: Callable[...
     told: Any = describe([a_request(start(run)) for run in runs], limit=2, now=1)
 
     assert told["groups"] == [
-        {"waits_on": "sleep 30.25", "count": 2},
+        {"waits_on": "sleep ~30", "count": 2},
         {"waits_on": "self.done.wait()", "count": 1},
         {"waits_on": "others", "count": 2},
     ]

@@ -362,7 +362,7 @@ def test_a_block_is_named_in_time_even_after_a_rest(
     assert "the hub moves again" in caplog.text
 
 
-@pytest.mark.parametrize(("blocked_s", "said"), [(0.9, 0), (1.5, 1), (20.0, 1)])
+@pytest.mark.parametrize(("blocked_s", "said"), [(0.9, 0), (1.5, 1), (9.0, 1)])
 def test_a_blocked_hub_is_named_once_and_so_is_its_end(
     blocked_s: float, said: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -385,6 +385,62 @@ def test_a_blocked_hub_is_named_once_and_so_is_its_end(
     if said:
         assert "by proj.add[id] at " in texts[0]
         assert "the hub moves again; it was blocked for" in texts[1]
+
+
+def test_a_hub_that_stays_blocked_is_named_again_and_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    world = World()
+    world.run(1.0)
+    world.answers = False
+    world.run(1000.0)
+
+    said = [record.getMessage() for record in caplog.records]
+    still = [text for text in said if "the hub is still blocked" in text]
+    after_s = [round(float(text.split(" for ")[1].split(" s")[0]), -1) for text in still]
+    assert after_s == [10, 60, 300, 600, 900]
+    assert all("by proj.add[id] at " in text for text in still)
+    assert len(world.watch.blockers) == 1
+
+
+def test_a_hub_that_is_blocked_for_too_long_ends_the_process(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greenq.watch.signal.alarm", lambda _seconds: None)
+    world = World()
+    ended: list[float] = []
+    world.watch._end_process = lambda: ended.append(world.now_s)
+    world.watch._blocked_limit_s = 30.0
+    world.run(20.0)
+    world.answers = False
+    world.run(29.0)
+    assert not ended
+    world.run(2.0)
+    assert ended
+    assert "longer than worker_hub_blocked_limit (30 s)" in caplog.text
+
+
+def test_a_log_that_blocks_the_hub_does_not_block_the_watch_as_well() -> None:
+    world = World()
+
+    class Stuck(logging.Handler):
+        """Stands for a pipe that nobody reads: here the hub is inside of logging."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.name == "stuck":
+                world.watch._say(logging.WARNING, "would wait for the handler's lock")
+            else:
+                said.append(record.getMessage())
+
+    said: list[str] = []
+    handler = Stuck()
+    logging.getLogger().addHandler(handler)
+    try:
+        logging.getLogger("stuck").warning("a line")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert said == []
 
 
 # --- the cluster ----------------------------------------------------------------------------------

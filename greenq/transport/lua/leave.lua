@@ -1,9 +1,10 @@
 -- Ends an owner: in two calls by itself, when it stops, and in one by whoever has recovered it.
 --
--- KEYS  1 the leases, 2 the owner: a hash
+-- KEYS  1 the leases, 2 the owner: a hash; perhaps 3 who died last: a list
 -- ARGV  1 the owner's member of the leases, 2 'close': it takes nothing any more; 'leave': its lease is removed, too;
 --       or the score that its ended lease had when it was claimed: the lease is removed if it still has that
---       score, 3 seconds until the owner is forgotten
+--       score, 3 seconds until the owner is forgotten; perhaps 4 what is to be
+--       known of its death, 5 of how many deaths, 6 for how many seconds
 -- Reply 1 if it was done, 0 if the lease was renewed or removed meanwhile
 --
 -- The owner stays known for a while, so that what it still writes is seen to be not held.
@@ -16,4 +17,11 @@ if ARGV[2] == 'close' then
 end
 if ARGV[2] ~= 'leave' and redis.call('ZSCORE', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 redis.call('EXPIRE', KEYS[2], ARGV[3])
-return redis.call('ZREM', KEYS[1], ARGV[1])
+local removed = redis.call('ZREM', KEYS[1], ARGV[1])
+if ARGV[4] then
+  -- For people only: that it cannot be written must not keep the lease.
+  redis.pcall('LPUSH', KEYS[3], ARGV[4])
+  redis.pcall('LTRIM', KEYS[3], 0, ARGV[5] - 1)
+  redis.pcall('EXPIRE', KEYS[3], ARGV[6])
+end
+return removed

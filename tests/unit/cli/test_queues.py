@@ -25,19 +25,28 @@ MAIL = from_counts(
 
 def test_queue_has_a_column_for_each_priority_step() -> None:
     assert headings([MAIL]) == (
-        *("QUEUE", "WAITING", "P0", "P3", "P6", "P9", "INBOX", "PARKED", "DEAD"),
-        *("OLDEST", "CONSUMERS", "CHANGE/S", ""),
+        *("QUEUE", "WAITING", "P0", "P3", "P6", "P9", "INBOX", "PARKED", "HELD"),
+        *("DEAD", "OLDEST", "CONSUMERS", "CHANGE/S", "DRAINED IN", ""),
     )
     assert row(MAIL) == (
-        *("mail", "1,013", "10", "0", "2", "1,000", "1", "5", "2", "-", "0", "-", "paused by me@h"),
+        *("mail", "1,013", "10", "0", "2", "1,000", "1", "5", "-", "2", "-", "0", "-", "-"),
+        "paused by me@h",
     )
     assert len(row(MAIL)) == len(headings([MAIL]))
 
 
 def test_queue_that_nobody_paused_says_nothing() -> None:
     assert row(Queue("q", {0: 0}, change_per_s=-1.25, oldest_s=125.0)) == (
-        *("q", "0", "0", "0", "0", "0", "2m", "0", "-1.2", ""),
+        *("q", "0", "0", "0", "0", "-", "0", "2m", "0", "-1.2", "-", ""),
     )
+
+
+def test_drain_time_is_told_of_a_queue_that_shrinks() -> None:
+    shrinks = Queue("q", {0: 600}, change_per_s=-10.0, untaken=True)
+    assert row(shrinks)[-2:] == ("1m", "no worker takes from it")
+    assert shrinks.as_json()["drained_in_s"] == 60
+    assert Queue("q", {0: 600}, change_per_s=1.0).drained_in_s is None
+    assert Queue("q", {0: 0}, change_per_s=-1.0).drained_in_s is None
 
 
 def test_json_of_a_queue_has_all_of_it() -> None:
@@ -47,6 +56,7 @@ def test_json_of_a_queue_has_all_of_it() -> None:
         "inbox": 1,
         "parked": 5,
         "dead": 2,
+        "held": None,
         "consumers": [],
         "paused": {"by": "me@h"},
         "oldest_s": None,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from greenq.cli import ping
-from greenq.cli.common import EX_UNAVAILABLE, confirmed, missing
+from greenq.cli.common import EX_TEMPFAIL, EX_UNAVAILABLE, confirmed, said_missing
 from greenq.cli.status import row, total
 
 WELL = {
@@ -89,9 +89,16 @@ def test_ping_tells_the_reply_and_its_time(reply: dict[str, Any], line: str) -> 
     [
         ((), {"a": 1}, 0, ""),
         (("a",), {"a": 1}, 0, ""),
-        (("a", "b"), {"a": 1}, 0, "no reply from b\n"),
+        (("a", "b"), {"a": 1}, EX_TEMPFAIL, "b: why\n"),
+        ((), {"a": 1}, EX_TEMPFAIL, "b: why\n"),
+        ((), {}, EX_TEMPFAIL, "b: why\n"),
         ((), {}, EX_UNAVAILABLE, "greenq ping: no node has replied within 1 s\n"),
-        (("a", "b"), {}, EX_UNAVAILABLE, "greenq ping: none of a, b has replied within 1 s\n"),
+        (
+            ("a", "b"),
+            {},
+            EX_UNAVAILABLE,
+            "b: why\ngreenq ping: none of a, b has replied within 1 s\n",
+        ),
     ],
 )
 def test_those_who_do_not_reply_are_named(
@@ -103,7 +110,8 @@ def test_those_who_do_not_reply_are_named(
 ) -> None:
     args = argparse.Namespace(command="ping", destination=destination, timeout=1.0)
 
-    assert missing(args, replies) == code
+    absent = {"b": "why"} if "b: why" in told else {}
+    assert said_missing(args, replies, absent) == code
     assert capsys.readouterr().err == told
 
 

@@ -344,7 +344,7 @@ def test_small_screen_has_all_parts(busy: Picture) -> None:
     assert celery[:40].split() == ["celery", "8,900", "+100"]
     assert mail[:40].split() == ["mail", "paused", "7", "0"]
     assert "shop.pay" in mail
-    assert screen[-1] == " q quit   ↑↓ worker   g greenlets   p pause"
+    assert screen[-1] == " q quit   ↑↓ worker   g greenlets   p pause   ? help"
 
 
 def test_greenlets_take_the_room_of_queues_and_tasks(busy: Picture) -> None:
@@ -467,6 +467,7 @@ def test_json_has_all_that_is_known(busy: Picture) -> None:
     assert told["workers"]["a@h"]["lag_p99_s"] == 0.3
     assert set(told["queues"]["mail"]) == {
         *("waiting", "depth", "inbox", "parked", "dead", "paused", "change_per_s"),
+        "drained_in_s",
     }
     assert told["tasks"]["shop.pay"]["counts"]["retried"] == 10
     assert told["total"]["waiting"] == 8907

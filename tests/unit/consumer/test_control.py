@@ -134,7 +134,7 @@ def test_what_is_urgent_is_answered_over_the_connection_that_is_given(
     assert (connection.scripts, node.asker.replies) == (1, [])
 
 
-@pytest.mark.parametrize("method", ["active", "stats", "shutdown", "revoke", "nonsense"])
+@pytest.mark.parametrize("method", ["scheduled", "pool_grow", "shutdown", "revoke", "nonsense"])
 def test_what_needs_the_hub_is_not_urgent(control: Any, method: str) -> None:
     assert control.urgent(asked(method)) is None
 

@@ -1,0 +1,183 @@
+"""Celery's command line where it differs: its order of words, and what greenq does without.
+
+Whoever types what Celery knows is told in one sentence what to do here instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Options that Celery takes before the command: with a value, and without.
+_VALUED: Final = ("-A", "--app", "-b", "--broker", "--result-backend", "--workdir")
+_PLAIN: Final = ("-q", "--quiet", "-C", "--no-color")
+_REFUSED: Final = {
+    "--config": "there is no --config: name the settings in the app, with config_from_object",
+    "--loader": "there are no loaders: the app reads its settings with config_from_object",
+    "--skip-checks": "there are no Django checks to skip",
+}
+
+COMMANDS: Final = {
+    "beat": "there is no beat yet: run `celery beat` beside the workers, which take what it sends",
+    "multi": "there is no multi: start workers with a supervisor (greenq deploy supervisord), or "
+    "one with a larger -c",
+    "flower": "Flower is a program of its own that works with greenq's workers: "
+    "celery -b URL flower; greenq top shows them in the terminal",
+    "amqp": "there is no AMQP here; greenq queues and greenq list tell of queues and bindings",
+    "migrate": "there is no migrate: greenq reads the queues that Celery has on the same server",
+    "upgrade": "there is no upgrade: old names of settings are refused with the new ones",
+    "logtool": "there is no logtool",
+}
+
+# Options of Celery's worker that need a sentence; True: they take a value.
+_INSTEAD: Final[tuple[tuple[tuple[str, ...], bool, str], ...]] = (
+    (("-B", "--beat"), False, "there is no beat yet: run `celery beat` beside the workers"),
+    (
+        ("-s", "--schedule", "--schedule-filename"),
+        True,
+        "there is no beat yet: run `celery beat` beside the workers",
+    ),
+    (("--scheduler",), True, "there is no beat yet: run `celery beat` beside the workers"),
+    (
+        ("--max-tasks-per-child",),
+        True,
+        "there are no child processes: a supervisor may restart a worker that grows",
+    ),
+    (
+        ("--max-memory-per-child",),
+        True,
+        "there are no child processes: limit the memory of the whole worker, as systemd's "
+        "MemoryMax or a container does",
+    ),
+    (("--pool-start-method",), True, "there are no child processes"),
+    (
+        ("-D", "--detach"),
+        False,
+        "a worker does not detach itself: start it with a supervisor (greenq deploy supervisord)",
+    ),
+    (
+        ("-S", "--statedb"),
+        True,
+        "there is no state database: revoked ids are learnt from the other workers (mingle)",
+    ),
+    (
+        ("--disable-prefetch",),
+        False,
+        "nothing is taken beyond the pool's size by default (worker_prefetch_multiplier = 1)",
+    ),
+    (("--purge", "--discard"), False, "use greenq purge before the worker starts"),
+    (("--uid",), True, "have the supervisor change the user"),
+    (("--gid",), True, "have the supervisor change the group"),
+    (("--umask",), True, "have the supervisor set the umask"),
+    (("--executable",), True, "run greenq with the Python that you want: python -m greenq worker"),
+)
+
+_GREEN: Final = ("gevent", "green", "greenlet")
+_POOLS: Final = {
+    "eventlet": "greenlets here are gevent's: leave -P out",
+    "prefork": "start as many workers as you have processor cores, each with a name of its own "
+    "(-n), and leave -P out",
+    "processes": "start as many workers as you have processor cores, each with a name of its own "
+    "(-n), and leave -P out",
+    "threads": "tasks are greenlets: leave -P out",
+    "solo": "use -c 1, and leave -P out",
+    "custom": "the pool cannot be replaced: leave -P out",
+}
+
+
+def in_order(argv: Sequence[str]) -> list[str]:
+    """Put options that stand before the command, as Celery's do, behind it."""
+    before: list[tuple[str, ...]] = []
+    rest = list(argv)
+    while rest and rest[0].startswith("-"):
+        name, sign, _value = rest[0].partition("=")
+        if name in _VALUED and not sign and len(rest) > 1:
+            before.append((rest.pop(0), rest.pop(0)))
+        elif name in (*_VALUED, *_PLAIN, *_REFUSED) or name[:2] in ("-A", "-b"):
+            before.append((rest.pop(0),))
+        else:
+            return list(argv)
+    if not rest or not before:
+        return list(argv)
+    command, behind = rest[0], rest[1:]
+    kept = [word for words in before for word in _kept(words, command)]
+    return [command, *kept, *behind]
+
+
+def _kept(words: tuple[str, ...], command: str) -> tuple[str, ...]:
+    """Return what the command is to read of an option that stood before it."""
+    name, _, value = words[0].partition("=")
+    if command == "worker":
+        return ("--no-color",) if name == "-C" else words
+    if name in ("-C", "--no-color"):
+        os.environ["NO_COLOR"] = "1"
+        return ()
+    if name == "--workdir":
+        folder = value or words[-1]
+        try:
+            os.chdir(folder)
+        except OSError as exc:
+            raise argparse.ArgumentTypeError(f"--workdir {folder}: {exc.strerror}") from None
+        return ()
+    return () if name in ("-q", "--quiet") else words
+
+
+def refused(argv: Sequence[str]) -> str | None:
+    """Say what to do instead of a command, or an option before it, that only Celery has.
+
+    Args:
+        argv: `in_order`.
+    """
+    command, *options = argv or [""]
+    if command in COMMANDS:
+        return f"{command}: {COMMANDS[command]}"
+    for word in (command, *options):
+        name = word.partition("=")[0]
+        if name in _REFUSED:
+            return f"{name}: {_REFUSED[name]}"
+    return None
+
+
+class _Instead(argparse.Action):
+    """An option of Celery's that is answered with a sentence."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        _namespace: argparse.Namespace,
+        _values: Any,
+        option: str | None = None,
+    ) -> NoReturn:
+        parser.exit(2, f"{parser.prog}: {option}: {self.metavar}\n")
+
+
+class _Ignored(argparse.Action):
+    """An option of Celery's that asks for what is so anyway."""
+
+    def __call__(self, *_arguments: Any, **_options: Any) -> None:
+        """Do nothing."""
+
+
+def pool(text: str) -> str:
+    """Read the name of a pool: it is always the same one."""
+    if text not in _GREEN:
+        instead = _POOLS.get(text, "there is one pool, of gevent's greenlets: leave -P out")
+        raise argparse.ArgumentTypeError(f"no pool {text!r}: {instead}")
+    return text
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give the worker's parser what Celery's worker knows; help does not show it."""
+    add = parser.add_argument
+    add("-P", "--pool", type=pool, metavar="POOL", help="gevent, the only one: greenlets")
+    add("-O", "--optimization", action=_Ignored, help=argparse.SUPPRESS,
+        choices=("default", "fair"))  # fmt: skip
+    add("--events", dest="task_events", action="store_true", default=None,
+        help=argparse.SUPPRESS)  # fmt: skip
+    for names, has_value, text in _INSTEAD:
+        add(*names, action=_Instead, nargs=None if has_value else 0, metavar=text,
+            help=argparse.SUPPRESS)  # fmt: skip

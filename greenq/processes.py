@@ -1,0 +1,61 @@
+"""Processes that a task starts with `multiprocessing`: by spawn, and never as a copy of the worker.
+
+A fork copies the worker with its connections, and all greenlets at whatever they do. `subprocess`
+is another thing: gevent's works, and waits for its child without blocking the hub.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.pool
+import multiprocessing.popen_fork
+import os
+import signal
+import sys
+from contextlib import suppress
+from typing import Any, NoReturn
+
+_REFUSED = (
+    "multiprocessing cannot fork in a greenq worker: the child would be a copy of the worker with "
+    'all its tasks. Use multiprocessing.get_context("spawn"), which is the default here, or '
+    "subprocess"
+)
+_NO_POOL = (
+    "multiprocessing.Pool cannot be used in a greenq worker: its locks would block the hub, and "
+    "all other tasks with it, for good. Use multiprocessing.pool.ThreadPool for what waits, "
+    "subprocess for what computes, or tasks in a worker of their own"
+)
+
+
+def refuse_fork() -> None:
+    """Have `multiprocessing` start its processes by spawn, and refuse what would hang.
+
+    What the program has chosen as its start method is left: a fork is refused where it happens.
+    """
+    if multiprocessing.get_start_method(allow_none=True) is None:
+        multiprocessing.set_start_method("spawn")
+    multiprocessing.popen_fork.Popen._launch = _refuse  # type: ignore[attr-defined]  # noqa: SLF001
+    make = multiprocessing.pool.Pool.__init__
+
+    def refuse_pool(pool: Any, *args: Any, **options: Any) -> None:
+        if not isinstance(pool, multiprocessing.pool.ThreadPool):
+            # Its end looks at this.
+            pool._state = None  # noqa: SLF001
+            raise RuntimeError(_NO_POOL)
+        make(pool, *args, **options)
+
+    multiprocessing.pool.Pool.__init__ = refuse_pool  # type: ignore[method-assign,assignment]
+
+
+def leave_process(code: int) -> NoReturn:
+    """End this process now, and those that `multiprocessing` has started for it."""
+    for child in list(getattr(multiprocessing.process, "_children", ())):
+        with suppress(OSError, AttributeError):
+            os.kill(child._popen.pid, signal.SIGKILL)  # noqa: SLF001
+    with suppress(Exception):
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def _refuse(_popen: object, _process: object) -> NoReturn:
+    raise RuntimeError(_REFUSED)

@@ -1,0 +1,92 @@
+"""What people want to know of the server itself: version, memory, policy, persistence."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from greenq.transport.client import Client
+
+_SAFE_POLICY = "noeviction"
+
+
+class Facts(NamedTuple):
+    """A server, as it tells of itself; empty text or None is what it does not tell.
+
+    Attributes:
+        name, version: as ``valkey`` and ``8.0.1``.
+        mode: ``standalone``, ``cluster`` or ``sentinel``.
+        uptime_s: since its start.
+        clients: connections.
+        policy: what becomes of keys when the memory is full.
+        memory_bytes, limit_bytes: in use, and at most; 0 is no limit.
+        append_only: whether each write is logged (AOF).
+        saved_s: since its last snapshot (RDB).
+        unsaved: writes since then.
+        skew_s: how much this machine's clock is ahead of the server's.
+    """
+
+    name: str
+    version: str
+    mode: str
+    uptime_s: int | None
+    clients: int | None
+    policy: str
+    memory_bytes: int | None
+    limit_bytes: int | None
+    append_only: bool | None
+    saved_s: float | None
+    unsaved: int | None
+    skew_s: float
+
+
+def server_facts(client: Client) -> Facts:
+    """Ask the server. Switches: yes.
+
+    Raises:
+        OperationalError: the server cannot be reached, or does not tell.
+    """
+    before_s = time.time()
+    seconds, microseconds = client.call("TIME")
+    now_s = (before_s + time.time()) / 2
+    told: dict[str, str] = {}
+    for line in client.call("INFO").decode(errors="replace").splitlines():
+        name, sign, value = line.partition(":")
+        if sign:
+            told[name] = value.strip()
+
+    def number(name: str) -> int | None:
+        value = told.get(name, "")
+        return int(value) if value.isdecimal() else None
+
+    saved = number("rdb_last_save_time")
+    is_valkey = "valkey_version" in told
+    return Facts(
+        name=told.get("server_name") or ("valkey" if is_valkey else "redis"),
+        version=told.get("valkey_version") or told.get("redis_version", ""),
+        mode=told.get("server_mode") or told.get("redis_mode", ""),
+        uptime_s=number("uptime_in_seconds"),
+        clients=number("connected_clients"),
+        policy=told.get("maxmemory_policy", ""),
+        memory_bytes=number("used_memory"),
+        limit_bytes=number("maxmemory"),
+        append_only=told["aof_enabled"] == "1" if "aof_enabled" in told else None,
+        saved_s=None if saved is None else max(0.0, int(seconds) - saved),
+        unsaved=number("rdb_changes_since_last_save"),
+        skew_s=now_s - (int(seconds) + int(microseconds) / 1e6),
+    )
+
+
+def eviction_warning(facts: Facts) -> str | None:
+    """Say what a server does to queues when its memory is full; None if it refuses writes then."""
+    if facts.policy in ("", _SAFE_POLICY):
+        return None
+    when = "when its memory is full (maxmemory)"
+    if not facts.limit_bytes:
+        when = "once maxmemory is set (it is not now)"
+    what = "queues and messages" if facts.policy.startswith("allkeys") else "results and locks"
+    return (
+        f"the server's maxmemory-policy is {facts.policy}: {when} it deletes {what} without a word;"
+        f" set it to {_SAFE_POLICY}"
+    )
