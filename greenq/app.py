@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import logging
 import os
+import sys
 import threading
 from importlib.util import find_spec
 from typing import (
@@ -30,11 +32,14 @@ from greenq.transport.links import Transport
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import ModuleType
     from typing import Unpack
 
     from greenq.control import Control
     from greenq.events import Events
     from greenq.steps import Option, Step
+
+_log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -300,22 +305,57 @@ class Greenq:
 
     def autodiscover_tasks(
         self,
-        packages: Iterable[str] | Callable[[], Iterable[str]] = (),
-        related_name: str = "tasks",
+        packages: Iterable[str] | Callable[[], Iterable[str]] | None = None,
+        related_name: str | None = "tasks",
+        force: bool = False,
     ) -> None:
-        """Import ``<package>.tasks`` of each package before a worker starts, where it exists."""
+        """Import ``<package>.tasks`` of each package before a worker starts, where it exists.
+
+        Args:
+            packages: their names, or what returns them then; without, Django's INSTALLED_APPS,
+                whose entries may name an AppConfig.
+            related_name: of the modules; None imports the packages only.
+            force: import them now.
+
+        Raises:
+            ConfigError: there are no packages and no Django, with `force` now, else then.
+        """
         call = packages if callable(packages) else lambda: packages
         self._autodiscovered.append((call, related_name))
+        if force:
+            self.set_up_framework()
+            self._discover(call(), related_name)
+
+    def set_up_framework(self) -> None:
+        """Set Django up where it is in use; commands that import task modules do it first."""
+        django = _django()
+        if django is not None:
+            django.set_up()
 
     def import_task_modules(self) -> None:
         """Import all modules that hold tasks: ``imports``, ``include``, and the autodiscovered."""
+        self.set_up_framework()
         for module in (*self.config.task.imports, *self.config.task.include):
             importlib.import_module(module)
         for packages, related_name in self._autodiscovered:
-            for package in packages():
-                importlib.import_module(package)
-                if find_spec(f"{package}.{related_name}") is not None:
-                    importlib.import_module(f"{package}.{related_name}")
+            self._discover(packages(), related_name)
+
+    def _discover(self, packages: Iterable[str] | None, related_name: str | None) -> None:
+        if packages is None:
+            django = _django()
+            if django is None:
+                reason = (
+                    "without packages it looks through Django's INSTALLED_APPS: set "
+                    "DJANGO_SETTINGS_MODULE before, and install Django, or name the packages"
+                )
+                raise ConfigError([Problem("autodiscover_tasks", None, reason)])
+            packages = django.packages()
+        for entry in packages:
+            package = _package(entry)
+            if not related_name or not hasattr(sys.modules[package], "__path__"):
+                continue
+            if find_spec(f"{package}.{related_name}") is not None:
+                importlib.import_module(f"{package}.{related_name}")
 
     # --- the cluster ------------------------------------------------------------------------------
 
@@ -386,6 +426,18 @@ class Greenq:
             raise TypeError(f"task {name}: task_id is for one task; those of many are made here")
         sent = self._inherited(name, options, current_context.get())
         return AsyncResults(self.producer.send_many(name, calls, sent), self.transport, name)
+
+    def on_commit(self, call: Callable[[], object]) -> None:
+        """Make a call when Django's open transaction commits; without one, now.
+
+        Raises:
+            ConfigError: Django is not in use.
+        """
+        django = _django()
+        if django is None:
+            reason = "sending on commit needs Django, and DJANGO_SETTINGS_MODULE is not set"
+            raise ConfigError([Problem("on_commit", None, reason)])
+        django.on_commit(call)
 
     def _inherited(
         self, name: str, options: Mapping[str, Any], context: Context | None
@@ -490,6 +542,32 @@ def _make_task(
     made = base or Task
     task_name = name or made.name or f"{module}.{function.__name__}"
     return made(function, name=task_name, app=app, bind=bind, options=options)
+
+
+def _django() -> ModuleType | None:
+    """Return the bridge to Django where that is in use; None elsewhere, and Django stays away."""
+    if not os.environ.get("DJANGO_SETTINGS_MODULE"):
+        return None
+    if "django" not in sys.modules and find_spec("django") is None:
+        _log.warning("DJANGO_SETTINGS_MODULE is set and Django is not installed: it is left out")
+        return None
+    return importlib.import_module("greenq.contrib.django")
+
+
+def _package(entry: str) -> str:
+    """Import the package that an entry names, itself or by an AppConfig, and return its name."""
+    try:
+        importlib.import_module(entry)
+    except ModuleNotFoundError as error:
+        module, _, attribute = entry.rpartition(".")
+        if not module or error.name != entry:
+            raise
+        package = getattr(getattr(importlib.import_module(module), attribute, None), "name", None)
+        if not isinstance(package, str):
+            raise
+        importlib.import_module(package)
+        return package
+    return entry
 
 
 def _place(function: Callable[..., Any]) -> str:
