@@ -330,7 +330,7 @@ class Greenq:
         """Set Django up where it is in use; commands that import task modules do it first."""
         django = _django()
         if django is not None:
-            django.set_up()
+            django.set_up(self)
 
     def import_task_modules(self) -> None:
         """Import all modules that hold tasks: ``imports``, ``include``, and the autodiscovered."""

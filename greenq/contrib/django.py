@@ -17,18 +17,25 @@ from django.db import connections, transaction
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from greenq.app import Greenq
+
 _log = logging.getLogger(__name__)
 
 
-def set_up() -> None:
-    """Load the project's settings and its INSTALLED_APPS; a second call does nothing.
+def set_up(app: Greenq) -> None:
+    """Load the project's settings and INSTALLED_APPS, and have tasks leave no connection open.
 
-    Django's LOGGING silences all loggers that it does not name, unless it says otherwise: those of
-    greenq speak on.
+    A second call does nothing.
     """
-    if apps.ready:
-        return
-    loggers = logging.Logger.manager.loggerDict
+    if not apps.ready:
+        _set_up_django()
+    if close_connections not in app.task_end_hooks:
+        app.on_task_end(close_connections)
+
+
+def _set_up_django() -> None:
+    """Do it; what Django's LOGGING does not name, it silences, but greenq's loggers speak on."""
+    loggers = list(logging.Logger.manager.loggerDict)
     own = [name for name in loggers if name == "greenq" or name.startswith("greenq.")]
     spoke = [name for name in own if not logging.getLogger(name).disabled]
     django.setup()
@@ -47,7 +54,7 @@ def on_commit(call: Callable[[], object]) -> None:
 
 
 def close_connections() -> None:
-    """Close what the running greenlet has opened: its database connections, its caches'.
+    """Close what the running task has opened: connections to databases, and those of caches.
 
     Each greenlet has its own. Whatever CONN_MAX_AGE says, none is kept for the next task: a pool of
     five hundred greenlets would keep five hundred. With Django's own pool, closing gives the
@@ -59,15 +66,12 @@ def close_connections() -> None:
 
 
 def _close(connection: Any) -> None:
-    if connection.connection is None:
-        return
     try:
-        if connection.in_atomic_block:
-            # The task was interrupted within `atomic`: what it had not committed is not kept.
-            connection.connection.close()
-            connection.connection = None
         connection.close()
     except Exception:
         # A broken connection is as good as a closed one, and the task has its outcome.
-        _log.warning("a connection to the database %r could not be closed", connection.alias,
-                     exc_info=True)  # fmt: skip
+        name = connection.alias
+        _log.warning("a connection to the database %r could not be closed", name, exc_info=True)
+    if connection.in_atomic_block or connection.connection is not None:
+        # The next task of this greenlet starts with one that has no transaction to end.
+        del connections[connection.alias]
