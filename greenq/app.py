@@ -44,6 +44,7 @@ _log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 L = TypeVar("L", bound="Callable[[Any], object]")
+H = TypeVar("H", bound="Callable[[], object]")
 
 _SEND_OPTIONS = frozenset(SendOptions.__annotations__)
 
@@ -190,6 +191,8 @@ class Greenq:
             "worker": set()
         }
         self.leaders: dict[str, Callable[[Any], object]] = {}
+        # Called in a worker after each task's code, in the task's own greenlet: `on_task_end`.
+        self.task_end_hooks: list[Callable[[], object]] = []
         self._tasks = TaskRegistry()
         self._autodiscovered: list[tuple[Callable[[], Iterable[str]], str]] = []
         self._lock = threading.Lock()
@@ -301,6 +304,17 @@ class Greenq:
         """
         module = self.main if function.__module__ == "__main__" else function.__module__
         self.leaders[f"{module}.{function.__name__}"] = function
+        return function
+
+    def on_task_end(self, function: H) -> H:
+        """Have a function called in the worker at the end of each task: ``@app.on_task_end``.
+
+        It is called without arguments after the task's code and the hooks of its class, in the same
+        greenlet: what the task has left in ``threading.local`` and in context variables is still
+        there, and its slot is still taken. So this is where sessions and connections are closed. It
+        may wait. What it raises is logged and changes nothing about the task.
+        """
+        self.task_end_hooks.append(function)
         return function
 
     def autodiscover_tasks(

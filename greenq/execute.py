@@ -23,6 +23,7 @@ from zoneinfo import ZoneInfo
 
 from greenq.errors import (
     EncodeError,
+    GreenqError,
     Ignore,
     OperationalError,
     Reject,
@@ -37,24 +38,26 @@ from greenq.pool import AGAIN_S, Interrupt
 from greenq.protocol.event import Silence
 from greenq.protocol.message import saferepr
 from greenq.protocol.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
-from greenq.task import Context, current_context
+from greenq.task import Context, ExceptionInfo, Task, classes, current_context
 from greenq.transport.settle import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from types import FrameType
 
     from greenq.config import TaskConfig
     from greenq.producer import Producer
     from greenq.protocol.event import EventSender
     from greenq.request import Request
-    from greenq.task import Task
     from greenq.transport.links import Transport
     from greenq.transport.outbox import Outbox
     from greenq.transport.settle import Move, Stored
     from greenq.worker_state import WorkerState
 
 _log = logging.getLogger(__name__)
+
+# What is called for a task unless its class has its own.
+_PLAIN_CALL = Task.__call__
 
 # Pause before a server that does not say whose a message is, is asked again.
 _ASK_AGAIN_S = 0.25
@@ -84,8 +87,12 @@ class Executor:
         state: WorkerState,
         hostname: str,
         events: EventSender | None = None,
+        end_hooks: Sequence[Callable[[], object]] = (),
     ) -> None:
-        """Take the parts of one worker; `hostname` is its node name, `events` hears of tasks."""
+        """Take the parts of one worker.
+
+        `hostname` is its node name, `events` hears of tasks, `end_hooks` are called after each.
+        """
         self._config = config
         self._transport = transport
         self._producer = producer
@@ -94,31 +101,41 @@ class Executor:
         self._revoked = state.revoked
         self._hostname = hostname
         self._events = events or Silence()
+        self._end_hooks = end_hooks
         self._zone = ZoneInfo(config.timezone)
 
     def __call__(self, request: Request) -> None:
-        """Run one request to its end."""
+        """Run one request to its end, whatever its code, its hooks and the log's handlers raise."""
         if not self._state.surely_holds(request) and not self._is_still_ours(request):
             return
-        message = request.message
-        context = Context(message, hostname=self._hostname, delivered=request)
+        context = Context(request.message, hostname=self._hostname, delivered=request)
         current_context.set(context)
         request.started_s = time.monotonic()
         try:
-            if self._revoked.any and self._revoked.matches(message):
-                # It may have waited here for its slot.
-                outcome = Outcome(REVOKED, TaskRevokedError("revoked"))
-            elif self._begin(request):
-                outcome = self._run(request)
-            else:
+            outcome = self._outcome(request)
+            if outcome is None:
                 return
             settled = self._settle(request, context, outcome)
+        except BaseException as exc:
+            if request.in_code is None and not isinstance(exc, Exception):
+                # The worker ends, and the code has not begun: its message has gone back.
+                raise
+            settled = self._settle_fault(request, exc)
         finally:
             self._state.reserved.pop(request.delivery.tag, None)
         if settled is None:
             _log.info("Task %s was ended: its message had been given back", request)
         else:
             self._report(request, settled)
+        if self._end_hooks and request.in_code is not None:
+            self._call_end_hooks(request)
+
+    def _outcome(self, request: Request) -> Outcome | None:
+        """Run the code, unless it must not; None when it is somebody else's. Switches: yes."""
+        if self._revoked.any and self._revoked.matches(request.message):
+            # It may have waited here for its slot.
+            return Outcome(REVOKED, TaskRevokedError("revoked"))
+        return self._run(request) if self._begin(request) else None
 
     # --- begin ------------------------------------------------------------------------------------
 
@@ -216,19 +233,32 @@ class Executor:
         None when the message was given back meanwhile: then another run decides the result.
         """
         result: Stored | None = None
-        if not request.delivery.tag and outcome.state in (RETRY, REJECTED):
+        move: Move | None = None
+        tag = request.delivery.tag
+        if not tag and outcome.state in (RETRY, REJECTED):
             # It was published to all workers: there is no message to put in its place.
             outcome = Outcome(FAILURE, outcome.value, outcome.traceback)
+        if outcome.state == RETRY:
+            outcome, move = self._following(request, outcome)
         if outcome.state not in (IGNORED, REJECTED):
             outcome, result = self._stored(request, context, outcome)
+        # One that was acknowledged early has left a stub, to which its outcome belongs.
+        if tag and move is None:
+            move = self._move(request, outcome)
         if request.acks_late and not request.settle():
             return None
-        # One that was acknowledged early has left a stub, to which its outcome belongs.
-        tag = request.delivery.tag
-        move = self._move(request, outcome) if tag else None
         if tag or result is not None:
             self._outbox.put(Entry(tag, result=result, move=move, about=request))
         return outcome
+
+    def _following(self, request: Request, outcome: Outcome) -> tuple[Outcome, Move | None]:
+        """Return the move that sends the next run; a retry that cannot be sent is a failure."""
+        try:
+            return outcome, self._next_run(request, outcome.value, request.delivery.tag)
+        except Exception as exc:
+            # What was asked for is wrong: a task that cannot run again has failed.
+            exc.add_note(f"by the retry of task {request}, which cannot be sent")
+            return Outcome(FAILURE, exc, _trace(exc)), None
 
     def _stored(
         self, request: Request, context: Context, outcome: Outcome
@@ -308,8 +338,6 @@ class Executor:
         """Return where the message goes; None if it is to be acknowledged."""
         tag, queue, raw = request.delivery
         broker = self._transport.broker
-        if outcome.state == RETRY:
-            return self._next_run(request, outcome.value, tag)
         if outcome.state == REJECTED and outcome.value.requeue:
             return broker.requeue(tag, queue, raw, "last")
         if outcome.state != FAILURE or not request.acks_late:
@@ -319,11 +347,13 @@ class Executor:
         if isinstance(outcome.value, Reject):
             reason = f"rejected by the task: {outcome.value.reason}"
         elif not self._acks_failure(request.task):
-            reason = f"failed, and acks_on_failure_or_timeout is off: {outcome.value!r}"
-        if reason is None:
-            return None
-        return broker.bury(
-            tag, queue, raw, reason=reason, worker=self._hostname, now=datetime.now(UTC)
+            reason = f"failed, and acks_on_failure_or_timeout is off: {saferepr(outcome.value)}"
+        return None if reason is None else self._bury(request, reason)
+
+    def _bury(self, request: Request, reason: str) -> Move:
+        """Return the move to the dead letters."""
+        return self._transport.broker.bury(
+            *request.delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
         )
 
     def _acks_failure(self, task: Task[..., Any]) -> bool:
@@ -379,15 +409,61 @@ class Executor:
         ahead = timedelta(seconds=countdown + self._state.clock_offset_s)
         return (datetime.now(self._zone) + ahead).isoformat()
 
+    def _settle_fault(self, request: Request, exc: BaseException) -> Outcome | None:
+        """Settle a task whose outcome could not be settled as it is: it fails with the reason.
+
+        Where not even that can be stored, its message goes to the dead letters.
+        """
+        trace, tag = _trace(exc), request.delivery.tag
+        what = f"the outcome of {request} could not be settled: {type(exc).__name__}: {_text(exc)}"
+        _log.critical("%s\n%s", what, trace)
+        outcome = Outcome(
+            FAILURE, GreenqError(_storable(what)[:_STORED_CHARS]), _storable(trace)[-_STORED_CHARS:]
+        )
+        result, move = None, None
+        try:
+            if self._transport.stores_results:
+                result = self._transport.backend.stored(
+                    request.message.id,
+                    FAILURE,
+                    outcome.value,
+                    traceback=outcome.traceback,
+                    date_done=datetime.now(UTC).isoformat(),
+                )
+        except Exception:
+            _log.critical("no state of %s can be stored", request, exc_info=True)
+            if tag and request.acks_late:
+                move = self._bury(request, _storable(what))
+        if request.acks_late and not request.settle():
+            return None
+        if tag or result is not None:
+            self._outbox.put(Entry(tag, result=result, move=move, about=request))
+        return outcome
+
     # --- report -----------------------------------------------------------------------------------
 
     def _report(self, request: Request, outcome: Outcome) -> None:
-        """Tell, count, log and call the class's hooks."""
+        """Tell, count, log and call the class's hooks. Switches: yes.
+
+        The message is settled by now: what fails here is logged, and nothing else.
+        """
         assert request.started_s is not None
         runtime_s = time.monotonic() - request.started_s
+        try:
+            if self._events.tasks:
+                self._tell(request, outcome, runtime_s)
+        except Exception:
+            _log.exception("the end of task %s could not be told of", request)
+        try:
+            self._note(request, outcome, runtime_s)
+        except Exception:
+            _log.exception("the end of task %s could not be logged", request)
+        if outcome.state not in (REVOKED, IGNORED, REJECTED):
+            _call_hooks(request, outcome)
+
+    def _note(self, request: Request, outcome: Outcome, runtime_s: float) -> None:
+        """Count and log an outcome."""
         state, value, trace = outcome
-        if self._events.tasks:
-            self._tell(request, outcome, runtime_s)
         if state == SUCCESS:
             self._state.succeeded += 1
             if _log.isEnabledFor(logging.INFO):
@@ -404,17 +480,24 @@ class Executor:
                 _log.info("Discarding revoked task %s", request)
             else:
                 _log.warning("Task %s was terminated (%s)", request, request.killed.signum)
-            return
         elif isinstance(value, Reject) and request.acks_late:
             self._state.failed += 1
             _log.info("Task %s rejected: %s; it is among the dead letters", request, value.reason)
         else:
             self._state.failed += 1
-            expected = isinstance(value, request.task.throws)
+            expected = isinstance(value, classes(request.task.throws))
             level, how = (logging.INFO, "expected") if expected else (logging.ERROR, "unexpected")
             shown = "" if expected else f"\n{trace}"
             _log.log(level, "Task %s raised %s: %s%s", request, how, saferepr(value), shown)
-        _call_hooks(request, outcome)
+
+    def _call_end_hooks(self, request: Request) -> None:
+        """Call what the app has for each task's end. Switches: yes."""
+        for hook in self._end_hooks:
+            try:
+                hook()
+            except BaseException:
+                # The task is over: nothing that a hook raises, a late timeout included, is its.
+                _log.exception("%r, called at the end of task %s, failed", hook, request)
 
     def _tell(self, request: Request, outcome: Outcome, runtime_s: float) -> None:
         """Send the event of an outcome; an ignored one has none."""
@@ -475,37 +558,50 @@ def _call(task: Task[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome
     """Call the task and turn every way to end into an outcome."""
     try:
         task.before_start(task_id, args, kwargs)
-        return Outcome(SUCCESS, task.run(*args, **kwargs))
-    except Retry as exc:
-        return Outcome(RETRY, exc, _trace(exc))
-    except Ignore as exc:
-        return Outcome(IGNORED, exc)
-    except Reject as exc:
-        return Outcome(REJECTED if exc.requeue else FAILURE, exc)
-    except task.dont_autoretry_for as exc:
-        return Outcome(FAILURE, exc, _trace(exc))
-    except task.autoretry_for as exc:
-        return _retry_by_itself(task, exc)
+        # A class's own `__call__` puts something around the code.
+        code = task.run if type(task).__call__ is _PLAIN_CALL else task
+        return Outcome(SUCCESS, code(*args, **kwargs))
     except BaseException as exc:
         # The boundary to user code: SystemExit, KeyboardInterrupt, GreenletExit and a
         # gevent.Timeout of the task's own fail the task like any exception, and the worker lives
         # on.
-        return Outcome(FAILURE, exc, _trace(exc))
+        try:
+            return _outcome_of(task, exc)
+        except BaseException as worse:
+            # An option of the task is not what it should be; `exc` is in its context.
+            return Outcome(FAILURE, worse, _trace(worse))
+
+
+def _outcome_of(task: Task[..., Any], exc: BaseException) -> Outcome:
+    """Return what an exception that the task's code has raised means."""
+    if isinstance(exc, Retry):
+        return Outcome(RETRY, exc, _trace(exc))
+    if isinstance(exc, Ignore):
+        return Outcome(IGNORED, exc)
+    if isinstance(exc, Reject):
+        return Outcome(REJECTED if exc.requeue else FAILURE, exc)
+    again = bool(task.autoretry_for) and isinstance(exc, classes(task.autoretry_for))
+    if again and not isinstance(exc, classes(task.dont_autoretry_for)):
+        return _retry_by_itself(task, exc)
+    return Outcome(FAILURE, exc, _trace(exc))
 
 
 def _retry_by_itself(task: Task[..., Any], exc: BaseException) -> Outcome:
     """Ask for the retry that ``autoretry_for`` promises."""
-    options = dict(task.retry_kwargs)
-    delay_s = task.retry_delay(task.request.retries)
-    if delay_s is not None:
-        options["countdown"] = delay_s
     try:
+        options = dict(task.retry_kwargs)
+        delay_s = task.retry_delay(task.request.retries)
+        if delay_s is not None:
+            options["countdown"] = delay_s
         task.retry(exc=exc, **options)
     except Retry as retry:
         return Outcome(RETRY, retry, _trace(retry))
     except BaseException as last:
-        # No retries are left: this is `exc` itself, or MaxRetriesExceededError.
+        # No retries are left: this is `exc` itself, or MaxRetriesExceededError. Or an option of the
+        # task is wrong.
         return Outcome(FAILURE, last, _trace(last))
+    # An overriding `retry` that does not raise.
+    return Outcome(FAILURE, exc, _trace(exc))
 
 
 def _children(context: Context) -> tuple[object, ...]:
@@ -517,16 +613,25 @@ def _call_hooks(request: Request, outcome: Outcome) -> None:
     task, message = request.task, request.message
     state, value, trace = outcome
     call = (message.id, message.args, message.kwargs)
+    info: ExceptionInfo | None = None
+    if isinstance(value, BaseException) and state != SUCCESS:
+        cause = value.exc or value if isinstance(value, Retry) else value
+        info = ExceptionInfo(cause, trace or _trace(value))
     try:
         if state == SUCCESS:
             task.on_success(value, *call)
-        elif state == RETRY:
-            task.on_retry(value.exc or value, *call, trace or "")
-        elif state == FAILURE:
-            task.on_failure(value, *call, trace or "")
-        task.after_return(state, value, *call, trace)
-    except Exception:
+        elif info is not None and state == RETRY:
+            task.on_retry(info.exception, *call, info)
+        elif info is not None:
+            task.on_failure(value, *call, info)
+    except BaseException:
         _log.exception("a hook of task %s failed", request)
+    if state == RETRY:
+        return
+    try:
+        task.after_return(state, value, *call, info)
+    except BaseException:
+        _log.exception("after_return of task %s failed", request)
 
 
 def _trace(exc: BaseException) -> str:
@@ -544,6 +649,11 @@ def _text(exc: BaseException) -> str:
         return str(exc)
     except Exception:
         return type(exc).__name__
+
+
+def _storable(text: str) -> str:
+    """Return text that can be encoded: half a surrogate pair cannot."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _signal_number(name: str) -> int | str:

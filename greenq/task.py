@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import random
+from collections.abc import Iterable
 from datetime import datetime
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, TypeVarTuple, cast
@@ -15,8 +16,9 @@ from greenq.ratelimit import parse_rate
 from greenq.routing import merge_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextvars import ContextVar
+    from types import TracebackType
     from typing import NoReturn, Unpack
 
     from greenq.app import Greenq
@@ -32,6 +34,57 @@ R_co = TypeVar("R_co", covariant=True)
 
 # The context of the task that runs in this greenlet or thread; None outside a worker.
 current_context = cast("ContextVar[Context | None]", task_log_context)
+
+
+class ExceptionInfo:
+    """What a hook is told of an exception, as ``einfo``; ``str()`` of it is the traceback.
+
+    Attributes:
+        exception: the exception itself.
+        type: its class.
+        traceback: text.
+        tb: the traceback itself, None if there is none.
+    """
+
+    __slots__ = ("exception", "traceback")
+
+    def __init__(self, exception: BaseException, traceback: str) -> None:
+        """Keep both."""
+        self.exception = exception
+        self.traceback = traceback
+
+    @property
+    def type(self) -> type[BaseException]:
+        """The exception's class."""
+        return type(self.exception)
+
+    @property
+    def tb(self) -> TracebackType | None:
+        """The traceback as Python has it."""
+        return self.exception.__traceback__
+
+    def __str__(self) -> str:
+        """Return the traceback's text."""
+        return self.traceback
+
+    def __repr__(self) -> str:
+        """Show the exception."""
+        return f"<ExceptionInfo: {self.exception!r}>"
+
+
+def classes(given: Any) -> tuple[type[BaseException], ...]:
+    """Return exception classes as `isinstance` wants them: a list, a set or one class will do.
+
+    Raises:
+        TypeError: one of them is no class of exceptions.
+    """
+    if given is None:
+        return ()
+    found = tuple(given) if isinstance(given, Iterable) else (given,)
+    for each in found:
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise TypeError(f"{each!r} is no class of exceptions")
+    return found
 
 
 class Context:
@@ -114,8 +167,8 @@ class Task(Generic[P, R]):
     name: str = ""
     max_retries: int | None = 3
     default_retry_delay: float | None = None
-    autoretry_for: tuple[type[BaseException], ...] = ()
-    dont_autoretry_for: tuple[type[BaseException], ...] = ()
+    autoretry_for: Iterable[type[BaseException]] = ()
+    dont_autoretry_for: Iterable[type[BaseException]] = ()
     retry_kwargs: Mapping[str, Any] = {}
     retry_backoff: bool | int = False
     retry_backoff_max: int = 600
@@ -126,7 +179,7 @@ class Task(Generic[P, R]):
     acks_on_failure_or_timeout: bool | None = None
     reject_on_worker_lost: bool | None = None
     track_started: bool | None = None
-    throws: tuple[type[BaseException], ...] = ()
+    throws: Iterable[type[BaseException]] = ()
     serializer: str | None = None
     compression: str | None = None
     queue: str | None = None
@@ -370,9 +423,9 @@ class Task(Generic[P, R]):
         task_id: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        einfo: str,
+        einfo: ExceptionInfo,
     ) -> None:
-        """Override: called when it failed; `einfo` is the traceback's text."""
+        """Override: called when it failed."""
 
     def on_retry(
         self,
@@ -380,7 +433,7 @@ class Task(Generic[P, R]):
         task_id: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        einfo: str,
+        einfo: ExceptionInfo,
     ) -> None:
         """Override: called when it will be retried."""
 
@@ -391,9 +444,9 @@ class Task(Generic[P, R]):
         task_id: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        einfo: str | None,
+        einfo: ExceptionInfo | None,
     ) -> None:
-        """Override: called after each run, however it ended."""
+        """Override: called at its end, which a run that will be retried is not."""
 
     def __repr__(self) -> str:
         """Show the name."""

@@ -203,6 +203,7 @@ class Worker:
             state=self.state,
             hostname=self.hostname,
             events=self.events,
+            end_hooks=app.task_end_hooks,
         )
         self.pool = Pool(
             self.concurrency,
