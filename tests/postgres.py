@@ -51,7 +51,7 @@ class Postgres:
         self.environment = {
             "PGHOST": "127.0.0.1",
             "PGPORT": str(self.port),
-            "PGUSER": "postgres",
+            "PGUSER": "shop",
             "PGDATABASE": "shop",
         }
         self._process: Process | None = None
@@ -92,7 +92,8 @@ class Postgres:
         self._process.wait_text("ready to accept connections")
         wait_until(self._answers, START_TIMEOUT_S)
         with self.connect("postgres") as connection:
-            connection.execute("CREATE DATABASE shop")
+            connection.execute("CREATE ROLE shop LOGIN")
+            connection.execute("CREATE DATABASE shop OWNER shop")
 
     def stop(self) -> None:
         if self._process is not None:

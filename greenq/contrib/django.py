@@ -6,13 +6,20 @@ settings and Django is installed; nothing else does.
 
 from __future__ import annotations
 
+import functools
 import logging
+import sys
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import django
 from django.apps import apps
 from django.core.cache import close_caches
 from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from greenq.task import current_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +27,19 @@ if TYPE_CHECKING:
     from greenq.app import Greenq
 
 _log = logging.getLogger(__name__)
+
+# What databases say when they have no connection left; there is no code to go by, since psycopg has
+# none for an error of connecting.
+_FULL = ("too many clients", "too many connections", "connection slots are reserved",
+         "no more connections allowed")  # fmt: skip
+
+# How long a task waits for a connection, and after how long it looks again of itself: it is woken
+# when a task of this worker has closed one.
+_PATIENCE_S = 60.0
+_LOOK_AGAIN_S = 0.25
+
+# Between two warnings of a full database.
+_WARN_EVERY_S = 60.0
 
 
 def set_up(app: Greenq) -> None:
@@ -31,6 +51,9 @@ def set_up(app: Greenq) -> None:
         _set_up_django()
     if close_connections not in app.task_end_hooks:
         app.on_task_end(close_connections)
+    if not hasattr(BaseDatabaseWrapper.connect, "waits"):
+        _wait_when_full()
+    _warn_of_blocking()
 
 
 def _set_up_django() -> None:
@@ -61,7 +84,8 @@ def close_connections() -> None:
     connection back to that.
     """
     for connection in connections.all(initialized_only=True):
-        _close(connection)
+        if connection.connection is not None:
+            _close(connection)
     close_caches()
 
 
@@ -75,3 +99,94 @@ def _close(connection: Any) -> None:
     if connection.in_atomic_block or connection.connection is not None:
         # The next task of this greenlet starts with one that has no transaction to end.
         del connections[connection.alias]
+    _queue.one_is_free()
+
+
+class _Queue:
+    """Tasks that wait for a connection, all databases together, the first one to be woken first."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._warned_s = 0.0
+        self.waiting = 0
+
+    def wait(self) -> None:
+        """Wait until a connection was closed here, or a moment: others may close one elsewhere."""
+        with self._changed:
+            self.waiting += 1
+            try:
+                self._changed.wait(_LOOK_AGAIN_S)
+            finally:
+                self.waiting -= 1
+
+    def one_is_free(self) -> None:
+        """Wake one."""
+        if self.waiting:
+            with self._changed:
+                self._changed.notify()
+
+    def warn(self, alias: str) -> None:
+        """Say, now and then, that tasks wait."""
+        now_s = time.monotonic()
+        if self._warned_s and now_s < self._warned_s + _WARN_EVERY_S:
+            return
+        self._warned_s = now_s
+        _log.warning(
+            "the database %r has no connection left: tasks wait for one, each up to %g s; run fewer "
+            "tasks at once (-c), or have them share a pool: OPTIONS['pool'] in DATABASES",
+            alias,
+            _PATIENCE_S,
+        )
+
+
+_queue = _Queue()
+
+
+def _wait_when_full() -> None:
+    """Have tasks wait where their database refuses one connection more.
+
+    A worker opens hundreds at once where Celery's, by being slower, opens a few.
+    """
+    connect = BaseDatabaseWrapper.connect
+
+    @functools.wraps(connect)
+    def connect_or_wait(self: Any) -> None:
+        if current_context.get() is None:
+            connect(self)
+            return
+        until_s = time.monotonic() + _PATIENCE_S
+        if _queue.waiting:
+            # Who came before goes first.
+            _queue.wait()
+        while True:
+            try:
+                connect(self)
+            except Exception as exc:
+                if not _is_full(exc) or time.monotonic() > until_s:
+                    raise
+                _queue.warn(self.alias)
+            else:
+                return
+            _queue.wait()
+
+    connect_or_wait.waits = True  # type: ignore[attr-defined]
+    BaseDatabaseWrapper.connect = connect_or_wait
+
+
+def _is_full(exc: BaseException) -> bool:
+    text = str(exc).lower()
+    return any(words in text for words in _FULL)
+
+
+def _warn_of_blocking() -> None:
+    """Say so if the driver of a database holds the whole worker up with each query."""
+    psycopg2 = sys.modules.get("psycopg2.extensions")
+    if psycopg2 is None or psycopg2.get_wait_callback() is not None:
+        return
+    for connection in connections.all():
+        if getattr(connection, "Database", None) is sys.modules.get("psycopg2"):
+            _log.warning(
+                "the database %r is used through psycopg2, which holds up all tasks during each "
+                "query: install psycopg 3, or call psycogreen.gevent.patch_psycopg()",
+                connection.alias,
+            )

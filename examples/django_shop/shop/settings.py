@@ -2,6 +2,7 @@ import os
 
 SECRET_KEY = os.environ.get("SHOP_SECRET_KEY", "for trying it out")
 INSTALLED_APPS = ["orders.apps.OrdersConfig"]
+TIME_ZONE = "UTC"
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
