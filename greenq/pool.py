@@ -331,6 +331,13 @@ class Pool(StartStopStep):
     def put_back(self, requests: Iterable[Request]) -> None:
         """Let requests wait again that were withdrawn, the newest first; any thread may."""
         self._waiting.extendleft(requests)
+        # Who was on the way for them may have come meanwhile, and found nothing.
+        self._loop.run_callback_threadsafe(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._waiting:
+            self._idle.clear()
+        self._send_for_one()
 
     def _run_next(self, me: Lasting) -> None:
         try:

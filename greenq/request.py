@@ -26,7 +26,7 @@ class Request:
         message: the decoded message.
         task: what it calls.
         acks_late: acknowledged after the run, not before.
-        taken_s: monotonic time just before it was taken.
+        taken_s: just before it was taken, seconds of the worker state's clock.
         greenlet: that which runs it, None before and after.
         started_s: monotonic time of the start, None until then.
         hub_s: seconds for which its greenlet has held the hub, as far as they are counted.

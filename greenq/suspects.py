@@ -38,6 +38,8 @@ class Suspects:
         self._outbox = outbox
         self._begin = begin
         self._line: deque[Request] = deque()
+        # True while one runs alone, from just before the server is told so.
+        self.alone = False
         self._over = Event()
         self._over.set()
 
@@ -79,6 +81,7 @@ class Suspects:
                 if not self._line:
                     break
                 request = self._line.popleft()
+                self.alone = alone
                 if alone:
                     _log.warning("%s runs alone: workers have died while they ran it", request)
                     self._announce(request.delivery.tag)
@@ -87,9 +90,11 @@ class Suspects:
                 self._begin(request)
                 if alone:
                     self._pool.wait_empty(None)
+                    self.alone = False
                     if not self._line:
                         self._announce("")
         finally:
+            self.alone = False
             self._over.set()
 
     def _announce(self, tag: str) -> None:

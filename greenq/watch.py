@@ -298,17 +298,27 @@ class Watch(StartStopStep):
 
     def leave(self) -> None:
         """Give back what the server still holds of this owner, then give up its lease."""
+        # Once more over new connections: what is not given back here counts as a death's.
+        if not self._left():
+            self._left(is_last=True)
+
+    def _left(self, *, is_last: bool = False) -> bool:
+        """Do so; False if the server could not be reached."""
         try:
-            self.left_count = self._leases.leave(self._unwritten())
-            if self.left_count:
-                _log.warning(
-                    "%d messages whose outcome is not written are back on their queues",
-                    self.left_count,
-                )
+            self.left_count += self._leases.leave(self._unwritten())
         except OperationalError as exc:
-            _log.info("the lease could not be given up and will end by itself: %s", exc)
-        self._leases.recovery.close()
-        self._leases.connection.close()
+            if is_last:
+                _log.info("the lease could not be given up and will end by itself: %s", exc)
+            return False
+        finally:
+            self._leases.recovery.close()
+            self._leases.connection.close()
+        if self.left_count:
+            _log.warning(
+                "%d messages whose outcome is not written are back on their queues",
+                self.left_count,
+            )
+        return True
 
     def _next_duty_s(self) -> float:
         return min(self._renew_at_s, self._look_at_s, self._promote_at_s)
@@ -417,7 +427,7 @@ class Watch(StartStopStep):
         return min(self._beat_at_s + self._beat_slack_s, self._impatient_s())
 
     def _impatient_s(self) -> float:
-        """Return when to answer in the hub's place, monotonic: at once if it is known to stand."""
+        """Return when to answer in the hub's place: at once if it is known to stand."""
         patience_s = 0.0 if self._is_still(_PATIENCE_S) else _PATIENCE_S
         return self.ear.oldest_s + patience_s
 

@@ -188,6 +188,16 @@ class Server:
         """Delete all data; connections and scripts stay."""
         self.client.flushall()
 
+    def clear(self) -> None:
+        """Delete all data but what is known of workers: for those that live on.
+
+        A worker whose server has forgotten it connects again, and tells anew what it has in hand.
+        """
+        kept = (b"greenq.leases", b"greenq.owner.", b"_kombu.binding.")
+        keys = [key for key in self.client.scan_iter("*") if not key.startswith(kept)]
+        if keys:
+            self.client.delete(*keys)
+
     def _answers(self) -> bool:
         try:
             return bool(self.client.ping())

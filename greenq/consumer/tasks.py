@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo
@@ -277,6 +278,9 @@ class Tasks(StartStopStep):
         try:
             settle(connection, self._transport.keys, entries, guard=Guard(owner))
         except OperationalError:
+            # It may have been done all the same: each asks whose it is before it begins.
+            for request in requests:
+                request.taken_s = -math.inf
             # The line is a deque, which any thread may change.
             self._pool.put_back(requests)
             raise
@@ -423,6 +427,10 @@ class Tasks(StartStopStep):
         message = request.message
         if message.redelivered and self._is_suspect(request):
             self._suspects.add(request)
+        elif self._suspects.alone and request.delivery.tag:
+            # It has become due while another one must be alone: others run it, or this worker does
+            # later.
+            self.give_back([request])
         else:
             self._pool.submit(request)
 

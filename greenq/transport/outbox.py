@@ -154,7 +154,7 @@ class Outbox(StartStopStep):
         # What is not held any more when it is written again was, most likely, written at first; a
         # stub tells for certain.
         if not_held and repeated:
-            not_held = {entry for entry in not_held if entry.action not in "am"}
+            not_held = _surely(not_held)
         for entry in entries:
             if entry.written is not None:
                 entry.written(entry not in not_held)
@@ -178,7 +178,8 @@ class Outbox(StartStopStep):
             if len(entries) > 1:
                 not_held = [self._write([entry]) for entry in entries]
                 self._settle([], news)
-                return set().union(*not_held)
+                # The refused call may have come as far as this one.
+                return _surely(set().union(*not_held))
             _log.error("the server refused an outcome for good: %s", exc.reply)
             # It is the state that cannot be stored, and its message must not run for ever.
             if entries and entries[0].result is not None:
@@ -201,6 +202,11 @@ class Outbox(StartStopStep):
         if refused:
             text = "results and events are not published: who waits for them hears nothing"
             self._unheard.say(text, ServerError("PUBLISH", refused))
+
+
+def _surely(not_held: set[Entry]) -> set[Entry]:
+    """Leave out what an earlier try of the same may have settled itself."""
+    return {entry for entry in not_held if entry.action not in "am"}
 
 
 def _fate(entry: Entry) -> str:

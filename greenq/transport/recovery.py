@@ -232,7 +232,7 @@ class Recovery:
         )
         if settled.misplaced:
             _log.error("messages of a lost worker stay reserved: %s", settled.misplaced)
-        moved = len(entries) - len(settled.not_held)
+        moved = len(entries) - len(settled.not_held) - len(settled.stuck)
         self.count += moved
         return moved
 
@@ -274,7 +274,11 @@ class Recovery:
     def _is_due_later(self, held: Held) -> bool:
         """Tell whether a task cannot have begun because its ETA is still to come."""
         eta = held.header("eta")
-        return eta is not None and parse_time(eta, UTC).timestamp() > self._now_s()
+        try:
+            return eta is not None and parse_time(eta, UTC).timestamp() > self._now_s()
+        except DecodeError:
+            # Whoever takes it says what is wrong with it.
+            return False
 
     def _queue(self, exchange: str, routing_key: str) -> str:
         """Return the queue that a record goes back to; ours name it as the routing key."""

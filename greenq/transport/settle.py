@@ -106,11 +106,13 @@ class Settled(NamedTuple):
         not_held: the entries whose message was not held, by their position.
         unheard: why something could not be published, "" if all was.
         misplaced: which goal of a move is no queue, "" if all are; its messages stay reserved.
+        stuck: the entries whose message stays reserved for that, by their position.
     """
 
     not_held: frozenset[int]
     unheard: str
     misplaced: str
+    stuck: frozenset[int] = frozenset()
 
 
 class Guard(NamedTuple):
@@ -204,8 +206,12 @@ def settle(
         ]
     answer = server.script(SETTLE, *settle_arguments(keys, entries, news, guard=guard))
     unheard, misplaced, *numbers = answer
-    not_held = frozenset(number - 1 for number in numbers)
-    return Settled(not_held, unheard.decode(errors="replace"), misplaced.decode(errors="replace"))
+    return Settled(
+        frozenset(number - 1 for number in numbers if number > 0),
+        unheard.decode(errors="replace"),
+        misplaced.decode(errors="replace"),
+        frozenset(-number - 1 for number in numbers if number < 0),
+    )
 
 
 def _store_apart(

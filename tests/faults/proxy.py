@@ -26,6 +26,8 @@ Kind = Callable[[Command], bool]
 _WAIT_S = 20.0
 _NOTHING = (b"-", b"$-1", b"*-1", b"_")
 
+_ANSWERED_BY_PUSHES = {b"SUBSCRIBE", b"PSUBSCRIBE", b"UNSUBSCRIBE", b"PUNSUBSCRIBE"}
+
 
 class When(Enum):
     """How far the command gets."""
@@ -54,6 +56,7 @@ class Fault:
         fired: set when the link has failed.
         let_go: set by the test to end FREEZE, or to have the command of LATE carried out.
         over: set when the server has carried out the command of LATE.
+        answer: the server's to the command of LATE.
     """
 
     kind: Kind
@@ -64,6 +67,7 @@ class Fault:
     fired: threading.Event = field(default_factory=threading.Event)
     let_go: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
+    answer: bytes = b""
 
     def wait_fired(self) -> None:
         assert self.fired.wait(_WAIT_S), f"the command to fail at never came: {self.when}"
@@ -82,22 +86,27 @@ def script(name: str) -> Kind:
     return lambda command: command[0] in {b"EVALSHA", b"EVAL"} and command[1] in texts
 
 
+def endings(command: Command) -> list[str]:
+    """Return the heads of a call of the script that settles messages: what each does."""
+    if not _SETTLE(command):
+        return []
+    arguments = command[3 + int(command[2]) :]
+    heads, at = [], 6
+    for _ in range(int(arguments[0])):
+        head = arguments[at].decode()
+        heads.append(head)
+        at += 2 + (head[1] != "-") + 3 * (head[0] == "m")
+    return heads
+
+
 def stores(command: Command) -> bool:
     """Count the calls of the script that settles messages with which results are stored."""
-    if not SETTLE(command):
-        return False
-    key_count = int(command[2])
-    return command[3 + key_count] != b"0"
+    return any(head[1] != "-" for head in endings(command))
 
 
 def settles(command: Command) -> bool:
     """Count the calls of the script that settles messages, without those that only tell news."""
-    if not _SETTLE(command):
-        return False
-    arguments = command[3 + int(command[2]) :]
-    results, moves, news = (int(count) for count in arguments[:3])
-    acks = len(arguments) - 4 - 2 * results - 4 * moves - 2 * news
-    return bool(results or moves or acks)
+    return bool(endings(command))
 
 
 TAKE = script("take")
@@ -248,7 +257,8 @@ class Link:
                 self._server.sendall(raw)
                 return
         self._proxy.passed(command)
-        self._pending.append(fault)
+        if command[0] not in _ANSWERED_BY_PUSHES:
+            self._pending.append(fault)
         self._server.sendall(raw)
 
     def _wait_answers(self) -> None:
@@ -274,6 +284,7 @@ class Link:
         if fault is None:
             self._client.sendall(raw)
         elif fault.how is How.LATE:
+            fault.answer = raw
             fault.over.set()
         elif fault.when is When.EXECUTED:
             self._strike(fault)

@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 
+from greenq.transport.client import load_script
 from tests.faults.conftest import Scene
 from tests.faults.proxy import BLMOVE, SETTLE, TAKE, Fault, How, Kind, When
 from tests.support import wait_until
@@ -146,6 +147,7 @@ def test_every_task_runs_once_when_the_answer_to_a_take_never_comes(scene: Scene
 def test_take_that_arrives_late_takes_nothing(scene: Scene) -> None:
     # Given a take that is still on its way when its connection has broken, as after a partition:
     # the worker repeated it, the first of the messages is done, and the others run.
+    scene.server.client.script_load(load_script("take").source)
     fault = Fault(TAKE, When.BEFORE, How.LATE)
     scene.send(SLOTS, "faults.hold")
     scene.proxy.plan(fault)
@@ -161,15 +163,18 @@ def test_take_that_arrives_late_takes_nothing(scene: Scene) -> None:
     fault.let_go.set()
     assert fault.over.wait(10)
 
-    # Then it overwrites no record of a running task, and every task runs once.
+    # Then its number is not above that of the last one, and it takes nothing: it overwrites no
+    # record of a running task, and every task runs once.
+    assert fault.answer.startswith(b"*2\r\n:0\r\n"), fault.answer
     assert scene.queued() + scene.reserved() == Counter(scene.ids[1:])
     scene.open_gate()
     wait_until(scene.is_done)
     assert scene.ran() == Counter(scene.ids)
 
 
-def test_take_that_arrives_after_its_worker_died_is_given_back(scene: Scene) -> None:
+def test_take_that_arrives_after_its_worker_died_takes_nothing(scene: Scene) -> None:
     # Given a worker that was killed while its take was on the way, and that nobody misses any more.
+    scene.server.client.script_load(load_script("take").source)
     fault = Fault(
         TAKE, When.BEFORE, How.LATE, strike=lambda: scene.workers[0].send_signal(signal.SIGSTOP)
     )
@@ -185,9 +190,10 @@ def test_take_that_arrives_after_its_worker_died_is_given_back(scene: Scene) -> 
     # When it arrives after all.
     fault.let_go.set()
     assert fault.over.wait(10)
-    assert scene.reserved() == Counter(scene.ids)
 
-    # Then the messages are missed as soon as the lease that came with them ends.
+    # Then there is no lease any more whose end would have others give back what it took.
+    assert fault.answer.startswith(b"-LAPSED"), fault.answer
+    assert scene.queued() == Counter(scene.ids)
     second.send_signal(signal.SIGCONT)
     wait_until(scene.is_done, 20)
     assert scene.ran() == Counter(scene.ids)

@@ -58,7 +58,7 @@ def test_an_idle_worker_asks_nothing_but_to_renew_its_lease(options: tuple[str, 
             asked[name] = asked.get(name, 0) - looked
         inside = {name: number for name, number in asked.items() if number}
         assert inside.keys() == {
-            *("time", "zrangebyscore", "hkeys", "zrem", "zadd", "zrange", "exists"),
+            *("time", "zrangebyscore", "hkeys", "hmget", "zrem", "zadd", "zrange", "exists"),
         }
         assert set(inside.values()) == {renewals}
         # The wait, the lease, and what was declared at the start; one is ours.

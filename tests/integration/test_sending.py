@@ -22,6 +22,7 @@ from greenq.errors import (
     OperationalError,
     ResultsDisabled,
 )
+from greenq.protocol.envelope import mark_redelivered
 from tests.servers import ROOT, Server, greenq_worker
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -238,6 +239,24 @@ def _done(server: Server, _texts: list[str]) -> None:
     server.client.set("celery-task-meta-id-1", "{}")
 
 
+def _given_back(server: Server, texts: list[str]) -> None:
+    # The worker that had taken it was drained, or has left.
+    server.client.rpush("celery", "another", mark_redelivered(texts[-1]))
+
+
+def _given_back_by_a_death(server: Server, texts: list[str]) -> None:
+    server.client.rpush("celery", "another", mark_redelivered(texts[-1], 1), "later")
+
+
+def _given_back_as_a_suspect(server: Server, texts: list[str]) -> None:
+    server.client.lpush("celery", "another", mark_redelivered(texts[-1], 2))
+
+
+def _given_back_and_taken_again(server: Server, texts: list[str]) -> None:
+    record = f'[{mark_redelivered(texts[-1], 1)}, "", "celery"]'
+    server.client.hset("unacked", "tag", record)
+
+
 def _nowhere(server: Server, texts: list[str]) -> None:
     # The same ids or texts in other places are no trace.
     server.client.lpush("mail", texts[-1])
@@ -245,11 +264,17 @@ def _nowhere(server: Server, texts: list[str]) -> None:
     server.client.set("celery-task-meta-id-7", "{}")
 
 
-@pytest.mark.parametrize("place", [_queued, _handed_over, _reserved, _parked, _done, _nowhere])
+@pytest.mark.parametrize(
+    "place",
+    [
+        *(_queued, _handed_over, _reserved, _parked, _done, _nowhere, _given_back),
+        *(_given_back_by_a_death, _given_back_as_a_suspect, _given_back_and_taken_again),
+    ],
+)
 def test_messages_that_went_together_are_pushed_again_if_there_is_no_trace_of_any(
     client: Greenq, server: Server, place: Callable[[Server, list[str]], None]
 ) -> None:
-    texts = [f'{{"id": "id-{number}"}}' for number in range(3)]
+    texts = [f'{{"headers": {{"id": "id-{number}"}}, "properties": {{}}}}' for number in range(3)]
     place(server, texts)
     before = server.client.lrange("celery", 0, -1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -13,17 +14,46 @@ from greenq.errors import AccessRefused, OperationalError, ServerError
 from greenq.protocol.keys import Keys
 from greenq.transport.client import Client, Connection
 from greenq.transport.dead import DEAD_LIMIT
-from greenq.transport.settle import SETTLE, Move, Publication, Stored, settle_arguments
+from greenq.transport.settle import (
+    SETTLE,
+    Entry,
+    Guard,
+    Move,
+    Publication,
+    Settled,
+    Stored,
+    settle,
+    settle_arguments,
+)
 from tests.servers import Server
 from tests.support import wait_until
 
 KEYS = Keys()
+OWN = Guard("a")
 SUCCESS = json.dumps({"status": "SUCCESS", "result": 1})
 FAILURE = json.dumps({"status": "FAILURE", "result": None})
+REVOKED = json.dumps({"status": "REVOKED", "result": None})
+RETRY = json.dumps({"status": "RETRY", "result": None})
+
+
+def success(key: str = "r", seconds: int = 60, payload: str | bytes = SUCCESS) -> Stored:
+    return Stored(key, f"s{seconds}", payload)
+
+
+def final(key: str = "r", seconds: int = 60, payload: str | bytes = FAILURE) -> Stored:
+    return Stored(key, f"f{seconds}", payload)
+
+
+def passing(key: str = "r", seconds: int = 60, payload: str | bytes = RETRY) -> Stored:
+    return Stored(key, f"n{seconds}", payload)
+
+
+def moving(*move: object, result: Stored | None = None) -> Entry:
+    return Entry.moving(Move(*move), result)  # type: ignore[arg-type]
 
 
 class Desk:
-    """A server with reserved messages, and a connection to settle them."""
+    """A server with reserved messages of the owner `a`, and a connection to settle them."""
 
     def __init__(self, server: Server, connection: Connection) -> None:
         self.server = server
@@ -31,6 +61,7 @@ class Desk:
         self.connection = connection
 
     def reserve(self, *tags: str) -> None:
+        self.client.hset("greenq.owner.a", mapping={"next": 1000, "call": 1})
         for tag in tags:
             self.client.hset("unacked", tag, f"record of {tag}")
             self.client.zadd("unacked_index", {tag: 1})
@@ -38,46 +69,53 @@ class Desk:
     def reserved(self) -> set[str]:
         return {tag.decode() for tag in self.server.unacked()}
 
+    def begun(self) -> set[str]:
+        return {tag.decode() for tag in self.client.smembers("greenq.begun.a")}
+
     def settle(
         self,
-        results: Sequence[Stored] = (),
-        moves: Sequence[Move] = (),
-        acks: Sequence[str] = (),
-        *,
+        *entries: Entry,
         news: Sequence[Publication] = (),
+        guard: Guard | None = OWN,
         dead_limit: int = DEAD_LIMIT,
-    ) -> object:
-        names, arguments = settle_arguments(KEYS, results, moves, acks, news)
+    ) -> Settled:
+        if dead_limit == DEAD_LIMIT:
+            return settle(self.connection, KEYS, entries, news, guard=guard)
+        names, arguments = settle_arguments(KEYS, entries, news, guard=guard)
         arguments[3] = dead_limit
-        moved, self.unheard = self.connection.script(SETTLE, names, arguments)
-        return moved
+        unheard, misplaced, *not_held = self.connection.script(SETTLE, names, arguments)
+        return Settled(frozenset(n - 1 for n in not_held), unheard.decode(), misplaced.decode())
 
     def texts(self, key: str) -> list[str]:
         return [text.decode() for text in self.client.lrange(key, 0, -1)]
 
 
+DONE = Settled(frozenset(), "", "")
+
+
 @pytest.fixture
 def desk(server: Server) -> Iterator[Desk]:
     with closing(Client(server.url).connection()) as connection:
-        yield Desk(server, connection)
+        desk = Desk(server, connection)
+        desk.reserve()
+        yield desk
 
 
 def test_all_of_a_batch_is_settled_in_one_call(desk: Desk) -> None:
-    desk.reserve("a:1", "a:2", "a:3", "a:4", "b:1")
+    desk.reserve("a:1", "a:2", "a:3", "a:4", "a:5", "b:1")
     desk.client.rpush("queue", "older", "newer")
 
-    moved = desk.settle(
-        [Stored("r1", "60", "one"), Stored("r2", "0", b"\xff\x00")],
-        [
-            Move("a:2", "queue", "next", "taken next"),
-            Move("a:3", "queue", "last", b"taken last"),
-            Move("a:4", "parked", 1924992000.25, "1|later"),
-        ],
-        ["a:1"],
+    settled = desk.settle(
+        Entry("a:1", result=success("r1", 60, "one")),
+        moving("a:2", "queue", "next", "taken next", result=passing("r2", 0, b"\xff\x00")),
+        moving("a:3", "queue", "last", b"taken last"),
+        moving("a:4", "parked", 1924992000.25, "1|later"),
+        Entry("a:5", "b"),
     )
 
-    assert moved == 3
+    assert settled == DONE
     assert desk.reserved() == {"b:1"}
+    assert desk.begun() == {"a:5"}
     assert desk.client.mget("r1", "r2") == [b"one", b"\xff\x00"]
     assert 0 < desk.client.ttl("r1") <= 60
     assert desk.client.ttl("r2") == -1
@@ -90,8 +128,8 @@ def test_stored_state_is_announced_on_the_channel_of_its_key(desk: Desk) -> None
     with desk.client.pubsub(ignore_subscribe_messages=True) as heard:
         heard.psubscribe("r*")
         assert heard.get_message(timeout=5) is None
-        states = [Stored("r1", "60", "one"), Stored("r2", "!60", FAILURE), Stored("r3", "!0", "x")]
-        desk.settle(states)
+        states = [success("r1", 60, "one"), final("r2"), final("r3", 0, "x")]
+        desk.settle(*(Entry("", "k", result=state) for state in states), guard=None)
 
         messages = [heard.get_message(timeout=5) for _ in range(2)]
 
@@ -102,56 +140,238 @@ def test_stored_state_is_announced_on_the_channel_of_its_key(desk: Desk) -> None
     ]
 
 
-@pytest.mark.parametrize("expiry", ["60", "0"])
-@pytest.mark.parametrize(
-    ("before", "kept"),
-    [
-        (SUCCESS, True),
-        (json.dumps({"task_id": "id", "status": "SUCCESS"}), True),
-        (FAILURE, False),
-        # What a task says about itself is no status.
-        (json.dumps({"status": "PROGRESS", "result": {"status": "SUCCESS"}}), False),
-        (b"\x82\xa6status\xa7SUCCESS\xa6result\x01", True),
-        (b"\x82\xa6status\xa7FAILURE\xa6result\x01", False),
-        ("", False),
-        (None, False),
-    ],
-)
-def test_guarded_state_replaces_all_but_a_success(
-    desk: Desk, before: str | bytes | None, kept: bool, expiry: str
+# --- whose state is stored ----------------------------------------------------------------------
+
+OTHERS = {
+    "nothing": None,
+    "success": SUCCESS,
+    "success behind its id": json.dumps({"task_id": "id", "status": "SUCCESS"}),
+    "success in msgpack": b"\x82\xa6status\xa7SUCCESS\xa6result\x01",
+    "failure": FAILURE,
+    "revoked": REVOKED,
+    "failure in msgpack": b"\x82\xa6status\xa7FAILURE\xa6result\x01",
+    "retry": RETRY,
+    # What a task says about itself is no status.
+    "progress": json.dumps({"status": "PROGRESS", "result": {"status": "SUCCESS"}}),
+    "no text": "",
+}
+
+# What is never replaced, by whom: a success by nobody; another final state by those who do not hold
+# the message, and by the passing states of what has no record.
+SUCCESSES = {"success", "success behind its id", "success in msgpack"}
+FINAL = SUCCESSES | {"failure", "revoked", "failure in msgpack"}
+ALL = set(OTHERS)
+KEPT = {
+    ("record", "s"): SUCCESSES, ("record", "f"): SUCCESSES, ("record", "n"): SUCCESSES,
+    ("stub", "s"): SUCCESSES, ("stub", "f"): SUCCESSES, ("stub", "n"): SUCCESSES,
+    ("no tag", "s"): SUCCESSES, ("no tag", "f"): SUCCESSES, ("no tag", "n"): FINAL,
+    ("gone", "s"): FINAL, ("gone", "f"): ALL, ("gone", "n"): ALL,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("whose", "kind"), KEPT)
+@pytest.mark.parametrize("action", ["a", "k", "m"])
+@pytest.mark.parametrize("seconds", [60, 0])
+def test_state_is_stored_by_whose_it_is_and_what_is_there(
+    desk: Desk, whose: str, kind: str, action: str, seconds: int
 ) -> None:
-    desk.reserve("a:1")
-    if before is not None:
-        desk.client.set("r", before)
+    tag = "" if whose == "no tag" else "a:1"
+    payload = {"s": SUCCESS, "f": FAILURE, "n": RETRY}[kind] + " "
+    for before, text in OTHERS.items():
+        desk.client.flushall()
+        desk.reserve()
+        if whose == "record":
+            desk.reserve("a:1")
+        elif whose == "stub":
+            desk.client.sadd("greenq.begun.a", "a:1")
+        if text is not None:
+            desk.client.set("r", text)
+        move = Move(tag, "queue", "last", "text") if action == "m" else None
+        state = Stored("r", f"{kind}{seconds}", payload)
 
-    desk.settle([Stored("r", f"!{expiry}", FAILURE)], acks=["a:1"])
+        settled = desk.settle(Entry(tag, action, result=state, move=move))  # type: ignore[arg-type]
 
-    found = desk.client.get("r")
-    expected = before if kept else FAILURE
-    assert found == (expected.encode() if isinstance(expected, str) else expected)
-    assert desk.client.ttl("r") == (-1 if kept or expiry == "0" else 60)
-    # Its message is done with all the same.
-    assert not desk.reserved()
+        is_kept = before in KEPT[whose, kind]
+        expected = text if is_kept else payload
+        found = desk.client.get("r")
+        assert found == (expected.encode() if isinstance(expected, str) else expected), before
+        assert desk.client.ttl("r") == (
+            (-2 if text is None else -1) if is_kept else seconds or -1
+        ), before
+        assert settled.not_held == ({0} if whose == "gone" else set())
+        # Its message goes its way, whatever became of the state.
+        assert desk.texts("queue") == (["text"] if action == "m" and whose != "gone" else [])
+        is_left = action == "k"
+        assert desk.reserved() == ({"a:1"} if whose == "record" and is_left else set())
+        assert desk.begun() == ({"a:1"} if whose == "stub" and is_left else set())
 
 
-@pytest.mark.parametrize("expiry", ["60", "!60", "0", "!0"])
-def test_state_replaces_a_key_of_another_type(desk: Desk, expiry: str) -> None:
+@pytest.mark.parametrize("rule", ["s60", "f60", "n60", "s0", "f0", "n0"])
+def test_state_replaces_a_key_of_another_type(desk: Desk, rule: str) -> None:
     # It must not stop the others, whose messages would stay reserved without a result.
     desk.reserve("a:1", "a:2")
     desk.client.rpush("r1", "a list")
 
-    desk.settle([Stored("r1", expiry, "one"), Stored("r2", "60", "two")], acks=["a:1", "a:2"])
+    desk.settle(Entry("a:1", result=Stored("r1", rule, "one")), Entry("a:2", result=success("r2")))
 
-    assert desk.client.mget("r1", "r2") == [b"one", b"two"]
+    assert desk.client.mget("r1", "r2") == [b"one", SUCCESS.encode()]
     assert not desk.reserved()
 
 
-def test_unguarded_state_replaces_a_success(desk: Desk) -> None:
-    desk.client.set("r", SUCCESS)
+# --- stubs --------------------------------------------------------------------------------------
 
-    desk.settle([Stored("r", "60", FAILURE)])
 
-    assert desk.client.get("r") == FAILURE.encode()
+def test_message_that_is_acknowledged_early_becomes_a_stub_until_its_outcome(desk: Desk) -> None:
+    desk.reserve("a:1", "a:2")
+
+    assert desk.settle(Entry("a:1", "b")) == DONE
+    # Also when the answer got lost.
+    assert desk.settle(Entry("a:1", "b")) == DONE
+
+    assert (desk.reserved(), desk.begun()) == ({"a:2"}, {"a:1"})
+    # A set that nobody ends goes by itself.
+    assert 0 < desk.client.ttl("greenq.begun.a") <= 7 * 86400
+    assert desk.settle(Entry("a:1", "k", result=passing(payload=RETRY))) == DONE
+    assert desk.settle(Entry("a:1", result=success())) == DONE
+    assert (desk.reserved(), desk.begun()) == ({"a:2"}, set())
+    assert desk.client.get("r") == SUCCESS.encode()
+    # What comes late finds nothing.
+    assert desk.settle(Entry("a:1", result=final())).not_held == {0}
+    assert desk.client.get("r") == SUCCESS.encode()
+
+
+def test_early_acknowledgement_of_what_is_gone_leaves_no_stub(desk: Desk) -> None:
+    assert desk.settle(Entry("a:1", "b")).not_held == {0}
+    assert desk.begun() == set()
+
+
+def test_stub_moves_as_a_record_does(desk: Desk) -> None:
+    desk.reserve("a:1")
+    desk.settle(Entry("a:1", "b"))
+    move = ("a:1", "queue", "last", "next run")
+
+    assert desk.settle(moving(*move, result=passing())) == DONE
+    assert desk.settle(moving(*move, result=passing())).not_held == {0}
+
+    assert desk.texts("queue") == ["next run"]
+    assert desk.begun() == set()
+
+
+def test_tag_of_another_owner_has_no_stub_here(desk: Desk) -> None:
+    desk.client.sadd("greenq.begun.b", "b:1")
+
+    assert desk.settle(Entry("b:1", result=final())).not_held == {0}
+
+    assert not desk.client.exists("r")
+
+
+# --- on whose behalf ----------------------------------------------------------------------------
+
+
+def test_server_that_does_not_know_the_owner_does_nothing(desk: Desk) -> None:
+    desk.reserve("a:1", "a:2")
+    desk.client.delete("greenq.owner.a")
+
+    with pytest.raises(ServerError, match="FORGOTTEN") as refused:
+        desk.settle(
+            Entry("a:1", result=success()), moving("a:2", "queue", "last", "text"), Entry("", "l")
+        )
+
+    # It is right again as soon as the owner has made itself known.
+    assert refused.value.passes
+    assert desk.reserved() == {"a:1", "a:2"}
+    assert not desk.client.exists("r", "queue")
+    # Others who act on nobody's behalf need no owner.
+    assert desk.settle(Entry("a:1"), guard=Guard("")) == DONE
+
+
+@pytest.mark.parametrize("now", ["9.75", None, "9.750001"])
+def test_recovery_acts_while_the_lease_is_the_one_that_was_claimed(
+    desk: Desk, now: str | None
+) -> None:
+    desk.reserve("a:1")
+    desk.client.delete("greenq.owner.a")
+    if now is not None:
+        desk.client.zadd("greenq.leases", {"a|node|": now})
+    entry = moving("a:1", "queue", "next", "text", result=final())
+
+    if now == "9.75":
+        assert desk.settle(entry, guard=Guard("a", "a|node|", "9.75")) == DONE
+        assert desk.texts("queue") == ["text"]
+    else:
+        with pytest.raises(ServerError, match="LAPSED") as refused:
+            desk.settle(entry, guard=Guard("a", "a|node|", "9.75"))
+        assert refused.value.passes
+        assert desk.reserved() == {"a:1"}
+        assert not desk.client.exists("r", "queue")
+
+
+def test_what_runs_alone_is_announced_and_taken_back(desk: Desk) -> None:
+    desk.reserve("a:1")
+
+    assert desk.settle(Entry("a:1", "l")) == DONE
+    assert desk.client.hget("greenq.owner.a", "alone") == b"a:1"
+    assert desk.reserved() == {"a:1"}
+
+    # What is somebody else's does not run alone here.
+    assert desk.settle(Entry("a:2", "l")).not_held == {0}
+    assert desk.client.hget("greenq.owner.a", "alone") == b"a:1"
+
+    assert desk.settle(Entry("", "l")) == DONE
+    assert not desk.client.hexists("greenq.owner.a", "alone")
+
+
+def test_states_alone_touch_no_other_key(desk: Desk) -> None:
+    names, _ = settle_arguments(KEYS, [Entry("", "k", result=success())], guard=None)
+
+    assert names == ["r"]
+    assert desk.settle(Entry("", "k", result=success()), guard=None) == DONE
+    assert desk.client.get("r") == SUCCESS.encode()
+
+
+# --- results on a server of their own -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_states_go_to_their_own_server_by_whose_they_are(desk: Desk, is_held: bool) -> None:
+    # Another database is as good as another server.
+    url = desk.server.url.removesuffix("/0") + "/1"
+    entries = [
+        Entry("a:1", result=success("r1")),
+        moving("a:2", "queue", "last", "text", result=passing("r2")),
+        Entry("a:3", result=final("r3")),
+        Entry("", "k", result=final("r4")),
+    ]
+    if is_held:
+        desk.reserve("a:1", "a:2", "a:3")
+
+    with closing(Client(url).connection()) as results:
+        settled = settle(desk.connection, KEYS, entries, guard=OWN, results=results)
+        stored = results.call("MGET", "r1", "r2", "r3", "r4")
+
+    everywhere = [SUCCESS.encode(), RETRY.encode(), FAILURE.encode(), FAILURE.encode()]
+    assert stored == (everywhere if is_held else [everywhere[0], None, None, everywhere[3]])
+    assert settled.not_held == (set() if is_held else {0, 1, 2})
+    assert desk.reserved() == set()
+    assert desk.texts("queue") == (["text"] if is_held else [])
+    assert not desk.client.exists("r1", "r2", "r3", "r4")
+
+
+def test_own_server_of_results_gets_nothing_from_whom_the_broker_has_forgotten(desk: Desk) -> None:
+    desk.reserve("a:1")
+    desk.client.delete("greenq.owner.a")
+    url = desk.server.url.removesuffix("/0") + "/1"
+
+    with closing(Client(url).connection()) as results:
+        with pytest.raises(ServerError, match="FORGOTTEN"):
+            settle(
+                desk.connection, KEYS, [Entry("a:1", result=success())], guard=OWN, results=results
+            )
+        assert results.call("EXISTS", "r") == 0
+    assert desk.reserved() == {"a:1"}
+
+
+# --- many, and repeated -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [999, 1000, 1001, 2500])
@@ -160,18 +380,38 @@ def test_any_number_of_tags_is_acknowledged(desk: Desk, count: int) -> None:
     desk.client.hset("unacked", mapping=dict.fromkeys([*tags, "b:1"], "record"))
     desk.client.zadd("unacked_index", dict.fromkeys([*tags, "b:1"], 1))
 
-    desk.settle(acks=tags)
+    assert desk.settle(*map(Entry, tags)) == DONE
 
     assert desk.reserved() == {"b:1"}
 
 
 def test_largest_batch_is_settled(desk: Desk) -> None:
-    results = [Stored(f"r{number}", "60", "state") for number in range(1000)]
-    moves = [Move("", f"q{number}", "last", "text") for number in range(1000)]
-    acks = [f"a:{number}" for number in range(1000)]
+    # As the outbox writes it, each with everything.
+    entries = [
+        moving(f"a:{number}", f"q{number}", "last", "text", result=success(f"r{number}"))
+        for number in range(1000)
+    ]
+    desk.reserve(*(entry.tag for entry in entries))
+    news = [Publication("channel", "text")] * 1000
 
-    assert desk.settle(results, moves, acks) == 1000
-    assert desk.client.dbsize() == 2000
+    assert desk.settle(*entries, news=news) == DONE
+    # The owner's own is the last one.
+    assert desk.client.dbsize() == 2001
+
+
+def test_what_was_not_held_is_named_by_its_place(desk: Desk) -> None:
+    desk.reserve("a:2", "a:5")
+
+    settled = desk.settle(
+        *(Entry(f"a:{number}", result=final(f"r{number}")) for number in range(1, 4)),
+        Entry("", "k", result=final("r4")),
+        moving("a:5", "queue", "last", "text"),
+        moving("a:6", "queue", "last", "text"),
+    )
+
+    assert settled.not_held == {0, 2, 5}
+    assert sorted(desk.client.keys("r*")) == [b"r2", b"r4"]
+    assert desk.texts("queue") == ["text"]
 
 
 def test_news_is_published_behind_all_else(desk: Desk) -> None:
@@ -180,10 +420,9 @@ def test_news_is_published_behind_all_else(desk: Desk) -> None:
         heard.subscribe("r1", "news")
         wait_until(lambda: desk.client.pubsub_numsub("news")[0][1] == 1)
 
-        moved = desk.settle(
-            [Stored("r1", "60", "one")],
-            [Move("a:2", "queue", "next", "text")],
-            ["a:1"],
+        settled = desk.settle(
+            Entry("a:1", result=success("r1", 60, "one")),
+            moving("a:2", "queue", "next", "text"),
             news=[Publication("news", "first"), Publication("news", "second")],
         )
 
@@ -197,7 +436,7 @@ def test_news_is_published_behind_all_else(desk: Desk) -> None:
 
         wait_until(all_told)
     assert told == [(b"r1", b"one"), (b"news", b"first"), (b"news", b"second")]
-    assert (moved, desk.unheard, desk.reserved()) == (1, b"", set())
+    assert (settled, desk.reserved()) == (DONE, set())
 
 
 def test_news_that_may_not_be_published_is_told_and_stops_nothing(desk: Desk) -> None:
@@ -208,9 +447,11 @@ def test_news_that_may_not_be_published_is_told_and_stops_nothing(desk: Desk) ->
     )  # fmt: skip
     desk.connection.call("AUTH", "mute", "pw")
 
-    desk.settle([Stored("r1", "60", "one")], acks=["a:1"], news=[Publication("news", "text")])
+    settled = desk.settle(
+        Entry("a:1", result=success("r1", 60, "one")), news=[Publication("news", "text")]
+    )
 
-    assert b"permission" in desk.unheard
+    assert "permission" in settled.unheard
     assert desk.client.get("r1") == b"one"
     assert desk.reserved() == set()
 
@@ -220,41 +461,39 @@ def test_message_whose_record_is_gone_is_not_moved(desk: Desk) -> None:
     # Its index entry alone does not make it ours.
     desk.client.zadd("unacked_index", {"a:1": 1})
 
-    moved = desk.settle(
-        moves=[
-            Move("a:1", "queue", "last", "somebody else's"),
-            Move("a:2", "queue", "last", "ours"),
-        ]
+    settled = desk.settle(
+        moving("a:1", "queue", "last", "somebody else's"), moving("a:2", "queue", "last", "ours")
     )
 
-    assert moved == 1
+    assert settled.not_held == {0}
     assert desk.texts("queue") == ["ours"]
 
 
 def test_call_whose_answer_was_lost_may_be_repeated(desk: Desk) -> None:
     desk.reserve("a:1", "a:2", "a:3")
     batch = (
-        [Stored("r1", "60", "one")],
-        [Move("a:2", "queue", "last", "text"), Move("a:3", "dead", "dead", "letter")],
-        ["a:1"],
+        Entry("a:1", result=success("r1", 60, SUCCESS)),
+        moving("a:2", "queue", "last", "text"),
+        moving("a:3", "dead", "dead", "letter"),
     )
 
-    moved = [desk.settle(*batch) for _ in range(3)]
+    not_held = [desk.settle(*batch).not_held for _ in range(3)]
 
-    assert moved == [2, 0, 0]
+    assert not_held == [set(), {0, 1, 2}, {0, 1, 2}]
     assert (desk.texts("queue"), desk.texts("dead")) == (["text"], ["letter"])
-    assert desk.client.get("r1") == b"one"
+    assert desk.client.get("r1") == SUCCESS.encode()
 
 
 def test_message_without_a_tag_is_just_put_there(desk: Desk) -> None:
     desk.reserve("a:1")
 
-    moved = desk.settle(
-        [Stored("r1", "60", "one")],
-        [Move("", "queue", "last", "new"), Move("", "parked", 5.0, "1|later")],
+    settled = desk.settle(
+        Entry("", "k", result=success("r1", 60, "one")),
+        moving("", "queue", "last", "new"),
+        moving("", "parked", 5.0, "1|later"),
     )
 
-    assert moved == 2
+    assert settled == DONE
     assert desk.texts("queue") == ["new"]
     assert desk.client.zscore("parked", "1|later") == 5
     assert desk.reserved() == {"a:1"}
@@ -266,10 +505,8 @@ def test_dead_letters_are_cut_to_the_limit_the_newest_first(desk: Desk) -> None:
     desk.client.rpush("queue", *"0123456")
 
     desk.settle(
-        moves=[
-            *(Move(tag, "dead", "dead", f"letter {tag}") for tag in tags),
-            Move("b:1", "queue", "last", "text"),
-        ],
+        *(moving(tag, "dead", "dead", f"letter {tag}") for tag in tags),
+        moving("b:1", "queue", "last", "text"),
         dead_limit=3,
     )
 
@@ -288,17 +525,23 @@ def test_dead_letters_are_cut_to_the_limit_the_newest_first(desk: Desk) -> None:
         (Move("a:1", "wrong", 5.0, "text"), "no zset but a string"),
     ],
 )
+@pytest.mark.parametrize("is_stub", [False, True])
 def test_message_whose_goal_has_another_type_stays_reserved_and_the_rest_is_done(
-    desk: Desk, move: Move, kind: str
+    desk: Desk, move: Move, kind: str, is_stub: bool
 ) -> None:
     desk.client.set("wrong", "a string")
     desk.reserve("a:1", "a:2", "a:3")
+    if is_stub:
+        desk.settle(Entry("a:1", "b"))
 
-    with pytest.raises(ServerError, match=f"WRONGTYPE wrong is {kind}") as refused:
-        desk.settle([Stored("r1", "60", "one")], [move, Move("a:2", "q", "last", "two")], ["a:3"])
+    settled = desk.settle(
+        Entry.moving(move),
+        moving("a:2", "q", "last", "two"),
+        Entry("a:3", result=success("r1", 60, "one")),
+    )
 
-    assert not refused.value.passes
-    assert desk.reserved() == {"a:1"}
+    assert settled == Settled(frozenset(), "", f"WRONGTYPE wrong is {kind}", frozenset({0}))
+    assert desk.reserved() | desk.begun() == {"a:1"}
     assert desk.client.get("r1") == b"one"
     assert desk.texts("q") == ["two"]
     assert desk.client.get("wrong") == b"a string"
@@ -316,13 +559,13 @@ def no_memory(client: redis.Redis) -> Iterator[None]:
         client.config_set("maxmemory", 0)
 
 
-@pytest.mark.parametrize("expiry", ["60", "0", "!60"])
-def test_server_without_memory_takes_all_of_a_batch_or_nothing(desk: Desk, expiry: str) -> None:
+@pytest.mark.parametrize("rule", ["s60", "f0", "n60"])
+def test_server_without_memory_takes_all_of_a_batch_or_nothing(desk: Desk, rule: str) -> None:
     desk.reserve("a:1", "a:2")
     batch = (
-        [Stored("r1", expiry, "one")],
-        [Move("a:2", "queue", "last", "text"), Move("", "queue", "last", "new")],
-        ["a:1"],
+        Entry("a:1", result=Stored("r1", rule, "one")),
+        moving("a:2", "queue", "last", "text"),
+        moving("", "queue", "last", "new"),
     )
 
     with no_memory(desk.client), pytest.raises(ServerError, match=r"^the server's memory") as no:
@@ -333,19 +576,25 @@ def test_server_without_memory_takes_all_of_a_batch_or_nothing(desk: Desk, expir
     assert no.value.reply.startswith("OOM ")
     assert desk.reserved() == {"a:1", "a:2"}
     assert not desk.client.exists("r1", "queue")
-    assert desk.settle(*batch) == 2
+    assert desk.settle(*batch) == DONE
     assert not desk.reserved()
 
 
 def test_server_without_memory_still_lets_messages_go(desk: Desk) -> None:
-    # Otherwise a server that is full of records would stay full.
-    desk.reserve("a:1", "a:2")
+    # Otherwise a server that is full of records would stay full. In any order: what is early
+    # acknowledged, or runs alone, must not stop what ends.
+    endings = [Entry("a:1"), moving("a:2", "queue", "last", "text"), Entry("a:3", "b")]
+    endings += [Entry("a:4", "l"), Entry("", "l")]
 
-    with no_memory(desk.client):
-        desk.settle(moves=[Move("a:2", "queue", "last", "text")], acks=["a:1"])
-
-    assert not desk.reserved()
-    assert desk.texts("queue") == ["text"]
+    for some in itertools.chain.from_iterable(itertools.permutations(endings, n) for n in (1, 2)):
+        desk.reserve("a:1", "a:2", "a:3", "a:4")
+        with no_memory(desk.client):
+            assert desk.settle(*some) == DONE
+        actions = {entry.action for entry in some}
+        assert ("a:1" not in desk.reserved()) == ("a" in actions)
+        assert ("a:2" not in desk.reserved()) == ("m" in actions)
+        assert ("a:3" not in desk.reserved()) == ("b" in actions)
+        desk.client.flushall()
 
 
 @contextmanager
@@ -366,14 +615,14 @@ def test_result_is_stored_and_acknowledged_when_the_user_may_not_announce_it(des
     desk.reserve("a:1")
 
     with user(desk, "~*", "-publish") as mute:
-        mute.settle([Stored("r1", "60", "one")], acks=["a:1"])
-        assert b"publish" in mute.unheard
+        settled = mute.settle(Entry("a:1", result=success("r1", 60, "one")))
+        assert "publish" in settled.unheard
 
     assert desk.client.get("r1") == b"one"
     assert desk.reserved() == set()
 
 
-@pytest.mark.parametrize("rules", [("~*", "-setex"), ("~u*", "~r1")])
+@pytest.mark.parametrize("rules", [("~*", "-set"), ("~u*", "~greenq*", "~r1")])
 def test_nothing_is_acknowledged_when_the_user_may_not_store(
     desk: Desk, rules: tuple[str, ...]
 ) -> None:
@@ -382,17 +631,28 @@ def test_nothing_is_acknowledged_when_the_user_may_not_store(
 
     with user(desk, *rules) as poor, pytest.raises(AccessRefused):
         poor.settle(
-            [Stored("r1", "60", "one"), Stored("r2", "60", "two")],
-            [Move("a:2", "u-queue", "last", "text")],
-            ["a:1"],
+            Entry("a:1", result=success("r1")),
+            moving("a:2", "u-queue", "last", "text", result=success("r2")),
         )
 
     assert desk.reserved() == {"a:1", "a:2"}
     assert not desk.client.exists("u-queue")
 
 
+@pytest.mark.parametrize("rules", [("~*", "-sadd"), ("~unacked*", "~greenq.owner*")])
+def test_message_stays_reserved_when_the_user_may_not_leave_a_stub(
+    desk: Desk, rules: tuple[str, ...]
+) -> None:
+    desk.reserve("a:1")
+
+    with user(desk, *rules) as poor, pytest.raises(OperationalError):
+        poor.settle(Entry("a:1", "b"))
+
+    assert desk.reserved() == {"a:1"}
+
+
 @pytest.mark.parametrize(
-    "rules", [("~*", "-lpush"), ("~*", "-hdel"), ("~*", "-zrem"), ("~unacked*",)]
+    "rules", [("~*", "-lpush"), ("~*", "-hdel"), ("~*", "-zrem"), ("~unacked*", "~greenq*")]
 )
 def test_message_stays_reserved_when_the_user_may_not_move_it(
     desk: Desk, rules: tuple[str, ...]
@@ -400,7 +660,7 @@ def test_message_stays_reserved_when_the_user_may_not_move_it(
     desk.reserve("a:1")
 
     with user(desk, *rules) as poor, pytest.raises(OperationalError):
-        poor.settle(moves=[Move("a:1", "queue", "last", "text")])
+        poor.settle(moving("a:1", "queue", "last", "text"))
 
     assert desk.reserved() == {"a:1"}
     assert not desk.client.exists("queue")
@@ -408,10 +668,10 @@ def test_message_stays_reserved_when_the_user_may_not_move_it(
 
 def test_server_that_has_forgotten_the_script_gets_it_again(desk: Desk) -> None:
     desk.reserve("a:1", "a:2")
-    desk.settle(acks=["a:1"])
+    desk.settle(Entry("a:1"))
 
     desk.client.script_flush()
-    desk.settle(acks=["a:2"])
+    desk.settle(Entry("a:2"))
 
     assert not desk.reserved()
     assert desk.client.script_exists(SETTLE.sha) == [True]

@@ -16,13 +16,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import greenlet
-import greenq.suspects
 import hiredis
-from greenq.transport.recovery import Recovery
 
 import greenq.consumer.tasks
 import greenq.execute
 import greenq.producer
+import greenq.suspects
 import greenq.timer
 import greenq.transport.broker
 import greenq.transport.intake
@@ -40,6 +39,7 @@ from greenq.timer import Timer
 from greenq.transport.intake import Intake
 from greenq.transport.leases import Leases, Owner
 from greenq.transport.outbox import Outbox
+from greenq.transport.recovery import Recovery
 from greenq.transport.settle import Entry
 from greenq.watch import Watch
 from greenq.worker_state import WorkerState

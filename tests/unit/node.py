@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import gevent
@@ -107,8 +106,9 @@ class Node:
         self.asker = Asker()
         transport.client.script = self.asker.script
         self.worker = Worker(self.app, hostname=NODE, **options)
-        self.worker.state.lease_until_s = time.monotonic() + 3600
-        self.worker.tasks._taken_s = time.monotonic()
+        state = self.worker.state
+        state.lease_until_s = state.now_s() + 3600
+        self.worker.tasks._taken_s = state.now_s()
         self.outbox = KeptOutbox()
         parts: tuple[Any, ...] = (self.worker.tasks, self.worker.pool._run)
         for part in parts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ from greenq.protocol.message import TaskMessage
 from greenq.request import Request
 from greenq.timer import Timer
 from greenq.transport.intake import Batch, Delivery
-from greenq.transport.outbox import Entry
+from greenq.transport.settle import Entry
 from greenq.worker_state import WorkerState
 
 DEADLINE_S = 5.0
@@ -87,15 +86,20 @@ class Heard:
 
 
 class KeptOutbox:
-    """An outbox whose server answers at once; it keeps all entries."""
+    """An outbox whose server answers at once; it keeps all entries.
+
+    Attributes:
+        gone: tags of which the server says that they are not held.
+    """
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
+        self.gone: set[str] = set()
 
     def put(self, entry: Entry) -> None:
         self.entries.append(entry)
         if entry.written is not None:
-            entry.written()
+            entry.written(entry.tag not in self.gone)
 
     def __len__(self) -> int:
         return 0
@@ -110,7 +114,16 @@ class KeptOutbox:
         return [(meta["task_id"], meta["status"]) for meta in self.stored()]
 
     def acks(self) -> list[str]:
-        return [entry.ack for entry in self.entries if entry.ack is not None]
+        """Return the tags that were acknowledged with the end of their messages."""
+        return [entry.tag for entry in self.entries if entry.action == "a" and entry.tag]
+
+    def begun(self) -> list[str]:
+        """Return the tags that were acknowledged before their run."""
+        return [entry.tag for entry in self.entries if entry.action == "b"]
+
+    def alone(self) -> list[str]:
+        """Return what was announced to run alone, in order; "" for nothing."""
+        return [entry.tag for entry in self.entries if entry.action == "l"]
 
     def moves(self) -> list[Any]:
         return [entry.move for entry in self.entries if entry.move is not None]
@@ -121,6 +134,7 @@ class HandIntake:
 
     queues = ("celery",)
     working = True
+    unsure = False
 
     def __init__(self) -> None:
         self.ready: list[Delivery] = []
@@ -131,6 +145,7 @@ class HandIntake:
 
     def take(self, most: int) -> Batch:
         self.takes += 1
+        self.unsure = False
         self.taking()
         given, self.ready = self.ready[:most], self.ready[most:]
         return Batch(given, len(self.ready))
@@ -165,7 +180,7 @@ class Rig:
         self.outbox = KeptOutbox()
         self.events = Heard(self.outbox)
         self.state = WorkerState()
-        self.state.lease_until_s = time.monotonic() + 3600
+        self.state.lease_until_s = self.state.now_s() + 3600
         self.clock = Clock()
         self.timer = Timer(self.clock)
         self.intake = HandIntake()
@@ -196,7 +211,7 @@ class Rig:
             events=self.events,
             rate_limits=rate_limits,
         )
-        self.tasks._taken_s = time.monotonic()
+        self.tasks._taken_s = self.state.now_s()
         self._tags = 0
 
     def task(self, name: str, **options: Any) -> Callable[[Callable[..., Any]], Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,6 +43,7 @@ class FakeLeases:
             work=False,
             next_due=None,
             expired=[],
+            first_unused=1,
         )
 
     def renew_scores(self, _tags: list[str]) -> None: ...
@@ -49,8 +51,12 @@ class FakeLeases:
     def others(self) -> list[Any]:
         return []
 
-    def recover_overdue(self, _living: list[str]) -> int:
-        return 0
+    def overdue(self) -> list[str]:
+        return []
+
+    @property
+    def recovery(self) -> Any:
+        return SimpleNamespace(busy=False, add=bool, add_overdue=bool, close=bool)
 
 
 class FakePool:
@@ -86,8 +92,13 @@ class Scene:
             blocked_after_s=1.0,
             blocking_task=lambda _: None,
             held=lambda: (set(), 1),
+            first_unused=lambda: 1,
             look=lambda: None,
+            is_waiting=lambda: False,
             paused=lambda _: None,
+            forgotten=lambda: None,
+            give_away=lambda _: None,
+            unwritten=list,
         )
         watch._renew()
         self.pool, self.timer, self.outbox = FakePool(), Timer(clock=lambda: 0.0), FakeOutbox()

@@ -56,12 +56,49 @@ def test_start_is_told_after_the_early_acknowledgement(rig: Rig) -> None:
 
     @rig.task("early", acks_late=False)
     def early() -> None:
-        seen.append(rig.outbox.acks())
+        seen.append(rig.outbox.begun())
 
     delivery = rig.give("early", "a")
 
     assert seen == [[delivery.tag]]
     assert rig.events.entries == [0, 1, 2]
+    # Its outcome belongs to the stub that the acknowledgement has left, and ends that.
+    assert rig.outbox.acks() == [delivery.tag]
+
+
+def test_task_whose_early_acknowledgement_comes_too_late_does_not_start(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran: list[str] = []
+
+    @rig.task("early", acks_late=False)
+    def early() -> None:
+        ran.append("a")
+
+    rig.outbox.gone.add("rig:1")
+    rig.give("early", "a")
+
+    assert ran == []
+    assert "task-started" not in rig.events.kinds
+    assert rig.outbox.states() == []
+    assert rig.outbox.acks() == []
+    assert rig.state.reserved == {}
+    assert "is somebody else's by now: it does not start here" in caplog.text
+
+
+@pytest.mark.parametrize("acks_late", [False, True])
+def test_outcome_names_its_message_for_the_log(rig: Rig, acks_late: bool) -> None:
+    @rig.task("add", acks_late=acks_late)
+    def add() -> int:
+        return 3
+
+    delivery = rig.give("add", "a")
+
+    outcome = rig.outbox.entries[-1]
+    assert (outcome.tag, outcome.action) == (delivery.tag, "a")
+    assert outcome.result is not None
+    assert outcome.result.rule.startswith("s")
+    assert str(outcome.about) == "add[a]"
 
 
 def test_failure_is_told_with_the_real_exception(rig: Rig) -> None:
@@ -322,7 +359,7 @@ def test_task_that_is_terminated_before_its_code_does_not_run_it(rig: Rig) -> No
     rig.give("run", "a")
     rig.pool.end(rig.running("a"))
     rig.outbox.put = put  # type: ignore[method-assign]
-    confirm[0]()
+    confirm[0](True)
     settle()
 
     assert ran == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import random
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -204,6 +205,114 @@ def test_take_back_of_some_leaves_the_others_in_order_and_makes_room(work: Work)
     assert pool.unstarted() == ["c"]
     work.let_go("a", "c")
     assert work.begun == ["a", "c"]
+
+
+def test_withdraw_takes_what_has_no_slot_and_wakes_nobody(work: Work) -> None:
+    # Any thread may: of what belongs to the hub it touches nothing but the line.
+    pool = make_pool(work, 1, prefetch_multiplier=4)
+    submit(pool, "a", "b1", "c", "b2")
+    waiting = gevent.spawn(pool.wait_room)
+    settle()
+
+    taken: list[str] = []
+    thread = threading.Thread(
+        target=lambda: taken.extend(pool.withdraw(lambda each: str(each).startswith("b")))
+    )
+    thread.start()
+    thread.join(DEADLINE_S)
+    settle()
+
+    assert taken == ["b1", "b2"]
+    assert pool.unstarted() == ["c"]
+    assert not waiting.ready()
+    work.let_go("a", "c")
+    assert work.begun == ["a", "c"]
+
+
+def test_what_was_withdrawn_is_put_back_in_its_place(work: Work) -> None:
+    pool = make_pool(work, 1, prefetch_multiplier=4)
+    submit(pool, "a", "b", "c")
+    newest_first = pool.withdraw()[::-1]
+    submit(pool, "d")
+
+    pool.put_back(newest_first)
+    work.let_go("a", "b", "c", "d")
+
+    assert work.begun == ["a", "b", "c", "d"]
+
+
+def test_what_is_put_back_when_all_have_gone_to_rest_meanwhile_runs(work: Work) -> None:
+    pool = make_pool(work, 1, prefetch_multiplier=4)
+    submit(pool, "a", "b", "c")
+    newest_first = pool.withdraw()[::-1]
+    # The hub moves again, and finds nothing to do.
+    work.let_go("a", "b", "c")
+    assert pool.wait_empty(DEADLINE_S)
+
+    thread = threading.Thread(target=pool.put_back, args=(newest_first,))
+    thread.start()
+    thread.join(DEADLINE_S)
+    settle()
+
+    wait_for(lambda: work.ended == ["a", "b", "c"])
+    assert pool.wait_empty(DEADLINE_S)
+
+
+def test_each_request_runs_or_is_withdrawn_whoever_is_first(work: Work) -> None:
+    # While the hub hands out requests, the watch thread takes them out of the line.
+    pool = make_pool(work, 10, prefetch_multiplier=1000)
+    names = [f"{number}" for number in range(3000)]
+    work.let_go(*names)
+    withdrawn: list[str] = []
+    over = threading.Event()
+
+    def withdraw() -> None:
+        while not over.is_set():
+            withdrawn.extend(pool.withdraw())  # type: ignore[arg-type]
+
+    thread = threading.Thread(target=withdraw)
+    thread.start()
+    for name in names:
+        pool.submit(Name(name))  # type: ignore[arg-type]
+        gevent.sleep(0)
+    wait_for(lambda: not pool.unstarted() and not pool.active)
+    over.set()
+    thread.join(DEADLINE_S)
+
+    assert sorted([*work.begun, *withdrawn]) == sorted(names)
+
+
+def test_wait_empty_waits_until_nothing_runs_and_nothing_waits(work: Work) -> None:
+    pool = make_pool(work, 1)
+    assert pool.wait_empty(None)
+    submit(pool, "a", "b")
+    waiting = gevent.spawn(pool.wait_empty, None)
+
+    work.let_go("a")
+    assert not waiting.ready()
+    assert not pool.wait_empty(0.001)
+    work.let_go("b")
+
+    assert waiting.get(timeout=DEADLINE_S)
+    submit(pool, "c")
+    assert not pool.wait_empty(0.001)
+
+
+def test_pool_is_empty_when_the_last_that_waited_was_taken_back(work: Work) -> None:
+    pool = make_pool(work, 1)
+    submit(pool, "a", "b")
+    work_over = gevent.spawn(pool.wait_empty, None)
+    pool.take_back()
+    settle()
+    assert not work_over.ready()
+
+    work.let_go("a")
+
+    assert work_over.get(timeout=DEADLINE_S)
+    # Also of one that never ran anything.
+    pool.submit(Name("c"))  # type: ignore[arg-type]
+    assert pool.take_back() == ["c"]
+    assert pool.wait_empty(DEADLINE_S)
 
 
 def test_stop_waits_for_what_runs(work: Work) -> None:

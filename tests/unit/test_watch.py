@@ -9,6 +9,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
+import gevent
 import pytest
 
 from greenq import ear
@@ -20,13 +21,42 @@ from greenq.errors import (
     TransportTimeout,
 )
 from greenq.transport.client import Message
-from greenq.transport.leases import Renewal
+from greenq.transport.leases import Owner, Renewal
 from greenq.transport.settle import Publication
 from greenq.watch import Beat, Blocker, Watch
 from greenq.worker_state import WorkerState
 
 LEASE_S = 3.0
 BLOCKED_AFTER_S = 1.0
+
+
+class FakeRecovery:
+    """Portions of work: each takes some time."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.portions = 0
+        self.takes_s = 0.1
+        self.added: list[Owner] = []
+        self.overdue: list[object] = []
+        self.closed = 0
+
+    @property
+    def busy(self) -> bool:
+        return self.portions > 0
+
+    def add(self, owner: Owner) -> None:
+        self.added.append(owner)
+
+    def add_overdue(self, tags: object) -> None:
+        self.overdue.append(tags)
+
+    def step(self) -> None:
+        self._world.now_s += self.takes_s
+        self.portions -= 1
+
+    def close(self) -> None:
+        self.closed += 1
 
 
 class World:
@@ -42,6 +72,20 @@ class World:
         self.rung = 0
         self.due, self.promote_takes_s = 0, 0.01
         self.paused: list[frozenset[str]] = []
+        self.recovery = FakeRecovery(self)
+        self.left = 0
+        self.found: set[str] = set()
+        self.given_back: list[set[str]] = []
+        self.given_away = 0
+        self.first_unused = 1
+        # Whether this worker waits for messages, and what it has told of that.
+        self.is_waiting = self.would_relay = False
+        # As the connection: whether a change was announced; as the leases: what was handed on.
+        self.noticed = False
+        self.relayed = 0
+        self.beyond = False
+        # How often this owner was to be made known.
+        self.registered = 0
         # Of the connection: what was sent, what is published to this worker, and what goes wrong.
         self.calls: list[tuple[object, ...]] = []
         self.published: list[Message] = []
@@ -62,8 +106,13 @@ class World:
             blocked_after_s=BLOCKED_AFTER_S,
             blocking_task=lambda _: "proj.add[id]",
             held=lambda: (set(), 1),
+            first_unused=lambda: self.first_unused,
+            is_waiting=lambda: self.is_waiting,
             look=lambda: None,
-            paused=lambda queues: self.paused.append(queues),
+            paused=self.pause,
+            forgotten=lambda: None,
+            give_away=self.give_away,
+            unwritten=list,
             clock=lambda: self.now_s,
         )
         self.watch._thread = SimpleNamespace(  # type: ignore[assignment]
@@ -71,7 +120,8 @@ class World:
         )
 
     # As leases and their connection.
-    def renew(self, news: Publication | None = None) -> Renewal:
+    def renew(self, news: Publication | None = None, *, would_relay: bool = False) -> Renewal:
+        self.would_relay = would_relay
         if isinstance(self.answer, OperationalError):
             raise self.answer
         if news is not None:
@@ -93,8 +143,18 @@ class World:
     def others(self) -> list[Any]:
         return []
 
-    def recover_overdue(self, _living: list[str]) -> int:
-        return 0
+    def overdue(self) -> list[str]:
+        return []
+
+    def leave(self) -> int:
+        return self.left
+
+    def forgotten(self, known: set[str], first_unused: int) -> set[str]:
+        assert first_unused == 1
+        return self.found - known
+
+    def give_back_forgotten(self, tags: set[str]) -> None:
+        self.given_back.append(tags)
 
     def has_answer(self) -> bool:
         return bool(self.published)
@@ -120,6 +180,16 @@ class World:
         self.due, moved = max(0, self.due - 1000), min(self.due, 1000)
         return moved
 
+    def pause(self, queues: frozenset[str]) -> None:
+        self.paused.append(queues)
+        self.watch._state.paused = queues
+
+    def give_away(self, connection: object) -> None:
+        assert connection is self
+        if self.problem is not None:
+            raise self.problem
+        self.given_away += 1
+
     # As a hub.
     def rests(self) -> bool:
         return self.resting and self.answers
@@ -137,6 +207,9 @@ class World:
         if name.startswith("look"):
             assert run is self.watch._look
             self.rung += 1
+        elif name == "register":
+            assert run is self.watch._forgotten_all
+            self.registered += 1
         else:
             self.sent_for.append(run)
 
@@ -155,17 +228,26 @@ class World:
         end_s = self.now_s + seconds
         while (due_s := self.now_s + self.watch._pause_s()) <= end_s:
             self.now_s = due_s
-            if self.now_s >= self.watch._look_at_s:
-                self.watch._look_at_hub()
-            if self.now_s >= self.watch._renew_at_s:
-                self.watch._renew()
-            self.watch._attend()
+            self.watch.turn()
         self.now_s = end_s
 
 
-def renewal(*, work: bool = False, paused: tuple[str, ...] = ()) -> Renewal:
+def renewal(
+    *,
+    held: bool = True,
+    work: bool = False,
+    paused: tuple[str, ...] = (),
+    expired: tuple[Owner, ...] = (),
+    first_unused: int = 1,
+) -> Renewal:
     return Renewal(
-        held=True, server_time=0.0, work=work, next_due=None, expired=[], paused=frozenset(paused)
+        held=held,
+        server_time=0.0,
+        work=work,
+        next_due=None,
+        expired=list(expired),
+        paused=frozenset(paused),
+        first_unused=first_unused,
     )
 
 
@@ -282,7 +364,7 @@ def test_a_blocked_hub_is_named_once_and_so_is_its_end(
     world.move()
     world.run(10.0)
 
-    assert world.watch.blocked_count == said
+    assert len(world.watch.blockers) == said
     texts = [record.getMessage() for record in caplog.records]
     assert [text.split(" by ")[0] for text in texts[:1]] == [
         f"the hub has been blocked for {BLOCKED_AFTER_S:.1f} s"
@@ -474,7 +556,7 @@ def test_a_hub_that_moved_and_stands_again_is_known_to_stand(
     world.attend_for(1.0)
     world.answers = False
     world.attend_for(3.0)
-    assert world.watch.blocked_count == 1
+    assert len(world.watch.blockers) == 1
 
     # For a moment only, between two looks.
     world.answers = True
@@ -515,8 +597,192 @@ def test_the_hub_is_told_when_other_queues_are_paused() -> None:
     for queues in ((), ("a",), ("a",), ("a", "b"), ()):
         world.answer = renewal(paused=queues)
         world.watch._renew()
-
-    for run in world.sent_for:
-        run()
+        for run in world.sent_for:
+            run()
+        world.sent_for.clear()
 
     assert world.paused == [{"a"}, {"a", "b"}, frozenset()]
+
+
+def test_a_hub_that_has_not_dealt_with_a_pause_is_told_again() -> None:
+    world = World()
+    world.answer = renewal(paused=("a",))
+
+    world.watch._renew()
+    world.watch._renew()
+
+    assert len(world.sent_for) == 2
+
+
+# --- what the server knows of this worker, and of the dead ----------------------------------------
+
+
+def test_a_worker_that_the_server_does_not_know_is_made_known_until_it_does() -> None:
+    world = World()
+    world.answer = renewal(first_unused=0)
+    world.watch._renew()
+    world.watch._renew()
+    assert world.registered == 2
+
+    world.answer = renewal(first_unused=1)
+    world.watch._renew()
+
+    assert world.registered == 2
+
+
+def test_tags_that_the_server_has_given_and_no_answer_has_told_of_are_looked_for() -> None:
+    world = World()
+    world.first_unused = 5
+    world.answer = renewal(first_unused=5)
+    world.watch._renew()
+    assert world.rung == 0
+
+    world.answer = renewal(first_unused=6)
+    world.watch._renew()
+
+    assert world.rung == 1
+
+
+@pytest.mark.parametrize(
+    ("first_unused", "said"),
+    [(7, "this worker lost its lease"), (0, "the server has lost its data")],
+)
+def test_a_lost_lease_is_said_noted_and_nobody_is_called_dead_for_a_while(
+    first_unused: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = Owner("other", "node", "")
+    world = World()
+    world.watch._renew()
+    world.now_s += 100.0
+
+    world.answer = renewal(held=False, first_unused=first_unused, expired=(other,))
+    world.watch._renew()
+
+    (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert said in record.getMessage()
+    assert world.watch._state.lease_lost_s == world.now_s
+    world.answer = renewal(expired=(other,))
+    world.now_s += LEASE_S - 0.1
+    world.watch._renew()
+    assert world.recovery.added == []
+    world.now_s += 0.2
+    world.watch._renew()
+    assert world.recovery.added == [other]
+
+
+def test_the_lease_holds_from_before_the_renewal_was_sent() -> None:
+    world = World()
+    renew = world.renew
+
+    def slow(news: Publication | None = None) -> Renewal:
+        world.now_s += 1.0
+        return renew(news)
+
+    world.renew = slow  # type: ignore[method-assign]
+    began_s = world.now_s
+
+    world.watch._renew()
+
+    assert world.watch._state.lease_until_s == began_s + LEASE_S
+
+
+def test_portions_of_recovery_are_done_in_between_the_other_duties() -> None:
+    world = World()
+    world.watch.turn()
+    world.recovery.portions = 100
+    assert world.watch._pause_s() == 0.0
+    began_s, renewals, done = world.now_s, [], []
+    renew = world.renew
+
+    def note(news: Publication | None = None) -> Renewal:
+        renewals.append(world.now_s)
+        return renew(news)
+
+    world.renew = note  # type: ignore[method-assign]
+    while world.recovery.busy:
+        world.watch.turn()
+        done.append(world.recovery.portions)
+
+    # One hundred tenths of a second, and no renewal was late by more than one portion.
+    assert world.now_s - began_s == pytest.approx(10.0, abs=0.2)
+    assert done[0] >= 90
+    every_s = [later - one for one, later in pairwise([began_s, *renewals])]
+    assert max(every_s) <= LEASE_S * 0.4 + 0.2
+
+
+def test_what_two_looks_after_a_reconnection_find_is_given_back() -> None:
+    world = World()
+    world.connected = False
+    world.watch._renew()
+    world.found = {"own:1", "own:2"}
+    world.connected = False
+    world.watch._renew()
+    assert world.given_back == [set()]
+
+    # Only now has the server heard of one of them.
+    world.found = {"own:2", "own:3"}
+    world.attend_for(LEASE_S)
+
+    assert world.given_back == [set(), {"own:2"}]
+
+
+def test_at_the_end_all_that_the_server_still_holds_is_given_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    world = World()
+    world.left = 3
+
+    world.watch.leave()
+
+    assert world.watch.left_count == 3
+    assert "3 messages whose outcome is not written are back on their queues" in caplog.text
+    assert not world.connected
+    assert world.recovery.closed
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_connection_that_is_lost_at_the_end_is_replaced_once(
+    fails: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    world = World()
+    tried: list[bool] = []
+
+    def leave() -> int:
+        tried.append(world.connected)
+        world.connected = True
+        if len(tried) <= fails:
+            raise ConnectionLost("gone")
+        return 3
+
+    world.leave = leave  # type: ignore[method-assign]
+
+    world.watch.leave()
+
+    # Each time over a new one.
+    assert tried == [True, False]
+    assert world.watch.left_count == (3 if fails == 1 else 0)
+    assert ("could not be given up" in caplog.text) is (fails == 2)
+    assert not world.connected
+
+
+def test_a_hub_that_is_blocked_has_others_run_what_waits_here(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    world = World()
+    world.run(10.0)
+    world.answers = False
+    world.run(5.0)
+    # Once: what comes later cannot come while the hub stands.
+    assert world.given_away == 1
+
+    world.answers = True
+    world.move()
+    world.run(5.0)
+    world.answers, world.problem = False, ConnectionLost("gone")
+    world.run(5.0)
+
+    assert world.given_away == 1
+    assert "what has not begun here waits until the hub moves" in caplog.text

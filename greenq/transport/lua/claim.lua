@@ -11,5 +11,7 @@ local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 if tonumber(score) >= now then return {} end
 local owner = redis.call('HMGET', KEYS[2], 'claimant', 'claimed_until', 'alone')
 if owner[1] and owner[1] ~= ARGV[2] and tonumber(owner[2]) > now then return {'', owner[1]} end
+-- First, since a server without memory refuses a script that begins with a write that may need some.
+redis.call('HDEL', KEYS[2], 'claimant')
 redis.call('HSET', KEYS[2], 'claimant', ARGV[2], 'claimed_until', string.format('%.6f', now + tonumber(ARGV[3])))
 return {score, owner[3] or ''}

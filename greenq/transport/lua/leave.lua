@@ -8,6 +8,8 @@
 --
 -- The owner stays known for a while, so that what it still writes is seen to be not held.
 if ARGV[2] == 'close' then
+  -- First, since a server without memory refuses a script that begins with a write that may need some.
+  redis.call('HDEL', KEYS[2], 'closed')
   redis.call('HSET', KEYS[2], 'closed', 1)
   redis.call('EXPIRE', KEYS[2], ARGV[3])
   return 1

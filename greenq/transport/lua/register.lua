@@ -15,6 +15,8 @@ if redis.call('HEXISTS', KEYS[3], 'next') == 1 then return 0 end
 if not redis.call('ZSCORE', KEYS[5], ARGV[1]) or redis.call('HGET', KEYS[3], 'asks') ~= ARGV[5] then
   return redis.error_reply('LAPSED the lease of this worker has ended')
 end
+-- First, since a server without memory refuses a script that begins with a write that may need some.
+redis.call('HDEL', KEYS[3], 'next')
 local time = redis.call('TIME')
 local score = time[1] .. '.' .. string.format('%06d', tonumber(time[2]))
 local stubs = 7 + 2 * tonumber(ARGV[6])

@@ -12,7 +12,8 @@
 --         cut) or a score (ZADD), and the text;
 --       for each publication: channel and text
 -- Reply {why something could not be published or '', which goal is a key of another type or '' (its messages stay
---        reserved, all else is done), the numbers of the endings that were not held …}, or an error:
+--        reserved, all else is done), the numbers of the endings that were not held …, negative: whose goal was such
+--        a key}, or an error:
 --        FORGOTTEN the server does not know the owner: it has lost its data; nothing was done
 --        LAPSED    the owner's lease is not the one that was claimed; nothing was done
 --
@@ -85,13 +86,13 @@ local function move(tag, is_stub, goal, how, text)
   local kind, wanted = redis.call('TYPE', goal).ok, push and 'list' or 'zset'
   if kind ~= wanted and kind ~= 'none' then
     reply[2] = 'WRONGTYPE ' .. goal .. ' is no ' .. wanted .. ' but a ' .. kind
-    return
+    return false
   end
   if redis.acl_check_cmd and not (
     redis.acl_check_cmd('ZREM', index, '') and redis.acl_check_cmd(push or 'ZADD', goal, push and '' or '0', '')
   ) then
     problem = redis.error_reply('NOPERM a move needs RPUSH, LPUSH, ZADD and ZREM')
-    return
+    return false
   end
   if is_stub then
     redis.call('SREM', begun, tag)
@@ -105,6 +106,7 @@ local function move(tag, is_stub, goal, how, text)
     redis.call('ZADD', goal, how, text)
   end
   if how == 'dead' then redis.call('LTRIM', goal, 0, tonumber(ARGV[4]) - 1) end
+  return true
 end
 
 local acks = {}
@@ -122,7 +124,9 @@ for number = 1, count do
     at = at + 1
   end
   if what == 109 then -- m
-    if held then move(tag, is_stub, KEYS[5 + tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2]) end
+    if held and not move(tag, is_stub, KEYS[5 + tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2]) then
+      reply[#reply + 1] = -number
+    end
     at = at + 3
   elseif what == 97 then -- a
     if is_record then
@@ -131,12 +135,15 @@ for number = 1, count do
       redis.call('SREM', begun, tag)
     end
   elseif what == 98 and is_record then -- b
+    -- First, since a server without memory refuses a script that begins with a write that may need some.
+    redis.call('SREM', begun, tag)
     redis.call('SADD', begun, tag)
     redis.call('EXPIRE', begun, 604800)
     redis.call('HDEL', unacked, tag)
     redis.call('ZREM', index, tag)
   elseif what == 108 and held then -- l
-    if tag == '' then redis.call('HDEL', owner, 'alone') else redis.call('HSET', owner, 'alone', tag) end
+    redis.call('HDEL', owner, 'alone')
+    if tag ~= '' then redis.call('HSET', owner, 'alone', tag) end
   end
 end
 

@@ -43,6 +43,8 @@ elseif redis.acl_check_cmd and not (
   return redis.error_reply('NOPERM a take needs HSET and ZADD')
 end
 
+-- A server without memory refuses a script that begins with a write that may need some.
+redis.call('HDEL', KEYS[3], '')
 if first < unused then
   redis.call('HSET', KEYS[3], 'call', number)
   reply[2] = unused
@@ -57,10 +59,10 @@ if first < unused then
   return reply
 end
 
--- So many at a time that the first large ones of a list do not take much more than `bytes`, and one by one
--- behind those.
+-- One, then two, and so on to so many at a time; and one by one from the first large one on: so a take of large ones
+-- goes beyond `bytes` by one.
 local _SOME, _LARGE = 32, 16384
-local records, tags, left, problem, some = {}, {}, most, nil, _SOME
+local records, tags, left, problem, some, grows = {}, {}, most, nil, 1, true
 
 local function pop(q, key, wanted)
   local messages = redis.pcall('RPOP', key, wanted) or {}
@@ -72,7 +74,7 @@ local function pop(q, key, wanted)
     local i = first + most - left
     left = left - 1
     bytes = bytes - #message
-    some = #message > _LARGE and 1 or some
+    if #message > _LARGE then some, grows = 1, false end
     records[#records + 1] = prefix .. i
     records[#records + 1] = '[' .. message .. ARGV[8 + q]
     tags[#tags + 1] = prefix .. i
@@ -80,6 +82,7 @@ local function pop(q, key, wanted)
     reply[#reply + 1] = q
     reply[#reply + 1] = message
   end
+  if grows then some = math.min(2 * some, _SOME) end
   return #messages
 end
 

@@ -388,7 +388,8 @@ def stopped(lab: Lab, ending: Ending) -> None:
 def frozen(lab: Lab) -> None:
     """Let a worker stand still for longer than its lease, then go on."""
     frozen_s = 5.0 if lab.quick else 8.0
-    settings = {"worker_prefetch_multiplier": 2}
+    # Its guard does not keep its lease.
+    settings = {"worker_prefetch_multiplier": 2, "worker_silence_limit": 0.0}
     sleeper = lab.worker("sleeper", "-Q", "celery,own-sleeper", "-c", "40", settings=settings)
     wait_until_trusted(lab)
     lab.send_many(20, 0.2, countdown=3.0)
@@ -420,7 +421,9 @@ def frozen(lab: Lab) -> None:
 
 def all_frozen(lab: Lab) -> None:
     """Let all workers stand still for longer than their lease, as when a machine sleeps."""
-    workers = [lab.worker(f"sleeper{number}", "-c", "40") for number in range(3)]
+    # Their guards would sleep, too.
+    settings = {"worker_silence_limit": 0.0}
+    workers = [lab.worker(f"sleeper{number}", "-c", "40", settings=settings) for number in range(3)]
     wait_until_trusted(lab)
     lab.send_many(10, 0.2, countdown=3.0)
     _hold_on_all(lab, *workers, seconds=3.0)

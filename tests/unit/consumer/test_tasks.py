@@ -11,7 +11,8 @@ import pytest
 from gevent.event import Event
 
 import greenq.consumer.tasks as tasks_module
-from greenq.errors import NotRegistered
+from greenq.errors import ConnectionLost, NotRegistered
+from greenq.transport.intake import Batch
 from tests.unit.rig import DEADLINE_S, Rig, settle, stamped
 
 
@@ -494,3 +495,131 @@ def test_worker_that_drains_can_be_stopped(rig: Rig) -> None:
     consuming.join(DEADLINE_S)
 
     assert consuming.successful()
+
+
+# --- what an answer that got lost may have reserved -----------------------------------------------
+
+
+@pytest.mark.parametrize("busy", ["full", "draining", "suspect"])
+def test_what_a_lost_answer_may_have_reserved_is_fetched_before_all_else(busy: str) -> None:
+    # Nobody else can take it, and the server counts it as held here.
+    rig = make_rig(size=1)
+    if busy == "full":
+        rig.give("wait", "a")
+    elif busy == "draining":
+        rig.tasks.drain(True)
+    else:
+        rig.tasks._suspects._over.clear()
+    rig.intake.unsure = True
+    rig.intake.take = lambda most: rig.intake.asked.append(most) or take(most)  # type: ignore[method-assign,attr-defined,func-returns-value]
+    rig.intake.asked = []  # type: ignore[attr-defined]
+    held = [rig.delivery("add", "b", 1, 2), rig.delivery("add", "c", 1, 2)]
+
+    def take(_most: int) -> Batch:
+        rig.intake.unsure = False
+        return Batch(held, 5)
+
+    rig.tasks.turn()
+    settle()
+
+    assert rig.intake.asked == [0]  # type: ignore[attr-defined]
+    if busy == "draining":
+        assert ids_of(rig.outbox.moves()) == ["rig:2", "rig:1"]
+    else:
+        assert len(rig.state.reserved) + len(succeeded(rig)) == 2 + (busy == "full")
+    let_go(rig)
+
+
+def test_lease_that_ended_between_a_take_and_its_second_answer_is_noticed(rig: Rig) -> None:
+    # What was reserved by then may be somebody else's: its age is that of the first try.
+    rig.tasks._taken_s = 10.0
+    rig.state.lease_lost_s = 20.0
+    rig.intake.unsure = True
+    rig.intake.ready = [rig.delivery("wait", "a")]
+    rig.intake.take = lambda _most: Batch(rig.intake.ready, 0)  # type: ignore[method-assign]
+    asked: list[str] = []
+    rig.app.transport.broker.is_taken_away = lambda tag: not asked.append(tag)  # type: ignore[method-assign,func-returns-value]
+
+    rig.tasks.turn()
+    settle()
+
+    assert asked == ["rig:1"]
+    assert rig.state.reserved == {}
+    assert rig.outbox.entries == []
+
+
+# --- a hub that stands still ----------------------------------------------------------------------
+
+
+class Settling:
+    """A connection to a server that takes what is settled, or refuses."""
+
+    def __init__(self, problem: Exception | None = None) -> None:
+        self.problem = problem
+        self.calls: list[list[Any]] = []
+
+    def script(self, _script: object, _names: list[str], arguments: list[Any]) -> list[Any]:
+        self.calls.append(arguments)
+        if self.problem is not None:
+            raise self.problem
+        return [b"", b""]
+
+
+def test_what_has_not_begun_is_given_away_newest_first_while_the_hub_stands(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = make_rig(size=1)
+    runs, *rest = [rig.give("wait", name) for name in "abc"]
+    eta = rig.give("wait", "eta", eta=soon())
+    rig.tasks.receive(rig.delivery("wait", "to all"))
+    connection: Any = Settling()
+
+    rig.tasks.give_away(connection, "owner")
+
+    ((count, *arguments),) = connection.calls
+    # In the owner's name: with others that have recovered them meanwhile, nothing is moved.
+    assert (count, arguments[3]) == (2, "own")
+    assert [each for each in arguments if each in {one.tag for one in rest}] == [
+        rest[1].tag, rest[0].tag,
+    ]  # fmt: skip
+    # What waits for its ETA stays: it is not late yet. So does what nobody else could have.
+    assert set(rig.state.reserved) == {runs.tag, eta.tag}
+    assert [each.message.id for each in rig.tasks.waiting()] == ["to all"]
+    assert "gave 2 messages that had not begun back" in caplog.text
+    let_go(rig)
+    assert succeeded(rig) == ["a", "to all"]
+
+
+def test_nothing_to_give_away_asks_nothing_of_the_server(rig: Rig) -> None:
+    connection: Any = Settling()
+
+    rig.tasks.give_away(connection, "owner")
+
+    assert connection.calls == []
+
+
+def test_what_could_not_be_given_away_runs_here_if_it_is_still_ours() -> None:
+    rig = make_rig(size=1)
+    rig.give("wait", "a")
+    lost = rig.give("add", "b", 1, 2)
+    rig.give("add", "c", 1, 2)
+    connection: Any = Settling(ConnectionLost("the answer may be lost"))
+
+    with pytest.raises(ConnectionLost):
+        rig.tasks.give_away(connection, "owner")
+    assert [each.message.id for each in rig.tasks.waiting()] == ["b", "c"]
+
+    # It was carried out, and one of them has begun elsewhere.
+    rig.app.transport.broker.is_taken_away = lambda tag: tag == lost.tag  # type: ignore[method-assign]
+    let_go(rig)
+    assert succeeded(rig) == ["a", "c"]
+    assert rig.state.reserved == {}
+
+
+def test_who_is_being_admitted_counts_as_unfinished(rig: Rig) -> None:
+    # The watch thread gives back what nobody here knows of.
+    rig.give("wait", "a")
+    rig.tasks._admitting = [rig.delivery("add", "b", 1, 2)]
+
+    assert rig.tasks.unfinished == {"rig:1", "rig:2"}
+    let_go(rig)

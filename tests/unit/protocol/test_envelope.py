@@ -129,13 +129,15 @@ def test_random_bytes_raise_nothing_but_decode_errors(raw):
 def test_unhold_gives_back_the_text_that_was_held(message, exchange, routing_key):
     text = json.dumps(message, separators=(",", " :  "))
     held = envelope.hold(text, exchange, routing_key)
-    assert envelope.unhold(held) == (text, exchange, routing_key)
-    assert envelope.unhold(held.encode()) == (text, exchange, routing_key)
+    read = (text, exchange, routing_key, json.loads(text))
+    assert envelope.unhold(held) == read
+    assert envelope.unhold(held.encode()) == read
     assert json.loads(held) == [message, exchange, routing_key]
 
 
 def test_unhold_reads_any_layout():
-    assert envelope.unhold(' [ {"a": 1.0}\n,"ex" ,"rk"] ') == ('{"a": 1.0}', "ex", "rk")
+    read = envelope.unhold(' [ {"a": 1.0}\n,"ex" ,"rk"] ')
+    assert read == ('{"a": 1.0}', "ex", "rk", {"a": 1.0})
 
 
 @pytest.mark.parametrize(

@@ -191,8 +191,9 @@ def test_element_that_is_no_envelope_is_refused(label):
 
 @pytest.mark.parametrize("command", by_label(load.sent("HSET")))
 def test_held_message_is_written_again_byte_for_byte(command):
-    text, exchange, routing_key = envelope.unhold(command.args[3])
+    text, exchange, routing_key, element = envelope.unhold(command.args[3])
     assert text == json.dumps(json.loads(text))
+    assert element == json.loads(text)
     assert envelope.hold(text, exchange, routing_key).encode() == command.args[3]
 
 
@@ -203,9 +204,10 @@ def test_restored_message_is_marked_as_recorded(capture):
     for at, command in enumerate(commands):
         if command.args[0] != b"HGET" or command.args[1] != b"unacked" or not command.reply:
             continue
-        text, _, _ = envelope.unhold(command.reply)
+        held = envelope.unhold(command.reply)
         pushed = next(c for c in commands[at:] if c.args[0] in (b"LPUSH", b"RPUSH"))
-        assert envelope.mark_redelivered(text).encode() == pushed.args[2]
+        assert envelope.mark_redelivered(held.text).encode() == pushed.args[2]
+        assert held.redelivered().encode() == pushed.args[2]
         restored += 1
     assert restored
 

@@ -18,12 +18,22 @@ from greenq.errors import (
 )
 from greenq.protocol.keys import Keys
 from greenq.transport.client import Script
-from greenq.transport.outbox import Entry, Outbox
-from greenq.transport.settle import SETTLE, Move, Publication, Stored, settle_arguments
+from greenq.transport.outbox import Outbox
+from greenq.transport.settle import (
+    SETTLE,
+    Entry,
+    Guard,
+    Move,
+    Publication,
+    Stored,
+    settle_arguments,
+)
 
 DEADLINE_S = 5.0
 
 Call = tuple[list[str], list[Any]]
+
+OWN = Guard("tag")
 
 
 class FakeConnection:
@@ -35,8 +45,9 @@ class FakeConnection:
         self.behaviours: list[OperationalError | None] = []
         # Set by a test that wants to see what gathers during one write.
         self.gate: gevent.event.Event | None = None
-        # What the script says that could not be published.
-        self.unheard = b""
+        # What the script says that could not be published, or moved, and what was not held.
+        self.unheard = self.misplaced = b""
+        self.not_held: list[int] = []
 
     def connection(self) -> FakeConnection:
         return self
@@ -51,7 +62,7 @@ class FakeConnection:
         if behaviour is not None:
             raise behaviour
         self.written.append((keys, args))
-        return [0, self.unheard]
+        return [self.unheard, self.misplaced, *self.not_held]
 
     def close(self) -> None:
         pass
@@ -66,32 +77,32 @@ class FakeTransport:
 
 def make(*, own_results: bool = False) -> tuple[Outbox, FakeTransport]:
     transport = FakeTransport(own_results=own_results)
-    return Outbox(transport, flush_timeout_s=DEADLINE_S), transport  # type: ignore[arg-type]
+    return Outbox(transport, "tag", flush_timeout_s=DEADLINE_S), transport  # type: ignore[arg-type]
 
 
 def result(number: int) -> Stored:
-    return Stored(f"result-{number}", "60", f"state {number}")
+    return Stored(f"result-{number}", "s60", f"state {number}")
 
 
-def settled(
-    *results: Stored,
-    moves: tuple[Move, ...] = (),
-    acks: tuple[str, ...] = (),
-    news: tuple[Publication, ...] = (),
-) -> tuple[list[str], list[Any]]:
-    return settle_arguments(Keys(), results, moves, acks, news)
+def done(number: int) -> Entry:
+    """Return a task's usual end: its state, its acknowledgement."""
+    return Entry(f"tag:{number}", result=result(number))
+
+
+def settled(*entries: Entry, news: tuple[Publication, ...] = ()) -> Call:
+    return settle_arguments(Keys(), entries, news, guard=OWN)
 
 
 def test_one_entry_is_written_at_once() -> None:
     outbox, transport = make()
-    told: list[int] = []
+    told: list[bool] = []
     outbox.start()
 
-    outbox.put(Entry(result(1), ack="tag:1", written=lambda: told.append(1)))
+    outbox.put(Entry("tag:1", result=result(1), written=told.append))
     outbox.stop()
 
-    assert transport.client.written == [settled(result(1), acks=("tag:1",))]
-    assert told == [1]
+    assert transport.client.written == [settled(done(1))]
+    assert told == [True]
     assert len(outbox) == 0
 
 
@@ -99,20 +110,21 @@ def test_what_comes_during_a_write_goes_out_together() -> None:
     outbox, transport = make()
     transport.client.gate = gate = gevent.event.Event()
     outbox.start()
-    outbox.put(Entry(result(0)))
+    outbox.put(done(0))
     gevent.sleep(0)
-    move = Move("tag:2", "queue", "next", "text")
+    batch = [
+        Entry("tag:1"),
+        Entry.moving(Move("tag:2", "queue", "next", "text"), result(2)),
+        Entry("tag:4", "b"),
+        done(3),
+    ]
 
-    outbox.put(Entry(ack="tag:1"))
-    outbox.put(Entry(result(2), move=move))
-    outbox.put(Entry(result(3), ack="tag:3"))
+    for entry in batch:
+        outbox.put(entry)
     gate.set()
     outbox.stop()
 
-    assert transport.client.written == [
-        settled(result(0)),
-        settled(result(2), result(3), moves=(move,), acks=("tag:1", "tag:3")),
-    ]
+    assert transport.client.written == [settled(done(0)), settled(*batch)]
 
 
 def test_news_goes_out_behind_the_outcomes_that_were_there_when_it_was_fetched() -> None:
@@ -121,14 +133,14 @@ def test_news_goes_out_behind_the_outcomes_that_were_there_when_it_was_fetched()
     outbox.news = lambda: [waiting.pop(0)] if waiting else []
     outbox.start()
 
-    outbox.put(Entry(ack="tag:1"))
+    outbox.put(Entry("tag:1"))
     outbox.stir()
     assert outbox.wait_written(DEADLINE_S)
     outbox.stir()
     outbox.stop()
 
     assert transport.client.written == [
-        settled(acks=("tag:1",), news=(Publication("channel", "first"),)),
+        settled(Entry("tag:1"), news=(Publication("channel", "first"),)),
         settled(news=(Publication("channel", "second"),)),
     ]
 
@@ -142,7 +154,7 @@ def test_news_that_the_server_refuses_is_said_once_and_stops_nothing(
     outbox.start()
 
     for number in range(3):
-        outbox.put(Entry(ack=f"tag:{number}"))
+        outbox.put(Entry(f"tag:{number}"))
         assert outbox.wait_written(DEADLINE_S)
     outbox.stop()
 
@@ -151,33 +163,24 @@ def test_news_that_the_server_refuses_is_said_once_and_stops_nothing(
     assert len(transport.client.written) == 3
 
 
-def test_entry_with_nothing_to_write_is_told_of_without_a_write() -> None:
-    outbox, transport = make()
-    told = gevent.event.Event()
-    outbox.start()
-
-    outbox.put(Entry(written=told.set))
-
-    assert told.wait(DEADLINE_S)
-    outbox.stop()
-    assert transport.client.tried == []
-
-
 def test_tags_are_those_of_what_is_not_written_yet() -> None:
     outbox, _ = make()
-    outbox.put(Entry(ack="tag:1"))
-    outbox.put(Entry(move=Move("tag:2", "queue", "next", "text")))
-    # What was acknowledged before has no tag any more.
-    outbox.put(Entry(result(3), move=Move("", "queue", "last", "text")))
+    outbox.put(Entry("tag:1"))
+    outbox.put(Entry.moving(Move("tag:2", "queue", "next", "text")))
+    outbox.put(Entry("tag:3", "b"))
+    # What was published to all has none.
+    outbox.put(Entry("", "k", result=result(4)))
 
-    assert outbox.tags() == {"tag:1", "tag:2"}
+    assert outbox.tags() == {"tag:1", "tag:2", "tag:3"}
 
     outbox.start()
     outbox.stop()
     assert outbox.tags() == set()
 
 
-REFUSALS = ["OOM", "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF"]
+REFUSALS = [
+    "OOM", "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "FORGOTTEN",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -195,17 +198,16 @@ def test_failed_write_is_written_again_with_the_same_content(
 ) -> None:
     outbox, transport = make()
     transport.client.behaviours = [error]
-    told: list[int] = []
+    told: list[bool] = []
     outbox.start()
 
     with caplog.at_level(logging.WARNING):
-        outbox.put(Entry(result(1), ack="tag:1", written=lambda: told.append(1)))
+        outbox.put(Entry("tag:1", result=result(1), written=told.append))
         outbox.stop()
 
     # The result and its acknowledgement are never parted.
-    whole = settled(result(1), acks=("tag:1",))
-    assert transport.client.tried == [whole, whole]
-    assert told == [1]
+    assert transport.client.tried == [settled(done(1))] * 2
+    assert told == [True]
     assert "1 outcomes wait to be written" in caplog.text
 
 
@@ -218,13 +220,13 @@ def test_refusal_for_good_is_logged_and_the_rest_goes_on(
 
     with caplog.at_level(logging.ERROR):
         refused = gevent.event.Event()
-        outbox.put(Entry(result(1), ack="tag:1", written=refused.set))
+        outbox.put(Entry("tag:1", written=lambda _held: refused.set()))
         assert refused.wait(DEADLINE_S)
-        outbox.put(Entry(result(2)))
+        outbox.put(done(2))
         outbox.stop()
 
     assert "refused an outcome for good: WRONGTYPE no list" in caplog.text
-    assert transport.client.written == [settled(result(2))]
+    assert transport.client.written == [settled(done(2))]
 
 
 def test_state_that_is_refused_for_good_costs_no_other_entry_anything(
@@ -234,14 +236,14 @@ def test_state_that_is_refused_for_good_costs_no_other_entry_anything(
     outbox, transport = make()
     script = transport.client.script
 
-    def refuse(made: Script, keys: list[str], args: list[Any]) -> int:
+    def refuse(made: Script, keys: list[str], args: list[Any]) -> Any:
         if "result-2" in keys:
             raise ServerError("EVALSHA", "ERR invalid expire time in 'setex' command")
         return script(made, keys, args)
 
     transport.client.script = refuse  # type: ignore[method-assign]
     for number in (1, 2, 3):
-        outbox.put(Entry(result(number), ack=f"tag:{number}"))
+        outbox.put(done(number))
 
     with caplog.at_level(logging.ERROR):
         outbox.start()
@@ -249,9 +251,9 @@ def test_state_that_is_refused_for_good_costs_no_other_entry_anything(
 
     # Then its message is acknowledged without it, and the others as always.
     assert transport.client.written == [
-        settled(result(1), acks=("tag:1",)),
-        settled(acks=("tag:2",)),
-        settled(result(3), acks=("tag:3",)),
+        settled(done(1)),
+        settled(Entry("tag:2")),
+        settled(done(3)),
     ]
     assert "refused an outcome for good: ERR invalid expire time" in caplog.text
 
@@ -262,43 +264,155 @@ def test_results_of_another_server_are_stored_before_the_acknowledgement() -> No
         ServerError("EVALSHA", "OOM no memory"),
         ConnectionLost("gone"),
     ]
-    tried_when_stored: list[int] = []
+    written_when_stored: list[list[Call]] = []
     store = transport.result_client.script
 
-    def note(script: Script, keys: list[str], args: list[Any]) -> int:
-        tried_when_stored.append(len(transport.client.tried))
+    def note(script: Script, keys: list[str], args: list[Any]) -> Any:
+        written_when_stored.append(list(transport.client.written))
         return store(script, keys, args)
 
     transport.result_client.script = note  # type: ignore[method-assign]
     move = Move("tag:2", "queue", "next", "text")
-    outbox.put(Entry(result(1), ack="tag:1"))
-    outbox.put(Entry(result(2), move=move))
+    outbox.put(done(1))
+    outbox.put(Entry.moving(move, result(2)))
     outbox.start()
     outbox.stop()
 
-    # It was tried three times, and until then nothing was sent to the broker.
-    assert tried_when_stored == [0, 0, 0]
-    assert transport.result_client.written == [settled(result(1), result(2))]
-    assert transport.client.written == [settled(moves=(move,), acks=("tag:1",))]
+    # It was tried three times, and until then the broker was only asked what is held.
+    look = settled(Entry("tag:1", "k"), Entry("tag:2", "k"))
+    assert written_when_stored == [[look] * times for times in (1, 2, 3)]
+    states = [Entry("", "k", result=result(number)) for number in (1, 2)]
+    assert transport.result_client.written == [settle_arguments(Keys(), states, guard=None)]
+    assert transport.client.written[3:] == [settled(Entry("tag:1"), Entry.moving(move))]
 
 
-def test_results_alone_ask_nothing_of_the_broker_when_they_have_another_server() -> None:
+def test_without_results_their_own_server_is_not_asked() -> None:
     outbox, transport = make(own_results=True)
     outbox.start()
 
-    outbox.put(Entry(result(1)))
+    outbox.put(Entry("tag:1"))
     outbox.stop()
 
-    assert transport.result_client.written == [settled(result(1))]
-    assert transport.client.tried == []
+    assert transport.result_client.tried == []
+    assert transport.client.written == [settled(Entry("tag:1"))]
+
+
+# --- what was not held any more -------------------------------------------------------------------
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+
+
+def test_who_waits_hears_whether_the_message_was_held() -> None:
+    outbox, transport = make()
+    told: list[tuple[str, bool]] = []
+    transport.client.not_held = [2, 3]
+    for action in ("a", "b", "k"):
+        outbox.put(
+            Entry("tag:1", action, written=lambda held, name=action: told.append((name, held)))  # type: ignore[misc]
+        )
+
+    outbox.start()
+    outbox.stop()
+
+    assert told == [("a", True), ("b", False), ("k", False)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "fate"),
+    [
+        (None, "runs twice"),
+        ("s60", "; its success is stored unless the other run has ended"),
+        ("f60", "; the other run decides about its state"),
+        ("n60", "; the other run decides about its state"),
+    ],
+)
+def test_outcome_of_what_others_run_is_said(
+    rule: str | None, fate: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox, transport = make()
+    transport.client.not_held = [1]
+    state = None if rule is None else Stored("result", rule, "state")
+
+    outbox.put(Entry("tag:1", result=state, about="proj.add[id]"))
+    outbox.start()
+    outbox.stop()
+
+    (said,) = warnings_of(caplog)
+    assert said.startswith("proj.add[id] was given to another worker while it ran here")
+    assert said.endswith(fate)
+
+
+def test_what_nobody_waits_for_is_given_up_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    outbox, transport = make()
+    transport.client.not_held = [1]
+
+    outbox.put(Entry("tag:1", "k", result=result(1)))
+    outbox.start()
+    outbox.stop()
+
+    assert warnings_of(caplog) == []
+
+
+def test_what_is_not_held_when_it_is_written_again_was_written_before(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Only an early acknowledgement leaves something that tells it apart: its stub.
+    outbox, transport = make()
+    transport.client.behaviours = [ConnectionLost("the answer got lost")]
+    transport.client.not_held = [1, 2, 3]
+    told: list[tuple[str, bool]] = []
+    move = Move("tag:2", "queue", "next", "text")
+
+    outbox.put(Entry("tag:1", about="1", written=lambda held: told.append(("a", held))))
+    outbox.put(Entry("tag:2", move=move, about="2", written=lambda held: told.append(("m", held))))
+    outbox.put(Entry("tag:3", "b", written=lambda held: told.append(("b", held))))
+    outbox.start()
+    outbox.stop()
+
+    assert told == [("a", True), ("m", True), ("b", False)]
+    assert [text for text in warnings_of(caplog) if "was given to" in text] == []
+
+
+def test_what_a_refused_call_had_settled_already_is_not_taken_for_somebody_elses(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    outbox, transport = make()
+    transport.client.behaviours = [ServerError("EVALSHA", "ERR of the last one")]
+    transport.client.not_held = [1]
+    told: list[tuple[str, bool]] = []
+    for action in ("a", "b"):
+        outbox.put(
+            Entry(
+                "tag:1", action, about=action, written=lambda held, a=action: told.append((a, held))
+            )  # type: ignore[misc]
+        )
+
+    outbox.start()
+    outbox.stop()
+
+    assert told == [("a", True), ("b", False)]
+    assert [text[:2] for text in warnings_of(caplog) if "was given to" in text] == ["b "]
+
+
+def test_what_cannot_be_moved_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    outbox, transport = make()
+    transport.client.misplaced = b"WRONGTYPE queue is no list but a string"
+
+    outbox.put(Entry.moving(Move("tag:1", "queue", "next", "text")))
+    outbox.start()
+    outbox.stop()
+
+    assert "messages stay reserved that cannot be moved: WRONGTYPE queue" in caplog.text
 
 
 def test_stop_says_what_could_not_be_written(caplog: pytest.LogCaptureFixture) -> None:
     transport = FakeTransport()
     transport.client.behaviours = [ConnectionLost("gone") for _ in range(1000)]
-    outbox = Outbox(transport, flush_timeout_s=0.0)  # type: ignore[arg-type]
+    outbox = Outbox(transport, "tag", flush_timeout_s=0.0)  # type: ignore[arg-type]
     outbox.start()
-    outbox.put(Entry(ack="tag:1"))
+    outbox.put(Entry("tag:1"))
     gevent.sleep(0)
 
     with caplog.at_level(logging.ERROR):
@@ -312,15 +426,15 @@ def test_write_that_takes_too_long_is_written_in_smaller_parts() -> None:
     outbox, transport = make()
     transport.client.behaviours = [TransportTimeout("slow"), TransportTimeout("slow")]
     outbox._batch = 8
-    results = [result(number) for number in range(8)]
-    for each in results:
-        outbox.put(Entry(each))
+    entries = [done(number) for number in range(8)]
+    for each in entries:
+        outbox.put(each)
 
     outbox.start()
     outbox.stop()
 
     assert transport.client.written == [
-        settled(*results[:2]),
-        settled(*results[2:6]),
-        settled(*results[6:]),
+        settled(*entries[:2]),
+        settled(*entries[2:6]),
+        settled(*entries[6:]),
     ]

@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from greenq.protocol.keys import Keys
 from greenq.transport.dead import DEAD_LIMIT
-from greenq.transport.settle import Move, Publication, Stored, settle_arguments
+from greenq.transport.settle import (
+    Entry,
+    Guard,
+    Move,
+    Publication,
+    Settled,
+    Stored,
+    settle,
+    settle_arguments,
+)
 
 KEYS = Keys(prefix="p-")
+OWN = Guard("a", "a|node|")
+
+# What comes before the goals, and before the results.
+NAMES = ["p-unacked", "p-unacked_index", "p-greenq.owner.a", "p-greenq.begun.a", "p-greenq.leases"]
 
 
-def test_results_come_first_then_moves_then_news_then_acknowledgements() -> None:
+def test_each_ending_has_its_tag_state_and_move_and_the_news_come_last() -> None:
     names, arguments = settle_arguments(
         KEYS,
-        [Stored("r1", "60", b"one"), Stored("r2", "!0", "two")],
-        [Move("a:3", "q1", "next", "three"), Move("", "z1", 12.5, b"four")],
-        ["a:5", "a:6"],
+        [
+            Entry("a:5"),
+            Entry("a:3", result=Stored("r1", "s60", b"one"), move=Move("a:3", "q1", "next", "3")),
+            Entry("a:4", "b"),
+            Entry("a:6", "k", result=Stored("r2", "n0", "two")),
+            Entry.moving(Move("", "z1", 12.5, b"four")),
+            Entry("", "l"),
+        ],
         [Publication("channel", "told")],
+        guard=OWN,
     )
 
-    assert names == ["r1", "r2", "p-unacked", "p-unacked_index", "q1", "z1"]
+    assert names == [*NAMES, "q1", "z1", "r1", "r2"]
     assert arguments == [
-        *(2, 2, 1, DEAD_LIMIT),
-        *("60", b"one"),
-        *("!0", "two"),
-        *("a:3", 1, "next", "three"),
-        *("", 2, "12.500000", b"four"),
+        *(6, 2, 1, DEAD_LIMIT, "own", "a|node|"),
+        *("a-", "a:5"),
+        *("ms60", "a:3", b"one", 1, "next", "3"),
+        *("b-", "a:4"),
+        *("kn0", "a:6", "two"),
+        *("m-", "", 2, "12.500000", b"four"),
+        *("l-", ""),
         *("channel", "told"),
-        *("a:5", "a:6"),
     ]
 
 
@@ -34,27 +58,89 @@ def test_each_goal_is_named_once() -> None:
     goals = ["q1", "q2", "q1", "q3", "q2"]
     moves = [Move(f"a:{number}", goal, "last", "text") for number, goal in enumerate(goals)]
 
-    names, arguments = settle_arguments(KEYS, moves=moves)
+    names, arguments = settle_arguments(KEYS, list(map(Entry.moving, moves)), guard=OWN)
 
-    assert names[2:] == ["q1", "q2", "q3"]
-    assert [names[1 + number] for number in arguments[5::4]] == goals
+    assert names[5:] == ["q1", "q2", "q3"]
+    assert [names[4 + number] for number in arguments[8::5]] == goals
 
 
-def test_results_alone_name_no_key_of_the_broker() -> None:
-    names, arguments = settle_arguments(KEYS, [Stored("r1", "60", "one")])
+def test_states_alone_name_no_key_of_the_broker() -> None:
+    names, arguments = settle_arguments(
+        KEYS, [Entry("", "k", result=Stored("r1", "s60", "one"))], guard=None
+    )
 
     assert names == ["r1"]
-    assert arguments == [1, 0, 0, DEAD_LIMIT, "60", "one"]
+    assert arguments == [1, -1, 0, DEAD_LIMIT, "", "", "ks60", "", "one"]
 
 
-def test_acknowledgements_alone_name_the_records() -> None:
-    assert settle_arguments(KEYS, acks=["a:1"]) == (
-        ["p-unacked", "p-unacked_index"],
-        [0, 0, 0, DEAD_LIMIT, "a:1"],
-    )
+@pytest.mark.parametrize(
+    ("guard", "asks"),
+    [
+        (Guard("a"), "own"),
+        (Guard(""), "any"),
+        (Guard("a", "a|node|", "9.75"), "9.75"),
+        # A guard process has ended this lease.
+        (Guard("a", "a|node|", "0"), "0"),
+    ],
+)
+def test_script_is_told_on_whose_behalf_it_acts(guard: Guard, asks: str) -> None:
+    names, arguments = settle_arguments(KEYS, [Entry("a:1")], guard=guard)
+
+    assert names[2] == f"p-greenq.owner.{guard.incarnation}"
+    assert arguments[4:] == [asks, guard.member, "a-", "a:1"]
 
 
 def test_score_keeps_its_microseconds() -> None:
-    _, arguments = settle_arguments(KEYS, moves=[Move("a:1", "z", 1924992000.123456, "text")])
+    move = Entry.moving(Move("a:1", "z", 1924992000.123456, "text"))
 
-    assert arguments[6] == "1924992000.123456"
+    _, arguments = settle_arguments(KEYS, [move], guard=OWN)
+
+    assert arguments[9] == "1924992000.123456"
+
+
+class Answering:
+    """A server that answers what it is told to."""
+
+    def __init__(self, *answers: list[Any]) -> None:
+        self.answers = list(answers)
+        self.calls: list[tuple[list[str], list[Any]]] = []
+
+    def script(self, _script: object, names: list[str], arguments: list[Any]) -> list[Any]:
+        self.calls.append((names, arguments))
+        return self.answers.pop(0)
+
+
+def test_answer_names_what_was_not_held_by_its_position() -> None:
+    server: Any = Answering([b"NOPERM", b"WRONGTYPE", 1, -2, 3])
+
+    settled = settle(server, KEYS, [Entry(f"a:{number}") for number in range(3)], guard=OWN)
+
+    assert settled == Settled(frozenset({0, 2}), "NOPERM", "WRONGTYPE", frozenset({1}))
+
+
+def test_states_on_a_server_of_their_own_follow_what_the_broker_holds() -> None:
+    broker: Any = Answering([b"", b"", 2], [b"", b"", 3])
+    results: Any = Answering([b"", b""])
+    entries = [
+        Entry("a:1"),
+        Entry("a:2", result=Stored("r2", "f60", "two")),
+        Entry("a:3", result=Stored("r3", "s60", "three")),
+        Entry("", "k", result=Stored("r4", "n60", "four")),
+    ]
+
+    settled = settle(broker, KEYS, entries, guard=OWN, results=results)
+
+    assert settled.not_held == {2}
+    looks = [Entry("a:2", "k"), Entry("a:3", "k"), Entry("", "k")]
+    rest = [Entry("a:1"), Entry("a:2"), Entry("a:3"), Entry("", "k")]
+    assert broker.calls == [
+        settle_arguments(KEYS, looks, guard=OWN),
+        settle_arguments(KEYS, rest, guard=OWN),
+    ]
+    states = [
+        Entry("", "k", result=Stored("r2", "f60", "two")),
+        # Of what is somebody else's: no tag is like this one.
+        Entry("-", "k", result=Stored("r3", "s60", "three")),
+        Entry("", "k", result=Stored("r4", "n60", "four")),
+    ]
+    assert results.calls == [settle_arguments(KEYS, states, guard=None)]
