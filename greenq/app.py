@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from greenq.events import Events
     from greenq.steps import Option, Step
 
+    _Packages = Callable[[], Iterable[str] | None]
+
 _log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
@@ -194,7 +196,7 @@ class Greenq:
         # Called in a worker after each task's code, in the task's own greenlet: `on_task_end`.
         self.task_end_hooks: list[Callable[[], object]] = []
         self._tasks = TaskRegistry()
-        self._autodiscovered: list[tuple[Callable[[], Iterable[str]], str]] = []
+        self._autodiscovered: list[tuple[_Packages, str | None]] = []
         self._lock = threading.Lock()
         self._transport: Transport | None = None
         self._producer: Producer | None = None
@@ -334,7 +336,7 @@ class Greenq:
         Raises:
             ConfigError: there are no packages and no Django, with `force` now, else then.
         """
-        call = packages if callable(packages) else lambda: packages
+        call: _Packages = packages if callable(packages) else lambda: packages
         self._autodiscovered.append((call, related_name))
         if force:
             self.set_up_framework()

@@ -132,14 +132,17 @@ class _Queue:
             return
         self._warned_s = now_s
         _log.warning(
-            "the database %r has no connection left: tasks wait for one, each up to %g s; run fewer "
-            "tasks at once (-c), or have them share a pool: OPTIONS['pool'] in DATABASES",
+            "the database %r has no connection left: tasks wait for one, each up to %g s; run "
+            "fewer tasks at once (-c), or have them share a pool: OPTIONS['pool'] in DATABASES",
             alias,
             _PATIENCE_S,
         )
 
 
 _queue = _Queue()
+
+# The greenlets, by their idents, whose tasks have opened connections.
+_users: set[int] = set()
 
 
 def _wait_when_full() -> None:
@@ -166,6 +169,7 @@ def _wait_when_full() -> None:
                     raise
                 _queue.warn(self.alias)
             else:
+                _users.add(threading.get_ident())
                 return
             _queue.wait()
 
