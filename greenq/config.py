@@ -375,7 +375,9 @@ class TaskConfig(Section):
         "Accepted for Celery's sake, without effect: times on the wire always carry their offset.",
     )
     timezone: str = _setting(
-        kinds.timezone(), "UTC", "Time zone of schedules and of times without one."
+        kinds.timezone(),
+        "UTC",
+        "Time zone in which times are written. A time without one is in UTC, as with Celery.",
     )
     imports: tuple[str, ...] = _setting(
         kinds.texts(kinds.text()),
@@ -445,6 +447,12 @@ class WorkerConfig(Section):
         "greenq's own. A worker that has not been heard of for so long is dead, and its messages "
         "go back to their queues.",
         unit="s",
+    )
+    worker_task_locals: str = _setting(
+        kinds.choice("clear", "keep"),
+        "clear",
+        "greenq's own. What a task leaves in `threading.local` is gone before the next one: "
+        "`clear`. With `keep` a later task on the same greenlet finds it, as on a pool of threads.",
     )
     worker_silence_limit: float = _setting(
         kinds.seconds(),

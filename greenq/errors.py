@@ -240,6 +240,10 @@ class WorkerLostError(GreenqError):
     """The worker that ran a task died."""
 
 
+class WorkerFault(GreenqError):
+    """A part of the worker itself has failed, and not a task."""
+
+
 class TimeLimitExceeded(GreenqError):
     """A task ran beyond its hard time limit."""
 

@@ -16,8 +16,7 @@ import os
 import signal
 import time
 import traceback
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -38,11 +37,12 @@ from greenq.pool import AGAIN_S, Interrupt
 from greenq.protocol.event import Silence
 from greenq.protocol.message import saferepr
 from greenq.protocol.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
+from greenq.retrying import expiration, following
 from greenq.task import Context, ExceptionInfo, Task, classes, current_context
 from greenq.transport.settle import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from types import FrameType
 
     from greenq.config import TaskConfig
@@ -58,6 +58,9 @@ _log = logging.getLogger(__name__)
 
 # What is called for a task unless its class has its own.
 _PLAIN_CALL = Task.__call__
+
+# Outcomes of a run that has asked for the next one and gone on (``retry(throw=False)``).
+_WITH_NEXT_RUN = frozenset({SUCCESS, FAILURE, IGNORED})
 
 # Pause before a server that does not say whose a message is, is asked again.
 _ASK_AGAIN_S = 0.25
@@ -239,7 +242,9 @@ class Executor:
             # It was published to all workers: there is no message to put in its place.
             outcome = Outcome(FAILURE, outcome.value, outcome.traceback)
         if outcome.state == RETRY:
-            outcome, move = self._following(request, outcome)
+            outcome, move = self._following(request, outcome, outcome.value)
+        elif context.retried is not None and tag and outcome.state in _WITH_NEXT_RUN:
+            outcome, move = self._following(request, outcome, context.retried)
         if outcome.state not in (IGNORED, REJECTED):
             outcome, result = self._stored(request, context, outcome)
         # One that was acknowledged early has left a stub, to which its outcome belongs.
@@ -251,10 +256,12 @@ class Executor:
             self._outbox.put(Entry(tag, result=result, move=move, about=request))
         return outcome
 
-    def _following(self, request: Request, outcome: Outcome) -> tuple[Outcome, Move | None]:
+    def _following(
+        self, request: Request, outcome: Outcome, retry: Retry
+    ) -> tuple[Outcome, Move | None]:
         """Return the move that sends the next run; a retry that cannot be sent is a failure."""
         try:
-            return outcome, self._next_run(request, outcome.value, request.delivery.tag)
+            return outcome, self._next_run(request, retry, request.delivery.tag)
         except Exception as exc:
             # What was asked for is wrong: a task that cannot run again has failed.
             exc.add_note(f"by the retry of task {request}, which cannot be sent")
@@ -370,44 +377,37 @@ class Executor:
         return self._transport.broker.move(tag, key, text)
 
     def _retry_message(self, request: Request, retry: Retry) -> tuple[str, int, str]:
-        """Write the next run's message: same id, one retry more, a new eta."""
+        """Write the next run's message; return its queue, its priority and its text."""
         assert retry.next_run is not None
         args, kwargs, options = retry.next_run
         message, properties = request.message, request.properties
-        following = replace(
+        next_message = following(
             message,
-            args=list(args),
-            kwargs=dict(kwargs),
-            argsrepr=message.argsrepr if args is message.args else saferepr(args),
-            kwargsrepr=message.kwargsrepr if kwargs is message.kwargs else saferepr(kwargs),
-            eta=self._eta(options),
-            retries=message.retries + 1,
-            parent_id=message.id,
-            redelivered=False,
+            args,
+            kwargs,
+            options,
+            zone=self._zone,
+            clock_offset_s=self._state.clock_offset_s,
         )
-        queue = options.get("queue") or request.delivery.queue
+        task = request.task
+        queue = options.get("queue") or options.get("routing_key") or request.delivery.queue
         priority = options.get("priority", properties.get("priority") or 0)
+        extra = {"delivery_mode": options["delivery_mode"]} if "delivery_mode" in options else {}
         text = self._producer.write(
-            following,
+            next_message,
             queue=queue,
             priority=priority,
-            expiration=properties.get("expiration"),
-            serializer=options.get("serializer") or request.task.serializer,
-            correlation_id=properties.get("correlation_id") or message.id,
-            reply_to=properties.get("reply_to"),
+            expiration=expiration(options, next_message.expires, properties.get("expiration")),
+            serializer=options.get("serializer") or task.serializer,
+            compression=options.get("compression") or task.compression,
+            correlation_id=options.get("correlation_id")
+            or properties.get("correlation_id")
+            or message.id,
+            reply_to=options.get("reply_to") or properties.get("reply_to"),
             origin=message.origin,
+            **extra,
         )
         return queue, priority, text
-
-    def _eta(self, options: Mapping[str, Any]) -> str | None:
-        eta, countdown = options.get("eta"), options.get("countdown")
-        if isinstance(eta, datetime):
-            return eta.isoformat()
-        if not countdown:
-            return eta
-        # By the server's clock, as workers read it.
-        ahead = timedelta(seconds=countdown + self._state.clock_offset_s)
-        return (datetime.now(self._zone) + ahead).isoformat()
 
     def _settle_fault(self, request: Request, exc: BaseException) -> Outcome | None:
         """Settle a task whose outcome could not be settled as it is: it fails with the reason.

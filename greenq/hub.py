@@ -93,7 +93,7 @@ def _imported_too_early() -> list[str]:
 
 
 def spawn(run: Callable[..., Any], *args: Any, name: str) -> Greenlet:
-    """Start a greenlet with a name; if it crashes, the log says which and why."""
+    """Start a greenlet with a name; if it crashes, the log says which and why, and workers end."""
     greenlet: Greenlet = gevent.Greenlet(run, *args)
     greenlet.name = name
     greenlet.link_exception(_log_crash)
@@ -124,11 +124,22 @@ def run_all(calls: Sequence[tuple[str, Callable[[], Any]]]) -> list[Any]:
     return [greenlet.get() for greenlet in greenlets]
 
 
+# The hubs that are started, which are told of every crash.
+_hubs: list[Hub] = []
+
+
 def _log_crash(greenlet: Greenlet) -> None:
     error = greenlet.exception
     if error is not None:
         name = getattr(greenlet, "name", "?")
         _log.critical("greenlet %s crashed: %r", name, error, exc_info=greenlet.exc_info)
+        _tell_of_crash(f"greenlet {name}", error)
+
+
+def _tell_of_crash(what: str, error: BaseException) -> None:
+    """Have the workers of this process end: one that has lost a part of itself only seems alive."""
+    for hub in _hubs:
+        hub.crashed(what, error)
 
 
 # The original, which blocks the thread that waits.
@@ -208,8 +219,9 @@ class NativeThread:
         self._number = gevent.monkey.get_original("_thread", "get_ident")()
         try:
             self._run(self)
-        except BaseException:
+        except BaseException as exc:
             _log.critical("thread %s crashed", self.name, exc_info=True)
+            _tell_of_crash(f"thread {self.name}", exc)
         finally:
             self.ended = True
 
@@ -264,15 +276,20 @@ class Hub(StartStopStep):
 
     Duties: (1) tell other threads whether the loop moves, and how late it runs; (2) start greenlets
     for them; (3) deliver signals in a greenlet, not between two instructions of a task; (4) send
-    what gevent would print to stderr to the log instead.
+    what gevent would print to stderr to the log instead; (5) have the worker end when a greenlet or
+    a thread of its own crashes.
     """
 
     name = "Hub"
     requires = ("Timer",)
 
-    def __init__(self) -> None:
-        """Belong to the hub of this thread; its loop runs since gevent was imported."""
+    def __init__(self, *, crashed: Callable[[str, BaseException], object] | None = None) -> None:
+        """Belong to the hub of this thread; its loop runs since gevent was imported.
+
+        `crashed` is called in this thread with what has crashed, and of what.
+        """
         self._hub = gevent.get_hub()
+        self._end = crashed
         self._thread: int = gevent.monkey.get_original("_thread", "get_ident")()
         self._alive = self._hub.loop.async_()
         self._signals: list[Any] = []
@@ -285,14 +302,22 @@ class Hub(StartStopStep):
     def start(self) -> None:
         """Have errors logged, and the loop run on while only another thread can wake anybody."""
         self._alive.start(_nothing)
+        _hubs.append(self)
         self._hub.print_exception = _print_exception  # type: ignore[method-assign,assignment]
 
     def stop(self) -> None:
         """Give the signals back."""
         self._alive.stop()
+        if self in _hubs:
+            _hubs.remove(self)
         for watcher in self._signals:
             watcher.cancel()
         self._signals.clear()
+
+    def crashed(self, what: str, error: BaseException) -> None:
+        """Have it known that a part of the worker is gone; any thread may call."""
+        if self._end is not None:
+            self._hub.loop.run_callback_threadsafe(self._end, what, error)
 
     def ping(self) -> None:
         """Have the loop note that it moves, as soon as it does; any thread may ask."""

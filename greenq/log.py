@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
@@ -117,6 +118,38 @@ def add_task(record: logging.LogRecord) -> bool:
     record.task_name = None if running is None else running.task
     record.task_id = None if running is None else running.id
     return True
+
+
+def keep_going() -> None:
+    """Have no handler's error stop greenq's own code: it goes on, and the line is not lost.
+
+    A task may close `sys.stderr` or add a handler that raises. Other loggers raise as ever, in the
+    code that uses them.
+    """
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        own = name == "greenq" or name.startswith("greenq.")
+        if own and type(logger) is logging.Logger:
+            logger.__class__ = _Unfailing
+
+
+class _Unfailing(logging.Logger):
+    """A logger whose handlers may raise: what they could not write goes to file descriptor 2."""
+
+    def handle(self, record: logging.LogRecord) -> None:
+        """Have the handlers write a record."""
+        try:
+            super().handle(record)
+        except Exception as exc:
+            try:
+                text = _plain.format(record)
+            except Exception:
+                text = f"{record.levelname}: {record.msg!r} (cannot be formatted)"
+            reason = f"[{type(exc).__name__} in a handler of the log]"
+            with suppress(OSError):
+                os.write(2, f"{text} {reason}\n".encode(errors="backslashreplace"))
+
+
+_plain = logging.Formatter(FORMAT)
 
 
 class _Formatter(logging.Formatter):

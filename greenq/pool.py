@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from contextlib import suppress
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from greenq.request import Request
 
 _log = logging.getLogger(__name__)
+
+# What `threading.current_thread` makes of greenlets that ask for it, each log line does, by ident.
+# There is no way to look without making it.
+_threads: dict[int, threading.Thread] = threading._active  # type: ignore[attr-defined]  # noqa: SLF001
 
 # A greenlet whose tasks never wait lets the others run after so long.
 _TURN_S = 0.005
@@ -117,8 +122,10 @@ class Pool(StartStopStep):
     4. `stop` waits for what runs as long as it may, and ends the rest.
 
     Each request gets a context (`contextvars`) of its own, and a `gevent.Timeout` that its task has
-    left running goes off in no other one; `threading.local` values belong to the greenlet, as in a
-    pool of threads.
+    left running goes off in no other one. A task that has touched a `threading.local`, or has set
+    an attribute of its greenlet or of its `threading.current_thread()`, is the last of its
+    greenlet: that ends, and what was left there goes with it. With `keep_locals` all greenlets
+    last, as the threads of a pool do.
 
     gevent's pool keeps the greenlets; its own bound is not used, because waiting in it could be
     neither woken by a resize nor left at shutdown.
@@ -134,6 +141,7 @@ class Pool(StartStopStep):
         *,
         prefetch_multiplier: int = 1,
         grace_s: float = 30.0,
+        keep_locals: bool = False,
         abandoned: Callable[[list[Request]], None] = _forget,
     ) -> None:
         """Run requests by calling `run`.
@@ -143,6 +151,7 @@ class Pool(StartStopStep):
             run: runs one to its end, whatever happens in it.
             prefetch_multiplier: `size` times this many are held here, running ones included.
             grace_s: how long `stop` waits for what runs.
+            keep_locals: leave what tasks put into `threading.local` to the next ones.
             abandoned: called with what still runs then, before it is ended.
         """
         self.size = size
@@ -150,6 +159,9 @@ class Pool(StartStopStep):
         self._run = run
         self._multiplier = prefetch_multiplier
         self._grace_s = grace_s
+        self._keep_locals = keep_locals
+        # How many attributes the thread of a greenlet has that nobody has touched.
+        self._thread_size: int | None = None
         self.abandoned = abandoned
         self._greenlets = gevent.pool.Pool(greenlet_class=Lasting)
         # How long each running request has held the hub.
@@ -305,6 +317,11 @@ class Pool(StartStopStep):
         """Run requests, rest when there are none; end with the pool or when it has shrunk."""
         me = cast("Lasting", gevent.getcurrent())
         me.request = None
+        # Each local that is touched here has a key in it.
+        attributes = me.__dict__
+        untouched, ident = len(attributes), id(me)
+        if self._thread_size is None:
+            self._thread_size = len(vars(threading.current_thread()))
         turn, began_s = None, 0.0
         while True:
             # Whoever was sent for is here.
@@ -319,6 +336,13 @@ class Pool(StartStopStep):
                     began_s = time.monotonic()
                     continue
                 self._run_next(me)
+                if (
+                    len(attributes) != untouched
+                    or (ident in _threads and self._is_thread_touched(ident))
+                ) and not self._keep_locals:
+                    # Called after all that has to do with its locals.
+                    me.rawlink(self._gone)
+                    return
             if not self.active and not self._waiting:
                 self._leave.set()
                 self._idle.set()
@@ -327,6 +351,18 @@ class Pool(StartStopStep):
             # What the last request referred to is not kept.
             me.gr_context = None
             self._rest()
+
+    def _gone(self, _greenlet: Lasting) -> None:
+        """Have work go on when a greenlet has ended and its locals are gone."""
+        self._send_for_one()
+        if not self.active and not self._waiting:
+            self._leave.set()
+            self._idle.set()
+
+    def _is_thread_touched(self, ident: int) -> bool:
+        """Tell whether a task has left something in what stands for its thread, a name or more."""
+        thread = _threads[ident]
+        return len(thread.__dict__) != self._thread_size or not thread.name.startswith("Dummy-")
 
     def put_back(self, requests: Iterable[Request]) -> None:
         """Let requests wait again that were withdrawn, the newest first; any thread may."""

@@ -401,6 +401,23 @@ class Producer:
             ),
         )
 
+    def queue_of(self, exchange: str, routing_key: str) -> str:
+        """Return the one queue that an exchange leads to. Switches: yes.
+
+        Raises:
+            ValueError: it leads to none or to several.
+            OperationalError: the server could not be asked.
+        """
+        client = self._broker.client
+        with client.pooled(client.call_timeout_s) as connection:
+            queues = self._broker.bound_queues(connection, exchange, routing_key)
+        if len(queues) != 1:
+            raise ValueError(
+                f"exchange {exchange!r} leads to {', '.join(queues) or 'no queue'} with routing "
+                f"key {routing_key!r}, and a message to one queue; name it with queue="
+            )
+        return queues[0]
+
     def _queues(self, plan: _Plan, what: str) -> list[str]:
         """Return where to push: the queue itself, or what an exchange's bindings say."""
         if plan.broadcast or not plan.exchange:
@@ -513,7 +530,7 @@ class Producer:
             text = moment.astimezone(self._zone).isoformat()
         else:
             text = expires.isoformat() if isinstance(expires, datetime) else expires
-            moment = parse_time(text, self._zone)
+            moment = parse_time(text)
         left_ms = max(0, round((moment - now).total_seconds() * 1000))
         return text, str(left_ms)
 

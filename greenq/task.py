@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import logging
 import random
 from collections.abc import Iterable
 from datetime import datetime
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, Ty
 from greenq.errors import MaxRetriesExceededError, Retry
 from greenq.log import task_log_context
 from greenq.ratelimit import parse_rate
+from greenq.retrying import check
 from greenq.routing import merge_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextvars import ContextVar
     from types import TracebackType
-    from typing import NoReturn, Unpack
+    from typing import Unpack
 
     from greenq.app import Greenq
     from greenq.producer import SendOptions
@@ -98,10 +100,17 @@ class Context:
         delivery_info: exchange, routing_key, priority, redelivered.
         hostname: node name of the worker, None when called directly.
         sent: the same as `children`, None as long as nothing was sent.
+        retried: what ``retry(throw=False)`` has returned, None for nothing.
         called_directly: True when the function was simply called.
     """
 
-    __slots__ = ("_delivered", "hostname", "message", "sent")
+    __slots__ = ("_delivered", "hostname", "message", "retried", "sent")
+
+    # As with Celery: no worker of this version runs a task elsewhere than here.
+    is_eager = False
+    utc = True
+    lang = "py"
+    logfile: str | None = None
 
     def __init__(
         self,
@@ -116,11 +125,32 @@ class Context:
         self._delivered = delivered
         # Made when it is needed: ten thousand empty lists are 0.7 MB.
         self.sent: list[AsyncResult[Any]] | None = None
+        self.retried: Retry | None = None
 
     @property
     def delivery_info(self) -> Mapping[str, Any] | None:
         """Where the message came from."""
         return None if self._delivered is None else self._delivered.delivery_info
+
+    @property
+    def properties(self) -> Mapping[str, Any] | None:
+        """The properties of the message's envelope."""
+        return None if self._delivered is None else self._delivered.properties
+
+    @property
+    def loglevel(self) -> int:
+        """The level from which on the worker logs."""
+        return logging.getLogger().getEffectiveLevel()
+
+    @property
+    def time_limit(self) -> float | None:
+        """The hard time limit that the sender has set, seconds."""
+        return None if self.message is None else self.message.timelimit[0]
+
+    @property
+    def soft_time_limit(self) -> float | None:
+        """The soft time limit that the sender has set, seconds."""
+        return None if self.message is None else self.message.timelimit[1]
 
     @property
     def correlation_id(self) -> str | None:
@@ -149,12 +179,41 @@ class Context:
         """How many times this task has been retried."""
         return self.message.retries if self.message is not None else 0
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a field or a header of the sender's, `default` where there is none."""
+        return getattr(self, name, default)
+
+    def as_execution_options(self) -> dict[str, Any]:
+        """Return the options with which this was sent, as far as they are a run's own."""
+        return {
+            "task_id": self.id,
+            "root_id": self.root_id,
+            "parent_id": self.parent_id,
+            "group_id": self.group,
+            "group_index": self.group_index,
+            "shadow": self.shadow,
+            "expires": self.expires,
+            "time_limit": self.time_limit,
+            "soft_time_limit": self.soft_time_limit,
+            "headers": self.headers,
+            "retries": self.retries,
+            "reply_to": self.reply_to,
+        }
+
     def __getattr__(self, name: str) -> Any:
-        """Read the message's field; None when called directly, as Celery's context does."""
+        """Read the message's field, or a header of the sender's own.
+
+        None when called directly, as Celery's context does.
+        """
         message = object.__getattribute__(self, "message")
         if message is None and not name.startswith("_"):
             return None
-        return getattr(message, name)
+        try:
+            return getattr(message, name)
+        except AttributeError:
+            if message is not None and name in message.headers:
+                return message.headers[name]
+        raise AttributeError(f"a task's request has no field and no header {name!r}")
 
 
 class Task(Generic[P, R]):
@@ -360,7 +419,7 @@ class Task(Generic[P, R]):
         throw: bool = True,
         max_retries: int | None = None,
         **options: Unpack[SendOptions],
-    ) -> NoReturn:
+    ) -> Retry:
         """End this run and have the task run again later; write ``raise self.retry(...)``.
 
         The new message takes the place of this one in a single step when the worker sees the
@@ -369,18 +428,21 @@ class Task(Generic[P, R]):
         Args:
             args, kwargs: other arguments for the next run; None keeps them.
             exc: why; raised instead when no retries are left.
-            throw: must stay True: the worker needs the exception to end the run.
+            throw: False returns the `Retry` instead of raising it: this run goes on, and its
+                outcome is stored when it ends; the next run is sent at the same moment.
             max_retries: other than the task's; None there means no limit.
-            options: of the sending; without eta or countdown, after `default_retry_delay`.
+            options: of the sending; without eta or countdown, after `default_retry_delay`. What is
+                not said is as it was for this run.
 
         Raises:
-            Retry: always, inside a worker, while retries are left.
+            Retry: always, inside a worker, while retries are left, unless `throw` is False.
             MaxRetriesExceededError: none are left and there is no `exc`.
+            TypeError: an option is unknown or is not what it must be.
+            OperationalError: the queue of an `exchange` could not be looked up.
         """
         context = self.request
+        check(args, kwargs, options)
         eta, countdown = options.pop("eta", None), options.pop("countdown", None)
-        if not throw:
-            raise ValueError("retry(throw=False) is not supported: a run ends by raising Retry")
         if context.called_directly:
             raise exc or Retry("called directly", None, countdown)
         most = self.max_retries if max_retries is None else max_retries
@@ -394,12 +456,20 @@ class Task(Generic[P, R]):
             countdown = self.default_retry_delay
             if countdown is None:
                 countdown = self.app.config.task.task_default_retry_delay
+            check(None, None, {"countdown": countdown})
+        if options.get("exchange") and not options.get("queue"):
+            key = options.get("routing_key") or ""
+            options["queue"] = self.app.producer.queue_of(options["exchange"] or "", key)
         retry = Retry(exc=exc, when=eta or countdown)
         retry.next_run = (
             context.args if args is None else args,
             context.kwargs if kwargs is None else kwargs,
             merge_options({"eta": eta, "countdown": countdown}, options),
         )
+        if not throw:
+            retry.__cause__ = exc
+            context.retried = retry
+            return retry
         raise retry from exc
 
     def retry_delay(self, retries: int) -> float | None:

@@ -21,10 +21,11 @@ from greenq.consumer.gossip import Gossip
 from greenq.consumer.heart import INTERVAL_S, Heart
 from greenq.consumer.mingle import Mingle
 from greenq.consumer.tasks import Tasks
-from greenq.errors import ConfigError, OperationalError, Problem, WorkerLostError
+from greenq.errors import ConfigError, OperationalError, Problem, WorkerFault, WorkerLostError
 from greenq.execute import Executor, running_task
 from greenq.guard import Guard
 from greenq.hub import Event, Hub, spawn
+from greenq.log import keep_going
 from greenq.nodenames import node_name
 from greenq.pool import Pool
 from greenq.producer import SendOptions
@@ -139,7 +140,7 @@ class Worker:
         self._is_cold = False
         transport = app.transport
         self.timer = Timer()
-        self.hub = Hub()
+        self.hub = Hub(crashed=self._crashed)
         transport_options = config.broker.broker_transport_options
         # A dead connection is noticed and replaced before the lease ends that is renewed over it.
         answer_s = max(0.5, config.worker.worker_lease / 3)
@@ -210,6 +211,7 @@ class Worker:
             executor,
             prefetch_multiplier=config.worker.worker_prefetch_multiplier,
             grace_s=config.worker.worker_shutdown_grace,
+            keep_locals=config.worker.worker_task_locals == "keep",
         )
         strategy = transport_options.queue_order_strategy
         self.intake = Intake(
@@ -322,6 +324,7 @@ class Worker:
             self.hub.on_signal(signal.SIGINT, self._on_stop_signal)
             self.hub.on_signal(signal.SIGQUIT, self.stop_cold)
             self.hub.on_signal(signal.SIGUSR1, self._log_stacks)
+        keep_going()
         self.blueprint.start()
         self._ended.wait()
         if self._is_cold:
@@ -337,17 +340,17 @@ class Worker:
 
     def stop(self, why: str = "") -> None:
         """Stop warm: take nothing more, finish what runs in time, give back the rest."""
+        self._ended.set()
         text = f" ({why})" if why else ""
         _log.info("warm shutdown%s: %d tasks run", text, self.pool.running)
-        self._ended.set()
 
     def stop_cold(self) -> None:
         """Stop now: everything unfinished goes back to its queue."""
-        _log.warning("cold shutdown: %d tasks go back to their queues", self.pool.running)
         self.exit_code = EXIT_FAILED
         self._is_cold = True
         self.pool.hurry()
         self._ended.set()
+        _log.warning("cold shutdown: %d tasks go back to their queues", self.pool.running)
 
     def _look_around(self) -> set[str]:
         """Return the nodes that hold a lease; share the clock with them. Switches: yes."""
@@ -438,9 +441,16 @@ class Worker:
 
     def give_up(self, error: Exception) -> None:
         """End a worker that cannot go on."""
-        _log.critical("the worker ends: %s", error)
         self.exit_code = EXIT_FAILED
         self._ended.set()
+        _log.critical("the worker ends: %s", error)
+
+    def _crashed(self, what: str, error: BaseException) -> None:
+        """End, since a part of the worker itself is gone: what runs may finish, if it can."""
+        if what == "greenlet outbox":
+            # Whatever ends now is not written any more.
+            self.pool.hurry()
+        self.give_up(WorkerFault(f"its {what} has crashed: {type(error).__name__}: {error}"))
 
     # --- remote control ---------------------------------------------------------------------------
 

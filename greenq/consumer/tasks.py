@@ -6,7 +6,6 @@ import logging
 import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
-from zoneinfo import ZoneInfo
 
 from greenq.bootsteps import StartStopStep
 from greenq.errors import (
@@ -122,7 +121,6 @@ class Tasks(StartStopStep):
         self._left_behind = left_behind
         self._accept = accepted(config.accept_content)
         self._max_body_bytes = config.task_max_body_bytes
-        self._zone = ZoneInfo(config.timezone)
         self._obeys_rates = rate_limits
         self._default_rate = parse_rate(config.task_default_rate_limit)
         # Own greenlet only.
@@ -386,8 +384,8 @@ class Tasks(StartStopStep):
             return
         try:
             _check_supported(message)
-            eta = None if message.eta is None else parse_time(message.eta, self._zone)
-            expires = None if message.expires is None else parse_time(message.expires, self._zone)
+            eta = None if message.eta is None else parse_time(message.eta)
+            expires = None if message.expires is None else parse_time(message.expires)
         except DecodeError as exc:
             self._bury(delivery, exc, message.id)
             return
@@ -510,7 +508,7 @@ class Tasks(StartStopStep):
     def _is_too_late(self, request: Request) -> bool:
         """Discard a request that has expired while it waited here."""
         expires = request.message.expires
-        if expires is None or parse_time(expires, self._zone) > self._now():
+        if expires is None or parse_time(expires) > self._now():
             return False
         self._discard(request, "expired")
         return True

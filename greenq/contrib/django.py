@@ -83,10 +83,13 @@ def close_connections() -> None:
     five hundred greenlets would keep five hundred. With Django's own pool, closing gives the
     connection back to that.
     """
-    for connection in connections.all(initialized_only=True):
-        if connection.connection is not None:
-            _close(connection)
     close_caches()
+    ident = threading.get_ident()
+    # Looking at Django's connections would leave something in this greenlet's locals already.
+    if ident in _users:
+        _users.discard(ident)
+        for connection in connections.all(initialized_only=True):
+            _close(connection)
 
 
 def _close(connection: Any) -> None:

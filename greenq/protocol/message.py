@@ -13,7 +13,6 @@ from greenq.protocol.serialize import dumps, loads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import tzinfo
 
     from greenq.protocol.envelope import Envelope
 
@@ -322,8 +321,8 @@ def _wrong(envelope: Envelope, reason: str) -> DecodeError:
     return DecodeError(f"message of task {task_id!r} is no task call: {reason}", envelope.body)
 
 
-def parse_time(text: str, tz: tzinfo) -> datetime:
-    """Read an eta or an expiry as an aware moment in UTC; a text without offset is in `tz`.
+def parse_time(text: str) -> datetime:
+    """Read an eta or an expiry as an aware moment in UTC; a text without offset is in UTC, too.
 
     Raises:
         DecodeError: not ISO 8601, or not a moment that a datetime can hold.
@@ -331,7 +330,7 @@ def parse_time(text: str, tz: tzinfo) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=tz)
+            moment = moment.replace(tzinfo=UTC)
         return moment.astimezone(UTC)
     except (ValueError, TypeError, OverflowError) as exc:
         raise DecodeError(f"not an ISO 8601 time: {text!r}") from exc

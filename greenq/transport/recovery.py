@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from datetime import UTC
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from greenq.errors import DecodeError, OperationalError, ServerError
@@ -275,7 +274,7 @@ class Recovery:
         """Tell whether a task cannot have begun because its ETA is still to come."""
         eta = held.header("eta")
         try:
-            return eta is not None and parse_time(eta, UTC).timestamp() > self._now_s()
+            return eta is not None and parse_time(eta).timestamp() > self._now_s()
         except DecodeError:
             # Whoever takes it says what is wrong with it.
             return False

@@ -14,7 +14,7 @@ from pathlib import Path
 import gevent
 import pytest
 
-from greenq.hub import Hub, join_all, poll_readable, run_all, sleep, spawn
+from greenq.hub import Hub, NativeThread, join_all, poll_readable, run_all, sleep, spawn
 
 ROOT = Path(__file__).parents[2]
 
@@ -181,3 +181,25 @@ def test_a_thread_waits_for_a_descriptor_without_a_hub() -> None:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def test_crash_of_a_greenlet_or_a_thread_is_told_in_the_hubs_thread() -> None:
+    told: list[tuple[str, str]] = []
+    started, stopped = Hub(crashed=lambda *crash: told.append(crash)), Hub(crashed=print)
+    started.start()
+    stopped.start()
+    stopped.stop()
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("no")
+
+    try:
+        spawn(fail, name="outbox")
+        NativeThread(fail, name="watch")
+        with gevent.Timeout(5.0):
+            while len(told) < 2:
+                gevent.sleep(0.01)
+    finally:
+        started.stop()
+    assert sorted(what for what, _error in told) == ["greenlet outbox", "thread watch"]
+    assert {repr(error) for _what, error in told} == {"RuntimeError('no')"}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import logging
 import random
+import subprocess
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -20,6 +23,7 @@ from gevent.local import local
 from greenq.pool import Interrupt, Pool
 
 DEADLINE_S = 5.0
+ROOT = Path(__file__).parents[2]
 
 
 class Name(str):
@@ -527,7 +531,23 @@ def test_each_request_has_a_context_of_its_own() -> None:
     assert NAME.get() == "none"
 
 
-def test_greenlet_local_values_last_from_request_to_request_as_in_a_pool_of_threads() -> None:
+def test_greenlet_local_values_are_gone_before_the_next_request() -> None:
+    values = local()
+    seen: list[str] = []
+
+    def run(request: str) -> None:
+        seen.append(getattr(values, "last", "none"))
+        values.last = request
+        if request.startswith("waits"):
+            gevent.sleep(0)
+
+    pool = make_pool(run, 2)
+    submit(pool, *[f"waits {n}" for n in range(10)], *map(str, range(10)))
+    assert seen == ["none"] * 20
+    assert pool.room == 2
+
+
+def test_greenlet_local_values_last_if_they_are_kept() -> None:
     values = local()
     seen: list[str] = []
 
@@ -535,9 +555,92 @@ def test_greenlet_local_values_last_from_request_to_request_as_in_a_pool_of_thre
         seen.append(getattr(values, "last", "none"))
         values.last = request
 
-    submit(make_pool(run, 1), "a", "b")
+    submit(make_pool(run, 1, keep_locals=True), "a", "b")
 
     assert seen == ["none", "a"]
+
+
+def test_greenlet_whose_requests_touch_nothing_lasts() -> None:
+    idents: set[int] = set()
+    kept: list[object] = []
+
+    def run(request: str) -> None:
+        kept.append(gevent.getcurrent())
+        idents.add(id(gevent.getcurrent()))
+        # As each log line does.
+        threading.current_thread()
+
+    submit(make_pool(run, 1), *map(str, range(100)))
+    assert len(idents) == 1
+
+
+def test_what_was_local_is_let_go_of_before_the_next_request_begins() -> None:
+    values = local()
+    alive: list[int] = []
+    connections: list[weakref.ref[Thing]] = []
+
+    def run(request: str) -> None:
+        alive.append(sum(1 for connection in connections if connection() is not None))
+        values.connection = Thing()
+        connections.append(weakref.ref(values.connection))
+        gevent.sleep(0)
+
+    pool = make_pool(run, 1)
+    submit(pool, *map(str, range(50)))
+    assert pool.wait_empty(DEADLINE_S)
+    assert alive == [0] * 50
+
+
+# In a process of its own, as a worker is: the standard library is patched.
+_LEAVE_AND_LOOK = """
+from greenq.hub import patch
+patch()
+import threading, sys
+from contextvars import ContextVar
+import gevent
+from greenq.pool import Pool
+
+values, name = threading.local(), ContextVar("name", default="none")
+seen, looked = set(), []
+
+class Request(str):
+    greenlet = None
+
+def run(request):
+    thread, greenlet = threading.current_thread(), gevent.getcurrent()
+    if request.startswith("look"):
+        looked.append(request)
+        mine = [getattr(each, "tenant", "none") for each in (values, thread, greenlet)]
+        seen.add((*mine, name.get(), thread.name.startswith("Dummy-")))
+    if "local" in request:
+        values.tenant = "acme"
+    if "context" in request:
+        name.set("acme")
+    if "thread" in request:
+        thread.tenant = "acme"
+    if "greenlet" in request:
+        greenlet.tenant = "acme"
+    if "name" in request:
+        thread.name = "acme"
+    if "waits" in request:
+        gevent.sleep(0)
+
+pool = Pool(50, run)
+kinds = ["local", "context", "thread", "greenlet", "name", "local waits", "thread local name"]
+for number in range(10_000):
+    pool.submit(Request(kinds[number % len(kinds)]))
+    pool.submit(Request("look waits" if number % 3 else "look"))
+assert pool.wait_empty(60)
+print(len(looked), seen)
+"""
+
+
+def test_of_ten_thousand_that_leave_something_ten_thousand_see_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LEAVE_AND_LOOK],
+        cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.stdout == "10000 {('none', 'none', 'none', 'none', True)}\n", done.stderr
 
 
 class Thing:

@@ -226,13 +226,6 @@ def test_retry_outside_a_worker_raises_the_reason(app: FakeApp) -> None:
         task.retry()
 
 
-def test_retry_without_raising_is_refused(app: FakeApp) -> None:
-    task = make_task(app)
-
-    with pytest.raises(ValueError, match="not supported"):
-        in_worker(lambda: task.retry(throw=False))
-
-
 @pytest.mark.parametrize(
     ("backoff", "most", "delays"),
     [
