@@ -355,6 +355,10 @@ class Greenq:
             importlib.import_module(module)
         for packages, related_name in self._autodiscovered:
             self._discover(packages(), related_name)
+        django = _django()
+        if django is not None:
+            # Now there is a log, and who mends a driver in the settings or beside tasks has done so.
+            django.warn_of_blocking()
 
     def _discover(self, packages: Iterable[str] | None, related_name: str | None) -> None:
         if packages is None:

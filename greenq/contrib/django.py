@@ -53,7 +53,6 @@ def set_up(app: Greenq) -> None:
         app.on_task_end(close_connections)
     if not hasattr(BaseDatabaseWrapper.connect, "waits"):
         _wait_when_full()
-    _warn_of_blocking()
 
 
 def _set_up_django() -> None:
@@ -185,15 +184,17 @@ def _is_full(exc: BaseException) -> bool:
     return any(words in text for words in _FULL)
 
 
-def _warn_of_blocking() -> None:
+def warn_of_blocking() -> None:
     """Say so if the driver of a database holds the whole worker up with each query."""
-    psycopg2 = sys.modules.get("psycopg2.extensions")
-    if psycopg2 is None or psycopg2.get_wait_callback() is not None:
+    # Asked for first: that imports their drivers.
+    aliases = {each.alias: getattr(each, "Database", None) for each in connections.all()}
+    psycopg2 = sys.modules.get("psycopg2")
+    if psycopg2 is None or sys.modules["psycopg2.extensions"].get_wait_callback() is not None:
         return
-    for connection in connections.all():
-        if getattr(connection, "Database", None) is sys.modules.get("psycopg2"):
+    for alias, driver in aliases.items():
+        if driver is psycopg2:
             _log.warning(
                 "the database %r is used through psycopg2, which holds up all tasks during each "
                 "query: install psycopg 3, or call psycogreen.gevent.patch_psycopg()",
-                connection.alias,
+                alias,
             )
