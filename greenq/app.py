@@ -203,6 +203,12 @@ class Greenq:
         if set_as_current:
             _shared.app = self
 
+    def set_default(self) -> None:
+        """Have shared tasks, and handles made without an app, use this one from now on."""
+        _shared.app = self
+
+    set_current = set_default
+
     # --- settings ---------------------------------------------------------------------------------
 
     @property
@@ -357,7 +363,7 @@ class Greenq:
             self._discover(packages(), related_name)
         django = _django()
         if django is not None:
-            # Now there is a log, and who mends a driver in the settings or beside tasks has done so.
+            # Now there is a log, and who mends a driver beside settings or tasks has done so.
             django.warn_of_blocking()
 
     def _discover(self, packages: Iterable[str] | None, related_name: str | None) -> None:

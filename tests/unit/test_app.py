@@ -245,3 +245,17 @@ def test_module_that_fails_while_it_is_discovered_is_not_passed_over(
 
     with pytest.raises(ModuleNotFoundError, match="no_such_module_either"):
         app.import_task_modules()
+
+
+def test_shared_tasks_use_the_app_that_was_made_the_default_one() -> None:
+    first = Greenq("first")
+
+    @shared_task(name="shared.by_default")
+    def by_default() -> None: ...
+
+    second = Greenq("second")
+    assert by_default.app is second
+    first.set_default()
+    assert by_default.app is first
+    second.set_current()
+    assert by_default.app is second
