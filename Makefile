@@ -8,7 +8,7 @@ DEV_STAMP := .venv/.installed-dev
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check bench bench-all docs clean .half-one .half-two
+.PHONY: help setup demo test faults explore check bench bench-all docs clean .half-one .half-two
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -24,6 +24,10 @@ test: $(DEV_STAMP)  ## run all tests
 
 faults: $(DEV_STAMP)  ## kill, freeze and cut at random for a quarter of an hour; QUICK=1: 3 minutes
 	@$(BIN)/python -m tests.faults.long $(if $(QUICK),--quick)
+
+explore: $(DEV_STAMP)  ## try schedules of the protocol; SCHEDULES=20000, SEED= and JOBS= may be given
+	@$(BIN)/python -m tests.model --schedules $(or $(SCHEDULES),20000) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS))
 
 check: $(DEV_STAMP)  ## everything that must pass before a change is accepted; what CI runs
 	@echo "==> format"

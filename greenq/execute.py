@@ -253,7 +253,7 @@ class Executor:
         if request.acks_late and not request.settle():
             return None
         if tag or result is not None:
-            self._outbox.put(Entry(tag, result=result, move=move, about=request))
+            self._outbox.put(Entry(tag, "a", result, move, None, request))
         return outcome
 
     def _following(

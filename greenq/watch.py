@@ -332,6 +332,8 @@ class Watch(StartStopStep):
             renewal = self._leases.renew(
                 self._news(now + self._beat_slack_s), would_relay=self._is_waiting()
             )
+            # Before anything else is asked, which takes its time.
+            self._state.clock_offset_s = renewal.server_time - time.time()
             if self._guard is not None:
                 self._guard.beat()
             self.question = renewal.question
@@ -343,7 +345,6 @@ class Watch(StartStopStep):
             self.held = True
             self.problem = None
             self._outage.over("the lease is renewed again")
-            self._state.clock_offset_s = renewal.server_time - time.time()
             self._hand_on(renewal)
             if not renewal.relays:
                 self._relay_at_s = math.inf
@@ -569,6 +570,7 @@ class Watch(StartStopStep):
     def set_queues(self, queues: Sequence[str]) -> None:
         """Look for work and due ETAs in these queues; any thread may call."""
         self._leases.set_queues(queues)
+        self._wake()
 
     def blocking_now(self) -> Blocker | None:
         """Return what blocks the hub; None when it is the hub that asks."""

@@ -188,6 +188,8 @@ class Leases:
         due.
         """
         self._looks = self._looks_at(queues)
+        # In the order opposite to `relay`. Nothing has been announced yet of lists that are new.
+        self.connection.noticed = True
 
     def _looks_at(self, queues: Iterable[str]) -> _Looks:
         keys, names = self._keys, tuple(dict.fromkeys(queues))
@@ -231,8 +233,9 @@ class Leases:
         Raises:
             ServerError, AccessRefused: this server announces nothing.
         """
-        looks, connection = self._looks, self.connection
+        connection = self.connection
         connection.noticed = False
+        looks = self._looks
         *_, there = connection.pipeline(
             [
                 ("CLIENT", "TRACKING", "ON", "OPTIN"),

@@ -79,7 +79,6 @@ class Entry:
         self,
         tag: str,
         action: Action = "a",
-        *,
         result: Stored | None = None,
         move: Move | None = None,
         written: Callable[[bool], object] | None = None,
@@ -87,7 +86,7 @@ class Entry:
     ) -> None:
         """Keep the parts; without a move or another action, the message is acknowledged."""
         self.tag = tag
-        self.action: Action = action if move is None else "m"
+        self.action: Action = "m" if move else action
         self.result = result
         self.move = move
         self.written = written

@@ -19,6 +19,9 @@ KEYS = Keys()
 MEMBER = "a|node|"
 WEEK_S = 7 * 86400
 
+# Places in the answer to a renewal.
+FIRST_UNUSED, QUESTION = 6, 7
+
 
 class Owner:
     """The owner `a`, whose calls of scripts are made by hand."""
@@ -27,13 +30,16 @@ class Owner:
         self.client = server.client
         self.connection = connection
         self.calls = 0
+        self.question = ""
 
     def script(self, name: str, keys: list[str], *arguments: object) -> Any:
         return self.connection.script(load_script(name), keys, list(arguments))
 
     def lease(self, seconds: float = 60, *news: object) -> Any:
-        keys = [KEYS.leases, KEYS.owner("a"), KEYS.paused, "celery"]
-        return self.script("lease", keys, MEMBER, seconds, 0, *news)
+        keys = [KEYS.leases, KEYS.owner("a"), KEYS.paused, KEYS.relay(["celery"]), "celery"]
+        answer = self.script("lease", keys, MEMBER, seconds, 0, 0, *news)
+        self.question = answer[QUESTION].decode()
+        return answer
 
     def register(
         self,
@@ -41,12 +47,16 @@ class Owner:
         stubs: tuple[str, ...] = (),
         first: object = 1,
         call: int = 0,
+        question: str | None = None,
     ) -> Any:
+        """Register as an answer to the last renewal, or to an earlier one."""
+        asked = self.question if question is None else question
         keys = [KEYS.unacked, KEYS.unacked_index, KEYS.owner("a"), KEYS.begun("a"), KEYS.leases]
         flat = [part for record in records for part in record]
         return self.script(
-            "register", keys, MEMBER, first, call, KNOWN_S, len(records), *flat, *stubs
-        )
+            "register", keys,
+            MEMBER, first, call, KNOWN_S, asked, len(records), *flat, *stubs,
+        )  # fmt: skip
 
     def take(
         self,
@@ -87,6 +97,8 @@ class Owner:
 
     def known(self) -> dict[str, str]:
         found = self.client.hgetall("greenq.owner.a")
+        # What it was asked before it became known stays, and means nothing any more.
+        found.pop(b"asks", None)
         return {name.decode(): value.decode() for name, value in found.items()}
 
     def score(self) -> str | None:
@@ -324,6 +336,7 @@ def test_who_may_pop_and_not_record_takes_nothing(owner: Owner, command: str) ->
 
 def test_a_new_owner_is_made_known_once(owner: Owner) -> None:
     owner.client.delete("greenq.owner.a")
+    owner.lease()
 
     assert owner.register() == 1
     assert owner.known() == {"next": "1", "call": "0"}
@@ -386,11 +399,41 @@ def test_who_has_no_lease_is_not_made_known(owner: Owner) -> None:
     assert owner.client.dbsize() == 0
 
 
+def test_who_answers_an_old_question_is_not_made_known(owner: Owner) -> None:
+    # A registration that was under way when the data was lost does not know what was taken since.
+    owner.client.flushall()
+    owner.lease()
+    old = owner.question
+    owner.client.flushall()
+    owner.lease()
+
+    with pytest.raises(ServerError, match="LAPSED"):
+        owner.register(("a:1", "[settled since]"), first=2, question=old)
+
+    assert owner.records() == {}
+    assert owner.register(("a:2", "[two]"), first=3) == 1
+    assert owner.records() == {"a:2": "[two]"}
+
+
+def test_who_is_unknown_is_asked_the_same_until_it_has_answered(owner: Owner) -> None:
+    assert owner.lease()[QUESTION] == b""
+    owner.client.delete("greenq.owner.a")
+
+    owner.lease()
+    question = owner.question
+    owner.lease()
+
+    assert question == owner.question != ""
+    owner.register()
+    assert owner.lease()[QUESTION] == b""
+
+
 def test_a_server_without_memory_makes_an_owner_known(owner: Owner) -> None:
     # Otherwise no new worker could empty its queues.
     owner.client.delete("greenq.owner.a")
 
     with no_memory(owner):
+        owner.lease()
         assert owner.register() == 1
 
     assert owner.known() == {"next": "1", "call": "0"}
@@ -401,13 +444,13 @@ def test_a_server_without_memory_makes_an_owner_known(owner: Owner) -> None:
 
 def test_a_renewal_tells_which_tag_is_the_first_unused(owner: Owner) -> None:
     owner.push("m1", "m2")
-    assert owner.lease()[6] == 1
+    assert owner.lease()[FIRST_UNUSED] == 1
 
     owner.take(most=2)
-    assert owner.lease()[6] == 3
+    assert owner.lease()[FIRST_UNUSED] == 3
 
     owner.client.delete("greenq.owner.a")
-    assert owner.lease()[6] == 0
+    assert owner.lease()[FIRST_UNUSED] == 0
 
 
 def test_an_owner_that_has_left_gets_no_lease_any_more(owner: Owner) -> None:

@@ -10,10 +10,12 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from tests.model.explore import Explorer, Found
-from tests.model.jobs import explore
+from tests.model.jobs import SEARCHES, Search, explore, seek_mutants
+from tests.model.mutants import MUTANTS
 from tests.model.scenarios import SCENARIOS, named
 from tests.model.world import installed
 
@@ -31,14 +33,21 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--replay", help="labels with blanks between them, of one --scenario")
+    parser.add_argument("--dfs", action="store_true", help="the complete searches instead")
     parser.add_argument("--depth", type=int, help="depth first instead, to this depth")
     parser.add_argument("--faults", type=int, default=1, help="with --depth")
+    parser.add_argument("--mutants", action="store_true", help="look for all seeded faults instead")
     options = parser.parse_args()
     names = [each.name for part in options.scenario.split(",") for each in named(part)]
     if options.replay is not None:
         return _replay(names[0], options.replay.split())
+    if options.mutants:
+        return _seek_mutants(options.jobs)
+    if options.dfs:
+        return _depth_first(SEARCHES, sys.maxsize)
     if options.depth is not None:
-        return _depth_first(names, options)
+        searches = [Search(name, options.depth, options.faults) for name in names]
+        return _depth_first(searches, options.schedules)
     seed = random.SystemRandom().randrange(10**9) if options.seed is None else options.seed
     _say(f"seed {seed}")
     context = multiprocessing.get_context("spawn")
@@ -107,19 +116,22 @@ def _replay(name: str, labels: list[str]) -> int:
     return 1 if found.problems else 0
 
 
-def _depth_first(names: list[str], options: Any) -> int:
+def _depth_first(searches: Sequence[Search], most: int) -> int:
     bad = 0
     with installed():
         explorer = Explorer()
         try:
-            for name in names:
+            for name, depth, faults in searches:
+                began_s = time.monotonic()
                 tried, states, found = explorer.depth_first(
-                    SCENARIOS[name],
-                    depth=options.depth,
-                    faults=options.faults,
-                    most=options.schedules,
+                    SCENARIOS[name], depth=depth, faults=faults, most=most
                 )
-                _say(f"{name}: {tried} schedules, {states} states, {len(found)} violations")
+                took_s = time.monotonic() - began_s
+                _say(
+                    f"{name}, {depth} steps, {faults} faults: {tried} schedules, {states} states, "
+                    f"{len(found)} violations, {took_s:.1f} s"
+                    + ("" if tried < most else "; not all of them")
+                )
                 if found:
                     bad += 1
                     least = min(found, key=lambda each: len(each.labels))
@@ -128,6 +140,32 @@ def _depth_first(names: list[str], options: Any) -> int:
         finally:
             explorer.close()
     return 1 if bad else 0
+
+
+def _seek_mutants(count: int) -> int:
+    context = multiprocessing.get_context("spawn")
+    told: Any = context.Queue()
+    jobs = [
+        context.Process(target=seek_mutants, args=(job, count, told), daemon=True)
+        for job in range(count)
+    ]
+    for job in jobs:
+        job.start()
+    running, missed = count, 0
+    while running:
+        answer = told.get(timeout=600)
+        if answer is None:
+            running -= 1
+            continue
+        number, schedules, how = answer
+        mutant = MUTANTS[number]
+        missed += not schedules
+        fate = f"{schedules:5} schedules, {how}" if schedules else "NOBODY NOTICES"
+        _say(f"{mutant.script}.lua, {mutant.note}: {fate}")
+    for job in jobs:
+        job.join()
+    _say(f"{len(MUTANTS)} seeded faults, {missed} of them not noticed")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tests.model.celery import VISIBILITY_S
 from tests.model.kernel import Op
 from tests.model.net import pack
 from tests.model.world import FINAL, LEASE_S, World
@@ -31,7 +32,7 @@ class Dump:
         ]
         for queue in scenario.queues:
             commands += [
-                ("LRANGE", keys.queue(queue), 0, -1),
+                *(("LRANGE", key, 0, -1) for key in keys.queue_steps(queue)),
                 ("LRANGE", keys.inbox(queue), 0, -1),
                 ("ZRANGE", keys.eta(queue), 0, -1),
                 ("LRANGE", keys.dead(queue), 0, -1),
@@ -47,10 +48,14 @@ class Dump:
         self.held = dict(zip(answers[0][::2], answers[0][1::2], strict=True))
         self.index: list[bytes] = answers[1]
         self.leases = dict(zip(answers[2][::2], map(float, answers[2][1::2]), strict=True))
-        self.queued: list[bytes] = [raw for each in answers[3::4] for raw in each]
-        self.inbox: list[bytes] = [raw for each in answers[4::4] for raw in each]
-        self.parked: list[bytes] = [raw for each in answers[5::4] for raw in each]
-        self.dead: list[bytes] = [raw for each in answers[6::4] for raw in each]
+        lists, places = len(keys.steps), answers[3:]
+        step = lists + 3
+        self.queued: list[bytes] = [
+            raw for n in range(lists) for each in places[n::step] for raw in each
+        ]
+        self.inbox: list[bytes] = [raw for each in places[lists::step] for raw in each]
+        self.parked: list[bytes] = [raw for each in places[lists + 1 :: step] for raw in each]
+        self.dead: list[bytes] = [raw for each in places[lists + 2 :: step] for raw in each]
 
     @property
     def is_clear(self) -> bool:
@@ -88,7 +93,7 @@ def _next(world: World) -> Op | None:
     """Return the next one that goes on: round trips before those who sleep."""
     sleeper = None
     for op in world.kernel.pending:
-        if op.kind != "watch" and not op.timeout and not op.actor.owner.frozen:
+        if op.kind != "watch" and not op.timeout and not world.stands(op):
             if not op.fused:
                 return op
             sleeper = sleeper or op
@@ -107,7 +112,7 @@ def heal(world: World) -> Dump:
     scenario = world.scenario
     world.healing = True
     for worker in world.workers.values():
-        worker.frozen = False
+        worker.frozen = worker.blocked = worker.gives_away = False
     for queue in scenario.pausable:
         world.env_resume(None, queue)
     world.kernel.run_ready()
@@ -132,7 +137,9 @@ def _until_clear(world: World) -> Dump:
         if not any(worker.takes for worker in world.workers.values()):
             world.add_worker(f"Z{number}", 4, tuple(world.scenario.queues))
             run_quiet(world)
-        if number and any(due > world.now for due in world.etas.values()):
+        if number and world.scenario.overdue and dump.held:
+            world.do_env(f"*!time:{VISIBILITY_S + 100:g}")
+        elif number and any(due > world.now for due in world.etas.values()):
             world.do_env(f"*!time:{max(world.etas.values()) - world.now + 0.1:.3f}")
             run_quiet(world)
         else:
@@ -201,10 +208,25 @@ def _check_end(world: World, dump: Dump) -> None:
                 world.problem(f"I1 {task_id} is nowhere: {how}")
             else:
                 world.problem(f"I4 {task_id} has ended, and its state is {state}")
+    _check_guilt(world, buried)
     if not gone:
         for task_id, count in _copies(world).items():
             if count > 1:
                 world.problem(f"I2 {task_id} was put on its queue {count} times")
+
+
+def _check_guilt(world: World, buried: set[str]) -> None:
+    """Of those that kill their worker, and no others, each is buried with the right death."""
+    guilty = {task_id for task_id, plan in world.scenario.plans.items() if plan[0] == "die"}
+    if not guilty:
+        return
+    most = world.site.app.config.task.task_max_deliveries
+    for task_id in buried - guilty:
+        world.problem(f"I9 {task_id} is buried, and is innocent")
+    for task_id in guilty:
+        deaths = world.deaths.get(task_id, [])
+        if task_id not in buried or len(deaths) != most or not deaths[-1]:
+            world.problem(f"I9 {task_id} has killed {len(deaths)} workers of {most}: {deaths}")
 
 
 def _survives(world: World, task_id: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import re
 from typing import Any, NamedTuple
@@ -11,6 +12,9 @@ from tests.model.kernel import Op
 from tests.model.net import ModelServer
 from tests.model.scenarios import Scenario
 from tests.model.world import Site, World
+
+# After so many schedules their garbage is collected.
+_TIDY_EVERY = 100
 
 
 class Found(NamedTuple):
@@ -59,17 +63,24 @@ class Explorer:
 
     def __init__(self, mutant: tuple[str, str, str] | None = None) -> None:
         self.server = ModelServer(mutant)
-        self._sites: dict[bool, Site] = {}
+        self._sites: dict[Any, Site] = {}
         self.steps = 0
+        self._worlds = 0
 
     def close(self) -> None:
         self.server.close()
 
     def world(self, scenario: Scenario) -> World:
-        site = self._sites.get(scenario.two_servers)
+        kind = scenario.two_servers, scenario.priorities
+        site = self._sites.get(kind)
         if site is None:
-            site = Site(self.server, two_servers=scenario.two_servers)
-            self._sites[scenario.two_servers] = site
+            site = Site(self.server, two_servers=kind[0], steps=kind[1])
+            self._sites[kind] = site
+        self._worlds += 1
+        if self._worlds % _TIDY_EVERY == 0:
+            # `installed` stops the collector, which would look at all that is remembered.
+            gc.collect()
+            gc.freeze()
         return World(site, scenario)
 
     # --- one schedule -----------------------------------------------------------------------------
@@ -190,6 +201,8 @@ class Explorer:
         seen: dict[int, int] = {}
         stack: list[list[str]] = [[]]
         tried, found = 0, []
+        # Each schedule begins as another one did.
+        self.server.past.most_calls = depth * 4
         while stack and tried < most:
             prefix = stack.pop()
             world = self.world(scenario)
@@ -232,7 +245,8 @@ class Explorer:
     def _do_counted(world: World, label: str) -> None:
         if "!" not in label and label[0] != "~" and ":" in label and ".run." not in label:
             world.faults_left -= 1
-        assert world.do(label), label
+        done = world.do(label)
+        assert done, label
 
     @staticmethod
     def _all_labels(world: World) -> list[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.model.explore import Explorer
+from tests.model.mutants import MUTANTS
 from tests.model.scenarios import SCENARIOS
 from tests.model.world import installed
 
@@ -30,3 +31,29 @@ def explore(names: list[str], first: int, count: int, step: int, seed: int, told
             told.put((-1, explorer.steps))
         finally:
             explorer.close()
+
+
+def seek_mutants(first: int, step: int, told: Any) -> None:
+    """Look for each seeded fault, and tell how many schedules it took; 0: nobody notices."""
+    with installed():
+        for number in range(first, len(MUTANTS), step):
+            mutant = MUTANTS[number]
+            caught = mutant.caught_by(mutant.schedules)
+            if caught is None:
+                told.put((number, 0, ""))
+            else:
+                told.put((number, caught[0], f"{caught[1].scenario}: {caught[1].problems[0]}"))
+    told.put(None)
+
+
+class Search(NamedTuple):
+    """A complete search: all schedules of a scenario to a depth, with so many faults."""
+
+    scenario: str
+    depth: int
+    faults: int
+
+
+SEARCHES = (
+    Search("deep_retry", 5, 1), Search("deep_early", 5, 1), Search("deep_parked", 5, 1),
+)  # fmt: skip

@@ -20,6 +20,7 @@ class Message:
     queue: str = "q"
     eta_s: float | None = None
     later: bool = False
+    priority: int = 0
 
 
 @dataclass
@@ -45,6 +46,10 @@ class Scenario:
     two_servers: bool = False
     overdue: bool = False
     pausable: tuple[str, ...] = ()
+    # How many messages a slot may have in hand; Celery workers beside; lists of each queue.
+    prefetch: int = 1
+    celery: tuple[str, ...] = ()
+    priorities: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
         self.by_id = {message.id: message for message in self.messages}
@@ -56,12 +61,15 @@ class Scenario:
 
     def texts(self, site: Site) -> dict[str, str]:
         if self._texts is None:
-            self._texts = {m.id: site.text(m.task, m.id, m.queue, m.eta_s) for m in self.messages}
+            self._texts = {
+                m.id: site.text(m.task, m.id, m.queue, m.eta_s, m.priority) for m in self.messages
+            }
         return self._texts
 
 
 _Q = ("q",)
 _TWO: dict[str, tuple[int, tuple[str, ...]]] = {"A": (2, _Q), "B": (2, _Q)}
+_ONE_EACH: dict[str, tuple[int, tuple[str, ...]]] = {"A": (1, _Q), "B": (1, _Q)}
 _DEATHS = {"A!kill": 1, "A!kill:late": 1, "A!lease_end": 1, "B!lease_end": 1}
 _STILL = {"A!freeze": 1, "A!lease_end": 2, "A!suspend": 1}
 
@@ -154,6 +162,64 @@ def _scenarios() -> list[Scenario]:
         Scenario(
             "flush", (m("x", plan=("retry", "ok")), m("y", eta_s=20.0)), {"A": (2, _Q)},
             {"*!flush": 1},
+        ),
+        Scenario(
+            "recoverers", (m("x"), m("y"), m("z")),
+            {"A": (3, _Q), "B": (1, _Q), "C": (1, _Q)},
+            {"A!kill": 1, "A!kill:late": 1, "*!time:1.5": 3, "B!lease_end": 1, "B!kill": 1},
+            harmless=frozenset({"*!time:1.5"}), faults=4, steps=40,
+        ),
+        Scenario(
+            "guard", (m("x"), m("y")), {"A": (1, _Q), "B": (1, _Q)},
+            {
+                "A!freeze": 1, "A!guard": 1, "A!extend": 2, "A!kill": 1, "A!end": 1,
+                "*!time:5": 1, "A!lease_end": 1,
+            },
+            harmless=frozenset({"A!guard", "A!extend", "A!end", "*!time:5"}), prefetch=2,
+        ),
+        Scenario(
+            "blocked", (m("x"), m("y"), m("z", "early")), {"A": (1, _Q), "B": (1, _Q)},
+            {"A!block": 2, "A!lease_end": 1, "A!kill": 1, "A!stop": 1},
+            harmless=frozenset({"A!block", "A!stop"}), prefetch=3,
+        ),
+        Scenario(
+            "suspects", (m("x", plan=("die",)), m("y"), m("z")), {"A": (3, _Q), "B": (1, _Q)},
+            faults=2, fates=("lost", "dropped", "slow"),
+        ),
+        Scenario(
+            "celery", (m("x", plan=("retry", "ok")), m("y"), m("z", later=True)),
+            {"A": (1, _Q), "B": (1, _Q)},
+            {
+                "S!send:z": 1, "A!kill": 1, "A!lease_end": 1, "A!drain": 1, "A!stop": 1,
+                "C!kill": 1, "C!restore": 2, "*!time:3700": 1, "A!freeze": 1,
+            },
+            harmless=frozenset({"C!restore", "*!time:3700", "A!drain", "A!stop"}),
+            celery=("C",), overdue=True, steps=40,
+        ),
+        Scenario(
+            "parked", (m("x", eta_s=70.0), m("y", eta_s=75.0)), {"A": (1, _Q), "B": (1, _Q)},
+            _DEATHS | {"B!kill": 1, "*!time:20": 1, "*!time:51": 1, "*!time:5": 1, "A!stop": 1},
+            harmless=frozenset({"*!time:20", "*!time:51", "*!time:5", "A!stop"}),
+            steps=40, faults=4,
+        ),
+        Scenario(
+            "relay", (m("x", priority=3), m("y", priority=3, later=True), m("z", later=True)),
+            {"A": (1, _Q), "B": (1, _Q)},
+            {"S!send:y": 1, "S!send:z": 1, "A!kill": 1, "A!lease_end": 1, "B!stop": 1},
+            harmless=frozenset({"B!stop"}), priorities=(0, 3),
+        ),
+        Scenario(
+            "deep_retry", (m("x", plan=("retry", "ok")),), _ONE_EACH, {"A!lease_end": 1},
+            harmless=frozenset({"A!lease_end"}), faults=1, fates=("lost", "late"),
+        ),
+        Scenario(
+            "deep_early", (m("x", "early"),), _ONE_EACH, {"A!lease_end": 1},
+            harmless=frozenset({"A!lease_end"}), faults=1, fates=("lost", "late"),
+        ),
+        Scenario(
+            "deep_parked", (m("x", eta_s=70.0),), _ONE_EACH,
+            {"A!lease_end": 1, "*!time:71": 1}, harmless=frozenset({"A!lease_end", "*!time:71"}),
+            faults=1, fates=("lost", "late"),
         ),
         Scenario(
             "rollback", (m("x"), m("y", plan=("retry", "ok"))), _TWO,

@@ -6,6 +6,7 @@ product's modules in `installed`.
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import time as real_time
@@ -43,6 +44,7 @@ from greenq.transport.recovery import Recovery
 from greenq.transport.settle import Entry
 from greenq.watch import Watch
 from greenq.worker_state import WorkerState
+from tests.model.celery import VISIBILITY_S, SimCelery
 from tests.model.kernel import Actor, Kernel, Op, SimEvent, sim_run_all, sim_sleep, sim_spawn
 from tests.model.net import CLOCKED, ModelServer, SimClient, lost, pack
 
@@ -116,6 +118,8 @@ _MODULES: list[tuple[Any, dict[str, Any]]] = [
         {"time": _Time, "Event": SimEvent, "sleep": sim_sleep, "run_all": sim_run_all},
     ),
     (greenq.transport.leases, {"time": _Time}),
+    # A recovery has many portions.
+    (greenq.transport.intake, {"PORTION_COUNT": 1}),
     (
         greenq.transport.outbox,
         {"time": _Time, "Event": SimEvent, "sleep": sim_sleep, "spawn": sim_spawn},
@@ -151,8 +155,11 @@ def installed() -> Iterator[None]:
             before.append((module, name, getattr(module, name)))
             setattr(module, name, value)
         logging.disable(logging.CRITICAL)
+        gc.disable()
         yield
     finally:
+        gc.unfreeze()
+        gc.enable()
         logging.disable(disabled)
         for module, name, value in reversed(before):
             setattr(module, name, value)
@@ -168,9 +175,16 @@ class Body(Exception):
 class Site:
     """A server and an app on it: made once, used by schedule after schedule."""
 
-    def __init__(self, server: ModelServer, *, two_servers: bool = False, **settings: Any) -> None:
+    def __init__(
+        self,
+        server: ModelServer,
+        *,
+        two_servers: bool = False,
+        steps: tuple[int, ...] = (0,),
+        **settings: Any,
+    ) -> None:
         self.server = server
-        options = {"priority_steps": [0]}
+        options = {"priority_steps": list(steps)}
         self.app = app = Greenq(
             "model",
             broker="redis://127.0.0.1:1/0",
@@ -205,11 +219,11 @@ class Site:
         self.broker._declared.clear()
         _ids[0] = 0
 
-    def text(self, task: str, task_id: str, queue: str, eta_s: float | None = None) -> str:
+    def text(self, task: str, task_id: str, queue: str, eta_s: float | None, priority: int) -> str:
         eta = None if eta_s is None else datetime.fromtimestamp(T0 + eta_s, UTC)
-        options = {"task_id": task_id, "queue": queue}
+        options: dict[str, Any] = {"task_id": task_id, "queue": queue, "priority": priority}
         if eta is not None:
-            options["eta"] = eta  # type: ignore[assignment]
+            options["eta"] = eta
         text: str = self.app.producer.prepare(task, (), {}, options)["text"]
         return text
 
@@ -237,6 +251,7 @@ class SimPool:
         self.worker = worker
         self.size = size
         self._run = run
+        self._prefetch = worker.world.scenario.prefetch
         self.active: dict[Any, Actor] = {}
         self._waiting: list[Any] = []
         self._room = SimEvent()
@@ -254,7 +269,7 @@ class SimPool:
 
     @property
     def room(self) -> int:
-        return self.size - len(self.active) - len(self._waiting)
+        return self.size * self._prefetch - len(self.active) - len(self._waiting)
 
     def wait_room(self, timeout_s: float | None = None) -> None:
         if self.room <= 0:
@@ -330,10 +345,20 @@ class _Hub:
         self._worker = worker
 
     def spawn_soon(self, run: Callable[[], Any], *, name: str) -> None:
-        self._worker.world.kernel.spawn(self._worker, name.split()[0], run)
+        worker = self._worker
+
+        def when_it_moves() -> None:
+            if worker.blocked:
+                sim_sleep()
+            run()
+
+        worker.world.kernel.spawn(worker, name.split()[0], when_it_moves)
 
     def ping(self) -> None:
         pass
+
+    def rests(self) -> bool:
+        return True
 
 
 class SimWorker:
@@ -349,6 +374,9 @@ class SimWorker:
         self.has_lease = True
         self.alive = True
         self.frozen = self.stopping = self.stopped = self.cold = False
+        # A hub that stands still, what is left for the watch to do then; a guard that keeps the
+        # lease of a frozen worker, or has ended that of a dead one.
+        self.blocked = self.gives_away = self.guarded = self.is_ended = False
         site = world.site
         app, transport = site.app, site.transport
         self.state = WorkerState(self.boottime)
@@ -387,9 +415,11 @@ class SimWorker:
             held=self._held,
             look=lambda: self.intake.wake(look=True),
             first_unused=lambda: self.intake.first_unused,
+            is_waiting=lambda: self.intake.waiting,
             paused=self._pause,
             forgotten=self._register,
-            give_away=bool,
+            give_away=self._give_away,
+            unwritten=lambda: self.outbox.unwritten(),
             clock=self.boottime,
         )
         # Celery's records are looked for in scenarios that have some.
@@ -439,11 +469,14 @@ class SimWorker:
         requests = list(self.state.reserved.values())
         held = [request.delivery for request in requests if not request.settled]
         begun = {request.delivery.tag for request in requests if request.settled}
-        self.intake.register(held, begun | self.outbox.tags(), 5.0)
+        self.intake.register(self.watch.question, held, begun | self.outbox.tags(), 5.0)
 
     def _register(self) -> None:
         with suppress(OperationalError):
             self.register()
+
+    def _give_away(self, connection: Any) -> None:
+        self.tasks.give_away(connection, self.owner.incarnation)
 
     def _may_run_again(self, name: str | None) -> bool:
         task = self.world.site.app.tasks.get(name or "")
@@ -510,8 +543,13 @@ class SimWorker:
                 kernel.park(op)
             if self._is_watch_ending:
                 break
-            # A renewal may come at any moment.
+            # A renewal may come at any moment, and a notice of what lies in lists.
             watch._renew_at_s = 0.0
+            watch._leases.connection.noticed = True
+            if self.gives_away:
+                self.gives_away = False
+                with suppress(OperationalError):
+                    self._give_away(watch._leases.connection)
             watch.turn()
         watch.leave()
         self.watch_over.set()
@@ -546,7 +584,7 @@ class SimWorker:
     @property
     def takes(self) -> bool:
         """True if this one should take whatever there is."""
-        return self.alive and not self.stopping and not self.tasks.draining
+        return self.alive and not (self.stopping or self.tasks.draining or self.blocked)
 
     def local_state(self) -> Any:
         """What a hash of the whole world needs of this worker."""
@@ -576,7 +614,7 @@ class Sender:
     """Who sends: publishes, and once more, once, when the answer gets lost."""
 
     offset_s = 0.0
-    frozen = False
+    frozen = blocked = False
     alive = True
 
     def __init__(self, world: World) -> None:
@@ -589,9 +627,11 @@ class Sender:
         while True:
             try:
                 if again:
-                    broker.publish_once(message.queue, [text], new_ids=[message.id])
+                    broker.publish_once(
+                        message.queue, [text], message.priority, new_ids=[message.id]
+                    )
                 else:
-                    broker.publish(message.queue, [text])
+                    broker.publish(message.queue, [text], message.priority)
                 return
             except OperationalError:
                 again = True
@@ -604,7 +644,7 @@ class Run:
     __slots__ = ("early", "excused", "outcome", "step", "tag", "text_tag", "worker")
 
     def __init__(
-        self, worker: SimWorker, tag: str, text_tag: str, step: int, early: bool, excused: bool
+        self, worker: Any, tag: str, text_tag: str, step: int, early: bool, excused: bool
     ) -> None:
         self.worker = worker
         self.tag = tag
@@ -635,7 +675,11 @@ class World:
         self.is_replay = False
         self.env: Counter[str] = Counter(scenario.env)
         self.workers: dict[str, SimWorker] = {}
+        # Celery's.
+        self.others: dict[str, SimCelery] = {}
         self.runs: dict[tuple[str, int], list[Run]] = {}
+        # Of each task that killed its worker: whether it ran alone, each time.
+        self.deaths: dict[str, list[bool]] = {}
         self.texts: dict[str, str] = scenario.texts(site)
         self.sent: set[str] = set()
         self.revoked: set[str] = set()
@@ -643,6 +687,9 @@ class World:
         self.survivors: set[str] = set()
         self.states: dict[str, str] = {}
         self.rolled_back = self.was_killed = False
+        # When the server has lost data last: what began before may begin again.
+        self.rolled_step = -1
+        self.doubled: set[str] = set()
         self.etas = {m.id: T0 + m.eta_s for m in scenario.messages if m.eta_s is not None}
         self.sender = Sender(self)
         # True when anything of the environment may happen: while it heals, and in a replay.
@@ -658,15 +705,23 @@ class World:
 
     def _begin(self) -> None:
         link = self.link
+        self.site.server.past.begin()
+        for each in self.site.server.links:
+            each.forget()
         link.later(pack(("FLUSHDB",)))
         if self.result_link is not link:
             self.result_link.later(pack(("FLUSHDB",)))
         for message in self.scenario.messages:
             if not message.later:
-                link.later(pack(("LPUSH", message.queue, self.texts[message.id])))
+                key = self.site.keys.queue(message.queue, message.priority)
+                link.later(pack(("LPUSH", key, self.texts[message.id])))
                 self.sent.add(message.id)
         for name, (size, queues) in self.scenario.workers.items():
             self.add_worker(name, size, queues)
+        for name in self.scenario.celery:
+            celery = self.others[name] = SimCelery(self, name, "q")
+            celery.start()
+        self.kernel.run_ready()
 
     def add_worker(self, name: str, size: int, queues: tuple[str, ...]) -> SimWorker:
         """Start a worker whose first renewal goes well at once."""
@@ -694,7 +749,14 @@ class World:
 
     def choices(self) -> list[Op]:
         """Return the ops that may go on now."""
-        return [op for op in self.kernel.pending if not op.actor.owner.frozen]
+        return [op for op in self.kernel.pending if not self.stands(op)]
+
+    @staticmethod
+    def stands(op: Op) -> bool:
+        """Tell whether an op's actor cannot go on, for its process or its hub stands still."""
+        worker = op.actor.owner
+        frozen: bool = worker.frozen or (worker.blocked and op.actor.role != "watch")
+        return frozen
 
     def label_of(self, op: Op, among: list[Op]) -> str:
         name, number = op.name, 0
@@ -736,7 +798,7 @@ class World:
         """Return how an op may go wrong."""
         if op.body is not None:
             return op.fates
-        if op.timeout:
+        if op.timeout or op.actor.owner.name in self.others:
             return ()
         if op.state == "served" or (op.value is not None and op.script == "slow"):
             return ("lost",)
@@ -779,7 +841,10 @@ class World:
 
     def _go(self, op: Op, fate: str) -> None:
         if op.body is not None:
-            self.finish(op, fate)
+            if (fate or op.body) == "die":
+                self._die(op)
+            else:
+                self.finish(op, fate)
         elif not fate:
             if op.script == "slow" or op.state == "served":
                 self.finish(op, op.value)
@@ -798,6 +863,16 @@ class World:
             elif fate == "late":
                 self.late.append(_copy(op))
             self.fail(op, lost(fate == "late"))
+
+    def _die(self, op: Op) -> None:
+        """A task kills its worker; its guard ends the lease, and another one starts."""
+        worker: SimWorker = op.actor.owner
+        op.wait.outcome = "died"
+        self.deaths.setdefault(op.kind[4:], []).append(len(worker.pool.active) == 1)
+        self.env_kill(worker, "")
+        self.env_end(worker, "")
+        number = sum(name[0] == worker.name[0] for name in self.workers) + 1
+        self.add_worker(f"{worker.name[0]}{number}", worker.pool.size, worker.queues)
 
     def finish(self, op: Op, value: Any) -> None:
         """Give an op's actor its answer, and let everybody run."""
@@ -834,31 +909,35 @@ class World:
             return self._carry_out_return(op)
         if op.script in CLOCKED:
             now = self.now
-            link.later(pack(("HSET", "model.clock", "s", int(now), "us", round(now % 1 * 1e6))))
+            link.later(self._clock(now))
         data, count = op.data, op.count
-        looks = kind in {"write", "give"}
-        same = link is self.result_link
-        if looks and same:
+        looks = kind in {"write", "give"} and link is self.result_link
+        if looks:
             data += self._look
         blocked = self.blocked if self.blocked and kind not in {"renew", "take", "ask"} else ()
         if blocked and link is self.link:
             data += b"".join([each.data for each in blocked])
         else:
             blocked = ()
-        answers = link.call(data, count + (looks and same) + len(blocked))
+        answers = link.call(data, count + looks + len(blocked))
         behind = answers[count:]
         del answers[count:]
-        if looks and same:
+        if looks:
             self.note_states(behind.pop(0))
         for each, value in zip(list(blocked), behind, strict=True):
             if value is not None:
                 self._serve(each, value)
         return answers
 
+    @staticmethod
+    def _clock(now: float) -> bytes:
+        return pack(("HSET", "model.clock", "s", int(now), "us", round(now % 1 * 1e6)))
+
     def _carry_out_return(self, op: Op) -> list[Any]:
         """Renew a lease that had ended: what has not been given away meanwhile is its own again."""
         worker: SimWorker = op.actor.owner
         worker.has_lease = True
+        worker.guarded = False
         answers = self.carry_out(op)
         if worker.alive and not worker.stopping and not self.rolled_back:
             held = [
@@ -900,12 +979,15 @@ class World:
         request = context._delivered
         assert request is not None
         task_id, retries = request.message.id, request.message.retries
-        self.note_begin(actor, request, task_id, retries)
+        text_tag = request.properties.get("delivery_tag", "")
+        early = not request.acks_late
+        self.begin(actor, request.delivery.tag, text_tag, task_id, retries, early=early)
         run = self.runs[task_id, retries][-1]
         op = Op(actor, f"run.{task_id}")
         plan = self.scenario.plans[task_id]
         op.body = plan[min(retries, len(plan) - 1)]
         op.fates = self.scenario.run_fates
+        op.wait = run
         fate = self.kernel.park(op)
         run.outcome = outcome = fate or op.body
         if outcome == "ok":
@@ -914,15 +996,23 @@ class World:
             raise task.retry(countdown=0)
         raise Body("failed")
 
-    def note_begin(self, actor: Actor, request: Any, task_id: str, retries: int) -> None:
-        worker: SimWorker = actor.owner
+    def begin(
+        self,
+        actor: Actor,
+        tag: str,
+        text_tag: str,
+        task_id: str,
+        retries: int,
+        *,
+        early: bool = False,
+    ) -> None:
+        """Note that a task begins, and whether it may."""
+        worker: Any = actor.owner
         runs = self.runs.setdefault((task_id, retries), [])
-        tag, early = request.delivery.tag, not request.acks_late
         checked = actor.checked or self.step
-        text_tag = request.properties.get("delivery_tag", "")
-        if early and runs and not self.rolled_back:
+        if early and task_id not in self.doubled and runs and runs[-1].step > self.rolled_step:
             self.problem(f"I2 {task_id} is acknowledged early and begins again, in {worker.name}")
-        if not early and not self.rolled_back:
+        if not early and task_id not in self.doubled:
             # Who has no lease may be overtaken between its question to the server and the start.
             sure = worker.has_lease and worker.lost_step < checked
             for run in runs:
@@ -941,7 +1031,7 @@ class World:
             self.problem(f"I5 {task_id} begins {due - self.now:.3f} s too early")
         runs.append(Run(worker, tag, text_tag, self.step, early, not worker.has_lease))
 
-    def excuse(self, worker: SimWorker) -> None:
+    def excuse(self, worker: Any) -> None:
         """A worker may have lost what it holds: what is reserved for it may run again."""
         worker.lost_step = self.step
         worker.has_lease = False
@@ -990,26 +1080,47 @@ class World:
             return False
         if subject == "S":
             return argument not in self.sent
+        if subject in self.others:
+            celery = self.others[subject]
+            return celery.alive and not (verb == "kill" and self._is_exposed(celery))
         worker = self.workers.get(subject)
         if verb == "restart":
             return worker is not None and not worker.alive and f"{subject}2" not in self.workers
+        if verb == "time" and float(argument) > VISIBILITY_S and self._is_unsure():
+            return False
         if subject == "*":
             return verb != "rollback" or self.env.get("*!snap", 0) == 0
         if worker is None or worker.stopped:
             return False
         if verb == "lease_end":
             return True
+        if verb == "end":
+            return not worker.alive and not worker.is_ended
         if not worker.alive:
             return False
         if verb == "thaw":
             return worker.frozen
         if worker.frozen:
-            return verb == "kill"
+            return verb in {"kill", "guard", "extend"}
+        if verb == "unblock":
+            return worker.blocked
+        if verb in {"guard", "extend"}:
+            return False
         if verb in {"drain", "stop", "cold"}:
             return not worker.stopping and not (verb == "drain" and worker.tasks.draining)
         if verb == "undrain":
             return worker.tasks.draining and not worker.stopping
         return True
+
+    def _is_unsure(self) -> bool:
+        """Tell whether an answer is under way: none takes as long as Celery's timeout."""
+        return any(w.alive and w.intake.unsure for w in self.workers.values())
+
+    def _is_exposed(self, celery: SimCelery) -> bool:
+        """Tell whether a message has left the queue for Celery, and no record keeps it yet."""
+        return celery.is_exposed or any(
+            op.actor.owner is celery and op.state == "served" for op in self.kernel.pending
+        )
 
     def do_env(self, label: str) -> bool:
         if not self.healing:
@@ -1023,7 +1134,8 @@ class World:
         self.labels.append(label)
         subject, _, verb = label.partition("!")
         verb, _, argument = verb.partition(":")
-        getattr(self, f"env_{verb}")(self.workers.get(subject), argument)
+        whom = self.others.get(subject) or self.workers.get(subject)
+        getattr(self, f"env_{verb}")(whom, argument)
         self.kernel.run_ready()
         return True
 
@@ -1032,12 +1144,12 @@ class World:
         self.sent.add(message.id)
         self.kernel.spawn(self.sender, "send", self.sender.send, message)
 
-    def env_kill(self, worker: SimWorker, how: str) -> None:
+    def env_kill(self, worker: Any, how: str) -> None:
         """The process is gone; with "late", what it had under way arrives some time."""
         self.excuse(worker)
         self.was_killed = True
         worker.alive = False
-        worker.frozen = False
+        worker.frozen = worker.blocked = False
         for op in list(self.kernel.pending):
             if op.actor.owner is worker:
                 self.kernel.pending.remove(op)
@@ -1052,8 +1164,41 @@ class World:
         worker.frozen = True
         self.env[f"{worker.name}!thaw"] += 1
 
+    def env_block(self, worker: SimWorker, _argument: str) -> None:
+        """A task computes: the hub stands still, and the watch gives away what has not begun."""
+        worker.blocked = worker.gives_away = True
+        self.env[f"{worker.name}!unblock"] += 1
+
+    def env_unblock(self, worker: SimWorker, _argument: str) -> None:
+        worker.blocked = worker.gives_away = False
+
+    def env_guard(self, worker: SimWorker, _argument: str) -> None:
+        """Its guard keeps the lease as long as it is frozen."""
+        worker.guarded = True
+
+    def env_extend(self, worker: SimWorker, _argument: str) -> None:
+        """Its guard prolongs the lease once, perhaps too late."""
+        if self._guard("extend", worker, self.now, LEASE_S) and not worker.has_lease:
+            self.problem(f"I7 the lease of {worker.name} had ended and is prolonged")
+
+    def env_end(self, worker: SimWorker, _argument: str) -> None:
+        """The guard of a dead worker ends its lease."""
+        worker.is_ended = True
+        self._guard("end_lease", worker, self.now)
+        score = self.link.one("ZSCORE", "greenq.leases", str(worker.owner))
+        if score is not None and float(score) >= self.now:
+            self.problem(f"I7 {worker.name} is dead, and its lease goes on")
+
+    def _guard(self, name: str, worker: SimWorker, now: float, *args: Any) -> Any:
+        link, sha = self.link, self.site.server.shas[name]
+        link.later(self._clock(now))
+        return link.one("EVALSHA", sha, 1, "greenq.leases", str(worker.owner), *args)
+
+    def env_restore(self, celery: SimCelery, _argument: str) -> None:
+        celery.restore()
+
     def env_thaw(self, worker: SimWorker, _argument: str) -> None:
-        worker.frozen = False
+        worker.frozen = worker.guarded = False
 
     def env_lease_end(self, worker: SimWorker, _argument: str) -> None:
         self.pass_time(LEASE_S * 1.05, but=worker)
@@ -1074,19 +1219,41 @@ class World:
             if worker.stopped:
                 continue
             if worker is but or not worker.alive or worker.frozen or not worker.has_lease:
-                if loses:
+                if worker.guarded and worker.has_lease and worker is not but:
+                    self._keep_guarded(worker, seconds)
+                elif loses:
                     self.excuse(worker)
             else:
                 kept.append(worker)
+        if seconds > VISIBILITY_S:
+            for celery in self.others.values():
+                self.excuse(celery)
         self.now += seconds
+        if seconds > LEASE_S:
+            # What expires by the server's own clock.
+            relay = self.site.keys.relay(self.scenario.queues)
+            self.link.later(pack(("DEL", self.site.keys.unacked_mutex, relay)))
         for worker in kept:
             member = str(worker.owner)
             score = f"{self.now + LEASE_S:.6f}"
             self.link.later(pack(("ZADD", "greenq.leases", "XX", score, member)))
             worker.state.lease_until_s = worker.boottime() + LEASE_S
+            if seconds > VISIBILITY_S / 4:
+                for tag in worker.state.reserved:
+                    score = f"{self.now:.6f}"
+                    self.link.later(pack(("ZADD", "unacked_index", "XX", score, tag)))
         for worker in self.workers.values():
             if worker.alive and not worker.frozen:
                 self._run_timer(worker)
+
+    def _keep_guarded(self, worker: SimWorker, seconds: float) -> None:
+        """Time passes for a frozen worker whose guard prolongs the lease."""
+        at = self.now
+        while at < self.now + seconds:
+            if not self._guard("extend", worker, at, LEASE_S):
+                self.problem(f"I7 the guard of {worker.name} could not keep its lease")
+                return
+            at += LEASE_S * 0.4
 
     def _run_timer(self, worker: SimWorker) -> None:
         if len(worker.timer):
@@ -1138,6 +1305,10 @@ class World:
 
     def env_rollback(self, _worker: None, _argument: str) -> None:
         self.rolled_back = True
+        # What is in hand is on its queue again, or will be: there are two of it.
+        for worker in self.workers.values():
+            self.doubled |= {r.message.id for r in worker.state.reserved.values()}
+        self.doubled |= {task_id for task_id, _retries in self.runs}
         self._copy_all(2, 0)
         self._excuse_all()
         self._cut_all()
@@ -1161,6 +1332,7 @@ class World:
             links[source].one("COPY", key, key, "DB", goal)
 
     def _excuse_all(self) -> None:
+        self.rolled_step = self.step
         for worker in self.workers.values():
             worker.has_lease = False
             worker.lost_step = self.step

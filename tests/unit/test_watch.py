@@ -9,7 +9,6 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
-import gevent
 import pytest
 
 from greenq import ear
@@ -22,7 +21,7 @@ from greenq.errors import (
 )
 from greenq.transport.client import Message
 from greenq.transport.leases import Owner, Renewal
-from greenq.transport.settle import Publication
+from greenq.transport.settle import Entry, Publication
 from greenq.watch import Beat, Blocker, Watch
 from greenq.worker_state import WorkerState
 
@@ -100,7 +99,7 @@ class World:
         self.watch = Watch(
             self,  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]
-            WorkerState(),
+            WorkerState(lambda: self.now_s),
             lease_s=LEASE_S,
             visibility_timeout_s=3600.0,
             blocked_after_s=BLOCKED_AFTER_S,
@@ -146,8 +145,19 @@ class World:
     def overdue(self) -> list[str]:
         return []
 
-    def leave(self) -> int:
+    def leave(self, unwritten: list[Entry]) -> int:
+        assert unwritten == []
         return self.left
+
+    def held(self) -> set[str]:
+        return set()
+
+    def relay(self) -> bool:
+        self.noticed = False
+        self.relayed += 1
+        if self.problem is not None:
+            raise self.problem
+        return self.beyond
 
     def forgotten(self, known: set[str], first_unused: int) -> set[str]:
         assert first_unused == 1
@@ -239,6 +249,7 @@ def renewal(
     paused: tuple[str, ...] = (),
     expired: tuple[Owner, ...] = (),
     first_unused: int = 1,
+    relays: bool = False,
 ) -> Renewal:
     return Renewal(
         held=held,
@@ -248,6 +259,7 @@ def renewal(
         expired=list(expired),
         paused=frozenset(paused),
         first_unused=first_unused,
+        relays=relays,
     )
 
 
@@ -341,7 +353,7 @@ def test_a_block_is_named_in_time_even_after_a_rest(
     world.answers = False
 
     world.run(BLOCKED_AFTER_S + 0.5)
-    assert world.watch.blocked_count == 1
+    assert len(world.watch.blockers) == 1
 
     # Resting then or at work, its end is told.
     world.answers, world.resting = True, resting
@@ -674,9 +686,9 @@ def test_the_lease_holds_from_before_the_renewal_was_sent() -> None:
     world = World()
     renew = world.renew
 
-    def slow(news: Publication | None = None) -> Renewal:
+    def slow(news: Publication | None = None, *, would_relay: bool = False) -> Renewal:
         world.now_s += 1.0
-        return renew(news)
+        return renew(news, would_relay=would_relay)
 
     world.renew = slow  # type: ignore[method-assign]
     began_s = world.now_s
@@ -694,9 +706,9 @@ def test_portions_of_recovery_are_done_in_between_the_other_duties() -> None:
     began_s, renewals, done = world.now_s, [], []
     renew = world.renew
 
-    def note(news: Publication | None = None) -> Renewal:
+    def note(news: Publication | None = None, *, would_relay: bool = False) -> Renewal:
         renewals.append(world.now_s)
-        return renew(news)
+        return renew(news, would_relay=would_relay)
 
     world.renew = note  # type: ignore[method-assign]
     while world.recovery.busy:
@@ -749,7 +761,7 @@ def test_a_connection_that_is_lost_at_the_end_is_replaced_once(
     world = World()
     tried: list[bool] = []
 
-    def leave() -> int:
+    def leave(_unwritten: list[Entry]) -> int:
         tried.append(world.connected)
         world.connected = True
         if len(tried) <= fails:
@@ -786,3 +798,64 @@ def test_a_hub_that_is_blocked_has_others_run_what_waits_here(
 
     assert world.given_away == 1
     assert "what has not begun here waits until the hub moves" in caplog.text
+
+
+def test_whoever_waits_would_relay_and_the_one_that_does_hands_on_what_is_announced() -> None:
+    world = World()
+    world.noticed = True
+    world.watch.turn()
+    assert (world.would_relay, world.relayed) == (False, 0)
+
+    def renew() -> None:
+        world.now_s += 2.0
+        world.watch.turn()
+
+    world.is_waiting = True
+    world.answer = renewal(relays=True)
+    renew()
+    assert (world.would_relay, world.relayed) == (True, 1)
+
+    world.noticed = True
+    # A storm of changes: no more often than every few milliseconds.
+    world.watch.turn()
+    assert world.relayed == 1
+    assert 0 < world.watch._pause_s() <= 0.005
+    world.now_s += 0.005
+    world.watch.turn()
+    assert world.relayed == 2
+
+    world.is_waiting, world.answer = False, renewal()
+    renew()
+    world.noticed = True
+    renew()
+    assert (world.would_relay, world.relayed) == (False, 2)
+
+
+def test_a_worker_looks_itself_when_a_queue_that_nobody_waits_for_has_messages() -> None:
+    world = World()
+    world.is_waiting, world.beyond, world.noticed = True, True, True
+    world.answer = renewal(relays=True)
+
+    world.watch.turn()
+    world.watch.turn()
+
+    assert world.relayed == 1
+    assert world.rung == 1
+
+
+def test_where_changes_are_not_announced_the_renewals_look_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    world = World()
+    world.is_waiting, world.noticed = True, True
+    world.answer = renewal(relays=True)
+    world.problem = AccessRefused("CLIENT TRACKING is not allowed")
+
+    world.watch.turn()
+    world.noticed = True
+    world.watch.turn()
+
+    assert world.relayed == 1
+    assert "are not announced" in caplog.text
+    assert world.connected

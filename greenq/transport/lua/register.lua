@@ -24,7 +24,11 @@ for i = 7, stubs - 1, 2 do
   redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
   redis.call('ZADD', KEYS[2], score, ARGV[i])
 end
-for i = stubs, #ARGV do redis.call('SADD', KEYS[4], ARGV[i]) end
+-- What has a record, from this call or from a portion before the task ended, gets no stub beside it: a move ends one of
+-- the two, and a late repetition of it would find the other one.
+for i = stubs, #ARGV do
+  if redis.call('HEXISTS', KEYS[1], ARGV[i]) == 0 then redis.call('SADD', KEYS[4], ARGV[i]) end
+end
 redis.call('EXPIRE', KEYS[4], ARGV[4])
 if ARGV[2] ~= '' then
   redis.call('HSET', KEYS[3], 'next', ARGV[2], 'call', ARGV[3])

@@ -39,6 +39,7 @@ local asks = ARGV[5]
 local unacked, index, owner, begun = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local at, key = 7, goals < 0 and 0 or 5 + goals
 local reply, problem = {'', ''}, nil
+local call = redis.call
 
 if goals >= 0 and asks == 'own' then
   if redis.call('HEXISTS', owner, 'next') == 0 then
@@ -62,8 +63,8 @@ local function stored_state(name)
 end
 
 local function write(name, seconds, payload, ...)
-  if seconds == '0' then return redis.call('SET', name, payload, ...) end
-  return redis.call('SET', name, payload, 'EX', seconds, ...)
+  if seconds == '0' then return call('SET', name, payload, ...) end
+  return call('SET', name, payload, 'EX', seconds, ...)
 end
 
 local function store(name, kind, seconds, payload, tag, held)
@@ -109,18 +110,27 @@ local function move(tag, is_stub, goal, how, text)
   return true
 end
 
+-- Heads are few, and taking one apart takes as long as a command.
+local heads = {}
+
+local function parsed(head)
+  local found = {string.byte(head), string.sub(head, 2, 2), string.sub(head, 3)}
+  heads[head] = found
+  return found
+end
+
 local acks = {}
 for number = 1, count do
-  local head, tag = ARGV[at], ARGV[at + 1]
-  local what, kind = string.byte(head), string.sub(head, 2, 2)
+  local head, tag = heads[ARGV[at]] or parsed(ARGV[at]), ARGV[at + 1]
+  local what, kind = head[1], head[2]
   at = at + 2
-  local is_record = tag ~= '' and tag ~= '-' and redis.call('HEXISTS', unacked, tag) == 1
+  local is_record = tag ~= '' and tag ~= '-' and call('HEXISTS', unacked, tag) == 1
   local is_stub = asks == 'own' and not is_record and tag ~= '' and redis.call('SISMEMBER', begun, tag) == 1
   local held = tag == '' or is_record or is_stub
   if not held then reply[#reply + 1] = number end
   if kind ~= '-' then
     key = key + 1
-    store(KEYS[key], kind, string.sub(head, 3), ARGV[at], tag, held)
+    store(KEYS[key], kind, head[3], ARGV[at], tag, held)
     at = at + 1
   end
   if what == 109 then -- m

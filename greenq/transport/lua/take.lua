@@ -70,18 +70,22 @@ local function pop(q, key, wanted)
     problem = messages
     return 0
   end
-  for _, message in ipairs(messages) do
-    local i = first + most - left
-    left = left - 1
+  local count = #tags
+  for n, message in ipairs(messages) do
+    local i = first + count + n - 1
+    -- Made once: Lua writes a number slowly.
+    local tag = prefix .. i
     bytes = bytes - #message
     if #message > _LARGE then some, grows = 1, false end
-    records[#records + 1] = prefix .. i
-    records[#records + 1] = '[' .. message .. ARGV[8 + q]
-    tags[#tags + 1] = prefix .. i
-    reply[#reply + 1] = i
-    reply[#reply + 1] = q
-    reply[#reply + 1] = message
+    local at = count + n
+    tags[at] = tag
+    records[2 * at - 1] = tag
+    records[2 * at] = '[' .. message .. ARGV[8 + q]
+    reply[3 * at] = i
+    reply[3 * at + 1] = q
+    reply[3 * at + 2] = message
   end
+  left = left - #messages
   if grows then some = math.min(2 * some, _SOME) end
   return #messages
 end
