@@ -7,6 +7,7 @@ import importlib
 import inspect
 import logging
 import os
+import sys
 import threading
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -34,12 +35,16 @@ from greenq.transport.links import Transport
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from types import FrameType
+    from types import FrameType, ModuleType
     from typing import Unpack
 
     from greenq.control import Control
     from greenq.events import Events
     from greenq.steps import Option, Step
+
+    _Packages = Callable[[], Iterable[str] | None]
+
+_log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -263,12 +268,18 @@ class Greenq:
         # Called in a worker after each task's code, in the task's own greenlet: `on_task_end`.
         self.task_end_hooks: list[Callable[[], object]] = []
         self._tasks = TaskRegistry()
-        self._autodiscovered: list[tuple[Callable[[], Iterable[str]], str]] = []
+        self._autodiscovered: list[tuple[_Packages, str | None]] = []
         self._lock = threading.Lock()
         self._transport: Transport | None = None
         self._producer: Producer | None = None
         if set_as_current:
             _shared.app = self
+
+    def set_default(self) -> None:
+        """Have shared tasks, and handles made without an app, use this one from now on."""
+        _shared.app = self
+
+    set_current = set_default
 
     # --- settings ---------------------------------------------------------------------------------
 
@@ -433,12 +444,32 @@ class Greenq:
 
     def autodiscover_tasks(
         self,
-        packages: Iterable[str] | Callable[[], Iterable[str]] = (),
-        related_name: str = "tasks",
+        packages: Iterable[str] | Callable[[], Iterable[str]] | None = None,
+        related_name: str | None = "tasks",
+        force: bool = False,
     ) -> None:
-        """Import ``<package>.tasks`` of each package before a worker starts, where it exists."""
-        call = packages if callable(packages) else lambda: packages
+        """Import ``<package>.tasks`` of each package before a worker starts, where it exists.
+
+        Args:
+            packages: their names, or what returns them then; without, Django's INSTALLED_APPS,
+                whose entries may name an AppConfig.
+            related_name: of the modules; None imports the packages only.
+            force: import them now.
+
+        Raises:
+            ConfigError: there are no packages and no Django, with `force` now, else then.
+        """
+        call: _Packages = packages if callable(packages) else lambda: packages
         self._autodiscovered.append((call, related_name))
+        if force:
+            self.set_up_framework()
+            self._discover(call(), related_name)
+
+    def set_up_framework(self) -> None:
+        """Set Django up where it is in use; commands that import task modules do it first."""
+        django = _django()
+        if django is not None:
+            django.set_up(self)
 
     def import_task_modules(self) -> None:
         """Import all modules that hold tasks: ``imports``, ``include``, and the autodiscovered.
@@ -446,14 +477,33 @@ class Greenq:
         Raises:
             ConfigError: one of them does not exist; what a module itself raises comes as it is.
         """
+        self.set_up_framework()
         for setting in ("imports", "include"):
             for module in self.conf[setting]:
                 _import_named(module, setting)
         for packages, related_name in self._autodiscovered:
-            for package in packages():
-                _import_named(package, "autodiscover_tasks")
-                if find_spec(f"{package}.{related_name}") is not None:
-                    importlib.import_module(f"{package}.{related_name}")
+            self._discover(packages(), related_name)
+        django = _django()
+        if django is not None:
+            # Now there is a log, and who mends a driver beside settings or tasks has done so.
+            django.warn_of_blocking()
+
+    def _discover(self, packages: Iterable[str] | None, related_name: str | None) -> None:
+        if packages is None:
+            django = _django()
+            if django is None:
+                reason = (
+                    "without packages it looks through Django's INSTALLED_APPS: set "
+                    "DJANGO_SETTINGS_MODULE before, and install Django, or name the packages"
+                )
+                raise ConfigError([Problem("autodiscover_tasks", None, reason)])
+            packages = django.packages()
+        for entry in packages:
+            package = _package(entry)
+            if not related_name or not hasattr(sys.modules[package], "__path__"):
+                continue
+            if find_spec(f"{package}.{related_name}") is not None:
+                importlib.import_module(f"{package}.{related_name}")
 
     # --- the cluster ------------------------------------------------------------------------------
 
@@ -526,6 +576,18 @@ class Greenq:
             raise TypeError(f"task {name}: task_id is for one task; those of many are made here")
         sent = self._inherited(name, options, current_context.get())
         return AsyncResults(self.producer.send_many(name, calls, sent), self.transport, name)
+
+    def on_commit(self, call: Callable[[], object]) -> None:
+        """Make a call when Django's open transaction commits; without one, now.
+
+        Raises:
+            ConfigError: Django is not in use.
+        """
+        django = _django()
+        if django is None:
+            reason = "sending on commit needs Django, and DJANGO_SETTINGS_MODULE is not set"
+            raise ConfigError([Problem("on_commit", None, reason)])
+        django.on_commit(call)
 
     def _inherited(
         self, name: str, options: Mapping[str, Any], context: Context | None
@@ -680,6 +742,33 @@ def _folder_of(frame: FrameType | None) -> Path:
     name = str(frame.f_globals.get("__file__") or "") if frame is not None else ""
     # None is there at a prompt, and in what `python -c` runs.
     return Path(os.path.realpath(Path(name).parent if name else Path.cwd()))
+
+
+def _django() -> ModuleType | None:
+    """Return the bridge to Django where that is in use; None elsewhere, and Django stays away."""
+    if not os.environ.get("DJANGO_SETTINGS_MODULE"):
+        return None
+    if "django" not in sys.modules and find_spec("django") is None:
+        _log.warning("DJANGO_SETTINGS_MODULE is set and Django is not installed: it is left out")
+        return None
+    return importlib.import_module("greenq.contrib.django")
+
+
+def _package(entry: str) -> str:
+    """Import the package that an entry names, itself or by an AppConfig, and return its name."""
+    try:
+        importlib.import_module(entry)
+    except ModuleNotFoundError as error:
+        module, _, attribute = entry.rpartition(".")
+        if not module or error.name != entry:
+            _import_named(entry, "autodiscover_tasks")
+            raise
+        package = getattr(getattr(importlib.import_module(module), attribute, None), "name", None)
+        if not isinstance(package, str):
+            raise
+        importlib.import_module(package)
+        return package
+    return entry
 
 
 def _place(function: Callable[..., Any]) -> str:

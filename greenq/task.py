@@ -405,6 +405,25 @@ class Task(Generic[P, R]):
         self.argument_check.arguments(args or (), kwargs or {})
         return self.app.send_task(self.name, args, kwargs, **self._with_own(options))
 
+    def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Send the task when Django's open transaction commits; without one, at once.
+
+        Never if it rolls back. There is no handle: the task has no id before.
+
+        Raises:
+            ConfigError: DJANGO_SETTINGS_MODULE is not set.
+        """
+        self.apply_async_on_commit(args, kwargs)
+
+    def apply_async_on_commit(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[SendOptions],
+    ) -> None:
+        """Send the task with options (`SendOptions`) as `delay_on_commit` does."""
+        self.app.on_commit(functools.partial(self.apply_async, args, kwargs, **options))
+
     def delay_many(self: Callable[[*Ts], R_co], calls: Iterable[tuple[*Ts]]) -> AsyncResults[R_co]:
         """Send the task once for each tuple of arguments. Switches: yes.
 

@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     if args.workdir:
         os.chdir(args.workdir)
     app = find_app(args.app)
+    # Before the log: a framework's set-up of its own logging would undo that.
+    app.set_up_framework()
     app.conf.update(_settings(app, args))
     options = read_custom(args, app.user_options["worker"])
     node = node_name(args.hostname)

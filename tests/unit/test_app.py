@@ -432,3 +432,17 @@ def test_task_does_not_wait_for_another_one_unless_that_is_said() -> None:
             result.get()
     finally:
         current_context.reset(token)
+
+
+def test_shared_tasks_use_the_app_that_was_made_the_default_one() -> None:
+    first = Greenq("first")
+
+    @shared_task(name="shared.by_default")
+    def by_default() -> None: ...
+
+    second = Greenq("second")
+    assert by_default.app is second
+    first.set_default()
+    assert by_default.app is first
+    second.set_current()
+    assert by_default.app is second

@@ -1,0 +1,38 @@
+from django.apps import apps
+from django.db import OperationalError, transaction
+from django.db.models import F
+
+from greenq import shared_task
+
+
+@shared_task(autoretry_for=(OperationalError,), retry_backoff=True, max_retries=5)
+def confirm(order_id: int) -> str:
+    """Take what was ordered from the stock, or refuse the order."""
+    # Not imported at the top: the models import the tasks.
+    order_model = apps.get_model("orders", "Order")
+    product_model = apps.get_model("orders", "Product")
+    with transaction.atomic():
+        order = order_model.objects.select_for_update().get(pk=order_id)
+        if order.state != order.State.PLACED:
+            # It ran before, and its worker died before it could say so.
+            return order.state
+        taken = product_model.objects.filter(pk=order.product_id, in_stock__gte=order.amount)
+        stock_left = taken.update(in_stock=F("in_stock") - order.amount)
+        order.state = order.State.CONFIRMED if stock_left else order.State.REFUSED
+        order.save(update_fields=["state"])
+        if stock_left:
+            send_receipt.delay_on_commit(order.pk)
+    return order.state
+
+
+@shared_task
+def send_receipt(order_id: int) -> None:
+    """Stand in for an e-mail: count that it was sent."""
+    orders = apps.get_model("orders", "Order").objects
+    orders.filter(pk=order_id).update(receipts=F("receipts") + 1)
+
+
+@shared_task
+def in_stock(name: str) -> int:
+    """Look up one number: about the least that a task can do with a database."""
+    return apps.get_model("orders", "Product").objects.get(name=name).in_stock

@@ -1,0 +1,200 @@
+"""Django: set up before the task modules are imported, and nothing of it left open by a task.
+
+`greenq.app` imports this module, and it Django, where DJANGO_SETTINGS_MODULE names a project's
+settings and Django is installed; nothing else does.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import django
+from django.apps import apps
+from django.core.cache import close_caches
+from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from greenq.task import current_context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.app import Greenq
+
+_log = logging.getLogger(__name__)
+
+# What databases say when they have no connection left; there is no code to go by, since psycopg has
+# none for an error of connecting.
+_FULL = ("too many clients", "too many connections", "connection slots are reserved",
+         "no more connections allowed")  # fmt: skip
+
+# How long a task waits for a connection, and after how long it looks again of itself: it is woken
+# when a task of this worker has closed one.
+_PATIENCE_S = 60.0
+_LOOK_AGAIN_S = 0.25
+
+# Between two warnings of a full database.
+_WARN_EVERY_S = 60.0
+
+
+def set_up(app: Greenq) -> None:
+    """Load the project's settings and INSTALLED_APPS, and have tasks leave no connection open.
+
+    A second call does nothing.
+    """
+    if not apps.ready:
+        _set_up_django()
+    if close_connections not in app.task_end_hooks:
+        app.on_task_end(close_connections)
+    if not hasattr(BaseDatabaseWrapper.connect, "waits"):
+        _wait_when_full()
+
+
+def _set_up_django() -> None:
+    """Do it; what Django's LOGGING does not name, it silences, but greenq's loggers speak on."""
+    loggers = list(logging.Logger.manager.loggerDict)
+    own = [name for name in loggers if name == "greenq" or name.startswith("greenq.")]
+    spoke = [name for name in own if not logging.getLogger(name).disabled]
+    django.setup()
+    for name in spoke:
+        logging.getLogger(name).disabled = False
+
+
+def packages() -> list[str]:
+    """Return the packages of INSTALLED_APPS, in their order."""
+    return [config.name for config in apps.get_app_configs()]
+
+
+def on_commit(call: Callable[[], object]) -> None:
+    """Make a call when the open transaction commits, never if it rolls back; without one, now."""
+    transaction.on_commit(call)
+
+
+def close_connections() -> None:
+    """Close what the running task has opened: connections to databases, and those of caches.
+
+    Each greenlet has its own. Whatever CONN_MAX_AGE says, none is kept for the next task: a pool of
+    five hundred greenlets would keep five hundred. With Django's own pool, closing gives the
+    connection back to that.
+    """
+    close_caches()
+    ident = threading.get_ident()
+    # Looking at Django's connections would leave something in this greenlet's locals already.
+    if ident in _users:
+        _users.discard(ident)
+        for connection in connections.all(initialized_only=True):
+            _close(connection)
+
+
+def _close(connection: Any) -> None:
+    try:
+        connection.close()
+    except Exception:
+        # A broken connection is as good as a closed one, and the task has its outcome.
+        name = connection.alias
+        _log.warning("a connection to the database %r could not be closed", name, exc_info=True)
+    if connection.in_atomic_block or connection.connection is not None:
+        # The next task of this greenlet starts with one that has no transaction to end.
+        del connections[connection.alias]
+    _queue.one_is_free()
+
+
+class _Queue:
+    """Tasks that wait for a connection, all databases together, the first one to be woken first."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._warned_s = 0.0
+        self.waiting = 0
+
+    def wait(self) -> None:
+        """Wait until a connection was closed here, or a moment: others may close one elsewhere."""
+        with self._changed:
+            self.waiting += 1
+            try:
+                self._changed.wait(_LOOK_AGAIN_S)
+            finally:
+                self.waiting -= 1
+
+    def one_is_free(self) -> None:
+        """Wake one."""
+        if self.waiting:
+            with self._changed:
+                self._changed.notify()
+
+    def warn(self, alias: str) -> None:
+        """Say, now and then, that tasks wait."""
+        now_s = time.monotonic()
+        if self._warned_s and now_s < self._warned_s + _WARN_EVERY_S:
+            return
+        self._warned_s = now_s
+        _log.warning(
+            "the database %r has no connection left: tasks wait for one, each up to %g s; run "
+            "fewer tasks at once (-c), or have them share a pool: OPTIONS['pool'] in DATABASES",
+            alias,
+            _PATIENCE_S,
+        )
+
+
+_queue = _Queue()
+
+# The greenlets, by their idents, whose tasks have opened connections.
+_users: set[int] = set()
+
+
+def _wait_when_full() -> None:
+    """Have tasks wait where their database refuses one connection more.
+
+    A worker opens hundreds at once where Celery's, by being slower, opens a few.
+    """
+    connect = BaseDatabaseWrapper.connect
+
+    @functools.wraps(connect)
+    def connect_or_wait(self: Any) -> None:
+        if current_context.get() is None:
+            connect(self)
+            return
+        until_s = time.monotonic() + _PATIENCE_S
+        if _queue.waiting:
+            # Who came before goes first.
+            _queue.wait()
+        while True:
+            try:
+                connect(self)
+            except Exception as exc:
+                if not _is_full(exc) or time.monotonic() > until_s:
+                    raise
+                _queue.warn(self.alias)
+            else:
+                _users.add(threading.get_ident())
+                return
+            _queue.wait()
+
+    connect_or_wait.waits = True  # type: ignore[attr-defined]
+    BaseDatabaseWrapper.connect = connect_or_wait
+
+
+def _is_full(exc: BaseException) -> bool:
+    text = str(exc).lower()
+    return any(words in text for words in _FULL)
+
+
+def warn_of_blocking() -> None:
+    """Say so if the driver of a database holds the whole worker up with each query."""
+    # Asked for first: that imports their drivers.
+    aliases = {each.alias: getattr(each, "Database", None) for each in connections.all()}
+    psycopg2 = sys.modules.get("psycopg2")
+    if psycopg2 is None or sys.modules["psycopg2.extensions"].get_wait_callback() is not None:
+        return
+    for alias, driver in aliases.items():
+        if driver is psycopg2:
+            _log.warning(
+                "the database %r is used through psycopg2, which holds up all tasks during each "
+                "query: install psycopg 3, or call psycogreen.gevent.patch_psycopg()",
+                alias,
+            )
