@@ -38,6 +38,8 @@ def test_an_idle_worker_asks_nothing_but_to_renew_its_lease(options: tuple[str, 
         wait_until(lambda: server.client.info("clients")["blocked_clients"] == 1)
         # At first, it listens for others.
         wait_until(lambda: not server.client.pubsub_numsub(BEAT)[0][1], 20)
+        # And it begins to relay, with the second renewal.
+        wait_until(lambda: "client|tracking" in calls(server), 20)
         started = calls(server)["evalsha"]
         wait_until(lambda: calls(server)["evalsha"] > started)
         began_s, before = time.monotonic(), calls(server)
