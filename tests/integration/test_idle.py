@@ -67,7 +67,9 @@ def test_an_idle_worker_asks_nothing_but_to_renew_its_lease(options: tuple[str, 
         assert set(inside.values()) == {renewals}
         # The wait, the lease, and what was declared at the start; one is ours.
         # A guard on a busy machine may have thought that it was needed, for a moment.
-        wait_until(lambda: server.client.info("clients")["connected_clients"] - 1 <= 4)
+        # In a cluster, two have looked at the same moment who is there.
+        most = 4 if options else 5
+        wait_until(lambda: server.client.info("clients")["connected_clients"] - 1 <= most)
 
 
 def test_a_message_handed_to_a_worker_that_died_is_found(server: Server) -> None:
