@@ -33,7 +33,7 @@ INTRODUCTION = """\
 # Settings
 
 ```python
-app.config_from_object("proj.settings")                             # broker_url = ..., in a module
+app.config_from_object("proj.settings")  # broker_url = ..., in a module
 app.config_from_object("django.conf:settings", namespace="CELERY")  # CELERY_BROKER_URL = ...
 app.conf.update(task_acks_late=False)
 app.conf["timezone"]
