@@ -217,7 +217,7 @@ def sim_sleep(_seconds: float = 0.0) -> None:
     actor.kernel.park(op)
 
 
-def sim_spawn(run: Callable[..., Any], *args: Any, name: str) -> Actor:
+def sim_spawn(run: Callable[..., Any], *args: Any, name: str, lasts: bool = False) -> Actor:
     """`greenq.hub.spawn`."""
     actor = greenlet.getcurrent()
     role = name.split()[0]

@@ -65,7 +65,7 @@ MUTANTS: list[Mutant] = [
         "who is back is recovered all the same", ("back",), 6000,
     ),
     Mutant(
-        "settle", "if held then move(", "if true then move(",
+        "settle", "if held and not move(", "if not move(",
         "a message is moved by who does not have it", ("retry", "recovery", "plain"),
     ),
     Mutant(

@@ -14,7 +14,9 @@ from greenq.consumer.tasks import Tasks
 from greenq.execute import Executor
 from greenq.producer import Producer
 from greenq.protocol.keys import Keys
+from greenq.protocol.message import TaskMessage
 from greenq.request import Request
+from greenq.retrying import following
 from greenq.timer import Timer
 from greenq.transport.broker import Broker
 from greenq.transport.intake import Delivery
@@ -170,8 +172,11 @@ def test_expiry_is_by_the_server_s_clock(scene: Scene, left_s: float, runs: bool
 
 
 def test_eta_of_a_retry_is_by_the_server_s_clock(scene: Scene) -> None:
-    eta = scene.executor._eta({"countdown": 10})
+    message = TaskMessage(task="add", id="x", args=[], kwargs={})
+    offset_s = scene.state.clock_offset_s
 
-    assert eta is not None
-    left = datetime.fromisoformat(eta) - scene.server_now
+    later = following(message, [], {}, {"countdown": 10}, zone=UTC, clock_offset_s=offset_s)
+
+    assert later.eta is not None
+    left = datetime.fromisoformat(later.eta) - scene.server_now
     assert left.total_seconds() == pytest.approx(10, abs=1)

@@ -75,8 +75,6 @@ OPTIONS: list[dict[str, Any]] = [
     {"autoretry_for": (ValueError,), "retry_kwargs": 5},
     {"autoretry_for": (ValueError,), "retry_kwargs": {"nope": 1}},
     {"autoretry_for": (ValueError,), "retry_backoff": True, "retry_backoff_max": None},
-    {"autoretry_for": (ValueError,), "retry_backoff": "x"},
-    {"autoretry_for": (ValueError,), "max_retries": "x"},
     {"throws": 5},
 ]
 
