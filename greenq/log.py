@@ -148,13 +148,18 @@ class _Unfailing(logging.Logger):
         try:
             super().handle(record)
         except Exception as exc:
-            try:
-                text = _plain.format(record)
-            except Exception:
-                text = f"{record.levelname}: {record.msg!r} (cannot be formatted)"
-            reason = f"[{type(exc).__name__} in a handler of the log]"
-            with suppress(OSError):
-                os.write(2, f"{text} {reason}\n".encode(errors="backslashreplace"))
+            _write_plainly(record, exc)
+
+
+def _write_plainly(record: logging.LogRecord, error: BaseException) -> None:
+    """Write what a handler could not to file descriptor 2, which only another process closes."""
+    try:
+        text = _plain.format(record)
+    except Exception:
+        text = f"{record.levelname}: {record.msg!r} (cannot be formatted)"
+    reason = f"[{type(error).__name__} in a handler of the log]"
+    with suppress(OSError):
+        os.write(2, f"{text} {reason}\n".encode(errors="backslashreplace"))
 
 
 _plain = logging.Formatter(FORMAT)
@@ -164,9 +169,11 @@ class _Stream(logging.StreamHandler[TextIO]):
     """Never raises: a stream that somebody has closed must not end what a worker does."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
-        """Say what went wrong as logging does, if that is possible at all."""
-        with suppress(Exception):
+        """Say what went wrong as logging does; where that is not possible, keep the line."""
+        try:
             super().handleError(record)
+        except Exception as exc:
+            _write_plainly(record, exc)
 
 
 class _File(logging.handlers.WatchedFileHandler):
@@ -181,9 +188,11 @@ class _File(logging.handlers.WatchedFileHandler):
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
-        """Say on standard error what went wrong, if that is possible at all."""
-        with suppress(Exception):
+        """Say on standard error what went wrong; where that is not possible, keep the line."""
+        try:
             super().handleError(record)
+        except Exception as exc:
+            _write_plainly(record, exc)
 
     def renew(self) -> None:
         """Close the file and open it by its name."""

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from typing import Any
 
@@ -49,6 +50,17 @@ def again(self: Any) -> float:
 @app.task
 def wait(seconds: float) -> None:
     time.sleep(seconds)
+
+
+_local = threading.local()
+
+
+@app.task
+def left() -> Any:
+    """Leave something behind, and return what was there."""
+    found = getattr(_local, "left", None)
+    _local.left = "something"
+    return found
 
 
 @app.task

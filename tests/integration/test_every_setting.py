@@ -43,6 +43,10 @@ NAMES = [each.name for part in SECTIONS.values() for each in dataclasses.fields(
 
 # Setting -> file and test. The file names the setting.
 ELSEWHERE = {
+    "worker_hub_blocked_limit": (
+        "tests/integration/test_always_ends.py::"
+        "test_hub_that_is_blocked_for_too_long_ends_the_worker"
+    ),
     "broker_transport_options.visibility_timeout": (
         "tests/faults/test_leases.py::"
         "test_what_a_celery_worker_abandoned_comes_back_after_the_visibility_timeout"
@@ -607,6 +611,14 @@ def check_worker_concurrency(rig: Rig) -> None:
     assert stats["pool"]["max-concurrency"] == 3
 
 
+def check_worker_task_locals(rig: Rig) -> None:
+    for value, found in (("clear", None), ("keep", "something")):
+        with rig.worker("-c", "1", worker_task_locals=value):
+            app = rig.app()
+            app.send_task("settings_app.left").get(timeout=WAIT_S)
+            assert app.send_task("settings_app.left").get(timeout=WAIT_S) == found
+
+
 def check_worker_autoscale_keepalive(rig: Rig) -> None:
     assert _grows_and_shrinks(rig, worker_autoscale_keepalive=0.2, worker_autoscale_interval=0.1)
     assert not _grows_and_shrinks(rig, worker_autoscale_keepalive=60, worker_autoscale_interval=0.1)
@@ -622,8 +634,9 @@ def _grows_and_shrinks(rig: Rig, **settings: Any) -> bool:
         app = rig.app()
 
         def size() -> int:
-            (stats,) = app.control.inspect(timeout=5, limit=1).stats().values()
-            return int(stats["pool"]["max-concurrency"])
+            # None while the worker is too busy to answer.
+            replies = app.control.inspect(timeout=5, limit=1).stats() or {}
+            return sum(int(stats["pool"]["max-concurrency"]) for stats in replies.values())
 
         sent = [app.send_task("settings_app.wait", (1,)) for _ in range(20)]
         try:
