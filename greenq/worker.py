@@ -42,10 +42,11 @@ from greenq.stacks import all_stacks
 from greenq.timer import Timer
 from greenq.transport.facts import eviction_warning, server_facts
 from greenq.transport.intake import Intake
-from greenq.transport.leases import Leases, Owner, new_owner
+from greenq.transport.leases import Leases
 from greenq.transport.mailbox import Mailbox
 from greenq.transport.members import look_around
 from greenq.transport.outbox import Outbox
+from greenq.transport.owner import Owner, new_owner
 from greenq.transport.recovery import Recovery
 from greenq.transport.settle import Entry
 from greenq.watch import Watch

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from greenq.errors import OperationalError
-from greenq.transport.leases import Owner
+from greenq.transport.owner import Owner
 
 if TYPE_CHECKING:
     from greenq.protocol.keys import Keys

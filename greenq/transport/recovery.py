@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from greenq.protocol.envelope import Held
     from greenq.transport.broker import Broker
     from greenq.transport.client import Connection
-    from greenq.transport.leases import Owner
+    from greenq.transport.owner import Owner
 
 _log = logging.getLogger(__name__)
 

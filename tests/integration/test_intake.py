@@ -20,7 +20,8 @@ from greenq.protocol.keys import Keys
 from greenq.transport.broker import Broker
 from greenq.transport.client import Client
 from greenq.transport.intake import Intake
-from greenq.transport.leases import Leases, Owner
+from greenq.transport.leases import Leases
+from greenq.transport.owner import Owner
 
 client = Client(sys.argv[1])
 queues = [queue for queue in sys.argv[2].split(",") if queue]

@@ -16,7 +16,8 @@ from greenq.protocol.keys import Keys
 from greenq.routing import worker_direct
 from greenq.transport.broker import Broker
 from greenq.transport.client import Client
-from greenq.transport.leases import Leases, Owner
+from greenq.transport.leases import Leases
+from greenq.transport.owner import Owner
 from tests.servers import Server, greenq_worker
 from tests.support import wait_until
 

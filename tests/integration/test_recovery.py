@@ -15,7 +15,8 @@ from greenq.protocol.keys import Keys
 from greenq.transport import intake
 from greenq.transport.broker import Broker
 from greenq.transport.client import Client
-from greenq.transport.leases import Leases, Owner
+from greenq.transport.leases import Leases
+from greenq.transport.owner import Owner
 from greenq.transport.recovery import Recovery, is_suspect, newest_first
 from greenq.transport.settle import Entry, Guard, Move, Stored, settle
 from tests.servers import Server

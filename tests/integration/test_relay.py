@@ -13,7 +13,7 @@ import pytest
 
 from greenq import Greenq
 from greenq.protocol.keys import Keys
-from greenq.transport.leases import Owner
+from greenq.transport.owner import Owner
 from tests.servers import Process, Server, greenq_worker, valkey
 from tests.support import FairTime, wait_until
 

@@ -38,8 +38,9 @@ from greenq.protocol.states import FAILURE
 from greenq.task import current_context
 from greenq.timer import Timer
 from greenq.transport.intake import Intake
-from greenq.transport.leases import Leases, Owner
+from greenq.transport.leases import Leases
 from greenq.transport.outbox import Outbox
+from greenq.transport.owner import Owner
 from greenq.transport.recovery import Recovery
 from greenq.transport.settle import Entry
 from greenq.watch import Watch

@@ -20,7 +20,8 @@ from greenq.errors import (
     TransportTimeout,
 )
 from greenq.transport.client import Message
-from greenq.transport.leases import Owner, Renewal
+from greenq.transport.leases import Renewal
+from greenq.transport.owner import Owner
 from greenq.transport.settle import Entry, Publication
 from greenq.watch import Beat, Blocker, Watch
 from greenq.worker_state import WorkerState
