@@ -192,13 +192,23 @@ def ping(worker: Worker, **_ignored: Any) -> dict[str, object]:
 
 @inspect_command(urgent=True)
 def status(worker: Worker) -> dict[str, object]:
-    """Tell in short how the worker does."""
+    """Tell in short how the worker does.
+
+    ``held``: by queue, how many messages wait here, for their ETA, a retry's countdown, a rate
+    limit or a slot.
+    """
+    held = Counter(
+        request.delivery.queue
+        for request in list(worker.state.reserved.values())
+        if request.started_s is None
+    )
     blocker = worker.watch.blocking_now()
     return {
         "ok": "ok" if blocker is None else "blocked",
         "active": worker.pool.running,
         "size": worker.pool.size,
         "waiting": worker.pool.waiting,
+        "held": dict(held),
         "processed": worker.state.total.total(),
         "uptime": round(worker.uptime_s),
         "pid": os.getpid(),
@@ -654,22 +664,10 @@ def time_limit(
 
 @inspect_command(urgent=True)
 def active_queues(worker: Worker) -> list[dict[str, object]]:
-    """List the queues that this worker takes from, and those that it hears broadcasts of.
-
-    greenq's own: ``held``, how many messages of a queue wait here, for their ETA, a retry's
-    countdown, a rate limit or a slot.
-    """
+    """List the queues that this worker takes from, and those that it hears broadcasts of."""
     names = [*worker.queues, *(queue.name for queue in worker.broadcasts)]
     plain = {name: QueueSource(name, "direct", name) for name in names}
-    held = Counter(
-        request.delivery.queue
-        for request in list(worker.state.reserved.values())
-        if request.started_s is None
-    )
-    return [
-        {**_queue(name, worker.sources.get(name, plain[name])), "held": held[name]}
-        for name in names
-    ]
+    return [_queue(name, worker.sources.get(name, plain[name])) for name in names]
 
 
 def _queue(name: str, source: QueueSource) -> dict[str, object]:

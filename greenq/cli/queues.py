@@ -202,14 +202,13 @@ def consumers(replies: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def held(replies: Mapping[str, Any]) -> dict[str, int]:
-    """Return how many messages wait in workers, by queue, of their replies to active_queues."""
+    """Return how many messages wait in workers, by queue, of their replies to status."""
     found: dict[str, int] = {}
     for reply in replies.values():
-        for queue in reply if isinstance(reply, list) else ():
-            count = show.part(queue, "held")
+        told = show.part(reply, "held")
+        for queue, count in (told if isinstance(told, dict) else {}).items():
             if isinstance(count, int):
-                name = str(show.part(queue, "name"))
-                found[name] = found.get(name, 0) + count
+                found[str(queue)] = found.get(str(queue), 0) + count
     return found
 
 
@@ -221,7 +220,9 @@ def _complete(
     absent = silent(app, args, replies)
     for node, why in absent.items():
         sys.stderr.write(f"{show.printable(node)}: {why}\n")
-    taking, waiting = consumers(replies), held(replies)
+    # Those that have answered are there; Celery's workers do not know this one.
+    waiting = held(ask(app, args, "status", destination=tuple(replies))) if replies else {}
+    taking = consumers(replies)
     now = look(app, names)
     queues = {
         name: replace(
