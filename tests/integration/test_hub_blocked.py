@@ -193,7 +193,10 @@ def test_blocked_worker_beats_and_is_lost_only_when_it_dies(fleet: Fleet) -> Non
     finally:
         receiver.close()
 
-    assert all(names(beat["blocked"], task) for beat in saying())
+    *during, last = saying()
+    assert all(names(beat["blocked"], task) for beat in during)
+    # The last one may find the hub on its way on, with the task behind it.
+    assert names(last["blocked"], task) or last["blocked"]["by"] == "no task"
     lasted_s = [beat["blocked"]["for_s"] for beat in saying()]
     assert lasted_s == sorted(lasted_s)
     assert lasted_s[-1] > LONG_S - GAP_S

@@ -285,7 +285,7 @@ def test_tasks_are_described_as_a_celery_worker_does(cluster: Cluster) -> None:
         answers = cluster.ask("query_task", ids=every)
         return (len(answers[OURS]), len(answers[THEIRS])) == (3, 2)
 
-    wait_until(held)
+    wait_until(held, 30)
     for node in BOTH:
         cluster.wait_active(f"a-{run}-{node}", node=node)
     # What says whose it is differs, and what Celery puts in as it comes.
