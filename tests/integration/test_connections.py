@@ -56,13 +56,15 @@ def test_connections_do_not_grow_with_concurrency_or_load(server: Server, client
             # Given 500 tasks in flight
             sent = [client.send_task("shared.sleep", (0.5, number)) for number in range(500)]
             wait_received(worker, min(concurrency, 500))
-            ours = {
-                each["id"]
-                for each in connections(server)
-                if each["id"] not in before and each["laddr"].endswith(f":{server.port}")
-            }
+
+            def ours() -> int:
+                found = connections(server)
+                mine = [each for each in found if each["laddr"].endswith(f":{server.port}")]
+                return len({each["id"] for each in mine} - before)
+
             # The sender's own connections are counted, too
-            seen[concurrency] = len(ours) - own_connections(client)
+            # A connection that is opened for a moment, to look after a dead worker, is not.
+            seen[concurrency] = min(ours() for _ in range(20)) - own_connections(client)
             if concurrency == 1000:
                 assert [result.get(timeout=WAIT_S) for result in sent] == list(range(500))
             worker.send_signal(signal.SIGQUIT)
