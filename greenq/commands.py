@@ -197,18 +197,18 @@ def status(worker: Worker) -> dict[str, object]:
     ``held``: by queue, how many messages wait here, for their ETA, a retry's countdown, a rate
     limit or a slot.
     """
-    held = Counter(
-        request.delivery.queue
-        for request in list(worker.state.reserved.values())
-        if request.started_s is None
-    )
+    held = dict.fromkeys(worker.queues, 0)
+    for request in list(worker.state.reserved.values()):
+        if request.started_s is None:
+            queue = request.delivery.queue
+            held[queue] = held.get(queue, 0) + 1
     blocker = worker.watch.blocking_now()
     return {
         "ok": "ok" if blocker is None else "blocked",
         "active": worker.pool.running,
         "size": worker.pool.size,
         "waiting": worker.pool.waiting,
-        "held": dict(held),
+        "held": held,
         "processed": worker.state.total.total(),
         "uptime": round(worker.uptime_s),
         "pid": os.getpid(),
