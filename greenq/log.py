@@ -6,6 +6,7 @@ called.
 
 from __future__ import annotations
 
+import _thread
 import logging
 import logging.handlers
 import os
@@ -134,6 +135,10 @@ def keep_going() -> None:
     A task may close `sys.stderr` or add a handler that raises. Other loggers raise as ever, in the
     code that uses them.
     """
+    for handler in (*logging.root.handlers, *logging.getLogger("greenq").handlers):
+        # The watch thread logs, too. A greenlet that waits for a lock of gevent's while a thread of
+        # the system has it may wait for ever; a real lock is held for as long as a line takes.
+        handler.lock = _thread.RLock()
     for name, logger in list(logging.root.manager.loggerDict.items()):
         own = name == "greenq" or name.startswith("greenq.")
         if own and type(logger) is logging.Logger:
