@@ -170,8 +170,8 @@ def _write_plainly(record: logging.LogRecord, error: BaseException) -> None:
 _plain = logging.Formatter(FORMAT)
 
 
-class _Stream(logging.StreamHandler[TextIO]):
-    """Never raises: a stream that somebody has closed must not end what a worker does."""
+class _Keeping(logging.Handler):
+    """A handler whose own errors never reach whoever logs, and cost no line."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
         """Say what went wrong as logging does; where that is not possible, keep the line."""
@@ -181,7 +181,11 @@ class _Stream(logging.StreamHandler[TextIO]):
             _write_plainly(record, exc)
 
 
-class _File(logging.handlers.WatchedFileHandler):
+class _Stream(_Keeping, logging.StreamHandler[TextIO]):
+    """A stream that somebody may close: that must not end what a worker does."""
+
+
+class _File(_Keeping, logging.handlers.WatchedFileHandler):
     """A file that may be renamed or deleted, as rotation does: the next line opens it anew."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -191,13 +195,6 @@ class _File(logging.handlers.WatchedFileHandler):
         except Exception:
             # The folder is gone, or not ours any more.
             self.handleError(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
-        """Say on standard error what went wrong; where that is not possible, keep the line."""
-        try:
-            super().handleError(record)
-        except Exception as exc:
-            _write_plainly(record, exc)
 
     def renew(self) -> None:
         """Close the file and open it by its name."""

@@ -235,7 +235,7 @@ class Leases:
 
     def held(self) -> set[str]:
         """Return the tags of this owner's records."""
-        return {tag for found in self.recovery.tags_of(self.incarnation) for tag in found}
+        return self.recovery.held(self.incarnation)
 
     def forgotten(self, known: Container[str], first_unused: int) -> set[str]:
         """Return the tags of this owner's records that are not `known` to it, and have been used.

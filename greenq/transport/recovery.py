@@ -158,6 +158,10 @@ class Recovery:
         """Find the tags of an owner without reading a message, some at a time."""
         return self._broker.tags_of(self._connection, incarnation)
 
+    def held(self, incarnation: str) -> set[str]:
+        """Return the tags of all records of an owner."""
+        return {tag for found in self.tags_of(incarnation) for tag in found}
+
     def _recover(self, dead: Owner) -> Iterator[None]:
         incarnation = dead.incarnation
         claim = self._claim(dead)
@@ -210,9 +214,7 @@ class Recovery:
         Returns:
             How many were moved.
         """
-        if tags is None:
-            tags = {tag for found in self.tags_of(incarnation) for tag in found}
-        portions = self._portions(newest_first(tags))
+        portions = self._portions(newest_first(self.held(incarnation) if tags is None else tags))
         return sum(self._give_back(portion, Lot(Guard(""))) for portion in portions)
 
     def _portions(self, tags: Sequence[str]) -> Iterator[list[str]]:
