@@ -225,7 +225,9 @@ def _check_guilt(world: World, buried: set[str]) -> None:
         world.problem(f"I9 {task_id} is buried, and is innocent")
     for task_id in guilty:
         deaths = world.deaths.get(task_id, [])
-        if task_id not in buried or len(deaths) != most or not deaths[-1]:
+        # A death in company counts, but does not bury: the first one alone after it does.
+        enough = deaths[most - 1 :]
+        if task_id not in buried or enough.count(True) != 1 or not enough[-1]:
             world.problem(f"I9 {task_id} has killed {len(deaths)} workers of {most}: {deaths}")
 
 

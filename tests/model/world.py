@@ -679,7 +679,7 @@ class World:
         # Celery's.
         self.others: dict[str, SimCelery] = {}
         self.runs: dict[tuple[str, int], list[Run]] = {}
-        # Of each task that killed its worker: whether it ran alone, each time.
+        # Of each task that killed its worker: whether it was announced to run alone, each time.
         self.deaths: dict[str, list[bool]] = {}
         self.texts: dict[str, str] = scenario.texts(site)
         self.sent: set[str] = set()
@@ -869,7 +869,7 @@ class World:
         """A task kills its worker; its guard ends the lease, and another one starts."""
         worker: SimWorker = op.actor.owner
         op.wait.outcome = "died"
-        self.deaths.setdefault(op.kind[4:], []).append(len(worker.pool.active) == 1)
+        self.deaths.setdefault(op.kind[4:], []).append(worker.tasks._suspects.alone)
         self.env_kill(worker, "")
         self.env_end(worker, "")
         number = sum(name[0] == worker.name[0] for name in self.workers) + 1
