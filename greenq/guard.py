@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from greenq.transport import guard
+from greenq.transport.client import plain_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +68,8 @@ class Guard:
             clock: seconds, monotonic.
         """
         self._description = {
-            "url": url, "key": key, "member": member, "timeout_s": max(0.5, lease_s / 3)
+            "url": url, "plain": plain_address(url), "key": key, "member": member,
+            "timeout_s": max(0.5, lease_s / 3),
         }  # fmt: skip
         self._numbers = f"{lease_s:g}", f"{silence_limit_s:g}"
         self._clock = clock

@@ -33,6 +33,7 @@ import hiredis
 import redis
 from redis import exceptions as redis_errors
 from redis.backoff import NoBackoff
+from redis.connection import parse_url
 from redis.retry import Retry
 
 from greenq.errors import (
@@ -618,6 +619,19 @@ def _redis_py_url(url: str) -> str:
     scheme = _SCHEMES[parts.scheme]
     path = parts.path if scheme == "unix" else ""
     return f"{scheme}://{parts.netloc}{path}?{urlencode(query)}"
+
+
+# What a connection without TLS or options is opened by.
+_PLAIN = frozenset({"host", "port", "path", "username", "password", "db"})
+
+
+def plain_address(url: str) -> dict[str, Any] | None:
+    """Return what of `_PLAIN` an address says, or None if it asks for more, such as TLS."""
+    found: dict[str, Any] = parse_url(_redis_py_url(url))  # type: ignore[no-untyped-call]
+    kind = found.pop("connection_class", redis.Connection)
+    if issubclass(kind, redis.SSLConnection) or not found.keys() <= _PLAIN:
+        return None
+    return found if "path" in found else {"host": "localhost", "port": 6379, **found}
 
 
 # redis-py takes the code off the replies that it has a class for. The narrower class comes first.

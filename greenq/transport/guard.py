@@ -2,7 +2,9 @@
 
 `greenq.guard` runs this file by its path, alone (``python -I -S guard.py …``), as a child of each
 worker, in a session of its own: what is sent to the worker's process group does not reach it. It
-imports the standard library's smallest parts only, until it has to act; most never have to.
+imports the standard library's smallest parts only, until it has to act; most never have to. Then it
+has half a lease, on a machine that may be too busy for the worker itself: importing a client takes
+0.2 s of CPU, too long. So it speaks to a server without TLS by a socket alone.
 
 1. The worker's watch writes one byte into standard input after each renewal of its lease.
 2. When the worker is silent for more than half of the lease, but lives (a call holds the GIL, or
@@ -97,6 +99,70 @@ class Worker:
         return self.is_dead
 
 
+class RefusedError(Exception):
+    """The server has answered with an error."""
+
+
+class Plain:
+    """A connection without TLS, ready after a few milliseconds of CPU."""
+
+    def __init__(self, address: dict[str, Any], timeout_s: float) -> None:
+        """Connect to `address`, as `greenq.transport.client.plain_address` gives it.
+
+        Raises:
+            OSError: the server cannot be reached.
+            RefusedError: it does not let this user in.
+        """
+        socket = importlib.import_module("socket")
+        is_local = "path" in address
+        where = address["path"] if is_local else (address["host"], address["port"])
+        try:
+            if is_local:
+                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                self._socket.settimeout(timeout_s)
+                self._socket.connect(where)
+            else:
+                self._socket = socket.create_connection(where, timeout_s)
+        except OSError as exc:
+            raise ConnectionError(f"cannot reach {where}: {exc}") from exc
+        try:
+            if "password" in address:
+                names = [address["username"]] if "username" in address else []
+                self.call("AUTH", *names, address["password"])
+            if address.get("db"):
+                self.call("SELECT", address["db"])
+            self._set_name()
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, *command: object) -> bytes:
+        """Send a command whose answer is one line; return that without its mark."""
+        parts = [str(part).encode("utf-8", "surrogateescape") for part in command]
+        text = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+        self._socket.sendall(b"*%d\r\n%b" % (len(parts), text))
+        line = b""
+        while not line.endswith(b"\n"):
+            more = self._socket.recv(4096)
+            if not more:
+                raise ConnectionError("the server has closed the connection")
+            line += more
+        if line.startswith(b"-"):
+            raise RefusedError(line[1:].decode("utf-8", "replace").strip())
+        return line[1:].strip()
+
+    def _set_name(self) -> None:
+        try:
+            self.call("CLIENT", "SETNAME", "greenq-guard")
+        except RefusedError:
+            # A user without this right has connections without names.
+            return
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+
 class Lease:
     """The worker's lease on the server, reached only when there is something to do."""
 
@@ -104,7 +170,7 @@ class Lease:
         """Take what `greenq.guard` has written: one line of JSON."""
         self._description = description
         self._connection: Any = None
-        self._run: Callable[[str, list[Any]], Any] | None = None
+        self._run: Callable[[str, tuple[object, ...]], int] | None = None
 
     def extend(self, lease_s: float) -> bool:
         """Prolong the lease; False when it has ended, or there is none."""
@@ -116,32 +182,41 @@ class Lease:
 
     def rest(self) -> None:
         """Hold no connection."""
-        if self._connection is not None:
-            self._connection.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
-    def _script(self, name: str, *args: Any) -> Any:
-        if self._run is None:
-            self._run = self._prepare()
+    def _script(self, name: str, *args: object) -> int:
         try:
-            return self._run(name, list(args))
+            if self._run is None or self._connection is None:
+                self._run = self._prepare()
+            return self._run(name, args)
         except BaseException:
-            self._connection.close()
+            self.rest()
             raise
 
-    def _prepare(self) -> Callable[[str, list[Any]], Any]:
-        """Import what speaks to the server: three times the memory that the guard has at rest."""
+    def _prepare(self) -> Callable[[str, tuple[object, ...]], int]:
+        """Connect; return what runs a script by its name."""
         told = importlib.import_module("json").loads(self._description)
+        timeout_s, key, member = told["timeout_s"], told["key"], told["member"]
+        if told["plain"] is not None:
+            plain = self._connection = Plain(told["plain"], timeout_s)
+            folder = os.path.join(os.path.dirname(__file__), "lua")
+
+            def run(name: str, args: tuple[object, ...]) -> int:
+                with open(os.path.join(folder, f"{name}.lua")) as file:
+                    return int(plain.call("EVAL", file.read(), 1, key, member, *args))
+
+            return run
         # The last one serves where greenq is found by a hook that only ``site`` sets up.
         sys.path[:] = [*told["path"], told["home"]]
         module = importlib.import_module("greenq.transport.client")
-        timeout_s = told["timeout_s"]
         client = module.Client(
             told["url"], connect_timeout_s=timeout_s, timeout_s=timeout_s, name="greenq-guard"
         )
         connection = self._connection = client.connection()
-        scripts = {name: module.load_script(name) for name in ("extend", "end_lease")}
-        return lambda name, args: connection.script(
-            scripts[name], [told["key"]], [told["member"], *args]
+        return lambda name, args: int(
+            connection.script(module.load_script(name), [key], [member, *args])
         )
 
 

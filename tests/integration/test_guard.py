@@ -27,8 +27,8 @@ LEASES = "greenq.leases"
 # No worker of a server this young believes that another one is dead: twice the lease.
 YOUNG_S = 10
 
-# So that a guard on a busy machine has the time to begin.
-LEASE = {"worker_lease": 5.0}
+# As by default, although the machine is busy.
+LEASE = {"worker_lease": 3.0}
 
 # Longer than a lease, and than others take to look.
 SILENCE_S = 11
@@ -272,7 +272,7 @@ def test_what_has_ended_stays_ended_and_what_is_gone_stays_gone(elder: Server) -
 
 def tries(server: Server) -> int:
     """Count the scripts that have been called by now; one at rest calls none."""
-    called = server.client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})
+    called = server.client.info("commandstats").get("cmdstat_eval", {"calls": 0})
     return int(called["calls"])
 
 
@@ -304,7 +304,7 @@ def test_a_server_that_comes_back_in_time_finds_the_lease_kept(
         def has_said() -> bool:
             nonlocal said
             said += capfd.readouterr().err
-            return "could not be kept: cannot reach redis://" in said
+            return "could not be kept: cannot reach " in said
 
         wait_until(has_said, WAIT_S)
         server.start()

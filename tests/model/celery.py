@@ -91,5 +91,6 @@ class SimCelery:
         world, keys = self.world, self.world.site.keys
         before = f"{world.now - VISIBILITY_S:.6f}"
         (tags,) = self._call(("ZREVRANGEBYSCORE", keys.unacked_index, before, 0))
+        world.note_listed({tag.decode() for tag in tags})
         for tag in tags:
             self._call(("EVAL", _RESTORE, 2, keys.unacked, keys.unacked_index, tag))

@@ -691,6 +691,8 @@ class World:
         # When the server has lost data last: what began before may begin again.
         self.rolled_step = -1
         self.doubled: set[str] = set()
+        # What a Celery worker has found overdue: it will put these back, whoever is back meanwhile.
+        self.listed: set[str] = set()
         self.etas = {m.id: T0 + m.eta_s for m in scenario.messages if m.eta_s is not None}
         self.sender = Sender(self)
         # True when anything of the environment may happen: while it heals, and in a replay.
@@ -950,7 +952,7 @@ class World:
             if held:
                 data = b"".join(pack(("HEXISTS", "unacked", run.tag)) for run in held)
                 for run, there in zip(held, self.link.call(data, len(held)), strict=True):
-                    run.excused = not there
+                    run.excused = not there or run.tag in self.listed
         return answers
 
     def _serve(self, op: Op, value: Any) -> None:
@@ -1030,7 +1032,8 @@ class World:
         due = self.etas.get(task_id)
         if due is not None and not retries and self.now < due - 0.01:
             self.problem(f"I5 {task_id} begins {due - self.now:.3f} s too early")
-        runs.append(Run(worker, tag, text_tag, self.step, early, not worker.has_lease))
+        excused = not worker.has_lease or tag in self.listed
+        runs.append(Run(worker, tag, text_tag, self.step, early, excused))
 
     def excuse(self, worker: Any) -> None:
         """A worker may have lost what it holds: what is reserved for it may run again."""
@@ -1046,6 +1049,13 @@ class World:
             data = b"".join(pack(("HEXISTS", "unacked", run.tag)) for run in held)
             for run, there in zip(held, self.link.call(data, len(held)), strict=True):
                 run.excused = bool(there)
+
+    def note_listed(self, tags: set[str]) -> None:
+        """A Celery worker is about to put back what these tags stand for: it may run again."""
+        self.listed |= tags
+        for runs in self.runs.values():
+            for run in runs:
+                run.excused = run.excused or run.tag in tags
 
     def note_states(self, payloads: list[bytes | None]) -> None:
         """Look at the results after a write: a success stays."""
