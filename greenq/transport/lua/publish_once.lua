@@ -20,7 +20,7 @@ for i = 4, from - 1 do
   if is_queued(ARGV[i]) then return 0 end
 end
 if #KEYS > 4 and redis.call('EXISTS', unpack(KEYS, 5)) > 0 then return 0 end
-for i = from, #ARGV do
+for i = 4, #ARGV do
   if redis.call('LPOS', KEYS[2], ARGV[i], 'MAXLEN', 1000) then return 0 end
   if redis.call('ZSCORE', KEYS[4], ARGV[2] .. ARGV[i]) then return 0 end
 end
