@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 _threads: dict[int, threading.Thread] = threading._active  # type: ignore[attr-defined]  # noqa: SLF001
 
 # A greenlet whose tasks never wait lets the others run after so long.
-_TURN_S = 0.005
+_TURN_S = 0.002
 
 
 # No timer takes more than every number a message can hold; thirty years are as good as no limit.
@@ -174,8 +174,9 @@ class Pool(StartStopStep):
         self._room = Event()
         # The requests that run.
         self.active: set[Request] = set()
-        # By what the resting greenlets are woken; True while one is on its way to `_waiting`.
-        self._resting: list[Waiter[None]] = []
+        # By what the resting greenlets are woken, the last one first; each takes itself out when
+        # the pool ends. `_coming` is True while one is on its way to `_waiting`.
+        self._resting: dict[Waiter[None], None] = {}
         self._coming = False
         self._ending = False
         # Set when running requests have ended or when nobody will wait for them any longer.
@@ -309,7 +310,7 @@ class Pool(StartStopStep):
             return
         self._coming = True
         if self._resting:
-            self._loop.run_callback(self._resting.pop().switch, None)
+            self._loop.run_callback(self._resting.popitem()[0].switch, None)
         else:
             self._greenlets.spawn(self._work)
 
@@ -408,12 +409,11 @@ class Pool(StartStopStep):
     def _rest(self) -> None:
         """Wait until sent for. Switches: yes."""
         waiter: Waiter[None] = Waiter()
-        self._resting.append(waiter)
+        self._resting[waiter] = None
         try:
             waiter.get()
         except BaseException as exc:
-            if waiter in self._resting:
-                self._resting.remove(waiter)
+            self._resting.pop(waiter, None)
             self._note_stray(exc)
 
     def _note_stray(self, exc: BaseException) -> None:
@@ -424,4 +424,4 @@ class Pool(StartStopStep):
     def _end_surplus(self) -> None:
         """Wake as many of those that rest as there are too many; they find that out."""
         for _ in range(min(len(self._resting), len(self._greenlets) - self.size)):
-            self._loop.run_callback(self._resting.pop().switch, None)
+            self._loop.run_callback(self._resting.popitem()[0].switch, None)

@@ -149,14 +149,15 @@ def settle_arguments(
     arguments: list[Any] = [
         *(len(entries), 0, len(news), DEAD_LIMIT),
         *(("", "") if guard is None else (guard.asks, guard.member)),
+        *[entry.tag for entry in entries],
     ]
     for entry in entries:
         result, move = entry.result, entry.move
         if result is None:
-            arguments += (f"{entry.action}-", entry.tag)
+            arguments.append(f"{entry.action}-")
         else:
             results.append(result.key)
-            arguments += (entry.action + result.rule, entry.tag, result.payload)
+            arguments += (entry.action + result.rule, result.payload)
         if move is not None:
             where = move.side if isinstance(move.side, str) else f"{move.side:.6f}"
             arguments += (goals.setdefault(move.key, len(goals) + 1), where, move.text)

@@ -7,7 +7,8 @@
 --       publications, 4 the longest that a dead-letter list gets, 5 who asks: 'own', the owner; 'any', somebody on
 --       behalf of nobody; or the score that the owner's ended lease had when it was claimed, 6 the owner's member
 --       of the leases;
---       for each ending: its head, its tag, the state, encoded, if it has one, and of a move the number of its goal,
+--       the tag of each ending;
+--       for each ending: its head, the state, encoded, if it has one, and of a move the number of its goal,
 --         what to do there: 'next' (RPUSH: taken next), 'last' (LPUSH: taken last), 'dead' (LPUSH, and the list is
 --         cut) or a score (ZADD), and the text;
 --       for each publication: channel and text
@@ -37,7 +38,7 @@
 local count, goals, news = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local asks = ARGV[5]
 local unacked, index, owner, begun = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local at, key = 7, goals < 0 and 0 or 5 + goals
+local at, key = 7 + count, goals < 0 and 0 or 5 + goals
 local reply, problem = {'', ''}, nil
 local call = redis.call
 
@@ -48,6 +49,9 @@ if goals >= 0 and asks == 'own' then
 elseif goals >= 0 and asks ~= 'any' and redis.call('ZSCORE', KEYS[5], ARGV[6]) ~= asks then
   return redis.error_reply('LAPSED the owner of these messages is back, or others have recovered them')
 end
+
+-- The tags whose record was taken away in this call.
+local taken = {}
 
 -- Without a say in anything else: a user without channels still ends its messages.
 local function publish(channel, text)
@@ -100,6 +104,7 @@ local function move(tag, is_stub, goal, how, text)
   else
     redis.call('HDEL', unacked, tag)
     redis.call('ZREM', index, tag)
+    taken[tag] = true
   end
   if push then
     redis.call(push, goal, text)
@@ -108,6 +113,17 @@ local function move(tag, is_stub, goal, how, text)
   end
   if how == 'dead' then redis.call('LTRIM', goal, 0, tonumber(ARGV[4]) - 1) end
   return true
+end
+
+-- Which endings have a record: asked for all of them at once, since a command from Lua costs more than what it does.
+-- HTTL (Redis 7.4, Valkey 9) answers -2 for a field that is not there, and leaves the values where they are.
+local answers = {}
+for first = 1, goals < 0 and 0 or count, 1000 do
+  local last = math.min(first + 999, count)
+  local answer = redis.pcall('HTTL', unacked, 'FIELDS', last - first + 1, unpack(ARGV, 6 + first, 6 + last))
+  for i = first, last do
+    answers[i] = answer.err and call('HEXISTS', unacked, ARGV[6 + i]) - 2 or answer[i - first + 1]
+  end
 end
 
 -- Heads are few, and taking one apart takes as long as a command.
@@ -121,10 +137,10 @@ end
 
 local acks = {}
 for number = 1, count do
-  local head, tag = heads[ARGV[at]] or parsed(ARGV[at]), ARGV[at + 1]
+  local head, tag = heads[ARGV[at]] or parsed(ARGV[at]), ARGV[6 + number]
   local what, kind = head[1], head[2]
-  at = at + 2
-  local is_record = tag ~= '' and tag ~= '-' and call('HEXISTS', unacked, tag) == 1
+  at = at + 1
+  local is_record = answers[number] ~= -2 and tag ~= '' and goals >= 0 and not taken[tag]
   local is_stub = asks == 'own' and not is_record and tag ~= '' and redis.call('SISMEMBER', begun, tag) == 1
   local held = tag == '' or is_record or is_stub
   if not held then reply[#reply + 1] = number end
@@ -151,6 +167,7 @@ for number = 1, count do
     redis.call('EXPIRE', begun, 604800)
     redis.call('HDEL', unacked, tag)
     redis.call('ZREM', index, tag)
+    taken[tag] = true
   elseif what == 108 and held then -- l
     redis.call('HDEL', owner, 'alone')
     if tag ~= '' then redis.call('HSET', owner, 'alone', tag) end

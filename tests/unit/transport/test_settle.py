@@ -26,7 +26,7 @@ OWN = Guard("a", "a|node|")
 NAMES = ["p-unacked", "p-unacked_index", "p-greenq.owner.a", "p-greenq.begun.a", "p-greenq.leases"]
 
 
-def test_each_ending_has_its_tag_state_and_move_and_the_news_come_last() -> None:
+def test_the_tags_come_first_then_states_and_moves_and_the_news_come_last() -> None:
     names, arguments = settle_arguments(
         KEYS,
         [
@@ -44,12 +44,13 @@ def test_each_ending_has_its_tag_state_and_move_and_the_news_come_last() -> None
     assert names == [*NAMES, "q1", "z1", "r1", "r2"]
     assert arguments == [
         *(6, 2, 1, DEAD_LIMIT, "own", "a|node|"),
-        *("a-", "a:5"),
-        *("ms60", "a:3", b"one", 1, "next", "3"),
-        *("b-", "a:4"),
-        *("kn0", "a:6", "two"),
-        *("m-", "", 2, "12.500000", b"four"),
-        *("l-", ""),
+        *("a:5", "a:3", "a:4", "a:6", "", ""),
+        "a-",
+        *("ms60", b"one", 1, "next", "3"),
+        "b-",
+        *("kn0", "two"),
+        *("m-", 2, "12.500000", b"four"),
+        "l-",
         *("channel", "told"),
     ]
 
@@ -61,7 +62,7 @@ def test_each_goal_is_named_once() -> None:
     names, arguments = settle_arguments(KEYS, list(map(Entry.moving, moves)), guard=OWN)
 
     assert names[5:] == ["q1", "q2", "q3"]
-    assert [names[4 + number] for number in arguments[8::5]] == goals
+    assert [names[4 + number] for number in arguments[6 + len(goals) + 1 :: 4]] == goals
 
 
 def test_states_alone_name_no_key_of_the_broker() -> None:
@@ -70,7 +71,7 @@ def test_states_alone_name_no_key_of_the_broker() -> None:
     )
 
     assert names == ["r1"]
-    assert arguments == [1, -1, 0, DEAD_LIMIT, "", "", "ks60", "", "one"]
+    assert arguments == [1, -1, 0, DEAD_LIMIT, "", "", "", "ks60", "one"]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_script_is_told_on_whose_behalf_it_acts(guard: Guard, asks: str) -> None
     names, arguments = settle_arguments(KEYS, [Entry("a:1")], guard=guard)
 
     assert names[2] == f"p-greenq.owner.{guard.incarnation}"
-    assert arguments[4:] == [asks, guard.member, "a-", "a:1"]
+    assert arguments[4:] == [asks, guard.member, "a:1", "a-"]
 
 
 def test_score_keeps_its_microseconds() -> None:
