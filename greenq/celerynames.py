@@ -309,10 +309,6 @@ _REFUSED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         {"task_always_eager": False},
     ),
     (
-        "not there yet; give the options to the tasks, or to a base class, instead",
-        {"task_annotations": None},
-    ),
-    (
         "not there: exchanges of greenq's queues are direct; for a message to every worker use "
         "Broadcast(name) in task_queues instead",
         {"task_default_exchange_type": "direct"},

@@ -275,7 +275,7 @@ class Task(Generic[P, R]):
     # Options of the task that go with each sending, unless the caller says otherwise.
     _SENT = (
         "serializer", "compression", "queue", "exchange", "routing_key", "priority", "expires",
-        "ignore_result", "time_limit", "soft_time_limit",
+        "time_limit", "soft_time_limit",
     )  # fmt: skip
 
     # What a task has without being given one: the newest app.
@@ -310,9 +310,8 @@ class Task(Generic[P, R]):
         for option, value in (options or {}).items():
             self._check_option(option, value)
             setattr(self, option, value)
-        self._check_own_options()
         self._bound = bind
-        self._check_rate()
+        self.check_options()
         functools.update_wrapper(self, function, updated=())
 
     def _check_option(self, option: str, value: object) -> None:
@@ -325,12 +324,6 @@ class Task(Generic[P, R]):
             raise TypeError(f"task {self.name}: no option {option!r}; did you mean {close[0]}?")
         if option.startswith("__") or callable(getattr(Task, option, None)):
             raise TypeError(f"task {self.name}: {option!r} cannot be an option: tasks have it")
-
-    def _check_rate(self) -> None:
-        try:
-            parse_rate(self.rate_limit)
-        except ValueError as exc:
-            raise ValueError(f"task {self.name}: {exc}") from None
 
     def complete(self, app: Callable[[], Greenq], main: str) -> None:
         """Make a task of a class with a ``run`` of its own ready; apps call it.
@@ -348,18 +341,26 @@ class Task(Generic[P, R]):
         module = main if cls.__module__ == "__main__" else cls.__module__
         self.name = self.name or f"{module}.{cls.__name__}"
         self.__name__, self.__qualname__ = cls.__name__, cls.__qualname__
-        self._check_own_options()
         self._bound = False
-        self._check_rate()
+        self.check_options()
 
-    def _check_own_options(self) -> None:
-        """Check the options of the decorator and those of the class."""
+    def check_options(self) -> None:
+        """Check the options: those of the decorator, of the class and of annotations.
+
+        Raises:
+            WrongOption: one is not what it must be.
+            ValueError: the rate limit is none.
+        """
         for option in self.OPTIONS:
             value = getattr(self, option)
             if value is not getattr(Task, option):
                 checked = check_task_option(self.name, option, value)
                 if checked is not value:
                     setattr(self, option, checked)
+        try:
+            parse_rate(self.rate_limit)
+        except ValueError as exc:
+            raise ValueError(f"task {self.name}: {exc}") from None
 
     @functools.cached_property
     def argument_check(self) -> Check:
@@ -402,8 +403,10 @@ class Task(Generic[P, R]):
         **options: Unpack[SendOptions],
     ) -> AsyncResult[R]:
         """Send the task with options (`SendOptions`). Switches: yes. Raises as `delay`."""
+        # First, since using the app is what has the task annotated.
+        app = self.app
         self.argument_check.arguments(args or (), kwargs or {})
-        return self.app.send_task(self.name, args, kwargs, **self._with_own(options))
+        return app.send_task(self.name, args, kwargs, task_type=self, **options)
 
     def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Send the task when Django's open transaction commits; without one, at once.
@@ -454,14 +457,16 @@ class Task(Generic[P, R]):
             TypeError: an option is unknown, or ``task_id`` is among them.
             NotAllSent: it ended early.
         """
+        app = self.app
         checked = map(self.argument_check.call, calls)
-        return self.app.send_task_many(self.name, checked, **self._with_own(options))
+        return app.send_task_many(self.name, checked, task_type=self, **options)
 
-    def _with_own(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Add the task's own options to those of one sending."""
+    def send_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of one sending by name: the task's own, and over them those given.
+
+        Without ``ignore_result``: who only knows the name leaves that to the worker.
+        """
         own = {name: value for name in self._SENT if (value := getattr(self, name)) is not None}
-        if "ignore_result" not in own:
-            own["ignore_result"] = self._app().config.task.task_ignore_result
         if not options:
             return own
         if options.get("queue") or options.get("exchange") or options.get("routing_key"):
