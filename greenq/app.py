@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import (
@@ -22,8 +23,10 @@ from typing import (
     TypeVar,
     overload,
 )
+from zoneinfo import ZoneInfo
 
 from greenq.annotations import annotate
+from greenq.celerynames import SEND_OPTIONS, asks_for_something, name_what_is_not_here
 from greenq.config import Config, sift
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
 from greenq.kinds import shown
@@ -294,8 +297,7 @@ class Greenq:
     @property
     def tasks(self) -> TaskRegistry:
         """All tasks by name, shared ones included, with their annotations."""
-        self.take_shared()
-        self._ready()
+        self.finalize()
         return self._tasks
 
     def take_shared(self) -> Sequence[Task[Any, Any]]:
@@ -437,6 +439,7 @@ class Greenq:
     def _add(self, task: _BaseTask[Any, Any]) -> _BaseTask[Any, Any]:
         self._tasks[task.name] = task
         self._unannotated.append(task)
+        task.on_bound(self)
         if self._annotated:
             # A worker may run it without another look at `tasks`.
             self._annotate()
@@ -625,12 +628,8 @@ class Greenq:
         context: Context | None,
     ) -> dict[str, Any]:
         """Check send options; add the task's own and what the task that runs here hands down."""
-        unknown = options.keys() - _SEND_OPTIONS
-        if unknown:
-            wrong = sorted(unknown)[0]
-            close = difflib.get_close_matches(wrong, _SEND_OPTIONS, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise TypeError(f"task {name}: no send option {wrong!r}{hint}")
+        if not options.keys() <= _SEND_OPTIONS:
+            options = _without_foreign(name, options)
         known = self.tasks.get(name) if task is None else task
         sent = dict(options) if known is None else known.send_options(options)
         if task is not None and sent.get("ignore_result") is None:
@@ -670,6 +669,24 @@ class Greenq:
             self._producer = Producer(self.transport.broker, self.config.task, self.clock)
         return self._producer
 
+    @property
+    def backend(self) -> Any:
+        """What reads and writes results on the server."""
+        return self.transport.backend
+
+    def now(self) -> datetime:
+        """Return the time in the app's `timezone`."""
+        return datetime.now(ZoneInfo(self.config.task.timezone))
+
+    def finalize(self, auto: bool = False) -> None:
+        """Take the shared tasks and the annotations now, and not when tasks are first used.
+
+        Args:
+            auto: accepted for Celery's sake, without effect.
+        """
+        self.take_shared()
+        self._ready()
+
     def close(self) -> None:
         """Close all connections and let go of the embedded server."""
         with self._lock:
@@ -677,9 +694,40 @@ class Greenq:
                 self._transport.close()
                 self._transport = self._producer = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle its name and its settings, with their passwords, but none of its tasks."""
+        return _again, (type(self), self.main, self._folder, dict(self.conf))
+
     def __repr__(self) -> str:
         """Show the name."""
         return f"<Greenq {self.main}>"
+
+
+name_what_is_not_here(Greenq)
+
+
+def _again(app_class: type[Greenq], main: str, folder: Path, settings: Mapping[str, Any]) -> Greenq:
+    made = app_class(main, set_as_current=False, **settings)
+    made._folder = folder  # noqa: SLF001  of the same class
+    return made
+
+
+def _without_foreign(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Leave out what only Celery has where that asks for nothing.
+
+    Raises:
+        TypeError: there is no such option.
+    """
+    kept = {option: value for option, value in options.items() if option in _SEND_OPTIONS}
+    for option in sorted(options.keys() - kept.keys()):
+        foreign = SEND_OPTIONS.get(option)
+        if foreign is None:
+            close = difflib.get_close_matches(option, _SEND_OPTIONS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise TypeError(f"task {task}: no send option {option!r}{hint}")
+        if asks_for_something(foreign, options[option]):
+            raise TypeError(f"task {task}: send option {option!r}: {foreign.advice}")
+    return kept
 
 
 def _import_named(module: str, source: str) -> None:

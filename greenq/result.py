@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from greenq.celerynames import name_what_is_not_here
 from greenq.errors import ConfigError, Problem, RemoteTraceback
 from greenq.log import task_log_context
 from greenq.protocol.states import FAILURE, PENDING, PROPAGATE_STATES, READY_STATES, SUCCESS
@@ -341,6 +342,9 @@ class AsyncResult(Generic[R]):
     def __hash__(self) -> int:
         """Hash the id."""
         return hash(self.id)
+
+
+name_what_is_not_here(AsyncResult)
 
 
 class AsyncResults(Sequence[AsyncResult[R]], Generic[R]):

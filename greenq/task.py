@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 import logging
 import random
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, TypeVarTuple, cast
 
 from greenq.arguments import ACCEPT_ALL, Check, checker
+from greenq.celerynames import TASK_OPTIONS, asks_for_something, name_what_is_not_here
 from greenq.errors import MaxRetriesExceededError, Retry
 from greenq.log import task_log_context
 from greenq.options import check_task_option
@@ -31,14 +33,6 @@ if TYPE_CHECKING:
     from greenq.protocol.message import TaskMessage
     from greenq.request import Request
     from greenq.result import AsyncResult, AsyncResults
-
-# Options of Celery's that would have no effect here, and why.
-_MISSING = {
-    "backend": "all results of an app are in one place, result_backend",
-    "link": "there are no workflows yet",
-    "link_error": "there are no workflows yet",
-    "pydantic": "validate the arguments in the task",
-}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -258,6 +252,7 @@ class Task(Generic[P, R]):
     routing_key: str | None = None
     priority: int | None = None
     expires: float | datetime | None = None
+    delivery_mode: int | None = None
     time_limit: float | None = None
     soft_time_limit: float | None = None
     rate_limit: str | float | None = None
@@ -268,14 +263,14 @@ class Task(Generic[P, R]):
         "retry_backoff", "retry_backoff_max", "retry_jitter", "ignore_result",
         "store_errors_even_if_ignored", "acks_late", "acks_on_failure_or_timeout",
         "reject_on_worker_lost", "track_started", "throws", "serializer", "compression", "queue",
-        "exchange", "routing_key", "priority", "expires", "time_limit", "soft_time_limit",
-        "rate_limit", "typing",
+        "exchange", "routing_key", "priority", "expires", "delivery_mode", "time_limit",
+        "soft_time_limit", "rate_limit", "typing",
     )  # fmt: skip
 
     # Options of the task that go with each sending, unless the caller says otherwise.
     _SENT = (
         "serializer", "compression", "queue", "exchange", "routing_key", "priority", "expires",
-        "time_limit", "soft_time_limit",
+        "delivery_mode", "time_limit", "soft_time_limit",
     )  # fmt: skip
 
     # What a task has without being given one: the newest app.
@@ -309,7 +304,8 @@ class Task(Generic[P, R]):
         self.run = functools.partial(function, self) if bind else function
         for option, value in (options or {}).items():
             self._check_option(option, value)
-            setattr(self, option, value)
+            if option not in TASK_OPTIONS:
+                setattr(self, option, value)
         self._bound = bind
         self.check_options()
         functools.update_wrapper(self, function, updated=())
@@ -317,8 +313,9 @@ class Task(Generic[P, R]):
     def _check_option(self, option: str, value: object) -> None:
         if option in self.OPTIONS:
             return
-        if value and option in _MISSING:
-            raise TypeError(f"task {self.name}: {option} is not supported: {_MISSING[option]}")
+        foreign = TASK_OPTIONS.get(option)
+        if foreign is not None and asks_for_something(foreign, value):
+            raise TypeError(f"task {self.name}: {option} is not supported: {foreign.advice}")
         close = difflib.get_close_matches(option, self.OPTIONS, n=1, cutoff=0.8)
         if close:
             raise TypeError(f"task {self.name}: no option {option!r}; did you mean {close[0]}?")
@@ -406,6 +403,8 @@ class Task(Generic[P, R]):
         # First, since using the app is what has the task annotated.
         app = self.app
         self.argument_check.arguments(args or (), kwargs or {})
+        if type(self).shadow_name is not Task.shadow_name and not options.get("shadow"):
+            options["shadow"] = self.shadow_name(args or (), kwargs or {}, options)
         return app.send_task(self.name, args, kwargs, task_type=self, **options)
 
     def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -600,6 +599,36 @@ class Task(Generic[P, R]):
     ) -> None:
         """Override: called at its end, which a run that will be retried is not."""
 
+    @classmethod
+    def on_bound(cls, app: Greenq) -> None:
+        """Override: called when an app takes a task of this class."""
+
+    def shadow_name(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> str | None:
+        """Override: return a name that is shown instead of the task's, at each sending."""
+        return None
+
+    @property
+    def backend(self) -> Any:
+        """What reads and writes results on the server."""
+        return self.app.backend
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it as its name: it is the current app's where it is read."""
+        return _registered, (self.name, self.function.__module__)
+
     def __repr__(self) -> str:
         """Show the name."""
         return f"<task {self.name}>"
+
+
+name_what_is_not_here(Task)
+
+
+def _registered(name: str, module: str) -> Task[Any, Any]:
+    """Return the current app's task, importing the module that defines it if need be."""
+    if name not in newest_app().tasks:
+        importlib.import_module(module)
+    app: Greenq = newest_app()
+    return app.tasks[name]
