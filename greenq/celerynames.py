@@ -447,6 +447,10 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
         "on_ready": "not there: call get() where the result is needed",
         "then": "not there: call get() where the result is needed",
     },
+    "Events": {
+        "Dispatcher": "use app.events.send, or send_event of a task, instead",
+        "default_dispatcher": "use app.events.send, or send_event of a task, instead",
+    },
 }  # fmt: skip
 """Attributes of Celery's classes that greenq's do not have: by class and name, what to do."""
 

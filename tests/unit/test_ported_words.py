@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery import Task as CelerysTask
+from celery.app.events import Events as CelerysEvents
 from celery.result import AsyncResult as CelerysResult
 
 from greenq import Greenq, Task
@@ -18,8 +19,8 @@ from tests.unit.rig import NOWHERE
 
 # Attributes that instances of Celery's have, and not their classes.
 MADE_LATER = {
-    "on_after_configure", "on_after_finalize", "on_after_fork", "on_configure", "on_ready",
-    "request_stack",
+    "Dispatcher", "on_after_configure", "on_after_finalize", "on_after_fork", "on_configure",
+    "on_ready", "request_stack",
 }  # fmt: skip
 
 
@@ -105,6 +106,7 @@ def test_attribute_that_is_not_there_says_what_to_do(
         "Task": (task, CelerysTask),
         "Greenq": (app, Celery),
         "AsyncResult": (AsyncResult("id", app=app), CelerysResult),
+        "Events": (app.events, CelerysEvents),
     }
     ours, celerys = owners[kind]
     assert not hasattr(ours, name)
