@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from greenq.app import Greenq as Greenq
-    from greenq.app import shared_task as shared_task
     from greenq.errors import GreenqError as GreenqError
     from greenq.errors import Ignore as Ignore
     from greenq.errors import Reject as Reject
     from greenq.errors import Retry as Retry
     from greenq.result import AsyncResult as AsyncResult
     from greenq.result import AsyncResults as AsyncResults
+    from greenq.shared import shared_task as shared_task
     from greenq.task import Task as Task
 
 __version__ = "0.1.0"
@@ -32,7 +32,7 @@ _HOME = {
     "Reject": "greenq.errors",
     "Retry": "greenq.errors",
     "Task": "greenq.task",
-    "shared_task": "greenq.app",
+    "shared_task": "greenq.shared",
 }
 
 __all__ = [*sorted(_HOME), "__version__"]

@@ -9,7 +9,9 @@ import logging
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Mapping
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import (
@@ -21,13 +23,17 @@ from typing import (
     TypeVar,
     overload,
 )
+from zoneinfo import ZoneInfo
 
+from greenq.annotations import annotate
+from greenq.celerynames import SEND_OPTIONS, asks_for_something, name_what_is_not_here
 from greenq.config import Config, sift
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
 from greenq.kinds import shown
 from greenq.producer import Producer, SendOptions
 from greenq.protocol.clock import LamportClock
-from greenq.result import AsyncResult, AsyncResults, ask_for_app
+from greenq.result import AsyncResult, AsyncResults
+from greenq.shared import Definition, place, shared
 from greenq.sources import CELERY_ENV, settings_from_env, settings_from_object
 from greenq.task import Context, Task, current_context
 from greenq.transport.links import Transport
@@ -51,35 +57,12 @@ R = TypeVar("R")
 L = TypeVar("L", bound="Callable[[Any], object]")
 H = TypeVar("H", bound="Callable[[], object]")
 
-_log = logging.getLogger(__name__)
-
 _SETTINGS = Config.names()
 _SEND_OPTIONS = frozenset(SendOptions.__annotations__)
 
 
 # Under another name, since apps have an attribute `Task`.
 _BaseTask = Task
-
-
-class _Shared:
-    """What `shared_task` needs across a process's apps: its definitions, and the newest app."""
-
-    def __init__(self) -> None:
-        self.app: Greenq | None = None
-        self.tasks: dict[str, Task[Any, Any]] = {}
-
-    def current(self) -> Greenq:
-        """Return the app that shared tasks use now."""
-        if self.app is None:
-            raise ConfigError(
-                [Problem("app", None, "a shared task is used before any Greenq app was made")]
-            )
-        return self.app
-
-
-# A task that names no app must find one when it is used: this is the one place where that is kept.
-_shared = _Shared()
-ask_for_app(_shared.current)
 
 
 class Settings(Mapping[str, Any]):
@@ -268,16 +251,22 @@ class Greenq:
         # Called in a worker after each task's code, in the task's own greenlet: `on_task_end`.
         self.task_end_hooks: list[Callable[[], object]] = []
         self._tasks = TaskRegistry()
+        # Who uses a task first has them annotated: there may be no settings before.
+        self._unannotated: deque[Task[Any, Any]] = deque()
+        self._annotating = self._annotated = False
+        self._task_lock = threading.RLock()
+        # Made of the first so many shared tasks, each from this app's own class.
+        self._shared_tasks: list[Task[Any, Any]] = []
         self._autodiscovered: list[tuple[_Packages, str | None]] = []
         self._lock = threading.Lock()
         self._transport: Transport | None = None
         self._producer: Producer | None = None
         if set_as_current:
-            _shared.app = self
+            shared.app = self
 
     def set_default(self) -> None:
         """Have shared tasks, and handles made without an app, use this one from now on."""
-        _shared.app = self
+        shared.app = self
 
     set_current = set_default
 
@@ -307,10 +296,46 @@ class Greenq:
 
     @property
     def tasks(self) -> TaskRegistry:
-        """All tasks by name, shared ones included."""
-        for name, task in _shared.tasks.items():
-            self._tasks.setdefault(name, task)
+        """All tasks by name, shared ones included, with their annotations."""
+        self.finalize()
         return self._tasks
+
+    def take_shared(self) -> Sequence[Task[Any, Any]]:
+        """Make this app's own of each shared task, and return them in the order of those.
+
+        A task of another function that the app has under the same name stays.
+        """
+        if len(self._shared_tasks) < len(shared.definitions):
+            with self._task_lock:
+                for definition in shared.definitions[len(self._shared_tasks) :]:
+                    task = definition.make(self._ready, self.main, self._task_class)
+                    known = self._tasks.get(task.name)
+                    if known is not None and place(known.function) != place(task.function):
+                        task = known
+                    else:
+                        self._add(task)
+                    self._shared_tasks.append(task)
+        return self._shared_tasks
+
+    def _ready(self) -> Greenq:
+        """Return the app as its tasks see it: when they are used they are annotated."""
+        if self._unannotated:
+            self._annotate()
+        return self
+
+    def _annotate(self) -> None:
+        annotations = self.conf["task_annotations"]
+        with self._task_lock:
+            if self._annotating:
+                return  # an annotation looks at the app of its task
+            self._annotating = True
+            try:
+                while self._unannotated:
+                    annotate(self._unannotated[0], annotations)
+                    self._unannotated.popleft()
+                self._annotated = True
+            finally:
+                self._annotating = False
 
     @overload
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
@@ -355,16 +380,8 @@ class Greenq:
         """
 
         def register(decorated: Callable[..., Any]) -> Task[Any, Any]:
-            task = _make_task(
-                decorated,
-                lambda: self,
-                self.main,
-                bind=bind,
-                name=name,
-                base=base or self._task_class,
-                options=options,
-            )
-            return self._register(task)
+            definition = Definition(decorated, name, bind, base, options)
+            return self._register(definition.make(self._ready, self.main, self._task_class))
 
         return register if function is None else register(function)
 
@@ -372,7 +389,7 @@ class Greenq:
     def Task(self) -> Any:  # noqa: N802  Celery's name
         """The class of this app's tasks: subclass it, or set another one for all to come."""
         if self._task_class is None:
-            own = {"_app": staticmethod(lambda: self), "__module__": __name__}
+            own = {"_app": staticmethod(self._ready), "__module__": __name__}
             self._task_class = type("Task", (_BaseTask,), own)
         return self._task_class
 
@@ -392,7 +409,7 @@ class Greenq:
         made = task() if isinstance(task, type) else task
         for option, value in options.items():
             setattr(made, option, value)
-        made.complete(lambda: self, self.main)
+        made.complete(self._ready, self.main)
         return self._register(made)
 
     @property
@@ -410,15 +427,22 @@ class Greenq:
     def _register(self, task: _BaseTask[Any, Any]) -> _BaseTask[Any, Any]:
         known = self._tasks.get(task.name)
         if known is not None:
-            if _place(known.function) == _place(task.function):
+            if place(known.function) == place(task.function):
                 # The same module imported anew, as reloaders and test runners do.
-                self._tasks[task.name] = task
-                return task
+                return self._add(task)
             raise AlreadyRegistered(
-                f"two tasks are named {task.name!r}: {_place(known.function)} and "
-                f"{_place(task.function)}; give one of them another name="
+                f"two tasks are named {task.name!r}: {place(known.function)} and "
+                f"{place(task.function)}; give one of them another name="
             )
+        return self._add(task)
+
+    def _add(self, task: _BaseTask[Any, Any]) -> _BaseTask[Any, Any]:
         self._tasks[task.name] = task
+        self._unannotated.append(task)
+        task.on_bound(self)
+        if self._annotated:
+            # A worker may run it without another look at `tasks`.
+            self._annotate()
         return task
 
     def leader(self, function: L) -> L:
@@ -532,9 +556,14 @@ class Greenq:
         name: str,
         args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
+        *,
+        task_type: _BaseTask[Any, Any] | None = None,
         **options: Unpack[SendOptions],
     ) -> AsyncResult[Any]:
         """Send a task by its name, which need not be registered here. Switches: yes.
+
+        If it is, its options for sending hold unless others are given, but ``ignore_result``, which
+        the worker knows. `task_type` is for tasks that send themselves: all their options hold.
 
         Raises:
             TypeError: an option is unknown.
@@ -542,7 +571,7 @@ class Greenq:
             OperationalError: the server could not be reached within the retry policy.
         """
         context = current_context.get()
-        sent = self._inherited(name, options, context)
+        sent = self._send_options(name, task_type, options, context)
         task_id = self.producer.send(name, args or (), kwargs or {}, sent)
         result: AsyncResult[Any] = AsyncResult(
             task_id, self.transport, name, app=self, ignored=bool(sent.get("ignore_result"))
@@ -555,6 +584,8 @@ class Greenq:
         self,
         name: str,
         calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]],
+        *,
+        task_type: _BaseTask[Any, Any] | None = None,
         **options: Unpack[SendOptions],
     ) -> AsyncResults[Any]:
         """Send a task by its name once for each pair of args and kwargs. Switches: yes.
@@ -563,7 +594,7 @@ class Greenq:
         handles. Takes no memory for any number of calls: `calls` may be a generator, and is read as
         the sending goes on, in pushes of at most 200 messages or 256 KB. The whole of a push
         arrives or nothing of it, and it is tried again as a single send is. ``countdown`` and
-        ``expires`` count from each push.
+        ``expires`` count from each push. `task_type` and the options are as for `send_task`.
 
         Sent by a running task, they have it as their parent, but are not among its children.
 
@@ -574,7 +605,7 @@ class Greenq:
         """
         if "task_id" in options:
             raise TypeError(f"task {name}: task_id is for one task; those of many are made here")
-        sent = self._inherited(name, options, current_context.get())
+        sent = self._send_options(name, task_type, options, current_context.get())
         return AsyncResults(self.producer.send_many(name, calls, sent), self.transport, name)
 
     def on_commit(self, call: Callable[[], object]) -> None:
@@ -589,19 +620,24 @@ class Greenq:
             raise ConfigError([Problem("on_commit", None, reason)])
         django.on_commit(call)
 
-    def _inherited(
-        self, name: str, options: Mapping[str, Any], context: Context | None
+    def _send_options(
+        self,
+        name: str,
+        task: _BaseTask[Any, Any] | None,
+        options: Mapping[str, Any],
+        context: Context | None,
     ) -> dict[str, Any]:
-        """Check send options and add what the task that runs here hands down."""
-        unknown = options.keys() - _SEND_OPTIONS
-        if unknown:
-            wrong = sorted(unknown)[0]
-            close = difflib.get_close_matches(wrong, _SEND_OPTIONS, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise TypeError(f"task {name}: no send option {wrong!r}{hint}")
+        """Check send options; add the task's own and what the task that runs here hands down."""
+        if not options.keys() <= _SEND_OPTIONS:
+            options = _without_foreign(name, options)
+        known = self.tasks.get(name) if task is None else task
+        sent = dict(options) if known is None else known.send_options(options)
+        if task is not None and sent.get("ignore_result") is None:
+            own = task.ignore_result
+            sent["ignore_result"] = self.config.task.task_ignore_result if own is None else own
         if context is None or context.message is None:
-            return dict(options)
-        sent = {"root_id": context.root_id, "parent_id": context.id, **options}
+            return sent
+        sent = {"root_id": context.root_id, "parent_id": context.id, **sent}
         if self.config.task.task_inherit_parent_priority and context.delivery_info:
             sent.setdefault("priority", context.delivery_info.get("priority"))
         return sent
@@ -633,6 +669,24 @@ class Greenq:
             self._producer = Producer(self.transport.broker, self.config.task, self.clock)
         return self._producer
 
+    @property
+    def backend(self) -> Any:
+        """What reads and writes results on the server."""
+        return self.transport.backend
+
+    def now(self) -> datetime:
+        """Return the time in the app's `timezone`."""
+        return datetime.now(ZoneInfo(self.config.task.timezone))
+
+    def finalize(self, auto: bool = False) -> None:
+        """Take the shared tasks and the annotations now, and not when tasks are first used.
+
+        Args:
+            auto: accepted for Celery's sake, without effect.
+        """
+        self.take_shared()
+        self._ready()
+
     def close(self) -> None:
         """Close all connections and let go of the embedded server."""
         with self._lock:
@@ -640,87 +694,40 @@ class Greenq:
                 self._transport.close()
                 self._transport = self._producer = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle its name and its settings, with their passwords, but none of its tasks."""
+        return _again, (type(self), self.main, self._folder, dict(self.conf))
+
     def __repr__(self) -> str:
         """Show the name."""
         return f"<Greenq {self.main}>"
 
 
-@overload
-def shared_task(function: Callable[P, R], /) -> Task[P, R]: ...
-@overload
-def shared_task(
-    *,
-    bind: Literal[True],
-    name: str | None = None,
-    base: type[Task[..., Any]] | None = None,
-    **options: Any,
-) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
-@overload
-def shared_task(
-    *,
-    bind: Literal[False] = False,
-    name: str | None = None,
-    base: type[Task[..., Any]] | None = None,
-    **options: Any,
-) -> Callable[[Callable[P, R]], Task[P, R]]: ...
-def shared_task(
-    function: Callable[..., Any] | None = None,
-    /,
-    *,
-    bind: bool = False,
-    name: str | None = None,
-    base: type[Task[..., Any]] | None = None,
-    **options: Any,
-) -> Any:
-    """Make a task that belongs to every app, for code that knows none; as `Greenq.task`."""
-
-    def register(decorated: Callable[..., Any]) -> Task[Any, Any]:
-        task = _make_task(
-            decorated, _shared.current, "__main__", bind=bind, name=name, base=base, options=options
-        )
-        _shared.tasks[task.name] = task
-        return task
-
-    return register if function is None else register(function)
+name_what_is_not_here(Greenq)
 
 
-def _make_task(
-    function: Callable[..., Any],
-    app: Callable[[], Greenq],
-    main: str,
-    *,
-    bind: bool,
-    name: str | None,
-    base: type[Task[..., Any]] | None,
-    options: Mapping[str, Any],
-) -> Task[Any, Any]:
-    if not callable(function):
-        raise TypeError(f"@app.task goes on a function, not on {function!r}")
-    module = main if function.__module__ == "__main__" else function.__module__
-    made = base or Task
-    task_name = name or made.name or f"{module}.{function.__name__}"
-    _refuse_what_does_not_run(task_name, function)
-    # A class's own constructor takes no arguments, as with Celery, and need not call ours.
-    task = made() if made.__init__ is not Task.__init__ else made.__new__(made)
-    Task.__init__(task, function, name=task_name, app=app, bind=bind, options=options)
-    return task
+def _again(app_class: type[Greenq], main: str, folder: Path, settings: Mapping[str, Any]) -> Greenq:
+    made = app_class(main, set_as_current=False, **settings)
+    made._folder = folder  # noqa: SLF001  of the same class
+    return made
 
 
-def _refuse_what_does_not_run(task_name: str, function: Callable[..., Any]) -> None:
-    """Refuse functions that return something to be run, instead of running.
+def _without_foreign(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Leave out what only Celery has where that asks for nothing.
 
-    What a decorator makes of them may well be a task, so what it wraps does not count.
+    Raises:
+        TypeError: there is no such option.
     """
-    if inspect.iscoroutinefunction(function):
-        raise TypeError(
-            f"task {task_name} is an async def, which cannot be a task yet: write it as a plain "
-            "function with blocking calls, which greenlets make concurrent"
-        )
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(
-            f"task {task_name} is a generator (it has a yield), which cannot be a task: return a "
-            "list, or send a task for each item"
-        )
+    kept = {option: value for option, value in options.items() if option in _SEND_OPTIONS}
+    for option in sorted(options.keys() - kept.keys()):
+        foreign = SEND_OPTIONS.get(option)
+        if foreign is None:
+            close = difflib.get_close_matches(option, _SEND_OPTIONS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise TypeError(f"task {task}: no send option {option!r}{hint}")
+        if asks_for_something(foreign, options[option]):
+            raise TypeError(f"task {task}: send option {option!r}: {foreign.advice}")
+    return kept
 
 
 def _import_named(module: str, source: str) -> None:
@@ -769,9 +776,3 @@ def _package(entry: str) -> str:
         importlib.import_module(package)
         return package
     return entry
-
-
-def _place(function: Callable[..., Any]) -> str:
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    where = f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
-    return f"{function.__module__}.{getattr(function, '__qualname__', '?')} ({where})"

@@ -309,10 +309,6 @@ _REFUSED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         {"task_always_eager": False},
     ),
     (
-        "not there yet; give the options to the tasks, or to a base class, instead",
-        {"task_annotations": None},
-    ),
-    (
         "not there: exchanges of greenq's queues are direct; for a message to every worker use "
         "Broadcast(name) in task_queues instead",
         {"task_default_exchange_type": "direct"},
@@ -365,6 +361,123 @@ TRANSPORT_OPTIONS: Final[Mapping[str, Foreign]] = {
     "unacked_restore_limit": Foreign(None, True, "not needed: leases say whose messages are free"),
 }
 """The same for `broker_transport_options`, as Celery's Redis transport has them."""
+
+_WORKFLOWS = "workflows are not there yet: send the next task from the one before"
+_OWN_CONNECTIONS = "not needed: the app has connections of its own"
+SEND_OPTIONS: Final[Mapping[str, Foreign]] = {
+    "add_to_parent": Foreign(True, False, "not there: all that a task has sent are its children"),
+    "chain": Foreign(None, False, _WORKFLOWS),
+    "chord": Foreign(None, False, _WORKFLOWS),
+    "connection": Foreign(None, False, _OWN_CONNECTIONS),
+    "declare": Foreign(None, False, "not needed: a queue is there once it has a message"),
+    "expiration": Foreign(None, False, "use expires instead"),
+    "immediate": Foreign(None, False, "not there: it is about AMQP"),
+    "link": Foreign(None, False, _WORKFLOWS),
+    "link_error": Foreign(None, False, _WORKFLOWS),
+    "mandatory": Foreign(None, False, "not there: it is about AMQP"),
+    "producer": Foreign(None, False, _OWN_CONNECTIONS),
+    "publisher": Foreign(None, False, _OWN_CONNECTIONS),
+    "replaced_task_nesting": Foreign(0, False, _WORKFLOWS),
+    "result_cls": Foreign(None, False, "not there: results are AsyncResult"),
+    "retries": Foreign(0, False, "not there: a task that is sent has not been retried"),
+    "route_name": Foreign(None, False, "not there: name the queue instead"),
+    "router": Foreign(None, False, "not there: name the queue instead"),
+    "stamped_headers": Foreign(None, False, "stamps are not there yet; use headers instead"),
+}
+"""The same for the options of ``apply_async`` and ``send_task``."""
+
+TASK_OPTIONS: Final[Mapping[str, Foreign]] = {
+    "backend": Foreign(None, False, "all results of an app are in one place, result_backend"),
+    "link": Foreign(None, False, _WORKFLOWS),
+    "link_error": Foreign(None, False, _WORKFLOWS),
+    "pydantic": Foreign(False, False, "validate the arguments in the task"),
+    "send_events": Foreign(True, False, "a worker tells of all tasks or of none (-E)"),
+    "trail": Foreign(True, False, "all that a task has sent are its children"),
+}
+"""The same for the options of ``@app.task``."""
+
+
+def asks_for_something(known: Foreign, value: object) -> bool:
+    """Tell whether a value is other than Celery's default, None or nothing."""
+    return value not in (None, known.default) and bool(value or known.default)
+
+
+_SIGNALS = (
+    "there are no signals yet: use the hooks of a Task class, or steps of the worker (app.steps)"
+)
+_NO_CONNECTION = "not needed: sending, app.events.Receiver and app.control connect by themselves"
+_INTERNAL = "not there: the app does that by itself"
+ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
+    "Task": {
+        **dict.fromkeys(
+            (
+                "add_to_chord", "chunks", "map", "replace", "s", "si", "signature",
+                "signature_from_request", "starmap", "subtask", "subtask_from_request",
+            ),
+            _WORKFLOWS,
+        ),
+        **dict.fromkeys(("annotate", "bind", "request_stack"), _INTERNAL),
+        "apply": "not there yet; call the task itself, as in add(1, 2), or run a worker",
+    },
+    "Greenq": {
+        **dict.fromkeys(("GroupResult", "ResultSet", "signature"), _WORKFLOWS),
+        **dict.fromkeys(
+            (
+                "amqp", "broker_connection", "connection", "connection_for_read",
+                "connection_for_write", "connection_or_acquire", "pool", "producer_or_acquire",
+                "producer_pool",
+            ),
+            _NO_CONNECTION,
+        ),
+        **dict.fromkeys(
+            ("on_after_configure", "on_after_finalize", "on_after_fork", "on_configure"), _SIGNALS
+        ),
+        "Worker": "run `greenq worker -A module` instead",
+        "add_periodic_task": _BEAT,
+        "loader": "not there: app.import_task_modules() imports the tasks",
+        "log": "not there: use greenq.utils.log.get_task_logger and the module logging",
+        "start": "run `greenq` instead",
+        "worker_main": "run `greenq worker -A module` instead",
+    },
+    "AsyncResult": {
+        **dict.fromkeys(
+            ("build_graph", "collect", "get_leaf", "graph", "iterdeps"),
+            "not there: go through children, and through those of each",
+        ),
+        "on_ready": "not there: call get() where the result is needed",
+        "then": "not there: call get() where the result is needed",
+    },
+    "Events": {
+        "Dispatcher": "use app.events.send, or send_event of a task, instead",
+        "default_dispatcher": "use app.events.send, or send_event of a task, instead",
+    },
+}  # fmt: skip
+"""Attributes of Celery's classes that greenq's do not have: by class and name, what to do."""
+
+
+class _NotHere:
+    """An attribute that raises an AttributeError with what to do instead, so `hasattr` is false."""
+
+    def __init__(self, advice: str) -> None:
+        self.advice = advice
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.said = f"{owner.__name__} has no attribute {name!r}: {self.advice}"
+
+    def __get__(self, instance: object, owner: type) -> None:
+        raise AttributeError(self.said)
+
+
+def name_what_is_not_here(owner: type) -> None:
+    """Have a class say of the attributes of its twin in Celery that it lacks what to do instead.
+
+    Not by `__getattr__`, which would hide what is wrong within a property of a class of the user's.
+    """
+    for name, advice in ATTRIBUTES[owner.__name__].items():
+        absent = _NotHere(advice)
+        absent.__set_name__(owner, name)
+        setattr(owner, name, absent)
+
 
 # Old names that do not follow from the new ones by their first word.
 _RENAMED: Final[Mapping[str, str]] = {

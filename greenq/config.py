@@ -282,6 +282,13 @@ class TaskConfig(Section):
         "first that matches counts, and in each a full name before a glob.",
         none_ok=True,
     )
+    task_annotations: tuple[object, ...] = _setting(
+        kinds.task_annotations(),
+        (),
+        "Attributes that tasks get: {task name, or * for all: {attribute: value}}, an object with "
+        "annotate(task), its class or the name of that, or a list of such.",
+        none_ok=True,
+    )
     task_create_missing_queues: bool = _setting(
         kinds.flag(), True, "Allow sending to queues that `task_queues` does not name."
     )

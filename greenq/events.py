@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
+from greenq.celerynames import name_what_is_not_here
 from greenq.errors import AccessRefused, OperationalError, ProtocolError
 from greenq.outage import Outage
 from greenq.protocol import states
@@ -117,6 +118,9 @@ class Events:
     ) -> State:
         """Return an empty state; arguments as of `greenq.events.State`."""
         return State(callback, max_workers_in_memory, max_tasks_in_memory)
+
+
+name_what_is_not_here(Events)
 
 
 # --- hearing --------------------------------------------------------------------------------------

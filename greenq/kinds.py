@@ -363,6 +363,36 @@ def routes() -> Kind:
     return Kind(accept, parse_json)
 
 
+def task_annotations() -> Kind:
+    """Take one annotation of tasks or a list of them; the normal form is a tuple."""
+
+    def accept(value: object) -> tuple[object, ...]:
+        return tuple(map(_annotation, value if isinstance(value, (list, tuple)) else [value]))
+
+    return Kind(accept, parse_json)
+
+
+def _annotation(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(name): _attributes(str(name), given) for name, given in value.items()}
+    if isinstance(value, str) and "." in value.strip("."):
+        return value
+    if not callable(getattr(value, "annotate", None)):
+        raise ValueError(
+            f"{value!r} must be {{task name or *: attributes}}, an object with annotate(task), or "
+            "the name of its class with the module's"
+        )
+    return value
+
+
+def _attributes(task: str, given: object) -> Mapping[str, object]:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"the annotation of {task!r} must be {{attribute: value}}")
+    if "*" in task and task != "*":
+        raise ValueError(f"{task!r}: a task's full name, or * for all of them")
+    return {str(name): value for name, value in given.items()}
+
+
 def _is_pair(value: object) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[0], str)
 

@@ -128,6 +128,7 @@ _OF_TASKS: Final[Mapping[str, Callable[[Any], Any]]] = {
     ),
     "compression": kinds.choice(*kinds.COMPRESSIONS).accept,
     "default_retry_delay": kinds.seconds().accept,
+    "delivery_mode": kinds.whole(1, 2).accept,
     "exchange": _text,
     "expires": _expiry,
     "max_retries": kinds.whole(0).accept,

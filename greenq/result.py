@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from greenq.celerynames import name_what_is_not_here
 from greenq.errors import ConfigError, Problem, RemoteTraceback
 from greenq.log import task_log_context
 from greenq.protocol.states import FAILURE, PENDING, PROPAGATE_STATES, READY_STATES, SUCCESS
@@ -77,18 +78,18 @@ class AsyncResult(Generic[R]):
         parent: AsyncResult[Any] | None = None,
         ignored: bool = False,
     ) -> None:
-        """Refer to task `id`, whose result `transport` leads to; `name` is for people.
+        """Refer to task `id`, whose result `transport` leads to.
 
         Args:
             id: the task's.
             transport: where to read; None means that of the `app`, or of the newest app.
-            name: the task's, for people.
+            name: the task's, where the caller knows it.
             app: whose transport it is.
             parent: the result of the task that sent this one.
             ignored: its sender wants no result, so there is nothing to wait for.
         """
         self.id = id
-        self.name = name
+        self._name = name
         self.parent = parent
         self.ignored = ignored
         # Its backend is asked for when it is needed: without one, tasks can still be sent.
@@ -166,6 +167,11 @@ class AsyncResult(Generic[R]):
         return found
 
     # What result_extended stores; None without it.
+
+    @property
+    def name(self) -> str | None:
+        """The task's name: known where it was sent from, elsewhere as it was stored."""
+        return self._read().extra.get("name") if self._name is None else self._name
 
     @property
     def args(self) -> Any:
@@ -250,7 +256,7 @@ class AsyncResult(Generic[R]):
             return None  # type: ignore[return-value]  # whoever wants no result gets none
         if disable_sync_subtasks and not _may_wait():
             raise RuntimeError(
-                f"a task must not wait for the result of another one ({self.name or self.id}): "
+                f"a task must not wait for the result of another one ({self._name or self.id}): "
                 "when all slots of the workers wait so, none is left for what they wait for. "
                 "End the task and go on in the other one, or, where there is always a free slot, "
                 "call get(disable_sync_subtasks=False) or use allow_join_result()"
@@ -319,7 +325,7 @@ class AsyncResult(Generic[R]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle it without its app: it belongs to the newest one where it is read."""
-        return _again, (self.id, self.name, self.parent, self.ignored)
+        return _again, (self.id, self._name, self.parent, self.ignored)
 
     def __repr__(self) -> str:
         """Show the id."""
@@ -336,6 +342,9 @@ class AsyncResult(Generic[R]):
     def __hash__(self) -> int:
         """Hash the id."""
         return hash(self.id)
+
+
+name_what_is_not_here(AsyncResult)
 
 
 class AsyncResults(Sequence[AsyncResult[R]], Generic[R]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 import logging
 import random
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, TypeVarTuple, cast
 
 from greenq.arguments import ACCEPT_ALL, Check, checker
+from greenq.celerynames import TASK_OPTIONS, asks_for_something, name_what_is_not_here
 from greenq.errors import MaxRetriesExceededError, Retry
 from greenq.log import task_log_context
 from greenq.options import check_task_option
@@ -31,14 +33,6 @@ if TYPE_CHECKING:
     from greenq.protocol.message import TaskMessage
     from greenq.request import Request
     from greenq.result import AsyncResult, AsyncResults
-
-# Options of Celery's that would have no effect here, and why.
-_MISSING = {
-    "backend": "all results of an app are in one place, result_backend",
-    "link": "there are no workflows yet",
-    "link_error": "there are no workflows yet",
-    "pydantic": "validate the arguments in the task",
-}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -258,6 +252,7 @@ class Task(Generic[P, R]):
     routing_key: str | None = None
     priority: int | None = None
     expires: float | datetime | None = None
+    delivery_mode: int | None = None
     time_limit: float | None = None
     soft_time_limit: float | None = None
     rate_limit: str | float | None = None
@@ -268,14 +263,14 @@ class Task(Generic[P, R]):
         "retry_backoff", "retry_backoff_max", "retry_jitter", "ignore_result",
         "store_errors_even_if_ignored", "acks_late", "acks_on_failure_or_timeout",
         "reject_on_worker_lost", "track_started", "throws", "serializer", "compression", "queue",
-        "exchange", "routing_key", "priority", "expires", "time_limit", "soft_time_limit",
-        "rate_limit", "typing",
+        "exchange", "routing_key", "priority", "expires", "delivery_mode", "time_limit",
+        "soft_time_limit", "rate_limit", "typing",
     )  # fmt: skip
 
     # Options of the task that go with each sending, unless the caller says otherwise.
     _SENT = (
         "serializer", "compression", "queue", "exchange", "routing_key", "priority", "expires",
-        "ignore_result", "time_limit", "soft_time_limit",
+        "delivery_mode", "time_limit", "soft_time_limit",
     )  # fmt: skip
 
     # What a task has without being given one: the newest app.
@@ -309,28 +304,23 @@ class Task(Generic[P, R]):
         self.run = functools.partial(function, self) if bind else function
         for option, value in (options or {}).items():
             self._check_option(option, value)
-            setattr(self, option, value)
-        self._check_own_options()
+            if option not in TASK_OPTIONS:
+                setattr(self, option, value)
         self._bound = bind
-        self._check_rate()
+        self.check_options()
         functools.update_wrapper(self, function, updated=())
 
     def _check_option(self, option: str, value: object) -> None:
         if option in self.OPTIONS:
             return
-        if value and option in _MISSING:
-            raise TypeError(f"task {self.name}: {option} is not supported: {_MISSING[option]}")
+        foreign = TASK_OPTIONS.get(option)
+        if foreign is not None and asks_for_something(foreign, value):
+            raise TypeError(f"task {self.name}: {option} is not supported: {foreign.advice}")
         close = difflib.get_close_matches(option, self.OPTIONS, n=1, cutoff=0.8)
         if close:
             raise TypeError(f"task {self.name}: no option {option!r}; did you mean {close[0]}?")
         if option.startswith("__") or callable(getattr(Task, option, None)):
             raise TypeError(f"task {self.name}: {option!r} cannot be an option: tasks have it")
-
-    def _check_rate(self) -> None:
-        try:
-            parse_rate(self.rate_limit)
-        except ValueError as exc:
-            raise ValueError(f"task {self.name}: {exc}") from None
 
     def complete(self, app: Callable[[], Greenq], main: str) -> None:
         """Make a task of a class with a ``run`` of its own ready; apps call it.
@@ -348,18 +338,26 @@ class Task(Generic[P, R]):
         module = main if cls.__module__ == "__main__" else cls.__module__
         self.name = self.name or f"{module}.{cls.__name__}"
         self.__name__, self.__qualname__ = cls.__name__, cls.__qualname__
-        self._check_own_options()
         self._bound = False
-        self._check_rate()
+        self.check_options()
 
-    def _check_own_options(self) -> None:
-        """Check the options of the decorator and those of the class."""
+    def check_options(self) -> None:
+        """Check the options: those of the decorator, of the class and of annotations.
+
+        Raises:
+            WrongOption: one is not what it must be.
+            ValueError: the rate limit is none.
+        """
         for option in self.OPTIONS:
             value = getattr(self, option)
             if value is not getattr(Task, option):
                 checked = check_task_option(self.name, option, value)
                 if checked is not value:
                     setattr(self, option, checked)
+        try:
+            parse_rate(self.rate_limit)
+        except ValueError as exc:
+            raise ValueError(f"task {self.name}: {exc}") from None
 
     @functools.cached_property
     def argument_check(self) -> Check:
@@ -402,8 +400,12 @@ class Task(Generic[P, R]):
         **options: Unpack[SendOptions],
     ) -> AsyncResult[R]:
         """Send the task with options (`SendOptions`). Switches: yes. Raises as `delay`."""
+        # First, since using the app is what has the task annotated.
+        app = self.app
         self.argument_check.arguments(args or (), kwargs or {})
-        return self.app.send_task(self.name, args, kwargs, **self._with_own(options))
+        if type(self).shadow_name is not Task.shadow_name and not options.get("shadow"):
+            options["shadow"] = self.shadow_name(args or (), kwargs or {}, options)
+        return app.send_task(self.name, args, kwargs, task_type=self, **options)
 
     def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Send the task when Django's open transaction commits; without one, at once.
@@ -454,14 +456,16 @@ class Task(Generic[P, R]):
             TypeError: an option is unknown, or ``task_id`` is among them.
             NotAllSent: it ended early.
         """
+        app = self.app
         checked = map(self.argument_check.call, calls)
-        return self.app.send_task_many(self.name, checked, **self._with_own(options))
+        return app.send_task_many(self.name, checked, task_type=self, **options)
 
-    def _with_own(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Add the task's own options to those of one sending."""
+    def send_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of one sending by name: the task's own, and over them those given.
+
+        Without ``ignore_result``: who only knows the name leaves that to the worker.
+        """
         own = {name: value for name in self._SENT if (value := getattr(self, name)) is not None}
-        if "ignore_result" not in own:
-            own["ignore_result"] = self._app().config.task.task_ignore_result
         if not options:
             return own
         if options.get("queue") or options.get("exchange") or options.get("routing_key"):
@@ -595,6 +599,36 @@ class Task(Generic[P, R]):
     ) -> None:
         """Override: called at its end, which a run that will be retried is not."""
 
+    @classmethod
+    def on_bound(cls, app: Greenq) -> None:
+        """Override: called when an app takes a task of this class."""
+
+    def shadow_name(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> str | None:
+        """Override: return a name that is shown instead of the task's, at each sending."""
+        return None
+
+    @property
+    def backend(self) -> Any:
+        """What reads and writes results on the server."""
+        return self.app.backend
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it as its name: it is the current app's where it is read."""
+        return _registered, (self.name, self.function.__module__)
+
     def __repr__(self) -> str:
         """Show the name."""
         return f"<task {self.name}>"
+
+
+name_what_is_not_here(Task)
+
+
+def _registered(name: str, module: str) -> Task[Any, Any]:
+    """Return the current app's task, importing the module that defines it if need be."""
+    if name not in newest_app().tasks:
+        importlib.import_module(module)
+    app: Greenq = newest_app()
+    return app.tasks[name]

@@ -43,6 +43,9 @@ NAMES = [each.name for part in SECTIONS.values() for each in dataclasses.fields(
 
 # Setting -> file and test. The file names the setting.
 ELSEWHERE = {
+    "task_annotations": (
+        "tests/unit/test_annotations.py::test_the_worker_runs_what_the_annotation_says"
+    ),
     "worker_hub_blocked_limit": (
         "tests/integration/test_always_ends.py::"
         "test_hub_that_is_blocked_for_too_long_ends_the_worker"

@@ -70,22 +70,7 @@ def seen(kind: str, program: str, server: Server) -> dict[str, Any]:
     return found
 
 
-# What each waits for; a mark that is no longer needed fails, and goes.
-WAITING = {
-    "mailer": "task_annotations, and the name of a handle that was made from an id",
-    "webapp": "task_cls, app.Task, register_task, the app's Task for shared tasks, app.conf[...]",
-}
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason=WAITING[name]))
-        if name in WAITING
-        else name
-        for name in PROGRAMS
-    ],
-)
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_does_the_same_on_both(program: str, server: Server) -> None:
     on_celery = seen("celery", program, server)
     on_greenq = seen("greenq", program, server)

@@ -108,6 +108,16 @@ def test_after_return_is_called_at_the_end_only(rig: Rig) -> None:
     assert told == [("FAILURE", ValueError), ("SUCCESS", None)]
 
 
+def test_app_knows_which_task_runs_here(rig: Rig) -> None:
+    @rig.task("look")
+    def look() -> list[Any]:
+        app = rig.app
+        return [app.current_task.name, app.current_worker_task is app.tasks["look"]]
+
+    assert run(rig, "look")["result"] == ["look", True]
+    assert rig.app.current_task is None
+
+
 # --- times ----------------------------------------------------------------------------------------
 
 
@@ -364,7 +374,7 @@ def test_option_that_tasks_do_not_know_is_an_attribute(rig: Rig) -> None:
     for wrong, text in (
         ({"acks_lat": True}, "did you mean acks_late?"),
         ({"delay": 3}, "tasks have it"),
-        ({"link": [1]}, "no workflows yet"),
+        ({"link": [1]}, "workflows are not there yet"),
     ):
         with pytest.raises(TypeError, match=text):
             rig.task("wrong", **wrong)(own.function)

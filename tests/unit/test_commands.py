@@ -282,6 +282,16 @@ def test_query_task_tells_where_tasks_are(node: Node) -> None:
     assert node.ask("query_task", ids=None) == {}
 
 
+def test_query_task_finds_what_is_parked_on_the_server(node: Node) -> None:
+    text = node.app.producer.prepare("add", (1, 2), {}, {"task_id": "parked"})["text"]
+    node.broker.all_parked += [(1e9, "celery", b"no task"), (2e9, "celery", text.encode())]
+
+    told = node.ask("query_task", ids=["parked", "unknown"])
+    assert list(told) == ["parked"]
+    state, info = told["parked"]
+    assert (state, info["id"], info["args"]) == ("scheduled", "parked", [1, 2])
+
+
 def test_registered_tells_tasks_and_their_attributes(node: Node) -> None:
     node.app.task(name="celery.builtin")(print)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import timedelta
+from zoneinfo import ZoneInfo
 
+import kombu
 import pytest
 
 from greenq.config import SECTIONS, Config, RetryPolicy, TransportOptions
@@ -53,6 +55,10 @@ def test_every_setting_has_a_meaning_and_an_owner() -> None:
         ("result_expires", 0, 0.0),
         ("accept_content", ["json", "application/x-yaml"], ("json", "application/x-yaml")),
         ("task_queues", ["a", "b"], ("a", "b")),
+        ("task_queues", [kombu.Queue("a"), "b"], ("a", "b")),
+        ("timezone", ZoneInfo("Asia/Tokyo"), "Asia/Tokyo"),
+        ("task_routes", [("t", "a")], ({"t": {"queue": "a"}},)),
+        ("task_routes", {"t": {"queue": "a", "routing_key": "r"}}, ({"t": {"queue": "a"}},)),
         ("broker_connection_timeout", 5, 5.0),
         ("broker_url", "redis://h:6379/1", "redis://h:6379/1"),
         ("broker_url", "embedded:///tmp/x", "embedded:///tmp/x"),

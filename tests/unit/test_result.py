@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,3 +136,16 @@ def test_result_finds_its_app() -> None:
     assert AsyncResult("a", app=other).backend is other.transport.backend
     again = pickle.loads(pickle.dumps(AsyncResult("a", app=other, ignored=True)))
     assert (again.id, again.ignored, again.app) == ("a", True, app)
+
+
+@pytest.mark.parametrize("timeout", [None, 3.0])
+def test_revoke_waits_for_the_workers_if_that_is_said(timeout: float | None) -> None:
+    asked: list[Any] = []
+
+    def revoke(*ids: str, **how: Any) -> None:
+        asked.append((ids, how))
+
+    app = SimpleNamespace(control=SimpleNamespace(revoke=revoke))
+    AsyncResult("a", app=app).revoke(wait=True, terminate=True, timeout=timeout)
+    how = {"terminate": True, "signal": "SIGTERM", "reply": True, "timeout": timeout or 1.0}
+    assert asked == [(("a",), how)]

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
+from greenq import Greenq
 from greenq.config import Config
 from greenq.errors import MaxRetriesExceededError, Retry
 from greenq.protocol.message import TaskMessage
 from greenq.task import Context, Task, current_context
+from tests.unit.rig import NOWHERE
 
 
 class FakeApp:
-    """Notes what is sent, but not that a result is wanted, which is said with every task."""
+    """Notes what is sent, with the task's own options."""
 
     def __init__(self, **settings: Any) -> None:
         self.config = Config.build(settings)
@@ -28,14 +30,12 @@ class FakeApp:
 
     def send_task_many(self, name: str, calls: Any, **options: Any) -> str:
         for args, kwargs in calls:
-            self.note(name, args, kwargs, options)
+            self.note(name, args, kwargs, dict(options))
         return "handles"
 
     def note(self, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
-        noted = dict(options)
-        if noted.get("ignore_result") is False:
-            del noted["ignore_result"]
-        self.sent.append((name, args, kwargs, noted))
+        task = options.pop("task_type")
+        self.sent.append((name, args, kwargs, task.send_options(options)))
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_delay_sends_the_arguments(app: FakeApp) -> None:
         ),
         ({"priority": 3}, {"priority": None}, {"priority": 3}),
         ({"priority": 3}, {"priority": 0}, {"priority": 0}),
-        ({"ignore_result": True, "expires": 5.0}, {}, {"ignore_result": True, "expires": 5.0}),
+        ({"ignore_result": True, "expires": 5.0}, {}, {"expires": 5.0}),
         ({"max_retries": 9, "acks_late": False}, {}, {}),
     ],
 )
@@ -268,12 +268,25 @@ def test_jitter_stays_below_the_backoff(app: FakeApp) -> None:
     ],
 )
 def test_who_sends_says_whether_a_result_is_stored(
-    setting: bool, own: bool | None, said: bool | None, sent: bool
+    setting: bool,
+    own: bool | None,
+    said: bool | None,
+    sent: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    app = FakeApp(task_ignore_result=setting)
+    app = Greenq("proj", broker=NOWHERE, set_as_current=False, task_ignore_result=setting)
     given: list[Any] = []
-    app.note = lambda *call: given.append(call[-1])  # type: ignore[method-assign]
 
-    make_task(app, ignore_result=own).apply_async(ignore_result=said)
+    def send(*call: Any) -> str:
+        given.append(call[-1])
+        return "id"
 
-    assert given == [{"ignore_result": sent}]
+    monkeypatch.setattr(app.producer, "send", send)
+    task = app.task(name="proj.add", ignore_result=own)(lambda: None)
+
+    assert task.apply_async(ignore_result=said).ignored is sent
+    # Who only knows the name leaves it to the worker, as Celery's senders do.
+    app.send_task("proj.add")
+    app.close()
+
+    assert given == [{"ignore_result": sent}, {}]

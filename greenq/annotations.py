@@ -1,0 +1,105 @@
+"""`task_annotations`: attributes of tasks that the settings change, without touching their code."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from greenq.errors import ConfigError, Problem
+from greenq.task import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Every task's, in a mapping of annotations.
+_ALL = "*"
+
+
+def annotate(task: Task[Any, Any], annotations: Sequence[Any]) -> None:
+    """Change a task as the setting says: what is for its name, and then what is for all.
+
+    Of several annotations the first that has something for the name counts, and the first that has
+    something for all. The latter wins, as with Celery.
+
+    Raises:
+        ConfigError: an option's value is wrong, an attribute is almost one that tasks have, or what
+            the setting names cannot be imported.
+    """
+    made = [_made(each) for each in annotations]
+    by_name = (_of_task(each, task) for each in made)
+    for_all = (_of_all(each) for each in made)
+    for found in (by_name, for_all):
+        attributes = next((each for each in found if each is not None), None)
+        if attributes:
+            _change(task, attributes)
+
+
+def _made(annotation: Any) -> Any:
+    """Return what has the answers: an object of a class that is given by itself or by its name."""
+    if isinstance(annotation, str):
+        annotation = _imported(annotation)
+    return annotation() if isinstance(annotation, type) else annotation
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.replace(":", ".").rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as exc:
+        raise _problem(path, str(exc)) from exc
+
+
+def _of_task(annotation: Any, task: Task[Any, Any]) -> Mapping[str, Any] | None:
+    if isinstance(annotation, Mapping):
+        return annotation.get(task.name)
+    found: Mapping[str, Any] | None = annotation.annotate(task)
+    return found
+
+
+def _of_all(annotation: Any) -> Mapping[str, Any] | None:
+    if isinstance(annotation, Mapping):
+        return annotation.get(_ALL)
+    ask = getattr(annotation, "annotate_any", None)
+    return None if ask is None else ask()
+
+
+def _change(task: Task[Any, Any], attributes: Mapping[str, Any]) -> None:
+    """Give the task a class of its own, whose attributes replace those of the old and its own.
+
+    So functions become methods, `__call__` too, and other tasks of the old class stay as they are.
+    """
+    old = type(task)
+    new: dict[str, Any] = {"__module__": old.__module__, "__doc__": old.__doc__}
+    for name, value in attributes.items():
+        attribute = name.removeprefix("@")
+        _check_name(task, attribute)
+        new[attribute] = value(_code(task, attribute)) if name != attribute else value
+    task.__class__ = type(old.__name__, (old,), new)
+    for attribute in new.keys() & vars(task).keys() - {"__module__", "__doc__"}:
+        delattr(task, attribute)
+    try:
+        task.check_options()
+    except (TypeError, ValueError) as exc:
+        raise _problem(task.name, str(exc)) from exc
+
+
+def _code(task: Task[Any, Any], attribute: str) -> Any:
+    """Return the function that a wrapper is put around; it takes the task first if it is bound."""
+    if attribute == "run" and "run" in vars(task):
+        return task.function
+    return getattr(type(task), attribute)
+
+
+def _check_name(task: Task[Any, Any], attribute: str) -> None:
+    """Refuse what is almost an attribute; any other name is one of the task's own."""
+    if attribute in dir(task):
+        return
+    close = difflib.get_close_matches(attribute, dir(Task), n=1, cutoff=0.8)
+    if close:
+        raise _problem(task.name, f"tasks have no {attribute!r}; did you mean {close[0]}?")
+
+
+def _problem(value: str, reason: str) -> ConfigError:
+    return ConfigError([Problem("task_annotations", value, reason)])

@@ -1,0 +1,221 @@
+"""Tasks that belong to every app of a process, for code that knows none: `shared_task`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    overload,
+)
+
+from greenq.errors import ConfigError, Problem
+from greenq.result import ask_for_app
+from greenq.task import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from greenq.app import Greenq
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Definition(NamedTuple):
+    """What an app makes its own task of: the function and what the decorator was given."""
+
+    function: Callable[..., Any]
+    name: str | None
+    bind: bool
+    base: type[Task[..., Any]] | None
+    options: Mapping[str, Any]
+
+    def make(
+        self, app: Callable[[], Greenq], main: str, task_class: type[Task[..., Any]] | None = None
+    ) -> Task[Any, Any]:
+        """Make a task for an app whose tasks are of `task_class` unless they say otherwise.
+
+        Args:
+            app: returns the app when the task is used.
+            main: the name of the app, for tasks of ``__main__``.
+            task_class: None means `Task`.
+
+        Raises:
+            TypeError: an option, or the function itself, cannot be a task's.
+        """
+        function = self.function
+        if not callable(function):
+            raise TypeError(f"@app.task goes on a function, not on {function!r}")
+        module = main if function.__module__ == "__main__" else function.__module__
+        made = self.base or task_class or Task
+        name = self.name or made.name or f"{module}.{function.__name__}"
+        _refuse_what_does_not_run(name, function)
+        # A class's own constructor takes no arguments, as with Celery, and need not call ours.
+        task = made() if made.__init__ is not Task.__init__ else made.__new__(made)
+        Task.__init__(task, function, name=name, app=app, bind=self.bind, options=self.options)
+        return task
+
+
+def place(function: Callable[..., Any]) -> str:
+    """Say where a function is written, which tells two of one name apart."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    where = f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
+    return f"{function.__module__}.{getattr(function, '__qualname__', '?')} ({where})"
+
+
+class _Shared:
+    """What the apps of a process share: the definitions, and which app is the current one."""
+
+    def __init__(self) -> None:
+        self.app: Greenq | None = None
+        # Only added to, so that an app knows by their number which it has taken.
+        self.definitions: list[Definition] = []
+
+    def current(self) -> Greenq:
+        """Return the app that shared tasks use now."""
+        if self.app is None:
+            raise ConfigError(
+                [Problem("app", None, "a shared task is used before any Greenq app was made")]
+            )
+        return self.app
+
+
+# A task that names no app must find one when it is used: this is the one place where that is kept.
+shared = _Shared()
+ask_for_app(shared.current)
+
+
+class SharedTask:
+    """Stands for the task that the current app has made of a definition.
+
+    Without any app it is a task that can be called, but not sent.
+    """
+
+    def __init__(self, definition: Definition) -> None:
+        """Add the definition to those that all apps take.
+
+        Raises:
+            TypeError: an option, or the function itself, cannot be a task's.
+        """
+        # Made and left, so that what is wrong is said where it is written.
+        definition._replace(base=None).make(shared.current, "__main__")
+        function = definition.function
+        own = vars(self)
+        for name in functools.WRAPPER_ASSIGNMENTS:
+            if hasattr(function, name):
+                own[name] = getattr(function, name)
+        own["_definition"] = definition
+        own["_index"] = len(shared.definitions)
+        own["_alone"] = None
+        shared.definitions.append(definition)
+
+    @property
+    def _task(self) -> Task[Any, Any]:
+        task: Task[Any, Any]
+        if shared.app is not None:
+            task = shared.app.take_shared()[self._index]
+        else:
+            if self._alone is None:
+                vars(self)["_alone"] = self._definition.make(shared.current, "__main__")
+            task = self._alone
+        return task
+
+    @property
+    def __class__(self) -> type[Any]:
+        """The class of the task, for `isinstance`."""
+        return type(self._task)
+
+    @__class__.setter
+    def __class__(self, value: type[Any]) -> None:
+        raise TypeError("the class of a shared task is that of the app's own")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function here and now."""
+        return self._task(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Read an attribute of the task."""
+        return getattr(self._task, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute of the task."""
+        setattr(self._task, name, value)
+
+    def __dir__(self) -> list[str]:
+        """List the attributes of the task."""
+        return dir(self._task)
+
+    def __eq__(self, other: object) -> bool:
+        """It is the same as the task that it stands for."""
+        return self is other or self._task is other
+
+    def __hash__(self) -> int:
+        """Hash the task."""
+        return hash(self._task)
+
+    def __repr__(self) -> str:
+        """Show the task."""
+        return repr(self._task)
+
+
+@overload
+def shared_task(function: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def shared_task(
+    *,
+    bind: Literal[True],
+    name: str | None = None,
+    base: type[Task[..., Any]] | None = None,
+    **options: Any,
+) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
+@overload
+def shared_task(
+    *,
+    bind: Literal[False] = False,
+    name: str | None = None,
+    base: type[Task[..., Any]] | None = None,
+    **options: Any,
+) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def shared_task(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    bind: bool = False,
+    name: str | None = None,
+    base: type[Task[..., Any]] | None = None,
+    **options: Any,
+) -> Any:
+    """Make a task that belongs to every app, for code that knows none; as `Greenq.task`.
+
+    Each app makes its own from its own class of tasks; what is returned stands for that of the app
+    that is the current one when it is used.
+    """
+
+    def register(decorated: Callable[..., Any]) -> Any:
+        return SharedTask(Definition(decorated, name, bind, base, options))
+
+    return register if function is None else register(function)
+
+
+def _refuse_what_does_not_run(task_name: str, function: Callable[..., Any]) -> None:
+    """Refuse functions that return something to be run, instead of running.
+
+    What a decorator makes of them may well be a task, so what it wraps does not count.
+    """
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(
+            f"task {task_name} is an async def, which cannot be a task yet: write it as a plain "
+            "function with blocking calls, which greenlets make concurrent"
+        )
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"task {task_name} is a generator (it has a yield), which cannot be a task: return a "
+            "list, or send a task for each item"
+        )
