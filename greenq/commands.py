@@ -665,9 +665,10 @@ def time_limit(
 @inspect_command(urgent=True)
 def active_queues(worker: Worker) -> list[dict[str, object]]:
     """List the queues that this worker takes from, and those that it hears broadcasts of."""
-    names = [*worker.queues, *(queue.name for queue in worker.broadcasts)]
-    plain = {name: QueueSource(name, "direct", name) for name in names}
-    return [_queue(name, worker.sources.get(name, plain[name])) for name in names]
+    return [
+        _queue(name, worker.sources.get(name) or QueueSource(name, "direct", name))
+        for name in worker.taken_queues
+    ]
 
 
 def _queue(name: str, source: QueueSource) -> dict[str, object]:

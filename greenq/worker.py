@@ -578,12 +578,23 @@ class Worker:
         if queue not in self.queues:
             self.queues = (*self.queues, queue)
             self._take_from()
+            self.tell()
 
     def cancel_queue(self, queue: str) -> None:
         """Take from a queue no longer; what was taken runs. Switches: yes."""
         self.queues = tuple(name for name in self.queues if name != queue)
         self.sources.pop(queue, None)
         self._take_from()
+        self.tell()
+
+    def tell(self) -> None:
+        """Have the server know what this worker takes from, for those who ask. Switches: no."""
+        self.watch.tell(self.taken_queues)
+
+    @property
+    def taken_queues(self) -> tuple[str, ...]:
+        """The queues that it takes from, paused or not, and those that it hears broadcasts of."""
+        return (*self.queues, *(queue.name for queue in self.broadcasts))
 
     def look_for_pauses(self) -> None:
         """Take from no queue that is paused, and from all others. Switches: yes."""

@@ -140,12 +140,15 @@ def ask(
     return dict(sorted(replies.items()))
 
 
-def silent(app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any]) -> dict[str, str]:
+def silent(
+    app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any], roll: Roll | None = None
+) -> dict[str, str]:
     """Return who should have replied and has not, and why, as far as that can be known.
 
-    Those that were asked by name; else those that hold a lease, which greenq's workers do.
+    Those that were asked by name; else those that hold a lease, which greenq's workers do: `roll`,
+    or if that is None, the server tells who.
     """
-    roll = called_roll(app)
+    roll = roll or called_roll(app)
     nodes = [each for each in (args.destination or sorted(roll.living)) if each not in replies]
     if not nodes:
         return {}

@@ -297,18 +297,22 @@ class Connection:
                 raise
             return self.call("EVAL", script.source, len(keys), *keys, *args)
 
-    def pipeline(self, commands: Sequence[Command]) -> list[Any]:
+    def pipeline(self, commands: Sequence[Command], *, optional: int = 0) -> list[Any]:
         """Carry out commands in one round trip and return their answers.
 
         All answers are read before the first error, if any, is raised, so the connection stays
         usable.
+
+        Args:
+            commands: what to carry out.
+            optional: of so many, the last ones, an error stands in the answers instead.
 
         Raises:
             ServerError, AccessRefused: the server refused a command.
             ConnectionLost: it broke on the way; any part of it may have been carried out.
         """
         answers = self.try_pipeline(commands)
-        for answer in answers:
+        for answer in answers[: len(answers) - optional]:
             if isinstance(answer, OperationalError):
                 raise answer
         return answers
@@ -566,10 +570,12 @@ class Client:
         with self.pooled(timeout_s) as connection:
             return connection.call(*command)
 
-    def pipeline(self, commands: Sequence[Command], *, timeout_s: float | None = None) -> list[Any]:
-        """Carry out commands in one round trip on a pooled connection."""
+    def pipeline(
+        self, commands: Sequence[Command], *, optional: int = 0, timeout_s: float | None = None
+    ) -> list[Any]:
+        """Carry out commands in one round trip on a pooled connection, as `Connection.pipeline`."""
         with self.pooled(timeout_s) as connection:
-            return connection.pipeline(commands)
+            return connection.pipeline(commands, optional=optional)
 
     def script(
         self,
