@@ -454,7 +454,10 @@ def query_task(worker: Worker, ids: object, **_ignored: Any) -> dict[str, list[o
             where = "active" if is_running else held
             found[request.message.id] = [where, _info(worker, request)]
     missing = wanted - found.keys()
-    return found | _find_parked(worker, missing) if missing else found
+    # The connections to the server are the hub's: while it is blocked, nothing else may use them.
+    if missing and worker.watch.blocking_now() is None:
+        found |= _find_parked(worker, missing)
+    return found
 
 
 def _find_parked(worker: Worker, wanted: set[str]) -> dict[str, list[object]]:
