@@ -392,6 +392,7 @@ class Worker:
     def stop(self, why: str = "") -> None:
         """Stop warm: take nothing more, finish what runs in time, give back the rest."""
         self._ended.set()
+        self.outbox.until_s = time.monotonic() + self.app.config.worker.worker_shutdown_grace
         text = f" ({why})" if why else ""
         _log.info("warm shutdown%s: %d tasks run", text, self.pool.running)
 
@@ -399,6 +400,7 @@ class Worker:
         """Stop now: everything unfinished goes back to its queue."""
         self.exit_code = EXIT_FAILED
         self._is_cold = True
+        self.outbox.until_s = 0.0
         self.pool.hurry()
         self._ended.set()
         _log.warning("cold shutdown: %d tasks go back to their queues", self.pool.running)

@@ -54,6 +54,9 @@ Command = tuple[Any, ...]
 # restarted meanwhile has closed it, and a command that was never sent is safe to send anew.
 _RESTED_S = 1.0
 
+# A socket's timeout of 0 would mean another thing.
+_LEAST_S = 0.001
+
 # A server that does not speak TLS is asked without it, so long at most.
 _PROBE_S = 1.0
 
@@ -165,10 +168,10 @@ class Connection:
         limits = link.socket_connect_timeout, link.socket_timeout
         if self.ends_s is not None:
             left_s = self._left_s("connect")
-            # What connecting leaves is enough for one answer of the handshake, which is where a
-            # frozen server shows.
             link.socket_connect_timeout = min(limits[0], left_s)
             link.socket_timeout = min(limits[1], left_s)
+            # Each answer of the handshake has what those before it have left.
+            link.read_response = partial(self._read_in_time, link.read_response)
         try:
             link.connect()
         except Exception as exc:
@@ -183,6 +186,7 @@ class Connection:
             raise
         finally:
             link.socket_connect_timeout, link.socket_timeout = limits
+            vars(link).pop("read_response", None)
         if self.pushes:
             parser = self._link._get_parser()  # noqa: SLF001  redis-py has no public way to it
             parser.set_invalidation_push_handler(self._notice)
@@ -191,6 +195,13 @@ class Connection:
         self.noticed = self.pushes
         self.number = None
         return True
+
+    def _read_in_time(self, read: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Read an answer of the handshake while there is time."""
+        assert self.ends_s is not None
+        left_s = max(_LEAST_S, self.ends_s - time.monotonic())
+        self._link._sock.settimeout(left_s)  # noqa: SLF001  redis-py has no public way to it
+        return read(*args, **options)
 
     def _left_s(self, name: str) -> float:
         """Return the time that is left for a call that must end.
