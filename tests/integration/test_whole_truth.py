@@ -15,7 +15,7 @@ from greenq.cli import main
 from greenq.protocol.keys import Keys
 from greenq.transport.client import Client
 from greenq.transport.members import call_roll
-from tests.servers import Process, Server, celery_worker, greenq_worker
+from tests.servers import Process, Server, celery_worker, free_port, greenq_worker
 from tests.support import wait_until
 
 WAIT_S = 15
@@ -154,6 +154,7 @@ def test_queue_that_nobody_takes_from_is_marked(server: Server, client: Greenq, 
         assert code == 0
         assert "no worker takes from queue maill; did you mean mail?" in err
         assert run("control", "resume", "maill")[0] == 0
+        assert "no worker takes from" not in run("control", "pause", "mail")[2]
 
 
 @pytest.mark.interop
@@ -343,3 +344,33 @@ def test_what_celery_s_workers_take_from_is_asked(
         assert queues["celery"]["consumers"] == ["c@h"]
         assert {name for name, each in queues.items() if each["untaken"]} == {"maill"}
         assert run("status")[2] == "warning: no worker takes from queue maill: 1 wait there\n"
+
+
+# --- what goes wrong is said once -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("status", "ping", "queues", "inspect active", "control pool_grow", "purge --yes"),
+        *("list bindings", "dead list", "top --json", "control pause mail", "call proj.add"),
+    ],
+)
+def test_server_that_cannot_be_reached_is_named_once(
+    command: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    assert main([*command.split(), "-b", url]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("cannot reach") == 1
+    assert told.err.count("\n") == 1
+    assert ".;" not in told.err
+    assert caplog.text == ""
+
+
+def test_server_that_speaks_without_tls_is_said_to(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", "-b", server.url.replace("redis://", "rediss://")]) == 1
+    assert "answers, but not in TLS: redis:// instead?" in capsys.readouterr().err

@@ -127,6 +127,18 @@ def test_lag_is_that_of_the_last_minute_not_since_the_worker_began() -> None:
     assert looked(first, second).workers[0].lag_p99_s == 0.001
 
 
+def test_lag_of_a_blocked_worker_is_its_block() -> None:
+    (worker,) = looked(Look(at_s=0.0, statuses={"w@h": BLOCKED}, hubs={"w@h": HUB})).workers
+
+    assert (worker.lag_s, worker.lag_p99_s) == (4.21, 4.21)
+
+
+def test_sums_leave_out_pools_of_which_only_what_runs_is_known() -> None:
+    look = Look(at_s=0.0, statuses={"w@h": WELL}, foreign={"c@h": {"active": 80, "processed": 5}})
+
+    assert (looked(look).last.running, looked(look).last.size) == (12, 100)
+
+
 def test_blocked_worker_says_by_what() -> None:
     (worker,) = looked(Look(at_s=0.0, statuses={"w@h": BLOCKED})).workers
 
