@@ -454,7 +454,10 @@ def query_task(worker: Worker, ids: object, **_ignored: Any) -> dict[str, list[o
             where = "active" if is_running else held
             found[request.message.id] = [where, _info(worker, request)]
     missing = wanted - found.keys()
-    return found | _find_parked(worker, missing) if missing else found
+    # The connections to the server are the hub's: while it is blocked, nothing else may use them.
+    if missing and worker.watch.blocking_now() is None:
+        found |= _find_parked(worker, missing)
+    return found
 
 
 def _find_parked(worker: Worker, wanted: set[str]) -> dict[str, list[object]]:
@@ -665,9 +668,10 @@ def time_limit(
 @inspect_command(urgent=True)
 def active_queues(worker: Worker) -> list[dict[str, object]]:
     """List the queues that this worker takes from, and those that it hears broadcasts of."""
-    names = [*worker.queues, *(queue.name for queue in worker.broadcasts)]
-    plain = {name: QueueSource(name, "direct", name) for name in names}
-    return [_queue(name, worker.sources.get(name, plain[name])) for name in names]
+    return [
+        _queue(name, worker.sources.get(name) or QueueSource(name, "direct", name))
+        for name in worker.taken_queues
+    ]
 
 
 def _queue(name: str, source: QueueSource) -> dict[str, object]:

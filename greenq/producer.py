@@ -516,8 +516,12 @@ class Producer:
             tries += 1
         if isinstance(error, (ServerError, AccessRefused)) and not may_be_there:
             raise error
-        kind = ConnectionLost if may_be_there else OperationalError
-        raise kind(f"{what} could not be sent to queue {queue!r}: {error}") from error
+        if may_be_there:
+            raise ConnectionLost(
+                f"{what} was perhaps sent to queue {queue!r}, perhaps not; its answer got lost: "
+                f"{error}"
+            ) from error
+        raise OperationalError(f"{what} could not be sent to queue {queue!r}: {error}") from error
 
     def _policy(self, options: Mapping[str, Any]) -> _Policy | None:
         """Return the policy of one sending, None for no retry."""

@@ -219,6 +219,7 @@ class Watch(StartStopStep):
         self.ear = Ear(hub, changed=self._wake)
         # The thread's own.
         self._renew_at_s = self._scores_at_s = 0.0
+        self._renew_now = False
         self._promote_at_s = math.inf
         self._relay_at_s = math.inf
         self._recover_from_s: float | None = None
@@ -325,7 +326,7 @@ class Watch(StartStopStep):
         if self._clock() >= self._promote_at_s:
             self._promote()
             told = True
-        if self._clock() >= self._renew_at_s:
+        if self._renew_now or self._clock() >= self._renew_at_s:
             self._renew()
             told = True
         if self._clock() >= self._relay_at_s and self._leases.connection.noticed:
@@ -365,6 +366,7 @@ class Watch(StartStopStep):
         return min(self._renew_at_s, self._look_at_s, self._promote_at_s, self._mind_signals_at_s)
 
     def _renew(self) -> None:
+        self._renew_now = False
         now, asked_s = self._clock(), self._state.now_s()
         self._renew_at_s = now + self._renew_every_s
         try:
@@ -713,6 +715,12 @@ class Watch(StartStopStep):
     def set_queues(self, queues: Sequence[str]) -> None:
         """Look for work and due ETAs in these queues; any thread may call."""
         self._leases.set_queues(queues)
+        self._wake()
+
+    def tell(self, queues: Sequence[str]) -> None:
+        """Have the server know soon which queues are taken from; any thread may call."""
+        self._leases.tell(queues)
+        self._renew_now = True
         self._wake()
 
     def blocking_now(self) -> Blocker | None:

@@ -392,6 +392,7 @@ class Worker:
     def stop(self, why: str = "") -> None:
         """Stop warm: take nothing more, finish what runs in time, give back the rest."""
         self._ended.set()
+        self.outbox.until_s = time.monotonic() + self.app.config.worker.worker_shutdown_grace
         text = f" ({why})" if why else ""
         _log.info("warm shutdown%s: %d tasks run", text, self.pool.running)
 
@@ -399,6 +400,7 @@ class Worker:
         """Stop now: everything unfinished goes back to its queue."""
         self.exit_code = EXIT_FAILED
         self._is_cold = True
+        self.outbox.until_s = 0.0
         self.pool.hurry()
         self._ended.set()
         _log.warning("cold shutdown: %d tasks go back to their queues", self.pool.running)
@@ -578,12 +580,23 @@ class Worker:
         if queue not in self.queues:
             self.queues = (*self.queues, queue)
             self._take_from()
+            self.tell()
 
     def cancel_queue(self, queue: str) -> None:
         """Take from a queue no longer; what was taken runs. Switches: yes."""
         self.queues = tuple(name for name in self.queues if name != queue)
         self.sources.pop(queue, None)
         self._take_from()
+        self.tell()
+
+    def tell(self) -> None:
+        """Have the server know what this worker takes from, for those who ask. Switches: no."""
+        self.watch.tell(self.taken_queues)
+
+    @property
+    def taken_queues(self) -> tuple[str, ...]:
+        """The queues that it takes from, paused or not, and those that it hears broadcasts of."""
+        return (*self.queues, *(queue.name for queue in self.broadcasts))
 
     def look_for_pauses(self) -> None:
         """Take from no queue that is paused, and from all others. Switches: yes."""

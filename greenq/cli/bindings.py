@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from greenq.cli import show
@@ -50,8 +52,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def bindings(app: Greenq) -> list[Binding]:
-    """Read all bindings of queues of tasks, sorted. Takes a walk through all keys of the server."""
+def bindings(app: Greenq, *, within_s: float | None = None) -> list[Binding]:
+    """Read all bindings of queues of tasks, sorted. Takes a walk through all keys of the server.
+
+    With `within_s` it ends after so long, with what was found.
+    """
+    ends_s = math.inf if within_s is None else time.monotonic() + within_s
     client, keys = app.transport.client, app.transport.keys
     prefix = keys.binding("")
     pattern = re.sub(r"([*?\[\]\\])", r"\\\1", prefix) + "*"
@@ -61,7 +67,7 @@ def bindings(app: Greenq) -> list[Binding]:
         answer = client.call("SCAN", cursor, "MATCH", pattern, "COUNT", _SCANNED_AT_ONCE)
         cursor = answer[0].decode()
         names.update(key.decode("utf-8", "replace").removeprefix(prefix) for key in answer[1])
-        if cursor == "0":
+        if cursor == "0" or time.monotonic() >= ends_s:
             break
     exchanges = sorted(names.difference(_NOT_OF_TASKS))
     if not exchanges:

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from greenq.cli import arguments, show
@@ -23,6 +24,9 @@ EX_UNAVAILABLE: Final = 69
 
 # Somebody who is there has not replied: it may help to try again.
 EX_TEMPFAIL: Final = 75
+
+# How long replies are waited for by default. Who says more wants to wait for blocked workers, too.
+TIMEOUT_S: Final = 1.0
 
 # For those that hold a lease and have not replied: a blocked one answers this at once.
 _PING_S: Final = 0.3
@@ -52,8 +56,9 @@ def add_asking_options(parser: argparse.ArgumentParser, *, again: bool = False) 
     unset = argparse.SUPPRESS if again else None
     add("-d", "--destination", type=nodes, default=unset or (), metavar="A,B",
         help="ask these nodes only")  # fmt: skip
-    add("-t", "--timeout", type=arguments.seconds, default=unset or 1.0, metavar="S",
-        help="wait so long for replies (default 1)")  # fmt: skip
+    add("-t", "--timeout", type=arguments.seconds, default=unset or TIMEOUT_S,
+        metavar="S", help="wait so long for replies (default 1); for those of blocked workers only "
+        "if it is more than that")  # fmt: skip
 
 
 def nodes(text: str) -> tuple[str, ...]:
@@ -122,38 +127,47 @@ def ask(
         destination: instead of the command line's.
         on_reply: called with node and reply as each comes in.
     """
-
-    def told(answer: Mapping[str, Any]) -> None:
-        for node, reply in answer.items():
-            if on_reply is not None:
-                on_reply(node, reply)
-
-    answers = app.control.broadcast(
+    nodes = list(destination or args.destination)
+    replies = app.control.mailbox.ask(
         method,
-        arguments=dict(arguments or {}),
-        destination=list(destination or args.destination) or None,
-        reply=True,
-        timeout=args.timeout,
-        callback=told,
+        arguments,
+        destination=nodes,
+        timeout_s=args.timeout,
+        on_reply=on_reply,
+        on_quiet=partial(_only_blocked, app, nodes) if args.timeout <= TIMEOUT_S else None,
     )
-    replies = {node: reply for answer in answers or () for node, reply in answer.items()}
     return dict(sorted(replies.items()))
 
 
-def silent(app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any]) -> dict[str, str]:
+def _only_blocked(app: Greenq, nodes: Sequence[str], replies: Mapping[str, Any]) -> bool:
+    """Tell whether all who have not replied are blocked: they will not reply any sooner."""
+    roll = called_roll(app)
+    missing = (set(nodes) or roll.living.keys() | roll.strangers) - replies.keys()
+    if not missing or not missing <= roll.living.keys():
+        return False
+    pongs = _pongs(app, sorted(missing))
+    return all(show.part(pongs.get(node), "blocked") for node in missing)
+
+
+def _pongs(app: Greenq, nodes: Sequence[str]) -> dict[str, Any]:
+    """Ping workers that hold a lease; a blocked one says by what."""
+    return app.control.mailbox.ask("ping", destination=nodes, timeout_s=_PING_S)
+
+
+def silent(
+    app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any], roll: Roll | None = None
+) -> dict[str, str]:
     """Return who should have replied and has not, and why, as far as that can be known.
 
-    Those that were asked by name; else those that hold a lease, which greenq's workers do.
+    Those that were asked by name; else those that hold a lease, which greenq's workers do: `roll`,
+    or if that is None, the server tells who.
     """
-    roll = called_roll(app)
+    roll = roll or called_roll(app)
     nodes = [each for each in (args.destination or sorted(roll.living)) if each not in replies]
     if not nodes:
         return {}
     held = [node for node in nodes if node in roll.living]
-    pongs: dict[str, Any] = {}
-    if held:
-        answers = app.control.ping(held, timeout=_PING_S)
-        pongs = {node: reply for answer in answers for node, reply in answer.items()}
+    pongs = _pongs(app, held) if held else {}
     return {node: _why(node, args.timeout, roll, pongs) for node in nodes}
 
 
@@ -181,7 +195,7 @@ def _why(node: str, timeout_s: float, roll: Roll, pongs: Mapping[str, Any]) -> s
     said = f"no reply within {timeout_s:g} s"
     if node in pongs:
         blocked = show.part(pongs[node], "blocked")
-        return f"{said}: {blocked_text(blocked) if blocked else 'it was busy, and answers now'}"
+        return f"no reply: {blocked_text(blocked)}" if blocked else f"{said}, but it answers now"
     if node in roll.living:
         return (
             f"{said}, but it holds its lease: it takes no commands (--without-control), has just "

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from greenq.cli import arguments, show
 from greenq.cli.bindings import bindings
-from greenq.cli.common import EX_TEMPFAIL, add_asking_options, ask, opened, silent
+from greenq.cli.common import EX_TEMPFAIL, add_asking_options, ask, called_roll, opened, silent
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Mapping, Sequence
 
     from greenq.app import Greenq
+    from greenq.transport.members import Roll
 
 _APART_S: Final = 1.0
 _TOP_LEFT: Final = "\033[H\033[J"
@@ -78,6 +79,7 @@ class Queue:
             "dead": self.dead,
             "held": self.held,
             "consumers": list(self.consumers),
+            "untaken": self.untaken,
             "paused": self.paused,
             "oldest_s": None if self.oldest_s is None else round(self.oldest_s, 3),
         }
@@ -145,9 +147,12 @@ class Look:
     incomplete: bool = False
 
 
-def known_queues(app: Greenq) -> list[str]:
-    """Return all queues that were ever declared, and the app's, by name."""
-    found = {binding.queue for binding in bindings(app)}
+def known_queues(app: Greenq, *, within_s: float | None = None) -> list[str]:
+    """Return all queues that were ever declared, and the app's, by name.
+
+    On a server with millions of keys that takes its time: `within_s` is how long to look for them.
+    """
+    found = {binding.queue for binding in bindings(app, within_s=within_s)}
     found = {name for name in found if not name.startswith(_BROADCAST)}
     return sorted(found.union(app_queues(app)))
 
@@ -192,13 +197,42 @@ def from_counts(
     )
 
 
-def consumers(replies: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the nodes by the queue they take from, of their replies to active_queues."""
+@dataclass(frozen=True, slots=True)
+class Takers:
+    """Who takes from which queues.
+
+    Attributes:
+        nodes: by queue.
+        all_known: whether nobody else is there who might take from any.
+    """
+
+    nodes: Mapping[str, Sequence[str]]
+    all_known: bool
+
+    def leave(self, queue: str) -> bool:
+        """Tell whether surely nobody takes from a queue."""
+        return self.all_known and queue not in self.nodes
+
+
+def takers(roll: Roll, replies: Mapping[str, Any]) -> Takers:
+    """Put together what the server knows of greenq's workers, and what others reply.
+
+    Args:
+        roll: who holds a lease. A worker that is blocked or mute takes from its queues no less.
+        replies: to the command active_queues, by node; Celery's workers are asked, and those that
+            have not told the server yet.
+    """
     found: dict[str, list[str]] = {}
-    for node, reply in replies.items():
-        for queue in reply if isinstance(reply, list) else ():
-            found.setdefault(str(show.part(queue, "name")), []).append(node)
-    return found
+    said = {
+        node: [str(show.part(queue, "name")) for queue in reply]
+        for node, reply in replies.items()
+        if isinstance(reply, list)
+    }
+    told = said | roll.queues
+    for node in sorted(told):
+        for name in told[node]:
+            found.setdefault(name, []).append(node)
+    return Takers(found, all_known=roll.living.keys() | roll.strangers <= told.keys())
 
 
 def held(replies: Mapping[str, Any]) -> dict[str, int]:
@@ -216,21 +250,26 @@ def _complete(
     app: Greenq, args: argparse.Namespace, names: Iterable[str], before: Look | None
 ) -> Look:
     """Look, and add what takes more than a look."""
+    roll = called_roll(app)
     replies = ask(app, args, "active_queues")
-    absent = silent(app, args, replies)
+    absent = silent(app, args, replies, roll)
     for node, why in absent.items():
         sys.stderr.write(f"{show.printable(node)}: {why}\n")
     # Those that have answered are there; Celery's workers do not know this one.
     waiting = held(ask(app, args, "status", destination=tuple(replies))) if replies else {}
-    taking = consumers(replies)
+    taking = takers(roll, replies)
     now = look(app, names)
     queues = {
         name: replace(
             queue,
-            consumers=taking.get(name, ()),
+            consumers=[
+                node
+                for node in taking.nodes.get(name, ())
+                if not args.destination or node in args.destination
+            ],
             held=waiting.get(name),
-            # Who is silent may take from any.
-            untaken=not absent and not args.destination and name not in taking,
+            # Who was not asked may take from any.
+            untaken=not args.destination and taking.leave(name),
             change_per_s=change_per_s(before, now, name),
         )
         for name, queue in now.queues.items()

@@ -22,7 +22,7 @@ from greenq.cli.common import (
     said_missing,
     silent,
 )
-from greenq.cli.queues import consumers
+from greenq.cli.queues import takers
 from greenq.cli.remote_commands import BY_GROUP, RemoteCommand, find, pair
 from greenq.errors import GreenqError
 
@@ -199,10 +199,10 @@ def _untaken(app: Greenq, args: argparse.Namespace, request: Request) -> str:
     if request.command is not find("control", "pause"):
         return ""
     queue = request.arguments["queue"]
-    taking = consumers(ask(app, args, "active_queues", destination=()))
-    if queue in taking:
+    taking = takers(called_roll(app), ask(app, args, "active_queues", destination=()))
+    if not taking.leave(queue):
         return ""
-    close = difflib.get_close_matches(queue, taking, n=1)
+    close = difflib.get_close_matches(queue, taking.nodes, n=1)
     hint = f"; did you mean {show.printable(close[0])}?" if close else ""
     return f"no worker takes from queue {show.printable(queue)}{hint}"
 

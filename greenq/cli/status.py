@@ -18,10 +18,17 @@ from greenq.cli.common import (
     said_missing,
     silent,
 )
+from greenq.cli.queues import from_counts, known_queues, takers
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
+
+    from greenq.app import Greenq
+    from greenq.transport.members import Roll
+
+# So long queues are looked for that nobody takes from.
+_WALK_S = 0.05
 
 HEADINGS = ("NODE", "STATE", "ACTIVE", "PROCESSED", "UPTIME", "")
 
@@ -37,13 +44,14 @@ def run(args: argparse.Namespace) -> int:
     """Ask the workers how they are; 69 when there is none, 75 when one does not reply."""
     with opened(args) as app:
         replies = ask(app, args, "status")
-        absent = silent(app, args, replies)
+        roll = called_roll(app)
+        absent = silent(app, args, replies, roll)
         gone = {
             each.node: each
-            for each in called_roll(app).gone
+            for each in roll.gone
             if each.node not in replies and each.node not in absent and not args.destination
         }
-        warning = evicting(app)
+        warnings = [*filter(None, [evicting(app)]), *_left_alone(app, args, replies, roll)]
     if args.json:
         show.write_json(
             replies
@@ -59,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         rows += [_absent(node, "gone", gone_text(each)) for node, each in gone.items()]
         show.write_table(HEADINGS, rows)
         show.write(total(replies, len(absent), len(gone)))
-    if warning is not None:
+    for warning in warnings:
         sys.stderr.write(f"warning: {warning}\n")
     # What the table tells is not said again.
     code = said_missing(args, replies, absent if args.json else {})
@@ -68,6 +76,23 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write(f"{len(replies)} of {args.expect} nodes have replied\n")
         return EX_TEMPFAIL
     return code
+
+
+def _left_alone(
+    app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any], roll: Roll
+) -> list[str]:
+    """Say in which queues messages wait though surely no worker takes from them."""
+    foreign = tuple(replies.keys() - roll.living.keys())
+    named = ask(app, args, "active_queues", destination=foreign) if foreign else {}
+    taking = takers(roll, named)
+    names = known_queues(app, within_s=_WALK_S) if taking.all_known else ()
+    counts = app.transport.broker.depths(name for name in names if taking.leave(name))
+    left = [from_counts(name, found, None) for name, found in counts.items()]
+    return [
+        f"no worker takes from queue {show.printable(queue.name)}: {queue.waiting:,} wait there"
+        for queue in left
+        if queue.waiting
+    ]
 
 
 def _absent(node: str, word: str, why: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import sys
@@ -11,12 +12,10 @@ from typing import TYPE_CHECKING
 
 from greenq.cli import arguments, show
 from greenq.cli.common import add_asking_options, missing, opened
-from greenq.cli.top_model import Model
+from greenq.cli.top_model import FILTERED, ORDERS, Filter, Model
 from greenq.errors import GreenqError
 
 if TYPE_CHECKING:
-    import argparse
-
     from greenq.app import Greenq
     from greenq.cli.top_model import Picture
 
@@ -28,8 +27,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--interval", type=arguments.seconds, default=1.0, metavar="S",
         help="look every so many seconds (default 1)")  # fmt: skip
     add("--once", action="store_true", help="one picture as text after one interval")
+    add("--filter", action="append", type=_filter, default=[], metavar="[TABLE:]TEXT",
+        help=f"show only lines whose name has this in it; of one table ({', '.join(FILTERED)}) or "
+        "all; may be given again")  # fmt: skip
+    add("--sort", choices=ORDERS, default=ORDERS[0],
+        help="what tasks are sorted by (default %(default)s)")  # fmt: skip
     add("--events", action="store_true",
         help="have the workers tell of their tasks while this runs")  # fmt: skip
+
+
+def _filter(text: str) -> list[tuple[str, str]]:
+    """Read ``mail``, ``queue:mail`` or ``task:shop.*``."""
+    table, sign, named = text.partition(":")
+    if sign and table in FILTERED and named:
+        return [(table, named)]
+    if not text or (sign and not named):
+        raise argparse.ArgumentTypeError(f"no name in {text!r}: as in mail or queue:mail")
+    return [(table, text) for table in FILTERED]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,20 +69,23 @@ def run(args: argparse.Namespace) -> int:
         state = app.events.State()
         listener = parts.enter_context(asking.Listener(app, state))
         asker = parts.enter_context(asking.Asker(app, args, state))
-        model = Model()
-        model.look(asker.look())
-        if not model.picture().workers:
+        model = Model(Filter.of(pair for pairs in args.filter for pair in pairs), args.sort)
+        first = asker.look()
+        model.look(first)
+        if not first.statuses and not first.foreign:
             if args.json:
                 show.write_json({})
             return missing(app, args, {})
         if live:
             sampler = parts.enter_context(asking.Sampler(asker, args.interval))
             screen = importlib.import_module("greenq.cli.top_screen")
-            screen.Screen(model, sampler, listener, app.transport.broker_address).run()
+            address = app.transport.broker_address
+            screen.Screen(model, sampler, listener, address, order=args.sort).run()
         else:
             time.sleep(args.interval)
             model.hear(listener.take())
-            model.look(asker.look())
+            ours = [each.node for each in model.picture().workers if each.ours]
+            model.look(asker.look(next(iter(ours), None)))
             _write(model.picture(), app, args)
     return 0
 
@@ -79,4 +96,4 @@ def _write(picture: Picture, app: Greenq, args: argparse.Namespace) -> None:
         show.write_json(picture.as_json())
         return
     screen = importlib.import_module("greenq.cli.top_screen")
-    screen.write(picture, app.transport.broker_address)
+    screen.write(picture, app.transport.broker_address, args.sort)

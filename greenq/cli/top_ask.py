@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 from greenq.cli import queues, show, status
-from greenq.cli.common import ask
+from greenq.cli.common import ask, called_roll
 from greenq.cli.top_model import Greenlets, Look
 from greenq.errors import OperationalError
 
@@ -86,6 +86,9 @@ class Asker:
             foreign={node: self._heard(node) for node in foreign},
             hubs=hubs,
             queues=self._depths(),
+            takers=queues.takers(
+                called_roll(self._app), self._ask("active_queues", destination=sorted(foreign))
+            ),
             greenlets=self._greenlets(chosen, statuses, ours),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field, fields, replace
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from greenq.cli import show, status
 from greenq.cli.queues import Look as QueuesLook
-from greenq.cli.queues import change_per_s
+from greenq.cli.queues import Takers, change_per_s
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -74,6 +75,7 @@ class Look:
         foreign: what heartbeats tell of the nodes that do not know that command.
         hubs: replies to the command hub, by node.
         queues: the queues.
+        takers: who takes from them.
         greenlets: of the worker chosen.
         trouble: why not all could be looked at; then the rest is empty.
     """
@@ -83,11 +85,53 @@ class Look:
     foreign: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     hubs: Mapping[str, Any] = field(default_factory=dict)
     queues: QueuesLook = field(default_factory=lambda: QueuesLook(0.0, {}))
+    takers: Takers = field(default_factory=lambda: Takers({}, all_known=False))
     greenlets: Greenlets | None = None
     trouble: str | None = None
 
 
 # --- what comes out -------------------------------------------------------------------------------
+
+FILTERED: Final = ("worker", "queue", "task")
+"""What can be filtered by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which lines are shown: those whose name has a text in it, in any case.
+
+    A text with ``*``, ``?`` or ``[`` is a pattern of the whole name.
+
+    Attributes:
+        worker, queue, task: of each table, the texts of which one must fit; none: all lines.
+    """
+
+    worker: tuple[str, ...] = ()
+    queue: tuple[str, ...] = ()
+    task: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, texts: Iterable[tuple[str, str]]) -> Filter:
+        """Put it together of pairs: table and text."""
+        found: dict[str, tuple[str, ...]] = {}
+        for table, text in texts:
+            found[table] = (*found.get(table, ()), text.lower())
+        return cls(**found)
+
+    def __str__(self) -> str:
+        """Write it down as on the command line."""
+        return " ".join(f"{name}:{text}" for name in FILTERED for text in getattr(self, name))
+
+    def shows(self, table: str, name: str) -> bool:
+        """Tell whether a line of a table is shown."""
+        texts: tuple[str, ...] = getattr(self, table)
+        return not texts or any(_fits(text, name.lower()) for text in texts)
+
+
+def _fits(text: str, name: str) -> bool:
+    if any(sign in text for sign in "*?["):
+        return fnmatch.fnmatchcase(name, text)
+    return text in name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,11 +227,12 @@ class Picture:
     Attributes:
         workers: by name.
         queues: the deepest first.
-        tasks: the busiest first; nothing if no worker tells of tasks.
+        tasks: sorted; nothing if no worker tells of tasks.
         all_tasks: all of them together.
         points: the charts' history, the latest at the end.
         greenlets: of the worker chosen.
         trouble: why it may not be up to date.
+        only: what is shown of it; charts and sums are of all.
     """
 
     workers: Sequence[Worker] = ()
@@ -197,6 +242,7 @@ class Picture:
     points: Sequence[Point] = ()
     greenlets: Greenlets | None = None
     trouble: str | None = None
+    only: Filter = Filter()
 
     @property
     def last(self) -> Point:
@@ -228,7 +274,11 @@ class Picture:
 def _queue(queue: Queue) -> dict[str, Any]:
     """Return a queue for JSON, without what was not looked at."""
     told = queue.as_json()
-    return {name: told[name] for name in told if name not in ("consumers", "held", "oldest_s")}
+    return {
+        name: told[name]
+        for name in told
+        if name not in ("consumers", "held", "untaken", "oldest_s")
+    }
 
 
 # --- in between -----------------------------------------------------------------------------------
@@ -237,8 +287,10 @@ def _queue(queue: Queue) -> dict[str, Any]:
 class Model:
     """Remembers looks and events for as long as rates and charts need them."""
 
-    def __init__(self) -> None:
-        """Know nothing yet."""
+    def __init__(self, only: Filter | None = None, order: str = ORDERS[0]) -> None:
+        """Know nothing yet; its pictures show `only` that, and sort tasks by `order`."""
+        self._only = only or Filter()
+        self._order = order
         self._looks: deque[Look] = deque(maxlen=_RATE_LOOKS + 1)
         self._workers: dict[str, _Worker] = {}
         self._points: deque[Point] = deque(maxlen=_HISTORY)
@@ -275,11 +327,17 @@ class Model:
     def picture(self) -> Picture:
         """Return what is to be shown."""
         workers, last_s = self._workers, self._looks[-1].at_s if self._looks else 0.0
-        tasks = self._tally.tasks()
+        only, tasks = self._only, self._tally.tasks()
+        shown = [task for task in tasks if only.shows("task", task.name)]
         return Picture(
-            workers=[workers[node].shown(last_s) for node in sorted(workers)],
-            queues=self._queues(),
-            tasks=tasks,
+            workers=[
+                workers[node].shown(last_s)
+                for node in sorted(workers)
+                if only.shows("worker", node)
+            ],
+            queues=[queue for queue in self._queues() if only.shows("queue", queue.name)],
+            tasks=sorted(shown, key=lambda task: -task.rank(self._order)),
+            only=only,
             all_tasks=self._tally.total() if tasks else None,
             points=list(self._points),
             greenlets=self._greenlets,
@@ -290,26 +348,15 @@ class Model:
         if not self._looks:
             return []
         before, now = self._looks[0].queues, self._looks[-1].queues
-        taken = self._taken()
         found = [
             replace(
                 queue,
                 change_per_s=change_per_s(before, now, name),
-                untaken=taken is not None and name not in taken,
+                untaken=self._looks[-1].takers.leave(name),
             )
             for name, queue in now.queues.items()
         ]
         return sorted(found, key=lambda queue: (-queue.waiting, queue.name))
-
-    def _taken(self) -> set[str] | None:
-        """Return the queues that workers take from; None while some worker does not tell."""
-        look = self._looks[-1]
-        if look.foreign or len(look.statuses) < len(self._workers):
-            return None
-        named = [show.part(reply, "queues") for reply in look.statuses.values()]
-        if not all(isinstance(each, list) for each in named):
-            return None
-        return {str(name) for each in named for name in each}
 
     def _point(self, look: Look) -> Point:
         there = [each for each in self._workers.values() if each.seen_s == look.at_s]

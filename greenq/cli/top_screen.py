@@ -30,12 +30,13 @@ _TURN_S: Final = 0.1
 _FILE_WIDTH: Final = 120
 
 
-def write(picture: Picture, address: str) -> None:
+def write(picture: Picture, address: str, order: str) -> None:
     """Write one picture as text, all of it."""
     width = None if sys.stdout.isatty() else _FILE_WIDTH
     console = Console(highlight=False, width=width)
     node = _chosen(picture, None)
-    for line in draw(picture, View(address=address, time=_now(), chosen=node), console.width):
+    view = View(address=address, time=_now(), chosen=node, order=order)
+    for line in draw(picture, view, console.width):
         line.rstrip()
         console.print(line, no_wrap=True, crop=True)
 
@@ -43,8 +44,10 @@ def write(picture: Picture, address: str) -> None:
 class Screen:
     """Shows a model that looks and events keep up to date."""
 
-    def __init__(self, model: Model, sampler: Sampler, listener: Listener, address: str) -> None:
-        """Show `model`; `sampler` and `listener` run, `address` is the server's."""
+    def __init__(
+        self, model: Model, sampler: Sampler, listener: Listener, address: str, *, order: str
+    ) -> None:
+        """Show `model`, tasks in an order; `sampler` and `listener` run, `address`: the server."""
         self._model = model
         self._sampler = sampler
         self._listener = listener
@@ -55,7 +58,7 @@ class Screen:
         self._chosen = _chosen(self._picture, None)
         self._greenlets = False
         self._paused = False
-        self._order = "rate"
+        self._order = order
         self._help = False
         self._time = _now()
         self._warning = ""

@@ -127,6 +127,8 @@ def _title(picture: Picture, view: View, width: int) -> Text:
         number = sum(state in each.state for each in picture.workers)
         if number:
             left.append(f"  {number} {state}", style)
+    if str(picture.only):
+        left.append(f"  only {show.printable(str(picture.only))}", _CARE)
     right = Text()
     if view.paused:
         right.append(" PAUSED ", "bold black on yellow")

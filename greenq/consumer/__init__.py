@@ -91,6 +91,7 @@ class Consumer(StartStopStep):
 
     def _stop_consuming(self) -> None:
         self._stopping.set()
+        self.worker.watch.tell(())
         self.tasks.stop_consuming()
         if self._greenlet is not None and not self._greenlet.dead:
             self._greenlet.join()
@@ -111,6 +112,7 @@ class Consumer(StartStopStep):
                 if self._stopping.is_set():
                     # Told to stop while a step waited, as for the others' answers.
                     return
+                self.worker.tell()
                 _log.info("%s is ready", self.hostname)
                 self.tasks.consume()
             except OperationalError as exc:

@@ -123,8 +123,8 @@ class Keys:
 
         Shape: ``next``, the number of its first unused delivery tag; ``call``, that of its last
             take; ``alone``, the tag of the message that runs alone there; ``closed``, when it has
-            left; ``claimant`` and ``claimed_until``, who recovers it. Gone a week after it was last
-            heard of.
+            left; ``claimant`` and ``claimed_until``, who recovers it; ``queues``, as JSON, those
+            that it takes from. Gone a week after it was last heard of.
         """
         return f"{self.prefix}greenq.owner.{incarnation}"
 

@@ -24,6 +24,7 @@ from greenq.protocol.keys import binding_member, matching_queues, topic_pattern
 from greenq.transport.client import load_script
 from greenq.transport.dead import write_letter
 from greenq.transport.settle import Move
+from greenq.transport.takers import Takers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -55,6 +56,7 @@ class Broker:
         self.keys = keys
         # Queues whose binding this process has written; written twice is harmless, so no lock.
         self._declared: set[str] = set()
+        self._takers = Takers(keys)
 
     def declare_commands(self, queue: str) -> list[Command]:
         """Return the commands that make a queue known, or none if this process did it already.
@@ -111,11 +113,17 @@ class Broker:
     ) -> None:
         """Push messages in one command and one round trip: all of them or none, in this order.
 
-        The queue is declared the first time.
+        The queue is declared the first time. Now and then it is asked, too, who takes from it.
         """
-        declare = self.declare_commands(queue)
+        declare, question = self.declare_commands(queue), self._takers.question(queue)
         key = self.keys.queue(queue, self.keys.step_of(priority))
-        self.client.pipeline([*declare, ("LPUSH", key, *texts)], timeout_s=timeout_s)
+        answers = self.client.pipeline(
+            [*declare, ("LPUSH", key, *texts), *question],
+            optional=len(question),
+            timeout_s=timeout_s,
+        )
+        if question:
+            self._takers.hear(queue, answers[-1])
         if declare:
             self._declared.add(queue)
 

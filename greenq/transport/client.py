@@ -55,6 +55,9 @@ Command = tuple[Any, ...]
 # restarted meanwhile has closed it, and a command that was never sent is safe to send anew.
 _RESTED_S = 1.0
 
+# A socket's timeout of 0 would mean another thing.
+_LEAST_S = 0.001
+
 # A server that does not speak TLS is asked without it, so long at most.
 _PROBE_S = 1.0
 
@@ -166,10 +169,10 @@ class Connection:
         limits = link.socket_connect_timeout, link.socket_timeout
         if self.ends_s is not None:
             left_s = self._left_s("connect")
-            # What connecting leaves is enough for one answer of the handshake, which is where a
-            # frozen server shows.
             link.socket_connect_timeout = min(limits[0], left_s)
             link.socket_timeout = min(limits[1], left_s)
+            # Each answer of the handshake has what those before it have left.
+            link.read_response = partial(self._read_in_time, link.read_response)
         try:
             link.connect()
         except Exception as exc:
@@ -184,6 +187,7 @@ class Connection:
             raise
         finally:
             link.socket_connect_timeout, link.socket_timeout = limits
+            vars(link).pop("read_response", None)
         if self.pushes:
             parser = self._link._get_parser()  # noqa: SLF001  redis-py has no public way to it
             parser.set_invalidation_push_handler(self._notice)
@@ -192,6 +196,13 @@ class Connection:
         self.noticed = self.pushes
         self.number = None
         return True
+
+    def _read_in_time(self, read: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Read an answer of the handshake while there is time."""
+        assert self.ends_s is not None
+        left_s = max(_LEAST_S, self.ends_s - time.monotonic())
+        self._link._sock.settimeout(left_s)  # noqa: SLF001  redis-py has no public way to it
+        return read(*args, **options)
 
     def _left_s(self, name: str) -> float:
         """Return the time that is left for a call that must end.
@@ -298,18 +309,22 @@ class Connection:
                 raise
             return self.call("EVAL", script.source, len(keys), *keys, *args)
 
-    def pipeline(self, commands: Sequence[Command]) -> list[Any]:
+    def pipeline(self, commands: Sequence[Command], *, optional: int = 0) -> list[Any]:
         """Carry out commands in one round trip and return their answers.
 
         All answers are read before the first error, if any, is raised, so the connection stays
         usable.
+
+        Args:
+            commands: what to carry out.
+            optional: of so many, the last ones, an error stands in the answers instead.
 
         Raises:
             ServerError, AccessRefused: the server refused a command.
             ConnectionLost: it broke on the way; any part of it may have been carried out.
         """
         answers = self.try_pipeline(commands)
-        for answer in answers:
+        for answer in answers[: len(answers) - optional]:
             if isinstance(answer, OperationalError):
                 raise answer
         return answers
@@ -567,10 +582,12 @@ class Client:
         with self.pooled(timeout_s) as connection:
             return connection.call(*command)
 
-    def pipeline(self, commands: Sequence[Command], *, timeout_s: float | None = None) -> list[Any]:
-        """Carry out commands in one round trip on a pooled connection."""
+    def pipeline(
+        self, commands: Sequence[Command], *, optional: int = 0, timeout_s: float | None = None
+    ) -> list[Any]:
+        """Carry out commands in one round trip on a pooled connection, as `Connection.pipeline`."""
         with self.pooled(timeout_s) as connection:
-            return connection.pipeline(commands)
+            return connection.pipeline(commands, optional=optional)
 
     def script(
         self,

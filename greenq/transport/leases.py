@@ -7,6 +7,7 @@ others give its messages back (recovery.py).
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -89,7 +90,7 @@ class _Looks(NamedTuple):
 class Leases:
     """The lease of one owner and its view of the others; one thread or greenlet uses it.
 
-    Only `set_queues` may be called by another one.
+    Only `set_queues` and `tell` may be called by another one.
     """
 
     def __init__(
@@ -118,6 +119,8 @@ class Leases:
         self._owner = owner
         self.incarnation = owner.incarnation
         self._looks = self._looks_at(queues)
+        # The queues that the server is to know, and those that it does.
+        self._tells = self._told = ""
         self._lease_s = lease_s
         self._visibility_timeout_s = visibility_timeout_s
 
@@ -130,6 +133,14 @@ class Leases:
         self._looks = self._looks_at(queues)
         # In the order opposite to `relay`. Nothing has been announced yet of lists that are new.
         self.connection.noticed = True
+
+    def tell(self, queues: Iterable[str]) -> None:
+        """Have the server know, from the next renewal on, what is taken from, paused or not.
+
+        So it can be asked who takes from a queue while workers are blocked or mute. Any thread may
+        call.
+        """
+        self._tells = json.dumps(list(queues))
 
     def _looks_at(self, queues: Iterable[str]) -> _Looks:
         keys, names = self._keys, tuple(dict.fromkeys(queues))
@@ -148,9 +159,13 @@ class Leases:
         """
         looks = self._looks
         would = int(would_relay and bool(looks.unwatched))
-        args = [str(self._owner), self._lease_s, len(looks.queues), would, *(news or ())]
+        tells = self._tells
+        untold = "" if tells == self._told else tells
+        args = [str(self._owner), self._lease_s, len(looks.queues), would, untold, *(news or ())]
         answer = self.connection.script(_LEASE, looks.keys, args)
         held, now, work, due, paused, unheard, first_unused, question, relays, *expired = answer
+        # A server that does not know this owner has lost that, too.
+        self._told = tells if first_unused else ""
         return Renewal(
             held=bool(held),
             server_time=float(now),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenq.errors import ConnectFailed, ConnectionLost, OperationalError, ProtocolError
@@ -40,6 +41,9 @@ _log = logging.getLogger(__name__)
 
 _ASK = load_script("ask")
 _REPLY = load_script("reply")
+
+# No reply for so long: whoever can reply has done so, unless it is busy.
+_QUIET_S = 0.05
 
 # For how long the asker's binding is safe from the sweep of Celery processes: their own figure.
 _BINDING_KEPT_MS = 3_600_000
@@ -90,6 +94,7 @@ class Mailbox:
         timeout_s: float = 1.0,
         limit: int | None = None,
         on_reply: Callable[[str, Any], object] | None = None,
+        on_quiet: Callable[[Mapping[str, Any]], bool] | None = None,
     ) -> dict[str, Any]:
         """Send a request and return the replies by node name; empty when nobody answered.
 
@@ -107,6 +112,8 @@ class Mailbox:
             limit: end after so many replies.
             on_reply: called with node name and reply as each of them comes, also with those of
                 workers that have the same name, of which one is returned.
+            on_quiet: called with the replies, once, when no other one has come for a moment; True
+                ends the waiting.
 
         Raises:
             EncodeError: an argument cannot be serialized; nothing was sent.
@@ -132,7 +139,9 @@ class Mailbox:
                 subscribed = self._publish(connection, to, text)
                 most = min(subscribed, limit or subscribed)
                 wanted = frozenset(destination or ())
-                replies = self._replies(connection, request, to, timeout_s if subscribed else 0)
+                may_end = None if on_quiet is None else partial(on_quiet, answers)
+                left_s = timeout_s if subscribed else 0
+                replies = self._replies(connection, request, to, left_s, may_end)
                 # Counted by replies: two workers may have the same name.
                 for count, reply in enumerate(replies, start=1):
                     for node, answer in reply.replies.items():
@@ -221,16 +230,30 @@ class Mailbox:
         return subscribed
 
     def _replies(
-        self, connection: Connection, request: ControlRequest, to: ReplyTo, timeout_s: float
+        self,
+        connection: Connection,
+        request: ControlRequest,
+        to: ReplyTo,
+        timeout_s: float,
+        may_end: Callable[[], bool] | None,
     ) -> Iterator[Reply]:
-        """Yield the replies to a request as they come, until the time is over."""
+        """Yield the replies to a request as they come, until the time is over.
+
+        Or until it is quiet for a moment, and `may_end` allows it.
+        """
         key = self._keys.queue(to.queue)
         ends_s = time.monotonic() + timeout_s
         while (left_s := ends_s - time.monotonic()) > 0:
+            if may_end is not None:
+                left_s = min(left_s, _QUIET_S)
             # One round trip: the first that comes, and what else is there at that moment.
             first, others = connection.pipeline(
                 [("BRPOP", key, max(left_s, _LEAST_WAIT_S)), ("RPOP", key, _MOST_AT_ONCE)]
             )
+            if may_end is not None and first is None:
+                if may_end():
+                    return
+                may_end = None
             for raw in (*(first or ())[1:], *(others or ())):
                 reply = self._read(raw, request)
                 if reply is not None:

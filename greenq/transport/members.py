@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenq.errors import OperationalError
+from greenq.protocol.mailbox import EXCHANGE
 from greenq.transport.owner import Owner
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class Roll(NamedTuple):
         twins: nodes of which there are two.
         gone: those that died lately, the latest first, without nodes that live again.
         skew_s: how much this machine's clock is ahead of the server's.
+        queues: by node of those whose lease holds, what they take from; without those that have
+            not told yet.
+        strangers: the nodes of Celery's workers that hear commands; those that were killed stay
+            among them.
     """
 
     living: dict[str, float]
@@ -57,6 +62,8 @@ class Roll(NamedTuple):
     twins: set[str]
     gone: list[Gone]
     skew_s: float
+    queues: dict[str, list[str]]
+    strangers: set[str]
 
 
 def call_roll(client: Client, keys: Keys) -> Roll:
@@ -75,22 +82,33 @@ def call_roll(client: Client, keys: Keys) -> Roll:
             ]
         )
         asked_s = (before_s + time.time()) / 2
-    for answer in (clock, leases):
-        if isinstance(answer, OperationalError):
-            raise answer
+        for answer in (clock, leases):
+            if isinstance(answer, OperationalError):
+                raise answer
+        owners = [Owner.parse(member.decode(errors="replace")) for member in leases[::2]]
+        foreign, *told = connection.try_pipeline(
+            [
+                ("SMEMBERS", keys.binding(EXCHANGE)),
+                *(("HGET", keys.owner(owner.incarnation), "queues") for owner in owners),
+            ]
+        )
     now = int(clock[0]) + int(clock[1]) / 1e6
     living: dict[str, float] = {}
     ended: dict[str, float] = {}
     twins: set[str] = set()
-    for member, end in zip(leases[::2], leases[1::2], strict=True):
-        owner = Owner.parse(member.decode(errors="replace"))
+    queues: dict[str, list[str]] = {}
+    for owner, end, text in zip(owners, leases[1::2], told, strict=True):
         left_s = float(end) - now
         if left_s <= 0 or owner.is_dead:
             ended[owner.node] = max(0.0, -left_s)
-        elif owner.node in living:
+            continue
+        if owner.node in living:
             twins.add(owner.node)
         else:
             living[owner.node] = left_s
+        names = _told(text)
+        if names is not None:
+            queues[owner.node] = [*queues.get(owner.node, ()), *names]
     dead = {} if isinstance(gone, OperationalError) else _dead(gone, now)
     there = living.keys() | ended.keys()
     return Roll(
@@ -99,7 +117,26 @@ def call_roll(client: Client, keys: Keys) -> Roll:
         twins,
         [each for node, each in dead.items() if node not in there],
         asked_s - now,
+        queues,
+        _strangers(foreign, keys.sep),
     )
+
+
+def _told(text: Any) -> list[str] | None:
+    """Read the queues that a worker takes from; None if it has not told."""
+    try:
+        return [str(name) for name in json.loads(text)]
+    except (ValueError, TypeError):
+        return None
+
+
+def _strangers(members: list[bytes] | OperationalError, sep: str) -> set[str]:
+    """Read the nodes that are bound to the exchange of commands, as Celery's are."""
+    if isinstance(members, OperationalError):
+        # Who may not ask must reckon with somebody.
+        return {""}
+    queues = (member.decode(errors="replace").rpartition(sep)[2] for member in members)
+    return {queue.removesuffix(f".{EXCHANGE}") for queue in queues}
 
 
 def _dead(told: list[bytes], now: float) -> dict[str, Gone]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from typing import TYPE_CHECKING
 
 from greenq.bootsteps import StartStopStep
@@ -34,6 +35,9 @@ _log = logging.getLogger(__name__)
 # Entries written in one go; more wait for the next turn, so that one write stays well under its
 # timeout.
 _BATCH = 1000
+
+# So often `stop` looks whether its time is over.
+_LOOK_S = 0.1
 
 _RETRY_FIRST_S = 0.05
 _RETRY_MOST_S = 1.0
@@ -62,6 +66,8 @@ class Outbox(StartStopStep):
         if results is not None and results is not transport.client:
             self._results = results.connection()
         self._flush_timeout_s = flush_timeout_s
+        # Until when `stop` waits at least, monotonic: the end of the worker's grace.
+        self.until_s = 0.0
         self._entries: list[Entry] = []
         self._filled = Event()
         self._empty = Event()
@@ -82,10 +88,14 @@ class Outbox(StartStopStep):
         """Write what is left; if the server is away too long, say what stays reserved."""
         if self._greenlet is None:
             return
-        if not self._empty.wait(self._flush_timeout_s):
+        began_s = time.monotonic()
+        while not self._empty.wait(_LOOK_S):
+            if time.monotonic() < max(began_s + self._flush_timeout_s, self.until_s):
+                continue
             _log.error(
                 "%d outcomes could not be written; their tasks will run again", len(self._entries)
             )
+            break
         self._greenlet.kill()
         self._greenlet = None
         for connection in (self.connection, self._results):
@@ -136,6 +146,9 @@ class Outbox(StartStopStep):
         news = self.news()
         while True:
             entries = self._entries[: self._batch]
+            for connection in (self.connection, self._results):
+                if connection is not None:
+                    connection.check_rested()
             try:
                 not_held = self._write(entries, news)
             except OperationalError as exc:

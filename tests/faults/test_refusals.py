@@ -77,6 +77,25 @@ def test_take_loses_nothing_when_another_key_is_no_list(scene: Scene) -> None:
     worker.wait_text("WRONGTYPE")
 
 
+@pytest.mark.parametrize("key", ["unacked", "unacked_index"])
+def test_nothing_is_taken_while_it_could_not_be_recorded(scene: Scene, key: str) -> None:
+    # Given a key of another type in the place of the records, or of their index.
+    worker = scene.worker("-c", "5")
+    wait_until(lambda: scene.proxy.sent(BLMOVE) > 0)
+    scene.server.client.delete(key)
+    scene.server.client.set(key, "a string")
+    scene.send(COUNT)
+    worker.wait_text("WRONGTYPE")
+
+    # Then all messages are on their queue, or on the way to whoever waits for them.
+    client = scene.server.client
+    wait_until(lambda: client.llen("celery") + client.llen("greenq.inbox.celery") == COUNT)
+    # And run once it is removed.
+    client.delete(key)
+    wait_until(scene.is_done)
+    assert scene.ran() == Counter(scene.ids)
+
+
 def test_message_stays_reserved_when_its_next_place_is_no_list(scene: Scene) -> None:
     # Given a message whose dead-letter list is a key of another type.
     scene.server.client.set("greenq.dead.celery", "a string")

@@ -37,7 +37,7 @@ class Owner:
 
     def lease(self, seconds: float = 60, *news: object) -> Any:
         keys = [KEYS.leases, KEYS.owner("a"), KEYS.paused, KEYS.relay(["celery"]), "celery"]
-        answer = self.script("lease", keys, MEMBER, seconds, 0, 0, *news)
+        answer = self.script("lease", keys, MEMBER, seconds, 0, 0, "", *news)
         self.question = answer[QUESTION].decode()
         return answer
 

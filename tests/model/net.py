@@ -292,9 +292,9 @@ class SimConnection:
     def call(self, *command: Any) -> Any:
         return self.pipeline((command,))[0]
 
-    def pipeline(self, commands: Sequence[Any]) -> list[Any]:
+    def pipeline(self, commands: Sequence[Any], *, optional: int = 0) -> list[Any]:
         answers = self.try_pipeline(commands)
-        for answer in answers:
+        for answer in answers[: len(answers) - optional]:
             if isinstance(answer, Exception):
                 raise answer
         return answers
@@ -394,8 +394,10 @@ class SimClient:
             return self._unblock(command[2])
         return SimConnection(self).call(*command)
 
-    def pipeline(self, commands: Sequence[Any], *, timeout_s: float | None = None) -> list[Any]:
-        return SimConnection(self).pipeline(commands)
+    def pipeline(
+        self, commands: Sequence[Any], *, optional: int = 0, timeout_s: float | None = None
+    ) -> list[Any]:
+        return SimConnection(self).pipeline(commands, optional=optional)
 
     def script(self, script: Any, keys: Any, args: Any, *, timeout_s: float | None = None) -> Any:
         return SimConnection(self).script(script, keys, args)

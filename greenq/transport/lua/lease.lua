@@ -7,7 +7,8 @@
 --       5… the parked ETAs: zsets, score when a message is due (unix seconds); then the lists and inboxes
 -- ARGV  1 this worker's member, 2 seconds for which the lease holds from now on, 3 how many parked ETAs,
 --       4 whether this worker would relay: '1', or '0', which gives it up;
---       perhaps 5 a channel and 6 what to publish there
+--       5 the queues that this worker takes from, as JSON, '' if the server has them already;
+--       perhaps 6 a channel and 7 what to publish there
 -- Reply {1 if the lease was still held; 0 if it had ended meanwhile, or there was none,
 --        the server's time, how many of the lists have messages,
 --        when the next parked ETA is due or an empty text, {paused queues},
@@ -32,6 +33,7 @@ if not owner[2] then
   held = redis.call('ZREM', KEYS[1], ARGV[1])
   redis.call('ZADD', KEYS[1], string.format('%.6f', now + tonumber(ARGV[2])), ARGV[1])
 end
+if ARGV[5] ~= '' and not owner[2] then redis.call('HSET', KEYS[2], 'queues', ARGV[5]) end
 if not owner[1] and not owner[3] then
   owner[3] = string.format('%.6f', now)
   redis.call('HSET', KEYS[2], 'asks', owner[3])
@@ -44,7 +46,7 @@ for i = 5, lists - 1 do
   if first[2] and (not due or tonumber(first[2]) < due) then due = tonumber(first[2]) end
 end
 -- What may not be published must not cost the lease either.
-local told = ARGV[5] and redis.pcall('PUBLISH', ARGV[5], ARGV[6])
+local told = ARGV[6] and redis.pcall('PUBLISH', ARGV[6], ARGV[7])
 local relay = redis.pcall('GET', KEYS[4])
 local relays = 0
 if relay == ARGV[1] and ARGV[4] == '0' then

@@ -43,8 +43,10 @@ elseif redis.acl_check_cmd and not (
   return redis.error_reply('NOPERM a take needs HSET and ZADD')
 end
 
--- A server without memory refuses a script that begins with a write that may need some.
-redis.call('HDEL', KEYS[3], '')
+-- A server without memory refuses a script that begins with a write that may need some. Where one of these keys is of
+-- another type, this is refused before anything is popped.
+redis.call('HDEL', KEYS[1], '')
+redis.call('ZREM', KEYS[2], '')
 if first < unused then
   redis.call('HSET', KEYS[3], 'call', number)
   reply[2] = unused

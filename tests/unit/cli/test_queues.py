@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from greenq.cli.bindings import Binding, read_member
@@ -10,13 +12,14 @@ from greenq.cli.queues import (
     Look,
     Queue,
     change_per_s,
-    consumers,
     from_counts,
     headings,
     row,
+    takers,
 )
 from greenq.cli.queues import total as total_of
 from greenq.protocol.keys import SEP
+from greenq.transport.members import Roll
 
 MAIL = from_counts(
     "mail", {0: 10, 3: 0, 6: 2, 9: 1000, "inbox": 1, "parked": 5, "dead": 2}, {"by": "me@h"}
@@ -58,13 +61,54 @@ def test_json_of_a_queue_has_all_of_it() -> None:
         "dead": 2,
         "held": None,
         "consumers": [],
+        "untaken": False,
         "paused": {"by": "me@h"},
         "oldest_s": None,
     }
     assert Queue("q", change_per_s=2.0).as_json()["change_per_s"] == 2.0
 
 
-def test_consumers_are_those_who_say_so() -> None:
+def roll(strangers: str = "", **queues: list[str] | None) -> Roll:
+    """Write down workers of the host h, and what they take from; None: they have not told."""
+    told = {f"{node}@h": names for node, names in queues.items() if names is not None}
+    return Roll(
+        {f"{node}@h": 2.0 for node in queues}, {}, set(), [], 0.0, told, set(strangers.split())
+    )
+
+
+def test_queues_of_greenq_s_workers_are_known_without_their_replies() -> None:
+    known = takers(roll(a=["mail", "web"], b=["mail"]), {})
+
+    assert known.nodes == {"mail": ["a@h", "b@h"], "web": ["a@h"]}
+    assert known.leave("maill")
+    assert not known.leave("web")
+
+
+@pytest.mark.parametrize(
+    ("there", "replies"),
+    [
+        pytest.param(roll(a=["web"], b=None), {}, id="one has not told"),
+        pytest.param(roll(a=["web"], b=None), {"b@h": {"error": "no"}}, id="nor replied well"),
+        pytest.param(roll("c@h", a=["web"]), {}, id="one of Celery's has not replied"),
+        pytest.param(
+            roll("c@h d@h", a=["web"]), {"c@h": [{"name": "mail"}]}, id="one of two has not"
+        ),
+    ],
+)
+def test_queue_is_left_alone_only_if_nobody_else_may_take_from_it(
+    there: Roll, replies: dict[str, Any]
+) -> None:
+    assert not takers(there, replies).leave("maill")
+
+
+def test_celery_s_workers_say_what_they_take_from() -> None:
+    known = takers(roll("c@h", a=["web"]), {"c@h": [{"name": "mail"}]})
+
+    assert known.nodes == {"web": ["a@h"], "mail": ["c@h"]}
+    assert known.leave("maill")
+
+
+def test_workers_that_have_not_told_say_what_they_take_from() -> None:
     replies = {
         "a@h": [{"name": "mail"}, {"name": "web"}],
         "b@h": [{"name": "mail"}],
@@ -72,7 +116,7 @@ def test_consumers_are_those_who_say_so() -> None:
         "d@h": None,
     }
 
-    assert consumers(replies) == {"mail": ["a@h", "b@h"], "web": ["a@h"]}
+    assert takers(roll(), replies).nodes == {"mail": ["a@h", "b@h"], "web": ["a@h"]}
 
 
 def test_change_is_of_the_waiting_ones_by_the_second() -> None:

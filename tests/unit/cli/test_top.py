@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from greenq.cli import top_ask
+from greenq.cli import top, top_ask
 from greenq.cli.queues import Look as QueuesLook
-from greenq.cli.queues import from_counts
+from greenq.cli.queues import Takers, from_counts
 from greenq.cli.top_ask import Asker, Sampler
 from greenq.cli.top_keys import read_keys
 from greenq.cli.top_model import (
     KINDS,
+    Filter,
     Greenlets,
     Look,
     Model,
@@ -28,6 +29,7 @@ from greenq.cli.top_model import (
 from greenq.cli.top_view import View, draw, lag, rate
 from greenq.errors import ConnectionLost
 from greenq.events import State
+from greenq.transport.members import Roll
 from tests.support import wait_until
 
 WELL: dict[str, Any] = {
@@ -123,6 +125,18 @@ def test_lag_is_that_of_the_last_minute_not_since_the_worker_began() -> None:
 
     assert looked(first).workers[0].lag_p99_s == 2.0
     assert looked(first, second).workers[0].lag_p99_s == 0.001
+
+
+def test_lag_of_a_blocked_worker_is_its_block() -> None:
+    (worker,) = looked(Look(at_s=0.0, statuses={"w@h": BLOCKED}, hubs={"w@h": HUB})).workers
+
+    assert (worker.lag_s, worker.lag_p99_s) == (4.21, 4.21)
+
+
+def test_sums_leave_out_pools_of_which_only_what_runs_is_known() -> None:
+    look = Look(at_s=0.0, statuses={"w@h": WELL}, foreign={"c@h": {"active": 80, "processed": 5}})
+
+    assert (looked(look).last.running, looked(look).last.size) == (12, 100)
 
 
 def test_blocked_worker_says_by_what() -> None:
@@ -474,6 +488,69 @@ def test_json_has_all_that_is_known(busy: Picture) -> None:
     assert told["greenlets"] == {"node": "a@h", "reply": GREENLETS}
 
 
+# --- filters and order ----------------------------------------------------------------------------
+
+
+def filtered(*given: str, order: str = "rate") -> Picture:
+    """Return what ``--filter`` and ``--sort`` leave of two workers, queues and tasks."""
+    parser = argparse.ArgumentParser()
+    top.add_options(parser)
+    args = parser.parse_args([part for text in given for part in ("--filter", text)])
+    model = Model(Filter.of(pair for pairs in args.filter for pair in pairs), order)
+    model.look(
+        Look(
+            at_s=1.0,
+            statuses={"mail1@h": WELL, "web1@h": WELL},
+            queues=depths(mail=5, web=7),
+        )
+    )
+    model.hear([event("received", f"id-{at}", name="mail.send") for at in range(3)])
+    model.hear([event("received", "id-9", name="web.fetch"), event("failed", "id-9")])
+    model.look(Look(at_s=2.0, statuses={"mail1@h": WELL, "web1@h": WELL}, queues=depths(mail=5)))
+    return model.picture()
+
+
+@pytest.mark.parametrize(
+    ("given", "workers", "tasks"),
+    [
+        ((), ["mail1@h", "web1@h"], ["mail.send", "web.fetch"]),
+        (("MAIL",), ["mail1@h"], ["mail.send"]),
+        (("worker:web",), ["web1@h"], ["mail.send", "web.fetch"]),
+        (("task:web", "task:mail"), ["mail1@h", "web1@h"], ["mail.send", "web.fetch"]),
+        (("task:*.fetch",), ["mail1@h", "web1@h"], ["web.fetch"]),
+        (("task:*fetc",), ["mail1@h", "web1@h"], []),
+    ],
+)
+def test_filter_leaves_the_lines_whose_names_fit(
+    given: tuple[str, ...], workers: list[str], tasks: list[str]
+) -> None:
+    picture = filtered(*given)
+
+    assert [each.node for each in picture.workers] == workers
+    assert [each.name for each in picture.tasks] == tasks
+    # Sums are of all.
+    assert picture.last.size == 200
+    assert picture.all_tasks is not None
+    assert picture.all_tasks.counts["received"] == 4
+
+
+def test_filter_is_named_where_it_leaves_something_out() -> None:
+    drawn = draw(filtered("queue:web"), View(address="here", time="now"), 100)
+    assert "only queue:web" in drawn[0].plain
+    assert not any(" mail " in line.plain for line in drawn)
+
+
+@pytest.mark.parametrize("text", ["", "queue:"])
+def test_filter_without_a_name_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        filtered(text)
+    assert f"no name in {text!r}" in capsys.readouterr().err
+
+
+def test_tasks_are_sorted_as_is_asked_for() -> None:
+    assert [each.name for each in filtered(order="failures").tasks] == ["web.fetch", "mail.send"]
+
+
 # --- keys -----------------------------------------------------------------------------------------
 
 
@@ -519,6 +596,7 @@ class Cluster:
             "ping": {"ok": "pong"},
             "hub": HUB,
             "greenlets": GREENLETS,
+            "active_queues": [{"name": "foreign"}],
             "enable_events": {"ok": "task events enabled"},
         }
         return {
@@ -530,6 +608,12 @@ class Cluster:
     def tell(self, method: str, *, destination: list[str]) -> None:
         self.told.append((method, destination))
 
+    def roll(self, _app: Any) -> Roll:
+        """Stand for `greenq.cli.common.called_roll`."""
+        ours = {node for node, reply in self.nodes.items() if reply != UNKNOWN}
+        queues = {node: ["celery"] for node in ours}
+        return Roll(dict.fromkeys(ours, 2.0), {}, set(), [], 0.0, queues, self.nodes.keys() - ours)
+
     def paused(self) -> dict[str, Any]:
         return {}
 
@@ -540,6 +624,7 @@ class Cluster:
 
 def asker(cluster: Any, monkeypatch: pytest.MonkeyPatch, *, events: bool = False) -> Asker:
     monkeypatch.setattr(top_ask, "ask", cluster.ask)
+    monkeypatch.setattr(top_ask, "called_roll", cluster.roll)
     monkeypatch.setattr(top_ask.queues, "known_queues", lambda _app: ["celery"])
     return Asker(cluster, argparse.Namespace(events=events), State())
 
@@ -565,7 +650,10 @@ def test_nodes_that_do_not_know_status_are_asked_once_and_pinged_then(
     cluster.asked.clear()
     second = ours.look("old")
 
-    assert cluster.asked == [("ping", None), ("status", ["new"]), ("hub", ["new"])]
+    assert cluster.asked == [
+        *(("ping", None), ("status", ["new"]), ("hub", ["new"]), ("active_queues", ["old"]))
+    ]
+    assert second.takers == Takers({"celery": ["new"], "foreign": ["old"]}, all_known=True)
     for look in (first, second):
         assert (list(look.statuses), list(look.foreign)) == (["new"], ["old"])
         assert look.greenlets == Greenlets(node="old")

@@ -1,6 +1,11 @@
-"""Addresses, and foreign errors in our words; nothing is connected."""
+"""Addresses, foreign errors in our words, and the time that connecting may take."""
 
 from __future__ import annotations
+
+import socket
+import threading
+import time
+from contextlib import suppress
 
 import pytest
 from redis import exceptions as redis_errors
@@ -125,3 +130,27 @@ def test_script_s_own_error_stays_as_it_is() -> None:
 
     assert isinstance(translated, ServerError)
     assert (translated.reply, translated.passes) == (text, False)
+
+
+def test_all_answers_of_the_handshake_have_the_time_of_one_call() -> None:
+    answered = 0
+
+    def serve(listener: socket.socket) -> None:
+        nonlocal answered
+        peer, _ = listener.accept()
+        with peer, suppress(OSError):
+            while peer.recv(4096):
+                time.sleep(0.4)
+                peer.sendall(b"+OK\r\n")
+                answered += 1
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,), daemon=True)
+        server.start()
+        port = listener.getsockname()[1]
+        client = Client(f"redis://127.0.0.1:{port}/1", connect_timeout_s=0.5, timeout_s=0.5)
+        with pytest.raises(OperationalError):
+            client.call("PING")
+        server.join(30)
+    # A third answer is beyond a second, which the call has for all of it.
+    assert answered <= 3

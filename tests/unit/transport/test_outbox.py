@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import gevent
@@ -47,6 +48,8 @@ class FakeConnection:
         self.gate: gevent.event.Event | None = None
         # What the script says that could not be published, or moved, and what was not held.
         self.unheard = self.misplaced = b""
+        # How often it was looked whether the server has hung up meanwhile.
+        self.checked = 0
         self.not_held: list[int] = []
 
     def connection(self) -> FakeConnection:
@@ -63,6 +66,9 @@ class FakeConnection:
             raise behaviour
         self.written.append((keys, args))
         return [self.unheard, self.misplaced, *self.not_held]
+
+    def check_rested(self) -> None:
+        self.checked += 1
 
     def close(self) -> None:
         pass
@@ -420,6 +426,39 @@ def test_stop_says_what_could_not_be_written(caplog: pytest.LogCaptureFixture) -
         outbox.stop()
 
     assert caplog.text.count("1 outcomes could not be written") == 1
+
+
+def test_stop_waits_as_long_as_the_worker_s_grace_and_no_longer_when_that_is_called_off() -> None:
+    transport = FakeTransport()
+    transport.client.behaviours = [ConnectionLost("gone") for _ in range(3)]
+    outbox = Outbox(transport, "tag", flush_timeout_s=0.0)  # type: ignore[arg-type]
+    outbox.until_s = time.monotonic() + DEADLINE_S
+    outbox.start()
+    outbox.put(Entry("tag:1"))
+    outbox.stop()
+    # It was tried until the server was back.
+    assert len(transport.client.written) == 1
+
+    transport.client.behaviours = [ConnectionLost("gone") for _ in range(1000)]
+    outbox.until_s = time.monotonic() + 3600
+    outbox.start()
+    outbox.put(Entry("tag:2"))
+    stopping = gevent.spawn(outbox.stop)
+    gevent.sleep(0)
+    assert not stopping.dead
+    outbox.until_s = 0.0
+    stopping.get(timeout=DEADLINE_S)
+    assert len(transport.client.written) == 1
+
+
+def test_connection_that_rested_is_looked_at_before_each_write() -> None:
+    transport = FakeTransport()
+    outbox = Outbox(transport, "tag")  # type: ignore[arg-type]
+    outbox.start()
+    outbox.put(Entry("tag:1"))
+    outbox.stop()
+
+    assert transport.client.checked == 1
 
 
 def test_write_that_takes_too_long_is_written_in_smaller_parts() -> None:
