@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 _threads: dict[int, threading.Thread] = threading._active  # type: ignore[attr-defined]  # noqa: SLF001
 
 # A greenlet whose tasks never wait lets the others run after so long.
-_TURN_S = 0.002
+_TURN_S = 0.005
 
 
 # No timer takes more than every number a message can hold; thirty years are as good as no limit.

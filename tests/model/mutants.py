@@ -83,8 +83,8 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         "settle",
-        "HDEL', unacked, tag)\n    redis.call('ZREM', index, tag)\n  end\n  if push",
-        "HLEN', unacked)\n  end\n  if push", "what is moved stays reserved", ("retry", "stop"),
+        "HDEL', unacked, tag)\n    redis.call('ZREM', index, tag)\n    taken[tag] = true\n  end\n",
+        "HLEN', unacked)\n  end\n", "what is moved stays reserved", ("retry", "stop"),
     ),
     Mutant(
         "settle", "redis.call('SREM', begun, tag)\n  else", "else",
