@@ -311,7 +311,15 @@ class Worker:
             )
         self.control: Control | None = None
         if config.worker.worker_enable_remote_control if control is None else control:
-            self.control = Control(self, ear, mailbox, transport.keys, app.clock, accept=accept)
+            self.control = Control(
+                self,
+                ear,
+                mailbox,
+                transport.keys,
+                app.clock,
+                accept=accept,
+                accept_pcre=config.worker.worker_remote_control_pcre,
+            )
         self.heart: Heart | None = None
         if heartbeat:
             self.heart = Heart(

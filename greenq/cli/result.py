@@ -44,7 +44,11 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Write a result for people."""
     for name, value in found.items():
         if name == "result":
-            result = [repr(value)] if isinstance(value, BaseException) else list(show.tree(value))
+            result = (
+                [show.printable(repr(value))]
+                if isinstance(value, BaseException)
+                else list(show.tree(value))
+            )
             yield from _named(name, result)
         elif name != "traceback":
             yield from _named(name, [show.text(value)])
