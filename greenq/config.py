@@ -378,7 +378,7 @@ class TaskConfig(Section):
         kinds.whole(1024 * 1024),
         64 * _MIB,
         "greenq's own. How much memory of the server the dead letters of one queue may take; the "
-        "oldest go first. A letter that is larger than an eighth of it is cut, and cannot be "
+        "oldest go first. A letter that would take more than half of it is cut, and cannot be "
         "replayed.",
         unit="bytes",
     )

@@ -45,6 +45,9 @@ _REPLY = load_script("reply")
 _BINDING_KEPT_MS = 3_600_000
 # Nobody reads the list of an asker that died; one that lives reads a reply within milliseconds.
 _REPLY_KEPT_MS = 60_000
+# Askers whose bindings are kept, and replies that wait for one.
+_ASKERS = 1000
+_REPLIES = 10_000
 # The server takes 0 for no limit.
 _LEAST_WAIT_S = 0.001
 _MOST_AT_ONCE = 1000
@@ -205,7 +208,7 @@ class Mailbox:
             serializer=self._serializer,
         )
         keys = [self._keys.binding(to.exchange), self._keys.queue(to.queue)]
-        args = [self._member(to), text, _REPLY_KEPT_MS]
+        args = [self._member(to), text, _REPLY_KEPT_MS, _REPLIES]
         run = self._client.script if connection is None else connection.script
         return bool(run(_REPLY, keys, args))
 
@@ -216,7 +219,7 @@ class Mailbox:
         """Bind the asker's list, publish its request, and return how many were subscribed."""
         keys = [self._keys.binding(to.exchange), self._keys.binding_deadlines]
         channel = self._keys.fanout(EXCHANGE)
-        args = [self._member(to), to.exchange, _BINDING_KEPT_MS, channel, text]
+        args = [self._member(to), to.exchange, _BINDING_KEPT_MS, _ASKERS, channel, text]
         subscribed: int = connection.script(_ASK, keys, args)
         return subscribed
 
