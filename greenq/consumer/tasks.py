@@ -60,6 +60,9 @@ _ANSWER_S = 2.0
 # worker, each, and what is behind them in the queues has its turn.
 _ETAS_HELD = 4000
 
+# A message that is larger waits for its ETA on the server in any case.
+_LARGE_BYTES = 16_384
+
 # Taking pauses while so many outcomes are not written yet: messages that only pass through, such as
 # far ETAs, must not gather here.
 _UNWRITTEN = 2000
@@ -413,7 +416,7 @@ class Tasks(StartStopStep):
         _log.info("Task %s received", request)
         if eta is not None and (wait_s := (eta - self._now()).total_seconds()) > 0:
             far = wait_s > self._config.task_eta_horizon or len(self._scheduled) >= _ETAS_HELD
-            if far and delivery.tag:
+            if (far or len(delivery.raw) > _LARGE_BYTES) and delivery.tag:
                 self._park(request, eta)
             else:
                 self._schedule(request, wait_s, eta)

@@ -107,6 +107,9 @@ def _too_much(name: str, pattern: str) -> str:
         return f"a pattern has at most {MOST_CHARS} characters"
     # A character behind a backslash, and what is in a set, repeats nothing.
     plain = re.sub(r"\\.", "x", pattern, flags=re.DOTALL)
+    if re.search(r"\[\^?\]?[^]]*(\[|--|&&|~~|\|\|)", plain):
+        # Python warns of these on stderr: they are to mean something else one day.
+        return "a set must not hold [, --, &&, ~~ or ||"
     plain = re.sub(r"\[\^?\]?[^]]*\]", "x", plain)
     plain = plain.replace("(?:", "(")
     if "(?" in plain:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from greenq.errors import ConnectFailed, ConnectionLost, OperationalError, ProtocolError
@@ -48,6 +49,8 @@ _REPLY_KEPT_MS = 60_000
 # Askers whose bindings are kept, and replies that wait for one.
 _ASKERS = 1000
 _REPLIES = 10_000
+# Nodes whose answers are taken.
+_NODES = 10_000
 # The server takes 0 for no limit.
 _LEAST_WAIT_S = 0.001
 _MOST_AT_ONCE = 1000
@@ -138,13 +141,14 @@ class Mailbox:
                 replies = self._replies(connection, request, to, timeout_s if subscribed else 0)
                 # Counted by replies: two workers may have the same name.
                 for count, reply in enumerate(replies, start=1):
-                    for node, answer in reply.replies.items():
+                    for node, answer in islice(reply.replies.items(), _NODES):
                         if node in answers:
                             _log.warning(_TWINS, node)
                         answers[node] = answer
                         if on_reply is not None:
                             on_reply(node, answer)
-                    if count >= most or (wanted and wanted <= answers.keys()):
+                    is_enough = count >= most or len(answers) >= _NODES
+                    if is_enough or (wanted and wanted <= answers.keys()):
                         break
             except (ConnectFailed, ConnectionLost) as exc:
                 # Who could not be reached knows nothing. It is said once, by whoever asked.
