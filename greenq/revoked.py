@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ class _Aging:
         self._most = most
         self._keep_s = keep_s
         self._clock = clock
-        # When each was added; the oldest come first.
-        self._added_s: dict[tuple[str, ...], float] = {}
+        # When each was added; the oldest come first, and go from there without a search.
+        self._added_s: OrderedDict[tuple[str, ...], float] = OrderedDict()
         self._chars = 0
 
     def add(self, *texts: str) -> None:

@@ -419,9 +419,13 @@ class Gossip(StartStopStep):
     def _decide_if_complete(self, election_id: str) -> None:
         """Decide when all have voted that are not known to be lost."""
         election = self._elections.get(election_id)
+        if election is None or not election.is_known:
+            return
+        # Counted first: each vote is looked at, and there may be many of both.
+        if len(election.votes) < len(self.neighbours):
+            return
         # Even if silent for too long: they may have spoken while this worker stood still.
-        voters = self.neighbours.keys() | {self._hostname}
-        if election is not None and election.is_known and voters <= election.votes.keys():
+        if election.votes.keys() >= self.neighbours.keys() | {self._hostname}:
             self._decide(election_id)
 
     def _close(self, election_id: str) -> None:
