@@ -230,7 +230,7 @@ class DeadLetters:
             connection.call("SCRIPT", "LOAD", _REPLAY.source)
 
         def whole(letter: DeadLetter) -> bool:
-            return not letter.is_cut and wanted(letter)
+            return wanted(letter) and not letter.is_cut
 
         return self._remove(queues, whole, limit, self._replay_command)
 

@@ -635,12 +635,12 @@ def run_worker(server: Server) -> None:
     app = Greenq("bounds", broker=server.url, set_as_current=False)
     with greenq_worker(server.url, "-c", "50"):
         vote = {"id": "e1", "topic": "task", "action": {"task": "shared.add", "args": [1, 2]}}
-        app.control.broadcast("election", arguments=vote)
         results = [app.send_task("shared.add", (1, number)) for number in range(300)]
         soon = app.send_task("shared.add", (1, 2), countdown=0.5)
         app.send_task("shared.add", (1, 2), expires=-1)
         app.send_task("not.there")
-        app.control.inspect().stats()
+        wait_until(lambda: app.control.inspect().stats())
+        app.control.broadcast("election", arguments=vote)
         for result in (*results, soon):
             result.get(timeout=15)
         wait_until(lambda: server.client.exists("greenq.elected.e1"))
