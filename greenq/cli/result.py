@@ -54,7 +54,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
             yield from _named(name, [show.text(value)])
     if found.get("traceback"):
         yield ""
-        yield from map(show.printable, str(found["traceback"]).splitlines())
+        # Indented: it is text of whoever ran the task, and may look like anything.
+        yield from (f"  {show.printable(line)}" for line in str(found["traceback"]).splitlines())
 
 
 def _named(name: str, lines: list[str]) -> Iterator[str]:

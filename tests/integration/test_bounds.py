@@ -329,6 +329,7 @@ def flood_replies() -> None:
 
     told = {each["id"]: each["args"] for each in node.ask("active")}
     assert told["small"] == ["x"]
+    assert isinstance(told["large"], str)
     assert len(told["large"]) < 3000
     node.close()
 
