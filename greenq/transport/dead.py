@@ -134,7 +134,7 @@ def write_letter(
     task_id, task = (_named(raw, name) for name in ("id", "task"))
     most = most_bytes if task is not None else min(most_bytes, _UNREADABLE_BYTES)
     kept = raw if len(raw) <= most else raw[: min(most, _UNREADABLE_BYTES)]
-    letter = {
+    letter: dict[str, object] = {
         # First: the script that removes old letters looks for it here.
         "buried_at": now.astimezone(UTC).isoformat(),
         "reason": cut(reason, _REASON_CHARS),
