@@ -61,6 +61,9 @@ _SETTINGS = Config.names()
 _SEND_OPTIONS = frozenset(SendOptions.__annotations__)
 
 
+# Of an unknown name, so much is compared with those that there are.
+_COMPARED_CHARS = 200
+
 # Under another name, since apps have an attribute `Task`.
 _BaseTask = Task
 
@@ -186,7 +189,8 @@ class TaskRegistry(dict[str, Task[Any, Any]]):
 
     def nearest(self, name: str) -> str:
         """Return a hint at a registered name like `name`, or nothing."""
-        close = difflib.get_close_matches(name, self, n=1)
+        # Comparing takes as long as the name is, and others make it up.
+        close = difflib.get_close_matches(name[:_COMPARED_CHARS], self, n=1)
         return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -34,8 +34,10 @@ from greenq.protocol.envelope import header
 from greenq.protocol.message import saferepr
 from greenq.ratelimit import parse_rate
 from greenq.request import Request
+from greenq.revoked import MOST_ID_CHARS
 from greenq.routing import QueueSource
 from greenq.stacks import describe
+from greenq.text import cut
 from greenq.transport.intake import Delivery
 
 if TYPE_CHECKING:
@@ -55,6 +57,15 @@ _RECORDS = 100
 
 # A list in a reply is no longer than this unless a longer one is asked for.
 _PAGE = 1000
+
+# Of the name of an unknown command, so much is compared and shown.
+_COMPARED_CHARS = 100
+
+# The arguments of a message that is larger are shown as text.
+_SHOWN_BYTES = 16_384
+
+# A name that is kept may be so long.
+_NAME_CHARS = 255
 
 # So many parked messages are looked at for an id.
 _LOOKED_AT = 20_000
@@ -111,6 +122,7 @@ class Panel:
         """
         command = self._commands.get(name)
         if command is None:
+            name = cut(name, _COMPARED_CHARS)
             close = difflib.get_close_matches(name, self._commands, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise KeyError(f"no control command is named {name!r}{hint}")
@@ -476,8 +488,9 @@ def _find_parked(worker: Worker, wanted: set[str]) -> dict[str, list[object]]:
 
 
 def _info(worker: Worker, request: Request, *, safe: bool = False) -> dict[str, object]:
-    """Describe a request; with `safe`, its arguments as text."""
+    """Describe a request; with `safe`, or if they are large, its arguments as text."""
     message = request.message
+    safe = safe or len(request.delivery.raw) > _SHOWN_BYTES
     started = request.started_s
     return {
         "id": message.id,
@@ -544,6 +557,7 @@ def revoke(
 ) -> dict[str, object]:
     """Discard tasks when they turn up here, or where they wait; `terminate` ends running ones."""
     ids = set(_texts(task_id))
+    _check_revocable(ids)
     worker.state.revoked.update(ids)
     worker.tasks.revoke(ids=ids)
     if not terminate:
@@ -570,6 +584,9 @@ def revoke_by_stamped_headers(
 ) -> dict[str, object]:
     """Discard the tasks that carry one of these stamps; `terminate` ends running ones."""
     stamps = _stamps(headers)
+    _check_revocable(stamps)
+    for values in stamps.values():
+        _check_revocable(values)
     worker.state.revoked.add_stamps(stamps)
     worker.tasks.revoke(stamps=stamps)
     # As Celery shows them.
@@ -605,6 +622,19 @@ def _stamps(headers: object) -> dict[str, list[str]]:
     if isinstance(headers, dict):
         return {str(name): _texts(value) for name, value in headers.items()}
     raise ValueError(f"stamps are an object or a list of name=value, not {headers!r}")
+
+
+def _check_revocable(texts: Iterable[str]) -> None:
+    """Refuse what cannot be kept.
+
+    Raises:
+        ValueError: an id, or a stamp's name or value, is too long.
+    """
+    longest = max(map(len, texts), default=0)
+    if longest > MOST_ID_CHARS:
+        raise ValueError(
+            f"ids and stamps have at most {MOST_ID_CHARS:,} characters, not {longest:,}"
+        )
 
 
 def _signal(signal: object) -> str:
@@ -674,6 +704,16 @@ def active_queues(worker: Worker) -> list[dict[str, object]]:
     ]
 
 
+def _check_name(name: str) -> None:
+    """Refuse the name of a queue, or of what leads to it, that is too long to be kept.
+
+    Raises:
+        ValueError: it is.
+    """
+    if len(name) > _NAME_CHARS:
+        raise ValueError(f"a name has at most {_NAME_CHARS} characters, not {len(name):,}")
+
+
 def _queue(name: str, source: QueueSource) -> dict[str, object]:
     return {
         "name": name,
@@ -722,6 +762,8 @@ def add_consumer(
     if kind not in ("direct", "topic"):
         raise ValueError(f"only queues of direct and topic exchanges can be added, not of {kind!r}")
     source = QueueSource(str(exchange or queue), kind, str(routing_key or queue))
+    for name in (str(queue), source.exchange, source.routing_key):
+        _check_name(name)
     worker.add_queue(str(queue), source)
     return _ok(f"add consumer {queue}")
 
@@ -882,7 +924,7 @@ def hub(worker: Worker) -> dict[str, object]:
 @control_command(args=[("queue", str)], signature="<queue>")
 def pause(worker: Worker, queue: str, by: str | None = None) -> dict[str, object]:
     """Have no greenq worker of the cluster take from a queue until `resume`; kept in Redis."""
-    worker.app.transport.broker.pause(str(queue), by or worker.hostname)
+    worker.app.transport.broker.pause(str(queue), str(by or worker.hostname))
     worker.look_for_pauses()
     return _ok(f"queue {queue} is paused")
 

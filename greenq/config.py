@@ -381,6 +381,20 @@ class TaskConfig(Section):
         "aside unread as a dead letter.",
         unit="bytes",
     )
+    task_max_dead_letter_bytes: int = _setting(
+        kinds.whole(1024 * 1024),
+        64 * _MIB,
+        "greenq's own. How much memory of the server the dead letters of one queue may take; the "
+        "oldest go first. A letter that would take more than half of it is cut, and cannot be "
+        "replayed.",
+        unit="bytes",
+    )
+    task_dead_letter_expires: float = _setting(
+        kinds.lifetime(),
+        30 * 86400.0,
+        "greenq's own. How long dead letters stay; 0 for ever.",
+        unit="s",
+    )
     task_max_result_bytes: int = _setting(
         kinds.whole(1, _REDIS_MAX_BYTES),
         64 * _MIB,
@@ -440,6 +454,12 @@ class WorkerConfig(Section):
     )
     worker_enable_remote_control: bool = _setting(
         kinds.flag(), True, "Workers answer `greenq inspect` and `control`, and Celery's."
+    )
+    worker_remote_control_pcre: bool = _setting(
+        kinds.flag(),
+        False,
+        "greenq's own. Requests of remote control may choose workers by a regular expression "
+        "(matcher pcre). Whoever may publish can send one; those that may take long are refused.",
     )
     worker_disable_rate_limits: bool = _setting(
         kinds.flag(), False, "Start tasks without regard to their rate limits."

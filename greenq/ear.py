@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import deque
 from typing import TYPE_CHECKING
 
+from greenq.backlog import Backlog
 from greenq.errors import OperationalError
+from greenq.outage import Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Messages that may wait for the hub; of more, the oldest are dropped.
+# Messages that may wait for the hub, and their bytes; of more, the oldest are dropped.
 _LETTERS = 10_000
+_LETTERS_BYTES = 32 * 1024 * 1024
 
 
 class _Channel:
@@ -74,10 +76,12 @@ class Ear:
         self._changed = changed
         # Replaced as a whole, so that the thread may read it at any time.
         self._channels: tuple[_Channel, ...] = ()
-        self._letters: deque[_Letter] = deque(maxlen=_LETTERS)
+        self._letters: Backlog[_Letter] = Backlog(_LETTERS, _LETTERS_BYTES, _size)
         # Hub's thread only. `late_s`: how long what is dealt with at the moment had to wait.
         self._busy = False
         self.late_s = 0.0
+        self._said_dropped = 0
+        self._repeated = Repeated(_log)
         # Watch thread only.
         self._subscribed: set[str] = set()
 
@@ -105,7 +109,7 @@ class Ear:
 
     def has_waiting(self, channel: str) -> bool:
         """Tell whether something was heard on a channel that has not been dealt with yet."""
-        return any(letter.channel.name == channel for letter in list(self._letters))
+        return any(letter.channel.name == channel for letter in self._letters)
 
     # --- watch thread -----------------------------------------------------------------------------
 
@@ -136,14 +140,15 @@ class Ear:
             if channel.has(message.channel)
         ]
         if letters:
-            self._letters.extend(letters)
+            for letter in letters:
+                self._letters.add(letter)
             self._hub.spawn_soon(self._deliver, name="ear")
         return any(not letter.offered for letter in letters)
 
     @property
     def oldest_s(self) -> float:
         """Since when a message waits for the hub that may be urgent, monotonic; infinite: none."""
-        waiting = [each.heard_s for each in list(self._letters) if not each.offered]
+        waiting = [each.heard_s for each in self._letters if not each.offered]
         return min(waiting, default=math.inf)
 
     def answer_urgent(self, connection: Connection) -> None:
@@ -152,7 +157,7 @@ class Ear:
         Raises:
             OperationalError: the connection is lost, or this user may not answer.
         """
-        for letter in list(self._letters):
+        for letter in self._letters:
             if not letter.offered:
                 letter.offered = True
                 self._answer(letter, connection)
@@ -161,7 +166,8 @@ class Ear:
         assert letter.channel.urgent is not None
         try:
             answer = letter.channel.urgent(letter.data)
-            if answer is not None and self._withdraw(letter):
+            # Unless the hub has begun with it.
+            if answer is not None and self._letters.remove(letter):
                 answer(connection)
         except OperationalError:
             raise
@@ -169,23 +175,16 @@ class Ear:
             # It must not cost the worker the thread that keeps its lease.
             _log.exception("what came on channel %s was not answered", letter.channel.name)
 
-    def _withdraw(self, letter: _Letter) -> bool:
-        """Take a letter from the hub; False if that has begun with it."""
-        try:
-            self._letters.remove(letter)
-        except ValueError:
-            return False
-        return True
-
     # --- hub's thread -----------------------------------------------------------------------------
 
     def _deliver(self) -> None:
         if self._busy:
             return
         self._busy = True
+        self._say_dropped()
         try:
             while self._letters:
-                letter = self._letters.popleft()
+                letter = self._letters.pop()
                 self.late_s = time.monotonic() - letter.heard_s
                 try:
                     letter.channel.handle(letter.data)
@@ -195,6 +194,20 @@ class Ear:
                     )
         finally:
             self._busy = False
+
+    def _say_dropped(self) -> None:
+        """Say, here and not in the thread, which a log that is held up must not stop."""
+        dropped = self._letters.dropped
+        if dropped > self._said_dropped:
+            self._repeated.say(
+                "%d published messages were not heard: too many came while the hub was busy",
+                dropped - self._said_dropped,
+            )
+            self._said_dropped = dropped
+
+
+def _size(letter: _Letter) -> int:
+    return len(letter.data)
 
 
 def _by_kind(names: set[str]) -> tuple[list[str], list[str]]:

@@ -16,6 +16,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
 from greenq.errors import ConfigError, Problem
+from greenq.text import printable
+from greenq.text import record as as_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,8 +126,8 @@ def _handler(logfile: str | Path | None, stream: TextIO, color: bool | None) -> 
 def add_task(record: logging.LogRecord) -> bool:
     """Give `record` the fields task_name and task_id; a filter for handlers of one's own, too."""
     running = task_log_context.get()
-    record.task_name = None if running is None else running.task
-    record.task_id = None if running is None else running.id
+    record.task_name = None if running is None else printable(running.task)
+    record.task_id = None if running is None else printable(running.id)
     return True
 
 
@@ -165,9 +167,6 @@ def _write_plainly(record: logging.LogRecord, error: BaseException) -> None:
     reason = f"[{type(error).__name__} in a handler of the log]"
     with suppress(OSError):
         os.write(2, f"{text} {reason}\n".encode(errors="backslashreplace"))
-
-
-_plain = logging.Formatter(FORMAT)
 
 
 class _Keeping(logging.Handler):
@@ -218,6 +217,8 @@ class _File(_Keeping, logging.handlers.WatchedFileHandler):
 
 
 class _Formatter(logging.Formatter):
+    """Writes records of which no part can look like another record, or act on a terminal."""
+
     def __init__(self, *, colored: bool) -> None:
         super().__init__(FORMAT)
         self._colored = colored
@@ -227,6 +228,9 @@ class _Formatter(logging.Formatter):
         # greenq's own lines about a task name it in their text.
         own = record.name == "greenq" or record.name.startswith("greenq.")
         named = getattr(record, "task_id", None) is not None and not own
-        line = self._of_tasks.format(record) if named else super().format(record)
+        line = as_record(self._of_tasks.format(record) if named else super().format(record))
         color = _COLORS.get(record.levelno) if self._colored else None
         return f"{color}{line}{_PLAIN}" if color else line
+
+
+_plain = _Formatter(colored=False)

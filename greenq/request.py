@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenq.errors import TaskTerminated
 from greenq.protocol.envelope import unwrap
+from greenq.text import printable
 
 if TYPE_CHECKING:
     from greenq.hub import Greenlet
@@ -113,4 +114,5 @@ class Request:
 
     def __str__(self) -> str:
         """Name the task and its id, as log lines do."""
-        return f"{self.message.shadow or self.message.task}[{self.message.id}]"
+        message = self.message
+        return f"{printable(message.shadow or message.task)}[{printable(message.id)}]"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from greenq.protocol.message import TaskMessage
 
@@ -14,47 +15,62 @@ if TYPE_CHECKING:
 _MOST = 50_000
 _KEEP_S = 10_800.0
 
+# Of all that is kept together. Anybody who may publish can revoke.
+_MOST_CHARS = 4_000_000
+
+# An id, and a stamp's name or value; longer ones no message has that runs here.
+MOST_ID_CHARS = 1000
+
 
 class _Aging:
-    """Values that are forgotten after a while, and the oldest of them when there are too many."""
+    """Texts that are forgotten after a while, and the oldest of them when there are too many."""
 
     def __init__(self, most: int, keep_s: float, clock: Callable[[], float]) -> None:
         self._most = most
         self._keep_s = keep_s
         self._clock = clock
-        # When each was added; the oldest come first.
-        self._added_s: dict[object, float] = {}
+        # When each was added; the oldest come first, and go from there without a search.
+        self._added_s: OrderedDict[tuple[str, ...], float] = OrderedDict()
+        self._chars = 0
 
-    def add(self, value: object) -> None:
-        """Keep a value, as the newest one."""
-        self._added_s.pop(value, None)
-        self._added_s[value] = self._clock()
-        if len(self._added_s) > self._most:
-            del self._added_s[next(iter(self._added_s))]
+    def add(self, *texts: str) -> None:
+        """Keep some texts together, as the newest ones, unless one of them is too long."""
+        if max(map(len, texts)) > MOST_ID_CHARS:
+            return
+        self.discard(*texts)
+        self._added_s[texts] = self._clock()
+        self._chars += sum(map(len, texts))
+        while len(self._added_s) > self._most or self._chars > _MOST_CHARS:
+            self.discard(*next(iter(self._added_s)))
 
-    def discard(self, value: object) -> None:
-        self._added_s.pop(value, None)
+    def discard(self, *texts: str) -> None:
+        if self._added_s.pop(texts, None) is not None:
+            self._chars -= sum(map(len, texts))
 
-    def __contains__(self, value: object) -> bool:
-        added_s = self._added_s.get(value)
+    def has(self, *texts: str) -> bool:
+        added_s = self._added_s.get(texts)
         return added_s is not None and self._clock() - added_s < self._keep_s
 
-    def __iter__(self) -> Iterator[Any]:
-        """Go through the values, the oldest first; those that are too old are forgotten."""
+    def all(self) -> list[tuple[str, ...]]:
+        """Return what is kept, the oldest first; what is too old is forgotten."""
         limit_s = self._clock() - self._keep_s
         while self._added_s and next(iter(self._added_s.values())) <= limit_s:
-            del self._added_s[next(iter(self._added_s))]
-        return iter(list(self._added_s))
+            self.discard(*next(iter(self._added_s)))
+        return list(self._added_s)
 
 
 class Revoked:
-    """Ids and stamps of tasks that shall not run; at most 50,000 ids, for three hours each.
+    """Ids and stamps of tasks that shall not run: 50,000 of each at most, for three hours each.
+
+    Only what somebody has revoked is in it. An expired message is not: it expires again when it
+    comes again, and whoever can send could push revocations out with such messages, or have
+    another's task revoked by its id.
 
     Attributes:
         any: False as long as nothing was revoked: then no message needs to be looked at.
     """
 
-    __slots__ = ("_clock", "_ids", "_keep_s", "_most", "_stamps", "any")
+    __slots__ = ("_ids", "_stamps", "any")
 
     def __init__(
         self,
@@ -63,16 +79,14 @@ class Revoked:
         keep_s: float = _KEEP_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin with nothing; of ids, and of each stamp's values, keep `most` for `keep_s`."""
-        self._most = most
-        self._keep_s = keep_s
-        self._clock = clock
+        """Begin with nothing; of ids, and of the stamps' values, keep `most` for `keep_s`."""
         self._ids = _Aging(most, keep_s, clock)
-        self._stamps: dict[str, _Aging] = {}
+        # Pairs of name and value.
+        self._stamps = _Aging(most, keep_s, clock)
         self.any = False
 
     def add(self, task_id: str) -> None:
-        """Revoke a task."""
+        """Revoke a task; there is none with an id of more than `MOST_ID_CHARS`."""
         self._ids.add(task_id)
         self.any = True
 
@@ -85,37 +99,38 @@ class Revoked:
         """Let a task run after all."""
         self._ids.discard(task_id)
 
-    def __contains__(self, task_id: object) -> bool:
+    def __contains__(self, task_id: str) -> bool:
         """Tell whether a task's id was revoked."""
-        return task_id in self._ids
+        return self._ids.has(task_id)
 
     def ids(self) -> list[str]:
         """Return the revoked ids, the oldest first."""
-        return list(self._ids)
+        return [task_id for (task_id,) in self._ids.all()]
 
     @property
     def stamps(self) -> dict[str, set[str]]:
         """The revoked values of each stamp, as texts."""
-        return {name: values for name, kept in self._stamps.items() if (values := set(kept))}
+        found: dict[str, set[str]] = {}
+        for name, value in self._stamps.all():
+            found.setdefault(name, set()).add(value)
+        return found
 
     def add_stamps(self, stamps: Mapping[str, Any]) -> None:
         """Revoke the tasks that have one of these stamps, each with a value or a list of values."""
         for name, given in stamps.items():
-            kept = self._stamps.setdefault(name, _Aging(self._most, self._keep_s, self._clock))
             for value in _texts(given):
-                kept.add(value)
+                self._stamps.add(name, value)
                 self.any = True
 
     def matches(self, message: TaskMessage) -> bool:
         """Tell whether a call was revoked, by its id or by a stamp."""
-        return message.id in self._ids or self.is_stamped(message)
+        return self._ids.has(message.id) or self.is_stamped(message)
 
     def is_stamped(self, message: TaskMessage) -> bool:
         """Tell whether a call carries a revoked stamp."""
         return any(
-            value in kept
+            self._stamps.has(name, value)
             for name in message.stamped_headers or ()
-            if (kept := self._stamps.get(name)) is not None
             for value in _texts(message.stamps.get(name))
         )
 

@@ -25,6 +25,9 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+# Names whose routes are kept; a program may send tasks by any.
+_KNOWN = 10_000
+
 
 class Route(NamedTuple):
     """Where a task goes: its queue, and its priority if the route sets one."""
@@ -65,6 +68,8 @@ class Router:
         """Return the route of a task name: an exact entry before a glob, earlier routers first."""
         route = self._known.get(task)
         if route is None:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
             route = self._known[task] = self._find(task)
         return route
 

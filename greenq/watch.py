@@ -25,6 +25,7 @@ from greenq.errors import AccessRefused, OperationalError, ServerError, Transpor
 from greenq.guard import account
 from greenq.hub import NativeThread, poll_readable, sleep
 from greenq.outage import Outage
+from greenq.text import listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -439,7 +440,7 @@ class Watch(StartStopStep):
             _log.error(
                 "this worker lost its lease; of the %d tasks that it holds, %d were given to others"
                 " and run twice if they had begun here%s",
-                len(here), len(gone), _listed(gone),
+                len(here), len(gone), f": {listed(gone, _NAMED)}" if gone else "",
             )  # fmt: skip
         else:
             _log.error("the server has lost its data; it learns anew what this worker has in hand")
@@ -766,14 +767,6 @@ def _next_naming_s(blocked_s: float) -> float:
             return due_s
     every_s = _NAMED_AGAIN_S[-1]
     return (blocked_s // every_s + 1) * every_s
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return the first few names for a log line."""
-    if not names:
-        return ""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f": {', '.join(names[:_NAMED])}{more}"
 
 
 def _stack(frame: FrameType | None) -> str:

@@ -61,6 +61,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# Anybody who may publish can have queues added, and their bindings stay: so many for each worker.
+_MOST_ADDED = 1000
+
 # How long it is known who has acted for an election.
 _ELECTED_S = 3600
 
@@ -155,6 +158,8 @@ class Worker:
         if config.worker.worker_direct:
             own = QueueSource("C.dq2", "direct", self.hostname)
             self.sources[worker_direct(self.hostname)] = own
+        # What was added since the start: each has left a binding on the server.
+        self._added: set[tuple[str, QueueSource]] = set()
         self.autoscale = autoscale
         fixed = concurrency or config.worker.worker_concurrency or DEFAULT_CONCURRENCY
         self.concurrency = autoscale[1] if autoscale else fixed
@@ -311,7 +316,15 @@ class Worker:
             )
         self.control: Control | None = None
         if config.worker.worker_enable_remote_control if control is None else control:
-            self.control = Control(self, ear, mailbox, transport.keys, app.clock, accept=accept)
+            self.control = Control(
+                self,
+                ear,
+                mailbox,
+                transport.keys,
+                app.clock,
+                accept=accept,
+                accept_pcre=config.worker.worker_remote_control_pcre,
+            )
         self.heart: Heart | None = None
         if heartbeat:
             self.heart = Heart(
@@ -565,13 +578,20 @@ class Worker:
         Switches: yes.
 
         Raises:
-            ValueError: the key of this name is something else than a queue.
+            ValueError: the key of this name is something else than a queue, or too many queues were
+                added to this worker.
             OperationalError: it could not be declared, and is not taken from.
         """
+        if (queue, source) not in self._added and len(self._added) >= _MOST_ADDED:
+            raise ValueError(
+                f"{_MOST_ADDED:,} queues were added to this worker since its start, which is the "
+                "most: name its queues with -Q"
+            )
         broker = self.app.transport.broker
         kind = broker.kind(queue)
         if kind not in ("none", "list"):
             raise ValueError(f"{queue!r} cannot be a queue: the key of this name is a {kind}")
+        self._added.add((queue, source))
         broker.declare([queue])
         if source != QueueSource(queue, "direct", queue):
             is_topic = source.exchange_type == "topic"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import greenq
 from greenq.cli import foreign
 from greenq.errors import GreenqError
+from greenq.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +54,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, in one line, and where help is."""
-        self.exit(2, f"{self.prog}: {message}{self._hint(message)}\nSee: {self.prog} --help\n")
+        said = printable(message + self._hint(message))
+        self.exit(2, f"{self.prog}: {said}\nSee: {self.prog} --help\n")
 
     def _hint(self, message: str) -> str:
         # What is said of one option's value is about nothing else.
@@ -161,7 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(command, args)
     except GreenqError as exc:
-        sys.stderr.write(f"greenq {command.name}: {exc}\n")
+        # An error may name what others have written to the server.
+        lines = f"greenq {command.name}: {exc}".split("\n")
+        sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
         return 1
 
 

@@ -240,18 +240,18 @@ def said_missing(
 ) -> int:
     """Say it, knowing who is absent and why."""
     for node, why in absent.items():
-        sys.stderr.write(f"{show.printable(node)}: {why}\n")
+        show.complain(f"{node}: {why}")
     if replies:
         return EX_TEMPFAIL if absent else 0
     if not absent or args.destination:
         who = f"none of {', '.join(args.destination)} has" if args.destination else "no node has"
-        sys.stderr.write(f"greenq {args.command}: {who} replied within {args.timeout:g} s\n")
+        show.complain(f"greenq {args.command}: {who} replied within {args.timeout:g} s")
         return EX_UNAVAILABLE
     return EX_TEMPFAIL
 
 
 def confirmed(question: str) -> bool:
     """Ask a person, on stderr so that the output stays clean; anything but yes means no."""
-    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.write(f"{show.printable(question)} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")

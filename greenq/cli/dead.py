@@ -123,7 +123,17 @@ def _show(
 def _replay(
     dead: DeadLetters, queues: Sequence[str], wanted: Wanted, args: argparse.Namespace
 ) -> None:
-    _report(dead.replay(queues, wanted, args.limit), "replayed", as_json=args.json)
+    cut = 0
+
+    def chosen(letter: DeadLetter) -> bool:
+        nonlocal cut
+        is_chosen = wanted(letter)
+        cut += is_chosen and letter.is_cut
+        return is_chosen and not letter.is_cut
+
+    _report(dead.replay(queues, chosen, args.limit), "replayed", as_json=args.json)
+    if cut:
+        show.complain(f"{cut:,} stay: only the beginning of their messages was kept")
 
 
 def _purge(
@@ -187,7 +197,8 @@ def total(counts: Counter[str], shown: int) -> str:
 
 def description(letter: DeadLetter) -> Iterator[str]:
     """Tell all about a letter, line by line."""
-    pairs = fields(letter) | {"size": f"{len(letter.raw):,} bytes"}
+    kept = f"; the first {len(letter.raw):,} are kept, so no replay" if letter.is_cut else ""
+    pairs = fields(letter) | {"size": f"{letter.size:,} bytes{kept}"}
     for name, value in pairs.items():
         yield f"{name.replace('_', ' '):<10} {printable(str(value or '-'))}"
     for name, value in _inside(letter).items():

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
                     f"this would delete for good: {described(before.values())}; say --yes to do so"
                 )
             if not confirmed(f"delete for good: {described(before.values())}?"):
-                sys.stderr.write("nothing was deleted\n")
+                show.complain("nothing was deleted")
                 return 1
         purged = {name: app.transport.broker.purge(name) for name in names}
     if args.json:

@@ -254,7 +254,7 @@ def _complete(
     replies = ask(app, args, "active_queues")
     absent = silent(app, args, replies, roll)
     for node, why in absent.items():
-        sys.stderr.write(f"{show.printable(node)}: {why}\n")
+        show.complain(f"{node}: {why}")
     # Those that have answered are there; Celery's workers do not know this one.
     waiting = held(ask(app, args, "status", destination=tuple(replies))) if replies else {}
     taking = takers(roll, replies)

@@ -148,9 +148,9 @@ def run(args: argparse.Namespace) -> int:
             for line in lines(request.command.name, node, reply, request.arguments):
                 show.write(line)
     if untaken and replies:
-        sys.stderr.write(f"{untaken}\n")
+        show.complain(untaken)
     if kept is not None and not replies:
-        sys.stderr.write(f"{kept}; no node has replied\n")
+        show.complain(f"{kept}; no node has replied")
         return 0
     code = said_missing(args, replies, absent)
     return 1 if show.all_errors(replies) else code
@@ -169,7 +169,7 @@ def _tell(app: Greenq, args: argparse.Namespace, request: Request) -> int:
     if not nodes:
         return said_missing(args, {}, absent)
     if not _meant(request, args, nodes):
-        sys.stderr.write("nothing was sent\n")
+        show.complain("nothing was sent")
         return 1
     app.control.mailbox.tell(
         request.command.name, request.arguments, destination=list(args.destination) or None

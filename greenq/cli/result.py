@@ -44,13 +44,18 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Write a result for people."""
     for name, value in found.items():
         if name == "result":
-            result = [repr(value)] if isinstance(value, BaseException) else list(show.tree(value))
+            result = (
+                [show.printable(repr(value))]
+                if isinstance(value, BaseException)
+                else list(show.tree(value))
+            )
             yield from _named(name, result)
         elif name != "traceback":
             yield from _named(name, [show.text(value)])
     if found.get("traceback"):
         yield ""
-        yield from map(show.printable, str(found["traceback"]).splitlines())
+        # Indented: it is text of whoever ran the task, and may look like anything.
+        yield from (f"  {show.printable(line)}" for line in str(found["traceback"]).splitlines())
 
 
 def _named(name: str, lines: list[str]) -> Iterator[str]:

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from greenq import log
+from greenq.text import printable as printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,11 @@ _UNITS = (("d", 86400), ("h", 3600), ("m", 60))
 def write(line: str = "") -> None:
     """Write a line to stdout."""
     sys.stdout.write(f"{line}\n")
+
+
+def complain(text: str) -> None:
+    """Write a line about what went wrong to stderr; it may name what others have written."""
+    sys.stderr.write("".join(f"{printable(line)}\n" for line in text.splitlines()))
 
 
 def write_json(value: object) -> None:
@@ -101,15 +107,6 @@ def _scalar(value: object) -> str:
     if isinstance(value, str):
         return value
     return "-" if value is None else json.dumps(value, ensure_ascii=False, default=repr)
-
-
-def printable(text: str) -> str:
-    """Escape what could move the cursor or break a line: anybody may write to a queue."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
 
 
 def age(seconds: object) -> str:

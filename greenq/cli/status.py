@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from greenq.cli import arguments, show
@@ -68,12 +67,12 @@ def run(args: argparse.Namespace) -> int:
         show.write_table(HEADINGS, rows)
         show.write(total(replies, len(absent), len(gone)))
     for warning in warnings:
-        sys.stderr.write(f"warning: {warning}\n")
+        show.complain(f"warning: {warning}")
     # What the table tells is not said again.
     code = said_missing(args, replies, absent if args.json else {})
     code = EX_TEMPFAIL if absent and (replies or not args.destination) else code
     if args.expect and len(replies) < args.expect:
-        sys.stderr.write(f"{len(replies)} of {args.expect} nodes have replied\n")
+        show.complain(f"{len(replies)} of {args.expect} nodes have replied")
         return EX_TEMPFAIL
     return code
 

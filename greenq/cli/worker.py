@@ -14,6 +14,7 @@ from greenq.cli.load import find_app, import_tasks
 from greenq.cli.pidfile import pid_file
 from greenq.cli.worker_options import read_custom
 from greenq.nodenames import file_name, node_name
+from greenq.text import printable
 from greenq.worker import Worker
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def banner(app: Greenq, worker: Worker, *, color: bool) -> str:
         ("transport", transport.broker_address),
         ("results", results),
         ("concurrency", size),
-        ("queues", ", ".join(worker.queues)),
+        ("queues", printable(", ".join(worker.queues))),
     ]
     lines = [f"{green}{bold}greenq {greenq.__version__}{plain}  {bold}{worker.hostname}{plain}", ""]
     lines += [f"  {dim}{name:<12}{plain}{value}" for name, value in rows]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from greenq.bootsteps import StartStopStep
 from greenq.commands import NO_REPLY, panel
 from greenq.errors import ContentDisallowed, DecodeError, EncodeError, OperationalError
+from greenq.outage import Repeated
 from greenq.protocol.mailbox import EXCHANGE, read_request
 from greenq.protocol.message import saferepr
 
@@ -45,14 +46,22 @@ class Control(StartStopStep):
         clock: LamportClock,
         *,
         accept: frozenset[str],
+        accept_pcre: bool = False,
     ) -> None:
-        """Carry out commands on `worker`; requests have one of the content types `accept`."""
+        """Carry out commands on `worker`.
+
+        Args:
+            accept: the content types that requests may have.
+            accept_pcre: requests may choose nodes by regular expressions.
+        """
         self._worker = worker
         self._hostname = worker.hostname
         self._ear = ear
         self._mailbox = mailbox
         self._clock = clock
         self._accept = accept
+        self._accept_pcre = accept_pcre
+        self._repeated = Repeated(_log)
         self._channel = keys.fanout(EXCHANGE)
 
     def start(self) -> None:
@@ -65,26 +74,32 @@ class Control(StartStopStep):
 
     def handle(self, data: bytes) -> None:
         """Carry out a request, if it is for this worker, and reply. Switches: yes."""
-        request = self._read(data)
-        if request is not None:
+        try:
+            request = read_request(data, self._accept)
+            is_meant = request.is_for(self._hostname, accept_pcre=self._accept_pcre)
+        except (DecodeError, ContentDisallowed) as exc:
+            self._repeated.say("what came as a control request is none: %s", exc)
+            return
+        except ValueError as exc:
+            self._repeated.say("a control request was refused: %s", exc)
+            return
+        if is_meant:
             self._clock.adjust(request.clock)
             self._answer(request, None)
 
     def urgent(self, data: bytes) -> Callable[[Connection], object] | None:
-        """Return how the watch thread answers a request, None if it needs the hub."""
-        request = self._read(data)
-        if request is None or not panel.is_urgent(request.method):
-            return None
-        return partial(self._answer, request)
+        """Return how the watch thread answers a request, None if it needs the hub.
 
-    def _read(self, data: bytes) -> ControlRequest | None:
-        """Read a request; None when it is none, or for others."""
+        So does whatever is wrong with one, and a regular expression: this thread keeps the lease,
+        and nobody else's pattern may hold it up.
+        """
         try:
             request = read_request(data, self._accept)
-        except (DecodeError, ContentDisallowed) as exc:
-            _log.warning("what came as a control request is none: %s", exc)
+            if request.needs_regex or not request.is_for(self._hostname):
+                return None
+        except (DecodeError, ContentDisallowed, ValueError):
             return None
-        return request if request.is_for(self._hostname) else None
+        return partial(self._answer, request) if panel.is_urgent(request.method) else None
 
     def _answer(self, request: ControlRequest, connection: Connection | None) -> None:
         _log.debug("control: %.100s(%s)", request.method, saferepr(request.arguments))
@@ -111,13 +126,10 @@ class Control(StartStopStep):
                 return panel.run(request.method, self._worker, request.arguments)
         except Exception as exc:
             # The boundary to commands, users' ones included: the asker is told.
-            level = (
-                logging.WARNING
-                if isinstance(exc, LookupError | TypeError | ValueError)
-                else (logging.ERROR)
-            )
             # Of a user's exception, not even the text is safe.
             text = saferepr(exc)
-            _log.log(level, "control command %.100s failed: %s", request.method, text,
-                exc_info=level == logging.ERROR)  # fmt: skip
+            if isinstance(exc, LookupError | TypeError | ValueError):
+                self._repeated.say("control command %.100s failed: %s", request.method, text)
+            else:
+                _log.exception("control command %.100s failed: %s", request.method, text)
             return {"error": text}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from greenq.backlog import Backlog
 from greenq.bootsteps import StartStopStep
 from greenq.protocol.event import EXCHANGE, MULTI, EventWriter, routing_key
 from greenq.transport.settle import Publication
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 # Events in one write, so that a script call stays short.
 _BATCH = 1000
 
-# Events that wait for a server that is away; of more, the oldest are dropped.
+# Events that wait for a server that is away, and bytes of the worker's own; of more, the oldest are
+# dropped.
 _KEPT = 10_000
+_KEPT_BYTES = 16 * 1024 * 1024
 
 
 class Events(StartStopStep):
@@ -46,7 +49,7 @@ class Events(StartStopStep):
         self._outbox = outbox
         self._keys = keys
         self._batch: deque[Stamped] = deque(maxlen=_KEPT)
-        self._others: deque[Publication] = deque(maxlen=_KEPT)
+        self._others: Backlog[Publication] = Backlog(_KEPT, _KEPT_BYTES, _size)
         outbox.news = self._take
 
     # These three are on the path of every task.
@@ -84,7 +87,7 @@ class Events(StartStopStep):
         if kind.startswith("task-"):
             self._batch.append(event)
         else:
-            self._others.append(Publication(self.channel(kind), self.writer.write(event)))
+            self._others.add(Publication(self.channel(kind), self.writer.write(event)))
 
     def channel(self, kind: str) -> str:
         """Return the channel for one kind of event."""
@@ -92,8 +95,7 @@ class Events(StartStopStep):
 
     def _take(self) -> list[Publication]:
         """Return what there is to tell: one message for the tasks, and each other event."""
-        news = list(self._others)
-        self._others.clear()
+        news = self._others.take_all()
         batch = self._batch
         if batch:
             taken = [batch.popleft() for _ in range(min(len(batch), _BATCH))]
@@ -102,3 +104,7 @@ class Events(StartStopStep):
             text = self.writer.write_batch(taken)
             news.append(Publication(self._keys.fanout(EXCHANGE, MULTI), text))
         return news
+
+
+def _size(news: Publication) -> int:
+    return len(news.text)

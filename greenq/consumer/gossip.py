@@ -9,11 +9,13 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from greenq.bootsteps import StartStopStep
 from greenq.errors import ContentDisallowed, DecodeError, OperationalError
 from greenq.hub import spawn
+from greenq.outage import Repeated
 from greenq.protocol.event import EXCHANGE, SILENT_INTERVALS, read_events
 
 if TYPE_CHECKING:
@@ -63,6 +65,15 @@ _HEAR_S = 0.2
 # Elections at once; what goes beyond is not taken part in.
 _ELECTIONS = 1000
 
+# Votes of all elections at once; those that go beyond do not count.
+_VOTES = 20_000
+
+# The ids and topics of elections, and the names of nodes, are no longer.
+_NAME_CHARS = 255
+
+# So many lines a minute of each kind; a fleet that starts is heard of at once.
+_LINES = 100
+
 # Neighbours at once; of more, nothing is kept.
 _NEIGHBOURS = 10_000
 
@@ -83,26 +94,26 @@ class Neighbour:
         freq_s: its heartbeat's interval; infinite for one of which only a lease is known.
         heard_s: when it was last heard of, monotonic.
         leased: it holds a lease, so whether it lives need not be heard.
-        told: the fields of its last event.
     """
 
     node: str
     freq_s: float = 2.0
     heard_s: float = 0.0
     leased: bool = False
-    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Election:
-    """The votes for one election: node to (clock, name, topic, action).
+    """The votes for one election: node to (clock, name, topic).
 
     Attributes:
+        action: what this worker has voted with, and does if it wins.
         is_known: who may vote was asked for since it began.
     """
 
     deadline: Entry
-    votes: dict[str, tuple[int, str, str, Any]] = field(default_factory=dict)
+    votes: dict[str, tuple[int, str, str]] = field(default_factory=dict)
+    action: Any = None
     is_known: bool = False
 
 
@@ -171,6 +182,7 @@ class Gossip(StartStopStep):
         self._rare = [keys.fanout(EXCHANGE, key) for key in _RARE]
         self._frequent = [keys.fanout(EXCHANGE, key) for key in _FREQUENT]
         self._elections: dict[str, _Election] = {}
+        self._votes = 0
         # Late votes must not open them again.
         self._decided: deque[str] = deque(maxlen=_ELECTIONS)
         self._check: Entry | None = None
@@ -181,12 +193,13 @@ class Gossip(StartStopStep):
         self._is_looking = self._looks_again = False
         # Who has answered this worker's hello, until it is known who of them holds a lease.
         self._strangers: set[str] = set()
+        self._repeated = Repeated(_log, at_once=_LINES)
 
     def start(self) -> None:
         """Begin to listen."""
         for channel in self._rare:
             self._ear.listen(channel, self.hear)
-        self._strangers = set(self._greeted())
+        self._strangers = set(islice(self._greeted(), _NEIGHBOURS))
         self._listen(_LISTEN_S)
         every_s = _LISTEN_EVERY_S * random.uniform(0.8, 1.2)
         self._timers = [
@@ -206,12 +219,21 @@ class Gossip(StartStopStep):
         for election in self._elections.values():
             election.deadline.cancel()
         self._elections.clear()
+        self._votes = 0
         self.neighbours.clear()
 
     def elect(self, election_id: str, topic: str, action: object) -> None:
-        """Vote in an election that somebody has asked for."""
+        """Vote in an election that somebody has asked for.
+
+        Raises:
+            ValueError: its id or its topic is too long.
+        """
+        if max(len(election_id), len(topic)) > _NAME_CHARS:
+            raise ValueError(f"id and topic of an election have at most {_NAME_CHARS} characters")
         if len(self._elections) >= _ELECTIONS:
-            _log.error("too many elections at once: no vote in %s", election_id)
+            self._repeated.say(
+                "too many elections at once: no vote in %s", election_id, level=logging.ERROR
+            )
             return
         vote = {"id": election_id, "topic": topic, "action": action, "cver": _VERSION}
         if self._ear.late_s > _LATE_S:
@@ -229,7 +251,7 @@ class Gossip(StartStopStep):
         try:
             events = read_events(data, self._accept)
         except (DecodeError, ContentDisallowed) as exc:
-            _log.warning("what came as an event of a worker is none: %s", exc)
+            self._repeated.say("what came as an event of a worker is none: %s", exc)
             return
         for event in events:
             self._note(event)
@@ -269,7 +291,7 @@ class Gossip(StartStopStep):
 
     def _lose(self, neighbour: Neighbour) -> None:
         del self.neighbours[neighbour.node]
-        _log.info("missed heartbeat from %s", neighbour.node)
+        self._repeated.say("missed heartbeat from %s", neighbour.node, level=logging.INFO)
         self._decide_all()
 
     def _look_on(self) -> None:
@@ -334,7 +356,7 @@ class Gossip(StartStopStep):
     def _meet(self, node: str, kind: str, event: Mapping[str, Any]) -> None:
         if kind == "worker-offline":
             if self.neighbours.pop(node, None):
-                _log.info("%s left", node)
+                self._repeated.say("%s left", node, level=logging.INFO)
                 self._decide_all()
             return
         neighbour = self.neighbours.get(node) or self._add(node)
@@ -344,7 +366,6 @@ class Gossip(StartStopStep):
         if isinstance(freq_s, int | float) and 0 < freq_s < math.inf:
             neighbour.freq_s = float(freq_s)
         neighbour.heard_s = self._now_s()
-        neighbour.told = event
         if event.get("sw_ident") == _OURS:
             # Which it has written before it spoke.
             neighbour.leased = True
@@ -352,21 +373,27 @@ class Gossip(StartStopStep):
             self._listen(max(_LINGER_S, SILENT_INTERVALS * neighbour.freq_s))
 
     def _add(self, node: str, freq_s: float = 2.0) -> Neighbour | None:
-        """Return a new neighbour, None if there are too many."""
-        if len(self.neighbours) >= _NEIGHBOURS:
+        """Return a new neighbour, None if there are too many, or if that can be no node's name."""
+        if len(self.neighbours) >= _NEIGHBOURS or len(node) > _NAME_CHARS:
             return None
         neighbour = self.neighbours[node] = Neighbour(node, freq_s, self._now_s())
-        _log.info("%s is there", node)
+        self._repeated.say("%s is there", node, level=logging.INFO)
         return neighbour
 
     def _count(self, event: Mapping[str, Any]) -> None:
         """Note a vote, say that it was heard, and look whether it was the last one."""
-        election_id, topic = event.get("id"), event.get("topic")
+        election_id, topic, node = event.get("id"), event.get("topic"), event["hostname"]
         if not isinstance(election_id, str) or not isinstance(topic, str):
-            _log.warning("a vote of %s names no election", event["hostname"])
+            self._repeated.say("a vote of %s names no election", node)
             return
         if event.get("cver") != _VERSION:
-            _log.warning("%s elects in another way; its vote does not count", event["hostname"])
+            self._repeated.say("%s elects in another way; its vote does not count", node)
+            return
+        if max(map(len, (election_id, topic, node))) > _NAME_CHARS:
+            self._repeated.say("a vote does not count: a name in it is too long, of %.100s", node)
+            return
+        if self._votes >= _VOTES:
+            self._repeated.say("too many votes at once: that of %s does not count", node)
             return
         election = self._elections.get(election_id)
         is_new = election is None
@@ -375,8 +402,10 @@ class Gossip(StartStopStep):
                 return
             deadline = self._timer.call_after(_VOTES_S, lambda: self._close(election_id))
             election = self._elections[election_id] = _Election(deadline)
-        voter = f"{event['hostname']}.{event.get('pid')}"
-        election.votes[event["hostname"]] = event["clock"], voter, topic, event.get("action")
+        self._votes += node not in election.votes
+        election.votes[node] = event["clock"], f"{node}.{event.get('pid')!s:.20}", topic
+        if node == self._hostname:
+            election.action = event.get("action")
         # Celery's workers count these.
         self._events.send("worker-elect-ack", {"id": election_id})
         if is_new:
@@ -390,9 +419,13 @@ class Gossip(StartStopStep):
     def _decide_if_complete(self, election_id: str) -> None:
         """Decide when all have voted that are not known to be lost."""
         election = self._elections.get(election_id)
+        if election is None or not election.is_known:
+            return
+        # Counted first: each vote is looked at, and there may be many of both.
+        if len(election.votes) < len(self.neighbours):
+            return
         # Even if silent for too long: they may have spoken while this worker stood still.
-        voters = self.neighbours.keys() | {self._hostname}
-        if election is not None and election.is_known and voters <= election.votes.keys():
+        if election.votes.keys() >= self.neighbours.keys() | {self._hostname}:
             self._decide(election_id)
 
     def _close(self, election_id: str) -> None:
@@ -413,21 +446,29 @@ class Gossip(StartStopStep):
     def _decide(self, election_id: str) -> None:
         """Find the winner among those who have voted; if it is this worker, it acts."""
         election = self._elections.pop(election_id)
+        self._votes -= len(election.votes)
         election.deadline.cancel()
         self._decided.append(election_id)
-        node, (_clock, _name, topic, action) = min(
-            election.votes.items(), key=lambda vote: vote[1][:2]
-        )
+        node, (_clock, _name, topic) = min(election.votes.items(), key=lambda vote: vote[1][:2])
         if node != self._hostname:
-            _log.info("%s was elected for %s %s", node, topic, election_id)
+            self._repeated.say(
+                "%s was elected for %s %s", node, topic, election_id, level=logging.INFO
+            )
             return
-        _log.info("this worker was elected for %s %s", topic, election_id)
+        self._repeated.say(
+            "this worker was elected for %s %s", topic, election_id, level=logging.INFO
+        )
         act = self._leaders.get(topic)
         if act is None:
             known = ", ".join(sorted(self._leaders))
-            _log.error("nobody leads in elections on %r: known topics are %s", topic, known)
+            self._repeated.say(
+                "nobody leads in elections on %r: known topics are %s",
+                *(topic, known), level=logging.ERROR,
+            )  # fmt: skip
             return
-        self._begin(partial(self._lead, election_id, topic, partial(act, action)), "leader")
+        self._begin(
+            partial(self._lead, election_id, topic, partial(act, election.action)), "leader"
+        )
 
     def _lead(self, election_id: str, topic: str, act: Callable[[], object]) -> None:
         """Act as the winner, unless a worker that decided without this one's vote has."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from greenq.bootsteps import StartStopStep
 from greenq.errors import AccessRefused, ServerError
+from greenq.text import listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,13 +57,12 @@ class Mingle(StartStopStep):
             return
         replies.pop(self._hostname, None)
         self.met = frozenset(replies)
-        known = [task_id for reply in replies.values() for task_id in revoked_ids(reply)]
-        revoked.update(known)
+        revoked.update(each for reply in replies.values() for each in revoked_ids(reply))
         for reply in replies.values():
             # The header of a Celery worker's reply has another clock than the cluster's.
             self._state.clock.adjust(clock(reply))
         if replies:
-            _log.info("mingled with %s", ", ".join(sorted(replies)))
+            _log.info("mingled with %s", listed(sorted(replies)))
         else:
             _log.info("mingle: all alone")
 

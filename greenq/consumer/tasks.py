@@ -23,6 +23,7 @@ from greenq.protocol.serialize import accepted
 from greenq.protocol.states import FAILURE, REVOKED
 from greenq.ratelimit import Line, parse_rate
 from greenq.request import Request
+from greenq.revoked import MOST_ID_CHARS
 from greenq.suspects import Suspects
 from greenq.transport.intake import tag_number
 from greenq.transport.recovery import is_suspect
@@ -58,6 +59,9 @@ _ANSWER_S = 2.0
 # parked, like ETAs of the far future: whatever their number, they take no more than some 10 MB of a
 # worker, each, and what is behind them in the queues has its turn.
 _ETAS_HELD = 4000
+
+# A message that is larger waits for its ETA on the server in any case.
+_LARGE_BYTES = 16_384
 
 # Taking pauses while so many outcomes are not written yet: messages that only pass through, such as
 # far ETAs, must not gather here.
@@ -399,7 +403,8 @@ class Tasks(StartStopStep):
             self._state.reserved[delivery.tag] = request
         else:
             request.acks_late, request.settled = False, True
-        self._state.total[message.shadow or message.task] += 1
+        # By the registered name: the sender makes up the other one.
+        self._state.total[task.name] += 1
         if self._revoked.any and self._revoked.matches(message):
             self._discard(request, "revoked")
             return
@@ -411,7 +416,7 @@ class Tasks(StartStopStep):
         _log.info("Task %s received", request)
         if eta is not None and (wait_s := (eta - self._now()).total_seconds()) > 0:
             far = wait_s > self._config.task_eta_horizon or len(self._scheduled) >= _ETAS_HELD
-            if far and delivery.tag:
+            if (far or len(delivery.raw) > _LARGE_BYTES) and delivery.tag:
                 self._park(request, eta)
             else:
                 self._schedule(request, wait_s, eta)
@@ -531,8 +536,6 @@ class Tasks(StartStopStep):
         _log.info("Discarding %s task %s", why, request)
         message = request.message
         self._state.reserved.pop(request.delivery.tag, None)
-        if why == "expired":
-            self._revoked.add(message.id)
         if request.settle():
             result = self._stored(message.id, REVOKED, TaskRevokedError(why), request)
             self._outbox.put(Entry(request.delivery.tag, result=result))
@@ -558,7 +561,8 @@ class Tasks(StartStopStep):
             return
         result: Stored | None = None
         # JSON can spell half a surrogate pair, which no key in Redis can hold.
-        if isinstance(task_id, str) and task_id == task_id.encode(errors="ignore").decode():
+        is_key = isinstance(task_id, str) and task_id == task_id.encode(errors="ignore").decode()
+        if isinstance(task_id, str) and is_key and len(task_id) <= MOST_ID_CHARS:
             result = self._stored(task_id, FAILURE, error)
         move = self._transport.broker.bury(
             *delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
@@ -598,11 +602,17 @@ def _number(request: Request) -> int:
 
 
 def _check_supported(message: TaskMessage) -> None:
-    """Refuse what this version would run only in part.
+    """Refuse what this version would run only in part, and ids that would fill the server.
 
     Raises:
-        DecodeError: the message belongs to a workflow.
+        DecodeError: the message belongs to a workflow, or an id is too long.
     """
+    # Added up, because this is on the path of every task.
+    ids = len(message.id) + len(message.root_id or "") + len(message.parent_id or "")
+    if ids + len(message.group or "") > MOST_ID_CHARS:
+        raise DecodeError(
+            f"task {message.task}: its ids have more than {MOST_ID_CHARS:,} characters together"
+        )
     if message.callbacks or message.errbacks or message.chain or message.chord:
         parts = ("callbacks", "errbacks", "chain", "chord")
         used = [part for part in parts if getattr(message, part)]

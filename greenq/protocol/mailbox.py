@@ -9,14 +9,13 @@ Source: wire format, section 11; the recordings inspect, pool_control and revoke
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from greenq.errors import DecodeError
 from greenq.protocol import envelope
 from greenq.protocol.ids import new_id
+from greenq.protocol.patterns import MOST_CHARS, glob_matches, regex_matches
 from greenq.protocol.serialize import dumps, loads
 
 if TYPE_CHECKING:
@@ -64,13 +63,31 @@ class ControlRequest:
     clock: int = 0
     expires: float = 0.0
 
-    def is_for(self, node: str) -> bool:
-        """Tell whether a node is meant: by its name, else by the pattern, else like everybody."""
+    @property
+    def needs_regex(self) -> bool:
+        """True when a regular expression says whom it is for."""
+        return self.matcher == "pcre" and bool(self.pattern) and not self.destination
+
+    def is_for(self, node: str, *, accept_pcre: bool = False) -> bool:
+        """Tell whether a node is meant: by its name, else by the pattern, else like everybody.
+
+        Raises:
+            ValueError: the pattern is too long; or it is a regular expression, and those are not
+                accepted, or this one could take long.
+        """
         if self.destination:
             return node in self.destination
-        if self.pattern and self.matcher:
-            return _matches(self.pattern, self.matcher, node)
-        return True
+        if not (self.pattern and self.matcher):
+            return True
+        if self.needs_regex:
+            if not accept_pcre:
+                raise ValueError(
+                    "the setting worker_remote_control_pcre does not allow matcher pcre"
+                )
+            return regex_matches(node, self.pattern)
+        if len(self.pattern) > MOST_CHARS:
+            raise ValueError(f"a pattern has at most {MOST_CHARS} characters")
+        return glob_matches(node, self.pattern)
 
 
 class Reply(NamedTuple):
@@ -204,16 +221,6 @@ def _body(unwrapped: envelope.Envelope, accept: frozenset[str]) -> dict[str, Any
     if not isinstance(body, dict):
         raise DecodeError("the body of a control message is an object", unwrapped.body)
     return body
-
-
-def _matches(pattern: str, matcher: str, node: str) -> bool:
-    if matcher == "pcre":
-        try:
-            return re.match(pattern, node) is not None
-        # What a pattern may lead to that nobody has checked.
-        except (re.error, OverflowError, RecursionError):
-            return False
-    return fnmatch.fnmatchcase(node, pattern)
 
 
 def _read_reply_to(value: object, raw: bytes) -> ReplyTo | None:

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from greenq.protocol.envelope import Envelope
 
 
+# What of a sender's texts for people is kept: of `shadow` and `origin`, and of the descriptions of
+# the arguments.
+MOST_SHADOW_CHARS = 200
+MOST_REPR_CHARS = 2000
+
+
 # Not frozen: that would double what making one costs. Nobody changes one.
 @dataclass(slots=True, kw_only=True)
 class TaskMessage:
@@ -27,7 +33,8 @@ class TaskMessage:
         id: the call's id; any text.
         args: positional arguments.
         kwargs: keyword arguments.
-        shadow: name to show in logs and events instead of `task`; None for none.
+        shadow: name to show in logs and events instead of `task`, cut when it is long; None for
+            none.
         eta: run not before this moment, ISO 8601 text; None: at once. See `parse_time`.
         expires: run not after this moment, ISO 8601 text; None: never too late.
         group: id of the group it belongs to; None for none.
@@ -226,7 +233,7 @@ def _build(
         id=call_id,
         args=args,
         kwargs=kwargs,
-        shadow=get("shadow"),
+        shadow=cut(get("shadow"), MOST_SHADOW_CHARS),
         eta=eta.isoformat() if isinstance(eta, datetime) else eta,
         expires=expires.isoformat() if isinstance(expires, datetime) else expires,
         group=group,
@@ -235,9 +242,9 @@ def _build(
         timelimit=_read_timelimit(envelope, get("timelimit")),
         root_id=get("root_id"),
         parent_id=get("parent_id"),
-        argsrepr=get("argsrepr"),
-        kwargsrepr=get("kwargsrepr"),
-        origin=get("origin"),
+        argsrepr=cut(get("argsrepr"), MOST_REPR_CHARS),
+        kwargsrepr=cut(get("kwargsrepr"), MOST_REPR_CHARS),
+        origin=cut(get("origin"), MOST_SHADOW_CHARS),
         ignore_result=get("ignore_result"),
         replaced_task_nesting=get("replaced_task_nesting") or 0,
         stamped_headers=get("stamped_headers"),
@@ -249,6 +256,11 @@ def _build(
         chord=chord,
         redelivered=get("redelivered") is True or delivery_info.get("redelivered") is True,
     )
+
+
+def cut(text: str | None, most: int) -> str | None:
+    """Return at most so many characters of a text for people, which the sender makes up."""
+    return text and text[:most]
 
 
 def _load_body(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from greenq.protocol.message import TaskMessage
+from greenq.protocol.message import MOST_REPR_CHARS, MOST_SHADOW_CHARS, TaskMessage, cut
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -117,7 +117,7 @@ def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMess
         id=headers.id,
         args=args,
         kwargs=kwargs,
-        shadow=headers.shadow,
+        shadow=cut(headers.shadow, MOST_SHADOW_CHARS),
         eta=headers.eta,
         expires=headers.expires,
         group=headers.group,
@@ -129,9 +129,9 @@ def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMess
         headers=_NOTHING,
         root_id=headers.id if headers.root_id == headers.id else headers.root_id,
         parent_id=headers.parent_id,
-        argsrepr=headers.argsrepr,
-        kwargsrepr=headers.kwargsrepr,
-        origin=headers.origin and intern(headers.origin),
+        argsrepr=cut(headers.argsrepr, MOST_REPR_CHARS),
+        kwargsrepr=cut(headers.kwargsrepr, MOST_REPR_CHARS),
+        origin=headers.origin and intern(headers.origin[:MOST_SHADOW_CHARS]),
         ignore_result=headers.ignore_result,
         replaced_task_nesting=headers.replaced_task_nesting or 0,
         stamped_headers=headers.stamped_headers,

@@ -22,7 +22,7 @@ from greenq.protocol import envelope
 from greenq.protocol.ids import sent_at
 from greenq.protocol.keys import binding_member, matching_queues, topic_pattern
 from greenq.transport.client import load_script
-from greenq.transport.dead import write_letter
+from greenq.transport.dead import DEAD_LIMITS, DeadLimits, write_letter
 from greenq.transport.settle import Move
 from greenq.transport.takers import Takers
 
@@ -38,6 +38,15 @@ _log = logging.getLogger(__name__)
 _PROMOTE = load_script("promote")
 _PUBLISH_ONCE = load_script("publish_once")
 
+_PAUSE = load_script("pause")
+
+# Queues that may be paused at once, and how long the name of one may be.
+_PAUSED = 1000
+_NAME_CHARS = 255
+
+# Queues that are known to be declared; beyond that, they are declared anew.
+_DECLARED = 10_000
+
 # How often the workers of a message may have died that is looked for while it is sent.
 _DEATHS = (None, 1, 2)
 
@@ -50,10 +59,11 @@ _DIRECT_END = ".dq2"
 class Broker:
     """Queues on one server: declare, publish, look, give back, bury. Switches: yes, all of it."""
 
-    def __init__(self, client: Client, keys: Keys) -> None:
-        """Work on `client`'s server with the key names of `keys`."""
+    def __init__(self, client: Client, keys: Keys, dead_limits: DeadLimits = DEAD_LIMITS) -> None:
+        """Work on `client`'s server with the key names of `keys`; dead letters have limits."""
         self.client = client
         self.keys = keys
+        self._dead_limits = dead_limits
         # Queues whose binding this process has written; written twice is harmless, so no lock.
         self._declared: set[str] = set()
         self._takers = Takers(keys)
@@ -96,7 +106,12 @@ class Broker:
         commands = [command for queue in names for command in self.declare_commands(queue)]
         if commands:
             self.client.pipeline(commands)
-            self._declared.update(names)
+            self._note_declared(*names)
+
+    def _note_declared(self, *queues: str) -> None:
+        if len(self._declared) >= _DECLARED:
+            self._declared.clear()
+        self._declared.update(queues)
 
     def kind(self, queue: str) -> str:
         """Return the type of a queue's key: ``list``, or ``none`` when it is empty."""
@@ -125,7 +140,7 @@ class Broker:
         if question:
             self._takers.hear(queue, answers[-1])
         if declare:
-            self._declared.add(queue)
+            self._note_declared(queue)
 
     def publish_once(
         self,
@@ -159,7 +174,7 @@ class Broker:
             if declare:
                 connection.pipeline(declare)
             pushed = bool(connection.script(_PUBLISH_ONCE, names, args))
-        self._declared.add(queue)
+        self._note_declared(queue)
         return pushed
 
     def broadcast(
@@ -261,9 +276,17 @@ class Broker:
         Args:
             queue: its name; messages may be sent to it as before.
             by: who wants it, a node or a client, for people.
+
+        Raises:
+            ValueError: the name is too long, or too many queues are paused.
         """
-        told = json.dumps({"by": by, "at": time.time()})
-        self.client.call("HSET", self.keys.paused, queue, told)
+        if len(queue) > _NAME_CHARS:
+            raise ValueError(f"a queue's name has at most {_NAME_CHARS} characters")
+        told = json.dumps({"by": by[:_NAME_CHARS], "at": time.time()})
+        if not self.client.script(_PAUSE, [self.keys.paused], [queue, told, _PAUSED]):
+            raise ValueError(
+                f"{_PAUSED:,} queues are paused already: greenq control resume ends that for one"
+            )
 
     def resume(self, queue: str) -> bool:
         """Have a paused queue taken from again; False if it was not paused."""
@@ -325,8 +348,10 @@ class Broker:
         self, tag: str, queue: str, raw: bytes, *, reason: str, worker: str, now: datetime
     ) -> Move:
         """Make the move that puts a message into its queue's dead-letter list."""
-        letter = write_letter(raw, reason=reason, worker=worker, now=now)
-        return Move(tag, self.keys.dead(queue), "dead", letter)
+        limits = self._dead_limits
+        most_bytes = limits.most_letter_bytes
+        letter = write_letter(raw, reason=reason, worker=worker, now=now, most_bytes=most_bytes)
+        return Move(tag, self.keys.dead(queue), limits.side(now), letter)
 
     def tags_of(self, server: Client | Connection, owner: str) -> Iterator[list[str]]:
         """Find the tags of an owner's records without reading a message, some at a time."""

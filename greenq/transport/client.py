@@ -21,7 +21,6 @@ import socket
 import ssl
 import threading
 import time
-from collections import deque
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +35,7 @@ from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
 
+from greenq.backlog import Backlog
 from greenq.errors import (
     AccessRefused,
     ConnectFailed,
@@ -111,8 +111,13 @@ class Message(NamedTuple):
     data: bytes
 
 
-# Messages that a connection keeps for its holder; of more, the oldest are dropped.
+# Messages that a connection keeps for its holder, and their bytes; of more, the oldest are dropped.
 _HEARD_COUNT = 10_000
+_HEARD_BYTES = 32 * 1024 * 1024
+
+
+def _size_of(message: Message) -> int:
+    return len(message.data)
 
 
 class Connection:
@@ -129,7 +134,7 @@ class Connection:
 
     def __init__(self, client: Client, link: Any, *, pushes: bool = False) -> None:
         """Wrap redis-py's `link`; with `pushes` the server's out-of-band messages are passed on."""
-        self._heard: deque[Message] = deque(maxlen=_HEARD_COUNT)
+        self._heard: Backlog[Message] = Backlog(_HEARD_COUNT, _HEARD_BYTES, _size_of)
         self._client = client
         self._link = link
         self._pid = os.getpid()
@@ -192,7 +197,7 @@ class Connection:
             parser = self._link._get_parser()  # noqa: SLF001  redis-py has no public way to it
             parser.set_invalidation_push_handler(self._notice)
             parser.set_pubsub_push_handler(self._hear)
-        self._heard.clear()
+        self._heard.take_all()
         self.noticed = self.pushes
         self.number = None
         return True
@@ -229,7 +234,7 @@ class Connection:
     def _hear(self, push: list[Any]) -> Push:
         """Keep a message; what only confirms a subscription says nothing new."""
         if push[0] in (b"message", b"pmessage"):
-            self._heard.append(Message(push[-2].decode(errors="replace"), push[-1]))
+            self._heard.add(Message(push[-2].decode(errors="replace"), push[-1]))
         return _HEARD
 
     def subscribe(self, channels: Sequence[str] = (), patterns: Sequence[str] = ()) -> None:
@@ -278,12 +283,10 @@ class Connection:
         """
         ends_s = time.monotonic() + timeout_s
         wait_s = timeout_s
-        while len(self._heard) < _HEARD_COUNT and self._can_read(0.0 if self._heard else wait_s):
+        while not self._heard.full and self._can_read(0.0 if self._heard else wait_s):
             self.receive("SUBSCRIBE", push=True)
             wait_s = max(0.0, ends_s - time.monotonic())
-        heard = list(self._heard)
-        self._heard.clear()
-        return heard
+        return self._heard.take_all()
 
     def check_rested(self) -> None:
         """Drop the socket if it rested for a while and the server has closed it meanwhile."""

@@ -13,12 +13,13 @@ import json
 import re
 import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from heapq import merge
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from greenq.errors import DecodeError, OperationalError
 from greenq.protocol import envelope
+from greenq.text import cut
 from greenq.transport.client import load_script
 
 if TYPE_CHECKING:
@@ -30,11 +31,52 @@ if TYPE_CHECKING:
 # Dead letters a queue keeps; the oldest go first.
 DEAD_LIMIT = 10_000
 
+# Of bytes that no worker can read, so many are kept: enough to see what they are.
+_UNREADABLE_BYTES = 65_536
+
+# A letter takes at most this share of what all letters of a queue may take.
+_SHARE = 2
+
+# Texts of others in a letter: why, and what names the task.
+_REASON_CHARS = 2000
+_NAME_CHARS = 1000
+
 # Letters read at a time. Each may be as large as the largest message.
 _PORTION = 20
 
 _REPLAY = load_script("replay")
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
+
+class DeadLimits(NamedTuple):
+    """What the dead letters of one queue may take.
+
+    Attributes:
+        most_bytes: of the server's memory.
+        expires_s: how long each of them stays; 0 for ever.
+    """
+
+    most_bytes: int
+    expires_s: float
+
+    @property
+    def most_letter_bytes(self) -> int:
+        """How much of a message one letter keeps: as base64 it takes a third more."""
+        return self.most_bytes * 3 // 4 // _SHARE
+
+    def side(self, now: datetime) -> str:
+        """Write the limits for lua/settle.lua: bytes, seconds, and what is too old.
+
+        A letter that was buried before ``now - expires_s`` goes when the next one comes; the whole
+        list goes when none comes for so long.
+        """
+        if not self.expires_s:
+            return f"dead {self.most_bytes} 0 -"
+        before = (now - timedelta(seconds=self.expires_s)).astimezone(UTC).isoformat()
+        return f"dead {self.most_bytes} {self.expires_s:.0f} {before}"
+
+
+DEAD_LIMITS: Final = DeadLimits(64 * 1024 * 1024, 30 * 86400.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +90,9 @@ class DeadLetter:
         worker: that worker's node name.
         task_id: if it could be read, else None.
         task: the task's name, likewise.
-        raw: the message as it was on the queue.
+        raw: the message as it was on the queue, or its beginning.
         element: the letter as it is in the list.
+        size: how many bytes the message had.
     """
 
     queue: str
@@ -60,6 +103,12 @@ class DeadLetter:
     task: str | None
     raw: bytes
     element: bytes
+    size: int = 0
+
+    @property
+    def is_cut(self) -> bool:
+        """True when only the beginning of the message was kept; it cannot be replayed."""
+        return len(self.raw) < self.size
 
     @property
     def id(self) -> str:
@@ -69,24 +118,47 @@ class DeadLetter:
         return f"raw-{hashlib.sha256(self.element).hexdigest()[:12]}"
 
 
-def write_letter(raw: bytes, *, reason: str, worker: str, now: datetime) -> str:
-    """Write a message as a dead letter."""
-    return json.dumps(
-        {
-            "reason": reason,
-            "buried_at": now.isoformat(),
-            "worker": worker,
-            "task_id": envelope.header(raw, "id"),
-            "task": envelope.header(raw, "task"),
-            "raw": base64.b64encode(raw).decode("ascii"),
-        }
-    )
+def write_letter(
+    raw: bytes,
+    *,
+    reason: str,
+    worker: str,
+    now: datetime,
+    most_bytes: int = DEAD_LIMITS.most_letter_bytes,
+) -> str:
+    """Write a message as a dead letter.
+
+    Of one that is larger than `most_bytes`, and of one in which no task is named, which none will
+    ever run, the beginning is kept.
+    """
+    task_id, task = (_named(raw, name) for name in ("id", "task"))
+    most = most_bytes if task is not None else min(most_bytes, _UNREADABLE_BYTES)
+    kept = raw if len(raw) <= most else raw[: min(most, _UNREADABLE_BYTES)]
+    letter: dict[str, object] = {
+        # First: the script that removes old letters looks for it here.
+        "buried_at": now.astimezone(UTC).isoformat(),
+        "reason": cut(reason, _REASON_CHARS),
+        "worker": worker,
+        "task_id": task_id,
+        "task": task,
+        "raw": base64.b64encode(kept).decode("ascii"),
+    }
+    if kept is not raw:
+        letter["size"] = len(raw)
+    return json.dumps(letter)
+
+
+def _named(raw: bytes, header: str) -> str | None:
+    text = envelope.header(raw, header)
+    return cut(text, _NAME_CHARS) if isinstance(text, str) else None
 
 
 def read_letter(queue: str, element: bytes) -> DeadLetter:
     """Read a dead letter; one that somebody else wrote is a message in itself, and says so."""
     try:
         fields = json.loads(element)
+        raw = base64.b64decode(fields["raw"], validate=True)
+        size = fields.get("size")
         return DeadLetter(
             queue=queue,
             reason=str(fields["reason"]),
@@ -94,8 +166,9 @@ def read_letter(queue: str, element: bytes) -> DeadLetter:
             worker=str(fields["worker"]),
             task_id=_text_or_none(fields["task_id"]),
             task=_text_or_none(fields["task"]),
-            raw=base64.b64decode(fields["raw"], validate=True),
+            raw=raw,
             element=element,
+            size=size if type(size) is int else len(raw),
         )
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as exc:
         reason = f"not a dead letter of greenq's: {type(exc).__name__}: {exc}"
@@ -145,8 +218,8 @@ class DeadLetters:
     ) -> Iterator[DeadLetter]:
         """Put messages back on their queues as they were, queue by queue, oldest first.
 
-        Yields each letter that it has moved. Whatever happens on the way, a message is either still
-        a dead letter or on its queue.
+        Yields each letter that it has moved. Those that were cut stay. Whatever happens on the way,
+        a message is either still a dead letter or on its queue.
 
         Args:
             queues: whose dead letters.
@@ -155,7 +228,11 @@ class DeadLetters:
         """
         with self._client.pooled() as connection:
             connection.call("SCRIPT", "LOAD", _REPLAY.source)
-        return self._remove(queues, wanted, limit, self._replay_command)
+
+        def whole(letter: DeadLetter) -> bool:
+            return wanted(letter) and not letter.is_cut
+
+        return self._remove(queues, whole, limit, self._replay_command)
 
     def purge(
         self,

@@ -14,7 +14,7 @@ from greenq.protocol.keys import Keys
 from greenq.transport.backend import Backend
 from greenq.transport.broker import Broker
 from greenq.transport.client import Client, database_of, nothing
-from greenq.transport.dead import DeadLetters
+from greenq.transport.dead import DeadLetters, DeadLimits
 from greenq.transport.embedded import EmbeddedServer, folder_of
 
 if TYPE_CHECKING:
@@ -67,7 +67,13 @@ class Transport:
         )
         self.broker_address = self._address("broker_url", broker_url)
         self.result_address = self._address("result_backend", result_url)
-        self.broker = Broker(self.client, self.keys)
+        self.broker = Broker(
+            self.client,
+            self.keys,
+            DeadLimits(
+                config.task.task_max_dead_letter_bytes, config.task.task_dead_letter_expires
+            ),
+        )
         self.dead = DeadLetters(self.client, self.keys)
         self.result_client: Client | None = None
         self._backend: Backend | None = None

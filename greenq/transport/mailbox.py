@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from greenq.errors import ConnectFailed, ConnectionLost, OperationalError, ProtocolError
@@ -49,6 +50,11 @@ _QUIET_S = 0.05
 _BINDING_KEPT_MS = 3_600_000
 # Nobody reads the list of an asker that died; one that lives reads a reply within milliseconds.
 _REPLY_KEPT_MS = 60_000
+# Askers whose bindings are kept, and replies that wait for one.
+_ASKERS = 1000
+_REPLIES = 10_000
+# Nodes whose answers are taken.
+_NODES = 10_000
 # The server takes 0 for no limit.
 _LEAST_WAIT_S = 0.001
 _MOST_AT_ONCE = 1000
@@ -144,13 +150,14 @@ class Mailbox:
                 replies = self._replies(connection, request, to, left_s, may_end)
                 # Counted by replies: two workers may have the same name.
                 for count, reply in enumerate(replies, start=1):
-                    for node, answer in reply.replies.items():
+                    for node, answer in islice(reply.replies.items(), _NODES):
                         if node in answers:
                             _log.warning(_TWINS, node)
                         answers[node] = answer
                         if on_reply is not None:
                             on_reply(node, answer)
-                    if count >= most or (wanted and wanted <= answers.keys()):
+                    is_enough = count >= most or len(answers) >= _NODES
+                    if is_enough or (wanted and wanted <= answers.keys()):
                         break
             except (ConnectFailed, ConnectionLost) as exc:
                 # Who could not be reached knows nothing. It is said once, by whoever asked.
@@ -214,7 +221,7 @@ class Mailbox:
             serializer=self._serializer,
         )
         keys = [self._keys.binding(to.exchange), self._keys.queue(to.queue)]
-        args = [self._member(to), text, _REPLY_KEPT_MS]
+        args = [self._member(to), text, _REPLY_KEPT_MS, _REPLIES]
         run = self._client.script if connection is None else connection.script
         return bool(run(_REPLY, keys, args))
 
@@ -225,7 +232,7 @@ class Mailbox:
         """Bind the asker's list, publish its request, and return how many were subscribed."""
         keys = [self._keys.binding(to.exchange), self._keys.binding_deadlines]
         channel = self._keys.fanout(EXCHANGE)
-        args = [self._member(to), to.exchange, _BINDING_KEPT_MS, channel, text]
+        args = [self._member(to), to.exchange, _BINDING_KEPT_MS, _ASKERS, channel, text]
         subscribed: int = connection.script(_ASK, keys, args)
         return subscribed
 

@@ -5,8 +5,10 @@ What is to be told of them, events, is published behind them in the same call.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from greenq.outage import Repeated
 from greenq.transport.client import load_script
 from greenq.transport.dead import DEAD_LIMIT
 
@@ -16,7 +18,12 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Connection
 
+_log = logging.getLogger(__name__)
+
 SETTLE = load_script("settle")
+
+# Whoever settles may find that a list of dead letters is nearly full; one line tells all of them.
+_crowded = Repeated(_log)
 
 # The tag of a message that is known not to be held.
 _NOT_HELD = "-"
@@ -43,13 +50,13 @@ class Stored(NamedTuple):
 class Move(NamedTuple):
     """One reserved message on its way elsewhere.
 
-    `side` is the end of the list ``key`` (``dead``: of a dead-letter list), or a score in the zset
-    ``key``.
+    `side` is the end of the list ``key``, or a score in the zset ``key``; for a list of dead
+    letters it is ``dead`` and the limits of that list (`DeadLimits.side`).
     """
 
     tag: str
     key: str
-    side: Literal["next", "last", "dead"] | float
+    side: str | float
     text: str | bytes
 
 
@@ -205,7 +212,13 @@ def settle(
             for entry in entries
         ]
     answer = server.script(SETTLE, *settle_arguments(keys, entries, news, guard=guard))
-    unheard, misplaced, *numbers = answer
+    unheard, misplaced, crowded, *numbers = answer
+    if crowded:
+        _crowded.say(
+            "dead letters are nearly as many as may be kept, and the oldest go first: %s; look at "
+            "them (greenq dead list), then replay or purge them",
+            crowded.decode(errors="replace"),
+        )
     return Settled(
         frozenset(number - 1 for number in numbers if number > 0),
         unheard.decode(errors="replace"),
@@ -224,7 +237,7 @@ def _store_apart(
     """Store the states of what is held on a server of their own."""
     stating = [entry for entry in entries if entry.result is not None]
     looks = [Entry(entry.tag, "k") for entry in stating]
-    _, _, *numbers = server.script(SETTLE, *settle_arguments(keys, looks, guard=guard))
+    _, _, _, *numbers = server.script(SETTLE, *settle_arguments(keys, looks, guard=guard))
     gone = {number - 1 for number in numbers}
     states = [
         Entry(_NOT_HELD if i in gone else "", "k", result=entry.result)

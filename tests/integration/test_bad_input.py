@@ -412,7 +412,8 @@ def assert_buried(
     assert worker.text.count("Connected to ") == 1
     # and the bad one is kept as it was, with the reason.
     (letter,) = client.transport.dead.list(["celery"])
-    assert letter.raw == raw
+    # Of bytes that name no task, the beginning is enough.
+    assert letter.raw == (raw if letter.task is not None else raw[:65_536])
     assert reason in letter.reason
     assert "@" in letter.worker
     assert "Traceback" not in worker.text

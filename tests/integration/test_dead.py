@@ -384,3 +384,20 @@ def test_key_of_another_type_is_one_line(server: Server, app: Greenq) -> None:
     assert len(done.stderr.splitlines()) == 1
     with pytest.raises(redis.ResponseError):
         server.client.llen("greenq.dead.celery")
+
+
+def test_replay_leaves_what_was_cut_and_says_so(server: Server) -> None:
+    whole = b'{"headers": {"id": "a", "task": "t"}}'
+    for raw in (bytes(70_000), whole):
+        letter = write_letter(raw, reason="poison", worker="w@h", now=datetime.now(UTC))
+        server.client.lpush("greenq.dead.celery", letter)
+
+    shown = greenq_dead(server, "show", "--reason", "poison", "--id", "a")
+    done = greenq_dead(server, "replay")
+
+    assert "no replay" not in shown.stdout
+    assert done.stdout == "replayed: 1 dead letter (celery 1)\n"
+    assert done.stderr == "1 stay: only the beginning of their messages was kept\n"
+    assert server.client.lrange("celery", 0, -1) == [whole]
+    cut = greenq_dead(server, "show")
+    assert "70,000 bytes; the first 65,536 are kept, so no replay" in cut.stdout

@@ -23,6 +23,7 @@ from tests.servers import Server
 
 KEYS = Keys()
 DEAD = Owner("dead", "node", "")
+DEAD_LETTERS = "dead 67108864 0 -"
 ENDED = "12.345678"
 MAX_DELIVERIES = 3
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -61,7 +62,7 @@ class Grave:
     def bury(self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None) -> Entry:
         self.buried.append((tag, queue, reason, task_id))
         state = None if task_id is None else Stored(f"result-{task_id}", "f60", "FAILURE")
-        return Entry.moving(Move(tag, f"greenq.dead.{queue}", "dead", raw), state)
+        return Entry.moving(Move(tag, f"greenq.dead.{queue}", DEAD_LETTERS, raw), state)
 
     def die(self, *messages: str, alone: str = "", owner: str = "dead") -> None:
         """Leave records, numbered from 1."""

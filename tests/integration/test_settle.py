@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 
 import pytest
 import redis
@@ -13,7 +14,7 @@ import redis
 from greenq.errors import AccessRefused, OperationalError, ServerError
 from greenq.protocol.keys import Keys
 from greenq.transport.client import Client, Connection
-from greenq.transport.dead import DEAD_LIMIT
+from greenq.transport.dead import DEAD_LIMIT, DEAD_LIMITS
 from greenq.transport.settle import (
     SETTLE,
     Entry,
@@ -83,13 +84,14 @@ class Desk:
             return settle(self.connection, KEYS, entries, news, guard=guard)
         names, arguments = settle_arguments(KEYS, entries, news, guard=guard)
         arguments[3] = dead_limit
-        unheard, misplaced, *not_held = self.connection.script(SETTLE, names, arguments)
+        unheard, misplaced, _crowded, *not_held = self.connection.script(SETTLE, names, arguments)
         return Settled(frozenset(n - 1 for n in not_held), unheard.decode(), misplaced.decode())
 
     def texts(self, key: str) -> list[str]:
         return [text.decode() for text in self.client.lrange(key, 0, -1)]
 
 
+DEAD = DEAD_LIMITS.side(datetime(2031, 1, 2, tzinfo=UTC))
 DONE = Settled(frozenset(), "", "")
 
 
@@ -474,7 +476,7 @@ def test_call_whose_answer_was_lost_may_be_repeated(desk: Desk) -> None:
     batch = (
         Entry("a:1", result=success("r1", 60, SUCCESS)),
         moving("a:2", "queue", "last", "text"),
-        moving("a:3", "dead", "dead", "letter"),
+        moving("a:3", "dead", DEAD, "letter"),
     )
 
     not_held = [desk.settle(*batch).not_held for _ in range(3)]
@@ -505,7 +507,7 @@ def test_dead_letters_are_cut_to_the_limit_the_newest_first(desk: Desk) -> None:
     desk.client.rpush("queue", *"0123456")
 
     desk.settle(
-        *(moving(tag, "dead", "dead", f"letter {tag}") for tag in tags),
+        *(moving(tag, "dead", DEAD, f"letter {tag}") for tag in tags),
         moving("b:1", "queue", "last", "text"),
         dead_limit=3,
     )
@@ -521,7 +523,7 @@ def test_dead_letters_are_cut_to_the_limit_the_newest_first(desk: Desk) -> None:
     [
         (Move("a:1", "wrong", "last", "text"), "no list but a string"),
         (Move("a:1", "wrong", "next", "text"), "no list but a string"),
-        (Move("a:1", "wrong", "dead", "text"), "no list but a string"),
+        (Move("a:1", "wrong", DEAD, "text"), "no list but a string"),
         (Move("a:1", "wrong", 5.0, "text"), "no zset but a string"),
     ],
 )

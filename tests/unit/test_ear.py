@@ -219,7 +219,7 @@ class TestUrgent:
             world.move_hub()
             return original(data)
 
-        world.ear._letters[0].channel.urgent = late
+        next(iter(world.ear._letters)).channel.urgent = late
         world.ear.answer_urgent(world)  # type: ignore[arg-type]
 
         assert (self.handled, self.answered) == ([b"ping"], [])

@@ -177,3 +177,33 @@ def test_log_file_whose_folder_is_gone_raises_nowhere(tmp_path: Path) -> None:
     log.reopen()
     logging.getLogger("x").warning("found")
     assert "found" in (folder / "w.log").read_text()
+
+
+FORGED = "[2026-01-01 00:00:00,000: CRITICAL/MainProcess] forged"
+
+
+def test_lines_below_the_first_are_indented_and_nothing_acts_on_a_terminal() -> None:
+    stream = io.StringIO()
+    log.setup("INFO", stream=stream, color=True)
+    try:
+        raise ValueError(f"\x1b[2J\x9b\u202e\r\n{FORGED}")
+    except ValueError:
+        logging.getLogger("x").exception("it failed:\n%s", FORGED)
+    in_task("t\n" + FORGED, "i\n" + FORGED, logging.getLogger("users.own"), "said")
+
+    lines = stream.getvalue().replace("\033[31m", "").replace("\033[33m", "").splitlines()
+    records = [line for line in lines if not line.startswith("    ")]
+    assert len(records) == 2
+    assert not any(line.startswith(FORGED) for line in lines)
+    assert all(line.replace("\033[0m", "").isprintable() for line in lines)
+    assert r"\x1b[2J\x9b\u202e\r" in stream.getvalue()
+
+
+def test_a_line_that_a_handler_could_not_write_is_harmless_too(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    record = logging.LogRecord("x", logging.INFO, "x.py", 1, f"\x1b[2J\n{FORGED}", None, None)
+
+    log._write_plainly(record, OSError())
+
+    assert not any(line.startswith(FORGED) for line in capfd.readouterr().err.splitlines())

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from greenq.errors import ConnectFailed, ConnectionLost, OperationalError, ServerError
-from greenq.outage import Outage
+from greenq.outage import Outage, Repeated
 
 LOST = ConnectionLost("lost")
 AWAY = ConnectFailed("away")
@@ -59,3 +59,26 @@ def test_cluster_is_named_as_such(code: str) -> None:
 
     assert str(error).startswith("the server is part of a cluster, which is not supported yet")
     assert str(error).endswith(f"(SET: {code} 1 host:2)")
+
+
+def test_what_comes_again_and_again_is_said_once_a_minute_with_a_count(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now_s = 0.0
+    repeated = Repeated(logging.getLogger("test"), at_once=2, clock=lambda: now_s)
+
+    with caplog.at_level(logging.INFO):
+        for _ in range(100):
+            repeated.say("bad: %s", "x")
+        repeated.say("worse", level=logging.ERROR)
+        now_s = 61.0
+        repeated.say("bad: %s", "y")
+        repeated.say("bad: %s", "z")
+        now_s = 200.0
+        repeated.say("bad: %s", "w")
+
+    assert said(caplog) == [
+        *("bad: x", "bad: x", "worse"),
+        "bad: y (and 98 more of these since the last one)",
+        *("bad: z", "bad: w"),
+    ]

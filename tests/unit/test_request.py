@@ -79,3 +79,11 @@ def test_what_ends_the_code_first_decides() -> None:
 
     assert greenlet.thrown == [soft, *kills]
     assert request.killed is kills[0]
+
+
+def test_nothing_in_a_name_or_an_id_breaks_a_line() -> None:
+    message = TaskMessage(task="t", id="i\n\x1b[2J", shadow="s\u202e\r")
+    task: Any = None
+    request = Request(Delivery("", "q", b""), message, task, acks_late=False)
+
+    assert str(request) == r"s\u202e\r[i\n\x1b[2J]"

@@ -3,13 +3,17 @@
 -- KEYS  1 the bindings of the reply exchange: a set; 2 the binding deadlines: a zset, member an exchange, score
 --       until when its bindings must be left alone (unix milliseconds)
 -- ARGV  1 the asker's binding, 2 the reply exchange, 3 for how many milliseconds the bindings are kept,
---       4 the channel of requests, 5 the request
+--       4 how many askers may be bound, 5 the channel of requests, 6 the request
 -- Reply how many were subscribed
 local time = redis.call('TIME')
 local ends = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) + tonumber(ARGV[3])
+-- Askers that died have left their bindings. Beyond so many, any of them goes: nearly surely one of those. A user who
+-- may not remove them asks all the same.
+local bound = redis.call('SCARD', KEYS[1])
+if bound >= tonumber(ARGV[4]) then redis.pcall('SPOP', KEYS[1], bound - tonumber(ARGV[4]) + 1) end
 redis.call('SADD', KEYS[1], ARGV[1])
 local known = redis.call('ZSCORE', KEYS[2], ARGV[2])
 if not known or tonumber(known) < ends then
   redis.call('ZADD', KEYS[2], string.format('%d', ends), ARGV[2])
 end
-return redis.call('PUBLISH', ARGV[4], ARGV[5])
+return redis.call('PUBLISH', ARGV[5], ARGV[6])

@@ -1,9 +1,11 @@
 -- Gives a reply to an asker that still waits for it.
 --
 -- KEYS  1 the bindings of the reply exchange: a set; 2 the asker's list of replies
--- ARGV  1 the asker's binding, 2 the reply, 3 milliseconds after which the list of an asker that died is gone
--- Reply 1 if it was pushed, 0 if nobody waits any more
+-- ARGV  1 the asker's binding, 2 the reply, 3 milliseconds after which the list of an asker that died is gone,
+--       4 how many replies may wait there
+-- Reply 1 if it was pushed, 0 if nobody waits any more, or reads what is there
 if redis.call('SISMEMBER', KEYS[1], ARGV[1]) == 0 then return 0 end
+if redis.call('LLEN', KEYS[2]) >= tonumber(ARGV[4]) then return 0 end
 redis.call('LPUSH', KEYS[2], ARGV[2])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
 return 1

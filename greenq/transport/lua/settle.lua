@@ -9,11 +9,13 @@
 --       of the leases;
 --       the tag of each ending;
 --       for each ending: its head, the state, encoded, if it has one, and of a move the number of its goal,
---         what to do there: 'next' (RPUSH: taken next), 'last' (LPUSH: taken last), 'dead' (LPUSH, and the list is
---         cut) or a score (ZADD), and the text;
+--         what to do there: 'next' (RPUSH: taken next), 'last' (LPUSH: taken last), a score (ZADD), or 'dead', bytes,
+--         seconds and a time (LPUSH, and the oldest go: of more than the number, of more bytes of memory, and those
+--         buried before that time; the list goes when nothing comes for so many seconds, unless these are 0), and
+--         the text;
 --       for each publication: channel and text
 -- Reply {why something could not be published or '', which goal is a key of another type or '' (its messages stay
---        reserved, all else is done), the numbers of the endings that were not held …, negative: whose goal was such
+--        reserved, all else is done), which dead-letter list is nearly full or '', the numbers of the endings that were not held …, negative: whose goal was such
 --        a key}, or an error:
 --        FORGOTTEN the server does not know the owner: it has lost its data; nothing was done
 --        LAPSED    the owner's lease is not the one that was claimed; nothing was done
@@ -39,7 +41,7 @@ local count, goals, news = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3
 local asks = ARGV[5]
 local unacked, index, owner, begun = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local at, key = 7 + count, goals < 0 and 0 or 5 + goals
-local reply, problem = {'', ''}, nil
+local reply, problem = {'', '', ''}, nil
 local call = redis.call
 
 if goals >= 0 and asks == 'own' then
@@ -84,10 +86,12 @@ local function store(name, kind, seconds, payload, tag, held)
   publish(name, payload)
 end
 
-local commands = {next = 'RPUSH', last = 'LPUSH', dead = 'LPUSH'}
+local commands = {next = 'RPUSH', last = 'LPUSH'}
+local buried = {}
 
 local function move(tag, is_stub, goal, how, text)
-  local push = commands[how]
+  local is_dead = string.sub(how, 1, 5) == 'dead '
+  local push = is_dead and 'LPUSH' or commands[how]
   local kind, wanted = redis.call('TYPE', goal).ok, push and 'list' or 'zset'
   if kind ~= wanted and kind ~= 'none' then
     reply[2] = 'WRONGTYPE ' .. goal .. ' is no ' .. wanted .. ' but a ' .. kind
@@ -111,8 +115,35 @@ local function move(tag, is_stub, goal, how, text)
   else
     redis.call('ZADD', goal, how, text)
   end
-  if how == 'dead' then redis.call('LTRIM', goal, 0, tonumber(ARGV[4]) - 1) end
+  if is_dead then buried[goal] = how end
   return true
+end
+
+-- What this user may not do, or this server cannot, must not stop what is behind it.
+local function bound(goal, how)
+  local most, bytes, seconds, before = tonumber(ARGV[4]), string.match(how, '^dead (%d+) (%d+) (%S+)$')
+  bytes = tonumber(bytes)
+  redis.pcall('LTRIM', goal, 0, most - 1)
+  if seconds ~= '0' then
+    redis.pcall('EXPIRE', goal, seconds)
+    for _ = 1, 1000 do
+      local oldest = redis.pcall('LINDEX', goal, -1)
+      local at = type(oldest) == 'string' and string.match(string.sub(oldest, 1, 8192), '"buried_at": "([^"]+)"')
+      if not at or at >= before then break end
+      if type(redis.pcall('RPOP', goal)) ~= 'string' then break end
+    end
+  end
+  local function usage() return tonumber(redis.pcall('MEMORY', 'USAGE', goal, 'SAMPLES', 0)) or 0 end
+  local takes = usage()
+  while takes > bytes do
+    local oldest = redis.pcall('RPOP', goal)
+    if type(oldest) ~= 'string' then break end
+    takes = takes - #oldest
+    -- A letter takes more than it is long.
+    if takes <= bytes then takes = usage() end
+  end
+  local share = math.max(takes / bytes, (tonumber(redis.pcall('LLEN', goal)) or 0) / most)
+  if share >= 0.8 then reply[3] = string.format('%s: %d %%', goal, 100 * share) end
 end
 
 -- Which endings have a record: asked for all of them at once, since a command from Lua costs more than what it does.
@@ -173,6 +204,8 @@ for number = 1, count do
     if tag ~= '' then redis.call('HSET', owner, 'alone', tag) end
   end
 end
+
+for goal, how in pairs(buried) do bound(goal, how) end
 
 -- In portions: Lua hands at most some thousand values to one call.
 for first = 1, #acks, 1000 do

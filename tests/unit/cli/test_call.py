@@ -72,7 +72,7 @@ def test_result_is_shown_with_what_was_asked_for() -> None:
         "date done  -",
     ]
     assert list(lines(found | {"traceback": None}))[-1] == "date done  -"
-    assert list(lines(found | {"traceback": "one\ntwo\033"}))[-3:] == ["", "one", "two\\x1b"]
+    assert list(lines(found | {"traceback": "one\ntwo\033"}))[-3:] == ["", "  one", "  two\\x1b"]
 
 
 def test_result_that_is_a_structure_keeps_its_shape() -> None:

@@ -59,7 +59,7 @@ def published(request: object, /, **changes: Any) -> bytes:
         ({"destination": ["other@host"], "pattern": "*", "matcher": "glob"}, False),
         ({"pattern": "me@*", "matcher": "glob"}, True),
         ({"pattern": "you@*", "matcher": "glob"}, False),
-        ({"pattern": "m.@", "matcher": "pcre"}, True),
+        ({"pattern": "m.@", "matcher": "pcre"}, False),
         ({"pattern": "(", "matcher": "pcre"}, False),
     ],
 )
@@ -72,6 +72,41 @@ def test_only_those_who_are_meant_answer(
 
     assert len(node.asker.replies) == answered
     assert (control.urgent(request) is not None) is answered
+
+
+def test_regular_expression_is_read_where_the_setting_allows_it_and_never_in_the_watch_thread() -> (
+    None
+):
+    node = Node(settings={"worker_remote_control_pcre": True})
+    try:
+        control: Any = node.worker.control
+        request = asked("ping", pattern="m.@", matcher="pcre")
+
+        assert control.urgent(request) is None
+        control.handle(request)
+        assert len(node.asker.replies) == 1
+
+        for pattern in ("(a*)*b", "^((((.?)*)*)*)*X$", "("):
+            control.handle(asked("ping", pattern=pattern, matcher="pcre"))
+            assert control.urgent(asked("ping", pattern=pattern, matcher="pcre")) is None
+        assert len(node.asker.replies) == 1
+    finally:
+        node.close()
+
+
+def test_what_is_refused_is_said_once_a_minute(
+    control: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(100):
+        control.handle(asked("ping", pattern="m.@", matcher="pcre"))
+        control.urgent(asked("ping", pattern="m.@", matcher="pcre"))
+        control.handle(b"garbage")
+        control.urgent(b"garbage")
+        control.handle(asked("nonsense"))
+
+    said = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    assert len(said) == 3
+    assert "worker_remote_control_pcre" in said[0]
 
 
 def test_listens_on_its_channel_and_stops(node: Node, control: Any) -> None:

@@ -69,3 +69,25 @@ def test_element_that_somebody_else_wrote_is_a_letter_in_itself(element: bytes) 
     assert letter.reason.startswith("not a dead letter of greenq's: ")
     assert (letter.raw, letter.element, letter.task_id) == (element, element, None)
     assert letter.buried_at.tzinfo is UTC
+
+
+def test_of_unreadable_bytes_and_of_too_large_messages_the_beginning_is_kept() -> None:
+    named = b'{"headers": {"id": "a", "task": "t"}, "body": "%b"}' % (b"x" * 200_000)
+
+    def kept(raw: bytes, most_bytes: int) -> tuple[bool, int, int]:
+        text = write_letter(raw, reason="r", worker="w", now=NOW, most_bytes=most_bytes)
+        letter = read_letter("mail", text.encode())
+        return letter.is_cut, len(letter.raw), letter.size
+
+    assert kept(named, 300_000) == (False, len(named), len(named))
+    assert kept(named, 100_000) == (True, 65_536, len(named))
+    assert kept(bytes(65_536), 300_000) == (False, 65_536, 65_536)
+    assert kept(bytes(65_537), 300_000) == (True, 65_536, 65_537)
+
+
+def test_texts_of_others_in_a_letter_are_cut() -> None:
+    raw = json.dumps({"headers": {"id": "i" * 5000, "task": "t" * 5000}}).encode()
+    text = write_letter(raw, reason="r" * 10_000, worker="w", now=NOW)
+    letter = read_letter("mail", text.encode())
+
+    assert (len(letter.reason), len(letter.task or ""), len(letter.id)) < (2100, 1100, 1100)

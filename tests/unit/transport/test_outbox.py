@@ -65,7 +65,7 @@ class FakeConnection:
         if behaviour is not None:
             raise behaviour
         self.written.append((keys, args))
-        return [self.unheard, self.misplaced, *self.not_held]
+        return [self.unheard, self.misplaced, b"", *self.not_held]
 
     def check_rested(self) -> None:
         self.checked += 1

@@ -112,7 +112,7 @@ class Answering:
 
 
 def test_answer_names_what_was_not_held_by_its_position() -> None:
-    server: Any = Answering([b"NOPERM", b"WRONGTYPE", 1, -2, 3])
+    server: Any = Answering([b"NOPERM", b"WRONGTYPE", b"", 1, -2, 3])
 
     settled = settle(server, KEYS, [Entry(f"a:{number}") for number in range(3)], guard=OWN)
 
@@ -120,8 +120,8 @@ def test_answer_names_what_was_not_held_by_its_position() -> None:
 
 
 def test_states_on_a_server_of_their_own_follow_what_the_broker_holds() -> None:
-    broker: Any = Answering([b"", b"", 2], [b"", b"", 3])
-    results: Any = Answering([b"", b""])
+    broker: Any = Answering([b"", b"", b"", 2], [b"", b"", b"", 3])
+    results: Any = Answering([b"", b"", b""])
     entries = [
         Entry("a:1"),
         Entry("a:2", result=Stored("r2", "f60", "two")),

@@ -1,0 +1,125 @@
+"""Patterns of node names in requests of remote control, which anybody who may publish can send.
+
+None of them may keep a worker busy: a glob is matched in a time that grows with the lengths of
+pattern and name alone, and a regular expression is refused unless that is known of it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+# A pattern of more characters is refused.
+MOST_CHARS: Final = 200
+
+# The most ways in which a regular expression may come apart on a name. Each repeat may end
+# anywhere in the name, each bar is a choice of two; together they multiply.
+_MOST_WAYS: Final = 100_000
+
+_REPEATS: Final = frozenset("*+?{")
+
+
+def glob_matches(name: str, pattern: str) -> bool:
+    """Tell whether a name is what a glob describes: ``*``, ``?``, ``[seq]`` and ``[!seq]``.
+
+    When what follows a star does not fit, the last star takes one character more; those before it
+    never need to. So no step is made more often than name and pattern have characters, multiplied.
+    """
+    parts = _parts(pattern)
+    at, place = 0, 0
+    star, kept = -1, 0
+    while place < len(name):
+        part = parts[at] if at < len(parts) else None
+        if part == "*":
+            star, kept = at, place
+            at += 1
+        elif part is not None and _fits(name[place], part):
+            at, place = at + 1, place + 1
+        elif star >= 0:
+            kept += 1
+            at, place = star + 1, kept
+        else:
+            return False
+    return all(part == "*" for part in parts[at:])
+
+
+def _parts(pattern: str) -> list[str]:
+    """Take a glob apart: stars, question marks, sets with their brackets, and characters.
+
+    A character that stands for itself is doubled, so that a star in a name is none.
+    """
+    parts: list[str] = []
+    at = 0
+    while at < len(pattern):
+        char = pattern[at]
+        # A bracket right after the opening one, or after its "!", is a member of the set.
+        first = at + 2 if pattern[at + 1 : at + 2] == "!" else at + 1
+        end = pattern.find("]", first + 1) if char == "[" else -1
+        if end > 0:
+            parts.append(pattern[at : end + 1])
+            at = end + 1
+        else:
+            parts.append(char if char in "*?" else char * 2)
+            at += 1
+    return parts
+
+
+def _fits(char: str, part: str) -> bool:
+    if part == "?":
+        return True
+    if len(part) == 2:
+        return part[0] == char
+    is_other = part[1] == "!"
+    members = part[2 if is_other else 1 : -1]
+    at, is_in = 0, False
+    while at < len(members):
+        if members[at + 1 : at + 2] == "-" and at + 2 < len(members):
+            is_in = is_in or members[at] <= char <= members[at + 2]
+            at += 3
+        else:
+            is_in = is_in or members[at] == char
+            at += 1
+    return is_in is not is_other
+
+
+def regex_matches(name: str, pattern: str) -> bool:
+    """Tell whether a name begins as a regular expression describes.
+
+    Raises:
+        ValueError: it is none, or matching it could take long.
+    """
+    why = _too_much(name, pattern)
+    if why:
+        raise ValueError(f"{why}: {pattern[:MOST_CHARS]!r}")
+    try:
+        return re.match(pattern, name) is not None
+    except (re.error, OverflowError, RecursionError) as exc:
+        raise ValueError(f"no regular expression: {exc}: {pattern!r}") from exc
+
+
+def _too_much(name: str, pattern: str) -> str:
+    """Say why an expression is not tried, "" if it may be.
+
+    What is left has no repeat of a group, so repeats are not nested, and so few of them and of
+    bars that the ways to try can be counted beforehand.
+    """
+    if len(pattern) > MOST_CHARS:
+        return f"a pattern has at most {MOST_CHARS} characters"
+    # A character behind a backslash, and what is in a set, repeats nothing.
+    plain = re.sub(r"\\.", "x", pattern, flags=re.DOTALL)
+    if re.search(r"\[\^?\]?[^]]*(\[|--|&&|~~|\|\|)", plain):
+        # Python warns of these on stderr: they are to mean something else one day.
+        return "a set must not hold [, --, &&, ~~ or ||"
+    plain = re.sub(r"\[\^?\]?[^]]*\]", "x", plain)
+    plain = plain.replace("(?:", "(")
+    if "(?" in plain:
+        return "of the groups that begin with (? only (?: is allowed"
+    # What makes a repeat lazy is no other repeat.
+    plain = re.sub(r"([*+?}])[?+]", r"\1", plain)
+    if re.search(r"\)[*+?{]", plain):
+        return "a group must not be repeated"
+    repeats = sum(char in _REPEATS for char in plain)
+    ways = (len(name) + 1) ** repeats * 2 ** plain.count("|")
+    if ways > _MOST_WAYS:
+        return f"too many repeats and alternatives for a name of {len(name)} characters"
+    return ""

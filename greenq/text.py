@@ -1,0 +1,45 @@
+"""Texts from outside, made fit for a log line and for a terminal: anybody may write to a queue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# What stands in front of each line of a record but the first one: no line can look like a record.
+_INDENT: Final = "    "
+
+# No record is longer: somebody else's text must not fill a disk.
+_MOST_CHARS: Final = 100_000
+
+
+def printable(text: str) -> str:
+    """Escape what could move a cursor, turn the writing round or break a line."""
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def record(text: str) -> str:
+    """Make a text one record of a log: lines stay lines, but are indented; tabs stay."""
+    if len(text) > _MOST_CHARS:
+        text = cut(text, _MOST_CHARS)
+    if text.isprintable():
+        return text
+    lines = ("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+    return f"\n{_INDENT}".join(lines)
+
+
+def cut(text: str, most: int) -> str:
+    """Leave out what is beyond `most` characters, and say how much that is."""
+    left_out = len(text) - most
+    return text if left_out <= 0 else f"{text[:most]}… ({left_out:,} characters more)"
+
+
+def _escaped(char: str) -> str:
+    return char if char.isprintable() else char.encode("unicode_escape").decode()
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Return the first few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"

@@ -1,0 +1,777 @@
+"""Nothing that others fill grows without a bound: each row of docs/bounds.md is flooded here."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from greenq import Greenq, log
+from greenq.cli.events import Lines
+from greenq.cli.top_model import Tally
+from greenq.config import TaskConfig
+from greenq.consumer.events import Events
+from greenq.ear import Ear
+from greenq.events import State
+from greenq.outage import Repeated
+from greenq.protocol import envelope, quick
+from greenq.protocol.clock import LamportClock
+from greenq.protocol.event import EventWriter
+from greenq.protocol.ids import new_id
+from greenq.protocol.keys import Keys
+from greenq.protocol.mailbox import REPLY_EXCHANGE, ControlRequest, Reply, ReplyTo
+from greenq.protocol.message import TaskMessage, decode
+from greenq.revoked import Revoked
+from greenq.routing import QueueSource, Router
+from greenq.transport import recovery
+from greenq.transport.broker import Broker
+from greenq.transport.client import Client, Message
+from greenq.transport.dead import DeadLimits, read_letter
+from greenq.transport.leases import Leases
+from greenq.transport.mailbox import Mailbox
+from greenq.transport.owner import Owner
+from greenq.transport.settle import SETTLE, Entry, Guard, Move, settle
+from greenq.worker import Worker
+from tests.servers import ROOT, Server, greenq_worker
+from tests.support import wait_until
+from tests.unit.consumer.test_gossip import World
+from tests.unit.node import Node
+from tests.unit.rig import KeptOutbox, Rig
+
+PAGE = Path(ROOT, "docs", "bounds.md").read_text("utf-8")
+MIB = 1 << 20
+JSON = frozenset({"application/json"})
+HOUR_S = 3600
+
+# Row → its flood.
+IN_MEMORY: dict[str, Callable[[], None]] = {}
+ON_SERVER: dict[str, Callable[[Server, Client], None]] = {}
+
+
+def rows(heading: str) -> list[list[str]]:
+    """Return the cells of the table below a heading of the page."""
+    section = PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+MEMORY_ROWS = [row[0] for row in rows("In a worker and in a sender, filled by others")]
+SERVER_ROWS = [row[0] for row in rows("On the server")]
+
+
+def memory(row: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    def add(flood: Callable[[], None]) -> Callable[[], None]:
+        IN_MEMORY[row] = flood
+        return flood
+
+    return add
+
+
+def on_server(*keys: str) -> Callable[..., Any]:
+    def add(flood: Callable[[Server, Client], None]) -> object:
+        ON_SERVER[", ".join(keys)] = flood
+        return flood
+
+    return add
+
+
+def make_rig(**options: Any) -> Rig:
+    rig = Rig(**options)
+    rig.task("add", acks_late=True)(lambda x, y: x + y)
+    return rig
+
+
+def with_headers(rig: Rig, **headers: Any) -> bytes:
+    message = json.loads(rig.delivery("add", "x", 1, 2).raw)
+    message["headers"] |= headers
+    return json.dumps(message).encode()
+
+
+def event(kind: str, node: str, **fields: Any) -> dict[str, Any]:
+    of_all = {"hostname": node, "pid": 7, "clock": 1, "timestamp": 1.0, "type": kind}
+    return {**of_all, "local_received": 1.0, **fields}
+
+
+# --- in memory ------------------------------------------------------------------------------------
+
+
+@memory("totals of tasks")
+def flood_totals() -> None:
+    rig = make_rig()
+    for number in range(300):
+        rig.give("add", f"id {number}", 1, 2, shadow=f"{number}" * 1000)
+
+    assert rig.state.total == {"add": 300}
+
+
+@memory("texts for people")
+def flood_texts() -> None:
+    rig, long = make_rig(), "x" * MIB
+    raw = with_headers(rig, shadow=long, origin=long, argsrepr=long, kwargsrepr=long)
+    slow = decode(envelope.unwrap(raw), accept=JSON, max_body_bytes=MIB)
+    fast = quick.read(raw, accept=JSON, max_body_bytes=MIB)
+
+    assert slow == fast
+    assert (len(slow.shadow or ""), len(slow.origin or "")) == (200, 200)
+    assert (len(slow.argsrepr or ""), len(slow.kwargsrepr or "")) == (2000, 2000)
+
+
+@memory("ids of a message")
+def flood_ids() -> None:
+    for header in ("id", "root_id", "parent_id", "group"):
+        rig = make_rig()
+        delivery = rig.delivery("add", "x", 1, 2)
+        rig.give_all([delivery._replace(raw=with_headers(rig, **{header: "x" * 1001}))])
+
+        (move,) = rig.outbox.moves()
+        assert move.key == "greenq.dead.celery"
+        assert all(len(task_id) < 1000 for task_id, _state in rig.outbox.states())
+
+
+@memory("revoked ids")
+def flood_revoked() -> None:
+    revoked = Revoked()
+    revoked.update(f"{number}" for number in range(51_000))
+    assert len(revoked.ids()) == 50_000
+    revoked.update(f"{number}".ljust(1000) for number in range(5_000))
+    assert sum(map(len, revoked.ids())) <= 4_000_000
+    revoked.add("x" * 1001)
+    assert max(map(len, revoked.ids())) == 1000
+
+    # What has expired pushes nothing out, and revokes nobody's task.
+    rig = make_rig()
+    rig.state.revoked.add("revoked")
+    for number in range(100):
+        rig.give("add", f"{number}", 1, 2, expires=datetime.now(UTC) - timedelta(1))
+    assert rig.state.revoked.ids() == ["revoked"]
+
+
+@memory("revoked stamps")
+def flood_stamps() -> None:
+    revoked = Revoked()
+    revoked.add_stamps({f"name {number}": ["x"] for number in range(30_000)})
+    revoked.add_stamps({"name": [f"{number}" for number in range(30_000)]})
+    assert sum(map(len, revoked.stamps.values())) == 50_000
+    revoked.add_stamps({"long": [f"{number}".ljust(900) for number in range(10_000)]})
+    revoked.add_stamps({"x" * 1001: "x", "x": "x" * 1001})
+    assert sum(map(len, revoked.stamps["long"])) <= 4_000_000
+    assert "x" not in revoked.stamps
+
+
+@memory("neighbours")
+def flood_neighbours() -> None:
+    world = World()
+    world.greeted = {f"{number}" for number in range(12_000)}
+    world.gossip.start()
+    for number in range(12_000):
+        world.gossip._note(event("worker-heartbeat", f"{number}", freq=1e9, junk="x" * 5000))
+    world.gossip._note(event("worker-heartbeat", "x" * 256))
+
+    assert len(world.gossip.neighbours) == 10_000
+    assert len(world.gossip._strangers) <= 10_000
+    assert not any("x" in repr(each) for each in world.gossip.neighbours.values())
+
+
+@memory("elections")
+def flood_elections() -> None:
+    world = World()
+    world.leased = None
+    vote = {"topic": "lead", "action": "x" * 5000, "cver": 1}
+    for number in range(1500):
+        world.gossip._note(event("worker-elect", f"n{number % 3}", id=f"{number}", **vote))
+    for number in range(25_000):
+        world.gossip._note(event("worker-elect", f"{number}", id="1", **vote))
+    world.gossip._note(event("worker-elect", "n", id="x" * 256, **vote))
+
+    elections = world.gossip._elections.values()
+    assert len(elections) == 1000
+    assert sum(len(each.votes) for each in elections) == 20_000
+    assert all(each.action is None for each in elections)
+    for number in range(1000):
+        world.gossip._decide(f"{number}")
+    assert world.gossip._votes == 0
+    assert len(world.gossip._decided) == 1000
+    with pytest.raises(ValueError, match="255"):
+        world.gossip.elect("x" * 256, "lead", None)
+
+
+@memory("what was heard")
+def flood_ear() -> None:
+    hub: Any = SimpleNamespace(spawn_soon=lambda *_arguments, **_options: None)
+    connection: Any = SimpleNamespace(subscribe=lambda *_kinds: None, unsubscribe=lambda *_kinds: 0)
+    ear = Ear(hub, changed=bool)
+    ear.listen("c", print)
+    for size, count in ((10, 12_000), (MIB, 50)):
+        messages = [Message("c", bytes(size))] * count
+        connection.messages = lambda messages=messages: messages
+        ear.attend(connection)
+        assert len(ear._letters) <= 10_000
+        assert sum(len(each.data) for each in ear._letters) <= 32 * MIB
+
+
+@memory("what a connection has read")
+def flood_connection() -> None:
+    connection = Client("redis://127.0.0.1:1/0").connection(pushes=True)
+    for size, count in ((10, 12_000), (MIB, 50)):
+        for _ in range(count):
+            connection._hear([b"message", b"c", bytes(size)])
+        assert len(connection._heard) <= 10_000
+        assert sum(len(each.data) for each in connection._heard) <= 32 * MIB
+
+
+def kept_events() -> Events:
+    outbox: Any = SimpleNamespace(stir=bool)
+    return Events(outbox, Keys(), "me@host", LamportClock(), tasks=True)
+
+
+@memory("events of tasks to tell")
+def flood_task_events() -> None:
+    events = kept_events()
+    for _ in range(11_000):
+        events.received(TaskMessage(task="t", id="i"))
+
+    assert len(events._batch) == 10_000
+
+
+@memory("events of the worker to tell")
+def flood_worker_events() -> None:
+    events = kept_events()
+    for _ in range(11_000):
+        events.send("worker-elect", {"id": "1"})
+    assert len(events._others) == 10_000
+    for _ in range(40):
+        events.send("worker-elect", {"action": "x" * MIB})
+    assert sum(len(each.text) for each in events._others) <= 16 * MIB
+
+
+@memory("ETAs held")
+def flood_etas() -> None:
+    rig = make_rig()
+    eta = datetime.now(UTC) + timedelta(seconds=60)
+    rig.give("add", "large", "x" * 20_000, 2, eta=eta)
+    assert len(rig.tasks._scheduled) == 0
+    one = rig.delivery("add", "one", 1, 2, eta=eta)
+    rig.give_all(one._replace(tag=f"rig:{number}") for number in range(10, 4110))
+
+    assert len(rig.tasks._scheduled) == len(rig.timer._heap) == 4000
+    assert len(rig.outbox.moves()) == 101
+
+
+@memory("rate limits")
+def flood_lines() -> None:
+    rig = make_rig()
+    rig.app.tasks["add"].rate_limit = "1/h"
+    one = rig.delivery("add", "one", 1, 2)
+    rig.give_all(one._replace(tag=f"rig:{number}") for number in range(10, 4210))
+
+    assert sum(map(len, rig.tasks._lines.values())) == 4000
+    assert len(rig.outbox.moves()) >= 100
+
+
+class FullOutbox(KeptOutbox):
+    """An outbox whose server is away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rests = 0
+
+    def __len__(self) -> int:
+        return 2000
+
+    def wait_written(self, _timeout_s: float) -> bool:
+        self.rests += 1
+        return False
+
+
+@memory("outcomes to write")
+def flood_outbox() -> None:
+    rig = make_rig()
+    rig.intake.ready = [rig.delivery("add", f"{number}", 1, 2) for number in range(10)]
+    outbox: Any = FullOutbox()
+    rig.tasks._outbox = outbox
+    rig.tasks._stopping = True
+    rig.tasks.turn()
+
+    assert (rig.intake.takes, outbox.rests) == (0, 1)
+
+
+@memory("queues added")
+def flood_queues() -> None:
+    node = Node()
+    take_from: Any = bool
+    node.worker._take_from = take_from  # type: ignore[method-assign]
+    for number in range(1000):
+        assert "ok" in node.ask("add_consumer", queue=f"{number}")
+        node.ask("cancel_consumer", queue=f"{number}")
+    for refused in ({"queue": "one more"}, {"queue": "1", "exchange": "x"}, {"queue": "x" * 256}):
+        assert "ValueError" in node.ask("add_consumer", **refused)["error"]
+
+    assert len(node.worker._added) == 1000
+    assert "ok" in node.ask("add_consumer", queue="1")
+    node.close()
+
+
+@memory("arguments in replies")
+def flood_replies() -> None:
+    node = Node()
+    node.give("wait", "large", "x" * MIB)
+    node.give("wait", "small", "x")
+
+    told = {each["id"]: each["args"] for each in node.ask("active")}
+    assert told["small"] == ["x"]
+    assert isinstance(told["large"], str)
+    assert len(told["large"]) < 3000
+    node.close()
+
+
+@memory("nodes in an answer")
+def flood_answer() -> None:
+    mailbox = Mailbox(Client("redis://127.0.0.1:1/0"), Keys())
+    patched: Any = mailbox
+    patched._client.pooled = lambda _s: closing(SimpleNamespace(close=bool))
+    patched._publish = lambda *_arguments: 2
+    patched._forget = bool
+    patched._forget = lambda *_arguments: None
+    many = {f"{number}": {} for number in range(20_000)}
+    patched._replies = lambda *_arguments: iter([Reply("t", 1, many), Reply("t", 1, many)])
+
+    assert len(mailbox.ask("ping")) == 10_000
+
+
+@memory("lines of the log")
+def flood_log(caplog: pytest.LogCaptureFixture) -> None:
+    node, world = Node(), World()
+    control: Any = node.worker.control
+    with caplog.at_level(logging.INFO):
+        for number in range(1000):
+            control.handle(b"garbage %d" % number)
+            world.gossip.hear(b"garbage %d" % number)
+            world.gossip._note(event("worker-online", f"{number}"))
+            world.gossip._note(event("worker-offline", f"{number}"))
+            node.ask(f"nonsense {number}")
+    node.close()
+
+    assert len(caplog.records) == 1 + 4 * 100 - 100 + 1
+
+
+@memory("a line of the log")
+def flood_line() -> None:
+    record = logging.LogRecord("x", 20, "x.py", 1, "%s", ("x" * 10 * MIB,), None)
+
+    assert len(log._Formatter(colored=False).format(record)) < 101_000
+
+
+@memory("routes known")
+def flood_routes() -> None:
+    router = Router(TaskConfig())
+    for number in range(10_500):
+        router.route(f"{number}")
+
+    assert len(router._known) == 500
+
+
+@memory("queues declared")
+def flood_declared() -> None:
+    client: Any = SimpleNamespace(pipeline=list)
+    broker = Broker(client, Keys())
+    for number in range(10_500):
+        broker.declare([f"{number}"])
+
+    assert len(broker._declared) == 500
+
+
+@memory("plans of sendings")
+def flood_plans() -> None:
+    app = make_rig().app
+    for number in range(1000):
+        app.producer.prepare("add", (), {}, {"queue": f"{number}"})
+
+    assert len(app.producer._kept) <= 256
+
+
+@memory("kinds of events")
+def flood_kinds() -> None:
+    writer = EventWriter("me@host", LamportClock())
+    for number in range(200):
+        writer.write(writer.stamp(f"mine-{number}", {}))
+
+    assert len(writer._frames) == 100
+
+
+@memory("tasks and workers of a monitor")
+def flood_state() -> None:
+    state = State()
+    for number in range(11_000):
+        state.event(event("task-received", f"{number}", uuid=f"{number}", name="t"))
+        state.event(event("worker-heartbeat", f"{number}"))
+
+    assert (len(state.tasks), len(state.workers)) == (10_000, 5_000)
+    assert all(len(worker.heartbeats) < 10 for worker in state.workers.values())
+
+
+@memory("tasks that `top` counts")
+def flood_tally() -> None:
+    tally = Tally()
+    for number in range(51_000):
+        tally.note(
+            {"type": "task-received", "uuid": f"{number}", "name": f"{number}", "runtime": 1}
+        )
+
+    assert len(tally._names) == 50_000
+    assert len(tally._counts) == len(tally._runtimes) == 1001
+
+
+@memory("tasks that `events` names")
+def flood_lines_of_events() -> None:
+    lines = Lines()
+    for number in range(5000):
+        lines.line(event("task-received", "n", uuid=f"{number}", name="t"))
+
+    assert len(lines._names) == 4096
+
+
+@pytest.mark.parametrize("row", MEMORY_ROWS)
+def test_what_others_fill_in_memory_is_bounded(row: str, request: pytest.FixtureRequest) -> None:
+    assert row in IN_MEMORY, f"a flood is missing for the row {row!r} of docs/bounds.md"
+    flood: Any = IN_MEMORY[row]
+    if flood is flood_log:
+        flood(request.getfixturevalue("caplog"))
+    else:
+        flood()
+
+
+def test_no_flood_is_without_a_row() -> None:
+    assert IN_MEMORY.keys() <= set(MEMORY_ROWS)
+    assert {key.replace("`", "") for key in SERVER_ROWS} == ON_SERVER.keys()
+
+
+GROWING = {"deque", "set", "dict", "list", "Counter", "OrderedDict", "Backlog", "_Aging"}
+
+
+def growing() -> Iterator[str]:
+    """Find the attributes that are made empty and may grow, as Class.attribute."""
+    for path in Path(ROOT, "greenq").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                for each in ast.walk(node):
+                    if isinstance(each, ast.Assign | ast.AnnAssign) and _is_empty(each.value):
+                        targets = each.targets if isinstance(each, ast.Assign) else [each.target]
+                        yield from (
+                            f"{node.name}.{target.attr}"
+                            for target in targets
+                            if isinstance(target, ast.Attribute)
+                        )
+
+
+def _is_empty(value: ast.expr | None) -> bool:
+    match value:
+        case ast.Dict(keys=[]) | ast.List(elts=[]):
+            return True
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):
+            return name in GROWING
+    return False
+
+
+def test_whatever_may_grow_stands_in_the_page() -> None:
+    found = set(growing())
+
+    assert len(found) > 50
+    assert sorted(each for each in found if f"`{each}`" not in PAGE) == []
+
+
+# --- on the server --------------------------------------------------------------------------------
+
+
+def size_of(server: Server, key: str) -> int:
+    return int(server.client.memory_usage(key, samples=0) or 0)
+
+
+@on_server("greenq.dead.*")
+def flood_dead(server: Server, client: Client) -> None:
+    keys = Keys()
+    broker = Broker(client, keys, DeadLimits(MIB, 2 * HOUR_S))
+    now = datetime.now(UTC)
+
+    def bury(raw: bytes, at: datetime = now) -> None:
+        move = broker.bury("", "celery", raw, reason="r" * MIB, worker="w", now=at)
+        settle(client, keys, [Entry.moving(move)], guard=Guard(""))
+
+    named = make_rig().delivery("add", "x", "x" * 50_000).raw
+    for number in range(60):
+        bury(named if number % 2 else b"%d" % number + bytes(MIB))
+        assert size_of(server, "greenq.dead.celery") <= MIB
+    letters = [
+        read_letter("celery", each) for each in server.client.lrange("greenq.dead.celery", 0, -1)
+    ]
+    assert 5 < len(letters) < 30
+    assert {len(each.raw) for each in letters} == {65_536, len(named)}
+    assert [each.is_cut for each in letters] == [each.raw != named for each in letters]
+    assert all(len(each.reason) < 2100 for each in letters)
+
+    # One that is larger than half of all is cut, and the others stay.
+    server.client.delete("greenq.dead.celery")
+    bury(named)
+    bury(with_headers(make_rig(), junk="x" * MIB))
+    assert server.client.llen("greenq.dead.celery") == 2
+    assert server.client.ttl("greenq.dead.celery") in range(2 * HOUR_S - 60, 2 * HOUR_S + 1)
+
+    # Old ones go when others come.
+    server.client.delete("greenq.dead.celery")
+    bury(named, now - timedelta(hours=3))
+    bury(named, now - timedelta(hours=1))
+    bury(named)
+    assert server.client.llen("greenq.dead.celery") == 2
+
+    # By number.
+    server.client.delete("greenq.dead.celery")
+    moves = [Move("", "greenq.dead.celery", "dead 99999999 0 -", f"{i}") for i in range(10_500)]
+    settle(client, keys, [Entry.moving(move) for move in moves], guard=Guard(""))
+    assert server.client.llen("greenq.dead.celery") == 10_000
+
+
+@on_server("greenq.paused")
+def flood_paused(server: Server, client: Client) -> None:
+    broker = Broker(client, Keys())
+    for number in range(1000):
+        broker.pause(f"{number}", "x" * MIB)
+    broker.pause("1", "again")
+    for refused in ("one more", "x" * 256):
+        with pytest.raises(ValueError, match=r"already|characters"):
+            broker.pause(refused, "me")
+
+    assert server.client.hlen("greenq.paused") == 1000
+    assert size_of(server, "greenq.paused") < MIB
+
+
+@on_server("_kombu.binding.reply.celery.pidbox")
+def flood_askers(server: Server, client: Client) -> None:
+    mailbox = Mailbox(client, Keys())
+    with client.pooled() as connection:
+        for _ in range(1100):
+            to = ReplyTo(REPLY_EXCHANGE, new_id())
+            mailbox._publish(connection, to, "x")
+
+    assert server.client.scard("_kombu.binding.reply.celery.pidbox") == 1000
+    assert server.client.sismember("_kombu.binding.reply.celery.pidbox", mailbox._member(to))
+
+
+@on_server("*.reply.celery.pidbox")
+def flood_reply_list(server: Server, client: Client) -> None:
+    mailbox, to = Mailbox(client, Keys()), ReplyTo(REPLY_EXCHANGE, "me")
+    request = ControlRequest(method="ping", ticket="t", reply_to=to)
+    with client.pooled() as connection:
+        mailbox._publish(connection, to, "x")
+        server.client.rpush(to.queue, *range(9_990))
+        answers = [mailbox.reply(request, "n", {}, connection=connection) for _ in range(30)]
+
+    assert answers == [True] * 10 + [False] * 20
+    assert 0 < server.client.ttl(to.queue) <= 60
+
+
+@on_server("_kombu.binding.*", "_kombu.binding_permanent.*")
+def flood_bindings(server: Server, client: Client) -> None:
+    app = Greenq("bounds", broker=server.url, set_as_current=False)
+    worker = Worker(app, hostname="me@host")
+    take_from: Any = bool
+    worker._take_from = take_from  # type: ignore[method-assign]
+    for number in range(1100):
+        with suppress(ValueError):
+            worker.add_queue(f"{number}", QueueSource(f"x{number}", "direct", "k"))
+            worker.cancel_queue(f"{number}")
+    app.close()
+
+    assert len(server.client.keys("_kombu.binding.*")) == 2000
+    assert len(server.client.keys("_kombu.binding_permanent.*")) == 2000
+
+
+@on_server("_kombu.binding_deadlines")
+def flood_deadlines(server: Server, client: Client) -> None:
+    flood_askers(server, client)
+
+    assert server.client.zcard("_kombu.binding_deadlines") == 1
+
+
+@on_server("greenq.gone")
+def flood_gone(server: Server, client: Client) -> None:
+    for number in range(150):
+        server.client.zadd("greenq.leases", {f"{number}": 1})
+        client.script(
+            recovery._LEAVE,
+            ["greenq.leases", f"greenq.owner.{number}", "greenq.gone"],
+            [f"{number}", "1", 60, "died", recovery._GONE, recovery._GONE_S],
+        )
+
+    assert server.client.llen("greenq.gone") == 100
+    assert 0 < server.client.ttl("greenq.gone") <= HOUR_S
+
+
+@on_server("unacked_mutex")
+def flood_mutex(server: Server, client: Client) -> None:
+    server.client.zadd("unacked_index", {"a:1": 1})
+    broker, owner, none = Broker(client, Keys()), Owner("o", "n", ""), cast_none()
+    with closing(client.connection()) as connection:
+        leases = Leases(connection, broker, owner, queues=(), lease_s=3,
+            visibility_timeout_s=1, recovery=none)  # fmt: skip
+        assert leases.overdue() == ["a:1"]
+
+    assert 0 < server.client.ttl("unacked_mutex") <= 10
+
+
+def cast_none() -> Any:
+    return None
+
+
+def run_worker(server: Server) -> None:
+    """Have a worker do one of each, and stop."""
+    app = Greenq("bounds", broker=server.url, set_as_current=False)
+    with greenq_worker(server.url, "-c", "50"):
+        vote = {"id": "e1", "topic": "task", "action": {"task": "shared.add", "args": [1, 2]}}
+        results = [app.send_task("shared.add", (1, number)) for number in range(300)]
+        soon = app.send_task("shared.add", (1, 2), countdown=0.5)
+        app.send_task("shared.add", (1, 2), expires=-1)
+        app.send_task("not.there")
+        wait_until(lambda: app.control.inspect().stats())
+        app.control.broadcast("election", arguments=vote)
+        for result in (*results, soon):
+            result.get(timeout=15)
+        wait_until(lambda: server.client.exists("greenq.elected.e1"))
+        wait_until(lambda: not server.client.exists("celery", "unacked"))
+    app.close()
+
+
+def ttl_in(server: Server, pattern: str, most_s: int) -> bool:
+    keys = server.client.keys(pattern)
+    return all(0 < server.client.ttl(key) <= most_s for key in keys)
+
+
+@on_server("greenq.leases")
+def flood_leases(server: Server, client: Client) -> None:
+    assert not server.client.exists("greenq.leases")
+
+
+@on_server("greenq.owner.*")
+def flood_owner(server: Server, client: Client) -> None:
+    assert server.client.keys("greenq.owner.*")
+    assert ttl_in(server, "greenq.owner.*", 7 * 24 * HOUR_S)
+
+
+@on_server("greenq.begun.*")
+def flood_begun(server: Server, client: Client) -> None:
+    server.client.hset("greenq.owner.o", mapping={"next": 9, "call": 1})
+    server.client.hset("unacked", "o:1", "record")
+    names = ["unacked", "unacked_index", "greenq.owner.o", "greenq.begun.o", "greenq.leases"]
+    client.script(SETTLE, names, [1, 0, 0, 10, "own", "o", "b-", "o:1"])
+
+    assert server.client.scard("greenq.begun.o") == 1
+    assert ttl_in(server, "greenq.begun.*", 7 * 24 * HOUR_S)
+    server.client.delete("greenq.owner.o", "greenq.begun.o")
+
+
+@on_server("greenq.relay.*")
+def flood_relay(server: Server, client: Client) -> None:
+    assert ttl_in(server, "greenq.relay.*", 3)
+
+
+@on_server("greenq.clock")
+def flood_clock(server: Server, client: Client) -> None:
+    assert server.client.zcard("greenq.clock") == 1
+    assert ttl_in(server, "greenq.clock", 7 * 24 * HOUR_S)
+
+
+@on_server("greenq.elected.*")
+def flood_elected(server: Server, client: Client) -> None:
+    assert len(server.client.keys("greenq.elected.*")) == 1
+    assert ttl_in(server, "greenq.elected.*", HOUR_S)
+
+
+@on_server("celery-task-meta-*")
+def flood_results(server: Server, client: Client) -> None:
+    assert len(server.client.keys("celery-task-meta-*")) == 304
+    assert ttl_in(server, "celery-task-meta-*", 24 * HOUR_S)
+
+
+@on_server("unacked", "unacked_index", "greenq.inbox.*", "greenq.eta.*", "queues")
+def flood_messages(server: Server, client: Client) -> None:
+    left = server.client.keys("greenq.inbox.*") + server.client.keys("greenq.eta.*")
+    assert not left
+    assert not server.client.exists("unacked", "unacked_index", "celery")
+
+
+# Those that look at what one worker has left behind.
+AFTER_A_WORKER = (
+    flood_leases, flood_owner, flood_begun, flood_relay, flood_clock, flood_elected, flood_results,
+    flood_messages,
+)  # fmt: skip
+
+
+def row_of(flood: object) -> str:
+    return next(row for row, each in ON_SERVER.items() if each is flood)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        row
+        for row in (each.replace("`", "") for each in SERVER_ROWS)
+        if ON_SERVER.get(row) not in AFTER_A_WORKER
+    ],
+)
+def test_what_others_fill_on_the_server_is_bounded(row: str, server: Server) -> None:
+    assert row in ON_SERVER, f"a flood is missing for the row {row!r} of docs/bounds.md"
+    client = Client(server.url)
+    ON_SERVER[row](server, client)
+    client.close()
+
+
+def test_what_a_worker_leaves_behind_ends_and_stands_in_the_page(server: Server) -> None:
+    run_worker(server)
+    client = Client(server.url)
+    for flood in AFTER_A_WORKER:
+        flood(server, client)
+    client.close()
+
+    patterns = [key for row in SERVER_ROWS for key in re.findall(r"`([^`]+)`", row)]
+    left = [key.decode() for key in server.client.keys("*")]
+    unknown = [key for key in left if not any(fnmatch.fnmatchcase(key, p) for p in patterns)]
+    assert unknown == []
+
+
+def test_each_kind_of_key_stands_in_the_page() -> None:
+    """The names that `Keys` makes, with a star for what a queue, an owner and so on put there."""
+    keys: Any = Keys()
+    patterns = re.findall(r"`([^`]+)`", " ".join(SERVER_ROWS))
+    for name, member in vars(Keys).items():
+        if name.startswith("_") or name in {
+            *("prefix", "sep", "steps", "result_prefix", "db", "queue", "queue_steps", "step_of"),
+            *("queue_name", "fanout"),
+        }:
+            continue
+        made = getattr(keys, name) if isinstance(member, property) else getattr(keys, name)("x")
+        assert any(fnmatch.fnmatchcase(made, pattern) for pattern in patterns), made
+
+
+def test_a_list_of_dead_letters_that_is_nearly_full_is_told_of_once_a_minute(
+    server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greenq.transport.settle._crowded", Repeated(logging.getLogger("test")))
+    key = "greenq.dead.celery"
+    server.client.rpush(key, *range(7_990))
+    client = Client(server.url)
+    for number in range(20):
+        move = Move("", key, "dead 99999999 0 -", f"{number}")
+        settle(client, Keys(), [Entry.moving(move)], guard=Guard(""))
+    client.close()
+
+    said = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    assert len(said) == 1
+    assert f"{key}: 80 %" in said[0]
