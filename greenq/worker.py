@@ -221,6 +221,7 @@ class Worker:
                 member=str(self.owner),
                 lease_s=config.worker.worker_lease,
                 silence_limit_s=config.worker.worker_silence_limit,
+                embedded=transport.client.is_embedded,
             ),
         )
         self.outbox = Outbox(transport, self.owner.incarnation)

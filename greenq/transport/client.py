@@ -26,8 +26,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import hiredis
 import redis
@@ -44,6 +45,7 @@ from greenq.errors import (
     TransportTimeout,
 )
 from greenq.kinds import mask_url
+from greenq.transport.keeper import NotPrivate, require_own_server, require_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -160,8 +162,10 @@ class Connection:
             self._pid = os.getpid()
         if self._link.is_connected:
             return False
-        self._client.prepare()
+        own_socket = self._client.prepare()
         link = self._link
+        if own_socket is not None:
+            link.path = own_socket
         limits = link.socket_connect_timeout, link.socket_timeout
         if self.ends_s is not None:
             left_s = self._left_s("connect")
@@ -183,6 +187,8 @@ class Connection:
             raise
         finally:
             link.socket_connect_timeout, link.socket_timeout = limits
+        if own_socket is not None:
+            self._require_own_server()
         if self.pushes:
             parser = self._link._get_parser()  # noqa: SLF001  redis-py has no public way to it
             parser.set_invalidation_push_handler(self._notice)
@@ -191,6 +197,18 @@ class Connection:
         self.noticed = self.pushes
         self.number = None
         return True
+
+    def _require_own_server(self) -> None:
+        """See to it that an embedded server is what answers, before it is sent any message.
+
+        Raises:
+            AccessRefused: it is another user's process.
+        """
+        try:
+            require_own_server(self._link._get_socket())  # noqa: SLF001  no public way to it
+        except NotPrivate as exc:
+            self.close()
+            raise AccessRefused(f"{self._client.address}: {exc}") from exc
 
     def _left_s(self, name: str) -> float:
         """Return the time that is left for a call that must end.
@@ -442,7 +460,17 @@ class Connection:
 
 
 def nothing() -> None:
-    """Prepare nothing: the server is somebody else's."""
+    """Prepare nothing: the server is not embedded."""
+
+
+def own_socket(url: str) -> str:
+    """Return the path of the embedded server's socket that `url` names; start nothing.
+
+    Raises: NotPrivate: others could replace the socket.
+    """
+    path = unquote(urlsplit(url).path)
+    require_private(Path(path).parent)
+    return path
 
 
 class Client:
@@ -457,7 +485,7 @@ class Client:
         timeout_s: float = 3.0,
         keepalive: bool = True,
         name: str = "greenq",
-        prepare: Callable[[], object] = nothing,
+        prepare: Callable[[], str | None] = nothing,
     ) -> None:
         """Prepare for the server at `url`; nothing is opened yet.
 
@@ -469,11 +497,13 @@ class Client:
                 both together for all of it, waiting for a free one included.
             keepalive: TCP keepalive on every socket.
             name: shown in the server's ``CLIENT LIST``.
-            prepare: called before each connecting; sees to it that an embedded server runs.
+            prepare: called before each connecting; sees to it that an embedded server runs, and
+                returns the path of its socket, at which only a process of this user may answer.
         """
         self.address = mask_url(url)
         # With the password: not to be shown.
         self.url = url
+        self.is_embedded = prepare is not nothing
         self.traffic = Traffic()
         self.prepare = prepare
         self.call_timeout_s = connect_timeout_s + timeout_s

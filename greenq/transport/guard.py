@@ -23,6 +23,7 @@ import os
 import select
 import sys
 import time
+from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -136,7 +137,11 @@ class Lease:
         module = importlib.import_module("greenq.transport.client")
         timeout_s = told["timeout_s"]
         client = module.Client(
-            told["url"], connect_timeout_s=timeout_s, timeout_s=timeout_s, name="greenq-guard"
+            told["url"],
+            connect_timeout_s=timeout_s,
+            timeout_s=timeout_s,
+            name="greenq-guard",
+            prepare=partial(module.own_socket, told["url"]) if told["embedded"] else module.nothing,
         )
         connection = self._connection = client.connection()
         scripts = {name: module.load_script(name) for name in ("extend", "end_lease")}
