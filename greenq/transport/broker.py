@@ -17,7 +17,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from greenq.errors import DecodeError
+from greenq.errors import AccessRefused, DecodeError, OperationalError
 from greenq.protocol import envelope
 from greenq.protocol.ids import sent_at
 from greenq.protocol.keys import binding_member, matching_queues, topic_pattern
@@ -111,11 +111,17 @@ class Broker:
     ) -> None:
         """Push messages in one command and one round trip: all of them or none, in this order.
 
-        The queue is declared the first time.
+        The queue is declared the first time, unless this user may not: the workers declare it, too.
         """
         declare = self.declare_commands(queue)
         key = self.keys.queue(queue, self.keys.step_of(priority))
-        self.client.pipeline([*declare, ("LPUSH", key, *texts)], timeout_s=timeout_s)
+        with self.client.pooled(timeout_s) as connection:
+            *declared, pushed = connection.try_pipeline([*declare, ("LPUSH", key, *texts)])
+        for answer in (*declared, pushed):
+            if isinstance(answer, OperationalError) and (
+                answer is pushed or not isinstance(answer, AccessRefused)
+            ):
+                raise answer
         if declare:
             self._declared.add(queue)
 
@@ -149,7 +155,7 @@ class Broker:
         declare = self.declare_commands(queue)
         with self.client.pooled(timeout_s) as connection:
             if declare:
-                connection.pipeline(declare)
+                connection.try_pipeline(declare)
             pushed = bool(connection.script(_PUBLISH_ONCE, names, args))
         self._declared.add(queue)
         return pushed

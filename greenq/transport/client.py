@@ -334,7 +334,7 @@ class Connection:
     def try_pipeline(self, commands: Sequence[Command]) -> list[Any]:
         """Like `pipeline`, but a refused command's error stands in the answers."""
         self.send(commands)
-        return [self.receive(command[0]) for command in commands]
+        return [_with_right(self.receive(command[0]), command) for command in commands]
 
     def send(self, commands: Sequence[Command]) -> None:
         """Write commands without waiting for their answers."""
@@ -679,6 +679,28 @@ def _reply(exc: Exception, text: str) -> str:
     if inner is not None:
         return inner[1]
     return next((code for kind, code in _CODES if isinstance(exc, kind)), "") + text
+
+
+def _with_right(answer: Any, command: Command) -> Any:
+    """Return an answer; that of a command which is not allowed with the right that it lacks."""
+    if not isinstance(answer, AccessRefused):
+        return answer
+    return AccessRefused(f"{answer}; the user lacks {_right(command, str(answer))}").with_traceback(
+        answer.__traceback__
+    )
+
+
+def _right(command: Command, said: str) -> str:
+    """Name the right that a refused command lacks, as an ACL has it and as far as is known."""
+    name = str(command[0])
+    if "to access" in said or "to use" in said:
+        if "channel" in said:
+            return f"&{command[1]}"
+        if name in ("EVALSHA", "EVAL"):
+            return "one of " + " ".join(f"~{key}" for key in command[3 : 3 + int(command[2])])
+        return f"~{command[1]}"
+    has_parts = name in ("CLIENT", "SCRIPT", "ACL") and len(command) > 1
+    return f"+{name}|{command[1]}".lower() if has_parts else f"+{name}".lower()
 
 
 def _translate(
