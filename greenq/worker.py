@@ -311,8 +311,17 @@ class Worker:
                 greeted=self._greeted,
             )
         self.control: Control | None = None
-        if config.worker.worker_enable_remote_control if control is None else control:
-            self.control = Control(self, ear, mailbox, transport.keys, app.clock, accept=accept)
+        remote = config.worker.worker_enable_remote_control
+        if remote if control is None else control:
+            self.control = Control(
+                self,
+                ear,
+                mailbox,
+                transport.keys,
+                app.clock,
+                accept=accept,
+                looks_only=remote == "inspect",
+            )
         self.heart: Heart | None = None
         if heartbeat:
             self.heart = Heart(

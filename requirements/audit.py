@@ -8,16 +8,24 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-# pip-audit's words when it could not ask.
-UNREACHABLE = ("ConnectionError", "ServiceError", "Connection refused", "Max retries", "timed out")
+# pip-audit's words when it could not ask, or was not told.
+UNREACHABLE = (
+    "could not be audited",
+    "ConnectionError",
+    "ServiceError",
+    "Connection refused",
+    "Max retries",
+    "timed out",
+)
 
 
 def main() -> int:
     """Audit what users and developers get; return 1 for a finding, 2 if nobody could be asked."""
     files = [part for name in ("demo", "dev") for part in ("-r", str(HERE / f"{name}.txt"))]
     # Each version is written down with its hashes, so nothing need be resolved or installed.
+    options = ["--strict", "--disable-pip", "--require-hashes", *files]
     done = subprocess.run(
-        [sys.executable, "-m", "pip_audit", "--disable-pip", "--require-hashes", *files],
+        [sys.executable, "-m", "pip_audit", *options],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode and any(said in done.stderr for said in UNREACHABLE):

@@ -45,14 +45,19 @@ class Control(StartStopStep):
         clock: LamportClock,
         *,
         accept: frozenset[str],
+        looks_only: bool = False,
     ) -> None:
-        """Carry out commands on `worker`; requests have one of the content types `accept`."""
+        """Carry out commands on `worker`; requests have one of the content types `accept`.
+
+        With `looks_only`, no command is carried out that changes something.
+        """
         self._worker = worker
         self._hostname = worker.hostname
         self._ear = ear
         self._mailbox = mailbox
         self._clock = clock
         self._accept = accept
+        self._looks_only = looks_only
         self._channel = keys.fanout(EXCHANGE)
 
     def start(self) -> None:
@@ -101,6 +106,11 @@ class Control(StartStopStep):
             _log.warning("the answer to %s could not be sent: %s", request.method, exc)
 
     def _carry_out(self, request: ControlRequest, connection: Connection | None) -> Any:
+        if self._looks_only and panel.changes(request.method):
+            return {
+                "error": f"{request.method} is refused: this worker only lets itself be looked at "
+                "(worker_enable_remote_control = 'inspect')"
+            }
         try:
             try:
                 return panel.run(request.method, self._worker, request.arguments)
