@@ -269,6 +269,10 @@ class Connection:
         # What comes before the last answer are refusals.
         while isinstance(answer := self.receive(named[0][0]), OperationalError):
             refusal = refusal or answer
+        if isinstance(refusal, AccessRefused):
+            # Which of them it was, the server does not say.
+            channels = [f"&{channel}" for _name, *them in named for channel in them]
+            raise _lacking(refusal, " or ".join(channels))
         if refusal is not None:
             raise refusal
 
@@ -685,9 +689,11 @@ def _with_right(answer: Any, command: Command) -> Any:
     """Return an answer; that of a command which is not allowed with the right that it lacks."""
     if not isinstance(answer, AccessRefused):
         return answer
-    return AccessRefused(f"{answer}; the user lacks {_right(command, str(answer))}").with_traceback(
-        answer.__traceback__
-    )
+    return _lacking(answer, _right(command, str(answer)))
+
+
+def _lacking(refusal: AccessRefused, right: str) -> AccessRefused:
+    return AccessRefused(f"{refusal}; the user lacks {right}")
 
 
 def _right(command: Command, said: str) -> str:

@@ -370,7 +370,8 @@ def test_a_role_is_refused_whatever_it_does_not_need(
     "command",
     [("LPUSH", "celery", "x"), ("DEL", "celery"), ("HSET", "greenq.paused", "celery", "x"),
      ("LPUSH", "greenq.dead.celery", "x"), ("ZADD", "greenq.leases", 1, "x"),
-     ("HGETALL", "unacked"), ("GET", "celery-task-meta-an-id"), ("FLUSHALL",), ("CONFIG", "GET", "*")],
+     ("HGETALL", "unacked"), ("GET", "celery-task-meta-an-id"), ("FLUSHALL",),
+     ("CONFIG", "GET", "*")],
 )  # fmt: skip
 def test_a_monitor_changes_nothing_on_the_server(roles: Roles, command: tuple[Any, ...]) -> None:
     with (
