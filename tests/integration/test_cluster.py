@@ -332,7 +332,6 @@ def test_a_user_without_channels_runs_tasks_and_says_once_what_is_missing(cluste
         assert [r.get(timeout=WAIT_S) for r in results[:20]] == list(range(1, 21))
         cluster.server.wait_settled()
         assert worker.text.count("no full member") == 1
-        assert "the user lacks &/0.celeryev/" in worker.text
         assert worker.text.count("NOPERM") <= 5
         assert worker.stop() == 0
     finally:
