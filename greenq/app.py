@@ -664,6 +664,7 @@ class Greenq:
                 return made
             made = self._transport = Transport(self.config, self.main, self._folder)
         made.warn_of_default()
+        made.warn_of_insecure()
         return made
 
     @property

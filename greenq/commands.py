@@ -112,6 +112,11 @@ class Panel:
         command = self._commands.get(name)
         return command is not None and command.urgent
 
+    def changes(self, name: str) -> bool:
+        """Tell whether a command changes something."""
+        command = self._commands.get(name)
+        return command is not None and command.kind == "control"
+
     def run(self, name: str, worker: Worker, arguments: Mapping[str, Any]) -> Any:
         """Carry out a command and return its reply.
 
@@ -490,7 +495,8 @@ def _find_parked(worker: Worker, wanted: set[str]) -> dict[str, list[object]]:
 def _info(worker: Worker, request: Request, *, safe: bool = False) -> dict[str, object]:
     """Describe a request; with `safe`, or if they are large, its arguments as text."""
     message = request.message
-    safe = safe or len(request.delivery.raw) > _SHOWN_BYTES
+    hides = not worker.app.config.worker.worker_show_arguments
+    safe = safe or hides or len(request.delivery.raw) > _SHOWN_BYTES
     started = request.started_s
     return {
         "id": message.id,

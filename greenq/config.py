@@ -452,8 +452,17 @@ class WorkerConfig(Section):
     worker_send_task_events: bool = _setting(
         kinds.flag(), False, "Workers tell of what happens to their tasks, as -E does."
     )
-    worker_enable_remote_control: bool = _setting(
-        kinds.flag(), True, "Workers answer `greenq inspect` and `control`, and Celery's."
+    worker_enable_remote_control: bool | str = _setting(
+        kinds.flag_or("inspect"),
+        True,
+        "Workers answer `greenq inspect` and `control`, and Celery's; `inspect`: they are looked "
+        "at, and refuse what would change something.",
+    )
+    worker_show_arguments: bool = _setting(
+        kinds.flag(),
+        True,
+        "greenq's own. `inspect` shows the arguments of tasks. Without, it shows what the sender "
+        "has given as `argsrepr` and `kwargsrepr`.",
     )
     worker_remote_control_pcre: bool = _setting(
         kinds.flag(),

@@ -58,6 +58,7 @@ class Guard:
         member: str,
         lease_s: float,
         silence_limit_s: float,
+        embedded: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Guard the lease `member` of the zset `key` on the server at `url`.
@@ -65,10 +66,12 @@ class Guard:
         Args:
             lease_s: how long a lease holds.
             silence_limit_s: for so long it is kept for a worker that does not renew it.
+            embedded: the server must be a process of this user.
             clock: seconds, monotonic.
         """
         self._description = {
-            "url": url, "plain": plain_address(url), "key": key, "member": member,
+            "url": url, "embedded": embedded, "key": key, "member": member,
+            "plain": None if embedded else plain_address(url),
             "timeout_s": max(0.5, lease_s / 3),
         }  # fmt: skip
         self._numbers = f"{lease_s:g}", f"{silence_limit_s:g}"

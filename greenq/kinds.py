@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta, tzinfo
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 SERIALIZERS: Final = ("json", "msgpack", "pickle", "raw", "yaml")
 COMPRESSIONS: Final = (
@@ -24,6 +24,12 @@ COMPRESSIONS: Final = (
 
 _SHOWN_CHARS: Final = 200
 _HIDDEN: Final = "********"
+
+# What is called so is not shown. A certificate's data may have its key beside it.
+_SECRET: Final = re.compile(
+    r"passw|passphrase|pwd|secret|token|credential|authoriz|api[_-]?key|private[_-]?key|ca_data$",
+    re.IGNORECASE,
+)
 
 
 # --- secrets -------------------------------------------------------------------------------------
@@ -39,13 +45,35 @@ def mask_url(url: str) -> str:
 
 
 def _mask_one_url(url: str) -> str:
-    hidden = re.sub(r"(://[^:@\s]*:).*@", rf"\g<1>{_HIDDEN}@", url, flags=re.DOTALL)
-    return re.sub(r"([?&][^=&]*password=)[^&]*", rf"\g<1>{_HIDDEN}", hidden)
+    hidden = re.sub(r"://([^:@/]*):.*@", _masked_login, url, flags=re.DOTALL)
+    hidden = re.sub(r"([?&])([^=&]*)=([^&]*)", _masked_option, hidden)
+    # A user without a password may be a token, or the two of them with an encoded colon.
+    return re.sub(r"://[^:@/?]+@", f"://{_HIDDEN}@", hidden)
+
+
+def _masked_login(found: re.Match[str]) -> str:
+    user = found[1]
+    return f"://{_HIDDEN if '%' in user else user}:{_HIDDEN}@"
+
+
+def _masked_option(found: re.Match[str]) -> str:
+    sign, name, value = found.groups()
+    return f"{sign}{name}={_HIDDEN if _SECRET.search(unquote(name)) else value}"
+
+
+def insecure_options(url: str) -> list[str]:
+    """Return the options of a server's URL that switch off the verification of its certificate."""
+    unsafe = {"ssl_cert_reqs": ("none", "optional"), "ssl_check_hostname": ("false", "0", "no")}
+    return [
+        f"{name}={value}"
+        for name, value in parse_qsl(urlsplit(url).query)
+        if value.lower() in unsafe.get(name, ())
+    ]
 
 
 def shown(name: str, value: object) -> object:
     """Return `value` as it may stand in a message or a repr: without secrets, not too long."""
-    if re.search(r"password|passwd|secret|token", name, re.IGNORECASE):
+    if _SECRET.search(name):
         return _HIDDEN
     if isinstance(value, Mapping):
         return {key: shown(str(key), item) for key, item in value.items()}
@@ -108,6 +136,23 @@ def flag() -> Kind:
         if text.strip().lower() not in words:
             raise ValueError("must be true, false, 1 or 0")
         return words[text.strip().lower()]
+
+    return Kind(accept, parse)
+
+
+def flag_or(word: str) -> Kind:
+    """Take True, False or `word`."""
+    plain = flag()
+
+    def accept(value: object) -> bool | str:
+        if value == word:
+            return word
+        if not isinstance(value, bool):
+            raise ValueError(f"must be True, False or {word!r}")
+        return value
+
+    def parse(text: str) -> Any:
+        return word if text.strip().lower() == word else plain.parse(text)
 
     return Kind(accept, parse)
 

@@ -7,9 +7,11 @@ called.
 from __future__ import annotations
 
 import _thread
+import errno
 import logging
 import logging.handlers
 import os
+import stat
 import sys
 from contextlib import suppress
 from contextvars import ContextVar
@@ -20,6 +22,7 @@ from greenq.text import printable
 from greenq.text import record as as_record
 
 if TYPE_CHECKING:
+    from io import TextIOWrapper
     from pathlib import Path
 
 FORMAT: Final = "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s"
@@ -185,7 +188,19 @@ class _Stream(_Keeping, logging.StreamHandler[TextIO]):
 
 
 class _File(_Keeping, logging.handlers.WatchedFileHandler):
-    """A file that may be renamed or deleted, as rotation does: the next line opens it anew."""
+    """A file that may be renamed or deleted, as rotation does: the next line opens it anew.
+
+    A link is followed only where the user or root has made it, as that of ``/dev/stdout``: by
+    another user's, whose target he chooses, the log could be written to any file of the user's.
+    """
+
+    def _open(self) -> TextIOWrapper:
+        with suppress(FileNotFoundError):
+            facts = os.lstat(self.baseFilename)
+            if stat.S_ISLNK(facts.st_mode) and facts.st_uid not in (0, os.geteuid()):
+                reason = f"it is a link of user {facts.st_uid}'s"
+                raise PermissionError(errno.EPERM, reason, self.baseFilename)
+        return super()._open()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line; whatever fails, the caller goes on."""

@@ -226,6 +226,7 @@ class Worker:
                 member=str(self.owner),
                 lease_s=config.worker.worker_lease,
                 silence_limit_s=config.worker.worker_silence_limit,
+                embedded=transport.client.is_embedded,
             ),
         )
         self.outbox = Outbox(transport, self.owner.incarnation)
@@ -315,7 +316,8 @@ class Worker:
                 greeted=self._greeted,
             )
         self.control: Control | None = None
-        if config.worker.worker_enable_remote_control if control is None else control:
+        remote = config.worker.worker_enable_remote_control
+        if remote if control is None else control:
             self.control = Control(
                 self,
                 ear,
@@ -324,6 +326,7 @@ class Worker:
                 app.clock,
                 accept=accept,
                 accept_pcre=config.worker.worker_remote_control_pcre,
+                looks_only=remote == "inspect",
             )
         self.heart: Heart | None = None
         if heartbeat:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -85,6 +86,20 @@ def level(text: str) -> str:
     if text.upper() not in LEVELS:
         raise argparse.ArgumentTypeError(f"{text!r} is no log level; there are {', '.join(LEVELS)}")
     return text.upper()
+
+
+def server(text: str) -> str:
+    """Read a server's URL: itself, or ``@FILE`` for the text of a file, which ``ps`` does not show.
+
+    What is wrong with the URL, the setting says.
+    """
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text("utf-8").strip()
+    except (OSError, UnicodeError) as exc:
+        reason = getattr(exc, "strerror", None) or exc
+        raise argparse.ArgumentTypeError(f"{text[1:]!r} cannot be read: {reason}") from None
 
 
 def _parts(text: str) -> tuple[str, ...]:

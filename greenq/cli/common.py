@@ -45,7 +45,8 @@ def add_app_options(parser: argparse.ArgumentParser, *, again: bool = False) -> 
         "-A", "--app", default=unset or os.environ.get("GREENQ_APP"),
         help=f"the app: module or module:name (not needed with -b or {_BROKER_VARIABLE})",
     )  # fmt: skip
-    add("-b", "--broker", default=unset, metavar="URL", help="instead of the app's broker_url")
+    add("-b", "--broker", type=arguments.server, default=unset, metavar="URL",
+        help="instead of the app's broker_url; @FILE reads it from a file")  # fmt: skip
     add("--json", action="store_true", default=unset or False, help="JSON instead of text")
 
 

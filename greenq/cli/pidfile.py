@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ def pid_file(path: str | None) -> Iterator[None]:
     The lock says that its owner lives, so a file left behind by a crash is in nobody's way.
 
     Raises:
-        ConfigError: the file cannot be written.
+        ConfigError: the file cannot be written, or is not one of the user's own.
         GreenqError: another living process has it.
     """
     if path is None:
@@ -45,11 +46,14 @@ def _locked(path: str) -> int:
     """Open and lock the file; whoever held it before may be deleting it at this moment."""
     while True:
         try:
-            number = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            # Without O_NONBLOCK a pipe of that name would be waited for.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            number = os.open(path, flags, 0o600)
         except OSError as exc:
-            reason = f"cannot be written: {exc.strerror}"
-            raise ConfigError([Problem("pidfile", path, reason)]) from exc
+            said = "it is a link" if os.path.islink(path) else exc.strerror
+            raise ConfigError([Problem("pidfile", path, f"cannot be written: {said}")]) from exc
         try:
+            _require_own(number, path)
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_file(number, path):
                 return number
@@ -60,11 +64,30 @@ def _locked(path: str) -> int:
                 f"pidfile {path}: process {holder} has it and is alive; stop that one first, or "
                 "give this one a file of its own"
             ) from None
+        except BaseException:
+            os.close(number)
+            raise
         os.close(number)
+
+
+def _require_own(number: int, path: str) -> None:
+    """See to it that nobody else can lock the file, and that nothing but it is overwritten."""
+    facts = os.fstat(number)
+    reason = None
+    if not stat.S_ISREG(facts.st_mode):
+        reason = "is no regular file"
+    elif facts.st_uid != os.geteuid():
+        reason = f"belongs to user {facts.st_uid}, not to you"
+    elif facts.st_nlink > 1:
+        reason = "has another name, too (a hard link)"
+    if reason is not None:
+        raise ConfigError([Problem("pidfile", path, f"{reason}: name a file of its own")])
+    # Whoever can open it can lock it.
+    os.fchmod(number, 0o600)
 
 
 def _is_file(number: int, path: str) -> bool:
     try:
-        return os.path.samestat(os.fstat(number), os.stat(path))
+        return os.path.samestat(os.fstat(number), os.lstat(path))
     except FileNotFoundError:
         return False

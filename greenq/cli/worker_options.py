@@ -22,10 +22,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "-b",
         "--broker",
+        type=arguments.server,
         metavar="URL",
-        help="the server's address, instead of the app's broker_url",
+        help="the server's address, instead of the app's broker_url; @FILE reads it from a file",
     )
-    add("--result-backend", metavar="URL", help="instead of the app's result_backend")
+    add(
+        "--result-backend",
+        type=arguments.server,
+        metavar="URL",
+        help="instead of the app's result_backend; @FILE reads it from a file",
+    )
     add(
         "-I",
         "--include",

@@ -47,12 +47,14 @@ class Control(StartStopStep):
         *,
         accept: frozenset[str],
         accept_pcre: bool = False,
+        looks_only: bool = False,
     ) -> None:
         """Carry out commands on `worker`.
 
         Args:
             accept: the content types that requests may have.
             accept_pcre: requests may choose nodes by regular expressions.
+            looks_only: no command is carried out that changes something.
         """
         self._worker = worker
         self._hostname = worker.hostname
@@ -62,6 +64,7 @@ class Control(StartStopStep):
         self._accept = accept
         self._accept_pcre = accept_pcre
         self._repeated = Repeated(_log)
+        self._looks_only = looks_only
         self._channel = keys.fanout(EXCHANGE)
 
     def start(self) -> None:
@@ -116,6 +119,11 @@ class Control(StartStopStep):
             _log.warning("the answer to %s could not be sent: %s", request.method, exc)
 
     def _carry_out(self, request: ControlRequest, connection: Connection | None) -> Any:
+        if self._looks_only and panel.changes(request.method):
+            return {
+                "error": f"{request.method} is refused: this worker only lets itself be looked at "
+                "(worker_enable_remote_control = 'inspect')"
+            }
         try:
             try:
                 return panel.run(request.method, self._worker, request.arguments)

@@ -17,7 +17,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from greenq.errors import DecodeError
+from greenq.errors import AccessRefused, DecodeError, OperationalError
 from greenq.protocol import envelope
 from greenq.protocol.ids import sent_at
 from greenq.protocol.keys import binding_member, matching_queues, topic_pattern
@@ -128,15 +128,19 @@ class Broker:
     ) -> None:
         """Push messages in one command and one round trip: all of them or none, in this order.
 
-        The queue is declared the first time. Now and then it is asked, too, who takes from it.
+        The queue is declared the first time, unless this user may not: the workers declare it, too.
+        Now and then it is asked who takes from it.
         """
         declare, question = self.declare_commands(queue), self._takers.question(queue)
         key = self.keys.queue(queue, self.keys.step_of(priority))
-        answers = self.client.pipeline(
-            [*declare, ("LPUSH", key, *texts), *question],
-            optional=len(question),
-            timeout_s=timeout_s,
-        )
+        with self.client.pooled(timeout_s) as connection:
+            answers = connection.try_pipeline([*declare, ("LPUSH", key, *texts), *question])
+        pushed = answers[len(declare)]
+        for answer in answers[: len(declare) + 1]:
+            if isinstance(answer, OperationalError) and (
+                answer is pushed or not isinstance(answer, AccessRefused)
+            ):
+                raise answer
         if question:
             self._takers.hear(queue, answers[-1])
         if declare:
@@ -172,7 +176,7 @@ class Broker:
         declare = self.declare_commands(queue)
         with self.client.pooled(timeout_s) as connection:
             if declare:
-                connection.pipeline(declare)
+                connection.try_pipeline(declare)
             pushed = bool(connection.script(_PUBLISH_ONCE, names, args))
         self._note_declared(queue)
         return pushed

@@ -25,8 +25,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import hiredis
 import redis
@@ -45,6 +46,7 @@ from greenq.errors import (
     TransportTimeout,
 )
 from greenq.kinds import mask_url
+from greenq.transport.keeper import NotPrivate, require_own_server, require_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -169,8 +171,10 @@ class Connection:
             self._pid = os.getpid()
         if self._link.is_connected:
             return False
-        self._client.prepare()
+        own_socket = self._client.prepare()
         link = self._link
+        if own_socket is not None:
+            link.path = own_socket
         limits = link.socket_connect_timeout, link.socket_timeout
         if self.ends_s is not None:
             left_s = self._left_s("connect")
@@ -193,6 +197,8 @@ class Connection:
         finally:
             link.socket_connect_timeout, link.socket_timeout = limits
             vars(link).pop("read_response", None)
+        if own_socket is not None:
+            self._require_own_server()
         if self.pushes:
             parser = self._link._get_parser()  # noqa: SLF001  redis-py has no public way to it
             parser.set_invalidation_push_handler(self._notice)
@@ -208,6 +214,18 @@ class Connection:
         left_s = max(_LEAST_S, self.ends_s - time.monotonic())
         self._link._sock.settimeout(left_s)  # noqa: SLF001  redis-py has no public way to it
         return read(*args, **options)
+
+    def _require_own_server(self) -> None:
+        """See to it that an embedded server is what answers, before it is sent any message.
+
+        Raises:
+            AccessRefused: it is another user's process.
+        """
+        try:
+            require_own_server(self._link._get_socket())  # noqa: SLF001  no public way to it
+        except NotPrivate as exc:
+            self.close()
+            raise AccessRefused(f"{self._client.address}: {exc}") from exc
 
     def _left_s(self, name: str) -> float:
         """Return the time that is left for a call that must end.
@@ -268,6 +286,10 @@ class Connection:
         # What comes before the last answer are refusals.
         while isinstance(answer := self.receive(named[0][0]), OperationalError):
             refusal = refusal or answer
+        if isinstance(refusal, AccessRefused):
+            # Which of them it was, the server does not say.
+            channels = [f"&{channel}" for _name, *them in named for channel in them]
+            raise _lacking(refusal, " or ".join(channels))
         if refusal is not None:
             raise refusal
 
@@ -335,7 +357,7 @@ class Connection:
     def try_pipeline(self, commands: Sequence[Command]) -> list[Any]:
         """Like `pipeline`, but a refused command's error stands in the answers."""
         self.send(commands)
-        return [self.receive(command[0]) for command in commands]
+        return [_with_right(self.receive(command[0]), command) for command in commands]
 
     def send(self, commands: Sequence[Command]) -> None:
         """Write commands without waiting for their answers."""
@@ -461,7 +483,17 @@ class Connection:
 
 
 def nothing() -> None:
-    """Prepare nothing: the server is somebody else's."""
+    """Prepare nothing: the server is not embedded."""
+
+
+def own_socket(url: str) -> str:
+    """Return the path of the embedded server's socket that `url` names; start nothing.
+
+    Raises: NotPrivate: others could replace the socket.
+    """
+    path = unquote(urlsplit(url).path)
+    require_private(Path(path).parent)
+    return path
 
 
 class Client:
@@ -476,7 +508,7 @@ class Client:
         timeout_s: float = 3.0,
         keepalive: bool = True,
         name: str = "greenq",
-        prepare: Callable[[], object] = nothing,
+        prepare: Callable[[], str | None] = nothing,
     ) -> None:
         """Prepare for the server at `url`; nothing is opened yet.
 
@@ -488,11 +520,13 @@ class Client:
                 both together for all of it, waiting for a free one included.
             keepalive: TCP keepalive on every socket.
             name: shown in the server's ``CLIENT LIST``.
-            prepare: called before each connecting; sees to it that an embedded server runs.
+            prepare: called before each connecting; sees to it that an embedded server runs, and
+                returns the path of its socket, at which only a process of this user may answer.
         """
         self.address = mask_url(url)
         # With the password: not to be shown.
         self.url = url
+        self.is_embedded = prepare is not nothing
         self.traffic = Traffic()
         self.prepare = prepare
         self.call_timeout_s = connect_timeout_s + timeout_s
@@ -683,6 +717,30 @@ def _reply(exc: Exception, text: str) -> str:
     if inner is not None:
         return inner[1]
     return next((code for kind, code in _CODES if isinstance(exc, kind)), "") + text
+
+
+def _with_right(answer: Any, command: Command) -> Any:
+    """Return an answer; that of a command which is not allowed with the right that it lacks."""
+    if not isinstance(answer, AccessRefused):
+        return answer
+    return _lacking(answer, _right(command, str(answer)))
+
+
+def _lacking(refusal: AccessRefused, right: str) -> AccessRefused:
+    return AccessRefused(f"{refusal}; the user lacks {right}")
+
+
+def _right(command: Command, said: str) -> str:
+    """Name the right that a refused command lacks, as an ACL has it and as far as is known."""
+    name = str(command[0])
+    if "to access" in said or "to use" in said:
+        if "channel" in said:
+            return f"&{command[1]}"
+        if name in ("EVALSHA", "EVAL"):
+            return "one of " + " ".join(f"~{key}" for key in command[3 : 3 + int(command[2])])
+        return f"~{command[1]}"
+    has_parts = name in ("CLIENT", "SCRIPT", "ACL") and len(command) > 1
+    return f"+{name}|{command[1]}".lower() if has_parts else f"+{name}".lower()
 
 
 def _translate(

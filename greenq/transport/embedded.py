@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 # A unix socket's path has 108 bytes on Linux and 104 on macOS, the closing zero included.
 _SOCKET_PATH_BYTES = 100
+_SOCKET = "valkey.sock"
+# Names the socket of a server whose folder's path is too long for one, so that processes with
+# another environment find it, too.
+_SOCKET_NAMED = "socket"
 _POLL_S = 0.005
 _PING_S = 1.0
 # A second one for a keeper that was killed meanwhile.
@@ -120,6 +124,7 @@ class EmbeddedServer:
             return self._await_answer(deadline)
         except OSError as error:
             self._give_back(had_share)
+            # The folder is not private, among others.
             raise EmbeddedServerError(f"the embedded Valkey in {self._folder}: {error}") from error
         except BaseException:
             self._give_back(had_share)
@@ -166,7 +171,6 @@ class EmbeddedServer:
             self._close(fd)
 
     def _await_answer(self, deadline: float) -> str:
-        socket_path = _socket_path(self._folder)
         starts = 0
         while True:
             with self._keeper_place() as place:
@@ -175,6 +179,7 @@ class EmbeddedServer:
                         raise self._failure("it did not start")
                     self._start_keeper(place, deadline)
                     starts += 1
+            socket_path = _socket_path(self._folder)
             answer = keeper.ask(socket_path, "PING", _PING_S)
             if answer == "+PONG":
                 return str(socket_path)
@@ -195,9 +200,7 @@ class EmbeddedServer:
 
     def _start_keeper(self, place: int, deadline: float) -> None:
         binary = _find_binary()
-        socket_path = _socket_path(self._folder)
-        if socket_path.parent != self._folder:
-            _require_private(socket_path.parent)
+        socket_path = _settled_socket_path(self._folder)
         with _open_log(self._folder / keeper.LOG) as log:
             # Not subprocess nor os.posix_spawn: what gevent puts in their place works in one
             # thread only.
@@ -294,28 +297,61 @@ def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
+def _fits(path: Path) -> bool:
+    return len(os.fsencode(path)) <= _SOCKET_PATH_BYTES
+
+
 def _socket_path(folder: Path) -> Path:
-    path = folder / "valkey.sock"
-    if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES:
+    """Return where the folder's server listens, or would if it were started now."""
+    path = folder / _SOCKET
+    if _fits(path):
         return path
-    # /tmp rather than $TMPDIR where possible: all processes must name the same place.
+    try:
+        named = (folder / _SOCKET_NAMED).read_text()
+    except FileNotFoundError:
+        named = ""
+    # A folder for the time of a login may be gone, and all in it.
+    if named and Path(named).parent.parent.is_dir():
+        return Path(named)
+    return _short_socket_path(folder)
+
+
+def _short_socket_path(folder: Path) -> Path:
+    """Choose a place for the socket of a folder whose path is too long."""
+    name = f"greenq-{os.geteuid()}-{_short_hash(os.path.realpath(folder))}"
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    if runtime.is_absolute() and _is_private(runtime) and _fits(runtime / name / _SOCKET):
+        return runtime / name / _SOCKET
     base = "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()
-    return Path(base) / f"greenq-{os.geteuid()}-{_short_hash(os.path.realpath(folder))}" / path.name
+    return Path(base) / name / _SOCKET
+
+
+def _settled_socket_path(folder: Path) -> Path:
+    """Return where a keeper's server shall listen; whoever has the keeper's lock may call it."""
+    path = _socket_path(folder)
+    if path.parent != folder:
+        _require_private(path.parent)
+        fd = os.open(
+            folder / _SOCKET_NAMED, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_TRUNC, 0o600
+        )
+        try:
+            os.write(fd, os.fsencode(path))
+        finally:
+            os.close(fd)
+    return path
+
+
+def _is_private(folder: Path) -> bool:
+    try:
+        keeper.require_private(folder)
+    except OSError:
+        return False
+    return True
 
 
 def _require_private(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    facts = folder.stat()
-    if facts.st_uid != os.geteuid():
-        raise EmbeddedServerError(
-            f"the folder {folder} belongs to user {facts.st_uid}, not to you: name one of your own "
-            "(broker_url = embedded:///absolute/folder)"
-        )
-    if facts.st_mode & 0o077:
-        raise EmbeddedServerError(
-            f"the folder {folder} is open to other users (mode {facts.st_mode & 0o777:o}), so they "
-            f"could send you tasks: chmod 700 {folder}, or name a folder that does not exist yet"
-        )
+    keeper.require_private(folder)
 
 
 def _find_binary() -> Path:
@@ -335,7 +371,7 @@ def _find_binary() -> Path:
 
 @contextmanager
 def _open_log(path: Path) -> Iterator[int]:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     fd = os.open(path, flags, 0o600)
     try:
         if os.fstat(fd).st_size > _LOG_BYTES:

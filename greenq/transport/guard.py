@@ -25,6 +25,7 @@ import os
 import select
 import sys
 import time
+from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -212,7 +213,11 @@ class Lease:
         sys.path[:] = [*told["path"], told["home"]]
         module = importlib.import_module("greenq.transport.client")
         client = module.Client(
-            told["url"], connect_timeout_s=timeout_s, timeout_s=timeout_s, name="greenq-guard"
+            told["url"],
+            connect_timeout_s=timeout_s,
+            timeout_s=timeout_s,
+            name="greenq-guard",
+            prepare=partial(module.own_socket, told["url"]) if told["embedded"] else module.nothing,
         )
         connection = self._connection = client.connection()
         return lambda name, args: int(

@@ -21,6 +21,8 @@ import os
 import queue
 import signal
 import socket
+import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -48,9 +50,53 @@ _CALM_S = 10.0
 _REFUSED = 1
 
 
+class NotPrivate(PermissionError):
+    """A folder or a server that somebody else may control; the text says which, and what to do."""
+
+
+def require_private(folder: Path) -> None:
+    """See to it that a folder is the user's alone.
+
+    Raises:
+        NotPrivate: it is a link, another user's, or open to others.
+        FileNotFoundError: there is none.
+    """
+    # Not stat: who plants a link decides where it leads, now and later.
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode):
+        raise NotPrivate(f"{folder} is a link or a file: name the folder itself")
+    if facts.st_uid != os.geteuid():
+        raise NotPrivate(
+            f"the folder {folder} belongs to user {facts.st_uid}, not to you: name one of your own "
+            "(broker_url = embedded:///absolute/folder)"
+        )
+    if facts.st_mode & 0o077:
+        raise NotPrivate(
+            f"the folder {folder} is open to other users (mode {facts.st_mode & 0o777:o}), so they "
+            f"could send you tasks: chmod 700 {folder}, or name a folder that does not exist yet"
+        )
+
+
+def require_own_server(link: socket.socket) -> None:
+    """See to it that the process at the other end of a unix socket is one of the user's own.
+
+    Raises: NotPrivate: it is not. Where the system does not tell, the folder alone must do.
+    """
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return
+    # struct ucred: process, user, group.
+    size = struct.calcsize("3i")
+    _, user, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, option, size))
+    if user != os.geteuid():
+        raise NotPrivate(
+            f"the server at {link.getpeername()} is a process of user {user}, not yours"
+        )
+
+
 def open_lock(path: Path) -> int:
     """Open a lock file, made if missing; not inherited by programs this process starts."""
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
 
 def try_lock(fd: int, kind: int) -> bool:
@@ -66,13 +112,19 @@ def ask(socket_path: Path, command: str, timeout_s: float) -> str:
     """Send one command without arguments; return the first line of the answer, "" for none.
 
     A server that is ready answers PING with ``+PONG``, one that loads its data with an error.
+
+    Raises: NotPrivate: the server, or the folder of its socket, is not the user's own.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
         link.settimeout(timeout_s)
         try:
+            require_private(socket_path.parent)
             link.connect(os.fspath(socket_path))
+            require_own_server(link)
             link.sendall(command.encode() + b"\r\n")
             return link.recv(256).decode("utf-8", "replace").partition("\r\n")[0]
+        except NotPrivate:
+            raise
         except OSError:
             return ""
 
@@ -135,6 +187,10 @@ class Keeper:
             self._adopt(lock)
 
     def _start(self, lock: int) -> None:
+        try:
+            require_private(self._socket_path.parent)
+        except OSError as error:
+            _give_up(str(error))
         self._socket_path.unlink(missing_ok=True)
         for unfinished in Path().glob("temp-rewriteaof-*.aof"):
             unfinished.unlink()
@@ -182,7 +238,8 @@ class Keeper:
             return
         _log(f"stopping Valkey, process {self._server_pid}")
         # Valkey looks for signals ten times a second, and for commands at once.
-        ask(self._socket_path, "SHUTDOWN", _ASK_S)
+        with suppress(NotPrivate):
+            ask(self._socket_path, "SHUTDOWN", _ASK_S)
         for number in (signal.SIGTERM, signal.SIGKILL):
             _signal_group(self._server_pid, number)
             if self._ended_within(_STOP_S):

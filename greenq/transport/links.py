@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from greenq.errors import ConfigError, Problem, ResultsDisabled
-from greenq.kinds import mask_url
+from greenq.kinds import insecure_options, mask_url
 from greenq.protocol.keys import Keys
 from greenq.transport.backend import Backend
 from greenq.transport.broker import Broker
@@ -117,6 +117,23 @@ class Transport:
             "%s; set broker_url (GREENQ_BROKER_URL), to embedded:// if that is meant",
             self._embedded_folder("broker_url", "embedded://"),
         )
+
+    def warn_of_insecure(self) -> None:
+        """Say which address has TLS in which anybody could stand in for the server."""
+        addresses = {
+            "broker_url": self._config.broker.broker_url,
+            "result_backend": self._config.result.result_backend,
+        }
+        for setting, url in addresses.items():
+            options = insecure_options(url)
+            if options:
+                _log.warning(
+                    "%s (%s) has %s: the server's certificate is not verified, so whoever is "
+                    "between can read and change all messages; set ssl_ca_certs instead",
+                    setting,
+                    mask_url(url),
+                    " and ".join(options),
+                )
 
     def close(self) -> None:
         """Close pooled connections, stop listening, let go of an embedded server."""

@@ -11,7 +11,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from greenq.errors import OperationalError
+from greenq.errors import AccessRefused, OperationalError
 from greenq.protocol.mailbox import EXCHANGE
 from greenq.transport.client import load_script
 
@@ -37,11 +37,12 @@ class Takers:
         self._keys = keys
         self._clock = clock
         self._ask_at_s: dict[str, float] = {}
+        self._may_ask = True
 
     def question(self, queue: str) -> list[Command]:
         """Return the command that asks about a queue, or none if it was asked lately."""
         now_s = self._clock()
-        if now_s < self._ask_at_s.get(queue, now_s):
+        if not self._may_ask or now_s < self._ask_at_s.get(queue, now_s):
             return []
         self._ask_at_s[queue] = now_s + _EVERY_S
         keys = self._keys
@@ -55,6 +56,9 @@ class Takers:
 
         Where no worker is at all, as before the first one is started, nothing is said.
         """
+        if isinstance(answer, AccessRefused):
+            # A user who may only send: once is enough to know.
+            self._may_ask = False
         if isinstance(answer, OperationalError):
             _log.debug("who takes from queue %s is not known: %s", queue, answer)
             return

@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +19,12 @@ from pathlib import Path
 import pytest
 
 import greenq
-from greenq.errors import EmbeddedServerError
+from greenq import Greenq
+from greenq.errors import AccessRefused, EmbeddedServerError
 from greenq.transport import embedded, keeper
+from greenq.transport.client import own_socket
 from greenq.transport.embedded import EmbeddedServer, default_folder, folder_of
+from tests.strangers import NOBODY, as_nobody, needs_root
 
 USER_SCRIPT = Path(__file__).with_name("embedded_user.py")
 DEADLINE_S = 20.0
@@ -533,6 +537,166 @@ def test_acquire_uses_a_short_socket_path_for_a_long_folder(
         first.release()
         second.release()
     wait_until(lambda: is_clean(long_folder), "the server has stopped, its socket's folder is gone")
+
+
+def test_a_long_folder_s_socket_is_in_the_folder_of_the_login_for_all(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, start_user: Callable[..., User]
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="run-") as runtime:
+        long_folder = folder / ("long" * 20) / ("longer" * 20)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+        first, second = EmbeddedServer(long_folder), EmbeddedServer(long_folder)
+        try:
+            socket_path = first.acquire()
+            assert socket_path.startswith(f"{runtime}/greenq-")
+            # A process of cron, say, knows of no login.
+            monkeypatch.delenv("XDG_RUNTIME_DIR")
+            assert second.acquire() == socket_path
+            first.release()
+            kill_keeper_at(socket_path)
+            assert second.acquire() == socket_path
+        finally:
+            first.release()
+            second.release()
+        wait_until(lambda: not Path(socket_path).parent.exists(), "the server has stopped")
+
+
+def kill_keeper_at(socket_path: str) -> None:
+    (pid,) = [pid for pid, line in processes().items()
+              if socket_path in line and _program_of(line) == "keeper.py"]  # fmt: skip
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: pid not in processes(), "the killed keeper is gone")
+
+
+def test_a_folder_of_the_login_that_is_open_to_others_is_not_used(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = tmp_path / "r"
+    runtime.mkdir()
+    runtime.chmod(0o755)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    monkeypatch.setattr(embedded, "_SOCKET_PATH_BYTES", len(str(runtime)) + 60)
+
+    assert not embedded._socket_path(folder / ("x" * 100)).is_relative_to(runtime)
+    runtime.chmod(0o700)
+    assert embedded._socket_path(folder / ("x" * 100)).is_relative_to(runtime)
+
+
+def test_acquire_refuses_a_link_to_a_folder(
+    server: EmbeddedServer, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "other")
+
+    with pytest.raises(EmbeddedServerError, match="is a link"):
+        server.acquire()
+
+    assert list((tmp_path / "other").iterdir()) == []
+    folder.unlink()
+
+
+def test_acquire_refuses_a_link_in_the_place_of_the_socket_s_folder(
+    folder: Path, tmp_path: Path
+) -> None:
+    # Given a link that another user has planted, to a folder that is the victim's alone.
+    long_folder = folder / ("long" * 20) / ("longer" * 20)
+    place = embedded._socket_path(long_folder).parent
+    (tmp_path / "private").mkdir(mode=0o700)
+    place.symlink_to(tmp_path / "private")
+    server = EmbeddedServer(long_folder)
+    try:
+        with pytest.raises(EmbeddedServerError, match="is a link"):
+            server.acquire()
+    finally:
+        server.release()
+        place.unlink()
+    assert list((tmp_path / "private").iterdir()) == []
+
+
+@pytest.fixture
+def long_app(folder: Path) -> Iterator[tuple[Greenq, Path]]:
+    """An app whose embedded server runs, and that server's socket, which is not in its folder."""
+    long_folder = folder / ("long" * 20) / ("longer" * 20)
+    app = Greenq("sender", broker=f"embedded://{long_folder}")
+    assert app.transport.client.call("PING") == b"PONG"
+    yield app, Path(app.transport.client.prepare() or "")
+    app.close()
+
+
+def test_each_connect_looks_at_the_folder_of_the_socket(long_app: tuple[Greenq, Path]) -> None:
+    app, socket_path = long_app
+    app.transport.client.close()
+    moved = socket_path.parent.with_suffix(".moved")
+    socket_path.parent.rename(moved)
+    socket_path.parent.symlink_to(moved)
+    try:
+        with pytest.raises(EmbeddedServerError, match="is a link"):
+            app.send_task("pay", ("4111-1111",), retry=False)
+    finally:
+        socket_path.parent.unlink()
+        moved.rename(socket_path.parent)
+    app.send_task("pay", ("4111-1111",), retry=False)
+
+
+@needs_root
+def test_the_server_of_another_user_gets_no_message(
+    long_app: tuple[Greenq, Path], tmp_path: Path
+) -> None:
+    app, socket_path = long_app
+    app.transport.client.close()
+    real = socket_path.with_suffix(".real")
+    socket_path.rename(real)
+    listener = socket.socket(socket.AF_UNIX)
+    heard = tmp_path / "heard"
+    record = os.open(heard, os.O_WRONLY | os.O_CREAT)
+    listener.bind(str(socket_path))
+
+    def serve() -> None:
+        # Who listens is who the kernel names.
+        listener.listen()
+        threading.Thread(target=answer_all, args=(listener, record), daemon=True).start()
+
+    try:
+        with as_nobody(serve), pytest.raises(EmbeddedServerError, match=f"user {NOBODY}"):
+            app.send_task("pay", ("4111-1111",), retry=False)
+        assert heard.read_bytes() == b""
+    finally:
+        os.close(record)
+        listener.close()
+        socket_path.unlink()
+        real.rename(socket_path)
+
+
+def answer_all(listener: socket.socket, record: int) -> None:
+    while True:
+        link, _ = listener.accept()
+        while said := link.recv(65536):
+            os.write(record, said)
+            link.sendall(b"+PONG\r\n")
+
+
+def test_a_connection_asks_who_answers_it(
+    long_app: tuple[Greenq, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Somebody who is quicker than the look before each connect.
+    app, socket_path = long_app
+    app.transport.client.close()
+    monkeypatch.setattr(app.transport.client, "prepare", lambda: str(socket_path))
+    me = os.geteuid()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: me + 1)
+        with pytest.raises(AccessRefused, match=f"a process of user {me}, not yours"):
+            app.transport.client.call("PING")
+    assert app.transport.client.call("PING") == b"PONG"
+
+
+def test_a_guard_looks_at_the_folder_of_the_socket(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+
+    assert own_socket(f"unix://{tmp_path}/real/valkey.sock") == f"{tmp_path}/real/valkey.sock"
+    with pytest.raises(keeper.NotPrivate, match="is a link"):
+        own_socket(f"unix://{tmp_path}/link/valkey.sock")
 
 
 def test_acquire_refuses_a_folder_open_to_others_and_leaves_it_as_it_is(

@@ -84,6 +84,10 @@ ELSEWHERE = {
     "worker_enable_remote_control": (
         "tests/integration/test_cluster.py::test_all_optional_steps_can_be_switched_off_together"
     ),
+    "worker_show_arguments": (
+        "tests/integration/test_security.py::"
+        "test_arguments_are_shown_to_nobody_but_as_their_sender_wishes"
+    ),
     "worker_hub_lag_warning": "tests/integration/test_hub_blocked.py::",
     "worker_lease": (
         "tests/faults/test_leases.py::"

@@ -15,7 +15,19 @@ SECRET = "s3cr3t"
     ("url", "masked"),
     [
         ("redis://h:6379/0", "redis://h:6379/0"),
-        ("redis://user@h/0", "redis://user@h/0"),
+        (f"redis://{SECRET}@h/0", "redis://********@h/0"),
+        (f"redis://user%3A{SECRET}@h", "redis://********@h"),
+        (f"redis://user%3A{SECRET}:{SECRET}@h", "redis://********:********@h"),
+        (f"redis:// :{SECRET}@h", "redis:// :********@h"),
+        (f"redis://us er:{SECRET}@h", "redis://us er:********@h"),
+        (f"redis:// {SECRET}@h", "redis://********@h"),
+        (f"redis://h/0?PASSWORD={SECRET}", "redis://h/0?PASSWORD=********"),
+        (f"redis://h/0?password={SECRET}@{SECRET}", "redis://h/0?password=********"),
+        (f"rediss://h?ssl_ca_data={SECRET}&a=1", "rediss://h?ssl_ca_data=********&a=1"),
+        (f"rediss://h?ssl_pass%77ord={SECRET}", "rediss://h?ssl_pass%77ord=********"),
+        (f"rediss://h?api_key={SECRET}", "rediss://h?api_key=********"),
+        ("rediss://h?ssl_ca_certs=/ca.pem", "rediss://h?ssl_ca_certs=/ca.pem"),
+        ("embedded:///home/me@work/data", "embedded:///home/me@work/data"),
         (f"redis://:{SECRET}@h/0", "redis://:********@h/0"),
         (f"rediss://user:{SECRET}@h:1/0?x=1", "rediss://user:********@h:1/0?x=1"),
         (f"redis://:a@{SECRET}/b@h/0", "redis://:********@h/0"),
@@ -37,6 +49,14 @@ def test_mask_url_hides_the_password_and_nothing_else(url: str, masked: str) -> 
     [
         ("password", SECRET, "********"),
         ("Auth_Token", 7, "********"),
+        ("api_key", SECRET, "********"),
+        ("X-Api-Key", SECRET, "********"),
+        ("authorization", SECRET, "********"),
+        (
+            "headers",
+            {"Authorization": SECRET, "keys": "k"},
+            {"Authorization": "********", "keys": "k"},
+        ),
         ("x", {"secret_key": SECRET, "n": 1}, {"secret_key": "********", "n": 1}),
         ("x", [f"redis://:{SECRET}@h"], ["redis://:********@h"]),
         ("x", ({"passwd": SECRET}, 2), ({"passwd": "********"}, 2)),
@@ -64,3 +84,25 @@ def test_what_is_no_name_is_no_queue_and_no_broadcast_queue(wrong: Any) -> None:
         kinds.queue().accept(wrong)
     with pytest.raises(ValueError, match="must be text, not empty"):
         kinds.Broadcast(wrong)
+
+
+def test_flag_or_takes_a_word_beside_true_and_false() -> None:
+    kind = kinds.flag_or("inspect")
+
+    assert [kind.accept(each) for each in (True, False, "inspect")] == [True, False, "inspect"]
+    assert [kind.parse(each) for each in ("true", "0", "Inspect")] == [True, False, "inspect"]
+    with pytest.raises(ValueError, match="True, False or 'inspect'"):
+        kind.accept("look")
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("rediss://h", []),
+        ("rediss://h?ssl_cert_reqs=required&ssl_check_hostname=true", []),
+        ("rediss://h?ssl_cert_reqs=NONE", ["ssl_cert_reqs=NONE"]),
+        ("rediss://h?ssl_check_hostname=0&db=1", ["ssl_check_hostname=0"]),
+    ],
+)
+def test_insecure_options_are_found(url: str, options: list[str]) -> None:
+    assert kinds.insecure_options(url) == options

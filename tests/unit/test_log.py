@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import io
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from greenq import log
 from greenq.errors import ConfigError
 from greenq.protocol.message import TaskMessage
+from tests.strangers import NOBODY
 
 
 class Terminal(io.StringIO):
@@ -207,3 +209,26 @@ def test_a_line_that_a_handler_could_not_write_is_harmless_too(
     log._write_plainly(record, OSError())
 
     assert not any(line.startswith(FORGED) for line in capfd.readouterr().err.splitlines())
+
+
+def test_log_file_that_is_a_link_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim, link = tmp_path / "victim.txt", tmp_path / "w.log"
+    link.symlink_to(victim)
+    if os.geteuid() == 0:
+        os.lchown(link, NOBODY, -1)
+    else:
+        me = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    with pytest.raises(ConfigError, match="link of user"):
+        log.setup("INFO", logfile=link)
+    assert not victim.exists()
+
+
+def test_log_file_may_be_a_link_of_one_s_own(tmp_path: Path) -> None:
+    file, link = tmp_path / "real.log", tmp_path / "w.log"
+    link.symlink_to(file)
+    log.setup("INFO", logfile=link)
+    logging.getLogger("x").warning("one")
+    assert "one" in file.read_text()

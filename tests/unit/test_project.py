@@ -88,11 +88,35 @@ def test_every_package_and_the_examples_are_installed() -> None:
     assert set(project["tool"]["setuptools"]["packages"]) == wanted
 
 
-def test_constraints_are_names_and_exact_versions_only() -> None:
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = [line for line in lines if not line.startswith("#")]
-    assert [line for line in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[\w.+!]+", line)] == []
-    assert len(pins) > 50
+@pytest.mark.parametrize(("name", "least"), [("dev", 80), ("demo", 8), ("tools", 20)])
+def test_requirements_are_exact_versions_with_hashes_and_nothing_else(
+    name: str, least: int
+) -> None:
+    text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+    entries = [entry for entry in re.split(r"\n(?=\S)", text) if not entry.startswith("#")]
+    named = r"[A-Za-z0-9._-]+(\[[\w,]+\])?==[\w.+!]+( ; [^\\\n]+)?"
+    pin = named + r"( \\\n    --hash=sha256:[0-9a-f]{64})+\n?"
+    assert [entry for entry in entries if not re.fullmatch(pin, entry)] == []
+    assert len(entries) >= least
+
+
+def test_everything_is_installed_by_hash() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    installs = re.findall(r"^.*\binstall (?:.*\\\n)?.*$", makefile, re.MULTILINE)
+    assert len([line for line in installs if "--require-hashes" in line]) >= 2
+    # All but greenq itself, which brings nothing along.
+    others = [
+        line for line in installs
+        if "pip" in line.lower() and "--require-hashes" not in line and "--no-deps" not in line
+    ]  # fmt: skip
+    assert [line for line in others if "apt install" not in line] == []
+
+
+@pytest.mark.parametrize("section", ["dependencies", "embedded", "deploy", "yaml"])
+def test_what_users_install_has_an_upper_bound(section: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = project.get(section) or project["optional-dependencies"][section]
+    assert [each for each in needed if "<" not in each] == []
 
 
 def test_settings_page_is_what_its_generator_writes() -> None:
