@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from greenq.result import AsyncResult, AsyncResults
 
 # Options of Celery's that would have no effect here, and why.
+# The longest wait before a retry has been reached long before.
+_MOST_DOUBLINGS = 64
+
 _MISSING = {
     "backend": "all results of an app are in one place, result_backend",
     "link": "there are no workflows yet",
@@ -553,7 +556,9 @@ class Task(Generic[P, R]):
         """Return the seconds to wait before an automatic retry; None leaves it to the default."""
         if not self.retry_backoff:
             return None
-        longest = min(int(self.retry_backoff) * 2**retries, self.retry_backoff_max)
+        # A message may say any number of retries; beyond so many the longest wait is reached.
+        doubled = 2 ** min(max(retries, 0), _MOST_DOUBLINGS)
+        longest = min(int(self.retry_backoff) * doubled, self.retry_backoff_max)
         return random.randrange(longest + 1) if self.retry_jitter else longest
 
     def before_start(self, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

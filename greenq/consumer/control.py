@@ -54,6 +54,8 @@ class Control(StartStopStep):
         self._clock = clock
         self._accept = accept
         self._channel = keys.fanout(EXCHANGE)
+        # What came as a request and was none.
+        self.ignored = 0
 
     def start(self) -> None:
         """Begin to listen."""
@@ -65,7 +67,7 @@ class Control(StartStopStep):
 
     def handle(self, data: bytes) -> None:
         """Carry out a request, if it is for this worker, and reply. Switches: yes."""
-        request = self._read(data)
+        request = self._read(data, counts=True)
         if request is not None:
             self._clock.adjust(request.clock)
             self._answer(request, None)
@@ -77,12 +79,17 @@ class Control(StartStopStep):
             return None
         return partial(self._answer, request)
 
-    def _read(self, data: bytes) -> ControlRequest | None:
-        """Read a request; None when it is none, or for others."""
+    def _read(self, data: bytes, *, counts: bool = False) -> ControlRequest | None:
+        """Read a request; None when it is none, or for others.
+
+        The watch thread may read what the hub will read again: that counts it.
+        """
         try:
             request = read_request(data, self._accept)
         except (DecodeError, ContentDisallowed) as exc:
-            _log.warning("what came as a control request is none: %s", exc)
+            if counts:
+                self.ignored += 1
+                _log.warning("what came as a control request is none: %s", exc)
             return None
         return request if request.is_for(self._hostname) else None
 

@@ -71,13 +71,14 @@ class DeadLetter:
 
 def write_letter(raw: bytes, *, reason: str, worker: str, now: datetime) -> str:
     """Write a message as a dead letter."""
+    headers = envelope.text_headers(raw)
     return json.dumps(
         {
             "reason": reason,
             "buried_at": now.isoformat(),
             "worker": worker,
-            "task_id": envelope.header(raw, "id"),
-            "task": envelope.header(raw, "task"),
+            "task_id": headers.get("id"),
+            "task": headers.get("task"),
             "raw": base64.b64encode(raw).decode("ascii"),
         }
     )
