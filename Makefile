@@ -12,7 +12,7 @@ INSTALL := $(PIP) install --require-hashes --only-binary :all:
 INSTALL_GREENQ := $(PIP) install --no-deps --no-build-isolation --editable .
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults explore check bench bench-all docs lock audit wheel clean .half-one .half-two .half-one-again .half-two-again
+.PHONY: help setup demo test faults explore fuzz check bench bench-all docs lock audit wheel clean .half-one .half-two .half-one-again .half-two-again
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -33,6 +33,9 @@ faults: $(DEV_STAMP)  ## kill, freeze and cut at random for a quarter of an hour
 explore: $(DEV_STAMP)  ## try schedules of the protocol; SCHEDULES=20000, SEED= and JOBS= may be given
 	@$(BIN)/python -m tests.model --schedules $(or $(SCHEDULES),20000) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS))
+
+fuzz: $(DEV_STAMP)  ## send hostile bytes to a worker; SECONDS=3600 and SEED= may be given
+	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
 
 check: $(DEV_STAMP)  ## everything that must pass before a change is accepted; what CI runs
 	@echo "==> format"
@@ -58,7 +61,7 @@ check: $(DEV_STAMP)  ## everything that must pass before a change is accepted; w
 # By make and not in a shell's background, where programs ignore SIGINT.
 PYTEST := $(BIN)/coverage run -p -m pytest -m "not heavy"
 .half-one:
-	@$(PYTEST) -o cache_dir=.half-one.cache tests/unit tests/model tests/faults \
+	@$(PYTEST) -o cache_dir=.half-one.cache tests/unit tests/model tests/faults tests/fuzz \
 	  || touch .half-one.failed
 
 .half-two:

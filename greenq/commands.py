@@ -21,6 +21,7 @@ import resource
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ from greenq import __version__, kinds
 from greenq.config import Config
 from greenq.errors import ContentDisallowed, DecodeError, NotRegistered
 from greenq.protocol.envelope import header
+from greenq.protocol.limits import INTERVAL, KEY, Rule, Whole, named
 from greenq.protocol.message import saferepr
 from greenq.ratelimit import parse_rate
 from greenq.request import Request
@@ -70,8 +72,15 @@ _NAME_CHARS = 255
 # So many parked messages are looked at for an id.
 _LOOKED_AT = 20_000
 
-# No timer can be set to more than all numbers; thirty years are as good as no limit.
-_MOST_TIME_LIMIT_S = 1e9
+# What numbers in requests may be.
+_HOW_MANY = Whole(0, 1_000_000)
+_SIZE = Whole(1, 1_000_000)
+
+# A request may name so many tasks, the most that a worker remembers as revoked.
+_IDS = 50_000
+
+# No number that is taken has so many.
+_MOST_DIGITS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +303,10 @@ def stats(worker: Worker, **_ignored: Any) -> dict[str, object]:
         "clock": str(worker.state.clock.value),
         "uptime": round(worker.uptime_s),
         "pool": {**worker.pool.info(), "timeouts": [0, 0]},
+        "ignored": {
+            "requests": 0 if worker.control is None else worker.control.ignored,
+            "events": 0 if worker.gossip is None else worker.gossip.ignored,
+        },
         "broker": _broker(worker),
         "prefetch_count": worker.pool.size * worker.app.config.worker.worker_prefetch_multiplier,
         "rusage": {
@@ -343,7 +356,7 @@ def hello(worker: Worker, from_node: str, revoked: object = None, **_ignored: An
     if from_node == worker.hostname:
         return None
     if isinstance(revoked, list | dict):
-        worker.state.revoked.update(each for each in revoked if isinstance(each, str))
+        worker.state.revoked.update(each for each in revoked if KEY.takes(each))
     return {"revoked": list(worker.state.revoked.ids()), "clock": worker.state.clock.forward()}
 
 
@@ -359,7 +372,9 @@ def memdump(worker: Worker, samples: int = 10, **_ignored: Any) -> str:
     peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     counted = Counter(type(each).__name__ for each in gc.get_objects())
     lines = [f"rss {_megabytes(_rss_bytes())}, peak {_megabytes(peak_kb * 1024)}"]
-    lines += [f"{count:>9}  {name}" for name, count in counted.most_common(int(samples))]
+    lines += [
+        f"{count:>9}  {name}" for name, count in counted.most_common(_number("samples", samples))
+    ]
     return "\n".join(lines)
 
 
@@ -377,8 +392,8 @@ def objgraph(
     except ImportError:
         raise ImportError("the package objgraph is not installed in the worker") from None
     with tempfile.NamedTemporaryFile(prefix="greenq-", suffix=".dot", delete=False) as file:
-        found = graph.by_type(type)[: int(num)]
-    graph.show_backrefs(found, max_depth=int(max_depth), filename=file.name)
+        found = graph.by_type(type)[: _number("num", num)]
+    graph.show_backrefs(found, max_depth=_number("max_depth", max_depth), filename=file.name)
     return {"filename": file.name}
 
 
@@ -419,12 +434,13 @@ def scheduled(
     the server, which any worker of these queues may run, and lists.
     """
     held = worker.tasks.scheduled()
+    limit, offset = _number("limit", limit), _number("offset", offset)
     page = [
         {"eta": eta.isoformat(), "priority": 6, "request": _info(worker, request)}
         for eta, request in _page(held, limit, offset)
     ]
     parked = worker.app.transport.broker.parked(
-        worker.queues, max(0, int(offset) - len(held)), int(limit) - len(page)
+        worker.queues, max(0, offset - len(held)), limit - len(page)
     )
     return page + [_parked(worker, *each) for each in parked]
 
@@ -452,13 +468,11 @@ def _page(listed: list[Item], limit: int, offset: int) -> list[Item]:
     Raises:
         ValueError: one of them is no number, or below zero.
     """
-    limit, offset = int(limit), int(offset)
-    if limit < 0 or offset < 0:
-        raise ValueError(f"limit and offset are no negative numbers: {limit}, {offset}")
+    limit, offset = _number("limit", limit), _number("offset", offset)
     return listed[offset : offset + limit]
 
 
-@inspect_command(urgent=True, args=[("ids", str)], signature="[id1 [id2 [... [idN]]]]")
+@inspect_command(args=[("ids", str)], signature="[id1 [id2 [... [idN]]]]")
 def query_task(worker: Worker, ids: object, **_ignored: Any) -> dict[str, list[object]]:
     """Tell where tasks are: ``[state, info]`` by id, without those that are not here."""
     wanted = {ids} if isinstance(ids, str) else set(_texts(ids))
@@ -618,7 +632,7 @@ def _stamps(headers: object) -> dict[str, list[str]]:
     if isinstance(headers, str):
         headers = [headers]
     if isinstance(headers, list):
-        pairs = [str(each).partition("=") for each in headers]
+        pairs = [each.partition("=") for each in _texts(headers)]
         if not all(sep for _name, sep, _value in pairs):
             raise ValueError(f"stamps are given as name=value, not as {headers!r}")
         stamps: dict[str, list[str]] = {}
@@ -626,7 +640,7 @@ def _stamps(headers: object) -> dict[str, list[str]]:
             stamps.setdefault(name, []).append(value)
         return stamps
     if isinstance(headers, dict):
-        return {str(name): _texts(value) for name, value in headers.items()}
+        return {_text("a stamp", name): _texts(value) for name, value in headers.items()}
     raise ValueError(f"stamps are an object or a list of name=value, not {headers!r}")
 
 
@@ -645,15 +659,53 @@ def _check_revocable(texts: Iterable[str]) -> None:
 
 def _signal(signal: object) -> str:
     """Return a signal's name; greenlets get none, events tell it."""
-    return str(signal or "SIGTERM")
+    return _text("signal", signal or "SIGTERM")
 
 
 def _texts(value: object) -> list[str]:
-    """Return one value or many as texts."""
+    """Return one value or many as texts.
+
+    Raises:
+        ValueError: they are too many, or one is too long.
+    """
     if value is None:
         return []
     many = value if isinstance(value, list | tuple | set) else [value]
-    return [str(each) for each in many]
+    if len(many) > _IDS:
+        raise ValueError(f"{len(many):,} are more than {_IDS:,} at once")
+    return [_text("one of them", each) for each in many]
+
+
+def _text(name: str, value: object) -> str:
+    """Return an argument as text, for numbers may be written for names.
+
+    Raises:
+        ValueError: it is too long, or no text that the server can hold.
+    """
+    text = value if isinstance(value, str) else saferepr(value)
+    _right(name, KEY, text)
+    return text
+
+
+def _number(name: str, value: object, rule: Rule = _HOW_MANY) -> Any:
+    """Return an argument that is a whole number; command lines may send it as text.
+
+    Raises:
+        ValueError: it is none that `rule` takes.
+    """
+    if isinstance(value, str) and len(value) < _MOST_DIGITS:
+        with suppress(ValueError):
+            value = int(value)
+    elif isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return _right(name, rule, value)
+
+
+def _right(name: str, rule: Rule, value: Any) -> Any:
+    wrong = rule.wrong(value)
+    if wrong:
+        raise ValueError(named(name, wrong))
+    return value
 
 
 @control_command(args=[("task_name", str), ("rate_limit", str)],
@@ -687,12 +739,9 @@ def time_limit(
     hard, soft = (None if limit in (0, 0.0) else limit for limit in (hard, soft))
     if task_name not in worker.app.tasks:
         return _error("unknown task")
-    limits = {"hard": hard, "soft": soft}
-    for name, limit in limits.items():
-        if limit is None:
-            continue
-        if type(limit) not in (int, float) or not 0 < limit < _MOST_TIME_LIMIT_S:
-            raise ValueError(f"the {name} time limit is a number of seconds, not {limit!r}")
+    for name, limit in (("hard", hard), ("soft", soft)):
+        if limit is not None:
+            _right(f"the {name} time limit", INTERVAL, limit)
     task = worker.app.tasks[task_name]
     task.soft_time_limit, task.time_limit = soft, hard
     return _ok("time limits set successfully")
@@ -767,17 +816,21 @@ def add_consumer(
     kind = exchange_type or "direct"
     if kind not in ("direct", "topic"):
         raise ValueError(f"only queues of direct and topic exchanges can be added, not of {kind!r}")
-    source = QueueSource(str(exchange or queue), kind, str(routing_key or queue))
-    for name in (str(queue), source.exchange, source.routing_key):
+    queue = _text("queue", queue)
+    source = QueueSource(
+        _text("exchange", exchange or queue), kind, _text("routing_key", routing_key or queue)
+    )
+    for name in (queue, source.exchange, source.routing_key):
         _check_name(name)
-    worker.add_queue(str(queue), source)
+    worker.add_queue(queue, source)
     return _ok(f"add consumer {queue}")
 
 
 @control_command(args=[("queue", str)], signature="<queue>")
 def cancel_consumer(worker: Worker, queue: str, **_ignored: Any) -> dict[str, object]:
     """Take from a queue no longer."""
-    worker.cancel_queue(str(queue))
+    queue = _text("queue", queue)
+    worker.cancel_queue(queue)
     return _ok(f"no longer consuming from {queue}")
 
 
@@ -789,19 +842,19 @@ _AUTOSCALED = "{} is not supported with autoscale. Adjust autoscale range instea
 @control_command(args=[("n", int)], signature="[N=1]")
 def pool_grow(worker: Worker, n: int = 1, **_ignored: Any) -> dict[str, object]:
     """Have more tasks run at once."""
-    return _resize(worker, "pool_grow", int(n), "pool will grow")
+    return _resize(worker, "pool_grow", _number("n", n), "pool will grow")
 
 
 @control_command(args=[("n", int)], signature="[N=1]")
 def pool_shrink(worker: Worker, n: int = 1, **_ignored: Any) -> dict[str, object]:
     """Have fewer tasks run at once, but one at least."""
-    return _resize(worker, "pool_shrink", -int(n), "pool will shrink")
+    return _resize(worker, "pool_shrink", -_number("n", n), "pool will shrink")
 
 
 def _resize(worker: Worker, name: str, by: int, text: str) -> dict[str, object]:
     if worker.autoscaler is not None:
         return _error(_AUTOSCALED.format(name))
-    worker.pool.resize(max(1, worker.pool.size + by))
+    worker.pool.resize(_number("the pool's size", max(1, worker.pool.size + by), _SIZE))
     return _ok(text)
 
 
@@ -821,8 +874,8 @@ def autoscale(
     scaler = worker.autoscaler
     if scaler is None:
         raise ValueError("Autoscale not enabled")
-    most = scaler.most if max is None else int(max)
-    least = scaler.least if min is None else int(min)
+    most = scaler.most if max is None else _number("max", max, _SIZE)
+    least = scaler.least if min is None else _number("min", min, _SIZE)
     if not 1 <= least <= most:
         raise ValueError(f"max comes first, and min is from 1 to max: not {most}, {least}")
     scaler.set_limits(most, least)
@@ -858,13 +911,13 @@ def heartbeat(worker: Worker, **_ignored: Any) -> None:
 def election(worker: Worker, id: str, topic: str, action: object = None, **_ignored: Any) -> None:
     """Vote in an election."""
     if worker.gossip is not None:
-        worker.gossip.elect(str(id), str(topic), action)
+        worker.gossip.elect(_text("id", id), _text("topic", topic), action)
 
 
 @control_command()
 def shutdown(worker: Worker, msg: str = "Got shutdown from remote", **_ignored: Any) -> object:
     """Stop warm; never answered."""
-    worker.stop(str(msg))
+    worker.stop(_text("msg", msg))
     return NO_REPLY
 
 
@@ -876,7 +929,7 @@ def greenlets(worker: Worker, limit: int = 100) -> dict[str, Any]:
     """Tell of every running task what it waits on; of the oldest, age, time in the hub, stack."""
     hub_s_of = worker.pool.hub_time.hub_s_of
     now = time.monotonic()
-    return describe(worker.pool.active, limit=int(limit), now=now, hub_s_of=hub_s_of)
+    return describe(worker.pool.active, limit=_number("limit", limit), now=now, hub_s_of=hub_s_of)
 
 
 @inspect_command(urgent=True)
@@ -930,7 +983,8 @@ def hub(worker: Worker) -> dict[str, object]:
 @control_command(args=[("queue", str)], signature="<queue>")
 def pause(worker: Worker, queue: str, by: str | None = None) -> dict[str, object]:
     """Have no greenq worker of the cluster take from a queue until `resume`; kept in Redis."""
-    worker.app.transport.broker.pause(str(queue), str(by or worker.hostname))
+    queue = _text("queue", queue)
+    worker.app.transport.broker.pause(queue, _text("by", by or worker.hostname))
     worker.look_for_pauses()
     return _ok(f"queue {queue} is paused")
 
@@ -938,7 +992,8 @@ def pause(worker: Worker, queue: str, by: str | None = None) -> dict[str, object
 @control_command(args=[("queue", str)], signature="<queue>")
 def resume(worker: Worker, queue: str) -> dict[str, object]:
     """Have a paused queue taken from again."""
-    worker.app.transport.broker.resume(str(queue))
+    queue = _text("queue", queue)
+    worker.app.transport.broker.resume(queue)
     worker.look_for_pauses()
     return _ok(f"queue {queue} is taken from again")
 

@@ -300,6 +300,12 @@ class TaskConfig(Section):
         ("json",),
         "Serializers or content types that are accepted. With pickle, senders can run code here.",
     )
+    accept_compression: tuple[str, ...] = _setting(
+        kinds.texts(kinds.choice(*kinds.COMPRESSIONS)),
+        ("gzip",),
+        "greenq's own. Compressions that are accepted in messages and results, besides "
+        "`task_compression` and `result_compression`.",
+    )
     task_compression: str | None = _setting(
         kinds.optional(kinds.choice(*kinds.COMPRESSIONS)),
         None,
@@ -376,9 +382,10 @@ class TaskConfig(Section):
     )
     task_max_body_bytes: int = _setting(
         kinds.whole(1, _REDIS_MAX_BYTES),
-        64 * _MIB,
+        8 * _MIB,
         "greenq's own. Largest task body, before and after decompression; a larger one is set "
-        "aside unread as a dead letter.",
+        "aside unread as a dead letter, and so is one with more than a value for each 64 of these "
+        "bytes.",
         unit="bytes",
     )
     task_max_dead_letter_bytes: int = _setting(
@@ -398,7 +405,8 @@ class TaskConfig(Section):
     task_max_result_bytes: int = _setting(
         kinds.whole(1, _REDIS_MAX_BYTES),
         64 * _MIB,
-        "greenq's own. Largest result; a larger one makes the task a failure that says so.",
+        "greenq's own. Largest result; a larger one makes the task a failure that says so, and is "
+        "not read.",
         unit="bytes",
     )
     enable_utc: bool = _setting(

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from greenq.celerynames import name_what_is_not_here
 from greenq.errors import AccessRefused, OperationalError, ProtocolError
@@ -28,6 +28,17 @@ from greenq.protocol.event import (
     EventWriter,
     read_events,
     routing_key,
+)
+from greenq.protocol.limits import (
+    ANY_TEXT,
+    COUNT,
+    EVENT,
+    FIGURE,
+    INTERVAL,
+    NAME,
+    TIMESTAMP,
+    ListOf,
+    Rule,
 )
 from greenq.protocol.serialize import accepted
 from greenq.transport.mailbox import Mailbox
@@ -62,8 +73,6 @@ _FREQ_S = 60.0
 
 # Heartbeats that are remembered of a worker.
 _HEARTBEATS = 4
-
-_MOST_NUMBER = 1 << 62
 
 
 class Events:
@@ -300,48 +309,23 @@ class Receiver:
 # --- keeping in mind ------------------------------------------------------------------------------
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    # Written so that NaN is none.
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and abs(value) < _MOST_NUMBER
-    )
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < _MOST_NUMBER
-
-
-def _is_interval(value: object) -> bool:
-    return _is_number(value) and value > 0
-
-
-def _is_load(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
-
-
 # The fields of events that are taken over, and what they must be; None is right for all but freq.
-_WORKER_FIELDS: dict[str, Callable[[object], bool]] = {
-    "pid": _is_count,
-    "freq": _is_interval,
-    "active": _is_count,
-    "processed": _is_count,
-    "loadavg": _is_load,
-    "sw_ident": _is_text,
-    "sw_ver": _is_text,
-    "sw_sys": _is_text,
+_WORKER_FIELDS: dict[str, Rule] = {
+    "pid": COUNT,
+    "freq": INTERVAL,
+    "active": COUNT,
+    "processed": COUNT,
+    "loadavg": ListOf(FIGURE, most=3, least=3),
+    "sw_ident": NAME,
+    "sw_ver": NAME,
+    "sw_sys": NAME,
 }
-_TASK_FIELDS: dict[str, Callable[[object], bool]] = {
-    **dict.fromkeys(("name", "args", "kwargs", "eta", "expires", "result"), _is_text),
-    **dict.fromkeys(("exception", "traceback", "exchange", "routing_key"), _is_text),
-    **dict.fromkeys(("queue", "root_id", "parent_id"), _is_text),
-    "retries": _is_count,
-    "runtime": _is_number,
+_TASK_FIELDS: dict[str, Rule] = {
+    **dict.fromkeys(("name", "eta", "expires", "exchange", "routing_key"), NAME),
+    **dict.fromkeys(("queue", "root_id", "parent_id"), NAME),
+    **dict.fromkeys(("args", "kwargs", "result", "exception", "traceback"), ANY_TEXT),
+    "retries": COUNT,
+    "runtime": FIGURE,
 }
 
 _TASK_STATES = {
@@ -610,7 +594,7 @@ class State:
             found: tuple[Worker | Task, bool] | None = None
             if _is_usable(event) and group == "worker":
                 found = self._worker_event(subject, event)
-            elif _is_usable(event) and group == "task" and _is_text(event.get("uuid")):
+            elif _is_usable(event) and group == "task" and NAME.takes(event.get("uuid")):
                 found = self._task_event(subject, event)
             if found is None:
                 self.ignored += 1
@@ -622,7 +606,7 @@ class State:
         worker.heard(_heard_at(event))
         _take_over(worker, event, _WORKER_FIELDS)
         blocked = event.get("blocked")
-        is_said = isinstance(blocked, dict) and _is_number(blocked.get("for_s"))
+        is_said = isinstance(blocked, dict) and FIGURE.takes(blocked.get("for_s"))
         worker.blocked = blocked if is_said else None
         if subject == "offline":
             worker.heartbeats.clear()
@@ -723,21 +707,20 @@ def _latest(things: dict[str, T], name: str, make: Callable[[str], T], most: int
 
 def _heard_at(event: Event) -> float:
     at = event.get("local_received")
-    return at if _is_number(at) else time.time()
+    return at if TIMESTAMP.takes(at) else time.time()
 
 
 def _is_usable(event: Event) -> bool:
     """Tell whether an event has what any of them must have; `read_events` sees to that, too."""
-    hostname, clock, timestamp = (event.get(name) for name in ("hostname", "clock", "timestamp"))
-    return bool(hostname) and _is_text(hostname) and _is_count(clock) and _is_number(timestamp)
+    return bool(event.get("hostname")) and not any(
+        rule.wrong(event.get(name)) for name, rule in EVENT.items()
+    )
 
 
-def _take_over(
-    thing: Worker | Task, event: Event, rules: Mapping[str, Callable[[object], bool]]
-) -> None:
+def _take_over(thing: Worker | Task, event: Event, rules: Mapping[str, Rule]) -> None:
     """Set the attributes that an event has right values for."""
-    for name, is_right in rules.items():
+    for name, rule in rules.items():
         if name in event:
             value = event[name]
-            if is_right(value) or (value is None and name != "freq"):
+            if not rule.wrong(value) or (value is None and name != "freq"):
                 setattr(thing, name, value)

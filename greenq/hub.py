@@ -25,13 +25,14 @@ from gevent.event import Event
 
 from greenq.bootsteps import StartStopStep
 from greenq.errors import ImportedTooEarly
+from greenq.protocol.limits import MOST_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 __all__ = [
     "Event", "Greenlet", "GreenletExit", "Hub", "Lags", "NativeThread", "Signals", "boottime",
-    "join_all", "patch", "run_all", "sleep", "spawn",
+    "join_all", "patch", "run_all", "sleep", "spawn", "timer_s",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -40,6 +41,16 @@ else:
     # The stubs make it generic, the class itself is not.
     Greenlet = gevent.Greenlet
 sleep = gevent.sleep
+
+
+def timer_s(seconds: float) -> float:
+    """Return what a timer may be set to: from 0 to thirty years, which no number is, too.
+
+    libev orders its timers by their times: one NaN among them keeps others from going off.
+    """
+    return max(0.0, seconds) if seconds < MOST_SECONDS else MOST_SECONDS
+
+
 GreenletExit = gevent.GreenletExit
 
 _log = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from typing import Any, Final
 from greenq import kinds
 from greenq.config import RetryPolicy
 from greenq.errors import ConfigError, WrongOption
+from greenq.protocol.limits import MESSAGE, SECONDS, Rule
 
 MOST_URGENT, LEAST_URGENT = 0, 9
 
@@ -113,7 +114,22 @@ def _backoff(value: object) -> object:
 _flag = kinds.flag().accept
 _text = kinds.text().accept
 _any_text = kinds.text(empty_ok=True).accept
-_limit = kinds.seconds().accept
+
+
+def _readable(accept: Callable[[Any], Any], rule: Rule) -> Callable[[Any], Any]:
+    """Take what `accept` does, if workers read it in a message's header."""
+
+    def check(value: object) -> object:
+        accepted = accept(value)
+        wrong = rule.wrong(accepted)
+        if wrong:
+            raise ValueError(wrong)
+        return accepted
+
+    return check
+
+
+_limit = _readable(kinds.seconds().accept, SECONDS)
 
 # Those whose normal form counts, and not what was written.
 _NORMALISED: Final = frozenset({"priority", "queue"})
@@ -143,17 +159,17 @@ _OF_TASKS: Final[Mapping[str, Callable[[Any], Any]]] = {
 }  # fmt: skip
 
 _OF_SENDINGS: Final[Mapping[str, Callable[[Any], Any]]] = {
-    **dict.fromkeys(
-        (
-            "argsrepr", "correlation_id", "exchange", "group_id", "kwargsrepr", "parent_id",
-            "reply_to", "root_id", "routing_key", "shadow", "task_id",
-        ),
-        _any_text,
-    ),
+    **{
+        name: _readable(_any_text, MESSAGE[name])
+        for name in ("argsrepr", "kwargsrepr", "parent_id", "root_id", "shadow")
+    },
+    "task_id": _readable(_any_text, MESSAGE["id"]),
+    "group_id": _readable(_any_text, MESSAGE["group"]),
+    "group_index": _readable(kinds.whole(0).accept, MESSAGE["group_index"]),
+    **dict.fromkeys(("correlation_id", "exchange", "reply_to", "routing_key"), _any_text),
     "countdown": _countdown,
     "eta": _moment,
     "expires": _expiry,
-    "group_index": kinds.whole(0).accept,
     "headers": _mapping,
     "ignore_result": _flag,
     "priority": _priority,

@@ -17,7 +17,7 @@ from gevent.hub import Waiter
 
 from greenq.bootsteps import StartStopStep
 from greenq.errors import TaskRevokedError, TaskTerminated
-from greenq.hub import Event
+from greenq.hub import Event, timer_s
 from greenq.hubtime import HubTime
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ _threads: dict[int, threading.Thread] = threading._active  # type: ignore[attr-d
 # A greenlet whose tasks never wait lets the others run after so long.
 _TURN_S = 0.005
 
-
-# No timer takes more than every number a message can hold; thirty years are as good as no limit.
-_LONGEST_S = 1e9
 
 # Code that goes on although it was to end is thrown at again and again, after so long; when it was
 # terminated, its `finally` blocks have longer at first.
@@ -74,7 +71,7 @@ class Interrupt:
         self._request = request
         self._make = make
         self._again_s = again_s
-        self._set(min(after_s, _LONGEST_S))
+        self._set(after_s)
 
     def cancel(self) -> None:
         """Never throw (again)."""
@@ -83,7 +80,7 @@ class Interrupt:
         self._timer.close()
 
     def _set(self, after_s: float) -> None:
-        self._timer = gevent.get_hub().loop.timer(after_s)
+        self._timer = gevent.get_hub().loop.timer(timer_s(after_s))
         # Counted from now, not from when the loop last looked at the clock.
         self._timer.start(self._due, update=True)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenq.errors import DecodeError
 from greenq.producer import SendOptions
+from greenq.protocol.limits import DESCRIPTION, KEY, SECONDS
 from greenq.protocol.message import parse_time, saferepr
 
 if TYPE_CHECKING:
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
     from greenq.protocol.message import TaskMessage
 
-_NUMBERS = ("countdown", "time_limit", "soft_time_limit")
+_LIMITS = ("time_limit", "soft_time_limit")
 _TEXTS = (
     "queue", "exchange", "routing_key", "serializer", "compression", "shadow", "root_id",
-    "parent_id", "group_id", "reply_to", "correlation_id", "argsrepr", "kwargsrepr",
+    "parent_id", "group_id", "reply_to", "correlation_id",
 )  # fmt: skip
 _WHOLE = ("priority", "group_index", "delivery_mode")
 
@@ -66,10 +67,14 @@ def check(
 
 def _wrong(name: str, value: Any) -> str | None:
     """Say what an option must be, None if it is that."""
-    if name in _NUMBERS:
+    if name == "countdown":
         return None if _is_seconds(value) else "a number of seconds"
+    if name in _LIMITS:
+        return None if SECONDS.takes(value) else "a number of seconds, 0 or more"
     if name in _WHOLE:
         return None if type(value) is int else "a whole number"
+    if name in ("argsrepr", "kwargsrepr"):
+        return None if DESCRIPTION.takes(value) else "text"
     if name in _TEXTS:
         return None if _is_text(value) else "text"
     if name in ("eta", "expires"):
@@ -89,8 +94,7 @@ def _is_seconds(value: object) -> bool:
 
 
 def _is_text(value: object) -> bool:
-    # Half a surrogate pair can be in no key of the server.
-    return isinstance(value, str) and value == value.encode(errors="ignore").decode()
+    return KEY.takes(value)
 
 
 def _is_time(value: object) -> bool:

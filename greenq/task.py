@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from greenq.request import Request
     from greenq.result import AsyncResult, AsyncResults
 
+# The longest wait before a retry has been reached long before.
+_MOST_DOUBLINGS = 64
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -557,7 +560,9 @@ class Task(Generic[P, R]):
         """Return the seconds to wait before an automatic retry; None leaves it to the default."""
         if not self.retry_backoff:
             return None
-        longest = min(int(self.retry_backoff) * 2**retries, self.retry_backoff_max)
+        # A message may say any number of retries; beyond so many the longest wait is reached.
+        doubled = 2 ** min(max(retries, 0), _MOST_DOUBLINGS)
+        longest = min(int(self.retry_backoff) * doubled, self.retry_backoff_max)
         return random.randrange(longest + 1) if self.retry_jitter else longest
 
     def before_start(self, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

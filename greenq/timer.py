@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from greenq.bootsteps import StartStopStep
-from greenq.hub import Event, Greenlet, spawn
+from greenq.hub import Event, Greenlet, spawn, timer_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +99,7 @@ class Timer(StartStopStep):
         return None
 
     def _add(self, delay_s: float, call: Callable[[], object], every_s: float | None) -> Entry:
-        entry = Entry(self.clock() + delay_s, next(self._numbers), call, every_s)
+        entry = Entry(self.clock() + timer_s(delay_s), next(self._numbers), call, every_s)
         heapq.heappush(self._heap, entry)
         if self._heap[0] is entry:
             self._changed.set()

@@ -66,6 +66,8 @@ class Control(StartStopStep):
         self._repeated = Repeated(_log)
         self._looks_only = looks_only
         self._channel = keys.fanout(EXCHANGE)
+        # What came as a request and was none.
+        self.ignored = 0
 
     def start(self) -> None:
         """Begin to listen."""
@@ -77,16 +79,8 @@ class Control(StartStopStep):
 
     def handle(self, data: bytes) -> None:
         """Carry out a request, if it is for this worker, and reply. Switches: yes."""
-        try:
-            request = read_request(data, self._accept)
-            is_meant = request.is_for(self._hostname, accept_pcre=self._accept_pcre)
-        except (DecodeError, ContentDisallowed) as exc:
-            self._repeated.say("what came as a control request is none: %s", exc)
-            return
-        except ValueError as exc:
-            self._repeated.say("a control request was refused: %s", exc)
-            return
-        if is_meant:
+        request = self._read(data, counts=True)
+        if request is not None and self._is_meant(request):
             self._clock.adjust(request.clock)
             self._answer(request, None)
 
@@ -96,13 +90,31 @@ class Control(StartStopStep):
         So does whatever is wrong with one, and a regular expression: this thread keeps the lease,
         and nobody else's pattern may hold it up.
         """
-        try:
-            request = read_request(data, self._accept)
-            if request.needs_regex or not request.is_for(self._hostname):
-                return None
-        except (DecodeError, ContentDisallowed, ValueError):
+        request = self._read(data)
+        if request is None or request.needs_regex or not request.is_for(self._hostname):
             return None
         return partial(self._answer, request) if panel.is_urgent(request.method) else None
+
+    def _is_meant(self, request: ControlRequest) -> bool:
+        try:
+            return request.is_for(self._hostname, accept_pcre=self._accept_pcre)
+        except ValueError as exc:
+            self.ignored += 1
+            self._repeated.say("a control request was refused: %s", exc)
+            return False
+
+    def _read(self, data: bytes, *, counts: bool = False) -> ControlRequest | None:
+        """Read a request; None when it is none.
+
+        The watch thread may read what the hub will read again: that counts it.
+        """
+        try:
+            return read_request(data, self._accept)
+        except (DecodeError, ContentDisallowed) as exc:
+            if counts:
+                self.ignored += 1
+                self._repeated.say("what came as a control request is none: %s", exc)
+            return None
 
     def _answer(self, request: ControlRequest, connection: Connection | None) -> None:
         _log.debug("control: %.100s(%s)", request.method, saferepr(request.arguments))

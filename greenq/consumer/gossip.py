@@ -17,6 +17,7 @@ from greenq.errors import ContentDisallowed, DecodeError, OperationalError
 from greenq.hub import spawn
 from greenq.outage import Repeated
 from greenq.protocol.event import EXCHANGE, SILENT_INTERVALS, read_events
+from greenq.protocol.limits import INTERVAL, NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -191,6 +192,8 @@ class Gossip(StartStopStep):
         self._listens_from_s = math.inf
         self._listens_until_s = 0.0
         self._is_looking = self._looks_again = False
+        # Messages that came as events and were none.
+        self.ignored = 0
         # Who has answered this worker's hello, until it is known who of them holds a lease.
         self._strangers: set[str] = set()
         self._repeated = Repeated(_log, at_once=_LINES)
@@ -251,6 +254,7 @@ class Gossip(StartStopStep):
         try:
             events = read_events(data, self._accept)
         except (DecodeError, ContentDisallowed) as exc:
+            self.ignored += 1
             self._repeated.say("what came as an event of a worker is none: %s", exc)
             return
         for event in events:
@@ -363,7 +367,7 @@ class Gossip(StartStopStep):
         if neighbour is None:
             return
         freq_s = event.get("freq")
-        if isinstance(freq_s, int | float) and 0 < freq_s < math.inf:
+        if INTERVAL.takes(freq_s):
             neighbour.freq_s = float(freq_s)
         neighbour.heard_s = self._now_s()
         if event.get("sw_ident") == _OURS:
@@ -383,7 +387,7 @@ class Gossip(StartStopStep):
     def _count(self, event: Mapping[str, Any]) -> None:
         """Note a vote, say that it was heard, and look whether it was the last one."""
         election_id, topic, node = event.get("id"), event.get("topic"), event["hostname"]
-        if not isinstance(election_id, str) or not isinstance(topic, str):
+        if not NAME.takes(election_id) or not NAME.takes(topic):
             self._repeated.say("a vote of %s names no election", node)
             return
         if event.get("cver") != _VERSION:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from greenq.bootsteps import StartStopStep
 from greenq.errors import AccessRefused, ServerError
+from greenq.protocol.limits import CLOCK, KEY
 from greenq.text import listed
 
 if TYPE_CHECKING:
@@ -71,10 +72,10 @@ def revoked_ids(reply: object) -> Iterator[str]:
     """Read the revoked ids out of a reply; older workers send them with the times, as an object."""
     ids = reply.get("revoked") if isinstance(reply, dict) else None
     if isinstance(ids, list | dict):
-        yield from (task_id for task_id in ids if isinstance(task_id, str))
+        yield from (task_id for task_id in ids if KEY.takes(task_id))
 
 
 def clock(reply: object) -> int:
     """Read the clock out of a reply; 0 if there is none."""
     found = reply.get("clock") if isinstance(reply, dict) else None
-    return found if type(found) is int else 0
+    return found if CLOCK.takes(found) else 0

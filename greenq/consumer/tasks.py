@@ -16,8 +16,9 @@ from greenq.errors import (
     TaskRevokedError,
 )
 from greenq.hub import Event
-from greenq.protocol import envelope, quick
+from greenq.protocol import compress, envelope, quick
 from greenq.protocol.event import Silence
+from greenq.protocol.limits import KEY, check_json, most_raw
 from greenq.protocol.message import decode, parse_time, saferepr
 from greenq.protocol.serialize import accepted
 from greenq.protocol.states import FAILURE, REVOKED
@@ -124,7 +125,11 @@ class Tasks(StartStopStep):
         self._events = events or Silence()
         self._left_behind = left_behind
         self._accept = accepted(config.accept_content)
+        self._accept_compression = compress.accepted(
+            *config.accept_compression, config.task_compression
+        )
         self._max_body_bytes = config.task_max_body_bytes
+        self._max_raw_bytes = most_raw(config.task_max_body_bytes)
         self._obeys_rates = rate_limits
         self._default_rate = parse_rate(config.task_default_rate_limit)
         # Own greenlet only.
@@ -388,8 +393,8 @@ class Tasks(StartStopStep):
             return
         try:
             _check_supported(message)
-            eta = None if message.eta is None else parse_time(message.eta)
-            expires = None if message.expires is None else parse_time(message.expires)
+            eta = None if message.eta is None else parse_time(message.eta, "eta")
+            expires = None if message.expires is None else parse_time(message.expires, "expires")
         except DecodeError as exc:
             self._bury(delivery, exc, message.id)
             return
@@ -449,7 +454,7 @@ class Tasks(StartStopStep):
     def _read_carefully(self, delivery: Delivery) -> TaskMessage | None:
         """Read what is not quite common; bury what is no task call, and return None."""
         try:
-            unwrapped = envelope.unwrap(delivery.raw)
+            unwrapped = self._unwrap(delivery.raw)
         except DecodeError as exc:
             self._bury(delivery, exc, envelope.header(delivery.raw, "id"))
             return None
@@ -465,10 +470,19 @@ class Tasks(StartStopStep):
         Raises:
             DecodeError, ContentDisallowed: it is no task call that this worker accepts.
         """
-        return self._decode(envelope.unwrap(raw))
+        return self._decode(self._unwrap(raw))
+
+    def _unwrap(self, raw: bytes) -> envelope.Envelope:
+        check_json(raw, self._max_raw_bytes, "the message")
+        return envelope.unwrap(raw)
 
     def _decode(self, unwrapped: envelope.Envelope) -> TaskMessage:
-        return decode(unwrapped, accept=self._accept, max_body_bytes=self._max_body_bytes)
+        return decode(
+            unwrapped,
+            accept=self._accept,
+            max_body_bytes=self._max_body_bytes,
+            accept_compression=self._accept_compression,
+        )
 
     def _schedule(self, request: Request, wait_s: float, eta: datetime) -> None:
         """Hold a request until its ETA."""
@@ -560,10 +574,9 @@ class Tasks(StartStopStep):
         if not delivery.tag:
             return
         result: Stored | None = None
-        # JSON can spell half a surrogate pair, which no key in Redis can hold.
-        is_key = isinstance(task_id, str) and task_id == task_id.encode(errors="ignore").decode()
-        if isinstance(task_id, str) and is_key and len(task_id) <= MOST_ID_CHARS:
+        if KEY.takes(task_id):
             result = self._stored(task_id, FAILURE, error)
+            result = result and result.of_unrun()
         move = self._transport.broker.bury(
             *delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
         )

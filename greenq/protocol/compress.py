@@ -1,4 +1,4 @@
-"""Compression of bodies and results, with a bound on what may come out."""
+"""Compression of bodies and results, with bounds on what may come out."""
 
 from __future__ import annotations
 
@@ -28,9 +28,16 @@ _CONTENT_TYPES = {
     "zstd": ZSTD,
     "zstandard": ZSTD,
 }
-_KNOWN = frozenset(_CONTENT_TYPES.values())
-# The dictionary of xz's strongest preset needs 65 MiB to read; a header can ask for 4 GiB.
-_LZMA_MEMORY_BYTES = 128 << 20
+KNOWN = frozenset(_CONTENT_TYPES.values())
+
+# What may come out of few bytes, and how many times of what came in. Texts of tasks shrink to a
+# tenth, those that say the same again and again to a fiftieth.
+_FREE_BYTES = 1 << 20
+_MOST_TIMES = 100
+
+# Beside what comes out, a reader may take so much: the dictionary of xz's strongest preset needs
+# 65 MiB, of which it touches what it writes; a header can ask for 4 GiB.
+_LZMA_MEMORY_BYTES = 80 << 20
 
 
 def compress(data: bytes, name: str) -> tuple[bytes, str]:
@@ -48,7 +55,7 @@ def compress(data: bytes, name: str) -> tuple[bytes, str]:
         return bz2.compress(data), content_type
     if content_type == LZMA:
         return lzma.compress(data), content_type
-    if content_type not in _KNOWN:
+    if content_type not in KNOWN:
         raise EncodeError(f"unknown compression {name!r}; known: {', '.join(_CONTENT_TYPES)}")
     try:
         return _package(content_type).compress(data), content_type
@@ -56,25 +63,43 @@ def compress(data: bytes, name: str) -> tuple[bytes, str]:
         raise EncodeError(f"cannot compress with {name}: {exc}") from exc
 
 
-def decompress(data: bytes, content_type: str, max_bytes: int) -> bytes:
-    """Expand `data`, stopping as soon as more than `max_bytes` come out.
+def accepted(*names: str | None) -> frozenset[str]:
+    """Turn names of compressions into the content types to accept; None is passed over."""
+    return frozenset(_CONTENT_TYPES.get(name, name) for name in names if name is not None)
+
+
+def decompress(
+    data: bytes, content_type: str, max_bytes: int, accept: frozenset[str] = KNOWN
+) -> bytes:
+    """Expand `data`, stopping as soon as more comes out than may.
+
+    Units: `max_bytes` bounds what comes out; so does the size of `data`, a hundred times, but for a
+        MiB, which is always right.
 
     Raises:
-        DecodeError: larger than `max_bytes`, damaged, cut off, followed by other bytes, or of a
-            kind that is unknown or whose package is not installed.
+        DecodeError: larger than that, damaged, cut off, followed by other bytes, or of a kind that
+            is unknown, not in `accept`, or whose package is not installed.
     """
     kind = _CONTENT_TYPES.get(content_type, content_type)
-    if kind not in _KNOWN:
+    if kind not in KNOWN:
         raise DecodeError(f"unknown compression {content_type!r}", data)
+    if kind not in accept:
+        raise DecodeError(
+            f"compression {content_type!r} is not accepted (accepted: "
+            f"{', '.join(sorted(accept)) or 'nothing'}); add it to accept_compression",
+            data,
+        )
+    most = min(max_bytes, max(_FREE_BYTES, _MOST_TIMES * len(data)))
     try:
-        expanded, whole = _expand(data, kind, max_bytes + 1)
+        expanded, whole = _expand(data, kind, most + 1)
     except ImportError as exc:
         raise DecodeError(f"cannot expand {content_type}: {exc}", data) from exc
     # Each package has errors of its own; all of them mean that the bytes are damaged.
     except Exception as exc:
         raise DecodeError(f"damaged {content_type} data: {exc}", data) from exc
-    if len(expanded) > max_bytes:
-        raise DecodeError(f"{content_type} data expands beyond {max_bytes} bytes", data)
+    if len(expanded) > most:
+        why = "" if most == max_bytes else f", more than {_MOST_TIMES} times of what came"
+        raise DecodeError(f"{content_type} data expands beyond {most} bytes{why}", data)
     if not whole:
         raise DecodeError(f"{content_type} data is cut off or has other bytes after it", data)
     return expanded

@@ -8,6 +8,7 @@ from binascii import a2b_base64, b2a_base64
 from typing import Any, NamedTuple
 
 from greenq.errors import DecodeError
+from greenq.protocol.limits import MOST_ITEMS, has_more_items
 from greenq.protocol.serialize import DATA_TYPE, json_dumps, json_loads
 
 _HELD_START = re.compile(r"\s*\[\s*")
@@ -161,13 +162,23 @@ def _marked(element: Any, deliveries: int | None, raw: str | bytes) -> str:
     return json.dumps(element)
 
 
-def header(raw: str | bytes, name: str) -> str | None:
+def header(raw: bytes, name: str) -> str | None:
     """Return one header of a list element if it is a text, else None; never raises."""
+    return text_headers(raw).get(name)
+
+
+def text_headers(raw: bytes) -> dict[str, str]:
+    """Return the headers of a list element that are texts; never raises.
+
+    Nor does it read what would take much memory.
+    """
+    if has_more_items(raw, MOST_ITEMS):
+        return {}
     try:
-        value = _parse(raw)["headers"].get(name)
+        headers = _parse(raw)["headers"].items()
     except (DecodeError, TypeError, KeyError, AttributeError):
-        return None
-    return value if isinstance(value, str) else None
+        return {}
+    return {name: value for name, value in headers if isinstance(value, str)}
 
 
 def deliveries_of(raw: str | bytes) -> int:

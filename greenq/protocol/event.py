@@ -19,6 +19,7 @@ import msgspec
 from greenq.errors import DecodeError
 from greenq.protocol import envelope
 from greenq.protocol.ids import new_id
+from greenq.protocol.limits import BROADCAST_BYTES, EVENT, check_json, refusal
 from greenq.protocol.message import saferepr
 from greenq.protocol.serialize import json_dumps, loads
 
@@ -49,15 +50,14 @@ _PLAIN = frozenset(
 # What every event has beside its own fields.
 _ADDED = frozenset(("hostname", "utcoffset", "pid", "clock", "timestamp", "type"))
 
+# What is not said.
+_DEFAULTS: dict[str, Any] = {"clock": 0, "hostname": "", "timestamp": 0.0}
+
 # Kinds of events whose envelopes are kept; a program's own may be of any number.
 _FRAMES = 100
 
 # How an envelope begins.
 _BODY = b'{"body": "'
-
-# Beyond these no number of an event is believed: what comes later must be able to reckon with it.
-_MOST_CLOCK = 1 << 62
-_MOST_TIMESTAMP = 1e11
 
 _encode = msgspec.json.Encoder().encode
 
@@ -282,23 +282,20 @@ def read_events(raw: bytes, accept: frozenset[str]) -> list[dict[str, Any]]:
         DecodeError: it is no event; nothing of it counts.
         ContentDisallowed: its content type is not among `accept`.
     """
+    check_json(raw, BROADCAST_BYTES, "an event")
     unwrapped = envelope.unwrap(raw)
     body = loads(unwrapped.body, unwrapped.content_type, unwrapped.content_encoding, accept)
     events = body if isinstance(body, list) else [body]
     for event in events:
-        if not isinstance(event, dict) or not isinstance(event.get("type"), str):
+        if not isinstance(event, dict) or "type" not in event:
             raise DecodeError("an event is an object with a type", raw)
         if not all(isinstance(name, str) for name in event):
             raise DecodeError("the fields of an event have names", raw)
-        clock = event.setdefault("clock", 0)
-        if type(clock) is not int or not 0 <= clock < _MOST_CLOCK:
-            raise DecodeError("an event's clock is a whole number from 0 on", raw)
-        if not isinstance(event.setdefault("hostname", ""), str):
-            raise DecodeError("an event's hostname is a text", raw)
-        timestamp = event.setdefault("timestamp", 0.0)
-        # Written so that NaN is refused too.
-        if type(timestamp) not in (int, float) or not abs(timestamp) < _MOST_TIMESTAMP:
-            raise DecodeError("an event's timestamp is unix time", raw)
+        wrong = refusal(event, EVENT)
+        if wrong:
+            raise DecodeError(f"it is no event: {wrong}", raw)
+        for name, default in _DEFAULTS.items():
+            event.setdefault(name, default)
     return events
 
 

@@ -10,11 +10,23 @@ Source: wire format, section 11; the recordings inspect, pool_control and revoke
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenq.errors import DecodeError
 from greenq.protocol import envelope
 from greenq.protocol.ids import new_id
+from greenq.protocol.limits import (
+    BROADCAST_BYTES,
+    CONTROL_HEADERS,
+    KEY,
+    NAME,
+    REQUEST,
+    Optional,
+    check_json,
+    most_items,
+    refusal,
+    require,
+)
 from greenq.protocol.patterns import MOST_CHARS, glob_matches, regex_matches
 from greenq.protocol.serialize import dumps, loads
 
@@ -23,6 +35,9 @@ if TYPE_CHECKING:
 
 EXCHANGE = "celery.pidbox"
 REPLY_EXCHANGE = "reply.celery.pidbox"
+
+# What a worker tells of all its tasks may be long.
+REPLY_BYTES = 128 << 20
 
 
 class ReplyTo(NamedTuple):
@@ -125,30 +140,25 @@ def read_request(raw: bytes, accept: frozenset[str]) -> ControlRequest:
         DecodeError: it is none.
         ContentDisallowed: its content type is not among `accept`.
     """
-    unwrapped = envelope.unwrap(raw)
-    body = _body(unwrapped, accept)
-    method, arguments = body.get("method"), body.get("arguments")
-    if not isinstance(method, str) or not isinstance(arguments, dict | None):
-        raise DecodeError("a control request has a method and an object of arguments", raw)
-    if not all(isinstance(name, str) for name in arguments or ()):
-        raise DecodeError(f"the arguments of control request {method!r} have names", raw)
+    headers, body = _opened(raw, accept)
     destination = body.get("destination") or None
-    if isinstance(destination, str):
-        destination = [destination]
-    # A tuple is what a pickle may hold.
-    if not isinstance(destination, list | tuple | None):
-        raise DecodeError("a control request's destination is a list of node names", raw)
-    pattern, matcher = (_text_or_none(body.get(name), raw) for name in ("pattern", "matcher"))
+    body["destination"] = [destination] if isinstance(destination, str) else destination
+    wrong = refusal(body, REQUEST)
+    if wrong or "method" not in body:
+        raise DecodeError(f"it is no control request: {wrong or 'it has no method'}", raw)
+    arguments = body.get("arguments") or {}
+    if not all(isinstance(name, str) for name in arguments):
+        raise DecodeError(f"the arguments of control request {body['method']!r} have names", raw)
     return ControlRequest(
-        method=method,
-        arguments=arguments or {},
-        destination=list(destination) if destination else None,
-        pattern=pattern,
-        matcher=matcher,
-        ticket=_text_or_none(body.get("ticket"), raw),
+        method=body["method"],
+        arguments=arguments,
+        destination=list(body["destination"]) if destination else None,
+        pattern=body.get("pattern"),
+        matcher=body.get("matcher"),
+        ticket=body.get("ticket"),
         reply_to=_read_reply_to(body.get("reply_to"), raw),
-        clock=_clock(unwrapped.headers),
-        expires=_number(unwrapped.headers.get("expires")),
+        clock=headers.get("clock") or 0,
+        expires=headers.get("expires") or 0.0,
     )
 
 
@@ -183,12 +193,10 @@ def read_reply(raw: bytes, accept: frozenset[str]) -> Reply:
         DecodeError: it is none.
         ContentDisallowed: its content type is not among `accept`.
     """
-    unwrapped = envelope.unwrap(raw)
-    replies = _body(unwrapped, accept)
+    headers, replies = _opened(raw, accept, REPLY_BYTES)
     if not all(isinstance(node, str) for node in replies):
         raise DecodeError("a reply is an object with node names", raw)
-    ticket = _text_or_none(unwrapped.headers.get("ticket"), raw)
-    return Reply(ticket, _clock(unwrapped.headers), replies)
+    return Reply(headers.get("ticket"), headers.get("clock") or 0, replies)
 
 
 def _wrap(
@@ -216,11 +224,23 @@ def _wrap(
     )
 
 
-def _body(unwrapped: envelope.Envelope, accept: frozenset[str]) -> dict[str, Any]:
-    body = loads(unwrapped.body, unwrapped.content_type, unwrapped.content_encoding, accept)
-    if not isinstance(body, dict):
-        raise DecodeError("the body of a control message is an object", unwrapped.body)
-    return body
+def _opened(
+    raw: bytes, accept: frozenset[str], max_bytes: int = BROADCAST_BYTES
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the headers of a control message that are right, and its body."""
+    check_json(raw, max_bytes, "a control message")
+    body, content_type, content_encoding, given, _properties = envelope.unwrap(raw)
+    require("ticket", Optional(NAME), given.get("ticket"), raw)
+    # What is no clock and no time counts as missing.
+    headers = {
+        name: given[name]
+        for name, rule in CONTROL_HEADERS.items()
+        if name in given and not rule.wrong(given[name])
+    }
+    value = loads(body, content_type, content_encoding, accept, most_items(max_bytes))
+    if not isinstance(value, dict):
+        raise DecodeError("the body of a control message is an object", raw)
+    return headers, value
 
 
 def _read_reply_to(value: object, raw: bytes) -> ReplyTo | None:
@@ -228,29 +248,6 @@ def _read_reply_to(value: object, raw: bytes) -> ReplyTo | None:
         return None
     if isinstance(value, dict):
         exchange, routing_key = value.get("exchange"), value.get("routing_key")
-        if _names_a_key(exchange) and _names_a_key(routing_key):
+        if KEY.takes(exchange) and KEY.takes(routing_key):
             return ReplyTo(exchange, routing_key)
     raise DecodeError("reply_to of a control request names exchange and routing_key", raw)
-
-
-def _names_a_key(value: object) -> TypeGuard[str]:
-    """Tell a text that can be sent to the server: JSON may hold halves of characters."""
-    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
-
-
-def _clock(headers: Mapping[str, Any]) -> int:
-    clock = headers.get("clock")
-    return clock if type(clock) is int and clock >= 0 else 0
-
-
-def _number(value: object) -> float:
-    try:
-        return float(value) if isinstance(value, (int, float)) else 0.0
-    except OverflowError:
-        return 0.0
-
-
-def _text_or_none(value: object, raw: bytes) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    raise DecodeError(f"a control message names {type(value).__name__} where a text stands", raw)

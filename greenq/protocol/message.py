@@ -8,7 +8,8 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenq.errors import DecodeError
-from greenq.protocol.compress import compress, decompress
+from greenq.protocol.compress import KNOWN, compress, decompress
+from greenq.protocol.limits import KEY, MESSAGE, most_items, named
 from greenq.protocol.serialize import dumps, loads
 
 if TYPE_CHECKING:
@@ -155,53 +156,26 @@ def _headers(message: TaskMessage) -> dict[str, Any]:
 
 # --- reading -------------------------------------------------------------------------------------
 
-# Header → the types it may have, in order of frequency.
-_TEXT = (str, NoneType)
-_NUMBER = (int, NoneType)
-_TIME = (NoneType, str, datetime)
-_TYPES: dict[str, tuple[type, ...]] = {
-    "lang": (str, NoneType),
-    "task": (str,),
-    "id": (str,),
-    "shadow": _TEXT,
-    "eta": _TIME,
-    "expires": _TIME,
-    "group": _TEXT,
-    "group_index": _NUMBER,
-    "retries": _NUMBER,
-    "timelimit": (list, tuple, NoneType),
-    "root_id": _TEXT,
-    "parent_id": _TEXT,
-    "argsrepr": _TEXT,
-    "kwargsrepr": _TEXT,
-    "origin": _TEXT,
-    "ignore_result": (bool, NoneType),
-    "replaced_task_nesting": _NUMBER,
-    "stamped_headers": (NoneType, list, tuple),
-    "stamps": (dict, NoneType),
-    "compression": _TEXT,
-    "redelivered": (bool, NoneType),
-}
 
-
-def decode(envelope: Envelope, *, accept: frozenset[str], max_body_bytes: int) -> TaskMessage:
+def decode(
+    envelope: Envelope,
+    *,
+    accept: frozenset[str],
+    max_body_bytes: int,
+    accept_compression: frozenset[str] = KNOWN,
+) -> TaskMessage:
     """Read one task call: protocol 2, protocol 1, or protocol 1's body under protocol 2's headers.
 
-    Units: `max_body_bytes` bounds the body as it came and after expansion.
+    Units: `max_body_bytes` bounds the body as it came and after expansion, and with it the number
+        of its values.
 
     Raises:
         ContentDisallowed: the body's content type is not in `accept`.
-        DecodeError: it is no task call, or too large.
+        DecodeError: it is no task call, or too large, or a header is none of what it may be.
     """
     headers = envelope.headers
-    body = _load_body(envelope, headers.get("compression"), accept, max_body_bytes)
-    own: dict[str, Any] = {}
-    for name, value in headers.items():
-        types = _TYPES.get(name)
-        if types is None:
-            own[name] = value
-        elif type(value) not in types:
-            raise _wrong(envelope, f"{name} is {type(value).__name__}")
+    own = _check_fields(envelope, headers)
+    body = _load_body(envelope, accept, max_body_bytes, accept_compression)
     if isinstance(body, dict):
         # Whoever buries the message finds the id where version 2 has it.
         headers.setdefault("id", body.get("id"))
@@ -216,12 +190,9 @@ def _build(
 ) -> TaskMessage:
     """Put checked headers and an unchecked body together; one long call, because it is hot."""
     get = headers.get
-    task, call_id, group = get("task"), get("id"), get("group")
+    task, call_id, timelimit = get("task"), get("id"), get("timelimit")
     if not task or call_id is None:
         raise _wrong(envelope, "it has no task name or no id")
-    # JSON can spell half a surrogate pair, which no key in Redis can hold.
-    if not (task.isascii() and call_id.isascii() and (group is None or group.isascii())):
-        _check_unicode(envelope, task, call_id, group or "")
     args, kwargs, embed = body
     if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
         raise _wrong(envelope, "args is not a list, or kwargs not an object")
@@ -236,10 +207,10 @@ def _build(
         shadow=cut(get("shadow"), MOST_SHADOW_CHARS),
         eta=eta.isoformat() if isinstance(eta, datetime) else eta,
         expires=expires.isoformat() if isinstance(expires, datetime) else expires,
-        group=group,
+        group=get("group"),
         group_index=get("group_index"),
         retries=get("retries") or 0,
-        timelimit=_read_timelimit(envelope, get("timelimit")),
+        timelimit=(timelimit[0], timelimit[1]) if timelimit else (None, None),
         root_id=get("root_id"),
         parent_id=get("parent_id"),
         argsrepr=cut(get("argsrepr"), MOST_REPR_CHARS),
@@ -263,30 +234,43 @@ def cut(text: str | None, most: int) -> str | None:
     return text and text[:most]
 
 
+def _check_fields(envelope: Envelope, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse a field that is none of what it may be; return those that have no rule."""
+    own: dict[str, Any] = {}
+    for name, value in fields.items():
+        rule = MESSAGE.get(name)
+        if rule is None:
+            own[name] = value
+            continue
+        reason = rule.wrong(value)
+        if reason:
+            raise _wrong(envelope, named(name, reason))
+    return own
+
+
 def _load_body(
-    envelope: Envelope, compression: Any, accept: frozenset[str], max_body_bytes: int
+    envelope: Envelope,
+    accept: frozenset[str],
+    max_body_bytes: int,
+    accept_compression: frozenset[str],
 ) -> Any:
-    data = envelope.body
+    data, compression = envelope.body, envelope.headers.get("compression")
     if len(data) > max_body_bytes:
         raise DecodeError(f"body of {len(data)} bytes is larger than {max_body_bytes}", data)
     if compression is not None:
-        if not isinstance(compression, str):
-            raise _wrong(envelope, f"compression is {type(compression).__name__}")
-        data = decompress(data, compression, max_body_bytes)
-    return loads(data, envelope.content_type, envelope.content_encoding, accept)
+        data = decompress(data, compression, max_body_bytes, accept_compression)
+    most = most_items(max_body_bytes)
+    return loads(data, envelope.content_type, envelope.content_encoding, accept, most)
 
 
 def _fields_of_version_1(
     envelope: Envelope, body: dict[str, Any]
 ) -> tuple[dict[str, Any], tuple[Any, Any, dict[str, Any]]]:
     """Split a version 1 body into what version 2 has as headers and as body."""
-    fields = {name: body[name] for name in _TYPES if name in body}
-    for name, value in fields.items():
-        if type(value) not in _TYPES[name]:
-            raise _wrong(envelope, f"{name} is {type(value).__name__}")
-    taskset = body.get("taskset")
-    if type(taskset) is str:
-        fields["group"] = taskset
+    fields = {name: body[name] for name in MESSAGE if name in body}
+    if type(body.get("taskset")) is str:
+        fields["group"] = body["taskset"]
+    _check_fields(envelope, fields)
     fields.update(envelope.headers)
     embed = {name: body.get(name) for name in ("callbacks", "errbacks", "chord")}
     return fields, (body.get("args", ()), body.get("kwargs", {}), embed)
@@ -308,36 +292,17 @@ def _read_embed(envelope: Envelope, embed: Any) -> tuple[Any, Any, Any, Any]:
     return callbacks, errbacks, chain, chord
 
 
-def _read_timelimit(envelope: Envelope, value: Any) -> tuple[float | None, float | None]:
-    if not value:
-        return None, None
-    if len(value) != 2:
-        raise _wrong(envelope, "timelimit is not [hard, soft]")
-    hard, soft = value
-    for limit in (hard, soft):
-        if limit is not None and type(limit) not in (int, float):
-            raise _wrong(envelope, f"timelimit has {type(limit).__name__}")
-    return hard, soft
-
-
-def _check_unicode(envelope: Envelope, *texts: str) -> None:
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as exc:
-            raise _wrong(envelope, "its task name, id or group is not valid Unicode") from exc
-
-
 def _wrong(envelope: Envelope, reason: str) -> DecodeError:
     task_id = envelope.headers.get("id")
-    return DecodeError(f"message of task {task_id!r} is no task call: {reason}", envelope.body)
+    shown = f"of task {task_id!r}" if not KEY.wrong(task_id) else "without a right id"
+    return DecodeError(f"message {shown} is no task call: {reason}", envelope.body)
 
 
-def parse_time(text: str) -> datetime:
+def parse_time(text: str, field: str = "a time") -> datetime:
     """Read an eta or an expiry as an aware moment in UTC; a text without offset is in UTC, too.
 
     Raises:
-        DecodeError: not ISO 8601, or not a moment that a datetime can hold.
+        DecodeError: not ISO 8601, or not a moment that a datetime can hold; it names the `field`.
     """
     try:
         moment = datetime.fromisoformat(text)
@@ -345,7 +310,7 @@ def parse_time(text: str) -> datetime:
             moment = moment.replace(tzinfo=UTC)
         return moment.astimezone(UTC)
     except (ValueError, TypeError, OverflowError) as exc:
-        raise DecodeError(f"not an ISO 8601 time: {text!r}") from exc
+        raise DecodeError(f"{field} is not an ISO 8601 time: {text!r}") from exc
 
 
 # --- texts for people ----------------------------------------------------------------------------

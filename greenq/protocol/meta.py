@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from greenq.errors import CELERY_NAMES, DecodeError, EncodeError, RemoteError, SecurityError
-from greenq.protocol.compress import compress, decompress
+from greenq.protocol.compress import KNOWN, compress, decompress
+from greenq.protocol.limits import RESULT, most_items, refusal
 from greenq.protocol.message import saferepr
 from greenq.protocol.serialize import (
     UnpicklableException,
@@ -109,10 +110,12 @@ def decode_result(
     serializer: str = "json",
     accept: frozenset[str],
     max_bytes: int = DEFAULT_MAX_BYTES,
+    accept_compression: frozenset[str] = KNOWN,
 ) -> ResultMeta:
     """Read a payload; compression is recognised, the serializer has to be known.
 
-    Units: `max_bytes` bounds the payload as it came and after expansion.
+    Units: `max_bytes` bounds the payload as it came and after expansion, and with it the number of
+        its values.
 
     Raises:
         ContentDisallowed: the serializer's content type is not in `accept`.
@@ -124,47 +127,36 @@ def decode_result(
     data = payload
     if payload.startswith(COMPRESSED_MARK):
         content_type, _, data = payload[len(COMPRESSED_MARK) :].partition(b"\x00")
-        data = decompress(data, content_type.decode("utf-8", "replace"), max_bytes)
-    meta = loads(data, content_type_of(serializer), "utf-8", accept)
+        kind = content_type.decode("utf-8", "replace")
+        data = decompress(data, kind, max_bytes, accept_compression)
+    meta = loads(data, content_type_of(serializer), "utf-8", accept, most_items(max_bytes))
     return _result_meta(meta, payload)
 
 
 def _result_meta(meta: Any, payload: bytes) -> ResultMeta:
     if not isinstance(meta, dict):
         raise DecodeError("the result is not an object", payload)
-    extra = dict(meta)
-    status = extra.pop("status", None)
-    task_id = extra.pop("task_id", None)
-    if not isinstance(status, str) or not isinstance(task_id, str):
+    if "status" not in meta or "task_id" not in meta:
         raise DecodeError("the result has no status or no task_id", payload)
+    wrong = refusal(meta, RESULT)
+    if wrong:
+        raise DecodeError(f"it is no result: {wrong}", payload)
+    extra = dict(meta)
+    status, traceback = extra.pop("status"), extra.pop("traceback", None)
     result = extra.pop("result", None)
     if status in EXCEPTION_STATES and result is not None:
-        trace = extra.get("traceback")
-        result = exception_from_wire(result, trace if isinstance(trace, str) else None)
-    children = extra.pop("children", None)
-    if not isinstance(children, (list, tuple, type(None))):
-        raise DecodeError(f"children of the result of task {task_id} is not a list", payload)
-    traceback, date_done, group_id, parent_id = (
-        _text(extra.pop(name, None), name, payload)
-        for name in ("traceback", "date_done", "group_id", "parent_id")
-    )
+        result = exception_from_wire(result, traceback)
     return ResultMeta(
-        task_id=task_id,
+        task_id=extra.pop("task_id"),
         status=status,
         result=result,
         traceback=traceback,
-        children=children,
-        date_done=date_done,
-        group_id=group_id,
-        parent_id=parent_id,
+        children=extra.pop("children", None),
+        date_done=extra.pop("date_done", None),
+        group_id=extra.pop("group_id", None),
+        parent_id=extra.pop("parent_id", None),
         extra=extra,
     )
-
-
-def _text(value: object, name: str, payload: bytes) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    raise DecodeError(f"{name} of a result is {type(value).__name__}, not text", payload)
 
 
 # --- exceptions ----------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ from __future__ import annotations
 from binascii import a2b_base64
 from sys import intern
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
+from greenq.protocol import limits
 from greenq.protocol.message import MOST_REPR_CHARS, MOST_SHADOW_CHARS, TaskMessage, cut
 
 if TYPE_CHECKING:
@@ -30,24 +31,32 @@ _TAG = b"__type__"
 _ESCAPES = (b"\\u005", b"\\u006", b"\\u007")
 
 
+# The rules of greenq.protocol.limits, which the decoder checks as it goes.
+_Name: TypeAlias = Annotated[str, limits.NAME.meta]
+_Moment: TypeAlias = Annotated[str, limits.MOMENT_TEXT.meta]
+_Description: TypeAlias = Annotated[str, limits.DESCRIPTION.meta]
+_Count: TypeAlias = Annotated[int, limits.COUNT.meta]
+_Seconds: TypeAlias = Annotated[int, limits.SECONDS.meta] | Annotated[float, limits.SECONDS.meta]
+
+
 class _Headers(msgspec.Struct, forbid_unknown_fields=True):
-    task: str
-    id: str
-    lang: str | None = None
-    shadow: str | None = None
-    eta: str | None = None
-    expires: str | None = None
-    group: str | None = None
-    group_index: int | None = None
-    retries: int | None = None
-    timelimit: tuple[int | float | None, int | float | None] | None = None
-    root_id: str | None = None
-    parent_id: str | None = None
-    argsrepr: str | None = None
-    kwargsrepr: str | None = None
-    origin: str | None = None
+    task: _Name
+    id: _Name
+    lang: _Name | None = None
+    shadow: _Name | None = None
+    eta: _Moment | None = None
+    expires: _Moment | None = None
+    group: _Name | None = None
+    group_index: _Count | None = None
+    retries: _Count | None = None
+    timelimit: tuple[_Seconds | None, _Seconds | None] | None = None
+    root_id: _Name | None = None
+    parent_id: _Name | None = None
+    argsrepr: _Description | None = None
+    kwargsrepr: _Description | None = None
+    origin: _Name | None = None
     ignore_result: bool | None = None
-    replaced_task_nesting: int | None = None
+    replaced_task_nesting: _Count | None = None
     stamped_headers: list[Any] | None = None
     stamps: dict[str, Any] | None = None
     redelivered: bool | None = None
@@ -92,16 +101,21 @@ _read_body = msgspec.json.Decoder(tuple[list[Any], dict[str, Any], _Embed]).deco
 
 def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMessage | None:
     """Read the task call in one list element; None when it takes the careful readers to do that."""
+    is_large = len(raw) > limits.DENSE_BYTES
     try:
+        if is_large and not limits.is_readable(raw, limits.most_raw(max_body_bytes)):
+            return None
         element = _read_element(raw)
         body = a2b_base64(element.body)
-        if len(body) > max_body_bytes:
+        if len(body) > max_body_bytes or (
+            is_large and limits.has_more_items(body, limits.most_items(max_body_bytes))
+        ):
             return None
         args, kwargs, embed = _read_body(body)
     except (ValueError, RecursionError):
         return None
     headers = element.headers
-    limits = headers.timelimit
+    timelimit = headers.timelimit
     if (
         element.content_type != _JSON
         or _JSON not in accept
@@ -123,7 +137,7 @@ def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMess
         group=headers.group,
         group_index=headers.group_index,
         retries=headers.retries or 0,
-        timelimit=_NO_LIMITS if limits is None or limits == _NO_LIMITS else limits,
+        timelimit=_NO_LIMITS if timelimit is None or timelimit == _NO_LIMITS else timelimit,
         # What is mostly the same is kept once: many messages are held at a time.
         stamps=_NOTHING,
         headers=_NOTHING,

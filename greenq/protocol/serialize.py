@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from greenq.errors import CELERY_NAMES, ContentDisallowed, DecodeError, EncodeError
+from greenq.protocol.limits import MOST_ITEMS, has_more_items
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -289,18 +290,27 @@ def dumps(value: object, serializer: str) -> Serialized:
     return Serialized(data, form.content_type, form.content_encoding)
 
 
-def loads(data: bytes, content_type: str, content_encoding: str, accept: frozenset[str]) -> Any:
-    """Read a value of an accepted content type.
+def loads(
+    data: bytes,
+    content_type: str,
+    content_encoding: str,
+    accept: frozenset[str],
+    most_items: int = MOST_ITEMS,
+) -> Any:
+    """Read a value of an accepted content type; JSON of so many values at most.
 
     Raises:
         ContentDisallowed: the content type is not in `accept`.
-        DecodeError: the bytes are not what the type says, or its package is not installed.
+        DecodeError: the bytes are not what the type says, have more values, or its package is not
+            installed.
     """
     if content_type not in accept:
         raise ContentDisallowed(content_type, sorted(accept))
     loader = _LOADERS.get(content_type)
     if loader is None:
         return _load_raw(data, content_encoding)
+    if loader is json_loads and has_more_items(data, most_items):
+        raise DecodeError(f"{len(data)} bytes of JSON have more than {most_items} values", data)
     try:
         return loader(data)
     except DecodeError:

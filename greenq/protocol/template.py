@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from greenq.errors import EncodeError
 from greenq.protocol.compress import compress
 from greenq.protocol.envelope import task_properties, wrap
+from greenq.protocol.limits import DENSE_BYTES, has_more_items, most_items
 from greenq.protocol.message import embed_of, encode, saferepr
 from greenq.protocol.serialize import dumps, json_dumps
 
@@ -56,7 +57,8 @@ class Template:
         """Take everything but the gaps from `message` and `properties` (`task_properties`).
 
         A description of the arguments, or a correlation id, that is given is part of the text. A
-        body of more than `max_bytes`, before compression, is not written.
+        body of more than `max_bytes`, before compression, is not written, nor one with more values
+        than workers read then.
 
         Raises:
             EncodeError: an option cannot be written, or the serializer or compression is unknown.
@@ -137,6 +139,14 @@ class Template:
                 f"{self._max_bytes:,}: store the data elsewhere and send its name, or raise that "
                 "setting here and in the workers"
             )
+        if len(data) > DENSE_BYTES and self._embed_json:
+            most = most_items(self._max_bytes)
+            if has_more_items(data, most):
+                raise EncodeError(
+                    f"the arguments have more than {most:,} values, as many as workers read with "
+                    f"task_max_body_bytes = {self._max_bytes:,}: store the data elsewhere and send "
+                    "its name, or raise that setting here and in the workers"
+                )
         if self._compression:
             data, _ = compress(data, self._compression)
         return f'"{b2a_base64(data, newline=False).decode("ascii")}"'

@@ -17,9 +17,10 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from greenq.errors import ConnectionLost, OperationalError, ResultTimeout
+from greenq.errors import ConnectionLost, EncodeError, OperationalError, ResultTimeout
 from greenq.outage import Outage
-from greenq.protocol import serialize
+from greenq.protocol import compress, serialize
+from greenq.protocol.limits import DENSE_BYTES, has_more_items, most_items
 from greenq.protocol.meta import ResultMeta, decode_result, encode_result
 from greenq.protocol.states import FAILURE, PENDING, READY_STATES, REVOKED, SUCCESS
 from greenq.transport.settle import Entry, Stored, settle
@@ -54,6 +55,7 @@ class Backend:
         keys: Keys,
         config: ResultConfig,
         accept_content: tuple[str, ...],
+        accept_compression: tuple[str, ...],
         max_bytes: int,
         silence_s: float,
     ) -> None:
@@ -64,6 +66,7 @@ class Backend:
             keys: names of its keys.
             config: the result section of the settings.
             accept_content: what may be read unless ``result_accept_content`` says otherwise.
+            accept_compression: what may be expanded besides ``result_compression``.
             max_bytes: bound of a result before it is decoded.
             silence_s: seconds of silence after which a listening connection is checked.
         """
@@ -82,7 +85,9 @@ class Backend:
         self._rule = f"n{expiry}"
         names = config.result_accept_content
         self._accept = serialize.accepted(accept_content if names is None else names)
+        self._accept_compression = compress.accepted(*accept_compression, config.result_compression)
         self._max_bytes = max_bytes
+        self._is_plain = config.result_serializer == "json" and config.result_compression is None
         self._listener = Listener(client, silence_s)
 
     def stored(
@@ -101,7 +106,7 @@ class Backend:
         """Return a state as it is stored and announced to those who wait for it.
 
         Raises:
-            EncodeError: the result cannot be serialized.
+            EncodeError: the result cannot be serialized, or has more values than readers take.
         """
         payload = encode_result(
             task_id=task_id,
@@ -116,6 +121,13 @@ class Backend:
             serializer=self._config.result_serializer,
             compression=self._config.result_compression,
         )
+        if len(payload) > DENSE_BYTES and self._is_plain:
+            most = most_items(self._max_bytes)
+            if has_more_items(payload, most):
+                raise EncodeError(
+                    f"it has more than {most} values, as many as are read with "
+                    f"task_max_result_bytes = {self._max_bytes}; store it elsewhere, return where"
+                )
         return Stored(self._keys.result(task_id), self._rules.get(status, self._rule), payload)
 
     def store(self, task_id: str, status: str, result: object, **fields: Any) -> None:
@@ -201,6 +213,7 @@ class Backend:
             serializer=self._config.result_serializer,
             accept=self._accept,
             max_bytes=self._max_bytes,
+            accept_compression=self._accept_compression,
         )
 
     @staticmethod

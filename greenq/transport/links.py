@@ -85,6 +85,7 @@ class Transport:
                 self.keys,
                 config.result,
                 config.task.accept_content,
+                config.task.accept_compression,
                 config.task.task_max_result_bytes,
                 options.health_check_interval or _SILENCE_S,
             )

@@ -37,14 +37,19 @@ class Stored(NamedTuple):
 
     Attributes:
         key: where it is stored, and the channel on which it is announced.
-        rule: ``s`` for a success, ``f`` for another final state, ``n`` for any other, and behind it
-            the seconds until it expires, 0 for never.
+        rule: ``s`` for a success, ``f`` for another final state, ``u`` for the failure of a message
+            that could not run, ``n`` for any other, and behind it the seconds until it expires, 0
+            for never.
         payload: the state, encoded.
     """
 
     key: str
     rule: str
     payload: bytes | str
+
+    def of_unrun(self) -> Stored:
+        """Return the same as the failure of a message that could not run: it replaces no end."""
+        return self._replace(rule="u" + self.rule[1:])
 
 
 class Move(NamedTuple):

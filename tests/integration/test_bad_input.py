@@ -35,10 +35,11 @@ MAX_BODY_BYTES = 1_000_000
 BOMB_BYTES = 10**8
 # What many copies of the largest body may cost, and far less than one bomb.
 MAX_GROWTH_BYTES = 50 << 20
-DEPTH = 100_000
+DEPTH = 10_000
 SETTINGS = {
     "task_max_body_bytes": MAX_BODY_BYTES,
     "accept_content": ["json", "yaml", "msgpack"],
+    "accept_compression": ["gzip", "bzip2", "lzma"],
 }
 JSON, YAML = "application/json", "application/x-yaml"
 MSGPACK, PICKLE = "application/x-msgpack", "application/x-python-serialize"
@@ -221,7 +222,9 @@ HEADERS = {
     "task is empty": Kind(_header("task", ""), "no task name"),
     "task is a lone surrogate": Kind(_header("task", "\udfff"), "Unicode"),
     "task has a NUL": Kind(_header("task", "shared.add\0"), "unregistered", "NotRegistered"),
-    "task of 1 MB": Kind(_header("task", "shared." * 150_000), "unregistered", "NotRegistered"),
+    "task of 1 MB": Kind(_header("task", "shared." * 150_000), "task is a text of 1,050,000"),
+    "id of 1 MB": Kind(_header("id", "i" * 1_000_000), "id is a text of 1,000,000", None),
+    "shadow of 1 MB": Kind(_header("shadow", "s" * 1_000_000), "shadow is a text of 1,000,000"),
     "lang is a number": Kind(_header("lang", 5), "lang is int"),
     "shadow is a number": Kind(_header("shadow", 5), "shadow is int"),
     "eta is no time": Kind(_header("eta", "tomorrow"), "tomorrow"),
@@ -235,6 +238,17 @@ HEADERS = {
     "retries are true": Kind(_header("retries", True), "retries is bool"),
     "retries are NaN": Kind(_header("retries", float("nan")), "retries is float"),
     "retries are infinite": Kind(_spelled('"retries": 0', '"retries": 1e999'), "retries is float"),
+    "retries are negative": Kind(_header("retries", -1), "retries is -1"),
+    "retries have 400 digits": Kind(_header("retries", 10**400), "retries is a number of 1329"),
+    "time limit is NaN": Kind(_header("timelimit", [float("nan"), None]), "timelimit[0] is nan"),
+    "time limit is infinite": Kind(
+        _header("timelimit", [None, float("inf")]), "timelimit[1] is inf"
+    ),
+    "time limit is negative": Kind(_header("timelimit", [-1, None]), "timelimit[0] is -1"),
+    "time limit has 400 digits": Kind(_header("timelimit", [10**400, 1]), "timelimit[0] is a num"),
+    "group index is negative": Kind(_header("group_index", -1), "group_index is -1"),
+    "nesting is negative": Kind(_header("replaced_task_nesting", -1), "replaced_task_nesting is"),
+    "a stamped header is a list": Kind(_header("stamped_headers", [[]]), "stamped_headers[0] is"),
     "retries are huge": Kind(
         _spelled('"retries": 0', f'"retries": {"9" * 10_000}'), NOT_JSON, None
     ),
@@ -328,6 +342,12 @@ OTHER_BODIES = {
 BOMBS = {
     "bomb: zlib": Kind(_bomb(zlib.compress, GZIP), "expands beyond"),
     "bomb: bzip2": Kind(_bomb(bz2.compress, BZIP2), "expands beyond"),
+    "bomb: lists": Kind(
+        lambda message: _body(bz2.compress(b"[[" + b"[]," * 300_000 + b"1],{},{}]"), JSON, BZIP2)(
+            message
+        ),
+        "values",
+    ),
     "bomb: lzma": Kind(_bomb(functools.partial(lzma.compress, preset=0), LZMA), "expands beyond"),
 }
 
@@ -518,3 +538,43 @@ def test_a_dead_letter_can_be_sent_again_as_it_is(
     (letter,) = client.transport.dead.list(["celery"])
     server.client.lpush("celery", letter.raw)
     wait_until(lambda: len(list(client.transport.dead.list(["celery"]))) == 2)
+
+
+SPOOFS: dict[str, Write] = {
+    "unregistered": _header("task", "shared.unknown"),
+    "unreadable": _header("retries", -1),
+    "another task": _body([["other"], {}, EMBED]),
+}
+
+
+@pytest.mark.parametrize("spoof", SPOOFS.values(), ids=SPOOFS)
+def test_a_message_with_the_id_of_a_task_that_succeeded_does_not_change_its_result(
+    client: Greenq, worker: Process, server: Server, spoof: Write
+) -> None:
+    message = good_message(client)
+    task_id = message["headers"]["id"]
+    server.client.lpush("celery", _dump(message))
+    assert client.AsyncResult(task_id).get(timeout=WAIT_S) == 3
+
+    server.client.lpush("celery", spoof(message))
+    assert client.send_task("shared.add", (1, 2)).get(timeout=WAIT_S) == 3
+    server.wait_settled()
+
+    result = client.AsyncResult(task_id)
+    assert (result.state, result.result) == ("SUCCESS", 3)
+
+
+@pytest.mark.parametrize("kind", ["unregistered", "unreadable"])
+def test_a_message_that_cannot_run_does_not_change_the_failure_of_another_one_with_its_id(
+    client: Greenq, worker: Process, server: Server, kind: str
+) -> None:
+    message = good_message(client)
+    task_id = message["headers"]["id"]
+    server.client.lpush("celery", _body([["only one"], {}, EMBED])(message))
+    error = client.AsyncResult(task_id).get(timeout=WAIT_S, propagate=False)
+    assert type(error) is TypeError
+
+    server.client.lpush("celery", SPOOFS[kind](message))
+    wait_until(server.dead_letters, WAIT_S)
+
+    assert type(client.AsyncResult(task_id).result) is TypeError

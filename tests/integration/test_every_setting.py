@@ -464,6 +464,28 @@ def check_accept_content(rig: Rig) -> None:
         assert app.send_task("settings_app.add", (1, 2)).get(timeout=WAIT_S) == 3
 
 
+def check_accept_compression(rig: Rig) -> None:
+    app = rig.app(task_compression="bzip2")
+    with rig.worker():
+        refused = app.send_task("settings_app.add", (1, 2))
+        wait_until(rig.server.dead_letters, WAIT_S)
+        assert refused.state == "FAILURE"
+        assert "accept_compression" in rig.server.dead_letters()[0].reason
+        # Without being asked for.
+        packed = app.send_task("settings_app.add", (1, 2), compression="gzip")
+        assert packed.get(timeout=WAIT_S) == 3
+    for settings in ({"accept_compression": ["bzip2"]}, {"task_compression": "bzip2"}):
+        with rig.worker(**settings):
+            assert app.send_task("settings_app.add", (1, 2)).get(timeout=WAIT_S) == 3
+    packing = {"result_compression": "bzip2"}
+    with rig.worker(**packing):
+        stored = rig.app().send_task("settings_app.sized", (4000,))
+        with pytest.raises(GreenqError, match="accept_compression"):
+            stored.get(timeout=WAIT_S)
+        for settings in ({"accept_compression": ["bzip2"]}, packing):
+            assert rig.app(**settings).AsyncResult(stored.id).get(timeout=WAIT_S) == "x" * 4000
+
+
 def check_task_compression(rig: Rig) -> None:
     app = rig.app(task_compression="gzip")
     app.send_task("settings_app.sized", (1,), {})

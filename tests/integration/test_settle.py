@@ -168,6 +168,8 @@ KEPT = {
     ("stub", "s"): SUCCESSES, ("stub", "f"): SUCCESSES, ("stub", "n"): SUCCESSES,
     ("no tag", "s"): SUCCESSES, ("no tag", "f"): SUCCESSES, ("no tag", "n"): FINAL,
     ("gone", "s"): FINAL, ("gone", "f"): ALL, ("gone", "n"): ALL,
+    # Who could not run replaces no end at all.
+    ("record", "u"): FINAL, ("stub", "u"): FINAL, ("no tag", "u"): FINAL, ("gone", "u"): ALL,
 }  # fmt: skip
 
 
@@ -178,7 +180,7 @@ def test_state_is_stored_by_whose_it_is_and_what_is_there(
     desk: Desk, whose: str, kind: str, action: str, seconds: int
 ) -> None:
     tag = "" if whose == "no tag" else "a:1"
-    payload = {"s": SUCCESS, "f": FAILURE, "n": RETRY}[kind] + " "
+    payload = {"s": SUCCESS, "f": FAILURE, "u": FAILURE, "n": RETRY}[kind] + " "
     for before, text in OTHERS.items():
         desk.client.flushall()
         desk.reserve()

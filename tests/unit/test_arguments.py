@@ -147,3 +147,9 @@ def test_body_that_no_worker_would_read_is_refused_here(app: Greenq) -> None:
     app.conf.task_max_body_bytes = 1000
     with pytest.raises(EncodeError, match=r"task m\.size: .*more than task_max_body_bytes, 1,000"):
         app.send_task("m.size", ("x" * 1000,))
+
+
+def test_body_with_more_values_than_workers_read_is_refused_here(app: Greenq) -> None:
+    app.conf.task_max_body_bytes = 1_000_000
+    with pytest.raises(EncodeError, match=r"task m\.size: .*more than 15,625 values"):
+        app.send_task("m.size", (list(range(20_000)),))

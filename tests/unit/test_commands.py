@@ -263,7 +263,7 @@ def test_a_page_before_the_beginning_is_refused(node: Node, page: dict[str, int]
     for number in range(2):
         node.give("add", f"t{number}", 1, 2, countdown=100)
 
-    assert "negative" in node.ask("scheduled", **page)["error"]
+    assert "is -1, not a whole number from 0" in node.ask("scheduled", **page)["error"]
 
 
 def test_query_task_tells_where_tasks_are(node: Node) -> None:
@@ -415,7 +415,8 @@ def test_time_limits_are_changed(node: Node) -> None:
 def test_what_is_no_time_limit_is_refused(node: Node, name: str, limit: object) -> None:
     told = node.ask("time_limit", task_name="add", **{name: limit})
 
-    assert f"the {name} time limit is a number of seconds" in told["error"]
+    assert f"the {name} time limit is " in told["error"]
+    assert "not a number above 0" in told["error"]
     task = node.app.tasks["add"]
     assert (task.soft_time_limit, task.time_limit) == (None, None)
 
@@ -739,3 +740,38 @@ def test_a_command_may_wait(node: Node, panel: Panel) -> None:
         return json.dumps({"waited": True})
 
     assert json.loads(node.ask("patient")) == {"waited": True}
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "named"),
+    [
+        ("pool_grow", {"n": math.nan}, "n is float"),
+        ("pool_grow", {"n": 10**400}, "n is a number of 1329 bits"),
+        ("pool_grow", {"n": "9" * 4000}, "n is str"),
+        ("pool_shrink", {"n": -1}, "n is -1"),
+        ("reserved", {"limit": math.inf}, "limit is float"),
+        ("greenlets", {"limit": 1e308}, "limit is a number of 1024 bits"),
+        ("memdump", {"samples": -5}, "samples is -5"),
+        ("revoke", {"task_id": "x" * 1001}, "text of 1,001 characters"),
+        ("revoke", {"task_id": ["a"] * 50_001}, "50,001 are more than 50,000"),
+        ("pause", {"queue": "\ud800"}, "queue is not valid Unicode"),
+        ("add_consumer", {"queue": "q" * 5000}, "queue is a text of 5,000 characters"),
+        ("election", {"id": "e" * 5000, "topic": "task"}, "id is a text of 5,000 characters"),
+    ],
+)
+def test_an_argument_out_of_its_range_is_refused_and_named(
+    node: Node, method: str, arguments: dict[str, Any], named: str
+) -> None:
+    size = node.worker.pool.size
+
+    assert named in node.ask(method, **arguments)["error"]
+
+    assert node.worker.pool.size == size
+    assert node.worker.state.revoked.ids() == []
+
+
+def test_numbers_may_be_written_as_text_and_as_whole_floats(node: Node) -> None:
+    size = node.worker.pool.size
+    assert "ok" in node.ask("pool_grow", n="2")
+    assert "ok" in node.ask("pool_grow", n=1.0)
+    assert node.worker.pool.size == size + 3

@@ -726,6 +726,20 @@ def test_interrupt_may_be_later_than_any_timer(after_s: float) -> None:
     assert request.hits == []
 
 
+def test_no_number_as_the_time_of_interrupts_keeps_no_other_timer_from_going_off() -> None:
+    request = Interrupted()
+    naps = [gevent.spawn(gevent.sleep, 0.001 * number) for number in range(1, 20)]
+    none = [interrupt(request, float("nan")) for _ in range(20)]
+    naps += [gevent.spawn(gevent.sleep, 0.001 * number) for number in range(1, 20)]
+
+    ended = gevent.joinall(naps, DEADLINE_S)
+    for each in none:
+        each.cancel()
+
+    assert len(ended) == len(naps)
+    assert request.hits == []
+
+
 def test_cancelled_interrupt_throws_nothing_and_may_be_cancelled_twice() -> None:
     request = Interrupted()
     one, late = interrupt(request, 0.002), interrupt(request, 0.0)

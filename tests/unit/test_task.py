@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -246,6 +247,15 @@ def test_backoff_doubles_up_to_its_limit(
     task = make_task(app, retry_backoff=backoff, retry_backoff_max=most, retry_jitter=False)
 
     assert [task.retry_delay(retries) for retries in range(len(delays))] == delays
+
+
+@pytest.mark.parametrize("retries", [10**9, 2**53, 10**18, -5])
+def test_backoff_of_any_number_of_retries_is_found_at_once(app: FakeApp, retries: int) -> None:
+    task = make_task(app, retry_backoff=True, retry_backoff_max=600, retry_jitter=False)
+
+    began_s = time.thread_time()
+    assert task.retry_delay(retries) == (600 if retries > 0 else 1)
+    assert time.thread_time() - began_s < 0.1
 
 
 def test_jitter_stays_below_the_backoff(app: FakeApp) -> None:

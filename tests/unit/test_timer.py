@@ -55,6 +55,21 @@ def test_nothing_is_due_when_nothing_is_left(timer: Timer, clock: Clock) -> None
     assert timer.run_due() is None
 
 
+@pytest.mark.parametrize("delay_s", [float("nan"), float("inf"), 10**400])
+def test_no_time_at_all_is_later_than_every_other(
+    timer: Timer, clock: Clock, delay_s: float
+) -> None:
+    calls: list[int] = []
+    for number in (3, 1, 2):
+        timer.call_after(delay_s, lambda: calls.append(0))
+        timer.call_after(number, lambda number=number: calls.append(number))
+    clock.now_s += 3
+
+    timer.run_due()
+
+    assert calls == [1, 2, 3]
+
+
 def test_cancelled_call_is_passed_over(timer: Timer, clock: Clock) -> None:
     called: list[int] = []
     timer.call_after(1, lambda: called.append(1)).cancel()

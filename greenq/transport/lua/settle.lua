@@ -27,13 +27,13 @@
 --   k  keep: nothing but the state
 --   l  announce that this message runs alone in its worker; without a tag: that none does any more
 --   m  move
---   s  a success, f another final state, n a state that is not final
+--   s  a success, f another final state, u the failure of a message that could not run, n a state that is not final
 --
 -- An ending acts only if its tag is held: if the record is there, or for the owner the stub. So a call may be repeated when its
 -- answer got lost, and one that comes late finds nothing to do. What was not held is somebody else's by now, who
 -- decides about its state; only a success is stored all the same unless a final state is there: the work was done.
 -- A stored success stays. What has no tag has no record: its final state is stored, its other states replace no
--- final one.
+-- final one. Nor does the failure of a message that could not run: anybody can send one with the id of another task.
 -- A script that fails halfway is not undone. So of each ending the state comes first: a server without memory
 -- refuses the first write of a script, and what has no result stored is not acknowledged.
 -- A user who may delete but not push is refused before (Redis 7 and later can tell).
@@ -79,7 +79,7 @@ local function store(name, kind, seconds, payload, tag, held)
   if not write(name, seconds, payload, 'NX') then
     local state = stored_state(name)
     if state == 'SUCCESS' then return end
-    local is_weak = not held or (tag == '' and kind == 'n')
+    local is_weak = not held or kind == 'u' or (tag == '' and kind == 'n')
     if is_weak and (state == 'FAILURE' or state == 'REVOKED') then return end
     write(name, seconds, payload)
   end

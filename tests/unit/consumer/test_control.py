@@ -169,7 +169,9 @@ def test_what_is_urgent_is_answered_over_the_connection_that_is_given(
     assert (connection.scripts, node.asker.replies) == (1, [])
 
 
-@pytest.mark.parametrize("method", ["scheduled", "pool_grow", "shutdown", "revoke", "nonsense"])
+@pytest.mark.parametrize(
+    "method", ["scheduled", "query_task", "pool_grow", "shutdown", "revoke", "nonsense"]
+)
 def test_what_needs_the_hub_is_not_urgent(control: Any, method: str) -> None:
     assert control.urgent(asked(method)) is None
 
@@ -358,8 +360,15 @@ def test_a_command_that_raises_anything_is_an_error(
 
 
 def test_a_long_error_is_cut_short(node: Node, caplog: pytest.LogCaptureFixture) -> None:
-    told = node.ask("x" * 100_000)["error"]
+    told = node.ask("x" * 1000)["error"]
 
     assert told.startswith('KeyError("no control command is named')
     assert len(told) < 2000
     assert len(caplog.text) < 2000
+
+
+def test_what_is_no_request_is_counted(node: Node) -> None:
+    node.worker.control.handle(asked("x" * 100_000, {}))
+    node.worker.control.handle(b"garbage")
+
+    assert node.ask("stats")["ignored"]["requests"] == 2

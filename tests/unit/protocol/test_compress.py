@@ -3,6 +3,7 @@ from __future__ import annotations
 import bz2
 import importlib.util
 import lzma
+import random
 import sys
 import zlib
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenq.errors import DecodeError, EncodeError
-from greenq.protocol.compress import compress, decompress
+from greenq.protocol.compress import accepted, compress, decompress
 
 PACKAGES = {"brotli": "brotli", "zstd": "backports.zstd"}
 STANDARD = ["gzip", "zlib", "bzip2", "bzip", "lzma", "xz"]
@@ -107,3 +108,26 @@ def test_missing_package_is_named(monkeypatch):
         compress(b"", "brotli")
     with pytest.raises(DecodeError, match="brotli"):
         decompress(b"", "application/x-brotli", 10)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_little_data_expands_to_a_mebibyte_and_no_more(name):
+    packed, content_type = compress(b"[]," * 10_000_000, name)
+    if len(packed) > 10_000:
+        pytest.skip("this method cannot pack it so small")
+    with pytest.raises(DecodeError, match="expands beyond 1048576 bytes, more than 100 times"):
+        decompress(packed, content_type, 1 << 29)
+
+
+def test_data_expands_a_hundred_times():
+    text = random.Random(1).randbytes(30_000) + bytes(2_000_000)
+    packed, content_type = compress(text, "gzip")
+    assert len(text) > 1 << 20
+    assert decompress(packed, content_type, 1 << 29) == text
+
+
+def test_compression_that_is_not_accepted_is_not_expanded():
+    packed, content_type = compress(b"x", "bzip2")
+    with pytest.raises(DecodeError, match=r"x-bz2' is not accepted .*accept_compression"):
+        decompress(packed, content_type, 100, accepted("gzip", None))
+    assert decompress(packed, content_type, 100, accepted("bzip2")) == b"x"

@@ -253,8 +253,11 @@ def test_names_of_arguments_and_nodes_are_texts():
         read_reply(element(pickle.dumps({1: 2}), content_type=pickled), EVERY)
 
 
-@pytest.mark.parametrize("expires", [None, "soon", [], pytest.param(10**400, id="huge")])
-@pytest.mark.parametrize("clock", [None, "1", True, -1, 1.5])
+@pytest.mark.parametrize(
+    "expires",
+    [None, "soon", [], pytest.param(10**400, id="huge"), float("nan"), float("-inf"), 1e308],
+)
+@pytest.mark.parametrize("clock", [None, "1", True, -1, 1.5, 1 << 62])
 def test_headers_that_say_nothing_sensible_count_as_missing(clock, expires):
     raw = element({"method": "m"}, {"clock": clock, "expires": expires})
     read = read_request(raw, JSON)
