@@ -376,8 +376,10 @@ class Watch(StartStopStep):
             renewal = self._leases.renew(
                 self._news(now + self._beat_slack_s), would_relay=self._is_waiting()
             )
-            # Before anything else is asked, which takes its time.
-            self._state.clock_offset_s = renewal.server_time - time.time()
+            # Before anything else is asked, which takes its time. An answer that was long under way
+            # tells what the server's clock said then.
+            if self._state.now_s() - asked_s < self._lease_s / 2:
+                self._state.clock_offset_s = renewal.server_time - time.time()
             if self._guard is not None:
                 self._guard.beat()
             self.question = renewal.question
