@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from the fields of greenq.config; with ``--check`` only compares.
+"""Writes docs/settings.md from greenq.config.settings; with ``--check`` only compares.
 
 Run as ``python docs/make_settings.py``.
 """
@@ -9,8 +9,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from greenq.celerynames import SETTINGS
-from greenq.config import (
+from greenq.config.celery_names import SETTINGS
+from greenq.config.settings import (
     SECTIONS,
     ResultTransportOptions,
     RetryPolicy,
@@ -28,7 +28,7 @@ PARTS: dict[str, type[Section]] = {
 }
 
 INTRODUCTION = """\
-% Written by docs/make_settings.py from greenq/config.py: change the fields there.
+% Written by docs/make_settings.py from greenq/config/settings.py: change the fields there.
 
 # Settings
 

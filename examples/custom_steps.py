@@ -18,7 +18,7 @@ from typing import Any
 from gevent.pywsgi import WSGIServer
 
 from greenq import Greenq
-from greenq.steps import Option, StartStopStep
+from greenq.bootsteps import Option, StartStopStep
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from greenq.app import Greenq as Greenq
+    from greenq.commands.registry import control_command as control_command
+    from greenq.commands.registry import inspect_command as inspect_command
+    from greenq.config.validators import Broadcast as Broadcast
     from greenq.errors import GreenqError as GreenqError
     from greenq.errors import Ignore as Ignore
     from greenq.errors import Reject as Reject
     from greenq.errors import Retry as Retry
     from greenq.result import AsyncResult as AsyncResult
     from greenq.result import AsyncResults as AsyncResults
+    from greenq.sending.routing import worker_direct as worker_direct
     from greenq.shared import shared_task as shared_task
     from greenq.task import Task as Task
 
@@ -26,12 +30,16 @@ __version__ = "0.1.0"
 _HOME = {
     "AsyncResult": "greenq.result",
     "AsyncResults": "greenq.result",
+    "Broadcast": "greenq.config.validators",
     "Greenq": "greenq.app",
     "GreenqError": "greenq.errors",
     "Ignore": "greenq.errors",
     "Reject": "greenq.errors",
     "Retry": "greenq.errors",
     "Task": "greenq.task",
+    "control_command": "greenq.commands.registry",
+    "inspect_command": "greenq.commands.registry",
+    "worker_direct": "greenq.sending.routing",
     "shared_task": "greenq.shared",
 }
 

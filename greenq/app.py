@@ -26,17 +26,18 @@ from typing import (
 from zoneinfo import ZoneInfo
 
 from greenq.annotations import annotate
-from greenq.celerynames import SEND_OPTIONS, asks_for_something, name_what_is_not_here
-from greenq.config import Config, sift
+from greenq.config.celery_names import SEND_OPTIONS, asks_for_something, name_what_is_not_here
+from greenq.config.loaders import CELERY_ENV, settings_from_env, settings_from_object
+from greenq.config.settings import Config, sift
+from greenq.config.validators import shown
+from greenq.context import Context, current_context
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
-from greenq.kinds import shown
-from greenq.producer import Producer, SendOptions
 from greenq.protocol.clock import LamportClock
 from greenq.result import AsyncResult, AsyncResults
+from greenq.sending.producer import Producer, SendOptions
 from greenq.shared import Definition, place, shared
-from greenq.sources import CELERY_ENV, settings_from_env, settings_from_object
-from greenq.task import Context, Task, current_context
-from greenq.transport.links import Transport
+from greenq.task import Task
+from greenq.transport.transport import Transport
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
     from types import FrameType, ModuleType
     from typing import Unpack
 
-    from greenq.control import Control
-    from greenq.events import Events
-    from greenq.steps import Option, Step
+    from greenq.bootsteps.steps import Option, Step
+    from greenq.events.receiver import Events
+    from greenq.remote.control import Control
 
     _Packages = Callable[[], Iterable[str] | None]
 
@@ -541,7 +542,7 @@ class Greenq:
     def control(self) -> Control:
         """Commands to the workers, and questions."""
         if self._control is None:
-            made: Control = importlib.import_module("greenq.control").Control(self)
+            made: Control = importlib.import_module("greenq.remote.control").Control(self)
             self._control = made
         return self._control
 
@@ -549,7 +550,7 @@ class Greenq:
     def events(self) -> Events:
         """What is told of tasks and workers: `Receiver`, `State`, and `send`."""
         if self._events is None:
-            made: Events = importlib.import_module("greenq.events").Events(self)
+            made: Events = importlib.import_module("greenq.events.receiver").Events(self)
             self._events = made
         return self._events
 

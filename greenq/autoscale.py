@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from greenq.bootsteps import StartStopStep
+from greenq.bootsteps.blueprint import StartStopPart
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,7 +91,7 @@ def decide(load: Load) -> Decision:
     return Decision(load.size, "steady")
 
 
-class Autoscaler(StartStopStep):
+class Autoscaler(StartStopPart):
     """Keeps the pool between two sizes; see the module for how."""
 
     name = "Autoscaler"

@@ -23,7 +23,7 @@ import gevent.hub
 import gevent.monkey
 from gevent.event import Event
 
-from greenq.bootsteps import StartStopStep
+from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import ImportedTooEarly
 from greenq.protocol.limits import MOST_SECONDS
 
@@ -297,7 +297,7 @@ class Lags:
 _WAITING = gevent.hub.Hub.run.__code__
 
 
-class Hub(StartStopStep):
+class Hub(StartStopPart):
     """The event loop's step: its lag, signals, and what crashes outside any greenlet.
 
     Duties: (1) tell other threads whether the loop moves, and how late it runs; (2) start greenlets

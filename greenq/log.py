@@ -13,13 +13,15 @@ import logging.handlers
 import os
 import stat
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
-from greenq.errors import ConfigError, Problem
-from greenq.text import printable
-from greenq.text import record as as_record
+from greenq.errors import ConfigError, OperationalError, Problem, ServerError
+from greenq.protocol.text import printable
+from greenq.protocol.text import record as as_record
 
 if TYPE_CHECKING:
     from io import TextIOWrapper
@@ -44,7 +46,8 @@ class Running(Protocol):
         """The execution's id."""
 
 
-# The task that runs in this greenlet or thread; `greenq.task.current_context` is the same variable.
+# The task that runs in this greenlet or thread; `greenq.context.current_context` is the same
+# variable.
 task_log_context: ContextVar[Running | None] = ContextVar("greenq_task", default=None)
 
 _PLAIN: Final = "\033[0m"
@@ -249,3 +252,75 @@ class _Formatter(logging.Formatter):
 
 
 _plain = _Formatter(colored=False)
+
+
+# --- outages ---
+
+
+class OutageLog:
+    """The present trouble of one part, which tries again and again.
+
+    Each kind of error is logged once until it is over; what is tried meanwhile goes to DEBUG.
+    """
+
+    def __init__(self, log: logging.Logger) -> None:
+        """Write to `log`."""
+        self._log = log
+        self._said: set[str] = set()
+
+    def failed(self, text: str, exc: OperationalError) -> None:
+        """Log that `exc` happened, if its kind is new; `text` says what that means."""
+        kind = exc.reply.split(" ", 1)[0] if isinstance(exc, ServerError) else type(exc).__name__
+        if kind in self._said:
+            self._log.debug("%s: %s", text, exc)
+        else:
+            self._said.add(kind)
+            self._log.warning("%s: %s", text, exc)
+
+    def recovered(self, text: str) -> None:
+        """Log that it is over, if there was one."""
+        if self._said:
+            self._said.clear()
+            self._log.info("%s", text)
+
+
+_MINUTE_S: Final = 60.0
+
+
+class Repeated:
+    """Lines about what others send, however much of it: of each kind a few at once, then a count.
+
+    A kind is a text with its places still open, so there are only as many as stand in the code. The
+    count comes with the first line of its kind after the minute.
+    """
+
+    def __init__(
+        self,
+        log: logging.Logger,
+        *,
+        at_once: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Write to `log`, of each kind `at_once` lines a minute."""
+        self._log = log
+        self._at_once = at_once
+        self._clock = clock
+        # Of each kind: when its minute began, and how many there were since.
+        self._minutes: dict[str, tuple[float, int]] = {}
+
+    def say(self, text: str, *arguments: object, level: int = logging.WARNING) -> None:
+        """Log a line, or count it."""
+        now_s = self._clock()
+        began_s, count = self._minutes.get(text, (now_s, 0))
+        unsaid = 0
+        if now_s - began_s >= _MINUTE_S:
+            unsaid = max(0, count - self._at_once)
+            began_s, count = now_s, 0
+        self._minutes[text] = began_s, count + 1
+        if count >= self._at_once:
+            self._log.debug(text, *arguments)
+        elif unsaid:
+            self._log.log(level, text + " (and %d more of these since the last one)",
+                *arguments, unsaid)  # fmt: skip
+        else:
+            self._log.log(level, text, *arguments)

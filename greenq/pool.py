@@ -15,10 +15,10 @@ import gevent.pool
 import gevent.timeout
 from gevent.hub import Waiter
 
-from greenq.bootsteps import StartStopStep
+from greenq.bootsteps.blueprint import StartStopPart
+from greenq.diagnostics.hub_time import HubTime
 from greenq.errors import TaskRevokedError, TaskTerminated
 from greenq.hub import Event, timer_s
-from greenq.hubtime import HubTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -41,7 +41,7 @@ AGAIN_S = 0.5
 _FINALLY_S = 1.0
 
 
-class Lasting(gevent.Greenlet):  # type: ignore[type-arg]  # the class itself is not generic
+class PoolGreenlet(gevent.Greenlet):  # type: ignore[type-arg]  # the class itself is not generic
     """A greenlet of the pool, and the request that it runs at the moment."""
 
     __slots__ = ("request",)
@@ -97,7 +97,7 @@ class Interrupt:
 def _interrupted() -> Any:
     """Return what a timeout that is started here interrupts: the request, not the next one too."""
     current = gevent.getcurrent()
-    request = current.request if type(current) is Lasting else None
+    request = current.request if type(current) is PoolGreenlet else None
     return current if request is None else request
 
 
@@ -105,7 +105,7 @@ def _forget(_requests: list[Request]) -> None:
     """Leave abandoned requests to the lease of their owner."""
 
 
-class Pool(StartStopStep):
+class Pool(StartStopPart):
     """Runs requests in greenlets that last.
 
     1. `submit` never waits: a request queues here until a greenlet takes it. One greenlet at a time
@@ -160,9 +160,9 @@ class Pool(StartStopStep):
         # How many attributes the thread of a greenlet has that nobody has touched.
         self._thread_size: int | None = None
         self.abandoned = abandoned
-        self._greenlets = gevent.pool.Pool(greenlet_class=Lasting)
+        self._greenlets = gevent.pool.Pool(greenlet_class=PoolGreenlet)
         # How long each running request has held the hub.
-        self.hub_time = HubTime(Lasting)
+        self.hub_time = HubTime(PoolGreenlet)
         # gevent asks there which greenlet a timeout is to interrupt.
         gevent.timeout.getcurrent = _interrupted  # type: ignore[attr-defined]
         self._loop = gevent.get_hub().loop
@@ -313,7 +313,7 @@ class Pool(StartStopStep):
 
     def _work(self) -> None:
         """Run requests, rest when there are none; end with the pool or when it has shrunk."""
-        me = cast("Lasting", gevent.getcurrent())
+        me = cast("PoolGreenlet", gevent.getcurrent())
         me.request = None
         # Each local that is touched here has a key in it.
         attributes = me.__dict__
@@ -350,7 +350,7 @@ class Pool(StartStopStep):
             me.gr_context = None
             self._rest()
 
-    def _gone(self, _greenlet: Lasting) -> None:
+    def _gone(self, _greenlet: PoolGreenlet) -> None:
         """Have work go on when a greenlet has ended and its locals are gone."""
         self._send_for_one()
         if not self.active and not self._waiting:
@@ -373,7 +373,7 @@ class Pool(StartStopStep):
             self._idle.clear()
         self._send_for_one()
 
-    def _run_next(self, me: Lasting) -> None:
+    def _run_next(self, me: PoolGreenlet) -> None:
         try:
             request = self._waiting.popleft()
         except IndexError:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from greenq.errors import TaskTerminated
 from greenq.protocol.envelope import unwrap
-from greenq.text import printable
+from greenq.protocol.text import printable
 
 if TYPE_CHECKING:
     from greenq.hub import Greenlet
     from greenq.protocol.message import TaskMessage
     from greenq.task import Task
-    from greenq.transport.intake import Delivery
+    from greenq.transport.fetch import Delivery
 
 
 class Request:

@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from greenq.celerynames import name_what_is_not_here
+from greenq.config.celery_names import name_what_is_not_here
 from greenq.errors import ConfigError, Problem, RemoteTraceback
 from greenq.log import task_log_context
-from greenq.protocol.states import FAILURE, PENDING, PROPAGATE_STATES, READY_STATES, SUCCESS
+from greenq.states import FAILURE, PENDING, PROPAGATE_STATES, READY_STATES, SUCCESS
 from greenq.transport.mailbox import Mailbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from greenq.protocol.meta import ResultMeta
-    from greenq.transport.links import Transport
+    from greenq.transport.transport import Transport
 
 R = TypeVar("R")
 

@@ -1,23 +1,40 @@
-"""The states of tasks, `greenq.protocol.states`, where Celery's users look for them."""
+"""Names of task states, and which of them mean what."""
 
 from __future__ import annotations
 
-from greenq.protocol.states import (
-    EXCEPTION_STATES,
-    FAILURE,
-    IGNORED,
-    PENDING,
-    PROPAGATE_STATES,
-    READY_STATES,
-    RECEIVED,
-    REJECTED,
-    RETRY,
-    REVOKED,
-    STARTED,
-    SUCCESS,
-)
+PENDING = "PENDING"
+RECEIVED = "RECEIVED"
+STARTED = "STARTED"
+SUCCESS = "SUCCESS"
+FAILURE = "FAILURE"
+REVOKED = "REVOKED"
+RETRY = "RETRY"
+REJECTED = "REJECTED"
+IGNORED = "IGNORED"
 
-__all__ = [
-    "EXCEPTION_STATES", "FAILURE", "IGNORED", "PENDING", "PROPAGATE_STATES", "READY_STATES",
-    "RECEIVED", "REJECTED", "RETRY", "REVOKED", "STARTED", "SUCCESS",
-]  # fmt: skip
+# Nothing more will happen to the task.
+READY_STATES = frozenset({SUCCESS, FAILURE, REVOKED})
+# The stored result is an exception.
+EXCEPTION_STATES = frozenset({RETRY, FAILURE, REVOKED})
+# ``get()`` raises the stored exception.
+PROPAGATE_STATES = frozenset({FAILURE, REVOKED})
+
+_RANKS = {
+    SUCCESS: 0,
+    FAILURE: 1,
+    REVOKED: 3,
+    STARTED: 4,
+    RECEIVED: 5,
+    REJECTED: 6,
+    RETRY: 7,
+    PENDING: 8,
+}
+_CUSTOM_RANK = 2
+
+
+def precedence(state: str) -> int:
+    """Rank a state for monitors that hear of events out of order; 0 is the strongest.
+
+    A state that is not built in ranks between FAILURE and REVOKED.
+    """
+    return _RANKS.get(state, _CUSTOM_RANK)

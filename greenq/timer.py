@@ -8,7 +8,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from greenq.bootsteps import StartStopStep
+from greenq.bootsteps.blueprint import StartStopPart
 from greenq.hub import Event, Greenlet, spawn, timer_s
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Entry:
         return (self.due_s, self.number) < (other.due_s, other.number)
 
 
-class Timer(StartStopStep):
+class Timer(StartStopPart):
     """Calls functions when they are due, one after the other, in its greenlet.
 
     A call must be short and must not wait: what takes time is spawned by it. Its errors are logged.

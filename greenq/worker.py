@@ -14,34 +14,34 @@ from typing import TYPE_CHECKING, Any
 
 from greenq import log
 from greenq.autoscale import Autoscaler
-from greenq.bootsteps import Blueprint, Off, custom
-from greenq.config import DEFAULT_CONCURRENCY
+from greenq.bootsteps.blueprint import Blueprint, DisabledPart, custom
+from greenq.config.node_names import node_name
+from greenq.config.settings import DEFAULT_CONCURRENCY
 from greenq.consumer import Consumer
 from greenq.consumer.agent import Agent
 from greenq.consumer.connection import Connection
-from greenq.consumer.control import Control
-from greenq.consumer.events import Events
+from greenq.consumer.event_sender import Events
 from greenq.consumer.gossip import Gossip
 from greenq.consumer.heart import INTERVAL_S, Heart
 from greenq.consumer.mingle import Mingle
+from greenq.consumer.remote_control import Control
 from greenq.consumer.tasks import Tasks
+from greenq.diagnostics.stacks import all_stacks
 from greenq.errors import ConfigError, OperationalError, Problem, WorkerFault, WorkerLostError
-from greenq.execute import Executor, running_task
-from greenq.guard import Guard
+from greenq.execution.executor import Executor, running_task
+from greenq.execution.processes import leave_process, refuse_fork
+from greenq.execution.state import WorkerState
 from greenq.hub import Event, GreenletExit, Hub, Signals, spawn
 from greenq.log import keep_going
-from greenq.nodenames import node_name
 from greenq.pool import Pool
-from greenq.processes import leave_process, refuse_fork
-from greenq.producer import SendOptions
 from greenq.protocol.envelope import header
 from greenq.protocol.serialize import accepted
-from greenq.protocol.states import FAILURE
-from greenq.routing import Broadcast, QueueSource, select_queues, worker_direct
-from greenq.stacks import all_stacks
+from greenq.sending.producer import SendOptions
+from greenq.sending.routing import Broadcast, QueueSource, select_queues, worker_direct
+from greenq.states import FAILURE
 from greenq.timer import Timer
 from greenq.transport.facts import eviction_warning, server_facts
-from greenq.transport.intake import Intake
+from greenq.transport.fetch import Fetcher
 from greenq.transport.leases import Leases
 from greenq.transport.mailbox import Mailbox
 from greenq.transport.members import look_around
@@ -49,8 +49,8 @@ from greenq.transport.outbox import Outbox
 from greenq.transport.owner import Owner, new_owner
 from greenq.transport.recovery import Recovery
 from greenq.transport.settle import Entry
-from greenq.watch import Watch
-from greenq.worker_state import WorkerState
+from greenq.watchdog.guard_process import Guard
+from greenq.watchdog.thread import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -208,8 +208,8 @@ class Worker:
             blocked_after_s=config.worker.worker_hub_lag_warning,
             blocking_task=running_task,
             held=self._held,
-            first_unused=lambda: self.intake.first_unused,
-            is_waiting=lambda: self.intake.waiting,
+            first_unused=lambda: self.fetcher.first_unused,
+            is_waiting=lambda: self.fetcher.waiting,
             look=self._look,
             paused=self._pause,
             forgotten=self._register,
@@ -218,7 +218,7 @@ class Worker:
             signals=self.signals,
             blocked_limit_s=config.worker.worker_hub_blocked_limit,
             stacks=self._stacks,
-            cut=lambda connection: self.intake.cut(connection),
+            cut=lambda connection: self.fetcher.cut(connection),
             end_process=partial(leave_process, EXIT_FAILED),
             guard=Guard(
                 transport.client.url,
@@ -255,7 +255,7 @@ class Worker:
             keep_locals=config.worker.worker_task_locals == "keep",
         )
         strategy = transport_options.queue_order_strategy
-        self.intake = Intake(
+        self.fetcher = Fetcher(
             transport.client,
             transport.keys,
             self._in_order(self.queues),
@@ -267,7 +267,7 @@ class Worker:
             config=config.task,
             transport=transport,
             registry=app.tasks,
-            intake=self.intake,
+            fetcher=self.fetcher,
             outbox=self.outbox,
             pool=self.pool,
             timer=self.timer,
@@ -291,7 +291,7 @@ class Worker:
                 backlog=self.tasks.backlog,
             )
         self.connection = Connection(self)
-        ear, accept = self.watch.ear, accepted(config.task.accept_content)
+        subscriber, accept = self.watch.subscriber, accepted(config.task.accept_content)
         mailbox = Mailbox(
             transport.client,
             transport.keys,
@@ -303,7 +303,7 @@ class Worker:
         self.gossip: Gossip | None = None
         if gossip:
             self.gossip = Gossip(
-                ear,
+                subscriber,
                 self.events,
                 self.timer,
                 transport.keys,
@@ -320,7 +320,7 @@ class Worker:
         if remote if control is None else control:
             self.control = Control(
                 self,
-                ear,
+                subscriber,
                 mailbox,
                 transport.keys,
                 app.clock,
@@ -341,9 +341,14 @@ class Worker:
         self.consumer = Consumer(
             self,
             [
-                self.connection, self.events, self.mingle or Off(Mingle),
-                self.gossip or Off(Gossip), self.tasks, self.control or Off(Control),
-                self.heart or Off(Heart), Agent(agent, self) if agent else Off(Agent),
+                self.connection,
+                self.events,
+                self.mingle or DisabledPart(Mingle),
+                self.gossip or DisabledPart(Gossip),
+                self.tasks,
+                self.control or DisabledPart(Control),
+                self.heart or DisabledPart(Heart),
+                Agent(agent, self) if agent else DisabledPart(Agent),
             ],
             custom_steps=app.steps["consumer"],
             options=options or {},
@@ -354,7 +359,7 @@ class Worker:
             "worker",
             [
                 self.timer, self.hub, self.watch, self.outbox, self.pool,
-                self.autoscaler or Off(Autoscaler), self.consumer,
+                self.autoscaler or DisabledPart(Autoscaler), self.consumer,
                 *custom(app.steps["worker"], self, options or {}),
             ],
         )  # fmt: skip
@@ -470,12 +475,12 @@ class Worker:
 
     def _look(self) -> None:
         """Have a consumer that waits look for work."""
-        self.intake.wake(look=True)
+        self.fetcher.wake(look=True)
 
     def _held(self) -> tuple[set[str], int]:
         """Tell what is not settled on the server, and which tag is the next; any thread may ask."""
         # In this order: what is taken meanwhile has a number beyond the first one.
-        first_unused = self.intake.first_unused
+        first_unused = self.fetcher.first_unused
         return self.tasks.unfinished | self.outbox.tags(), first_unused
 
     def look_at_server(self) -> None:
@@ -517,10 +522,10 @@ class Worker:
         requests = list(self.state.reserved.values())
         held = [request.delivery for request in requests if not request.settled]
         begun = {request.delivery.tag for request in requests if request.settled}
-        is_new = self.intake.register(
+        is_new = self.fetcher.register(
             self.watch.question, held, begun | self.outbox.tags(), _REGISTER_TIMEOUT_S
         )
-        if is_new and self.intake.first_unused > 1:
+        if is_new and self.fetcher.first_unused > 1:
             _log.warning(
                 "the server had lost its data: what this worker has in hand is there again: %d",
                 len(requests),
@@ -636,10 +641,10 @@ class Worker:
         self._take_from()
 
     def _take_from(self) -> None:
-        """Have intake and lease look at the queues as they are now."""
+        """Have fetcher and lease look at the queues as they are now."""
         queues = [queue for queue in self.queues if queue not in self.state.paused]
         self.watch.set_queues(queues)
-        self.intake.set_queues(self._in_order(queues))
+        self.fetcher.set_queues(self._in_order(queues))
 
     def _in_order(self, queues: Iterable[str]) -> list[str]:
         strategy = self.app.config.broker.broker_transport_options.queue_order_strategy

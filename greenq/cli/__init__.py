@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import greenq
 from greenq.cli import foreign
 from greenq.errors import GreenqError
-from greenq.text import printable
+from greenq.protocol.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,7 +98,7 @@ _COMMANDS = (
     _Command(
         "worker",
         "run a worker",
-        "greenq.cli.worker",
+        "greenq.cli.worker_command",
         "greenq.cli.worker_options:add_options",
         patched=True,
         extended=True,
@@ -123,7 +123,7 @@ _COMMANDS = (
     _Command("purge", "delete the messages that wait in queues", "greenq.cli.purge"),
     _Command("list", "list the bindings of queues to exchanges", "greenq.cli.bindings"),
     _Command("call", "send a task by its name", "greenq.cli.call"),
-    _Command("result", "show what has become of a task", "greenq.cli.result"),
+    _Command("result", "show what has become of a task", "greenq.cli.result_command"),
     _Command("dead", "list, replay or purge dead letters", "greenq.cli.dead"),
     _Command("report", "versions and settings, for a bug report", "greenq.cli.report"),
     _Command(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from greenq.cli import arguments, show
+from greenq.cli import argument_types, show
 from greenq.errors import AppNotFound, OperationalError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def add_app_options(parser: argparse.ArgumentParser, *, again: bool = False) -> 
         "-A", "--app", default=unset or os.environ.get("GREENQ_APP"),
         help=f"the app: module or module:name (not needed with -b or {_BROKER_VARIABLE})",
     )  # fmt: skip
-    add("-b", "--broker", type=arguments.server, default=unset, metavar="URL",
+    add("-b", "--broker", type=argument_types.server, default=unset, metavar="URL",
         help="instead of the app's broker_url; @FILE reads it from a file")  # fmt: skip
     add("--json", action="store_true", default=unset or False, help="JSON instead of text")
 
@@ -57,7 +57,7 @@ def add_asking_options(parser: argparse.ArgumentParser, *, again: bool = False) 
     unset = argparse.SUPPRESS if again else None
     add("-d", "--destination", type=nodes, default=unset or (), metavar="A,B",
         help="ask these nodes only")  # fmt: skip
-    add("-t", "--timeout", type=arguments.seconds, default=unset or TIMEOUT_S,
+    add("-t", "--timeout", type=argument_types.seconds, default=unset or TIMEOUT_S,
         metavar="S", help="wait so long for replies (default 1); for those of blocked workers only "
         "if it is more than that")  # fmt: skip
 
@@ -113,7 +113,7 @@ def ask(
     app: Greenq,
     args: argparse.Namespace,
     method: str,
-    arguments: Mapping[str, Any] | None = None,
+    argument_types: Mapping[str, Any] | None = None,
     *,
     destination: Sequence[str] | None = None,
     on_reply: Callable[[str, Any], object] | None = None,
@@ -131,7 +131,7 @@ def ask(
     nodes = list(destination or args.destination)
     replies = app.control.mailbox.ask(
         method,
-        arguments,
+        argument_types,
         destination=nodes,
         timeout_s=args.timeout,
         on_reply=on_reply,

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from greenq.cli import arguments, show
+from greenq.cli import argument_types, show
 from greenq.cli.common import add_app_options, opened
 from greenq.cli.show import printable
 from greenq.errors import DecodeError, GreenqError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
-    from greenq.transport.dead import DeadLetter, DeadLetters
+    from greenq.transport.dead_letters import DeadLetter, DeadLetters
 
 # Letters in a table, and bytes of a message on the screen, unless more are asked for.
 _SHOWN_LETTERS = 100
@@ -62,13 +62,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("action", choices=("list", "show", "replay", "purge"),
         help="show: one in full; replay: back to their queues; purge: delete")  # fmt: skip
     add_app_options(parser)
-    add("-Q", "--queues", type=arguments.names, default=(), metavar="A,B",
+    add("-Q", "--queues", type=argument_types.names, default=(), metavar="A,B",
         help="of these queues (default: all that have dead letters)")  # fmt: skip
     add("--task", metavar="NAME", help="of this task; may hold * and ?, as in 'mail.*'")
     add("--reason", metavar="TEXT", help="whose reason contains this")
     add("--id", metavar="ID", help="with this id, as the list shows it")
-    add("--since", type=arguments.duration, metavar="AGE", help="younger than 30s, 10m, 2h or 7d")
-    add("--limit", type=arguments.count, metavar="N",
+    add(
+        "--since",
+        type=argument_types.duration,
+        metavar="AGE",
+        help="younger than 30s, 10m, 2h or 7d",
+    )
+    add("--limit", type=argument_types.count, metavar="N",
         help="so many: the newest to list (default 100), the oldest to replay")  # fmt: skip
     add("--yes", action="store_true", help="purge more than one; --json asks for no --yes")
 

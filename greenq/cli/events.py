@@ -10,13 +10,13 @@ from collections import OrderedDict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from greenq.cli import arguments, show
+from greenq.cli import argument_types, show
 from greenq.cli.common import add_app_options, opened
 
 if TYPE_CHECKING:
     import argparse
 
-    from greenq.events import Receiver
+    from greenq.events.receiver import Receiver
 
 # How often the table is looked at; and so long may the end of the time be missed.
 _TURN_S = 0.25
@@ -46,8 +46,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_app_options(parser)
     add = parser.add_argument
     add("--dump", action="store_true", help="a line for each event, as without a terminal")
-    add("-t", "--timeout", type=arguments.seconds, metavar="S", help="end after so many seconds")
-    add("--limit", type=arguments.count, metavar="N", help="end after so many events")
+    add(
+        "-t",
+        "--timeout",
+        type=argument_types.seconds,
+        metavar="S",
+        help="end after so many seconds",
+    )
+    add("--limit", type=argument_types.count, metavar="N", help="end after so many events")
 
 
 def run(args: argparse.Namespace) -> int:

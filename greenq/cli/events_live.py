@@ -12,15 +12,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from greenq import states
 from greenq.cli import show
-from greenq.protocol import states
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from rich.console import RenderableType
 
-    from greenq.events import State, Task, Worker
+    from greenq.events.cluster_state import State, Task, Worker
 
 _REDRAW_S = 0.25
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Mapping, Sequence
 
-    from greenq.bootsteps import Node
+    from greenq.bootsteps.blueprint import Node
 
     Graphs = Mapping[str, Sequence[Node]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from greenq.cli import arguments, show
+from greenq.cli import argument_types, show
 from greenq.cli.common import add_app_options, confirmed, opened
 from greenq.cli.queues import app_queues, look
 from greenq.errors import GreenqError
@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Give `parser` the command's options."""
     add_app_options(parser)
     add = parser.add_argument
-    add("-Q", "--queues", type=arguments.names, default=(), metavar="A,B",
+    add("-Q", "--queues", type=argument_types.names, default=(), metavar="A,B",
         help="of these queues (default: the app's)")  # fmt: skip
     add("-f", "--force", "--yes", dest="yes", action="store_true", help="do not ask first")
 

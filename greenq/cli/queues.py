@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from greenq.cli import arguments, show
+from greenq.cli import argument_types, show
 from greenq.cli.bindings import bindings
 from greenq.cli.common import EX_TEMPFAIL, add_asking_options, ask, called_roll, opened, silent
 
@@ -94,7 +94,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Give `parser` the command's options."""
     add_asking_options(parser)
     add = parser.add_argument
-    add("-Q", "--queues", type=arguments.names, default=(), metavar="A,B",
+    add("-Q", "--queues", type=argument_types.names, default=(), metavar="A,B",
         help="these only (default: all that were ever declared, and the app's)")  # fmt: skip
     add("--rates", action="store_true", help="look twice, a second apart, and tell the change")
     add("--watch", action="store_true", help="look every second until interrupted")

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from greenq.cli import arguments
+from greenq.cli import argument_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +106,7 @@ def stamp(text: str) -> str:
 
 def offset(text: str) -> int:
     """Read a whole number from 0 on."""
-    return 0 if text == "0" else arguments.count(text)
+    return 0 if text == "0" else argument_types.count(text)
 
 
 def truth(text: str) -> bool:
@@ -119,11 +119,11 @@ def truth(text: str) -> bool:
 _TASK_IDS: Final = Parameter("task_id", "id of a task", how="some")
 _TASK_NAME: Final = Parameter("task_name", "name of a task")
 _QUEUE: Final = Parameter("queue", "name of a queue")
-_N: Final = Parameter("n", "how many (default 1)", arguments.count, "perhaps")
+_N: Final = Parameter("n", "how many (default 1)", argument_types.count, "perhaps")
 _SIGNAL: Final = Parameter("signal", "with --terminate (default SIGTERM)", how="option")
 _TERMINATE: Final = Parameter("terminate", "end it if it runs", how="flag")
 _PAGE: Final = (
-    Parameter("limit", "so many of each node (default all)", arguments.count, "option"),
+    Parameter("limit", "so many of each node (default all)", argument_types.count, "option"),
     Parameter("offset", "from this one on, counted from 0", offset, "option"),
 )
 
@@ -175,15 +175,15 @@ INSPECT: Final = (
     RemoteCommand(
         "memdump",
         "the samples that were taken",
-        (Parameter("samples", "at most so many", arguments.count, "perhaps"),),
+        (Parameter("samples", "at most so many", argument_types.count, "perhaps"),),
     ),
     RemoteCommand(
         "objgraph",
         "draw what refers to objects of a type",
         (
             Parameter("type", "name of the type (default Request)", how="perhaps"),
-            Parameter("num", "so many objects", arguments.count, "perhaps"),
-            Parameter("max_depth", "so many steps", arguments.count, "perhaps"),
+            Parameter("num", "so many objects", argument_types.count, "perhaps"),
+            Parameter("max_depth", "so many steps", argument_types.count, "perhaps"),
         ),
     ),
     RemoteCommand(
@@ -194,7 +194,7 @@ INSPECT: Final = (
     RemoteCommand(
         "greenlets",
         "running tasks: age, CPU time, stack (greenq only)",
-        (Parameter("limit", "so many, the oldest (default 100)", arguments.count, "option"),),
+        (Parameter("limit", "so many, the oldest (default 100)", argument_types.count, "option"),),
     ),
     RemoteCommand("hub", "lag of the event loop, and who caused it (greenq only)"),
     RemoteCommand("autoscale_log", "the pool's last changes of size, with reasons (greenq only)"),
@@ -226,8 +226,8 @@ CONTROL: Final = (
         "change how long a task may run",
         (
             _TASK_NAME,
-            Parameter("soft", "seconds", arguments.seconds),
-            Parameter("hard", "seconds", arguments.seconds, "perhaps"),
+            Parameter("soft", "seconds", argument_types.seconds),
+            Parameter("hard", "seconds", argument_types.seconds, "perhaps"),
         ),
     ),
     RemoteCommand("enable_events", "have events of tasks sent"),
@@ -247,8 +247,8 @@ CONTROL: Final = (
         "autoscale",
         "change the bounds of the pool",
         (
-            Parameter("max", "most tasks at once", arguments.count),
-            Parameter("min", "fewest", arguments.count, "perhaps"),
+            Parameter("max", "most tasks at once", argument_types.count),
+            Parameter("min", "fewest", argument_types.count, "perhaps"),
         ),
     ),
     RemoteCommand(

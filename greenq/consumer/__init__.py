@@ -6,16 +6,16 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any
 
-from greenq.bootsteps import Blueprint, StartStopStep, custom
+from greenq.bootsteps.blueprint import Blueprint, StartStopPart, custom
 from greenq.errors import AccessRefused, OperationalError
 from greenq.hub import Event, Greenlet, spawn
-from greenq.outage import Outage
+from greenq.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from greenq.bootsteps import Step
-    from greenq.steps import Step as CustomStep
+    from greenq.bootsteps.blueprint import Part
+    from greenq.bootsteps.steps import Step as CustomStep
     from greenq.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ _PAUSE_FIRST_S = 0.1
 _PAUSE_MOST_S = 1.0
 
 
-class Consumer(StartStopStep):
+class Consumer(StartStopPart):
     """Runs the consumer's blueprint in one greenlet.
 
     1. Start its steps in order, then consume until told to stop.
@@ -44,7 +44,7 @@ class Consumer(StartStopStep):
     def __init__(
         self,
         worker: Worker,
-        steps: Sequence[Step],
+        steps: Sequence[Part],
         *,
         custom_steps: Iterable[type[CustomStep]] = (),
         options: Mapping[str, Any],
@@ -69,7 +69,7 @@ class Consumer(StartStopStep):
         self._retry_at_start = retry_at_start
         self._max_retries = max_retries
         self._stopping = Event()
-        self._outage = Outage(_log)
+        self._outage = OutageLog(_log)
         self._greenlet: Greenlet | None = None
 
     def start(self) -> None:
@@ -119,7 +119,7 @@ class Consumer(StartStopStep):
                 if self.tasks.working:
                     # Another outage, and not the one that was paused for.
                     pause_s = _PAUSE_FIRST_S
-                    self._outage.over("another interruption")
+                    self._outage.recovered("another interruption")
                 self.blueprint.stop()
                 hopeless = isinstance(exc, AccessRefused) or not self._retry_at_start
                 failures += 1
@@ -136,6 +136,6 @@ class Consumer(StartStopStep):
     def _pause(self, exc: OperationalError, pause_s: float) -> float:
         """Wait before the next try, with jitter so that a fleet does not come back as one."""
         wait_s = pause_s * random.uniform(0.5, 1.0)
-        self._outage.say(f"consumer: no tasks are taken; trying again in {wait_s:.1f} s", exc)
+        self._outage.failed(f"consumer: no tasks are taken; trying again in {wait_s:.1f} s", exc)
         self._stopping.wait(wait_s)
         return min(pause_s * 2, _PAUSE_MOST_S)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from greenq.bootsteps import StartStopStep
+from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Agent(StartStopStep):
+class Agent(StartStopPart):
     """Makes the class that ``worker_agent`` names, starts it and stops it.
 
     The class is called with the worker; its instance has `start` and `stop`.

@@ -6,9 +6,9 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
-from greenq.bootsteps import StartStopStep
+from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import TransportTimeout
-from greenq.transport.intake import Delivery
+from greenq.transport.fetch import Delivery
 
 if TYPE_CHECKING:
     from greenq.worker import Worker
@@ -19,7 +19,7 @@ _LEASE_TIMEOUT_S = 5.0
 _PING_TIMEOUT_S = 2.0
 
 
-class Connection(StartStopStep):
+class Connection(StartStopPart):
     """The first step of the consumer: nothing starts before the server is there."""
 
     name = "Connection"
@@ -45,14 +45,16 @@ class Connection(StartStopStep):
         transport.broker.declare(worker.queues)
         worker.look_for_pauses()
         for queue in worker.broadcasts:
-            watch.ear.listen(self._channel(queue.name), partial(self._receive, queue.name))
+            watch.subscriber.subscribe(
+                self._channel(queue.name), partial(self._receive, queue.name)
+            )
         _log.info("Connected to %s", transport.broker_address)
         worker.look_at_server()
 
     def stop(self) -> None:
         """Hear nothing that is broadcast meanwhile."""
         for queue in self._worker.broadcasts:
-            self._worker.watch.ear.ignore(self._channel(queue.name))
+            self._worker.watch.subscriber.unsubscribe(self._channel(queue.name))
 
     def _channel(self, queue: str) -> str:
         """Return where a broadcast queue is published: under the default queue's key."""

@@ -12,21 +12,21 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from greenq.bootsteps import StartStopStep
+from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import ContentDisallowed, DecodeError, OperationalError
 from greenq.hub import spawn
-from greenq.outage import Repeated
+from greenq.log import Repeated
 from greenq.protocol.event import EXCHANGE, SILENT_INTERVALS, read_events
 from greenq.protocol.limits import INTERVAL, NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
-    from greenq.consumer.events import Events
-    from greenq.ear import Ear
+    from greenq.consumer.event_sender import Events
     from greenq.protocol.clock import LamportClock
     from greenq.protocol.keys import Keys
     from greenq.timer import Entry, Timer
+    from greenq.watchdog.subscriber import Subscriber
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def _begin(run: Callable[[], object], name: str) -> None:
     spawn(run, name=name)
 
 
-class Gossip(StartStopStep):
+class Gossip(StartStopPart):
     """Listens to the events of workers.
 
     1. Keep the list of live neighbours. Those of greenq hold leases, which are looked at for each
@@ -141,7 +141,7 @@ class Gossip(StartStopStep):
 
     def __init__(
         self,
-        ear: Ear,
+        subscriber: Subscriber,
         events: Events,
         timer: Timer,
         keys: Keys,
@@ -168,7 +168,7 @@ class Gossip(StartStopStep):
             begin: has something done in a greenlet of its own, which gets a name.
         """
         self.neighbours: dict[str, Neighbour] = {}
-        self._ear = ear
+        self._subscriber = subscriber
         self._events = events
         self._timer = timer
         self._clock = clock
@@ -201,7 +201,7 @@ class Gossip(StartStopStep):
     def start(self) -> None:
         """Begin to listen."""
         for channel in self._rare:
-            self._ear.listen(channel, self.hear)
+            self._subscriber.subscribe(channel, self.hear)
         self._strangers = set(islice(self._greeted(), _NEIGHBOURS))
         self._listen(_LISTEN_S)
         every_s = _LISTEN_EVERY_S * random.uniform(0.8, 1.2)
@@ -214,7 +214,7 @@ class Gossip(StartStopStep):
     def stop(self) -> None:
         """Listen no longer, and forget what may change meanwhile."""
         for channel in self._rare:
-            self._ear.ignore(channel)
+            self._subscriber.unsubscribe(channel)
         self._listen_no_longer()
         for entry in self._timers:
             entry.cancel()
@@ -239,7 +239,7 @@ class Gossip(StartStopStep):
             )
             return
         vote = {"id": election_id, "topic": topic, "action": action, "cver": _VERSION}
-        if self._ear.late_s > _LATE_S:
+        if self._subscriber.late_s > _LATE_S:
             self._timer.call_after(_HEAR_S, lambda: self._vote_late(election_id, vote))
         else:
             self._events.send("worker-elect", vote)
@@ -269,13 +269,13 @@ class Gossip(StartStopStep):
         if self._check is None:
             self._listens_from_s = now_s
             for channel in self._frequent:
-                self._ear.listen(channel, self.hear)
+                self._subscriber.subscribe(channel, self.hear)
             self._check = self._timer.call_repeatedly(_CHECK_S, self.drop_silent)
 
     def _listen_no_longer(self) -> None:
         self._listens_from_s, self._listens_until_s = math.inf, 0.0
         for channel in self._frequent:
-            self._ear.ignore(channel)
+            self._subscriber.unsubscribe(channel)
         if self._check is not None:
             self._check.cancel()
             self._check = None
@@ -444,7 +444,7 @@ class Gossip(StartStopStep):
     def _stood_still(self, due: Entry) -> bool:
         """Tell whether what the others have said meanwhile is still to be heard."""
         is_late = self._timer.clock() - due.due_s > _LATE_S
-        has_waiting = self._ear.has_waiting
+        has_waiting = self._subscriber.has_waiting
         return is_late or any(map(has_waiting, (*self._rare, *self._frequent)))
 
     def _decide(self, election_id: str) -> None:

@@ -8,15 +8,15 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from greenq import __version__
-from greenq.bootsteps import StartStopStep
+from greenq.bootsteps.blueprint import StartStopPart
 from greenq.transport.settle import Publication
-from greenq.watch import Beat
+from greenq.watchdog.thread import Heartbeat
 
 if TYPE_CHECKING:
-    from greenq.consumer.events import Events
+    from greenq.consumer.event_sender import Events
+    from greenq.execution.state import WorkerState
     from greenq.pool import Pool
-    from greenq.watch import Blocker, Watch
-    from greenq.worker_state import WorkerState
+    from greenq.watchdog.thread import Blocker, Watch
 
 # Celery's, so that monitors that know it find the same.
 INTERVAL_S = 2.0
@@ -26,7 +26,7 @@ _BEAT = "worker-heartbeat"
 _SYSTEM = platform.system()
 
 
-class Heart(StartStopStep):
+class Heart(StartStopPart):
     """Sends worker-online, then heartbeats, at last worker-offline.
 
     The watch thread publishes the heartbeats, so a worker whose hub is blocked is not held for
@@ -64,7 +64,7 @@ class Heart(StartStopStep):
 
     def beat(self) -> None:
         """Beat at once, and go on in the same interval."""
-        self._watch.beat(Beat(self._interval_s, self._write))
+        self._watch.beat(Heartbeat(self._interval_s, self._write))
 
     def fields(self) -> dict[str, Any]:
         """Return what a worker's events tell; any thread may ask."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from greenq.bootsteps import StartStopStep
+from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import AccessRefused, ServerError
 from greenq.protocol.limits import CLOCK, KEY
-from greenq.text import listed
+from greenq.protocol.text import listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from greenq.execution.state import WorkerState
     from greenq.transport.mailbox import Mailbox
-    from greenq.worker_state import WorkerState
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 _TIMEOUT_S = 1.0
 
 
-class Mingle(StartStopStep):
+class Mingle(StartStopPart):
     """Asks all other workers ``hello`` and takes over revoked ids and the clock.
 
     Gossip learns from it of whom only heartbeats will tell.

@@ -7,7 +7,7 @@ import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from greenq.bootsteps import StartStopStep
+from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import (
     ContentDisallowed,
     DecodeError,
@@ -15,18 +15,19 @@ from greenq.errors import (
     OperationalError,
     TaskRevokedError,
 )
+from greenq.execution.rate_limit import RateLimitedQueue
+from greenq.execution.revoked import MOST_ID_CHARS
+from greenq.execution.suspects import Suspects
 from greenq.hub import Event
-from greenq.protocol import compress, envelope, quick
-from greenq.protocol.event import Silence
+from greenq.protocol import compress, envelope, fast_decode
+from greenq.protocol.event import NullEventSender
 from greenq.protocol.limits import KEY, check_json, most_raw
 from greenq.protocol.message import decode, parse_time, saferepr
+from greenq.protocol.rate import parse_rate
 from greenq.protocol.serialize import accepted
-from greenq.protocol.states import FAILURE, REVOKED
-from greenq.ratelimit import Line, parse_rate
 from greenq.request import Request
-from greenq.revoked import MOST_ID_CHARS
-from greenq.suspects import Suspects
-from greenq.transport.intake import tag_number
+from greenq.states import FAILURE, REVOKED
+from greenq.transport.fetch import tag_number
 from greenq.transport.recovery import is_suspect
 from greenq.transport.settle import Entry, Guard, settle
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from greenq.app import TaskRegistry
-    from greenq.config import TaskConfig
+    from greenq.config.settings import TaskConfig
+    from greenq.execution.state import WorkerState
     from greenq.pool import Pool
     from greenq.protocol.event import EventSender
     from greenq.protocol.message import TaskMessage
@@ -42,11 +44,10 @@ if TYPE_CHECKING:
     from greenq.timer import Entry as TimerEntry
     from greenq.timer import Timer
     from greenq.transport.client import Connection
-    from greenq.transport.intake import Delivery, Intake
-    from greenq.transport.links import Transport
+    from greenq.transport.fetch import Delivery, Fetcher
     from greenq.transport.outbox import Outbox
-    from greenq.transport.settle import Stored
-    from greenq.worker_state import WorkerState
+    from greenq.transport.settle import StateWrite
+    from greenq.transport.transport import Transport
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ _LARGE_BYTES = 16_384
 _UNWRITTEN = 2000
 
 
-class Tasks(StartStopStep):
+class Tasks(StartStopPart):
     """Conducts a message from its queue to a slot of the pool.
 
     1. `consume` asks for no more than the pool has room for, and waits when there is none.
@@ -90,7 +91,7 @@ class Tasks(StartStopStep):
         config: TaskConfig,
         transport: Transport,
         registry: TaskRegistry,
-        intake: Intake,
+        fetcher: Fetcher,
         outbox: Outbox,
         pool: Pool,
         timer: Timer,
@@ -103,7 +104,7 @@ class Tasks(StartStopStep):
         """Take a worker's parts.
 
         Args:
-            config, transport, registry, intake, outbox, pool, timer, state: those of the worker.
+            config, transport, registry, fetcher, outbox, pool, timer, state: those of the worker.
             hostname: its node name.
             left_behind: called when a take leaves messages behind.
             events: hears of tasks.
@@ -115,14 +116,14 @@ class Tasks(StartStopStep):
         self._config = config
         self._transport = transport
         self._registry = registry
-        self._intake = intake
+        self._fetcher = fetcher
         self._outbox = outbox
         self._pool = pool
         self._timer = timer
         self._state = state
         self._revoked = state.revoked
         self._hostname = hostname
-        self._events = events or Silence()
+        self._events = events or NullEventSender()
         self._left_behind = left_behind
         self._accept = accepted(config.accept_content)
         self._accept_compression = compress.accepted(
@@ -140,7 +141,7 @@ class Tasks(StartStopStep):
         self._suspects = Suspects(pool, outbox, self._begin)
         # What waits for its ETA, and for the rate limit of its task, by the task's name.
         self._scheduled: dict[Request, tuple[TimerEntry, datetime]] = {}
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[str, RateLimitedQueue] = {}
         # True while nothing is to be taken; the event is set when that may be over.
         self.draining = False
         self._changed = Event()
@@ -152,14 +153,14 @@ class Tasks(StartStopStep):
         self._stopping = False
 
     def stop(self) -> None:
-        """Close the intake's connections; they are opened anew by the next use."""
-        self._intake.close()
+        """Close the fetcher's connections; they are opened anew by the next use."""
+        self._fetcher.close()
         self.depth = 0
 
     @property
     def working(self) -> bool:
         """True when the server has given messages or let us wait since the last start."""
-        return self._intake.working
+        return self._fetcher.working
 
     def backlog(self) -> int:
         """Count what waits for a slot, here and in the queues. Switches: no."""
@@ -172,9 +173,9 @@ class Tasks(StartStopStep):
 
     def turn(self) -> None:
         """Take once and admit it, or wait until something may be taken. Switches: yes."""
-        if self._intake.unsure:
+        if self._fetcher.unsure:
             # Not before room is made, or draining is over: nobody else can take what may be here.
-            self._admit_all(self._intake.take(0).deliveries)
+            self._admit_all(self._fetcher.take(0).deliveries)
             return
         if self.draining:
             self._changed.clear()
@@ -189,11 +190,11 @@ class Tasks(StartStopStep):
             return
         self._taken_s = self._state.now_s()
         # Half of what fits at most: the one half runs while the other is fetched.
-        deliveries, self.depth = self._intake.take(min(room, (self._pool.size + 1) // 2))
+        deliveries, self.depth = self._fetcher.take(min(room, (self._pool.size + 1) // 2))
         self._admit_all(deliveries)
         if self.depth:
             self._left_behind()
-        while self._may_wait() and not self._intake.wait():
+        while self._may_wait() and not self._fetcher.wait():
             pass
 
     def _may_wait(self) -> bool:
@@ -227,7 +228,7 @@ class Tasks(StartStopStep):
     def leave(self) -> None:
         """Put back what only this worker would find; nothing is taken any more. Switches: yes."""
         try:
-            self._intake.leave()
+            self._fetcher.leave()
         except OperationalError as exc:
             _log.info("what was handed over here is left to other greenq workers: %s", exc)
 
@@ -236,10 +237,10 @@ class Tasks(StartStopStep):
         self._changed.set()
         self._pool.wake()
         try:
-            self._intake.wake()
+            self._fetcher.wake()
         except OperationalError as exc:
             _log.info("the server is away: %s", exc)
-            self._intake.close()
+            self._fetcher.close()
 
     def drain(self, on: bool) -> None:
         """Take nothing more and give back what has not started; what runs goes on. Switches: yes.
@@ -324,7 +325,7 @@ class Tasks(StartStopStep):
             return
         self._pool.wait_room(_LOOK_S)
         if self._pool.room <= 0 and not self._stopping:
-            self.depth = self._transport.broker.depth(self._intake.queues, timeout_s=_ANSWER_S)
+            self.depth = self._transport.broker.depth(self._fetcher.queues, timeout_s=_ANSWER_S)
             if self.depth:
                 self._left_behind()
 
@@ -387,7 +388,7 @@ class Tasks(StartStopStep):
     def _admit(self, delivery: Delivery) -> None:
         """Decode a delivery and hand it to the pool or the timer; settle what cannot run."""
         accept, most = self._accept, self._max_body_bytes
-        message = quick.read(delivery.raw, accept=accept, max_body_bytes=most)
+        message = fast_decode.read(delivery.raw, accept=accept, max_body_bytes=most)
         message = message or self._read_carefully(delivery)
         if message is None:
             return
@@ -502,7 +503,7 @@ class Tasks(StartStopStep):
             if rate is None:
                 self._hand_over(request)
                 return
-            line = self._lines[task.name] = Line(rate, self._timer, self._begin_limited)
+            line = self._lines[task.name] = RateLimitedQueue(rate, self._timer, self._begin_limited)
         if sum(map(len, self._lines.values())) < _ETAS_HELD or not request.delivery.tag:
             line.add(request)
         else:
@@ -573,7 +574,7 @@ class Tasks(StartStopStep):
             )  # fmt: skip
         if not delivery.tag:
             return
-        result: Stored | None = None
+        result: StateWrite | None = None
         if KEY.takes(task_id):
             result = self._stored(task_id, FAILURE, error)
             result = result and result.of_unrun()
@@ -587,7 +588,7 @@ class Tasks(StartStopStep):
 
     def _stored(
         self, task_id: str, state: str, error: Exception, request: Request | None = None
-    ) -> Stored | None:
+    ) -> StateWrite | None:
         message = None if request is None else request.message
         if not self._transport.stores_results or (message is not None and message.ignore_result):
             return None

@@ -1,1 +1,4 @@
-"""Wire formats as pure functions: bytes and text in, values out, no input or output."""
+"""Wire formats as pure functions: bytes and text in, values out, no input or output.
+
+For everybody above; imports only errors and the names of states.
+"""

@@ -91,7 +91,7 @@ class EventSender(Protocol):
         """Have a task-succeeded sent soon; see `EventWriter.succeeded`. Switches: no."""
 
 
-class Silence:
+class NullEventSender:
     """An `EventSender` that nobody hears."""
 
     tasks = False

@@ -19,7 +19,7 @@ from greenq.protocol.serialize import (
     json_dumps,
     loads,
 )
-from greenq.protocol.states import EXCEPTION_STATES
+from greenq.states import EXCEPTION_STATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,7 @@ class ResultMeta:
 
     Attributes:
         task_id: the call's id.
-        status: a state of `greenq.protocol.states`, or a custom one.
+        status: a state of `greenq.states`, or a custom one.
         result: the return value; an exception for RETRY, FAILURE and REVOKED; the meta of a
             custom state.
         traceback: text; None for none.

@@ -18,17 +18,17 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from greenq.errors import ConnectionLost, EncodeError, OperationalError, ResultTimeout
-from greenq.outage import Outage
+from greenq.log import OutageLog
 from greenq.protocol import compress, serialize
 from greenq.protocol.limits import DENSE_BYTES, has_more_items, most_items
 from greenq.protocol.meta import ResultMeta, decode_result, encode_result
-from greenq.protocol.states import FAILURE, PENDING, READY_STATES, REVOKED, SUCCESS
-from greenq.transport.settle import Entry, Stored, settle
+from greenq.states import FAILURE, PENDING, READY_STATES, REVOKED, SUCCESS
+from greenq.transport.settle import Entry, StateWrite, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from greenq.config import ResultConfig
+    from greenq.config.settings import ResultConfig
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Connection
 
@@ -102,7 +102,7 @@ class Backend:
         group_id: str | None = None,
         parent_id: str | None = None,
         extended: Mapping[str, object] | None = None,
-    ) -> Stored:
+    ) -> StateWrite:
         """Return a state as it is stored and announced to those who wait for it.
 
         Raises:
@@ -128,7 +128,7 @@ class Backend:
                     f"it has more than {most} values, as many as are read with "
                     f"task_max_result_bytes = {self._max_bytes}; store it elsewhere, return where"
                 )
-        return Stored(self._keys.result(task_id), self._rules.get(status, self._rule), payload)
+        return StateWrite(self._keys.result(task_id), self._rules.get(status, self._rule), payload)
 
     def store(self, task_id: str, status: str, result: object, **fields: Any) -> None:
         """Store a state at once; fields as of `stored`."""
@@ -314,7 +314,7 @@ class Listener:
 
     def _run(self, wakeups: socket.socket) -> None:
         pause_s = 0.05
-        outage = Outage(_log)
+        outage = OutageLog(_log)
         connection = self._client.connection(timeout_s=_ANSWER_S)
         while not self._closing:
             try:
@@ -322,10 +322,10 @@ class Listener:
                 while not self._closing:
                     if self._turn(connection, wakeups):
                         pause_s = 0.05
-                        outage.over("results are heard of again")
+                        outage.recovered("results are heard of again")
             except OperationalError as exc:
                 connection.close()
-                outage.say("waiting for results is interrupted", exc)
+                outage.failed("waiting for results is interrupted", exc)
                 time.sleep(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(pause_s * 2, _RETRY_MOST_S)
         with self._lock:

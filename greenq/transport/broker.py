@@ -1,7 +1,7 @@
 """The places where a message can be, and the moves between them that are not the take.
 
 queued     list per queue and priority step        `publish` puts it there
-reserved   `unacked` hash + `unacked_index` zset   `take` (intake.py) moves it there
+reserved   `unacked` hash + `unacked_index` zset   `take` (fetch.py) moves it there
 parked     zset per queue, by ETA                  `park`, until `promote` moves it back
 buried     dead-letter list per queue              `bury` moves it there
 done       acknowledged: gone                      the outbox writes it
@@ -22,7 +22,7 @@ from greenq.protocol import envelope
 from greenq.protocol.ids import sent_at
 from greenq.protocol.keys import binding_member, matching_queues, topic_pattern
 from greenq.transport.client import load_script
-from greenq.transport.dead import DEAD_LIMITS, DeadLimits, write_letter
+from greenq.transport.dead_letters import DEAD_LIMITS, DeadLimits, write_letter
 from greenq.transport.settle import Move
 from greenq.transport.takers import Takers
 

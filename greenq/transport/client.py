@@ -36,7 +36,7 @@ from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
 
-from greenq.backlog import Backlog
+from greenq.config.validators import mask_url
 from greenq.errors import (
     AccessRefused,
     ConnectFailed,
@@ -45,8 +45,8 @@ from greenq.errors import (
     ServerError,
     TransportTimeout,
 )
-from greenq.kinds import mask_url
-from greenq.transport.keeper import NotPrivate, require_own_server, require_private
+from greenq.transport.backlog import Backlog
+from greenq.transport.embedded.keeper import NotPrivate, require_own_server, require_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -1,6 +1,7 @@
 """Keeps a worker's lease while no Python runs in the worker, and ends it when the worker dies.
 
-`greenq.guard` runs this file by its path, alone (``python -I -S guard.py …``), as a child of each
+`greenq.watchdog.guard_process` runs this file by its path, alone (``python -I -S guard.py …``), as
+a child of each
 worker, in a session of its own: what is sent to the worker's process group does not reach it. It
 imports the standard library's smallest parts only, until it has to act; most never have to. Then it
 has half a lease, on a machine that may be too busy for the worker itself: importing a client takes
@@ -168,7 +169,7 @@ class Lease:
     """The worker's lease on the server, reached only when there is something to do."""
 
     def __init__(self, description: bytes) -> None:
-        """Take what `greenq.guard` has written: one line of JSON."""
+        """Take what `greenq.watchdog.guard_process` has written: one line of JSON."""
         self._description = description
         self._connection: Any = None
         self._run: Callable[[str, tuple[object, ...]], int] | None = None

@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 from greenq.transport.client import load_script
-from greenq.transport.intake import BLOCKING_QUEUES, KNOWN_S, in_portions, tag_number
+from greenq.transport.fetch import BLOCKING_QUEUES, KNOWN_S, in_portions, tag_number
 from greenq.transport.owner import Owner
 from greenq.transport.settle import Guard, settle
 

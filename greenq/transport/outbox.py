@@ -17,18 +17,18 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from greenq.bootsteps import StartStopStep
+from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import OperationalError, ServerError, TransportTimeout
 from greenq.hub import Event, Greenlet, sleep, spawn
-from greenq.outage import Outage
+from greenq.log import OutageLog
 from greenq.transport.settle import Entry, Guard, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from greenq.transport.client import Connection
-    from greenq.transport.links import Transport
     from greenq.transport.settle import Publication
+    from greenq.transport.transport import Transport
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ _RETRY_FIRST_S = 0.05
 _RETRY_MOST_S = 1.0
 
 
-class Outbox(StartStopStep):
+class Outbox(StartStopPart):
     """Writes entries in the order in which they were put, in one greenlet.
 
     Over one connection, or two when results have a server of their own; results are written first
@@ -76,8 +76,8 @@ class Outbox(StartStopStep):
         # Fetches what is to be published with the next write; whoever has news sets it.
         self.news: Callable[[], Sequence[Publication]] = tuple
         # Own greenlet only.
-        self._outage = Outage(_log)
-        self._unheard = Outage(_log)
+        self._outage = OutageLog(_log)
+        self._unheard = OutageLog(_log)
         self._batch = _BATCH
 
     def start(self) -> None:
@@ -155,13 +155,13 @@ class Outbox(StartStopStep):
                 if isinstance(exc, TransportTimeout):
                     # It may be too much for the time it has.
                     self._batch = max(1, self._batch // 2)
-                self._outage.say(f"{len(self._entries)} outcomes wait to be written", exc)
+                self._outage.failed(f"{len(self._entries)} outcomes wait to be written", exc)
                 repeated = True
                 sleep(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(pause_s * 2, _RETRY_MOST_S)
             else:
                 break
-        self._outage.over("outcomes are written again")
+        self._outage.recovered("outcomes are written again")
         self._batch = min(_BATCH, self._batch * 2)
         del self._entries[: len(entries)]
         # What is not held any more when it is written again was, most likely, written at first; a
@@ -214,7 +214,7 @@ class Outbox(StartStopStep):
     def _note_unheard(self, refused: str) -> None:
         if refused:
             text = "results and events are not published: who waits for them hears nothing"
-            self._unheard.say(text, ServerError("PUBLISH", refused))
+            self._unheard.failed(text, ServerError("PUBLISH", refused))
 
 
 def _surely(not_held: set[Entry]) -> set[Entry]:

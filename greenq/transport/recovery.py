@@ -15,11 +15,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from greenq.errors import DecodeError, OperationalError, ServerError
-from greenq.outage import Outage
+from greenq.log import OutageLog
 from greenq.protocol import envelope
 from greenq.protocol.message import parse_time
 from greenq.transport.client import load_script
-from greenq.transport.intake import in_portions, tag_number, taken_apart
+from greenq.transport.fetch import in_portions, tag_number, taken_apart
 from greenq.transport.settle import Entry, Guard, Move, settle
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Recovery:
         self._bury = bury
         self._now_s = now_s
         self._jobs: deque[tuple[str, Iterator[None]]] = deque()
-        self._outage = Outage(_log)
+        self._outage = OutageLog(_log)
         self.count = 0
 
     @property
@@ -142,7 +142,7 @@ class Recovery:
         except OperationalError as exc:
             self._jobs.popleft()
             if not (isinstance(exc, ServerError) and exc.reply.startswith("LAPSED")):
-                self._outage.say("messages of lost workers could not be given back", exc)
+                self._outage.failed("messages of lost workers could not be given back", exc)
                 self._connection.close()
         else:
             self._jobs.rotate(-1)
@@ -188,7 +188,7 @@ class Recovery:
             [self._keys.leases, self._keys.owner(incarnation), self._keys.gone],
             [str(dead), score, _REMEMBERED_S, told, _GONE, _GONE_S],
         )
-        self._outage.over("messages of lost workers are given back again")
+        self._outage.recovered("messages of lost workers are given back again")
         if moved:
             node = dead.node or "?"
             _log.warning("worker %s died: %d messages are back on their queues", node, moved)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from greenq.outage import Repeated
+from greenq.log import Repeated
 from greenq.transport.client import load_script
-from greenq.transport.dead import DEAD_LIMIT
+from greenq.transport.dead_letters import DEAD_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ _NOT_HELD = "-"
 Action = Literal["a", "b", "k", "l", "m"]
 
 
-class Stored(NamedTuple):
+class StateWrite(NamedTuple):
     """A task's state on its way to the results.
 
     Attributes:
@@ -47,7 +47,7 @@ class Stored(NamedTuple):
     rule: str
     payload: bytes | str
 
-    def of_unrun(self) -> Stored:
+    def of_unrun(self) -> StateWrite:
         """Return the same as the failure of a message that could not run: it replaces no end."""
         return self._replace(rule="u" + self.rule[1:])
 
@@ -91,7 +91,7 @@ class Entry:
         self,
         tag: str,
         action: Action = "a",
-        result: Stored | None = None,
+        result: StateWrite | None = None,
         move: Move | None = None,
         written: Callable[[bool], object] | None = None,
         about: object = None,
@@ -105,7 +105,7 @@ class Entry:
         self.about = about
 
     @classmethod
-    def moving(cls, move: Move, result: Stored | None = None) -> Entry:
+    def moving(cls, move: Move, result: StateWrite | None = None) -> Entry:
         """Move a message, with a state to store."""
         return cls(move.tag, result=result, move=move)
 

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from greenq import Greenq
-from greenq.routing import Broadcast
+from greenq.sending.routing import Broadcast
 
 app = Greenq(
     "broadcast",

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from greenq import Greenq
-from greenq.commands import inspect_command
+from greenq.commands.registry import inspect_command
 
 app = Greenq("cluster", broker=os.environ["TEST_BROKER"], **json.loads(os.environ["TEST_SETTINGS"]))
 

@@ -10,7 +10,7 @@ from typing import Any
 import gevent
 
 from greenq import Greenq
-from greenq.commands import inspect_command
+from greenq.commands.registry import inspect_command
 
 RAN = "fuzz:ran"
 

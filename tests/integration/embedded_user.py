@@ -14,8 +14,8 @@ import gevent.monkey
 if sys.argv[2:] == ["gevent"]:
     gevent.monkey.patch_all()
 
-from greenq.transport.embedded import EmbeddedServer
-from greenq.transport.keeper import ask
+from greenq.transport.embedded.keeper import ask
+from greenq.transport.embedded.server import EmbeddedServer
 
 FOLDER = Path(sys.argv[1])
 SERVER = EmbeddedServer(FOLDER)

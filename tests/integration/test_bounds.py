@@ -18,29 +18,29 @@ import pytest
 
 from greenq import Greenq, log
 from greenq.cli.events import Lines
-from greenq.cli.top_model import Tally
-from greenq.config import TaskConfig
-from greenq.consumer.events import Events
-from greenq.ear import Ear
-from greenq.events import State
-from greenq.outage import Repeated
-from greenq.protocol import envelope, quick
+from greenq.cli.top.model import Tally
+from greenq.config.settings import TaskConfig
+from greenq.consumer.event_sender import Events
+from greenq.events.cluster_state import State
+from greenq.execution.revoked import Revoked
+from greenq.log import Repeated
+from greenq.protocol import envelope, fast_decode
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.event import EventWriter
 from greenq.protocol.ids import new_id
 from greenq.protocol.keys import Keys
 from greenq.protocol.mailbox import REPLY_EXCHANGE, ControlRequest, Reply, ReplyTo
 from greenq.protocol.message import TaskMessage, decode
-from greenq.revoked import Revoked
-from greenq.routing import QueueSource, Router
+from greenq.sending.routing import QueueSource, Router
 from greenq.transport import recovery
 from greenq.transport.broker import Broker
 from greenq.transport.client import Client, Message
-from greenq.transport.dead import DeadLimits, read_letter
+from greenq.transport.dead_letters import DeadLimits, read_letter
 from greenq.transport.leases import Leases
 from greenq.transport.mailbox import Mailbox
 from greenq.transport.owner import Owner
 from greenq.transport.settle import SETTLE, Entry, Guard, Move, settle
+from greenq.watchdog.subscriber import Subscriber
 from greenq.worker import Worker
 from tests.servers import ROOT, Server, greenq_worker
 from tests.support import wait_until
@@ -119,7 +119,7 @@ def flood_texts() -> None:
     rig, long = make_rig(), "x" * MIB
     raw = with_headers(rig, shadow=long, origin=long, argsrepr=long, kwargsrepr=long)
     slow = decode(envelope.unwrap(raw), accept=JSON, max_body_bytes=MIB)
-    fast = quick.read(raw, accept=JSON, max_body_bytes=MIB)
+    fast = fast_decode.read(raw, accept=JSON, max_body_bytes=MIB)
 
     assert slow == fast
     assert (len(slow.shadow or ""), len(slow.origin or "")) == (200, 200)
@@ -209,14 +209,14 @@ def flood_elections() -> None:
 def flood_ear() -> None:
     hub: Any = SimpleNamespace(spawn_soon=lambda *_arguments, **_options: None)
     connection: Any = SimpleNamespace(subscribe=lambda *_kinds: None, unsubscribe=lambda *_kinds: 0)
-    ear = Ear(hub, changed=bool)
-    ear.listen("c", print)
+    subscriber = Subscriber(hub, changed=bool)
+    subscriber.subscribe("c", print)
     for size, count in ((10, 12_000), (MIB, 50)):
         messages = [Message("c", bytes(size))] * count
         connection.messages = lambda messages=messages: messages
-        ear.attend(connection)
-        assert len(ear._letters) <= 10_000
-        assert sum(len(each.data) for each in ear._letters) <= 32 * MIB
+        subscriber.poll(connection)
+        assert len(subscriber._letters) <= 10_000
+        assert sum(len(each.data) for each in subscriber._letters) <= 32 * MIB
 
 
 @memory("what a connection has read")
@@ -296,13 +296,13 @@ class FullOutbox(KeptOutbox):
 @memory("outcomes to write")
 def flood_outbox() -> None:
     rig = make_rig()
-    rig.intake.ready = [rig.delivery("add", f"{number}", 1, 2) for number in range(10)]
+    rig.fetcher.ready = [rig.delivery("add", f"{number}", 1, 2) for number in range(10)]
     outbox: Any = FullOutbox()
     rig.tasks._outbox = outbox
     rig.tasks._stopping = True
     rig.tasks.turn()
 
-    assert (rig.intake.takes, outbox.rests) == (0, 1)
+    assert (rig.fetcher.takes, outbox.rests) == (0, 1)
 
 
 @memory("queues added")

@@ -17,7 +17,7 @@ import redis
 
 from greenq import Greenq
 from greenq.errors import AccessRefused, ServerError
-from greenq.transport.dead import DeadLetter, DeadLetters, write_letter
+from greenq.transport.dead_letters import DeadLetter, DeadLetters, write_letter
 from tests.servers import APPS, ROOT, Server, greenq_worker
 from tests.support import wait_until
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from greenq.cli import demo, main
-from greenq.cli.demo_report import Figures, Sample, charts, resample, rows, sparkline
+from greenq.cli.demo.figures import Figures, Sample, charts, resample, rows, sparkline
 from greenq.errors import GreenqError
 from tests.servers import ROOT, Process, free_port
 from tests.support import wait_until
@@ -146,7 +146,7 @@ def test_demo_leaves_nothing_behind_when_it_is_interrupted(
 ) -> None:
     run = start_demo("--tasks", "20000")
     run.wait_fetching()
-    for name in ("demo_http.py", "keeper.py", "valkey-server"):
+    for name in ("http_server.py", "keeper.py", "valkey-server"):
         assert any(name in command for command in run.companions())
 
     run.process.send_signal(number)

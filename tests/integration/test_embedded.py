@@ -21,9 +21,10 @@ import pytest
 import greenq
 from greenq import Greenq
 from greenq.errors import AccessRefused, EmbeddedServerError
-from greenq.transport import embedded, keeper
 from greenq.transport.client import own_socket
-from greenq.transport.embedded import EmbeddedServer, default_folder, folder_of
+from greenq.transport.embedded import keeper
+from greenq.transport.embedded import server as embedded
+from greenq.transport.embedded.server import EmbeddedServer, default_folder, folder_of
 from tests.strangers import NOBODY, as_nobody, needs_root
 
 USER_SCRIPT = Path(__file__).with_name("embedded_user.py")

@@ -18,7 +18,7 @@ import pytest
 
 from greenq import Greenq
 from greenq.errors import ConnectFailed
-from greenq.events import Receiver
+from greenq.events.receiver import Receiver
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.event import EXCHANGE, MULTI, EventWriter, routing_key
 from greenq.protocol.keys import Keys

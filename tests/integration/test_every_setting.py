@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from greenq import Greenq
-from greenq.config import SECTIONS, ResultTransportOptions, RetryPolicy, TransportOptions
+from greenq.config.settings import SECTIONS, ResultTransportOptions, RetryPolicy, TransportOptions
 from greenq.errors import ConfigError, ContentDisallowed, GreenqError, OperationalError
 from greenq.protocol import envelope
 from tests.servers import Process, Server, free_port, greenq_worker, spawn_greenq, valkey

@@ -23,7 +23,7 @@ import gevent.threadpool
 import pytest
 import trustme
 
-from greenq.stacks import waits_on
+from greenq.diagnostics.stacks import waits_on
 
 DEADLINE_S = 10.0
 
@@ -282,7 +282,7 @@ import gevent.monkey
 gevent.monkey.patch_all()
 import concurrent.futures, queue, subprocess, threading, time, urllib.request, socket, sys
 import gevent
-from greenq.stacks import waits_on
+from greenq.diagnostics.stacks import waits_on
 
 def condition():
     it = threading.Condition()

@@ -14,8 +14,8 @@ import pytest
 import trustme
 
 from greenq import Greenq
-from greenq.guard import Guard
-from greenq.transport.embedded import EmbeddedServer
+from greenq.transport.embedded.server import EmbeddedServer
+from greenq.watchdog.guard_process import Guard
 from tests.integration.test_security import tls_front
 from tests.servers import Process, Server, greenq_worker, valkey
 from tests.support import FairTime, wait_until

@@ -12,7 +12,7 @@ import pytest
 from greenq.errors import AccessRefused, ServerError
 from greenq.protocol.keys import Keys
 from greenq.transport.client import Client, Connection, load_script
-from greenq.transport.intake import KNOWN_S, TAKE_BYTES
+from greenq.transport.fetch import KNOWN_S, TAKE_BYTES
 from tests.servers import Server
 
 KEYS = Keys()

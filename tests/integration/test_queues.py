@@ -13,7 +13,7 @@ import pytest
 
 from greenq import Greenq
 from greenq.protocol.keys import Keys
-from greenq.routing import worker_direct
+from greenq.sending.routing import worker_direct
 from greenq.transport.broker import Broker
 from greenq.transport.client import Client
 from greenq.transport.leases import Leases

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from greenq.protocol.keys import Keys
-from greenq.transport import intake
+from greenq.transport import fetch
 from greenq.transport.broker import Broker
 from greenq.transport.client import Client
 from greenq.transport.leases import Leases
 from greenq.transport.owner import Owner
 from greenq.transport.recovery import Recovery, is_suspect, newest_first
-from greenq.transport.settle import Entry, Guard, Move, Stored, settle
+from greenq.transport.settle import Entry, Guard, Move, StateWrite, settle
 from tests.servers import Server
 
 KEYS = Keys()
@@ -61,7 +61,7 @@ class Grave:
 
     def bury(self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None) -> Entry:
         self.buried.append((tag, queue, reason, task_id))
-        state = None if task_id is None else Stored(f"result-{task_id}", "f60", "FAILURE")
+        state = None if task_id is None else StateWrite(f"result-{task_id}", "f60", "FAILURE")
         return Entry.moving(Move(tag, f"greenq.dead.{queue}", DEAD_LETTERS, raw), state)
 
     def die(self, *messages: str, alone: str = "", owner: str = "dead") -> None:
@@ -132,7 +132,7 @@ def test_a_dead_owners_messages_are_back_in_their_order_and_its_lease_is_gone(
 def test_each_turn_moves_no_more_than_so_many_messages(
     grave: Grave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "PORTION_COUNT", 10)
+    monkeypatch.setattr(fetch, "PORTION_COUNT", 10)
     grave.die(*(message(f"t{number}") for number in range(25)))
     grave.recovery.add(DEAD)
     left = [25]
@@ -148,7 +148,7 @@ def test_each_turn_moves_no_more_than_so_many_messages(
 def test_each_turn_moves_no_more_than_so_many_bytes(
     grave: Grave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "PORTION_BYTES", 10_000)
+    monkeypatch.setattr(fetch, "PORTION_BYTES", 10_000)
     sizes = [100, 4000, 4000, 4000, 30_000, 100, 100, 9_000]
     grave.die(*(message(f"t{n}", extra="x" * size) for n, size in enumerate(sizes)))
     before = grave.connection._traffic.round_trips
@@ -170,7 +170,7 @@ def test_each_turn_moves_no_more_than_so_many_bytes(
 def test_who_comes_back_keeps_what_has_not_been_moved(
     grave: Grave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "PORTION_COUNT", 10)
+    monkeypatch.setattr(fetch, "PORTION_COUNT", 10)
     grave.die(*(message(f"t{number}") for number in range(25)))
     grave.recovery.add(DEAD)
     grave.run(until=lambda: len(grave.reserved()) == 15)
@@ -207,7 +207,7 @@ def test_a_lease_that_is_renewed_between_the_claim_and_the_move_stops_the_move(
 def test_one_worker_recovers_an_owner_and_another_goes_on_when_that_died(
     grave: Grave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "PORTION_COUNT", 10)
+    monkeypatch.setattr(fetch, "PORTION_COUNT", 10)
     grave.die(*(message(f"t{number}") for number in range(25)))
     grave.recovery.add(DEAD)
     grave.run(until=lambda: len(grave.reserved()) == 15)
@@ -532,8 +532,8 @@ def test_what_the_dead_owner_writes_when_it_comes_back_is_seen_to_be_somebody_el
     settle(grave.connection, KEYS, [Entry("dead:2", "b")], guard=Guard("dead"))
     grave.recover()
     endings = [
-        Entry("dead:1", result=Stored("r1", "f60", '{"status": "FAILURE"}')),
-        Entry("dead:2", result=Stored("r2", "f60", '{"status": "FAILURE"}')),
+        Entry("dead:1", result=StateWrite("r1", "f60", '{"status": "FAILURE"}')),
+        Entry("dead:2", result=StateWrite("r2", "f60", '{"status": "FAILURE"}')),
     ]
 
     settled = settle(grave.connection, KEYS, endings, guard=Guard("dead"))

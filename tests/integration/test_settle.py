@@ -14,7 +14,7 @@ import redis
 from greenq.errors import AccessRefused, OperationalError, ServerError
 from greenq.protocol.keys import Keys
 from greenq.transport.client import Client, Connection
-from greenq.transport.dead import DEAD_LIMIT, DEAD_LIMITS
+from greenq.transport.dead_letters import DEAD_LIMIT, DEAD_LIMITS
 from greenq.transport.settle import (
     SETTLE,
     Entry,
@@ -22,7 +22,7 @@ from greenq.transport.settle import (
     Move,
     Publication,
     Settled,
-    Stored,
+    StateWrite,
     settle,
     settle_arguments,
 )
@@ -37,19 +37,19 @@ REVOKED = json.dumps({"status": "REVOKED", "result": None})
 RETRY = json.dumps({"status": "RETRY", "result": None})
 
 
-def success(key: str = "r", seconds: int = 60, payload: str | bytes = SUCCESS) -> Stored:
-    return Stored(key, f"s{seconds}", payload)
+def success(key: str = "r", seconds: int = 60, payload: str | bytes = SUCCESS) -> StateWrite:
+    return StateWrite(key, f"s{seconds}", payload)
 
 
-def final(key: str = "r", seconds: int = 60, payload: str | bytes = FAILURE) -> Stored:
-    return Stored(key, f"f{seconds}", payload)
+def final(key: str = "r", seconds: int = 60, payload: str | bytes = FAILURE) -> StateWrite:
+    return StateWrite(key, f"f{seconds}", payload)
 
 
-def passing(key: str = "r", seconds: int = 60, payload: str | bytes = RETRY) -> Stored:
-    return Stored(key, f"n{seconds}", payload)
+def passing(key: str = "r", seconds: int = 60, payload: str | bytes = RETRY) -> StateWrite:
+    return StateWrite(key, f"n{seconds}", payload)
 
 
-def moving(*move: object, result: Stored | None = None) -> Entry:
+def moving(*move: object, result: StateWrite | None = None) -> Entry:
     return Entry.moving(Move(*move), result)  # type: ignore[arg-type]
 
 
@@ -191,7 +191,7 @@ def test_state_is_stored_by_whose_it_is_and_what_is_there(
         if text is not None:
             desk.client.set("r", text)
         move = Move(tag, "queue", "last", "text") if action == "m" else None
-        state = Stored("r", f"{kind}{seconds}", payload)
+        state = StateWrite("r", f"{kind}{seconds}", payload)
 
         settled = desk.settle(Entry(tag, action, result=state, move=move))  # type: ignore[arg-type]
 
@@ -216,7 +216,9 @@ def test_state_replaces_a_key_of_another_type(desk: Desk, rule: str) -> None:
     desk.reserve("a:1", "a:2")
     desk.client.rpush("r1", "a list")
 
-    desk.settle(Entry("a:1", result=Stored("r1", rule, "one")), Entry("a:2", result=success("r2")))
+    desk.settle(
+        Entry("a:1", result=StateWrite("r1", rule, "one")), Entry("a:2", result=success("r2"))
+    )
 
     assert desk.client.mget("r1", "r2") == [b"one", SUCCESS.encode()]
     assert not desk.reserved()
@@ -567,7 +569,7 @@ def no_memory(client: redis.Redis) -> Iterator[None]:
 def test_server_without_memory_takes_all_of_a_batch_or_nothing(desk: Desk, rule: str) -> None:
     desk.reserve("a:1", "a:2")
     batch = (
-        Entry("a:1", result=Stored("r1", rule, "one")),
+        Entry("a:1", result=StateWrite("r1", rule, "one")),
         moving("a:2", "queue", "last", "text"),
         moving("", "queue", "last", "new"),
     )

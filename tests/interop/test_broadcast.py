@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from kombu.common import Broadcast as CeleryBroadcast
 
-from greenq.routing import Broadcast
+from greenq.sending.routing import Broadcast
 from tests.interop.conftest import celery_client, greenq_client
 from tests.servers import Server, celery_worker, greenq_worker
 from tests.support import wait_until

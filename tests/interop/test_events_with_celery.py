@@ -22,7 +22,7 @@ from celery import Celery
 from celery.events.state import State as CeleryState
 
 from greenq import Greenq
-from greenq.events import State
+from greenq.events.cluster_state import State
 from tests.interop.cluster import WAIT_S, celery_member, environment, unlike, wait_for_nodes
 from tests.interop.conftest import celery_client, greenq_client
 from tests.servers import APPS, Process, Server, greenq_worker, valkey
@@ -127,7 +127,7 @@ def audience() -> Iterator[Audience]:
         greenq_client(server.url) as greenq,
         app.connection_for_read() as connection,
     ):
-        celery_state, state = app.events.State(), greenq.events.State()
+        celery_state, state = app.events.State(), greenq.events.cluster_state.State()
 
         def celery_hears(event: Event) -> None:
             by_celery.note(dict(event))
@@ -138,7 +138,7 @@ def audience() -> Iterator[Audience]:
             state.event(event)
 
         theirs = app.events.Receiver(connection, handlers={"*": celery_hears})
-        ours = greenq.events.Receiver({"*": greenq_hears})
+        ours = greenq.events.receiver.Receiver({"*": greenq_hears})
         dump = Path(folder, "dump.log")
         lines = Path(folder, "lines.log")
         with (

@@ -20,31 +20,31 @@ import greenlet
 import hiredis
 
 import greenq.consumer.tasks
-import greenq.execute
-import greenq.producer
-import greenq.suspects
+import greenq.execution.executor
+import greenq.execution.state
+import greenq.execution.suspects
+import greenq.sending.producer
 import greenq.timer
 import greenq.transport.broker
-import greenq.transport.intake
+import greenq.transport.fetch
 import greenq.transport.leases
 import greenq.transport.outbox
-import greenq.watch
-import greenq.worker_state
+import greenq.watchdog.thread
 from greenq import Greenq
 from greenq.consumer.tasks import Tasks
+from greenq.context import current_context
 from greenq.errors import OperationalError, Retry, WorkerLostError
-from greenq.execute import Executor
-from greenq.protocol.states import FAILURE
-from greenq.task import current_context
+from greenq.execution.executor import Executor
+from greenq.execution.state import WorkerState
+from greenq.states import FAILURE
 from greenq.timer import Timer
-from greenq.transport.intake import Intake
+from greenq.transport.fetch import Fetcher
 from greenq.transport.leases import Leases
 from greenq.transport.outbox import Outbox
 from greenq.transport.owner import Owner
 from greenq.transport.recovery import Recovery
 from greenq.transport.settle import Entry
-from greenq.watch import Watch
-from greenq.worker_state import WorkerState
+from greenq.watchdog.thread import Watch
 from tests.model.celery import VISIBILITY_S, SimCelery
 from tests.model.kernel import Actor, Kernel, Op, SimEvent, sim_run_all, sim_sleep, sim_spawn
 from tests.model.net import CLOCKED, ModelServer, SimClient, lost, pack
@@ -109,24 +109,27 @@ class _Datetime(datetime):
 
 _MODULES: list[tuple[Any, dict[str, Any]]] = [
     (greenq.consumer.tasks, {"time": _Time, "datetime": _Datetime, "Event": SimEvent}),
-    (greenq.execute, {"time": _Time, "datetime": _Datetime, "Event": SimEvent, "sleep": sim_sleep}),
-    (greenq.producer, {"time": _Time}),
-    (greenq.suspects, {"Event": SimEvent, "spawn": sim_spawn}),
+    (
+        greenq.execution.executor,
+        {"time": _Time, "datetime": _Datetime, "Event": SimEvent, "sleep": sim_sleep},
+    ),
+    (greenq.sending.producer, {"time": _Time}),
+    (greenq.execution.suspects, {"Event": SimEvent, "spawn": sim_spawn}),
     (greenq.timer, {"time": _Time, "Event": SimEvent, "spawn": sim_spawn}),
     (greenq.transport.broker, {"time": _Time}),
     (
-        greenq.transport.intake,
+        greenq.transport.fetch,
         {"time": _Time, "Event": SimEvent, "sleep": sim_sleep, "run_all": sim_run_all},
     ),
     (greenq.transport.leases, {"time": _Time}),
     # A recovery has many portions.
-    (greenq.transport.intake, {"PORTION_COUNT": 1}),
+    (greenq.transport.fetch, {"PORTION_COUNT": 1}),
     (
         greenq.transport.outbox,
         {"time": _Time, "Event": SimEvent, "sleep": sim_sleep, "spawn": sim_spawn},
     ),
-    (greenq.watch, {"time": _Time, "sleep": sim_sleep}),
-    (greenq.worker_state, {"time": _Time}),
+    (greenq.watchdog.thread, {"time": _Time, "sleep": sim_sleep}),
+    (greenq.execution.state, {"time": _Time}),
 ]
 
 _ids = [0]
@@ -149,9 +152,9 @@ def installed() -> Iterator[None]:
                     before.append((module, name, getattr(module, name)))
                     setattr(module, name, value)
         for module, name, value in (
-            (greenq.producer, "new_id", _new_id),
+            (greenq.sending.producer, "new_id", _new_id),
             # Formatting tracebacks takes a tenth of the time of it all.
-            (greenq.execute, "_trace", lambda _exc: "traceback"),
+            (greenq.execution.executor, "_trace", lambda _exc: "traceback"),
         ):
             before.append((module, name, getattr(module, name)))
             setattr(module, name, value)
@@ -416,9 +419,9 @@ class SimWorker:
             blocked_after_s=1e9,
             blocking_task=lambda _frame: None,
             held=self._held,
-            look=lambda: self.intake.wake(look=True),
-            first_unused=lambda: self.intake.first_unused,
-            is_waiting=lambda: self.intake.waiting,
+            look=lambda: self.fetcher.wake(look=True),
+            first_unused=lambda: self.fetcher.first_unused,
+            is_waiting=lambda: self.fetcher.waiting,
             paused=self._pause,
             forgotten=self._register,
             give_away=self._give_away,
@@ -437,13 +440,13 @@ class SimWorker:
             state=self.state,
             hostname=f"greenq@{name}",
         )
-        self.intake = Intake(client, transport.keys, queues, name, member=str(self.owner))
+        self.fetcher = Fetcher(client, transport.keys, queues, name, member=str(self.owner))
         pool: Any = self.pool
         self.tasks = Tasks(
             config=config.task,
             transport=transport,
             registry=app.tasks,
-            intake=self.intake,
+            fetcher=self.fetcher,
             outbox=self.outbox,
             pool=pool,
             timer=self.timer,
@@ -465,14 +468,14 @@ class SimWorker:
     # --- the glue of greenq.worker ----------------------------------------------------------------
 
     def _held(self) -> tuple[set[str], int]:
-        first_unused = self.intake.first_unused
+        first_unused = self.fetcher.first_unused
         return self.tasks.unfinished | self.outbox.tags(), first_unused
 
     def register(self) -> None:
         requests = list(self.state.reserved.values())
         held = [request.delivery for request in requests if not request.settled]
         begun = {request.delivery.tag for request in requests if request.settled}
-        self.intake.register(self.watch.question, held, begun | self.outbox.tags(), 5.0)
+        self.fetcher.register(self.watch.question, held, begun | self.outbox.tags(), 5.0)
 
     def _register(self) -> None:
         with suppress(OperationalError):
@@ -499,7 +502,7 @@ class SimWorker:
             self.state.paused = paused
             queues = [queue for queue in self.queues if queue not in paused]
             self.watch.set_queues(queues)
-            self.intake.set_queues(queues)
+            self.fetcher.set_queues(queues)
 
     def look_for_pauses(self) -> None:
         self._pause(frozenset(self.world.site.broker.paused()))
@@ -595,9 +598,9 @@ class SimWorker:
             self.name,
             (self.alive, self.frozen, self.stopping, self.stopped),
             self.state.paused,
-            self.intake._next,
-            self.intake._plan.queues,
-            self.intake.unsure,
+            self.fetcher._next,
+            self.fetcher._plan.queues,
+            self.fetcher.unsure,
             len(self.tasks._suspects),
             self.tasks._suspects.busy,
             sorted(self.state.reserved),
@@ -1127,7 +1130,7 @@ class World:
 
     def _is_unsure(self) -> bool:
         """Tell whether an answer is under way: none takes as long as Celery's timeout."""
-        return any(w.alive and w.intake.unsure for w in self.workers.values())
+        return any(w.alive and w.fetcher.unsure for w in self.workers.values())
 
     def _is_exposed(self, celery: SimCelery) -> bool:
         """Tell whether a message has left the queue for Celery, and no record keeps it yet."""

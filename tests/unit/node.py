@@ -19,7 +19,7 @@ from greenq.protocol.serialize import accepted
 from greenq.request import Request
 from greenq.transport.broker import Broker
 from greenq.transport.client import Script
-from greenq.transport.intake import Delivery
+from greenq.transport.fetch import Delivery
 from greenq.worker import Worker
 from tests.unit.rig import DEADLINE_S, NOWHERE, KeptOutbox, settle, wait_for
 

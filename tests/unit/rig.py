@@ -1,4 +1,4 @@
-"""The parts of a worker that a task passes, real ones, between a fake intake and a fake outbox."""
+"""The parts of a worker that a task passes, real ones, between a fake fetcher and a fake outbox."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import msgspec
 
 from greenq import Greenq
 from greenq.consumer.tasks import Tasks
-from greenq.execute import Executor
+from greenq.execution.executor import Executor
+from greenq.execution.state import WorkerState
 from greenq.pool import Pool
 from greenq.protocol import envelope
 from greenq.protocol.clock import LamportClock
@@ -19,9 +20,8 @@ from greenq.protocol.event import EventWriter
 from greenq.protocol.message import TaskMessage
 from greenq.request import Request
 from greenq.timer import Timer
-from greenq.transport.intake import Batch, Delivery
+from greenq.transport.fetch import Batch, Delivery
 from greenq.transport.settle import Entry
-from greenq.worker_state import WorkerState
 
 DEADLINE_S = 5.0
 
@@ -129,8 +129,8 @@ class KeptOutbox:
         return [entry.move for entry in self.entries if entry.move is not None]
 
 
-class HandIntake:
-    """An intake that gives what a test puts into it."""
+class HandFetcher:
+    """A fetcher that gives what a test puts into it."""
 
     queues = ("celery",)
     working = True
@@ -152,7 +152,7 @@ class HandIntake:
 
     def wait(self) -> bool:
         self._woken.clear()
-        assert self._woken.wait(DEADLINE_S), "nobody woke the intake"
+        assert self._woken.wait(DEADLINE_S), "nobody woke the fetcher"
         return bool(self.ready)
 
     def wake(self, *, look: bool = False) -> None:
@@ -183,10 +183,10 @@ class Rig:
         self.state.lease_until_s = self.state.now_s() + 3600
         self.clock = Clock()
         self.timer = Timer(self.clock)
-        self.intake = HandIntake()
+        self.fetcher = HandFetcher()
         self.abandoned: list[Request] = []
         outbox: Any = self.outbox
-        intake: Any = self.intake
+        fetcher: Any = self.fetcher
         self.executor = Executor(
             config=self.app.config.task,
             transport=self.app.transport,
@@ -202,7 +202,7 @@ class Rig:
             config=self.app.config.task,
             transport=self.app.transport,
             registry=self.app.tasks,
-            intake=intake,
+            fetcher=fetcher,
             outbox=outbox,
             pool=self.pool,
             timer=self.timer,

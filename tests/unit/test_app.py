@@ -13,12 +13,12 @@ import greenq
 import greenq.exceptions
 import greenq.states
 from greenq import AsyncResult, Greenq, errors, shared_task
-from greenq.config import Config
+from greenq.config.settings import Config
+from greenq.context import Context, current_context
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered
 from greenq.protocol.message import TaskMessage
 from greenq.protocol.meta import ResultMeta
 from greenq.result import allow_join_result
-from greenq.task import Context, current_context
 from greenq.utils.log import get_task_logger
 
 # Nobody listens there; nothing here may try.

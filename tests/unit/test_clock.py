@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 
-from greenq.config import TaskConfig
+from greenq.config.settings import TaskConfig
 from greenq.consumer.tasks import Tasks
-from greenq.execute import Executor
-from greenq.producer import Producer
+from greenq.execution.executor import Executor
+from greenq.execution.state import WorkerState
 from greenq.protocol.keys import Keys
 from greenq.protocol.message import TaskMessage
 from greenq.request import Request
-from greenq.retrying import following
+from greenq.sending.producer import Producer
+from greenq.sending.retry import following
 from greenq.timer import Timer
 from greenq.transport.broker import Broker
-from greenq.transport.intake import Delivery
+from greenq.transport.fetch import Delivery
 from greenq.transport.leases import Renewal
-from greenq.watch import Watch
-from greenq.worker_state import WorkerState
+from greenq.watchdog.thread import Watch
 
 HOUR_S = 3600.0
 CONFIG = TaskConfig()
@@ -117,7 +117,7 @@ class Scene:
         self.tasks = Tasks(
             **parts,
             registry={"proj.add": FakeTask()},  # type: ignore[arg-type]
-            intake=None,  # type: ignore[arg-type]
+            fetcher=None,  # type: ignore[arg-type]
             pool=self.pool,  # type: ignore[arg-type]
             timer=self.timer,
             left_behind=lambda: None,

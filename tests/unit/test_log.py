@@ -68,7 +68,12 @@ def test_line_of_a_task_has_its_name_and_id() -> None:
 def test_own_line_about_a_task_is_not_marked_twice() -> None:
     stream = io.StringIO()
     log.setup("INFO", stream=stream)
-    in_task("proj.add", "id-1", logging.getLogger("greenq.execute"), "Task proj.add[id-1] failed")
+    in_task(
+        "proj.add",
+        "id-1",
+        logging.getLogger("greenq.execution.executor"),
+        "Task proj.add[id-1] failed",
+    )
     assert stream.getvalue().endswith("MainProcess] Task proj.add[id-1] failed\n")
 
 

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from greenq.errors import ConnectFailed, ConnectionLost, OperationalError, ServerError
-from greenq.outage import Outage, Repeated
+from greenq.log import OutageLog, Repeated
 
 LOST = ConnectionLost("lost")
 AWAY = ConnectFailed("away")
@@ -30,25 +30,25 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_each_kind_is_said_once(
     caplog: pytest.LogCaptureFixture, errors: list[OperationalError], lines: list[str]
 ) -> None:
-    outage = Outage(logging.getLogger("test"))
+    outage = OutageLog(logging.getLogger("test"))
 
     with caplog.at_level(logging.DEBUG):
         for error in errors:
-            outage.say("it waits", error)
+            outage.failed("it waits", error)
 
     assert said(caplog) == lines
     assert len(caplog.records) == len(errors)
 
 
 def test_end_is_said_once_and_the_next_outage_anew(caplog: pytest.LogCaptureFixture) -> None:
-    outage = Outage(logging.getLogger("test"))
+    outage = OutageLog(logging.getLogger("test"))
 
     with caplog.at_level(logging.INFO):
-        outage.over("over")
-        outage.say("it waits", AWAY)
-        outage.over("over")
-        outage.over("over")
-        outage.say("it waits", AWAY)
+        outage.recovered("over")
+        outage.failed("it waits", AWAY)
+        outage.recovered("over")
+        outage.recovered("over")
+        outage.failed("it waits", AWAY)
 
     assert said(caplog) == ["it waits: away", "over", "it waits: away"]
 

@@ -13,7 +13,7 @@ from celery.app.events import Events as CelerysEvents
 from celery.result import AsyncResult as CelerysResult
 
 from greenq import Greenq, Task
-from greenq.celerynames import ATTRIBUTES, SEND_OPTIONS, TASK_OPTIONS
+from greenq.config.celery_names import ATTRIBUTES, SEND_OPTIONS, TASK_OPTIONS
 from greenq.result import AsyncResult
 from tests.unit.rig import NOWHERE
 

@@ -10,7 +10,7 @@ from greenq.errors import SoftTimeLimitExceeded, TaskTerminated, TimeLimitExceed
 from greenq.protocol.envelope import wrap
 from greenq.protocol.message import TaskMessage
 from greenq.request import Request
-from greenq.transport.intake import Delivery
+from greenq.transport.fetch import Delivery
 
 
 def make_request(*, shadow: str | None = None, **properties: Any) -> Request:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from greenq.config import TaskConfig, WorkerConfig
+from greenq.config.settings import TaskConfig, WorkerConfig
 from greenq.errors import GreenqError
 from greenq.result import AsyncResult
 from tests.faults.long.lab import Lab, wait_quietly

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from greenq.config import WorkerConfig
+from greenq.config.settings import WorkerConfig
 from tests.faults.recovery.stage import Stage
 from tests.servers import Server
 from tests.support import wait_until

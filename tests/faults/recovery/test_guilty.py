@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from greenq.config import TaskConfig
+from greenq.config.settings import TaskConfig
 from tests.faults.recovery.stage import Stage, kill_9
 from tests.support import wait_until
 

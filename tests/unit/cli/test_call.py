@@ -8,9 +8,9 @@ import pytest
 
 from greenq.cli import build_parser
 from greenq.cli.report import changed, versions
-from greenq.cli.result import lines
+from greenq.cli.result_command import lines
 from greenq.cli.shell import namespace
-from greenq.config import Config
+from greenq.config.settings import Config
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from greenq.cli import build_parser
 from greenq.cli.dead import Wanted, description, row, total
-from greenq.transport.dead import DeadLetter
+from greenq.transport.dead_letters import DeadLetter
 
 NOW = datetime(2031, 1, 2, tzinfo=UTC)
 LETTER = DeadLetter(

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from greenq.cli import top, top_ask
+from greenq.cli import top
 from greenq.cli.queues import Look as QueuesLook
 from greenq.cli.queues import Takers, from_counts
-from greenq.cli.top_ask import Asker, Sampler
-from greenq.cli.top_keys import read_keys
-from greenq.cli.top_model import (
+from greenq.cli.top import ask as top_ask
+from greenq.cli.top.ask import Asker, Sampler
+from greenq.cli.top.keyboard import read_keys
+from greenq.cli.top.model import (
     KINDS,
     Filter,
     Greenlets,
@@ -26,9 +27,9 @@ from greenq.cli.top_model import (
     quantile_s,
     sparkline,
 )
-from greenq.cli.top_view import View, draw, lag, rate
+from greenq.cli.top.view import View, draw, lag, rate
 from greenq.errors import ConnectionLost
-from greenq.events import State
+from greenq.events.cluster_state import State
 from greenq.transport.members import Roll
 from tests.support import wait_until
 

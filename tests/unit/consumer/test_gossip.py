@@ -78,11 +78,11 @@ class World:
         return answer
 
     # As an ear and as events.
-    def listen(self, channel: str, _handle: object) -> None:
+    def subscribe(self, channel: str, _handle: object) -> None:
         assert channel.startswith("/0.celeryev/worker.")
         self.heard.add(channel.removeprefix("/0.celeryev/"))
 
-    def ignore(self, channel: str) -> None:
+    def unsubscribe(self, channel: str) -> None:
         self.heard.discard(channel.removeprefix("/0.celeryev/"))
 
     def has_waiting(self, channel: str) -> bool:

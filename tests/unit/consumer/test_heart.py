@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from greenq import __version__
-from greenq.consumer.events import Events
+from greenq.consumer.event_sender import Events
 from greenq.consumer.heart import Heart
+from greenq.execution.state import WorkerState
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.event import read_events
 from greenq.protocol.keys import Keys
-from greenq.watch import Beat, Blocker
-from greenq.worker_state import WorkerState
+from greenq.watchdog.thread import Blocker, Heartbeat
 
 # What monitors read, wire format 10.
 FIELDS = {"freq", "active", "processed", "loadavg", "sw_ident", "sw_ver", "sw_sys"}
@@ -27,7 +27,7 @@ class World:
     running = 3
 
     def __init__(self, **options: Any) -> None:
-        self.beats: list[Beat | None] = []
+        self.beats: list[Heartbeat | None] = []
         self.state = WorkerState()
         events = Events(self, Keys(), "me@host", LamportClock(), tasks=False)  # type: ignore[arg-type]
         self.heart = Heart(events, self, self, self.state, **options)  # type: ignore[arg-type]
@@ -37,7 +37,7 @@ class World:
     # As an outbox and as a watch.
     def stir(self) -> None: ...
 
-    def beat(self, beat: Beat | None) -> None:
+    def beat(self, beat: Heartbeat | None) -> None:
         self.beats.append(beat)
 
     def publish(self, blocker: Blocker | None = None) -> dict[str, Any]:

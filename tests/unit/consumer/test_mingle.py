@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from greenq.consumer.mingle import Mingle, revoked_ids
 from greenq.errors import AccessRefused, ConnectionLost
-from greenq.worker_state import WorkerState
+from greenq.execution.state import WorkerState
 
 ME = "me@host"
 

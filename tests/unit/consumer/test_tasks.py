@@ -12,7 +12,7 @@ from gevent.event import Event
 
 import greenq.consumer.tasks as tasks_module
 from greenq.errors import ConnectionLost, NotRegistered
-from greenq.transport.intake import Batch
+from greenq.transport.fetch import Batch
 from tests.unit.rig import DEADLINE_S, Rig, settle, stamped
 
 
@@ -456,13 +456,13 @@ def test_nothing_is_taken_while_draining(rig: Rig) -> None:
     settle()
     rig.tasks.drain(True)
     settle()
-    takes = rig.intake.takes
+    takes = rig.fetcher.takes
 
-    rig.intake.ready = [rig.delivery("add", "a", 1, 2)]
-    rig.intake.wake()
+    rig.fetcher.ready = [rig.delivery("add", "a", 1, 2)]
+    rig.fetcher.wake()
     rig.pool.wake()
     settle()
-    assert rig.intake.takes == takes
+    assert rig.fetcher.takes == takes
     assert not consuming.ready()
     rig.tasks.drain(False)
     settle()
@@ -475,8 +475,8 @@ def test_nothing_is_taken_while_draining(rig: Rig) -> None:
 
 
 def test_what_a_take_brings_while_draining_begins_goes_back(rig: Rig) -> None:
-    rig.intake.ready = [rig.delivery("add", name, 1, 2) for name in "ab"]
-    rig.intake.taking = lambda: rig.tasks.drain(True)
+    rig.fetcher.ready = [rig.delivery("add", name, 1, 2) for name in "ab"]
+    rig.fetcher.taking = lambda: rig.tasks.drain(True)
 
     consuming = gevent.spawn(rig.tasks.consume)
     settle()
@@ -513,19 +513,19 @@ def test_what_a_lost_answer_may_have_reserved_is_fetched_before_all_else(busy: s
         rig.tasks.drain(True)
     else:
         rig.tasks._suspects._over.clear()
-    rig.intake.unsure = True
-    rig.intake.take = lambda most: rig.intake.asked.append(most) or take(most)  # type: ignore[method-assign,attr-defined,func-returns-value]
-    rig.intake.asked = []  # type: ignore[attr-defined]
+    rig.fetcher.unsure = True
+    rig.fetcher.take = lambda most: rig.fetcher.asked.append(most) or take(most)  # type: ignore[method-assign,attr-defined,func-returns-value]
+    rig.fetcher.asked = []  # type: ignore[attr-defined]
     held = [rig.delivery("add", "b", 1, 2), rig.delivery("add", "c", 1, 2)]
 
     def take(_most: int) -> Batch:
-        rig.intake.unsure = False
+        rig.fetcher.unsure = False
         return Batch(held, 5)
 
     rig.tasks.turn()
     settle()
 
-    assert rig.intake.asked == [0]  # type: ignore[attr-defined]
+    assert rig.fetcher.asked == [0]  # type: ignore[attr-defined]
     if busy == "draining":
         assert ids_of(rig.outbox.moves()) == ["rig:2", "rig:1"]
     else:
@@ -537,9 +537,9 @@ def test_lease_that_ended_between_a_take_and_its_second_answer_is_noticed(rig: R
     # What was reserved by then may be somebody else's: its age is that of the first try.
     rig.tasks._taken_s = 10.0
     rig.state.lease_lost_s = 20.0
-    rig.intake.unsure = True
-    rig.intake.ready = [rig.delivery("wait", "a")]
-    rig.intake.take = lambda _most: Batch(rig.intake.ready, 0)  # type: ignore[method-assign]
+    rig.fetcher.unsure = True
+    rig.fetcher.ready = [rig.delivery("wait", "a")]
+    rig.fetcher.take = lambda _most: Batch(rig.fetcher.ready, 0)  # type: ignore[method-assign]
     asked: list[str] = []
     rig.app.transport.broker.is_taken_away = lambda tag: not asked.append(tag)  # type: ignore[method-assign,func-returns-value]
 

@@ -17,7 +17,7 @@ from greenq.protocol.event import (
     EXCHANGE,
     MULTI,
     EventWriter,
-    Silence,
+    NullEventSender,
     read_events,
     routing_key,
     utcoffset,
@@ -219,8 +219,8 @@ def test_utcoffset_is_positive_west(monkeypatch, zone, hours):
 
 
 def test_silence_wants_no_events():
-    assert not Silence.tasks
-    assert Silence().send("task-started", {}) is None
+    assert not NullEventSender.tasks
+    assert NullEventSender().send("task-started", {}) is None
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 
 from greenq.protocol import envelope
 from greenq.protocol.keys import Keys
-from greenq.routing import worker_direct
+from greenq.sending.routing import worker_direct
 from greenq.transport.broker import Broker
 
 NOW = datetime(2031, 1, 2, tzinfo=UTC)

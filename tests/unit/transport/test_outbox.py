@@ -26,7 +26,7 @@ from greenq.transport.settle import (
     Guard,
     Move,
     Publication,
-    Stored,
+    StateWrite,
     settle_arguments,
 )
 
@@ -86,8 +86,8 @@ def make(*, own_results: bool = False) -> tuple[Outbox, FakeTransport]:
     return Outbox(transport, "tag", flush_timeout_s=DEADLINE_S), transport  # type: ignore[arg-type]
 
 
-def result(number: int) -> Stored:
-    return Stored(f"result-{number}", "s60", f"state {number}")
+def result(number: int) -> StateWrite:
+    return StateWrite(f"result-{number}", "s60", f"state {number}")
 
 
 def done(number: int) -> Entry:
@@ -339,7 +339,7 @@ def test_outcome_of_what_others_run_is_said(
 ) -> None:
     outbox, transport = make()
     transport.client.not_held = [1]
-    state = None if rule is None else Stored("result", rule, "state")
+    state = None if rule is None else StateWrite("result", rule, "state")
 
     outbox.put(Entry("tag:1", result=state, about="proj.add[id]"))
     outbox.start()

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from greenq.protocol.keys import Keys
-from greenq.transport.dead import DEAD_LIMIT
+from greenq.transport.dead_letters import DEAD_LIMIT
 from greenq.transport.settle import (
     Entry,
     Guard,
     Move,
     Publication,
     Settled,
-    Stored,
+    StateWrite,
     settle,
     settle_arguments,
 )
@@ -31,9 +31,11 @@ def test_the_tags_come_first_then_states_and_moves_and_the_news_come_last() -> N
         KEYS,
         [
             Entry("a:5"),
-            Entry("a:3", result=Stored("r1", "s60", b"one"), move=Move("a:3", "q1", "next", "3")),
+            Entry(
+                "a:3", result=StateWrite("r1", "s60", b"one"), move=Move("a:3", "q1", "next", "3")
+            ),
             Entry("a:4", "b"),
-            Entry("a:6", "k", result=Stored("r2", "n0", "two")),
+            Entry("a:6", "k", result=StateWrite("r2", "n0", "two")),
             Entry.moving(Move("", "z1", 12.5, b"four")),
             Entry("", "l"),
         ],
@@ -67,7 +69,7 @@ def test_each_goal_is_named_once() -> None:
 
 def test_states_alone_name_no_key_of_the_broker() -> None:
     names, arguments = settle_arguments(
-        KEYS, [Entry("", "k", result=Stored("r1", "s60", "one"))], guard=None
+        KEYS, [Entry("", "k", result=StateWrite("r1", "s60", "one"))], guard=None
     )
 
     assert names == ["r1"]
@@ -124,9 +126,9 @@ def test_states_on_a_server_of_their_own_follow_what_the_broker_holds() -> None:
     results: Any = Answering([b"", b"", b""])
     entries = [
         Entry("a:1"),
-        Entry("a:2", result=Stored("r2", "f60", "two")),
-        Entry("a:3", result=Stored("r3", "s60", "three")),
-        Entry("", "k", result=Stored("r4", "n60", "four")),
+        Entry("a:2", result=StateWrite("r2", "f60", "two")),
+        Entry("a:3", result=StateWrite("r3", "s60", "three")),
+        Entry("", "k", result=StateWrite("r4", "n60", "four")),
     ]
 
     settled = settle(broker, KEYS, entries, guard=OWN, results=results)
@@ -139,9 +141,9 @@ def test_states_on_a_server_of_their_own_follow_what_the_broker_holds() -> None:
         settle_arguments(KEYS, rest, guard=OWN),
     ]
     states = [
-        Entry("", "k", result=Stored("r2", "f60", "two")),
+        Entry("", "k", result=StateWrite("r2", "f60", "two")),
         # Of what is somebody else's: no tag is like this one.
-        Entry("-", "k", result=Stored("r3", "s60", "three")),
-        Entry("", "k", result=Stored("r4", "n60", "four")),
+        Entry("-", "k", result=StateWrite("r3", "s60", "three")),
+        Entry("", "k", result=StateWrite("r4", "n60", "four")),
     ]
     assert results.calls == [settle_arguments(KEYS, states, guard=None)]

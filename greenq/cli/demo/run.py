@@ -1,0 +1,400 @@
+"""The demo itself: a server, a web server, a worker and a sender, watched from burst to end.
+
+Four processes: Valkey, the web server, the sender, and this one, which is the worker and also draws
+the display. Whatever ends the demo, the other three end with it, and the temporary folder is
+removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import resource
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from greenq.cli.demo import http_server
+from greenq.cli.demo.display import Display
+from greenq.cli.demo.figures import Figures, Sample
+from greenq.cli.demo.sender import load_fetch
+from greenq.errors import GreenqError
+from greenq.hub import Event, Greenlet, Hub, Signals, join_all, sleep, spawn
+from greenq.states import READY_STATES, SUCCESS
+from greenq.transport.broker import Broker
+from greenq.transport.client import Client
+from greenq.transport.embedded import keeper
+from greenq.transport.embedded.server import EmbeddedServer
+from greenq.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from greenq.app import Greenq
+
+_SAMPLE_S = 0.05
+# How long the other processes may take to start, and the embedded server to stop.
+_START_S = 10.0
+_STOP_S = 10.0
+# How long the pool is watched after the last fetch: it keeps its size for one second, then shrinks.
+_AFTER_S = 2.0
+# Different reasons that are told; the rest is counted together.
+_REASONS = 8
+# Open files beside one socket a fetch.
+_OTHER_FILES = 200
+_INTERRUPTED = 130
+
+
+def run(urls: Sequence[str] | None, count: int, limits: tuple[int, int]) -> int:
+    """Fetch `urls`, or else `count` times from the local web server, and return the exit code."""
+    _allow_files(limits[0] + _OTHER_FILES)
+    with ExitStack() as stack:
+        interrupt = stack.enter_context(_interruptible())
+        folder = stack.enter_context(_folder())
+        socket_path = stack.enter_context(_valkey(folder))
+        ideal_s = None
+        if urls is None:
+            port = stack.enter_context(_web_server())
+            urls = [f"http://127.0.0.1:{port}/{number}" for number in range(count)]
+            ideal_s = math.ceil(count / limits[0]) * http_server.DELAY_S
+        broker_url = f"embedded://{quote(str(folder))}"
+        app: Greenq = load_fetch(broker_url).app
+        stack.callback(app.close)
+        probe = Client(f"unix://{quote(socket_path)}", name="greenq-demo")
+        stack.callback(probe.close)
+        worker, greenlet = stack.enter_context(_working(app, limits, interrupt))
+        sender = stack.enter_context(_sender(broker_url))
+        display = stack.enter_context(Display(len(urls)))
+        display.say(
+            f"{len(urls):,} fetches"
+            + (f", {http_server.DELAY_S * 1000:.0f} ms each" if ideal_s else "")
+            + f", by a pool of {limits[1]:,} to {limits[0]:,} greenlets"
+        )
+        watch = Watch(worker, greenlet, probe, display, interrupt)
+        figures = watch.burst(sender, urls, ideal_s, limits)
+    if figures is None:
+        display.say(f"stopped: {worker.state.succeeded:,} of {len(urls):,} fetched")
+        return _INTERRUPTED
+    display.report(figures)
+    return 0 if figures.succeeded == figures.total else 1
+
+
+class Interrupt:
+    """What Ctrl-C does: end the demo; the second time, without waiting for what runs."""
+
+    def __init__(self) -> None:
+        """Nobody has asked yet."""
+        self.asked = Event()
+        self.again: Callable[[], object] | None = None
+
+    def __call__(self) -> None:
+        """Ask."""
+        if self.asked.is_set() and self.again is not None:
+            self.again()
+        self.asked.set()
+
+
+class Watch:
+    """Starts the burst and watches it through the worker's counters and a connection of its own."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        greenlet: Greenlet,
+        probe: Client,
+        display: Display,
+        interrupt: Interrupt,
+    ) -> None:
+        """Watch `worker`, which runs in `greenlet`; what `probe` sends is not counted."""
+        self._worker = worker
+        self._greenlet = greenlet
+        self._probe = probe
+        self._broker = Broker(probe, worker.app.transport.keys)
+        self._display = display
+        self._interrupt = interrupt
+        self._began_s = 0.0
+        self._samples: list[Sample] = []
+        self._peak = 0
+        self._peak_at_s = 0.0
+
+    def burst(
+        self,
+        sender: subprocess.Popen[str],
+        urls: Sequence[str],
+        ideal_s: float | None,
+        limits: tuple[int, int],
+    ) -> Figures | None:
+        """Have all URLs fetched and return what was measured; None if it was interrupted."""
+        before = self._traffic()
+        cpu_s = time.process_time()
+        self._began_s = time.monotonic()
+        sending = Sending(sender, urls)
+        if not self._until(lambda: sending.ended and self._all_done(len(urls))):
+            return None
+        seconds = time.monotonic() - self._began_s
+        cpu_s = time.process_time() - cpu_s
+        after = self._traffic()
+        connections = self._connections()
+        reading = spawn(partial(_read, self._worker.app, sending.task_ids), name="demo results")
+        until_s = time.monotonic() + _AFTER_S
+        if not self._until(lambda: reading.dead and time.monotonic() > until_s):
+            reading.kill()
+            return None
+        succeeded, reasons, response_s = reading.get()
+        return Figures(
+            total=len(urls),
+            succeeded=succeeded,
+            reasons=reasons,
+            seconds=seconds,
+            sent_s=sending.sent_s,
+            ideal_s=ideal_s,
+            response_s=response_s,
+            least=limits[1],
+            most=limits[0],
+            peak=self._peak,
+            peak_at_s=self._peak_at_s,
+            commands=after[0] - before[0],
+            reads=after[1] - before[1],
+            connections=connections,
+            cpu_s=cpu_s,
+            samples=self._samples,
+        )
+
+    def _until(self, reached: Callable[[], bool]) -> bool:
+        """Sample and show until `reached`; False if interrupted first."""
+        while not self._interrupt.asked.is_set():
+            sample = self._sample()
+            if reached():
+                self._display.show(sample, last=True)
+                return True
+            self._display.show(sample)
+            if self._greenlet.dead:
+                raise GreenqError("the demo's worker ended too early")
+            self._interrupt.asked.wait(_SAMPLE_S)
+        if running := self._worker.pool.running:
+            self._display.say(f"{running:,} fetches run and end first; Ctrl-C again ends them now")
+        return False
+
+    def _all_done(self, total: int) -> bool:
+        state = self._worker.state
+        return state.succeeded + state.failed >= total and not len(self._worker.outbox)
+
+    def _sample(self) -> Sample:
+        worker = self._worker
+        depth = self._broker.depth(worker.queues)
+        at_s = time.monotonic() - self._began_s
+        if worker.pool.peak > self._peak:
+            self._peak, self._peak_at_s = worker.pool.peak, at_s
+        sample = Sample(
+            at_s=at_s,
+            succeeded=worker.state.succeeded,
+            failed=worker.state.failed,
+            running=worker.pool.running,
+            size=worker.pool.size,
+            depth=depth,
+        )
+        self._samples.append(sample)
+        return sample
+
+    def _traffic(self) -> tuple[int, int]:
+        """Return the server's commands and reads so far, less those made to watch."""
+        own = self._probe.traffic.commands, self._probe.traffic.round_trips
+        lines = self._probe.call("INFO", "stats").decode().splitlines()
+        stats = dict(line.split(":", 1) for line in lines if ":" in line)
+        return (
+            int(stats["total_commands_processed"]) - own[0],
+            int(stats["total_reads_processed"]) - own[1],
+        )
+
+    def _connections(self) -> int:
+        """Count the worker's connections; the sender's have ended with it."""
+        clients = self._probe.call("CLIENT", "LIST").decode().splitlines()
+        return sum("name=greenq" in client.split() for client in clients)
+
+
+class Sending:
+    """The sender at work, with all its URLs since this was made."""
+
+    def __init__(self, sender: subprocess.Popen[str], urls: Sequence[str]) -> None:
+        """Hand it the URLs."""
+        self._sender = sender
+        self._greenlet = spawn(partial(sender.communicate, "\n".join(urls)), name="demo sender")
+        self.sent_s = 0.0
+        self.task_ids: list[str] = []
+
+    @property
+    def ended(self) -> bool:
+        """True when all is sent.
+
+        Raises:
+            GreenqError: the sender failed.
+        """
+        if not self._greenlet.dead:
+            return False
+        if not self.task_ids:
+            told, error = self._greenlet.get()
+            if self._sender.returncode:
+                raise GreenqError(f"the demo's sender failed:\n{error.strip()}")
+            report = json.loads(told)
+            self.sent_s, self.task_ids = report["sent_s"], report["task_ids"]
+        return True
+
+
+def _read(app: Greenq, task_ids: Sequence[str]) -> tuple[int, dict[str, int], float]:
+    """Read all results: how many succeeded, why the others failed, the fetches' own seconds."""
+    succeeded, response_s = 0, 0.0
+    value: Any
+    reasons: Counter[str] = Counter()
+    for task_id in task_ids:
+        result = app.AsyncResult(task_id)
+        state, value = result.state, result.result
+        if state == SUCCESS:
+            succeeded += 1
+            response_s += value["seconds"]
+        elif state in READY_STATES:
+            reasons[f"{type(value).__name__}: {value}"] += 1
+        else:
+            reasons[f"no result is stored ({state})"] += 1
+    told = dict(reasons.most_common(_REASONS))
+    rest = reasons.total() - sum(told.values())
+    return succeeded, told | ({"other reasons": rest} if rest else {}), response_s
+
+
+# --- what the demo starts, and ends ---------------------------------------------------------------
+
+
+@contextmanager
+def _interruptible() -> Iterator[Interrupt]:
+    """Turn Ctrl-C and its like into an event, which the demo looks at where it can stop."""
+    interrupt, signals = Interrupt(), Signals(Hub())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signals.on(number, interrupt)
+    try:
+        yield interrupt
+    finally:
+        signals.close()
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Make a temporary folder, and remove it when the embedded server has left it."""
+    folder = Path(tempfile.mkdtemp(prefix="greenq-demo-"))
+    try:
+        yield folder
+    finally:
+        _await_server_end(folder)
+        shutil.rmtree(folder)
+
+
+def _await_server_end(folder: Path) -> None:
+    """Wait until the keeper is gone, which ends after its server."""
+    lock = keeper.open_lock(folder / keeper.KEEPER_LOCK)
+    deadline = time.monotonic() + _STOP_S
+    try:
+        while not keeper.try_lock(lock, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                raise GreenqError(f"the demo's server has not stopped; its folder is {folder}")
+            sleep(0.01)
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _valkey(folder: Path) -> Iterator[str]:
+    """Share in the embedded server, as the app and the sender do; yield its socket's path."""
+    server = EmbeddedServer(folder)
+    try:
+        yield server.acquire()
+    finally:
+        server.release()
+
+
+@contextmanager
+def _process(*command: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a Python program; it sees no Ctrl-C, but the end of its standard input."""
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None and not pipe.closed:
+                pipe.close()
+
+
+@contextmanager
+def _web_server() -> Iterator[int]:
+    """Run the local web server; yield its port."""
+    # Where a proxy is set for the web, it is not meant for this server.
+    exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    os.environ["no_proxy"] = f"{exempt},127.0.0.1" if exempt else "127.0.0.1"
+    with _process("-I", "-S", str(http_server.__file__)) as process:
+        yield int(_first_line(process, "web server"))
+
+
+@contextmanager
+def _sender(broker_url: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the sender up to where it has connected."""
+    with _process("-m", "greenq.cli.demo.sender", broker_url) as process:
+        _first_line(process, "sender")
+        yield process
+
+
+def _first_line(process: subprocess.Popen[str], name: str) -> str:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    if not select.select([process.stdout], [], [], _START_S)[0]:
+        raise GreenqError(f"the demo's {name} did not start within {_START_S:g} s")
+    line = process.stdout.readline()
+    if not line:
+        raise GreenqError(f"the demo's {name} did not start:\n{process.stderr.read().strip()}")
+    return line.strip()
+
+
+@contextmanager
+def _working(
+    app: Greenq, limits: tuple[int, int], interrupt: Interrupt
+) -> Iterator[tuple[Worker, Greenlet]]:
+    """Run a worker in this process; at the end it finishes what runs, unless asked twice."""
+    worker = Worker(app, autoscale=limits)
+    # `Worker.start` would do, but the demo must know when it has ended.
+    greenlet = spawn(partial(worker.run, signals=False), name="worker")
+    interrupt.again = worker.stop_cold
+    try:
+        yield worker, greenlet
+    finally:
+        worker.stop()
+        join_all([greenlet])
+
+
+def _allow_files(count: int) -> None:
+    """Raise the limit of open files, which the web server inherits, as far as it may be raised."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count:
+        return
+    if hard != resource.RLIM_INFINITY and hard < count:
+        raise GreenqError(
+            f"this many fetches at once need {count:,} open files, and the limit is {hard:,}: "
+            f"name a smaller --autoscale"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

@@ -1,0 +1,59 @@
+"""The sender of `greenq demo`: a process of its own, like a web application, without gevent.
+
+``python -m greenq.cli.demo.sender <broker URL>`` says ``ready``, reads URLs from standard input,
+one
+a line, sends a fetch for each, and writes a line of JSON: how long that took and the tasks' ids.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import greenq
+from greenq.errors import GreenqError
+
+
+def load_fetch(broker_url: str) -> Any:
+    """Load ``examples/fetch.py``, have its app use this server, and return its task `fetch`.
+
+    Raises:
+        GreenqError: the file is not where a checkout or an installed package has it.
+    """
+    package = Path(greenq.__file__).parent
+    places = (package / "examples" / "fetch.py", package.parent / "examples" / "fetch.py")
+    path = next((place for place in places if place.is_file()), None)
+    spec = importlib.util.spec_from_file_location("fetch", path) if path is not None else None
+    if spec is None or spec.loader is None:
+        raise GreenqError(f"examples/fetch.py is missing beside {package}: install greenq anew")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    # The demo watches the pool grow and shrink, so it keeps an idle pool large for one second only.
+    module.app.conf.update(
+        broker_url=broker_url, result_backend=broker_url, worker_autoscale_keepalive=1.0
+    )
+    return module.fetch
+
+
+def main(broker_url: str) -> int:
+    """Send what standard input names."""
+    fetch = load_fetch(broker_url)
+    # Connected before the burst, as a running application is.
+    fetch.app.transport.client.call("PING")
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    urls = sys.stdin.read().split()
+    began = time.monotonic()
+    task_ids = [fetch.delay(url).id for url in urls]
+    sent_s = time.monotonic() - began
+    json.dump({"sent_s": sent_s, "task_ids": task_ids}, sys.stdout)
+    fetch.app.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,305 @@
+"""Looks at a cluster for ``greenq top``, in two threads: one asks, the other hears events."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
+
+from greenq.cli import queues, show, status
+from greenq.cli.common import ask, called_roll
+from greenq.cli.top.model import Greenlets, Look
+from greenq.errors import OperationalError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from greenq.app import Greenq
+    from greenq.events.cluster_state import State
+
+T = TypeVar("T")
+
+# Of so many greenlets, the oldest, more is told than what they wait for.
+_GREENLETS: Final = 20
+
+# So long may the end of a thread be missed.
+_TURN_S: Final = 0.25
+
+_ENABLED: Final = "task events enabled"
+
+
+class Asker:
+    """Asks the workers that the command line means.
+
+    A look is a broadcast of status, then hub to those that have replied, and greenlets to one of
+    them. Where there are nodes that do not know status (Celery's log a traceback then), a broadcast
+    of ping finds all nodes, and status goes to the others alone.
+    """
+
+    def __init__(self, app: Greenq, args: argparse.Namespace, state: State) -> None:
+        """Ask for `app`; `state` is what events tell of the workers."""
+        self._app = app
+        self._args = args
+        self._state = state
+        self._queues = set(queues.known_queues(app))
+        self._foreign: set[str] = set()
+        self._told: set[str] = set()
+        self._changed: set[str] = set()
+
+    def __enter__(self) -> Self:
+        """Begin to ask."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Have the workers that tell of tasks because of this no longer do so."""
+        if self._changed:
+            self._app.control.mailbox.tell("disable_events", destination=sorted(self._changed))
+
+    def look(self, chosen: str | None = None) -> Look:
+        """Look at all, and at the greenlets of the worker chosen, by default the first one.
+
+        Raises:
+            OperationalError: the server cannot be reached, or refuses.
+        """
+        pongs = self._ask("ping") if self._foreign else {}
+        statuses = self._statuses(pongs)
+        for reply in statuses.values():
+            named = show.part(reply, "queues")
+            self._queues.update(each for each in named or () if isinstance(each, str))
+        foreign = self._foreign & (pongs.keys() | statuses.keys())
+        ours = [node for node in statuses if node not in foreign]
+        hubs = self._ask("hub", destination=ours)
+        if self._args.events:
+            self._enable_events({*ours, *foreign})
+        return Look(
+            at_s=time.monotonic(),
+            statuses={node: statuses[node] for node in ours},
+            foreign={node: self._heard(node) for node in foreign},
+            hubs=hubs,
+            queues=self._depths(),
+            takers=queues.takers(
+                called_roll(self._app), self._ask("active_queues", destination=sorted(foreign))
+            ),
+            greenlets=self._greenlets(chosen, statuses, ours),
+        )
+
+    def greenlets(self, node: str) -> Greenlets:
+        """Ask one worker for its greenlets; nothing if that is of no use.
+
+        Raises:
+            OperationalError: the server cannot be reached, or refuses.
+        """
+        if node in self._foreign:
+            return Greenlets(node=node)
+        replies = self._ask("greenlets", {"limit": _GREENLETS}, destination=[node])
+        return Greenlets(node=node, reply=replies.get(node))
+
+    def _statuses(self, pongs: Mapping[str, Any]) -> dict[str, Any]:
+        if not self._foreign:
+            replies = self._ask("status")
+        else:
+            replies = self._ask("status", destination=sorted(pongs.keys() - self._foreign))
+        for node, reply in replies.items():
+            if show.is_error(reply) and status.state(reply)[0] != "error":
+                self._foreign.add(node)
+        return replies
+
+    def _depths(self) -> queues.Look:
+        """Count what waits; the messages themselves are left alone."""
+        broker = self._app.transport.broker
+        paused = broker.paused()
+        found = {
+            name: queues.from_counts(name, counts, paused.get(name))
+            for name, counts in broker.depths(sorted(self._queues)).items()
+        }
+        return queues.Look(time.monotonic(), found)
+
+    def _greenlets(
+        self, chosen: str | None, statuses: Mapping[str, Any], ours: list[str]
+    ) -> Greenlets | None:
+        node = chosen or min(ours, default=None)
+        if node is None:
+            return None
+        if node not in ours or show.part(statuses[node], "blocked") is not None:
+            # It would not reply before it is back, or its hub moves again.
+            return Greenlets(node=node)
+        return self.greenlets(node)
+
+    def _heard(self, node: str) -> dict[str, Any]:
+        """Return what heartbeats tell of a worker."""
+        worker = self._state.workers.get(node)
+        if worker is None:
+            return {}
+        return {"active": worker.active, "processed": worker.processed}
+
+    def _enable_events(self, nodes: set[str]) -> None:
+        """Have nodes tell of tasks, each one once in its life."""
+        self._told &= nodes
+        replies = self._ask("enable_events", destination=sorted(nodes - self._told))
+        self._told |= replies.keys()
+        self._changed.update(
+            node for node, reply in replies.items() if show.part(reply, "ok") == _ENABLED
+        )
+
+    def _ask(
+        self,
+        method: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        destination: list[str] | None = None,
+    ) -> dict[str, Any]:
+        if destination is not None and not destination:
+            # To the server that would mean everybody.
+            return {}
+        return ask(self._app, self._args, method, arguments, destination=destination)
+
+
+class Thread(Generic[T]):
+    """A thread that gives what it finds to whoever takes it."""
+
+    def __init__(self, name: str) -> None:
+        """Prepare it."""
+        self._found: SimpleQueue[T | Exception] = SimpleQueue()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End it, and wait for its end."""
+        self.end()
+        self._thread.join()
+
+    def take(self) -> list[T]:
+        """Return what was found since the last call.
+
+        Raises:
+            Exception: whatever has ended it.
+        """
+        found = []
+        with suppress(Empty):
+            while True:
+                each = self._found.get_nowait()
+                if isinstance(each, Exception):
+                    raise each
+                found.append(each)
+        return found
+
+    def end(self) -> None:
+        """Have it end soon."""
+        self._ended.set()
+
+    def run(self) -> None:
+        """Do its work until `_ended` is set."""
+        raise NotImplementedError
+
+    def _main(self) -> None:
+        try:
+            self.run()
+        except Exception as exc:
+            self._found.put(exc)
+
+
+class Sampler(Thread["Look | Greenlets"]):
+    """Looks every so many seconds."""
+
+    def __init__(self, asker: Asker, interval_s: float) -> None:
+        """Look with `asker`."""
+        super().__init__("greenq top: asks")
+        self._asker = asker
+        self._interval_s = interval_s
+        self._woken = threading.Event()
+        self._paused = False
+        self._chosen: str | None = None
+
+    def choose(self, node: str | None) -> None:
+        """Look at the greenlets of this worker from now on, the first time at once."""
+        self._chosen = node
+        self._woken.set()
+
+    def pause(self, *, on: bool) -> None:
+        """Look no more, or again."""
+        self._paused = on
+        self._woken.set()
+
+    def end(self) -> None:
+        """Have it end soon."""
+        super().end()
+        self._woken.set()
+
+    def run(self) -> None:
+        """Look, again and again."""
+        due_s = time.monotonic() + self._interval_s
+        seen = None
+        while not self._ended.is_set():
+            chosen = self._chosen
+            if time.monotonic() >= due_s and not self._paused:
+                self._found.put(self._look(chosen))
+                due_s = max(due_s + self._interval_s, time.monotonic())
+            elif chosen is not None and chosen != seen:
+                self._found.put(self._greenlets(chosen))
+            seen = chosen
+            if self._chosen == seen:
+                left_s = None if self._paused else max(0.0, due_s - time.monotonic())
+                self._woken.wait(left_s)
+            self._woken.clear()
+
+    def _look(self, chosen: str | None) -> Look:
+        try:
+            return self._asker.look(chosen)
+        except OperationalError as exc:
+            return Look(at_s=time.monotonic(), trouble=str(exc))
+
+    def _greenlets(self, chosen: str) -> Look | Greenlets:
+        try:
+            return self._asker.greenlets(chosen)
+        except OperationalError as exc:
+            return Look(at_s=time.monotonic(), trouble=str(exc))
+
+
+class Listener(Thread["dict[str, Any]"]):
+    """Hears events; keeps the state of the workers up to date."""
+
+    def __init__(self, app: Greenq, state: State) -> None:
+        """Prepare to hear events of `app`; those of workers go to `state`."""
+        super().__init__("greenq top: hears")
+        self._state = state
+        self._receiver = app.events.Receiver()
+
+    def __enter__(self) -> Self:
+        """Begin; what is published from now on is heard.
+
+        Raises:
+            OperationalError: the server cannot be reached, or refuses.
+        """
+        # No heartbeats are asked for: whoever replies is there.
+        self._receiver.open(wakeup=False)
+        return super().__enter__()
+
+    def run(self) -> None:
+        """Hear until the end."""
+        try:
+            while not self._ended.is_set():
+                for event in self._receiver.wait(_TURN_S):
+                    if event["type"].startswith("worker-"):
+                        self._state.event(event)
+                    self._found.put(event)
+        finally:
+            self._receiver.close()

@@ -1,0 +1,278 @@
+"""Where settings are read from: a mapping, a module, an object, Django's settings, the environment.
+
+What comes back is names and values as they were found; `greenq.config.settings.Config` checks them.
+A name that looks like a setting and is not read is refused, or noted for a warning, never passed
+over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from greenq.config import celery_names
+from greenq.config.settings import SECTIONS, Config, nearest, unknown_reason
+from greenq.config.validators import shown
+from greenq.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ENV_PREFIX: Final = "GREENQ_"
+_NOT_SETTINGS: Final = frozenset({"GREENQ_APP", "GREENQ_DATA", "GREENQ_RUN"})
+
+# What Celery reads from the environment; greenq does, too, when nothing else says where.
+CELERY_ENV: Final = {"CELERY_BROKER_URL": "broker_url", "CELERY_RESULT_BACKEND": "result_backend"}
+_CELERY_URLS: Final = frozenset({"CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"})
+
+# Kubernetes tells each container of each service: of one called greenq, or greenq-web.
+_KUBERNETES: Final = re.compile(
+    r"GREENQ(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
+)
+
+_OLD: Final = re.compile(r"(CELERY|CELERYD|CELERYBEAT)_", re.IGNORECASE)
+_NAMES: Final = Config.names()
+
+
+def settings_from_object(
+    source: object, namespace: str | None = None, notes: list[str] | None = None
+) -> dict[str, object]:
+    """Return the settings in `source`: a mapping, any object, or one named "module[:attribute]".
+
+    Of an object its public lower-case attributes count, except modules, functions and classes; what
+    is no setting among them is a helper of the module's own. With a `namespace`, such as "CELERY"
+    in Django's settings, the upper-case names that begin with it and an underscore count, and lose
+    that prefix. The values are not checked yet.
+
+    Args:
+        source: where to look.
+        namespace: the prefix.
+        notes: is given a line for each name that is not read, for a warning.
+
+    Raises: ConfigError: no such module or attribute; names that are almost settings, or settings in
+        another spelling; a namespace that no name begins with.
+    """
+    where = source if isinstance(source, str) else _described(source)
+    if isinstance(source, str):
+        source = _load(source)
+    if isinstance(source, Mapping) and not namespace:
+        return {str(name): value for name, value in source.items()}
+    found = _public(source)
+    reader = _Reader([] if notes is None else notes, where)
+    if namespace:
+        settings = reader.prefixed(found, namespace.upper().rstrip("_") + "_")
+    else:
+        settings = reader.plain(found)
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    return settings
+
+
+def _public(source: object) -> dict[str, Callable[[], Any]]:
+    """Return the names in `source`, each with a function that reads its value."""
+    if isinstance(source, Mapping):
+        return {str(name): lambda name=name: source[name] for name in source}  # type: ignore[misc]
+    return {
+        name: lambda name=name: getattr(source, name)  # type: ignore[misc]
+        for name in dir(source)
+        if not name.startswith("_")
+    }
+
+
+def _described(source: object) -> str:
+    return str(getattr(source, "__name__", None) or f"a {type(source).__name__}")
+
+
+class _Reader:
+    """Goes through the names of one source; notes and problems gather on the way."""
+
+    def __init__(self, notes: list[str], where: str) -> None:
+        self.notes = notes
+        self.where = where
+        self.problems: list[Problem] = []
+
+    def plain(self, found: Mapping[str, Callable[[], Any]]) -> dict[str, object]:
+        """Read lower-case names."""
+        settings = {}
+        for name, read in found.items():
+            if name != name.lower():
+                self._other_spelling(name, read, found)
+                continue
+            value = read()
+            if not _is_code(value) and self._is_setting(name, name, value):
+                settings[name] = value
+        return settings
+
+    def prefixed(self, found: Mapping[str, Callable[[], Any]], prefix: str) -> dict[str, object]:
+        """Read upper-case names that begin with `prefix`."""
+        settings = {}
+        for name, read in found.items():
+            if name != name.upper():
+                continue
+            if not name.startswith(prefix):
+                self._outside(name, read, found, prefix)
+                continue
+            setting, value = name.removeprefix(prefix).lower(), read()
+            if self._is_setting(name, setting, value, prefix):
+                settings[setting] = value
+        if not any(name.startswith(prefix) and name == name.upper() for name in found):
+            self._no_name(found, prefix)
+        return settings
+
+    def _no_name(self, found: Mapping[str, object], prefix: str) -> None:
+        heads = {name.partition("_")[0] + "_" for name in found if name == name.upper()}
+        close = difflib.get_close_matches(prefix, heads, n=1)
+        hint = f"; did you mean {close[0].rstrip('_')!r}?" if close else ""
+        reason = f"no upper-case name in {self.where} begins with {prefix}{hint}"
+        self.problems.insert(0, Problem("namespace", prefix.rstrip("_"), reason))
+
+    def _is_setting(self, name: str, setting: str, value: object, prefix: str = "") -> bool:
+        """Tell whether `name` stands for a setting, else say what is to be said of it."""
+        if setting in _NAMES or setting in celery_names.SETTINGS:
+            return True
+        modern = celery_names.modern_name(setting, _KNOWN)
+        old = modern is not None and (bool(prefix) or _OLD.match(setting) is not None)
+        near = nearest(setting)
+        if old and modern is not None:
+            self._refuse(name, value, f"is an old name, now {_spelt(modern, prefix)}")
+        elif near is not None:
+            reason = "greenq has no such setting; did you mean " + _spelt(near, prefix)
+            self._refuse(name, value, f"{reason}?")
+        else:
+            self.notes.append(f"{name} in {self.where} is no setting and is not read")
+        return False
+
+    def _other_spelling(
+        self, name: str, read: Callable[[], Any], found: Mapping[str, object]
+    ) -> None:
+        """Refuse a setting in upper case, unless it stands there in lower case as well."""
+        if _OLD.match(name):
+            setting = celery_names.modern_name(name, _KNOWN)
+            if setting is None:
+                self.notes.append(f"{name} in {self.where} is no setting and is not read")
+        else:
+            setting = name.lower() if name.lower() in _NAMES else None
+        if setting is not None and setting not in found:
+            reason = f"is not read in this spelling: write {setting}"
+            if _OLD.match(name) and name.upper() == name:
+                reason += ", or say namespace='CELERY'"
+            self._refuse(name, read(), reason)
+
+    def _outside(
+        self, name: str, read: Callable[[], Any], found: Mapping[str, object], prefix: str
+    ) -> None:
+        """Refuse an old name of Celery's beside the namespace, unless it stands in it as well."""
+        if not _OLD.match(name) and not name.startswith("BROKER_"):
+            return
+        setting = celery_names.modern_name(name, _KNOWN)
+        if setting is not None and _spelt(setting, prefix) not in found:
+            self._refuse(name, read(), f"is not read: write {_spelt(setting, prefix)}")
+
+    def _refuse(self, name: str, value: object, reason: str) -> None:
+        self.problems.append(Problem(name, shown(name, value), reason))
+
+
+_KNOWN: Final[Mapping[str, object]] = dict.fromkeys(_NAMES)
+
+
+def _spelt(setting: str, prefix: str) -> str:
+    """Write a setting's name as it stands in a source with that prefix."""
+    return prefix + setting.upper() if prefix else setting
+
+
+def _is_code(value: object) -> bool:
+    return inspect.ismodule(value) or inspect.isroutine(value) or inspect.isclass(value)
+
+
+def _load(path: str) -> object:
+    module_name, _, attribute = path.partition(":")
+    try:
+        found: object = importlib.import_module(module_name)
+    except (ModuleNotFoundError, ValueError, TypeError) as error:
+        # Only what the path itself names: a module missing inside it is that module's own error.
+        missing = getattr(error, "name", None)
+        if missing is not None and not f"{module_name}.".startswith(f"{missing}."):
+            raise
+        reason = "no such module; is its folder on the Python path?"
+        raise ConfigError([Problem("config source", path, reason)]) from error
+    for name in attribute.split(".") if attribute else ():
+        if not hasattr(found, name):
+            raise ConfigError([Problem("config source", path, f"has no attribute {name!r}")])
+        found = getattr(found, name)
+    return found
+
+
+def settings_from_env(
+    environ: Mapping[str, str], notes: list[str] | None = None
+) -> dict[str, object]:
+    """Return the settings in `environ`: GREENQ_BROKER_URL is broker_url, and so on.
+
+    Truth values are true, false, 1 or 0; lists are separated by commas or are JSON; mappings are
+    JSON; None is none. No settings are GREENQ_APP (the command line's app), GREENQ_DATA (the
+    embedded server's folder) and GREENQ_RUN (supervisord's folder), nor what Kubernetes tells of a
+    service. CELERY_BROKER_URL and CELERY_RESULT_BACKEND count where greenq's own name is not set.
+
+    Args:
+        environ: the environment.
+        notes: is given a line for each variable that is not read, for a warning.
+
+    Raises: ConfigError: a variable is almost a setting's, or cannot be read as its type.
+    """
+    notes = [] if notes is None else notes
+    kinds = {
+        ENV_PREFIX + each.name.upper(): (each.name, each.metadata["kind"])
+        for section in SECTIONS.values()
+        for each in dataclasses.fields(section)
+    }
+    settings: dict[str, object] = {
+        setting: environ[name] for name, setting in CELERY_ENV.items() if environ.get(name)
+    }
+    problems: list[Problem] = []
+    for variable, text in environ.items():
+        if variable in kinds:
+            name, kind = kinds[variable]
+            try:
+                settings[name] = kind.parse(text)
+            except ValueError as error:
+                problems.append(Problem(variable, shown(variable, text), str(error)))
+        elif variable.startswith(ENV_PREFIX):
+            reason = _not_read(variable, kinds)
+            if reason and "; did you mean" in reason:
+                problems.append(Problem(variable, shown(variable, text), reason))
+            elif reason:
+                notes.append(f"{variable} in the environment is not read: {reason}")
+        elif variable.startswith("CELERY_") and variable not in CELERY_ENV:
+            _look_at_celerys(variable, text, notes, problems)
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def _not_read(variable: str, kinds: Mapping[str, object]) -> str | None:
+    """Say why a GREENQ_ variable is no setting; None if nobody has taken it for one."""
+    if variable in _NOT_SETTINGS or _KUBERNETES.fullmatch(variable):
+        return None
+    setting = variable.removeprefix(ENV_PREFIX).lower()
+    if setting in celery_names.SETTINGS:
+        return unknown_reason(setting)
+    close = difflib.get_close_matches(variable, kinds, n=1, cutoff=0.85)
+    return "greenq has no such setting" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _look_at_celerys(variable: str, text: str, notes: list[str], problems: list[Problem]) -> None:
+    """Tell of a CELERY_ variable that names a setting; Celery itself reads only four of them."""
+    if variable in _CELERY_URLS:
+        reason = "greenq reads from and writes to one server: set GREENQ_BROKER_URL instead"
+        problems.append(Problem(variable, shown(variable, text), reason))
+        return
+    setting = variable.removeprefix("CELERY_").lower()
+    modern = setting if setting in _NAMES else celery_names.modern_name(variable, _KNOWN)
+    if modern in _NAMES:
+        # No refusal: programs that read it themselves, as Django's settings may, are in order.
+        own = f"{ENV_PREFIX}{str(modern).upper()}"
+        notes.append(f"{variable} in the environment is not read; {own} would be")

@@ -1,0 +1,469 @@
+"""Kinds of values that settings take: how each is checked, brought to one form and read from text.
+
+A function here returns a `Validator`; greenq.config.settings gives every setting one. What a wrong
+value looks like in a message is decided here too, so that no secret is shown.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import zoneinfo
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta, tzinfo
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+SERIALIZERS: Final = ("json", "msgpack", "pickle", "raw", "yaml")
+COMPRESSIONS: Final = (
+    "brotli", "bzip", "bzip2", "gzip", "lzma", "xz", "zlib", "zstandard", "zstd",
+)  # fmt: skip
+
+_SHOWN_CHARS: Final = 200
+_HIDDEN: Final = "********"
+
+# What is called so is not shown. A certificate's data may have its key beside it.
+_SECRET: Final = re.compile(
+    r"passw|passphrase|pwd|secret|token|credential|authoriz|api[_-]?key|private[_-]?key|ca_data$",
+    re.IGNORECASE,
+)
+
+
+# --- secrets -------------------------------------------------------------------------------------
+
+
+def mask_url(url: str) -> str:
+    """Return `url` with every password in it replaced by asterisks; several URLs may be listed.
+
+    Rather too much than too little is hidden: an unquoted "@" or "/" in a password stays covered.
+    """
+    parts = re.split(r"([;,]\s*)(?=[a-zA-Z][\w+.-]*://)", url)
+    return "".join(_mask_one_url(part) for part in parts)
+
+
+def _mask_one_url(url: str) -> str:
+    hidden = re.sub(r"://([^:@/]*):.*@", _masked_login, url, flags=re.DOTALL)
+    hidden = re.sub(r"([?&])([^=&]*)=([^&]*)", _masked_option, hidden)
+    # A user without a password may be a token, or the two of them with an encoded colon.
+    return re.sub(r"://[^:@/?]+@", f"://{_HIDDEN}@", hidden)
+
+
+def _masked_login(found: re.Match[str]) -> str:
+    user = found[1]
+    return f"://{_HIDDEN if '%' in user else user}:{_HIDDEN}@"
+
+
+def _masked_option(found: re.Match[str]) -> str:
+    sign, name, value = found.groups()
+    return f"{sign}{name}={_HIDDEN if _SECRET.search(unquote(name)) else value}"
+
+
+def insecure_options(url: str) -> list[str]:
+    """Return the options of a server's URL that switch off the verification of its certificate."""
+    unsafe = {"ssl_cert_reqs": ("none", "optional"), "ssl_check_hostname": ("false", "0", "no")}
+    return [
+        f"{name}={value}"
+        for name, value in parse_qsl(urlsplit(url).query)
+        if value.lower() in unsafe.get(name, ())
+    ]
+
+
+def shown(name: str, value: object) -> object:
+    """Return `value` as it may stand in a message or a repr: without secrets, not too long."""
+    if _SECRET.search(name):
+        return _HIDDEN
+    if isinstance(value, Mapping):
+        return {key: shown(str(key), item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [shown(name, item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, str):
+        masked = mask_url(value)
+        return masked if len(masked) <= _SHOWN_CHARS else masked[:_SHOWN_CHARS] + "…"
+    return value
+
+
+# --- kinds of values -----------------------------------------------------------------------------
+
+
+class Validator(NamedTuple):
+    """What values a setting takes.
+
+    Attributes:
+        accept: returns the value in its one normal form; raises ValueError with what is right.
+        parse: turns text from the environment into something `accept` understands; ValueError too.
+    """
+
+    accept: Callable[[Any], Any]
+    parse: Callable[[str], Any]
+
+
+def _parse_text(text: str) -> str:
+    return text
+
+
+def parse_json(text: str) -> Any:
+    """Return the value that the JSON in `text` stands for.
+
+    Raises: ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"must be JSON ({error})") from error
+
+
+def _parse_number(text: str) -> float:
+    try:
+        return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else float(text)
+    except ValueError:
+        raise ValueError("must be a number") from None
+
+
+def flag() -> Validator:
+    """Take True or False."""
+
+    def accept(value: object) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError("must be True or False")
+        return value
+
+    def parse(text: str) -> bool:
+        words = {"true": True, "1": True, "false": False, "0": False}
+        if text.strip().lower() not in words:
+            raise ValueError("must be true, false, 1 or 0")
+        return words[text.strip().lower()]
+
+    return Validator(accept, parse)
+
+
+def flag_or(word: str) -> Validator:
+    """Take True, False or `word`."""
+    plain = flag()
+
+    def accept(value: object) -> bool | str:
+        if value == word:
+            return word
+        if not isinstance(value, bool):
+            raise ValueError(f"must be True, False or {word!r}")
+        return value
+
+    def parse(text: str) -> Any:
+        return word if text.strip().lower() == word else plain.parse(text)
+
+    return Validator(accept, parse)
+
+
+def seconds(*, zero_ok: bool = True) -> Validator:
+    """Take a duration as a number or a `timedelta`; the normal form is seconds as a float."""
+    wanted = "must be a number of seconds, " + ("0 or more" if zero_ok else "more than 0")
+
+    def accept(value: object) -> float:
+        if isinstance(value, timedelta):
+            value = value.total_seconds()
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(wanted)
+        if not math.isfinite(value) or value < 0 or (value == 0 and not zero_ok):
+            raise ValueError(wanted)
+        return float(value)
+
+    return Validator(accept, _parse_number)
+
+
+def whole(least: int, most: int | None = None) -> Validator:
+    """Take a whole number from `least` to `most`."""
+    bounds = f"{least} or more" if most is None else f"from {least} to {most}"
+
+    def accept(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"must be a whole number, {bounds}")
+        if value < least or (most is not None and value > most):
+            raise ValueError(f"must be a whole number, {bounds}")
+        return value
+
+    return Validator(accept, _parse_number)
+
+
+def text(*, empty_ok: bool = False) -> Validator:
+    """Take text; empty text only if `empty_ok`."""
+
+    def accept(value: object) -> str:
+        if not isinstance(value, str) or not (value or empty_ok):
+            raise ValueError("must be text" if empty_ok else "must be text, not empty")
+        return value
+
+    return Validator(accept, _parse_text)
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """A queue of which every worker that has it gets each message, if it listens at that moment.
+
+    Attributes:
+        name: what senders and routes call it.
+
+    Raises: ValueError: the name is no text, or empty.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        """Check the name."""
+        text().accept(self.name)
+
+    def __str__(self) -> str:
+        """Return the name."""
+        return self.name
+
+
+def queue() -> Validator:
+    """Take the name of a queue, a `Broadcast`, or what Celery takes: a queue object of kombu's."""
+
+    def accept(value: object) -> str | Broadcast:
+        if isinstance(value, Broadcast) or (isinstance(value, str) and value):
+            return value
+        name, exchange = getattr(value, "name", None), getattr(value, "exchange", None)
+        if isinstance(name, str) and name and hasattr(value, "exchange"):
+            if getattr(exchange, "type", None) in (None, "", "direct"):
+                return name
+            raise ValueError(
+                f"queue {name!r} has an exchange that is not direct; for messages to every worker "
+                "use Broadcast(name)"
+            )
+        raise ValueError("must be text, not empty, or Broadcast(name)")
+
+    return Validator(accept, _parse_text)
+
+
+def choice(*choices: str) -> Validator:
+    """Take one of `choices`."""
+    wanted = "must be one of " + ", ".join(choices)
+
+    def accept(value: object) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(wanted)
+        return value
+
+    return Validator(accept, _parse_text)
+
+
+def texts(item: Validator) -> Validator:
+    """Take a list of what `item` takes; the normal form is a tuple."""
+
+    def accept(value: object) -> tuple[Any, ...]:
+        # A bare "json" would otherwise pass as the four names j, s, o, n.
+        if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+            raise ValueError("must be a list of names")
+        return tuple(item.accept(each) for each in value)
+
+    def parse(text: str) -> Any:
+        if text.lstrip().startswith("["):
+            return parse_json(text)
+        return [part.strip() for part in text.split(",") if part.strip()]
+
+    return Validator(accept, parse)
+
+
+def content() -> Validator:
+    """Take the name of a serializer or a content type."""
+
+    def accept(value: object) -> str:
+        if isinstance(value, str) and (value in SERIALIZERS or "/" in value):
+            return value
+        raise ValueError(
+            "must list content types or the names " + ", ".join(SERIALIZERS) + _nearest(value)
+        )
+
+    return Validator(accept, _parse_text)
+
+
+def _nearest(value: object) -> str:
+    close = difflib.get_close_matches(str(value), SERIALIZERS, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def steps() -> Validator:
+    """Take priority steps: rising whole numbers from 0 to 9 that begin with 0."""
+    wanted = "must be rising whole numbers from 0 to 9 that begin with 0"
+
+    def accept(value: object) -> tuple[int, ...]:
+        if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+            raise ValueError(wanted)
+        steps = tuple(value)
+        whole = all(isinstance(step, int) and not isinstance(step, bool) for step in steps)
+        if not whole or steps[:1] != (0,) or steps[-1] > 9 or list(steps) != sorted(set(steps)):
+            raise ValueError(wanted)
+        return steps
+
+    return Validator(accept, parse_json)
+
+
+_URL = re.compile(r"(embedded|unix|(redis|rediss|valkey|valkeys)(\+[a-z]+)?)://\S*")
+
+
+def url(*, also: str = "") -> Validator:
+    """Take the URL of a server, empty text, or `also`; None is empty text."""
+
+    def accept(value: object) -> str:
+        # Celery's own default, which a program may pass on for "not set".
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise ValueError("must be a URL as text")
+        if value and value != also:
+            _check_url(value, also)
+        return value
+
+    return Validator(accept, _parse_text)
+
+
+def _check_url(value: str, also: str) -> None:
+    if re.match(r"sentinels?://|\w+\+(sentinel|cluster)://|cluster://", value):
+        raise ValueError("Sentinel and Cluster are not supported yet: name one server")
+    if not _URL.fullmatch(value):
+        raise ValueError(
+            "must be a Redis or Valkey URL such as redis://:password@host:6379/0, or empty"
+            + (f", or {also}" if also else "")
+        )
+    address = value.partition("://")[2]
+    if re.search(r"[,;]", address.partition("?")[0].rpartition("@")[2]):
+        raise ValueError("names several servers, which is not supported yet: name one")
+    try:
+        _ = urlsplit(value).port
+    except ValueError as error:
+        raise ValueError(
+            f"cannot be read ({error}); as in redis://:password@host:6379/0, with odd characters "
+            "of a password percent-encoded"
+        ) from error
+
+
+def timezone() -> Validator:
+    """Take the name of a time zone."""
+
+    def accept(value: object) -> str:
+        # Such an object is what Django and Celery take, too; the standard library's and pytz's.
+        if isinstance(value, tzinfo):
+            value = getattr(value, "key", None) or getattr(value, "zone", None) or str(value)
+        try:
+            return zoneinfo.ZoneInfo(text().accept(value)).key
+        except (ValueError, zoneinfo.ZoneInfoNotFoundError, OSError):
+            raise ValueError("must name a time zone, such as UTC or Europe/Berlin") from None
+
+    return Validator(accept, _parse_text)
+
+
+def optional(kind: Validator) -> Validator:
+    """Take None, and what `kind` takes."""
+
+    def accept(value: object) -> Any:
+        return None if value is None else kind.accept(value)
+
+    def parse(text: str) -> Any:
+        return None if text.strip().lower() in ("none", "null") else kind.parse(text)
+
+    return Validator(accept, parse)
+
+
+def or_default(kind: Validator, default: object) -> Validator:
+    """Take what `kind` takes, and None for `default`."""
+    taken = optional(kind)
+
+    def accept(value: object) -> Any:
+        return default if value is None else kind.accept(value)
+
+    return Validator(accept, taken.parse)
+
+
+def lifetime() -> Validator:
+    """Take the seconds that a key lives, 0 for ever; Redis counts a key's life in whole seconds."""
+    duration = seconds()
+
+    def accept(value: object) -> float:
+        lifetime_s = duration.accept(value)
+        if 0 < lifetime_s < 1:
+            raise ValueError("must be a number of seconds, 1 or more, or 0 for ever")
+        return float(lifetime_s)
+
+    return Validator(accept, _parse_number)
+
+
+def routes() -> Validator:
+    """Take one mapping or a list of them; the normal form is a tuple of {name or glob: options}."""
+
+    def accept(value: object) -> tuple[Mapping[str, Mapping[str, object]], ...]:
+        routers = [value] if isinstance(value, Mapping) else value
+        if isinstance(routers, (str, bytes)) or not isinstance(routers, Iterable):
+            raise ValueError(
+                "must be {task name or glob: queue name or options}, or a list of such"
+            )
+        routers = list(routers)
+        # Celery's other way to write one mapping: a list of its pairs.
+        if routers and all(_is_pair(each) for each in routers):
+            routers = [dict(routers)]
+        return tuple(_router(router) for router in routers)
+
+    return Validator(accept, parse_json)
+
+
+def task_annotations() -> Validator:
+    """Take one annotation of tasks or a list of them; the normal form is a tuple."""
+
+    def accept(value: object) -> tuple[object, ...]:
+        return tuple(map(_annotation, value if isinstance(value, (list, tuple)) else [value]))
+
+    return Validator(accept, parse_json)
+
+
+def _annotation(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(name): _attributes(str(name), given) for name, given in value.items()}
+    if isinstance(value, str) and "." in value.strip("."):
+        return value
+    if not callable(getattr(value, "annotate", None)):
+        raise ValueError(
+            f"{value!r} must be {{task name or *: attributes}}, an object with annotate(task), or "
+            "the name of its class with the module's"
+        )
+    return value
+
+
+def _attributes(task: str, given: object) -> Mapping[str, object]:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"the annotation of {task!r} must be {{attribute: value}}")
+    if "*" in task and task != "*":
+        raise ValueError(f"{task!r}: a task's full name, or * for all of them")
+    return {str(name): value for name, value in given.items()}
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[0], str)
+
+
+def _router(router: object) -> Mapping[str, Mapping[str, object]]:
+    if not isinstance(router, Mapping):
+        raise ValueError(
+            f"{router!r} is no mapping of task names or globs (functions as routers do not work)"
+        )
+    return {str(pattern): _route(str(pattern), route) for pattern, route in router.items()}
+
+
+_LEADS_TO_A_QUEUE = frozenset({"exchange", "exchange_type", "routing_key"})
+
+
+def _route(pattern: str, route: object) -> Mapping[str, object]:
+    options = {"queue": route} if isinstance(route, str) else route
+    if isinstance(options, Mapping) and "queue" in options:
+        # A queue that is named settles it: these only say how AMQP would lead there.
+        options = {name: item for name, item in options.items() if name not in _LEADS_TO_A_QUEUE}
+    if not isinstance(options, Mapping) or not options or options.keys() - {"queue", "priority"}:
+        raise ValueError(
+            f"the route of {pattern!r} must be a queue name, or have queue and priority"
+        )
+    checks = {"queue": text(), "priority": whole(0, 9)}
+    try:
+        return {str(name): checks[str(name)].accept(item) for name, item in options.items()}
+    except ValueError as error:
+        raise ValueError(f"the route of {pattern!r} is wrong: {error}") from error

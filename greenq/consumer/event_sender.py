@@ -1,0 +1,110 @@
+"""Events: tell whoever listens what happens to the tasks and to this worker."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from greenq.bootsteps.blueprint import StartStopPart
+from greenq.protocol.event import EXCHANGE, MULTI, EventWriter, routing_key
+from greenq.transport.backlog import Backlog
+from greenq.transport.settle import Publication
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from greenq.protocol.clock import LamportClock
+    from greenq.protocol.event import Stamped
+    from greenq.protocol.keys import Keys
+    from greenq.protocol.message import TaskMessage
+    from greenq.transport.outbox import Outbox
+
+# Events in one write, so that a script call stays short.
+_BATCH = 1000
+
+# Events that wait for a server that is away, and bytes of the worker's own; of more, the oldest are
+# dropped.
+_KEPT = 10_000
+_KEPT_BYTES = 16 * 1024 * 1024
+
+
+class Events(StartStopPart):
+    """Gathers events; the outbox publishes them with what it writes anyway.
+
+    Those of the worker are always sent, those of its tasks when asked for: by ``-E``, a setting, or
+    remote control.
+    """
+
+    name = "Events"
+    requires = ("Connection",)
+
+    def __init__(
+        self, outbox: Outbox, keys: Keys, hostname: str, clock: LamportClock, *, tasks: bool
+    ) -> None:
+        """Tell of the node `hostname`; with `tasks`, of its tasks, too."""
+        self.tasks = tasks
+        self.writer = EventWriter(hostname, clock)
+        self._received, self._started = self.writer.received, self.writer.started
+        self._succeeded = self.writer.succeeded
+        self._outbox = outbox
+        self._keys = keys
+        self._batch: deque[Stamped] = deque(maxlen=_KEPT)
+        self._others: Backlog[Publication] = Backlog(_KEPT, _KEPT_BYTES, _size)
+        outbox.news = self._take
+
+    # These three are on the path of every task.
+
+    def received(self, message: TaskMessage) -> None:
+        """Tell that a task is here. Switches: no."""
+        if not self._batch:
+            self._outbox.stir()
+        self._batch.append(self._received(message))
+
+    def started(self, uuid: str) -> None:
+        """Tell that a task has begun. Switches: no."""
+        if not self._batch:
+            self._outbox.stir()
+        self._batch.append(self._started(uuid))
+
+    def succeeded(self, uuid: str, result: str, runtime: float) -> None:
+        """Tell that a task has ended well. Switches: no."""
+        if not self._batch:
+            self._outbox.stir()
+        self._batch.append(self._succeeded(uuid, result, runtime))
+
+    def send(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Have any event published soon. Switches: no.
+
+        Args:
+            kind: such as ``task-failed``.
+            fields: its own fields; must not change any more.
+
+        Raises:
+            EncodeError: a field of a program's own event has no form in JSON.
+        """
+        event = self.writer.stamp(kind, fields)
+        self._outbox.stir()
+        if kind.startswith("task-"):
+            self._batch.append(event)
+        else:
+            self._others.add(Publication(self.channel(kind), self.writer.write(event)))
+
+    def channel(self, kind: str) -> str:
+        """Return the channel for one kind of event."""
+        return self._keys.fanout(EXCHANGE, routing_key(kind))
+
+    def _take(self) -> list[Publication]:
+        """Return what there is to tell: one message for the tasks, and each other event."""
+        news = self._others.take_all()
+        batch = self._batch
+        if batch:
+            taken = [batch.popleft() for _ in range(min(len(batch), _BATCH))]
+            if batch:
+                self._outbox.stir()
+            text = self.writer.write_batch(taken)
+            news.append(Publication(self._keys.fanout(EXCHANGE, MULTI), text))
+        return news
+
+
+def _size(news: Publication) -> int:
+    return len(news.text)

@@ -1,0 +1,155 @@
+"""Control: hear requests of remote control, carry them out, reply."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from greenq.bootsteps.blueprint import StartStopPart
+from greenq.commands.registry import NO_REPLY, panel
+from greenq.errors import ContentDisallowed, DecodeError, EncodeError, OperationalError
+from greenq.log import Repeated
+from greenq.protocol.mailbox import EXCHANGE, read_request
+from greenq.protocol.message import saferepr
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.protocol.clock import LamportClock
+    from greenq.protocol.keys import Keys
+    from greenq.protocol.mailbox import ControlRequest
+    from greenq.transport.client import Connection
+    from greenq.transport.mailbox import Mailbox
+    from greenq.watchdog.subscriber import Subscriber
+    from greenq.worker import Worker
+
+_log = logging.getLogger(__name__)
+
+
+class Control(StartStopPart):
+    """Answers what is asked of this worker, of workers like it, or of all.
+
+    In the hub, one request after the other; when the hub is blocked, the watch thread answers those
+    that it can. Whatever is wrong with a request ends in an answer or a line of the log.
+    """
+
+    name = "Control"
+    requires = ("Tasks",)
+
+    def __init__(
+        self,
+        worker: Worker,
+        subscriber: Subscriber,
+        mailbox: Mailbox,
+        keys: Keys,
+        clock: LamportClock,
+        *,
+        accept: frozenset[str],
+        accept_pcre: bool = False,
+        looks_only: bool = False,
+    ) -> None:
+        """Carry out commands on `worker`.
+
+        Args:
+            accept: the content types that requests may have.
+            accept_pcre: requests may choose nodes by regular expressions.
+            looks_only: no command is carried out that changes something.
+        """
+        self._worker = worker
+        self._hostname = worker.hostname
+        self._subscriber = subscriber
+        self._mailbox = mailbox
+        self._clock = clock
+        self._accept = accept
+        self._accept_pcre = accept_pcre
+        self._repeated = Repeated(_log)
+        self._looks_only = looks_only
+        self._channel = keys.fanout(EXCHANGE)
+        # What came as a request and was none.
+        self.ignored = 0
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._subscriber.subscribe(self._channel, self.handle, urgent=self.urgent)
+
+    def stop(self) -> None:
+        """Listen no longer."""
+        self._subscriber.unsubscribe(self._channel)
+
+    def handle(self, data: bytes) -> None:
+        """Carry out a request, if it is for this worker, and reply. Switches: yes."""
+        request = self._read(data, counts=True)
+        if request is not None and self._is_meant(request):
+            self._clock.adjust(request.clock)
+            self._answer(request, None)
+
+    def urgent(self, data: bytes) -> Callable[[Connection], object] | None:
+        """Return how the watch thread answers a request, None if it needs the hub.
+
+        So does whatever is wrong with one, and a regular expression: this thread keeps the lease,
+        and nobody else's pattern may hold it up.
+        """
+        request = self._read(data)
+        if request is None or request.needs_regex or not request.is_for(self._hostname):
+            return None
+        return partial(self._answer, request) if panel.is_urgent(request.method) else None
+
+    def _is_meant(self, request: ControlRequest) -> bool:
+        try:
+            return request.is_for(self._hostname, accept_pcre=self._accept_pcre)
+        except ValueError as exc:
+            self.ignored += 1
+            self._repeated.say("a control request was refused: %s", exc)
+            return False
+
+    def _read(self, data: bytes, *, counts: bool = False) -> ControlRequest | None:
+        """Read a request; None when it is none.
+
+        The watch thread may read what the hub will read again: that counts it.
+        """
+        try:
+            return read_request(data, self._accept)
+        except (DecodeError, ContentDisallowed) as exc:
+            if counts:
+                self.ignored += 1
+                self._repeated.say("what came as a control request is none: %s", exc)
+            return None
+
+    def _answer(self, request: ControlRequest, connection: Connection | None) -> None:
+        _log.debug("control: %.100s(%s)", request.method, saferepr(request.arguments))
+        reply = self._carry_out(request, connection)
+        if request.reply_to is None or reply is NO_REPLY:
+            return
+        send = partial(self._mailbox.reply, request, self._hostname, connection=connection)
+        try:
+            try:
+                send(reply)
+            except EncodeError as exc:
+                send({"error": f"the answer to {request.method} cannot be sent: {exc}"})
+        except OperationalError as exc:
+            _log.warning("the answer to %s could not be sent: %s", request.method, exc)
+
+    def _carry_out(self, request: ControlRequest, connection: Connection | None) -> Any:
+        if self._looks_only and panel.changes(request.method):
+            return {
+                "error": f"{request.method} is refused: this worker only lets itself be looked at "
+                "(worker_enable_remote_control = 'inspect')"
+            }
+        try:
+            try:
+                return panel.run(request.method, self._worker, request.arguments)
+            except RuntimeError as exc:
+                if connection is None or "changed size" not in str(exc):
+                    raise
+                # The hub has begun to move while the watch thread looked: once more.
+                return panel.run(request.method, self._worker, request.arguments)
+        except Exception as exc:
+            # The boundary to commands, users' ones included: the asker is told.
+            # Of a user's exception, not even the text is safe.
+            text = saferepr(exc)
+            if isinstance(exc, LookupError | TypeError | ValueError):
+                self._repeated.say("control command %.100s failed: %s", request.method, text)
+            else:
+                _log.exception("control command %.100s failed: %s", request.method, text)
+            return {"error": text}

@@ -1,0 +1,458 @@
+"""What events tell of a cluster, kept in mind: its workers, its tasks and their states."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from greenq import states
+from greenq.protocol.event import (
+    SILENT_INTERVALS,
+)
+from greenq.protocol.limits import (
+    ANY_TEXT,
+    COUNT,
+    EVENT,
+    FIGURE,
+    INTERVAL,
+    NAME,
+    TIMESTAMP,
+    ListOf,
+    Rule,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    Event = dict[str, Any]
+    Handler = Callable[[Event], object]
+
+R = TypeVar("R")
+
+T = TypeVar("T")
+
+# A worker that did not say how often it beats, in seconds; Celery's figure.
+_FREQ_S = 60.0
+
+# Heartbeats that are remembered of a worker.
+_HEARTBEATS = 4
+
+# The fields of events that are taken over, and what they must be; None is right for all but freq.
+_WORKER_FIELDS: dict[str, Rule] = {
+    "pid": COUNT,
+    "freq": INTERVAL,
+    "active": COUNT,
+    "processed": COUNT,
+    "loadavg": ListOf(FIGURE, most=3, least=3),
+    "sw_ident": NAME,
+    "sw_ver": NAME,
+    "sw_sys": NAME,
+}
+
+_TASK_FIELDS: dict[str, Rule] = {
+    **dict.fromkeys(("name", "eta", "expires", "exchange", "routing_key"), NAME),
+    **dict.fromkeys(("queue", "root_id", "parent_id"), NAME),
+    **dict.fromkeys(("args", "kwargs", "result", "exception", "traceback"), ANY_TEXT),
+    "retries": COUNT,
+    "runtime": FIGURE,
+}
+
+_TASK_STATES = {
+    "sent": states.PENDING,
+    "received": states.RECEIVED,
+    "started": states.STARTED,
+    "succeeded": states.SUCCESS,
+    "failed": states.FAILURE,
+    "retried": states.RETRY,
+    "revoked": states.REVOKED,
+    "rejected": states.REJECTED,
+}
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """What its events tell of one worker.
+
+    Attributes:
+        hostname: the node's name.
+        freq: seconds between two of its heartbeats.
+        heartbeats: when it was last heard of, own unix time; the latest at the end.
+        loadavg: of its machine, over 1, 5 and 15 minutes.
+        blocked: of greenq workers: what keeps the hub from moving, or None.
+    """
+
+    hostname: str
+    pid: int | None = None
+    freq: float = _FREQ_S
+    heartbeats: list[float] = field(default_factory=list)
+    clock: int = 0
+    active: int | None = None
+    processed: int | None = None
+    loadavg: list[float] | None = None
+    sw_ident: str | None = None
+    sw_ver: str | None = None
+    sw_sys: str | None = None
+    blocked: dict[str, Any] | None = None
+
+    @property
+    def id(self) -> str:
+        """Node name and process id."""
+        return f"{self.hostname}.{self.pid}"
+
+    @property
+    def heartbeat_expires(self) -> float:
+        """The unix time from which it is held for dead if nothing more is heard; 0 if offline."""
+        return self.heartbeats[-1] + self.freq * SILENT_INTERVALS if self.heartbeats else 0.0
+
+    @property
+    def alive(self) -> bool:
+        """True while it was heard of within two of its intervals, and has not said good-bye."""
+        return time.time() < self.heartbeat_expires
+
+    @property
+    def status_string(self) -> str:
+        """``ONLINE`` or ``OFFLINE``."""
+        return "ONLINE" if self.alive else "OFFLINE"
+
+    def __eq__(self, other: object) -> bool:
+        """Two are the same if their names are."""
+        return self.hostname == other.hostname if isinstance(other, Worker) else NotImplemented
+
+    def __hash__(self) -> int:
+        """Go by the name."""
+        return hash(self.hostname)
+
+    def heard(self, at: float) -> None:
+        """Take note of a sign of life."""
+        self.heartbeats.append(at)
+        self.heartbeats.sort()
+        del self.heartbeats[:-_HEARTBEATS]
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """What its events tell of one task.
+
+    Attributes:
+        state: the strongest that was heard of, see `greenq.states.precedence`.
+        sent, received, started, succeeded, failed, retried, revoked, rejected: unix times.
+        args, kwargs, result, exception: as texts, shortened by the sender.
+        worker: who sent the last event; None if only the client has told of it.
+        client: who sent the task.
+        timestamp: unix time of the event that led to the state.
+        clock: the largest logical clock of its events.
+    """
+
+    uuid: str
+    name: str | None = None
+    state: str = states.PENDING
+    sent: float | None = None
+    received: float | None = None
+    started: float | None = None
+    succeeded: float | None = None
+    failed: float | None = None
+    retried: float | None = None
+    revoked: float | None = None
+    rejected: float | None = None
+    args: str | None = None
+    kwargs: str | None = None
+    eta: str | None = None
+    expires: str | None = None
+    retries: int | None = None
+    worker: Worker | None = None
+    client: str | None = None
+    result: str | None = None
+    exception: str | None = None
+    traceback: str | None = None
+    runtime: float | None = None
+    timestamp: float | None = None
+    queue: str | None = None
+    exchange: str | None = None
+    routing_key: str | None = None
+    root_id: str | None = None
+    parent_id: str | None = None
+    clock: int = 0
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self.uuid
+
+    @property
+    def ready(self) -> bool:
+        """True when nothing more will happen to it."""
+        return self.state in states.READY_STATES
+
+    @property
+    def origin(self) -> str | None:
+        """The worker's id, or the client."""
+        return self.client if self.worker is None else self.worker.id
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields; the worker's name instead of the worker."""
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        return found | {"worker": self.worker.hostname if self.worker else None}
+
+    def info(self, fields: Iterable[str] | None = None, extra: Iterable[str] = ()) -> Event:
+        """Return those of its fields that are known, for people."""
+        wanted = (*(_INFO_FIELDS if fields is None else fields), *extra)
+        found = {name: getattr(self, name, None) for name in wanted}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def __eq__(self, other: object) -> bool:
+        """Two are the same if their ids are."""
+        return self.uuid == other.uuid if isinstance(other, Task) else NotImplemented
+
+    def __hash__(self) -> int:
+        """Go by the id."""
+        return hash(self.uuid)
+
+    def event(self, subject: str, event: Event) -> None:
+        """Take over what an event of the type ``task-<subject>`` tells."""
+        timestamp = event["timestamp"]
+        state = _TASK_STATES.get(subject)
+        if state is not None:
+            setattr(self, subject, timestamp)
+        else:
+            state = subject.upper()
+        self.clock = max(self.clock, event["clock"])
+        if not self._is_late(state, timestamp):
+            self.state, self.timestamp = state, timestamp
+        _take_over(self, event, _TASK_FIELDS)
+
+    def _is_late(self, state: str, timestamp: float) -> bool:
+        """Tell whether something in that state must have happened before what is known."""
+        if state == states.RETRY:
+            # It comes after a start, and before the start of the next try; only the end is final.
+            return self.ready and timestamp < (self.timestamp or 0.0)
+        return states.precedence(state) > states.precedence(self.state)
+
+
+_INFO_FIELDS = (
+    *("args", "kwargs", "retries", "result", "eta", "runtime", "expires", "exception"),
+    *("exchange", "routing_key", "root_id", "parent_id"),
+)
+
+
+class TaskIndex(Mapping[str, set[Task]]):
+    """Tasks by something they have in common: ``tasks_by_type["proj.add"]`` is a set of tasks.
+
+    Called with a name, it gives pairs of id and task in the order of time, the latest first.
+    """
+
+    def __init__(self, state: State, key: Callable[[Task], str | None]) -> None:
+        """Group the tasks of `state` by `key`."""
+        self._state = state
+        self._key = key
+
+    def __getitem__(self, name: str) -> set[Task]:
+        """Return the tasks of that name; there may be none."""
+        return {task for task in self._state.all_tasks() if self._key(task) == name}
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names."""
+        names = {self._key(task) for task in self._state.all_tasks()}
+        return iter([name for name in names if name is not None])
+
+    def __len__(self) -> int:
+        """Count the names."""
+        return sum(1 for _ in self)
+
+    def __call__(
+        self, name: str, limit: int | None = None, reverse: bool = True
+    ) -> Iterator[tuple[str, Task]]:
+        """Give the tasks of that name in the order of time."""
+        found = [
+            (task.uuid, task)
+            for _, task in self._state.tasks_by_timestamp(reverse=reverse)
+            if self._key(task) == name
+        ]
+        return iter(found[:limit])
+
+
+class State:
+    """What is known of a cluster from its events. Any thread may use it.
+
+    It remembers so many workers and tasks; then those that nothing was heard of for longest go.
+
+    Attributes:
+        workers: by node name.
+        tasks: by id.
+        tasks_by_type, tasks_by_worker: see `TaskIndex`.
+        event_count: events so far; of them, `task_count` told that a task was received.
+        ignored: events that could not be used: of an unknown group, or without what they need.
+    """
+
+    def __init__(
+        self,
+        callback: Callable[[State, Event], object] | None = None,
+        max_workers_in_memory: int = 5000,
+        max_tasks_in_memory: int = 10000,
+    ) -> None:
+        """Know nothing yet; `callback` is called with this state and each event, before it counts.
+
+        Args:
+            callback: what it raises reaches whoever called `event`.
+            max_workers_in_memory: how many workers are remembered.
+            max_tasks_in_memory: how many tasks are remembered.
+        """
+        self.event_callback = callback
+        self.max_workers_in_memory = max_workers_in_memory
+        self.max_tasks_in_memory = max_tasks_in_memory
+        self.workers: dict[str, Worker] = {}
+        self.tasks: dict[str, Task] = {}
+        self.event_count = self.task_count = self.ignored = 0
+        self.tasks_by_type = TaskIndex(self, lambda task: task.name)
+        self.tasks_by_worker = TaskIndex(
+            self, lambda task: task.worker.hostname if task.worker else None
+        )
+        self._lock = threading.RLock()
+
+    def event(self, event: Event) -> tuple[tuple[Worker | Task, bool], str] | None:
+        """Take note of an event.
+
+        Returns:
+            ``(worker or task, whether it was new), what happened``; None if it was ignored.
+        """
+        with self._lock:
+            self.event_count += 1
+            if self.event_callback is not None:
+                self.event_callback(self, event)
+            kind = event.get("type")
+            group, _, subject = kind.partition("-") if isinstance(kind, str) else ("", "", "")
+            found: tuple[Worker | Task, bool] | None = None
+            if _is_usable(event) and group == "worker":
+                found = self._worker_event(subject, event)
+            elif _is_usable(event) and group == "task" and NAME.takes(event.get("uuid")):
+                found = self._task_event(subject, event)
+            if found is None:
+                self.ignored += 1
+                return None
+            return found, subject
+
+    def _worker_event(self, subject: str, event: Event) -> tuple[Worker | Task, bool]:
+        worker, is_new = self._worker(event)
+        worker.heard(_heard_at(event))
+        _take_over(worker, event, _WORKER_FIELDS)
+        blocked = event.get("blocked")
+        is_said = isinstance(blocked, dict) and FIGURE.takes(blocked.get("for_s"))
+        worker.blocked = blocked if is_said else None
+        if subject == "offline":
+            worker.heartbeats.clear()
+        return worker, is_new
+
+    def _task_event(self, subject: str, event: Event) -> tuple[Worker | Task, bool]:
+        uuid = event["uuid"]
+        task, is_new = _latest(self.tasks, uuid, Task, self.max_tasks_in_memory)
+        if subject == "sent":
+            task.client = event["hostname"]
+        else:
+            worker, is_new_worker = self._worker(event)
+            task.worker = worker
+            if is_new_worker or worker.heartbeats:
+                # The last task events of a worker may come after its good-bye.
+                worker.heard(_heard_at(event))
+        self.task_count += subject == "received"
+        task.event(subject, event)
+        return task, is_new
+
+    def _worker(self, event: Event) -> tuple[Worker, bool]:
+        """Return the worker that sent an event, and whether it is new."""
+        known = _latest(self.workers, event["hostname"], Worker, self.max_workers_in_memory)
+        known[0].clock = max(known[0].clock, event["clock"])
+        return known
+
+    # --- looking ----------------------------------------------------------------------------------
+
+    def alive_workers(self) -> Iterator[Worker]:
+        """Give the workers that are alive as far as one can tell."""
+        with self._lock:
+            return iter([worker for worker in self.workers.values() if worker.alive])
+
+    def all_tasks(self) -> list[Task]:
+        """Return the tasks as they are now, those with the latest news at the end."""
+        with self._lock:
+            return list(self.tasks.values())
+
+    def itertasks(self, limit: int | None = None) -> Iterator[tuple[str, Task]]:
+        """Give pairs of id and task."""
+        return iter([(task.uuid, task) for task in self.all_tasks()[:limit]])
+
+    def tasks_by_timestamp(
+        self, limit: int | None = None, reverse: bool = True
+    ) -> Iterator[tuple[str, Task]]:
+        """Give pairs of id and task by the logical clock of their last event, the latest first."""
+        ordered = sorted(self.all_tasks(), key=_order, reverse=reverse)
+        return iter([(task.uuid, task) for task in ordered[:limit]])
+
+    tasks_by_time = tasks_by_timestamp
+
+    def task_types(self) -> list[str]:
+        """Return the names of the tasks, sorted."""
+        return sorted(self.tasks_by_type)
+
+    def freeze_while(
+        self, fun: Callable[..., R], *args: Any, clear_after: bool = False, **kwargs: Any
+    ) -> R:
+        """Call a function while nothing changes; with `clear_after`, `clear` then."""
+        with self._lock:
+            try:
+                return fun(*args, **kwargs)
+            finally:
+                if clear_after:
+                    self.clear()
+
+    def clear_tasks(self, ready: bool = True) -> None:
+        """Forget the tasks that have ended, or with ``ready=False`` all tasks."""
+        with self._lock:
+            kept = [task for task in self.tasks.values() if ready and not task.ready]
+            self.tasks.clear()
+            self.tasks.update((task.uuid, task) for task in kept)
+
+    def clear(self, ready: bool = True) -> None:
+        """Forget the workers, the counts, and tasks as `clear_tasks` does."""
+        with self._lock:
+            self.workers.clear()
+            self.clear_tasks(ready)
+            self.event_count = self.task_count = self.ignored = 0
+
+    def __repr__(self) -> str:
+        """Count."""
+        return f"<State: events={self.event_count} tasks={self.task_count}>"
+
+
+def _order(task: Task) -> tuple[int, float]:
+    return task.clock, task.timestamp or 0.0
+
+
+def _latest(things: dict[str, T], name: str, make: Callable[[str], T], most: int) -> tuple[T, bool]:
+    """Return what has a name, made if need be, and whether it was; it is the last one to go now."""
+    is_new = name not in things
+    thing = things[name] = make(name) if is_new else things.pop(name)
+    if len(things) > most:
+        del things[next(iter(things))]
+    return thing, is_new
+
+
+def _heard_at(event: Event) -> float:
+    at = event.get("local_received")
+    return at if TIMESTAMP.takes(at) else time.time()
+
+
+def _is_usable(event: Event) -> bool:
+    """Tell whether an event has what any of them must have; `read_events` sees to that, too."""
+    return bool(event.get("hostname")) and not any(
+        rule.wrong(event.get(name)) for name, rule in EVENT.items()
+    )
+
+
+def _take_over(thing: Worker | Task, event: Event, rules: Mapping[str, Rule]) -> None:
+    """Set the attributes that an event has right values for."""
+    for name, rule in rules.items():
+        if name in event:
+            value = event[name]
+            if not rule.wrong(value) or (value is None and name != "freq"):
+                setattr(thing, name, value)

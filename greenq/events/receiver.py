@@ -1,0 +1,289 @@
+"""Events for programs: hear them, and keep in mind what they tell of workers and tasks.
+
+    receiver = app.events.Receiver({"task-failed": note, "*": state.event})
+    receiver.capture(limit=None, timeout=None, wakeup=True)
+
+The names are those of ``app.events`` in Celery, so that what was written for one runs on the other.
+Events come from anybody who may publish on the server: nothing in them is believed unseen.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from greenq.config.celery_names import name_what_is_not_here
+from greenq.errors import AccessRefused, OperationalError, ProtocolError
+from greenq.events.cluster_state import State
+from greenq.log import OutageLog
+from greenq.protocol.event import (
+    EXCHANGE,
+    EventWriter,
+    read_events,
+    routing_key,
+)
+from greenq.protocol.serialize import accepted
+from greenq.transport.mailbox import Mailbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from greenq.app import Greenq
+    from greenq.protocol.clock import LamportClock
+    from greenq.protocol.keys import Keys
+    from greenq.transport.client import Client
+
+    Event = dict[str, Any]
+    Handler = Callable[[Event], object]
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+# So long a wait for events may outlast `Receiver.stop`.
+_TURN_S = 0.5
+
+# A server that said nothing for so long is asked whether it is still there.
+_SILENCE_S = 5.0
+
+# Between two tries to connect again.
+_PAUSE_S = 0.5
+
+
+class Events:
+    """What an app has for those who listen: `app.events`."""
+
+    def __init__(self, app: Greenq) -> None:
+        """Listen on the server of `app`; nothing is opened yet."""
+        self._app = app
+
+    def Receiver(  # noqa: N802  Celery's name
+        self,
+        handlers: Mapping[str, Handler] | None = None,
+        routing_key: str = "#",
+        clock: LamportClock | None = None,
+    ) -> Receiver:
+        """Return a receiver; arguments as of `greenq.events.receiver.Receiver`."""
+        app = self._app
+        transport, accept = app.transport, app.config.task.accept_content
+        return Receiver(
+            transport.client,
+            transport.keys,
+            app.clock if clock is None else clock,
+            handlers,
+            routing_key=routing_key,
+            accept=("json", *accept),
+        )
+
+    def send(self, kind: str, *, hostname: str | None = None, **fields: Any) -> None:
+        """Publish an event of the program's own, at once. Switches: yes.
+
+        Args:
+            kind: its type, such as ``task-progress``; those that begin with ``task-`` are told of
+                the task that their field ``uuid`` names.
+            hostname: who tells; None is this process, ``gen<pid>@<host>``.
+            fields: whatever has a form in JSON.
+
+        Raises:
+            EncodeError: a field has none.
+            OperationalError: the server could not be reached.
+        """
+        transport = self._app.transport
+        node = hostname or f"gen{os.getpid()}@{socket.gethostname()}"
+        writer = EventWriter(node, self._app.clock)
+        channel = transport.keys.fanout(EXCHANGE, routing_key(kind))
+        transport.client.call("PUBLISH", channel, writer.write(writer.stamp(kind, fields)))
+
+    def State(  # noqa: N802  Celery's name
+        self,
+        callback: Callable[[State, Event], object] | None = None,
+        max_workers_in_memory: int = 5000,
+        max_tasks_in_memory: int = 10000,
+    ) -> State:
+        """Return an empty state; arguments as of `greenq.events.cluster_state.State`."""
+        return State(callback, max_workers_in_memory, max_tasks_in_memory)
+
+
+name_what_is_not_here(Events)
+
+
+# --- hearing --------------------------------------------------------------------------------------
+
+
+class Receiver:
+    """Hears events, over a connection of its own. Switches: yes, all that waits.
+
+    A lost connection is made anew; what is told meanwhile is missed, and a warning says so.
+
+    Attributes:
+        handlers: by event type; ``"*"`` gets all those that have no handler.
+        should_stop: set by `stop`.
+        ignored: messages so far that were no events.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        keys: Keys,
+        clock: LamportClock,
+        handlers: Mapping[str, Handler] | None = None,
+        *,
+        routing_key: str = "#",
+        accept: Iterable[str] = ("json",),
+    ) -> None:
+        """Prepare to hear; nothing is opened yet.
+
+        Args:
+            client: the server.
+            keys: names of its channels.
+            clock: goes past every number that is heard.
+            handlers: functions of one event, by its type.
+            routing_key: ``#`` hears all, ``task.#`` those of tasks. Single kinds of task events are
+                no use: workers send them in batches, whose key is ``task.multi``.
+            accept: serializers and content types of events.
+        """
+        self.handlers = dict(handlers or {})
+        self.should_stop = False
+        self.ignored = 0
+        self._clock = clock
+        self._accept = accepted(accept)
+        self._pattern = keys.fanout(EXCHANGE, routing_key.replace("#", "*"))
+        self._mailbox = Mailbox(client, keys, clock=clock)
+        self._connection = client.connection(pushes=True)
+        self._outage = OutageLog(_log)
+        self._wakeup = True
+        self._heard_s = 0.0
+
+    def capture(
+        self, limit: int | None = None, timeout: float | None = None, wakeup: bool = True
+    ) -> None:
+        """Hear events and call their handlers, until `stop` is called.
+
+        Args:
+            limit: end after so many events.
+            timeout: seconds without any event after which it fails; None waits for ever.
+            wakeup: ask all workers for a heartbeat first.
+
+        Raises:
+            TimeoutError: nothing was heard for `timeout` seconds.
+            OperationalError: the server cannot be reached at the beginning, or refuses.
+        """
+        for _ in self.itercapture(limit, timeout, wakeup):
+            pass
+
+    def itercapture(
+        self, limit: int | None = None, timeout: float | None = None, wakeup: bool = True
+    ) -> Iterator[Event]:
+        """Like `capture`, and give each event when its handler has returned."""
+        count = 0
+        self.open(wakeup=wakeup)
+        try:
+            quiet_since_s = time.monotonic()
+            while not self.should_stop:
+                left_s = _TURN_S
+                if timeout is not None:
+                    left_s = quiet_since_s + timeout - time.monotonic()
+                    if left_s <= 0:
+                        raise TimeoutError(f"no event was heard for {timeout:g} s")
+                for event in self.wait(min(left_s, _TURN_S)):
+                    self.process(event["type"], event)
+                    yield event
+                    count += 1
+                    if count == limit:
+                        return
+                    if self.should_stop:
+                        return
+                    quiet_since_s = time.monotonic()
+        finally:
+            self.close()
+
+    def stop(self) -> None:
+        """Have capturing end soon; any thread or handler may call it."""
+        self.should_stop = True
+
+    def open(self, *, wakeup: bool = True) -> None:
+        """Begin to listen; what is published from now on is heard.
+
+        Raises:
+            OperationalError: the server cannot be reached, or refuses.
+        """
+        self._wakeup = wakeup
+        self._listen()
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        """Return what was heard since the last call; wait for something if there is nothing.
+
+        Raises:
+            AccessRefused: the server does not let this user listen.
+        """
+        try:
+            if not self._connection.connected:
+                self._listen()
+            messages = self._connection.messages(timeout_s)
+            now_s = time.monotonic()
+            if messages:
+                self._heard_s = now_s
+            elif now_s - self._heard_s > _SILENCE_S:
+                self._connection.call("PING")
+                self._heard_s = now_s
+        except AccessRefused:
+            raise
+        except OperationalError as exc:
+            self._connection.close()
+            self._outage.failed("events are missed until the server is back", exc)
+            time.sleep(min(timeout_s, _PAUSE_S))
+            return []
+        return [event for message in messages for event in self._read(message.data)]
+
+    def process(self, type: str, event: Event) -> None:
+        """Call the handler for an event, if there is one."""
+        handler = self.handlers.get(type) or self.handlers.get("*")
+        if handler is not None:
+            handler(event)
+
+    def wakeup_workers(self) -> None:
+        """Ask all workers for a heartbeat, so that one knows of them at once."""
+        self._mailbox.tell("heartbeat")
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._connection.close()
+
+    def _listen(self) -> None:
+        self._connection.subscribe(patterns=[self._pattern])
+        self._heard_s = time.monotonic()
+        self._outage.recovered("events are heard again")
+        if self._wakeup:
+            # Only now: the answers to an earlier call could be missed.
+            self.wakeup_workers()
+
+    def _read(self, raw: bytes) -> list[Event]:
+        try:
+            events = read_events(raw, self._accept)
+        except ProtocolError as exc:
+            self.ignored += 1
+            _log.debug("a message on %s is no event: %s", self._pattern, exc)
+            return []
+        for event in events:
+            self._complete(event)
+        return events
+
+    def _complete(self, event: Event) -> None:
+        """Bring an event's clock in line with ours.
+
+        Its timestamp is unix time and stays as it is. (Celery shifts it by the difference of the
+        time zones, which makes it wrong.)
+        """
+        if event["type"] == "task-sent":
+            # Clients take no part in the cluster's clock: theirs says nothing.
+            event["clock"] = max(self._clock.value - 1, 0)
+        self._clock.adjust(event["clock"])
+        event["local_received"] = time.time()
+
+
+# --- keeping in mind ------------------------------------------------------------------------------

@@ -1,0 +1,655 @@
+"""One task's whole life, from a free slot to a stored state and an acknowledgement.
+
+    begin    not when revoked; early acknowledgement confirmed, where asked for; STARTED, where
+             tracked
+    run      hooks and user code; whatever it raises becomes an outcome
+    settle   the outcome's state, notification, and the message's way out: one entry of the outbox
+    report   one event, one log line, the hooks of the task's class
+
+Every ending is one branch of `_call` or of `_killed`. None of them leaves the message unsettled.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+import traceback
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+from greenq.context import Context, current_context
+from greenq.errors import (
+    EncodeError,
+    GreenqError,
+    Ignore,
+    OperationalError,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    TaskRevokedError,
+    TaskTerminated,
+    TimeLimitExceeded,
+)
+from greenq.hub import Event, sleep
+from greenq.pool import AGAIN_S, Interrupt
+from greenq.protocol.event import NullEventSender
+from greenq.protocol.message import saferepr
+from greenq.sending.retry import expiration, following
+from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
+from greenq.task import ExceptionInfo, Task, classes
+from greenq.transport.settle import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import FrameType
+
+    from greenq.config.settings import TaskConfig
+    from greenq.execution.state import WorkerState
+    from greenq.protocol.event import EventSender
+    from greenq.request import Request
+    from greenq.sending.producer import Producer
+    from greenq.transport.outbox import Outbox
+    from greenq.transport.settle import Move, StateWrite
+    from greenq.transport.transport import Transport
+
+_log = logging.getLogger(__name__)
+
+# What is called for a task unless its class has its own.
+_PLAIN_CALL = Task.__call__
+
+# Outcomes of a run that has asked for the next one and gone on (``retry(throw=False)``).
+_WITH_NEXT_RUN = frozenset({SUCCESS, FAILURE, IGNORED})
+
+# Pause before a server that does not say whose a message is, is asked again.
+_ASK_AGAIN_S = 0.25
+
+# What is kept of the texts of an outcome that cannot be stored as it is.
+_STORED_CHARS = 4000
+
+
+class Outcome(NamedTuple):
+    """How a run ended: its state, the value or exception, and the traceback's text."""
+
+    state: str
+    value: Any
+    traceback: str | None = None
+
+
+class Executor:
+    """Runs requests; the pool calls it, each request in its own greenlet. Switches: yes."""
+
+    def __init__(
+        self,
+        *,
+        config: TaskConfig,
+        transport: Transport,
+        producer: Producer,
+        outbox: Outbox,
+        state: WorkerState,
+        hostname: str,
+        events: EventSender | None = None,
+        end_hooks: Sequence[Callable[[], object]] = (),
+    ) -> None:
+        """Take the parts of one worker.
+
+        `hostname` is its node name, `events` hears of tasks, `end_hooks` are called after each.
+        """
+        self._config = config
+        self._transport = transport
+        self._producer = producer
+        self._outbox = outbox
+        self._state = state
+        self._revoked = state.revoked
+        self._hostname = hostname
+        self._events = events or NullEventSender()
+        self._end_hooks = end_hooks
+        self._zone = ZoneInfo(config.timezone)
+
+    def __call__(self, request: Request) -> None:
+        """Run one request to its end, whatever its code, its hooks and the log's handlers raise."""
+        if not self._state.surely_holds(request) and not self._is_still_ours(request):
+            return
+        context = Context(request.message, hostname=self._hostname, delivered=request)
+        current_context.set(context)
+        request.started_s = time.monotonic()
+        try:
+            outcome = self._outcome(request)
+            if outcome is None:
+                return
+            settled = self._settle(request, context, outcome)
+        except BaseException as exc:
+            if request.in_code is None and not isinstance(exc, Exception):
+                # The worker ends, and the code has not begun: its message has gone back.
+                raise
+            settled = self._settle_fault(request, exc)
+        finally:
+            self._state.reserved.pop(request.delivery.tag, None)
+        if settled is None:
+            _log.info("Task %s was ended: its message had been given back", request)
+        else:
+            self._report(request, settled)
+        if self._end_hooks and request.in_code is not None:
+            self._call_end_hooks(request)
+
+    def _outcome(self, request: Request) -> Outcome | None:
+        """Run the code, unless it must not; None when it is somebody else's. Switches: yes."""
+        if self._revoked.any and self._revoked.matches(request.message):
+            # It may have waited here for its slot.
+            return Outcome(REVOKED, TaskRevokedError("revoked"))
+        return self._run(request) if self._begin(request) else None
+
+    # --- begin ------------------------------------------------------------------------------------
+
+    def _begin(self, request: Request) -> bool:
+        """Do what comes before the code, and tell that it starts. Switches: yes.
+
+        False when the task must not start: it is somebody else's by now.
+        """
+        if not request.acks_late and not self._ack_early(request):
+            return False
+        if self._tracks_start(request.task):
+            self._store_started(request)
+        if self._events.tasks:
+            self._events.started(request.message.id)
+        return True
+
+    def _is_still_ours(self, request: Request) -> bool:
+        """Ask the server, until it answers, whether a message is still reserved for this worker."""
+        tag, broker = request.delivery.tag, self._transport.broker
+        if not tag:
+            return True
+        while not request.settled:
+            try:
+                if not broker.is_taken_away(tag):
+                    return True
+                request.settle()
+                _log.warning("%s is somebody else's by now: the lease had ended", request)
+            except OperationalError as exc:
+                _log.debug("%s waits until the server says whose it is: %s", request, exc)
+                sleep(_ASK_AGAIN_S)
+        self._state.reserved.pop(tag, None)
+        return False
+
+    def _ack_early(self, request: Request) -> bool:
+        """Acknowledge, and wait until the server has confirmed it, before the code starts.
+
+        False when there was nothing to acknowledge any more: another worker runs it.
+        """
+        if not request.settle():
+            # It was given back, unless it has no reservation.
+            return not request.delivery.tag
+        confirmed = Event()
+        answers: list[bool] = []
+
+        def written(held: bool) -> None:
+            answers.append(held)
+            confirmed.set()
+
+        self._outbox.put(Entry(request.delivery.tag, "b", written=written))
+        try:
+            confirmed.wait()
+        except BaseException:
+            # The worker ends, and the code has not begun: this undoes the acknowledgement.
+            move = self._transport.broker.requeue(*request.delivery, "next")
+            self._outbox.put(Entry.moving(move))
+            raise
+        if not answers[0]:
+            _log.warning("%s is somebody else's by now: it does not start here", request)
+        return answers[0]
+
+    def _tracks_start(self, task: Task[..., Any]) -> bool:
+        own = task.track_started
+        return self._config.task_track_started if own is None else own
+
+    def _store_started(self, request: Request) -> None:
+        if self._transport.stores_results:
+            meta = {"pid": os.getpid(), "hostname": self._hostname}
+            result = self._transport.backend.stored(request.message.id, STARTED, meta)
+            self._outbox.put(Entry(request.delivery.tag, "k", result=result))
+
+    # --- run --------------------------------------------------------------------------------------
+
+    def _run(self, request: Request) -> Outcome:
+        """Run the task's code, no longer than it may. Switches: yes."""
+        message, task, config = request.message, request.task, self._config
+        killed = request.killed
+        if killed is not None:
+            return Outcome(REVOKED, killed.reason)
+        hard_s, soft_s = message.timelimit
+        hard_s = hard_s or task.time_limit or config.task_time_limit
+        soft_s = soft_s or task.soft_time_limit or config.task_soft_time_limit
+        request.in_code = True
+        if hard_s or soft_s:
+            outcome = _run_limited(request, hard_s, soft_s)
+        else:
+            outcome = _call(task, message.id, message.args, message.kwargs)
+        request.in_code = False
+        return outcome if request.killed is None else _killed(request.killed, outcome)
+
+    # --- settle -----------------------------------------------------------------------------------
+
+    def _settle(self, request: Request, context: Context, outcome: Outcome) -> Outcome | None:
+        """Have the outcome written and the message acknowledged or moved; it may change then.
+
+        None when the message was given back meanwhile: then another run decides the result.
+        """
+        result: StateWrite | None = None
+        move: Move | None = None
+        tag = request.delivery.tag
+        if not tag and outcome.state in (RETRY, REJECTED):
+            # It was published to all workers: there is no message to put in its place.
+            outcome = Outcome(FAILURE, outcome.value, outcome.traceback)
+        if outcome.state == RETRY:
+            outcome, move = self._following(request, outcome, outcome.value)
+        elif context.retried is not None and tag and outcome.state in _WITH_NEXT_RUN:
+            outcome, move = self._following(request, outcome, context.retried)
+        if outcome.state not in (IGNORED, REJECTED):
+            outcome, result = self._stored(request, context, outcome)
+        # One that was acknowledged early has left a stub, to which its outcome belongs.
+        if tag and move is None:
+            move = self._move(request, outcome)
+        if request.acks_late and not request.settle():
+            return None
+        if tag or result is not None:
+            self._outbox.put(Entry(tag, "a", result, move, None, request))
+        return outcome
+
+    def _following(
+        self, request: Request, outcome: Outcome, retry: Retry
+    ) -> tuple[Outcome, Move | None]:
+        """Return the move that sends the next run; a retry that cannot be sent is a failure."""
+        try:
+            return outcome, self._next_run(request, retry, request.delivery.tag)
+        except Exception as exc:
+            # What was asked for is wrong: a task that cannot run again has failed.
+            exc.add_note(f"by the retry of task {request}, which cannot be sent")
+            return Outcome(FAILURE, exc, _trace(exc)), None
+
+    def _stored(
+        self, request: Request, context: Context, outcome: Outcome
+    ) -> tuple[Outcome, StateWrite | None]:
+        """Return the outcome as it is stored; what cannot be stored becomes a failure."""
+        if not self._is_stored(request, outcome):
+            return outcome, None
+        try:
+            return outcome, self._store(request, context, outcome)
+        except EncodeError as exc:
+            what = f"the result of {request} cannot be stored: {exc}"
+        except Exception as exc:
+            # The value's own repr, __json__ or __reduce__ may fail in any way.
+            what = f"the result of {request} cannot be stored: {type(exc).__name__}: {_text(exc)}"
+        failure = Outcome(
+            FAILURE if outcome.state == SUCCESS else outcome.state,
+            EncodeError(what[:_STORED_CHARS]),
+            outcome.traceback and outcome.traceback[-_STORED_CHARS:],
+        )
+        result = self._store(request, context, failure, bare=True)
+        # Where the message goes, a retry's next run or a rejection's dead letter, is the outcome's.
+        return (failure if outcome.state == SUCCESS else outcome), result
+
+    def _is_stored(self, request: Request, outcome: Outcome) -> bool:
+        if not self._transport.stores_results:
+            return False
+        task, ignored = request.task, request.message.ignore_result
+        if ignored is None:
+            ignored = task.ignore_result
+        if ignored is None:
+            ignored = self._config.task_ignore_result
+        if not ignored or outcome.state in (SUCCESS, RETRY):
+            return not ignored
+        own = task.store_errors_even_if_ignored
+        return self._config.task_store_errors_even_if_ignored if own is None else own
+
+    def _store(
+        self, request: Request, context: Context, outcome: Outcome, *, bare: bool = False
+    ) -> StateWrite:
+        """Return a state as it is stored; `bare`, without what may be too large in it."""
+        message, value = request.message, outcome.value
+        if outcome.state == RETRY and isinstance(value, Retry):
+            value = value.exc or value
+        backend = self._transport.backend
+        result = backend.stored(
+            message.id,
+            outcome.state,
+            value,
+            traceback=outcome.traceback,
+            children=_children(context) if context.sent and not bare else (),
+            date_done=None if outcome.state == RETRY else datetime.now(UTC).isoformat(),
+            group_id=message.group,
+            parent_id=message.parent_id,
+            extended=request.extended(self._hostname) if backend.extends and not bare else None,
+        )
+        size_bytes = len(result.payload)
+        if size_bytes > self._config.task_max_result_bytes and not bare:
+            raise EncodeError(
+                f"it has {size_bytes} bytes, more than task_max_result_bytes = "
+                f"{self._config.task_max_result_bytes}; store it elsewhere and return where"
+            )
+        return result
+
+    def _move(self, request: Request, outcome: Outcome) -> Move | None:
+        """Return where the message goes; None if it is to be acknowledged."""
+        tag, queue, raw = request.delivery
+        broker = self._transport.broker
+        if outcome.state == REJECTED and outcome.value.requeue:
+            return broker.requeue(tag, queue, raw, "last")
+        if outcome.state != FAILURE or not request.acks_late:
+            # What was acknowledged before its run is not set aside either.
+            return None
+        reason = None
+        if isinstance(outcome.value, Reject):
+            reason = f"rejected by the task: {outcome.value.reason}"
+        elif not self._acks_failure(request.task):
+            reason = f"failed, and acks_on_failure_or_timeout is off: {saferepr(outcome.value)}"
+        return None if reason is None else self._bury(request, reason)
+
+    def _bury(self, request: Request, reason: str) -> Move:
+        """Return the move to the dead letters."""
+        return self._transport.broker.bury(
+            *request.delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
+        )
+
+    def _acks_failure(self, task: Task[..., Any]) -> bool:
+        own = task.acks_on_failure_or_timeout
+        return self._config.task_acks_on_failure_or_timeout if own is None else own
+
+    def _next_run(self, request: Request, retry: Retry, tag: str) -> Move | None:
+        """Return the move that puts the next run's message in the place of this one."""
+        if retry.next_run is None:
+            return None
+        queue, priority, text = self._retry_message(request, retry)
+        keys = self._transport.keys
+        key = keys.queue(queue, keys.step_of(priority))
+        return self._transport.broker.move(tag, key, text)
+
+    def _retry_message(self, request: Request, retry: Retry) -> tuple[str, int, str]:
+        """Write the next run's message; return its queue, its priority and its text."""
+        assert retry.next_run is not None
+        args, kwargs, options = retry.next_run
+        message, properties = request.message, request.properties
+        next_message = following(
+            message,
+            args,
+            kwargs,
+            options,
+            zone=self._zone,
+            clock_offset_s=self._state.clock_offset_s,
+        )
+        task = request.task
+        queue = options.get("queue") or options.get("routing_key") or request.delivery.queue
+        priority = options.get("priority", properties.get("priority") or 0)
+        extra = {"delivery_mode": options["delivery_mode"]} if "delivery_mode" in options else {}
+        text = self._producer.write(
+            next_message,
+            queue=queue,
+            priority=priority,
+            expiration=expiration(options, next_message.expires, properties.get("expiration")),
+            serializer=options.get("serializer") or task.serializer,
+            compression=options.get("compression") or task.compression,
+            correlation_id=options.get("correlation_id")
+            or properties.get("correlation_id")
+            or message.id,
+            reply_to=options.get("reply_to") or properties.get("reply_to"),
+            origin=message.origin,
+            **extra,
+        )
+        return queue, priority, text
+
+    def _settle_fault(self, request: Request, exc: BaseException) -> Outcome | None:
+        """Settle a task whose outcome could not be settled as it is: it fails with the reason.
+
+        Where not even that can be stored, its message goes to the dead letters.
+        """
+        trace, tag = _trace(exc), request.delivery.tag
+        what = f"the outcome of {request} could not be settled: {type(exc).__name__}: {_text(exc)}"
+        _log.critical("%s\n%s", what, trace)
+        outcome = Outcome(
+            FAILURE, GreenqError(_storable(what)[:_STORED_CHARS]), _storable(trace)[-_STORED_CHARS:]
+        )
+        result, move = None, None
+        try:
+            if self._transport.stores_results:
+                result = self._transport.backend.stored(
+                    request.message.id,
+                    FAILURE,
+                    outcome.value,
+                    traceback=outcome.traceback,
+                    date_done=datetime.now(UTC).isoformat(),
+                )
+        except Exception:
+            _log.critical("no state of %s can be stored", request, exc_info=True)
+            if tag and request.acks_late:
+                move = self._bury(request, _storable(what))
+        if request.acks_late and not request.settle():
+            return None
+        if tag or result is not None:
+            self._outbox.put(Entry(tag, result=result, move=move, about=request))
+        return outcome
+
+    # --- report -----------------------------------------------------------------------------------
+
+    def _report(self, request: Request, outcome: Outcome) -> None:
+        """Tell, count, log and call the class's hooks. Switches: yes.
+
+        The message is settled by now: what fails here is logged, and nothing else.
+        """
+        assert request.started_s is not None
+        runtime_s = time.monotonic() - request.started_s
+        try:
+            if self._events.tasks:
+                self._tell(request, outcome, runtime_s)
+        except Exception:
+            _log.exception("the end of task %s could not be told of", request)
+        try:
+            self._note(request, outcome, runtime_s)
+        except Exception:
+            _log.exception("the end of task %s could not be logged", request)
+        if outcome.state not in (REVOKED, IGNORED, REJECTED):
+            _call_hooks(request, outcome)
+
+    def _note(self, request: Request, outcome: Outcome, runtime_s: float) -> None:
+        """Count and log an outcome."""
+        state, value, trace = outcome
+        if state == SUCCESS:
+            self._state.succeeded += 1
+            if _log.isEnabledFor(logging.INFO):
+                _log.info("Task %s succeeded in %.6fs: %s", request, runtime_s, saferepr(value))
+        elif state == RETRY:
+            self._state.retried += 1
+            _log.info("Task %s retry: %s", request, _text(value))
+        elif state == IGNORED:
+            _log.info("Task %s ignored", request)
+        elif state == REJECTED:
+            _log.info("Task %s rejected, requeue=%s", request, value.requeue)
+        elif state == REVOKED:
+            if request.killed is None:
+                _log.info("Discarding revoked task %s", request)
+            else:
+                _log.warning("Task %s was terminated (%s)", request, request.killed.signum)
+        elif isinstance(value, Reject) and request.acks_late:
+            self._state.failed += 1
+            _log.info("Task %s rejected: %s; it is among the dead letters", request, value.reason)
+        else:
+            self._state.failed += 1
+            expected = isinstance(value, classes(request.task.throws))
+            level, how = (logging.INFO, "expected") if expected else (logging.ERROR, "unexpected")
+            shown = f"\n{trace}" if trace and not expected else ""
+            _log.log(level, "Task %s raised %s: %s%s", request, how, saferepr(value), shown)
+
+    def _call_end_hooks(self, request: Request) -> None:
+        """Call what the app has for each task's end. Switches: yes."""
+        for hook in self._end_hooks:
+            try:
+                hook()
+            except BaseException:
+                # The task is over: nothing that a hook raises, a late timeout included, is its.
+                _log.exception("%r, called at the end of task %s, failed", hook, request)
+
+    def _tell(self, request: Request, outcome: Outcome, runtime_s: float) -> None:
+        """Send the event of an outcome; an ignored one has none."""
+        state, value, trace = outcome
+        task_id, send = request.message.id, self._events.send
+        if state == SUCCESS:
+            self._events.succeeded(task_id, saferepr(value), runtime_s)
+        elif state == REJECTED:
+            send("task-rejected", {"uuid": task_id, "requeue": bool(value.requeue)})
+        elif state == REVOKED:
+            killed = request.killed
+            signum = killed and killed.signum and _signal_number(killed.signum)
+            how = {"terminated": killed is not None, "signum": signum, "expired": False}
+            send("task-revoked", {"uuid": task_id, **how})
+        elif state != IGNORED:
+            if isinstance(value, Reject):
+                send("task-rejected", {"uuid": task_id, "requeue": bool(value.requeue)})
+            why = {"exception": saferepr(value), "traceback": trace or _trace(value)}
+            send("task-retried" if state == RETRY else "task-failed", {"uuid": task_id, **why})
+
+
+def running_task(frame: FrameType | None) -> str | None:
+    """Name the task, with its id, that a frame or one of its callers belongs to; None if none.
+
+    For the thread that watches the hub: which greenlet runs can be seen from there by its frames
+    only.
+    """
+    while frame is not None:
+        if frame.f_code is Executor.__call__.__code__:
+            return str(frame.f_locals["request"])
+        frame = frame.f_back
+    return None
+
+
+def _run_limited(request: Request, hard_s: float | None, soft_s: float | None) -> Outcome:
+    """Call the task; interrupt it when its time is over. Switches: yes."""
+    interrupts = []
+    if soft_s:
+        interrupts.append(Interrupt(request, lambda: SoftTimeLimitExceeded(soft_s), soft_s))
+    if hard_s:
+
+        def ends() -> TaskTerminated:
+            return TaskTerminated(TimeLimitExceeded(hard_s))
+
+        interrupts.append(Interrupt(request, ends, hard_s, again_s=AGAIN_S))
+    message = request.message
+    outcome = _call(request.task, message.id, message.args, message.kwargs)
+    for interrupt in interrupts:
+        interrupt.cancel()
+    return outcome
+
+
+def _killed(killed: TaskTerminated, outcome: Outcome) -> Outcome:
+    """Return the outcome of code that was to end, whatever it has made of that."""
+    state = REVOKED if isinstance(killed.reason, TaskRevokedError) else FAILURE
+    return Outcome(state, killed.reason, outcome.traceback)
+
+
+def _call(task: Task[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
+    """Call the task and turn every way to end into an outcome."""
+    try:
+        task.before_start(task_id, args, kwargs)
+        # A class's own `__call__` puts something around the code.
+        code = task.run if type(task).__call__ is _PLAIN_CALL else task
+        return Outcome(SUCCESS, code(*args, **kwargs))
+    except BaseException as exc:
+        # The boundary to user code: SystemExit, KeyboardInterrupt, GreenletExit and a
+        # gevent.Timeout of the task's own fail the task like any exception, and the worker lives
+        # on.
+        try:
+            return _outcome_of(task, exc)
+        except BaseException as worse:
+            # An option of the task is not what it should be; `exc` is in its context.
+            return Outcome(FAILURE, worse, _trace(worse))
+
+
+def _outcome_of(task: Task[..., Any], exc: BaseException) -> Outcome:
+    """Return what an exception that the task's code has raised means."""
+    if isinstance(exc, Retry):
+        return Outcome(RETRY, exc, _trace(exc))
+    if isinstance(exc, Ignore):
+        return Outcome(IGNORED, exc)
+    if isinstance(exc, Reject):
+        return Outcome(REJECTED if exc.requeue else FAILURE, exc)
+    again = bool(task.autoretry_for) and isinstance(exc, classes(task.autoretry_for))
+    if again and not isinstance(exc, classes(task.dont_autoretry_for)):
+        return _retry_by_itself(task, exc)
+    return Outcome(FAILURE, exc, _trace(exc))
+
+
+def _retry_by_itself(task: Task[..., Any], exc: BaseException) -> Outcome:
+    """Ask for the retry that ``autoretry_for`` promises."""
+    try:
+        options = dict(task.retry_kwargs)
+        delay_s = task.retry_delay(task.request.retries)
+        if delay_s is not None:
+            options["countdown"] = delay_s
+        task.retry(exc=exc, **options)
+    except Retry as retry:
+        return Outcome(RETRY, retry, _trace(retry))
+    except BaseException as last:
+        # No retries are left: this is `exc` itself, or MaxRetriesExceededError. Or an option of the
+        # task is wrong.
+        return Outcome(FAILURE, last, _trace(last))
+    # An overriding `retry` that does not raise.
+    return Outcome(FAILURE, exc, _trace(exc))
+
+
+def _children(context: Context) -> tuple[object, ...]:
+    return tuple([[child.id, None], None] for child in context.children)
+
+
+def _call_hooks(request: Request, outcome: Outcome) -> None:
+    """Call what the task's class overrides; a hook's own error is logged and changes nothing."""
+    task, message = request.task, request.message
+    state, value, trace = outcome
+    call = (message.id, message.args, message.kwargs)
+    info: ExceptionInfo | None = None
+    if isinstance(value, BaseException) and state != SUCCESS:
+        cause = value.exc or value if isinstance(value, Retry) else value
+        info = ExceptionInfo(cause, trace or _trace(value))
+    try:
+        if state == SUCCESS:
+            task.on_success(value, *call)
+        elif info is not None and state == RETRY:
+            task.on_retry(info.exception, *call, info)
+        elif info is not None:
+            task.on_failure(value, *call, info)
+    except BaseException:
+        _log.exception("a hook of task %s failed", request)
+    if state == RETRY:
+        return
+    try:
+        task.after_return(state, value, *call, info)
+    except BaseException:
+        _log.exception("after_return of task %s failed", request)
+
+
+def _trace(exc: BaseException) -> str:
+    """Return the traceback's text without the worker's own frame at its top."""
+    try:
+        top = exc.__traceback__.tb_next if exc.__traceback__ is not None else None
+        return "".join(traceback.format_exception(type(exc), exc, top))
+    except Exception as error:
+        # An exception's own code may fail in any way.
+        return f"{type(exc).__name__} (its traceback cannot be shown: {type(error).__name__})\n"
+
+
+def _text(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except Exception:
+        return type(exc).__name__
+
+
+def _storable(text: str) -> str:
+    """Return text that can be encoded: half a surrogate pair cannot."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _signal_number(name: str) -> int | str:
+    """Return a signal as events have it: its number. What is no signal stays what it is."""
+    try:
+        return signal.Signals[f"SIG{name.removeprefix('SIG')}"].value
+    except KeyError:
+        return int(name) if name.isdecimal() else name

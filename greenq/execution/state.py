@@ -1,0 +1,60 @@
+"""What one worker holds and has done; the log, remote control and the demo read it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from greenq.execution.revoked import Revoked
+from greenq.hub import boottime
+from greenq.protocol.clock import LamportClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.request import Request
+
+
+class WorkerState:
+    """The requests of one worker by delivery tag, and its totals; touched between switches only.
+
+    Attributes:
+        reserved: all that are not settled, running ones included.
+        total: how many of each task were taken.
+        succeeded, failed, retried: how many runs ended so.
+        lease_until_s, lease_lost_s: until when the lease holds without a doubt, and when it was
+            found to have ended, seconds of `now_s`.
+        now_s: a clock that goes on while the machine is suspended.
+        paused: the queues that nobody takes from for now, of this worker's or not; each renewal of
+            the lease tells them.
+        revoked: which tasks shall not run.
+        clock: the cluster's logical clock.
+        clock_offset_s: what to add to this machine's clock to get the server's.
+    """
+
+    __slots__ = (
+        "clock", "clock_offset_s", "failed", "lease_lost_s", "lease_until_s", "now_s", "paused",
+        "reserved", "retried", "revoked", "succeeded", "total",
+    )  # fmt: skip
+
+    def __init__(self, now_s: Callable[[], float] = boottime) -> None:
+        """Begin with nothing."""
+        self.now_s = now_s
+        self.paused: frozenset[str] = frozenset()
+        self.reserved: dict[str, Request] = {}
+        self.total: Counter[str] = Counter()
+        self.revoked = Revoked()
+        self.clock = LamportClock()
+        self.clock_offset_s = 0.0
+        self.lease_until_s = self.lease_lost_s = 0.0
+        self.succeeded = 0
+        self.failed = 0
+        self.retried = 0
+
+    def surely_holds(self, request: Request) -> bool:
+        """Tell whether the lease has held since before `request` was taken until now.
+
+        It may have ended while this process stood still or could not reach the server; then its
+        messages may be somebody else's.
+        """
+        return self.now_s() < self.lease_until_s and request.taken_s > self.lease_lost_s

@@ -1,0 +1,31 @@
+"""Rates as texts: "10/m" is ten a minute."""
+
+from __future__ import annotations
+
+import math
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_rate(rate: str | float | None) -> float | None:
+    """Return how many a second a rate limit allows; None if there is no limit.
+
+    Shape: a number, which is per second, or a text: ``10``, ``10/s``, ``100/m``, ``0.5/h``; 0, None
+        and an empty text are no limit.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    number, slash, unit = str(rate or "").strip().partition("/")
+    if not number and not slash:
+        return None
+    try:
+        a_second = float(number) / _SECONDS[unit.strip() if slash else "s"]
+        if not 0 <= a_second < math.inf:
+            raise ValueError
+    except (ValueError, KeyError):
+        raise ValueError(
+            f"rate limit {rate!r}: expected a number for so many a second, or a text such as "
+            "'10/s', '100/m' or '5/h'; 0 or None for no limit"
+        ) from None
+    return a_second or None

@@ -1,0 +1,179 @@
+"""Arguments of a task, looked at where it is sent: do they fit, and what in them cannot be written.
+
+Both are wanted at the caller's line: a worker could only say it later, and elsewhere.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from greenq.config.validators import shown
+from greenq.errors import EncodeError
+from greenq.protocol.serialize import dumps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Call = tuple[Sequence[Any], Mapping[str, Any]]
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_MANY = 1 << 30
+
+# Deeper than this nobody finds anything by a path; what contains itself has no end at all.
+_DEPTH = 30
+
+
+class Check(NamedTuple):
+    """What raises a TypeError for arguments that do not fit.
+
+    Attributes:
+        arguments: called with the positional and the named ones.
+        call: called with a pair of both, which it returns.
+    """
+
+    arguments: Callable[[Sequence[Any], Mapping[str, Any]], object]
+    call: Callable[[Call], Call]
+
+
+def _take(_args: Sequence[Any], _kwargs: Mapping[str, Any]) -> None:
+    """Take whatever is given."""
+
+
+ACCEPT_ALL: Final = Check(_take, lambda call: call)
+
+
+def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
+    """Return what raises a TypeError for arguments that do not fit `function`.
+
+    It counts and compares names, a third of a microsecond; only what does not seem to fit is bound
+    to the signature, which then says why.
+
+    Args:
+        task: named in the error.
+        function: as it is called, not what it wraps.
+        bound: its first parameter is the task itself.
+    """
+    try:
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):
+        # Written in C without a signature.
+        return ACCEPT_ALL
+    parameters = [*signature.parameters.values()]
+    if bound and parameters and parameters[0].kind in _POSITIONAL:
+        parameters = parameters[1:]
+    signature = signature.replace(parameters=parameters)
+    kinds = {each.kind for each in parameters}
+    open_names = inspect.Parameter.VAR_KEYWORD in kinds
+    positional = [each for each in parameters if each.kind in _POSITIONAL]
+    most = _MANY if inspect.Parameter.VAR_POSITIONAL in kinds else len(positional)
+    required = {
+        each.name
+        for each in parameters
+        if each.default is each.empty and each.kind in (*_POSITIONAL, *_BY_NAME)
+    }
+    # From which number of positional arguments on a name is taken by one of them.
+    free_up_to = {
+        each.name: positional.index(each) if each in positional else _MANY
+        for each in parameters
+        if each.kind in _BY_NAME
+    }
+    # How many required parameters are left to names after so many positional arguments.
+    left = [
+        len(required - {each.name for each in positional[:count]})
+        for count in range(len(positional) + 1)
+    ]
+    last = len(positional)
+
+    def fits(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        count = len(args)
+        if count > most:
+            return False
+        wanted = left[min(count, last)]
+        for name in kwargs:
+            free = free_up_to.get(name)
+            if free is None:
+                if not open_names:
+                    return False
+            elif free < count:
+                return False
+            elif name in required:
+                wanted -= 1
+        return not wanted
+
+    # From so many positional arguments on nothing is left that must be named.
+    least = left.index(0) if 0 in left else _MANY + 1
+
+    def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        # What most calls are, and what is no list is refused, in better words, where it is written.
+        if not isinstance(args, (tuple, list)) or (not kwargs and least <= len(args) <= most):
+            return
+        if not fits(args, kwargs):
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as exc:
+                raise TypeError(f"task {task}: {exc}; it takes {signature}") from None
+
+    def check_call(call: Call) -> Call:
+        args, kwargs = call
+        if kwargs or args.__class__ is not tuple or not least <= len(args) <= most:
+            check(args, kwargs)
+        return call
+
+    return Check(check, check_call)
+
+
+def explained(
+    task: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    serializer: str,
+    error: EncodeError,
+) -> EncodeError:
+    """Return `error` with the task, the argument and the path to what cannot be written."""
+    named = [(f"args[{at}]", value) for at, value in enumerate(args)]
+    named += [(f"kwargs[{name!r}]", value) for name, value in dict(kwargs).items()]
+    for path, value in named:
+        if not _is_written(value, serializer):
+            where, culprit = _deepest(path, value, serializer, 0)
+            what = f"{where} is {_article(type(culprit).__name__)}, {_excerpt(culprit)}"
+            return EncodeError(f"task {task}: {what}: {error}")
+    return EncodeError(f"task {task}: {error}")
+
+
+def _is_written(value: object, serializer: str) -> bool:
+    try:
+        dumps(value, serializer)
+    except EncodeError:
+        return False
+    return True
+
+
+def _deepest(path: str, value: object, serializer: str, depth: int) -> tuple[str, object]:
+    if depth < _DEPTH:
+        for step, item in _items(value):
+            if not _is_written(item, serializer):
+                return _deepest(f"{path}{step}", item, serializer, depth + 1)
+    return path, value
+
+
+def _items(value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        yield from ((f"[{key!r}]", item) for key, item in value.items())
+    elif isinstance(value, (list, tuple)):
+        yield from ((f"[{at}]", item) for at, item in enumerate(value))
+
+
+def _article(name: str) -> str:
+    return f"an {name}" if name[:1].lower() in "aeiou" else f"a {name}"
+
+
+def _excerpt(value: object) -> str:
+    try:
+        text = repr(shown("", value))
+    # The user's own code.
+    except Exception:
+        return "which has no repr"
+    return text if len(text) <= 80 else f"{text[:79]}…"

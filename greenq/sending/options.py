@@ -1,0 +1,181 @@
+"""What options of tasks and of sendings may be: each wrong one is refused where it is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from greenq.config import validators
+from greenq.config.settings import RetryPolicy
+from greenq.errors import ConfigError, WrongOption
+from greenq.protocol.limits import MESSAGE, SECONDS, Rule
+
+MOST_URGENT, LEAST_URGENT = 0, 9
+
+
+def check_task_option(task: str, option: str, value: Any) -> Any:
+    """Return the value of a task's option; a duration that was a `timedelta` is seconds then.
+
+    Raises:
+        WrongOption: it is not what it must be; task and option are named.
+    """
+    return _checked(task, option, value, _OF_TASKS)
+
+
+def check_send_options(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of one sending, priorities brought to 0 to 9 and durations to seconds.
+
+    Raises:
+        WrongOption: one is not what it must be; task and option are named.
+    """
+    return {name: _checked(task, name, value, _OF_SENDINGS) for name, value in options.items()}
+
+
+def _checked(task: str, option: str, value: Any, known: Mapping[str, Callable[[Any], Any]]) -> Any:
+    check = known.get(option)
+    if check is None or value is None:
+        return value
+    try:
+        accepted = check(value)
+    except (ValueError, TypeError, ConfigError) as exc:
+        reason = exc.problems[0].reason if isinstance(exc, ConfigError) else exc
+        raise WrongOption(task, option, validators.shown(option, value), str(reason)) from None
+    # Otherwise as it was written: a whole number of seconds goes over the wire as one.
+    return accepted if isinstance(value, timedelta) or option in _NORMALISED else value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _countdown(value: object) -> object:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if not _is_number(value):
+        raise ValueError("must be a number of seconds")
+    return value
+
+
+def _moment(value: object) -> object:
+    if isinstance(value, datetime):
+        return value
+    if isinstance(value, str):
+        try:
+            datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError("is no time in ISO 8601, as in 2030-01-31T12:00:00+00:00") from None
+        return value
+    hint = "; for seconds from now there is countdown" if _is_number(value) else ""
+    raise ValueError(f"must be a datetime, or text in ISO 8601{hint}")
+
+
+def _expiry(value: object) -> object:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    return value if _is_number(value) else _moment(value)
+
+
+def _priority(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("must be a whole number, 0 (the most urgent) to 9")
+    return max(MOST_URGENT, min(LEAST_URGENT, value))
+
+
+def _queue(value: object) -> str:
+    # A queue object of kombu's has its name there.
+    name = getattr(value, "name", value)
+    if not isinstance(name, str) or not name:
+        raise ValueError("must be the name of a queue, as text")
+    return name
+
+
+def _mapping(value: object) -> object:
+    if not isinstance(value, Mapping):
+        raise ValueError("must be a mapping")
+    return value
+
+
+def _policy(value: object) -> object:
+    given = {name: item for name, item in dict(_mapping(value)).items() if item is not None}  # type: ignore[call-overload]
+    unknown = given.keys() - set(RetryPolicy.__dataclass_fields__)
+    if unknown:
+        known = ", ".join(RetryPolicy.__dataclass_fields__)
+        raise ValueError(f"has {min(unknown)!r}; known are {known}")
+    RetryPolicy(**given)
+    return value
+
+
+def _backoff(value: object) -> object:
+    return value if isinstance(value, bool) else validators.seconds().accept(value)
+
+
+_flag = validators.flag().accept
+_text = validators.text().accept
+_any_text = validators.text(empty_ok=True).accept
+
+
+def _readable(accept: Callable[[Any], Any], rule: Rule) -> Callable[[Any], Any]:
+    """Take what `accept` does, if workers read it in a message's header."""
+
+    def check(value: object) -> object:
+        accepted = accept(value)
+        wrong = rule.wrong(accepted)
+        if wrong:
+            raise ValueError(wrong)
+        return accepted
+
+    return check
+
+
+_limit = _readable(validators.seconds().accept, SECONDS)
+
+# Those whose normal form counts, and not what was written.
+_NORMALISED: Final = frozenset({"priority", "queue"})
+
+_OF_TASKS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    **dict.fromkeys(
+        (
+            "acks_late", "acks_on_failure_or_timeout", "ignore_result", "reject_on_worker_lost",
+            "retry_jitter", "store_errors_even_if_ignored", "track_started", "typing",
+        ),
+        _flag,
+    ),
+    "compression": validators.choice(*validators.COMPRESSIONS).accept,
+    "default_retry_delay": validators.seconds().accept,
+    "delivery_mode": validators.whole(1, 2).accept,
+    "exchange": _text,
+    "expires": _expiry,
+    "max_retries": validators.whole(0).accept,
+    "priority": _priority,
+    "queue": _queue,
+    "retry_backoff": _backoff,
+    "retry_backoff_max": validators.seconds().accept,
+    "routing_key": _text,
+    "serializer": validators.choice(*validators.SERIALIZERS).accept,
+    "soft_time_limit": _limit,
+    "time_limit": _limit,
+}  # fmt: skip
+
+_OF_SENDINGS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    **{
+        name: _readable(_any_text, MESSAGE[name])
+        for name in ("argsrepr", "kwargsrepr", "parent_id", "root_id", "shadow")
+    },
+    "task_id": _readable(_any_text, MESSAGE["id"]),
+    "group_id": _readable(_any_text, MESSAGE["group"]),
+    "group_index": _readable(validators.whole(0).accept, MESSAGE["group_index"]),
+    **dict.fromkeys(("correlation_id", "exchange", "reply_to", "routing_key"), _any_text),
+    "countdown": _countdown,
+    "eta": _moment,
+    "expires": _expiry,
+    "headers": _mapping,
+    "ignore_result": _flag,
+    "priority": _priority,
+    "queue": _queue,
+    "retry": _flag,
+    "retry_policy": _policy,
+    "soft_time_limit": _limit,
+    "time_limit": _limit,
+}  # fmt: skip

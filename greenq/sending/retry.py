@@ -1,0 +1,163 @@
+"""The next run of a task that retries: what may be said about it, and its message."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from greenq.errors import DecodeError
+from greenq.protocol.limits import DESCRIPTION, KEY, SECONDS
+from greenq.protocol.message import parse_time, saferepr
+from greenq.sending.producer import SendOptions
+
+if TYPE_CHECKING:
+    from datetime import tzinfo
+
+    from greenq.protocol.message import TaskMessage
+
+_LIMITS = ("time_limit", "soft_time_limit")
+_TEXTS = (
+    "queue", "exchange", "routing_key", "serializer", "compression", "shadow", "root_id",
+    "parent_id", "group_id", "reply_to", "correlation_id",
+)  # fmt: skip
+_WHOLE = ("priority", "group_index", "delivery_mode")
+
+# Options of sending that go into the message as they are: name there.
+_FIELDS = {
+    "shadow": "shadow", "root_id": "root_id", "parent_id": "parent_id", "group_id": "group",
+    "group_index": "group_index", "ignore_result": "ignore_result", "argsrepr": "argsrepr",
+    "kwargsrepr": "kwargsrepr",
+}  # fmt: skip
+
+# Three centuries: a datetime cannot hold every number.
+_FARTHEST_S = 1e10
+
+
+def check(
+    args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> None:
+    """Refuse what no message of a next run can be made of.
+
+    Raises:
+        TypeError: an option is unknown, or has a wrong type.
+        ValueError: a wrong value.
+    """
+    known = SendOptions.__annotations__
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise TypeError(f"retry() has no option {name!r}{hint}")
+    if options.get("task_id") is not None:
+        raise TypeError("retry() has no option 'task_id': the next run has the id of this one")
+    if args is not None and (isinstance(args, str) or not isinstance(args, (Sequence, set))):
+        raise TypeError(f"retry(args={args!r}): must be a tuple or a list")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(f"retry(kwargs={kwargs!r}): must be a dict")
+    for name, value in options.items():
+        if value is not None:
+            reason = _wrong(name, value)
+            if reason:
+                raise TypeError(f"retry({name}={saferepr(value)}): must be {reason}")
+
+
+def _wrong(name: str, value: Any) -> str | None:
+    """Say what an option must be, None if it is that."""
+    if name == "countdown":
+        return None if _is_seconds(value) else "a number of seconds"
+    if name in _LIMITS:
+        return None if SECONDS.takes(value) else "a number of seconds, 0 or more"
+    if name in _WHOLE:
+        return None if type(value) is int else "a whole number"
+    if name in ("argsrepr", "kwargsrepr"):
+        return None if DESCRIPTION.takes(value) else "text"
+    if name in _TEXTS:
+        return None if _is_text(value) else "text"
+    if name in ("eta", "expires"):
+        if name == "expires" and _is_seconds(value):
+            return None
+        return None if _is_time(value) else "a datetime or an ISO 8601 text"
+    if name == "headers":
+        return None if isinstance(value, Mapping) else "a dict"
+    if name == "ignore_result":
+        return None if isinstance(value, bool) else "True or False"
+    return None
+
+
+def _is_seconds(value: object) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and abs(value) < _FARTHEST_S  # type: ignore[arg-type]
+
+
+def _is_text(value: object) -> bool:
+    return KEY.takes(value)
+
+
+def _is_time(value: object) -> bool:
+    if isinstance(value, datetime):
+        return True
+    try:
+        return isinstance(value, str) and parse_time(value) is not None
+    except DecodeError:
+        return False
+
+
+def following(
+    message: TaskMessage,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    zone: tzinfo,
+    clock_offset_s: float,
+) -> TaskMessage:
+    """Return the next run's message: same id, one retry more, all that was not said as before.
+
+    `clock_offset_s`: what the server's clock, by which workers read times, is ahead of this one.
+    """
+    now = datetime.now(UTC) + timedelta(seconds=clock_offset_s)
+    said = {field: options[name] for name, field in _FIELDS.items() if name in options}
+    if "expires" in options:
+        said["expires"] = _time(options["expires"], now, zone)
+    hard_s, soft_s = message.timelimit
+    said["timelimit"] = (
+        options.get("time_limit", hard_s), options.get("soft_time_limit", soft_s),
+    )  # fmt: skip
+    if args is not message.args:
+        said.setdefault("argsrepr", saferepr(args))
+    if kwargs is not message.kwargs:
+        said.setdefault("kwargsrepr", saferepr(kwargs))
+    if "headers" in options:
+        said["headers"] = {**message.headers, **options["headers"]}
+    # As with Celery: what no task has sent has its first run as its parent.
+    said.setdefault("parent_id", message.parent_id or message.id)
+    return replace(
+        message,
+        args=list(args),
+        kwargs=dict(kwargs),
+        eta=_time(options.get("eta") or options.get("countdown"), now, zone),
+        retries=message.retries + 1,
+        redelivered=False,
+        **said,
+    )
+
+
+def expiration(options: Mapping[str, Any], expires: str | None, kept: str | None) -> str | None:
+    """Return the property that goes with an expiry that was said: whole milliseconds from now."""
+    if "expires" not in options or expires is None:
+        return kept
+    left_s = (parse_time(expires) - datetime.now(UTC)).total_seconds()
+    return str(max(0, round(left_s * 1000)))
+
+
+def _time(given: Any, now: datetime, zone: tzinfo) -> str | None:
+    """Write a moment, or seconds from now."""
+    if isinstance(given, datetime):
+        return given.isoformat()
+    if isinstance(given, (int, float)):
+        return (now + timedelta(seconds=given)).astimezone(zone).isoformat() if given else None
+    return given or None

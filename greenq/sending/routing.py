@@ -1,0 +1,142 @@
+"""Which queue a task goes to: the caller's word, then `task_routes`, then the default.
+
+And which queues a worker takes from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from greenq.config.validators import Broadcast
+from greenq.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from greenq.config.settings import TaskConfig
+
+__all__ = [
+    "Broadcast", "QueueSource", "Route", "Router", "merge_options", "select_queues",
+    "worker_direct",
+]  # fmt: skip
+
+_log = logging.getLogger(__name__)
+
+# Names whose routes are kept; a program may send tasks by any.
+_KNOWN = 10_000
+
+
+class Route(NamedTuple):
+    """Where a task goes: its queue, and its priority if the route sets one."""
+
+    queue: str
+    priority: int | None
+
+
+class QueueSource(NamedTuple):
+    """What leads to a queue: an exchange, direct or topic, and the routing key of its binding."""
+
+    exchange: str
+    exchange_type: str
+    routing_key: str
+
+
+class Router:
+    """The routes of an app, looked up once for each task name.
+
+    Attributes:
+        queues: the names of the queues that the settings know.
+        broadcasts: the names of those whose messages go to every worker.
+        routing_key: that of broadcast messages, unless the sender names another.
+    """
+
+    def __init__(self, config: TaskConfig) -> None:
+        """Take the routes from the task section of the settings."""
+        self._default = Route(config.task_default_queue, None)
+        self._routers = config.task_routes
+        self._known: dict[str, Route] = {}
+        self.queues = tuple(map(str, _known_queues(config)))
+        self.broadcasts = frozenset(
+            queue.name for queue in config.task_queues if isinstance(queue, Broadcast)
+        )
+        self.routing_key = config.task_default_queue
+
+    def route(self, task: str) -> Route:
+        """Return the route of a task name: an exact entry before a glob, earlier routers first."""
+        route = self._known.get(task)
+        if route is None:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            route = self._known[task] = self._find(task)
+        return route
+
+    def _find(self, task: str) -> Route:
+        for router in self._routers:
+            options = router.get(task) or next(
+                (found for glob, found in router.items() if fnmatch.fnmatchcase(task, glob)), None
+            )
+            if options is not None:
+                options = dict[str, Any](options)
+                return Route(options.get("queue", self._default.queue), options.get("priority"))
+        return self._default
+
+
+def merge_options(*options: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge send options, later ones winning; None means not given."""
+    merged: dict[str, Any] = {}
+    for each in options:
+        merged.update({name: value for name, value in each.items() if value is not None})
+    return merged
+
+
+def worker_direct(hostname: str) -> str:
+    """Name the queue of one worker, by its node name; see the setting `worker_direct`."""
+    return f"{hostname}.dq2"
+
+
+def select_queues(
+    config: TaskConfig, wanted: Iterable[str], excluded: Iterable[str] = ()
+) -> tuple[str | Broadcast, ...]:
+    """Return the queues that a worker takes from.
+
+    Args:
+        config: names the queues there are, and says whether others may be made.
+        wanted: names; none means all that the settings name, or the default queue.
+        excluded: names to leave out; one that is none of the queues is only warned of.
+
+    Raises:
+        ConfigError: a wanted queue is unknown, and `task_create_missing_queues` is off.
+    """
+    known: dict[str, str | Broadcast] = {str(queue): queue for queue in _known_queues(config)}
+    names = list(dict.fromkeys(wanted)) or list(known)
+    missing = [name for name in names if name not in known]
+    if missing and not config.task_create_missing_queues:
+        raise ConfigError(
+            [
+                Problem(
+                    "queues",
+                    name,
+                    f"task_queues has no such queue{_nearest(name, known)}, and "
+                    "task_create_missing_queues is off",
+                )
+                for name in missing
+            ]
+        )
+    left_out = frozenset(excluded)
+    for name in sorted(left_out.difference(names, known)):
+        _log.warning(
+            "queue %s is to be left out, but is none of the queues%s", name, _nearest(name, names)
+        )
+    return tuple(known.get(name, name) for name in names if name not in left_out)
+
+
+def _known_queues(config: TaskConfig) -> tuple[str | Broadcast, ...]:
+    return config.task_queues or (config.task_default_queue,)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,307 @@
+"""Dead letters: the messages that no worker may run, with the reason; looked at, replayed, purged.
+
+A queue's dead letters are one list, newest first, of JSON texts that keep the message as base64, so
+bytes that are no text are kept as well. Workers write them (`Broker.bury`); a person decides what
+becomes of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from heapq import merge
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from greenq.errors import DecodeError, OperationalError
+from greenq.protocol import envelope
+from greenq.protocol.text import cut
+from greenq.transport.client import load_script
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from greenq.protocol.keys import Keys
+    from greenq.transport.client import Client, Command
+
+# Dead letters a queue keeps; the oldest go first.
+DEAD_LIMIT = 10_000
+
+# Of bytes that no worker can read, so many are kept: enough to see what they are.
+_UNREADABLE_BYTES = 65_536
+
+# A letter takes at most this share of what all letters of a queue may take.
+_SHARE = 2
+
+# Texts of others in a letter: why, and what names the task.
+_REASON_CHARS = 2000
+_NAME_CHARS = 1000
+
+# Letters read at a time. Each may be as large as the largest message.
+_PORTION = 20
+
+_REPLAY = load_script("replay")
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
+
+class DeadLimits(NamedTuple):
+    """What the dead letters of one queue may take.
+
+    Attributes:
+        most_bytes: of the server's memory.
+        expires_s: how long each of them stays; 0 for ever.
+    """
+
+    most_bytes: int
+    expires_s: float
+
+    @property
+    def most_letter_bytes(self) -> int:
+        """How much of a message one letter keeps: as base64 it takes a third more."""
+        return self.most_bytes * 3 // 4 // _SHARE
+
+    def side(self, now: datetime) -> str:
+        """Write the limits for lua/settle.lua: bytes, seconds, and what is too old.
+
+        A letter that was buried before ``now - expires_s`` goes when the next one comes; the whole
+        list goes when none comes for so long.
+        """
+        if not self.expires_s:
+            return f"dead {self.most_bytes} 0 -"
+        before = (now - timedelta(seconds=self.expires_s)).astimezone(UTC).isoformat()
+        return f"dead {self.most_bytes} {self.expires_s:.0f} {before}"
+
+
+DEAD_LIMITS: Final = DeadLimits(64 * 1024 * 1024, 30 * 86400.0)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that no worker may run.
+
+    Attributes:
+        queue: from which it was taken.
+        reason: why, a sentence.
+        buried_at: when, by the clock of the worker that buried it.
+        worker: that worker's node name.
+        task_id: if it could be read, else None.
+        task: the task's name, likewise.
+        raw: the message as it was on the queue, or its beginning.
+        element: the letter as it is in the list.
+        size: how many bytes the message had.
+    """
+
+    queue: str
+    reason: str
+    buried_at: datetime
+    worker: str
+    task_id: str | None
+    task: str | None
+    raw: bytes
+    element: bytes
+    size: int = 0
+
+    @property
+    def is_cut(self) -> bool:
+        """True when only the beginning of the message was kept; it cannot be replayed."""
+        return len(self.raw) < self.size
+
+    @property
+    def id(self) -> str:
+        """The task's id, or for a message without one a name made of the letter's own bytes."""
+        if self.task_id is not None:
+            return self.task_id
+        return f"raw-{hashlib.sha256(self.element).hexdigest()[:12]}"
+
+
+def write_letter(
+    raw: bytes,
+    *,
+    reason: str,
+    worker: str,
+    now: datetime,
+    most_bytes: int = DEAD_LIMITS.most_letter_bytes,
+) -> str:
+    """Write a message as a dead letter.
+
+    Of one that is larger than `most_bytes`, and of one in which no task is named, which none will
+    ever run, the beginning is kept.
+    """
+    task_id, task = (_named(raw, name) for name in ("id", "task"))
+    most = most_bytes if task is not None else min(most_bytes, _UNREADABLE_BYTES)
+    kept = raw if len(raw) <= most else raw[: min(most, _UNREADABLE_BYTES)]
+    letter: dict[str, object] = {
+        # First: the script that removes old letters looks for it here.
+        "buried_at": now.astimezone(UTC).isoformat(),
+        "reason": cut(reason, _REASON_CHARS),
+        "worker": worker,
+        "task_id": task_id,
+        "task": task,
+        "raw": base64.b64encode(kept).decode("ascii"),
+    }
+    if kept is not raw:
+        letter["size"] = len(raw)
+    return json.dumps(letter)
+
+
+def _named(raw: bytes, header: str) -> str | None:
+    text = envelope.header(raw, header)
+    return cut(text, _NAME_CHARS) if isinstance(text, str) else None
+
+
+def read_letter(queue: str, element: bytes) -> DeadLetter:
+    """Read a dead letter; one that somebody else wrote is a message in itself, and says so."""
+    try:
+        fields = json.loads(element)
+        raw = base64.b64decode(fields["raw"], validate=True)
+        size = fields.get("size")
+        return DeadLetter(
+            queue=queue,
+            reason=str(fields["reason"]),
+            buried_at=datetime.fromisoformat(fields["buried_at"]).astimezone(UTC),
+            worker=str(fields["worker"]),
+            task_id=_text_or_none(fields["task_id"]),
+            task=_text_or_none(fields["task"]),
+            raw=raw,
+            element=element,
+            size=size if type(size) is int else len(raw),
+        )
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as exc:
+        reason = f"not a dead letter of greenq's: {type(exc).__name__}: {exc}"
+        return DeadLetter(queue, reason, _LONG_AGO, "", None, None, element, element)
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def anything(_letter: DeadLetter) -> bool:
+    """Want every letter."""
+    return True
+
+
+class DeadLetters:
+    """The dead letters on one server; all are read in portions. Switches: yes."""
+
+    def __init__(self, client: Client, keys: Keys) -> None:
+        """Work on `client`'s server with the key names of `keys`."""
+        self._client = client
+        self._keys = keys
+
+    def queues(self) -> tuple[str, ...]:
+        """Return the queues that have dead letters, by name. Takes a walk through all keys."""
+        prefix = self._keys.dead("")
+        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", prefix) + "*"
+        found: set[str] = set()
+        cursor = "0"
+        while True:
+            answer = self._client.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            cursor = answer[0].decode()
+            found.update(key.decode("utf-8", "replace") for key in answer[1])
+            if cursor == "0":
+                return tuple(sorted(key.removeprefix(prefix) for key in found))
+
+    def list(self, queues: Iterable[str]) -> Iterator[DeadLetter]:
+        """Go through the dead letters of queues, newest first."""
+        newest_first = [self._list(queue) for queue in queues]
+        return merge(*newest_first, key=lambda letter: letter.buried_at, reverse=True)
+
+    def replay(
+        self,
+        queues: Iterable[str],
+        wanted: Callable[[DeadLetter], bool] = anything,
+        limit: int | None = None,
+    ) -> Iterator[DeadLetter]:
+        """Put messages back on their queues as they were, queue by queue, oldest first.
+
+        Yields each letter that it has moved. Those that were cut stay. Whatever happens on the way,
+        a message is either still a dead letter or on its queue.
+
+        Args:
+            queues: whose dead letters.
+            wanted: picks letters.
+            limit: the most to replay.
+        """
+        with self._client.pooled() as connection:
+            connection.call("SCRIPT", "LOAD", _REPLAY.source)
+
+        def whole(letter: DeadLetter) -> bool:
+            return wanted(letter) and not letter.is_cut
+
+        return self._remove(queues, whole, limit, self._replay_command)
+
+    def purge(
+        self,
+        queues: Iterable[str],
+        wanted: Callable[[DeadLetter], bool] = anything,
+        limit: int | None = None,
+    ) -> Iterator[DeadLetter]:
+        """Delete letters for good, like `replay` in order and arguments; yields those deleted."""
+        return self._remove(queues, wanted, limit, self._purge_command)
+
+    def _list(self, queue: str) -> Iterator[DeadLetter]:
+        key = self._keys.dead(queue)
+        # Counted from the end of the list, so that letters that come meanwhile shift nothing.
+        left = self._client.call("LLEN", key)
+        while left > 0:
+            portion = self._client.call("LRANGE", key, -left, min(-left + _PORTION - 1, -1))
+            for element in portion:
+                yield read_letter(queue, element)
+            left -= _PORTION
+
+    def _remove(
+        self,
+        queues: Iterable[str],
+        wanted: Callable[[DeadLetter], bool],
+        limit: int | None,
+        command: Callable[[DeadLetter], Command],
+    ) -> Iterator[DeadLetter]:
+        """Carry out `command`, which removes one letter, for all that are wanted."""
+        left = sys.maxsize if limit is None else limit
+        for queue in queues:
+            # What is buried anew meanwhile, for the same reason, is not for this time.
+            unseen, kept = self._client.call("LLEN", self._keys.dead(queue)), 0
+            while left > 0 and (portion := self._oldest(queue, kept, min(unseen, _PORTION))):
+                unseen -= len(portion)
+                chosen = [letter for letter in portion if wanted(letter)]
+                kept += len(portion) - len(chosen)
+                for letter in self._carry_out(command, chosen[:left]):
+                    left -= 1
+                    yield letter
+
+    def _carry_out(
+        self, command: Callable[[DeadLetter], Command], letters: Sequence[DeadLetter]
+    ) -> Iterator[DeadLetter]:
+        """Remove letters in one round trip; yields those that nobody else has removed before."""
+        if not letters:
+            return
+        with self._client.pooled() as connection:
+            answers = connection.try_pipeline([command(letter) for letter in letters])
+        for letter, answer in zip(letters, answers, strict=True):
+            if answer == 1:
+                yield letter
+        for answer in answers:
+            if isinstance(answer, OperationalError):
+                raise answer
+
+    def _oldest(self, queue: str, kept: int, count: int) -> tuple[DeadLetter, ...]:
+        """Return the next `count` letters, oldest first, when the `kept` oldest are to stay."""
+        key = self._keys.dead(queue)
+        portion = self._client.call("LRANGE", key, -kept - count, -kept - 1) if count > 0 else []
+        return tuple(read_letter(queue, element) for element in reversed(portion))
+
+    def _replay_command(self, letter: DeadLetter) -> Command:
+        try:
+            priority = envelope.unwrap(letter.raw).properties.get("priority")
+        except DecodeError:
+            priority = 0
+        goal = self._keys.queue(letter.queue, self._keys.step_of(priority))
+        dead = self._keys.dead(letter.queue)
+        return ("EVALSHA", _REPLAY.sha, 2, dead, goal, letter.element, letter.raw)
+
+    def _purge_command(self, letter: DeadLetter) -> Command:
+        return ("LREM", self._keys.dead(letter.queue), -1, letter.element)

@@ -1,0 +1,347 @@
+"""Keeps one embedded Valkey running for as long as anybody uses it.
+
+`greenq.transport.embedded.server` runs this file by its path, alone (``python -I -S keeper.py …``),
+detached from whoever needed the server first; so it imports the standard library only.
+
+Three files in the data folder say who is alive. Each carries a lock that the kernel drops with its
+holder, so no crash leaves a wrong answer behind, and no answer depends on a process id:
+
+- ``users.lock``, shared: every process that uses the server. The keeper waits for it exclusively.
+  It has it when the last user is gone; while it has it (it is stopping the server), nobody joins.
+- ``keeper.lock``, exclusive: the keeper. Whoever starts a keeper locks the file and hands it on.
+- ``server.lock``, exclusive: Valkey itself, which inherits it open. It holds Valkey's process id.
+  Valkey leads a process group of its own, so while the file is locked that number names this group
+  and nothing else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import queue
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+USERS_LOCK = "users.lock"
+KEEPER_LOCK = "keeper.lock"
+SERVER_LOCK = "server.lock"
+LOG = "server.log"
+
+# Together below the ten seconds that a process waits to join: it outlasts a server slow to stop.
+_STOP_S = 7.0
+_ASK_S = 1.0
+# Before the first, second, … restart in a row; after the last the keeper gives up.
+_PAUSES_S = (0.0, 0.1, 0.3, 1.0, 2.0)
+# A server that ran this long ends the row.
+_CALM_S = 10.0
+# Valkey ends with 1 when it says itself why it cannot run (settings, unreadable data).
+_REFUSED = 1
+
+
+class NotPrivate(PermissionError):
+    """A folder or a server that somebody else may control; the text says which, and what to do."""
+
+
+def require_private(folder: Path) -> None:
+    """See to it that a folder is the user's alone.
+
+    Raises:
+        NotPrivate: it is a link, another user's, or open to others.
+        FileNotFoundError: there is none.
+    """
+    # Not stat: who plants a link decides where it leads, now and later.
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode):
+        raise NotPrivate(f"{folder} is a link or a file: name the folder itself")
+    if facts.st_uid != os.geteuid():
+        raise NotPrivate(
+            f"the folder {folder} belongs to user {facts.st_uid}, not to you: name one of your own "
+            "(broker_url = embedded:///absolute/folder)"
+        )
+    if facts.st_mode & 0o077:
+        raise NotPrivate(
+            f"the folder {folder} is open to other users (mode {facts.st_mode & 0o777:o}), so they "
+            f"could send you tasks: chmod 700 {folder}, or name a folder that does not exist yet"
+        )
+
+
+def require_own_server(link: socket.socket) -> None:
+    """See to it that the process at the other end of a unix socket is one of the user's own.
+
+    Raises: NotPrivate: it is not. Where the system does not tell, the folder alone must do.
+    """
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return
+    # struct ucred: process, user, group.
+    size = struct.calcsize("3i")
+    _, user, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, option, size))
+    if user != os.geteuid():
+        raise NotPrivate(
+            f"the server at {link.getpeername()} is a process of user {user}, not yours"
+        )
+
+
+def open_lock(path: Path) -> int:
+    """Open a lock file, made if missing; not inherited by programs this process starts."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+
+def try_lock(fd: int, kind: int) -> bool:
+    """Lock an open file if that is possible at once; `kind` is LOCK_EX or LOCK_SH."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def ask(socket_path: Path, command: str, timeout_s: float) -> str:
+    """Send one command without arguments; return the first line of the answer, "" for none.
+
+    A server that is ready answers PING with ``+PONG``, one that loads its data with an error.
+
+    Raises: NotPrivate: the server, or the folder of its socket, is not the user's own.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+        link.settimeout(timeout_s)
+        try:
+            require_private(socket_path.parent)
+            link.connect(os.fspath(socket_path))
+            require_own_server(link)
+            link.sendall(command.encode() + b"\r\n")
+            return link.recv(256).decode("utf-8", "replace").partition("\r\n")[0]
+        except NotPrivate:
+            raise
+        except OSError:
+            return ""
+
+
+class Keeper:
+    """Starts Valkey in the current folder, or adopts the one there; ends with its last user."""
+
+    def __init__(self, socket_path: Path, binary: Path, keeper_fd: int) -> None:
+        """Take ``keeper.lock``, open and locked, as `keeper_fd`."""
+        self._socket_path = socket_path
+        self._binary = binary
+        self._keeper_fd = keeper_fd
+        # Shared with the watching threads: None for "no users left", else how a server ended.
+        self._events: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
+        self._server_pid: int | None = None
+
+    def run(self) -> None:
+        """Serve until no user is left; leave neither server nor socket behind."""
+        _watch(self._await_no_users)
+        try:
+            self._serve()
+        finally:
+            _on_signals(signal.SIG_IGN)
+            self._stop()
+            self._clean()
+            # Before users.lock, which goes with this process: who joins next may start a keeper.
+            fcntl.flock(self._keeper_fd, fcntl.LOCK_UN)
+
+    def _serve(self) -> None:
+        crashes = 0
+        while True:
+            started = time.monotonic()
+            self._start_or_adopt()
+            ended = self._events.get()
+            if ended is None:
+                return
+            self._server_pid = None
+            if ended.code == _REFUSED:
+                _give_up("Valkey refuses to run, it says why above")
+            crashes = crashes + 1 if time.monotonic() - started < _CALM_S else 1
+            if crashes > len(_PAUSES_S):
+                _give_up(f"Valkey ended {crashes} times in a row, each within {_CALM_S:g} s")
+            pause_s = _PAUSES_S[crashes - 1]
+            _log(f"Valkey ended unasked ({ended}); starting it again in {pause_s:g} s")
+            if self._no_users_within(pause_s):
+                return
+
+    def _no_users_within(self, pause_s: float) -> bool:
+        try:
+            self._events.get(timeout=pause_s)
+        except queue.Empty:
+            return False
+        return True
+
+    def _start_or_adopt(self) -> None:
+        lock = open_lock(Path(SERVER_LOCK))
+        if try_lock(lock, fcntl.LOCK_EX):
+            self._start(lock)
+        else:
+            self._adopt(lock)
+
+    def _start(self, lock: int) -> None:
+        try:
+            require_private(self._socket_path.parent)
+        except OSError as error:
+            _give_up(str(error))
+        self._socket_path.unlink(missing_ok=True)
+        for unfinished in Path().glob("temp-rewriteaof-*.aof"):
+            unfinished.unlink()
+        os.ftruncate(lock, 0)
+        server = subprocess.Popen(
+            [self._binary, *_options(self._socket_path)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(lock,),
+            process_group=0,
+        )
+        self._server_pid = server.pid
+        os.write(lock, str(server.pid).encode())
+        # From here on the lock is Valkey's alone.
+        os.close(lock)
+        _log(f"started Valkey, process {server.pid}")
+        _watch(lambda: self._await_child(server))
+
+    def _adopt(self, lock: int) -> None:
+        text = os.pread(lock, 32, 0).decode()
+        if not text.isdigit():
+            _give_up(
+                f"an unknown process has {SERVER_LOCK} open: end it (lsof names it), then try again"
+            )
+        self._server_pid = int(text)
+        _log(f"took over Valkey, process {text}, whose keeper is gone")
+        _watch(lambda: self._await_adopted(lock))
+
+    def _await_no_users(self) -> None:
+        fcntl.flock(open_lock(Path(USERS_LOCK)), fcntl.LOCK_EX)
+        self._events.put(None)
+
+    def _await_child(self, server: subprocess.Popen[bytes]) -> None:
+        code = server.wait()
+        # A killed Valkey may leave a forked child that rewrites the append-only file.
+        _signal_group(server.pid, signal.SIGKILL)
+        _await_lock(open_lock(Path(SERVER_LOCK)))
+        self._events.put(_Ended(code))
+
+    def _await_adopted(self, lock: int) -> None:
+        _await_lock(lock)
+        self._events.put(_Ended(None))
+
+    def _stop(self) -> None:
+        if self._server_pid is None:
+            return
+        _log(f"stopping Valkey, process {self._server_pid}")
+        # Valkey looks for signals ten times a second, and for commands at once.
+        with suppress(NotPrivate):
+            ask(self._socket_path, "SHUTDOWN", _ASK_S)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            _signal_group(self._server_pid, number)
+            if self._ended_within(_STOP_S):
+                return
+            _log(f"Valkey does not end on {number.name}")
+
+    def _ended_within(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        with suppress(queue.Empty):
+            while self._events.get(timeout=max(0.0, deadline - time.monotonic())) is None:
+                pass
+            return True
+        return False
+
+    def _clean(self) -> None:
+        lock = open_lock(Path(SERVER_LOCK))
+        if try_lock(lock, fcntl.LOCK_EX):
+            os.ftruncate(lock, 0)
+            self._socket_path.unlink(missing_ok=True)
+            if self._socket_path.parent != Path.cwd():
+                with suppress(OSError):
+                    self._socket_path.parent.rmdir()
+        # At once: the next keeper would take this for a server.
+        os.close(lock)
+
+
+class _Ended(NamedTuple):
+    """How a server ended: its exit code, or None for one that was not our child."""
+
+    code: int | None
+
+    def __str__(self) -> str:
+        if self.code is None:
+            return "how is not known"
+        return f"exit code {self.code}" if self.code >= 0 else f"killed by signal {-self.code}"
+
+
+def _options(socket_path: Path) -> list[str]:
+    options = {
+        "port": "0",
+        "unixsocket": str(socket_path),
+        "unixsocketperm": "700",
+        "dir": ".",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "daemonize": "no",
+        "always-show-logo": "no",
+    }
+    return [part for name, value in options.items() for part in (f"--{name}", value)]
+
+
+def _watch(wait: Callable[[], None]) -> None:
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _await_lock(fd: int) -> None:
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    os.close(fd)
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def _log(text: str) -> None:
+    now = time.strftime("%d %b %Y %H:%M:%S")
+    sys.stderr.write(f"{os.getpid()}:K {now} * {text}\n")
+    sys.stderr.flush()
+
+
+def _give_up(reason: str) -> NoReturn:
+    _log(f"giving up: {reason}")
+    sys.exit(1)
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    _on_signals(signal.SIG_IGN)
+    _log(f"told to end by {signal.Signals(number).name}")
+    sys.exit(0)
+
+
+def _on_signals(action: Callable[[int, object], NoReturn] | signal.Handlers) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, action)
+
+
+def main() -> None:
+    """Keep the server; arguments: folder, socket, Valkey's binary; standard input: keeper.lock."""
+    folder, socket_path, binary = sys.argv[1:]
+    # The starter waits for its child; the keeper itself belongs to init, and is never its zombie.
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    # What else the starter left open: its sockets, for one, must not outlive it in here.
+    os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 16))
+    os.chdir(folder)
+    os.umask(0o077)
+    _on_signals(_end)
+    Keeper(Path(socket_path), Path(binary), keeper_fd=0).run()
+
+
+if __name__ == "__main__":
+    main()

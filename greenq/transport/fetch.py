@@ -1,0 +1,511 @@
+"""Taking messages: one atomic script, and waiting for work without losing or waking too much.
+
+How a worker waits (docs/design.md, decision 3, has the measurements):
+
+* On the first list of a queue (priority 0, where nearly all work arrives) it blocks with
+  ``BLMOVE queue inbox``: the server hands one message to exactly one waiting worker, the one that
+  has waited longest. The message goes to the queue's *inbox*, a list that every greenq worker of
+  the queue drains first. So it is in a durable place all the time: if the woken worker dies, the
+  next take of any other one finds it.
+* The other lists (less urgent priority steps; queues beyond the first few) are looked after by one
+  idle worker of all that have the same queues: its watch thread has the server announce changes
+  (client-side caching) and hands a message on to the first list of its queue, where the others
+  wait (lua/relay.lua). So a push there wakes one worker, too.
+* The renewal of the lease sees whether any of the lists has messages, and ends the wait then. So a
+  wait may be long although its connection may be dead, and what a worker that died has left in an
+  inbox is found.
+
+A plain ``BRPOP`` loses what was popped when the worker dies before it is recorded; ``BLMOVE queue
+queue`` (a blocking peek) wakes the whole fleet, since the list never gets empty.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from greenq.errors import OperationalError
+from greenq.hub import Event, run_all, sleep
+from greenq.transport.client import load_script
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from greenq.protocol.keys import Keys
+    from greenq.transport.client import Client, Connection
+
+# One script call moves at most this many messages, so that it holds the server for a few ms at
+# most.
+TAKE_LIMIT = 1000
+
+# Nor is more taken behind so many bytes; one message may be larger.
+TAKE_BYTES = 4_000_000
+
+# A server forgets an owner that it has not heard of for a week: much longer than any call can be
+# under way, or a process that was cut off be waited for.
+KNOWN_S = 7 * 86400
+
+# What one call carries where messages go through the worker, so that it takes some ms.
+PORTION_COUNT = 500
+PORTION_BYTES = 1_000_000
+
+# How long one BLMOVE blocks: short enough for whatever on the way forgets silent connections.
+_BLOCK_S = 60
+
+# How long a take may last before its connection counts as dead.
+_ANSWER_S = 3.5
+
+# How long the end of a BLMOVE may last, asked for or due. With what the renewal of a lease takes
+# before, and the pause after, work that comes meanwhile begins within five seconds.
+_GRACE_S = 1.5
+
+# First and longest pause before a BLMOVE that the server did not find waiting is looked for again.
+_RETRY_FIRST_S = 0.0005
+_RETRY_MOST_S = 0.05
+
+# Queues that get a waiting connection of their own.
+BLOCKING_QUEUES = 4
+
+_TAKE = load_script("take")
+_REGISTER = load_script("register")
+
+# The end of a record that a take has written.
+_ENDING = re.compile(rb', "", ("(?:[^"\\\\]|\\\\.)*")\]\Z')
+
+_T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
+
+
+class Delivery(NamedTuple):
+    """One reserved message: its delivery tag, the queue it came from, its bytes."""
+
+    tag: str
+    queue: str
+    raw: bytes
+
+
+def tag_number(tag: str) -> int:
+    """Return an own tag's number: the order in which its owner took the messages."""
+    return int(tag.rpartition(":")[2])
+
+
+def _ending(queue: str) -> str:
+    """Return how the records of a queue's messages end."""
+    return f', "", {json.dumps(queue)}]'
+
+
+def taken_apart(record: bytes) -> tuple[str, bytes]:
+    """Return the queue and the message in a record that a take has joined, whatever it is."""
+    ending = _ENDING.search(record)
+    if ending is None:
+        return "celery", record
+    return json.loads(ending[1]), record[1 : ending.start()]
+
+
+def in_portions(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """Split items so that each portion has some hundreds of them and some bytes at most.
+
+    One that is larger makes a portion of its own.
+    """
+    portion: list[_T] = []
+    left = PORTION_BYTES
+    for item in items:
+        size = size_of(item)
+        if portion and (size > left or len(portion) == PORTION_COUNT):
+            yield portion
+            portion, left = [], PORTION_BYTES
+        portion.append(item)
+        left -= size
+    if portion:
+        yield portion
+
+
+class Batch(NamedTuple):
+    """What one take brought: deliveries, and how many messages are left in the queues."""
+
+    deliveries: list[Delivery]
+    depth: int
+
+
+class _Plan(NamedTuple):
+    """What the takes and waits on some queues have in common.
+
+    Attributes:
+        queues: those to take from.
+        endings: how their records end.
+        keys: those of a take.
+        blocking: list and inbox of each queue that is waited for on a connection of its own.
+    """
+
+    queues: tuple[str, ...]
+    endings: list[str]
+    keys: list[str]
+    blocking: list[tuple[str, str]]
+
+
+class Fetcher:
+    """The taking side of one worker incarnation; one greenlet takes and waits.
+
+    Delivery tags are ``<owner>:<number>``. A take names the number of its first tag, so a take that
+    is repeated because its answer got lost returns what the first one reserved; and each call has a
+    number, so one that arrives behind a later one takes nothing.
+
+    The queues may change while a take or a wait is under way: what it uses was laid out before, in
+    one object, and the next one uses another.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        keys: Keys,
+        queues: Iterable[str],
+        owner: str,
+        *,
+        rotate: bool = True,
+        member: str = "",
+    ) -> None:
+        """Take from `queues` in the name of `owner`.
+
+        Args:
+            client, keys: the server, and the names there.
+            queues: to take from.
+            owner: the incarnation that delivery tags name.
+            rotate: the queues take turns.
+            member: the owner's member of the leases, if that is more than its name.
+        """
+        self._client = client
+        self._keys = keys
+        self._owner = owner
+        self._rotate = rotate
+        self._prefix = f"{owner}:"
+        self._member = member or owner
+        self._next = 1
+        self._calls = 0
+        # True while it is not known what the last take has reserved.
+        self.unsure = False
+        self._turn = 0
+        self._plan = self._laid_out(queues)
+        # The first connection takes, and waits for the first queue.
+        self._connection = client.connection(timeout_s=_ANSWER_S)
+        # Those of the last wait, on the queues that it knew.
+        self._arranged: tuple[str, ...] = ()
+        self._waiters: list[_Waiter] = []
+        self._arrange(self._plan)
+        # Set when a wait without any queue is to end.
+        self._rested = Event()
+        # True when the wait that is under way is to end, and when a take may find something
+        # although no wait has been told of it.
+        self._woken = self._look = False
+        # True while nothing is done but waiting; any thread may ask.
+        self.waiting = False
+        # True when the server has given messages or let us wait since the connections were closed.
+        self.working = False
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues that the next take asks for."""
+        return self._plan.queues
+
+    @property
+    def connections(self) -> list[Connection]:
+        """The connections this fetcher waits on: one for each of the first few queues."""
+        return [waiter.connection for waiter in self._waiters]
+
+    @property
+    def first_unused(self) -> int:
+        """The number of the tag that the next take uses first; any thread may ask."""
+        return self._next
+
+    def set_queues(self, queues: Iterable[str]) -> None:
+        """Take from these queues from now on, or from none; a wait ends, and a take follows.
+
+        Any greenlet of this thread may call it. A take that is under way may still bring messages
+        of the queues before. Switches: yes.
+        """
+        plan = self._laid_out(queues)
+        if plan.queues != self._plan.queues:
+            self._plan = plan
+            self.wake(look=True)
+
+    def take(self, most: int) -> Batch:
+        """Reserve up to `most` messages, most urgent first, and return them. Switches: yes.
+
+        With 0 it returns what is reserved already although no answer has said so.
+
+        Raises:
+            OperationalError: nothing is lost; the next call returns what this one may have
+                reserved.
+        """
+        plan, prefix = self._plan, self._prefix
+        if not plan.queues and not self.unsure:
+            return Batch([], 0)
+        self._calls += 1
+        self.unsure = True
+        answer = self._connection.script(
+            _TAKE,
+            plan.keys,
+            [
+                *(prefix, self._next, self._calls, min(most, TAKE_LIMIT), TAKE_BYTES),
+                *(len(plan.queues), self._turn, self._member, *plan.endings),
+            ],
+        )
+        depth, self._next, *triples = answer
+        self.unsure = False
+        queues = plan.queues
+        numbers = iter(triples)
+        deliveries = [
+            Delivery(f"{prefix}{number}", queues[queue - 1], text)
+            if queue
+            else Delivery(f"{prefix}{number}", *taken_apart(text))
+            for number, queue, text in zip(numbers, numbers, numbers, strict=True)
+        ]
+        self.working = self.working or bool(deliveries)
+        if self._rotate and deliveries and queues:
+            self._turn = (self._turn + 1) % len(queues)
+        return Batch(deliveries, depth)
+
+    def register(
+        self, question: str, held: Iterable[Delivery], begun: Iterable[str], timeout_s: float
+    ) -> bool:
+        """Make this owner known to a server that does not know it. Switches: yes.
+
+        Args:
+            question: what the last renewal of the lease has asked.
+            held: what is reserved for it, as far as it knows.
+            begun: the tags of which only the outcome is still to be written.
+            timeout_s: for each of the calls; what is held goes in portions.
+
+        Returns:
+            True if the server did not know it: it is new, or has lost its data.
+        """
+        keys, owner = self._keys, self._owner
+        names = [
+            *(keys.unacked, keys.unacked_index, keys.owner(owner), keys.begun(owner), keys.leases)
+        ]
+        first, calls, stubs = self._next, self._calls, list(begun)
+        records = [(tag, b"[%b%b" % (raw, _ending(queue).encode())) for tag, queue, raw in held]
+        portions = list(in_portions(records, lambda record: len(record[1]))) or [[]]
+        known = False
+        for number, portion in enumerate(portions, 1):
+            is_last = number == len(portions)
+            arguments: list[Any] = [
+                *(self._member, first if is_last else "", calls, KNOWN_S, question, len(portion)),
+            ]
+            arguments += [part for record in portion for part in record]
+            arguments += stubs if is_last else ()
+            known = not self._client.script(_REGISTER, names, arguments, timeout_s=timeout_s)
+        return not known
+
+    def _laid_out(self, queues: Iterable[str]) -> _Plan:
+        """Lay out takes and waits on `queues`."""
+        keys = self._keys
+        names = tuple(dict.fromkeys(queues))
+        inboxes = [keys.inbox(queue) for queue in names]
+        lists = [[keys.queue(queue, step) for queue in names] for step in keys.steps]
+        return _Plan(
+            queues=names,
+            endings=[_ending(queue) for queue in names],
+            keys=[
+                *(keys.unacked, keys.unacked_index, keys.owner(self._owner), keys.leases),
+                *chain(inboxes, *lists),
+            ],
+            blocking=list(zip(lists[0][:BLOCKING_QUEUES], inboxes, strict=False)),
+        )
+
+    def wait(self) -> bool:
+        """Wait until there is work, or `wake`, or a minute; True when a take may find some.
+
+        Call it after a take that left nothing: what came in between ends the wait at once.
+        Switches: yes. Raises OperationalError when the server is lost.
+        """
+        plan = self._plan
+        self._woken = False
+        if plan.queues != self._arranged:
+            self._arrange(plan)
+        self.waiting = True
+        try:
+            found = self._look or self._block_all()
+        finally:
+            self.waiting = False
+        look, self._look = self._look, False
+        return found or look
+
+    def _arrange(self, plan: _Plan) -> None:
+        """Have a waiter for each of the first few queues; no wait is under way.
+
+        A connection goes on with whichever queue has its place: only what is too many is closed.
+        """
+        connections = [self._connection, *(waiter.connection for waiter in self._waiters[1:])]
+        kept = len(plan.blocking)
+        for connection in connections[kept:]:
+            connection.close()
+        while len(connections) < kept:
+            connections.append(self._client.connection(timeout_s=_ANSWER_S))
+        self._waiters = [
+            _Waiter(connection, source, inbox)
+            for connection, (source, inbox) in zip(connections, plan.blocking, strict=False)
+        ]
+        self._arranged = plan.queues
+
+    def _block_all(self) -> bool:
+        if not self._waiters:
+            self._rested.clear()
+            if not self._woken:
+                self._rested.wait(_BLOCK_S)
+            return False
+        if len(self._waiters) == 1:
+            return self._block(self._waiters[0])
+        answers = run_all([(f"wait {w.source}", partial(self._block, w)) for w in self._waiters])
+        return any(answers)
+
+    def wake(self, *, look: bool = False) -> None:
+        """End the wait that is under way, if any. Switches: yes.
+
+        With `look` it tells that a take may find something; without one under way, the next does.
+        """
+        self._look = self._look or look
+        self._wake_others(None)
+        self._rested.set()
+
+    def leave(self) -> None:
+        """Put back what a wait was handed and no take has fetched: only greenq looks there.
+
+        Raises:
+            OperationalError: what is left there, the next take of another worker finds.
+        """
+        for source, inbox in self._plan.blocking:
+            moved = True
+            while moved:
+                moved = self._client.call("LMOVE", inbox, source, "LEFT", "RIGHT")
+
+    def cut(self, connection: Connection) -> None:
+        """End the waits and put back what they were handed, in another thread: this one is blocked.
+
+        Raises:
+            OperationalError: what is left there, the next take of another worker finds.
+        """
+        numbers = [waiter.connection.number for waiter in self._waiters]
+        kills = [("CLIENT", "KILL", "ID", number) for number in numbers if number is not None]
+        if kills:
+            connection.try_pipeline(kills)
+        for source, inbox in self._plan.blocking:
+            while connection.call("LMOVE", inbox, source, "LEFT", "RIGHT"):
+                pass
+
+    def close(self) -> None:
+        """Close the connections; a message that is handed over just now stays in the inbox."""
+        self.working = False
+        self._connection.close()
+        for waiter in self._waiters:
+            waiter.connection.close()
+
+    def _block(self, waiter: _Waiter) -> bool:
+        """Let the server hold this connection until a message is moved into the inbox."""
+        connection = waiter.connection
+        connection.identify()
+        if self._woken:
+            return False
+        connection.send([("BLMOVE", waiter.source, waiter.inbox, "RIGHT", "LEFT", _BLOCK_S)])
+        waiter.ended.clear()
+        self.working = True
+        try:
+            answer = self._receive(waiter)
+        finally:
+            waiter.ended.set()
+            # When one is over, for whatever reason, all are.
+            if not self._woken:
+                self._wake_others(waiter)
+        if answer is not None and self._plan.queues != self._arranged and self._is_former(waiter):
+            # It came together with the change. Nobody might look into this inbox for long.
+            connection.call("LMOVE", waiter.inbox, waiter.source, "LEFT", "RIGHT")
+        return answer is not None
+
+    def _is_former(self, waiter: _Waiter) -> bool:
+        """True if a waiter's queue is none of those to take from any more."""
+        return all(waiter.inbox != self._keys.inbox(queue) for queue in self._plan.queues)
+
+    def _receive(self, waiter: _Waiter) -> bytes | None:
+        """Read until BLMOVE is answered."""
+        connection = waiter.connection
+        limit_s = _BLOCK_S + _GRACE_S
+        if self._woken:
+            # End the BLMOVE, unless its answer is here already or on its way.
+            for pause_s in _pauses():
+                if connection.has_answer() or self._unblock(waiter):
+                    break
+                sleep(pause_s)
+            limit_s = _GRACE_S
+        answer = connection.receive("BLMOVE", timeout_s=limit_s)
+        if isinstance(answer, OperationalError):
+            # A server without memory lets us look for messages, but not wait for them.
+            self.working = False
+            raise answer
+        moved: bytes | None = answer
+        return moved
+
+    def _wake_others(self, waiter: _Waiter | None) -> None:
+        """End the waits of all but `waiter`, whose greenlet calls this and ends its own."""
+        self._woken = True
+        others = [other for other in self._waiters if other is not waiter]
+        for other in others:
+            problem: object = "no answer"
+            try:
+                ended = self._end(other)
+            except OperationalError as exc:
+                ended, problem = False, exc
+            if not ended:
+                _log.info("waiting on %s does not end, reconnecting: %s", other.source, problem)
+                for each in others:
+                    each.connection.close()
+                return
+
+    def _end(self, waiter: _Waiter) -> bool:
+        """End a BLMOVE from outside; True when its greenlet has read the answer, whichever it is.
+
+        Raises:
+            OperationalError: the server could not be asked to.
+        """
+        for pause_s in _pauses():
+            if waiter.ended.is_set():
+                return True
+            if self._unblock(waiter):
+                return bool(waiter.ended.wait(_GRACE_S))
+            waiter.ended.wait(pause_s)
+        return bool(waiter.ended.is_set())
+
+    def _unblock(self, waiter: _Waiter) -> bool:
+        """End one BLMOVE: it answers nil, or the message that it got just before.
+
+        False when the server did not find it waiting: it has answered, or has not read the command
+        yet, whose bytes are on another socket.
+        """
+        number = waiter.connection.number
+        return bool(self._client.call("CLIENT", "UNBLOCK", number, timeout_s=_GRACE_S))
+
+
+def _pauses() -> Iterator[float]:
+    """Short at first, for an answer that is under way; an end, for a connection that is dead."""
+    pause_s, left_s = _RETRY_FIRST_S, _GRACE_S
+    while left_s > 0:
+        yield pause_s
+        left_s -= pause_s
+        pause_s = min(pause_s * 2, _RETRY_MOST_S)
+
+
+class _Waiter:
+    """One connection that waits on one list, and its state."""
+
+    __slots__ = ("connection", "ended", "inbox", "source")
+
+    def __init__(self, connection: Connection, source: str, inbox: str) -> None:
+        self.connection = connection
+        self.source = source
+        self.inbox = inbox
+        # Set unless a BLMOVE is under way.
+        self.ended = Event()
+        self.ended.set()

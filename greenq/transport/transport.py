@@ -1,0 +1,193 @@
+"""The way from an app to its server or servers, made of its settings in one place."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from greenq.config.validators import insecure_options, mask_url
+from greenq.errors import ConfigError, Problem, ResultsDisabled
+from greenq.protocol.keys import Keys
+from greenq.transport.backend import Backend
+from greenq.transport.broker import Broker
+from greenq.transport.client import Client, database_of, nothing
+from greenq.transport.dead_letters import DeadLetters, DeadLimits
+from greenq.transport.embedded.server import EmbeddedServer, folder_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from greenq.config.settings import Config
+
+_log = logging.getLogger(__name__)
+
+_DISABLED = "disabled://"
+
+# Check of a listening connection when health_check_interval is 0, which means: not on every use.
+_SILENCE_S = 2.0
+
+
+class Transport:
+    """An app's server for messages and its server for results, usually the same one.
+
+    Attributes:
+        broker_address, result_address: for people, without passwords.
+        client, broker, dead: the messages' side.
+        result_client: the results' side; the broker's client when they share the server, None when
+            results are disabled.
+    """
+
+    def __init__(self, config: Config, app_name: str, app_folder: Path | None = None) -> None:
+        """Prepare everything; nothing is connected, but an embedded server is started.
+
+        Args:
+            config: the settings.
+            app_name: names the embedded server's folder, with `app_folder`, where the app is made.
+
+        Raises:
+            ConfigError: an address is wrong.
+            EmbeddedServerError: the embedded server is missing or does not start.
+        """
+        self._config = config
+        self._app = (app_name, app_folder)
+        self._embedded: dict[str, EmbeddedServer] = {}
+        options = config.broker.broker_transport_options
+        broker_url = config.broker.broker_url or "embedded://"
+        result_url = config.result.result_backend or broker_url
+        self.client = self._client("broker_url", broker_url)
+        self.keys = Keys(
+            prefix=options.global_keyprefix,
+            sep=options.sep,
+            steps=tuple(options.priority_steps),
+            result_prefix=config.result.result_backend_transport_options.global_keyprefix,
+            db=0 if broker_url.startswith("embedded:") else database_of(broker_url),
+        )
+        self.broker_address = self._address("broker_url", broker_url)
+        self.result_address = self._address("result_backend", result_url)
+        self.broker = Broker(
+            self.client,
+            self.keys,
+            DeadLimits(
+                config.task.task_max_dead_letter_bytes, config.task.task_dead_letter_expires
+            ),
+        )
+        self.dead = DeadLetters(self.client, self.keys)
+        self.result_client: Client | None = None
+        self._backend: Backend | None = None
+        if result_url != _DISABLED:
+            same = result_url == broker_url
+            self.result_client = self.client if same else self._client("result_backend", result_url)
+            self._backend = Backend(
+                self.result_client,
+                self.keys,
+                config.result,
+                config.task.accept_content,
+                config.task.accept_compression,
+                config.task.task_max_result_bytes,
+                options.health_check_interval or _SILENCE_S,
+            )
+
+    @property
+    def backend(self) -> Backend:
+        """The results.
+
+        Raises:
+            ResultsDisabled: the settings say that there are none.
+        """
+        if self._backend is None:
+            raise ResultsDisabled("results are disabled: set result_backend to keep them")
+        return self._backend
+
+    @property
+    def stores_results(self) -> bool:
+        """False when results are disabled."""
+        return self._backend is not None
+
+    def warn_of_default(self) -> None:
+        """Say where messages go if nobody has said it, and nobody is there who would know.
+
+        Senders and workers on other machines would each have a server of their own.
+        """
+        if self._config.broker.broker_url or os.environ.get("GREENQ_DATA") or _is_terminal():
+            return
+        _log.warning(
+            "broker_url is not set: messages are kept by an embedded server of this machine, in "
+            "%s; set broker_url (GREENQ_BROKER_URL), to embedded:// if that is meant",
+            self._embedded_folder("broker_url", "embedded://"),
+        )
+
+    def warn_of_insecure(self) -> None:
+        """Say which address has TLS in which anybody could stand in for the server."""
+        addresses = {
+            "broker_url": self._config.broker.broker_url,
+            "result_backend": self._config.result.result_backend,
+        }
+        for setting, url in addresses.items():
+            options = insecure_options(url)
+            if options:
+                _log.warning(
+                    "%s (%s) has %s: the server's certificate is not verified, so whoever is "
+                    "between can read and change all messages; set ssl_ca_certs instead",
+                    setting,
+                    mask_url(url),
+                    " and ".join(options),
+                )
+
+    def close(self) -> None:
+        """Close pooled connections, stop listening, let go of an embedded server."""
+        if self._backend is not None:
+            self._backend.close()
+        self.client.close()
+        if self.result_client is not None:
+            self.result_client.close()
+        for server in self._embedded.values():
+            server.release()
+
+    def _client(self, setting: str, url: str) -> Client:
+        options = self._config.broker.broker_transport_options
+        server = self._embedded_server(setting, url)
+        try:
+            return Client(
+                url if server is None else f"unix://{quote(str(server.acquire()))}",
+                prepare=nothing if server is None else server.acquire,
+                pool_limit=self._config.broker.broker_pool_limit,
+                connect_timeout_s=(
+                    options.socket_connect_timeout or self._config.broker.broker_connection_timeout
+                ),
+                timeout_s=options.socket_timeout,
+                keepalive=options.socket_keepalive,
+            )
+        except ValueError as exc:
+            raise ConfigError([Problem(setting, mask_url(url), str(exc))]) from None
+
+    def _address(self, setting: str, url: str) -> str:
+        """Return an address for people: an embedded server's with its folder."""
+        folder = self._embedded_folder(setting, url)
+        return mask_url(url) if folder is None else f"embedded://{quote(str(folder))}"
+
+    def _embedded_folder(self, setting: str, url: str) -> Path | None:
+        """Return the folder of the embedded server that an address names, or None."""
+        if not url.startswith("embedded:"):
+            return None
+        try:
+            return folder_of(url, *self._app)
+        except ValueError as exc:
+            raise ConfigError([Problem(setting, url, str(exc))]) from None
+
+    def _embedded_server(self, setting: str, url: str) -> EmbeddedServer | None:
+        """Return the embedded server that an address names, None for a server of somebody else."""
+        folder = self._embedded_folder(setting, url)
+        if folder is None:
+            return None
+        return self._embedded.setdefault(str(folder), EmbeddedServer(folder))
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stdin is not None and sys.stdin.isatty()
+    # A closed one.
+    except ValueError:
+        return False

@@ -1,0 +1,41 @@
+"""The worker's side of the guard, as far as it needs no server."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from greenq.watchdog.guard_process import Guard, account
+
+
+def test_a_worker_that_cannot_have_a_guard_is_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    guard = Guard(
+        "redis://:secret@host/0", key="k", member="m", lease_s=3.0, silence_limit_s=60.0,
+        clock=lambda: now_s,
+    )  # fmt: skip
+    guard.start()
+    for _ in range(5):
+        now_s += 10.0
+        guard.beat()
+    guard.stop()
+    assert guard.pid is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "runs without a guard" in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("gap_s", "cpu_s", "suspended_s", "why"),
+    [
+        (10.7, 10.5, 0.0, "no Python ran in this process for 10.7 s: a call held the GIL"),
+        (10.7, 0.01, 0.0, "it was stopped, got no CPU, or a call held the GIL while it waited"),
+        (3600.0, 0.1, 3599.0, "for 3600.0 s: the machine was suspended"),
+    ],
+)
+def test_a_gap_is_accounted_for(gap_s: float, cpu_s: float, suspended_s: float, why: str) -> None:
+    assert why in account(gap_s, cpu_s, suspended_s)
