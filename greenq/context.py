@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from greenq.errors import Retry
 from greenq.log import task_log_context
@@ -13,11 +13,22 @@ if TYPE_CHECKING:
     from contextvars import ContextVar
 
     from greenq.protocol.message import TaskMessage
-    from greenq.request import Request
     from greenq.result import AsyncResult
 
 # The context of the task that runs in this greenlet or thread; None outside a worker.
 current_context = cast("ContextVar[Context | None]", task_log_context)
+
+
+class Delivered(Protocol):
+    """The delivery that a task runs for, as far as its code may see it."""
+
+    @property
+    def delivery_info(self) -> Mapping[str, Any]:
+        """Where the message came from."""
+
+    @property
+    def properties(self) -> Mapping[str, Any]:
+        """The properties of the message's envelope."""
 
 
 class Context:
@@ -48,7 +59,7 @@ class Context:
         message: TaskMessage | None = None,
         *,
         hostname: str | None = None,
-        delivered: Request | None = None,
+        delivered: Delivered | None = None,
     ) -> None:
         """Wrap a message as it was `delivered`; without one, this is a direct call."""
         self.message = message
