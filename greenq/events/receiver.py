@@ -32,10 +32,10 @@ from greenq.transport.mailbox import Mailbox
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from greenq.app import Greenq
     from greenq.protocol.clock import LamportClock
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client
+    from greenq.transport.transport import Connected
 
     Event = dict[str, Any]
     Handler = Callable[[Event], object]
@@ -58,7 +58,7 @@ _PAUSE_S = 0.5
 class Events:
     """What an app has for those who listen: `app.events`."""
 
-    def __init__(self, app: Greenq) -> None:
+    def __init__(self, app: Connected) -> None:
         """Listen on the server of `app`; nothing is opened yet."""
         self._app = app
 

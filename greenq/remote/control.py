@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Unpack
 
-    from greenq.app import Greenq
+    from greenq.transport.transport import Connected
+
 
 TERM = "SIGTERM"
 
@@ -53,7 +54,7 @@ class Control:
         OperationalError: the server could not be reached.
     """
 
-    def __init__(self, app: Greenq) -> None:
+    def __init__(self, app: Connected) -> None:
         """Command the workers of `app`; nothing is connected yet."""
         self._app = app
 

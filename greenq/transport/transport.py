@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
 from greenq.config.validators import insecure_options, mask_url
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from greenq.config.settings import Config
+    from greenq.protocol.clock import LamportClock
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +29,24 @@ _DISABLED = "disabled://"
 
 # Check of a listening connection when health_check_interval is 0, which means: not on every use.
 _SILENCE_S = 2.0
+
+
+class Connected(Protocol):
+    """Whatever can reach a server: an app, as the clients of a cluster see it.
+
+    Attributes:
+        clock: the cluster's logical clock, as far as this process knows it.
+    """
+
+    clock: LamportClock
+
+    @property
+    def config(self) -> Config:
+        """All settings."""
+
+    @property
+    def transport(self) -> Transport:
+        """The way to the server, made on first use."""
 
 
 class Transport:
