@@ -9,6 +9,7 @@ from greenq.cli import show
 from greenq.cli.load import find_app
 from greenq.cli.worker_options import custom_defaults
 from greenq.worker import Worker
+from greenq.worker_parts import WorkerOptions
 
 if TYPE_CHECKING:
     import argparse
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     app = find_app(args.app) if args.app else Greenq("graph", set_as_current=False)
     app.conf.update(_NOWHERE)
     options = custom_defaults(app.user_options["worker"])
-    graphs = _graphs(Worker(app, options=options))
+    graphs = _graphs(Worker(app, WorkerOptions(step_options=options)))
     if args.which:
         graphs = {args.which: graphs[args.which]}
     if args.json:

@@ -16,6 +16,7 @@ from greenq.cli.worker_options import read_custom
 from greenq.config.node_names import file_name, node_name
 from greenq.protocol.text import printable
 from greenq.worker import Worker
+from greenq.worker_parts import WorkerOptions
 
 if TYPE_CHECKING:
     import argparse
@@ -81,18 +82,20 @@ def _settings(app: Greenq, args: argparse.Namespace) -> dict[str, Any]:
 def _worker(app: Greenq, args: argparse.Namespace, options: dict[str, Any]) -> Worker:
     return Worker(
         app,
-        queues=args.queues,
-        exclude_queues=args.exclude_queues,
-        concurrency=args.concurrency,
-        autoscale=args.autoscale,
-        hostname=args.hostname,
-        task_events=args.task_events,
-        mingle=args.mingle,
-        gossip=args.gossip,
-        heartbeat=args.heartbeat,
-        heartbeat_interval_s=args.heartbeat_interval,
-        control=args.control,
-        options=options,
+        WorkerOptions(
+            queues=tuple(args.queues),
+            exclude_queues=tuple(args.exclude_queues),
+            concurrency=args.concurrency,
+            autoscale=args.autoscale,
+            hostname=args.hostname,
+            task_events=args.task_events,
+            mingle=args.mingle,
+            gossip=args.gossip,
+            heartbeat=args.heartbeat,
+            heartbeat_interval_s=args.heartbeat_interval,
+            control=args.control,
+            step_options=options,
+        ),
     )
 
 
@@ -101,15 +104,15 @@ def banner(app: Greenq, worker: Worker, *, color: bool) -> str:
     green, dim, bold, plain = (_GREEN, _DIM, _BOLD, _PLAIN) if color else ("", "", "", "")
     transport = app.transport
     results = transport.result_address if transport.stores_results else "disabled"
-    size = f"{worker.concurrency} greenlets"
-    if worker.autoscale:
-        size = f"{worker.autoscale[1]} to {worker.autoscale[0]} greenlets, by queue depth"
+    size, autoscaler = f"{worker.pool.size} greenlets", worker.parts.autoscaler
+    if autoscaler is not None:
+        size = f"{autoscaler.least} to {autoscaler.most} greenlets, by queue depth"
     rows = [
         ("app", app.main),
         ("transport", transport.broker_address),
         ("results", results),
         ("concurrency", size),
-        ("queues", printable(", ".join(worker.queues))),
+        ("queues", printable(", ".join(worker.parts.queues.names))),
     ]
     lines = [f"{green}{bold}greenq {greenq.__version__}{plain}  {bold}{worker.hostname}{plain}", ""]
     lines += [f"  {dim}{name:<12}{plain}{value}" for name, value in rows]

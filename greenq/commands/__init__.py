@@ -1,5 +1,10 @@
-"""What a worker carries out when it is asked by remote control.
+"""The remote control commands that a worker carries out.
 
-For the consumer's remote control; an app adds commands of its own with `control_command` and
-`inspect_command`.
+Importing this package, or any module of it, registers all of them. An app adds its own with
+`control_command` and `inspect_command`. Celery's commands have Celery's names, arguments and shapes
+of replies.
 """
+
+from greenq.commands import control, diagnostics, inspect, queues, registry
+
+__all__ = ["control", "diagnostics", "inspect", "queues", "registry"]

@@ -1,70 +1,84 @@
-"""The consumer: what of a worker depends on the server, and starts anew when that is lost."""
+"""The consumer: the parts that need the server and restart when the connection is lost."""
 
 from __future__ import annotations
 
 import logging
-import random
 from typing import TYPE_CHECKING, Any
 
+from greenq.backoff import Backoff
 from greenq.bootsteps.blueprint import Blueprint, StartStopPart, custom
 from greenq.errors import AccessRefused, OperationalError
 from greenq.hub import Event, Greenlet, spawn
 from greenq.log import OutageLog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from greenq.app import Greenq
     from greenq.bootsteps.blueprint import Part
     from greenq.bootsteps.steps import Step as CustomStep
-    from greenq.worker import Worker
+    from greenq.consumer.queue_set import QueueSet
+    from greenq.consumer.tasks import Tasks
 
 _log = logging.getLogger(__name__)
 
 _PAUSE_FIRST_S = 0.1
-_PAUSE_MOST_S = 1.0
+_PAUSE_MAX_S = 1.0
 
 
 class Consumer(StartStopPart):
     """Runs the consumer's blueprint in one greenlet.
 
-    1. Start its steps in order, then consume until told to stop.
-    2. When the server is lost, stop them, pause, and start again; tasks that run go on meanwhile.
-    3. Refused access at the first start ends the worker: waiting would not mend it.
+    1. Start the steps in order, then consume until stopped.
+    2. When the server is lost, stop them, pause, and start again; running tasks go on meanwhile.
+    3. Refused access at the first start ends the worker: waiting would not help.
 
-    The steps, in the order of the start: Connection, Events, Mingle, Gossip, Tasks, Control, Heart,
-    Agent, and those of the app where they want to be; then the event loop. All but Connection,
+    The steps in the order of their start: Connection, Events, Mingle, Gossip, Tasks, Control,
+    Heart, Agent, and the app's own where these ask to be; then the event loop. All but Connection,
     Events and Tasks can be switched off.
     """
 
     name = "Consumer"
     requires = ("Pool",)
-    # The app's own steps of the worker are there before anything is taken.
+    # The app's own worker steps start before anything is taken.
     last = True
 
     def __init__(
         self,
-        worker: Worker,
         steps: Sequence[Part],
         *,
+        worker: object,
+        app: Greenq,
+        hostname: str,
+        tasks: Tasks,
+        queues: QueueSet,
+        give_up: Callable[[Exception], None],
         custom_steps: Iterable[type[CustomStep]] = (),
         options: Mapping[str, Any],
         retry_at_start: bool,
         max_retries: int | None,
     ) -> None:
-        """Make the blueprint.
+        """Build the blueprint.
 
         Args:
-            worker: whose consumer this is; its `tasks` consume.
-            steps: its parts.
+            steps: its parts, `tasks` among them.
+            worker: the worker, for the app's own steps.
+            app: the app.
+            hostname: the worker's node name.
+            tasks: takes the tasks.
+            queues: the queues to take from.
+            give_up: called with the error that ends the worker.
             custom_steps: the app's own steps.
             options: values of the app's own options, for its own steps.
-            retry_at_start: try again when the server cannot be reached at first.
-            max_retries: how often to try again in a row; None for ever.
+            retry_at_start: whether to retry when the server cannot be reached at the start.
+            max_retries: how many times to retry in a row; None means without limit.
         """
         self.worker = worker
-        self.app = worker.app
-        self.hostname = worker.hostname
-        self.tasks = worker.tasks
+        self.app = app
+        self.hostname = hostname
+        self.tasks = tasks
+        self._queues = queues
+        self._give_up = give_up
         self.blueprint = Blueprint("consumer", [*steps, *custom(custom_steps, self, options)])
         self._retry_at_start = retry_at_start
         self._max_retries = max_retries
@@ -73,25 +87,25 @@ class Consumer(StartStopPart):
         self._greenlet: Greenlet | None = None
 
     def start(self) -> None:
-        """Begin to consume, or to try."""
+        """Start consuming; keep trying while the server is away."""
         names = " > ".join(step.name for step in self.blueprint.steps)
         _log.info("consumer: %s > event loop", names)
         self._stopping.clear()
         self._greenlet = spawn(self._run, name="consumer", lasts=True)
 
     def stop(self) -> None:
-        """Stop taking and give back what has not started."""
+        """Stop taking and requeue what has not started."""
         self._stop_consuming()
         self.blueprint.stop()
 
     def terminate(self) -> None:
-        """Stop taking, give back what has not started, and end the steps at once."""
+        """Stop taking, requeue what has not started, and end the steps at once."""
         self._stop_consuming()
         self.blueprint.terminate()
 
     def _stop_consuming(self) -> None:
         self._stopping.set()
-        self.worker.watch.tell(())
+        self._queues.retract()
         self.tasks.stop_consuming()
         if self._greenlet is not None and not self._greenlet.dead:
             self._greenlet.join()
@@ -100,42 +114,40 @@ class Consumer(StartStopPart):
         self.tasks.leave()
 
     def shutdown(self) -> None:
-        """Let the steps go: none is started again."""
+        """Shut the steps down for good."""
         self.blueprint.shutdown()
 
     def _run(self) -> None:
-        pause_s, was_up, failures = _PAUSE_FIRST_S, False, 0
+        pauses, was_up, failures = Backoff(_PAUSE_FIRST_S, _PAUSE_MAX_S), False, 0
         while not self._stopping.is_set():
             try:
                 self.blueprint.start()
                 was_up, failures = True, 0
                 if self._stopping.is_set():
-                    # Told to stop while a step waited, as for the others' answers.
+                    # Stopped while a step waited, such as Mingle for replies.
                     return
-                self.worker.tell()
+                self._queues.announce()
                 _log.info("%s is ready", self.hostname)
                 self.tasks.consume()
             except OperationalError as exc:
                 if self.tasks.working:
-                    # Another outage, and not the one that was paused for.
-                    pause_s = _PAUSE_FIRST_S
+                    # A new outage, not the one before.
+                    pauses.reset()
                     self._outage.recovered("another interruption")
                 self.blueprint.stop()
                 hopeless = isinstance(exc, AccessRefused) or not self._retry_at_start
                 failures += 1
                 spent = self._max_retries is not None and failures > self._max_retries
                 if spent or (hopeless and not was_up):
-                    self.worker.give_up(exc)
+                    self._give_up(exc)
                     return
-                pause_s = self._pause(exc, pause_s)
+                self._pause(exc, pauses.next_s())
             except Exception as exc:
                 _log.exception("the consumer failed")
-                self.worker.give_up(exc)
+                self._give_up(exc)
                 return
 
-    def _pause(self, exc: OperationalError, pause_s: float) -> float:
-        """Wait before the next try, with jitter so that a fleet does not come back as one."""
-        wait_s = pause_s * random.uniform(0.5, 1.0)
+    def _pause(self, exc: OperationalError, wait_s: float) -> None:
+        """Wait before the next try."""
         self._outage.failed(f"consumer: no tasks are taken; trying again in {wait_s:.1f} s", exc)
         self._stopping.wait(wait_s)
-        return min(pause_s * 2, _PAUSE_MOST_S)

@@ -7,59 +7,149 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from greenq.bootsteps.blueprint import StartStopPart
-from greenq.errors import TransportTimeout
+from greenq.errors import OperationalError, TransportTimeout
+from greenq.transport.facts import eviction_warning, server_facts
 from greenq.transport.fetch import Delivery
+from greenq.transport.owner import Owner
 
 if TYPE_CHECKING:
-    from greenq.worker import Worker
+    from collections.abc import Callable
+
+    from greenq.consumer.queue_set import QueueSet
+    from greenq.execution.state import WorkerState
+    from greenq.transport.fetch import Fetcher
+    from greenq.transport.outbox import Outbox
+    from greenq.transport.transport import Transport
+    from greenq.watchdog.thread import Watch
 
 _log = logging.getLogger(__name__)
 
 _LEASE_TIMEOUT_S = 5.0
 _PING_TIMEOUT_S = 2.0
 
+# For each batch of messages that are registered again.
+_REGISTER_TIMEOUT_S = 5.0
+
 
 class Connection(StartStopPart):
-    """The first step of the consumer: nothing starts before the server is there."""
+    """The first step of the consumer: no other step starts until the server answers."""
 
     name = "Connection"
 
-    def __init__(self, worker: Worker) -> None:
-        """Reach the server of `worker`'s app and declare its queues there."""
-        self._worker = worker
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        owner: Owner,
+        watch: Watch,
+        queues: QueueSet,
+        fetcher: Fetcher,
+        outbox: Outbox,
+        state: WorkerState,
+        default_queue: str,
+        receive: Callable[[Delivery], object],
+    ) -> None:
+        """Reach the server for a worker.
+
+        Args:
+            transport, owner, watch, queues, fetcher, outbox, state: those of the worker.
+            default_queue: the name of the default queue.
+            receive: takes the messages of broadcast queues.
+        """
+        self._transport = transport
+        self._owner = owner
+        self._watch = watch
+        self._queues = queues
+        self._fetcher = fetcher
+        self._outbox = outbox
+        self._receive = receive
+        self._state = state
+        self._default_queue = default_queue
+        self._has_looked = False
 
     def start(self) -> None:
-        """Reach the server.
+        """Reach the server, declare the queues and subscribe to the broadcast queues.
 
         Raises:
-            OperationalError: it cannot be reached, or refuses.
+            OperationalError: the server cannot be reached, or refuses.
         """
-        worker = self._worker
-        transport, watch = worker.app.transport, worker.watch
-        # Declaring asks nothing when this process has done it before.
+        transport, watch = self._transport, self._watch
         transport.client.call("PING", timeout_s=_PING_TIMEOUT_S)
         if not watch.wait_held(_LEASE_TIMEOUT_S):
-            # Without it nobody would know whose the messages are if this worker died.
+            # Without a lease, nothing would show whose the messages are if this worker died.
             raise watch.problem or TransportTimeout("the lease could not be written")
-        worker.register()
-        transport.broker.declare(worker.queues)
-        worker.look_for_pauses()
-        for queue in worker.broadcasts:
+        self.register()
+        # This costs no call if this process has declared them before.
+        transport.broker.declare(self._queues.names)
+        self._queues.look_for_pauses()
+        for queue in self._queues.broadcasts:
             watch.subscriber.subscribe(
-                self._channel(queue.name), partial(self._receive, queue.name)
+                self._channel(queue.name), partial(self._broadcast, queue.name)
             )
         _log.info("Connected to %s", transport.broker_address)
-        worker.look_at_server()
+        self._look_at_server()
 
     def stop(self) -> None:
-        """Hear nothing that is broadcast meanwhile."""
-        for queue in self._worker.broadcasts:
-            self._worker.watch.subscriber.unsubscribe(self._channel(queue.name))
+        """Unsubscribe from the broadcast queues."""
+        for queue in self._queues.broadcasts:
+            self._watch.subscriber.unsubscribe(self._channel(queue.name))
+
+    def register(self) -> None:
+        """Register this owner and its messages on the server. Switches: yes.
+
+        Raises:
+            OperationalError: the server cannot be reached, or the lease has ended.
+        """
+        requests = list(self._state.reserved.values())
+        held = [request.delivery for request in requests if not request.settled]
+        begun = {request.delivery.tag for request in requests if request.settled}
+        is_new = self._fetcher.register(
+            self._watch.question, held, begun | self._outbox.tags(), _REGISTER_TIMEOUT_S
+        )
+        if is_new and self._fetcher.first_unused > 1:
+            _log.warning(
+                "the server had lost its data: the %d messages of this worker are stored again",
+                len(requests),
+            )
+
+    def try_register(self) -> None:
+        """Register if the server can be reached; otherwise the next renewal asks for it again."""
+        try:
+            self.register()
+        except OperationalError as exc:
+            _log.info("this worker could not be registered on the server yet: %s", exc)
+
+    def _look_at_server(self) -> None:
+        """Warn once of a server that may evict keys and of a worker with this name.
+
+        Switches: yes.
+        """
+        if self._has_looked:
+            return
+        self._has_looked = True
+        transport = self._transport
+        try:
+            warning = eviction_warning(server_facts(transport.client))
+            leases = transport.client.call("ZRANGE", transport.keys.leases, 0, -1)
+        except OperationalError as exc:
+            _log.info("the server's memory settings and leases could not be read: %s", exc)
+            return
+        if warning is not None:
+            _log.warning("%s", warning)
+        owners = [Owner.parse(each.decode(errors="replace")) for each in leases]
+        if any(self._is_twin(each) for each in owners):
+            _log.warning(
+                "another worker is named %s, or was until a moment ago: the replies of two workers "
+                "with one name hide each other; give each its own name with -n",
+                self._owner.node,
+            )
+
+    def _is_twin(self, other: Owner) -> bool:
+        return other.node == self._owner.node and other != self._owner and not other.is_dead
 
     def _channel(self, queue: str) -> str:
-        """Return where a broadcast queue is published: under the default queue's key."""
-        app = self._worker.app
-        return app.transport.keys.fanout(queue, app.config.task.task_default_queue)
+        """Return the channel of a broadcast queue, which lies under the default queue's key."""
+        return self._transport.keys.fanout(queue, self._default_queue)
 
-    def _receive(self, queue: str, data: bytes) -> None:
-        self._worker.tasks.receive(Delivery("", queue, data))
+    def _broadcast(self, queue: str, data: bytes) -> None:
+        self._receive(Delivery("", queue, data))

@@ -1,20 +1,19 @@
-"""Control: hear requests of remote control, carry them out, reply."""
+"""Control: receive remote control requests, carry them out, reply."""
 
 from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from greenq.bootsteps.blueprint import StartStopPart
-from greenq.commands.registry import NO_REPLY, panel
 from greenq.errors import ContentDisallowed, DecodeError, EncodeError, OperationalError
 from greenq.log import Repeated
-from greenq.protocol.mailbox import EXCHANGE, read_request
+from greenq.protocol.mailbox import EXCHANGE, NO_REPLY, read_request
 from greenq.protocol.message import saferepr
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from greenq.protocol.clock import LamportClock
     from greenq.protocol.keys import Keys
@@ -22,16 +21,28 @@ if TYPE_CHECKING:
     from greenq.transport.client import Connection
     from greenq.transport.mailbox import Mailbox
     from greenq.watchdog.subscriber import Subscriber
-    from greenq.worker import Worker
 
 _log = logging.getLogger(__name__)
 
 
-class Control(StartStopPart):
-    """Answers what is asked of this worker, of workers like it, or of all.
+class Commands(Protocol):
+    """The remote control commands by name; see `greenq.commands.registry.Panel`."""
 
-    In the hub, one request after the other; when the hub is blocked, the watch thread answers those
-    that it can. Whatever is wrong with a request ends in an answer or a line of the log.
+    def is_urgent(self, name: str) -> bool:
+        """Return whether a command runs without the hub."""
+
+    def changes(self, name: str) -> bool:
+        """Return whether a command changes something."""
+
+    def run(self, name: str, worker: Any, arguments: Mapping[str, Any]) -> Any:
+        """Run a command on the parts of a worker and return its reply."""
+
+
+class Control(StartStopPart):
+    """Answers requests to this worker, to a group of workers, or to all.
+
+    Runs in the hub, one request after another; while the hub is blocked, the watch thread answers
+    the requests that it can. A faulty request ends in an error reply or a line of the log.
     """
 
     name = "Control"
@@ -39,25 +50,34 @@ class Control(StartStopPart):
 
     def __init__(
         self,
-        worker: Worker,
+        commands: Commands,
+        run: Callable[[str, Mapping[str, Any]], Any],
         subscriber: Subscriber,
         mailbox: Mailbox,
         keys: Keys,
         clock: LamportClock,
         *,
+        hostname: str,
         accept: frozenset[str],
         accept_pcre: bool = False,
         looks_only: bool = False,
     ) -> None:
-        """Carry out commands on `worker`.
+        """Answer for the node `hostname`.
 
         Args:
-            accept: the content types that requests may have.
-            accept_pcre: requests may choose nodes by regular expressions.
-            looks_only: no command is carried out that changes something.
+            commands: the commands.
+            run: runs a command on the worker, given its name and arguments.
+            subscriber: receives the requests.
+            mailbox: sends the replies.
+            keys, clock: those of the worker.
+            hostname: the worker's node name.
+            accept: the accepted content types of requests.
+            accept_pcre: whether requests may select nodes by regular expressions.
+            looks_only: whether commands that change something are refused.
         """
-        self._worker = worker
-        self._hostname = worker.hostname
+        self._commands = commands
+        self._run = run
+        self._hostname = hostname
         self._subscriber = subscriber
         self._mailbox = mailbox
         self._clock = clock
@@ -66,19 +86,19 @@ class Control(StartStopPart):
         self._repeated = Repeated(_log)
         self._looks_only = looks_only
         self._channel = keys.fanout(EXCHANGE)
-        # What came as a request and was none.
+        # The number of malformed or refused requests.
         self.ignored = 0
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Subscribe to requests."""
         self._subscriber.subscribe(self._channel, self.handle, urgent=self.urgent)
 
     def stop(self) -> None:
-        """Listen no longer."""
+        """Unsubscribe."""
         self._subscriber.unsubscribe(self._channel)
 
     def handle(self, data: bytes) -> None:
-        """Carry out a request, if it is for this worker, and reply. Switches: yes."""
+        """Carry out a request if it is for this worker, and reply. Switches: yes."""
         request = self._read(data, counts=True)
         if request is not None and self._is_meant(request):
             self._clock.adjust(request.clock)
@@ -87,13 +107,13 @@ class Control(StartStopPart):
     def urgent(self, data: bytes) -> Callable[[Connection], object] | None:
         """Return how the watch thread answers a request, None if it needs the hub.
 
-        So does whatever is wrong with one, and a regular expression: this thread keeps the lease,
-        and nobody else's pattern may hold it up.
+        Faulty requests and regular expressions are left to the hub: this thread keeps the lease,
+        and no pattern from outside may delay it.
         """
         request = self._read(data)
         if request is None or request.needs_regex or not request.is_for(self._hostname):
             return None
-        return partial(self._answer, request) if panel.is_urgent(request.method) else None
+        return partial(self._answer, request) if self._commands.is_urgent(request.method) else None
 
     def _is_meant(self, request: ControlRequest) -> bool:
         try:
@@ -104,16 +124,16 @@ class Control(StartStopPart):
             return False
 
     def _read(self, data: bytes, *, counts: bool = False) -> ControlRequest | None:
-        """Read a request; None when it is none.
+        """Read a request; return None if it is malformed.
 
-        The watch thread may read what the hub will read again: that counts it.
+        The watch thread may read a request that the hub reads again: only the hub counts it.
         """
         try:
             return read_request(data, self._accept)
         except (DecodeError, ContentDisallowed) as exc:
             if counts:
                 self.ignored += 1
-                self._repeated.say("what came as a control request is none: %s", exc)
+                self._repeated.say("ignored a malformed control request: %s", exc)
             return None
 
     def _answer(self, request: ControlRequest, connection: Connection | None) -> None:
@@ -131,22 +151,22 @@ class Control(StartStopPart):
             _log.warning("the answer to %s could not be sent: %s", request.method, exc)
 
     def _carry_out(self, request: ControlRequest, connection: Connection | None) -> Any:
-        if self._looks_only and panel.changes(request.method):
+        if self._looks_only and self._commands.changes(request.method):
             return {
                 "error": f"{request.method} is refused: this worker only lets itself be looked at "
                 "(worker_enable_remote_control = 'inspect')"
             }
         try:
             try:
-                return panel.run(request.method, self._worker, request.arguments)
+                return self._run(request.method, request.arguments)
             except RuntimeError as exc:
                 if connection is None or "changed size" not in str(exc):
                     raise
-                # The hub has begun to move while the watch thread looked: once more.
-                return panel.run(request.method, self._worker, request.arguments)
+                # The hub resumed while the watch thread was reading: try again.
+                return self._run(request.method, request.arguments)
         except Exception as exc:
-            # The boundary to commands, users' ones included: the asker is told.
-            # Of a user's exception, not even the text is safe.
+            # The boundary to commands, the app's own included: the requester gets the error.
+            # Even the text of a user's exception may raise.
             text = saferepr(exc)
             if isinstance(exc, LookupError | TypeError | ValueError):
                 self._repeated.say("control command %.100s failed: %s", request.method, text)

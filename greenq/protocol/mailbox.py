@@ -10,7 +10,7 @@ Source: wire format, section 11; the recordings inspect, pool_control and revoke
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from greenq.errors import DecodeError
 from greenq.protocol import envelope
@@ -32,6 +32,9 @@ from greenq.protocol.serialize import dumps, loads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+NO_REPLY: Final = object()
+"""Returned by a remote control command that sends no reply."""
 
 EXCHANGE = "celery.pidbox"
 REPLY_EXCHANGE = "reply.celery.pidbox"

@@ -42,6 +42,7 @@ from greenq.transport.owner import Owner
 from greenq.transport.settle import SETTLE, Entry, Guard, Move, settle
 from greenq.watchdog.subscriber import Subscriber
 from greenq.worker import Worker
+from greenq.worker_parts import WorkerOptions
 from tests.servers import ROOT, Server, greenq_worker
 from tests.support import wait_until
 from tests.unit.consumer.test_gossip import World
@@ -309,14 +310,14 @@ def flood_outbox() -> None:
 def flood_queues() -> None:
     node = Node()
     take_from: Any = bool
-    node.worker._take_from = take_from  # type: ignore[method-assign]
+    node.parts.queues._take_from = take_from  # type: ignore[method-assign]
     for number in range(1000):
         assert "ok" in node.ask("add_consumer", queue=f"{number}")
         node.ask("cancel_consumer", queue=f"{number}")
     for refused in ({"queue": "one more"}, {"queue": "1", "exchange": "x"}, {"queue": "x" * 256}):
         assert "ValueError" in node.ask("add_consumer", **refused)["error"]
 
-    assert len(node.worker._added) == 1000
+    assert len(node.parts.queues._added) == 1000
     assert "ok" in node.ask("add_consumer", queue="1")
     node.close()
 
@@ -351,7 +352,7 @@ def flood_answer() -> None:
 @memory("lines of the log")
 def flood_log(caplog: pytest.LogCaptureFixture) -> None:
     node, world = Node(), World()
-    control: Any = node.worker.control
+    control: Any = node.parts.control
     with caplog.at_level(logging.INFO):
         for number in range(1000):
             control.handle(b"garbage %d" % number)
@@ -581,13 +582,13 @@ def flood_reply_list(server: Server, client: Client) -> None:
 @on_server("_kombu.binding.*", "_kombu.binding_permanent.*")
 def flood_bindings(server: Server, client: Client) -> None:
     app = Greenq("bounds", broker=server.url, set_as_current=False)
-    worker = Worker(app, hostname="me@host")
+    queues = Worker(app, WorkerOptions(hostname="me@host")).parts.queues
     take_from: Any = bool
-    worker._take_from = take_from  # type: ignore[method-assign]
+    queues._take_from = take_from  # type: ignore[method-assign]
     for number in range(1100):
         with suppress(ValueError):
-            worker.add_queue(f"{number}", QueueSource(f"x{number}", "direct", "k"))
-            worker.cancel_queue(f"{number}")
+            queues.add(f"{number}", QueueSource(f"x{number}", "direct", "k"))
+            queues.cancel(f"{number}")
     app.close()
 
     assert len(server.client.keys("_kombu.binding.*")) == 2000

@@ -164,7 +164,7 @@ def test_a_paused_queue_is_left_alone_by_those_who_start_later_too(cluster: Clus
 
     assert [result.get(timeout=WAIT_S) for result in waiting] == [n + 1 for n in range(20)]
     for worker in (first, second):
-        worker.wait_text("queue celery is taken from again")
+        worker.wait_text("queue celery is resumed")
 
 
 def test_a_drained_worker_leaves_all_to_the_others(cluster: Cluster) -> None:

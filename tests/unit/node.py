@@ -21,6 +21,7 @@ from greenq.transport.broker import Broker
 from greenq.transport.client import Script
 from greenq.transport.fetch import Delivery
 from greenq.worker import Worker
+from greenq.worker_parts import WorkerOptions
 from tests.unit.rig import DEADLINE_S, NOWHERE, KeptOutbox, settle, wait_for
 
 NODE = "me@host"
@@ -105,14 +106,12 @@ class Node:
         self.broker = transport.broker = KeptBroker(transport.broker)
         self.asker = Asker()
         transport.client.script = self.asker.script
-        self.worker = Worker(self.app, hostname=NODE, **options)
-        state = self.worker.state
-        state.lease_until_s = state.now_s() + 3600
-        self.worker.tasks._taken_s = state.now_s()
         self.outbox = KeptOutbox()
-        parts: tuple[Any, ...] = (self.worker.tasks, self.worker.pool._run)
-        for part in parts:
-            part._outbox = self.outbox
+        self.worker = Worker(self.app, WorkerOptions(hostname=NODE, **options), outbox=self.outbox)
+        self.parts = self.worker.parts
+        state = self.parts.state
+        state.lease_until_s = state.now_s() + 3600
+        self.parts.tasks._taken_s = state.now_s()
         self._tags = 0
 
     def give(self, name: str, task_id: str, *args: Any, **options: Any) -> None:
@@ -120,21 +119,21 @@ class Node:
         self._tags += 1
         prepared = self.app.producer.prepare(name, args, {}, options | {"task_id": task_id})
         delivery = Delivery(
-            f"{self.worker.owner.incarnation}:{self._tags}", "celery", prepared["text"].encode()
+            f"{self.parts.owner.incarnation}:{self._tags}", "celery", prepared["text"].encode()
         )
-        self.worker.tasks._receive(delivery)
+        self.parts.tasks._receive(delivery)
         settle()
 
     def request_of(self, task_id: str) -> Request:
-        held = self.worker.state.reserved.values()
+        held = self.parts.state.reserved.values()
         (found,) = [request for request in held if request.message.id == task_id]
         return found
 
     def ask(self, method: str, **arguments: Any) -> Any:
         """Ask over the mailbox; return the reply."""
         self.asker.replies.clear()
-        assert self.worker.control is not None
-        self.worker.control.handle(asked(method, arguments))
+        assert self.parts.control is not None
+        self.parts.control.handle(asked(method, arguments))
         settle()
         (reply,) = self.asker.replies
         assert reply.ticket == "ticket"
@@ -144,8 +143,8 @@ class Node:
     def close(self) -> None:
         """Let what runs end."""
         self.release.set()
-        wait_for(lambda: not self.worker.pool.active)
-        self.worker.pool.terminate()
+        wait_for(lambda: not self.parts.pool.active)
+        self.parts.pool.terminate()
         self.app.close()
 
 

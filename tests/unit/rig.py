@@ -10,6 +10,7 @@ import gevent
 import msgspec
 
 from greenq import Greenq
+from greenq.bootsteps.blueprint import StartStopPart
 from greenq.consumer.tasks import Tasks
 from greenq.execution.executor import Executor
 from greenq.execution.state import WorkerState
@@ -85,16 +86,25 @@ class Heard:
         return fields
 
 
-class KeptOutbox:
+class KeptOutbox(StartStopPart):
     """An outbox whose server answers at once; it keeps all entries.
 
     Attributes:
         gone: tags of which the server says that they are not held.
     """
 
+    name = "Outbox"
+    requires = ("Watch",)
+
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.gone: set[str] = set()
+
+    def stir(self) -> None:
+        """Publish nothing: events stay where they are gathered."""
+
+    def tags(self) -> set[str]:
+        return set()
 
     def put(self, entry: Entry) -> None:
         self.entries.append(entry)

@@ -38,6 +38,7 @@ from greenq.transport.client import Client
 from greenq.transport.embedded import keeper
 from greenq.transport.embedded.server import EmbeddedServer
 from greenq.worker import Worker
+from greenq.worker_parts import WorkerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -189,11 +190,11 @@ class Watch:
 
     def _all_done(self, total: int) -> bool:
         state = self._worker.state
-        return state.succeeded + state.failed >= total and not len(self._worker.outbox)
+        return state.succeeded + state.failed >= total and not len(self._worker.parts.outbox)
 
     def _sample(self) -> Sample:
         worker = self._worker
-        depth = self._broker.depth(worker.queues)
+        depth = self._broker.depth(worker.parts.queues.names)
         at_s = time.monotonic() - self._began_s
         if worker.pool.peak > self._peak:
             self._peak, self._peak_at_s = worker.pool.peak, at_s
@@ -376,7 +377,7 @@ def _working(
     app: Greenq, limits: tuple[int, int], interrupt: Interrupt
 ) -> Iterator[tuple[Worker, Greenlet]]:
     """Run a worker in this process; at the end it finishes what runs, unless asked twice."""
-    worker = Worker(app, autoscale=limits)
+    worker = Worker(app, WorkerOptions(autoscale=limits))
     # `Worker.start` would do, but the demo must know when it has ended.
     greenlet = spawn(partial(worker.run, signals=False), name="worker")
     interrupt.again = worker.stop_cold

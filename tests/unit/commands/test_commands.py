@@ -120,7 +120,7 @@ def test_clock_goes_on_with_each_request(node: Node) -> None:
 
 
 def test_hello_exchanges_revoked_ids(node: Node) -> None:
-    node.worker.state.revoked.add("mine")
+    node.parts.state.revoked.add("mine")
 
     told = node.ask("hello", from_node="other@host", revoked=["theirs", 5, None, ["nested"]])
 
@@ -139,7 +139,7 @@ def test_hello_with_anything_else_brings_nothing(node: Node, revoked: object) ->
 
 def test_hello_of_itself_is_no_neighbour(node: Node) -> None:
     assert node.ask("hello", from_node=NODE, revoked=["a"]) is None
-    assert "a" not in node.worker.state.revoked
+    assert "a" not in node.parts.state.revoked
 
 
 def test_memory_is_told_as_text(node: Node) -> None:
@@ -155,7 +155,7 @@ def test_objgraph_says_what_is_missing(node: Node, monkeypatch: pytest.MonkeyPat
     def missing(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr("greenq.commands.registry.importlib.import_module", missing)
+    monkeypatch.setattr("greenq.commands.diagnostics.importlib.import_module", missing)
 
     assert "objgraph is not installed" in node.ask("objgraph")["error"]
 
@@ -359,7 +359,7 @@ def test_stamps_are_revoked(node: Node, headers: object) -> None:
 
     assert told.startswith(("headers {'tenant': ['a', 'b']", "headers {'tenant': 'a'"))
     assert told.endswith("} flagged as revoked, but not terminated")
-    assert "a" in node.worker.state.revoked.stamps["tenant"]
+    assert "a" in node.parts.state.revoked.stamps["tenant"]
     ended = node.ask("revoke_by_stamped_headers", headers=headers, terminate=True)["ok"]
     assert ended.endswith("were not terminated")
 
@@ -367,7 +367,7 @@ def test_stamps_are_revoked(node: Node, headers: object) -> None:
 @pytest.mark.parametrize("headers", [None, 5, ["no pair"], "no pair", [["a", "b"]]])
 def test_what_are_no_stamps_is_refused_and_revokes_nothing(node: Node, headers: object) -> None:
     assert "ValueError" in node.ask("revoke_by_stamped_headers", headers=headers)["error"]
-    assert node.worker.state.revoked.stamps == {}
+    assert node.parts.state.revoked.stamps == {}
 
 
 # --- limits ---------------------------------------------------------------------------------------
@@ -446,12 +446,12 @@ def test_a_queue_is_added_and_cancelled(node: Node) -> None:
     assert node.ask("add_consumer", queue="extra") == {"ok": "add consumer extra"}
     assert node.ask("add_consumer", queue="extra") == {"ok": "add consumer extra"}
     assert [each["name"] for each in node.ask("active_queues")] == ["celery", "extra"]
-    assert node.worker.fetcher.queues == ("celery", "extra")
+    assert node.parts.fetcher.queues == ("celery", "extra")
 
     assert node.ask("cancel_consumer", queue="celery") == {"ok": "no longer consuming from celery"}
     assert node.ask("cancel_consumer", queue="unknown")["ok"]
 
-    assert node.worker.fetcher.queues == ("extra",)
+    assert node.parts.fetcher.queues == ("extra",)
 
 
 def test_an_added_queue_is_bound_to_the_exchange_that_is_named(node: Node) -> None:
@@ -484,7 +484,7 @@ def test_a_queue_that_cannot_be_declared_is_not_taken_from(
     monkeypatch.setattr(node.broker, "declare", refuse)
 
     assert "not today" in node.ask("add_consumer", queue="extra")["error"]
-    assert node.worker.queues == node.worker.fetcher.queues == ("celery",)
+    assert node.parts.queues.names == node.parts.fetcher.queues == ("celery",)
 
 
 def test_a_key_that_is_no_queue_is_refused(node: Node) -> None:
@@ -493,27 +493,27 @@ def test_a_key_that_is_no_queue_is_refused(node: Node) -> None:
     assert "'unacked' cannot be a queue" in node.ask("add_consumer", queue="unacked")["error"]
     assert node.ask("add_consumer", queue="full")["ok"]
 
-    assert node.worker.queues == ("celery", "full")
+    assert node.parts.queues.names == ("celery", "full")
 
 
 def test_a_queue_of_another_kind_is_refused(node: Node) -> None:
     told = node.ask("add_consumer", queue="extra", exchange="e", exchange_type="headers")
 
     assert "direct" in told["error"]
-    assert node.worker.queues == ("celery",)
+    assert node.parts.queues.names == ("celery",)
 
 
 def test_a_queue_is_paused_for_all_and_resumed(node: Node) -> None:
     assert node.ask("pause", queue="celery", by="me") == {"ok": "queue celery is paused"}
     node.ask("pause", queue="elsewhere")
     assert node.broker.paused_by == {"celery": "me", "elsewhere": NODE}
-    assert node.worker.fetcher.queues == ()
+    assert node.parts.fetcher.queues == ()
     assert node.ask("status")["paused"] == ["celery", "elsewhere"]
     assert node.ask("status")["queues"] == ["celery"]
 
     assert node.ask("resume", queue="celery") == {"ok": "queue celery is taken from again"}
 
-    assert node.worker.fetcher.queues == ("celery",)
+    assert node.parts.fetcher.queues == ("celery",)
 
 
 def test_a_drained_worker_takes_nothing_and_gives_back_what_waits(node: Node) -> None:
@@ -533,7 +533,7 @@ def test_a_drained_worker_takes_nothing_and_gives_back_what_waits(node: Node) ->
 
 
 def test_the_pool_grows_and_shrinks_to_one_at_least(node: Node) -> None:
-    pool = node.worker.pool
+    pool = node.parts.pool
 
     assert node.ask("pool_grow") == {"ok": "pool will grow"}
     assert pool.size == 4
@@ -549,7 +549,7 @@ def test_the_pool_grows_and_shrinks_to_one_at_least(node: Node) -> None:
 @pytest.mark.parametrize("method", ["pool_grow", "pool_shrink"])
 def test_a_pool_cannot_grow_by_what_is_no_number(node: Node, method: str, n: object) -> None:
     assert list(node.ask(method, n=n)) == ["error"]
-    assert node.worker.pool.size == 3
+    assert node.parts.pool.size == 3
 
 
 def test_an_autoscaled_pool_has_limits_instead() -> None:
@@ -559,7 +559,7 @@ def test_an_autoscaled_pool_has_limits_instead() -> None:
         assert node.ask(method, n=1) == {"error": text.format(method)}
 
     assert node.ask("autoscale", max=5, min=4) == {"ok": "autoscale now max=5 min=4"}
-    assert node.worker.pool.size == 4
+    assert node.parts.pool.size == 4
     assert node.ask("autoscale", max=8) == {"ok": "autoscale now max=8 min=4"}
     for wrong in ({"max": 3}, {"min": 0}, {"min": 9}, {"max": "x"}, {"min": []}):
         assert list(node.ask("autoscale", **wrong)) == ["error"]
@@ -588,14 +588,14 @@ def test_task_events_are_switched_on_and_off(node: Node) -> None:
         "task events enabled", "task events already enabled",
         "task events disabled", "task events already disabled",
     ]  # fmt: skip
-    assert node.worker.events.tasks is False
+    assert node.parts.events.tasks is False
 
 
 def test_a_heartbeat_and_an_election_answer_nothing(node: Node) -> None:
     assert node.ask("heartbeat") is None
-    assert node.worker.watch._beat is not None
+    assert node.parts.watch._beat is not None
     assert node.ask("election", id="e1", topic="task", action={"task": "add"}) is None
-    assert len(node.worker.events._others) == 1
+    assert len(node.parts.events._others) == 1
 
 
 def test_what_is_switched_off_is_done_without() -> None:
@@ -641,11 +641,11 @@ def test_in_place_of_a_blocked_hub_it_is_told_what_blocks_it(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As in the watch thread, to which the hub owes an answer since a while.
-    watch: Any = node.worker.watch
+    watch: Any = node.parts.watch
     watch._thread = SimpleNamespace(hub_thread=0, runs_here=lambda: True)
     watch._asked_s = time.monotonic() - 3
     watch._hub.moved_s = watch._asked_s - 1
-    assert node.worker.control is not None
+    assert node.parts.control is not None
 
     for method, blocked in (
         ("ping", lambda told: told["blocked"]),
@@ -762,16 +762,16 @@ def test_a_command_may_wait(node: Node, panel: Panel) -> None:
 def test_an_argument_out_of_its_range_is_refused_and_named(
     node: Node, method: str, arguments: dict[str, Any], named: str
 ) -> None:
-    size = node.worker.pool.size
+    size = node.parts.pool.size
 
     assert named in node.ask(method, **arguments)["error"]
 
-    assert node.worker.pool.size == size
-    assert node.worker.state.revoked.ids() == []
+    assert node.parts.pool.size == size
+    assert node.parts.state.revoked.ids() == []
 
 
 def test_numbers_may_be_written_as_text_and_as_whole_floats(node: Node) -> None:
-    size = node.worker.pool.size
+    size = node.parts.pool.size
     assert "ok" in node.ask("pool_grow", n="2")
     assert "ok" in node.ask("pool_grow", n=1.0)
-    assert node.worker.pool.size == size + 3
+    assert node.parts.pool.size == size + 3

@@ -29,8 +29,8 @@ def node() -> Iterator[Node]:
 
 @pytest.fixture
 def control(node: Node) -> Any:
-    assert node.worker.control is not None
-    return node.worker.control
+    assert node.parts.control is not None
+    return node.parts.control
 
 
 def published(request: object, /, **changes: Any) -> bytes:
@@ -79,7 +79,7 @@ def test_regular_expression_is_read_where_the_setting_allows_it_and_never_in_the
 ):
     node = Node(settings={"worker_remote_control_pcre": True})
     try:
-        control: Any = node.worker.control
+        control: Any = node.parts.control
         request = asked("ping", pattern="m.@", matcher="pcre")
 
         assert control.urgent(request) is None
@@ -110,7 +110,7 @@ def test_what_is_refused_is_said_once_a_minute(
 
 
 def test_listens_on_its_channel_and_stops(node: Node, control: Any) -> None:
-    subscriber = node.worker.watch.subscriber
+    subscriber = node.parts.watch.subscriber
 
     control.start()
     assert [each.name for each in subscriber._channels] == ["/0.celery.pidbox"]
@@ -128,7 +128,7 @@ def test_a_request_without_an_address_is_carried_out_and_not_answered(
     control.handle(asked("pool_grow", {"n": 2}, answered=False))
     control.handle(asked("nonsense", answered=False))
 
-    assert node.worker.pool.size == 1002
+    assert node.parts.pool.size == 1002
     assert node.asker.replies == []
 
 
@@ -277,7 +277,7 @@ def test_no_arguments_of_any_command_end_it(asked_for: list[dict[str, Any]]) -> 
     node = Node(autoscale=(10, 1)) if len(asked_for) % 2 else Node(concurrency=2)
     node.give("wait", "t1", 1)
     node.give("add", "t2", 1, 2, countdown=100)
-    control: Any = node.worker.control
+    control: Any = node.parts.control
     for request in asked_for:
         node.asker.replies.clear()
         data = published(request)
@@ -327,8 +327,8 @@ def is_error(reply: Any) -> bool:
 def test_whatever_is_published_is_survived(data: bytes) -> None:
     node: Any = survivor()
 
-    urgent = node.worker.control.urgent(data)
-    node.worker.control.handle(data)
+    urgent = node.parts.control.urgent(data)
+    node.parts.control.handle(data)
     if urgent is not None:
         urgent(node.asker)
 
@@ -368,7 +368,7 @@ def test_a_long_error_is_cut_short(node: Node, caplog: pytest.LogCaptureFixture)
 
 
 def test_what_is_no_request_is_counted(node: Node) -> None:
-    node.worker.control.handle(asked("x" * 100_000, {}))
-    node.worker.control.handle(b"garbage")
+    node.parts.control.handle(asked("x" * 100_000, {}))
+    node.parts.control.handle(b"garbage")
 
     assert node.ask("stats")["ignored"]["requests"] == 2

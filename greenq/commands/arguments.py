@@ -1,0 +1,84 @@
+"""Checked arguments of remote control requests, which come from anyone who may publish."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from greenq.protocol.limits import KEY, Rule, Whole, named
+from greenq.protocol.message import saferepr
+
+Item = TypeVar("Item")
+
+COUNT = Whole(0, 1_000_000)
+SIZE = Whole(1, 1_000_000)
+
+PAGE = 1000
+"""A list in a reply is at most this long unless the request asks for more."""
+
+# The most values in one request: as many task ids as a worker remembers as revoked.
+_MAX_TEXTS = 50_000
+
+# No accepted number has this many digits.
+_MAX_DIGITS = 20
+
+
+def texts(value: object) -> list[str]:
+    """Return one value or a collection of values as texts.
+
+    Raises:
+        ValueError: there are too many values, or one is too long.
+    """
+    if value is None:
+        return []
+    many = value if isinstance(value, list | tuple | set) else [value]
+    if len(many) > _MAX_TEXTS:
+        raise ValueError(f"{len(many):,} are more than {_MAX_TEXTS:,} at once")
+    return [text("one of them", each) for each in many]
+
+
+def text(name: str, value: object) -> str:
+    """Return an argument as text; a number may stand for a name.
+
+    Raises:
+        ValueError: it is too long, or the server cannot store it.
+    """
+    found = value if isinstance(value, str) else saferepr(value)
+    checked(name, KEY, found)
+    return found
+
+
+def number(name: str, value: object, rule: Rule = COUNT) -> Any:
+    """Return an argument that is a whole number; command lines may send it as text.
+
+    Raises:
+        ValueError: `rule` does not accept it.
+    """
+    if isinstance(value, str) and len(value) < _MAX_DIGITS:
+        with suppress(ValueError):
+            value = int(value)
+    elif isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return checked(name, rule, value)
+
+
+def checked(name: str, rule: Rule, value: Any) -> Any:
+    """Return `value` if `rule` accepts it.
+
+    Raises:
+        ValueError: it does not.
+    """
+    wrong = rule.wrong(value)
+    if wrong:
+        raise ValueError(named(name, wrong))
+    return value
+
+
+def page_of(listed: list[Item], limit: int, offset: int) -> list[Item]:
+    """Return at most `limit` items from `offset` on.
+
+    Raises:
+        ValueError: one of the two is not a number, or negative.
+    """
+    limit, offset = number("limit", limit), number("offset", offset)
+    return listed[offset : offset + limit]

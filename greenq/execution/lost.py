@@ -1,0 +1,46 @@
+"""The messages of a lost worker: which of them run again, and how the others end."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from greenq.errors import WorkerLostError
+from greenq.protocol.envelope import header
+from greenq.states import FAILURE
+from greenq.transport.settle import Entry
+
+if TYPE_CHECKING:
+    from greenq.app import Greenq
+
+_log = logging.getLogger(__name__)
+
+
+class LostMessages:
+    """Decides about the messages of lost workers on behalf of the worker that recovers them."""
+
+    def __init__(self, app: Greenq, hostname: str) -> None:
+        """Decide by the tasks and settings of `app`; `hostname` is the worker that recovers."""
+        self._app = app
+        self._hostname = hostname
+
+    def may_run_again(self, name: str | None) -> bool:
+        """Return whether a task runs again when its worker is lost."""
+        task = self._app.tasks.get(name or "")
+        own = None if task is None else task.reject_on_worker_lost
+        return self._app.config.task.task_reject_on_worker_lost if own is None else own
+
+    def bury(self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None) -> Entry:
+        """Return the entry that makes a message a dead letter and its task a failure."""
+        _log.error(
+            "task %s[%s] of queue %s is among the dead letters: %s",
+            header(raw, "task"), task_id, queue, reason,
+        )  # fmt: skip
+        transport, now = self._app.transport, datetime.now(UTC)
+        move = transport.broker.bury(tag, queue, raw, reason=reason, worker=self._hostname, now=now)
+        if task_id is None or not transport.stores_results:
+            return Entry.moving(move)
+        error = WorkerLostError(reason)
+        state = transport.backend.stored(task_id, FAILURE, error, date_done=now.isoformat())
+        return Entry.moving(move, state)

@@ -1,0 +1,574 @@
+"""What a worker is made of: the options, the parts, and the one place that builds them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from greenq.autoscale import Autoscaler
+from greenq.bootsteps.blueprint import Blueprint, DisabledPart, custom
+from greenq.config.node_names import node_name
+from greenq.config.settings import DEFAULT_CONCURRENCY
+from greenq.consumer import Consumer
+from greenq.consumer.agent import Agent
+from greenq.consumer.connection import Connection
+from greenq.consumer.elections import Elections
+from greenq.consumer.event_sender import Events
+from greenq.consumer.gossip import Gossip
+from greenq.consumer.heart import INTERVAL_S, Heart
+from greenq.consumer.mingle import Mingle
+from greenq.consumer.queue_set import QueueSet, in_order
+from greenq.consumer.remote_control import Control
+from greenq.consumer.tasks import Tasks
+from greenq.diagnostics.stacks import all_stacks
+from greenq.errors import ConfigError, Problem
+from greenq.execution.executor import Executor, running_task
+from greenq.execution.lost import LostMessages
+from greenq.execution.processes import leave_process
+from greenq.execution.state import WorkerState
+from greenq.hub import Hub, Signals
+from greenq.pool import Pool
+from greenq.protocol.serialize import accepted
+from greenq.sending.routing import Broadcast, QueueSource, select_queues, worker_direct
+from greenq.timer import Timer
+from greenq.transport.fetch import Fetcher
+from greenq.transport.leases import Leases
+from greenq.transport.mailbox import Mailbox
+from greenq.transport.outbox import Outbox
+from greenq.transport.owner import Owner, new_owner
+from greenq.transport.recovery import Recovery
+from greenq.watchdog.guard_process import Guard
+from greenq.watchdog.thread import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from greenq.app import Greenq
+    from greenq.consumer.remote_control import Commands
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """What a program or the command line may choose for one worker.
+
+    Attributes:
+        queues: the queues to take from; none means those of the settings.
+        exclude_queues: queues not to take from.
+        concurrency: the number of tasks at once; None means the setting.
+        autoscale: (most, least) instead of a fixed concurrency.
+        hostname: the node name, ``greenq@host`` by default.
+        task_events: whether to send task events; None means the setting.
+        mingle, gossip, heartbeat: whether the consumer has these steps.
+        heartbeat_interval_s: seconds between two heartbeats; None means two.
+        control: whether to answer remote control; None means the setting.
+        step_options: values of the app's own command line options, for its own steps.
+    """
+
+    queues: tuple[str, ...] = ()
+    exclude_queues: tuple[str, ...] = ()
+    concurrency: int | None = None
+    autoscale: tuple[int, int] | None = None
+    hostname: str | None = None
+    task_events: bool | None = None
+    mingle: bool = True
+    gossip: bool = True
+    heartbeat: bool = True
+    heartbeat_interval_s: float | None = None
+    control: bool | None = None
+    step_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Life(Protocol):
+    """The life of a worker, as its parts see it."""
+
+    def stop(self, why: str = "") -> None:
+        """Stop warm."""
+
+    def give_up(self, error: Exception) -> None:
+        """End a worker that cannot continue."""
+
+    def crashed(self, what: str, error: BaseException) -> None:
+        """End because a part of the worker has failed."""
+
+    def info(self) -> dict[str, Any]:
+        """Return what its steps report for `stats`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Everything a worker is made of; remote control commands get this.
+
+    Attributes:
+        app: the app whose tasks run.
+        hostname: the node name.
+        owner: this incarnation of the worker as an owner of messages.
+        started_s: when the worker was made, seconds of the monotonic clock.
+        life: stops the worker.
+        autoscaler, mingle, gossip, control, heart: None if switched off.
+    """
+
+    app: Greenq
+    hostname: str
+    owner: Owner
+    started_s: float
+    life: Life
+    state: WorkerState
+    timer: Timer
+    hub: Hub
+    signals: Signals
+    watch: Watch
+    outbox: Outbox
+    events: Events
+    pool: Pool
+    fetcher: Fetcher
+    tasks: Tasks
+    queues: QueueSet
+    autoscaler: Autoscaler | None
+    connection: Connection
+    mingle: Mingle | None
+    gossip: Gossip | None
+    control: Control | None
+    heart: Heart | None
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since the worker was made."""
+        return time.monotonic() - self.started_s
+
+
+def build(
+    app: Greenq, options: WorkerOptions, *, life: Life, commands: Commands, **given: Any
+) -> Parts:
+    """Build all parts; nothing is started or sent.
+
+    Args:
+        app: the app whose tasks to run; its task modules are imported.
+        options: what was chosen for this worker.
+        life: stops the worker.
+        commands: the remote control commands.
+        given: parts to use instead of building them, by their names in `Parts`.
+
+    Raises:
+        ConfigError: a queue is unknown, or all queues are excluded.
+    """
+    builder = _Builder(app, options, life, commands)
+    vars(builder).update(given)
+    return builder.parts
+
+
+def build_consumer(parts: Parts, options: WorkerOptions, worker: object) -> Consumer:
+    """Build the consumer with its steps; the app's own steps see `worker`."""
+    app, agent = parts.app, parts.app.config.worker.worker_agent
+    steps = [
+        parts.connection,
+        parts.events,
+        parts.mingle or DisabledPart(Mingle),
+        parts.gossip or DisabledPart(Gossip),
+        parts.tasks,
+        parts.control or DisabledPart(Control),
+        parts.heart or DisabledPart(Heart),
+        Agent(agent, worker) if agent else DisabledPart(Agent),
+    ]
+    return Consumer(
+        steps,
+        worker=worker,
+        app=app,
+        hostname=parts.hostname,
+        tasks=parts.tasks,
+        queues=parts.queues,
+        give_up=parts.life.give_up,
+        custom_steps=app.steps["consumer"],
+        options=options.step_options,
+        retry_at_start=app.config.broker.broker_connection_retry_on_startup,
+        max_retries=app.config.broker.broker_connection_max_retries,
+    )
+
+
+def build_blueprint(
+    parts: Parts, options: WorkerOptions, worker: object, consumer: Consumer
+) -> Blueprint:
+    """Order the parts of `worker`, the app's own steps included."""
+    steps = [
+        parts.timer,
+        parts.hub,
+        parts.watch,
+        parts.outbox,
+        parts.pool,
+        parts.autoscaler or DisabledPart(Autoscaler),
+        consumer,
+        *custom(parts.app.steps["worker"], worker, options.step_options),
+    ]
+    return Blueprint("worker", steps)
+
+
+def stacks(pool: Pool) -> str:
+    """Return the stacks of all greenlets and threads. Thread-safe."""
+    names = {each.greenlet: str(each) for each in pool.active if each.greenlet is not None}
+    return all_stacks(names)
+
+
+class _Builder:
+    """Builds each part on first use, so the order follows from what a part needs.
+
+    Parts that need each other are joined by a lambda, which looks the other part up when called.
+    """
+
+    def __init__(self, app: Greenq, options: WorkerOptions, life: Life, commands: Commands) -> None:
+        self.app = app
+        self.config = app.config
+        self.transport = app.transport
+        self.options = options
+        self.life = life
+        self.commands = commands
+        self.hostname = node_name(options.hostname)
+        self.owner = new_owner(self.hostname)
+        self.selected = self._select_queues()
+        self.queue_names = self._queue_names()
+        broker = app.config.broker
+        self.visibility_timeout_s = broker.broker_transport_options.visibility_timeout
+        self.queue_order = broker.broker_transport_options.queue_order_strategy
+        self.lease_s = app.config.worker.worker_lease
+
+    @cached_property
+    def parts(self) -> Parts:
+        return Parts(
+            app=self.app,
+            hostname=self.hostname,
+            owner=self.owner,
+            started_s=time.monotonic(),
+            life=self.life,
+            state=self.state,
+            timer=self.timer,
+            hub=self.hub,
+            signals=self.signals,
+            watch=self.watch,
+            outbox=self.outbox,
+            events=self.events,
+            pool=self.pool,
+            fetcher=self.fetcher,
+            tasks=self.tasks,
+            queues=self.queues,
+            autoscaler=self.autoscaler,
+            connection=self.connection,
+            mingle=self.mingle,
+            gossip=self.gossip,
+            control=self.control,
+            heart=self.heart,
+        )
+
+    # --- queues -----------------------------------------------------------------------------------
+
+    def _select_queues(self) -> tuple[str | Broadcast, ...]:
+        queues, excluded = tuple(self.options.queues), tuple(self.options.exclude_queues)
+        selected = select_queues(self.config.task, queues, excluded)
+        if not selected:
+            reason = "no queue is left to take from: all of them are excluded"
+            raise ConfigError([Problem("exclude_queues", excluded, reason)])
+        return selected
+
+    def _queue_names(self) -> tuple[str, ...]:
+        names = tuple(name for name in self.selected if isinstance(name, str))
+        if self.config.worker.worker_direct:
+            names += (worker_direct(self.hostname),)
+        return names
+
+    @cached_property
+    def queues(self) -> QueueSet:
+        broadcasts = tuple(name for name in self.selected if isinstance(name, Broadcast))
+        default_queue = self.config.task.task_default_queue
+        sources = {
+            queue.name: QueueSource(queue.name, "fanout", default_queue) for queue in broadcasts
+        }
+        if self.config.worker.worker_direct:
+            own = QueueSource("C.dq2", "direct", self.hostname)
+            sources[worker_direct(self.hostname)] = own
+        return QueueSet(
+            self.queue_names,
+            broadcasts,
+            sources,
+            transport=self.transport,
+            state=self.state,
+            fetcher=self.fetcher,
+            watch=self.watch,
+            strategy=self.queue_order,
+        )
+
+    # --- the hub ----------------------------------------------------------------------------------
+
+    @cached_property
+    def state(self) -> WorkerState:
+        state = WorkerState()
+        state.clock = self.app.clock
+        return state
+
+    @cached_property
+    def timer(self) -> Timer:
+        return Timer()
+
+    @cached_property
+    def hub(self) -> Hub:
+        return Hub(crashed=self.life.crashed)
+
+    @cached_property
+    def signals(self) -> Signals:
+        return Signals(self.hub)
+
+    # --- the watch thread -------------------------------------------------------------------------
+
+    @cached_property
+    def watch(self) -> Watch:
+        config = self.config.worker
+        return Watch(
+            self.leases,
+            self.hub,
+            self.state,
+            lease_s=self.lease_s,
+            visibility_timeout_s=self.visibility_timeout_s,
+            blocked_after_s=config.worker_hub_lag_warning,
+            blocking_task=running_task,
+            held=self._held,
+            first_unused=lambda: self.fetcher.first_unused,
+            is_waiting=lambda: self.fetcher.waiting,
+            look=lambda: self.fetcher.wake(look=True),
+            paused=lambda paused: self.queues.pause(paused),
+            forgotten=lambda: self.connection.try_register(),
+            give_away=lambda redis: self.tasks.give_away(redis, self.owner.incarnation),
+            unwritten=lambda: self.outbox.unwritten(),
+            signals=self.signals,
+            blocked_limit_s=config.worker_hub_blocked_limit,
+            stacks=lambda: stacks(self.pool),
+            cut=lambda redis: self.fetcher.cut(redis),
+            end_process=partial(leave_process, EXIT_FAILED),
+            guard=self.guard,
+        )
+
+    def _held(self) -> tuple[set[str], int]:
+        """Return the tags that are not settled on the server, and the next tag. Thread-safe."""
+        # In this order: a message taken in between has a number beyond the first unused one.
+        first_unused = self.fetcher.first_unused
+        return self.tasks.unfinished | self.outbox.tags(), first_unused
+
+    @cached_property
+    def leases(self) -> Leases:
+        client = self.transport.client
+        # A dead connection is noticed and replaced before the lease that is renewed over it ends.
+        answer_s = max(0.5, self.lease_s / 3)
+        return Leases(
+            client.connection(pushes=True, timeout_s=answer_s),
+            self.transport.broker,
+            self.owner,
+            queues=self.queue_names,
+            visibility_timeout_s=self.visibility_timeout_s,
+            lease_s=self.lease_s,
+            recovery=self.recovery,
+        )
+
+    @cached_property
+    def recovery(self) -> Recovery:
+        client, results = self.transport.client, self.transport.result_client
+        lost = LostMessages(self.app, self.hostname)
+        return Recovery(
+            client.connection(),
+            None if results in (None, client) else results.connection(),
+            self.transport.broker,
+            claimant=self.owner.incarnation,
+            claim_s=self.lease_s,
+            max_deliveries=self.config.task.task_max_deliveries,
+            may_run_again=lost.may_run_again,
+            bury=lost.bury,
+            now_s=lambda: time.time() + self.state.clock_offset_s,
+        )
+
+    @cached_property
+    def guard(self) -> Guard:
+        client = self.transport.client
+        return Guard(
+            client.url,
+            key=self.transport.keys.leases,
+            member=str(self.owner),
+            lease_s=self.lease_s,
+            silence_limit_s=self.config.worker.worker_silence_limit,
+            embedded=client.is_embedded,
+        )
+
+    # --- from the queue to the result -------------------------------------------------------------
+
+    @cached_property
+    def fetcher(self) -> Fetcher:
+        return Fetcher(
+            self.transport.client,
+            self.transport.keys,
+            in_order(self.queue_names, self.queue_order),
+            self.owner.incarnation,
+            rotate=self.queue_order == "round_robin",
+            member=str(self.owner),
+        )
+
+    @cached_property
+    def tasks(self) -> Tasks:
+        return Tasks(
+            config=self.config.task,
+            transport=self.transport,
+            registry=self.app.tasks,
+            fetcher=self.fetcher,
+            outbox=self.outbox,
+            pool=self.pool,
+            timer=self.timer,
+            state=self.state,
+            hostname=self.hostname,
+            left_behind=self._left_behind,
+            events=self.events,
+            rate_limits=not self.config.worker.worker_disable_rate_limits,
+        )
+
+    @cached_property
+    def pool(self) -> Pool:
+        autoscale, config = self.options.autoscale, self.config.worker
+        fixed = self.options.concurrency or config.worker_concurrency or DEFAULT_CONCURRENCY
+        pool = Pool(
+            autoscale[1] if autoscale else fixed,
+            self.executor,
+            prefetch_multiplier=config.worker_prefetch_multiplier,
+            grace_s=config.worker_shutdown_grace,
+            keep_locals=config.worker_task_locals == "keep",
+        )
+        pool.abandoned = lambda requests: self.tasks.give_back(requests)
+        return pool
+
+    @cached_property
+    def executor(self) -> Executor:
+        return Executor(
+            config=self.config.task,
+            transport=self.transport,
+            producer=self.app.producer,
+            outbox=self.outbox,
+            state=self.state,
+            hostname=self.hostname,
+            events=self.events,
+            end_hooks=self.app.task_end_hooks,
+        )
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        return Outbox(self.transport, self.owner.incarnation)
+
+    @cached_property
+    def autoscaler(self) -> Autoscaler | None:
+        if not self.options.autoscale:
+            return None
+        most, least = self.options.autoscale
+        return Autoscaler(
+            self.pool,
+            self.timer,
+            self.hub,
+            most=most,
+            least=least,
+            keepalive_s=self.config.worker.worker_autoscale_keepalive,
+            interval_s=self.config.worker.worker_autoscale_interval,
+            backlog=self.tasks.backlog,
+        )
+
+    def _left_behind(self) -> None:
+        """Tell the autoscaler at once that more messages wait than the pool has room for."""
+        if self.autoscaler is not None and self.pool.room <= 0:
+            self.autoscaler.tick()
+
+    # --- the cluster ------------------------------------------------------------------------------
+
+    @cached_property
+    def connection(self) -> Connection:
+        return Connection(
+            transport=self.transport,
+            owner=self.owner,
+            watch=self.watch,
+            queues=self.queues,
+            fetcher=self.fetcher,
+            outbox=self.outbox,
+            state=self.state,
+            default_queue=self.config.task.task_default_queue,
+            receive=self.tasks.receive,
+        )
+
+    @cached_property
+    def events(self) -> Events:
+        chosen = self.options.task_events
+        return Events(
+            self.outbox,
+            self.transport.keys,
+            self.hostname,
+            self.app.clock,
+            tasks=self.config.worker.worker_send_task_events if chosen is None else chosen,
+        )
+
+    @cached_property
+    def mailbox(self) -> Mailbox:
+        return Mailbox(
+            self.transport.client,
+            self.transport.keys,
+            accept=self.config.task.accept_content,
+            serializer=self.config.task.task_serializer,
+            clock=self.app.clock,
+        )
+
+    @cached_property
+    def mingle(self) -> Mingle | None:
+        return Mingle(self.mailbox, self.state, self.hostname) if self.options.mingle else None
+
+    @cached_property
+    def gossip(self) -> Gossip | None:
+        if not self.options.gossip:
+            return None
+        elections = Elections(self.app, self.hostname)
+        return Gossip(
+            self.watch.subscriber,
+            self.events,
+            self.timer,
+            self.transport.keys,
+            self.app.clock,
+            hostname=self.hostname,
+            accept=accepted(("json", *self.config.task.accept_content)),
+            leaders={"task": elections.send, **self.app.leaders},
+            claim=elections.claim,
+            leased=elections.voters,
+            greeted=self._greeted,
+        )
+
+    def _greeted(self) -> frozenset[str]:
+        """Return the nodes that have answered this worker's hello."""
+        return self.mingle.met if self.mingle is not None else frozenset()
+
+    @cached_property
+    def control(self) -> Control | None:
+        config, chosen = self.config.worker, self.options.control
+        remote = config.worker_enable_remote_control
+        if not (remote if chosen is None else chosen):
+            return None
+        return Control(
+            self.commands,
+            lambda name, arguments: self.commands.run(name, self.parts, arguments),
+            self.watch.subscriber,
+            self.mailbox,
+            self.transport.keys,
+            self.app.clock,
+            hostname=self.hostname,
+            accept=accepted(self.config.task.accept_content),
+            accept_pcre=config.worker_remote_control_pcre,
+            looks_only=remote == "inspect",
+        )
+
+    @cached_property
+    def heart(self) -> Heart | None:
+        if not self.options.heartbeat:
+            return None
+        return Heart(
+            self.events,
+            self.watch,
+            self.pool,
+            self.state,
+            interval_s=self.options.heartbeat_interval_s or INTERVAL_S,
+        )
