@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from greenq.errors import ConfigError, Problem
+from greenq.suggest import suggestion
 from greenq.task import Task
 
 if TYPE_CHECKING:
@@ -96,9 +96,9 @@ def _check_name(task: Task[Any, Any], attribute: str) -> None:
     """Refuse what is almost an attribute; any other name is one of the task's own."""
     if attribute in dir(task):
         return
-    close = difflib.get_close_matches(attribute, dir(Task), n=1, cutoff=0.8)
-    if close:
-        raise _problem(task.name, f"tasks have no {attribute!r}; did you mean {close[0]}?")
+    hint = suggestion(attribute, dir(Task), cutoff=0.8)
+    if hint:
+        raise _problem(task.name, f"tasks have no {attribute!r}{hint}")
 
 
 def _problem(value: str, reason: str) -> ConfigError:

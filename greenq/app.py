@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import logging
@@ -36,6 +35,7 @@ from greenq.protocol.clock import LamportClock
 from greenq.result import AsyncResult, AsyncResults
 from greenq.sending.producer import Producer, SendOptions
 from greenq.shared import Definition, place, shared
+from greenq.suggest import suggestion
 from greenq.task import Task
 from greenq.transport.transport import Transport
 
@@ -191,8 +191,7 @@ class TaskRegistry(dict[str, Task[Any, Any]]):
     def nearest(self, name: str) -> str:
         """Return a hint at a registered name like `name`, or nothing."""
         # Comparing takes as long as the name is, and others make it up.
-        close = difflib.get_close_matches(name[:_COMPARED_CHARS], self, n=1)
-        return f"; did you mean {close[0]}?" if close else ""
+        return suggestion(name[:_COMPARED_CHARS], self)
 
 
 class Greenq:
@@ -728,8 +727,7 @@ def _without_foreign(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]
     for option in sorted(options.keys() - kept.keys()):
         foreign = SEND_OPTIONS.get(option)
         if foreign is None:
-            close = difflib.get_close_matches(option, _SEND_OPTIONS, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = suggestion(option, _SEND_OPTIONS)
             raise TypeError(f"task {task}: no send option {option!r}{hint}")
         if asks_for_something(foreign, options[option]):
             raise TypeError(f"task {task}: send option {option!r}: {foreign.advice}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import random
@@ -20,6 +19,7 @@ from greenq.sending.arguments import ACCEPT_ALL, Check, checker
 from greenq.sending.options import check_task_option
 from greenq.sending.retry import check
 from greenq.sending.routing import merge_options
+from greenq.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -185,9 +185,9 @@ class Task(Generic[P, R]):
         foreign = TASK_OPTIONS.get(option)
         if foreign is not None and asks_for_something(foreign, value):
             raise TypeError(f"task {self.name}: {option} is not supported: {foreign.advice}")
-        close = difflib.get_close_matches(option, self.OPTIONS, n=1, cutoff=0.8)
-        if close:
-            raise TypeError(f"task {self.name}: no option {option!r}; did you mean {close[0]}?")
+        hint = suggestion(option, self.OPTIONS, cutoff=0.8)
+        if hint:
+            raise TypeError(f"task {self.name}: no option {option!r}{hint}")
         if option.startswith("__") or callable(getattr(Task, option, None)):
             raise TypeError(f"task {self.name}: {option!r} cannot be an option: tasks have it")
 

@@ -9,7 +9,6 @@ hub.
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import os
 import sys
@@ -20,6 +19,7 @@ import greenq
 from greenq.cli import foreign
 from greenq.errors import GreenqError
 from greenq.protocol.text import printable
+from greenq.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,9 +67,9 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action.choices, dict):
                 known += list(action.choices)
         for word in message.replace("'", " ").replace(":", " ").split():
-            close = difflib.get_close_matches(word.partition("=")[0], known, n=1, cutoff=0.7)
-            if close and word not in known:
-                return f"; did you mean {close[0]}?"
+            hint = suggestion(word.partition("=")[0], known, cutoff=0.7)
+            if hint and word not in known:
+                return hint
         return ""
 
 

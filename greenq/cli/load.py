@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -14,6 +13,7 @@ from types import ModuleType
 import greenq
 from greenq.app import Greenq
 from greenq.errors import AppNotFound, GreenqError
+from greenq.suggest import nearest
 
 # Files whose frames say nothing about the user's module.
 _NOT_THE_USERS = ("<frozen importlib", str(Path(greenq.__file__).parent), importlib.__file__)
@@ -116,8 +116,9 @@ def _attribute(module: ModuleType, attribute: str) -> Greenq:
         if _is_celerys(value):
             what = "is an app of Celery's, no Greenq app: make it one, `from greenq import Greenq`"
         elif apps:
-            close = difflib.get_close_matches(attribute, apps, n=1) or apps
-            meant = " or ".join(f"{module.__name__}:{each}" for each in close)
+            near = nearest(attribute, apps)
+            likely = apps if near is None else [near]
+            meant = " or ".join(f"{module.__name__}:{each}" for each in likely)
             what += f"; did you mean {meant}?"
         raise AppNotFound(f"{module.__name__}:{attribute}: {what}")
     return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import socket
 import sys
@@ -25,6 +24,7 @@ from greenq.cli.common import (
 from greenq.cli.queues import takers
 from greenq.cli.remote_commands import BY_GROUP, RemoteCommand, find, pair
 from greenq.errors import GreenqError
+from greenq.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -202,8 +202,7 @@ def _untaken(app: Greenq, args: argparse.Namespace, request: Request) -> str:
     taking = takers(called_roll(app), ask(app, args, "active_queues", destination=()))
     if not taking.leave(queue):
         return ""
-    close = difflib.get_close_matches(queue, taking.nodes, n=1)
-    hint = f"; did you mean {show.printable(close[0])}?" if close else ""
+    hint = show.printable(suggestion(queue, taking.nodes))
     return f"no worker takes from queue {show.printable(queue)}{hint}"
 
 

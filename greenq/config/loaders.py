@@ -8,13 +8,13 @@ over.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from greenq import suggest
 from greenq.config import celery_names
 from greenq.config.settings import SECTIONS, Config, nearest, unknown_reason
 from greenq.config.validators import shown
@@ -126,8 +126,8 @@ class _Reader:
 
     def _no_name(self, found: Mapping[str, object], prefix: str) -> None:
         heads = {name.partition("_")[0] + "_" for name in found if name == name.upper()}
-        close = difflib.get_close_matches(prefix, heads, n=1)
-        hint = f"; did you mean {close[0].rstrip('_')!r}?" if close else ""
+        near = suggest.nearest(prefix, heads)
+        hint = f"; did you mean {near.rstrip('_')!r}?" if near else ""
         reason = f"no upper-case name in {self.where} begins with {prefix}{hint}"
         self.problems.insert(0, Problem("namespace", prefix.rstrip("_"), reason))
 
@@ -260,8 +260,7 @@ def _not_read(variable: str, kinds: Mapping[str, object]) -> str | None:
     setting = variable.removeprefix(ENV_PREFIX).lower()
     if setting in celery_names.SETTINGS:
         return unknown_reason(setting)
-    close = difflib.get_close_matches(variable, kinds, n=1, cutoff=0.85)
-    return "greenq has no such setting" + (f"; did you mean {close[0]}?" if close else "")
+    return "greenq has no such setting" + suggest.suggestion(variable, kinds, cutoff=0.85)
 
 
 def _look_at_celerys(variable: str, text: str, notes: list[str], problems: list[Problem]) -> None:

@@ -9,11 +9,11 @@ never the whole. Every wrong value is found at once, when the settings are built
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Self
 
+from greenq import suggest
 from greenq.config import celery_names, validators
 from greenq.errors import ConfigError, Problem, UnknownSetting
 
@@ -684,10 +684,7 @@ def unknown_reason(name: str, known: Iterable[str] | None = None) -> str:
 
 def nearest(name: str, known: Iterable[str] | None = None, *, cutoff: float = 0.85) -> str | None:
     """Return the setting that `name` is almost spelt like, or None."""
-    close = difflib.get_close_matches(
-        name.lower(), _OWNERS if known is None else known, n=1, cutoff=cutoff
-    )
-    return close[0] if close else None
+    return suggest.nearest(name.lower(), _OWNERS if known is None else known, cutoff=cutoff)
 
 
 def _unknown(name: str, value: object, known: Iterable[str]) -> Problem:

@@ -6,7 +6,6 @@ value looks like in a message is decided here too, so that no secret is shown.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -16,6 +15,8 @@ from dataclasses import dataclass
 from datetime import timedelta, tzinfo
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
+
+from greenq import suggest
 
 SERIALIZERS: Final = ("json", "msgpack", "pickle", "raw", "yaml")
 COMPRESSIONS: Final = (
@@ -281,8 +282,8 @@ def content() -> Validator:
 
 
 def _nearest(value: object) -> str:
-    close = difflib.get_close_matches(str(value), SERIALIZERS, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    near = suggest.nearest(str(value), SERIALIZERS)
+    return f" (did you mean {near}?)" if near else ""
 
 
 def steps() -> Validator:

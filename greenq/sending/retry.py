@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from greenq.errors import DecodeError
 from greenq.protocol.limits import DESCRIPTION, KEY, SECONDS
 from greenq.protocol.message import parse_time, saferepr
 from greenq.sending.producer import SendOptions
+from greenq.suggest import suggestion
 
 if TYPE_CHECKING:
     from datetime import tzinfo
@@ -49,9 +49,7 @@ def check(
     known = SendOptions.__annotations__
     for name in options:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise TypeError(f"retry() has no option {name!r}{hint}")
+            raise TypeError(f"retry() has no option {name!r}{suggestion(name, known)}")
     if options.get("task_id") is not None:
         raise TypeError("retry() has no option 'task_id': the next run has the id of this one")
     if args is not None and (isinstance(args, str) or not isinstance(args, (Sequence, set))):

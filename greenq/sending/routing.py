@@ -5,13 +5,13 @@ And which queues a worker takes from.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenq.config.validators import Broadcast
 from greenq.errors import ConfigError, Problem
+from greenq.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -119,7 +119,7 @@ def select_queues(
                 Problem(
                     "queues",
                     name,
-                    f"task_queues has no such queue{_nearest(name, known)}, and "
+                    f"task_queues has no such queue{suggestion(name, known)}, and "
                     "task_create_missing_queues is off",
                 )
                 for name in missing
@@ -128,15 +128,10 @@ def select_queues(
     left_out = frozenset(excluded)
     for name in sorted(left_out.difference(names, known)):
         _log.warning(
-            "queue %s is to be left out, but is none of the queues%s", name, _nearest(name, names)
+            "queue %s is to be left out, but is none of the queues%s", name, suggestion(name, names)
         )
     return tuple(known.get(name, name) for name in names if name not in left_out)
 
 
 def _known_queues(config: TaskConfig) -> tuple[str | Broadcast, ...]:
     return config.task_queues or (config.task_default_queue,)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""

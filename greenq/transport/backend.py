@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import random
 import socket
 import threading
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from greenq.backoff import Backoff
 from greenq.errors import ConnectionLost, EncodeError, OperationalError, ResultTimeout
 from greenq.log import OutageLog
 from greenq.protocol import compress, serialize
@@ -313,7 +313,7 @@ class Listener:
             self._waker.send(b"!")
 
     def _run(self, wakeups: socket.socket) -> None:
-        pause_s = 0.05
+        pauses = Backoff(0.05, _RETRY_MOST_S)
         outage = OutageLog(_log)
         connection = self._client.connection(timeout_s=_ANSWER_S)
         while not self._closing:
@@ -321,13 +321,12 @@ class Listener:
                 self._resubscribe(connection)
                 while not self._closing:
                     if self._turn(connection, wakeups):
-                        pause_s = 0.05
+                        pauses.reset()
                         outage.recovered("results are heard of again")
             except OperationalError as exc:
                 connection.close()
                 outage.failed("waiting for results is interrupted", exc)
-                time.sleep(pause_s * random.uniform(0.5, 1.0))
-                pause_s = min(pause_s * 2, _RETRY_MOST_S)
+                time.sleep(pauses.next_s())
         with self._lock:
             self._thread = None
             connection.close()

@@ -13,10 +13,10 @@ nothing. It is bounded by what runs.
 from __future__ import annotations
 
 import logging
-import random
 import time
 from typing import TYPE_CHECKING
 
+from greenq.backoff import Backoff
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import OperationalError, ServerError, TransportTimeout
 from greenq.hub import Event, Greenlet, sleep, spawn
@@ -40,7 +40,7 @@ _BATCH = 1000
 _LOOK_S = 0.1
 
 _RETRY_FIRST_S = 0.05
-_RETRY_MOST_S = 1.0
+_RETRY_MAX_S = 1.0
 
 
 class Outbox(StartStopPart):
@@ -142,7 +142,7 @@ class Outbox(StartStopPart):
 
     def _write_some(self) -> None:
         """Write the oldest entries, again and again until the server has taken them."""
-        pause_s, repeated = _RETRY_FIRST_S, False
+        pauses: Backoff | None = None
         news = self.news()
         while True:
             entries = self._entries[: self._batch]
@@ -156,9 +156,8 @@ class Outbox(StartStopPart):
                     # It may be too much for the time it has.
                     self._batch = max(1, self._batch // 2)
                 self._outage.failed(f"{len(self._entries)} outcomes wait to be written", exc)
-                repeated = True
-                sleep(pause_s * random.uniform(0.5, 1.0))
-                pause_s = min(pause_s * 2, _RETRY_MOST_S)
+                pauses = pauses or Backoff(_RETRY_FIRST_S, _RETRY_MAX_S)
+                sleep(pauses.next_s())
             else:
                 break
         self._outage.recovered("outcomes are written again")
@@ -166,7 +165,7 @@ class Outbox(StartStopPart):
         del self._entries[: len(entries)]
         # What is not held any more when it is written again was, most likely, written at first; a
         # stub tells for certain.
-        if not_held and repeated:
+        if not_held and pauses is not None:
             not_held = _surely(not_held)
         for entry in entries:
             if entry.written is not None:

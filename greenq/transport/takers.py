@@ -6,13 +6,13 @@ Celery's there are that hear commands; these may take from any queue.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import time
 from typing import TYPE_CHECKING, Any
 
 from greenq.errors import AccessRefused, OperationalError
 from greenq.protocol.mailbox import EXCHANGE
+from greenq.suggest import suggestion
 from greenq.transport.client import load_script
 
 if TYPE_CHECKING:
@@ -66,10 +66,9 @@ class Takers:
         if taking or others or not living:
             return
         names = [name.decode(errors="replace") for name in taken]
-        close = difflib.get_close_matches(queue, names, n=1)
         _log.warning(
             "no worker takes from queue %s: what is sent to it waits (%s)%s",
             queue,
             "1 worker is there" if living == 1 else f"{living} workers are there",
-            f"; did you mean {close[0]}?" if close else "",
+            suggestion(queue, names),
         )
