@@ -28,6 +28,9 @@ _TAKERS = load_script("takers")
 # Of each queue it is asked this often at most.
 _EVERY_S = 60.0
 
+# So many queues are remembered.
+_KNOWN = 10_000
+
 
 class Takers:
     """Asks who takes from the queues that this process sends to, along with a send now and then."""
@@ -44,6 +47,8 @@ class Takers:
         now_s = self._clock()
         if not self._may_ask or now_s < self._ask_at_s.get(queue, now_s):
             return []
+        if len(self._ask_at_s) >= _KNOWN:
+            self._ask_at_s.clear()
         self._ask_at_s[queue] = now_s + _EVERY_S
         keys = self._keys
         # By its source: so seldom, and among other commands, it must not fail for being unknown.
