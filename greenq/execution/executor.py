@@ -37,6 +37,7 @@ from greenq.hub import Event, sleep
 from greenq.pool import AGAIN_S, Interrupt
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.message import saferepr
+from greenq.protocol.meta import utc_now
 from greenq.sending.retry import expiration, following
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
 from greenq.task import ExceptionInfo, Task, classes
@@ -317,7 +318,7 @@ class Executor:
             value,
             traceback=outcome.traceback,
             children=_children(context) if context.sent and not bare else (),
-            date_done=None if outcome.state == RETRY else datetime.now(UTC).isoformat(),
+            date_done=None if outcome.state == RETRY else utc_now(),
             group_id=message.group,
             parent_id=message.parent_id,
             extended=request.extended(self._hostname) if backend.extends and not bare else None,
@@ -417,7 +418,7 @@ class Executor:
                     FAILURE,
                     outcome.value,
                     traceback=outcome.traceback,
-                    date_done=datetime.now(UTC).isoformat(),
+                    date_done=utc_now(),
                 )
         except Exception:
             _log.critical("no state of %s can be stored", request, exc_info=True)

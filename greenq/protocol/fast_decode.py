@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import msgspec
 
 from greenq.protocol import limits
-from greenq.protocol.message import MOST_REPR_CHARS, MOST_SHADOW_CHARS, TaskMessage, cut
+from greenq.protocol.message import MOST_REPR_CHARS, MOST_SHADOW_CHARS, TaskMessage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,7 +131,7 @@ def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMess
         id=headers.id,
         args=args,
         kwargs=kwargs,
-        shadow=cut(headers.shadow, MOST_SHADOW_CHARS),
+        shadow=headers.shadow and headers.shadow[:MOST_SHADOW_CHARS],
         eta=headers.eta,
         expires=headers.expires,
         group=headers.group,
@@ -143,8 +143,8 @@ def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMess
         headers=_NOTHING,
         root_id=headers.id if headers.root_id == headers.id else headers.root_id,
         parent_id=headers.parent_id,
-        argsrepr=cut(headers.argsrepr, MOST_REPR_CHARS),
-        kwargsrepr=cut(headers.kwargsrepr, MOST_REPR_CHARS),
+        argsrepr=headers.argsrepr and headers.argsrepr[:MOST_REPR_CHARS],
+        kwargsrepr=headers.kwargsrepr and headers.kwargsrepr[:MOST_REPR_CHARS],
         origin=headers.origin and intern(headers.origin[:MOST_SHADOW_CHARS]),
         ignore_result=headers.ignore_result,
         replaced_task_nesting=headers.replaced_task_nesting or 0,
