@@ -92,11 +92,13 @@ def endings(command: Command) -> list[str]:
     if not _SETTLE(command):
         return []
     arguments = command[3 + int(command[2]) :]
-    heads, at = [], 6
-    for _ in range(int(arguments[0])):
+    count = int(arguments[0])
+    # Behind six numbers and the tags.
+    heads, at = [], 6 + count
+    for _ in range(count):
         head = arguments[at].decode()
         heads.append(head)
-        at += 2 + (head[1] != "-") + 3 * (head[0] == "m")
+        at += 1 + (head[1] != "-") + 3 * (head[0] == "m")
     return heads
 
 
