@@ -61,6 +61,21 @@ local function publish(channel, text)
   if type(answer) == 'table' and answer.err then reply[1] = answer.err end
 end
 
+-- Who waits for results: of a batch the server is asked that first, since most are heard by nobody, and a PUBLISH costs
+-- as much as the storing. nil: publish them all.
+local listened
+if #KEYS - key > 3 and redis.pcall('PUBSUB', 'NUMPAT') == 0 then
+  listened = {}
+  for first = key + 1, #KEYS, 1000 do
+    local counts = redis.pcall('PUBSUB', 'NUMSUB', unpack(KEYS, first, math.min(first + 999, #KEYS)))
+    if counts.err then
+      listened = nil
+      break
+    end
+    for i = 1, #counts, 2 do listened[counts[i]] = counts[i + 1] > 0 end
+  end
+end
+
 -- The state is looked for where all but one serializer write it: first. Of a compressed result and one in YAML it
 -- cannot be told, and they are overwritten, as is a key of another type.
 local function stored_state(name)
@@ -83,7 +98,7 @@ local function store(name, kind, seconds, payload, tag, held)
     if is_weak and (state == 'FAILURE' or state == 'REVOKED') then return end
     write(name, seconds, payload)
   end
-  publish(name, payload)
+  if not listened or listened[name] then publish(name, payload) end
 end
 
 local commands = {next = 'RPUSH', last = 'LPUSH'}
