@@ -609,6 +609,30 @@ def check_task_max_result_bytes(rig: Rig) -> None:
     assert "task_max_result_bytes" in str(result.result)
 
 
+def check_task_max_dead_letter_bytes(rig: Rig) -> None:
+    with rig.worker(task_max_dead_letter_bytes=1 << 20):
+        for _ in range(60):
+            rig.app().send_task("nobody.knows", ("x" * 30_000,))
+        wait_until(lambda: rig.server.client.exists("greenq.dead.celery"), WAIT_S)
+        wait_until(lambda: not rig.server.client.hlen("unacked"), WAIT_S)
+        assert rig.server.client.memory_usage("greenq.dead.celery", samples=0) <= 1 << 20
+
+
+def check_task_dead_letter_expires(rig: Rig) -> None:
+    with rig.worker(task_dead_letter_expires=50):
+        rig.app().send_task("nobody.knows")
+        wait_until(lambda: rig.server.client.exists("greenq.dead.celery"), WAIT_S)
+        assert 0 < rig.server.client.ttl("greenq.dead.celery") <= 50
+
+
+def check_worker_remote_control_pcre(rig: Rig) -> None:
+    with rig.worker("-n", "one@host", worker_remote_control_pcre=True):
+        ask = rig.app().control.inspect(
+            pattern="o[mn]e@.*", matcher="pcre", timeout=WAIT_S, limit=1
+        )
+        assert ask.ping() == {"one@host": {"ok": "pong"}}
+
+
 def check_enable_utc(rig: Rig) -> None:
     """Documented as without effect: accepted, and times carry their offset all the same."""
     rig.app(enable_utc=False).send_task("t", countdown=60)
