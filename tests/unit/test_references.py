@@ -57,7 +57,9 @@ def test_each_source_names_a_section_and_recordings_that_exist() -> None:
 def test_scripts_that_are_named_exist() -> None:
     scripts = {file.stem for file in (ROOT / "greenq/transport/lua").glob("*.lua")}
 
-    named = list(found(SCRIPT, [*CODE, *PAGES]))
+    # But for the script of the recipe, which is an example.
+    pages = [page for page in PAGES if page.parent.name != "contributing"]
+    named = list(found(SCRIPT, [*CODE, *pages]))
 
     assert named
     assert [(file, name) for file, name in named if name not in scripts] == []
