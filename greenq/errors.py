@@ -367,7 +367,7 @@ class Reject(TaskPredicate):
         super().__init__(reason, requeue)
 
 
-# Class → (module, name) that stand for it on the wire. Source: wire format, fixed exceptions.
+# Class → (module, name) that stand for it on the wire. Source: wire format, section 6.3.
 CELERY_NAMES: dict[type[BaseException], tuple[str, str]] = {
     ChordError: ("celery.exceptions", "ChordError"),
     Ignore: ("celery.exceptions", "Ignore"),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from greenq.protocol.message import TaskMessage
 
-# Source: wire format, 17.25.
+# Source: wire format, section 15.
 _MOST = 50_000
 _KEEP_S = 10_800.0
 

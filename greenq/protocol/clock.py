@@ -11,7 +11,7 @@ _MOST = 1 << 53
 class LamportClock:
     """A number that grows with everything sent, and past every number heard.
 
-    Source: wire format, section on clocks: *forward* adds one, *adjust* takes the larger of both
+    Source: wire format, section 12.4: *forward* adds one, *adjust* takes the larger of both
         numbers and adds one.
 
     Any thread may call `forward`, one alone `adjust`.

@@ -180,8 +180,7 @@ def matching_queues(members: Iterable[bytes], routing_key: str, sep: str) -> lis
     """Return the queues that an exchange's bindings lead to, each once.
 
     A member is ``routing key SEP pattern SEP queue``; without a pattern the key must be equal
-    (direct), with one it must match from its start (topic). Source: the binding table of the wire
-    format.
+    (direct), with one it must match from its start (topic). Source: wire format, section 2.2.
     """
     queues: dict[str, None] = {}
     for member in sorted(members):

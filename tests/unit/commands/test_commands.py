@@ -22,7 +22,7 @@ from greenq.errors import OperationalError
 from tests.unit.node import NODE, Node
 from tests.unit.rig import DEADLINE_S, settle, wait_for
 
-# What Celery tells of a request, wire format 11.4.
+# What Celery tells of a request: wire format, section 11.4.
 REQUEST_KEYS = [
     "id", "name", "args", "kwargs", "type", "hostname", "time_start", "acknowledged",
     "delivery_info", "worker_pid",

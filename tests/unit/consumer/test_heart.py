@@ -16,7 +16,7 @@ from greenq.protocol.event import read_events
 from greenq.protocol.keys import Keys
 from greenq.watchdog.thread import Blocker, Heartbeat
 
-# What monitors read, wire format 10.
+# What monitors read: wire format, section 10.
 FIELDS = {"freq", "active", "processed", "loadavg", "sw_ident", "sw_ver", "sw_sys"}
 BEAT = "/0.celeryev/worker.heartbeat"
 
