@@ -285,7 +285,7 @@ def change_per_s(before: Look | None, now: Look, name: str) -> float | None:
     return grown / (now.at_s - before.at_s)
 
 
-# --- output --------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 
 def _show(seen: Look, args: argparse.Namespace) -> None:

@@ -123,7 +123,7 @@ class Executor:
             settled = self._settle(request, context, outcome)
         except BaseException as exc:
             if request.in_code is None and not isinstance(exc, Exception):
-                # The worker make_error before the code has begun: the message has been requeued.
+                # The worker ends before the code has begun: the message has been requeued.
                 raise
             settled = self._settle_fault(request, exc)
         finally:
@@ -193,7 +193,7 @@ class Executor:
         try:
             confirmed.wait()
         except BaseException:
-            # The worker make_error before the code has begun: undo the acknowledgement.
+            # The worker ends before the code has begun: undo the acknowledgement.
             move = self._transport.broker.requeue(*request.delivery, "next")
             self._outbox.put(Entry.moving(move))
             raise
