@@ -134,8 +134,8 @@ class Lines:
         what = _WORDS.get(kind, kind.replace("-", " "))
         parts = [self._task(kind, rest)] if kind.startswith("task-") else []
         parts += [f"{name}={rest[name]}" for name in sorted(rest)]
-        told = show.printable(", ".join(parts))
-        return f"{show.printable(hostname)} [{_time(timestamp)}] {show.printable(what)}: {told}"
+        details = show.printable(", ".join(parts))
+        return f"{show.printable(hostname)} [{_time(timestamp)}] {show.printable(what)}: {details}"
 
     def _task(self, kind: str, rest: dict[str, Any]) -> str:
         """Remove what identifies the task from `rest` and return it as text."""

@@ -223,24 +223,24 @@ def takers(roll: Roll, replies: Mapping[str, Any]) -> Takers:
             have not registered their queues yet.
     """
     found: dict[str, list[str]] = {}
-    said = {
+    replied = {
         node: [str(show.part(queue, "name")) for queue in reply]
         for node, reply in replies.items()
         if isinstance(reply, list)
     }
-    told = said | roll.queues
-    for node in sorted(told):
-        for name in told[node]:
+    queues_of = replied | roll.queues
+    for node in sorted(queues_of):
+        for name in queues_of[node]:
             found.setdefault(name, []).append(node)
-    return Takers(found, all_known=roll.living.keys() | roll.strangers <= told.keys())
+    return Takers(found, all_known=roll.living.keys() | roll.strangers <= queues_of.keys())
 
 
 def held(replies: Mapping[str, Any]) -> dict[str, int]:
     """Return how many messages wait in workers, by queue, from their replies to status."""
     found: dict[str, int] = {}
     for reply in replies.values():
-        told = show.part(reply, "held")
-        for queue, count in (told if isinstance(told, dict) else {}).items():
+        counts = show.part(reply, "held")
+        for queue, count in (counts if isinstance(counts, dict) else {}).items():
             if isinstance(count, int):
                 found[str(queue)] = found.get(str(queue), 0) + count
     return found

@@ -246,10 +246,10 @@ class Sending:
         if not self._greenlet.dead:
             return False
         if not self.task_ids:
-            told, error = self._greenlet.get()
+            output, error = self._greenlet.get()
             if self._sender.returncode:
                 raise GreenqError(f"the demo's sender failed:\n{error.strip()}")
-            report = json.loads(told)
+            report = json.loads(output)
             self.sent_s, self.task_ids = report["sent_s"], report["task_ids"]
         return True
 
@@ -269,9 +269,9 @@ def _read(app: Greenq, task_ids: Sequence[str]) -> tuple[int, dict[str, int], fl
             reasons[f"{type(value).__name__}: {value}"] += 1
         else:
             reasons[f"no result is stored ({state})"] += 1
-    told = dict(reasons.most_common(_REASONS))
-    rest = reasons.total() - sum(told.values())
-    return succeeded, told | ({"other reasons": rest} if rest else {}), response_s
+    shown = dict(reasons.most_common(_REASONS))
+    rest = reasons.total() - sum(shown.values())
+    return succeeded, shown | ({"other reasons": rest} if rest else {}), response_s
 
 
 # --- what the demo starts, and ends ---------------------------------------------------------------
