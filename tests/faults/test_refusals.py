@@ -1,4 +1,4 @@
-"""What the server refuses is not lost: it stays where it was until the server takes it."""
+"""What the server refuses is not lost: it stays in place until the server accepts it."""
 
 from __future__ import annotations
 

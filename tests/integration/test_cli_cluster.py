@@ -306,7 +306,7 @@ def test_purge_deletes_what_waits_but_asks_first(
     monkeypatch.setattr("sys.stdin", Keyboard("y\n", terminal=False))
     refused = alone("purge", "-Q", "jobs")
     assert refused.code == 1
-    assert "this would delete for good: 3 in jobs; say --yes to do so" in refused.err
+    assert "this would delete for good: 3 in jobs; add --yes to do so" in refused.err
 
     monkeypatch.setattr("sys.stdin", Keyboard("n\n"))
     unsure = alone("purge", "-Q", "jobs")

@@ -133,7 +133,7 @@ def test_shutdown_asks_first_and_says_who_goes(
         monkeypatch.setattr("sys.stdin", StringIO(""))
         code, out, err = run("control", "shutdown")
         assert code == 1
-        assert "a@h; say --yes to do so" in err
+        assert "a@h; add --yes to do so" in err
         assert worker.alive
 
         code, out, err = run("control", "shutdown", "--yes")
@@ -167,9 +167,9 @@ def test_celery_s_workers_go_on_when_a_queue_is_paused_and_that_is_said(
     ):
         wait_until(lambda: len(client.control.ping(timeout=1)) == 2, WAIT_S)
         _code, out, _err = run("control", "pause", "celery")
-        assert "c@h: a worker of Celery's: it still takes from celery" in out
+        assert "c@h: a Celery worker: it still takes from celery" in out
         _code, out, _err = run("control", "resume", "celery")
-        assert "c@h: a worker of Celery's: it takes from celery unless" in out
+        assert "c@h: a Celery worker: it takes from celery unless" in out
         # A shutdown says that they go, too.
         code, out, _err = run("control", "shutdown", "--yes")
         assert (code, out) == (0, "shutdown: a@h, c@h\n")
@@ -299,7 +299,7 @@ def test_sender_is_warned_of_a_queue_that_no_worker_takes_from(
         ]
         code, out, err = run("status")
         assert (code, out.splitlines()[-1]) == (0, "1 node online")
-        assert err == "warning: no worker takes from queue maill: 6 wait there\n"
+        assert err == "warning: no worker takes from queue maill: 6 waiting\n"
         assert json.loads(run("queues", "--json")[1])["maill"]["untaken"]
 
         # What one of Celery's takes from that does not answer is not known.
@@ -343,7 +343,7 @@ def test_what_celery_s_workers_take_from_is_asked(
         queues = json.loads(run("queues", "--json")[1])
         assert queues["celery"]["consumers"] == ["c@h"]
         assert {name for name, each in queues.items() if each["untaken"]} == {"maill"}
-        assert run("status")[2] == "warning: no worker takes from queue maill: 1 wait there\n"
+        assert run("status")[2] == "warning: no worker takes from queue maill: 1 waiting\n"
 
 
 # --- what goes wrong is said once -----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The protocol under the explorer: some schedules of each scenario, and all that were found."""
+"""The protocol under the explorer: some schedules of each scenario, and all past violations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.model.world import installed
 _SCHEDULES = 40
 _SEED = 1
 
-# Schedules that broke a promise once, each in a file: the scenario's name, then the labels.
+# Schedules that once broke a promise, one per file: the scenario's name, then the labels.
 _FOUND = sorted(Path(__file__).with_name("found").glob("*.txt"))
 
 
@@ -54,11 +54,11 @@ def test_the_same_seed_makes_the_same_schedule(explorer: Explorer) -> None:
     assert first == again
 
 
-# Those that are noticed soon; ``python -m tests.model --mutants`` looks for all.
+# Those that are detected soon; ``python -m tests.model --mutants`` tries all.
 _SOON = [mutant for mutant in MUTANTS if mutant.schedules <= 1500]
 
 
 @pytest.mark.parametrize("mutant", _SOON, ids=lambda mutant: mutant.note)
 def test_a_script_with_a_seeded_fault_is_caught(mutant: Mutant) -> None:
     with installed():
-        assert mutant.caught_by(mutant.schedules) is not None, f"nobody notices: {mutant.note}"
+        assert mutant.caught_by(mutant.schedules) is not None, f"not detected: {mutant.note}"
