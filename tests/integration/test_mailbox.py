@@ -30,6 +30,8 @@ from greenq.transport.mailbox import Mailbox
 from tests.servers import ROOT, Server
 from tests.support import wait_until
 
+pytestmark = pytest.mark.smoke
+
 KEYS = Keys()
 BINDING = KEYS.binding(REPLY_EXCHANGE)
 # Far more than any of these tests takes unless asking waits for somebody in vain.

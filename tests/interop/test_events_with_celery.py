@@ -138,7 +138,7 @@ def audience() -> Iterator[Audience]:
             state.event(event)
 
         theirs = app.events.Receiver(connection, handlers={"*": celery_hears})
-        ours = greenq.events.receiver.Receiver({"*": greenq_hears})
+        ours = greenq.events.Receiver({"*": greenq_hears})
         dump = Path(folder, "dump.log")
         lines = Path(folder, "lines.log")
         with (
