@@ -100,6 +100,9 @@ ELSEWHERE = {
     "worker_shutdown_grace": (
         "tests/integration/test_shutdown.py::test_tasks_that_outlast_the_grace_time_are_returned"
     ),
+    "worker_remote_control_pcre": (
+        "tests/unit/consumer/test_remote_control.py::test_regular_expression_is_read_where_the_setting_allows_it_and_never_in_the_watch_thread"
+    ),
     "worker_silence_limit": "tests/integration/test_guard.py::test_silence_has_a_limit",
     **dict.fromkeys(
         (
@@ -602,6 +605,21 @@ def check_task_max_body_bytes(rig: Rig) -> None:
         wait_until(rig.server.dead_letters, WAIT_S)
     with pytest.raises(GreenqError, match="task_max_body_bytes"):
         rig.app(task_max_body_bytes=1000).send_task("settings_app.add", ("x" * 1000, ""))
+
+
+def check_task_max_dead_letter_bytes(rig: Rig) -> None:
+    with rig.worker(task_max_dead_letter_bytes=1 << 20):
+        rig.app(task_serializer="yaml").send_task("settings_app.add", ("x" * 1_000_000, ""))
+        wait_until(rig.server.dead_letters, WAIT_S)
+    # Cut to half of what all may take.
+    assert len(rig.server.dead_letters()[0].raw) < 1 << 19
+
+
+def check_task_dead_letter_expires(rig: Rig) -> None:
+    with rig.worker(task_dead_letter_expires=1000):
+        rig.app(task_serializer="yaml").send_task("settings_app.add", (1, 2))
+        wait_until(rig.server.dead_letters, WAIT_S)
+    assert 900 < rig.server.client.ttl("greenq.dead.celery") <= 1000
 
 
 def check_task_max_result_bytes(rig: Rig) -> None:
