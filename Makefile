@@ -23,8 +23,11 @@ setup: $(DEV_STAMP)  ## install greenq and all development tools into .venv
 demo: $(RUN_STAMP)  ## watch 5,000 fetches run, 500 at a time; installs only what that needs
 	@$(BIN)/greenq demo
 
-test: $(DEV_STAMP)  ## run all tests
-	@$(BIN)/python -m pytest
+test: $(DEV_STAMP)  ## what a change needs first, on a real server: unit tests and a choice of others
+	$(call side_by_side,$(BIN)/python -m pytest -q --hypothesis-profile=quick,\
+	  tests/unit -m "not slow and not heavy",\
+	  tests/model tests/integration tests/interop tests/faults -m "smoke and not slow and not heavy")
+	@! ls .half-*.failed 2>/dev/null
 
 faults: $(DEV_STAMP)  ## run the long fault tests for a quarter of an hour; QUICK=1: 3 minutes
 	@$(BIN)/python -m pytest tests/faults -m heavy
@@ -49,32 +52,41 @@ check: $(DEV_STAMP)  ## run everything that must pass before a change is accepte
 	@$(BIN)/lint-imports --no-logo
 	@echo "==> docs/settings.md is up to date"
 	@$(BIN)/python docs/make_settings.py --check
-	@echo "==> tests, with coverage: two halves side by side, since most of them wait"
 	@$(BIN)/coverage erase
-	@rm -rf .half-*
-	@$(MAKE) --no-print-directory -j2 .half-one .half-two
-	@cat .half-two.log
+	$(call side_by_side,$(COVERED) --durations=25 -m "not heavy",$(HALF_ONE),$(HALF_TWO))
+	@echo "==> the slowest tests"
+	@cat .half-*.log | grep -E '^[0-9.]+s (call|setup|teardown) ' | sort -rn | head -25
 	@$(MAKE) --no-print-directory .half-one-again .half-two-again
 	@rm -rf .half-*
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report
 
 # Started by make, since programs in a shell's background ignore SIGINT.
-PYTEST := $(BIN)/coverage run -p -m pytest -m "not heavy"
-.half-one:
-	@$(PYTEST) -o cache_dir=.half-one.cache tests/unit tests/model tests/faults tests/fuzz \
-	  || touch .half-one.failed
+# Most tests wait, so two halves run side by side, about as long as one another. Of each what is not
+# a line of dots is shown.
+COVERED := $(BIN)/coverage run -p -m pytest
+HALF_ONE := tests/unit tests/model tests/faults tests/fuzz
+HALF_TWO := tests/integration tests/interop
+define side_by_side
+@echo "==> tests: two halves side by side"
+@rm -rf .half-*
+@$(MAKE) --no-print-directory -j2 .half-one .half-two RUN='$(1)' ONE='$(2)' TWO='$(3)'
+@grep -hvE '^[[:alpha:]./_ ]*\[ *[0-9]+%\]$$|^$$' .half-one.log .half-two.log || true
+endef
 
-.half-two:
-	@$(PYTEST) -o cache_dir=.half-two.cache tests/integration tests/interop >.half-two.log 2>&1 \
-	  || touch .half-two.failed
+# By make and not in a shell's background, where programs ignore SIGINT.
+.half-one: TESTS = $(ONE)
+.half-two: TESTS = $(TWO)
+.half-one .half-two: .half-%:
+	@$(RUN) -o cache_dir=.half-$*.cache $(TESTS) >.half-$*.log 2>&1 || touch .half-$*.failed
 
 # With both halves running, a test may not get the time it needs, so failed tests run again alone. A
 # test that then passes is listed: it has a defect.
 .half-one-again .half-two-again: .half-%-again:
 	@if [ -e .half-$*.failed ]; then \
 	  echo "==> running the failed tests of half $* again, alone"; \
-	  $(PYTEST) -o cache_dir=.half-$*.cache --last-failed --last-failed-no-failures none tests; \
+	  $(COVERED) -m "not heavy" -o cache_dir=.half-$*.cache \
+	    --last-failed --last-failed-no-failures none tests; \
 	fi
 
 bench: $(DEV_STAMP)  ## compare with a bare loop and Celery; takes two minutes
@@ -92,8 +104,7 @@ docs: $(DEV_STAMP)  ## build the documentation into docs/_build/html
 lock: $(TOOLS_STAMP)  ## update the hashes in requirements/; UPGRADE=1: with newer versions
 	@$(TOOLS)/python requirements/lock.py $(if $(UPGRADE),--upgrade)
 
-audit: $(TOOLS_STAMP)  ## look up known vulnerabilities of the packages in requirements/; needs a
-network
+audit: $(TOOLS_STAMP)  ## look up known vulnerabilities of the packages in requirements/; needs a network
 	@$(TOOLS)/python requirements/audit.py
 
 wheel: $(DEV_STAMP) $(TOOLS_STAMP)  ## build the wheel and its software bill of materials (SBOM)

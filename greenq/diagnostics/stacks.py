@@ -404,6 +404,9 @@ def _names(before: list[dis.Instruction], waiting: dis.Instruction) -> str:
             continue
         name = each.argval if isinstance(each.argval, str) else ""
         if each.opname == "LOAD_CONST":
+            # Since Python 3.13, the names of a call's arguments stand before it.
+            if isinstance(each.argval, tuple):
+                continue
             break
         if each.opname in {"LOAD_ATTR", "LOAD_METHOD"}:
             parts.append(f".{name}")

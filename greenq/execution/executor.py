@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from greenq.protocol.event import EventSender
     from greenq.request import Request
     from greenq.sending.producer import Producer
+    from greenq.transport.backend import Backend
     from greenq.transport.outbox import Outbox
     from greenq.transport.settle import Move, StateWrite
     from greenq.transport.transport import Transport
@@ -100,7 +101,9 @@ class Executor:
         each task.
         """
         self._config = config
-        self._transport = transport
+        self._broker = transport.broker
+        # None: results are disabled.
+        self._backend = transport.backend if transport.stores_results else None
         self._producer = producer
         self._outbox = outbox
         self._state = state
@@ -160,7 +163,7 @@ class Executor:
 
     def _is_still_ours(self, request: Request) -> bool:
         """Return whether a message is still reserved here; ask the server until it answers."""
-        tag, broker = request.delivery.tag, self._transport.broker
+        tag, broker = request.delivery.tag, self._broker
         if not tag:
             return True
         while not request.settled:
@@ -195,7 +198,7 @@ class Executor:
             confirmed.wait()
         except BaseException:
             # The worker ends before the code has begun: undo the acknowledgement.
-            move = self._transport.broker.requeue(*request.delivery, "next")
+            move = self._broker.requeue(*request.delivery, "next")
             self._outbox.put(Entry.moving(move))
             raise
         if not answers[0]:
@@ -207,9 +210,9 @@ class Executor:
         return self._config.task_track_started if own is None else own
 
     def _store_started(self, request: Request) -> None:
-        if self._transport.stores_results:
+        if self._backend is not None:
             meta = {"pid": os.getpid(), "hostname": self._hostname}
-            result = self._transport.backend.stored(request.message.id, STARTED, meta)
+            result = self._backend.stored(request.message.id, STARTED, meta)
             self._outbox.put(Entry(request.delivery.tag, "k", result=result))
 
     # --- run --------------------------------------------------------------------------------------
@@ -274,10 +277,11 @@ class Executor:
         self, request: Request, context: Context, outcome: Outcome
     ) -> tuple[Outcome, StateWrite | None]:
         """Return the outcome and its state write; a value that cannot be stored is a failure."""
-        if not self._is_stored(request, outcome):
+        backend = self._backend
+        if backend is None or not self._is_stored(request, outcome):
             return outcome, None
         try:
-            return outcome, self._encode_state(request, context, outcome)
+            return outcome, self._encode_state(backend, request, context, outcome)
         except EncodeError as exc:
             what = f"the result of {request} cannot be stored: {exc}"
         except Exception as exc:
@@ -288,13 +292,11 @@ class Executor:
             EncodeError(what[:_STORED_CHARS]),
             outcome.traceback and outcome.traceback[-_STORED_CHARS:],
         )
-        result = self._encode_state(request, context, failure, bare=True)
+        result = self._encode_state(backend, request, context, failure, bare=True)
         # A retry or a rejection keeps its outcome, which decides where the message goes.
         return (failure if outcome.state == SUCCESS else outcome), result
 
     def _is_stored(self, request: Request, outcome: Outcome) -> bool:
-        if not self._transport.stores_results:
-            return False
         task, ignored = request.task, request.message.ignore_result
         if ignored is None:
             ignored = task.ignore_result
@@ -306,13 +308,18 @@ class Executor:
         return self._config.task_store_errors_even_if_ignored if own is None else own
 
     def _encode_state(
-        self, request: Request, context: Context, outcome: Outcome, *, bare: bool = False
+        self,
+        backend: Backend,
+        request: Request,
+        context: Context,
+        outcome: Outcome,
+        *,
+        bare: bool = False,
     ) -> StateWrite:
         """Encode a state for the backend; `bare` leaves out what may be too large."""
         message, value = request.message, outcome.value
         if outcome.state == RETRY and isinstance(value, Retry):
             value = value.exc or value
-        backend = self._transport.backend
         result = backend.stored(
             message.id,
             outcome.state,
@@ -335,7 +342,7 @@ class Executor:
     def _choose_move(self, request: Request, outcome: Outcome) -> Move | None:
         """Return where the message goes; None if it is acknowledged."""
         tag, queue, raw = request.delivery
-        broker = self._transport.broker
+        broker = self._broker
         if outcome.state == REJECTED and outcome.value.requeue:
             return broker.requeue(tag, queue, raw, "last")
         if outcome.state != FAILURE or not request.acks_late:
@@ -350,7 +357,7 @@ class Executor:
 
     def _bury(self, request: Request, reason: str) -> Move:
         """Return the move to the dead letters."""
-        return self._transport.broker.bury(
+        return self._broker.bury(
             *request.delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
         )
 
@@ -363,9 +370,9 @@ class Executor:
         if retry.next_run is None:
             return None
         queue, priority, text = self._retry_message(request, retry)
-        keys = self._transport.keys
+        keys = self._broker.keys
         key = keys.queue(queue, keys.step_of(priority))
-        return self._transport.broker.move(tag, key, text)
+        return self._broker.move(tag, key, text)
 
     def _retry_message(self, request: Request, retry: Retry) -> tuple[str, int, str]:
         """Encode the next run's message; return its queue, its priority and its text."""
@@ -413,8 +420,8 @@ class Executor:
         )
         result, move = None, None
         try:
-            if self._transport.stores_results:
-                result = self._transport.backend.stored(
+            if self._backend is not None:
+                result = self._backend.stored(
                     request.message.id,
                     FAILURE,
                     outcome.value,

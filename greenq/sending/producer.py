@@ -189,7 +189,8 @@ class Producer:
         # Stamped before: the task may be done by the time that this is told.
         events = [] if self._events is None else [self._sent(plan, options, task_id, args, kwargs)]
         self._push(plan, [text], f"task {task_id}", () if options.get("task_id") else (task_id,))
-        self._tell(events)
+        if events:
+            self._tell(events)
         return task_id
 
     def send_many(
@@ -229,7 +230,8 @@ class Producer:
                 # An exchange may lead to several queues, the first of which may have got them.
                 unknown = chunk if plan.exchange or isinstance(exc, ConnectionLost) else ()
                 raise NotAllSent(task, ids[:sent], unknown, exc) from exc
-            self._tell(events)
+            if events:
+                self._tell(events)
             sent += len(texts)
             if error is not None:
                 raise NotAllSent(task, ids[:sent], (), error) from error
@@ -260,8 +262,7 @@ class Producer:
 
     def _tell(self, events: Sequence[Stamped]) -> None:
         """Publish events of tasks that have been sent; it is no error of theirs when that fails."""
-        if not events or self._events is None:
-            return
+        assert self._events is not None
         channel = self._broker.keys.fanout(EXCHANGE, MULTI)
         try:
             self._broker.client.call("PUBLISH", channel, self._events.write_batch(events))

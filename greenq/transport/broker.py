@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from greenq.errors import AccessRefused, DecodeError, OperationalError
@@ -27,7 +28,7 @@ from greenq.transport.settle import Move
 from greenq.transport.takers import Takers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from datetime import datetime
 
     from greenq.protocol.keys import Keys
@@ -44,7 +45,8 @@ _PAUSE = load_script("pause")
 _PAUSED = 1000
 _NAME_CHARS = 255
 
-# Queues that are known to be declared; beyond that, they are declared anew.
+# Queues that are known to be declared, and lists whose names are kept; beyond that, they are
+# declared and named again.
 _DECLARED = 10_000
 
 # How often the workers of a message may have died that is looked for while it is sent.
@@ -67,6 +69,10 @@ class Broker:
         # Queues whose binding this process has written; written twice is harmless, so no lock.
         self._declared: set[str] = set()
         self._takers = Takers(keys)
+        # Senders use a few lists again and again.
+        self._list: Callable[[str, object], str] = lru_cache(_DECLARED)(
+            lambda queue, priority: keys.queue(queue, keys.step_of(priority))
+        )
 
     def declare_commands(self, queue: str) -> list[Command]:
         """Return the commands that make a queue known, or none if this process did it already.
@@ -132,7 +138,7 @@ class Broker:
         Now and then it is asked who takes from it.
         """
         declare, question = self.declare_commands(queue), self._takers.question(queue)
-        key = self.keys.queue(queue, self.keys.step_of(priority))
+        key = self._list(queue, priority)
         with self.client.pooled(timeout_s) as connection:
             answers = connection.try_pipeline([*declare, ("LPUSH", key, *texts), *question])
         pushed = answers[len(declare)]

@@ -161,7 +161,8 @@ class Outbox(StartStopPart):
                 pause_s = min(pause_s * 2, _RETRY_MOST_S)
             else:
                 break
-        self._outage.recovered("outcomes are written again")
+        if repeated:
+            self._outage.recovered("outcomes are written again")
         self._batch = min(_BATCH, self._batch * 2)
         del self._entries[: len(entries)]
         # What is not held any more when it is written again was, most likely, written at first; a

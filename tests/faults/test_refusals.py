@@ -12,7 +12,7 @@ from tests.faults.conftest import Scene
 from tests.faults.proxy import BLMOVE
 from tests.support import wait_until
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.smoke]
 
 COUNT = 20
 

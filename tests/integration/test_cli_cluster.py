@@ -18,6 +18,8 @@ from greenq.cli.remote_commands import INSPECT
 from tests.servers import ROOT, Server, celery_worker, greenq_worker, valkey
 from tests.support import wait_until
 
+pytestmark = pytest.mark.smoke
+
 Run = Callable[..., "Ended"]
 
 

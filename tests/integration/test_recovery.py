@@ -21,6 +21,8 @@ from greenq.transport.recovery import Recovery, is_suspect, newest_first
 from greenq.transport.settle import Entry, Guard, Move, StateWrite, settle
 from tests.servers import Server
 
+pytestmark = pytest.mark.smoke
+
 KEYS = Keys()
 DEAD = Owner("dead", "node", "")
 DEAD_LETTERS = "dead 67108864 0 -"

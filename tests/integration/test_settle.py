@@ -29,6 +29,8 @@ from greenq.transport.settle import (
 from tests.servers import Server
 from tests.support import wait_until
 
+pytestmark = pytest.mark.smoke
+
 KEYS = Keys()
 OWN = Guard("a")
 SUCCESS = json.dumps({"status": "SUCCESS", "result": 1})

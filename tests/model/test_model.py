@@ -12,8 +12,8 @@ from tests.model.mutants import MUTANTS, Mutant
 from tests.model.scenarios import SCENARIOS
 from tests.model.world import installed
 
-# Of each scenario; ``python -m tests.model`` tries more.
-_SCHEDULES = 40
+# Of each scenario; `make test` tries the few alone, ``python -m tests.model`` many more.
+_FEW, _ALL = 4, 40
 _SEED = 1
 
 # Schedules that once broke a promise, one per file: the scenario's name, then the labels.
@@ -27,17 +27,25 @@ def explorer() -> Iterator[Explorer]:
     made.close()
 
 
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        pytest.param(range(_FEW), marks=pytest.mark.smoke, id="few"),
+        pytest.param(range(_FEW, _ALL), id="more"),
+    ],
+)
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_random_schedules_keep_the_promises(explorer: Explorer, name: str) -> None:
+def test_random_schedules_keep_the_promises(explorer: Explorer, name: str, numbers: range) -> None:
     scenario = SCENARIOS[name]
     with installed():
-        for number in range(_SCHEDULES):
+        for number in numbers:
             found = explorer.random(scenario, f"{_SEED}-{number}")
             if found.problems:
                 found = explorer.shrink(scenario, found)
                 pytest.fail(f"{found.problems[0]}\n{name}: {' '.join(found.labels)}")
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("file", _FOUND, ids=lambda file: file.stem)
 def test_what_was_found_stays_mended(explorer: Explorer, file: Path) -> None:
     lines = [line for line in file.read_text("utf-8").splitlines() if not line.startswith("#")]

@@ -635,6 +635,7 @@ print(len(looked), seen)
 """
 
 
+@pytest.mark.slow
 def test_of_ten_thousand_that_leave_something_ten_thousand_see_nothing() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _LEAVE_AND_LOOK],

@@ -69,6 +69,7 @@ def celery_options(*command: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", done.stdout.partition("\n\n")[2]))
 
 
+@pytest.mark.slow
 def test_every_option_of_celery_s_worker_is_known() -> None:
     """Those of its help, which begin a line; whatever it learns, somebody has to decide about."""
     (worker,) = (
