@@ -445,7 +445,7 @@ class Watch(StartStopPart):
                 len(here), len(gone), f": {listed(gone, _NAMED)}" if gone else "",
             )  # fmt: skip
         else:
-            _log.error("the server has lost its data; it has to learn again what this worker holds")
+            _log.error("the server has lost its data; it learns anew what this worker has in hand")
 
     def _look_for_forgotten(self) -> None:
         """Give back what two looks have found: with one alone it might be just on its way."""
