@@ -1,9 +1,9 @@
-"""The common message read in one typed pass, in C.
+"""Decode the common message in one typed pass, in C.
 
-What is not quite so common is left to `envelope.unwrap` and `message.decode`, which say what is
-wrong: protocol 1, other serializers, compression, headers of the caller's own, Celery's tags for
-dates and the like, JSON that only Python reads. For all that is read here, both ways come to the
-same; a test holds them side by side.
+Anything less common is left to `envelope.unwrap` and `message.decode`, which say what is wrong:
+protocol 1, other serializers, compression, the caller's own headers, Celery's tags for dates and
+the like, JSON that only Python can read. For all messages read here, both ways give the same
+result; a test compares them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _JSON = "application/json"
 _NO_LIMITS = (None, None)
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
-# Celery's tag for a value of an extended type. A body may have it anywhere; around the body, the
-# types leave no place for it. Its characters could be escaped: they are among these.
+# Celery's tag for a value of an extended type. A body may contain it anywhere; around the body, the
+# types leave no place for it. Its characters may also be spelled as one of these escapes.
 _TAG = b"__type__"
 _ESCAPES = (b"\\u005", b"\\u006", b"\\u007")
 
 
-# The rules of greenq.protocol.limits, which the decoder checks as it goes.
+# The rules of greenq.protocol.limits, checked by the decoder as it goes.
 _Name: TypeAlias = Annotated[str, limits.NAME.meta]
 _Moment: TypeAlias = Annotated[str, limits.MOMENT_TEXT.meta]
 _Description: TypeAlias = Annotated[str, limits.DESCRIPTION.meta]
@@ -100,7 +100,7 @@ _read_body = msgspec.json.Decoder(tuple[list[Any], dict[str, Any], _Embed]).deco
 
 
 def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMessage | None:
-    """Read the task call in one list element; None when it takes the careful readers to do that."""
+    """Read the task call in one list element; None leaves it to the careful decoders."""
     is_large = len(raw) > limits.DENSE_BYTES
     try:
         if is_large and not limits.is_readable(raw, limits.most_raw(max_body_bytes)):
@@ -138,7 +138,7 @@ def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMess
         group_index=headers.group_index,
         retries=headers.retries or 0,
         timelimit=_NO_LIMITS if timelimit is None or timelimit == _NO_LIMITS else timelimit,
-        # What is mostly the same is kept once: many messages are held at a time.
+        # Share what is usually the same: many messages are held at a time.
         stamps=_NOTHING,
         headers=_NOTHING,
         root_id=headers.id if headers.root_id == headers.id else headers.root_id,

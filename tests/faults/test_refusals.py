@@ -103,6 +103,6 @@ def test_message_stays_reserved_when_its_next_place_is_no_list(scene: Scene) -> 
     wait_until(lambda: scene.proxy.sent(BLMOVE) > 0)
 
     scene.send(1, "faults.unknown")
-    worker.wait_text("stay reserved that cannot be moved: WRONGTYPE greenq.dead.celery")
+    worker.wait_text("stay reserved because they cannot be moved: WRONGTYPE greenq.dead.celery")
 
     assert scene.reserved() == Counter(scene.ids)

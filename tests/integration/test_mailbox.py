@@ -195,7 +195,7 @@ def test_two_workers_of_one_name_are_told_of(
         )
     assert replies == {"w1@a": {"ok": "pong"}}
     assert heard == ["w1@a", "w1@a"]
-    assert "more than one worker is named w1@a" in caplog.text
+    assert "several workers are named w1@a" in caplog.text
 
 
 def test_replies_that_are_none_are_ignored(

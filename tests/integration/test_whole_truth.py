@@ -293,7 +293,7 @@ def test_sender_is_warned_of_a_queue_that_no_worker_takes_from(
         wait_until(lambda: taken(server) == {"a@h": ["mail"]}, WAIT_S)
         assert send("mail") == []
         assert send("maill") == [
-            "no worker takes from queue maill: what is sent to it waits (1 worker is there); did "
+            "no worker takes from queue maill: messages sent to it wait (1 worker is there); did "
             "you mean mail?"
         ]
         code, out, err = run("status")
@@ -372,4 +372,4 @@ def test_server_that_speaks_without_tls_is_said_to(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["status", "-b", server.url.replace("redis://", "rediss://")]) == 1
-    assert "answers, but not in TLS: redis:// instead?" in capsys.readouterr().err
+    assert "answers, but not over TLS; did you mean redis://?" in capsys.readouterr().err

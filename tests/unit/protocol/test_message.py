@@ -195,11 +195,11 @@ def test_decode_finds_either_mark_of_redelivery(headers, info):
     ids=str,
 )
 def test_wrong_header_is_a_decode_error(change):
-    with pytest.raises(DecodeError, match="no task call"):
+    with pytest.raises(DecodeError, match="not a task call"):
         read(envelope_of([[], {}, {}], {**HEADERS, **change}))
     body = {"args": [], "kwargs": {}, **HEADERS, **change}
     if "compression" not in change:
-        with pytest.raises(DecodeError, match="no task call"):
+        with pytest.raises(DecodeError, match="not a task call"):
             read(envelope_of(body, {}))
 
 
@@ -227,7 +227,7 @@ def test_wrong_header_is_a_decode_error(change):
 )
 def test_wrong_body_is_a_decode_error_with_its_bytes(body):
     envelope = envelope_of(body)
-    with pytest.raises(DecodeError, match="task 'i' is no task call") as caught:
+    with pytest.raises(DecodeError, match="task 'i' is not a task call") as caught:
         read(envelope)
     assert caught.value.raw == envelope.body
 
