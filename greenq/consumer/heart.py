@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from greenq import __version__
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.transport.settle import Publication
-from greenq.watchdog.thread import Heartbeat
+from greenq.watchdog.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from greenq.consumer.event_sender import Events
     from greenq.execution.state import WorkerState
     from greenq.pool import Pool
-    from greenq.watchdog.thread import Blocker, Watch
+    from greenq.watchdog.hub_thread import Blocker
+    from greenq.watchdog.thread import Watch
 
 # Celery's, so that monitors that know it find the same.
 INTERVAL_S = 2.0

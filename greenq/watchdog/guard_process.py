@@ -205,26 +205,6 @@ class Guard:
         self._close()
 
 
-def account(gap_s: float, cpu_s: float, suspended_s: float = 0.0) -> str:
-    """Say why the watch's thread did not run for `gap_s` of wall time.
-
-    Args:
-        cpu_s: the CPU time that the process used meanwhile. A call that computes without letting
-            go of the GIL uses all of it; of one that waits with the GIL, nothing can be told.
-        suspended_s: for how long the machine was suspended meanwhile (what CLOCK_BOOTTIME went
-            further than CLOCK_MONOTONIC).
-    """
-    silence = f"no Python ran in this process for {gap_s:.1f} s"
-    if suspended_s >= gap_s / 2:
-        return f"{silence}: the machine was suspended"
-    if cpu_s >= gap_s / 2:
-        return f"{silence}: a call held the GIL (and computed for {cpu_s:.1f} s)"
-    return (
-        f"{silence}, and it hardly computed ({cpu_s:.1f} s): it was stopped, got no CPU, or a call "
-        "held the GIL while it waited"
-    )
-
-
 def _has_ended(pid: int) -> bool:
     try:
         return posix.waitpid(pid, os.WNOHANG)[0] == pid

@@ -29,6 +29,8 @@ import greenq.transport.broker
 import greenq.transport.fetch
 import greenq.transport.leases
 import greenq.transport.outbox
+import greenq.watchdog.hub_thread
+import greenq.watchdog.lease_keeper
 import greenq.watchdog.thread
 from greenq import Greenq
 from greenq.consumer.tasks import Tasks
@@ -128,6 +130,8 @@ _MODULES: list[tuple[Any, dict[str, Any]]] = [
         greenq.transport.outbox,
         {"time": _Time, "Event": SimEvent, "sleep": sim_sleep, "spawn": sim_spawn},
     ),
+    (greenq.watchdog.hub_thread, {"time": _Time}),
+    (greenq.watchdog.lease_keeper, {"time": _Time}),
     (greenq.watchdog.thread, {"time": _Time, "sleep": sim_sleep}),
     (greenq.execution.state, {"time": _Time}),
 ]
@@ -402,23 +406,24 @@ class SimWorker:
             bury=self._bury,
             now_s=lambda: world.now,
         )
+        self.leases = Leases(
+            client.connection(pushes=True),
+            transport.broker,
+            self.owner,
+            queues=queues,
+            visibility_timeout_s=3600.0,
+            lease_s=LEASE_S,
+            recovery=recovery,
+        )
         self.watch = Watch(
-            Leases(
-                client.connection(pushes=True),
-                transport.broker,
-                self.owner,
-                queues=queues,
-                visibility_timeout_s=3600.0,
-                lease_s=LEASE_S,
-                recovery=recovery,
-            ),
+            self.leases,
             self.hub,
             self.state,
             lease_s=LEASE_S,
             visibility_timeout_s=3600.0,
             blocked_after_s=1e9,
             blocking_task=lambda _frame: None,
-            held=self._held,
+            held=self.unsettled,
             look=lambda: self.fetcher.wake(look=True),
             first_unused=lambda: self.fetcher.first_unused,
             is_waiting=lambda: self.fetcher.waiting,
@@ -429,7 +434,7 @@ class SimWorker:
             clock=self.boottime,
         )
         # Celery's records are looked for in scenarios that have some.
-        self.watch._scores_at_s = 0.0 if world.scenario.overdue else 1e18
+        self.watch.reclaimer.scores_at_s = 0.0 if world.scenario.overdue else 1e18
         self.outbox = Outbox(transport, name)
         self.pool = SimPool(self, size, lambda request: self.executor(request))
         self.executor = Executor(
@@ -467,7 +472,7 @@ class SimWorker:
 
     # --- the glue of greenq.worker ----------------------------------------------------------------
 
-    def _held(self) -> tuple[set[str], int]:
+    def unsettled(self) -> tuple[set[str], int]:
         first_unused = self.fetcher.first_unused
         return self.tasks.unfinished | self.outbox.tags(), first_unused
 
@@ -550,12 +555,12 @@ class SimWorker:
             if self._is_watch_ending:
                 break
             # A renewal may come at any moment, and a notice of what lies in lists.
-            watch._renew_at_s = 0.0
-            watch._leases.connection.noticed = True
+            watch.lease.due_s = 0.0
+            self.leases.connection.noticed = True
             if self.gives_away:
                 self.gives_away = False
                 with suppress(OperationalError):
-                    self._give_away(watch._leases.connection)
+                    self._give_away(self.leases.connection)
             watch.turn()
         watch.leave()
         self.watch_over.set()
@@ -607,10 +612,9 @@ class SimWorker:
             sorted(self.outbox.tags()),
             self.boottime() < self.state.lease_until_s,
             self.state.lease_lost_s > 0,
-            self.watch._looks,
-            sorted(self.watch._forgotten),
-            self.watch._recover_from_s is not None
-            and self.boottime() >= self.watch._recover_from_s,
+            self.watch.reclaimer.looks,
+            sorted(self.watch.reclaimer.forgotten),
+            self.watch.reclaimer.recovers(self.boottime()),
             self.tasks.draining,
             self.pool.waiting,
         )
@@ -1255,7 +1259,7 @@ class World:
             self.link.later(pack(("ZADD", "greenq.leases", "XX", score, member)))
             worker.state.lease_until_s = worker.boottime() + LEASE_S
             if seconds > VISIBILITY_S / 4:
-                for tag in sorted(worker.watch._held()[0]):
+                for tag in sorted(worker.unsettled()[0]):
                     score = f"{self.now:.6f}"
                     self.link.later(pack(("ZADD", "unacked_index", "XX", score, tag)))
         for worker in self.workers.values():
@@ -1338,7 +1342,7 @@ class World:
             self.blocked.remove(op)
             self.fail(op, lost(False))
         for worker in self.workers.values():
-            worker.watch._leases.connection.close()
+            worker.leases.connection.close()
 
     def _copy_all(self, source: int, goal: int) -> None:
         links = self.site.server.links

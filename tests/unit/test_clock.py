@@ -102,7 +102,7 @@ class Scene:
             give_away=lambda _: None,
             unwritten=list,
         )
-        watch._renew()
+        watch.renew()
         self.pool, self.timer, self.outbox = FakePool(), Timer(clock=lambda: 0.0), FakeOutbox()
         broker = Broker(None, Keys())  # type: ignore[arg-type]
         fields = {"stores_results": False, "broker": broker}
