@@ -6,14 +6,15 @@ import logging
 from typing import TYPE_CHECKING
 
 from greenq.errors import AccessRefused, OperationalError, ServerError
+from greenq.watchdog.heartbeat import HeartbeatSchedule
+from greenq.watchdog.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from greenq.hub import Hub
     from greenq.transport.leases import Leases
-    from greenq.watchdog.heartbeat import HeartbeatSchedule
     from greenq.watchdog.hub_monitor import HubMonitor
-    from greenq.watchdog.subscriber import Subscriber
 
 _log = logging.getLogger(__name__)
 
@@ -28,16 +29,26 @@ class ClusterLink:
     def __init__(
         self,
         leases: Leases,
-        subscriber: Subscriber,
-        heartbeats: HeartbeatSchedule,
+        hub: Hub,
         monitor: HubMonitor,
         *,
+        wake: Callable[[], object],
+        renew_every_s: float,
         clock: Callable[[], float],
     ) -> None:
-        """Use the connection of `leases`."""
+        """Use the connection of `leases`.
+
+        Args:
+            leases: has the connection.
+            hub: handles what is published to the worker.
+            monitor: knows whether the hub is blocked.
+            wake: has the watchdog thread attend soon.
+            renew_every_s: how often the lease is renewed.
+            clock: seconds, monotonic.
+        """
         self._leases = leases
-        self.subscriber = subscriber
-        self.heartbeats = heartbeats
+        self.subscriber = Subscriber(hub, changed=wake)
+        self.heartbeats = HeartbeatSchedule(monitor, renew_every_s=renew_every_s, clock=clock)
         self._monitor = monitor
         self._clock = clock
         self._is_refused = False

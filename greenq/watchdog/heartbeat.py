@@ -33,7 +33,7 @@ class HeartbeatSchedule:
         self._monitor = monitor
         self._renew_every_s = renew_every_s
         self._clock = clock
-        self._beat: Heartbeat | None = None
+        self.beat: Heartbeat | None = None
         self._due_s = math.inf
         # By how much a heartbeat may be early or late in order to go with a renewal.
         self._slack_s = 0.0
@@ -43,7 +43,7 @@ class HeartbeatSchedule:
 
         It goes with the renewal of the lease that is closest in time, if there is one.
         """
-        self._beat = beat
+        self.beat = beat
         self._due_s = -math.inf if beat is not None else math.inf
         rides = beat is not None and beat.every_s > self._renew_every_s
         self._slack_s = self._renew_every_s / 2 if rides else 0.0
@@ -62,7 +62,7 @@ class HeartbeatSchedule:
         return self._next(self._clock() - self._slack_s)
 
     def _next(self, until_s: float) -> Publication | None:
-        beat = self._beat
+        beat = self.beat
         if beat is None or self._due_s > until_s:
             return None
         now = self._clock()

@@ -6,6 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from greenq.hub import sleep
 from greenq.log import OutageLog
 from greenq.protocol.text import listed
 
@@ -72,6 +73,13 @@ class LeaseKeeper:
         """Have the next turn tell the server which queues are taken from; any thread may call."""
         self._leases.tell(queues)
         self._is_wanted = True
+
+    def wait_held(self, timeout_s: float) -> bool:
+        """Wait until the lease is written for the first time; for the hub. Switches: yes."""
+        deadline_s = self._clock() + timeout_s
+        while not self.held and self._clock() < deadline_s:
+            sleep(0.005)
+        return self.held
 
     def renew(self, now_s: float) -> Renewal:
         """Renew the lease, over a new connection if need be; return what the server answers.

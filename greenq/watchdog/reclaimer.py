@@ -23,18 +23,18 @@ class Reclaimer:
     def __init__(
         self,
         leases: Leases,
-        *,
         held: Callable[[], tuple[set[str], int]],
         lease_s: float,
+        *,
         renew_every_s: float,
-        visibility_timeout_s: float,
+        scores_every_s: float,
     ) -> None:
         """Reclaim over the connection of `leases`; see `Watch` for `held`."""
         self._leases = leases
         self._held = held
         self._lease_s = lease_s
         self._renew_every_s = renew_every_s
-        self._scores_every_s = visibility_timeout_s / 4
+        self._scores_every_s = scores_every_s
         self.scores_at_s = 0.0
         # From when on an ended lease means a dead owner; None: not yet.
         self._recover_from_s: float | None = None

@@ -21,17 +21,17 @@ class SilenceMonitor:
     def __init__(
         self,
         hub_thread: HubThread,
-        *,
-        noticeable_s: float,
         found: Callable[[Blocker], object],
+        noticeable_s: float,
         now_s: Callable[[], float],
         clock: Callable[[], float],
     ) -> None:
         """Report silences.
 
         Args:
-            noticeable_s: those that last this long or longer.
-            found: called with what the hub's thread was at.
+            hub_thread: says what the hub was at.
+            found: called with what the hub was at.
+            noticeable_s: report a silence that lasts this long.
             now_s: seconds, with the time in which the machine was suspended.
             clock: seconds, monotonic, without it.
         """

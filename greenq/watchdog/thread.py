@@ -15,7 +15,6 @@ from greenq.errors import OperationalError, TransportTimeout
 from greenq.hub import NativeThread, poll_readable, sleep
 from greenq.watchdog.cluster import ClusterLink
 from greenq.watchdog.ending import LEAVE_S, Ending
-from greenq.watchdog.heartbeat import HeartbeatSchedule
 from greenq.watchdog.hub_monitor import HubMonitor
 from greenq.watchdog.hub_thread import HubThread
 from greenq.watchdog.lease_keeper import LeaseKeeper
@@ -24,7 +23,6 @@ from greenq.watchdog.reclaimer import Reclaimer
 from greenq.watchdog.relay import Parked, Relay
 from greenq.watchdog.signal_monitor import SignalMonitor
 from greenq.watchdog.silence import SilenceMonitor
-from greenq.watchdog.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     from greenq.watchdog.guard_process import Guard
     from greenq.watchdog.heartbeat import Heartbeat
     from greenq.watchdog.hub_thread import Blocker
+    from greenq.watchdog.subscriber import Subscriber
 
 # At least this long between two moves of parked messages.
 _SOON_S = 0.02
@@ -126,7 +125,7 @@ class Watch(StartStopPart):
         self._leases = leases
         self._guard = guard
         self._clock = clock
-        renew_every_s = lease_s * _RENEW_AFTER
+        renew_every_s, scores_every_s = lease_s * _RENEW_AFTER, visibility_timeout_s / 4
         self.hub_thread = HubThread(blocking_task, stacks)
         self._ending = Ending(
             leases, self.hub_thread, unwritten=unwritten, cut=cut, end_process=end_process
@@ -144,19 +143,10 @@ class Watch(StartStopPart):
             signals, self.monitor, self.hub_thread, self._ending, clock=clock
         )
         self._silence = SilenceMonitor(
-            self.hub_thread,
-            noticeable_s=blocked_after_s,
-            found=self.monitor.blockers.append,
-            now_s=state.now_s,
-            clock=clock,
+            self.hub_thread, self.monitor.blockers.append, blocked_after_s, state.now_s, clock
         )
-        # What is published to this worker is read over the lease's connection.
-        self._cluster = ClusterLink(
-            leases,
-            Subscriber(hub, changed=self._wake),
-            HeartbeatSchedule(self.monitor, renew_every_s=renew_every_s, clock=clock),
-            self.monitor,
-            clock=clock,
+        self.cluster = ClusterLink(
+            leases, hub, self.monitor, wake=self._wake, renew_every_s=renew_every_s, clock=clock
         )
         self._notifier = Notifier(
             hub, state, first_unused=first_unused, look=look, paused=paused, forgotten=forgotten
@@ -164,16 +154,12 @@ class Watch(StartStopPart):
         self._relay = Relay(leases, self._notifier, clock=clock)
         self._parked = Parked(leases, clock=clock)
         self.reclaimer = Reclaimer(
-            leases,
-            held=held,
-            lease_s=lease_s,
-            renew_every_s=renew_every_s,
-            visibility_timeout_s=visibility_timeout_s,
+            leases, held, lease_s, renew_every_s=renew_every_s, scores_every_s=scores_every_s
         )
         self.lease = LeaseKeeper(
             leases,
             state,
-            self._cluster,
+            self.cluster,
             self.reclaimer,
             lease_s=lease_s,
             renew_every_s=renew_every_s,
@@ -205,10 +191,7 @@ class Watch(StartStopPart):
 
     def wait_held(self, timeout_s: float) -> bool:
         """Wait until the lease is written for the first time. Switches: yes."""
-        deadline_s = self._clock() + timeout_s
-        while not self.lease.held and self._clock() < deadline_s:
-            sleep(0.005)
-        return self.lease.held
+        return self.lease.wait_held(timeout_s)
 
     @property
     def problem(self) -> OperationalError | None:
@@ -223,7 +206,7 @@ class Watch(StartStopPart):
     @property
     def subscriber(self) -> Subscriber:
         """Hands on what is published to this worker."""
-        return self._cluster.subscriber
+        return self.cluster.subscriber
 
     @property
     def blockers(self) -> Sequence[Blocker]:
@@ -231,12 +214,12 @@ class Watch(StartStopPart):
         return self.monitor.blockers
 
     def blocking_now(self) -> Blocker | None:
-        """Return what blocks the hub; None when the hub itself asks."""
+        """Return what blocks the hub; None if the hub's own thread asks."""
         return self.monitor.blocking(0.0) if self.hub_thread.is_other() else None
 
     def beat(self, beat: Heartbeat | None) -> None:
         """Publish a heartbeat from now on, the first one at once; None: no more."""
-        self._cluster.heartbeats.set(beat)
+        self.cluster.heartbeats.set(beat)
         self._wake()
 
     def set_queues(self, queues: Sequence[str]) -> None:
@@ -281,7 +264,7 @@ class Watch(StartStopPart):
             self._reached(self._relay.relay())
             told = True
         # Last of what uses this connection. Most wake-ups are looks at the hub alone.
-        if told or self._cluster.is_behind or self._clock() >= self._cluster.due_s:
+        if told or self.cluster.is_behind or self._clock() >= self.cluster.due_s:
             self.attend()
         while self._leases.recovery.busy and self._clock() < self._next_duty_s():
             self._leases.recovery.step()
@@ -309,7 +292,7 @@ class Watch(StartStopPart):
 
     def attend(self) -> None:
         """Read what is published, and publish the heartbeat, until another duty is due."""
-        self._reached(self._cluster.attend(self._next_duty_s()))
+        self._reached(self.cluster.attend(self._next_duty_s()))
 
     def leave(self) -> None:
         """Give back what the server still holds of this owner, then give up its lease."""
@@ -321,7 +304,7 @@ class Watch(StartStopPart):
             return 0.0
         due_s = self._next_duty_s()
         if self._leases.connection.connected:
-            due_s = min(due_s, self._cluster.due_s)
+            due_s = min(due_s, self.cluster.due_s)
         pause_s = max(_SOON_S, due_s - self._clock())
         if self._leases.connection.noticed:
             pause_s = min(pause_s, max(0.0, self._relay.due_s - self._clock()))

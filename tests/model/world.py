@@ -19,7 +19,9 @@ from typing import Any
 import greenlet
 import hiredis
 
+import greenq.consumer.refusals
 import greenq.consumer.tasks
+import greenq.consumer.waiting
 import greenq.execution.executor
 import greenq.execution.state
 import greenq.execution.suspects
@@ -110,7 +112,9 @@ class _Datetime(datetime):
 
 
 _MODULES: list[tuple[Any, dict[str, Any]]] = [
-    (greenq.consumer.tasks, {"time": _Time, "datetime": _Datetime, "Event": SimEvent}),
+    (greenq.consumer.tasks, {"Event": SimEvent}),
+    (greenq.consumer.refusals, {"datetime": _Datetime}),
+    (greenq.consumer.waiting, {"datetime": _Datetime}),
     (
         greenq.execution.executor,
         {"time": _Time, "datetime": _Datetime, "Event": SimEvent, "sleep": sim_sleep},
@@ -131,7 +135,7 @@ _MODULES: list[tuple[Any, dict[str, Any]]] = [
         {"time": _Time, "Event": SimEvent, "sleep": sim_sleep, "spawn": sim_spawn},
     ),
     (greenq.watchdog.hub_thread, {"time": _Time}),
-    (greenq.watchdog.lease_keeper, {"time": _Time}),
+    (greenq.watchdog.lease_keeper, {"time": _Time, "sleep": sim_sleep}),
     (greenq.watchdog.thread, {"time": _Time, "sleep": sim_sleep}),
     (greenq.execution.state, {"time": _Time}),
 ]
@@ -606,8 +610,8 @@ class SimWorker:
             self.fetcher._next,
             self.fetcher._plan.queues,
             self.fetcher.unsure,
-            len(self.tasks._suspects),
-            self.tasks._suspects.busy,
+            len(self.tasks.admission.suspects),
+            self.tasks.admission.suspects.busy,
             sorted(self.state.reserved),
             sorted(self.outbox.tags()),
             self.boottime() < self.state.lease_until_s,
@@ -880,7 +884,7 @@ class World:
         """A task kills its worker; its guard ends the lease, and another one starts."""
         worker: SimWorker = op.actor.owner
         op.wait.outcome = "died"
-        self.deaths.setdefault(op.kind[4:], []).append(worker.tasks._suspects.alone)
+        self.deaths.setdefault(op.kind[4:], []).append(worker.tasks.admission.suspects.alone)
         self.env_kill(worker, "")
         self.env_end(worker, "")
         number = sum(name[0] == worker.name[0] for name in self.workers) + 1
