@@ -38,9 +38,9 @@ class Connection(StartStopPart):
         transport, watch = worker.app.transport, worker.watch
         # Declaring asks nothing when this process has done it before.
         transport.client.call("PING", timeout_s=_PING_TIMEOUT_S)
-        if not watch.wait_held(_LEASE_TIMEOUT_S):
+        if not watch.lease.wait_held(_LEASE_TIMEOUT_S):
             # Without it nobody would know whose the messages are if this worker died.
-            raise watch.problem or TransportTimeout("the lease could not be written")
+            raise watch.lease.problem or TransportTimeout("the lease could not be written")
         worker.register()
         transport.broker.declare(worker.queues)
         worker.look_for_pauses()

@@ -131,14 +131,10 @@ class Watch(StartStopPart):
             leases, self.hub_thread, unwritten=unwritten, cut=cut, end_process=end_process
         )
         self.monitor = HubMonitor(
-            hub,
-            self.hub_thread,
-            self._ending,
-            blocked_after_s=blocked_after_s,
-            blocked_limit_s=blocked_limit_s,
-            give_away=lambda: give_away(leases.connection),
-            clock=clock,
-        )
+            hub, self.hub_thread, self._ending,
+            blocked_after_s=blocked_after_s, blocked_limit_s=blocked_limit_s,
+            give_away=lambda: give_away(leases.connection), clock=clock,
+        )  # fmt: skip
         self._signals = SignalMonitor(
             signals, self.monitor, self.hub_thread, self._ending, clock=clock
         )
@@ -157,16 +153,10 @@ class Watch(StartStopPart):
             leases, held, lease_s, renew_every_s=renew_every_s, scores_every_s=scores_every_s
         )
         self.lease = LeaseKeeper(
-            leases,
-            state,
-            self.cluster,
-            self.reclaimer,
-            lease_s=lease_s,
-            renew_every_s=renew_every_s,
-            is_waiting=is_waiting,
-            guard=guard,
-            clock=clock,
-        )
+            leases, state, self.cluster, self.reclaimer,
+            lease_s=lease_s, renew_every_s=renew_every_s,
+            is_waiting=is_waiting, guard=guard, clock=clock,
+        )  # fmt: skip
 
     # --- any thread -------------------------------------------------------------------------------
 
@@ -188,15 +178,6 @@ class Watch(StartStopPart):
                 thread.close()
         if self._guard is not None:
             self._guard.stop()
-
-    def wait_held(self, timeout_s: float) -> bool:
-        """Wait until the lease is written for the first time. Switches: yes."""
-        return self.lease.wait_held(timeout_s)
-
-    @property
-    def problem(self) -> OperationalError | None:
-        """Why the lease could not be renewed the last time; None: it was renewed."""
-        return self.lease.problem
 
     @property
     def question(self) -> str:
