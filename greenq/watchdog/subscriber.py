@@ -102,11 +102,6 @@ class Subscriber:
         self._channels = tuple(each for each in self._channels if each.name != channel)
         self._changed()
 
-    @property
-    def attentive(self) -> bool:
-        """True when the subscriptions are those that are wanted; any thread may ask."""
-        return {each.name for each in self._channels} == self._subscribed
-
     def has_waiting(self, channel: str) -> bool:
         """Tell whether a message of a channel was read and not handled yet."""
         return any(message.channel.name == channel for message in self._waiting)

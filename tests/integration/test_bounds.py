@@ -215,8 +215,8 @@ def flood_ear() -> None:
         messages = [Message("c", bytes(size))] * count
         connection.messages = lambda messages=messages: messages
         subscriber.poll(connection)
-        assert len(subscriber._letters) <= 10_000
-        assert sum(len(each.data) for each in subscriber._letters) <= 32 * MIB
+        assert len(subscriber._waiting) <= 10_000
+        assert sum(len(each.data) for each in subscriber._waiting) <= 32 * MIB
 
 
 @memory("what a connection has read")
