@@ -1,4 +1,4 @@
-"""The consumer: what of a worker depends on the server, and starts anew when that is lost."""
+"""The consumer: the parts of a worker that are restarted when the server is lost."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Consumer(StartStopPart):
 
     1. Start its steps in order, then consume until told to stop.
     2. When the server is lost, stop them, pause, and start again; tasks that run go on meanwhile.
-    3. Refused access at the first start ends the worker: waiting would not mend it.
+    3. Refused access at the first start ends the worker: waiting would not help.
 
-    The steps, in the order of the start: Connection, Events, Mingle, Gossip, Tasks, Control, Heart,
-    Agent, and those of the app where they want to be; then the event loop. All but Connection,
-    Events and Tasks can be switched off.
+    The steps, in the order of their start: Connection, Events, Mingle, Gossip, Tasks, Control,
+    Heart, Agent, with the app's own steps where they require to be; then the event loop. All but
+    Connection, Events and Tasks can be switched off.
     """
 
     name = "Consumer"
     requires = ("Pool",)
-    # The app's own steps of the worker are there before anything is taken.
+    # The app's own steps of the worker start before any message is taken.
     last = True
 
     def __init__(
@@ -54,12 +54,12 @@ class Consumer(StartStopPart):
         """Make the blueprint.
 
         Args:
-            worker: whose consumer this is; its `tasks` consume.
+            worker: the worker that this belongs to; its `tasks` consume.
             steps: its parts.
             custom_steps: the app's own steps.
             options: values of the app's own options, for its own steps.
             retry_at_start: try again when the server cannot be reached at first.
-            max_retries: how often to try again in a row; None for ever.
+            max_retries: how often to try again in a row; None: without limit.
         """
         self.worker = worker
         self.app = worker.app
@@ -73,7 +73,7 @@ class Consumer(StartStopPart):
         self._greenlet: Greenlet | None = None
 
     def start(self) -> None:
-        """Begin to consume, or to try."""
+        """Begin to consume, or to try to."""
         names = " > ".join(step.name for step in self.blueprint.steps)
         _log.info("consumer: %s > event loop", names)
         self._stopping.clear()
@@ -100,7 +100,7 @@ class Consumer(StartStopPart):
         self.tasks.leave()
 
     def shutdown(self) -> None:
-        """Let the steps go: none is started again."""
+        """Shut the steps down: none is started again."""
         self.blueprint.shutdown()
 
     def _run(self) -> None:
@@ -110,14 +110,14 @@ class Consumer(StartStopPart):
                 self.blueprint.start()
                 was_up, failures = True, 0
                 if self._stopping.is_set():
-                    # Told to stop while a step waited, as for the others' answers.
+                    # Stopped while a step waited, for example for answers of other workers.
                     return
                 self.worker.tell()
                 _log.info("%s is ready", self.hostname)
                 self.tasks.consume()
             except OperationalError as exc:
                 if self.tasks.working:
-                    # Another outage, and not the one that was paused for.
+                    # A new outage, not the one for which it has paused.
                     pause_s = _PAUSE_FIRST_S
                     self._outage.recovered("another interruption")
                 self.blueprint.stop()
@@ -134,7 +134,7 @@ class Consumer(StartStopPart):
                 return
 
     def _pause(self, exc: OperationalError, pause_s: float) -> float:
-        """Wait before the next try, with jitter so that a fleet does not come back as one."""
+        """Wait before the next try, with jitter so that a fleet does not return all at once."""
         wait_s = pause_s * random.uniform(0.5, 1.0)
         self._outage.failed(f"consumer: no tasks are taken; trying again in {wait_s:.1f} s", exc)
         self._stopping.wait(wait_s)

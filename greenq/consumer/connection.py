@@ -36,11 +36,11 @@ class Connection(StartStopPart):
         """
         worker = self._worker
         transport, watch = worker.app.transport, worker.watch
-        # Declaring asks nothing when this process has done it before.
+        # Declaring sends nothing if this process has done it before.
         transport.client.call("PING", timeout_s=_PING_TIMEOUT_S)
-        if not watch.wait_held(_LEASE_TIMEOUT_S):
-            # Without it nobody would know whose the messages are if this worker died.
-            raise watch.problem or TransportTimeout("the lease could not be written")
+        if not watch.lease.wait_held(_LEASE_TIMEOUT_S):
+            # Without a lease, the messages of this worker could not be recovered if it died.
+            raise watch.lease.problem or TransportTimeout("the lease could not be written")
         worker.register()
         transport.broker.declare(worker.queues)
         worker.look_for_pauses()
@@ -52,12 +52,12 @@ class Connection(StartStopPart):
         worker.look_at_server()
 
     def stop(self) -> None:
-        """Hear nothing that is broadcast meanwhile."""
+        """Stop reading broadcasts."""
         for queue in self._worker.broadcasts:
             self._worker.watch.subscriber.unsubscribe(self._channel(queue.name))
 
     def _channel(self, queue: str) -> str:
-        """Return where a broadcast queue is published: under the default queue's key."""
+        """Return the channel of a broadcast queue, under the key of the default queue."""
         app = self._worker.app
         return app.transport.keys.fanout(queue, app.config.task.task_default_queue)
 

@@ -1,4 +1,4 @@
-"""Control: hear requests of remote control, carry them out, reply."""
+"""Control: read requests of remote control, carry them out, and reply."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _log = logging.getLogger(__name__)
 
 
 class Control(StartStopPart):
-    """Answers what is asked of this worker, of workers like it, or of all.
+    """Answers requests to this worker, to workers like it, or to all.
 
-    In the hub, one request after the other; when the hub is blocked, the watch thread answers those
-    that it can. Whatever is wrong with a request ends in an answer or a line of the log.
+    The hub carries out one request after the other; when it is blocked, the watchdog thread answers
+    those that it can. Whatever is wrong with a request ends in an answer or a line of the log.
     """
 
     name = "Control"
@@ -54,7 +54,7 @@ class Control(StartStopPart):
         Args:
             accept: the content types that requests may have.
             accept_pcre: requests may choose nodes by regular expressions.
-            looks_only: no command is carried out that changes something.
+            looks_only: refuse commands that change something.
         """
         self._worker = worker
         self._hostname = worker.hostname
@@ -66,15 +66,15 @@ class Control(StartStopPart):
         self._repeated = Repeated(_log)
         self._looks_only = looks_only
         self._channel = keys.fanout(EXCHANGE)
-        # What came as a request and was none.
+        # Messages that came as requests and were refused or could not be read.
         self.ignored = 0
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Subscribe to requests."""
         self._subscriber.subscribe(self._channel, self.handle, urgent=self.urgent)
 
     def stop(self) -> None:
-        """Listen no longer."""
+        """Unsubscribe."""
         self._subscriber.unsubscribe(self._channel)
 
     def handle(self, data: bytes) -> None:
@@ -85,10 +85,10 @@ class Control(StartStopPart):
             self._answer(request, None)
 
     def urgent(self, data: bytes) -> Callable[[Connection], object] | None:
-        """Return how the watch thread answers a request, None if it needs the hub.
+        """Return how the watchdog thread answers a request; None if only the hub can.
 
-        So does whatever is wrong with one, and a regular expression: this thread keeps the lease,
-        and nobody else's pattern may hold it up.
+        Faulty requests and regular expressions are for the hub: a pattern that takes long to match
+        must not delay the thread that keeps the lease.
         """
         request = self._read(data)
         if request is None or request.needs_regex or not request.is_for(self._hostname):
@@ -104,16 +104,16 @@ class Control(StartStopPart):
             return False
 
     def _read(self, data: bytes, *, counts: bool = False) -> ControlRequest | None:
-        """Read a request; None when it is none.
+        """Read a request; None if it cannot be read.
 
-        The watch thread may read what the hub will read again: that counts it.
+        The watchdog thread may read what the hub will read again: only the hub counts it.
         """
         try:
             return read_request(data, self._accept)
         except (DecodeError, ContentDisallowed) as exc:
             if counts:
                 self.ignored += 1
-                self._repeated.say("what came as a control request is none: %s", exc)
+                self._repeated.say("a message that is not a control request was ignored: %s", exc)
             return None
 
     def _answer(self, request: ControlRequest, connection: Connection | None) -> None:
@@ -142,11 +142,11 @@ class Control(StartStopPart):
             except RuntimeError as exc:
                 if connection is None or "changed size" not in str(exc):
                     raise
-                # The hub has begun to move while the watch thread looked: once more.
+                # The hub has started to move while the watchdog thread read: once more.
                 return panel.run(request.method, self._worker, request.arguments)
         except Exception as exc:
-            # The boundary to commands, users' ones included: the asker is told.
-            # Of a user's exception, not even the text is safe.
+            # Commands may be users': the error goes to the sender of the request. Even making the
+            # text of a user's exception may fail.
             text = saferepr(exc)
             if isinstance(exc, LookupError | TypeError | ValueError):
                 self._repeated.say("control command %.100s failed: %s", request.method, text)

@@ -113,7 +113,6 @@ class Recovery:
         self._now_s = now_s
         self._jobs: deque[tuple[str, Iterator[None]]] = deque()
         self._outage = OutageLog(_log)
-        self.count = 0
 
     @property
     def busy(self) -> bool:
@@ -245,9 +244,7 @@ class Recovery:
         )
         if settled.misplaced:
             _log.error("messages of a lost worker stay reserved: %s", settled.misplaced)
-        moved = len(entries) - len(settled.not_held) - len(settled.stuck)
-        self.count += moved
-        return moved
+        return len(entries) - len(settled.not_held) - len(settled.stuck)
 
     def _decide(self, tag: str, record: bytes, lot: Lot) -> Entry:
         """Decide where a message of a lost worker goes."""

@@ -216,8 +216,8 @@ def flood_ear() -> None:
         messages = [Message("c", bytes(size))] * count
         connection.messages = lambda messages=messages: messages
         subscriber.poll(connection)
-        assert len(subscriber._letters) <= 10_000
-        assert sum(len(each.data) for each in subscriber._letters) <= 32 * MIB
+        assert len(subscriber._waiting) <= 10_000
+        assert sum(len(each.data) for each in subscriber._waiting) <= 32 * MIB
 
 
 @memory("what a connection has read")
@@ -260,11 +260,11 @@ def flood_etas() -> None:
     rig = make_rig()
     eta = datetime.now(UTC) + timedelta(seconds=60)
     rig.give("add", "large", "x" * 20_000, 2, eta=eta)
-    assert len(rig.tasks._scheduled) == 0
+    assert len(rig.tasks.scheduled()) == 0
     one = rig.delivery("add", "one", 1, 2, eta=eta)
     rig.give_all(one._replace(tag=f"rig:{number}") for number in range(10, 4110))
 
-    assert len(rig.tasks._scheduled) == len(rig.timer._heap) == 4000
+    assert len(rig.tasks.scheduled()) == len(rig.timer._heap) == 4000
     assert len(rig.outbox.moves()) == 101
 
 
@@ -275,7 +275,7 @@ def flood_lines() -> None:
     one = rig.delivery("add", "one", 1, 2)
     rig.give_all(one._replace(tag=f"rig:{number}") for number in range(10, 4210))
 
-    assert sum(map(len, rig.tasks._lines.values())) == 4000
+    assert len(rig.tasks.waiting()) == 4000
     assert len(rig.outbox.moves()) >= 100
 
 

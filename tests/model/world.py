@@ -19,7 +19,9 @@ from typing import Any
 import greenlet
 import hiredis
 
+import greenq.consumer.refusals
 import greenq.consumer.tasks
+import greenq.consumer.waiting
 import greenq.execution.executor
 import greenq.execution.state
 import greenq.execution.suspects
@@ -29,6 +31,8 @@ import greenq.transport.broker
 import greenq.transport.fetch
 import greenq.transport.leases
 import greenq.transport.outbox
+import greenq.watchdog.hub_thread
+import greenq.watchdog.lease_keeper
 import greenq.watchdog.thread
 from greenq import Greenq
 from greenq.consumer.tasks import Tasks
@@ -108,7 +112,9 @@ class _Datetime(datetime):
 
 
 _MODULES: list[tuple[Any, dict[str, Any]]] = [
-    (greenq.consumer.tasks, {"time": _Time, "datetime": _Datetime, "Event": SimEvent}),
+    (greenq.consumer.tasks, {"Event": SimEvent}),
+    (greenq.consumer.refusals, {"datetime": _Datetime}),
+    (greenq.consumer.waiting, {"datetime": _Datetime}),
     (
         greenq.execution.executor,
         {"time": _Time, "datetime": _Datetime, "Event": SimEvent, "sleep": sim_sleep},
@@ -128,6 +134,8 @@ _MODULES: list[tuple[Any, dict[str, Any]]] = [
         greenq.transport.outbox,
         {"time": _Time, "Event": SimEvent, "sleep": sim_sleep, "spawn": sim_spawn},
     ),
+    (greenq.watchdog.hub_thread, {"time": _Time}),
+    (greenq.watchdog.lease_keeper, {"time": _Time, "sleep": sim_sleep}),
     (greenq.watchdog.thread, {"time": _Time, "sleep": sim_sleep}),
     (greenq.execution.state, {"time": _Time}),
 ]
@@ -402,23 +410,24 @@ class SimWorker:
             bury=self._bury,
             now_s=lambda: world.now,
         )
+        self.leases = Leases(
+            client.connection(pushes=True),
+            transport.broker,
+            self.owner,
+            queues=queues,
+            visibility_timeout_s=3600.0,
+            lease_s=LEASE_S,
+            recovery=recovery,
+        )
         self.watch = Watch(
-            Leases(
-                client.connection(pushes=True),
-                transport.broker,
-                self.owner,
-                queues=queues,
-                visibility_timeout_s=3600.0,
-                lease_s=LEASE_S,
-                recovery=recovery,
-            ),
+            self.leases,
             self.hub,
             self.state,
             lease_s=LEASE_S,
             visibility_timeout_s=3600.0,
             blocked_after_s=1e9,
             blocking_task=lambda _frame: None,
-            held=self._held,
+            held=self.unsettled,
             look=lambda: self.fetcher.wake(look=True),
             first_unused=lambda: self.fetcher.first_unused,
             is_waiting=lambda: self.fetcher.waiting,
@@ -429,7 +438,7 @@ class SimWorker:
             clock=self.boottime,
         )
         # Look for Celery's records only in scenarios that have some.
-        self.watch._scores_at_s = 0.0 if world.scenario.overdue else 1e18
+        self.watch.reclaimer.scores_at_s = 0.0 if world.scenario.overdue else 1e18
         self.outbox = Outbox(transport, name)
         self.pool = SimPool(self, size, lambda request: self.executor(request))
         self.executor = Executor(
@@ -467,7 +476,7 @@ class SimWorker:
 
     # --- the glue of greenq.worker ----------------------------------------------------------------
 
-    def _held(self) -> tuple[set[str], int]:
+    def unsettled(self) -> tuple[set[str], int]:
         first_unused = self.fetcher.first_unused
         return self.tasks.unfinished | self.outbox.tags(), first_unused
 
@@ -550,12 +559,12 @@ class SimWorker:
             if self._is_watch_ending:
                 break
             # A renewal may happen at any time, and with it a look at the lists.
-            watch._renew_at_s = 0.0
-            watch._leases.connection.noticed = True
+            watch.lease.due_s = 0.0
+            self.leases.connection.noticed = True
             if self.gives_away:
                 self.gives_away = False
                 with suppress(OperationalError):
-                    self._give_away(watch._leases.connection)
+                    self._give_away(self.leases.connection)
             watch.turn()
         watch.leave()
         self.watch_over.set()
@@ -601,16 +610,15 @@ class SimWorker:
             self.fetcher._next,
             self.fetcher._plan.queues,
             self.fetcher.unsure,
-            len(self.tasks._suspects),
-            self.tasks._suspects.busy,
+            len(self.tasks.admission.suspects),
+            self.tasks.admission.suspects.busy,
             sorted(self.state.reserved),
             sorted(self.outbox.tags()),
             self.boottime() < self.state.lease_until_s,
             self.state.lease_lost_s > 0,
-            self.watch._looks,
-            sorted(self.watch._forgotten),
-            self.watch._recover_from_s is not None
-            and self.boottime() >= self.watch._recover_from_s,
+            self.watch.reclaimer.looks,
+            sorted(self.watch.reclaimer.forgotten),
+            self.watch.reclaimer.recovers(self.boottime()),
             self.tasks.draining,
             self.pool.waiting,
         )
@@ -876,7 +884,7 @@ class World:
         """Let a task kill its worker; its guard ends the lease, and another worker starts."""
         worker: SimWorker = op.actor.owner
         op.wait.outcome = "died"
-        self.deaths.setdefault(op.kind[4:], []).append(worker.tasks._suspects.alone)
+        self.deaths.setdefault(op.kind[4:], []).append(worker.tasks.admission.suspects.alone)
         self.env_kill(worker, "")
         self.env_end(worker, "")
         number = sum(name[0] == worker.name[0] for name in self.workers) + 1
@@ -1255,7 +1263,7 @@ class World:
             self.link.later(pack(("ZADD", "greenq.leases", "XX", score, member)))
             worker.state.lease_until_s = worker.boottime() + LEASE_S
             if seconds > VISIBILITY_S / 4:
-                for tag in sorted(worker.watch._held()[0]):
+                for tag in sorted(worker.unsettled()[0]):
                     score = f"{self.now:.6f}"
                     self.link.later(pack(("ZADD", "unacked_index", "XX", score, tag)))
         for worker in self.workers.values():
@@ -1338,7 +1346,7 @@ class World:
             self.blocked.remove(op)
             self.fail(op, lost(False))
         for worker in self.workers.values():
-            worker.watch._leases.connection.close()
+            worker.leases.connection.close()
 
     def _copy_all(self, source: int, goal: int) -> None:
         links = self.site.server.links

@@ -108,11 +108,9 @@ class Node:
         self.worker = Worker(self.app, hostname=NODE, **options)
         state = self.worker.state
         state.lease_until_s = state.now_s() + 3600
-        self.worker.tasks._taken_s = state.now_s()
+        self.worker.tasks.admission.taken_s = state.now_s()
         self.outbox = KeptOutbox()
-        parts: tuple[Any, ...] = (self.worker.tasks, self.worker.pool._run)
-        for part in parts:
-            part._outbox = self.outbox
+        self.worker.outbox.put = self.outbox.put  # type: ignore[method-assign]
         self._tags = 0
 
     def give(self, name: str, task_id: str, *args: Any, **options: Any) -> None:
@@ -122,7 +120,7 @@ class Node:
         delivery = Delivery(
             f"{self.worker.owner.incarnation}:{self._tags}", "celery", prepared["text"].encode()
         )
-        self.worker.tasks._receive(delivery)
+        self.worker.tasks.admission.receive(delivery)
         settle()
 
     def request_of(self, task_id: str) -> Request:

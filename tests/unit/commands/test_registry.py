@@ -593,7 +593,7 @@ def test_task_events_are_switched_on_and_off(node: Node) -> None:
 
 def test_a_heartbeat_and_an_election_answer_nothing(node: Node) -> None:
     assert node.ask("heartbeat") is None
-    assert node.worker.watch._beat is not None
+    assert node.worker.watch.cluster.heartbeats.beat is not None
     assert node.ask("election", id="e1", topic="task", action={"task": "add"}) is None
     assert len(node.worker.events._others) == 1
 
@@ -642,9 +642,9 @@ def test_in_place_of_a_blocked_hub_it_is_told_what_blocks_it(
 ) -> None:
     # As in the watch thread, to which the hub owes an answer since a while.
     watch: Any = node.worker.watch
-    watch._thread = SimpleNamespace(hub_thread=0, runs_here=lambda: True)
-    watch._asked_s = time.monotonic() - 3
-    watch._hub.moved_s = watch._asked_s - 1
+    watch.hub_thread.watcher = SimpleNamespace(hub_thread=0, runs_here=lambda: True)
+    watch.monitor.asked_s = time.monotonic() - 3
+    node.worker.hub.moved_s = watch.monitor.asked_s - 1
     assert node.worker.control is not None
 
     for method, blocked in (

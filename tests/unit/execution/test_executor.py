@@ -188,7 +188,7 @@ def test_task_that_was_revoked_while_it_waited_for_its_slot_does_not_run(
     # Before any greenlet has looked.
     deliveries = [rig.delivery("run", name, name) for name in "ab"]
     for delivery in deliveries:
-        rig.tasks._receive(delivery)
+        rig.tasks.admission.receive(delivery)
     rig.state.revoked.add("a")
     settle()
 
