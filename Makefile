@@ -7,7 +7,7 @@ RUN_STAMP := .venv/.installed-demo
 DEV_STAMP := .venv/.installed-dev
 TOOLS := .venv/tools/bin
 TOOLS_STAMP := .venv/.installed-tools
-# Wheels alone, each with a known hash; greenq itself is built by what is installed then.
+# Only wheels, each with a known hash; greenq itself is built with what is installed by then.
 INSTALL := $(PIP) install --require-hashes --only-binary :all:
 INSTALL_GREENQ := $(PIP) install --no-deps --no-build-isolation --editable .
 
@@ -18,26 +18,30 @@ INSTALL_GREENQ := $(PIP) install --no-deps --no-build-isolation --editable .
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-setup: $(DEV_STAMP)  ## install greenq and everything its developers need into .venv
+setup: $(DEV_STAMP)  ## install greenq and all development tools into .venv
 
-demo: $(RUN_STAMP)  ## see 5,000 fetches run, 500 at a time; installs only what that needs
+demo: $(RUN_STAMP)  ## watch 5,000 fetches run, 500 at a time; installs only what that needs
 	@$(BIN)/greenq demo
 
-test: $(DEV_STAMP)  ## run all tests
-	@$(BIN)/python -m pytest
+test: $(DEV_STAMP)  ## what a change needs first, on a real server: unit tests and a choice of others
+	$(call side_by_side,$(BIN)/python -m pytest -q --hypothesis-profile=quick,\
+	  tests/unit -m "not slow and not heavy",\
+	  tests/model tests/integration tests/interop tests/faults -m "smoke and not slow and not heavy")
+	@! ls .half-*.failed 2>/dev/null
 
-faults: $(DEV_STAMP)  ## kill, freeze and cut at random for a quarter of an hour; QUICK=1: 3 minutes
+faults: $(DEV_STAMP)  ## run the long fault tests for a quarter of an hour; QUICK=1: 3 minutes
 	@$(BIN)/python -m pytest tests/faults -m heavy
 	@$(BIN)/python -m tests.faults.long $(if $(QUICK),--quick)
 
-explore: $(DEV_STAMP)  ## try schedules of the protocol; SCHEDULES=20000, SEED= and JOBS= may be given
+explore: $(DEV_STAMP)  ## explore schedules of the protocol model; options: SCHEDULES=20000 SEED=
+JOBS=
 	@$(BIN)/python -m tests.model --schedules $(or $(SCHEDULES),20000) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS))
 
-fuzz: $(DEV_STAMP)  ## send hostile bytes to a worker; SECONDS=3600 and SEED= may be given
+fuzz: $(DEV_STAMP)  ## send hostile bytes to a worker; options: SECONDS=3600 SEED=
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
 
-check: $(DEV_STAMP)  ## everything that must pass before a change is accepted; what CI runs
+check: $(DEV_STAMP)  ## run everything that must pass before a change is accepted, as CI does
 	@echo "==> format"
 	@$(BIN)/ruff format --check .
 	@echo "==> lint"
@@ -48,38 +52,47 @@ check: $(DEV_STAMP)  ## everything that must pass before a change is accepted; w
 	@$(BIN)/lint-imports --no-logo
 	@echo "==> docs/settings.md is up to date"
 	@$(BIN)/python docs/make_settings.py --check
-	@echo "==> tests, with coverage: two halves side by side, since most of them wait"
 	@$(BIN)/coverage erase
-	@rm -rf .half-*
-	@$(MAKE) --no-print-directory -j2 .half-one .half-two
-	@cat .half-two.log
+	$(call side_by_side,$(COVERED) --durations=25 -m "not heavy",$(HALF_ONE),$(HALF_TWO))
+	@echo "==> the slowest tests"
+	@cat .half-*.log | grep -E '^[0-9.]+s (call|setup|teardown) ' | sort -rn | head -25
 	@$(MAKE) --no-print-directory .half-one-again .half-two-again
 	@rm -rf .half-*
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report
 
+# Started by make, since programs in a shell's background ignore SIGINT.
+# Most tests wait, so two halves run side by side, about as long as one another. Of each what is not
+# a line of dots is shown.
+COVERED := $(BIN)/coverage run -p -m pytest
+HALF_ONE := tests/unit tests/model tests/faults tests/fuzz
+HALF_TWO := tests/integration tests/interop
+define side_by_side
+@echo "==> tests: two halves side by side"
+@rm -rf .half-*
+@$(MAKE) --no-print-directory -j2 .half-one .half-two RUN='$(1)' ONE='$(2)' TWO='$(3)'
+@grep -hvE '^[[:alpha:]./_ ]*\[ *[0-9]+%\]$$|^$$' .half-one.log .half-two.log || true
+endef
+
 # By make and not in a shell's background, where programs ignore SIGINT.
-PYTEST := $(BIN)/coverage run -p -m pytest -m "not heavy"
-.half-one:
-	@$(PYTEST) -o cache_dir=.half-one.cache tests/unit tests/model tests/faults tests/fuzz \
-	  || touch .half-one.failed
+.half-one: TESTS = $(ONE)
+.half-two: TESTS = $(TWO)
+.half-one .half-two: .half-%:
+	@$(RUN) -o cache_dir=.half-$*.cache $(TESTS) >.half-$*.log 2>&1 || touch .half-$*.failed
 
-.half-two:
-	@$(PYTEST) -o cache_dir=.half-two.cache tests/integration tests/interop >.half-two.log 2>&1 \
-	  || touch .half-two.failed
-
-# Beside the other half a test may not get the time that it needs. What fails then fails alone, too,
-# if something is wrong; what passes alone is listed, and is a defect of the test.
+# With both halves running, a test may not get the time it needs, so failed tests run again alone. A
+# test that then passes is listed: it has a defect.
 .half-one-again .half-two-again: .half-%-again:
 	@if [ -e .half-$*.failed ]; then \
-	  echo "==> once more, alone: what has failed in half $*"; \
-	  $(PYTEST) -o cache_dir=.half-$*.cache --last-failed --last-failed-no-failures none tests; \
+	  echo "==> running the failed tests of half $* again, alone"; \
+	  $(COVERED) -m "not heavy" -o cache_dir=.half-$*.cache \
+	    --last-failed --last-failed-no-failures none tests; \
 	fi
 
-bench: $(DEV_STAMP)  ## measure beside a bare loop and Celery; takes two minutes
+bench: $(DEV_STAMP)  ## compare with a bare loop and Celery; takes two minutes
 	@$(BIN)/python -m benchmarks --short
 
-bench-all: $(DEV_STAMP)  ## measure everything beside six other queues; takes 40 minutes
+bench-all: $(DEV_STAMP)  ## compare everything with six other queues; takes 40 minutes
 	@$(BIN)/python -m benchmarks --all
 
 docs: $(DEV_STAMP)  ## build the documentation into docs/_build/html
@@ -88,20 +101,20 @@ docs: $(DEV_STAMP)  ## build the documentation into docs/_build/html
 	@$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-lock: $(TOOLS_STAMP)  ## renew the hashes in requirements/; UPGRADE=1: with newer versions
+lock: $(TOOLS_STAMP)  ## update the hashes in requirements/; UPGRADE=1: with newer versions
 	@$(TOOLS)/python requirements/lock.py $(if $(UPGRADE),--upgrade)
 
-audit: $(TOOLS_STAMP)  ## look for known vulnerabilities of what requirements/ names; needs a network
+audit: $(TOOLS_STAMP)  ## look up known vulnerabilities of the packages in requirements/; needs a network
 	@$(TOOLS)/python requirements/audit.py
 
-wheel: $(DEV_STAMP) $(TOOLS_STAMP)  ## build the wheel, and beside it the list of what it needs (SBOM)
+wheel: $(DEV_STAMP) $(TOOLS_STAMP)  ## build the wheel and its software bill of materials (SBOM)
 	@rm -rf build dist
 	@$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-deps --no-build-isolation \
 	  --wheel-dir dist .
 	@$(TOOLS)/python requirements/sbom.py dist
 	@ls dist/*
 
-clean:  ## remove .venv and everything else that was made here
+clean:  ## remove .venv and everything else that make has created
 	@rm -rf .venv .bench .half-* build dist docs/_build *.egg-info .coverage* .*_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -114,7 +127,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "Python's venv module is missing: install it" \
 	    "(Debian, Ubuntu: apt install python3-venv)"; exit 1; }
-	@echo "==> making .venv"
+	@echo "==> creating .venv"
 	@$(PYTHON) -m venv .venv
 
 $(RUN_STAMP): pyproject.toml requirements/demo.txt | $(BIN)/python

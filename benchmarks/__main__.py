@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measures greenq beside the others; README.md says what and how."""
+"""``python -m benchmarks``: measures greenq beside other queues; see README.md."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _ROUNDS_OF_ALL = 5
 
 
 def main() -> int:
-    """Run the rounds, then print what they showed."""
+    """Run the rounds, then print the results."""
     options = _options()
-    # So that workers and servers are stopped also when this is told to end.
+    # Stop workers and servers also at SIGTERM.
     signal.signal(signal.SIGTERM, _end)
     workloads = _chosen(options)
     rounds = options.rounds or (_ROUNDS_OF_ALL if options.all else _ROUNDS)
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def _end(_number: int, _frame: object) -> NoReturn:
-    sys.exit("told to end")
+    sys.exit("terminated")
 
 
 def _options() -> argparse.Namespace:
@@ -53,11 +53,17 @@ def _options() -> argparse.Namespace:
     size.add_argument(
         "--short", action="store_true", help="the default: no-ops and sleeps, three contenders"
     )
-    add("--rounds", type=int, metavar="N", help="rounds of each")
+    add("--rounds", type=int, metavar="N", help="rounds per workload")
     add("--workloads", type=_words, default=(), metavar="A,B", help=f"some of: {_known(FULL)}")
     add("--peers", type=_words, default=(), metavar="X,Y", help=f"some of: {', '.join(PEERS)}")
-    add("--scale", type=float, default=1.0, metavar="F", help="0.1: a tenth of the tasks")
-    add("--json", type=Path, default=_RESULTS / "latest.json", metavar="FILE", help="for figures")
+    add("--scale", type=float, default=1.0, metavar="F", help="scale the number of tasks, as 0.1")
+    add(
+        "--json",
+        type=Path,
+        default=_RESULTS / "latest.json",
+        metavar="FILE",
+        help="write the figures here",
+    )
     options = parser.parse_args()
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds must be at least 1")

@@ -1,9 +1,9 @@
-"""The command line of a contender's sending side; it runs in the contender's environment.
+"""The command line of a contender's client; it runs in the contender's environment.
 
-fill FILE TASK COUNT ARG…    queue calls; their names, one a line, go to FILE
-check FILE VALUE             see that calls named there have returned VALUE (JSON)
-latency COUNT                send and wait, so often; the times go to standard output (JSON)
-ping WORKERS COUNT           ping so many workers, so often; the times likewise
+fill FILE TASK COUNT ARG…    queue calls; write their names to FILE, one per line
+check FILE VALUE             check that the calls named in FILE have returned VALUE (JSON)
+latency COUNT                send and wait COUNT times; print the times (JSON)
+ping WORKERS COUNT           ping WORKERS workers COUNT times; print the times (JSON)
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# Results that are read back one by one: enough to know that they are right, the gauges count them.
+# Results that are read back one by one: a sample suffices, since the gauges count all of them.
 _SAMPLE = 500
-# For all workers to have started.
+# Time for all workers to start.
 _READY_S = 60.0
 
 
@@ -29,13 +29,13 @@ def main(
     latencies: Callable[[int], Sequence[float]] | None = None,
     ping: Callable[[], Sequence[object]] | None = None,
 ) -> None:
-    """Do what the command line says, if this client can.
+    """Run the command line's command, if this client supports it.
 
     Args:
-        send: queues so many calls of a task and returns a name for each, in one line.
-        values: returns what the calls of these names have returned; a missing one is an error.
-        latencies: sends so many calls, each when the one before has ended; seconds.
-        ping: asks all workers whether they are there and returns their replies.
+        send: queues a number of calls of a task; returns a name without line breaks for each.
+        values: returns the results of the calls with these names; a missing one is an error.
+        latencies: makes a number of calls one after the other; returns their times in seconds.
+        ping: pings all workers and returns their replies.
     """
     command, first, *rest = sys.argv[1:]
     if command == "fill" and send is not None:
@@ -48,13 +48,13 @@ def main(
     elif command == "latency" and latencies is not None:
         json.dump(latencies(int(first)), sys.stdout)
     elif command == "ping" and ping is not None:
-        json.dump(_pinged(ping, int(first), int(rest[0])), sys.stdout)
+        json.dump(_time_pings(ping, int(first), int(rest[0])), sys.stdout)
     else:
         sys.exit(f"this client has no command {command!r}")
 
 
 def timed(call: Callable[[], object], count: int) -> list[float]:
-    """Make a call so often, one after the other; return the times in seconds."""
+    """Make a call `count` times, one after the other; return the times in seconds."""
     taken_s = []
     for _ in range(count):
         began_s = time.perf_counter()
@@ -63,8 +63,8 @@ def timed(call: Callable[[], object], count: int) -> list[float]:
     return taken_s
 
 
-def _pinged(ping: Callable[[], Sequence[object]], workers: int, count: int) -> list[float]:
-    """Ping until all workers have replied, and then so often; return these times in seconds."""
+def _time_pings(ping: Callable[[], Sequence[object]], workers: int, count: int) -> list[float]:
+    """Ping until all workers reply, then `count` times; return those times in seconds."""
     deadline = time.monotonic() + _READY_S
     while len(ping()) < workers:
         if time.monotonic() > deadline:
@@ -72,14 +72,14 @@ def _pinged(ping: Callable[[], Sequence[object]], workers: int, count: int) -> l
     replies: list[int] = []
     taken_s = timed(lambda: replies.append(len(ping())), count)
     if set(replies) != {workers}:
-        sys.exit(f"not each ping of {workers} workers got as many replies: {replies}")
+        sys.exit(f"not every ping of {workers} workers got that many replies: {replies}")
     return taken_s
 
 
 def _check(returned: Sequence[object], wanted: object) -> None:
     wrong = [value for value in returned if value != wanted]
     if wrong or not returned:
-        sys.exit(f"{len(wrong)} of {len(returned)} calls returned not {wanted!r} but {wrong[:3]}")
+        sys.exit(f"{len(wrong)} of {len(returned)} calls did not return {wanted!r}: {wrong[:3]}")
 
 
 def _number(word: str) -> float:

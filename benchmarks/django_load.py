@@ -1,11 +1,11 @@
-"""Django on PostgreSQL with its 100 connections: failures, and connections that are left.
+"""Django on PostgreSQL with its 100 connections: failures, and connections left open.
 
     python -m benchmarks.django_load [--tasks 10000] [--celery-tasks 2000]
 
-Runs the example project's worker three times: with 200 greenlets, scaling up to 500 and back, and
-with tasks that leave something behind for others that look; then Celery's gevent worker with the
-same tasks. Fails if greenq's tasks fail more often, if a connection is open two seconds after the
-last task, or if a task has seen something of another.
+Runs the example project's worker three times: with 200 greenlets, autoscaled to 500 and back, and
+with tasks that leave data behind beside tasks that look for it; then Celery's gevent worker with
+the same tasks. Fails if greenq's tasks fail more often, if a connection is open two seconds after
+the last task, or if a task has seen another's data.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from tests.servers import APPS, ROOT, Process, Server, valkey
 EXAMPLE = ROOT / "examples" / "django_shop"
 SETTLED_S = 2.0
 
-# Sends tasks and waits for all of them; says how long that took, and what they returned or raised.
+# Sends tasks and waits for all of them; prints how long that took, and what they returned or
+# raised.
 SENDER = """
 import json, os, sys, time
 from collections import Counter
@@ -48,7 +49,7 @@ seen = sum(1 for v in values if isinstance(v, list) and v)
 print(json.dumps({{"seconds": round(took, 1), "failures": failures, "seen": seen}}))
 """
 
-# What makes the example a project of Celery's.
+# The replacements that turn the example into a Celery project.
 TO_CELERY = {
     "shop/__init__.py": [("shop.greenq", "shop.celery")],
     "shop/greenq.py": [
@@ -80,17 +81,17 @@ def celery_project(folder: Path) -> Path:
 
 
 class Bench:
-    """A database, a server for queues, and workers beside them."""
+    """A database, a queue server, and workers."""
 
     def __init__(self, database: Postgres, server: Server, folder: Path) -> None:
-        """Use what runs; `folder` is for logs and Celery's copy of the example."""
+        """Use running servers; `folder` is for logs and Celery's copy of the example."""
         self.database = database
         self.server = server
         self.folder = folder
         self.celery_shop = celery_project(folder)
 
     def project(self, kind: str) -> Path:
-        """Return the folder of the project that a worker of a kind runs."""
+        """Return the folder of the project for a kind of worker."""
         return EXAMPLE if kind == "greenq" else self.celery_shop
 
     def environment(self, kind: str) -> dict[str, str]:
@@ -118,7 +119,7 @@ class Bench:
             worker.stop(60)
 
     def run(self, kind: str, call: str, count: int) -> dict[str, Any]:
-        """Send tasks; return what became of them, and of the database's connections."""
+        """Send tasks; return their outcomes, and the database's connections."""
         extra = "django_tasks" in call
         sender = subprocess.Popen(
             [sys.executable, "-c", SENDER.format(call=call, count=count, extra=extra)],
@@ -139,7 +140,7 @@ class Bench:
 
 
 def show(name: str, found: dict[str, Any]) -> None:
-    """Print one line of the table, and what went wrong."""
+    """Print one line of the table, and the failures."""
     failed = sum(found["failures"].values())
     print(
         f"{name:<34}{found['count']:>7}{found['seconds']:>9}{failed:>9}{found['most']:>7}"
@@ -151,7 +152,7 @@ def show(name: str, found: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Run all, print a table, return the exit code."""
+    """Run everything, print a table, return the exit code."""
     parser = argparse.ArgumentParser(description="Django and its connections, beside Celery.")
     parser.add_argument("--tasks", type=int, default=10_000)
     parser.add_argument("--celery-tasks", type=int, default=2_000)

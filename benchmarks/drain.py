@@ -1,8 +1,8 @@
 """One drain: a full queue, fresh workers, and what it cost to empty it.
 
-The queue is filled and put aside; the workers start and run a few warm-up tasks, so that their
-start and late imports are over; one RENAME puts the queue back, and the clock runs from there until
-nothing waits, nothing runs, and all results are stored. All of them are looked at then.
+The queue is filled and renamed; the workers start and run a few warm-up tasks, so that their start
+and late imports are over. Another RENAME puts the queue back, and the clock runs from there until
+nothing waits, nothing runs, and all results are stored. Then all results are checked.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ if TYPE_CHECKING:
 
 _STAGED = "bench.staged"
 _POLL_S = 0.01
-# A worker is starting while it keeps more than this share of a core busy, or has hardly begun.
+# A worker counts as starting while it uses more than this share of a core, or has hardly run.
 _LOOK_S = 0.25
 _BUSY = 0.4
 _START_CPU_S = 0.08
 _LAST_RESULTS_S = 10.0
-# Keys that come and go with a queue and are no results.
+# Keys other than results that come and go with a queue.
 _SLACK = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is drained.
+    """What to drain.
 
     Attributes:
         task: its name.
         args: of each call.
         value: what each call returns.
-        repeats: how often the same workers drain so many tasks; the clock stands in between.
+        repeats: how often the same workers drain the tasks; the clock stops in between.
         deadline_s: for one drain.
-        extra: processes that belong to the benchmark besides, such as a web server.
+        extra: other processes of the benchmark, such as a web server.
     """
 
     task: str = "noop"
@@ -64,7 +64,7 @@ def run(server: Server, peer: Peer, setup: Setup, work: Work, count: int) -> dic
     """Drain `count` tasks on an empty server and return the figures, per task.
 
     Raises:
-        RuntimeError: a worker ended, was too slow, or not all results are there and right.
+        RuntimeError: a worker ended or was too slow, or a result is missing or wrong.
     """
     with server.client() as client, tempfile.TemporaryDirectory() as folder:
         client.flushall()
@@ -73,14 +73,14 @@ def run(server: Server, peer: Peer, setup: Setup, work: Work, count: int) -> dic
 
 
 class _Filled(NamedTuple):
-    """What was put into the queue: ids here, or in a file that the contender's client wrote."""
+    """What was queued: ids here, or in a file that the contender's client wrote."""
 
     ids: Sequence[str]
     file: Path
 
 
 class _Drain:
-    """The steps of one drain, with what they share."""
+    """The steps of one drain, with their shared state."""
 
     def __init__(
         self,
@@ -119,23 +119,23 @@ class _Drain:
                 made.append(self._measure(started, staged, count))
             peak_mb = proc.peak_mb(started.pids)
         at_once = self._setup.concurrency * self._setup.processes
-        return _together(made) | {
+        return _combine(made) | {
             "idle_mb": idle_mb,
             "peak_mb": peak_mb,
             "in_flight_kb": (peak_mb - idle_mb) * 1024 / at_once,
         }
 
     def _events(self, tasks: int) -> AbstractContextManager[None]:
-        """See that the events of so many tasks come, if there are to be any.
+        """Check that the events of `tasks` tasks are published, if they are enabled.
 
-        During the warm-up only, since a listener takes the server's time.
+        Only during the warm-up, since a listener takes the server's time.
         """
         if self._setup.cluster != "events":
             return nullcontext()
         return events.told(self._client, events.A_TASK * tasks)
 
     def _await_ready(self, started: Workers) -> None:
-        """Wait until all workers are up: none is busy with its start any more."""
+        """Wait until all workers are up, and none is still busy starting."""
         deadline = time.monotonic() + self._work.deadline_s
         busy, before = True, started.cpu_s
         while busy or (self._peer.ready is not None and not self._read([self._peer.ready])[0]):
@@ -148,7 +148,7 @@ class _Drain:
             busy, before = any(starting), now
             started.check_alive()
             if time.monotonic() > deadline:
-                raise started.complaint("the worker does not get ready")
+                raise started.complaint("the worker does not become ready")
 
     def _measure(self, started: Workers, staged: _Filled, count: int) -> dict[str, float]:
         done, tallied = self._read([self._peer.done])[0], started.tallied
@@ -161,7 +161,8 @@ class _Drain:
         release.execute()
         self._await(started, count, [0] * len(self._peer.left), done, tallied)
         after = meter.snapshot(self._client, started, self._work.extra)
-        # Ours: the first INFO, which counts itself once it is done, the release, and the looks.
+        # Our own commands: the first INFO, which counts itself when done, the release, and the
+        # polls.
         own = self._polls * (len(self._peer.left) + 1) + 2 + len(self._peer.released)
         figures = meter.per_task(before, after, count, own, self._polls + 2)
         self._check(started, staged, count, self._work.value, tallied)
@@ -170,7 +171,7 @@ class _Drain:
     def _fill(
         self, task: str, args: Sequence[float], count: int, key: str | None = None
     ) -> _Filled:
-        """Queue calls as the contender's own sender does, or write them in its format."""
+        """Queue calls with the contender's own sender, or write them in its format."""
         file = self._folder / f"{task}-{time.monotonic_ns()}"
         if not self._peer.wire:
             words = ("fill", str(file), task, str(count), *map(str, args))
@@ -190,7 +191,7 @@ class _Drain:
         done: int,
         tallied: int = 0,
     ) -> None:
-        """Wait until so many tasks are done and no more are left than `left`."""
+        """Wait until `count` tasks are done and no more than `left` remain."""
         gauges = [*self._peer.left, self._peer.done]
         counted = self._setup.results and self._peer.counts_done
         wanted = done + count - _SLACK if counted else 0
@@ -221,7 +222,7 @@ class _Drain:
         value: float | None,
         tallied: int = 0,
     ) -> None:
-        """See that every task has run and returned what it should."""
+        """Check that every task has run and returned the right value."""
         if not self._setup.results:
             if started.tallied - tallied != count:
                 raise started.complaint(f"{started.tallied - tallied} of {count} tasks ran")
@@ -233,8 +234,8 @@ class _Drain:
                 _check_results(self._client, part, value, started.complaint)
 
 
-def _together(made: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Return the figures of several drains as those of one; all drained as many tasks."""
+def _combine(made: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Combine the figures of several drains of the same size into those of one."""
     figures = {name: sum(each[name] for each in made) / len(made) for name in made[0]}
     tasks, seconds = figures["tasks"] * len(made), figures["seconds"] * len(made)
     return figures | {"tasks": tasks, "seconds": seconds, "rate": tasks / seconds}
@@ -246,7 +247,7 @@ def _check_results(
     value: float | None,
     complaint: Callable[[str], RuntimeError],
 ) -> None:
-    """See that results in Celery's format are there and right, and delete them."""
+    """Check that results in Celery's format exist and are right, and delete them."""
     keys = [f"celery-task-meta-{task_id}" for task_id in ids]
     deadline = time.monotonic() + _LAST_RESULTS_S
     while client.exists(*keys) < len(keys) and time.monotonic() < deadline:
@@ -254,5 +255,5 @@ def _check_results(
     for key, stored in zip(keys, client.mget(keys), strict=True):
         meta: dict[str, Any] = json.loads(stored) if stored else {}
         if meta.get("status") != "SUCCESS" or meta.get("result") != value:
-            raise complaint(f"{key} holds {stored!r}, not the success {value!r}")
+            raise complaint(f"{key} is {stored!r}, not a success with {value!r}")
     client.unlink(*keys)

@@ -1,4 +1,4 @@
-"""Each contender's packages in an environment of its own, made when first needed."""
+"""Each contender's packages in a separate environment, created when first needed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Unavailable(Exception):
 
 
 def prepare(peer: Peer) -> None:
-    """Make a contender's environment unless it is there already and up to date.
+    """Create a contender's environment unless it exists and is up to date.
 
     Raises:
         Unavailable: a program is missing, or the packages could not be installed.
@@ -56,7 +56,7 @@ def prepare(peer: Peer) -> None:
 
 
 def command(peer: Peer, words: Sequence[str]) -> list[str]:
-    """Return a command of a contender with its first word found in the contender's environment."""
+    """Return a contender's command, with its program looked up in the contender's environment."""
     program, *rest = words
     if peer.home == "node":
         return [program, *rest]
@@ -66,7 +66,7 @@ def command(peer: Peer, words: Sequence[str]) -> list[str]:
 
 
 def variables(peer: Peer) -> dict[str, str]:
-    """Return what a contender's processes need besides their command."""
+    """Return the environment variables of a contender's processes."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     found = os.environ | {"PYTHONPATH": path}
     if peer.home == "node":
@@ -75,7 +75,7 @@ def variables(peer: Peer) -> dict[str, str]:
 
 
 def versions(peer: Peer) -> dict[str, str]:
-    """Return the versions of the packages that matter for a contender."""
+    """Return the versions of a contender's relevant packages."""
     if peer.home == "own":
         return {name: importlib.metadata.version(name) for name in peer.packages}
     if peer.home == "node":

@@ -1,4 +1,4 @@
-"""Tasks with an ETA: many that are due at one moment, and very many that are due much later."""
+"""Tasks with an ETA: many that are due at the same time, and very many that are due much later."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from benchmarks.peer import Peer
     from benchmarks.server import Server
 
-# Time to take them all before they are due.
+# Time to take all of them before they are due.
 _LEAD_S = 5.0
 _TAKEN_A_SECOND = 4000
 _FAR = timedelta(hours=2)
 _PARKED = "greenq.eta.celery"
 _SAMPLES = 1000
 _SAMPLE_LEAD_S = 5.0
-# More are pushed when fewer wait: a sample behind a long queue would be late for another reason.
+# More are pushed when fewer than this wait: a long queue would delay the samples.
 _QUEUED = 2000
 _DEADLINE_S = 900.0
 _POLL_S = 0.05
-# A clock that is read twice may differ by so much.
+# Two readings of the clock may differ by this much.
 _EARLY_S = 0.002
 
 
 def due_together(server: Server, peer: Peer, count: int) -> dict[str, float]:
-    """Send tasks that are due at one moment; measure them waiting, and how late the last is."""
+    """Send tasks that are due at one time; measure memory while they wait, and the lateness."""
     with server.client() as client, workers(server, peer, Setup()) as started:
         idle_mb = _warm_up(server, client, started, peer)
         due = datetime.now(UTC) + timedelta(seconds=_LEAD_S + count / _TAKEN_A_SECOND)
@@ -48,7 +48,7 @@ def due_together(server: Server, peer: Peer, count: int) -> dict[str, float]:
         time.sleep(max(0.0, due.timestamp() - time.time() - 0.5))
         waiting = client.llen(peer.queue)
         if waiting:
-            raise started.complaint(f"{waiting} of {count} are not taken yet when they fall due")
+            raise started.complaint(f"{waiting} of {count} are not taken when they become due")
         waiting_mb = proc.rss_mb(started.pids) - idle_mb
         _await(started, lambda: not _waiting(client, peer.queue), "not all tasks end")
         late_s = [
@@ -64,7 +64,7 @@ def due_together(server: Server, peer: Peer, count: int) -> dict[str, float]:
 
 
 def far(server: Server, peer: Peer, count: int) -> dict[str, float]:
-    """Send tasks that are due in hours, and among them some that fall due meanwhile."""
+    """Send tasks that are due in hours, and some among them that become due meanwhile."""
     with server.client() as client, workers(server, peer, Setup()) as started:
         idle_mb = _warm_up(server, client, started, peer)
         distant = Messages(server, client, "noop", eta=datetime.now(UTC) + _FAR)
@@ -93,7 +93,7 @@ def far(server: Server, peer: Peer, count: int) -> dict[str, float]:
 
 
 def _waiting(client: redis.Redis, queue: str) -> int:
-    """Count what is not done yet: queued, reserved or parked."""
+    """Count the tasks that are queued, reserved or parked."""
     return client.llen(queue) + client.hlen("unacked") + client.zcard(_PARKED)
 
 
@@ -105,7 +105,7 @@ def _send_sample(client: redis.Redis, like: Messages, queue: str) -> tuple[str, 
 
 
 def _warm_up(server: Server, client: redis.Redis, started: Workers, peer: Peer) -> float:
-    """Run some tasks, those with an ETA included; return the worker's memory then, MB."""
+    """Run some tasks, with and without an ETA; return the worker's memory in MB."""
     for countdown_s in (None, 1):
         messages = Messages(server, client, "noop", countdown=countdown_s)
         ids = messages.ids(CHUNK)
@@ -125,10 +125,10 @@ def _lateness(
     due: Sequence[datetime],
     started: Workers | None = None,
 ) -> list[float]:
-    """Return how long after its ETA each task has ended, seconds.
+    """Return how many seconds after its ETA each task has ended.
 
     Raises:
-        RuntimeError: a result is missing, is no success, or came before the ETA.
+        RuntimeError: a result is missing, is not a success, or came before the ETA.
     """
     if started is not None:
         _await(started, _all_stored(client, ids), "not all samples end")

@@ -1,4 +1,4 @@
-"""Events of tasks and workers, heard and sent as Celery's monitors and workers do."""
+"""Events of tasks and workers, received and sent as Celery's monitors and workers do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import redis
 
-# What a worker tells of a task that goes well: received, started, succeeded.
+# Events of a successful task: received, started, succeeded.
 A_TASK = 3
 
 _BEAT = "worker-heartbeat"
@@ -30,14 +30,14 @@ _LAST_S = 10.0
 
 @contextmanager
 def told(client: redis.Redis, count: int) -> Iterator[None]:
-    """See that so many events of tasks are published during the block, or soon after.
+    """Check that `count` task events are published during the block, or soon after.
 
     Raises:
         RuntimeError: there were fewer.
     """
     with client.pubsub(ignore_subscribe_messages=True) as heard:
         heard.psubscribe(_TASKS)
-        # Until the server has confirmed that it listens.
+        # Wait for the server's confirmation of the subscription.
         heard.get_message(timeout=_LAST_S)
         yield
         seen, deadline = 0, time.monotonic() + _LAST_S
@@ -45,11 +45,11 @@ def told(client: redis.Redis, count: int) -> Iterator[None]:
             message = heard.get_message(timeout=0.1)
             seen += len(read_events(message["data"], _ACCEPTED)) if message else 0
     if seen < count:
-        raise RuntimeError(f"only {seen} of {count} events of tasks were published")
+        raise RuntimeError(f"only {seen} of {count} task events were published")
 
 
 class Heartbeats:
-    """Heartbeats of workers that are not there, each with its name, clock and interval."""
+    """Heartbeats of simulated workers, each with its name, clock and interval."""
 
     def __init__(self, client: redis.Redis, workers: int, every_s: float) -> None:
         """Publish with `client`."""
@@ -59,10 +59,10 @@ class Heartbeats:
         self._every_s = every_s
 
     def send(self, seconds: float) -> int:
-        """Publish for so long, evenly spread, and return how many were published.
+        """Publish for `seconds`, evenly spread; return how many were published.
 
         Raises:
-            RuntimeError: nobody listens.
+            RuntimeError: no worker listens.
         """
         began_s, count = time.monotonic(), 0
         while (due_s := count * self._every_s / len(self._writers)) < seconds:
@@ -73,7 +73,7 @@ class Heartbeats:
         return count
 
     def _publish(self, writer: EventWriter, processed: int) -> int:
-        """Publish one, with the fields of Celery's; return how many have heard it."""
+        """Publish one with Celery's fields; return how many have received it."""
         fields = {
             "freq": self._every_s,
             "active": processed % 500,

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class NotMeasured(LookupError):
-    """A run holds no such figure; the text says which."""
+    """A run has no such figure; the text says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of some rounds, with the least and the greatest value."""
+    """The median of some rounds, with the smallest and the largest value."""
 
     median: float
     least: float
@@ -39,10 +39,10 @@ class Ratio:
 
 
 class Results:
-    """What one run has measured."""
+    """The results of one run."""
 
     def __init__(self, record: dict[str, Any]) -> None:
-        """Take what `benchmarks.run` has written."""
+        """Use a record written by `benchmarks.run`."""
         self.record = record
         self._rounds: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
         for made in record["rounds"]:
@@ -66,11 +66,11 @@ class Results:
         ]
 
     def contenders(self, workload: str) -> list[str]:
-        """Name those who did a workload, in the order of the run."""
+        """Return the contenders of a workload, in the order of the run."""
         return [contender for each, contender in self._rounds if each == workload]
 
     def names(self, workload: str) -> set[str]:
-        """Name all figures of a workload."""
+        """Return the names of a workload's figures."""
         return {
             name
             for (each, _), rounds in self._rounds.items()

@@ -1,4 +1,4 @@
-"""What an idle worker costs alone and in a fleet, and how soon a fleet begins with a message.
+"""What an idle worker costs alone and in a fleet, and how soon a fleet starts a message.
 
 ``python -m benchmarks.fleet``: prints Markdown, for one idle worker and for forty; takes two
 minutes. With ``--workers 1,4`` other sizes, with ``--options=--without-gossip`` other workers.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _SIZES = (1, 40)
 _IDLE_S = 20.0
-# Longer than a worker that has just started listens to all heartbeats.
+# Longer than a newly started worker listens to all heartbeats.
 _REST_S = 12.0
 _PUSHES = 100
 _BETWEEN_S = (0.02, 0.08)
@@ -45,7 +45,7 @@ _PRIORITY_3 = "celery\x06\x163"
 
 
 class Idle(NamedTuple):
-    """What one idle worker costs, a minute: seconds of the processor, and wake-ups."""
+    """What one idle worker costs per minute: processor seconds and wake-ups."""
 
     cpu_s: float
     most_cpu_s: float
@@ -56,14 +56,14 @@ class Idle(NamedTuple):
 
 
 class Pushed(NamedTuple):
-    """Milliseconds from push to begin, ascending, and commands of the server for each push."""
+    """Milliseconds from push to start, ascending, and server commands per push."""
 
     begin_ms: list[float]
     commands: float
 
 
 def idle(server: Server, client: redis.Redis, started: Workers, seconds: float) -> Idle:
-    """Measure all workers for so long."""
+    """Measure all workers for `seconds`."""
     pids = started.pids
     before, threads, server_s = {}, _threads(pids), proc.precise_cpu_s([server.pid])
     commands, from_s = _commands(client), time.monotonic()
@@ -92,7 +92,7 @@ def idle(server: Server, client: redis.Redis, started: Workers, seconds: float) 
 
 
 def push(client: redis.Redis, messages: Messages, key: str, count: int, idle_s: float) -> Pushed:
-    """Push messages one by one to idle workers; `idle_s`: commands a second without them."""
+    """Push messages one by one to idle workers; `idle_s`: idle commands per second."""
     begin_ms, own = [], 0
     before, from_s = _commands(client), time.monotonic()
     for _ in range(count):
@@ -108,7 +108,7 @@ def push(client: redis.Redis, messages: Messages, key: str, count: int, idle_s: 
                 raise RuntimeError("a task does not end")
             time.sleep(0.002)
         own += 1
-        # The task returns the moment at which it began, as seconds since 1970.
+        # The task returns its start as Unix time.
         begin_ms.append(1000 * (json.loads(stored)["result"] - pushed_s))
     commands = _commands(client) - before - 1 - own
     of_themselves = idle_s * (time.monotonic() - from_s)
@@ -116,7 +116,7 @@ def push(client: redis.Redis, messages: Messages, key: str, count: int, idle_s: 
 
 
 def measure(size: int, options: Sequence[str], seconds: float) -> tuple[Idle, Pushed, Pushed]:
-    """Measure a fleet of so many workers on a server of its own."""
+    """Measure a fleet of `size` workers on a separate server."""
     peer = replace(PEER, worker=lambda setup: (*PEER.worker(setup), *options))
     with (
         valkey() as server,
@@ -124,7 +124,7 @@ def measure(size: int, options: Sequence[str], seconds: float) -> tuple[Idle, Pu
         workers(server, peer, Setup(concurrency=0, processes=size)) as started,
     ):
         _settle(client, started)
-        # Begun at the unix time that it returns.
+        # With 0 as the argument, it returns its start as Unix time.
         messages = Messages(server, client, "lateness", (0,))
         push(client, messages, "celery", 3 * size, 0.0)
         time.sleep(_REST_S)
@@ -137,7 +137,7 @@ def measure(size: int, options: Sequence[str], seconds: float) -> tuple[Idle, Pu
 
 
 def _threads(pids: Sequence[int]) -> dict[tuple[int, int], tuple[float, int]]:
-    """Return of each thread of processes: seconds that it ran, and how often it has waited."""
+    """Return each thread's processor seconds and number of waits."""
     found = {}
     for pid in pids:
         for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -154,12 +154,12 @@ def _commands(client: redis.Redis) -> int:
 
 
 def _settle(client: redis.Redis, started: Workers) -> None:
-    """Wait until all workers wait for messages."""
+    """Wait until all workers are waiting for messages."""
     deadline_s, wanted = time.monotonic() + _DEADLINE_S, len(started.processes)
     while client.info("clients")["blocked_clients"] < wanted:
         started.check_alive()
         if time.monotonic() > deadline_s:
-            raise started.complaint("the workers do not come to wait")
+            raise started.complaint("the workers do not start waiting")
         time.sleep(_POLL_S)
 
 
@@ -197,11 +197,11 @@ def _cells(size: int, rest: Idle, pushes: Sequence[Pushed]) -> list[str]:
 
 
 def main() -> None:
-    """Measure fleets of the asked sizes and print a table."""
+    """Measure fleets of the given sizes and print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet", description=__doc__)
     parser.add_argument("--workers", default=",".join(map(str, _SIZES)), metavar="N,M")
-    parser.add_argument("--options", default="", help="more options of the workers")
-    parser.add_argument("--seconds", type=float, default=_IDLE_S, help="of idling, measured")
+    parser.add_argument("--options", default="", help="further options of the workers")
+    parser.add_argument("--seconds", type=float, default=_IDLE_S, help="how long to measure idling")
     given = parser.parse_args()
     print("| " + " | ".join(_COLUMNS) + " |")
     print("|" + " --- |" * len(_COLUMNS), flush=True)

@@ -1,4 +1,4 @@
-"""What greenq wants to reach, as data, and whether a run shows that it does."""
+"""greenq's performance goals as data, and whether a run meets them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Goal:
     """One goal.
 
     Attributes:
-        workload: for people.
-        what: is compared, for people.
+        workload: as shown.
+        what: the figure and what it is compared with, as shown.
         target: the figure to reach.
         measured: finds the figure in a run.
         at_most: smaller is better.
-        form: how figures are written.
+        form: format of the figures.
     """
 
     workload: str
@@ -36,7 +36,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A goal beside what a run shows; `measured` is None when it does not show it."""
+    """A goal and a run's figure; `measured` is None if the run does not have it."""
 
     goal: Goal
     measured: float | None
@@ -81,7 +81,7 @@ def _bytes_ratio(results: Results) -> float:
 
 
 def _late_beyond_drain_s(results: Results) -> float:
-    """Return how much later the last of many ETAs ran than draining so many no-ops takes."""
+    """Return how much later the last ETA ran than draining the same number of no-ops takes."""
     late_s, tasks = _own("etas", "late_s")(results), _own("etas", "tasks")(results)
     return late_s - tasks / _own("noop", "rate")(results)
 

@@ -1,7 +1,7 @@
-"""A web server that answers every GET after a while: its process does that and nothing else.
+"""A web server that answers every GET after a delay, in a separate process.
 
-One epoll loop without a framework: all answers are due after the same delay, so one queue in the
-order of arrival is the whole timer, and a request costs a few system calls.
+It is one epoll loop without a framework. All answers have the same delay, so a queue in order of
+arrival is the timer, and a request costs a few system calls.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Server:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port it listens on."""
         number: int = self._listener.getsockname()[1]
         return number
 
     def run(self) -> None:
-        """Serve for ever."""
+        """Serve forever."""
         while True:
             wait_s = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
             for number, _ in self._poll.poll(wait_s):
@@ -83,7 +83,7 @@ class Server:
         now_s = time.monotonic()
         while self._due and self._due[0][0] <= now_s:
             _, connection = self._due.popleft()
-            # The client may have gone; then it is the one that complains.
+            # The client may be gone; then it reports the error itself.
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.send(ANSWER)
             connection.close()

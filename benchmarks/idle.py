@@ -1,6 +1,6 @@
-"""What workers cost that have nothing to do, and what one message causes among many of them.
+"""What idle workers cost, and what one message costs among many of them.
 
-Also what they hear of each other then: heartbeats.
+It also measures the heartbeats that they receive from each other.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _BEGIN, _END = "bench.begin", "bench.end"
 
 
 def alone(server: Server, peer: Peer, seconds: int) -> dict[str, float]:
-    """Measure one idle worker, started with its defaults, for so long.
+    """Measure one idle worker with default settings for `seconds`.
 
-    Commands are counted twice: those that the worker has sent, and all that the server carried out
-    for it, those inside scripts included.
+    Commands are counted in two ways: those that the worker sent, and all that the server carried
+    out for it, including those inside scripts.
     """
     with server.client() as client, workers(server, peer, Setup(concurrency=0)) as started:
         _run_some(server, client, started, peer)
@@ -56,7 +56,7 @@ def alone(server: Server, peer: Peer, seconds: int) -> dict[str, float]:
         return {
             "seconds": took_s,
             "client_commands_s": sent / took_s,
-            # The two marks are ours.
+            # Without our own two marks.
             "commands_s": (_carried_out(before, after) - 2) / took_s,
             "cpu_s_a_minute": 60 * cpu_s / took_s,
             "rss_mb": proc.rss_mb(started.pids),
@@ -65,9 +65,9 @@ def alone(server: Server, peer: Peer, seconds: int) -> dict[str, float]:
 
 
 def fleet(server: Server, peer: Peer, messages: int) -> dict[str, float]:
-    """Measure what a message costs the server when 50 workers wait, beside when one waits.
+    """Measure what a message costs the server when 50 workers wait, and when one waits.
 
-    Above the idle rate, all commands counted, those inside scripts included.
+    The cost is all commands beyond the idle rate, including those inside scripts.
     """
     one = _cost(server, peer, messages, 1)
     many = _cost(server, peer, messages, _FLEET)
@@ -75,9 +75,9 @@ def fleet(server: Server, peer: Peer, messages: int) -> dict[str, float]:
 
 
 def heartbeats(server: Server, peer: Peer, seconds: int) -> dict[str, float]:
-    """Measure an idle worker that hears the heartbeats of 50 others for so long.
+    """Measure an idle worker that receives the heartbeats of 50 others for `seconds`.
 
-    They are published from here; none of it runs in the worker's process.
+    They are published from here, outside the worker's process.
     """
     with server.client() as client, workers(server, peer, Setup(concurrency=0)) as started:
         _run_some(server, client, started, peer)
@@ -86,7 +86,7 @@ def heartbeats(server: Server, peer: Peer, seconds: int) -> dict[str, float]:
         time.sleep(_QUIET_S)
         idle_percent = idle.percent()
         beats = Heartbeats(client, _FLEET, _BEAT_S)
-        # Once round, so that it knows them all.
+        # One round first, so that the worker knows all of them.
         beats.send(_BEAT_S)
         heard = _Stretch(started)
         count = beats.send(seconds)
@@ -101,7 +101,7 @@ def heartbeats(server: Server, peer: Peer, seconds: int) -> dict[str, float]:
 
 
 class _Stretch:
-    """A stretch of time of some workers, from now on."""
+    """A period of some workers' time, from now on."""
 
     def __init__(self, started: Workers) -> None:
         self._started = started
@@ -112,13 +112,13 @@ class _Stretch:
         return time.monotonic() - self._from_s
 
     def percent(self) -> float:
-        """Return how much of one core they have used since."""
+        """Return how much of one core they have used since then."""
         cpu_s = proc.precise_cpu_s(self._started.pids) - self._from_cpu_s
         return 100 * cpu_s / self.seconds()
 
 
 class _Look(NamedTuple):
-    """How many commands the server has carried out at one moment."""
+    """How many commands the server has carried out so far."""
 
     at_s: float
     carried_out: int
@@ -130,23 +130,23 @@ def _look(client: redis.Redis) -> _Look:
 
 
 def _carried_out(before: _Look, after: _Look) -> int:
-    """Count the commands between two looks, of which the first has not counted itself."""
+    """Count the commands between two looks; the first look did not count itself."""
     return after.carried_out - before.carried_out - 1
 
 
 def _sent_between(seen: Monitor) -> int:
-    """Count the commands that the server has heard from clients between our two marks."""
+    """Count the commands that the server received from clients between our two marks."""
     count, counting = 0, False
     for each in seen.listen():
         if each["command"] == f"ECHO {_END}":
             return count
         count += counting and each["client_type"] != "lua"
         counting = counting or each["command"] == f"ECHO {_BEGIN}"
-    raise RuntimeError("the server stopped telling what it hears")
+    raise RuntimeError("the server stopped reporting commands")
 
 
 def _run_some(server: Server, client: redis.Redis, started: Workers, peer: Peer) -> None:
-    """Have every worker started and a few tasks done, so that imports and set-up are over."""
+    """Wait until every worker has started, and run a few tasks, to finish imports and set-up."""
     _settle(client, started)
     messages = Messages(server, client, "noop")
     for _ in range(2 * len(started.processes)):
@@ -154,7 +154,7 @@ def _run_some(server: Server, client: redis.Redis, started: Workers, peer: Peer)
 
 
 def _run_one(client: redis.Redis, started: Workers, peer: Peer, messages: Messages) -> int:
-    """Push one message and wait for its result; return how many commands that took of ours."""
+    """Push one message and wait for its result; return how many commands of ours that took."""
     ids = messages.ids(1)
     messages.push(client, peer.queue, ids)
     deadline, commands = time.monotonic() + _DEADLINE_S, 1
@@ -168,7 +168,7 @@ def _run_one(client: redis.Redis, started: Workers, peer: Peer, messages: Messag
 
 
 def _settle(client: redis.Redis, started: Workers) -> None:
-    """Wait until all workers are connected, and no more connections come."""
+    """Wait until all workers are connected and there are no new connections."""
     deadline, before = time.monotonic() + _DEADLINE_S, 0
     while True:
         now = len(client.client_list()) - 1
@@ -182,7 +182,7 @@ def _settle(client: redis.Redis, started: Workers) -> None:
 
 
 def _cost(server: Server, peer: Peer, messages: int, count: int) -> float:
-    """Return how many commands one message causes with so many idle workers."""
+    """Return how many commands one message causes with `count` idle workers."""
     with server.client() as client:
         client.flushall()
         with workers(server, peer, Setup(concurrency=0, processes=count)) as started:
@@ -195,7 +195,7 @@ def _cost(server: Server, peer: Peer, messages: int, count: int) -> float:
                 own += _run_one(client, started, peer, writer)
                 time.sleep(_BETWEEN_S)
             after = _look(client)
-            # Before and after: a worker that has just run something may have more to renew.
+            # Measure before and after: a worker that has just run a task may have more to renew.
             idle.append(_rate(client))
     caused = _carried_out(before, after) - own
     of_itself = (after.at_s - before.at_s) * sum(idle) / len(idle)

@@ -1,4 +1,4 @@
-"""The time from a call to its result in the caller's hands, one at a time, the worker idle."""
+"""The time from a call until the caller has its result, one at a time on an idle worker."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from benchmarks.plan import PEERS
 if TYPE_CHECKING:
     from benchmarks.server import Server
 
-# Calls before those that count: connections and late imports.
+# Calls before the measured ones, for connections and late imports.
 _WARM_UP = 50
 _READY_S = 20.0
 
 
 def run(server: Server, contender: str, samples: int) -> dict[str, float]:
-    """Measure a contender's own client against one worker with defaults."""
+    """Measure a contender's own client with one worker with default settings."""
     peer, setup = PEERS[contender], Setup()
     environments.prepare(peer)
     with workers(server, peer, setup) as started, server.client() as client:
@@ -29,7 +29,7 @@ def run(server: Server, contender: str, samples: int) -> dict[str, float]:
         while peer.ready is not None and not client.execute_command(*peer.ready):
             started.check_alive()
             if time.monotonic() > deadline:
-                raise started.complaint("the worker does not get ready")
+                raise started.complaint("the worker does not become ready")
             time.sleep(0.05)
         said = run_client(server, peer, setup, "latency", str(_WARM_UP + samples))
         started.check_alive()

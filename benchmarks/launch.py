@@ -1,4 +1,4 @@
-"""Starts a contender's worker processes and clients, and ends them again."""
+"""Starts and ends a contender's worker processes and clients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Workers:
     """The worker processes of one contender."""
 
     def __init__(self, peer: Peer, folder: Path) -> None:
-        """Begin with none; logs and counts go to `folder`."""
+        """Start with none; logs and counts go to `folder`."""
         self.peer = peer
         self.processes: list[subprocess.Popen[bytes]] = []
         self._log = folder / "worker.log"
@@ -57,7 +57,7 @@ class Workers:
             )
 
     def stop(self) -> None:
-        """End all processes, and what they may have started and left behind."""
+        """End all processes, including any that they have started and left behind."""
         for process in self.processes:
             process.terminate()
         deadline = time.monotonic() + _STOP_S
@@ -73,29 +73,29 @@ class Workers:
 
     @property
     def pids(self) -> list[int]:
-        """All processes, those included that the workers have started."""
+        """All processes, including those started by the workers."""
         return [pid for process in self.processes for pid in proc.tree(process.pid)]
 
     @property
     def cpu_s(self) -> list[float]:
-        """The processor time of each worker so far, what it has started included."""
+        """The processor time of each worker so far, including its child processes."""
         return [proc.cpu_s(proc.tree(process.pid)) for process in self.processes]
 
     @property
     def tallied(self) -> int:
-        """Calls of the task `tally` so far."""
+        """How many times the task `tally` has been called so far."""
         return work.tallied(self.counts)
 
     def complaint(self, text: str) -> RuntimeError:
-        """Return an error that says what the workers said last."""
+        """Return an error with the end of the workers' log."""
         said = self._log.read_text("utf-8", "replace")[-_TOLD_CHARS:]
         return RuntimeError(f"{self.peer.title}: {text}; the end of its log:\n{said}")
 
     def check_alive(self) -> None:
-        """See that all processes run.
+        """Check that all processes are running.
 
         Raises:
-            RuntimeError: one has ended; with the end of its log.
+            RuntimeError: one has ended; the error has the end of its log.
         """
         if any(process.poll() is not None for process in self.processes):
             raise self.complaint("a worker has ended")
@@ -114,10 +114,10 @@ def workers(server: Server, peer: Peer, setup: Setup) -> Iterator[Workers]:
 
 
 def run_client(server: Server, peer: Peer, setup: Setup, *words: str) -> str:
-    """Run a contender's client to its end and return what it printed.
+    """Run a contender's client to its end and return its output.
 
     Raises:
-        RuntimeError: it failed; with what it said.
+        RuntimeError: it failed; the error has its output.
     """
     with tempfile.TemporaryDirectory(prefix="greenq-bench-") as folder:
         variables = environments.variables(peer)

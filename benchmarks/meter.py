@@ -1,4 +1,4 @@
-"""What a stretch of time cost: the server's counters and everybody's processor time."""
+"""What a period cost: the server's counters and the processor time of all processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COUNTERS = {
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that is counted, at one moment.
+    """All counters at one moment.
 
     Attributes:
         at_s: monotonic clock.
@@ -58,7 +58,7 @@ def snapshot(client: redis.Redis, workers: Workers, extra: tuple[int, ...] = ())
 def per_task(
     before: Snapshot, after: Snapshot, tasks: int, own_commands: int, own_reads: int
 ) -> dict[str, float]:
-    """Put two snapshots into figures per task, without what the measuring itself sent."""
+    """Return the figures per task between two snapshots, without the measurement's own commands."""
     seconds = after.at_s - before.at_s
     grown = {
         figure: sum(float(after.info[name]) - float(before.info[name]) for name in names)

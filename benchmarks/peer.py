@@ -1,4 +1,4 @@
-"""What the driver has to know of a contender; every environment reads it, so stdlib only."""
+"""What the driver knows of a contender; every environment imports it, so stdlib only."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _CLUSTER_OPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How one contender is run.
+    """How to run one contender.
 
     Attributes:
-        concurrency: tasks at once, in each process; 0 is the contender's default.
-        results: they are stored.
+        concurrency: tasks at once in each process; 0 is the contender's default.
+        results: whether results are stored.
         acks: "late", "early", or "" for the contender's default.
-        processes: worker processes on the one server.
-        cluster: "events": with events of tasks; "off": without mingle, gossip and heartbeats, which
+        processes: worker processes on the server.
+        cluster: "events": with task events; "off": without mingle, gossip and heartbeats, which
             are on by default; "" for the contender's default.
     """
 
@@ -40,34 +40,34 @@ class Setup:
 
     @property
     def cluster_options(self) -> tuple[str, ...]:
-        """What that is on the command line of a worker of Celery or greenq."""
+        """The options for `cluster` on the command line of a Celery or greenq worker."""
         return _CLUSTER_OPTIONS[self.cluster]
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One contender: its programs, and where its tasks are on the server.
+    """One contender: its programs, and the places of its tasks on the server.
 
     Attributes:
         key: its name in options, files and JSON.
-        title: its name for people.
-        home: whose packages it runs with: "own" are the driver's, "venv" are those of
-            ``peers/<key>/requirements.txt``, "node" those of ``peers/<key>/package.json``.
+        title: its name as shown.
+        home: the packages it runs with: "own" for the driver's, "venv" for those of
+            ``peers/<key>/requirements.txt``, "node" for those of ``peers/<key>/package.json``.
         worker: the command of one worker process.
-        settings: what of that is no default, for people.
-        wire: it reads Celery's messages, which the driver writes: the same bytes for all. The
-            others' queues are filled by their own clients.
-        member: what tells each of several workers its name, "{number}" in it.
+        settings: its settings other than the defaults, as shown.
+        wire: whether it reads Celery's messages, which the driver writes: the same bytes for all.
+            Other queues are filled by their contender's own client.
+        member: the option that names each of several workers, with "{number}" in it.
         client: the command of its sending side.
         queue: the list (or stream) that a worker takes from.
-        variant: what its tasks read as BENCH_VARIANT.
-        ready: a gauge that is not zero once a worker has started; None when none is needed.
-        warm_up: tasks that run before those that count.
-        released: commands that its own sender would also give when there is work.
+        variant: the value of BENCH_VARIANT for its tasks.
+        ready: a gauge that is not zero once a worker has started; None if not needed.
+        warm_up: number of tasks that run before the measured ones.
+        released: commands that its own sender would also send when there is work.
         left: gauges that are zero when no task waits or runs.
         done: the gauge that grows by one with each result.
-        counts_done: there is such a gauge; if not, `left` alone tells the end.
-        packages: names whose versions matter, for the record.
+        counts_done: whether there is such a gauge; if not, only `left` shows the end.
+        packages: names of packages whose versions are recorded.
     """
 
     key: str
@@ -91,7 +91,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a contender's process is told by its environment."""
+    """The settings that a contender's process gets through its environment."""
 
     url: str
     setup: Setup
@@ -99,13 +99,13 @@ class Surroundings:
 
     @classmethod
     def read(cls) -> Surroundings:
-        """Return what `write` gave to this process."""
+        """Return what `write` has passed to this process."""
         get = os.environ
         setup = Setup(int(get["BENCH_CONCURRENCY"]), get["BENCH_RESULTS"] == "1", get["BENCH_ACKS"])
         return cls(get["BENCH_URL"], setup, get["BENCH_VARIANT"])
 
     def write(self) -> dict[str, str]:
-        """Return the variables for a process."""
+        """Return the environment variables for a process."""
         return {
             "BENCH_URL": self.url,
             "BENCH_CONCURRENCY": str(self.setup.concurrency),

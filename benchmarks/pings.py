@@ -1,4 +1,4 @@
-"""How long remote control takes: a ping of all workers, as the client sees it."""
+"""How long remote control takes: a ping of all workers, seen from the client."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from benchmarks.server import Server
 
 _WORKERS = 3
-# Longer than the pings take, so that the hub stands still during all of them.
+# Longer than the pings take, so that the hub is blocked during all of them.
 _BLOCK_S = 20.0
 _START_S = 60.0
 _POLL_S = 0.05
@@ -37,15 +37,15 @@ def free(server: Server, contender: str, count: int) -> dict[str, float]:
 
 
 def blocked(server: Server, contender: str, count: int) -> dict[str, float]:
-    """Ping while one of the workers computes and its hub stands still.
+    """Ping while one of the workers computes and its hub is blocked.
 
     Raises:
-        RuntimeError: it did not stand still all the time.
+        RuntimeError: the hub was not blocked all the time.
     """
     peer, setup = PEERS[contender], Setup(concurrency=0, processes=_WORKERS)
     environments.prepare(peer)
     with server.client() as client, workers(server, peer, setup) as started:
-        # All have started, so that what the blocked one does not answer is for no other reason.
+        # Ping first, to be sure that all have started and only the block can delay a reply.
         _ping(server, started, setup, 1)
         task_id = _block(server, client, started)
         figures = _ping(server, started, setup, count)
@@ -56,7 +56,7 @@ def blocked(server: Server, contender: str, count: int) -> dict[str, float]:
 
 
 def _block(server: Server, client: redis.Redis, started: Workers) -> str:
-    """Have one of the workers blocked; return the id of the task that does it."""
+    """Block one of the workers; return the id of the task that does it."""
     messages = Messages(server, client, "block", (_BLOCK_S,))
     ids = messages.ids(1)
     messages.push(client, started.peer.queue, ids)
@@ -64,7 +64,7 @@ def _block(server: Server, client: redis.Redis, started: Workers) -> str:
     while not started.tallied:
         started.check_alive()
         if time.monotonic() > deadline:
-            raise started.complaint("no worker begins with the task that is to block it")
+            raise started.complaint("no worker starts the blocking task")
         time.sleep(_POLL_S)
     return ids[0]
 

@@ -1,7 +1,7 @@
-"""What is measured, with whom, and how much of it, as data.
+"""The workloads, their contenders and sizes, as data.
 
-The sizes make one round of a contender take a few seconds of measuring: rates are compared, not
-totals, so a slow contender gets fewer tasks.
+The sizes make one round of a contender take a few seconds. Rates are compared, not totals, so a
+slow contender gets fewer tasks.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ NAP_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One kind of work, done by several contenders.
+    """One kind of work, measured with several contenders.
 
     Attributes:
         key: its name in options and JSON.
-        title: its name for people.
-        kind: which module measures it.
+        title: its name as shown.
+        kind: the module that measures it.
         sizes: how many tasks (samples, messages, seconds) each contender gets, by its key.
         setup: how the workers run.
-        task: what runs, for a drain.
-        repeats: drains by the same workers.
-        most_rounds: fewer rounds than others have, for what takes minutes.
-        seldom: contenders that no goal is about; they do every other round.
-        without: the workload that is the same but for what this one is about; each contender's rate
-            is told beside its rate there.
-        guess_s: how long one round of one contender takes, all in all, to begin with.
+        task: the task to drain.
+        repeats: number of drains by the same workers.
+        most_rounds: limits the rounds of a workload that takes minutes.
+        seldom: contenders without a goal; they run every other round.
+        without: the same workload without what this one measures; each contender's rate is shown
+            beside its rate there.
+        guess_s: initial estimate of the time for one round of one contender.
     """
 
     key: str

@@ -1,6 +1,6 @@
 """A plot of a run: ``python -m benchmarks.plot results.json docs/tasks-a-second.svg``.
 
-Tasks a second by contender, on a logarithmic axis. Needs the extra ``bench``.
+Shows tasks per second by contender on a logarithmic axis. Needs the extra ``bench``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _OURS, _THEIRS, _INK, _GRID = "#2f7d5b", "#a3b1ba", "#24292f", "#e5e9ec"
 _WIDTH_IN, _ROW_IN, _FRAME_IN = 7.5, 0.42, 1.3
-# Room right of the longest bar for its number, as a factor of the axis.
+# Room to the right of the longest bar for its number, as a factor of the axis.
 _ROOM = 2.4
 
 
@@ -48,7 +48,7 @@ def draw(results: Results, workload: str, file: Path) -> None:
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    # Neither a date nor random names in it: the same figures make the same file.
+    # Without a date and random names, the same figures make the same file.
     with matplotlib.rc_context({"svg.hashsalt": "greenq"}):
         figure.savefig(file, format="svg", metadata={"Date": None})
 
@@ -61,11 +61,11 @@ def _bar(axes: Axes, place: int, contender: str, spread: Spread) -> None:
 
 
 def main() -> None:
-    """Draw what the command line names."""
+    """Draw the plot."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description=__doc__)
-    parser.add_argument("results", type=Path, help="what python -m benchmarks --json wrote")
+    parser.add_argument("results", type=Path, help="file written by python -m benchmarks --json")
     parser.add_argument("file", type=Path, help="the SVG file to write")
-    parser.add_argument("--workload", default="noop", help="what to draw (default noop)")
+    parser.add_argument("--workload", default="noop", help="workload to draw (default noop)")
     options = parser.parse_args()
     draw(Results.read(options.results), options.workload, options.file)
 

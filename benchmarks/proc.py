@@ -26,8 +26,9 @@ def cpu_s(pids: list[int]) -> float:
 def precise_cpu_s(pids: list[int]) -> float:
     """Return the processor time of the living threads of processes so far.
 
-    In nanoseconds from the scheduler: a worker that idles for half a minute uses few of the ticks
-    that `cpu_s` counts in.
+    It comes from the scheduler in nanoseconds: `cpu_s` counts in ticks, of which a worker that
+    idles
+    for half a minute uses few.
     """
     threads = [thread for pid in pids for thread in _entries(_PROC / str(pid) / "task")]
     words = [_text(thread / "schedstat").split() for thread in threads]
@@ -40,12 +41,12 @@ def rss_mb(pids: list[int]) -> float:
 
 
 def peak_mb(pids: list[int]) -> float:
-    """Return the largest resident memory of processes so far, each since its start."""
+    """Return the sum of the processes' peak resident memory."""
     return sum(_status_kb(pid, "VmHWM:") for pid in pids) / 1024
 
 
 def machine_cpu_s() -> float:
-    """Return the time that all processors together have worked."""
+    """Return the total busy time of all processors."""
     user, nice, system, _idle, _iowait, irq, softirq, *_ = map(
         int, _text(_PROC / "stat").split("\n", 1)[0].split()[1:]
     )
@@ -53,8 +54,8 @@ def machine_cpu_s() -> float:
 
 
 def _cpu_ticks(pid: int) -> int:
-    # The name, in parentheses, may hold spaces; utime, stime, and those of ended children that were
-    # waited for, are the 14th to the 17th field.
+    # The name in parentheses may contain spaces. Fields 14 to 17 are utime and stime, and those of
+    # ended and awaited children.
     fields = _text(_PROC / str(pid) / "stat").rpartition(")")[2].split()
     return sum(map(int, fields[11:15]))
 
@@ -74,7 +75,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _text(path: Path) -> str:
-    """Read a file; "" when its process has ended meanwhile."""
+    """Read a file; "" if its process has ended."""
     try:
         return path.read_text("ascii", "replace")
     except (FileNotFoundError, ProcessLookupError):

@@ -62,12 +62,12 @@ COLUMNS = (
     Column("others, cores", "others_cores", 2),
 )
 
-# When the two ways to take a ratio differ by more than this share, both are told.
+# If the two ways to take a ratio differ by more than this share, both are shown.
 _DIFFERENT = 0.1
 
 
 def text(results: Results) -> str:
-    """Return everything there is to tell, in Markdown."""
+    """Return the whole report in Markdown."""
     parts = [_conditions(results), *_tables(results)]
     known = [verdict for verdict in verdicts(results) if verdict.measured is not None]
     if known:
@@ -98,7 +98,7 @@ def goals_table(judged: Sequence[Verdict]) -> str:
 def main() -> None:
     """Print the tables of a run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("results", type=Path, help="what python -m benchmarks --json wrote")
+    parser.add_argument("results", type=Path, help="file written by python -m benchmarks --json")
     parser.add_argument("--goals", action="store_true", help="only the table of all goals")
     options = parser.parse_args()
     results = Results.read(options.results)
@@ -115,7 +115,7 @@ def _conditions(results: Results) -> str:
         for name, version in each.items()
     }
     scale = record["options"].get("scale", 1)
-    scaled = f" Scaled to {scale:g} of the tasks: the goals are not for that." if scale != 1 else ""
+    scaled = f" Scaled to {scale:g} of the tasks: the goals do not apply." if scale != 1 else ""
     return "\n".join(
         (
             f"{machine['cores']} cores, {machine['processor']}, {machine['system']}, "
@@ -123,7 +123,7 @@ def _conditions(results: Results) -> str:
             f"At {record['at']}; load {record['load_before'][0]:.2f} before, "
             f"{record.get('load_after', [0.0])[0]:.2f} after.",
             f"{', '.join(sorted(packages))}.",
-            f"Medians (least … most of the rounds); counts, bytes and CPU are a task's.{scaled}",
+            f"Medians (least … most of the rounds); counts, bytes and CPU are per task.{scaled}",
         )
     )
 

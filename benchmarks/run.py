@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 Figures = dict[str, float]
 
 _LEAST = 100
-# What is counted in seconds or single messages, and so is small already.
+# Workloads measured in seconds or single messages, which are small already.
 _SMALL = frozenset({"idle", "fleet", "latency", "ping", "ping-blocked", "heartbeats"})
-# What is told while it runs, of the figures there are.
-_TOLD = (
+# The figures shown during the run, if a workload has them.
+_SHOWN = (
     ("rate", "{:,.0f}/s"),
     ("ideal_share", "{:.0%} of the ideal"),
     ("worker_cpu_us", "worker {:.0f} µs"),
@@ -56,7 +56,7 @@ _TOLD = (
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One measurement: a workload, a contender, and how much of it."""
+    """One measurement: a workload, a contender and a size."""
 
     workload: Workload
     contender: str
@@ -67,7 +67,7 @@ class Turn:
 def turns(
     workloads: Sequence[Workload], rounds: int, contenders: Sequence[str], scale: float
 ) -> list[Turn]:
-    """Put measurements into their order."""
+    """Return the measurements in order."""
     order = []
     for number in range(1, rounds + 1):
         for workload in workloads:
@@ -89,9 +89,9 @@ def _scaled(workload: Workload, count: int, scale: float) -> int:
 
 
 def run(order: Sequence[Turn], file: Path, options: dict[str, Any]) -> bool:
-    """Measure all turns and write every figure to `file`; False when one of them failed.
+    """Measure all turns and write every figure to `file`; return False if one has failed.
 
-    The file is written after each turn, so an interrupted run leaves what it has.
+    The file is written after each turn, so an interrupted run keeps its results.
     """
     record = _header(order, options)
     order = [turn for turn in order if turn.contender not in record["unavailable"]]
@@ -104,7 +104,7 @@ def run(order: Sequence[Turn], file: Path, options: dict[str, Any]) -> bool:
         }  # fmt: skip
         try:
             made["figures"] = measure(turn)
-            told = _tell(made["figures"])
+            told = _describe(made["figures"])
         except (RuntimeError, subprocess.SubprocessError) as exc:
             made["failed"] = str(exc)
             told = f"FAILED: {exc}"
@@ -123,7 +123,7 @@ def run(order: Sequence[Turn], file: Path, options: dict[str, Any]) -> bool:
 
 
 def measure(turn: Turn) -> Figures:
-    """Take one turn on a server of its own."""
+    """Measure one turn on a separate server."""
     with valkey() as server:
         return _KINDS[turn.workload.kind](server, turn)
 
@@ -161,7 +161,7 @@ _KINDS: dict[str, Callable[[Server, Turn], Figures]] = {
 
 
 def _header(order: Sequence[Turn], options: dict[str, Any]) -> dict[str, Any]:
-    """Prepare all environments, and say what is measured on what."""
+    """Prepare all environments; return what is measured, and on what machine."""
     peers = {turn.contender: PEERS[turn.contender] for turn in order}
     unavailable, versions = {}, {}
     for key, peer in peers.items():
@@ -202,7 +202,7 @@ def _server_version() -> str:
 
 
 def _left_s(order: Sequence[Turn], taken_s: dict[tuple[str, str], list[float]]) -> float:
-    """Guess how long the turns that are left will take."""
+    """Estimate how long the remaining turns will take."""
     seconds = 0.0
     for turn in order:
         seen = taken_s.get((turn.workload.key, turn.contender))
@@ -210,8 +210,8 @@ def _left_s(order: Sequence[Turn], taken_s: dict[tuple[str, str], list[float]]) 
     return seconds
 
 
-def _tell(figures: Figures) -> str:
-    return ", ".join(form.format(figures[name]) for name, form in _TOLD if name in figures)
+def _describe(figures: Figures) -> str:
+    return ", ".join(form.format(figures[name]) for name, form in _SHOWN if name in figures)
 
 
 def _write(file: Path, record: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """One sender: ``python -m benchmarks.senders CONTENDER one|bulk COUNT``; prints its figures.
 
-All of them send the same call: a task with one number as its argument. The floor sends bytes that
-it has ready, one LPUSH a message: what the round trip, or the pipeline, costs alone.
+All of them send the same call: a task with one number as its argument. The floor sends ready-made
+bytes, one LPUSH per message: the cost of the round trip, or of the pipeline, alone.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _celery() -> tuple[Callable[[int], object], Callable[[int], object]]:
 
 def _floor() -> tuple[Callable[[int], object], Callable[[int], object]]:
     client = redis.Redis.from_url(Surroundings.read().url)
-    # As long as the message of such a call is.
+    # The length of such a call's message.
     text = "x" * 850
 
     def one(count: int) -> None:
@@ -72,7 +72,7 @@ _SENDERS = {"greenq": _greenq, "celery": _celery, "floor": _floor}
 
 
 def main() -> None:
-    """Send, and say how long it took."""
+    """Send, and print how long it took."""
     contender, how, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
     send = _SENDERS[contender]()[("one", "bulk").index(how)]
     send(_WARM_UP)

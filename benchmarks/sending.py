@@ -1,4 +1,4 @@
-"""What a sender costs: a fresh process, one call after the other or many at once."""
+"""What a sender costs: a new process that sends one call after the other, or many at once."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def one_by_one(server: Server, contender: str, count: int) -> dict[str, float]:
 
 
 def bulk(server: Server, contender: str, count: int) -> dict[str, float]:
-    """Measure a sender that has all its calls at hand."""
+    """Measure a sender that sends all its calls together."""
     return _send(server, contender, "bulk", count)
 
 
 def _send(server: Server, contender: str, how: str, count: int) -> dict[str, float]:
-    """Run a sender to its end, see that all arrived, and return its figures."""
+    """Run a sender to its end, check that all calls arrived, and return its figures."""
     peer = PEERS[contender]
     with server.client() as client, tempfile.TemporaryDirectory() as folder:
         variables = environments.variables(peer) | Surroundings(server.url, Setup()).write()

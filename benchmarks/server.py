@@ -35,16 +35,16 @@ class Server(NamedTuple):
         return f"redis://127.0.0.1:{self.port}/0"
 
     def client(self) -> redis.Redis:
-        """Return a client of it."""
+        """Return a client for the server."""
         return redis.Redis(port=self.port)
 
 
 @contextmanager
 def valkey() -> Iterator[Server]:
-    """Run a server of one's own until the block ends.
+    """Run a separate server until the block ends.
 
     Raises:
-        RuntimeError: it does not start; with what it said.
+        RuntimeError: it does not start; the error has its log.
     """
     port = _free_port()
     with tempfile.TemporaryDirectory(prefix="greenq-bench-") as folder:

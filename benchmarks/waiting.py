@@ -1,8 +1,8 @@
 """Ways to wait for work, measured side by side: ``python -m benchmarks.waiting``.
 
 A worker waits on one queue, which is four lists: the main one and three priority steps. Idle
-waiters share a server; a message is pushed; one waiter shall take it soon, the others shall not
-notice, and nothing shall get lost if the woken one dies. Prints Markdown; takes under a minute.
+waiters share a server, and a message is pushed: one waiter should take it soon, the others should
+not notice, and nothing may get lost if the woken one dies. Prints Markdown; takes under a minute.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PRIORITY = ("celery\x06\x163", "celery\x06\x166", "celery\x06\x169")
 _LISTS = (_MAIN, *_PRIORITY)
 _INBOX = "inbox"
 
-# How long a waiter blocks before it looks by itself; Celery's BRPOP and a poll have their own.
+# How long a waiter blocks before it looks again; Celery's BRPOP and polling have their own.
 _LOOK_S = 2
 _BRPOP_S = 1
 _POLL_S = 0.01
@@ -40,7 +40,7 @@ _PRIORITY_PUSHES = 100
 _IDLE_S = 4.0
 _DEADLINE_S = 10.0
 
-# One atomic step: the first message there is, and its record. KEYS unacked, unacked_index, lists…
+# One atomic step: pop the first message and record it. KEYS unacked, unacked_index, lists…
 _TAKE = """
 for i = 3, #KEYS do
   local message = redis.call('RPOP', KEYS[i])
@@ -72,26 +72,26 @@ class Wire:
         self.call("HELLO", 3)
 
     def call(self, *command: str | float) -> Any:
-        """Carry out one command. Switches: yes."""
+        """Send one command and return its answer. Switches: yes."""
         return self.pipeline(command)[0]
 
     def pipeline(self, *commands: Sequence[str | float]) -> list[Any]:
-        """Carry out commands in one round trip. Switches: yes."""
+        """Send commands in one round trip and return their answers. Switches: yes."""
         self.send(*commands)
         return [self.receive() for _ in commands]
 
     def send(self, *commands: Sequence[str | float]) -> None:
         """Write commands without waiting for answers."""
-        # hiredis's stubs call any tuple of words a tuple of one word.
+        # hiredis's stubs declare a tuple of one item only.
         packed = (hiredis.pack_command(tuple(each)) for each in commands)  # type: ignore[arg-type]
         self._socket.sendall(b"".join(packed))
 
     def receive(self, *, push: bool = False, timeout_s: float | None = None) -> Any:
-        """Return the next answer; with `push` also the server's own announcements. Switches: yes.
+        """Return the next answer, or with `push` also a push message. Switches: yes.
 
         Raises:
             TimeoutError: nothing came.
-            ConnectionError: the server has hung up.
+            ConnectionError: the server has closed the connection.
             hiredis.ReplyError: the server refused the command.
         """
         self._socket.settimeout(timeout_s)
@@ -112,26 +112,26 @@ class Wire:
                 return reply
 
     def close(self) -> None:
-        """Hang up, as the kernel does for a process that was killed."""
+        """Close the connection, as the kernel does for a killed process."""
         self._socket.close()
 
 
 @dataclass(slots=True)
 class Seen:
-    """What the waiters noticed of one push: moments of `time.perf_counter`."""
+    """When the waiters noticed a push, in seconds of `time.perf_counter`."""
 
     wakes: list[float] = field(default_factory=list)
     taken: list[float] = field(default_factory=list)
 
 
 class Waiter(ABC):
-    """An idle worker: takes what there is, then waits.
+    """An idle worker: takes all messages, then waits.
 
     Attributes:
-        label: of the kind, for the table.
-        lists: where it takes from, most urgent first.
-        blocks: its wait is a command that the server answers late.
-        resting: nothing has reached it since it began to wait.
+        label: name of the kind, for the table.
+        lists: the lists it takes from, most urgent first.
+        blocks: whether it waits in a blocking command.
+        resting: True if nothing has reached it since it began to wait.
     """
 
     label = ""
@@ -148,7 +148,7 @@ class Waiter(ABC):
         self._sha = self.wire.call("SCRIPT", "LOAD", _TAKE)
 
     def run(self) -> None:
-        """Work for ever."""
+        """Work forever."""
         while True:
             while self.take():
                 self.seen.taken.append(time.perf_counter())
@@ -163,7 +163,7 @@ class Waiter(ABC):
             self.resting = False
 
     def take(self) -> bool:
-        """Reserve one message in one step, as all candidates but BRPOP do."""
+        """Reserve a message in one step, as all candidates except BRPOP do."""
         keys = ("unacked", "unacked_index", *self.lists)
         answer = self.wire.call("EVALSHA", self._sha, len(keys), *keys, self.tag(), time.time())
         return answer is not None
@@ -174,26 +174,26 @@ class Waiter(ABC):
         return f"{self._number}:{self._tags}"
 
     def woken(self) -> None:
-        """Note that the server has told of work."""
+        """Note that the server has announced work."""
         self.seen.wakes.append(time.perf_counter())
 
     def watch(self, lists: Sequence[str]) -> bool:
-        """Have the next change of the lists announced; True if there is something already."""
+        """Request an announcement of the next change; return True if there is work already."""
         self.wire.noticed = False
         cached, exist = ("CLIENT", "CACHING", "YES"), ("EXISTS", *lists)
         return bool(self.wire.pipeline(cached, exist)[-1])
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self.wire.close()
 
     @abstractmethod
     def arm(self) -> bool:
-        """Begin to wait; True when there is work already."""
+        """Start waiting; return True if there is work already."""
 
     @abstractmethod
     def hear(self) -> bool:
-        """Wait until the server tells of work, or for a while; True when a take may find some."""
+        """Wait for an announcement or a timeout; return True if a take may find work."""
 
 
 class _Blmove(Waiter):
@@ -230,7 +230,7 @@ class _Blmove(Waiter):
         return True
 
     def _unblock(self) -> None:
-        """End the BLMOVE from outside and read its answer, which may be a message all the same."""
+        """End the BLMOVE from outside and read its answer, which may still be a message."""
         while True:
             self._control.call("CLIENT", "UNBLOCK", self._client_id)
             try:
@@ -250,12 +250,12 @@ class Inbox(_Blmove):
     lists = (_INBOX, *_LISTS)
 
     def hear(self) -> bool:
-        """Wait; after a quiet while, look for what a dead worker left in the inbox."""
+        """Wait; after a timeout, look for what a dead worker left in the inbox."""
         return super().hear() or bool(self.wire.call("EXISTS", _INBOX))
 
 
 class Peek(_Blmove):
-    """The message moves onto its own place, so that it stays, and the next waiter sees it too."""
+    """The message moves to its own place, so it stays there and the next waiter sees it, too."""
 
     label = "(b) BLMOVE onto itself"
     target = _MAIN
@@ -263,7 +263,7 @@ class Peek(_Blmove):
 
 
 class Tracking(Waiter):
-    """All lists are watched through client-side-caching announcements; nothing blocks."""
+    """All lists are watched through client-side caching; nothing blocks."""
 
     label = "(c) CLIENT TRACKING"
 
@@ -277,7 +277,7 @@ class Tracking(Waiter):
         return self.watch(_LISTS)
 
     def hear(self) -> bool:
-        """Read an announcement; it may have come with an earlier answer."""
+        """Read an announcement, which may have come with an earlier answer."""
         if not self.wire.noticed:
             try:
                 self.wire.receive(push=True, timeout_s=_LOOK_S)
@@ -294,7 +294,7 @@ class Brpop(Waiter):
     blocks = True
 
     def take(self) -> bool:
-        """Take nothing: whoever is woken has the message."""
+        """Take nothing: the woken waiter has the message."""
         return False
 
     def arm(self) -> bool:
@@ -320,24 +320,24 @@ class Brpop(Waiter):
 
 
 class Polling(Waiter):
-    """Looks again and again."""
+    """Polls at a fixed interval."""
 
     label = f"(e) polling each {_POLL_S * 1000:.0f} ms"
 
     def take(self) -> bool:
-        """Look; finding is what wakes."""
+        """Poll; a found message counts as waking."""
         found = super().take()
         if found:
             self.woken()
         return found
 
     def run(self) -> None:
-        """Begin at a moment of one's own, so that a fleet does not look all at once."""
+        """Start after a random delay, so that a fleet does not poll all at once."""
         gevent.sleep(random.uniform(0, _POLL_S))
         super().run()
 
     def arm(self) -> bool:
-        """Need no preparation."""
+        """Do nothing: polling needs no preparation."""
         return False
 
     def hear(self) -> bool:
@@ -362,7 +362,7 @@ _COLUMNS = (
 
 
 class Pushed(NamedTuple):
-    """What some pushes cost; latencies in milliseconds, ascending, and counts per push."""
+    """The cost of some pushes: latencies in milliseconds, ascending, and counts per push."""
 
     wake_ms: list[float]
     hand_ms: list[float]
@@ -388,7 +388,7 @@ def push_many(port: int, kind: type[Waiter], count: int, key: str, pushes: int) 
             wake_ms.append(1000 * (seen.wakes[0] - start))
             hand_ms.append(1000 * (seen.taken[0] - start))
             woken += len(seen.wakes)
-        # Ours: one LPUSH a message, and the INFO before.
+        # Without our own: one LPUSH per message, and the first INFO.
         commands = _commands(control) - before - pushes - 1
         kept = control.call("HLEN", "unacked")
     if kept != pushes:
@@ -397,9 +397,9 @@ def push_many(port: int, kind: type[Waiter], count: int, key: str, pushes: int) 
 
 
 def idle_rate(port: int, kind: type[Waiter], count: int) -> float:
-    """Return how many commands a second one idle waiter makes the server carry out."""
+    """Return how many commands per second one idle waiter costs the server."""
     with _fleet(port, kind, count, Seen()) as (control, _):
-        # All began just now: half a second on, the window's ends meet no end of a wait.
+        # All began just now: half a second later, no wait ends at an edge of the window.
         gevent.sleep(0.5)
         start, before = time.perf_counter(), _commands(control)
         gevent.sleep(_IDLE_S)
@@ -408,7 +408,7 @@ def idle_rate(port: int, kind: type[Waiter], count: int) -> float:
 
 
 def after_kill(port: int, kind: type[Waiter]) -> str:
-    """Kill a waiter that has been answered and has read nothing; say where the message is."""
+    """Kill a waiter that has not read its answer; return where the message is."""
     control = Wire(port)
     control.call("FLUSHALL")
     waiter = kind(port, 0, Seen())
@@ -424,7 +424,7 @@ def after_kill(port: int, kind: type[Waiter]) -> str:
     places = [key for key in (*_LISTS, _INBOX) if control.call("LLEN", key)]
     control.close()
     if not places:
-        return "**yes**: it was in the dead socket only"
+        return "**yes**: it was only in the dead socket"
     return f"no: it is in `{places[0]}`"
 
 
@@ -432,7 +432,7 @@ def after_kill(port: int, kind: type[Waiter]) -> str:
 def _fleet(
     port: int, kind: type[Waiter], count: int, seen: Seen
 ) -> Iterator[tuple[Wire, list[Waiter]]]:
-    """Run waiters on an empty server; an error in one of them is raised at the end."""
+    """Run waiters on an empty server; raise an error of any of them at the end."""
     control = Wire(port)
     control.call("FLUSHALL")
     waiters = [kind(port, number, seen) for number in range(count)]
@@ -450,7 +450,7 @@ def _fleet(
 
 
 def _settle(waiters: Sequence[Waiter], seen: Seen) -> None:
-    """Wait until all waiters wait and no wake has been seen for a moment."""
+    """Wait until all waiters wait and there have been no wakes for a moment."""
     before = -1
     deadline = time.monotonic() + _DEADLINE_S
     polling = isinstance(waiters[0], Polling)
@@ -470,7 +470,7 @@ def _await(condition: Callable[[], bool], complaint: str) -> None:
 
 
 def _commands(control: Wire) -> int:
-    """Count all commands that the server has carried out so far, those inside scripts included."""
+    """Count all commands of the server so far, including those inside scripts."""
     calls = 0
     for line in control.call("INFO", "commandstats").decode().splitlines():
         if line.startswith("cmdstat_"):

@@ -1,4 +1,4 @@
-"""Task messages in Celery's wire format, in bulk: the same bytes for all who read it."""
+"""Task messages in Celery's wire format, in bulk: the same bytes for all that read it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
     from benchmarks.server import Server
 
-# Values that one command carries: keeps each far below the server's limits.
+# Values per command, far below the server's limits.
 CHUNK = 500
 
 _QUEUE = "bench.template"
 
 
 class Messages:
-    """Writes any number of messages of one task, each with an id of its own.
+    """Writes any number of messages of one task, each with its own id.
 
-    greenq's producer writes the first one; the others are its text with other ids.
+    greenq's producer writes the first; the others are copies of its text with other ids.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Messages:
         args: Sequence[object] = (),
         **options: Any,
     ) -> None:
-        """Have the first message written; `options` are those of ``send_task``."""
+        """Write the first message; `options` are those of ``send_task``."""
         app = Greenq("bench", broker=server.url, set_as_current=False)
         first = app.send_task(task, args, queue=_QUEUE, **options).id
         app.close()
@@ -47,22 +47,22 @@ class Messages:
         self._text = text.replace(first, "<task id>").replace(tag, "<delivery tag>")
 
     def ids(self, count: int) -> list[str]:
-        """Return so many fresh ids."""
+        """Return `count` new ids."""
         start = uuid.uuid4().int & ~0xFFFFFFFFFFFF
         return [str(uuid.UUID(int=start + number)) for number in range(count)]
 
     def text(self, task_id: str, eta: datetime | None = None) -> str:
-        """Return the message of one call, with an ETA of its own if it is to have one."""
+        """Return the message of one call, with its ETA, if any."""
         text = self._text if eta is None else self._text.replace(self._eta, eta.isoformat())
         return text.replace("<task id>", task_id).replace("<delivery tag>", f"tag-{task_id}")
 
     def push(self, client: redis.Redis, key: str, ids: Sequence[str]) -> None:
-        """Put messages into a list, the first one to be taken first."""
+        """Push messages to a list, in the order in which they are to be taken."""
         for part in chunks(ids):
             client.lpush(key, *map(self.text, part))
 
 
 def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Cut ids into portions for one command each."""
+    """Split ids into chunks for one command each."""
     for start in range(0, len(ids), CHUNK):
         yield ids[start : start + CHUNK]

@@ -1,4 +1,4 @@
-"""What the measured tasks do: the same code in every contender that is written in Python."""
+"""The code of the measured tasks: the same for every contender written in Python."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _FIELD_BYTES = 8
 class Tally:
     """Counts calls where another process can read it, for tasks that store no result.
 
-    Each process has a file of its own with one number in it, so nobody waits for anybody.
+    Each process has its own file with one number, so that no process waits for another.
     """
 
     def __init__(self) -> None:
-        """Begin at zero, in the folder that the environment names."""
-        # Not by process id: a contender may fork after it has imported its tasks.
+        """Start at zero, in the folder that the environment names."""
+        # Not named by process id: a contender may fork after importing its tasks.
         number, _ = tempfile.mkstemp(dir=os.environ["BENCH_TALLY"])
         os.ftruncate(number, _FIELD_BYTES)
         self._fields = memoryview(mmap.mmap(number, _FIELD_BYTES)).cast("Q")
@@ -34,15 +34,15 @@ class Tally:
 
 
 def tallied(folder: Path) -> int:
-    """Add up what all processes have counted so far."""
+    """Return the sum of what all processes have counted so far."""
     return sum(
         int.from_bytes(path.read_bytes()[:_FIELD_BYTES], "little") for path in folder.iterdir()
     )
 
 
 def fetch(port: int) -> int:
-    """Fetch one page over a connection of its own; return the length of the answer in bytes."""
-    # Not `create_connection`: that asks gevent's resolver threads, even for a number.
+    """Fetch one page over a new connection; return the length of the answer in bytes."""
+    # Not `create_connection`: it would ask gevent's resolver threads, even for an IP address.
     with socket.socket() as connection:
         connection.connect((HOST, port))
         connection.sendall(_REQUEST)

@@ -1,11 +1,11 @@
-"""Parts of one's own in the worker: a page that tells how it is, and a file while it takes tasks.
+"""Custom parts of the worker: a health page, and a file that exists while it takes tasks.
 
     greenq worker -A custom_steps -l INFO --health-port 8090 --ready-file /tmp/ready
     curl localhost:8090             # in another terminal
-    greenq graph -A custom_steps    # where the two stand among greenq's own parts
+    greenq graph -A custom_steps    # shows the two among greenq's own parts
 
-The first lives as long as the worker, the second starts anew with each connection to the server:
-stop the server, and the file is gone until it is back.
+The first lives as long as the worker. The second restarts with each connection to the server: stop
+the server, and the file is gone until the server is back.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ app = Greenq("custom_steps")
 
 
 class Health(StartStopStep):
-    """A web page with what the worker tells of itself."""
+    """A web page with the worker's own statistics."""
 
-    # Started after the pool and before the first task is taken; stopped when the last has ended.
+    # Started after the pool and before the first task is taken; stopped after the last has ended.
     requires = ("Pool",)
 
     def __init__(self, worker: Any, health_port: int | None = None, **options: Any) -> None:
@@ -40,7 +40,7 @@ class Health(StartStopStep):
         return self.port is not None
 
     def create(self, worker: Any) -> WSGIServer:
-        """Return what is started and stopped for this step: nothing listens yet."""
+        """Return the object to start and stop for this step; it does not listen yet."""
 
         def page(environ: Any, respond: Any) -> list[bytes]:
             self.pages += 1
@@ -62,7 +62,7 @@ class Health(StartStopStep):
 
 
 class ReadyFile(StartStopStep):
-    """A file that is there as long as tasks are taken."""
+    """A file that exists while tasks are taken."""
 
     requires = ("Tasks",)
 
@@ -88,14 +88,14 @@ class ReadyFile(StartStopStep):
 app.steps["worker"].add(Health)
 app.steps["consumer"].add(ReadyFile)
 app.user_options["worker"].add(
-    Option("--health-port", type=int, metavar="PORT", help="a page that tells how the worker is")
+    Option("--health-port", type=int, metavar="PORT", help="serve a health page")
 )
 app.user_options["worker"].add(
-    Option("--ready-file", type=Path, metavar="FILE", help="there while tasks are taken")
+    Option("--ready-file", type=Path, metavar="FILE", help="exists while tasks are taken")
 )
 
 
 @app.task
 def add(x: int, y: int) -> int:
-    """Add two numbers, so that there is a task."""
+    """Add two numbers."""
     return x + y

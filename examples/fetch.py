@@ -1,10 +1,10 @@
-"""Fetch web pages: what `greenq demo` runs, and a start for a crawler or a link checker.
+"""Fetch web pages: the task of `greenq demo`, and a start for a crawler or a link checker.
 
-A worker that runs up to 500 fetches at once, and no more greenlets than the queue calls for:
+Start a worker that runs up to 500 fetches at once, with no more greenlets than the queue needs:
 
     greenq worker -A fetch --autoscale 500,10
 
-Beside it, send some and print what came back:
+In another terminal, send some URLs and print the answers:
 
     python fetch.py https://example.org https://www.python.org
 """
@@ -23,7 +23,7 @@ app = Greenq("fetch")
 
 
 class Page(TypedDict):
-    """What is kept of an answer."""
+    """The stored part of an answer."""
 
     status: int
     bytes: int
@@ -32,18 +32,18 @@ class Page(TypedDict):
 
 @app.task
 def fetch(url: str, timeout: float = 10.0) -> Page:
-    """Fetch one page; an error status, a refused connection, or too slow an answer raises."""
+    """Fetch one page; raise on an error status, a refused connection or a slow answer."""
     began = time.monotonic()
     size = 0
     try:
         with urllib.request.urlopen(url, timeout=timeout) as answer:
-            # The timeout above is for each wait; a page that drips in for ever must end, too.
+            # The timeout above applies to each wait; a page that trickles in forever must end, too.
             while part := answer.read1(65536):
                 size += len(part)
                 if time.monotonic() - began > timeout:
                     raise TimeoutError(f"not complete after {timeout:g} s")
     except urllib.error.HTTPError as exc:
-        # It carries no args: stored as it is, the result would not say which status it was.
+        # An HTTPError has no args: stored as it is, the result would not show the status.
         raise RuntimeError(f"answered {exc.code} {exc.reason}") from exc
     return {"status": answer.status, "bytes": size, "seconds": time.monotonic() - began}
 

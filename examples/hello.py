@@ -1,6 +1,6 @@
-"""The smallest app: one task, sent and waited for.
+"""The smallest app: send one task and wait for its result.
 
-Nothing to set up: without a broker_url, greenq starts a server of its own and keeps its data in
+It needs no set-up: without a broker_url, greenq starts an embedded server and keeps its data in
 your home folder.
 
     greenq worker -A hello -l INFO

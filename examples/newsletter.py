@@ -1,6 +1,6 @@
-"""Fan-out: one task sends many, each delivers one mail; a bad address does not stop the others.
+"""Fan-out: one task sends many others, each of which delivers one mail; a bad address stops none.
 
-The mail server here is a pause; put smtplib's calls in its place.
+A pause stands for the mail server; replace it with smtplib's calls.
 
     greenq worker -A newsletter --autoscale 200,1
     python newsletter.py 1000       # in another terminal: a thousand mails
@@ -21,14 +21,14 @@ app = Greenq("newsletter")
 def deliver(address: str, subject: str) -> str:
     """Deliver one mail, in a tenth of a second or so."""
     if "@" not in address:
-        raise ValueError(f"{address!r} is no address")
+        raise ValueError(f"{address!r} is not an address")
     time.sleep(random.uniform(0.05, 0.15))
     return f"{subject} -> {address}"
 
 
 @app.task
 def publish(subject: str, addresses: list[str]) -> list[str]:
-    """Send a `deliver` for each address and return their ids: a task must not wait for tasks."""
+    """Send `deliver` for each address and return the ids: a task must not wait for tasks."""
     return [deliver.delay(address, subject).id for address in addresses]
 
 

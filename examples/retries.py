@@ -1,4 +1,4 @@
-"""Two ways to try again: a task that decides itself, and one that leaves it to its options.
+"""Two ways to retry: a task that decides itself, and one that leaves it to its options.
 
 greenq worker -A retries -l INFO
 python retries.py               # in another terminal; takes about five seconds
@@ -15,11 +15,11 @@ app = Greenq("retries")
 
 
 class Busy(Exception):
-    """The other side asks for patience."""
+    """The service is busy."""
 
 
 def call_service() -> str:
-    """Stand for a service that answers one call in three."""
+    """Simulate a service that answers one call in three."""
     if random.random() < 2 / 3:
         raise Busy("come back later")
     return "done"
@@ -27,7 +27,7 @@ def call_service() -> str:
 
 @app.task(bind=True, max_retries=30)
 def patient(self: Any) -> str:
-    """Try again after half a second; `bind` passes the task itself, which knows this run."""
+    """Retry after half a second; `bind` passes the task itself, which knows this run."""
     try:
         answer = call_service()
     except Busy as exc:
@@ -37,7 +37,7 @@ def patient(self: Any) -> str:
 
 @app.task(autoretry_for=(Busy,), retry_backoff=1, retry_backoff_max=2, max_retries=3)
 def automatic() -> str:
-    """The same by options: pauses grow up to two seconds; after three retries the task fails."""
+    """Do the same by options: delays grow to two seconds; after three retries the task fails."""
     return call_service()
 
 

@@ -1,4 +1,4 @@
-"""`task_annotations`: attributes of tasks that the settings change, without touching their code."""
+"""`task_annotations`: task attributes changed by the settings, without touching task code."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from greenq.task import Task
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Every task's, in a mapping of annotations.
+# The key for all tasks in a mapping of annotations.
 _ALL = "*"
 
 
 def annotate(task: Task[Any, Any], annotations: Sequence[Any]) -> None:
-    """Change a task as the setting says: what is for its name, and then what is for all.
+    """Change a task as the setting says: first by its name, then by what is for all tasks.
 
-    Of several annotations the first that has something for the name counts, and the first that has
-    something for all. The latter wins, as with Celery.
+    Of several annotations, the first that has something for the name counts, and the first that has
+    something for all. The latter wins, as in Celery.
 
     Raises:
-        ConfigError: an option's value is wrong, an attribute is almost one that tasks have, or what
-            the setting names cannot be imported.
+        ConfigError: an option is invalid, an attribute is almost one that tasks have, or something
+            named in the setting cannot be imported.
     """
     made = [_made(each) for each in annotations]
     by_name = (_of_task(each, task) for each in made)
@@ -37,7 +37,7 @@ def annotate(task: Task[Any, Any], annotations: Sequence[Any]) -> None:
 
 
 def _made(annotation: Any) -> Any:
-    """Return what has the answers: an object of a class that is given by itself or by its name."""
+    """Return the annotating object; a class, given itself or by name, is instantiated."""
     if isinstance(annotation, str):
         annotation = _imported(annotation)
     return annotation() if isinstance(annotation, type) else annotation
@@ -66,9 +66,9 @@ def _of_all(annotation: Any) -> Mapping[str, Any] | None:
 
 
 def _change(task: Task[Any, Any], attributes: Mapping[str, Any]) -> None:
-    """Give the task a class of its own, whose attributes replace those of the old and its own.
+    """Give the task a class of its own, whose attributes override those of its old class.
 
-    So functions become methods, `__call__` too, and other tasks of the old class stay as they are.
+    So functions become methods, even `__call__`, and other tasks of the old class do not change.
     """
     old = type(task)
     new: dict[str, Any] = {"__module__": old.__module__, "__doc__": old.__doc__}
@@ -86,14 +86,14 @@ def _change(task: Task[Any, Any], attributes: Mapping[str, Any]) -> None:
 
 
 def _code(task: Task[Any, Any], attribute: str) -> Any:
-    """Return the function that a wrapper is put around; it takes the task first if it is bound."""
+    """Return the function to wrap; if the task is bound, it takes the task first."""
     if attribute == "run" and "run" in vars(task):
         return task.function
     return getattr(type(task), attribute)
 
 
 def _check_name(task: Task[Any, Any], attribute: str) -> None:
-    """Refuse what is almost an attribute; any other name is one of the task's own."""
+    """Refuse a misspelt attribute; any other name is a custom attribute."""
     if attribute in dir(task):
         return
     hint = suggestion(attribute, dir(Task), cutoff=0.8)

@@ -1,4 +1,4 @@
-"""`Greenq`: the app. It knows its tasks, its settings and how to reach its server."""
+"""`Greenq`: the app. It holds tasks and settings, and the way to its server."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _SETTINGS = Config.names()
 _SEND_OPTIONS = frozenset(SendOptions.__annotations__)
 
 
-# Of an unknown name, so much is compared with those that there are.
+# Of an unknown name, this many characters are compared with the known names.
 _COMPARED_CHARS = 200
 
 # Under another name, since apps have an attribute `Task`.
@@ -72,14 +72,14 @@ _BaseTask = Task
 class Settings(Mapping[str, Any]):
     """An app's settings, `app.conf`: attributes and a mapping. Read, set one, `update` several.
 
-    Unknown names and wrong values are refused at once, with the nearest right name. Once the app
-    has connected, its transport keeps the settings that it was opened with.
+    Unknown names and wrong values are refused at once, with the nearest valid name. Once the app
+    has connected, its transport keeps the settings it was opened with.
     """
 
     __slots__ = ("_built", "_lazy", "_said", "_unread", "_values")
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        """Start with `values` over the environment's over the defaults."""
+        """Start with the defaults, overridden by the environment and then by `values`."""
         unread: list[str] = []
         environment = settings_from_env(os.environ, unread)
         object.__setattr__(self, "_values", dict(environment) | dict(values))
@@ -92,7 +92,7 @@ class Settings(Mapping[str, Any]):
         """Set several settings.
 
         Raises:
-            ConfigError: one of them is unknown or wrong; none is set then.
+            ConfigError: one of them is unknown or wrong; then none is set.
         """
         new = dict(self._values)
         for mapping in (*mappings, values):
@@ -102,7 +102,7 @@ class Settings(Mapping[str, Any]):
         object.__setattr__(self, "_built", None if self._lazy else built)
 
     def read_later(self, load: Callable[[list[str]], Mapping[str, Any]]) -> None:
-        """Have `load` read settings when one is first needed; it is given a list for its notes."""
+        """Have `load` read settings on first use; it receives a list for its notes."""
         self._lazy.append(load)
         object.__setattr__(self, "_built", None)
 
@@ -120,10 +120,10 @@ class Settings(Mapping[str, Any]):
         return built
 
     def warn(self, *, foreign: bool = True) -> None:
-        """Log a warning, once, for each name that is not read, and for what has no effect.
+        """Log one warning for each name that is not read or has no effect.
 
-        Without `foreign` Celery's settings that greenq does not need are left out: they concern
-        workers, and who only sends need not be told at each start.
+        Without `foreign`, Celery settings that greenq does not need are left out: they concern
+        workers, so programs that only send need not see them at each start.
         """
         config = self.config
         lines = [*self._unread]
@@ -141,7 +141,7 @@ class Settings(Mapping[str, Any]):
                 _log.warning("%s", line)
 
     def __getattr__(self, name: str) -> Any:
-        """Read one setting; an unknown one is an AttributeError, which says what may be meant."""
+        """Read one setting; an unknown one is an AttributeError with a suggestion."""
         if name.startswith("__"):
             raise AttributeError(name)
         return self[name]
@@ -151,9 +151,9 @@ class Settings(Mapping[str, Any]):
         self.update({name: value})
 
     def __getitem__(self, name: str) -> Any:
-        """Read one setting; an unknown one is a KeyError, which says what may be meant."""
+        """Read one setting; an unknown one is a KeyError with a suggestion."""
         config = self.config
-        # Celery's, without effect here: whoever has set it may read it.
+        # A Celery setting without effect here: code that has set it may read it.
         if name not in _SETTINGS and name in self._values:
             return self._values[name]
         return config.get(name)
@@ -163,7 +163,7 @@ class Settings(Mapping[str, Any]):
         self.update({name: value})
 
     def __iter__(self) -> Iterator[str]:
-        """Go through the names of all settings."""
+        """Iterate over the names of all settings."""
         return iter(sorted(_SETTINGS))
 
     def __len__(self) -> int:
@@ -177,27 +177,27 @@ class Settings(Mapping[str, Any]):
     __hash__ = object.__hash__
 
     def __eq__(self, other: object) -> bool:
-        """Compare what they hold."""
+        """Compare by content."""
         return self is other or (isinstance(other, Mapping) and dict(self) == dict(other))
 
 
 class TaskRegistry(dict[str, Task[Any, Any]]):
-    """Name → task; a missing name says which ones are near."""
+    """Name → task; for a missing name, it suggests a similar one."""
 
     def __missing__(self, name: str) -> Task[Any, Any]:
         """Raise NotRegistered."""
         raise NotRegistered(name)
 
     def nearest(self, name: str) -> str:
-        """Return a hint at a registered name like `name`, or nothing."""
-        # Comparing takes as long as the name is, and others make it up.
+        """Return a hint at a registered name similar to `name`, or nothing."""
+        # The time to compare grows with the name, which may come from outside.
         return suggestion(name[:_COMPARED_CHARS], self)
 
 
 class Greenq:
     """An application: tasks, settings, and the way to the server.
 
-    Making one opens nothing and reads no module; the first sending does. Safe to share between
+    Creating one opens nothing and imports no module; the first sending does. Safe to share between
     threads, greenlets and forked processes.
     """
 
@@ -214,23 +214,23 @@ class Greenq:
         task_cls: type[Task[..., Any]] | None = None,
         **settings: Any,
     ) -> None:
-        """Make an app.
+        """Create an app.
 
         Args:
             main: its name, which is the module name of tasks defined in ``__main__``.
             broker: address of the server, ``broker_url``; none means the embedded one.
-            backend: address of the results' server, ``result_backend``; none means the broker's.
+            backend: address of the results server, ``result_backend``; none means the broker.
             include: modules to import before a worker starts.
-            config_source: as `config_from_object`, with `namespace`.
+            config_source: as for `config_from_object`, with `namespace`.
             set_as_current: shared tasks use this app from now on.
-            task_cls: the class of its tasks that name none, `Task`.
-            settings: any settings by their names.
+            task_cls: the default class of its tasks, `Task`.
+            settings: any settings by name.
 
         Raises:
             ConfigError: a setting is unknown or wrong.
         """
         self.main = main or "__main__"
-        # Beside the name it tells one project's embedded server from another's.
+        # Together with the name, it identifies the project's embedded server.
         self._folder = _folder_of(inspect.currentframe())
         given = dict(settings)
         if broker is not None:
@@ -255,11 +255,11 @@ class Greenq:
         # Called in a worker after each task's code, in the task's own greenlet: `on_task_end`.
         self.task_end_hooks: list[Callable[[], object]] = []
         self._tasks = TaskRegistry()
-        # Who uses a task first has them annotated: there may be no settings before.
+        # Tasks are annotated on first use: there may be no settings before.
         self._unannotated: deque[Task[Any, Any]] = deque()
         self._annotating = self._annotated = False
         self._task_lock = threading.RLock()
-        # Made of the first so many shared tasks, each from this app's own class.
+        # Made from the first shared tasks, in order, with this app's own class.
         self._shared_tasks: list[Task[Any, Any]] = []
         self._autodiscovered: list[tuple[_Packages, str | None]] = []
         self._lock = threading.Lock()
@@ -269,7 +269,7 @@ class Greenq:
             shared.app = self
 
     def set_default(self) -> None:
-        """Have shared tasks, and handles made without an app, use this one from now on."""
+        """Have shared tasks, and handles created without an app, use this one from now on."""
         shared.app = self
 
     set_current = set_default
@@ -282,7 +282,7 @@ class Greenq:
         return self.conf.config
 
     def config_from_object(self, source: object, *, namespace: str | None = None) -> None:
-        """Read settings, when first needed, from a module, its name, an object or a mapping.
+        """Read settings, on first use, from a module, its name, an object or a mapping.
 
         With a `namespace` such as ``"CELERY"``, the upper-case names that begin with it count, as
         in Django's settings.
@@ -305,9 +305,9 @@ class Greenq:
         return self._tasks
 
     def take_shared(self) -> Sequence[Task[Any, Any]]:
-        """Make this app's own of each shared task, and return them in the order of those.
+        """Make this app's own version of each shared task, and return them in definition order.
 
-        A task of another function that the app has under the same name stays.
+        If the app has a task of another function under the same name, that one stays.
         """
         if len(self._shared_tasks) < len(shared.definitions):
             with self._task_lock:
@@ -322,7 +322,7 @@ class Greenq:
         return self._shared_tasks
 
     def _ready(self) -> Greenq:
-        """Return the app as its tasks see it: when they are used they are annotated."""
+        """Return the app for its tasks: using it annotates them."""
         if self._unannotated:
             self._annotate()
         return self
@@ -331,7 +331,7 @@ class Greenq:
         annotations = self.conf["task_annotations"]
         with self._task_lock:
             if self._annotating:
-                return  # an annotation looks at the app of its task
+                return  # an annotation is accessing its task's app
             self._annotating = True
             try:
                 while self._unannotated:
@@ -376,7 +376,7 @@ class Greenq:
         """Make a task of a function: ``@app.task``, or with options, ``@app.task(bind=True)``.
 
         Args:
-            function: given when the decorator stands without parentheses.
+            function: given when the decorator is used without parentheses.
             bind: pass the task itself as the first argument.
             name: instead of ``module.function``.
             base: a subclass of `Task`.
@@ -391,7 +391,7 @@ class Greenq:
 
     @property
     def Task(self) -> Any:  # noqa: N802  Celery's name
-        """The class of this app's tasks: subclass it, or set another one for all to come."""
+        """The class of this app's tasks: subclass it, or set another one for all later tasks."""
         if self._task_class is None:
             own = {"_app": staticmethod(self._ready), "__module__": __name__}
             self._task_class = type("Task", (_BaseTask,), own)
@@ -402,7 +402,7 @@ class Greenq:
         self._task_class = task_class
 
     def register_task(self, task: Any, **options: Any) -> Any:
-        """Register a task of a class, given as an instance or as the class, and return it.
+        """Register a class-based task, given as an instance or as the class, and return it.
 
         ``class Import(app.Task): def run(self, path): …`` is named ``module.Import`` unless it has
         a ``name``; `options` become its attributes.
@@ -418,21 +418,21 @@ class Greenq:
 
     @property
     def current_task(self) -> Any:
-        """The task that runs here, None outside a worker."""
+        """The task that is running here, None outside a worker."""
         context = current_context.get()
         return None if context is None else self.tasks.get(context.task)
 
     current_worker_task = current_task
 
     def gen_task_name(self, name: str, module: str) -> str:
-        """Return the name of a task that is given none."""
+        """Return the name of a task that was not given one."""
         return f"{self.main if module == '__main__' else module}.{name}"
 
     def _register(self, task: _BaseTask[Any, Any]) -> _BaseTask[Any, Any]:
         known = self._tasks.get(task.name)
         if known is not None:
             if place(known.function) == place(task.function):
-                # The same module imported anew, as reloaders and test runners do.
+                # The same module imported again, as by reloaders and test runners.
                 return self._add(task)
             raise AlreadyRegistered(
                 f"two tasks are named {task.name!r}: {place(known.function)} and "
@@ -445,15 +445,15 @@ class Greenq:
         self._unannotated.append(task)
         task.on_bound(self)
         if self._annotated:
-            # A worker may run it without another look at `tasks`.
+            # A worker may run it without accessing `tasks` again.
             self._annotate()
         return task
 
     def leader(self, function: L) -> L:
         """Have a function called in the one worker that wins an election on its name.
 
-        ``app.control.election(id, "module.function", action)`` holds one; the function gets
-        `action`, and runs in the worker's own greenlet for events: send a task for what takes long.
+        ``app.control.election(id, "module.function", action)`` holds one; the function receives
+        `action`, and runs in the worker's greenlet for events: send a task for longer work.
         """
         module = self.main if function.__module__ == "__main__" else function.__module__
         self.leaders[f"{module}.{function.__name__}"] = function
@@ -463,9 +463,9 @@ class Greenq:
         """Have a function called in the worker at the end of each task: ``@app.on_task_end``.
 
         It is called without arguments after the task's code and the hooks of its class, in the same
-        greenlet: what the task has left in ``threading.local`` and in context variables is still
-        there, and its slot is still taken. So this is where sessions and connections are closed. It
-        may wait. What it raises is logged and changes nothing about the task.
+        greenlet: what the task left in ``threading.local`` and in context variables is still
+        there, and its slot is still taken. So this is the place to close sessions and connections.
+        It may wait. Its exceptions are logged and do not affect the task.
         """
         self.task_end_hooks.append(function)
         return function
@@ -479,13 +479,13 @@ class Greenq:
         """Import ``<package>.tasks`` of each package before a worker starts, where it exists.
 
         Args:
-            packages: their names, or what returns them then; without, Django's INSTALLED_APPS,
-                whose entries may name an AppConfig.
-            related_name: of the modules; None imports the packages only.
+            packages: their names, or a function that returns them then; by default, Django's
+                INSTALLED_APPS, whose entries may name an AppConfig.
+            related_name: the modules' name; None imports only the packages.
             force: import them now.
 
         Raises:
-            ConfigError: there are no packages and no Django, with `force` now, else then.
+            ConfigError: there are no packages and no Django; raised now with `force`, else then.
         """
         call: _Packages = packages if callable(packages) else lambda: packages
         self._autodiscovered.append((call, related_name))
@@ -494,16 +494,16 @@ class Greenq:
             self._discover(call(), related_name)
 
     def set_up_framework(self) -> None:
-        """Set Django up where it is in use; commands that import task modules do it first."""
+        """Set Django up if it is in use; commands that import task modules call this first."""
         django = _django()
         if django is not None:
             django.set_up(self)
 
     def import_task_modules(self) -> None:
-        """Import all modules that hold tasks: ``imports``, ``include``, and the autodiscovered.
+        """Import all modules that hold tasks: ``imports``, ``include``, and autodiscovered ones.
 
         Raises:
-            ConfigError: one of them does not exist; what a module itself raises comes as it is.
+            ConfigError: a module does not exist; exceptions raised by a module are passed on.
         """
         self.set_up_framework()
         for setting in ("imports", "include"):
@@ -513,7 +513,7 @@ class Greenq:
             self._discover(packages(), related_name)
         django = _django()
         if django is not None:
-            # Now there is a log, and who mends a driver beside settings or tasks has done so.
+            # Now logging is set up, and settings or tasks that patch a driver have done so.
             django.warn_of_blocking()
 
     def _discover(self, packages: Iterable[str] | None, related_name: str | None) -> None:
@@ -535,11 +535,11 @@ class Greenq:
 
     # --- the cluster ------------------------------------------------------------------------------
 
-    # Both are loaded when they are used: who only sends or runs tasks needs neither.
+    # Both are imported on first use: programs that only send or run tasks need neither.
 
     @property
     def control(self) -> Control:
-        """Commands to the workers, and questions."""
+        """Commands and questions to the workers."""
         if self._control is None:
             made: Control = importlib.import_module("greenq.remote.control").Control(self)
             self._control = made
@@ -547,7 +547,7 @@ class Greenq:
 
     @property
     def events(self) -> Events:
-        """What is told of tasks and workers: `Receiver`, `State`, and `send`."""
+        """Events of tasks and workers: `Receiver`, `State`, and `send`."""
         if self._events is None:
             made: Events = importlib.import_module("greenq.events.receiver").Events(self)
             self._events = made
@@ -566,8 +566,9 @@ class Greenq:
     ) -> AsyncResult[Any]:
         """Send a task by its name, which need not be registered here. Switches: yes.
 
-        If it is, its options for sending hold unless others are given, but ``ignore_result``, which
-        the worker knows. `task_type` is for tasks that send themselves: all their options hold.
+        If it is registered, its send options apply unless overridden, except ``ignore_result``,
+        which the worker knows. `task_type` is for tasks that send themselves: all their options
+        apply.
 
         Raises:
             TypeError: an option is unknown.
@@ -594,21 +595,21 @@ class Greenq:
     ) -> AsyncResults[Any]:
         """Send a task by its name once for each pair of args and kwargs. Switches: yes.
 
-        All have been sent, in their order, when it returns, whether or not anybody looks at the
-        handles. Takes no memory for any number of calls: `calls` may be a generator, and is read as
-        the sending goes on, in pushes of at most 200 messages or 256 KB. The whole of a push
-        arrives or nothing of it, and it is tried again as a single send is. ``countdown`` and
-        ``expires`` count from each push. `task_type` and the options are as for `send_task`.
+        When it returns, all have been sent, in order, whether or not the handles are ever used. It
+        takes no memory for any number of calls: `calls` may be a generator, and is read as the
+        sending goes on, in pushes of at most 200 messages or 256 KB. A push arrives as a whole or
+        not at all, and is retried as a single send is. ``countdown`` and ``expires`` count from
+        each push. `task_type` and the options are as for `send_task`.
 
-        Sent by a running task, they have it as their parent, but are not among its children.
+        If a running task sends them, it is their parent, but they are not among its children.
 
         Raises:
             TypeError: an option is unknown, or ``task_id`` is among them.
             NotAllSent: an item cannot be serialized, `calls` raised an error, or the server could
-                not be reached; it tells what was sent before that.
+                not be reached; it says what was sent before that.
         """
         if "task_id" in options:
-            raise TypeError(f"task {name}: task_id is for one task; those of many are made here")
+            raise TypeError(f"task {name}: task_id is for one task; ids of many are made here")
         sent = self._send_options(name, task_type, options, current_context.get())
         return AsyncResults(self.producer.send_many(name, calls, sent), self.transport, name)
 
@@ -631,7 +632,7 @@ class Greenq:
         options: Mapping[str, Any],
         context: Context | None,
     ) -> dict[str, Any]:
-        """Check send options; add the task's own and what the task that runs here hands down."""
+        """Check send options; add the task's own and what the current task passes on."""
         if not options.keys() <= _SEND_OPTIONS:
             options = _without_foreign(name, options)
         known = self.tasks.get(name) if task is None else task
@@ -652,11 +653,11 @@ class Greenq:
 
     @property
     def transport(self) -> Transport:
-        """The way to the server, made on first use; an embedded server is started then."""
+        """The way to the server, created on first use; an embedded server is started then."""
         made = self._transport
         if made is not None:
             return made
-        # Outside of the lock: what handles a log line may be the app's own user.
+        # Outside the lock: a log handler may itself use the app.
         self.conf.warn(foreign=False)
         with self._lock:
             made = self._transport
@@ -669,14 +670,14 @@ class Greenq:
 
     @property
     def producer(self) -> Producer:
-        """What writes and pushes messages, made on first use."""
+        """Writes and pushes messages; created on first use."""
         if self._producer is None:
             self._producer = Producer(self.transport.broker, self.config.task, self.clock)
         return self._producer
 
     @property
     def backend(self) -> Any:
-        """What reads and writes results on the server."""
+        """Reads and writes results on the server."""
         return self.transport.backend
 
     def now(self) -> datetime:
@@ -684,16 +685,16 @@ class Greenq:
         return datetime.now(ZoneInfo(self.config.task.timezone))
 
     def finalize(self, auto: bool = False) -> None:
-        """Take the shared tasks and the annotations now, and not when tasks are first used.
+        """Take the shared tasks and apply the annotations now, not on the tasks' first use.
 
         Args:
-            auto: accepted for Celery's sake, without effect.
+            auto: accepted for compatibility with Celery, no effect.
         """
         self.take_shared()
         self._ready()
 
     def close(self) -> None:
-        """Close all connections and let go of the embedded server."""
+        """Close all connections and release the embedded server."""
         with self._lock:
             if self._transport is not None:
                 self._transport.close()
@@ -718,7 +719,7 @@ def _again(app_class: type[Greenq], main: str, folder: Path, settings: Mapping[s
 
 
 def _without_foreign(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Leave out what only Celery has where that asks for nothing.
+    """Leave out Celery-only options that have no effect.
 
     Raises:
         TypeError: there is no such option.
@@ -735,7 +736,7 @@ def _without_foreign(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]
 
 
 def _import_named(module: str, source: str) -> None:
-    """Import a module that `source` names."""
+    """Import a module named by `source`."""
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as exc:
@@ -747,26 +748,26 @@ def _import_named(module: str, source: str) -> None:
 
 
 def _folder_of(frame: FrameType | None) -> Path:
-    """Return the folder of the module that makes an app, also through a class of its own."""
+    """Return the folder of the module that creates an app, even through a subclass."""
     while frame is not None and frame.f_code.co_name == "__init__":
         frame = frame.f_back
     name = str(frame.f_globals.get("__file__") or "") if frame is not None else ""
-    # None is there at a prompt, and in what `python -c` runs.
+    # There is none at a prompt, or under `python -c`.
     return Path(os.path.realpath(Path(name).parent if name else Path.cwd()))
 
 
 def _django() -> ModuleType | None:
-    """Return the bridge to Django where that is in use; None elsewhere, and Django stays away."""
+    """Return the bridge to Django if that is in use; otherwise None, and Django stays unloaded."""
     if not os.environ.get("DJANGO_SETTINGS_MODULE"):
         return None
     if "django" not in sys.modules and find_spec("django") is None:
-        _log.warning("DJANGO_SETTINGS_MODULE is set and Django is not installed: it is left out")
+        _log.warning("DJANGO_SETTINGS_MODULE is set but Django is not installed: it is ignored")
         return None
     return importlib.import_module("greenq.contrib.django")
 
 
 def _package(entry: str) -> str:
-    """Import the package that an entry names, itself or by an AppConfig, and return its name."""
+    """Import the package named by an entry, itself or by its AppConfig, and return its name."""
     try:
         importlib.import_module(entry)
     except ModuleNotFoundError as error:

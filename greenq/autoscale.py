@@ -1,7 +1,7 @@
 """The autoscaler: the pool's size follows the backlog.
 
-The decision is a pure function of numbers (`decide`), taken at every tick and at once when a take
-leaves messages behind. It resizes the pool and nothing else; how much is taken follows the pool.
+The decision is a pure function of numbers (`decide`). It is made at every tick, and at once when a
+take leaves messages behind. It only resizes the pool; how much is taken follows the pool's size.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Decisions kept for people to look at.
+# How many decisions the history keeps.
 _HISTORY = 1000
 
-# Growing stops while the hub runs this late: more greenlets would only wait for it.
+# Above this lag the pool does not grow: more greenlets would only wait for the hub.
 SATURATED_LAG_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What a decision is made of.
+    """The input of a decision.
 
     Attributes:
-        size: slots now.
-        running: how many are in use.
-        backlog: messages in the queues plus those here without a slot.
-        recent_need: most slots needed at any time within the keepalive.
+        size: current number of slots.
+        running: slots in use.
+        backlog: messages in the queues plus those held here without a slot.
+        recent_need: the most slots needed at any time within the keepalive.
         least, most: the limits.
-        lag_s: how late the hub runs, seconds.
+        lag_s: how late the hub runs, in seconds.
     """
 
     size: int
@@ -53,14 +53,14 @@ class Load:
 
 
 class Decision(NamedTuple):
-    """The size to have from now on, and why."""
+    """The new size and the reason for it."""
 
     size: int
     reason: str
 
 
 class Record(NamedTuple):
-    """One decision as it was taken; `at_s` is unix time."""
+    """One decision as it was made; `at_s` is Unix time."""
 
     at_s: float
     backlog: int
@@ -70,12 +70,12 @@ class Record(NamedTuple):
 
 
 def needed(load: Load) -> int:
-    """Return how many slots this load asks for, within the limits."""
+    """Return how many slots this load needs, within the limits."""
     return min(max(load.running + load.backlog, load.least), load.most)
 
 
 def decide(load: Load) -> Decision:
-    """Return the size for a load: up at once, down to what the keepalive has seen."""
+    """Return the size for a load: grow at once, shrink to the most needed within the keepalive."""
     if load.size < load.least:
         return Decision(load.least, "below the minimum")
     if load.size > load.most:
@@ -87,12 +87,12 @@ def decide(load: Load) -> Decision:
         return Decision(wanted, f"{load.backlog} waiting")
     kept = max(wanted, load.recent_need)
     if kept < load.size:
-        return Decision(kept, f"no more than {kept} needed for a while")
+        return Decision(kept, f"at most {kept} needed recently")
     return Decision(load.size, "steady")
 
 
 class Autoscaler(StartStopPart):
-    """Keeps the pool between two sizes; see the module for how."""
+    """Keeps the pool between two sizes; see the module's docstring."""
 
     name = "Autoscaler"
     requires = ("Timer", "Hub", "Pool")
@@ -113,22 +113,22 @@ class Autoscaler(StartStopPart):
         """Resize `pool` between `least` and `most`.
 
         Args:
-            keepalive_s: how long a size that is not needed is kept.
+            keepalive_s: how long an unneeded size is kept.
             interval_s: seconds between ticks.
-            backlog: returns the messages that wait, here and in the queues; must not wait.
-            clock: seconds, monotonic.
+            backlog: returns the number of messages waiting here and in the queues; must not wait.
+            clock: monotonic time in seconds.
         """
         self.most, self.least = most, least
         self.history: deque[Record] = deque(maxlen=_HISTORY)
         self._pool, self._timer, self._hub = pool, timer, hub
         self._keepalive_s, self._interval_s = keepalive_s, interval_s
         self._backlog, self._clock = backlog, clock
-        # Needs seen within the keepalive, as (until when they count, slots), falling in slots.
+        # Needs seen within the keepalive as (expiry, slots), most slots first.
         self._needs: deque[tuple[float, int]] = deque()
         self._entry: Entry | None = None
 
     def start(self) -> None:
-        """Begin to tick."""
+        """Start ticking."""
         self._entry = self._timer.call_repeatedly(self._interval_s, self.tick)
 
     def stop(self) -> None:
@@ -183,7 +183,7 @@ class Autoscaler(StartStopPart):
         )
 
     def info(self) -> dict[str, object]:
-        """Tell the limits and the pool's size."""
+        """Return the limits and the pool's size."""
         return {
             "max": self.most,
             "min": self.least,

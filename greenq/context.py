@@ -1,4 +1,4 @@
-"""What a task's code sees of its own run: `Task.request`."""
+"""What a task's code sees of its current run: `Task.request`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from greenq.protocol.message import TaskMessage
     from greenq.result import AsyncResult
 
-# The context of the task that runs in this greenlet or thread; None outside a worker.
+# The context of the task running in this greenlet or thread; None outside a worker.
 current_context = cast("ContextVar[Context | None]", task_log_context)
 
 
@@ -36,19 +36,19 @@ class Context:
 
     Attributes:
         id, task, args, kwargs, retries, eta, expires, root_id, parent_id, group, group_index,
-        timelimit,
-            origin, argsrepr, kwargsrepr, shadow: as in the message; times are ISO 8601 texts.
+            timelimit, origin, argsrepr, kwargsrepr, shadow: as in the message; times are ISO 8601
+            text.
         headers: the sender's extra headers.
         delivery_info: exchange, routing_key, priority, redelivered.
         hostname: node name of the worker, None when called directly.
-        sent: the same as `children`, None as long as nothing was sent.
-        retried: what ``retry(throw=False)`` has returned, None for nothing.
+        sent: the same as `children`, but None as long as nothing was sent.
+        retried: what ``retry(throw=False)`` has returned, or None.
         called_directly: True when the function was simply called.
     """
 
     __slots__ = ("_delivered", "hostname", "message", "retried", "sent")
 
-    # As with Celery: no worker of this version runs a task elsewhere than here.
+    # As in Celery. In this version tasks only run in workers.
     is_eager = False
     utc = True
     lang = "py"
@@ -65,7 +65,7 @@ class Context:
         self.message = message
         self.hostname = hostname
         self._delivered = delivered
-        # Made when it is needed: ten thousand empty lists are 0.7 MB.
+        # Created on demand: ten thousand empty lists take 0.7 MB.
         self.sent: list[AsyncResult[Any]] | None = None
         self.retried: Retry | None = None
 
@@ -81,32 +81,32 @@ class Context:
 
     @property
     def loglevel(self) -> int:
-        """The level from which on the worker logs."""
+        """The worker's lowest log level."""
         return logging.getLogger().getEffectiveLevel()
 
     @property
     def time_limit(self) -> float | None:
-        """The hard time limit that the sender has set, seconds."""
+        """The hard time limit set by the sender, in seconds."""
         return None if self.message is None else self.message.timelimit[0]
 
     @property
     def soft_time_limit(self) -> float | None:
-        """The soft time limit that the sender has set, seconds."""
+        """The soft time limit set by the sender, in seconds."""
         return None if self.message is None else self.message.timelimit[1]
 
     @property
     def correlation_id(self) -> str | None:
-        """The sender's id for the answer; the task's own id unless it chose another."""
+        """The sender's correlation id; the task's own id unless it chose another."""
         return None if self._delivered is None else self._delivered.properties.get("correlation_id")
 
     @property
     def reply_to(self) -> str | None:
-        """The id of the sender."""
+        """The sender's id."""
         return None if self._delivered is None else self._delivered.properties.get("reply_to")
 
     @property
     def children(self) -> list[AsyncResult[Any]]:
-        """Handles of the tasks that were sent from here."""
+        """Handles of the tasks sent by this one."""
         if self.sent is None:
             self.sent = []
         return self.sent
@@ -122,11 +122,11 @@ class Context:
         return self.message.retries if self.message is not None else 0
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return a field or a header of the sender's, `default` where there is none."""
+        """Return a field or one of the sender's headers, or `default`."""
         return getattr(self, name, default)
 
     def as_execution_options(self) -> dict[str, Any]:
-        """Return the options with which this was sent, as far as they are a run's own."""
+        """Return the options with which this run was sent, as far as they apply to a run."""
         return {
             "task_id": self.id,
             "root_id": self.root_id,
@@ -143,7 +143,7 @@ class Context:
         }
 
     def __getattr__(self, name: str) -> Any:
-        """Read the message's field, or a header of the sender's own.
+        """Read the message's field, or one of the sender's headers.
 
         None when called directly, as Celery's context does.
         """

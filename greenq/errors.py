@@ -1,8 +1,8 @@
 """Every exception of greenq, in one tree.
 
-Each says when it is raised and carries its facts as fields; the message is built from them. The
-ones that have a twin in Celery travel on the wire under Celery's module and name (`CELERY_NAMES`),
-so that a Celery client sees the class it knows.
+Each says when it is raised and carries its facts as fields, from which its message is built. Those
+with a counterpart in Celery travel on the wire under Celery's module and name (`CELERY_NAMES`), so
+that a Celery client sees the class it knows.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ class UnknownSetting(ConfigError, AttributeError, KeyError):
     """A setting that does not exist was read, as an attribute or as a key."""
 
     def __init__(self, setting: str, reason: str) -> None:
-        """Name the `setting`, and say what may be meant."""
+        """Name the `setting`, and suggest which one may be meant."""
         super().__init__([Problem(setting, None, reason)])
         self.name = setting
-        # Of a value that was never given nothing is to be shown.
+        # There was no value, so none is shown.
         self.args = (f"no setting {setting!r}: {reason}",)
 
-    # KeyError's own shows the text as a literal.
+    # KeyError would show the text as a literal.
     __str__ = Exception.__str__
 
 
 class WrongOption(GreenqError, TypeError, ValueError):
-    """An option of a task, or of one sending, is not what it must be; nothing was sent."""
+    """An option of a task, or of one sending, is invalid; nothing was sent."""
 
     def __init__(self, task: str, option: str, value: object, reason: str) -> None:
         """Name `task` and `option`; `value` must be free of secrets."""
@@ -63,7 +63,7 @@ class WrongOption(GreenqError, TypeError, ValueError):
 
 
 class AppNotFound(GreenqError):
-    """The app named by ``-A`` cannot be imported or is no greenq app."""
+    """The app named by ``-A`` cannot be imported or is not a greenq app."""
 
 
 class EmbeddedServerError(GreenqError):
@@ -71,7 +71,7 @@ class EmbeddedServerError(GreenqError):
 
 
 class ImportedTooEarly(GreenqError):
-    """Modules took the unpatched standard library before gevent could patch it."""
+    """Modules imported the unpatched standard library before gevent could patch it."""
 
     def __init__(self, modules: Sequence[str]) -> None:
         """Name the `modules` that were imported too early."""
@@ -87,14 +87,14 @@ class ImportedTooEarly(GreenqError):
 
 
 class ProtocolError(GreenqError):
-    """A message, body or result is not what the wire format says."""
+    """A message, body or result does not follow the wire format."""
 
 
 class DecodeError(ProtocolError):
-    """Bytes cannot be read; `raw` holds them as they came."""
+    """Bytes cannot be read; `raw` holds them as received."""
 
     def __init__(self, reason: str, raw: bytes = b"") -> None:
-        """Say the `reason`; the raw bytes stay out of the message."""
+        """Give the `reason`; the raw bytes stay out of the message."""
         self.reason = reason
         self.raw = raw
         super().__init__(reason)
@@ -142,7 +142,7 @@ class TransportTimeout(ConnectionLost):
 
 
 class AccessRefused(OperationalError):
-    """The user name, the password or the user's rights are not accepted."""
+    """The server does not accept the user name or password, or the user lacks a right."""
 
 
 class NotAllSent(GreenqError):
@@ -150,13 +150,13 @@ class NotAllSent(GreenqError):
 
     Attributes:
         ids: of the tasks that were sent, in the order of the items.
-        unknown: ids of the items after those, as far as they may have arrived: an answer got lost.
+        unknown: ids of the items after those that may have arrived, since an answer got lost.
     """
 
     def __init__(
         self, task: str, ids: Sequence[str], unknown: Sequence[str], reason: Exception
     ) -> None:
-        """Count what was sent, and say why no more was."""
+        """Count what was sent, and give the reason why sending stopped."""
         self.ids = ids
         self.unknown = unknown
         then = len(ids)
@@ -172,16 +172,16 @@ _CLUSTER = (
     "(cluster-enabled no)"
 )
 
-# What a reply means that has nothing to do with the command: the server refuses for the time being.
+# Replies unrelated to the command itself: the server refuses for the time being.
 _REFUSALS = {
-    "OOM": "the server's memory is full (maxmemory): it takes no more until some is free",
-    "READONLY": "the server is a read-only replica: it takes nothing until it is the primary again",
+    "OOM": "the server's memory is full (maxmemory): it accepts no more until some is free",
+    "READONLY": "the server is a read-only replica: it accepts nothing until it is the primary",
     "LOADING": "the server is loading its data",
     "BUSY": "the server is busy with a script that runs for long (SCRIPT KILL ends it)",
     "MASTERDOWN": "the server is a replica that has lost its primary",
-    "MISCONF": "the server cannot save its data to disk, and takes nothing until it can",
+    "MISCONF": "the server cannot save its data to disk, and accepts nothing until it can",
     "NOREPLICAS": "the server has too few replicas (min-replicas-to-write)",
-    "FORGOTTEN": "the server has lost its data and learns anew what this worker has in hand",
+    "FORGOTTEN": "the server has lost its data and has to learn again what this worker holds",
     "LAPSED": "the lease of these messages' worker has ended, or was renewed by it",
     "CLOSED": "this worker has left and takes nothing more",
     "TRYAGAIN": _CLUSTER,
@@ -197,12 +197,12 @@ class ServerError(OperationalError):
 
     Attributes:
         command: its name, without arguments.
-        reply: the server's, with its code at the beginning.
-        passes: the same command is right again later: nothing is wrong with it.
+        reply: the server's, starting with its code.
+        passes: retrying the same command later can succeed.
     """
 
     def __init__(self, command: str, reply: str) -> None:
-        """Keep the facts; a known reply is said in words, too."""
+        """Keep the facts; a known reply is also explained in words."""
         self.command = command
         self.reply = reply
         meaning = _REFUSALS.get(reply.split(" ", 1)[0])
@@ -217,7 +217,7 @@ class NotRegistered(GreenqError, KeyError):
     """A task name is not registered in this app."""
 
     def __str__(self) -> str:
-        """Return the task's name, which is how Celery's error reads."""
+        """Return the task's name, which is the text of Celery's error."""
         return str(self.args[0]) if self.args else ""
 
 
@@ -226,10 +226,10 @@ class AlreadyRegistered(GreenqError):
 
 
 class ResultTimeout(GreenqError, TimeoutError):
-    """``get(timeout=…)`` waited in vain."""
+    """``get(timeout=…)`` waited without success."""
 
     def __init__(self, task_id: str, waited_s: float) -> None:
-        """Name the task and how long was waited."""
+        """Name the task and how long the wait was."""
         self.task_id = task_id
         self.waited_s = waited_s
         super().__init__(f"no result of task {task_id} after {waited_s:g} s")
@@ -249,20 +249,20 @@ class RemoteTraceback(GreenqError):
 
 
 class RemoteError(GreenqError):
-    """What a task raised whose exception cannot be made anew here.
+    """An exception raised by a task that cannot be rebuilt here.
 
-    Its class is not imported, its arguments are not those of its constructor, or it is no
-    `Exception`, as `SystemExit` is.
+    Its class is not imported, its constructor takes other arguments, or it is not an `Exception`,
+    such as `SystemExit`.
 
     Attributes:
-        type: module and name of the class; of a builtin, its name.
+        type: module and name of the class; for a builtin, its name.
         message: the exception's text.
-        traceback: the worker's, text, or None.
-        stored: what the result holds; when a task raises this again, that goes on.
+        traceback: the worker's, as text, or None.
+        stored: what the result holds; kept when a task raises this again.
     """
 
     def __init__(self, type: str, message: str, traceback: str | None = None) -> None:
-        """Keep the three."""
+        """Keep all three."""
         self.type = type
         self.message = message
         self.traceback = traceback
@@ -270,12 +270,12 @@ class RemoteError(GreenqError):
         super().__init__(type, message, traceback)
 
     def __str__(self) -> str:
-        """Return class and text, as the end of a traceback has them."""
+        """Return class and text, as at the end of a traceback."""
         return f"{self.type}: {self.message}" if self.message else self.type
 
 
 class MaxRetriesExceededError(GreenqError):
-    """A task asked for one retry more than ``max_retries`` allows."""
+    """A task asked for one more retry than ``max_retries`` allows."""
 
 
 class TaskRevokedError(GreenqError):
@@ -291,7 +291,7 @@ class WorkerLostError(GreenqError):
 
 
 class WorkerFault(GreenqError):
-    """A part of the worker itself has failed, and not a task."""
+    """A part of the worker itself has failed, not a task."""
 
 
 class TimeLimitExceeded(GreenqError):
@@ -303,11 +303,11 @@ class SoftTimeLimitExceeded(GreenqError):
 
 
 class TaskTerminated(BaseException):
-    """Thrown into the code of a task that has to end; it should let this pass.
+    """Thrown into the code of a task that must end; the code should let it pass.
 
     Attributes:
-        reason: what the task's result is.
-        signum: the name of the signal that was asked for, None at a time limit.
+        reason: becomes the task's result.
+        signum: the name of the signal that was requested, None at a time limit.
     """
 
     def __init__(self, reason: GreenqError, signum: str | None = None) -> None:
@@ -318,17 +318,17 @@ class TaskTerminated(BaseException):
 
 
 class TaskPredicate(GreenqError):
-    """Base of what a task raises to steer its worker; none of them is a failure."""
+    """Base of the exceptions by which a task steers its worker; none of them is a failure."""
 
 
 class Retry(TaskPredicate):
-    """Raised by ``Task.retry``: this run ends, another is on its way.
+    """Raised by ``Task.retry``: this run ends, another one follows.
 
     Attributes:
         message: why, in words, or None.
         exc: the exception that made the task retry, or None.
         when: seconds until then, an aware datetime, or None.
-        next_run: args, kwargs and send options of the next run; None when nothing is to be sent.
+        next_run: args, kwargs and send options of the next run; None if there is nothing to send.
     """
 
     def __init__(
@@ -342,18 +342,18 @@ class Retry(TaskPredicate):
         super().__init__(message, exc, when)
 
     def __str__(self) -> str:
-        """Say when, and why if it is known."""
+        """Say when, and why if known."""
         when = f"in {self.when:g}s" if isinstance(self.when, (int, float)) else f"at {self.when}"
         why = self.message or (repr(self.exc) if self.exc is not None else "")
         return f"Retry {when}: {why}" if why else f"Retry {when}"
 
 
 class Ignore(TaskPredicate):
-    """Raised by a task whose state shall not be stored: acknowledged, no result."""
+    """Raised by a task whose state must not be stored: acknowledged, no result."""
 
 
 class Reject(TaskPredicate):
-    """Raised by a task that does not want its message.
+    """Raised by a task to reject its message.
 
     Attributes:
         reason: why, in words, or None.
@@ -367,7 +367,7 @@ class Reject(TaskPredicate):
         super().__init__(reason, requeue)
 
 
-# Class → (module, name) that stand for it on the wire. Source: wire format, fixed exceptions.
+# Class → the (module, name) that represent it on the wire. Source: wire format, section 6.3.
 CELERY_NAMES: dict[type[BaseException], tuple[str, str]] = {
     ChordError: ("celery.exceptions", "ChordError"),
     Ignore: ("celery.exceptions", "Ignore"),

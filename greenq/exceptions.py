@@ -1,4 +1,4 @@
-"""The errors that task code knows, under Celery's names; all of them stand in `greenq.errors`."""
+"""The exceptions for task code, under Celery's names; all are defined in `greenq.errors`."""
 
 from __future__ import annotations
 

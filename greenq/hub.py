@@ -1,7 +1,7 @@
 """The gevent hub: patching, named greenlets with a crash handler, and the hub's lag.
 
-Everything else in the worker gets its greenlets, events and sleeps from here, so gevent itself is
-imported in three modules only: here, pool.py and timer.py.
+The rest of the worker gets its greenlets, events and sleeps from here: gevent itself is imported in
+this module and in pool.py only.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ __all__ = [
 if TYPE_CHECKING:
     Greenlet: TypeAlias = gevent.Greenlet[..., Any]
 else:
-    # The stubs make it generic, the class itself is not.
+    # It is generic in the stubs, but not at run time.
     Greenlet = gevent.Greenlet
 sleep = gevent.sleep
 
 
 def timer_s(seconds: float) -> float:
-    """Return what a timer may be set to: from 0 to thirty years, which no number is, too.
+    """Limit a timer's delay to between 0 and thirty years; NaN becomes thirty years.
 
-    libev orders its timers by their times: one NaN among them keeps others from going off.
+    libev orders its timers by time: a single NaN among them keeps others from firing.
     """
     return max(0.0, seconds) if seconds < MOST_SECONDS else MOST_SECONDS
 
@@ -55,12 +55,12 @@ GreenletExit = gevent.GreenletExit
 
 _log = logging.getLogger(__name__)
 
-# Only Linux has it; elsewhere CLOCK_MONOTONIC stands still or goes on, as the system likes.
+# Linux only; elsewhere it depends on the system whether CLOCK_MONOTONIC runs during suspension.
 _BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
-# Seconds that go on while the machine is suspended, as a lease does. Without a frame of its own: it
-# is asked for each task.
+# Seconds on a clock that keeps running while the machine is suspended, as a lease does. A partial,
+# since it is called for each task and adds no frame.
 boottime: Callable[[], float] = partial(time.clock_gettime, _BOOTTIME)
 
 
@@ -68,7 +68,7 @@ def patch() -> None:
     """Make the standard library's blocking calls cooperative; safe to call twice.
 
     Raises:
-        ImportedTooEarly: a module holds the blocking originals already, and would go on using them.
+        ImportedTooEarly: a module has already imported the blocking originals and would keep them.
     """
     if gevent.monkey.is_module_patched("socket"):
         return
@@ -76,13 +76,13 @@ def patch() -> None:
     if early:
         raise ImportedTooEarly(early)
     if "GEVENT_TRACK_GREENLET_TREE" not in os.environ:
-        # Remembering where each greenlet was started takes 0.7 KB and 2 µs.
+        # Recording where each greenlet was started costs 0.7 KB and 2 µs.
         gevent.config.track_greenlet_tree = False
     gevent.monkey.patch_all()
 
 
 def _imported_too_early() -> list[str]:
-    """Name the top-level packages whose modules hold a call that patching would replace."""
+    """Return the top-level packages that have imported a call that patching would replace."""
     originals = set()
     for module, name in (
         ("socket", "socket"),
@@ -108,9 +108,9 @@ def _imported_too_early() -> list[str]:
 
 
 def spawn(run: Callable[..., Any], *args: Any, name: str, lasts: bool = False) -> Greenlet:
-    """Start a greenlet with a name; if it crashes, the log says which and why, and workers end.
+    """Start a named greenlet; if it crashes, log the error and end this process's workers.
 
-    With `lasts` they also end when it is killed: its owner kills it when they end anyway.
+    With `lasts`, they also end if it is killed: its owner kills it only when they end anyway.
     """
     greenlet: Greenlet = gevent.Greenlet(run, *args)
     greenlet.name = name
@@ -122,14 +122,14 @@ def spawn(run: Callable[..., Any], *args: Any, name: str, lasts: bool = False) -
 
 
 def join_all(greenlets: Iterable[Greenlet], timeout_s: float | None = None) -> bool:
-    """Wait until all have ended; False if some still run after the timeout. Switches: yes."""
+    """Wait until all have ended; return False after the timeout. Switches: yes."""
     waited = list(greenlets)
     gevent.joinall(waited, timeout=timeout_s)
     return all(greenlet.dead for greenlet in waited)
 
 
 def run_all(calls: Sequence[tuple[str, Callable[[], Any]]]) -> list[Any]:
-    """Run named calls side by side and return their results, or raise the first error."""
+    """Run named calls concurrently; return their results or raise the first error."""
     greenlets = []
     for name, call in calls:
         greenlet: Greenlet = gevent.Greenlet(call)
@@ -144,7 +144,7 @@ def run_all(calls: Sequence[tuple[str, Callable[[], Any]]]) -> list[Any]:
     return [greenlet.get() for greenlet in greenlets]
 
 
-# The hubs that are started, which are told of every crash.
+# The started hubs; each is notified of every crash.
 _hubs: list[Hub] = []
 
 
@@ -153,16 +153,16 @@ def _log_crash(greenlet: Greenlet) -> None:
     if error is not None:
         name = getattr(greenlet, "name", "?")
         _log.critical("greenlet %s crashed: %r", name, error, exc_info=greenlet.exc_info)
-        _tell_of_crash(f"greenlet {name}", error)
+        _report_crash(f"greenlet {name}", error)
 
 
 def _note_kill(greenlet: Greenlet) -> None:
     if isinstance(greenlet.value, gevent.GreenletExit):
-        _tell_of_crash(f"greenlet {greenlet.name}", greenlet.value)
+        _report_crash(f"greenlet {greenlet.name}", greenlet.value)
 
 
-def _tell_of_crash(what: str, error: BaseException) -> None:
-    """Have the workers of this process end: one that has lost a part of itself only seems alive."""
+def _report_crash(what: str, error: BaseException) -> None:
+    """End the workers of this process: one that has lost a part only seems to be alive."""
     for hub in _hubs:
         hub.crashed(what, error)
 
@@ -172,9 +172,9 @@ _poll = gevent.monkey.get_original("select", "poll")
 
 
 def poll_readable(descriptor: int, timeout_s: float) -> bool:
-    """Wait in a thread of the system's until a descriptor can be read; False after the timeout.
+    """Wait in a native thread until a descriptor is readable; return False after the timeout.
 
-    gevent's own way starts a hub in that thread, and runs its loop each time.
+    gevent's own poll would start a hub in that thread and run its loop each time.
     """
     poll = _poll()
     poll.register(descriptor, select.POLLIN)
@@ -182,30 +182,30 @@ def poll_readable(descriptor: int, timeout_s: float) -> bool:
 
 
 class NativeThread:
-    """A real thread of the operating system beside the hub, which runs on while the hub is blocked.
+    """A native thread beside the hub, which keeps running while the hub is blocked.
 
-    What it calls may use gevent's sockets and sleeps: they run on a hub of the thread's own.
+    What it calls may use gevent's sockets and sleeps: they use a separate hub in this thread.
     """
 
     def __init__(self, run: Callable[[NativeThread], None], *, name: str) -> None:
-        """Start the thread; `run` gets this object and returns soon after `wait` says so."""
+        """Start the thread; `run` gets this object and returns soon after `wait` returns True."""
         self.name = name
         self.ended = False
-        # In the thread: whether the last wait has ended by itself, and not for something to do.
+        # In the thread: whether the last wait has timed out rather than been woken.
         self.timed_out = False
         self._run = run
         self._stopping = self._woken = False
         self._number: int = 0
-        # The number of the thread that the hub runs on, as `sys._current_frames` has it.
+        # The ident of the hub's thread, as in `sys._current_frames`.
         self.hub_thread: int = gevent.monkey.get_original("_thread", "get_ident")()
         self._reader, self._writer = os.pipe()
         start_new_thread = gevent.monkey.get_original("_thread", "start_new_thread")
         start_new_thread(self._main, ())
 
     def wait(self, timeout_s: float, *descriptors: int) -> bool:
-        """In the thread: wait so long; True when the thread is to end.
+        """In the thread: wait; return True if the thread must end.
 
-        `wake`, `stop`, and something to read from one of `descriptors` end the wait.
+        `wake`, `stop`, and data to read from one of `descriptors` end the wait early.
         """
         poll = _poll()
         poll.register(self._reader, select.POLLIN)
@@ -221,24 +221,24 @@ class NativeThread:
         return self._stopping
 
     def wake(self) -> None:
-        """From outside: have a wait end."""
+        """From outside: end a wait."""
         if not self._woken:
             self._woken = True
             os.write(self._writer, b"!")
 
     def stop(self) -> None:
-        """From outside: have `wait` return True from now on."""
+        """From outside: make `wait` return True from now on."""
         self._stopping = True
         self._woken = False
         self.wake()
 
     def close(self) -> None:
-        """From outside, after its end: nobody will wake it any more."""
+        """From outside, after the thread's end: close its pipe; `wake` must not be called again."""
         os.close(self._reader)
         os.close(self._writer)
 
     def runs_here(self) -> bool:
-        """Tell whether it is this thread that asks."""
+        """Return whether the caller is in this thread."""
         return bool(self._number == gevent.monkey.get_original("_thread", "get_ident")())
 
     def _main(self) -> None:
@@ -247,30 +247,30 @@ class NativeThread:
             self._run(self)
         except BaseException as exc:
             _log.critical("thread %s crashed", self.name, exc_info=True)
-            _tell_of_crash(f"thread {self.name}", exc)
+            _report_crash(f"thread {self.name}", exc)
         finally:
             self.ended = True
 
 
-# Upper ends of the histogram's buckets, seconds; what is later falls into one more.
+# Upper bounds of the histogram's buckets in seconds; one more bucket holds what is above.
 _LAGS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 class Lags:
-    """How late the loop ran whenever it was asked: a histogram."""
+    """A histogram of how late the loop ran at each ping."""
 
     def __init__(self) -> None:
-        """Begin empty."""
+        """Start empty."""
         self.counts = [0] * (len(_LAGS_S) + 1)
         self.max_s = 0.0
 
     def add(self, lag_s: float) -> None:
-        """Count one."""
+        """Count one lag."""
         self.counts[bisect_left(_LAGS_S, lag_s)] += 1
         self.max_s = max(self.max_s, lag_s)
 
     def quantile_s(self, share: float) -> float:
-        """Return what a share of them did not exceed, as exactly as the buckets are narrow."""
+        """Return the lag that `share` of them did not exceed, as precisely as the buckets allow."""
         wanted, seen = share * sum(self.counts), 0
         for upper_s, count in zip(_LAGS_S, self.counts, strict=False):
             seen += count
@@ -279,7 +279,7 @@ class Lags:
         return self.max_s
 
     def info(self) -> dict[str, object]:
-        """Tell count, quantiles and the buckets in use, [upper end in s, count]; the last: None."""
+        """Return count, quantiles and non-empty buckets, [bound in s or None, count]."""
         uppers = (*_LAGS_S, None)
         return {
             "count": sum(self.counts),
@@ -292,27 +292,26 @@ class Lags:
         }
 
 
-# What runs in the hub's thread when nothing else does: all that a greenlet or a callback does has
-# frames of its own.
+# The code that the hub's thread runs when it is idle: greenlets and callbacks have frames of their
+# own.
 _WAITING = gevent.hub.Hub.run.__code__
 
 
 class Hub(StartStopPart):
-    """The event loop's step: its lag, signals, and what crashes outside any greenlet.
+    """The event loop's step: its lag, signals, and crashes outside any greenlet.
 
-    Duties: (1) tell other threads whether the loop moves, and how late it runs; (2) start greenlets
-    for them; (3) send what gevent would print to stderr to the log instead; (4) be gone in a forked
-    child, which must not go on with what its parent does; (5) have the worker end when a greenlet
-    or a thread of its own crashes.
+    Duties: (1) show other threads whether the loop runs, and how late; (2) start greenlets for
+    them; (3) log what gevent would print to stderr; (4) disappear in a forked child, which must not
+    continue its parent's work; (5) end the worker when one of its greenlets or threads crashes.
     """
 
     name = "Hub"
     requires = ("Timer",)
 
     def __init__(self, *, crashed: Callable[[str, BaseException], object] | None = None) -> None:
-        """Belong to the hub of this thread; its loop runs since gevent was imported.
+        """Use the hub of this thread.
 
-        `crashed` is called in this thread with what has crashed, and of what.
+        `crashed` is called in this thread with the name of what has crashed and the error.
         """
         self._hub = gevent.get_hub()
         self._end = crashed
@@ -325,32 +324,32 @@ class Hub(StartStopPart):
         self.lags = Lags()
 
     def start(self) -> None:
-        """Have errors logged, and the loop run on while only another thread can wake anybody."""
-        self._alive.start(_nothing)
+        """Log errors, and keep the loop running even when only another thread can wake it."""
+        self._alive.start(_do_nothing)
         _hubs.append(self)
         self._hub.print_exception = _print_exception  # type: ignore[method-assign,assignment]
 
     def stop(self) -> None:
-        """Let the loop end when nothing is left to do."""
+        """Let the loop end when it has nothing left to do."""
         self._alive.stop()
         if self in _hubs:
             _hubs.remove(self)
 
     def crashed(self, what: str, error: BaseException) -> None:
-        """Have it known that a part of the worker is gone; any thread may call."""
+        """Report that a part of the worker has crashed; any thread may call."""
         if self._end is not None:
             self._hub.loop.run_callback_threadsafe(self._end, what, error)
 
     def ping(self) -> None:
-        """Have the loop note that it moves, as soon as it does; any thread may ask."""
-        self._hub.loop.run_callback_threadsafe(self._moved, time.monotonic())
+        """Ask the loop to note the time as soon as it runs; any thread may call."""
+        self._hub.loop.run_callback_threadsafe(self._answer_ping, time.monotonic())
 
     def rests(self) -> bool:
-        """From another thread: note that the loop moves if it waits for something to happen.
+        """From another thread: return whether the loop is idle, and if so count a lag of 0.
 
-        So a loop that has nothing to do need not be woken to say so. False: it must be asked.
+        An idle loop need not be woken by a ping. False means that a ping is needed.
         """
-        # There is no public way to another thread's frame.
+        # There is no public way to get another thread's frame.
         frame = sys._current_frames().get(self._thread)  # noqa: SLF001
         if frame is None or frame.f_code is not _WAITING:
             return False
@@ -359,25 +358,26 @@ class Hub(StartStopPart):
         return True
 
     def spawn_soon(self, run: Callable[[], object], *, name: str) -> None:
-        """Start a greenlet in the hub's thread; any thread may ask."""
+        """Start a greenlet in the hub's thread; any thread may call."""
         self._hub.loop.run_callback_threadsafe(self._spawn, run, name)
 
     def forget(self) -> None:
-        """In a forked child: never run what waits here; whatever waits from now on has a new loop.
+        """In a forked child: never run what waits here; later waits use a new loop.
 
-        The greenlets of the parent are all there in the child: with the parent's loop they would
-        take and run its messages a second time.
+        The child has copies of all the parent's greenlets: with the parent's loop they would take
+        and run its messages a second time.
         """
-        gevent._hub_local.set_hub(None)  # type: ignore[arg-type]  # noqa: SLF001  # gevent has no public way to do it
+        gevent._hub_local.set_hub(None)  # type: ignore[arg-type]  # noqa: SLF001  # gevent has no
+        # public API for it
         gevent._hub_local.set_loop(None)  # type: ignore[arg-type]  # noqa: SLF001
         self._hub.loop.destroy()
 
     def _spawn(self, run: Callable[[], object], name: str) -> None:
-        # Of all that waits for the end of a block, the answer to a ping may be the last.
+        # After a block, a ping may be answered last of all: this shows as well that the loop runs.
         self.moved_s = time.monotonic()
         spawn(run, name=name)
 
-    def _moved(self, asked_s: float) -> None:
+    def _answer_ping(self, asked_s: float) -> None:
         now = time.monotonic()
         self.lag_s = now - asked_s
         self.moved_s = now
@@ -385,19 +385,19 @@ class Hub(StartStopPart):
 
 
 class Signals:
-    """Signals of a worker: acted on in a greenlet of its hub, and seen by a thread beside it.
+    """A worker's signals: handled in a greenlet of its hub, and visible to a native thread.
 
-    Not gevent's handlers: those are called by the loop alone, so nobody hears of a signal while the
-    hub is blocked.
+    gevent's handlers do not suffice: only the loop calls them, so a signal would go unnoticed while
+    the hub is blocked.
     """
 
     def __init__(self, hub: Hub) -> None:
-        """Act in greenlets of `hub`; nothing is caught yet."""
+        """Handle signals in greenlets of `hub`; none is caught yet."""
         self._hub = hub
         self._before: dict[int, Any] = {}
         self._actions: dict[int, Callable[[], object]] = {}
         self._pid = os.getpid()
-        # Signals on which somebody else has acted, while the hub could not.
+        # Signals that another thread has handled while the hub could not.
         self._done: set[int] = set()
         self._reader = self._writer = -1
 
@@ -409,14 +409,14 @@ class Signals:
             os.set_blocking(self._writer, False)
             signals.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._actions[number] = action
-        self._before[number] = signals.signal(number, self._arrived)
+        self._before[number] = signals.signal(number, self._handle)
 
     def fileno(self) -> int:
-        """Return what can be read once a signal has come; -1 while none is caught."""
+        """Return a descriptor that becomes readable when a signal arrives; -1 if none is caught."""
         return self._reader
 
     def read(self) -> bytes:
-        """Return the numbers of the signals that have come; any one thread may ask."""
+        """Return the numbers of the signals that have arrived; for one thread only."""
         if self._reader < 0:
             return b""
         try:
@@ -425,11 +425,11 @@ class Signals:
             return b""
 
     def done(self, number: int) -> None:
-        """Have the hub not act on a signal that waits for it: somebody else has."""
+        """Keep the hub from handling a pending signal that another thread has handled."""
         self._done.add(number)
 
     def close(self) -> None:
-        """Give the signals back; main thread only."""
+        """Restore the previous handlers; main thread only."""
         if self._writer < 0:
             return
         for number, before in self._before.items():
@@ -437,7 +437,7 @@ class Signals:
         self.forget()
 
     def forget(self) -> None:
-        """In a forked child: a signal is the child's own, and does what it does by default."""
+        """In a forked child: restore the default behaviour of all signals."""
         if self._writer < 0:
             return
         signals.set_wakeup_fd(-1)
@@ -450,10 +450,10 @@ class Signals:
         os.close(reader)
         os.close(writer)
 
-    def _arrived(self, number: int, _frame: object) -> None:
-        """Be called between two instructions of whatever runs: only the loop is asked."""
+    def _handle(self, number: int, _frame: object) -> None:
+        """Handle a signal, between two instructions of any code: only schedule the action."""
         if signals.set_wakeup_fd(self._writer, warn_on_full_buffer=False) != self._writer:
-            # A task has put its own in this place, as asyncio does: the thread has not heard.
+            # A task has replaced the wakeup descriptor, as asyncio does: write to the pipe here.
             with suppress(OSError):
                 os.write(self._writer, bytes([number]))
         self._hub.spawn_soon(partial(self._act, number), name=signals.Signals(number).name)
@@ -465,12 +465,12 @@ class Signals:
             self._actions[number]()
 
 
-def _nothing() -> None:
-    """Be called by nobody: the watcher that has this keeps the loop from ending."""
+def _do_nothing() -> None:
+    """Never called: the watcher with this callback keeps the loop from ending."""
 
 
 def _print_exception(context: object, kind: Any, value: Any, trace: Any) -> None:
-    """Log what an event loop callback raised; greenlets of ours have a handler of their own."""
+    """Log what an event loop callback raised; our greenlets have a handler of their own."""
     if isinstance(context, gevent.Greenlet):
         return
-    _log.error("error in the event loop, %r", context, exc_info=(kind, value, trace))
+    _log.error("error in the event loop: %r", context, exc_info=(kind, value, trace))

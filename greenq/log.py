@@ -1,6 +1,6 @@
-"""Logging: set up for the command line only; each line of a task names the task and its id.
+"""Logging: set up only for the command line; each line logged by a task names it and its id.
 
-A program that merely sends never has its logging touched: nothing here acts before `setup` is
+The logging of a program that only sends is never touched: nothing here acts before `setup` is
 called.
 """
 
@@ -35,7 +35,7 @@ LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 class Running(Protocol):
-    """What is to be known of a task in a log line."""
+    """What a log line needs to know of a task."""
 
     @property
     def task(self) -> str:
@@ -46,7 +46,7 @@ class Running(Protocol):
         """The execution's id."""
 
 
-# The task that runs in this greenlet or thread; `greenq.context.current_context` is the same
+# The task running in this greenlet or thread; `greenq.context.current_context` is the same
 # variable.
 task_log_context: ContextVar[Running | None] = ContextVar("greenq_task", default=None)
 
@@ -74,7 +74,7 @@ def setup(
         logfile: appended to; its folder must exist.
         color: None colours when the log goes to a terminal and NO_COLOR is not set.
         stream: where the log goes without a logfile.
-        hijack_root: replace the root logger's handlers; False leaves them when there are any.
+        hijack_root: replace the root logger's handlers; False keeps existing ones.
 
     Raises: ConfigError: there is no such level, or the file cannot be written.
     """
@@ -91,7 +91,7 @@ def setup(
 
 
 def reopen() -> None:
-    """Open the log file anew by its name, as after its rotation; without a file nothing happens."""
+    """Reopen the log file by its name, as after rotation; without a file nothing happens."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _File):
             handler.renew()
@@ -100,13 +100,13 @@ def reopen() -> None:
 def get_task_logger(name: str) -> logging.Logger:
     """Return the logger `name`; what a task logs through it is marked with the task and its id.
 
-    So is what it logs through any other logger: this exists for those who know it from Celery.
+    So is what it logs through any other logger: this function is provided for Celery users.
     """
     return logging.getLogger(name)
 
 
 def wants_color(stream: TextIO, wanted: bool | None = None) -> bool:
-    """Tell whether to colour what goes to `stream`: as `wanted`, or else if it is a terminal."""
+    """Tell whether to colour output to `stream`: as `wanted`, or else if it is a terminal."""
     if wanted is not None:
         return wanted
     return stream.isatty() and not os.environ.get("NO_COLOR")
@@ -130,7 +130,7 @@ def _handler(logfile: str | Path | None, stream: TextIO, color: bool | None) -> 
 
 
 def add_task(record: logging.LogRecord) -> bool:
-    """Give `record` the fields task_name and task_id; a filter for handlers of one's own, too."""
+    """Give `record` the fields task_name and task_id; also usable as a filter of other handlers."""
     running = task_log_context.get()
     record.task_name = None if running is None else printable(running.task)
     record.task_id = None if running is None else printable(running.id)
@@ -138,14 +138,14 @@ def add_task(record: logging.LogRecord) -> bool:
 
 
 def keep_going() -> None:
-    """Have no handler's error stop greenq's own code: it goes on, and the line is not lost.
+    """Keep errors in log handlers from stopping greenq's own code, without losing the line.
 
-    A task may close `sys.stderr` or add a handler that raises. Other loggers raise as ever, in the
+    A task may close `sys.stderr` or add a handler that raises. Other loggers still raise, in the
     code that uses them.
     """
     for handler in (*logging.root.handlers, *logging.getLogger("greenq").handlers):
-        # The watch thread logs, too. A greenlet that waits for a lock of gevent's while a thread of
-        # the system has it may wait for ever; a real lock is held for as long as a line takes.
+        # The watchdog thread logs, too. A greenlet waiting for one of gevent's locks while an OS
+        # thread holds it may wait for ever; a real lock is held only while a line is written.
         handler.lock = _thread.RLock()
     for name, logger in list(logging.root.manager.loggerDict.items()):
         own = name == "greenq" or name.startswith("greenq.")
@@ -154,7 +154,7 @@ def keep_going() -> None:
 
 
 class _Unfailing(logging.Logger):
-    """A logger whose handlers may raise: what they could not write goes to file descriptor 2."""
+    """A logger whose handlers may raise: lines they could not write go to file descriptor 2."""
 
     def handle(self, record: logging.LogRecord) -> None:
         """Have the handlers write a record."""
@@ -165,7 +165,7 @@ class _Unfailing(logging.Logger):
 
 
 def _write_plainly(record: logging.LogRecord, error: BaseException) -> None:
-    """Write what a handler could not to file descriptor 2, which only another process closes."""
+    """Write a record that a handler failed on to file descriptor 2, whatever its state."""
     try:
         text = _plain.format(record)
     except Exception:
@@ -176,10 +176,10 @@ def _write_plainly(record: logging.LogRecord, error: BaseException) -> None:
 
 
 class _Keeping(logging.Handler):
-    """A handler whose own errors never reach whoever logs, and cost no line."""
+    """A handler whose own errors never reach the caller, and lose no line."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
-        """Say what went wrong as logging does; where that is not possible, keep the line."""
+        """Report the error as logging does; where that is not possible, keep the line."""
         try:
             super().handleError(record)
         except Exception as exc:
@@ -187,14 +187,14 @@ class _Keeping(logging.Handler):
 
 
 class _Stream(_Keeping, logging.StreamHandler[TextIO]):
-    """A stream that somebody may close: that must not end what a worker does."""
+    """A stream that may be closed by a task: that must not stop a worker."""
 
 
 class _File(_Keeping, logging.handlers.WatchedFileHandler):
-    """A file that may be renamed or deleted, as rotation does: the next line opens it anew.
+    """A file that may be renamed or deleted, as by rotation: the next line reopens it.
 
-    A link is followed only where the user or root has made it, as that of ``/dev/stdout``: by
-    another user's, whose target he chooses, the log could be written to any file of the user's.
+    A link is followed only if the user or root created it, as with ``/dev/stdout``: a link of
+    another user could redirect the log to any of this user's files.
     """
 
     def _open(self) -> TextIOWrapper:
@@ -210,21 +210,21 @@ class _File(_Keeping, logging.handlers.WatchedFileHandler):
         try:
             super().emit(record)
         except Exception:
-            # The folder is gone, or not ours any more.
+            # The folder is gone, or no longer ours.
             self.handleError(record)
 
     def renew(self) -> None:
-        """Close the file and open it by its name."""
+        """Close the file and reopen it by its name."""
         self.acquire()
         try:
-            # Before the old one is closed: if this fails, that one is still there.
+            # Before the old one is closed: if this fails, the old one still works.
             opened = self._open()
             old, self.stream = self.stream, opened
             self._statstream()
         except OSError as error:
             self.release()
             logging.getLogger(__name__).warning(
-                "the log file %s could not be opened anew: %s", self.baseFilename, error
+                "the log file %s could not be reopened: %s", self.baseFilename, error
             )
             self.acquire()
         else:
@@ -235,7 +235,7 @@ class _File(_Keeping, logging.handlers.WatchedFileHandler):
 
 
 class _Formatter(logging.Formatter):
-    """Writes records of which no part can look like another record, or act on a terminal."""
+    """Formats records so that no part can look like another record, or control a terminal."""
 
     def __init__(self, *, colored: bool) -> None:
         super().__init__(FORMAT)
@@ -243,7 +243,7 @@ class _Formatter(logging.Formatter):
         self._of_tasks = logging.Formatter(TASK_FORMAT)
 
     def format(self, record: logging.LogRecord) -> str:
-        # greenq's own lines about a task name it in their text.
+        # greenq's own lines about a task already name it.
         own = record.name == "greenq" or record.name.startswith("greenq.")
         named = getattr(record, "task_id", None) is not None and not own
         line = as_record(self._of_tasks.format(record) if named else super().format(record))
@@ -258,9 +258,9 @@ _plain = _Formatter(colored=False)
 
 
 class OutageLog:
-    """The present trouble of one part, which tries again and again.
+    """Logs an outage of one part, which keeps retrying, when it begins and when it ends.
 
-    Each kind of error is logged once until it is over; what is tried meanwhile goes to DEBUG.
+    Each kind of error is logged once per outage; further attempts are logged at DEBUG.
     """
 
     def __init__(self, log: logging.Logger) -> None:
@@ -269,7 +269,7 @@ class OutageLog:
         self._said: set[str] = set()
 
     def failed(self, text: str, exc: OperationalError) -> None:
-        """Log that `exc` happened, if its kind is new; `text` says what that means."""
+        """Log that `exc` happened, if its kind is new; `text` says what follows from it."""
         kind = exc.reply.split(" ", 1)[0] if isinstance(exc, ServerError) else type(exc).__name__
         if kind in self._said:
             self._log.debug("%s: %s", text, exc)
@@ -278,7 +278,7 @@ class OutageLog:
             self._log.warning("%s: %s", text, exc)
 
     def recovered(self, text: str) -> None:
-        """Log that it is over, if there was one."""
+        """Log that the outage is over, if there was one."""
         if self._said:
             self._said.clear()
             self._log.info("%s", text)
@@ -288,10 +288,10 @@ _MINUTE_S: Final = 60.0
 
 
 class Repeated:
-    """Lines about what others send, however much of it: of each kind a few at once, then a count.
+    """Limits lines about what others send: a few of each kind at once, then only their number.
 
-    A kind is a text with its places still open, so there are only as many as stand in the code. The
-    count comes with the first line of its kind after the minute.
+    A kind is a text before formatting, so there are only as many as the code contains. The number
+    is logged with the first line of its kind after the minute.
     """
 
     def __init__(
@@ -301,15 +301,15 @@ class Repeated:
         at_once: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Write to `log`, of each kind `at_once` lines a minute."""
+        """Write to `log`, of each kind at most `at_once` lines a minute."""
         self._log = log
         self._at_once = at_once
         self._clock = clock
-        # Of each kind: when its minute began, and how many there were since.
+        # For each kind: when its minute began, and how many lines there were since.
         self._minutes: dict[str, tuple[float, int]] = {}
 
     def say(self, text: str, *arguments: object, level: int = logging.WARNING) -> None:
-        """Log a line, or count it."""
+        """Log a line, or only count it."""
         now_s = self._clock()
         began_s, count = self._minutes.get(text, (now_s, 0))
         unsaid = 0

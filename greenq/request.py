@@ -1,4 +1,4 @@
-"""One delivery in this worker: a message, its task, and how far it has come."""
+"""One delivery in this worker: a message, its task, and its progress."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 class Request:
     """A reserved message on its way through the worker.
 
-    Its reservation is settled once: acknowledged, or moved elsewhere. Who settles it asks `settle`
-    first, so a task that ends while it is being given back at shutdown does neither twice. What was
-    published to all workers has no reservation and no tag: it is settled from the beginning.
+    Its reservation is settled once: acknowledged, or moved elsewhere. Code that settles it calls
+    `settle` first, so a task that ends while it is being given back at shutdown is not settled
+    twice. A broadcast message has no reservation and no tag: it is settled from the beginning.
 
     Attributes:
         delivery: tag, queue and raw bytes.
         message: the decoded message.
-        task: what it calls.
+        task: the task to call.
         acks_late: acknowledged after the run, not before.
-        taken_s: just before it was taken, seconds of the worker state's clock.
-        greenlet: that which runs it, None before and after.
+        taken_s: just before the take, in seconds of the worker state's clock.
+        greenlet: the one that runs it, None before and after.
         started_s: monotonic time of the start, None until then.
         hub_s: seconds for which its greenlet has held the hub, as far as they are counted.
         in_code: True while the task's own code runs, None before and False after.
-        killed: what was thrown into that to end it, or will be when it begins; None for nothing.
+        killed: what was thrown into its code to end it, or will be when that begins; or None.
     """
 
     __slots__ = (
@@ -70,12 +70,12 @@ class Request:
         return True
 
     def throw(self, *exc: Any) -> None:
-        """Interrupt the run, if it is still under way; timeouts that it has started call this."""
+        """Interrupt the run, if still in progress; called by timeouts that it started."""
         if self.greenlet is not None:
             self.greenlet.throw(*exc)
 
     def interrupt(self, exc: BaseException) -> bool:
-        """Throw into the task's own code; False when that does not run. Only the hub may call."""
+        """Throw into the task's own code; False when it is not running. Only the hub may call."""
         if not self.in_code or self.greenlet is None:
             return False
         if self.killed is None and isinstance(exc, TaskTerminated):
@@ -85,12 +85,12 @@ class Request:
 
     @property
     def properties(self) -> dict[str, Any]:
-        """The properties of the message's envelope: read again, since few tasks want to know."""
+        """The properties of the message's envelope; parsed again, since few tasks need them."""
         return unwrap(self.delivery.raw).properties
 
     @property
     def delivery_info(self) -> dict[str, Any]:
-        """Where the message came from, as task code and remote control show it."""
+        """Where the message came from, as shown to task code and by remote control."""
         properties = self.properties
         info = properties.get("delivery_info") or {}
         return {
@@ -101,7 +101,7 @@ class Request:
         }
 
     def extended(self, hostname: str) -> dict[str, object]:
-        """Return what ``result_extended`` adds to a state that is stored by the node `hostname`."""
+        """Return what ``result_extended`` adds to a state stored by the node `hostname`."""
         message = self.message
         return {
             "name": message.task,
@@ -113,6 +113,6 @@ class Request:
         }
 
     def __str__(self) -> str:
-        """Name the task and its id, as log lines do."""
+        """Return the task's name and id, as in log lines."""
         message = self.message
         return f"{printable(message.shadow or message.task)}[{printable(message.id)}]"

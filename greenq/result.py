@@ -1,4 +1,4 @@
-"""The handles of tasks that were sent: `AsyncResult` of one, `AsyncResults` of many."""
+"""Handles of tasks that were sent: `AsyncResult` for one, `AsyncResults` for many."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-# True in a context that may wait for results though a task runs there.
+# True in a context that may wait for results although a task runs there.
 _joins: ContextVar[bool] = ContextVar("greenq_joins", default=False)
 
 
@@ -41,7 +41,7 @@ def _may_wait() -> bool:
 
 
 def ask_for_app(newest: Callable[[], Any]) -> None:
-    """Have `newest` say which app it is that `newest_app` returns."""
+    """Register the function `newest` that provides the app for `newest_app`."""
     _newest[:] = [newest]
 
 
@@ -57,12 +57,12 @@ def newest_app() -> Any:
     return _newest[-1]()
 
 
-# Who knows it: the module of apps, which stands above this one.
+# Provided by the module of apps, which is in a layer above this one.
 _newest: list[Callable[[], Any]] = []
 
 
 class AsyncResult(Generic[R]):
-    """The outcome of one task, read from the result server when it is asked for.
+    """The outcome of one task, read from the result server on demand.
 
     A final state is remembered, so reading it again costs nothing. Works in plain threads and in
     greenlets; all waiting callers of a process share one connection.
@@ -78,21 +78,21 @@ class AsyncResult(Generic[R]):
         parent: AsyncResult[Any] | None = None,
         ignored: bool = False,
     ) -> None:
-        """Refer to task `id`, whose result `transport` leads to.
+        """Refer to task `id`, whose result is read through `transport`.
 
         Args:
             id: the task's.
             transport: where to read; None means that of the `app`, or of the newest app.
-            name: the task's, where the caller knows it.
-            app: whose transport it is.
+            name: the task's, if known.
+            app: whose transport to use.
             parent: the result of the task that sent this one.
-            ignored: its sender wants no result, so there is nothing to wait for.
+            ignored: the sender wants no result, so there is nothing to wait for.
         """
         self.id = id
         self._name = name
         self.parent = parent
         self.ignored = ignored
-        # Its backend is asked for when it is needed: without one, tasks can still be sent.
+        # The backend is looked up on demand: tasks can be sent even without one.
         self._own_transport = transport
         self._app = app
         self._final: ResultMeta | None = None
@@ -105,7 +105,7 @@ class AsyncResult(Generic[R]):
 
     @property
     def app(self) -> Any:
-        """The app that it was made for, or else the newest one.
+        """The app it was made for, or else the newest one.
 
         Raises:
             ConfigError: no app was made.
@@ -124,14 +124,14 @@ class AsyncResult(Generic[R]):
 
     @property
     def state(self) -> str:
-        """The task's state now: PENDING, STARTED, RETRY, SUCCESS, FAILURE, REVOKED, or its own."""
+        """The current state: PENDING, STARTED, RETRY, SUCCESS, FAILURE, REVOKED, or its own."""
         return self._read().status
 
     status = state
 
     @property
     def result(self) -> R | BaseException | Any:
-        """The return value, the exception, or a state's meta; None while nothing is stored."""
+        """The return value, the exception, or a custom state's meta; None if nothing is stored."""
         return self._read().result
 
     info = result
@@ -148,7 +148,7 @@ class AsyncResult(Generic[R]):
 
     @property
     def children(self) -> list[AsyncResult[Any]]:
-        """Handles of the tasks that this one has sent, as far as it has ended."""
+        """Handles of the tasks that this one sent; known once it has ended."""
         found: list[AsyncResult[Any]] = []
         for child in self._read().children or ():
             task_id = child
@@ -160,17 +160,17 @@ class AsyncResult(Generic[R]):
 
     @property
     def root(self) -> AsyncResult[Any]:
-        """The first of its parents, or itself."""
+        """The first of its ancestors, or itself."""
         found: AsyncResult[Any] = self
         while found.parent is not None:
             found = found.parent
         return found
 
-    # What result_extended stores; None without it.
+    # Stored only with result_extended; otherwise None.
 
     @property
     def name(self) -> str | None:
-        """The task's name: known where it was sent from, elsewhere as it was stored."""
+        """The task's name: known where it was sent, elsewhere read from the stored result."""
         return self._read().extra.get("name") if self._name is None else self._name
 
     @property
@@ -195,29 +195,29 @@ class AsyncResult(Generic[R]):
 
     @property
     def queue(self) -> str | None:
-        """The queue that it came from."""
+        """The queue it was taken from."""
         return self._read().extra.get("queue")
 
     def as_tuple(self) -> tuple[tuple[str, Any], None]:
-        """Return id and parent as plain data, as Celery's results have it."""
+        """Return id and parent as plain data, in Celery's format."""
         return (self.id, None if self.parent is None else self.parent.as_tuple()), None
 
     def maybe_throw(self, propagate: bool = True) -> Any:
-        """Return the result as it is now; raise it if the task has failed."""
+        """Return the current result; raise it if the task has failed."""
         return self._value(self._read(), propagate)
 
     maybe_reraise = maybe_throw
 
     def ready(self) -> bool:
-        """True when the task has ended, well or badly."""
+        """True when the task has ended, in success or failure."""
         return self.state in READY_STATES
 
     def successful(self) -> bool:
-        """True when the task returned."""
+        """True when the task has returned."""
         return self.state == SUCCESS
 
     def failed(self) -> bool:
-        """True when the task raised."""
+        """True when the task has raised."""
         return self.state == FAILURE
 
     def get(
@@ -237,14 +237,14 @@ class AsyncResult(Generic[R]):
         Returns None at once if the result is `ignored`.
 
         Args:
-            timeout: seconds to wait at most; None waits for ever.
+            timeout: longest wait in seconds; None waits for ever.
             propagate: raise the task's exception; False returns it.
-            interval: look at the stored result after so many seconds of silence, too; the
+            interval: also read the stored result after this many seconds of silence; the
                 notification makes that unnecessary.
             on_message: called with each state that is announced: task_id, status, result,
                 traceback, children.
             callback: called with the id and the value that is returned.
-            no_ack, follow_parents: accepted for Celery's sake, without effect.
+            no_ack, follow_parents: accepted for compatibility with Celery, no effect.
             disable_sync_subtasks: False allows it in a task, as `allow_join_result` does.
 
         Raises:
@@ -257,7 +257,7 @@ class AsyncResult(Generic[R]):
         if disable_sync_subtasks and not _may_wait():
             raise RuntimeError(
                 f"a task must not wait for the result of another one ({self._name or self.id}): "
-                "when all slots of the workers wait so, none is left for what they wait for. "
+                "when all slots of the workers wait like this, none is left for the other tasks. "
                 "End the task and go on in the other one, or, where there is always a free slot, "
                 "call get(disable_sync_subtasks=False) or use allow_join_result()"
             )
@@ -287,12 +287,12 @@ class AsyncResult(Generic[R]):
         wait: bool = False,
         timeout: float | None = None,
     ) -> None:
-        """Have no worker run the task; with `terminate`, end it where it runs.
+        """Prevent the task from running; with `terminate`, end it if it is running.
 
-        Workers that are there hear it; who starts later learns it from them.
+        Running workers are notified; workers that start later learn of it from them.
 
         Args:
-            signal: a name for events to tell; greenlets get none.
+            signal: a name shown in events; greenlets receive no signal.
             wait: until every worker has answered, `timeout` seconds at most (1).
 
         Raises:
@@ -324,7 +324,7 @@ class AsyncResult(Generic[R]):
         return meta
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle it without its app: it belongs to the newest one where it is read."""
+        """Pickle it without its app: unpickled, it belongs to the newest one."""
         return _again, (self.id, self._name, self.parent, self.ignored)
 
     def __repr__(self) -> str:
@@ -336,7 +336,7 @@ class AsyncResult(Generic[R]):
         return self.id
 
     def __eq__(self, other: object) -> bool:
-        """Two handles of one task are equal."""
+        """Handles of the same task are equal."""
         return isinstance(other, AsyncResult) and other.id == self.id
 
     def __hash__(self) -> int:
@@ -348,14 +348,14 @@ name_what_is_not_here(AsyncResult)
 
 
 class AsyncResults(Sequence[AsyncResult[R]], Generic[R]):
-    """The handles of tasks that were sent together, in their order, made when they are asked for.
+    """The handles of tasks that were sent together, in order, created on access.
 
-    It has a length, an index and slices, and takes no memory for its handles; each one that is
-    asked for is new.
+    It has a length, an index and slices, and takes no memory for its handles; each access returns
+    a new one.
     """
 
     def __init__(self, ids: Sequence[str], transport: Transport, name: str | None = None) -> None:
-        """Refer to the tasks `ids`; the rest as for `AsyncResult`."""
+        """Refer to the tasks `ids`; the other arguments are as for `AsyncResult`."""
         self.ids = ids
         self.name = name
         self._transport = transport
@@ -375,11 +375,11 @@ class AsyncResults(Sequence[AsyncResult[R]], Generic[R]):
         return AsyncResult(self.ids[index], self._transport, self.name)
 
     def __iter__(self) -> Iterator[AsyncResult[R]]:
-        """Make one handle after another."""
+        """Yield the handles one by one."""
         return (AsyncResult(task_id, self._transport, self.name) for task_id in self.ids)
 
     def __repr__(self) -> str:
-        """Show how many they are."""
+        """Show their number."""
         return f"<AsyncResults: {len(self)} of {self.name}>"
 
 

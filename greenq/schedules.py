@@ -1,4 +1,4 @@
-"""Answers who imports Celery's schedules with what there is instead."""
+"""Tells code that imports Celery's schedules what to use instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks that belong to every app of a process, for code that knows none: `shared_task`."""
+"""Tasks that belong to every app of a process, for code that knows no app: `shared_task`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ R = TypeVar("R")
 
 
 class Definition(NamedTuple):
-    """What an app makes its own task of: the function and what the decorator was given."""
+    """What an app creates its own task from: the function and the decorator's arguments."""
 
     function: Callable[..., Any]
     name: str | None
@@ -40,7 +40,7 @@ class Definition(NamedTuple):
     def make(
         self, app: Callable[[], Greenq], main: str, task_class: type[Task[..., Any]] | None = None
     ) -> Task[Any, Any]:
-        """Make a task for an app whose tasks are of `task_class` unless they say otherwise.
+        """Make a task for an app whose default task class is `task_class`.
 
         Args:
             app: returns the app when the task is used.
@@ -48,7 +48,7 @@ class Definition(NamedTuple):
             task_class: None means `Task`.
 
         Raises:
-            TypeError: an option, or the function itself, cannot be a task's.
+            TypeError: an option is wrong, or the function cannot be a task.
         """
         function = self.function
         if not callable(function):
@@ -57,29 +57,29 @@ class Definition(NamedTuple):
         made = self.base or task_class or Task
         name = self.name or made.name or f"{module}.{function.__name__}"
         _refuse_what_does_not_run(name, function)
-        # A class's own constructor takes no arguments, as with Celery, and need not call ours.
+        # As in Celery, a custom constructor takes no arguments and need not call ours.
         task = made() if made.__init__ is not Task.__init__ else made.__new__(made)
         Task.__init__(task, function, name=name, app=app, bind=self.bind, options=self.options)
         return task
 
 
 def place(function: Callable[..., Any]) -> str:
-    """Say where a function is written, which tells two of one name apart."""
+    """Say where a function is defined, to tell apart two of the same name."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     where = f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
     return f"{function.__module__}.{getattr(function, '__qualname__', '?')} ({where})"
 
 
 class _Shared:
-    """What the apps of a process share: the definitions, and which app is the current one."""
+    """What the apps of a process share: the definitions, and the current app."""
 
     def __init__(self) -> None:
         self.app: Greenq | None = None
-        # Only added to, so that an app knows by their number which it has taken.
+        # Append-only, so that an app knows by their count which ones it has taken.
         self.definitions: list[Definition] = []
 
     def current(self) -> Greenq:
-        """Return the app that shared tasks use now."""
+        """Return the app that shared tasks currently use."""
         if self.app is None:
             raise ConfigError(
                 [Problem("app", None, "a shared task is used before any Greenq app was made")]
@@ -87,24 +87,24 @@ class _Shared:
         return self.app
 
 
-# A task that names no app must find one when it is used: this is the one place where that is kept.
+# A task without an app must find one when it is used: it is kept here and nowhere else.
 shared = _Shared()
 ask_for_app(shared.current)
 
 
 class SharedTask:
-    """Stands for the task that the current app has made of a definition.
+    """Stands for the task that the current app has made from a definition.
 
-    Without any app it is a task that can be called, but not sent.
+    Without any app, it can be called but not sent.
     """
 
     def __init__(self, definition: Definition) -> None:
         """Add the definition to those that all apps take.
 
         Raises:
-            TypeError: an option, or the function itself, cannot be a task's.
+            TypeError: an option is wrong, or the function cannot be a task.
         """
-        # Made and left, so that what is wrong is said where it is written.
+        # Made once and discarded, so that errors are raised where the task is defined.
         definition._replace(base=None).make(shared.current, "__main__")
         function = definition.function
         own = vars(self)
@@ -153,7 +153,7 @@ class SharedTask:
         return dir(self._task)
 
     def __eq__(self, other: object) -> bool:
-        """It is the same as the task that it stands for."""
+        """It equals the task it stands for."""
         return self is other or self._task is other
 
     def __hash__(self) -> int:
@@ -192,10 +192,10 @@ def shared_task(
     base: type[Task[..., Any]] | None = None,
     **options: Any,
 ) -> Any:
-    """Make a task that belongs to every app, for code that knows none; as `Greenq.task`.
+    """Make a task that belongs to every app, for code that knows no app; see `Greenq.task`.
 
-    Each app makes its own from its own class of tasks; what is returned stands for that of the app
-    that is the current one when it is used.
+    Each app makes its own from its own task class; the returned object stands for the task of the
+    app that is current when it is used.
     """
 
     def register(decorated: Callable[..., Any]) -> Any:
@@ -205,9 +205,9 @@ def shared_task(
 
 
 def _refuse_what_does_not_run(task_name: str, function: Callable[..., Any]) -> None:
-    """Refuse functions that return something to be run, instead of running.
+    """Refuse functions that return something to be run instead of running.
 
-    What a decorator makes of them may well be a task, so what it wraps does not count.
+    A decorator may turn them into proper tasks, so the function that it wraps is not checked.
     """
     if inspect.iscoroutinefunction(function):
         raise TypeError(

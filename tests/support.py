@@ -22,14 +22,14 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 10.0) -> None
 
 
 class FairTime:
-    """Seconds that the machine has had for this test: what a promise of so many is held against.
+    """The time that the machine had for this test, to compare with a promised number of seconds.
 
-    Other programs on the machine must not fail a test that measures. So of the time that passes,
-    the share counts that others left of the processors; with the machine to itself, that is all.
+    Other programs on the machine must not make a measuring test fail. So only the share of the
+    processors that others left counts; on an otherwise idle machine, that is all of the time.
     """
 
     def __init__(self) -> None:
-        """Begin now."""
+        """Start now."""
         self.began_s = time.monotonic()
         self._others = _others_s()
 
@@ -43,25 +43,25 @@ class FairTime:
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PROCESSORS = os.cpu_count() or 1
 
-# What others take beyond this is held against us after all: then it is likely to be our own.
+# The least share that counts: if others seem to take more, the cause is probably our own.
 _LEAST_SHARE = 0.15
 
 
 def _others_s() -> float:
-    """Return the processor time of all that is not this process or one that it has started."""
+    """Return the processor time of all processes except this one and its descendants."""
     busy = Path("/proc/stat").read_text("ascii").split("\n", 1)[0].split()[1:]
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, busy[:8])
     return (user + nice + system + irq + softirq + steal) * _TICK_S - _own_s()
 
 
 def _own_s() -> float:
-    """Return the processor time of this process and of all that it has started."""
+    """Return the processor time of this process and its descendants."""
     parents, spent = {}, {}
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             fields = (entry / "stat").read_text("ascii", "replace").rpartition(")")[2].split()
             pid = int(entry.name)
-            # With that of the children that have ended.
+            # Including children that have ended.
             parents[pid], spent[pid] = int(fields[1]), sum(map(int, fields[11:15]))
     own = [os.getpid()]
     for pid in own:

@@ -1,1 +1,1 @@
-"""The contenders, a folder each: what the driver knows (peer.py), tasks, client, packages."""
+"""The contenders, one folder each: what the driver knows (peer.py), tasks, client, packages."""

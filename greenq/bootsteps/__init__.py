@@ -1,7 +1,7 @@
-"""Steps: the parts that workers are made of, and those that an app adds to them.
+"""Steps: the parts of a worker, and those that an app adds to it.
 
-Here are the classes that an app's own steps derive from, as in Celery. `blueprint`, which orders
-and starts all steps, is for greenq's own parts.
+An app's steps derive from the classes exported here, as in Celery. `blueprint` orders and starts
+all steps; its own base classes are for greenq's parts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Steps and blueprints: the parts of the worker and of the consumer, started in a written order.
+"""Steps and blueprints: the parts of the worker and of the consumer, started in a fixed order.
 
-A `Part` names what it requires; a `Blueprint` orders its steps with `graphlib` so that each starts
-after all it requires, and stops them in reverse. An app's own steps (greenq/bootsteps/steps.py)
-join by `custom`, which binds them to the worker or the consumer that they are steps of.
+A `Part` names what it requires. A `Blueprint` orders its steps with `graphlib` so that each starts
+after everything it requires, and stops them in reverse. An app's own steps
+(greenq/bootsteps/steps.py) join through `custom`, which binds them to their worker or consumer.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ _log = logging.getLogger(__name__)
 
 
 class StepFailed(GreenqError):
-    """A step that an app added could not be made or started; ``__cause__`` is the reason."""
+    """An app's step could not be created or started; ``__cause__`` is the reason."""
 
     def __init__(self, step: str, doing: str, reason: BaseException) -> None:
-        """Name the step and what it was about to do."""
+        """Name the step and what it failed to do."""
         self.step = step
         super().__init__(f"the app's step {step} could not {doing}: {reason!r}")
 
 
 class Part:
-    """One part that exists from creation on and needs no start.
+    """A part that is ready once created and needs no start.
 
     Attributes:
         name: unique in its blueprint.
         requires: names of the steps that come before it.
-        last: comes after all that do not require it.
-        included: False only orders the others, as if it were there.
+        last: comes after all parts that do not require it.
+        included: if False, the part only keeps its place in the order and is never started.
     """
 
     name: str = ""
@@ -50,50 +50,50 @@ class Part:
             cls.name = cls.__name__
 
     def info(self) -> dict[str, object]:
-        """Return what this step tells about itself, for `stats`."""
+        """Return what `stats` shows of this step."""
         return {}
 
     @property
     def description(self) -> str:
-        """What this step is, in a line."""
+        """What this step is, in one line."""
         return _first_line(self)
 
     def shutdown(self) -> None:
-        """Let go of what outlives a stop: the worker ends."""
+        """Release what outlives a stop; called when the worker ends."""
 
 
 class StartStopPart(Part):
-    """A part that is started and stopped; stop before start, and twice, is safe."""
+    """A part that is started and stopped; stopping it before its start, or twice, is safe."""
 
     def start(self) -> None:
-        """Begin working. What it raises ends the start of the whole blueprint."""
+        """Start working. An exception aborts the start of the whole blueprint."""
 
     def stop(self) -> None:
-        """End in good order: finish what runs, give back the rest."""
+        """Stop gracefully: finish what runs, requeue the rest."""
 
     def terminate(self) -> None:
-        """End at once; as `stop` unless a step knows a quicker way."""
+        """Stop at once; the same as `stop` unless a step has a quicker way."""
         self.stop()
 
 
 class DisabledPart(Part):
-    """A part of greenq that is switched off: it keeps its place in the order, and no more."""
+    """A part of greenq that is switched off: it only keeps its place in the order."""
 
     included = False
 
     def __init__(self, kind: type[Part]) -> None:
-        """Stand in for a step of a class."""
+        """Stand in for a step of class `kind`."""
         self.name, self.requires, self.last = kind.name, kind.requires, kind.last
         self._kind = kind
 
     @property
     def description(self) -> str:
-        """What the step would be."""
+        """What the disabled step is, in one line."""
         return _first_line(self._kind)
 
 
 class Node(NamedTuple):
-    """A step as `Blueprint.graph` shows it."""
+    """A step in `Blueprint.graph`."""
 
     name: str
     requires: tuple[str, ...]
@@ -102,22 +102,22 @@ class Node(NamedTuple):
 
 
 class Blueprint:
-    """An ordered set of steps with one life: start, then stop or terminate, both in reverse."""
+    """An ordered set of steps that start together, and stop or terminate in reverse order."""
 
     def __init__(self, name: str, steps: Iterable[Part]) -> None:
         """Order the steps.
 
         Args:
-            name: whose parts they are.
-            steps: in the order that is kept as far as their requirements allow; those that require
-                one that is not included do without.
+            name: of the object whose parts they are.
+            steps: in the order to keep as far as requirements allow. A step that requires one that
+                is not included starts without it.
 
         Raises:
             ConfigError: two steps share a name, one requires a step that is missing, or they
-                require each other in a circle, which is then named.
+                require each other in a cycle, which the error names.
         """
         self.name = name
-        self._all = _ordered(name, list(steps))
+        self._all = _order(name, list(steps))
         self.steps = [step for step in self._all if step.included]
         self._started: list[StartStopPart] = []
 
@@ -134,15 +134,15 @@ class Blueprint:
                     raise
 
     def stop(self) -> None:
-        """Stop the started steps, last first; one that fails does not keep the others from it."""
+        """Stop the started steps, last first; if one fails, the others are stopped all the same."""
         self._end("stop")
 
     def terminate(self) -> None:
-        """End the started steps at once, last first."""
+        """Terminate the started steps, last first."""
         self._end("terminate")
 
     def shutdown(self) -> None:
-        """Have all steps let go, last first: none is started again."""
+        """Shut down all steps, last first; none is started again."""
         for step in reversed(self.steps):
             try:
                 step.shutdown()
@@ -150,20 +150,20 @@ class Blueprint:
                 _log.exception("%s: step %s failed to shut down", self.name, step.name)
 
     def info(self) -> dict[str, dict[str, object]]:
-        """Return what the steps tell about themselves, by their names in lower case."""
-        told: dict[str, dict[str, object]] = {}
+        """Return the info of each step, by its name in lower case."""
+        collected: dict[str, dict[str, object]] = {}
         for step in self.steps:
             try:
                 info = step.info()
             except Exception:
-                _log.exception("%s: step %s failed to tell of itself", self.name, step.name)
+                _log.exception("%s: step %s failed to return its info", self.name, step.name)
                 continue
             if info:
-                told[step.name.lower()] = info
-        return told
+                collected[step.name.lower()] = info
+        return collected
 
     def graph(self) -> list[Node]:
-        """Return all steps in the order of their start, those that are not included as well."""
+        """Return all steps in starting order, including the disabled ones."""
         names = {step.name for step in self._all}
         return [
             Node(
@@ -185,7 +185,7 @@ class Blueprint:
                 _log.exception("%s: step %s failed to %s", self.name, step.name, how)
 
 
-def _ordered(blueprint: str, steps: list[Part]) -> list[Part]:
+def _order(blueprint: str, steps: list[Part]) -> list[Part]:
     by_name = {step.name: step for step in steps}
     problems = [
         Problem(f"{blueprint}.{step.name}", step, "another step has this name")
@@ -193,7 +193,7 @@ def _ordered(blueprint: str, steps: list[Part]) -> list[Part]:
         if by_name[step.name] is not step
     ]
     problems += [
-        Problem(f"{blueprint}.{step.name}", needed, "it requires a step that is not there")
+        Problem(f"{blueprint}.{step.name}", needed, "it requires a step that does not exist")
         for step in steps
         for needed in step.requires
         if needed not in by_name
@@ -209,7 +209,7 @@ def _ordered(blueprint: str, steps: list[Part]) -> list[Part]:
         circle = " -> ".join(exc.args[1])
         reason = f"these steps require each other: {circle}"
         raise ConfigError([Problem(blueprint, circle, reason)]) from None
-    # Of the steps that may come next, the one that was given first, unless it wants to be last.
+    # Of the steps that may come next, take the one given first, unless it is marked last.
     given = {step.name: (step.last, place) for place, step in enumerate(steps)}
     ordered: list[Part] = []
     ready: list[str] = []
@@ -226,16 +226,16 @@ def _ordered(blueprint: str, steps: list[Part]) -> list[Part]:
 def custom(
     classes: Iterable[type[users.Step]], parent: object, options: Mapping[str, Any]
 ) -> list[Part]:
-    """Make an app's own steps for `parent`, ordered by name so that every worker has one order.
+    """Create an app's own steps for `parent`, sorted by name: the same order in every worker.
 
     Args:
-        classes: of ``app.steps``.
-        parent: the worker or the consumer, with all its parts made.
-        options: values of the app's own options of the command line.
+        classes: from ``app.steps``.
+        parent: the worker or the consumer, with all its parts created.
+        options: values of the app's own command line options.
 
     Raises:
-        ConfigError: one of them is no such class.
-        StepFailed: one could not be made.
+        ConfigError: a class does not derive from `Step`.
+        StepFailed: a step could not be created.
     """
     wanted: list[Any] = list(classes)
     problems = [
@@ -245,16 +245,16 @@ def custom(
     ]
     if problems:
         raise ConfigError(problems)
-    return [_made(each, parent, options) for each in sorted(wanted, key=lambda each: each.name)]
+    return [_create(each, parent, options) for each in sorted(wanted, key=lambda each: each.name)]
 
 
-def _made(kind: type[users.Step], parent: object, options: Mapping[str, Any]) -> Part:
+def _create(kind: type[users.Step], parent: object, options: Mapping[str, Any]) -> Part:
     try:
         step = kind(parent, **options)
         included = bool(step.include_if(parent))
         created = step.create(parent) if included else None
     except Exception as exc:
-        raise StepFailed(kind.name, "be made", exc) from exc
+        raise StepFailed(kind.name, "be created", exc) from exc
     if not isinstance(step, users.StartStopStep):
         return _Custom(step, parent, included=included)
     step.obj = created
@@ -289,7 +289,7 @@ class _CustomStartStop(_Custom, StartStopPart):
         try:
             self._step.start(self._parent)
         except OperationalError as exc:
-            # The server is lost: the consumer starts again when it is back.
+            # The connection is lost: the consumer restarts when the server is back.
             _log.warning("the app's step %s could not start: %s", self.name, exc)
             raise
         except Exception as exc:
@@ -307,7 +307,7 @@ class _CustomStartStop(_Custom, StartStopPart):
 
 
 def _names(requires: Collection[str | type[users.Step]]) -> tuple[str, ...]:
-    """Return the names of required steps; Celery writes them as ``module:Name``."""
+    """Return the names of the required steps; Celery writes them as ``module:Name``."""
     given = (requires,) if isinstance(requires, str) else requires
     names = [each if isinstance(each, str) else each.name for each in given]
     return tuple(sorted(name.rpartition(":")[2] for name in names))

@@ -1,12 +1,12 @@
-"""Steps of one's own: parts that an app adds to its workers, started and stopped with them.
+"""An app's own steps: parts that it adds to its workers, started and stopped with them.
 
     app.steps["worker"].add(MyStep)     # lives as long as the worker
-    app.steps["consumer"].add(MyStep)   # starts anew with each connection to the server
+    app.steps["consumer"].add(MyStep)   # restarts with each connection to the server
     app.user_options["worker"].add(Option("--my-option", default="x"))
 
-A step of the worker starts before the consumer, so it is there before the first task runs, and
-stops after it; one of the consumer starts when all that greenq has itself is up. `requires` and
-`last` change that. What a step does in `start` must not take long: nothing else starts meanwhile.
+A worker step starts before the consumer, so it is up before the first task runs, and stops after
+it. A consumer step starts after all of greenq's own steps. `requires` and `last` change the order.
+`start` must return quickly: nothing else starts meanwhile.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Step:
-    """A part that exists and needs no start.
+    """A part that is ready once created and needs no start.
 
     Attributes:
-        name: unique in its blueprint; the class's name unless given.
-        requires: what comes before it: names, such as "Pool", or classes of steps. Of a text with
-            a colon the part after it counts, so that Celery's names do as well.
-        last: comes after all that do not require it.
-        enabled: what `include_if` answers.
+        name: unique in its blueprint; defaults to the class's name.
+        requires: the steps that come before it: names, such as "Pool", or step classes. Only the
+            part of a name after a colon counts, so Celery's names work, too.
+        last: comes after all steps that do not require it.
+        enabled: the default result of `include_if`.
     """
 
     name: str = ""
@@ -40,23 +40,23 @@ class Step:
             cls.name = cls.__name__
 
     def __init__(self, parent: Any, **options: Any) -> None:
-        """Make the step; the worker's or the consumer's parts are there, but not started.
+        """Create the step; the worker's or the consumer's parts exist, but are not started.
 
         Args:
             parent: the `Worker` or the `Consumer`.
-            options: values of the command line's options in ``app.user_options``.
+            options: values of the command line options in ``app.user_options``.
         """
 
     def include_if(self, parent: Any) -> bool:
-        """Tell whether `parent` gets this step; asked once, before `create`."""
+        """Return whether `parent` gets this step; called once, before `create`."""
         return self.enabled
 
     def create(self, parent: Any) -> Any:
-        """Make what the step needs; of a `StartStopStep`, an object to start and stop, if any."""
+        """Create what the step needs; for a `StartStopStep`, return its `obj`, if it has one."""
         return None
 
     def info(self, parent: Any) -> dict[str, Any]:
-        """Return what ``greenq inspect stats`` shows of this step, below its name."""
+        """Return what ``greenq inspect stats`` shows under this step's name."""
         return {}
 
 
@@ -70,34 +70,34 @@ class StartStopStep(Step):
     obj: Any = None
 
     def start(self, parent: Any) -> None:
-        """Begin working. What this raises ends the worker, with a message that names the step."""
+        """Start working. An exception ends the worker, with a message that names the step."""
         if self.obj is not None:
             self.obj.start()
 
     def stop(self, parent: Any) -> None:
-        """End in good order, also after a failed start; a consumer's step may start again later."""
+        """Stop gracefully, also after a failed start; a consumer step may start again later."""
         if self.obj is not None:
             self.obj.stop()
 
     def terminate(self, parent: Any) -> None:
-        """End at once, at a cold shutdown; as `stop` unless the step or its `obj` knows better."""
+        """Stop at once, at a cold shutdown; calls `obj.terminate` if there is one, else `stop`."""
         if hasattr(self.obj, "terminate"):
             self.obj.terminate()
         else:
             self.stop(parent)
 
     def shutdown(self, parent: Any) -> None:
-        """Let go of all: the worker ends, once, after everything has stopped."""
+        """Release everything; called once, when the worker ends and everything has stopped."""
 
 
 class Option:
-    """An option of the command line, as ``argparse`` describes them.
+    """A command line option, defined as for ``argparse``.
 
-    Its value reaches every step as a keyword argument, named like the option.
+    Its value is passed to every step as a keyword argument named like the option.
     """
 
     def __init__(self, *flags: str, **how: Any) -> None:
-        """Keep what ``ArgumentParser.add_argument`` is to be given."""
+        """Keep the arguments for ``ArgumentParser.add_argument``."""
         self.flags = flags
         self.how = how
 
@@ -106,5 +106,5 @@ class Option:
         return f"Option({', '.join(map(repr, self.flags))})"
 
     def __call__(self, parser: argparse.ArgumentParser) -> argparse.Action:
-        """Add it to `parser`."""
+        """Add the option to `parser`."""
         return parser.add_argument(*self.flags, **self.how)

@@ -1,9 +1,9 @@
 """The command line: parse first, patch next, import the app last.
 
-The parser loads neither gevent nor any app, so ``greenq --help`` is quick. A command's options are
-read from its own module, or one beside it, when the command is chosen; such a module loads nothing
-heavy at its top. What a command needs is loaded when it runs, and after patching where it needs the
-hub.
+The parser loads neither gevent nor any app, so ``greenq --help`` is quick. When a command is
+chosen,
+its options are read from its module or one beside it; such a module imports nothing heavy at its
+top. What a command needs is imported when it runs: after patching, if it needs the hub.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from greenq.suggest import suggestion
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# What a shell says of a program that SIGINT has ended.
+# A shell's exit code for a program ended by SIGINT.
 _INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong option or command is answered with the nearest right one.
+    """An `ArgumentParser` that suggests the nearest option or command for a wrong one.
 
     Attributes:
-        options: ``module:function`` that gives it its options when they are first needed.
-        words: what else may have been meant by a wrong word.
+        options: ``module:function`` that adds its options when they are first needed.
+        words: further suggestions for a wrong word.
     """
 
     def __init__(self, *args: Any, options: str | None = None, **kwargs: Any) -> None:
-        """Make a parser; all but `options` is argparse's."""
+        """Create a parser; all arguments except `options` are argparse's."""
         super().__init__(*args, **kwargs)
         self.options = options
         self.words: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse, with the options that are loaded now; return the values, and what is unknown."""
+        """Load the options and parse; return the values and the unknown arguments."""
         if self.options is not None:
             module, _, function = self.options.partition(":")
             self.options = None
@@ -53,12 +53,12 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, in one line, and where help is."""
+        """Print in one line what is wrong, and where to find help; exit with 2."""
         said = printable(message + self._hint(message))
         self.exit(2, f"{self.prog}: {said}\nSee: {self.prog} --help\n")
 
     def _hint(self, message: str) -> str:
-        # What is said of one option's value is about nothing else.
+        # An error about an option's value needs no suggestion of another option.
         if message.startswith("argument ") and "invalid choice" not in message:
             return ""
         known = [option for action in self._actions for option in action.option_strings]
@@ -78,12 +78,12 @@ class _Command:
     """One command.
 
     Attributes:
-        name: as it is typed.
-        text: what it does, for the list.
-        module: its ``run(args)`` carries the command out and returns the exit code.
-        options: ``module:function`` that gives a parser the command's options.
+        name: as typed.
+        text: what it does, for the list of commands.
+        module: its ``run(args)`` runs the command and returns the exit code.
+        options: ``module:function`` that adds the command's options to a parser.
         patched: whether `module` needs the patched standard library.
-        extended: whether an app may bring options of its own.
+        extended: whether an app may add its own options.
     """
 
     name: str
@@ -103,8 +103,8 @@ _COMMANDS = (
         patched=True,
         extended=True,
     ),
-    _Command("status", "how each worker is doing", "greenq.cli.status"),
-    _Command("ping", "which workers answer, and how fast", "greenq.cli.ping"),
+    _Command("status", "show the state of each worker", "greenq.cli.status"),
+    _Command("ping", "show which workers answer, and how fast", "greenq.cli.ping"),
     _Command(
         "inspect",
         "ask workers what they know",
@@ -113,29 +113,31 @@ _COMMANDS = (
     ),
     _Command(
         "control",
-        "have workers do something",
+        "tell workers to do something",
         "greenq.cli.remote",
         "greenq.cli.remote:add_control_options",
     ),
-    _Command("top", "workers, queues, tasks and greenlets on one screen", "greenq.cli.top"),
+    _Command("top", "watch workers, queues, tasks and greenlets on one screen", "greenq.cli.top"),
     _Command("events", "watch tasks and workers", "greenq.cli.events"),
-    _Command("queues", "depth, consumers and changes of queues", "greenq.cli.queues"),
-    _Command("purge", "delete the messages that wait in queues", "greenq.cli.purge"),
+    _Command("queues", "show depth, consumers and growth of queues", "greenq.cli.queues"),
+    _Command("purge", "delete the messages waiting in queues", "greenq.cli.purge"),
     _Command("list", "list the bindings of queues to exchanges", "greenq.cli.bindings"),
     _Command("call", "send a task by its name", "greenq.cli.call"),
-    _Command("result", "show what has become of a task", "greenq.cli.result_command"),
+    _Command("result", "show the state and result of a task", "greenq.cli.result_command"),
     _Command("dead", "list, replay or purge dead letters", "greenq.cli.dead"),
-    _Command("report", "versions and settings, for a bug report", "greenq.cli.report"),
+    _Command("report", "show versions and settings, for a bug report", "greenq.cli.report"),
     _Command(
         "graph",
-        "the parts of a worker, in the order of their start",
+        "show the parts of a worker in starting order",
         "greenq.cli.graph",
         "greenq.cli.worker_options:add_graph_options",
         patched=True,
         extended=True,
     ),
-    _Command("deploy", "files that run workers in production", "greenq.cli.deploy"),
-    _Command("shell", "a Python prompt with the app in it", "greenq.cli.shell"),
+    _Command(
+        "deploy", "write a configuration file that runs workers in production", "greenq.cli.deploy"
+    ),
+    _Command("shell", "open a Python prompt with the app loaded", "greenq.cli.shell"),
     _Command("demo", "watch 5,000 web requests run as tasks", "greenq.cli.demo", patched=True),
 )
 
@@ -156,14 +158,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     command = next(each for each in _COMMANDS if each.name == args.command)
-    # What the app's own steps make of the rest is known once the app is loaded.
+    # Options of the app's own steps are known only after the app is loaded.
     if rest and not (command.extended and args.app):
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest = rest
     try:
         return _run(command, args)
     except GreenqError as exc:
-        # An error may name what others have written to the server.
+        # An error may contain text that others have written to the server.
         lines = f"greenq {command.name}: {exc}".split("\n")
         sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
         return 1
@@ -180,7 +182,7 @@ def _run(command: _Command, args: argparse.Namespace) -> int:
         code = run(args)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader, such as `head`, has seen enough; Python's own flush at the end must not fail.
+        # The reader, such as `head`, has closed the pipe; Python's flush at exit must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -192,7 +194,7 @@ def build_parser() -> Parser:
     """Return the parser of all commands."""
     parser = Parser(
         prog="greenq",
-        # Abbreviations would change their meaning when options are added.
+        # The meaning of an abbreviation would change when options are added.
         allow_abbrev=False,
         description="Thousands of I/O-bound tasks at once, in Celery's wire protocol.",
     )

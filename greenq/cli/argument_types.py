@@ -1,6 +1,6 @@
-"""What options and arguments of the command line may be: each function reads one kind of text.
+"""Types of command line options and arguments: each function parses one kind of text.
 
-argparse calls them, and shows the message of their errors.
+argparse calls them and shows the messages of their errors.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def modules(text: str) -> tuple[str, ...]:
 
 
 def count(text: str) -> int:
-    """Read a whole number from 1 on."""
+    """Read a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
@@ -60,7 +60,7 @@ def duration(text: str) -> timedelta:
     """Read an age: ``30s``, ``10m``, ``2h`` or ``7d``."""
     unit = _DURATIONS.get(text[-1:])
     if unit is None or not text[:-1].isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no age, such as 30s, 10m, 2h or 7d")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an age, such as 30s, 10m, 2h or 7d")
     try:
         return int(text[:-1]) * unit
     except (OverflowError, ValueError):
@@ -68,7 +68,7 @@ def duration(text: str) -> timedelta:
 
 
 def limits(text: str) -> tuple[int, int]:
-    """Read the bounds of a pool: ``MAX,MIN`` or ``MAX``."""
+    """Read the limits of a pool: ``MAX,MIN`` or ``MAX``."""
     parts = text.split(",")
     if len(parts) == 1:
         parts.append("1")
@@ -84,14 +84,14 @@ def limits(text: str) -> tuple[int, int]:
 def level(text: str) -> str:
     """Read a log level, in upper or lower case."""
     if text.upper() not in LEVELS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no log level; there are {', '.join(LEVELS)}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a log level; use {', '.join(LEVELS)}")
     return text.upper()
 
 
 def server(text: str) -> str:
-    """Read a server's URL: itself, or ``@FILE`` for the text of a file, which ``ps`` does not show.
+    """Read a server's URL, or ``@FILE`` for a file that holds it, so that ``ps`` does not show it.
 
-    What is wrong with the URL, the setting says.
+    The setting itself checks the URL.
     """
     if not text.startswith("@"):
         return text

@@ -1,4 +1,4 @@
-"""``greenq list bindings``, and finding out which queues there are."""
+"""``greenq list bindings``, and finding all queues."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADINGS = ("QUEUE", "EXCHANGE", "ROUTING KEY")
 
 _SCANNED_AT_ONCE: Final = 5000
 
-# Exchanges of the cluster's own messages, whose queues are channels or lists of a moment.
+# Exchanges of the cluster's own messages, whose queues are channels or short-lived lists.
 _NOT_OF_TASKS: Final = ("celeryev", "celery.pidbox", "reply.celery.pidbox")
 
 
@@ -32,7 +32,7 @@ class Binding(NamedTuple):
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the command's options."""
+    """Add the command's options to `parser`."""
     parser.add_argument(
         "what", nargs="?", choices=("bindings",), default="bindings", help="what to list"
     )
@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def bindings(app: Greenq, *, within_s: float | None = None) -> list[Binding]:
-    """Read all bindings of queues of tasks, sorted. Takes a walk through all keys of the server.
+    """Return all bindings of task queues, sorted. Scans all keys of the server.
 
-    With `within_s` it ends after so long, with what was found.
+    With `within_s` the scan stops after that time and returns what it has found.
     """
     ends_s = math.inf if within_s is None else time.monotonic() + within_s
     client, keys = app.transport.client, app.transport.keys
@@ -83,7 +83,7 @@ def bindings(app: Greenq, *, within_s: float | None = None) -> list[Binding]:
 
 
 def read_member(exchange: str, member: bytes, sep: str) -> Binding | None:
-    """Read a member of an exchange's binding set, None if it is none.
+    """Parse a member of an exchange's binding set; None if it is malformed.
 
     Shape: routing key, pattern, queue, with `sep` between them.
     """

@@ -12,31 +12,35 @@ from greenq.cli.common import add_app_options, opened
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the command's options."""
+    """Add the command's options to `parser`."""
     add = parser.add_argument
-    add("name", metavar="NAME", help="the task's name; it need not be known here")
+    add("name", metavar="NAME", help="the task's name; the app need not have it")
     add_app_options(parser)
     add("-a", "--args", dest="task_args", type=json_list, default=[], metavar="JSON",
         help="its arguments, as '[2, 2]'")  # fmt: skip
     add("-k", "--kwargs", dest="task_kwargs", type=json_object, default={}, metavar="JSON",
         help="its keyword arguments, as '{\"x\": 2}'")  # fmt: skip
-    add("--queue", metavar="NAME", help="on this queue")
+    add("--queue", metavar="NAME", help="send to this queue")
     add("--priority", type=priority, metavar="0-9", help="0 is the most urgent")
     when = parser.add_mutually_exclusive_group()
-    when.add_argument("--countdown", type=seconds, metavar="S", help="seconds from now")
-    when.add_argument("--eta", type=moment, metavar="TIME", help="not before, as 2031-01-02T03:04")
-    add("--expires", type=seconds_or_moment, metavar="S|TIME", help="not after")
+    when.add_argument(
+        "--countdown", type=seconds, metavar="S", help="run this many seconds from now"
+    )
+    when.add_argument(
+        "--eta", type=moment, metavar="TIME", help="run not before this time, as 2031-01-02T03:04"
+    )
+    add("--expires", type=seconds_or_moment, metavar="S|TIME", help="do not run after this time")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send the task and write its id."""
+    """Send the task and print its id."""
     options: dict[str, Any] = {
         name: getattr(args, name)
         for name in ("queue", "priority", "countdown", "eta", "expires")
         if getattr(args, name) is not None
     }
     with opened(args) as app:
-        # A task that the app knows is sent with its own options.
+        # A task of the app is sent with its own options.
         task = app.tasks.get(args.name)
         if task is not None:
             sent = task.apply_async(args.task_args, args.task_kwargs, **options)
@@ -53,7 +57,7 @@ def json_list(text: str) -> list[Any]:
     """Read a JSON list."""
     value = _json(text)
     if not isinstance(value, list):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON list, as in '[2, 2]'")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON list, as in '[2, 2]'")
     return value
 
 
@@ -61,7 +65,7 @@ def json_object(text: str) -> dict[str, Any]:
     """Read a JSON object."""
     value = _json(text)
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, as in '{{\"x\": 2}}'")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, as in '{{\"x\": 2}}'")
     return value
 
 
@@ -69,13 +73,13 @@ def _json(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as exc:
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {exc}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {exc}") from None
 
 
 def priority(text: str) -> int:
     """Read a priority, 0 to 9."""
     if not (len(text) == 1 and text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no priority from 0, the most urgent, to 9")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a priority from 0 (most urgent) to 9")
     return int(text)
 
 
@@ -85,9 +89,9 @@ def seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    # Also false for what is not a number.
+    # The comparison is also false for NaN.
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
 
 
@@ -96,7 +100,9 @@ def moment(text: str) -> datetime:
     try:
         value = datetime.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time, as 2031-01-02T03:04:05") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time, as 2031-01-02T03:04:05"
+        ) from None
     return value if value.tzinfo is not None else value.replace(tzinfo=UTC)
 
 

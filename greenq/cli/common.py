@@ -1,4 +1,4 @@
-"""What the commands share: the app they work with, the options that name it, and asking workers."""
+"""What the commands share: their app, the options that name it, and requests to workers."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
     from greenq.app import Greenq
     from greenq.transport.members import Gone, Roll
 
-# Nobody replied: what Celery's commands end with then, too (sysexits.h).
+# No worker replied; Celery's commands exit with the same code (sysexits.h).
 EX_UNAVAILABLE: Final = 69
 
-# Somebody who is there has not replied: it may help to try again.
+# A living worker has not replied: trying again may help.
 EX_TEMPFAIL: Final = 75
 
-# How long replies are waited for by default. Who says more wants to wait for blocked workers, too.
+# How long to wait for replies by default. A longer timeout waits for blocked workers, too.
 TIMEOUT_S: Final = 1.0
 
-# For those that hold a lease and have not replied: a blocked one answers this at once.
+# For workers that hold a lease and have not replied: even a blocked one answers a ping at once.
 _PING_S: Final = 0.3
 
 _BROKER_VARIABLE: Final = "GREENQ_BROKER_URL"
 
 
 def add_app_options(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
-    """Give `parser` the options that say which app or which server is meant, and ``--json``.
+    """Add the options that select the app or the server, and ``--json``.
 
-    With `again` they leave alone what the same options before have set.
+    With `again` they keep the values that the same options have set before.
     """
     add = parser.add_argument
     unset = argparse.SUPPRESS if again else None
@@ -51,15 +51,16 @@ def add_app_options(parser: argparse.ArgumentParser, *, again: bool = False) -> 
 
 
 def add_asking_options(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
-    """Give `parser` the options of commands that ask workers."""
+    """Add the options of commands that ask workers."""
     add_app_options(parser, again=again)
     add = parser.add_argument
     unset = argparse.SUPPRESS if again else None
     add("-d", "--destination", type=nodes, default=unset or (), metavar="A,B",
-        help="ask these nodes only")  # fmt: skip
+        help="ask only these nodes")  # fmt: skip
     add("-t", "--timeout", type=argument_types.seconds, default=unset or TIMEOUT_S,
-        metavar="S", help="wait so long for replies (default 1); for those of blocked workers only "
-        "if it is more than that")  # fmt: skip
+        metavar="S",
+        help="wait this long for replies (default 1); only with more than that also for "
+        "blocked workers")  # fmt: skip
 
 
 def nodes(text: str) -> tuple[str, ...]:
@@ -71,15 +72,15 @@ def nodes(text: str) -> tuple[str, ...]:
 
 
 def is_named(args: argparse.Namespace) -> bool:
-    """Tell whether an app or a server is named at all."""
+    """Return whether an app or a server is named at all."""
     return bool(args.app or args.broker or os.environ.get(_BROKER_VARIABLE))
 
 
 @contextmanager
 def opened(args: argparse.Namespace) -> Iterator[Greenq]:
-    """Lend the app that the command line names, and close it in the end.
+    """Open the app that the command line names, and close it at the end.
 
-    Without an app, but with a server named, it is a plain one that knows no tasks.
+    With a server but no app, it is a plain app without tasks.
 
     Raises:
         AppNotFound: neither is named, or the app cannot be imported.
@@ -94,10 +95,10 @@ def opened(args: argparse.Namespace) -> Iterator[Greenq]:
 def _app(args: argparse.Namespace) -> Greenq:
     if not is_named(args):
         raise AppNotFound(
-            "no app and no server named: say where it is, as in -A proj or "
+            "no app or server named: name one, as in -A proj or "
             f"-b redis://localhost/0, or set {_BROKER_VARIABLE}"
         )
-    # Loaded only now: whoever wants help, or made a mistake, need not wait for it.
+    # Imported only here: help and error messages need not wait for it.
     if args.app:
         app: Greenq = importlib.import_module("greenq.cli.load").find_app(args.app)
         if args.broker:
@@ -113,7 +114,7 @@ def ask(
     app: Greenq,
     args: argparse.Namespace,
     method: str,
-    argument_types: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
     *,
     destination: Sequence[str] | None = None,
     on_reply: Callable[[str, Any], object] | None = None,
@@ -121,17 +122,17 @@ def ask(
     """Ask workers and return their replies by node name, sorted.
 
     Args:
-        app: whose workers.
-        args: of the command line: which of them, and how long to wait.
+        app: the app of the workers.
+        args: the command line: which workers to ask, and how long to wait.
         method: the command.
         arguments: its arguments.
-        destination: instead of the command line's.
-        on_reply: called with node and reply as each comes in.
+        destination: overrides the command line's.
+        on_reply: called with node and reply for each reply as it arrives.
     """
     nodes = list(destination or args.destination)
     replies = app.control.mailbox.ask(
         method,
-        argument_types,
+        arguments,
         destination=nodes,
         timeout_s=args.timeout,
         on_reply=on_reply,
@@ -141,40 +142,40 @@ def ask(
 
 
 def _only_blocked(app: Greenq, nodes: Sequence[str], replies: Mapping[str, Any]) -> bool:
-    """Tell whether all who have not replied are blocked: they will not reply any sooner."""
+    """Return whether all workers without a reply are blocked: waiting would not help."""
     roll = called_roll(app)
     missing = (set(nodes) or roll.living.keys() | roll.strangers) - replies.keys()
     if not missing or not missing <= roll.living.keys():
         return False
-    pongs = _pongs(app, sorted(missing))
+    pongs = _ping(app, sorted(missing))
     return all(show.part(pongs.get(node), "blocked") for node in missing)
 
 
-def _pongs(app: Greenq, nodes: Sequence[str]) -> dict[str, Any]:
-    """Ping workers that hold a lease; a blocked one says by what."""
+def _ping(app: Greenq, nodes: Sequence[str]) -> dict[str, Any]:
+    """Ping workers that hold a lease; a blocked one replies with what blocks it."""
     return app.control.mailbox.ask("ping", destination=nodes, timeout_s=_PING_S)
 
 
 def silent(
     app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any], roll: Roll | None = None
 ) -> dict[str, str]:
-    """Return who should have replied and has not, and why, as far as that can be known.
+    """Return the nodes that should have replied and have not, each with the likely reason.
 
-    Those that were asked by name; else those that hold a lease, which greenq's workers do: `roll`,
-    or if that is None, the server tells who.
+    These are the nodes asked by name, or else all that hold a lease according to `roll` (by
+    default, the server is asked); only greenq's workers hold one.
     """
     roll = roll or called_roll(app)
     nodes = [each for each in (args.destination or sorted(roll.living)) if each not in replies]
     if not nodes:
         return {}
     held = [node for node in nodes if node in roll.living]
-    pongs = _pongs(app, held) if held else {}
+    pongs = _ping(app, held) if held else {}
     return {node: _why(node, args.timeout, roll, pongs) for node in nodes}
 
 
 def called_roll(app: Greenq) -> Roll:
-    """Ask the server who holds a lease, and who died lately."""
-    # It is loaded with the app, not for a parser's sake.
+    """Ask the server which workers hold a lease, and which have died lately."""
+    # Imported only here: the parser must not load it.
     roll: Roll = importlib.import_module("greenq.transport.members").call_roll(
         app.transport.client, app.transport.keys
     )
@@ -182,7 +183,7 @@ def called_roll(app: Greenq) -> Roll:
 
 
 def evicting(app: Greenq) -> str | None:
-    """Say so if the server may delete queues; None if it does not, or does not tell."""
+    """Return a warning if the server may evict queues; None if not, or if that is unknown."""
     module = importlib.import_module("greenq.transport.facts")
     try:
         warning: str | None = module.eviction_warning(module.server_facts(app.transport.client))
@@ -192,7 +193,7 @@ def evicting(app: Greenq) -> str | None:
 
 
 def _why(node: str, timeout_s: float, roll: Roll, pongs: Mapping[str, Any]) -> str:
-    """Say why a node has not replied."""
+    """Return why a node has not replied."""
     said = f"no reply within {timeout_s:g} s"
     if node in pongs:
         blocked = show.part(pongs[node], "blocked")
@@ -200,7 +201,7 @@ def _why(node: str, timeout_s: float, roll: Roll, pongs: Mapping[str, Any]) -> s
     if node in roll.living:
         return (
             f"{said}, but it holds its lease: it takes no commands (--without-control), has just "
-            "started, was stopped, or a call holds the GIL"
+            "started, is frozen, or a call holds the GIL"
         )
     if node in roll.ended:
         return f"{said}: its lease ended {roll.ended[node]:.0f} s ago"
@@ -211,12 +212,12 @@ def _why(node: str, timeout_s: float, roll: Roll, pongs: Mapping[str, Any]) -> s
 
 
 def gone_text(gone: Gone) -> str:
-    """Say since when a worker is gone, and what became of its messages."""
+    """Return how long a worker has been gone, and what became of its messages."""
     return f"gone {show.age(gone.for_s)}, {gone.moved:,} messages given back"
 
 
 def blocked_text(blocked: Any) -> str:
-    """Say for how long, and by what, a worker's hub is blocked."""
+    """Return for how long, and by what, a worker's hub is blocked."""
     for_s, by, where = (show.part(blocked, name) for name in ("for_s", "by", "where"))
     said = "blocked"
     if isinstance(for_s, (int, float)):
@@ -227,10 +228,10 @@ def blocked_text(blocked: Any) -> str:
 
 
 def missing(app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any]) -> int:
-    """Say on stderr who has not replied, and why; return the exit code that follows from that.
+    """Print on stderr which nodes have not replied, and why; return the exit code.
 
     Returns:
-        0: all have replied; 69: nobody is there; 75: somebody is there and has not replied.
+        0: all have replied; 69: there is no worker; 75: a living worker has not replied.
     """
     absent = silent(app, args, replies)
     return said_missing(args, replies, absent)
@@ -239,7 +240,7 @@ def missing(app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any]) -
 def said_missing(
     args: argparse.Namespace, replies: Mapping[str, Any], absent: Mapping[str, str]
 ) -> int:
-    """Say it, knowing who is absent and why."""
+    """Print the `absent` nodes, given with their reasons; return the exit code."""
     for node, why in absent.items():
         show.complain(f"{node}: {why}")
     if replies:
@@ -252,7 +253,7 @@ def said_missing(
 
 
 def confirmed(question: str) -> bool:
-    """Ask a person, on stderr so that the output stays clean; anything but yes means no."""
+    """Ask the user, on stderr to keep the output clean; anything but yes means no."""
     sys.stderr.write(f"{show.printable(question)} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -1,4 +1,4 @@
-"""``greenq dead``: look at the messages that no worker may run, put them back, or delete them."""
+"""``greenq dead``: inspect, replay or delete the messages that no worker may run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from greenq.transport.dead_letters import DeadLetter, DeadLetters
 
-# Letters in a table, and bytes of a message on the screen, unless more are asked for.
+# Letters in a table and bytes of a message shown by default.
 _SHOWN_LETTERS = 100
 _SHOWN_BYTES = 2000
 
@@ -32,13 +32,13 @@ _HEADINGS = ("AGE", "QUEUE", "TASK", "ID", "REASON")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which dead letters are meant; what is None does not matter.
+    """Which dead letters to select; None selects all.
 
     Attributes:
-        task: the task's name, with ``*`` and ``?`` for any text and any character.
-        reason: a part of the reason, in upper or lower case.
+        task: the task's name; ``*`` and ``?`` stand for any text and any character.
+        reason: a part of the reason; case does not matter.
         id: the task's id, or what the list shows for a message without one.
-        after: buried after this moment.
+        after: buried after this time.
     """
 
     task: str | None = None
@@ -47,7 +47,7 @@ class Wanted:
     after: datetime | None = None
 
     def __call__(self, letter: DeadLetter) -> bool:
-        """Tell whether this letter is meant."""
+        """Return whether this letter is selected."""
         return (
             (self.task is None or fnmatchcase(letter.task or "", self.task))
             and (self.reason is None or self.reason.lower() in letter.reason.lower())
@@ -57,29 +57,29 @@ class Wanted:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the command's options."""
+    """Add the command's options to `parser`."""
     add = parser.add_argument
     add("action", choices=("list", "show", "replay", "purge"),
-        help="show: one in full; replay: back to their queues; purge: delete")  # fmt: skip
+        help="show: print one in full; replay: move back to the queues; purge: delete")  # fmt: skip
     add_app_options(parser)
     add("-Q", "--queues", type=argument_types.names, default=(), metavar="A,B",
-        help="of these queues (default: all that have dead letters)")  # fmt: skip
-    add("--task", metavar="NAME", help="of this task; may hold * and ?, as in 'mail.*'")
-    add("--reason", metavar="TEXT", help="whose reason contains this")
-    add("--id", metavar="ID", help="with this id, as the list shows it")
+        help="only from these queues (default: all that have dead letters)")  # fmt: skip
+    add("--task", metavar="NAME", help="only of this task; may contain * and ?, as in 'mail.*'")
+    add("--reason", metavar="TEXT", help="only with this text in the reason")
+    add("--id", metavar="ID", help="only with this id, as in the list")
     add(
         "--since",
         type=argument_types.duration,
         metavar="AGE",
-        help="younger than 30s, 10m, 2h or 7d",
+        help="only those younger than 30s, 10m, 2h or 7d",
     )
     add("--limit", type=argument_types.count, metavar="N",
-        help="so many: the newest to list (default 100), the oldest to replay")  # fmt: skip
-    add("--yes", action="store_true", help="purge more than one; --json asks for no --yes")
+        help="list the newest N (default 100), or replay the oldest N")  # fmt: skip
+    add("--yes", action="store_true", help="purge more than one; not needed with --json")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the command line says with the dead letters; show none that match is an error."""
+    """Run the action on the dead letters; `show` fails if none matches."""
     now = datetime.now(UTC)
     wanted = Wanted(args.task, args.reason, args.id, now - args.since if args.since else None)
     with opened(args) as app:
@@ -117,9 +117,9 @@ def _show(
 ) -> None:
     letter = next(filter(wanted, dead.list(queues)), None)
     if letter is None:
-        raise GreenqError("no dead letter matches; `greenq dead list` shows those there are")
+        raise GreenqError("no dead letter matches; `greenq dead list` lists them")
     if args.json:
-        show.write_json(fields(letter) | _inside(letter))
+        show.write_json(fields(letter) | _read_message(letter))
     else:
         for line in description(letter):
             show.write(line)
@@ -149,14 +149,14 @@ def _purge(
         limit = sum(1 for _ in islice(filter(wanted, dead.list(queues)), limit))
         if limit > 1:
             raise GreenqError(
-                f"this would delete {limit:,} dead letters for good; say --yes to do so, or choose "
-                "with -Q, --task, --reason, --id, --since, --limit"
+                f"this would delete {limit:,} dead letters for good; add --yes to do so, or select "
+                "fewer with -Q, --task, --reason, --id, --since, --limit"
             )
     _report(dead.purge(queues, wanted, limit), "purged", as_json=args.json)
 
 
 def _report(letters: Iterator[DeadLetter], done: str, *, as_json: bool) -> None:
-    """Say what was done, also when it ends halfway."""
+    """Print what was done, also after an error halfway."""
     counts: Counter[str] = Counter()
     try:
         for letter in letters:
@@ -172,7 +172,7 @@ def _report(letters: Iterator[DeadLetter], done: str, *, as_json: bool) -> None:
 
 
 def fields(letter: DeadLetter) -> dict[str, Any]:
-    """Return what the list tells of a letter, for JSON."""
+    """Return what the list shows of a letter, for JSON."""
     return {
         "queue": letter.queue,
         "id": letter.id,
@@ -184,14 +184,14 @@ def fields(letter: DeadLetter) -> dict[str, Any]:
 
 
 def row(letter: DeadLetter, now: datetime) -> tuple[str, ...]:
-    """Return a letter's line in the table."""
+    """Return a letter's row in the table."""
     age = show.age((now - letter.buried_at).total_seconds())
     cells = (letter.queue, letter.task or "-", letter.id, letter.reason)
     return (age, *(printable(cell) for cell in cells))
 
 
 def total(counts: Counter[str], shown: int) -> str:
-    """Count letters by queue, in a sentence."""
+    """Return the number of letters by queue, as a sentence."""
     count = counts.total()
     if count == 0:
         return "no dead letters"
@@ -201,12 +201,12 @@ def total(counts: Counter[str], shown: int) -> str:
 
 
 def description(letter: DeadLetter) -> Iterator[str]:
-    """Tell all about a letter, line by line."""
+    """Yield everything about a letter, line by line."""
     kept = f"; the first {len(letter.raw):,} are kept, so no replay" if letter.is_cut else ""
     pairs = fields(letter) | {"size": f"{letter.size:,} bytes{kept}"}
     for name, value in pairs.items():
         yield f"{name.replace('_', ' '):<10} {printable(str(value or '-'))}"
-    for name, value in _inside(letter).items():
+    for name, value in _read_message(letter).items():
         if name == "raw":
             continue
         yield f"{name}:"
@@ -218,8 +218,8 @@ def description(letter: DeadLetter) -> Iterator[str]:
         yield f"  and {len(letter.raw) - _SHOWN_BYTES:,} bytes more; --json has all, in base64"
 
 
-def _inside(letter: DeadLetter) -> dict[str, Any]:
-    """Return what can be read of the message, and its bytes."""
+def _read_message(letter: DeadLetter) -> dict[str, Any]:
+    """Return the readable parts of the message, and its bytes."""
     inside: dict[str, Any]
     try:
         message = envelope.unwrap(letter.raw)

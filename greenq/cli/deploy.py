@@ -1,4 +1,4 @@
-"""``greenq deploy``: files that run workers in production, ready to be used or changed."""
+"""``greenq deploy``: configuration files that run workers in production."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ _FILES: Final = {"supervisord": "supervisord.conf"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the command's options."""
-    parser.add_argument("what", choices=tuple(_FILES), help="for which program")
+    """Add the command's options to `parser`."""
+    parser.add_argument("what", choices=tuple(_FILES), help="the program that runs the workers")
     parser.add_argument("-A", "--app", help="the app of the workers (default: GREENQ_APP)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file to stdout."""
+    """Print the file."""
     sys.stdout.write(file(args.what, args.app))
     return 0
 
 
 def file(what: str, app: str | None = None) -> str:
-    """Return the text of a file; with `app`, its workers are of that app.
+    """Return the text of a file; with `app`, its workers run that app.
 
     Raises:
         GreenqError: this installation has no such file.
     """
     package = Path(greenq.__file__).parent
-    # Installed, or in the source tree.
+    # The installed place, then the source tree.
     for folder in (package / "deploy", package.parent / "deploy"):
         path = folder / _FILES[what]
         if path.is_file():
@@ -46,6 +46,6 @@ def file(what: str, app: str | None = None) -> str:
         raise GreenqError(f"this installation of greenq has no {_FILES[what]}")
     if app is None:
         return text
-    # A percent sign is supervisord's own.
+    # supervisord expands percent signs.
     named = shlex.quote(app).replace("%", "%%")
     return re.sub(r"(?m)^command=greenq worker ", lambda found: f"{found[0]}-A {named} ", text)

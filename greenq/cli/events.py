@@ -1,4 +1,4 @@
-"""``greenq events``: what happens in the cluster, as a live table, as lines, or as JSON."""
+"""``greenq events``: shows what happens in the cluster, as a live table, as lines or as JSON."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from greenq.events.receiver import Receiver
 
-# How often the table is looked at; and so long may the end of the time be missed.
+# How often the table is redrawn; also how late the end of the time may be noticed.
 _TURN_S = 0.25
 
-# Tasks whose names are remembered: most events of a task tell its id alone.
+# How many task names are remembered: most events of a task carry only its id.
 _NAMES = 4096
 
 _WORDS = {
@@ -32,45 +32,45 @@ _WORDS = {
 
 
 class Output(Protocol):
-    """What shows events."""
+    """Shows events."""
 
     def show(self, event: dict[str, Any]) -> None:
-        """Take note of an event, in the order in which they came."""
+        """Add an event, in order of arrival."""
 
     def flush(self) -> None:
-        """Have all that was noted seen now; called now and then, also when nothing came."""
+        """Show all events added so far; called regularly, also when none has arrived."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the command's options."""
+    """Add the command's options to `parser`."""
     add_app_options(parser)
     add = parser.add_argument
-    add("--dump", action="store_true", help="a line for each event, as without a terminal")
+    add("--dump", action="store_true", help="print a line for each event, as without a terminal")
     add(
         "-t",
         "--timeout",
         type=argument_types.seconds,
         metavar="S",
-        help="end after so many seconds",
+        help="stop after this many seconds",
     )
-    add("--limit", type=argument_types.count, metavar="N", help="end after so many events")
+    add("--limit", type=argument_types.count, metavar="N", help="stop after this many events")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show events until the time or the number of events is over, or SIGINT comes."""
+    """Show events until the time or the number of events is reached, or SIGINT arrives."""
     with opened(args) as app:
-        # The times are shown as they are: unix times are the same in all time zones.
+        # Timestamps need no adjustment: Unix times are the same in all time zones.
         receiver = app.events.Receiver()
         try:
             if args.json or args.dump or not _can_draw():
                 follow(receiver, Lines(as_json=args.json), args.timeout, args.limit)
             else:
-                # Loaded only now: rich may be missing.
+                # Imported only here: rich may be missing.
                 live = importlib.import_module("greenq.cli.events_live")
                 with live.Display(app.events.State(), app.transport.broker_address) as display:
                     follow(receiver, display, args.timeout, args.limit)
         except KeyboardInterrupt:
-            # How people end it.
+            # The normal way to end it.
             pass
         finally:
             receiver.close()
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def follow(receiver: Receiver, output: Output, timeout_s: float | None, limit: int | None) -> None:
-    """Show what is heard."""
+    """Show the received events until the timeout or the limit."""
     receiver.open()
     output.flush()
     ends_s = None if timeout_s is None else time.monotonic() + timeout_s
@@ -102,29 +102,29 @@ def _can_draw() -> bool:
     if importlib.util.find_spec("rich") is None:
         sys.stderr.write(
             "greenq events: the live table needs rich, which is missing: pip install "
-            "'greenq[demo]'; these are the events as lines\n"
+            "'greenq[demo]'; showing the events as lines\n"
         )
         return False
     return True
 
 
 class Lines:
-    """Writes a line for each event."""
+    """Prints a line for each event."""
 
     def __init__(self, *, as_json: bool = False) -> None:
-        """Write as text, or `as_json`."""
+        """Print text, or JSON if `as_json`."""
         self._as_json = as_json
         self._names: OrderedDict[str, str] = OrderedDict()
 
     def show(self, event: dict[str, Any]) -> None:
-        """Write an event."""
+        """Print an event."""
         if self._as_json:
             show.write_json(event)
         else:
             show.write(self.line(event))
 
     def flush(self) -> None:
-        """Have it seen now, also through a pipe."""
+        """Flush the output, for pipes."""
         sys.stdout.flush()
 
     def line(self, event: dict[str, Any]) -> str:
@@ -134,11 +134,11 @@ class Lines:
         what = _WORDS.get(kind, kind.replace("-", " "))
         parts = [self._task(kind, rest)] if kind.startswith("task-") else []
         parts += [f"{name}={rest[name]}" for name in sorted(rest)]
-        told = show.printable(", ".join(parts))
-        return f"{show.printable(hostname)} [{_time(timestamp)}] {show.printable(what)}: {told}"
+        details = show.printable(", ".join(parts))
+        return f"{show.printable(hostname)} [{_time(timestamp)}] {show.printable(what)}: {details}"
 
     def _task(self, kind: str, rest: dict[str, Any]) -> str:
-        """Take what says which task it is out of the `rest` and return it as text."""
+        """Remove what identifies the task from `rest` and return it as text."""
         uuid = str(rest.pop("uuid", "-"))
         if kind in ("task-received", "task-sent"):
             name, args, kwargs = (rest.pop(field, None) for field in ("name", "args", "kwargs"))
@@ -152,5 +152,5 @@ def _time(timestamp: float) -> str:
     try:
         return str(datetime.fromtimestamp(timestamp, UTC))
     except (ValueError, OverflowError, OSError):
-        # A year that no calendar has.
+        # Beyond the range of `datetime`.
         return f"{timestamp:g}"

@@ -1,4 +1,4 @@
-"""The live table of ``greenq events``: the workers, and the tasks that something happened to."""
+"""The live table of ``greenq events``: the workers, and the tasks with recent events."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 _REDRAW_S = 0.25
 
-# Lines of the screen that are no worker's and no task's: headings, rules, blanks, the last lines.
+# Screen lines not used for workers and tasks: headings, rules, blanks, the last lines.
 _OTHER_LINES = 10
 
-# Columns that are of no use when they are cut.
+# Columns that would be useless if cut.
 _WIDTHS = {"TIME": 8, "STATE": 8, "TOOK": 8}
 
 _COLORS = {
@@ -41,10 +41,10 @@ _COLORS = {
 
 
 class Display:
-    """Shows on a terminal what events tell."""
+    """Shows events on a terminal."""
 
     def __init__(self, state: State, address: str, console: Console | None = None) -> None:
-        """Show `state`, which it keeps up to date, of the server at `address`."""
+        """Show `state`, which this keeps up to date, for the server at `address`."""
         self._state = state
         self._address = address
         self._console = console or Console(highlight=False)
@@ -52,7 +52,7 @@ class Display:
         self._next_s = 0.0
 
     def __enter__(self) -> Self:
-        """Begin to draw in one place."""
+        """Start drawing in place."""
         self._live.start()
         return self
 
@@ -62,26 +62,26 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave the last picture and give the terminal back."""
+        """Leave the last picture on the screen and restore the terminal."""
         self._live.update(self.picture(), refresh=True)
         self._live.stop()
 
     def show(self, event: dict[str, Any]) -> None:
-        """Take note of an event."""
+        """Add an event to the state."""
         self._state.event(event)
 
     def flush(self) -> None:
-        """Draw, if it is time to."""
+        """Draw if a redraw is due."""
         now_s = time.monotonic()
         if now_s >= self._next_s:
             self._next_s = now_s + _REDRAW_S
             self._live.update(self.picture(), refresh=True)
 
     def picture(self) -> RenderableType:
-        """Return the tables, as high as the terminal."""
+        """Return the tables, sized to the terminal."""
         room = max(2, self._console.height - _OTHER_LINES)
         workers = sorted(self._state.workers.values(), key=lambda worker: worker.hostname)
-        # Half of the room is enough for the workers where it is not enough for all.
+        # If there is not enough room for everything, the workers get half of it.
         shown = workers[: max(1, min(len(workers), room // 2))]
         tasks = [task for _, task in self._state.tasks_by_timestamp(room - len(shown))]
         return Group(_workers(shown), _tasks(tasks), self._summary(len(workers)))
@@ -94,7 +94,7 @@ class Display:
             f"{len(state.tasks):,} tasks"
         )
         if not state.tasks:
-            text += "; workers tell of tasks when started with -E, or by greenq control "
+            text += "; workers send task events when started with -E, or by greenq control "
             text += "enable_events"
         return Text(text, style="dim")
 
@@ -132,8 +132,8 @@ def _tasks(tasks: list[Task]) -> Table:
     table = _table(headings, right="TOOK", narrow="TASK ID WORKER RESULT")
     for task in tasks:
         took = "-" if task.runtime is None else f"{task.runtime:,.3f} s"
-        # What it was called with, until there is something to tell of its end.
-        told = task.result if task.state == states.SUCCESS else task.exception
+        # Show the arguments until the task has ended, then the result.
+        outcome = task.result if task.state == states.SUCCESS else task.exception
         table.add_row(
             _cell(_clock_time(task.timestamp)),
             Text(show.printable(task.state), style=_COLORS.get(task.state, "")),
@@ -141,13 +141,13 @@ def _tasks(tasks: list[Task]) -> Table:
             _cell(task.uuid),
             _cell(task.worker.hostname if task.worker else "-"),
             _cell(took),
-            _cell(told or f"{task.args or ''} {task.kwargs or ''}"),
+            _cell(outcome or f"{task.args or ''} {task.kwargs or ''}"),
         )
     return table
 
 
 def _table(headings: tuple[str, ...], *, right: str = "", narrow: str = "") -> Table:
-    """Return an empty table; numbers stand `right`, `narrow` columns share what is left."""
+    """Return an empty table; `right` columns are right-aligned, `narrow` ones share the rest."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, expand=True)
     for heading in headings:
         table.add_column(
@@ -169,5 +169,5 @@ def _clock_time(timestamp: float | None) -> str:
     try:
         return f"{datetime.fromtimestamp(timestamp or 0.0).astimezone():%H:%M:%S}"
     except (ValueError, OverflowError, OSError):
-        # A year that no calendar has.
+        # Beyond the range of `datetime`.
         return "-"

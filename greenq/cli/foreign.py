@@ -1,6 +1,6 @@
-"""Celery's command line where it differs: its order of words, and what greenq does without.
+"""Celery's command line where it differs: the order of words, and what greenq does not have.
 
-Whoever types what Celery knows is told in one sentence what to do here instead.
+An option or command that only Celery has is answered with one sentence: what to do instead.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _REFUSED: Final = {
 }
 
 COMMANDS: Final = {
-    "beat": "there is no beat yet: run `celery beat` beside the workers, which take what it sends",
+    "beat": "there is no beat yet: run `celery beat` beside the workers, which run what it sends",
     "multi": "there is no multi: start workers with a supervisor (greenq deploy supervisord), or "
     "one with a larger -c",
-    "flower": "Flower is a program of its own that works with greenq's workers: "
+    "flower": "Flower is a separate program that works with greenq's workers: "
     "celery -b URL flower; greenq top shows them in the terminal",
-    "amqp": "there is no AMQP here; greenq queues and greenq list tell of queues and bindings",
-    "migrate": "there is no migrate: greenq reads the queues that Celery has on the same server",
-    "upgrade": "there is no upgrade: old names of settings are refused with the new ones",
+    "amqp": "there is no AMQP here; greenq queues and greenq list show queues and bindings",
+    "migrate": "there is no migrate: greenq uses Celery's queues on the same server",
+    "upgrade": "there is no upgrade: old names of settings are refused with their new names",
     "logtool": "there is no logtool",
 }
 
-# Options of Celery's worker that need a sentence; True: they take a value.
+# Options of Celery's worker and what to do instead; True means that they take a value.
 _INSTEAD: Final[tuple[tuple[tuple[str, ...], bool, str], ...]] = (
     (("-B", "--beat"), False, "there is no beat yet: run `celery beat` beside the workers"),
     (
@@ -62,26 +62,26 @@ _INSTEAD: Final[tuple[tuple[tuple[str, ...], bool, str], ...]] = (
     (
         ("-S", "--statedb"),
         True,
-        "there is no state database: revoked ids are learnt from the other workers (mingle)",
+        "there is no state database: a worker learns revoked ids from the others (mingle)",
     ),
     (
         ("--disable-prefetch",),
         False,
-        "nothing is taken beyond the pool's size by default (worker_prefetch_multiplier = 1)",
+        "by default a worker takes no more than its pool's size (worker_prefetch_multiplier = 1)",
     ),
     (("--purge", "--discard"), False, "use greenq purge before the worker starts"),
     (("--uid",), True, "have the supervisor change the user"),
     (("--gid",), True, "have the supervisor change the group"),
     (("--umask",), True, "have the supervisor set the umask"),
-    (("--executable",), True, "run greenq with the Python that you want: python -m greenq worker"),
+    (("--executable",), True, "run greenq with the Python you want: python -m greenq worker"),
 )
 
 _GREEN: Final = ("gevent", "green", "greenlet")
 _POOLS: Final = {
-    "eventlet": "greenlets here are gevent's: leave -P out",
-    "prefork": "start as many workers as you have processor cores, each with a name of its own "
+    "eventlet": "greenq uses gevent's greenlets: leave -P out",
+    "prefork": "start as many workers as you have processor cores, each with its own name "
     "(-n), and leave -P out",
-    "processes": "start as many workers as you have processor cores, each with a name of its own "
+    "processes": "start as many workers as you have processor cores, each with its own name "
     "(-n), and leave -P out",
     "threads": "tasks are greenlets: leave -P out",
     "solo": "use -c 1, and leave -P out",
@@ -90,7 +90,7 @@ _POOLS: Final = {
 
 
 def in_order(argv: Sequence[str]) -> list[str]:
-    """Put options that stand before the command, as Celery's do, behind it."""
+    """Move options from before the command, where Celery has them, to after it."""
     before: list[tuple[str, ...]] = []
     rest = list(argv)
     while rest and rest[0].startswith("-"):
@@ -104,12 +104,12 @@ def in_order(argv: Sequence[str]) -> list[str]:
     if not rest or not before:
         return list(argv)
     command, behind = rest[0], rest[1:]
-    kept = [word for words in before for word in _kept(words, command)]
+    kept = [word for words in before for word in _adapt(words, command)]
     return [command, *kept, *behind]
 
 
-def _kept(words: tuple[str, ...], command: str) -> tuple[str, ...]:
-    """Return what the command is to read of an option that stood before it."""
+def _adapt(words: tuple[str, ...], command: str) -> tuple[str, ...]:
+    """Return an option from before the command as the command takes it."""
     name, _, value = words[0].partition("=")
     if command == "worker":
         return ("--no-color",) if name == "-C" else words
@@ -127,10 +127,10 @@ def _kept(words: tuple[str, ...], command: str) -> tuple[str, ...]:
 
 
 def refused(argv: Sequence[str]) -> str | None:
-    """Say what to do instead of a command, or an option before it, that only Celery has.
+    """Return what to do instead of a command, or an option before it, that only Celery has.
 
     Args:
-        argv: `in_order`.
+        argv: as `in_order` returns it.
     """
     command, *options = argv or [""]
     if command in COMMANDS:
@@ -143,7 +143,7 @@ def refused(argv: Sequence[str]) -> str | None:
 
 
 class _Instead(argparse.Action):
-    """An option of Celery's that is answered with a sentence."""
+    """A Celery option that is answered with a sentence."""
 
     def __call__(
         self,
@@ -156,14 +156,14 @@ class _Instead(argparse.Action):
 
 
 class _Ignored(argparse.Action):
-    """An option of Celery's that asks for what is so anyway."""
+    """A Celery option for what is always the case here."""
 
     def __call__(self, *_arguments: Any, **_options: Any) -> None:
         """Do nothing."""
 
 
 def pool(text: str) -> str:
-    """Read the name of a pool: it is always the same one."""
+    """Read the name of a pool; there is only one."""
     if text not in _GREEN:
         instead = _POOLS.get(text, "there is one pool, of gevent's greenlets: leave -P out")
         raise argparse.ArgumentTypeError(f"no pool {text!r}: {instead}")
@@ -171,7 +171,7 @@ def pool(text: str) -> str:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give the worker's parser what Celery's worker knows; help does not show it."""
+    """Add the options of Celery's worker to `parser`; help does not show them."""
     add = parser.add_argument
     add("-P", "--pool", type=pool, metavar="POOL", help="gevent, the only one: greenlets")
     add("-O", "--optimization", action=_Ignored, help=argparse.SUPPRESS,

@@ -1,4 +1,4 @@
-"""``greenq graph``: the parts of the worker and of its consumer, in the order of their start."""
+"""``greenq graph``: the parts of the worker and of its consumer, in starting order."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     Graphs = Mapping[str, Sequence[Node]]
 
-# Never connected to: a worker is made, but not started. (The embedded server would be started.)
+# Never connected to: the worker is created, but not started. (An embedded server would start.)
 _NOWHERE = {"broker_url": "redis://nowhere.invalid:6379/0", "result_backend": "disabled://"}
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show the blueprints as text, as JSON, or as a graph that ``dot`` draws."""
+    """Print the blueprints as text, as JSON, or as a graph for ``dot``."""
     app = find_app(args.app) if args.app else Greenq("graph", set_as_current=False)
     app.conf.update(_NOWHERE)
     options = custom_defaults(app.user_options["worker"])
@@ -47,7 +47,7 @@ def _graphs(worker: Worker) -> dict[str, Sequence[Node]]:
 
 
 def text(graphs: Graphs) -> Iterator[str]:
-    """Write each blueprint as a table."""
+    """Format each blueprint as a table."""
     for number, (name, nodes) in enumerate(graphs.items()):
         if number:
             yield ""
@@ -63,7 +63,7 @@ def text(graphs: Graphs) -> Iterator[str]:
 
 
 def dot(graphs: Graphs) -> Iterator[str]:
-    """Write the blueprints in the language of Graphviz; arrows go from what is required."""
+    """Format the blueprints for Graphviz; arrows point from a requirement to what requires it."""
     yield "digraph greenq {"
     yield "  rankdir=LR; node [shape=box];"
     for name, nodes in graphs.items():

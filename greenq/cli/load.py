@@ -15,10 +15,10 @@ from greenq.app import Greenq
 from greenq.errors import AppNotFound, GreenqError
 from greenq.suggest import nearest
 
-# Files whose frames say nothing about the user's module.
+# Files whose frames are not the user's code.
 _NOT_THE_USERS = ("<frozen importlib", str(Path(greenq.__file__).parent), importlib.__file__)
 
-# Where an app may stand in a module, and which submodules of a package may hold it.
+# Names of an app in a module, and of a package's submodules that may hold it.
 _ATTRIBUTES = ("app", "greenq", "celery")
 _SUBMODULES = ("greenq", "celery")
 
@@ -26,14 +26,15 @@ _SUBMODULES = ("greenq", "celery")
 def find_app(path: str | None) -> Greenq:
     """Import the app that ``-A`` names: ``module``, ``module:attribute`` or ``package``.
 
-    Of a module its ``app``, ``greenq`` or ``celery`` counts, else the only app in it; of a package
-    also its submodule ``greenq`` or ``celery``. The current folder is looked at first.
+    In a module it is ``app``, ``greenq`` or ``celery``, or else the only app there; in a package it
+    may also be in the submodule ``greenq`` or ``celery``. The current folder comes first on the
+    import path.
 
     Raises:
-        AppNotFound: with what was tried and what to do.
+        AppNotFound: no app was found; the message says what was tried and what to do.
     """
     if not path:
-        raise AppNotFound("no app named: say where it is, as in `greenq worker -A proj`")
+        raise AppNotFound("no app named: name it, as in `greenq worker -A proj`")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     name, _, attribute = path.partition(":")
@@ -55,15 +56,15 @@ def _none_found(module: ModuleType) -> str:
     apps = _apps_in(module)
     if apps:
         named = " or ".join(f"-A {name}:{each}" for each in apps)
-        return f"module {name!r} has several Greenq apps: say which, as in {named}"
-    told = f"module {name!r} has no Greenq app named app, greenq or celery"
+        return f"module {name!r} has several Greenq apps: name one, as in {named}"
+    message = f"module {name!r} has no Greenq app named app, greenq or celery"
     for attribute, value in vars(module).items():
         if _is_celerys(value):
             return (
-                f"{told}; its {attribute!r} is an app of Celery's: make it one of greenq's, "
+                f"{message}; its {attribute!r} is a Celery app: make it a Greenq app, "
                 f"`from greenq import Greenq` and {attribute} = Greenq(...)"
             )
-    return f"{told}; name it, as in `-A {name}:myapp`"
+    return f"{message}; name it, as in `-A {name}:myapp`"
 
 
 def _is_celerys(value: object) -> bool:
@@ -74,17 +75,17 @@ def _is_celerys(value: object) -> bool:
 
 
 def import_tasks(app: Greenq) -> None:
-    """Import the modules of tasks that an app names.
+    """Import the task modules that an app names.
 
     Raises:
-        GreenqError: one of them cannot be imported; its own frames are told, and no others.
+        GreenqError: a module cannot be imported; the message has the frames of user code only.
     """
     try:
         app.import_task_modules()
     except GreenqError:
         raise
     except Exception as exc:
-        raise AppNotFound(f"a module of tasks cannot be imported:\n{_last_lines(exc)}") from exc
+        raise AppNotFound(f"a task module cannot be imported:\n{_last_lines(exc)}") from exc
 
 
 def _import(name: str) -> ModuleType:
@@ -94,12 +95,12 @@ def _import(name: str) -> ModuleType:
         missing = exc.name or name
         if name.endswith(".py") and name.startswith(missing):
             raise AppNotFound(
-                f"-A wants the name of a module, not of its file: -A {name.removesuffix('.py')}"
+                f"-A takes the name of a module, not of its file: -A {name.removesuffix('.py')}"
             ) from exc
         if name == missing or name.startswith(f"{missing}."):
             raise AppNotFound(
                 f"no module named {missing!r} in {os.getcwd()} or on the import path; start greenq "
-                "in the folder that holds it, or set PYTHONPATH"
+                "in the folder that contains it, or set PYTHONPATH"
             ) from exc
         raise AppNotFound(
             f"module {name!r} needs {missing!r}, which is not installed:\n{_last_lines(exc)}"
@@ -111,10 +112,12 @@ def _import(name: str) -> ModuleType:
 def _attribute(module: ModuleType, attribute: str) -> Greenq:
     value = getattr(module, attribute, None)
     if not isinstance(value, Greenq):
-        what = "has no such name" if value is None else f"is {type(value).__name__}, no Greenq app"
+        what = (
+            "has no such name" if value is None else f"is {type(value).__name__}, not a Greenq app"
+        )
         apps = _apps_in(module)
         if _is_celerys(value):
-            what = "is an app of Celery's, no Greenq app: make it one, `from greenq import Greenq`"
+            what = "is a Celery app, not a Greenq app: change it with `from greenq import Greenq`"
         elif apps:
             near = nearest(attribute, apps)
             likely = apps if near is None else [near]
@@ -138,7 +141,7 @@ def _apps_in(module: ModuleType) -> list[str]:
 
 
 def _last_lines(exc: BaseException) -> str:
-    """Return the user's own frames at the end of a traceback, and the error."""
+    """Return the frames of user code at the end of a traceback, and the error."""
     frames = traceback.extract_tb(exc.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
     return "".join(

@@ -1,4 +1,4 @@
-"""A file with the process id, locked as long as the process lives."""
+"""A file with the process id, locked while the process lives."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ if TYPE_CHECKING:
 
 @contextmanager
 def pid_file(path: str | None) -> Iterator[None]:
-    """Keep this process's id in the file `path` for the time of the block; None keeps none.
+    """Keep this process's id in the file `path` during the block; with None, do nothing.
 
-    The lock says that its owner lives, so a file left behind by a crash is in nobody's way.
+    The lock shows that its owner lives, so a file left behind by a crash does no harm.
 
     Raises:
-        ConfigError: the file cannot be written, or is not one of the user's own.
-        GreenqError: another living process has it.
+        ConfigError: the file cannot be written or does not belong to the user.
+        GreenqError: another living process has locked it.
     """
     if path is None:
         yield
         return
-    # The app may change to another folder.
+    # The app may change the current folder.
     path = os.path.abspath(path)
-    number = _locked(path)
+    number = _lock(path)
     try:
         os.ftruncate(number, 0)
         os.write(number, f"{os.getpid()}\n".encode())
         yield
     finally:
-        # Somebody may have deleted it by hand, and another process made one of its own.
+        # It may have been deleted by hand, and replaced by another process.
         if _is_file(number, path):
             Path(path).unlink(missing_ok=True)
         os.close(number)
 
 
-def _locked(path: str) -> int:
-    """Open and lock the file; whoever held it before may be deleting it at this moment."""
+def _lock(path: str) -> int:
+    """Open and lock the file; its previous owner may be deleting it at this moment."""
     while True:
         try:
-            # Without O_NONBLOCK a pipe of that name would be waited for.
+            # Without O_NONBLOCK, opening a named pipe would wait.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             number = os.open(path, flags, 0o600)
         except OSError as exc:
@@ -61,8 +61,8 @@ def _locked(path: str) -> int:
             holder = os.read(number, 20).decode("ascii", "replace").strip() or "unknown"
             os.close(number)
             raise GreenqError(
-                f"pidfile {path}: process {holder} has it and is alive; stop that one first, or "
-                "give this one a file of its own"
+                f"pidfile {path}: process {holder} has locked it and is alive; stop that process "
+                "first, or use another file for this one"
             ) from None
         except BaseException:
             os.close(number)
@@ -71,18 +71,18 @@ def _locked(path: str) -> int:
 
 
 def _require_own(number: int, path: str) -> None:
-    """See to it that nobody else can lock the file, and that nothing but it is overwritten."""
+    """Check that no other user can lock the file, and that no other file is overwritten."""
     facts = os.fstat(number)
     reason = None
     if not stat.S_ISREG(facts.st_mode):
-        reason = "is no regular file"
+        reason = "is not a regular file"
     elif facts.st_uid != os.geteuid():
         reason = f"belongs to user {facts.st_uid}, not to you"
     elif facts.st_nlink > 1:
-        reason = "has another name, too (a hard link)"
+        reason = "has another name (a hard link)"
     if reason is not None:
-        raise ConfigError([Problem("pidfile", path, f"{reason}: name a file of its own")])
-    # Whoever can open it can lock it.
+        raise ConfigError([Problem("pidfile", path, f"{reason}: use a separate file")])
+    # Anyone who can open it can lock it.
     os.fchmod(number, 0o600)
 
 

@@ -1,4 +1,4 @@
-"""``greenq ping``: who answers, and after how long."""
+"""``greenq ping``: which workers answer, and how fast."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the command's options."""
+    """Add the command's options to `parser`."""
     add_asking_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ping the workers; 69 when none replies."""
+    """Ping the workers; return 69 if none replies."""
     took_ms: dict[str, float] = {}
     with opened(args) as app:
-        # Connected before the clock starts: a worker is measured, not the handshake.
+        # Connect before the clock starts, so as not to measure the handshake.
         app.transport.client.call("PING")
         asked_at = time.perf_counter()
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def line(node: str, reply: object, took_ms: float) -> str:
-    """Return what is said of one node's reply."""
+    """Format one node's reply."""
     if show.is_error(reply):
         said = f"error: {show.text(show.part(reply, 'error'))}"
     else:

@@ -1,4 +1,4 @@
-"""``greenq purge``: delete what waits in queues."""
+"""``greenq purge``: delete the messages waiting in queues."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the command's options."""
+    """Add the command's options to `parser`."""
     add_app_options(parser)
     add = parser.add_argument
     add("-Q", "--queues", type=argument_types.names, default=(), metavar="A,B",
-        help="of these queues (default: the app's)")  # fmt: skip
+        help="only from these queues (default: the app's)")  # fmt: skip
     add("-f", "--force", "--yes", dest="yes", action="store_true", help="do not ask first")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Delete the messages that wait; parked ones, running ones and dead letters stay."""
+    """Delete waiting messages; parked and running ones and dead letters stay."""
     with opened(args) as app:
         names = args.queues or app_queues(app)
         if not args.yes:
             before = look(app, names).queues
             if not sys.stdin.isatty():
                 raise GreenqError(
-                    f"this would delete for good: {described(before.values())}; say --yes to do so"
+                    f"this would delete for good: {described(before.values())}; add --yes to do so"
                 )
             if not confirmed(f"delete for good: {described(before.values())}?"):
                 show.complain("nothing was deleted")
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def described(queues: Iterable[Queue]) -> str:
-    """Say how many messages wait in queues."""
+    """Return how many messages wait in queues, in words."""
     parts = []
     for queue in queues:
         stay = [f"{queue.parked:,} parked"] * bool(queue.parked)
@@ -59,7 +59,7 @@ def described(queues: Iterable[Queue]) -> str:
 
 
 def total(purged: Mapping[str, int]) -> str:
-    """Say how many messages were deleted."""
+    """Return how many messages were deleted, in words."""
     count = sum(purged.values())
     queues = ", ".join(f"{show.printable(name)} {number:,}" for name, number in purged.items())
     return f"purged {count:,} message{'s' if count != 1 else ''} ({queues})"

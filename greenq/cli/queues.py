@@ -1,4 +1,4 @@
-"""``greenq queues``: how many messages wait where, who takes them, and how that changes."""
+"""``greenq queues``: how many messages wait in each queue, its consumers and its growth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _APART_S: Final = 1.0
 _TOP_LEFT: Final = "\033[H\033[J"
 
-# Names of the queues that each process of a broadcast has for itself: channels, in truth.
+# Prefix of the per-process queues of a broadcast, which are really channels.
 _BROADCAST: Final = "bcast."
 
 
@@ -32,17 +32,17 @@ class Queue:
 
     Attributes:
         name: its name.
-        depth: messages that wait, by priority step.
-        inbox: those on their way to a waiting worker.
-        parked: those whose ETA is far.
+        depth: waiting messages by priority step.
+        inbox: messages on their way to a waiting worker.
+        parked: messages with a far ETA.
         dead: dead letters.
-        held: those that wait in workers, for their ETA, a retry or a rate limit; None if nobody
-            tells.
+        held: messages that wait in workers for their ETA, a retry or a rate limit; None if
+            unknown.
         consumers: nodes that take from it.
-        untaken: surely no worker takes from it.
-        paused: who has paused it and when, None if nobody has.
-        oldest_s: the age of the message that waits longest; None if nobody knows.
-        change_per_s: by how much the waiting ones grow in a second; None with one look only.
+        untaken: True if certainly no worker takes from it.
+        paused: who paused it and when; None if it is not paused.
+        oldest_s: the age of the oldest waiting message; None if unknown.
+        change_per_s: growth of the waiting messages per second; None after a single look.
     """
 
     name: str
@@ -59,18 +59,18 @@ class Queue:
 
     @property
     def waiting(self) -> int:
-        """Messages that a worker could take now."""
+        """How many messages a worker could take now."""
         return sum(self.depth.values()) + self.inbox
 
     @property
     def drained_in_s(self) -> float | None:
-        """When nothing waits any more, seconds, if it goes on like this; None if it does not."""
+        """Seconds until the queue is empty at the present rate; None if it does not shrink."""
         if not self.waiting or self.change_per_s is None or self.change_per_s >= 0:
             return None
         return self.waiting / -self.change_per_s
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the queue for JSON."""
         shown: dict[str, Any] = {
             "waiting": self.waiting,
             "depth": {str(step): count for step, count in self.depth.items()},
@@ -91,12 +91,12 @@ class Queue:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the command's options."""
+    """Add the command's options to `parser`."""
     add_asking_options(parser)
     add = parser.add_argument
     add("-Q", "--queues", type=argument_types.names, default=(), metavar="A,B",
-        help="these only (default: all that were ever declared, and the app's)")  # fmt: skip
-    add("--rates", action="store_true", help="look twice, a second apart, and tell the change")
+        help="only these (default: all that were ever declared, and the app's)")  # fmt: skip
+    add("--rates", action="store_true", help="look twice, a second apart, and show the change")
     add("--watch", action="store_true", help="look every second until interrupted")
 
 
@@ -129,7 +129,7 @@ def _watch(app: Greenq, args: argparse.Namespace, names: Iterable[str]) -> None:
         names = args.queues or known_queues(app)
 
 
-# --- looking --------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +137,9 @@ class Look:
     """The queues at one moment.
 
     Attributes:
-        at_s: when (monotonic).
+        at_s: monotonic time.
         queues: by name.
-        incomplete: some worker has not replied.
+        incomplete: True if a worker has not replied.
     """
 
     at_s: float
@@ -150,7 +150,7 @@ class Look:
 def known_queues(app: Greenq, *, within_s: float | None = None) -> list[str]:
     """Return all queues that were ever declared, and the app's, by name.
 
-    On a server with millions of keys that takes its time: `within_s` is how long to look for them.
+    This takes long on a server with millions of keys; `within_s` limits the time.
     """
     found = {binding.queue for binding in bindings(app, within_s=within_s)}
     found = {name for name in found if not name.startswith(_BROADCAST)}
@@ -158,9 +158,9 @@ def known_queues(app: Greenq, *, within_s: float | None = None) -> list[str]:
 
 
 def app_queues(app: Greenq) -> list[str]:
-    """Return the queues that the app's workers consume when nothing else is said.
+    """Return the queues that the app's workers consume by default.
 
-    Without broadcasts, in which nothing waits.
+    Broadcasts are left out: no messages wait in them.
     """
     task = app.config.task
     if not task.task_queues:
@@ -169,7 +169,7 @@ def app_queues(app: Greenq) -> list[str]:
 
 
 def look(app: Greenq, names: Iterable[str]) -> Look:
-    """Count the messages of queues, as seen from the server alone."""
+    """Count the messages of queues; ask only the server."""
     broker = app.transport.broker
     names = tuple(names)
     paused, oldest, now = broker.paused(), broker.oldest(names), time.time()
@@ -186,7 +186,7 @@ def look(app: Greenq, names: Iterable[str]) -> Look:
 def from_counts(
     name: str, counts: Mapping[int | str, int], paused: Mapping[str, Any] | None
 ) -> Queue:
-    """Make a queue of the broker's counts."""
+    """Create a `Queue` from the broker's counts."""
     return Queue(
         name,
         depth={step: count for step, count in counts.items() if isinstance(step, int)},
@@ -199,48 +199,48 @@ def from_counts(
 
 @dataclass(frozen=True, slots=True)
 class Takers:
-    """Who takes from which queues.
+    """Which workers take from which queues.
 
     Attributes:
         nodes: by queue.
-        all_known: whether nobody else is there who might take from any.
+        all_known: whether these are certainly all workers.
     """
 
     nodes: Mapping[str, Sequence[str]]
     all_known: bool
 
     def leave(self, queue: str) -> bool:
-        """Tell whether surely nobody takes from a queue."""
+        """Return whether certainly no worker takes from a queue."""
         return self.all_known and queue not in self.nodes
 
 
 def takers(roll: Roll, replies: Mapping[str, Any]) -> Takers:
-    """Put together what the server knows of greenq's workers, and what others reply.
+    """Combine what the server knows of greenq's workers with the replies of others.
 
     Args:
-        roll: who holds a lease. A worker that is blocked or mute takes from its queues no less.
-        replies: to the command active_queues, by node; Celery's workers are asked, and those that
-            have not told the server yet.
+        roll: workers with a lease. A blocked or unresponsive worker still takes from its queues.
+        replies: to the command active_queues, by node: of Celery's workers, and of those that
+            have not registered their queues yet.
     """
     found: dict[str, list[str]] = {}
-    said = {
+    replied = {
         node: [str(show.part(queue, "name")) for queue in reply]
         for node, reply in replies.items()
         if isinstance(reply, list)
     }
-    told = said | roll.queues
-    for node in sorted(told):
-        for name in told[node]:
+    queues_of = replied | roll.queues
+    for node in sorted(queues_of):
+        for name in queues_of[node]:
             found.setdefault(name, []).append(node)
-    return Takers(found, all_known=roll.living.keys() | roll.strangers <= told.keys())
+    return Takers(found, all_known=roll.living.keys() | roll.strangers <= queues_of.keys())
 
 
 def held(replies: Mapping[str, Any]) -> dict[str, int]:
-    """Return how many messages wait in workers, by queue, of their replies to status."""
+    """Return how many messages wait in workers, by queue, from their replies to status."""
     found: dict[str, int] = {}
     for reply in replies.values():
-        told = show.part(reply, "held")
-        for queue, count in (told if isinstance(told, dict) else {}).items():
+        counts = show.part(reply, "held")
+        for queue, count in (counts if isinstance(counts, dict) else {}).items():
             if isinstance(count, int):
                 found[str(queue)] = found.get(str(queue), 0) + count
     return found
@@ -249,13 +249,13 @@ def held(replies: Mapping[str, Any]) -> dict[str, int]:
 def _complete(
     app: Greenq, args: argparse.Namespace, names: Iterable[str], before: Look | None
 ) -> Look:
-    """Look, and add what takes more than a look."""
+    """Look, and add what the server alone does not know."""
     roll = called_roll(app)
     replies = ask(app, args, "active_queues")
     absent = silent(app, args, replies, roll)
     for node, why in absent.items():
         show.complain(f"{node}: {why}")
-    # Those that have answered are there; Celery's workers do not know this one.
+    # Ask only workers that have replied; Celery's do not know this command.
     waiting = held(ask(app, args, "status", destination=tuple(replies))) if replies else {}
     taking = takers(roll, replies)
     now = look(app, names)
@@ -268,7 +268,7 @@ def _complete(
                 if not args.destination or node in args.destination
             ],
             held=waiting.get(name),
-            # Who was not asked may take from any.
+            # A worker that was not asked may take from any queue.
             untaken=not args.destination and taking.leave(name),
             change_per_s=change_per_s(before, now, name),
         )
@@ -278,14 +278,14 @@ def _complete(
 
 
 def change_per_s(before: Look | None, now: Look, name: str) -> float | None:
-    """Return by how much a queue's waiting messages grow in a second, None if nobody knows."""
+    """Return the growth of a queue's waiting messages per second; None if unknown."""
     if before is None or name not in before.queues or now.at_s <= before.at_s:
         return None
     grown = now.queues[name].waiting - before.queues[name].waiting
     return grown / (now.at_s - before.at_s)
 
 
-# --- showing --------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 
 def _show(seen: Look, args: argparse.Namespace) -> None:
@@ -298,14 +298,14 @@ def _show(seen: Look, args: argparse.Namespace) -> None:
 
 
 def headings(queues: Sequence[Queue]) -> tuple[str, ...]:
-    """Return the columns' names; each priority step has one."""
+    """Return the column headings; each priority step has one."""
     steps = [f"P{step}" for step in queues[0].depth] if queues else []
     places = "INBOX", "PARKED", "HELD", "DEAD", "OLDEST", "CONSUMERS", "CHANGE/S", "DRAINED IN"
     return ("QUEUE", "WAITING", *steps, *places, "")
 
 
 def row(queue: Queue) -> tuple[str, ...]:
-    """Return a queue's line."""
+    """Return a queue's row."""
     change = queue.change_per_s
     return (
         show.printable(queue.name),
@@ -335,7 +335,7 @@ def _untaken(queue: Queue) -> str:
 
 
 def total(queues: Sequence[Queue]) -> str:
-    """Count the messages of all queues, in a sentence."""
+    """Return the message counts of all queues, as a sentence."""
     waiting = sum(queue.waiting for queue in queues)
     parked = sum(queue.parked for queue in queues)
     dead = sum(queue.dead for queue in queues)

@@ -1,4 +1,4 @@
-"""``greenq inspect`` and ``greenq control``: any command that workers answer."""
+"""``greenq inspect`` and ``greenq control``: all remote commands."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from greenq.app import Greenq
 
-# Items of a list asked for at a time: a worker may hold tens of thousands.
+# Items of a list per request: a worker may hold tens of thousands.
 _PAGE: Final = 1000
 
 # Commands that Celery's workers do not know.
@@ -44,11 +44,11 @@ _OTHER: Final = {"inspect": "control", "control": "inspect"}
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the command line asks for.
+    """What the command line requests.
 
     Attributes:
         command: the command, known or not.
-        arguments: by name, those that were given.
+        arguments: those that were given, by name.
     """
 
     command: RemoteCommand
@@ -59,12 +59,12 @@ class Request:
 
 
 def add_inspect_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the options of ``inspect``."""
+    """Add the options of ``inspect`` to `parser`."""
     _add_options(parser, "inspect")
 
 
 def add_control_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the options of ``control``."""
+    """Add the options of ``control`` to `parser`."""
     _add_options(parser, "control")
 
 
@@ -87,21 +87,21 @@ def _add_sending_options(
     default = argparse.SUPPRESS if again else False
     add = parser.add_argument
     add("--any", action="store_true", default=default,
-        help="send a command of one's own, as CMD key=value")  # fmt: skip
+        help="send a custom command, as CMD key=value")  # fmt: skip
     if group == "control":
         add("--yes", action="store_true", default=default, help="do not ask first")
 
 
 def read(args: argparse.Namespace) -> Request:
-    """Read the command and its arguments; a mistake ends the program with what is right.
+    """Read the command and its arguments; a mistake ends the program with a suggestion.
 
-    Options may stand behind the command as well: `args` takes them over.
+    Options may also follow the command: they are stored in `args`.
     """
     group, name = args.command, args.name
     known = find(group, name)
     prog = f"{args.parser.prog} {name}"
     if known is None:
-        behind = Parser(prog=prog, allow_abbrev=False, description="A command of one's own.")
+        behind = Parser(prog=prog, allow_abbrev=False, description="A custom command.")
     else:
         behind = Parser(prog=prog, allow_abbrev=False, description=f"{known.text}.".capitalize())
         for parameter in known.parameters:
@@ -116,23 +116,23 @@ def read(args: argparse.Namespace) -> Request:
     if known is None:
         return Request(RemoteCommand(name, ""), dict(args.pairs))
     given = {each.name: getattr(args, each.dest, None) for each in known.parameters}
-    # An optional list that is empty was not given either.
+    # An empty optional list counts as not given.
     return Request(known, {key: value for key, value in given.items() if value not in (None, [])})
 
 
 def _refuse(args: argparse.Namespace) -> None:
     other = _OTHER[args.command]
     if find(other, args.name) is not None:
-        args.parser.error(f"{args.name} is another command: greenq {other} {args.name}")
+        args.parser.error(f"{args.name} is a command of {other}: greenq {other} {args.name}")
     args.parser.words = tuple(each.name for each in BY_GROUP[args.command])
-    args.parser.error(f"no command {args.name!r}; --any sends it all the same")
+    args.parser.error(f"unknown command {args.name!r}; --any sends it anyway")
 
 
 # --- asking ---------------------------------------------------------------------------------------
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send the command and show the replies; 69 when there is none, 1 when all are errors."""
+    """Send the command and print the replies; return 69 without a reply, 1 if all are errors."""
     request = read(args)
     with opened(args) as app:
         if request.command.silent:
@@ -157,18 +157,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tell(app: Greenq, args: argparse.Namespace, request: Request) -> int:
-    """Send a command that nobody replies to, and say to whom; 69 when nobody is there.
+    """Send a command without replies, and print its receivers; return 69 without workers.
 
     Raises:
-        GreenqError: it would go to all nodes, and nobody is there who could be asked.
+        GreenqError: it would go to all nodes, and there is no terminal to ask for confirmation.
     """
     pongs = ask(app, args, "ping")
     absent = silent(app, args, pongs)
-    # One that is blocked hears it as soon as its hub moves.
+    # A blocked worker gets it as soon as its hub runs again.
     nodes = sorted({*pongs, *(node for node in absent if node in called_roll(app).living)})
     if not nodes:
         return said_missing(args, {}, absent)
-    if not _meant(request, args, nodes):
+    if not _confirm(request, args, nodes):
         show.complain("nothing was sent")
         return 1
     app.control.mailbox.tell(
@@ -182,7 +182,7 @@ def _tell(app: Greenq, args: argparse.Namespace, request: Request) -> int:
 
 
 def _keep(app: Greenq, request: Request) -> str | None:
-    """Have the server keep what holds for nodes that start later, too; return it in words."""
+    """Store on the server what also applies to nodes that start later; return it in words."""
     broker, arguments = app.transport.broker, request.arguments
     if request.command is find("control", "pause"):
         arguments["by"] = _who()
@@ -195,7 +195,7 @@ def _keep(app: Greenq, request: Request) -> str | None:
 
 
 def _untaken(app: Greenq, args: argparse.Namespace, request: Request) -> str:
-    """Say so if the queue that is paused is one that no worker takes from: a typo, perhaps."""
+    """Return a warning if no worker takes from the paused queue: it may be a typo."""
     if request.command is not find("control", "pause"):
         return ""
     queue = request.arguments["queue"]
@@ -207,7 +207,7 @@ def _untaken(app: Greenq, args: argparse.Namespace, request: Request) -> str:
 
 
 def _who() -> str:
-    """Name whoever types this, for those who wonder why a queue is paused."""
+    """Return user and host, for those who wonder why a queue is paused."""
     user = os.environ.get("LOGNAME") or os.environ.get("USER") or f"gen{os.getpid()}"
     return f"{user}@{socket.gethostname()}"
 
@@ -223,14 +223,14 @@ def _ask(app: Greenq, args: argparse.Namespace, request: Request) -> dict[str, A
     return pages(sent, **given) if request.command.paged else sent(given)
 
 
-def _meant(request: Request, args: argparse.Namespace, nodes: Sequence[str]) -> bool:
-    """Ask before something that cannot be undone is done to all nodes."""
+def _confirm(request: Request, args: argparse.Namespace, nodes: Sequence[str]) -> bool:
+    """Ask for confirmation before doing something irreversible to all nodes."""
     if not request.command.destructive or args.destination or args.yes:
         return True
     named = ", ".join(map(show.printable, nodes))
     if not sys.stdin.isatty():
         raise GreenqError(
-            f"this would be done to all nodes, Celery's too: {named}; say --yes to do so, or name "
+            f"this affects all nodes, Celery's too: {named}; add --yes to do so, or name "
             "some with -d"
         )
     return confirmed(f"{request.command.name} on all nodes ({named})?")
@@ -243,13 +243,13 @@ def pages(
     offset: int = 0,
     page: int = _PAGE,
 ) -> dict[str, Any]:
-    """Ask for lists page by page and return them whole, by node.
+    """Request lists page by page and return them whole, by node.
 
     Args:
-        ask: sends ``limit`` and ``offset`` to the nodes given, None: all that are meant.
-        limit: so many of each node; None: all.
-        offset: from this one on.
-        page: how many at a time.
+        ask: sends ``limit`` and ``offset`` to the given nodes, or to all selected if None.
+        limit: at most this many items of each node; None for all.
+        offset: index of the first item.
+        page: items per request.
     """
     found: dict[str, Any] = {}
     nodes: Sequence[str] | None = None
@@ -261,7 +261,7 @@ def pages(
             if not isinstance(reply, list):
                 found.setdefault(node, reply)
             elif len(reply) > size:
-                # A Celery worker takes no notice of limit and offset: this is its whole list.
+                # A Celery worker ignores limit and offset: this is its whole list.
                 found[node] = reply[offset:end]
             elif start == offset:
                 found[node] = list(reply)
@@ -280,7 +280,7 @@ def pages(
 def lines(
     method: str, node: str, reply: object, arguments: Mapping[str, Any] | None = None
 ) -> Iterator[str]:
-    """Write a node's reply: behind its name if it is one line, else below it."""
+    """Format a node's reply: after its name if it is one line, else below it."""
     body = list(_body(method, reply, arguments or {}))
     name = show.printable(node)
     if len(body) == 1:
@@ -291,15 +291,15 @@ def lines(
 
 
 def _foreign(method: str, arguments: Mapping[str, Any]) -> str:
-    """Say what a node of Celery's does that does not know a command of greenq's own."""
+    """Return what a Celery node does that does not know one of greenq's own commands."""
     queue = show.printable(str(arguments.get("queue", "?")))
     does = {
-        "pause": f"it still takes from {queue} (cancel_consumer {queue} ends that)",
-        "resume": f"it takes from {queue} unless cancel_consumer has ended that "
+        "pause": f"it still takes from {queue} (cancel_consumer {queue} stops that)",
+        "resume": f"it takes from {queue} unless cancel_consumer has stopped that "
         f"(add_consumer {queue})",
-        "drain": "it goes on taking messages (cancel_consumer ends that, queue by queue)",
+        "drain": "it goes on taking messages (cancel_consumer stops that, queue by queue)",
     }
-    return f"a worker of Celery's: {does.get(method, 'it does not know this command')}"
+    return f"a Celery worker: {does.get(method, 'it does not know this command')}"
 
 
 def _body(method: str, reply: object, arguments: Mapping[str, Any]) -> Iterator[str]:
@@ -352,12 +352,12 @@ def _seconds(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """How a reply becomes a table.
+    """How to show a reply as a table.
 
     Attributes:
-        headings: of its columns.
-        row: makes a line of one item.
-        kind: of the reply; a mapping's items are pairs.
+        headings: of the columns.
+        row: turns an item into a row.
+        kind: type of the reply; a mapping's items are pairs.
     """
 
     headings: tuple[str, ...]
@@ -365,7 +365,7 @@ class _Table:
     kind: type = list
 
     def items(self, reply: Any) -> Any:
-        """Return what the lines are about."""
+        """Return the items to show, one per row."""
         return reply.items() if self.kind is dict else reply
 
 

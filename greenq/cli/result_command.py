@@ -1,4 +1,4 @@
-"""``greenq result``: what has become of a task."""
+"""``greenq result``: the state and result of a task."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the command's options."""
+    """Add the command's options to `parser`."""
     parser.add_argument("id", metavar="ID", help="the task's id")
     add_app_options(parser)
-    parser.add_argument("--traceback", action="store_true", help="the traceback of a failure, too")
+    parser.add_argument(
+        "--traceback", action="store_true", help="also print the traceback of a failure"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show the stored state and result; a task that nobody knows is PENDING."""
+    """Print the stored state and result; an unknown task is PENDING."""
     with opened(args) as app:
-        # One reading for all of it: the task may end meanwhile.
+        # Read everything at once: the task may end meanwhile.
         meta = app.transport.backend.get(args.id)
     found = {
         "id": args.id,
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """Write a result for people."""
+    """Format a result as text."""
     for name, value in found.items():
         if name == "result":
             result = (
@@ -54,7 +56,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
             yield from _named(name, [show.text(value)])
     if found.get("traceback"):
         yield ""
-        # Indented: it is text of whoever ran the task, and may look like anything.
+        # Indented, since this text comes from the task and may look like anything.
         yield from (f"  {show.printable(line)}" for line in str(found["traceback"]).splitlines())
 
 

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the command's options."""
+    """Add the command's options to `parser`."""
     add_app_options(parser)
-    parser.add_argument("--plain", action="store_true", help="not IPython, even if it is installed")
+    parser.add_argument(
+        "--plain", action="store_true", help="do not use IPython, even if it is installed"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the prompt until it is left; calls block here as in any script."""
+    """Run the prompt until the user leaves it; calls block here as in any script."""
     with opened(args) as app:
         app.import_task_modules()
         names = namespace(app)
@@ -36,9 +38,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def namespace(app: Greenq) -> dict[str, Any]:
-    """Return what is at hand: the app, its tasks by their short names, and greenq's own names.
+    """Return the prompt's names: the app, its tasks by their short names, and greenq's names.
 
-    A task whose short name is taken is in ``tasks`` only.
+    A task whose short name is already used is in ``tasks`` only.
     """
     names: dict[str, Any] = {}
     for name, task in sorted(app.tasks.items()):
@@ -57,7 +59,7 @@ def namespace(app: Greenq) -> dict[str, Any]:
 
 def _prompt(app: Greenq, names: dict[str, Any]) -> None:
     if sys.stdin.isatty() and importlib.util.find_spec("readline") is not None:
-        # Its import alone gives the prompt its keys and history.
+        # Importing it gives the prompt line editing and history.
         importlib.import_module("readline")
     code.interact(
         banner=f"greenq {greenq.__version__}, app {app.main}: app, tasks, control, AsyncResult",

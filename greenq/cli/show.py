@@ -1,4 +1,4 @@
-"""Values as text for people: tables, trees, ages; and as JSON for programs."""
+"""Output: values as text for people (tables, trees, ages), and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ _UNITS = (("d", 86400), ("h", 3600), ("m", 60))
 
 
 def write(line: str = "") -> None:
-    """Write a line to stdout."""
+    """Print a line to stdout."""
     sys.stdout.write(f"{line}\n")
 
 
 def complain(text: str) -> None:
-    """Write a line about what went wrong to stderr; it may name what others have written."""
+    """Print an error to stderr; it may contain text that others have written."""
     sys.stderr.write("".join(f"{printable(line)}\n" for line in text.splitlines()))
 
 
 def write_json(value: object) -> None:
-    """Write a value as one line of JSON; what JSON has no form for, as its repr."""
+    """Print a value as one line of JSON; what JSON cannot represent, as its repr."""
     write(json.dumps(value, default=repr))
 
 
 def write_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a table that fits the terminal."""
+    """Print a table that fits the terminal."""
     for line in table(headings, rows, color=bold_wanted(), width=width()):
         write(line)
 
 
 def bold_wanted() -> bool:
-    """Tell whether headings may be bold."""
+    """Return whether headings may be bold."""
     return log.wants_color(sys.stdout)
 
 
 def width() -> int | None:
-    """Return the terminal's width; None when the output goes elsewhere and lines may be long."""
+    """Return the terminal's width; None if the output is not a terminal: lines may be long."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def bold(text: str) -> str:
-    """Make a heading stand out where that is possible."""
+    """Make a heading bold if possible."""
     return f"{_BOLD}{text}{_PLAIN}" if bold_wanted() else text
 
 
@@ -60,7 +60,7 @@ def table(
     color: bool = False,
     width: int | None = None,
 ) -> Iterator[str]:
-    """Align rows below their headings; lines longer than `width` are cut. Nothing if no rows."""
+    """Align rows below their headings, cut to `width`; yield nothing without rows."""
     if not rows:
         return
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
@@ -73,7 +73,7 @@ def table(
 
 
 def tree(value: object) -> Iterator[str]:
-    """Write a value as lines: a key or a dash before each part, nested parts indented."""
+    """Format a value as lines: a key or a dash before each part, nested parts indented."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from _branch(f"{text(key)}:", item)
@@ -88,7 +88,7 @@ def tree(value: object) -> Iterator[str]:
 
 def _branch(lead: str, item: object) -> Iterator[str]:
     lines = list(tree(item))
-    # A list's item begins on the line of its dash, a key's value only if it is one line.
+    # A list item starts on the line of its dash, a key's value only if it is one line.
     inline = (lead == "-") or (len(lines) == 1 and not (isinstance(item, (dict, list)) and item))
     if inline:
         yield f"{lead} {lines[0]}".rstrip()
@@ -99,7 +99,7 @@ def _branch(lead: str, item: object) -> Iterator[str]:
 
 
 def text(value: object) -> str:
-    """Write a value as a cell of a table: one line, nothing that could move the cursor."""
+    """Format a value as a table cell: one line, without control characters."""
     return printable(_scalar(value))
 
 
@@ -110,7 +110,7 @@ def _scalar(value: object) -> str:
 
 
 def age(seconds: object) -> str:
-    """Write a duration as one number and a unit; ``-`` for what is no number."""
+    """Format a duration as a number and a unit; ``-`` if it is not a number."""
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         return "-"
     for unit, size_s in _UNITS:
@@ -120,14 +120,14 @@ def age(seconds: object) -> str:
 
 
 def number(value: object) -> str:
-    """Write a count with its thousands apart; ``-`` for what is no number."""
+    """Format a count with thousands separators; ``-`` if it is not a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "-"
     return f"{value:,}"
 
 
 def part(value: object, *path: str) -> Any:
-    """Return what lies at `path` in nested mappings, None where there is nothing."""
+    """Return the value at `path` in nested mappings, or None."""
     for key in path:
         if not isinstance(value, dict):
             return None
@@ -136,10 +136,10 @@ def part(value: object, *path: str) -> Any:
 
 
 def is_error(reply: object) -> bool:
-    """Tell whether a worker's reply is an error."""
+    """Return whether a worker's reply is an error."""
     return isinstance(reply, dict) and reply.keys() == {"error"}
 
 
 def all_errors(replies: Mapping[str, Any]) -> bool:
-    """Tell whether no worker's reply is anything but an error."""
+    """Return whether all workers' replies are errors."""
     return bool(replies) and all(map(is_error, replies.values()))

@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from greenq.app import Greenq
     from greenq.transport.members import Roll
 
-# So long queues are looked for that nobody takes from.
+# How long to search for queues that no worker takes from.
 _WALK_S = 0.05
 
 HEADINGS = ("NODE", "STATE", "ACTIVE", "PROCESSED", "UPTIME", "")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the command's options."""
+    """Add the command's options to `parser`."""
     add_asking_options(parser)
     parser.add_argument("--expect", type=argument_types.count, metavar="N",
-        help=f"exit with {EX_TEMPFAIL} unless so many nodes reply")  # fmt: skip
+        help=f"exit with {EX_TEMPFAIL} unless this many nodes reply")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask the workers how they are; 69 when there is none, 75 when one does not reply."""
+    """Ask the workers for their state; return 69 without workers, 75 if one does not reply."""
     with opened(args) as app:
         replies = ask(app, args, "status")
         roll = called_roll(app)
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         show.write(total(replies, len(absent), len(gone)))
     for warning in warnings:
         show.complain(f"warning: {warning}")
-    # What the table tells is not said again.
+    # What the table shows is not repeated.
     code = said_missing(args, replies, absent if args.json else {})
     code = EX_TEMPFAIL if absent and (replies or not args.destination) else code
     if args.expect and len(replies) < args.expect:
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 def _left_alone(
     app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any], roll: Roll
 ) -> list[str]:
-    """Say in which queues messages wait though surely no worker takes from them."""
+    """Return warnings about queues with messages that certainly no worker takes."""
     foreign = tuple(replies.keys() - roll.living.keys())
     named = ask(app, args, "active_queues", destination=foreign) if foreign else {}
     taking = takers(roll, named)
@@ -88,7 +88,7 @@ def _left_alone(
     counts = app.transport.broker.depths(name for name in names if taking.leave(name))
     left = [from_counts(name, found, None) for name, found in counts.items()]
     return [
-        f"no worker takes from queue {show.printable(queue.name)}: {queue.waiting:,} wait there"
+        f"no worker takes from queue {show.printable(queue.name)}: {queue.waiting:,} waiting"
         for queue in left
         if queue.waiting
     ]
@@ -99,7 +99,7 @@ def _absent(node: str, word: str, why: str) -> tuple[str, ...]:
 
 
 def row(node: str, reply: Any) -> tuple[str, ...]:
-    """Return a worker's line; what is long stands at its end."""
+    """Return a worker's row; long values come last."""
     word, details = state(reply)
     active, size = (show.part(reply, name) for name in ("active", "size"))
     busy = show.number(active) + (f"/{show.number(size)}" if size is not None else "")
@@ -114,9 +114,9 @@ def row(node: str, reply: Any) -> tuple[str, ...]:
 
 
 def state(reply: Any) -> tuple[str, str]:
-    """Say in a word how a worker is doing, and what is to be said about it.
+    """Return the state of a worker in one word, and the details.
 
-    A Celery worker does not know the command, and says so, which shows that it is well.
+    A Celery worker replies that it does not know the command, which shows that it is well.
     """
     error = show.part(reply, "error")
     if error is not None:
@@ -136,7 +136,7 @@ def state(reply: Any) -> tuple[str, str]:
 
 
 def total(replies: Mapping[str, Any], silent: int = 0, gone: int = 0) -> str:
-    """Count the workers, in a sentence."""
+    """Return the number of workers, as a sentence."""
     said = f"{len(replies)} node{'s' if len(replies) != 1 else ''} online"
     said += f", {silent} without a reply" if silent else ""
     return said + (f", {gone} gone" if gone else "")

@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 _GREEN, _DIM, _BOLD, _PLAIN = "\033[32m", "\033[2m", "\033[1m", "\033[0m"
 
-# Tasks named in the banner; the rest is counted.
+# How many tasks the banner names; the rest are counted.
 _SHOWN_TASKS = 30
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run a worker until it is stopped; what is wrong with its set-up is raised as GreenqError."""
+    """Run a worker until it is stopped; errors in its set-up are raised as GreenqError."""
     if args.workdir:
         os.chdir(args.workdir)
     app = find_app(args.app)
-    # Before the log: a framework's set-up of its own logging would undo that.
+    # Before our own logging set-up, which a framework's would undo.
     app.set_up_framework()
     app.conf.update(_settings(app, args))
     options = read_custom(args, app.user_options["worker"])
@@ -52,12 +52,12 @@ def run(args: argparse.Namespace) -> int:
         import_tasks(app)
         worker = _worker(app, args, options)
         if not args.quiet:
-            # A full disk, or a reader that has gone, is no reason not to work.
+            # A full disk or a closed pipe must not keep the worker from starting.
             with suppress(OSError):
                 sys.stdout.write(banner(app, worker, color=log.wants_color(sys.stdout, color)))
                 sys.stdout.flush()
-        # What is there by now lives as long as the worker: no collection has to look through it
-        # again, which takes a sixth off what a task costs when ten thousand are in flight.
+        # Everything allocated so far outlives every task, so keep the garbage collector away from
+        # it: that saves a sixth of a task's cost with ten thousand in flight.
         gc.collect()
         gc.freeze()
         try:
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(app: Greenq, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that the command line gives."""
+    """Return the settings from the command line."""
     given = {
         "broker_url": args.broker,
         "result_backend": args.result_backend,
@@ -100,7 +100,7 @@ def _worker(app: Greenq, args: argparse.Namespace, options: dict[str, Any]) -> W
 
 
 def banner(app: Greenq, worker: Worker, *, color: bool) -> str:
-    """Return what a person wants to know of a starting worker, without any password."""
+    """Return a summary of the starting worker, without any password."""
     green, dim, bold, plain = (_GREEN, _DIM, _BOLD, _PLAIN) if color else ("", "", "", "")
     transport = app.transport
     results = transport.result_address if transport.stores_results else "disabled"
@@ -119,7 +119,7 @@ def banner(app: Greenq, worker: Worker, *, color: bool) -> str:
     names = sorted(app.tasks)
     lines += ["", f"  {dim}tasks{plain}"] + [f"    {name}" for name in names[:_SHOWN_TASKS]]
     if not names:
-        lines.append("    none: is the module that defines them imported? (see include, imports)")
+        lines.append("    none: is the module with the tasks imported? (see include, imports)")
     if len(names) > _SHOWN_TASKS:
         lines.append(f"    and {len(names) - _SHOWN_TASKS} more")
     return "\n".join(lines) + "\n\n"

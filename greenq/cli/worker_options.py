@@ -1,4 +1,4 @@
-"""The options of ``greenq worker`` and ``graph``, and those that an app's own steps bring along."""
+"""The options of ``greenq worker`` and ``greenq graph``, and those of an app's own steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the worker's own options."""
+    """Add the worker's own options to `parser`."""
     add = parser.add_argument
     add("-A", "--app", default=os.environ.get("GREENQ_APP"), help="the app: module or module:name")
     add(
@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--broker",
         type=argument_types.server,
         metavar="URL",
-        help="the server's address, instead of the app's broker_url; @FILE reads it from a file",
+        help="the server's URL, instead of the app's broker_url; @FILE reads it from a file",
     )
     add(
         "--result-backend",
@@ -38,22 +38,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=argument_types.modules,
         default=(),
         metavar="A,B",
-        help="modules to import for the tasks in them, besides the app's",
+        help="task modules to import besides the app's",
     )
     add("--workdir", metavar="DIR", help="change to this folder first")
-    _add_work_options(parser.add_argument_group("which tasks, and how many"))
-    _add_cluster_options(parser.add_argument_group("in the cluster"))
+    _add_work_options(parser.add_argument_group("tasks"))
+    _add_cluster_options(parser.add_argument_group("cluster"))
     _add_output_options(parser.add_argument_group("name and output"))
     foreign.add_options(parser)
 
 
 def add_graph_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the options of ``greenq graph``."""
+    """Add the options of ``greenq graph`` to `parser`."""
     add = parser.add_argument
-    add("which", nargs="?", choices=("worker", "consumer"), help="one of the two only")
-    add("-A", "--app", default=os.environ.get("GREENQ_APP"), help="with this app's own steps")
+    add("which", nargs="?", choices=("worker", "consumer"), help="show only this one")
+    add("-A", "--app", default=os.environ.get("GREENQ_APP"), help="include this app's own steps")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--dot", action="store_true", help="for Graphviz: greenq graph --dot | dot")
+    form.add_argument(
+        "--dot", action="store_true", help="output for Graphviz: greenq graph --dot | dot"
+    )
     form.add_argument("--json", action="store_true", help="JSON instead of text")
 
 
@@ -65,7 +67,7 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
         type=argument_types.names,
         default=(),
         metavar="A,B",
-        help="queues to take from",
+        help="take only from these queues",
     )
     add(
         "-X",
@@ -73,14 +75,14 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
         type=argument_types.names,
         default=(),
         metavar="A,B",
-        help="queues of task_queues not to take from",
+        help="take from task_queues, except these",
     )
-    add("-c", "--concurrency", type=argument_types.count, metavar="N", help="tasks at once")
+    add("-c", "--concurrency", type=argument_types.count, metavar="N", help="maximum tasks at once")
     add(
         "--autoscale",
         type=argument_types.limits,
         metavar="MAX,MIN",
-        help="tasks at once follow the queue's depth",
+        help="let the number of tasks at once follow the queue's depth",
     )
     add(
         "--prefetch-multiplier",
@@ -104,22 +106,22 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
         "--task-events",
         action="store_true",
         default=None,
-        help="send events of tasks, for `greenq events` and Flower",
+        help="send task events, for `greenq events` and Flower",
     )
     add(
         "--heartbeat-interval",
         type=argument_types.seconds,
         metavar="S",
-        help="seconds between two heartbeats (default 2)",
+        help="seconds between heartbeats (default 2)",
     )
     without = {
-        "mingle": "learn nothing of the other workers at the start",
-        "gossip": "do not follow the other workers, take no part in elections",
+        "mingle": "learn nothing from the other workers at startup",
+        "gossip": "do not follow the other workers or take part in elections",
         "heartbeat": "send no heartbeats",
         "control": "take no remote commands",
     }
     for step, text in without.items():
-        # Control has a setting, too, which holds when nothing is said here.
+        # Control also has a setting, which applies if this option is not given.
         default = None if step == "control" else True
         add(f"--without-{step}", dest=step, action="store_false", default=default, help=text)
 
@@ -144,43 +146,43 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
         "-f",
         "--logfile",
         metavar="FILE",
-        help="log there instead of to stderr; %%p is the node name, %%n its part before the @",
+        help="log to this file instead of stderr; %%p is the node name, %%n its part before the @",
     )
     add(
         "--pidfile",
         metavar="FILE",
-        help="keep the process id there; a second worker with this file does not start",
+        help="write the process id to this file; a second worker with the same file does not start",
     )
     add("-q", "--quiet", action="store_true", help="no banner")
     add("--no-color", action="store_true", help="no colours")
 
 
 def read_custom(args: argparse.Namespace, options: Iterable[CustomOption]) -> dict[str, Any]:
-    """Read what the worker's own options left over by the app's `options`; return their values.
+    """Parse the remaining arguments with the app's `options`; return their values.
 
-    What nobody knows ends the program with a hint at the nearest option that there is.
+    An unknown option ends the program with a suggestion of the nearest one.
 
     Args:
-        args: as parsed; `args.rest` holds what is left, `args.parser` the parser of the rest.
-        options: of ``app.user_options["worker"]``.
+        args: as parsed; `args.rest` holds what is left, `args.parser` the worker's parser.
+        options: from ``app.user_options["worker"]``.
 
     Raises:
-        ConfigError: the app's option has the name of one of the worker's.
+        ConfigError: an option of the app has the same name as one of the worker's.
     """
     known = set(vars(args))
     for option in options:
         try:
             added = option(args.parser)
         except argparse.ArgumentError as exc:
-            raise _refused(option, exc.message) from None
+            raise _make_error(option, exc.message) from None
         if getattr(added, "dest", None) in known:
-            raise _refused(option, "an option of greenq's own has this name; choose another dest")
+            raise _make_error(option, "greenq has an option of this name; choose another dest")
     args.parser.parse_args(args.rest, args)
     return {name: value for name, value in vars(args).items() if name not in known}
 
 
 def custom_defaults(options: Iterable[CustomOption]) -> dict[str, Any]:
-    """Return the values of the app's `options` when the command line has none of them."""
+    """Return the defaults of the app's `options`."""
     parser = _Lenient(add_help=False)
     for option in options:
         option(parser)
@@ -188,7 +190,7 @@ def custom_defaults(options: Iterable[CustomOption]) -> dict[str, Any]:
 
 
 class _Lenient(argparse.ArgumentParser):
-    """Does without what is required."""
+    """Parses without requiring any argument."""
 
     def defaults(self) -> dict[str, Any]:
         for action in self._actions:
@@ -196,5 +198,5 @@ class _Lenient(argparse.ArgumentParser):
         return vars(self.parse_args([]))
 
 
-def _refused(option: object, reason: str) -> ConfigError:
+def _make_error(option: object, reason: str) -> ConfigError:
     return ConfigError([Problem("user_options", option, reason)])

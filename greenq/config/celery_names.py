@@ -1,7 +1,7 @@
 """Celery's settings that greenq does not have: what each would mean here, and its old names.
 
-A name that stands in no table here, and is no setting of greenq's, is not Celery's. A value that is
-Celery's own default asks for nothing, so it is accepted without a word.
+A name that is neither in these tables nor a greenq setting is not Celery's. Celery's own default
+value asks for nothing, so it is accepted silently.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any, Final, NamedTuple
 
 
 class Foreign(NamedTuple):
-    """A setting of Celery's that greenq does not have.
+    """A Celery setting that greenq does not have.
 
     Attributes:
-        default: Celery's value for it.
-        harmless: leaving it out changes nothing that a task or its sender relies on.
-        advice: why it is not needed, what does its work, or that it is not there yet.
+        default: Celery's default value.
+        harmless: no task or sender relies on it, so it can be ignored.
+        advice: why it is not needed, what replaces it, or that it is not supported yet.
     """
 
     default: Any
@@ -26,22 +26,22 @@ class Foreign(NamedTuple):
 
 _OTHER_STORE = "not needed: results are kept in Redis or Valkey (result_backend)"
 _BEAT = "greenq has no beat yet; `celery beat` can send its tasks to greenq's workers"
-_AMQP = "not needed: it is about AMQP, and greenq speaks to Redis and Valkey only"
+_AMQP = "not needed: it concerns AMQP, and greenq uses only Redis and Valkey"
 _BROKER_PART = "use broker_url instead, as in redis://user:password@host:6379/0"
-_RESULT_PART = "has no effect: result_backend says it all, as in redis://user:password@host:6379/0"
+_RESULT_PART = "no effect: give it in result_backend, as in redis://user:password@host:6379/0"
 _RESULT_SOCKET = (
-    "not needed: the times of broker_transport_options hold for the results' server, too"
+    "not needed: the timeouts in broker_transport_options apply to the results server, too"
 )
 _WRITTEN_AGAIN = "not needed: results are written again until the server has them"
-_CHORDS = "not needed: chords are not there yet"
-_APART = "not there; keep clusters apart by global_keyprefix in broker_transport_options instead"
-_SIGNED = "signed messages are not there yet"
-_EAGER = "not needed: task_always_eager is not there yet"
+_CHORDS = "not needed: chords are not supported yet"
+_APART = "not supported; separate clusters by global_keyprefix in broker_transport_options instead"
+_SIGNED = "signed messages are not supported yet"
+_EAGER = "not needed: task_always_eager is not supported yet"
 _BY_NAME = "not needed: a message goes to the queue that is named"
-_NO_CHILDREN = "not needed: tasks are greenlets of one process, there are no child processes"
-_MAILBOXES = "not needed: the queues of remote control and events end with their readers"
+_NO_CHILDREN = "not needed: tasks are greenlets in one process, there are no child processes"
+_MAILBOXES = "not needed: the queues of remote control and events disappear with their readers"
 _FORMATS = (
-    "not there yet; set up the log yourself and set worker_hijack_root_logger = False instead"
+    "not supported yet; set up logging yourself and set worker_hijack_root_logger = False instead"
 )
 
 _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
@@ -129,17 +129,17 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         },
     ),
     (
-        "not needed: a silent server is noticed by health_check_interval and socket_timeout in "
-        "broker_transport_options",
+        "not needed: health_check_interval and socket_timeout in broker_transport_options detect a "
+        "silent server",
         {"broker_heartbeat": 120, "broker_heartbeat_checkrate": 3.0},
     ),
     (
-        "not needed: broker_url names one server; several are not there yet",
+        "not needed: broker_url names one server; several are not supported yet",
         {"broker_failover_strategy": None},
     ),
     (
-        "not needed: a call takes no longer than broker_connection_timeout and socket_timeout "
-        "together",
+        "not needed: a call takes no longer than the sum of broker_connection_timeout and "
+        "socket_timeout",
         {"broker_pool_acquire_timeout": None},
     ),
     (
@@ -166,7 +166,7 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
             "redis_username": None,
         },
     ),
-    ("not needed: broker_pool_limit bounds the connections", {"redis_max_connections": None}),
+    ("not needed: broker_pool_limit limits the connections", {"redis_max_connections": None}),
     (
         _RESULT_SOCKET,
         {
@@ -185,7 +185,7 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
             "result_backend_max_sleep_between_retries_ms": 10000,
         },
     ),
-    ("not needed: each handle keeps the final result that it has read", {"result_cache_max": -1}),
+    ("not needed: each handle keeps the final result once read", {"result_cache_max": -1}),
     (
         _CHORDS,
         {
@@ -202,8 +202,8 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         "broker_transport_options)",
         {"task_queue_max_priority": None},
     ),
-    ("not needed: tracebacks always come with failures", {"task_remote_tracebacks": False}),
-    ("not needed: the text of arguments is bounded by its length", {"task_repr_maxlevels": 3}),
+    ("not needed: failures always carry their traceback", {"task_remote_tracebacks": False}),
+    ("not needed: argument representations are limited by length", {"task_repr_maxlevels": 3}),
     (
         _NO_CHILDREN,
         {
@@ -219,9 +219,9 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         "instead",
         {"worker_max_memory_per_child": None, "worker_max_tasks_per_child": None},
     ),
-    ("not needed: greenq's pool is always one of greenlets", {"worker_pool": "prefork"}),
+    ("not needed: greenq's pool always consists of greenlets", {"worker_pool": "prefork"}),
     (
-        "not needed: a worker's lease says whether it may go on with what it holds",
+        "not needed: a worker's lease decides whether it may go on with what it holds",
         {"worker_cancel_long_running_tasks_on_connection_loss": False},
     ),
     (
@@ -230,11 +230,11 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         {"worker_disable_prefetch": False, "worker_enable_prefetch_count_reduction": True},
     ),
     (
-        "not needed: what is not finished after worker_shutdown_grace goes back to its queues",
+        "not needed: tasks unfinished after worker_shutdown_grace go back to their queues",
         {"worker_enable_soft_shutdown_on_idle": False},
     ),
     (
-        "not needed: what is due later than task_eta_horizon waits on the server",
+        "not needed: tasks due later than task_eta_horizon wait on the server",
         {"worker_eta_task_limit": None},
     ),
     (
@@ -254,11 +254,11 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         {"worker_redirect_stdouts": True, "worker_redirect_stdouts_level": "WARNING"},
     ),
     (
-        "not there yet; a worker that starts learns from the others what was revoked",
+        "not supported yet; a worker that starts learns from the others what was revoked",
         {"worker_state_db": None},
     ),
     (
-        "not needed: the timer is the event loop's",
+        "not needed: the event loop provides the timer",
         {"worker_timer": None, "worker_timer_precision": 1.0},
     ),
 )
@@ -277,7 +277,7 @@ _REFUSED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         },
     ),
     (
-        "not there: use broker_url, which is read from and written to, instead",
+        "not supported: use broker_url instead, for both reading and writing",
         {"broker_read_url": None, "broker_write_url": None},
     ),
     (
@@ -285,7 +285,7 @@ _REFUSED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         {"broker_use_ssl": False},
     ),
     (_APART, {"control_exchange": "celery", "event_exchange": "celeryev"}),
-    ("not there: events are written as JSON", {"event_serializer": "json"}),
+    ("not supported: events are written as JSON", {"event_serializer": "json"}),
     (
         "use rediss:// in result_backend instead, as in rediss://host:6379/0?ssl_ca_certs=/ca.pem",
         {"redis_backend_use_ssl": None},
@@ -301,29 +301,29 @@ _REFUSED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         },
     ),
     (
-        "use task_acks_on_failure_or_timeout, which holds for both, instead",
+        "use task_acks_on_failure_or_timeout instead, which applies to both",
         {"task_acks_on_failure": None, "task_acks_on_timeout": None},
     ),
     (
-        "not there yet; in a test call the task itself, as in add(1, 2), or run a worker",
+        "not supported yet; in a test call the task itself, as in add(1, 2), or run a worker",
         {"task_always_eager": False},
     ),
     (
-        "not there: exchanges of greenq's queues are direct; for a message to every worker use "
+        "not supported: exchanges of greenq's queues are direct; for messages to every worker use "
         "Broadcast(name) in task_queues instead",
         {"task_default_exchange_type": "direct"},
     ),
-    ("not there: greenq writes task messages of version 2", {"task_protocol": 2}),
+    ("not supported: greenq writes task messages of version 2", {"task_protocol": 2}),
     ("use task_reject_on_worker_lost instead", {"task_retry_on_worker_lost": False}),
     (
-        "not there: use steps of the worker instead (app.steps)",
+        "not supported: use worker steps instead (app.steps)",
         {
             "worker_autoscaler": "celery.worker.autoscale:Autoscaler",
             "worker_consumer": "celery.worker.consumer:Consumer",
         },
     ),
     (
-        "not there yet; a task that is delivered again runs again",
+        "not supported yet; a task that is delivered again runs again",
         {"worker_deduplicate_successful_tasks": False},
     ),
     ("use worker_shutdown_grace instead", {"worker_soft_shutdown_timeout": 0.0}),
@@ -335,78 +335,74 @@ SETTINGS: Final[Mapping[str, Foreign]] = {
     for advice, names in groups
     for name, default in names.items()
 }
-"""Every setting that Celery has and greenq has not."""
+"""Every Celery setting that greenq does not have."""
 
-_AGREE = "not there: greenq uses Celery's own name"
-_RECONNECTS = (
-    "not needed: broker_connection_max_retries and task_publish_retry_policy say how often"
-)
+_AGREE = "not supported: greenq uses Celery's own name"
+_RECONNECTS = "not needed: set broker_connection_max_retries and task_publish_retry_policy instead"
 TRANSPORT_OPTIONS: Final[Mapping[str, Foreign]] = {
-    "ack_emulation": Foreign(True, False, "not there: messages are always acknowledged"),
-    "fanout_patterns": Foreign(True, False, "not there: topics of broadcasts are always patterns"),
-    "fanout_prefix": Foreign(True, False, "not there: broadcasts carry Celery's own prefix"),
+    "ack_emulation": Foreign(True, False, "not supported: messages are always acknowledged"),
+    "fanout_patterns": Foreign(True, False, "not supported: broadcast topics are always patterns"),
+    "fanout_prefix": Foreign(True, False, "not supported: broadcasts use Celery's own prefix"),
     "interval_max": Foreign(None, True, _RECONNECTS),
     "interval_start": Foreign(None, True, _RECONNECTS),
     "interval_step": Foreign(None, True, _RECONNECTS),
-    "max_connections": Foreign(10, True, "not needed: broker_pool_limit bounds the connections"),
+    "max_connections": Foreign(10, True, "not needed: broker_pool_limit limits the connections"),
     "max_retries": Foreign(None, True, _RECONNECTS),
-    "polling_interval": Foreign(None, True, "not needed: greenq waits, it does not poll"),
+    "polling_interval": Foreign(None, True, "not needed: greenq waits instead of polling"),
     "retry_on_timeout": Foreign(None, True, _RECONNECTS),
     "master_name": Foreign(None, False, "Sentinel is not supported yet"),
     "sentinel_kwargs": Foreign(None, False, "Sentinel is not supported yet"),
     "unacked_index_key": Foreign("unacked_index", False, _AGREE),
     "unacked_key": Foreign("unacked", False, _AGREE),
-    "unacked_mutex_expire": Foreign(300, True, "not needed: leases say whose messages are free"),
+    "unacked_mutex_expire": Foreign(300, True, "not needed: leases show which messages are free"),
     "unacked_mutex_key": Foreign("unacked_mutex", False, _AGREE),
-    "unacked_restore_limit": Foreign(None, True, "not needed: leases say whose messages are free"),
+    "unacked_restore_limit": Foreign(None, True, "not needed: leases show which messages are free"),
 }
 """The same for `broker_transport_options`, as Celery's Redis transport has them."""
 
-_WORKFLOWS = "workflows are not there yet: send the next task from the one before"
-_OWN_CONNECTIONS = "not needed: the app has connections of its own"
+_WORKFLOWS = "workflows are not supported yet: send the next task from the previous one"
+_OWN_CONNECTIONS = "not needed: the app manages its own connections"
 SEND_OPTIONS: Final[Mapping[str, Foreign]] = {
-    "add_to_parent": Foreign(True, False, "not there: all that a task has sent are its children"),
+    "add_to_parent": Foreign(True, False, "not supported: a task's children are all it has sent"),
     "chain": Foreign(None, False, _WORKFLOWS),
     "chord": Foreign(None, False, _WORKFLOWS),
     "connection": Foreign(None, False, _OWN_CONNECTIONS),
-    "declare": Foreign(None, False, "not needed: a queue is there once it has a message"),
+    "declare": Foreign(None, False, "not needed: a queue exists once it has a message"),
     "expiration": Foreign(None, False, "use expires instead"),
-    "immediate": Foreign(None, False, "not there: it is about AMQP"),
+    "immediate": Foreign(None, False, "not supported: it concerns AMQP"),
     "link": Foreign(None, False, _WORKFLOWS),
     "link_error": Foreign(None, False, _WORKFLOWS),
-    "mandatory": Foreign(None, False, "not there: it is about AMQP"),
+    "mandatory": Foreign(None, False, "not supported: it concerns AMQP"),
     "producer": Foreign(None, False, _OWN_CONNECTIONS),
     "publisher": Foreign(None, False, _OWN_CONNECTIONS),
     "replaced_task_nesting": Foreign(0, False, _WORKFLOWS),
-    "result_cls": Foreign(None, False, "not there: results are AsyncResult"),
-    "retries": Foreign(0, False, "not there: a task that is sent has not been retried"),
-    "route_name": Foreign(None, False, "not there: name the queue instead"),
-    "router": Foreign(None, False, "not there: name the queue instead"),
-    "stamped_headers": Foreign(None, False, "stamps are not there yet; use headers instead"),
+    "result_cls": Foreign(None, False, "not supported: results are AsyncResult"),
+    "retries": Foreign(0, False, "not supported: a task being sent has no retries yet"),
+    "route_name": Foreign(None, False, "not supported: name the queue instead"),
+    "router": Foreign(None, False, "not supported: name the queue instead"),
+    "stamped_headers": Foreign(None, False, "stamps are not supported yet; use headers instead"),
 }
 """The same for the options of ``apply_async`` and ``send_task``."""
 
 TASK_OPTIONS: Final[Mapping[str, Foreign]] = {
-    "backend": Foreign(None, False, "all results of an app are in one place, result_backend"),
+    "backend": Foreign(None, False, "an app stores all results in one place, result_backend"),
     "link": Foreign(None, False, _WORKFLOWS),
     "link_error": Foreign(None, False, _WORKFLOWS),
     "pydantic": Foreign(False, False, "validate the arguments in the task"),
-    "send_events": Foreign(True, False, "a worker tells of all tasks or of none (-E)"),
-    "trail": Foreign(True, False, "all that a task has sent are its children"),
+    "send_events": Foreign(True, False, "a worker sends events for all tasks or for none (-E)"),
+    "trail": Foreign(True, False, "a task's children are all the tasks it has sent"),
 }
 """The same for the options of ``@app.task``."""
 
 
 def asks_for_something(known: Foreign, value: object) -> bool:
-    """Tell whether a value is other than Celery's default, None or nothing."""
+    """Tell whether a value differs from Celery's default and is not None or empty."""
     return value not in (None, known.default) and bool(value or known.default)
 
 
-_SIGNALS = (
-    "there are no signals yet: use the hooks of a Task class, or steps of the worker (app.steps)"
-)
+_SIGNALS = "there are no signals yet: use the hooks of a Task class, or worker steps (app.steps)"
 _NO_CONNECTION = "not needed: sending, app.events.Receiver and app.control connect by themselves"
-_INTERNAL = "not there: the app does that by itself"
+_INTERNAL = "not supported: the app does that itself"
 ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
     "Task": {
         **dict.fromkeys(
@@ -417,7 +413,7 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
             _WORKFLOWS,
         ),
         **dict.fromkeys(("annotate", "bind", "request_stack"), _INTERNAL),
-        "apply": "not there yet; call the task itself, as in add(1, 2), or run a worker",
+        "apply": "not supported yet; call the task itself, as in add(1, 2), or run a worker",
     },
     "Greenq": {
         **dict.fromkeys(("GroupResult", "ResultSet", "signature"), _WORKFLOWS),
@@ -434,29 +430,29 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
         ),
         "Worker": "run `greenq worker -A module` instead",
         "add_periodic_task": _BEAT,
-        "loader": "not there: app.import_task_modules() imports the tasks",
-        "log": "not there: use greenq.utils.log.get_task_logger and the module logging",
+        "loader": "not supported: app.import_task_modules() imports the tasks",
+        "log": "not supported: use greenq.utils.log.get_task_logger and the module logging",
         "start": "run `greenq` instead",
         "worker_main": "run `greenq worker -A module` instead",
     },
     "AsyncResult": {
         **dict.fromkeys(
             ("build_graph", "collect", "get_leaf", "graph", "iterdeps"),
-            "not there: go through children, and through those of each",
+            "not supported: walk through children, and the children of each",
         ),
-        "on_ready": "not there: call get() where the result is needed",
-        "then": "not there: call get() where the result is needed",
+        "on_ready": "not supported: call get() where the result is needed",
+        "then": "not supported: call get() where the result is needed",
     },
     "Events": {
-        "Dispatcher": "use app.events.send, or send_event of a task, instead",
-        "default_dispatcher": "use app.events.send, or send_event of a task, instead",
+        "Dispatcher": "use app.events.send, or a task's send_event, instead",
+        "default_dispatcher": "use app.events.send, or a task's send_event, instead",
     },
 }  # fmt: skip
-"""Attributes of Celery's classes that greenq's do not have: by class and name, what to do."""
+"""Attributes of Celery's classes that greenq's lack, by class and name: what to do instead."""
 
 
 class _NotHere:
-    """An attribute that raises an AttributeError with what to do instead, so `hasattr` is false."""
+    """An attribute that raises an AttributeError saying what to do instead; `hasattr` is false."""
 
     def __init__(self, advice: str) -> None:
         self.advice = advice
@@ -469,9 +465,9 @@ class _NotHere:
 
 
 def name_what_is_not_here(owner: type) -> None:
-    """Have a class say of the attributes of its twin in Celery that it lacks what to do instead.
+    """Give a class an attribute with advice for each that its Celery twin has and it lacks.
 
-    Not by `__getattr__`, which would hide what is wrong within a property of a class of the user's.
+    `__getattr__` would hide errors inside the properties of users' subclasses.
     """
     for name, advice in ATTRIBUTES[owner.__name__].items():
         absent = _NotHere(advice)
@@ -479,7 +475,7 @@ def name_what_is_not_here(owner: type) -> None:
         setattr(owner, name, absent)
 
 
-# Old names that do not follow from the new ones by their first word.
+# Old names whose new ones do not follow from their first word.
 _RENAMED: Final[Mapping[str, str]] = {
     "celery_eager_propagates_exceptions": "task_eager_propagates",
     "celery_max_cached_results": "result_cache_max",
@@ -498,11 +494,11 @@ _SECTIONS: Final = ("", "task_", "worker_", "beat_", "result_")
 
 
 def modern_name(name: str, known: Mapping[str, object]) -> str | None:
-    """Return today's name of a setting in one of its old spellings, or None.
+    """Return the current name of a setting given in an old spelling, or None.
 
     Args:
-        name: as it was written: ``CELERYD_CONCURRENCY``, ``BROKER_URL``, ``ACKS_LATE``.
-        known: greenq's own settings.
+        name: as written: ``CELERYD_CONCURRENCY``, ``BROKER_URL``, ``ACKS_LATE``.
+        known: greenq's settings.
     """
     low = name.lower()
     renamed = _RENAMED.get(low) or _RENAMED.get(f"celery_{low}")

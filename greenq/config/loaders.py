@@ -1,8 +1,7 @@
 """Where settings are read from: a mapping, a module, an object, Django's settings, the environment.
 
-What comes back is names and values as they were found; `greenq.config.settings.Config` checks them.
-A name that looks like a setting and is not read is refused, or noted for a warning, never passed
-over.
+Loading returns names and values as found; `greenq.config.settings.Config` checks them. A name that
+looks like a setting but is not read is refused or noted for a warning, never silently ignored.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ if TYPE_CHECKING:
 ENV_PREFIX: Final = "GREENQ_"
 _NOT_SETTINGS: Final = frozenset({"GREENQ_APP", "GREENQ_DATA", "GREENQ_RUN"})
 
-# What Celery reads from the environment; greenq does, too, when nothing else says where.
+# Celery reads these from the environment; greenq does, too, when nothing else sets them.
 CELERY_ENV: Final = {"CELERY_BROKER_URL": "broker_url", "CELERY_RESULT_BACKEND": "result_backend"}
 _CELERY_URLS: Final = frozenset({"CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"})
 
-# Kubernetes tells each container of each service: of one called greenq, or greenq-web.
+# Kubernetes sets these in each container for every service, such as one called greenq(-web).
 _KUBERNETES: Final = re.compile(
     r"GREENQ(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
 )
@@ -44,20 +43,20 @@ def settings_from_object(
 ) -> dict[str, object]:
     """Return the settings in `source`: a mapping, any object, or one named "module[:attribute]".
 
-    Of an object its public lower-case attributes count, except modules, functions and classes; what
-    is no setting among them is a helper of the module's own. With a `namespace`, such as "CELERY"
-    in Django's settings, the upper-case names that begin with it and an underscore count, and lose
-    that prefix. The values are not checked yet.
+    Of an object, the public lower-case attributes count, except modules, functions and classes;
+    those that are not settings are taken for the module's own helpers. With a `namespace`, such as
+    "CELERY" in Django's settings, the upper-case names that begin with it and an underscore count,
+    without that prefix. The values are not checked yet.
 
     Args:
         source: where to look.
         namespace: the prefix.
-        notes: is given a line for each name that is not read, for a warning.
+        notes: receives a warning for each name that is not read.
 
-    Raises: ConfigError: no such module or attribute; names that are almost settings, or settings in
-        another spelling; a namespace that no name begins with.
+    Raises: ConfigError: the module or attribute does not exist; a name is almost a setting, or a
+        setting in another spelling; no name begins with the namespace.
     """
-    where = source if isinstance(source, str) else _described(source)
+    where = source if isinstance(source, str) else _describe(source)
     if isinstance(source, str):
         source = _load(source)
     if isinstance(source, Mapping) and not namespace:
@@ -84,12 +83,12 @@ def _public(source: object) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _described(source: object) -> str:
+def _describe(source: object) -> str:
     return str(getattr(source, "__name__", None) or f"a {type(source).__name__}")
 
 
 class _Reader:
-    """Goes through the names of one source; notes and problems gather on the way."""
+    """Reads the names of one source and collects notes and problems."""
 
     def __init__(self, notes: list[str], where: str) -> None:
         self.notes = notes
@@ -132,46 +131,46 @@ class _Reader:
         self.problems.insert(0, Problem("namespace", prefix.rstrip("_"), reason))
 
     def _is_setting(self, name: str, setting: str, value: object, prefix: str = "") -> bool:
-        """Tell whether `name` stands for a setting, else say what is to be said of it."""
+        """Tell whether `name` is a setting; if not, record a note or a problem."""
         if setting in _NAMES or setting in celery_names.SETTINGS:
             return True
         modern = celery_names.modern_name(setting, _KNOWN)
         old = modern is not None and (bool(prefix) or _OLD.match(setting) is not None)
         near = nearest(setting)
         if old and modern is not None:
-            self._refuse(name, value, f"is an old name, now {_spelt(modern, prefix)}")
+            self._refuse(name, value, f"is an old name, now {_spell(modern, prefix)}")
         elif near is not None:
-            reason = "greenq has no such setting; did you mean " + _spelt(near, prefix)
+            reason = "greenq has no such setting; did you mean " + _spell(near, prefix)
             self._refuse(name, value, f"{reason}?")
         else:
-            self.notes.append(f"{name} in {self.where} is no setting and is not read")
+            self.notes.append(f"{name} in {self.where} is not a setting and is not read")
         return False
 
     def _other_spelling(
         self, name: str, read: Callable[[], Any], found: Mapping[str, object]
     ) -> None:
-        """Refuse a setting in upper case, unless it stands there in lower case as well."""
+        """Refuse a setting in upper case, unless it is also there in lower case."""
         if _OLD.match(name):
             setting = celery_names.modern_name(name, _KNOWN)
             if setting is None:
-                self.notes.append(f"{name} in {self.where} is no setting and is not read")
+                self.notes.append(f"{name} in {self.where} is not a setting and is not read")
         else:
             setting = name.lower() if name.lower() in _NAMES else None
         if setting is not None and setting not in found:
             reason = f"is not read in this spelling: write {setting}"
             if _OLD.match(name) and name.upper() == name:
-                reason += ", or say namespace='CELERY'"
+                reason += ", or pass namespace='CELERY'"
             self._refuse(name, read(), reason)
 
     def _outside(
         self, name: str, read: Callable[[], Any], found: Mapping[str, object], prefix: str
     ) -> None:
-        """Refuse an old name of Celery's beside the namespace, unless it stands in it as well."""
+        """Refuse an old Celery name outside the namespace, unless it is also inside it."""
         if not _OLD.match(name) and not name.startswith("BROKER_"):
             return
         setting = celery_names.modern_name(name, _KNOWN)
-        if setting is not None and _spelt(setting, prefix) not in found:
-            self._refuse(name, read(), f"is not read: write {_spelt(setting, prefix)}")
+        if setting is not None and _spell(setting, prefix) not in found:
+            self._refuse(name, read(), f"is not read: write {_spell(setting, prefix)}")
 
     def _refuse(self, name: str, value: object, reason: str) -> None:
         self.problems.append(Problem(name, shown(name, value), reason))
@@ -180,8 +179,8 @@ class _Reader:
 _KNOWN: Final[Mapping[str, object]] = dict.fromkeys(_NAMES)
 
 
-def _spelt(setting: str, prefix: str) -> str:
-    """Write a setting's name as it stands in a source with that prefix."""
+def _spell(setting: str, prefix: str) -> str:
+    """Write a setting's name the way a source with that prefix spells it."""
     return prefix + setting.upper() if prefix else setting
 
 
@@ -194,7 +193,7 @@ def _load(path: str) -> object:
     try:
         found: object = importlib.import_module(module_name)
     except (ModuleNotFoundError, ValueError, TypeError) as error:
-        # Only what the path itself names: a module missing inside it is that module's own error.
+        # A module missing inside the one that the path names is that module's own error.
         missing = getattr(error, "name", None)
         if missing is not None and not f"{module_name}.".startswith(f"{missing}."):
             raise
@@ -212,16 +211,16 @@ def settings_from_env(
 ) -> dict[str, object]:
     """Return the settings in `environ`: GREENQ_BROKER_URL is broker_url, and so on.
 
-    Truth values are true, false, 1 or 0; lists are separated by commas or are JSON; mappings are
-    JSON; None is none. No settings are GREENQ_APP (the command line's app), GREENQ_DATA (the
-    embedded server's folder) and GREENQ_RUN (supervisord's folder), nor what Kubernetes tells of a
-    service. CELERY_BROKER_URL and CELERY_RESULT_BACKEND count where greenq's own name is not set.
+    Booleans are true, false, 1 or 0; lists are comma-separated or JSON; mappings are JSON; `none`
+    means None. GREENQ_APP (the command line's app), GREENQ_DATA (the embedded server's folder) and
+    GREENQ_RUN (supervisord's folder) are not settings, nor are the variables that Kubernetes sets
+    for a service. CELERY_BROKER_URL and CELERY_RESULT_BACKEND count where greenq's name is not set.
 
     Args:
         environ: the environment.
-        notes: is given a line for each variable that is not read, for a warning.
+        notes: receives a warning for each variable that is not read.
 
-    Raises: ConfigError: a variable is almost a setting's, or cannot be read as its type.
+    Raises: ConfigError: a variable is almost a setting, or cannot be parsed as its type.
     """
     notes = [] if notes is None else notes
     kinds = {
@@ -254,7 +253,7 @@ def settings_from_env(
 
 
 def _not_read(variable: str, kinds: Mapping[str, object]) -> str | None:
-    """Say why a GREENQ_ variable is no setting; None if nobody has taken it for one."""
+    """Say why a GREENQ_ variable is not a setting; None if it was not meant as one."""
     if variable in _NOT_SETTINGS or _KUBERNETES.fullmatch(variable):
         return None
     setting = variable.removeprefix(ENV_PREFIX).lower()
@@ -264,14 +263,14 @@ def _not_read(variable: str, kinds: Mapping[str, object]) -> str | None:
 
 
 def _look_at_celerys(variable: str, text: str, notes: list[str], problems: list[Problem]) -> None:
-    """Tell of a CELERY_ variable that names a setting; Celery itself reads only four of them."""
+    """Report a CELERY_ variable that names a setting; Celery itself reads only four of them."""
     if variable in _CELERY_URLS:
-        reason = "greenq reads from and writes to one server: set GREENQ_BROKER_URL instead"
+        reason = "greenq uses one server for reading and writing: set GREENQ_BROKER_URL instead"
         problems.append(Problem(variable, shown(variable, text), reason))
         return
     setting = variable.removeprefix("CELERY_").lower()
     modern = setting if setting in _NAMES else celery_names.modern_name(variable, _KNOWN)
     if modern in _NAMES:
-        # No refusal: programs that read it themselves, as Django's settings may, are in order.
+        # Not refused: a program may read it itself, for example in Django's settings.
         own = f"{ENV_PREFIX}{str(modern).upper()}"
         notes.append(f"{variable} in the environment is not read; {own} would be")

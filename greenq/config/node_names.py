@@ -1,4 +1,4 @@
-"""A worker's node name, and names of files that hold parts of it."""
+"""Worker node names, and file names built from parts of them."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ DEFAULT_NAME: Final = "greenq"
 def node_name(given: str | None, *, host: str | None = None) -> str:
     """Return the node name that ``-n`` gives, always ``name@host``.
 
-    A name without a host gets this one, a host without a name gets ``greenq``; nothing given is
-    ``greenq@%h``. ``%h`` is this host, ``%n`` its short name, ``%d`` its domain, ``%p`` the process
-    id (so that copies of one command line have names of their own), ``%%`` a percent sign. ``%i``
-    and ``%I`` are the index of a pool's child process in Celery: 0 and nothing here.
+    A name without a host gets this host, a host without a name gets ``greenq``; with nothing given
+    the name is ``greenq@%h``. ``%h`` is this host, ``%n`` its short name, ``%d`` its domain, ``%p``
+    the process id (so that copies of one command line get different names), ``%%`` a percent sign.
+    ``%i`` and ``%I``, in Celery the index of a pool's child process, are 0 and nothing here.
     """
     host = host or socket.gethostname()
     name, _, where = (given or "").partition("@")
     meant = _of_host(host) | {"n": host.partition(".")[0], "p": str(os.getpid())}
-    return _filled(f"{name or DEFAULT_NAME}@{where or '%h'}", meant)
+    return _fill(f"{name or DEFAULT_NAME}@{where or '%h'}", meant)
 
 
 def file_name(pattern: str, node: str) -> str:
-    """Return the name of a file of the worker `node`, as ``--logfile`` and ``--pidfile`` give it.
+    """Return the file name that ``--logfile`` or ``--pidfile`` gives for the worker `node`.
 
     ``%p`` is the node name, ``%n`` its part before the @, ``%h`` its host, ``%d`` the host's
     domain, ``%i`` 0, ``%I`` nothing, ``%%`` a percent sign; anything else stays as it is.
     """
     name, _, host = node.partition("@")
-    return _filled(pattern, _of_host(host) | {"n": name, "p": node})
+    return _fill(pattern, _of_host(host) | {"n": name, "p": node})
 
 
 def _of_host(host: str) -> dict[str, str]:
     return {"h": host, "d": host.partition(".")[2], "i": "0", "I": "", "%": "%"}
 
 
-def _filled(pattern: str, meant: dict[str, str]) -> str:
+def _fill(pattern: str, meant: dict[str, str]) -> str:
     return re.sub("%([hndpiI%])", lambda match: meant[match[1]], pattern)

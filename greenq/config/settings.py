@@ -1,9 +1,9 @@
 """Settings: their names, defaults, units and checks.
 
-The names are Celery's lower-case names, so that a Celery configuration carries over; a setting that
-is greenq's own says so. One frozen section per part of the program: a part is given its section,
-never the whole. Every wrong value is found at once, when the settings are built, and named in one
-`ConfigError`. docs/settings.md is generated from the fields below.
+The names are Celery's lower-case names, so a Celery configuration carries over; settings that only
+greenq has say so. Each part of the program has its own frozen section and receives only that one.
+Building the settings reports all wrong values at once, in one `ConfigError`. docs/settings.md is
+generated from the fields below.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DEFAULT_CONCURRENCY: Final = 1000
 """Greenlets in the pool when `worker_concurrency` is not set."""
 
 _MIB: Final = 1024 * 1024
-# Text values in Redis end here (proto-max-bulk-len).
+# Redis limits text values to this size (proto-max-bulk-len).
 _REDIS_MAX_BYTES: Final = 512 * _MIB
 
 
@@ -31,7 +31,7 @@ _REDIS_MAX_BYTES: Final = 512 * _MIB
 def _setting(
     kind: validators.Validator, default: object, doc: str, *, unit: str = "", none_ok: bool = False
 ) -> Any:
-    """Describe one setting; with `none_ok` None, Celery's own default, stands for the default."""
+    """Describe one setting; with `none_ok`, None (Celery's default) means the default given."""
     if none_ok:
         kind = validators.or_default(kind, default)
     metadata = {"doc": doc, "unit": unit, "kind": kind}
@@ -46,9 +46,9 @@ def _names(section: type[Section]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Section:
-    """Base of all sections: checks and normalises every field, reports all that is wrong.
+    """Base of all sections: checks and normalises every field and reports all problems at once.
 
-    Raises: ConfigError: one or more fields are wrong.
+    Raises: ConfigError: at least one field is wrong.
     """
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ class Section:
 
 
 def _part(section: type[Section]) -> validators.Validator:
-    """A mapping that becomes a section of its own; keys left out keep their defaults."""
+    """Take a mapping and build a section from it; missing keys keep their defaults."""
 
     def accept(value: object) -> Section:
         if isinstance(value, section):
@@ -99,58 +99,60 @@ def _part(section: type[Section]) -> validators.Validator:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TransportOptions(Section):
-    """`broker_transport_options`: how the keys are named and how long the server is waited for."""
+    """`broker_transport_options`: how keys are named and how long to wait for the server."""
 
     visibility_timeout: float = _setting(
         validators.seconds(zero_ok=False),
         3600.0,
-        "When Celery workers on the same queues may take an unacknowledged message for abandoned. "
-        "greenq renews its own messages long before.",
+        "How long a message may stay unacknowledged before Celery workers on the same queues "
+        "consider it abandoned. greenq renews its own messages long before that.",
         unit="s",
     )
     global_keyprefix: str = _setting(
         validators.text(empty_ok=True),
         "",
-        "Put in front of every key; all participants must agree.",
+        "Prefix of every key; all senders and workers must use the same one.",
     )
     sep: str = _setting(
         validators.text(),
         "\x06\x16",
-        "Stands between a queue's name and a priority step; all participants must agree.",
+        "Separates a queue's name from its priority step; all senders and workers must use the "
+        "same one.",
     )
     priority_steps: tuple[int, ...] = _setting(
         validators.steps(),
         (0, 3, 6, 9),
-        "Priorities that have a list of their own, 0 the most urgent; all participants must agree.",
+        "Priorities that have their own list, 0 the most urgent; all senders and workers must use "
+        "the same ones.",
     )
     queue_order_strategy: str = _setting(
         validators.choice("round_robin", "priority", "sorted"),
         "round_robin",
-        "Which queue is served first: each in turn, in the order given, or by name.",
+        "The order in which queues are served: in turn, in the order given, or by name.",
     )
     socket_timeout: float = _setting(
         validators.seconds(zero_ok=False),
         3.0,
-        "Longest wait for the answer to a command. A call to send or to read a result takes no "
-        "longer than this and `broker_connection_timeout` together.",
+        "Longest wait for the answer to a command. A call that sends or reads a result takes no "
+        "longer than the sum of this and `broker_connection_timeout`.",
         unit="s",
     )
     socket_connect_timeout: float | None = _setting(
         validators.optional(validators.seconds(zero_ok=False)),
         None,
-        "Longest wait for a connection; None is `broker_connection_timeout`.",
+        "Longest wait for a connection; None means `broker_connection_timeout`.",
         unit="s",
     )
     socket_keepalive: bool = _setting(
         validators.flag(),
         True,
-        "Let the operating system notice connections whose other end is gone.",
+        "Let the operating system detect connections whose other end is gone.",
     )
     health_check_interval: float = _setting(
         validators.seconds(),
         2.0,
-        "Test a connection on which results are waited for after so much silence; 0 is the same as "
-        "2. (Celery: 25.)",
+        "Test a connection that waits for results after this much silence; 0 means 2. "
+        "(Celery: 25.)",
         unit="s",
     )
 
@@ -162,46 +164,47 @@ class ResultTransportOptions(Section):
     global_keyprefix: str = _setting(
         validators.text(empty_ok=True),
         "",
-        "Put in front of every result key; an underscore follows unless it ends in one of : _ - .",
+        "Prefix of every result key; an underscore is added unless it ends in one of : _ - .",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RetryPolicy(Section):
-    """`task_publish_retry_policy`: how often and when sending is tried again.
+    """`task_publish_retry_policy`: how often and when to retry sending.
 
-    However slowly the tries fail, sending ends after `broker_connection_timeout` and
-    `socket_timeout` together, or after the sum of the waits if that is longer.
+    However slowly the attempts fail, sending ends after the sum of `broker_connection_timeout` and
+    `socket_timeout`, or after the sum of the waits if that is longer.
     """
 
     max_retries: int | None = _setting(
-        validators.optional(validators.whole(0)), 3, "Tries after the first; None never gives up."
+        validators.optional(validators.whole(0)), 3, "Retries at most; None never gives up."
     )
     interval_start: float = _setting(
         validators.seconds(), 0.0, "Wait before the first retry.", unit="s"
     )
     interval_step: float = _setting(
-        validators.seconds(), 0.2, "Added to the wait with every retry.", unit="s"
+        validators.seconds(), 0.2, "Added to the wait at every retry.", unit="s"
     )
     interval_max: float = _setting(
-        validators.seconds(), 1.0, "Longest wait between two tries.", unit="s"
+        validators.seconds(), 1.0, "Longest wait between two attempts.", unit="s"
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class BrokerConfig(Section):
-    """Where the queues are and how they are reached."""
+    """Where the queues are and how to reach them."""
 
     broker_url: str = _setting(
         validators.url(),
         "",
-        "The Redis or Valkey server that holds the queues. Empty is embedded://, a server of "
-        "one's own in a data folder.",
+        "The Redis or Valkey server that holds the queues. Empty means embedded://, greenq's own "
+        "server in a data folder.",
     )
     broker_pool_limit: int = _setting(
         validators.whole(1),
         10,
-        "Connections kept for user code that sends; others wait for a free one.",
+        "Size of the connection pool for user code that sends; callers beyond it wait for a free "
+        "connection.",
     )
     broker_connection_timeout: float = _setting(
         validators.seconds(zero_ok=False),
@@ -212,53 +215,54 @@ class BrokerConfig(Section):
     broker_connection_retry_on_startup: bool = _setting(
         validators.flag(),
         True,
-        "Wait for a server that is not there yet when the worker starts.",
+        "At startup, wait for a server that is not reachable yet.",
         none_ok=True,
     )
     broker_connection_max_retries: int | None = _setting(
         validators.optional(validators.whole(0)),
         None,
-        "Tries to reach a lost server again before the worker ends; None (Celery: 100) never ends.",
+        "Attempts to reconnect to a lost server before the worker exits; None (Celery: 100) means "
+        "no limit.",
     )
     broker_transport_options: TransportOptions = _setting(
-        _part(TransportOptions), TransportOptions(), "See the table of its own."
+        _part(TransportOptions), TransportOptions(), "See its own table below."
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ResultConfig(Section):
-    """Where results are, in which form, and how long they stay."""
+    """Where results are stored, in which form, and for how long."""
 
     result_backend: str = _setting(
         validators.url(also="disabled://"),
         "",
-        "The server that holds results. Empty is the broker's; disabled:// stores none.",
+        "The server that holds results. Empty means the broker; disabled:// stores none.",
     )
     result_serializer: str = _setting(
         validators.choice(*validators.SERIALIZERS),
         "json",
-        "How results are written; their readers must have the same.",
+        "Serializer of results; their readers must use the same one.",
     )
     result_accept_content: tuple[str, ...] | None = _setting(
         validators.optional(validators.texts(validators.content())),
         None,
-        "Serializers that are accepted in results; None is `accept_content`, an empty list none.",
+        "Serializers accepted in results; None means `accept_content`, an empty list accepts none.",
     )
     result_compression: str | None = _setting(
         validators.optional(validators.choice(*validators.COMPRESSIONS)),
         None,
-        "How results are compressed; None not at all.",
+        "Compression of results; None means none.",
     )
     result_expires: float | None = _setting(
         validators.optional(validators.lifetime()),
         86400.0,
-        "How long results stay; None or 0 for ever.",
+        "How long results are kept; None or 0 means for ever.",
         unit="s",
     )
     result_failure_expires: float | None = _setting(
         validators.optional(validators.lifetime()),
         None,
-        "How long failures stay, 0 for ever; None is `result_expires`.",
+        "How long failures are kept; 0 means for ever, None means `result_expires`.",
         unit="s",
     )
     result_extended: bool = _setting(
@@ -267,13 +271,13 @@ class ResultConfig(Section):
         "Also store name, arguments, worker, retries and queue with a result.",
     )
     result_backend_transport_options: ResultTransportOptions = _setting(
-        _part(ResultTransportOptions), ResultTransportOptions(), "See the table of its own."
+        _part(ResultTransportOptions), ResultTransportOptions(), "See its own table below."
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TaskConfig(Section):
-    """What holds for every task that does not say otherwise itself, and what messages may be."""
+    """Defaults for all tasks, and limits on their messages."""
 
     task_default_queue: str = _setting(
         validators.text(), "celery", "Queue of tasks without a route."
@@ -281,85 +285,85 @@ class TaskConfig(Section):
     task_default_priority: int | None = _setting(
         validators.optional(validators.whole(0, 9)),
         None,
-        "Priority of tasks without one; None is 0, the most urgent.",
+        "Priority of tasks without one; None means 0, the most urgent.",
     )
     task_queues: tuple[str | validators.Broadcast, ...] = _setting(
         validators.texts(validators.queue()),
         (),
-        "The queues a worker consumes unless -Q says which: names, and `Broadcast(name)` for those "
-        "whose messages go to every worker; empty is the default queue.",
+        "The queues a worker consumes unless -Q names others: names, or `Broadcast(name)` for "
+        "queues whose messages go to every worker; empty means the default queue.",
         none_ok=True,
     )
     task_routes: tuple[Mapping[str, Mapping[str, object]], ...] = _setting(
         validators.routes(),
         (),
-        "Task name or glob to a queue name or to {queue, priority}; of several such mappings the "
-        "first that matches counts, and in each a full name before a glob.",
+        "Maps a task name or glob to a queue name or to {queue, priority}. In a list of mappings "
+        "the first match counts; within a mapping a full name takes precedence over a glob.",
         none_ok=True,
     )
     task_annotations: tuple[object, ...] = _setting(
         validators.task_annotations(),
         (),
-        "Attributes that tasks get: {task name, or * for all: {attribute: value}}, an object with "
-        "annotate(task), its class or the name of that, or a list of such.",
+        "Attributes to set on tasks: {task name, or * for all: {attribute: value}}, an object with "
+        "annotate(task), its class or the name of its class, or a list of these.",
         none_ok=True,
     )
     task_create_missing_queues: bool = _setting(
         validators.flag(), True, "Allow sending to queues that `task_queues` does not name."
     )
     task_serializer: str = _setting(
-        validators.choice(*validators.SERIALIZERS), "json", "How task messages are written."
+        validators.choice(*validators.SERIALIZERS), "json", "Serializer of task messages."
     )
     accept_content: tuple[str, ...] = _setting(
         validators.texts(validators.content()),
         ("json",),
-        "Serializers or content types that are accepted. With pickle, senders can run code here.",
+        "Serializers or content types to accept. Accepting pickle lets senders run code here.",
     )
     accept_compression: tuple[str, ...] = _setting(
         validators.texts(validators.choice(*validators.COMPRESSIONS)),
         ("gzip",),
-        "greenq's own. Compressions that are accepted in messages and results, besides "
+        "greenq's own. Compressions accepted in messages and results, in addition to "
         "`task_compression` and `result_compression`.",
     )
     task_compression: str | None = _setting(
         validators.optional(validators.choice(*validators.COMPRESSIONS)),
         None,
-        "How task messages are compressed; None not at all.",
+        "Compression of task messages; None means none.",
     )
     task_ignore_result: bool = _setting(validators.flag(), False, "Store no results.")
     task_store_errors_even_if_ignored: bool = _setting(
-        validators.flag(), False, "Store failures also of tasks whose results are ignored."
+        validators.flag(), False, "Store failures even of tasks whose results are ignored."
     )
     task_acks_late: bool = _setting(
         validators.flag(),
         True,
-        "Acknowledge after the run, not before: a task whose worker dies runs again elsewhere. "
-        "(Celery: False.)",
+        "Acknowledge a message after its task has run, not before: if the worker dies, the task "
+        "runs again elsewhere. (Celery: False.)",
     )
     task_acks_on_failure_or_timeout: bool = _setting(
         validators.flag(),
         True,
-        "With late acknowledgement: acknowledge also after a failure or a time limit.",
+        "With late acknowledgement: also acknowledge after a failure or a time limit.",
     )
     task_reject_on_worker_lost: bool = _setting(
         validators.flag(),
         True,
-        "Give a late-acknowledged task back to its queue when its worker is lost. (Celery: off.)",
+        "Requeue a late-acknowledged task when its worker is lost. (Celery: off.)",
         none_ok=True,
     )
     task_eta_horizon: float = _setting(
         validators.seconds(),
         300.0,
-        "greenq's own. A task that is due later than this is parked on the server; a nearer one "
-        "waits in the worker that took it.",
+        "greenq's own. A task due later than this is parked on the server; one due sooner waits in "
+        "the worker that took it.",
         unit="s",
     )
     task_max_deliveries: int = _setting(
         validators.whole(1),
         5,
-        "greenq's own. A message is set aside as a dead letter at this many deaths of workers that "
-        "died while it ran, the last of them with nothing else running; what only waited there is "
-        "not counted.",
+        "greenq's own. A message becomes a dead letter after this many workers have died while "
+        "running it, provided that the last of them was running nothing else. Messages that were "
+        "only waiting in a worker that died are not counted.",
     )
     task_track_started: bool = _setting(
         validators.flag(), False, "Store STARTED when a task starts."
@@ -367,83 +371,83 @@ class TaskConfig(Section):
     task_time_limit: float | None = _setting(
         validators.optional(validators.seconds(zero_ok=False)),
         None,
-        "A task that runs longer is ended and fails; None lets it run.",
+        "A task that runs longer is terminated and fails; None means no limit.",
         unit="s",
     )
     task_soft_time_limit: float | None = _setting(
         validators.optional(validators.seconds(zero_ok=False)),
         None,
-        "In a task that runs longer SoftTimeLimitExceeded is raised, once; None lets it run.",
+        "SoftTimeLimitExceeded is raised, once, in a task that runs longer; None means no limit.",
         unit="s",
     )
     task_default_rate_limit: str | None = _setting(
         validators.optional(validators.text()),
         None,
-        "How many of a task one worker starts, as in 10/s, 100/m or 5/h, unless the task says "
-        "otherwise; None is no limit.",
+        "How often each worker starts a task, for example 10/s, 100/m or 5/h, unless the task sets "
+        "its own limit; None means no limit.",
     )
     task_send_sent_event: bool = _setting(
-        validators.flag(), False, "Senders tell of each task that they send: task-sent."
+        validators.flag(), False, "Senders publish a task-sent event for each task."
     )
     task_publish_retry: bool = _setting(
-        validators.flag(), True, "Try again when sending fails for want of a connection."
+        validators.flag(), True, "Retry sending when the connection fails."
     )
     task_publish_retry_policy: RetryPolicy = _setting(
-        _part(RetryPolicy), RetryPolicy(), "See the table of its own."
+        _part(RetryPolicy), RetryPolicy(), "See its own table below."
     )
     task_default_retry_delay: float = _setting(
-        validators.seconds(), 180.0, "Wait before a retry that names no countdown or ETA.", unit="s"
+        validators.seconds(), 180.0, "Wait before a retry without a countdown or ETA.", unit="s"
     )
     task_inherit_parent_priority: bool = _setting(
-        validators.flag(), False, "Tasks sent by a task take its priority."
+        validators.flag(), False, "Tasks sent by a task inherit its priority."
     )
     task_max_body_bytes: int = _setting(
         validators.whole(1, _REDIS_MAX_BYTES),
         8 * _MIB,
-        "greenq's own. Largest task body, before and after decompression; a larger one is set "
-        "aside unread as a dead letter, and so is one with more than a value for each 64 of these "
-        "bytes.",
+        "greenq's own. Largest task body, before and after decompression. A larger one becomes a "
+        "dead letter unread, and so does a body with more than one value per 64 bytes of this "
+        "limit.",
         unit="bytes",
     )
     task_max_dead_letter_bytes: int = _setting(
         validators.whole(1024 * 1024),
         64 * _MIB,
-        "greenq's own. How much memory of the server the dead letters of one queue may take; the "
-        "oldest go first. A letter that would take more than half of it is cut, and cannot be "
-        "replayed.",
+        "greenq's own. How much of the server's memory the dead letters of one queue may use; the "
+        "oldest are dropped first. A letter that would use more than half of it is truncated and "
+        "cannot be replayed.",
         unit="bytes",
     )
     task_dead_letter_expires: float = _setting(
         validators.lifetime(),
         30 * 86400.0,
-        "greenq's own. How long dead letters stay; 0 for ever.",
+        "greenq's own. How long dead letters are kept; 0 means for ever.",
         unit="s",
     )
     task_max_result_bytes: int = _setting(
         validators.whole(1, _REDIS_MAX_BYTES),
         64 * _MIB,
-        "greenq's own. Largest result; a larger one makes the task a failure that says so, and is "
-        "not read.",
+        "greenq's own. Largest result. A task whose result is larger fails with an error that says "
+        "so; larger results are not read.",
         unit="bytes",
     )
     enable_utc: bool = _setting(
         validators.flag(),
         True,
-        "Accepted for Celery's sake, without effect: times on the wire always carry their offset.",
+        "Accepted for compatibility, no effect: times on the wire always carry their UTC offset.",
     )
     timezone: str = _setting(
         validators.timezone(),
         "UTC",
-        "Time zone in which times are written. A time without one is in UTC, as with Celery.",
+        "Time zone in which times are written. Times without a zone are UTC, as in Celery.",
         none_ok=True,
     )
     imports: tuple[str, ...] = _setting(
         validators.texts(validators.text()),
         (),
-        "Modules a worker imports at its start, for the tasks in them.",
+        "Modules a worker imports at startup, for the tasks they define.",
     )
     include: tuple[str, ...] = _setting(
-        validators.texts(validators.text()), (), "More of the same as `imports`."
+        validators.texts(validators.text()), (), "More modules, as in `imports`."
     )
 
 
@@ -454,108 +458,108 @@ class WorkerConfig(Section):
     worker_concurrency: int | None = _setting(
         validators.optional(validators.whole(1)),
         None,
-        f"Tasks that run at once, each in a greenlet; None is {DEFAULT_CONCURRENCY}.",
+        f"Tasks that run at once, each in a greenlet; None means {DEFAULT_CONCURRENCY}.",
     )
     worker_prefetch_multiplier: int = _setting(
         validators.whole(1),
         1,
         "Messages held per greenlet, the running one included. (Celery: 4.) Fetching is cheap in "
-        "batches, and what one worker holds in reserve no other can start.",
+        "batches, and no other worker can start what this one holds in reserve.",
     )
     worker_autoscale_keepalive: float = _setting(
         validators.seconds(),
         30.0,
-        "greenq's own. How long a pool stays large after the load fell.",
+        "greenq's own. How long a pool stays large after the load has fallen.",
         unit="s",
     )
     worker_autoscale_interval: float = _setting(
         validators.seconds(zero_ok=False),
         0.5,
-        "greenq's own. Time between two autoscale decisions.",
+        "greenq's own. Time between two autoscaling decisions.",
         unit="s",
     )
     worker_send_task_events: bool = _setting(
-        validators.flag(), False, "Workers tell of what happens to their tasks, as -E does."
+        validators.flag(), False, "Workers publish task events, as with -E."
     )
     worker_enable_remote_control: bool | str = _setting(
         validators.flag_or("inspect"),
         True,
-        "Workers answer `greenq inspect` and `control`, and Celery's; `inspect`: they are looked "
-        "at, and refuse what would change something.",
+        "Workers answer `greenq inspect` and `greenq control`, and Celery's equivalents; with "
+        "`inspect` they only answer inspection and refuse commands that would change something.",
     )
     worker_show_arguments: bool = _setting(
         validators.flag(),
         True,
-        "greenq's own. `inspect` shows the arguments of tasks. Without, it shows what the sender "
-        "has given as `argsrepr` and `kwargsrepr`.",
+        "greenq's own. `inspect` shows the arguments of tasks. If False, it shows the `argsrepr` "
+        "and `kwargsrepr` that the sender gave.",
     )
     worker_remote_control_pcre: bool = _setting(
         validators.flag(),
         False,
-        "greenq's own. Requests of remote control may choose workers by a regular expression "
-        "(matcher pcre). Whoever may publish can send one; those that may take long are refused.",
+        "greenq's own. Remote control requests may select workers by a regular expression (matcher "
+        "pcre). Anyone who may publish can send one; expressions that could take long are refused.",
     )
     worker_disable_rate_limits: bool = _setting(
-        validators.flag(), False, "Start tasks without regard to their rate limits."
+        validators.flag(), False, "Start tasks regardless of their rate limits."
     )
     worker_direct: bool = _setting(
         validators.flag(),
         False,
-        "Each worker has a queue of its own, too, named like its node with .dq2 behind it.",
+        "Each worker also has a queue of its own, named after its node with the suffix .dq2.",
     )
     worker_agent: str | None = _setting(
         validators.optional(validators.text()),
         None,
-        "A class, as module:name, that is made with the consumer, and started and stopped with it.",
+        "A class, as module:name, that is created, started and stopped with the consumer.",
     )
     worker_hub_lag_warning: float = _setting(
         validators.seconds(zero_ok=False),
         1.0,
-        "greenq's own. A task that keeps all others waiting this long is named in the log.",
+        "greenq's own. Log the name of a task that keeps all others waiting this long.",
         unit="s",
     )
     worker_hub_blocked_limit: float = _setting(
         validators.seconds(),
         600.0,
-        "greenq's own. A worker whose hub one task has kept from everybody for so long logs all "
-        "stacks and ends (exit code 1), and its messages go to others; 0: never.",
+        "greenq's own. A worker whose hub has been blocked by one task for this long logs all "
+        "stacks and exits (exit code 1), and its messages go to other workers; 0 means never.",
         unit="s",
     )
     worker_lease: float = _setting(
         validators.seconds(zero_ok=False),
         3.0,
-        "greenq's own. A worker that has not been heard of for so long is dead, and its messages "
-        "go back to their queues.",
+        "greenq's own. A worker that has not renewed its lease for this long is considered dead, "
+        "and its messages go back to their queues.",
         unit="s",
     )
     worker_task_locals: str = _setting(
         validators.choice("clear", "keep"),
         "clear",
-        "greenq's own. What a task leaves in `threading.local` is gone before the next one: "
-        "`clear`. With `keep` a later task on the same greenlet finds it, as on a pool of threads.",
+        "greenq's own. `clear` removes what a task leaves in `threading.local` before the next one "
+        "starts. With `keep` a later task on the same greenlet finds it, as in a thread pool.",
     )
     worker_silence_limit: float = _setting(
         validators.seconds(),
         60.0,
-        "greenq's own. For so long a worker in which no Python runs (a call holds the GIL, or the "
-        "process is stopped) keeps its messages, if its process lives; 0 is `worker_lease`.",
+        "greenq's own. How long a worker in which no Python runs (a call holds the GIL, or the "
+        "process is stopped) keeps its messages while its process lives; 0 means `worker_lease`.",
         unit="s",
     )
     worker_shutdown_grace: float = _setting(
         validators.seconds(),
         30.0,
-        "greenq's own. How long running tasks may take to finish after SIGTERM; the rest goes "
-        "back to its queues. (Celery waits without end, and names another thing "
-        "worker_soft_shutdown_timeout.)",
+        "greenq's own. How long running tasks may take to finish after SIGTERM; the rest go back "
+        "to their queues. (Celery waits without a limit; its worker_soft_shutdown_timeout is "
+        "something else.)",
         unit="s",
     )
     worker_log_color: bool | None = _setting(
         validators.optional(validators.flag()),
         None,
-        "Colour in the log; None: when it goes to a terminal.",
+        "Colour the log; None means only when it goes to a terminal.",
     )
     worker_hijack_root_logger: bool = _setting(
-        validators.flag(), True, "Set up the root logger, replacing handlers that are there."
+        validators.flag(), True, "Set up the root logger, replacing its existing handlers."
     )
 
 
@@ -573,7 +577,7 @@ class Config:
 
     @classmethod
     def build(cls, settings: Mapping[str, object]) -> Self:
-        """Return the settings named in `settings`, all others at their defaults.
+        """Build from `settings`; all other settings keep their defaults.
 
         Raises: ConfigError: names are unknown or values wrong; all of them are listed.
         """
@@ -617,12 +621,12 @@ _OWNERS: Final[Mapping[str, str]] = {
 
 
 class Sifted(NamedTuple):
-    """Settings, and what is to be said of them.
+    """Settings sorted into usable ones, notes and problems.
 
     Attributes:
-        kept: those that greenq has.
-        notes: a line for each of Celery's that has no effect here, for a warning.
-        problems: names that nobody knows, and Celery's that must not be left out in silence.
+        kept: settings that greenq has.
+        notes: a warning for each Celery setting that has no effect here.
+        problems: unknown names, and Celery settings that must not be silently ignored.
     """
 
     kept: dict[str, object]
@@ -631,7 +635,7 @@ class Sifted(NamedTuple):
 
 
 def sift(settings: Mapping[str, object]) -> Sifted:
-    """Tell greenq's own settings in `settings` from Celery's other ones, and from wrong names."""
+    """Separate greenq's settings from Celery's other settings and from wrong names."""
     sifted = _sift(
         {name: value for name, value in settings.items() if name not in _OWNERS},
         celery_names.SETTINGS,
@@ -649,7 +653,7 @@ def sift(settings: Mapping[str, object]) -> Sifted:
 
 
 def _sift(values: Mapping[str, object], foreign: Mapping[str, celery_names.Foreign]) -> Sifted:
-    """Take what Celery knows from `values`; `kept` is the rest."""
+    """Sort out of `values` what Celery knows; `kept` is the rest."""
     notes, problems, rest = [], [], {}
     for name, value in values.items():
         about = foreign.get(name)
@@ -660,7 +664,7 @@ def _sift(values: Mapping[str, object], foreign: Mapping[str, celery_names.Forei
         elif about.harmless:
             notes.append(f"{name} = {validators.shown(name, value)!r}: {about.advice}")
         else:
-            reason = f"is a setting of Celery's: {about.advice}"
+            reason = f"is a Celery setting: {about.advice}"
             problems.append(Problem(name, validators.shown(name, value), reason))
     return Sifted(rest, tuple(notes), tuple(problems))
 
@@ -670,11 +674,11 @@ def _asks_for_nothing(value: object, default: object) -> bool:
 
 
 def unknown_reason(name: str, known: Iterable[str] | None = None) -> str:
-    """Say why there is no setting `name`, and which one may be meant."""
+    """Say why there is no setting `name`, and suggest the one that may be meant."""
     known = _OWNERS if known is None else known
     about = celery_names.SETTINGS.get(name)
     if about is not None:
-        return f"is a setting of Celery's: {about.advice}"
+        return f"is a Celery setting: {about.advice}"
     modern = celery_names.modern_name(name, _OWNERS)
     if known is _OWNERS and modern is not None:
         return f"is an old name, now {modern}"
@@ -683,10 +687,10 @@ def unknown_reason(name: str, known: Iterable[str] | None = None) -> str:
 
 
 def nearest(name: str, known: Iterable[str] | None = None, *, cutoff: float = 0.85) -> str | None:
-    """Return the setting that `name` is almost spelt like, or None."""
+    """Return the setting whose name is closest to `name`, or None."""
     return suggest.nearest(name.lower(), _OWNERS if known is None else known, cutoff=cutoff)
 
 
 def _unknown(name: str, value: object, known: Iterable[str]) -> Problem:
-    """Say that there is no setting `name`, and which one may be meant."""
+    """Return the problem of an unknown setting `name`, with a suggestion."""
     return Problem(name, validators.shown(name, value), unknown_reason(name, known))

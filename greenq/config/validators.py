@@ -1,7 +1,7 @@
-"""Kinds of values that settings take: how each is checked, brought to one form and read from text.
+"""Kinds of values that settings take: how each is checked, normalised and parsed from text.
 
-A function here returns a `Validator`; greenq.config.settings gives every setting one. What a wrong
-value looks like in a message is decided here too, so that no secret is shown.
+A function here returns a `Validator`; greenq.config.settings gives every setting one. It is also
+decided here how a wrong value appears in a message, so that no secret is shown.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COMPRESSIONS: Final = (
 _SHOWN_CHARS: Final = 200
 _HIDDEN: Final = "********"
 
-# What is called so is not shown. A certificate's data may have its key beside it.
+# Values with these names are not shown. A certificate's data may include its key.
 _SECRET: Final = re.compile(
     r"passw|passphrase|pwd|secret|token|credential|authoriz|api[_-]?key|private[_-]?key|ca_data$",
     re.IGNORECASE,
@@ -37,33 +37,33 @@ _SECRET: Final = re.compile(
 
 
 def mask_url(url: str) -> str:
-    """Return `url` with every password in it replaced by asterisks; several URLs may be listed.
+    """Return `url` with every password replaced by asterisks; several URLs may be listed.
 
-    Rather too much than too little is hidden: an unquoted "@" or "/" in a password stays covered.
+    When in doubt it hides too much: an unquoted "@" or "/" in a password stays covered.
     """
     parts = re.split(r"([;,]\s*)(?=[a-zA-Z][\w+.-]*://)", url)
     return "".join(_mask_one_url(part) for part in parts)
 
 
 def _mask_one_url(url: str) -> str:
-    hidden = re.sub(r"://([^:@/]*):.*@", _masked_login, url, flags=re.DOTALL)
-    hidden = re.sub(r"([?&])([^=&]*)=([^&]*)", _masked_option, hidden)
-    # A user without a password may be a token, or the two of them with an encoded colon.
+    hidden = re.sub(r"://([^:@/]*):.*@", _mask_login, url, flags=re.DOTALL)
+    hidden = re.sub(r"([?&])([^=&]*)=([^&]*)", _mask_option, hidden)
+    # A user name without a password may be a token, or both joined by an encoded colon.
     return re.sub(r"://[^:@/?]+@", f"://{_HIDDEN}@", hidden)
 
 
-def _masked_login(found: re.Match[str]) -> str:
+def _mask_login(found: re.Match[str]) -> str:
     user = found[1]
     return f"://{_HIDDEN if '%' in user else user}:{_HIDDEN}@"
 
 
-def _masked_option(found: re.Match[str]) -> str:
+def _mask_option(found: re.Match[str]) -> str:
     sign, name, value = found.groups()
     return f"{sign}{name}={_HIDDEN if _SECRET.search(unquote(name)) else value}"
 
 
 def insecure_options(url: str) -> list[str]:
-    """Return the options of a server's URL that switch off the verification of its certificate."""
+    """Return the options in a server's URL that switch off certificate verification."""
     unsafe = {"ssl_cert_reqs": ("none", "optional"), "ssl_check_hostname": ("false", "0", "no")}
     return [
         f"{name}={value}"
@@ -73,7 +73,7 @@ def insecure_options(url: str) -> list[str]:
 
 
 def shown(name: str, value: object) -> object:
-    """Return `value` as it may stand in a message or a repr: without secrets, not too long."""
+    """Return `value` in a form fit for a message or a repr: without secrets and not too long."""
     if _SECRET.search(name):
         return _HIDDEN
     if isinstance(value, Mapping):
@@ -94,8 +94,8 @@ class Validator(NamedTuple):
     """What values a setting takes.
 
     Attributes:
-        accept: returns the value in its one normal form; raises ValueError with what is right.
-        parse: turns text from the environment into something `accept` understands; ValueError too.
+        accept: returns the normalised value; raises ValueError saying what is accepted.
+        parse: turns text from the environment into what `accept` takes; may raise ValueError.
     """
 
     accept: Callable[[Any], Any]
@@ -107,9 +107,9 @@ def _parse_text(text: str) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Return the value that the JSON in `text` stands for.
+    """Parse JSON.
 
-    Raises: ValueError: it is no JSON.
+    Raises: ValueError: `text` is not JSON.
     """
     try:
         return json.loads(text)
@@ -201,12 +201,12 @@ def text(*, empty_ok: bool = False) -> Validator:
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
-    """A queue of which every worker that has it gets each message, if it listens at that moment.
+    """A broadcast queue: every worker consuming it at the time receives each message.
 
     Attributes:
-        name: what senders and routes call it.
+        name: the name that senders and routes use.
 
-    Raises: ValueError: the name is no text, or empty.
+    Raises: ValueError: the name is not text, or empty.
     """
 
     name: str
@@ -221,7 +221,7 @@ class Broadcast:
 
 
 def queue() -> Validator:
-    """Take the name of a queue, a `Broadcast`, or what Celery takes: a queue object of kombu's."""
+    """Take the name of a queue, a `Broadcast`, or, as Celery does, a kombu queue object."""
 
     def accept(value: object) -> str | Broadcast:
         if isinstance(value, Broadcast) or (isinstance(value, str) and value):
@@ -255,7 +255,7 @@ def texts(item: Validator) -> Validator:
     """Take a list of what `item` takes; the normal form is a tuple."""
 
     def accept(value: object) -> tuple[Any, ...]:
-        # A bare "json" would otherwise pass as the four names j, s, o, n.
+        # Without this check a bare "json" would pass as the four names j, s, o, n.
         if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
             raise ValueError("must be a list of names")
         return tuple(item.accept(each) for each in value)
@@ -287,8 +287,8 @@ def _nearest(value: object) -> str:
 
 
 def steps() -> Validator:
-    """Take priority steps: rising whole numbers from 0 to 9 that begin with 0."""
-    wanted = "must be rising whole numbers from 0 to 9 that begin with 0"
+    """Take priority steps: increasing whole numbers from 0 to 9, starting with 0."""
+    wanted = "must be increasing whole numbers from 0 to 9, starting with 0"
 
     def accept(value: object) -> tuple[int, ...]:
         if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
@@ -306,10 +306,10 @@ _URL = re.compile(r"(embedded|unix|(redis|rediss|valkey|valkeys)(\+[a-z]+)?)://\
 
 
 def url(*, also: str = "") -> Validator:
-    """Take the URL of a server, empty text, or `also`; None is empty text."""
+    """Take a server URL, empty text, or `also`; None means empty text."""
 
     def accept(value: object) -> str:
-        # Celery's own default, which a program may pass on for "not set".
+        # Celery's own default, which a program may pass on to mean "not set".
         if value is None:
             return ""
         if not isinstance(value, str):
@@ -336,8 +336,8 @@ def _check_url(value: str, also: str) -> None:
         _ = urlsplit(value).port
     except ValueError as error:
         raise ValueError(
-            f"cannot be read ({error}); as in redis://:password@host:6379/0, with odd characters "
-            "of a password percent-encoded"
+            f"cannot be parsed ({error}); expected a form such as redis://:password@host:6379/0, "
+            "with special characters in the password percent-encoded"
         ) from error
 
 
@@ -345,7 +345,7 @@ def timezone() -> Validator:
     """Take the name of a time zone."""
 
     def accept(value: object) -> str:
-        # Such an object is what Django and Celery take, too; the standard library's and pytz's.
+        # Django and Celery take tzinfo objects, too, from the standard library or from pytz.
         if isinstance(value, tzinfo):
             value = getattr(value, "key", None) or getattr(value, "zone", None) or str(value)
         try:
@@ -369,7 +369,7 @@ def optional(kind: Validator) -> Validator:
 
 
 def or_default(kind: Validator, default: object) -> Validator:
-    """Take what `kind` takes, and None for `default`."""
+    """Take what `kind` takes; None means `default`."""
     taken = optional(kind)
 
     def accept(value: object) -> Any:
@@ -379,7 +379,7 @@ def or_default(kind: Validator, default: object) -> Validator:
 
 
 def lifetime() -> Validator:
-    """Take the seconds that a key lives, 0 for ever; Redis counts a key's life in whole seconds."""
+    """Take the lifetime of a key in seconds, 0 for ever; Redis counts whole seconds."""
     duration = seconds()
 
     def accept(value: object) -> float:
@@ -398,10 +398,10 @@ def routes() -> Validator:
         routers = [value] if isinstance(value, Mapping) else value
         if isinstance(routers, (str, bytes)) or not isinstance(routers, Iterable):
             raise ValueError(
-                "must be {task name or glob: queue name or options}, or a list of such"
+                "must be {task name or glob: queue name or options}, or a list of these"
             )
         routers = list(routers)
-        # Celery's other way to write one mapping: a list of its pairs.
+        # Celery also takes a mapping as a list of pairs.
         if routers and all(_is_pair(each) for each in routers):
             routers = [dict(routers)]
         return tuple(_router(router) for router in routers)
@@ -410,7 +410,7 @@ def routes() -> Validator:
 
 
 def task_annotations() -> Validator:
-    """Take one annotation of tasks or a list of them; the normal form is a tuple."""
+    """Take one task annotation or a list of them; the normal form is a tuple."""
 
     def accept(value: object) -> tuple[object, ...]:
         return tuple(map(_annotation, value if isinstance(value, (list, tuple)) else [value]))
@@ -426,7 +426,7 @@ def _annotation(value: object) -> object:
     if not callable(getattr(value, "annotate", None)):
         raise ValueError(
             f"{value!r} must be {{task name or *: attributes}}, an object with annotate(task), or "
-            "the name of its class with the module's"
+            "the full name of its class, module included"
         )
     return value
 
@@ -435,7 +435,7 @@ def _attributes(task: str, given: object) -> Mapping[str, object]:
     if not isinstance(given, Mapping):
         raise ValueError(f"the annotation of {task!r} must be {{attribute: value}}")
     if "*" in task and task != "*":
-        raise ValueError(f"{task!r}: a task's full name, or * for all of them")
+        raise ValueError(f"{task!r}: must be a task's full name, or * for all tasks")
     return {str(name): value for name, value in given.items()}
 
 
@@ -446,7 +446,7 @@ def _is_pair(value: object) -> bool:
 def _router(router: object) -> Mapping[str, Mapping[str, object]]:
     if not isinstance(router, Mapping):
         raise ValueError(
-            f"{router!r} is no mapping of task names or globs (functions as routers do not work)"
+            f"{router!r} is not a mapping of task names or globs (router functions do not work)"
         )
     return {str(pattern): _route(str(pattern), route) for pattern, route in router.items()}
 
@@ -457,7 +457,7 @@ _LEADS_TO_A_QUEUE = frozenset({"exchange", "exchange_type", "routing_key"})
 def _route(pattern: str, route: object) -> Mapping[str, object]:
     options = {"queue": route} if isinstance(route, str) else route
     if isinstance(options, Mapping) and "queue" in options:
-        # A queue that is named settles it: these only say how AMQP would lead there.
+        # With a queue named, these are redundant: they only tell AMQP how to reach it.
         options = {name: item for name, item in options.items() if name not in _LEADS_TO_A_QUEUE}
     if not isinstance(options, Mapping) or not options or options.keys() - {"queue", "priority"}:
         raise ValueError(

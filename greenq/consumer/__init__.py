@@ -87,7 +87,7 @@ class Consumer(StartStopPart):
         self._greenlet: Greenlet | None = None
 
     def start(self) -> None:
-        """Start consuming; keep trying while the server is away."""
+        """Begin to consume, or to try to."""
         names = " > ".join(step.name for step in self.blueprint.steps)
         _log.info("consumer: %s > event loop", names)
         self._stopping.clear()
@@ -124,7 +124,7 @@ class Consumer(StartStopPart):
                 self.blueprint.start()
                 was_up, failures = True, 0
                 if self._stopping.is_set():
-                    # Stopped while a step waited, such as Mingle for replies.
+                    # Stopped while a step waited, for example for answers of other workers.
                     return
                 self._queues.announce()
                 _log.info("%s is ready", self.hostname)

@@ -1,4 +1,4 @@
-"""Agent: an object of the user's that lives as long as the connection."""
+"""Agent: an object of the user that lives as long as the connection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Agent(StartStopPart):
-    """Makes the class that ``worker_agent`` names, starts it and stops it.
+    """Instantiates the class that ``worker_agent`` names, starts the object and stops it.
 
     The class is called with the worker; its instance has `start` and `stop`.
     """
@@ -25,16 +25,16 @@ class Agent(StartStopPart):
         """Find the class and make the object.
 
         Raises:
-            ConfigError: `path` names no such class.
+            ConfigError: `path` does not name a class that can be imported.
         """
         self.agent = _find(path)(worker)
 
     def start(self) -> None:
-        """Start the user's object; what it raises ends the start."""
+        """Start the user's object; if it raises, the start fails."""
         self.agent.start()
 
     def stop(self) -> None:
-        """Stop it."""
+        """Stop the user's object."""
         self.agent.stop()
 
 

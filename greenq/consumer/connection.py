@@ -75,11 +75,11 @@ class Connection(StartStopPart):
         """
         transport, watch = self._transport, self._watch
         transport.client.call("PING", timeout_s=_PING_TIMEOUT_S)
-        if not watch.wait_held(_LEASE_TIMEOUT_S):
-            # Without a lease, nothing would show whose the messages are if this worker died.
-            raise watch.problem or TransportTimeout("the lease could not be written")
+        if not watch.lease.wait_held(_LEASE_TIMEOUT_S):
+            # Without a lease, the messages of this worker could not be recovered if it died.
+            raise watch.lease.problem or TransportTimeout("the lease could not be written")
         self.register()
-        # This costs no call if this process has declared them before.
+        # Declaring sends nothing if this process has done it before.
         transport.broker.declare(self._queues.names)
         self._queues.look_for_pauses()
         for queue in self._queues.broadcasts:

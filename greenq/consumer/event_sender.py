@@ -1,4 +1,4 @@
-"""Events: tell whoever listens what happens to the tasks and to this worker."""
+"""Events: publish what happens to tasks and to this worker."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from greenq.protocol.message import TaskMessage
     from greenq.transport.outbox import Outbox
 
-# Events in one write, so that a script call stays short.
+# How many events go into one write, so that a script call stays short.
 _BATCH = 1000
 
-# Events that wait for a server that is away, and bytes of the worker's own; of more, the oldest are
-# dropped.
+# How many events wait for a server that is away, and how many bytes of the worker's own; beyond
+# that, the oldest are dropped.
 _KEPT = 10_000
 _KEPT_BYTES = 16 * 1024 * 1024
 
@@ -31,7 +31,7 @@ _KEPT_BYTES = 16 * 1024 * 1024
 class Events(StartStopPart):
     """Gathers events; the outbox publishes them with what it writes anyway.
 
-    Those of the worker are always sent, those of its tasks when asked for: by ``-E``, a setting, or
+    The worker's own events are always sent; those of its tasks on request: by ``-E``, a setting, or
     remote control.
     """
 
@@ -41,7 +41,7 @@ class Events(StartStopPart):
     def __init__(
         self, outbox: Outbox, keys: Keys, hostname: str, clock: LamportClock, *, tasks: bool
     ) -> None:
-        """Tell of the node `hostname`; with `tasks`, of its tasks, too."""
+        """Send events of the node `hostname`; with `tasks`, of its tasks, too."""
         self.tasks = tasks
         self.writer = EventWriter(hostname, clock)
         self._received, self._started = self.writer.received, self.writer.started
@@ -55,19 +55,19 @@ class Events(StartStopPart):
     # These three are on the path of every task.
 
     def received(self, message: TaskMessage) -> None:
-        """Tell that a task is here. Switches: no."""
+        """Report that a task was received. Switches: no."""
         if not self._batch:
             self._outbox.stir()
         self._batch.append(self._received(message))
 
     def started(self, uuid: str) -> None:
-        """Tell that a task has begun. Switches: no."""
+        """Report that a task has started. Switches: no."""
         if not self._batch:
             self._outbox.stir()
         self._batch.append(self._started(uuid))
 
     def succeeded(self, uuid: str, result: str, runtime: float) -> None:
-        """Tell that a task has ended well. Switches: no."""
+        """Report that a task has succeeded. Switches: no."""
         if not self._batch:
             self._outbox.stir()
         self._batch.append(self._succeeded(uuid, result, runtime))
@@ -77,10 +77,10 @@ class Events(StartStopPart):
 
         Args:
             kind: such as ``task-failed``.
-            fields: its own fields; must not change any more.
+            fields: its own fields; they must not change afterwards.
 
         Raises:
-            EncodeError: a field of a program's own event has no form in JSON.
+            EncodeError: a field of a program's own event cannot be written as JSON.
         """
         event = self.writer.stamp(kind, fields)
         self._outbox.stir()
@@ -94,7 +94,7 @@ class Events(StartStopPart):
         return self._keys.fanout(EXCHANGE, routing_key(kind))
 
     def _take(self) -> list[Publication]:
-        """Return what there is to tell: one message for the tasks, and each other event."""
+        """Return what to publish: one message for the tasks, and each other event."""
         news = self._others.take_all()
         batch = self._batch
         if batch:

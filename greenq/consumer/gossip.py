@@ -1,4 +1,4 @@
-"""Gossip: who else is alive, and which one of all is to do something that only one may do."""
+"""Gossip: which other workers are alive, and the election of one of them for a duty."""
 
 from __future__ import annotations
 
@@ -30,59 +30,59 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Heard always: what is rare, and tells who comes, who goes and who votes.
+# Always subscribed to: rare events, which say who comes, who goes and who votes.
 _RARE = ("worker.online", "worker.offline", "worker.elect")
 
-# Heard only while there may be workers that are known by nothing else. What is said in elections
-# besides the votes moves the clock, as heartbeats do.
+# Subscribed to only while there may be workers that are known by nothing else. The acknowledgements
+# of votes move the clock, as heartbeats do.
 _FREQUENT = ("worker.heartbeat", "worker.elect.ack")
 
-# After its start, and now and then, a worker listens for so long to whoever else beats: for two of
+# After its start, and at intervals, a worker listens to all heartbeats for this long: for two of
 # Celery's intervals and a bit.
 _LISTEN_S = 5.0
 _LISTEN_EVERY_S = 300.0
 
-# Heartbeats are listened to until no worker of another kind has been heard of for so long; of one
-# that beats more seldom, for two of its intervals.
+# Heartbeats are listened to until there was no event of a worker of another kind for this long, or
+# for two intervals of a worker whose heartbeats are less frequent.
 _LINGER_S = 120.0
 
-# How often neighbours are looked for that have fallen silent, while heartbeats are heard.
+# How often silent neighbours are looked for while heartbeats are listened to.
 _CHECK_S = 5.0
 
-# How often the leases are looked at, of a small fleet. In a large one, in which a look is long,
-# more seldom: so many seconds for each member.
+# How often the leases of a small fleet are read. In a large fleet, where this takes long, less
+# often: the pause is this many seconds for each member.
 _LOOK_S = 10.0
 _LOOK_EACH_S = 0.1
 
-# A vote that has not come by then is not waited for.
+# A vote that has not come after this time is not waited for.
 _VOTES_S = 2.0
 
-# What is done so much later than it was due was held up: this worker stood still.
+# A timer that is later than this shows that this worker was blocked.
 _LATE_S = 0.5
 
-# Then the others, who may not have, get so long to be heard.
+# Then this long is left to read what the others, who may not have been, have sent.
 _HEAR_S = 0.2
 
-# Elections at once; what goes beyond is not taken part in.
+# How many elections at once; the worker takes no part in more.
 _ELECTIONS = 1000
 
-# Votes of all elections at once; those that go beyond do not count.
+# How many votes of all elections at once; more do not count.
 _VOTES = 20_000
 
-# The ids and topics of elections, and the names of nodes, are no longer.
+# Ids and topics of elections, and names of nodes, have at most this many characters.
 _NAME_CHARS = 255
 
-# So many lines a minute of each kind; a fleet that starts is heard of at once.
+# How many lines of each kind are logged in a minute; enough for a fleet that starts.
 _LINES = 100
 
-# Neighbours at once; of more, nothing is kept.
+# How many neighbours at once; more are not kept.
 _NEIGHBOURS = 10_000
 
-# What workers with leases call themselves in the events that tell what a worker is.
+# What workers with leases call themselves, and the kinds of events that say so.
 _OURS = "greenq"
 _TELLING = ("worker-online", "worker-heartbeat")
 
-# The version of the way in which workers elect; others' votes do not count.
+# The version of the election protocol; votes of other versions do not count.
 _VERSION = 1
 
 
@@ -92,9 +92,9 @@ class Neighbour:
 
     Attributes:
         node: its name.
-        freq_s: its heartbeat's interval; infinite for one of which only a lease is known.
-        heard_s: when it was last heard of, monotonic.
-        leased: it holds a lease, so whether it lives need not be heard.
+        freq_s: its heartbeat's interval; infinite if only its lease is known.
+        heard_s: when its last event came, monotonic.
+        leased: it holds a lease, so its heartbeats are not needed.
     """
 
     node: str
@@ -108,8 +108,8 @@ class _Election:
     """The votes for one election: node to (clock, name, topic).
 
     Attributes:
-        action: what this worker has voted with, and does if it wins.
-        is_known: who may vote was asked for since it began.
+        action: what this worker does if it wins.
+        is_known: the leases were read since it began: it is known who may vote.
     """
 
     deadline: Entry
@@ -125,15 +125,15 @@ def _begin(run: Callable[[], object], name: str) -> None:
 class Gossip(StartStopPart):
     """Listens to the events of workers.
 
-    1. Keep the list of live neighbours. Those of greenq hold leases, which are looked at for each
-       election and now and then (the workers leave their clocks there): their heartbeats, of which
-       there are the more the larger the fleet is, need not be heard.
-    2. Listen to heartbeats while there are workers of another kind (Celery's): these have no
-       leases. They say hello to whoever starts, or are heard; and those that were missed by both
-       are listened for now and then.
-    3. Hold elections. Who asks for one has all workers vote: each publishes its clock. The lowest
-       clock wins, of equal ones the smallest name. Every worker comes to the same end by itself, as
-       soon as it has the vote of each live neighbour, or after two seconds.
+    1. Keep the list of live neighbours. Workers of greenq hold leases, which are read for each
+       election and at intervals (the workers leave their clocks there). So their heartbeats, which
+       become more the larger the fleet is, are not needed.
+    2. Listen to heartbeats while there are workers of another kind (Celery's), which have no
+       leases. They answer the hello of a worker that starts, or send events; those that were missed
+       by both are listened for at intervals.
+    3. Hold elections. A request for one has all workers vote: each publishes its clock. The lowest
+       clock wins; of equal ones, the smallest name. Each worker decides by itself, with the same
+       result, as soon as it has the vote of each live neighbour, or after two seconds.
     """
 
     name = "Gossip"
@@ -161,11 +161,11 @@ class Gossip(StartStopPart):
         Args:
             accept: content types of events.
             leaders: what the winner of an election on a topic does with its action.
-            claim: asks the server whether no other has acted as the winner of an election.
+            claim: asks the server whether no other worker has acted as the winner of an election.
             leased: asks the server for the nodes that hold a lease, and for their clock; may
                 switch.
             greeted: returns the nodes that have answered this worker's hello.
-            begin: has something done in a greenlet of its own, which gets a name.
+            begin: runs a function in a greenlet of its own, with a name.
         """
         self.neighbours: dict[str, Neighbour] = {}
         self._subscriber = subscriber
@@ -184,17 +184,17 @@ class Gossip(StartStopPart):
         self._frequent = [keys.fanout(EXCHANGE, key) for key in _FREQUENT]
         self._elections: dict[str, _Election] = {}
         self._votes = 0
-        # Late votes must not open them again.
+        # Remembered, so that a late vote does not open an election again.
         self._decided: deque[str] = deque(maxlen=_ELECTIONS)
         self._check: Entry | None = None
         self._timers: list[Entry] = []
-        # Heartbeats are heard since then and until then at least; infinite: not at all.
+        # Since when, and until when at least, heartbeats are listened to; infinite: not at all.
         self._listens_from_s = math.inf
         self._listens_until_s = 0.0
         self._is_looking = self._looks_again = False
-        # Messages that came as events and were none.
+        # Messages that came as events and could not be read.
         self.ignored = 0
-        # Who has answered this worker's hello, until it is known who of them holds a lease.
+        # The nodes that have answered this worker's hello, until it is known which hold a lease.
         self._strangers: set[str] = set()
         self._repeated = Repeated(_log, at_once=_LINES)
 
@@ -212,7 +212,7 @@ class Gossip(StartStopPart):
         self._look()
 
     def stop(self) -> None:
-        """Listen no longer, and forget what may change meanwhile."""
+        """Stop listening, and forget what may change meanwhile."""
         for channel in self._rare:
             self._subscriber.unsubscribe(channel)
         self._listen_no_longer()
@@ -226,7 +226,7 @@ class Gossip(StartStopPart):
         self.neighbours.clear()
 
     def elect(self, election_id: str, topic: str, action: object) -> None:
-        """Vote in an election that somebody has asked for.
+        """Vote in an election that was asked for.
 
         Raises:
             ValueError: its id or its topic is too long.
@@ -245,7 +245,7 @@ class Gossip(StartStopPart):
             self._events.send("worker-elect", vote)
 
     def _vote_late(self, election_id: str, vote: Mapping[str, Any]) -> None:
-        """Vote after having stood still, if no other has: those may have decided already."""
+        """Vote after this worker was blocked, unless others have voted: they may have decided."""
         if election_id not in self._elections and election_id not in self._decided:
             self._events.send("worker-elect", vote)
 
@@ -255,7 +255,7 @@ class Gossip(StartStopPart):
             events = read_events(data, self._accept)
         except (DecodeError, ContentDisallowed) as exc:
             self.ignored += 1
-            self._repeated.say("what came as an event of a worker is none: %s", exc)
+            self._repeated.say("a message that is not a worker's event was ignored: %s", exc)
             return
         for event in events:
             self._note(event)
@@ -263,7 +263,7 @@ class Gossip(StartStopPart):
     # --- who is there -----------------------------------------------------------------------------
 
     def _listen(self, seconds: float) -> None:
-        """Listen to heartbeats for so long from now on, or longer."""
+        """Listen to heartbeats for at least this long from now on."""
         now_s = self._now_s()
         self._listens_until_s = max(self._listens_until_s, now_s + seconds)
         if self._check is None:
@@ -281,12 +281,12 @@ class Gossip(StartStopPart):
             self._check = None
 
     def drop_silent(self) -> None:
-        """Forget the neighbours that have not been heard of for too long."""
+        """Forget the neighbours that have been silent for too long."""
         if self._check is None or self._stood_still(self._check):
             return
         now_s = self._now_s()
         for neighbour in list(self.neighbours.values()):
-            # Whom this worker did not listen to, it cannot hold for silent.
+            # Only the time in which this worker was listening counts.
             silent_s = now_s - max(neighbour.heard_s, self._listens_from_s)
             if silent_s >= SILENT_INTERVALS * neighbour.freq_s:
                 self._lose(neighbour)
@@ -299,25 +299,25 @@ class Gossip(StartStopPart):
         self._decide_all()
 
     def _look_on(self) -> None:
-        """Look at the leases, and again in a while: the later, the more there is to see."""
+        """Read the leases, and again after a pause that grows with the number of neighbours."""
         self._look()
         pause_s = max(_LOOK_S, _LOOK_EACH_S * len(self.neighbours))
         self._timers[-1] = self._timer.call_after(pause_s, self._look_on)
 
     def _look(self) -> None:
-        """Have the leases looked at, once more if that is being done already."""
+        """Have the leases read; once more if they are being read already."""
         self._looks_again = True
         if not self._is_looking:
             self._is_looking = True
             self._begin(self._look_at_leases, "gossip")
 
     def _look_at_leases(self) -> None:
-        """Learn who holds a lease, for the elections that have begun by now. Switches: yes."""
+        """Find out who holds a lease, for the elections that have begun. Switches: yes."""
         try:
             while self._looks_again:
                 self._looks_again = False
                 timers, begun = self._timers, list(self._elections.values())
-                # Who comes meanwhile need not be in the answer.
+                # A node that comes meanwhile need not be in the answer.
                 before = {each.node for each in self.neighbours.values() if each.leased}
                 leased = {*self._leased()} - {self._hostname, ""}
                 # Stopped meanwhile, and perhaps started again.
@@ -327,13 +327,13 @@ class Gossip(StartStopPart):
                         election.is_known = True
                     self._decide_all()
         except OperationalError as exc:
-            # Elections end without: after two seconds.
-            _log.debug("the leases could not be looked at: %s", exc)
+            # Elections end without this: after two seconds.
+            _log.debug("the leases could not be read: %s", exc)
         finally:
             self._is_looking = False
 
     def _follow(self, before: set[str], leased: set[str]) -> None:
-        """Take note of who holds a lease, and who does no longer but did before."""
+        """Note which nodes hold a lease, and which did before but no longer do."""
         for node in leased:
             neighbour = self.neighbours.get(node) or self._add(node, freq_s=math.inf)
             if neighbour is not None:
@@ -341,7 +341,7 @@ class Gossip(StartStopPart):
         for node in before - leased:
             if node in self.neighbours:
                 self._lose(self.neighbours[node])
-        # Some may be heard of by a vote alone.
+        # Some may be known only by a vote.
         strangers = {each.node for each in self.neighbours.values() if not each.leased}
         if strangers or not leased.issuperset(self._strangers):
             self._listen(_LINGER_S)
@@ -371,13 +371,13 @@ class Gossip(StartStopPart):
             neighbour.freq_s = float(freq_s)
         neighbour.heard_s = self._now_s()
         if event.get("sw_ident") == _OURS:
-            # Which it has written before it spoke.
+            # It has written its lease before its first event.
             neighbour.leased = True
         elif kind in _TELLING and not neighbour.leased:
             self._listen(max(_LINGER_S, SILENT_INTERVALS * neighbour.freq_s))
 
     def _add(self, node: str, freq_s: float = 2.0) -> Neighbour | None:
-        """Return a new neighbour, None if there are too many, or if that can be no node's name."""
+        """Return a new neighbour; None if there are too many, or the name is too long."""
         if len(self.neighbours) >= _NEIGHBOURS or len(node) > _NAME_CHARS:
             return None
         neighbour = self.neighbours[node] = Neighbour(node, freq_s, self._now_s())
@@ -385,13 +385,13 @@ class Gossip(StartStopPart):
         return neighbour
 
     def _count(self, event: Mapping[str, Any]) -> None:
-        """Note a vote, say that it was heard, and look whether it was the last one."""
+        """Note a vote, acknowledge it, and check whether it was the last one."""
         election_id, topic, node = event.get("id"), event.get("topic"), event["hostname"]
         if not NAME.takes(election_id) or not NAME.takes(topic):
             self._repeated.say("a vote of %s names no election", node)
             return
         if event.get("cver") != _VERSION:
-            self._repeated.say("%s elects in another way; its vote does not count", node)
+            self._repeated.say("%s has another election protocol; its vote does not count", node)
             return
         if max(map(len, (election_id, topic, node))) > _NAME_CHARS:
             self._repeated.say("a vote does not count: a name in it is too long, of %.100s", node)
@@ -421,14 +421,14 @@ class Gossip(StartStopPart):
             self._decide_if_complete(election_id)
 
     def _decide_if_complete(self, election_id: str) -> None:
-        """Decide when all have voted that are not known to be lost."""
+        """Decide if all nodes have voted that are not known to be lost."""
         election = self._elections.get(election_id)
         if election is None or not election.is_known:
             return
-        # Counted first: each vote is looked at, and there may be many of both.
+        # Counted first, because comparing names takes long when there are many.
         if len(election.votes) < len(self.neighbours):
             return
-        # Even if silent for too long: they may have spoken while this worker stood still.
+        # Even silent neighbours count: they may have voted while this worker was blocked.
         if election.votes.keys() >= self.neighbours.keys() | {self._hostname}:
             self._decide(election_id)
 
@@ -436,19 +436,19 @@ class Gossip(StartStopPart):
         """Decide without the votes that have not come."""
         election = self._elections[election_id]
         if self._stood_still(election.deadline):
-            # Its own vote may be the only one that it knows, and would make it a second leader.
+            # It may know only its own vote so far, which would make it a second leader.
             election.deadline = self._timer.call_after(_HEAR_S, lambda: self._close(election_id))
         else:
             self._decide(election_id)
 
     def _stood_still(self, due: Entry) -> bool:
-        """Tell whether what the others have said meanwhile is still to be heard."""
+        """Tell whether this worker was blocked, and still has to read what others have sent."""
         is_late = self._timer.clock() - due.due_s > _LATE_S
         has_waiting = self._subscriber.has_waiting
         return is_late or any(map(has_waiting, (*self._rare, *self._frequent)))
 
     def _decide(self, election_id: str) -> None:
-        """Find the winner among those who have voted; if it is this worker, it acts."""
+        """Find the winner among the votes; if it is this worker, it acts."""
         election = self._elections.pop(election_id)
         self._votes -= len(election.votes)
         election.deadline.cancel()
@@ -466,7 +466,7 @@ class Gossip(StartStopPart):
         if act is None:
             known = ", ".join(sorted(self._leaders))
             self._repeated.say(
-                "nobody leads in elections on %r: known topics are %s",
+                "no leader is registered for elections on %r: known topics are %s",
                 *(topic, known), level=logging.ERROR,
             )  # fmt: skip
             return
@@ -475,11 +475,11 @@ class Gossip(StartStopPart):
         )
 
     def _lead(self, election_id: str, topic: str, act: Callable[[], object]) -> None:
-        """Act as the winner, unless a worker that decided without this one's vote has."""
+        """Act as the winner, unless a worker has that decided without this one's vote."""
         try:
             if self._claim(election_id):
                 act()
             else:
                 _log.warning("another worker acts as the winner of %s %s", topic, election_id)
         except Exception:
-            _log.exception("what the elected worker was to do for %s failed", topic)
+            _log.exception("the action of the elected worker for %s failed", topic)

@@ -1,4 +1,4 @@
-"""Heart: tell everybody now and then that this worker lives, and how it does."""
+"""Heart: publish regularly that this worker is alive, and how it is doing."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 from greenq import __version__
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.transport.settle import Publication
-from greenq.watchdog.thread import Heartbeat
+from greenq.watchdog.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from greenq.consumer.event_sender import Events
     from greenq.execution.state import WorkerState
     from greenq.pool import Pool
-    from greenq.watchdog.thread import Blocker, Watch
+    from greenq.watchdog.hub_thread import Blocker
+    from greenq.watchdog.thread import Watch
 
-# Celery's, so that monitors that know it find the same.
+# The same as Celery's, which monitors expect.
 INTERVAL_S = 2.0
 
 _BEAT = "worker-heartbeat"
@@ -27,10 +28,10 @@ _SYSTEM = platform.system()
 
 
 class Heart(StartStopPart):
-    """Sends worker-online, then heartbeats, at last worker-offline.
+    """Sends worker-online, then heartbeats, and worker-offline at the end.
 
-    The watch thread publishes the heartbeats, so a worker whose hub is blocked is not held for
-    dead; they say then what blocks it.
+    The watchdog thread publishes the heartbeats, so a worker whose hub is blocked does not seem
+    dead; its heartbeats say what blocks it.
     """
 
     name = "Heart"
@@ -45,7 +46,7 @@ class Heart(StartStopPart):
         *,
         interval_s: float = INTERVAL_S,
     ) -> None:
-        """Beat every `interval_s` seconds."""
+        """Send a heartbeat every `interval_s` seconds."""
         self._events = events
         self._watch = watch
         self._pool = pool
@@ -53,21 +54,21 @@ class Heart(StartStopPart):
         self._interval_s = interval_s
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Announce this worker, and begin with the heartbeats."""
         self._events.send("worker-online", self.fields())
         self.beat()
 
     def stop(self) -> None:
-        """Say good-bye."""
+        """End the heartbeats, and announce that this worker is going."""
         self._watch.beat(None)
         self._events.send("worker-offline", self.fields())
 
     def beat(self) -> None:
-        """Beat at once, and go on in the same interval."""
+        """Send a heartbeat at once, and go on in the same interval."""
         self._watch.beat(Heartbeat(self._interval_s, self._write))
 
     def fields(self) -> dict[str, Any]:
-        """Return what a worker's events tell; any thread may ask."""
+        """Return the fields of a worker's events; any thread may call."""
         return {
             "freq": self._interval_s,
             "active": self._pool.running,

@@ -1,4 +1,4 @@
-"""Mingle: learn from the neighbours, before the first task, what they know."""
+"""Mingle: before the first task, learn what the other workers know."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# A neighbour that does not answer in this time, because its hub is blocked, is not waited for.
+# How long to wait for answers; a worker whose hub is blocked may not answer in time.
 _TIMEOUT_S = 1.0
 
 
 class Mingle(StartStopPart):
-    """Asks all other workers ``hello`` and takes over revoked ids and the clock.
+    """Sends ``hello`` to all other workers, and adopts their revoked ids and their clock.
 
-    Gossip learns from it of whom only heartbeats will tell.
-
-    Nobody there: it costs one round trip.
+    Gossip learns from the answers which workers may have no lease. With no other worker, it costs
+    one round trip.
     """
 
     name = "Mingle"
@@ -38,29 +37,29 @@ class Mingle(StartStopPart):
         self._mailbox = mailbox
         self._state = state
         self._hostname = hostname
-        # The nodes that have answered, for whoever starts after this.
+        # The nodes that have answered, for the steps that start after this one.
         self.met: frozenset[str] = frozenset()
 
     def start(self) -> None:
-        """Say hello and hear the answers; who is refused does without. Switches: yes.
+        """Say hello and read the answers; go on without if the server refuses. Switches: yes.
 
         Raises:
             OperationalError: the server is lost.
         """
         self.met = frozenset()
         revoked = self._state.revoked
-        told = {"from_node": self._hostname, "revoked": list(revoked.ids())}
+        hello = {"from_node": self._hostname, "revoked": list(revoked.ids())}
         try:
-            replies = self._mailbox.ask("hello", told, timeout_s=_TIMEOUT_S)
+            replies = self._mailbox.ask("hello", hello, timeout_s=_TIMEOUT_S)
         except (AccessRefused, ServerError) as exc:
-            # Tasks are not kept waiting: by an ACL, or a server without memory for a request.
+            # An ACL, or a server without memory for a request, must not keep tasks waiting.
             _log.info("mingle: this worker cannot ask others: %s", exc)
             return
         replies.pop(self._hostname, None)
         self.met = frozenset(replies)
         revoked.update(each for reply in replies.values() for each in revoked_ids(reply))
         for reply in replies.values():
-            # The header of a Celery worker's reply has another clock than the cluster's.
+            # The header of a Celery worker's reply has a clock that is not the cluster's.
             self._state.clock.adjust(clock(reply))
         if replies:
             _log.info("mingled with %s", listed(sorted(replies)))
@@ -69,13 +68,13 @@ class Mingle(StartStopPart):
 
 
 def revoked_ids(reply: object) -> Iterator[str]:
-    """Read the revoked ids out of a reply; older workers send them with the times, as an object."""
+    """Return the revoked ids of a reply; older workers send an object, with the times."""
     ids = reply.get("revoked") if isinstance(reply, dict) else None
     if isinstance(ids, list | dict):
         yield from (task_id for task_id in ids if KEY.takes(task_id))
 
 
 def clock(reply: object) -> int:
-    """Read the clock out of a reply; 0 if there is none."""
+    """Return the clock of a reply; 0 if there is none."""
     found = reply.get("clock") if isinstance(reply, dict) else None
     return found if CLOCK.takes(found) else 0

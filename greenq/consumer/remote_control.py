@@ -41,8 +41,8 @@ class Commands(Protocol):
 class Control(StartStopPart):
     """Answers requests to this worker, to a group of workers, or to all.
 
-    Runs in the hub, one request after another; while the hub is blocked, the watch thread answers
-    the requests that it can. A faulty request ends in an error reply or a line of the log.
+    The hub carries out one request after the other; while it is blocked, the watchdog thread
+    answers those that it can. A faulty request ends in an error reply or a line of the log.
     """
 
     name = "Control"
@@ -105,10 +105,10 @@ class Control(StartStopPart):
             self._answer(request, None)
 
     def urgent(self, data: bytes) -> Callable[[Connection], object] | None:
-        """Return how the watch thread answers a request, None if it needs the hub.
+        """Return how the watchdog thread answers a request; None if only the hub can.
 
-        Faulty requests and regular expressions are left to the hub: this thread keeps the lease,
-        and no pattern from outside may delay it.
+        Faulty requests and regular expressions are for the hub: a pattern that takes long to match
+        must not delay the thread that keeps the lease.
         """
         request = self._read(data)
         if request is None or request.needs_regex or not request.is_for(self._hostname):
@@ -124,16 +124,16 @@ class Control(StartStopPart):
             return False
 
     def _read(self, data: bytes, *, counts: bool = False) -> ControlRequest | None:
-        """Read a request; return None if it is malformed.
+        """Read a request; return None if it cannot be read.
 
-        The watch thread may read a request that the hub reads again: only the hub counts it.
+        The watchdog thread may read what the hub will read again: only the hub counts it.
         """
         try:
             return read_request(data, self._accept)
         except (DecodeError, ContentDisallowed) as exc:
             if counts:
                 self.ignored += 1
-                self._repeated.say("ignored a malformed control request: %s", exc)
+                self._repeated.say("a message that is not a control request was ignored: %s", exc)
             return None
 
     def _answer(self, request: ControlRequest, connection: Connection | None) -> None:
@@ -162,11 +162,11 @@ class Control(StartStopPart):
             except RuntimeError as exc:
                 if connection is None or "changed size" not in str(exc):
                     raise
-                # The hub resumed while the watch thread was reading: try again.
+                # The hub has started to move while the watchdog thread read: once more.
                 return self._run(request.method, request.arguments)
         except Exception as exc:
-            # The boundary to commands, the app's own included: the requester gets the error.
-            # Even the text of a user's exception may raise.
+            # Commands may be users': the error goes to the sender of the request. Even making the
+            # text of a user's exception may fail.
             text = saferepr(exc)
             if isinstance(exc, LookupError | TypeError | ValueError):
                 self._repeated.say("control command %.100s failed: %s", request.method, text)

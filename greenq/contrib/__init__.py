@@ -1,1 +1,1 @@
-"""Bridges to frameworks; each is imported only where its framework is in use."""
+"""Integrations with frameworks; each is imported only if its framework is in use."""

@@ -1,7 +1,7 @@
-"""Django: set up before the task modules are imported, and nothing of it left open by a task.
+"""Django: set it up before the task modules are imported, and close what tasks leave open.
 
-`greenq.app` imports this module, and it Django, where DJANGO_SETTINGS_MODULE names a project's
-settings and Django is installed; nothing else does.
+`greenq.app` imports this module, and with it Django, only if DJANGO_SETTINGS_MODULE names a
+project's settings and Django is installed.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# What databases say when they have no connection left; there is no code to go by, since psycopg has
-# none for an error of connecting.
+# What databases say when they have no connection left. Their texts are all there is to go by: for
+# an error during connecting, psycopg has no code.
 _FULL = ("too many clients", "too many connections", "connection slots are reserved",
          "no more connections allowed")  # fmt: skip
 
-# How long a task waits for a connection, and after how long it looks again of itself: it is woken
-# when a task of this worker has closed one.
+# How long a task waits for a connection in all, and how often it tries again unless another task of
+# this worker closes one and wakes it.
 _PATIENCE_S = 60.0
 _LOOK_AGAIN_S = 0.25
 
-# Between two warnings of a full database.
+# Between two warnings about a full database.
 _WARN_EVERY_S = 60.0
 
 
 def set_up(app: Greenq) -> None:
-    """Load the project's settings and INSTALLED_APPS, and have tasks leave no connection open.
+    """Load the project's settings and INSTALLED_APPS; close each task's connections at its end.
 
     A second call does nothing.
     """
@@ -56,7 +56,7 @@ def set_up(app: Greenq) -> None:
 
 
 def _set_up_django() -> None:
-    """Do it; what Django's LOGGING does not name, it silences, but greenq's loggers speak on."""
+    """Set Django up; re-enable greenq's loggers, which its LOGGING disables if it omits them."""
     loggers = list(logging.Logger.manager.loggerDict)
     own = [name for name in loggers if name == "greenq" or name.startswith("greenq.")]
     spoke = [name for name in own if not logging.getLogger(name).disabled]
@@ -71,20 +71,20 @@ def packages() -> list[str]:
 
 
 def on_commit(call: Callable[[], object]) -> None:
-    """Make a call when the open transaction commits, never if it rolls back; without one, now."""
+    """Call `call` once the open transaction commits, or now without one; not after a rollback."""
     transaction.on_commit(call)
 
 
 def close_connections() -> None:
-    """Close what the running task has opened: connections to databases, and those of caches.
+    """Close the database and cache connections that the running task has opened.
 
     Each greenlet has its own. Whatever CONN_MAX_AGE says, none is kept for the next task: a pool of
-    five hundred greenlets would keep five hundred. With Django's own pool, closing gives the
-    connection back to that.
+    five hundred greenlets would keep five hundred. With Django's own connection pool, closing
+    returns the connection to it.
     """
     close_caches()
     ident = threading.get_ident()
-    # Looking at Django's connections would leave something in this greenlet's locals already.
+    # Merely looking at Django's connections would leave something in this greenlet's locals.
     if ident in _users:
         _users.discard(ident)
         for connection in connections.all(initialized_only=True):
@@ -95,17 +95,17 @@ def _close(connection: Any) -> None:
     try:
         connection.close()
     except Exception:
-        # A broken connection is as good as a closed one, and the task has its outcome.
+        # A broken connection is as good as closed, and the task already has its outcome.
         name = connection.alias
-        _log.warning("a connection to the database %r could not be closed", name, exc_info=True)
+        _log.warning("could not close a connection to the database %r", name, exc_info=True)
     if connection.in_atomic_block or connection.connection is not None:
-        # The next task of this greenlet starts with one that has no transaction to end.
+        # The next task of this greenlet must get a connection without an open transaction.
         del connections[connection.alias]
     _queue.one_is_free()
 
 
 class _Queue:
-    """Tasks that wait for a connection, all databases together, the first one to be woken first."""
+    """Tasks that wait for a connection, in order of arrival, for all databases together."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -113,7 +113,7 @@ class _Queue:
         self.waiting = 0
 
     def wait(self) -> None:
-        """Wait until a connection was closed here, or a moment: others may close one elsewhere."""
+        """Wait briefly for a task here to close a connection; other processes may, too."""
         with self._changed:
             self.waiting += 1
             try:
@@ -122,20 +122,20 @@ class _Queue:
                 self.waiting -= 1
 
     def one_is_free(self) -> None:
-        """Wake one."""
+        """Wake one waiting task."""
         if self.waiting:
             with self._changed:
                 self._changed.notify()
 
     def warn(self, alias: str) -> None:
-        """Say, now and then, that tasks wait."""
+        """Log, from time to time, that tasks are waiting."""
         now_s = time.monotonic()
         if self._warned_s and now_s < self._warned_s + _WARN_EVERY_S:
             return
         self._warned_s = now_s
         _log.warning(
-            "the database %r has no connection left: tasks wait for one, each up to %g s; run "
-            "fewer tasks at once (-c), or have them share a pool: OPTIONS['pool'] in DATABASES",
+            "the database %r has no connection left: tasks wait up to %g s for one; run "
+            "fewer tasks at once (-c), or share a connection pool: OPTIONS['pool'] in DATABASES",
             alias,
             _PATIENCE_S,
         )
@@ -143,14 +143,14 @@ class _Queue:
 
 _queue = _Queue()
 
-# The greenlets, by their idents, whose tasks have opened connections.
+# The idents of the greenlets whose tasks have opened connections.
 _users: set[int] = set()
 
 
 def _wait_when_full() -> None:
-    """Have tasks wait where their database refuses one connection more.
+    """Make tasks wait when their database refuses another connection.
 
-    A worker opens hundreds at once where Celery's, by being slower, opens a few.
+    A worker opens hundreds at once where Celery's, being slower, opens a few.
     """
     connect = BaseDatabaseWrapper.connect
 
@@ -161,7 +161,7 @@ def _wait_when_full() -> None:
             return
         until_s = time.monotonic() + _PATIENCE_S
         if _queue.waiting:
-            # Who came before goes first.
+            # Tasks that came earlier go first.
             _queue.wait()
         while True:
             try:
@@ -185,8 +185,8 @@ def _is_full(exc: BaseException) -> bool:
 
 
 def warn_of_blocking() -> None:
-    """Say so if the driver of a database holds the whole worker up with each query."""
-    # Asked for first: that imports their drivers.
+    """Log a warning if a database driver blocks the whole worker during each query."""
+    # Must come first: it imports the drivers.
     aliases = {each.alias: getattr(each, "Database", None) for each in connections.all()}
     psycopg2 = sys.modules.get("psycopg2")
     if psycopg2 is None or sys.modules["psycopg2.extensions"].get_wait_callback() is not None:
@@ -194,7 +194,7 @@ def warn_of_blocking() -> None:
     for alias, driver in aliases.items():
         if driver is psycopg2:
             _log.warning(
-                "the database %r is used through psycopg2, which holds up all tasks during each "
+                "the database %r is used through psycopg2, which blocks all tasks during each "
                 "query: install psycopg 3, or call psycogreen.gevent.patch_psycopg()",
                 alias,
             )

@@ -1,4 +1,4 @@
-"""What a worker is doing at the moment: stacks, and the time for which tasks have held the hub.
+"""What a worker is doing at the moment: stacks, and how long tasks have held the hub.
 
-For the pool, the commands and the worker.
+Used by the pool, the commands and the worker.
 """

@@ -1,10 +1,11 @@
 """What every greenlet and every thread of this process is doing at the moment.
 
-`all_stacks` tells it as text, for the log: greenlets that stand at the same lines are told
-together, so a thousand tasks that wait for the same server are one paragraph. `describe` tells it
-as data, for remote control: what the running tasks wait for, and the stacks of the oldest.
+`all_stacks` returns it as text, for the log. Greenlets at the same lines are grouped, so a thousand
+tasks that wait for the same server take one paragraph. `describe` returns it as data, for remote
+control: what the running tasks wait for, and the stacks of the oldest.
 
-Names, source lines, addresses and durations only: no arguments, no variables of a task's code.
+It shows names, source lines, addresses and durations only; no arguments or variables of a task's
+code.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
     from greenq.request import Request
 
-# What waits on behalf of a task's own code: its frames say what for, and are not whose wait it is.
+# Packages that wait on behalf of a task's code: their frames show what for, but the wait is the
+# task's.
 _WAITING_PACKAGES = frozenset(
     {
         "concurrent", "gevent", "psycogreen", "queue", "select", "selectors", "socket", "ssl",
@@ -39,7 +41,7 @@ _WAITING_PACKAGES = frozenset(
 
 _SOCKET_MODULES = frozenset({"gevent._socketcommon", "gevent._socket3", "gevent.ssl"})
 
-# By function: what is done with a socket.
+# What each function does with a socket.
 _SOCKET_CALLS = {
     "accept": "accept",
     "do_handshake": "handshake",
@@ -57,7 +59,7 @@ _SOCKET_CALLS = {
     "write": "send",
 }
 
-# By function, the name of its local variable that holds the host.
+# For each function, the local variable that holds the host.
 _RESOLVER_CALLS = {
     "getaddrinfo": "host",
     "gethostbyname": "hostname",
@@ -65,7 +67,7 @@ _RESOLVER_CALLS = {
     "gethostbyaddr": "ip_address",
 }
 
-# By module and qualified name; of nested ones the outermost tells most.
+# By module and qualified name; of nested calls, the outermost says most.
 _PRIMITIVES = {
     ("concurrent.futures._base", "Future.exception"): "future",
     ("concurrent.futures._base", "Future.result"): "future",
@@ -82,8 +84,8 @@ _PRIMITIVES = {
     ("threading", "_RLock.acquire"): "lock",
 }
 
-# So many addresses of one select are told.
-_ADDRESSES_TOLD = 3
+# How many addresses of one select are shown.
+_ADDRESSES_SHOWN = 3
 
 
 # --- as text --------------------------------------------------------------------------------------
@@ -93,8 +95,8 @@ def all_stacks(names: Mapping[Any, str]) -> str:
     """Describe all greenlets and native threads.
 
     Args:
-        names: what some greenlets are to be called, for example by the task that they run; the
-            others have the names that they were started with.
+        names: names for some greenlets, for example of the tasks that they run; the others keep
+            the names that they were started with.
     """
     groups = _groups(names)
     threads = _threads()
@@ -110,12 +112,12 @@ def all_stacks(names: Mapping[Any, str]) -> str:
 
 
 def _groups(names: Mapping[Any, str]) -> list[tuple[list[str], str]]:
-    """Return the names of the greenlets that stand at the same lines, with their stack."""
+    """Group the greenlets by stack; return the names in each group and its stack."""
     groups: dict[tuple[object, ...], tuple[list[str], str]] = {}
-    # Neither gevent nor greenlet keeps a list of them.
+    # Neither gevent nor greenlet keeps a list of all greenlets.
     for found in gc.get_objects():
         if isinstance(found, greenlet.greenlet) and found:
-            # The one that runs has no frame of its own: it is its thread's stack.
+            # The running greenlet has no frame of its own: its stack is the thread's.
             frame = found.gr_frame
             if frame is None:
                 continue
@@ -133,8 +135,8 @@ def _name(found: greenlet.greenlet) -> str:
 
 
 def _threads() -> list[tuple[str, str]]:
-    """Return names and stacks of the threads of the operating system."""
-    # There is no public way to another thread's frame.
+    """Return the names and stacks of the native threads."""
+    # There is no public way to get another thread's frame.
     frames = sys._current_frames()  # noqa: SLF001
     return [
         (f"{number}{_role(frame)}", "".join(traceback.format_stack(frame)))
@@ -143,7 +145,7 @@ def _threads() -> list[tuple[str, str]]:
 
 
 def _role(frame: FrameType) -> str:
-    """Say which thread a frame belongs to, as far as its callers show."""
+    """Return the role of a frame's thread, as far as its callers show it."""
     for each, _line in traceback.walk_stack(frame):
         if each.f_code is all_stacks.__code__:
             return ", the hub's; it is writing this"
@@ -166,15 +168,15 @@ def describe(
     """Describe the running requests, in the thread of their hub. Switches: no.
 
     Args:
-        requests: those that run.
-        limit: of so many, the oldest, the details are told, and as many kinds of wait.
+        requests: the running ones.
+        limit: how many requests, oldest first, are shown in detail, and how many kinds of wait.
         now: monotonic time.
-        hub_s_of: how long a request has held the hub; without it that is told as None.
+        hub_s_of: returns how long a request has held the hub; without it, `hub_s` is None.
 
     Shape: {"running": count, "groups": [{"waits_on", "count"}], "greenlets": [{"id", "name",
       "age_s", "hub_s", "waits_on", "stack": ["file:line function"]}]}; the most frequent kind of
-      wait first, those beyond `limit` counted as "others"; the oldest greenlet first; in a stack
-      the innermost last.
+      wait first, those beyond `limit` counted as "others"; the oldest greenlet first; in a stack,
+      the innermost frame last.
     """
     waits: Counter[str] = Counter()
     running: list[tuple[float, str, Request, FrameType | None]] = []
@@ -184,7 +186,7 @@ def describe(
             continue
         frame = own.gr_frame
         waits_for = waits_on(frame)
-        waits[_of_a_kind(waits_for)] += 1
+        waits[_round_sleep(waits_for)] += 1
         if own is greenlet.getcurrent():
             frame = sys._getframe(1)  # noqa: SLF001  # there is no public way to a caller's frame
         started_s = now if request.started_s is None else request.started_s
@@ -192,7 +194,7 @@ def describe(
     running.sort(key=lambda each: -each[0])
     return {
         "running": len(running),
-        "groups": _most(waits, limit),
+        "groups": _count_waits(waits, limit),
         "greenlets": [
             {
                 "id": request.message.id,
@@ -207,8 +209,8 @@ def describe(
     }
 
 
-def _of_a_kind(waits_for: str) -> str:
-    """Round the seconds of a sleep: random ones would be as many kinds as there are tasks."""
+def _round_sleep(waits_for: str) -> str:
+    """Round the seconds of a sleep: with random ones, each task would be a kind of its own."""
     verb, _, seconds = waits_for.partition(" ")
     if verb != "sleep" or not seconds:
         return waits_for
@@ -216,8 +218,8 @@ def _of_a_kind(waits_for: str) -> str:
     return waits_for if rounded == seconds else f"sleep ~{rounded}"
 
 
-def _most(waits: Counter[str], limit: int) -> list[dict[str, object]]:
-    """Return the most frequent kinds of wait; the rest is one."""
+def _count_waits(waits: Counter[str], limit: int) -> list[dict[str, object]]:
+    """Return the most frequent kinds of wait; the rest become one."""
     ordered = sorted(waits.items(), key=lambda item: (-item[1], item[0]))
     others = sum(count for _, count in ordered[limit:])
     told = ordered[:limit] + ([("others", others)] if others else [])
@@ -225,14 +227,14 @@ def _most(waits: Counter[str], limit: int) -> list[dict[str, object]]:
 
 
 def _task_stack(frame: FrameType | None) -> list[str]:
-    """Return a stack from the task's own code on; all of it while that is not reached."""
+    """Return a stack from the task's own code inwards, or all of it if that is not reached."""
     stack = list(traceback.walk_stack(frame))[::-1] if frame is not None else []
     own = next((at for at, (each, _) in enumerate(stack) if not _is_ours(each)), 0)
     return [f"{each.f_code.co_filename}:{line} {each.f_code.co_name}" for each, line in stack[own:]]
 
 
 def _is_ours(frame: FrameType) -> bool:
-    """Whether the code is the worker's or gevent's, not a task's; the examples have tasks."""
+    """Whether the code is the worker's or gevent's; greenq's examples count as task code."""
     package, _, module = _module(frame).partition(".")
     return package in {"gevent", "greenq"} and module.partition(".")[0] != "examples"
 
@@ -246,10 +248,10 @@ def _module(frame: FrameType) -> str:
 
 
 def waits_on(frame: FrameType | None) -> str:
-    """Say what a greenlet waits for, by its innermost frame; without one it is "running".
+    """Return what a greenlet waits for, by its innermost frame; without one it is "running".
 
-    Sockets are told with their address, sleeps with their seconds. Where nothing says more, it is
-    the expression that waits, by its names, as the task's code has it: `self.done.wait()`.
+    Sockets are shown with their address, sleeps with their seconds. If nothing better is known, it
+    is the waiting expression as the task's code has it, without arguments: `self.done.wait()`.
     """
     if frame is None:
         return "running"
@@ -259,7 +261,7 @@ def waits_on(frame: FrameType | None) -> str:
         module = _module(each)
         if module.partition(".")[0] not in _WAITING_PACKAGES:
             return found or _expression(each.f_code, each.f_lasti)
-        told = _told(each, module)
+        told = _describe_wait(each, module)
         if told:
             return told
         found = _PRIMITIVES.get((module, each.f_code.co_qualname), found)
@@ -269,11 +271,11 @@ def waits_on(frame: FrameType | None) -> str:
     return found or _expression(innermost.f_code, innermost.f_lasti)
 
 
-def _told(frame: FrameType, module: str) -> str:
-    """Say what a frame waits for if that has an address or a duration."""
+def _describe_wait(frame: FrameType, module: str) -> str:
+    """Return what a frame waits for if that has an address or a duration."""
     function = frame.f_code.co_name
-    # Only frames of libraries are asked for their variables: asking keeps a copy of them for as
-    # long as the frame lives.
+    # Read the variables of library frames only: reading keeps a copy of them for as long as the
+    # frame lives.
     if module in _SOCKET_MODULES:
         if function in _SOCKET_CALLS:
             return _on_socket(_SOCKET_CALLS[function], frame.f_locals.get("self"))
@@ -283,19 +285,19 @@ def _told(frame: FrameType, module: str) -> str:
             return f"getaddrinfo {_text(frame.f_locals.get(_RESOLVER_CALLS[function]))}".rstrip()
     elif module == "gevent.hub" and function == "sleep":
         seconds = frame.f_locals.get("seconds")
-        # Classes of somebody's own may do anything when they are shown.
+        # Formatting a user-defined class could run arbitrary code.
         return f"sleep {seconds:g}" if type(seconds) in {int, float} else "sleep"
     elif module in {"gevent.select", "gevent.selectors"} and function in {"select", "poll"}:
         return _on_many(frame.f_locals)
     elif function == "gevent_wait_callback":
-        # psycopg2 waits by this function of psycogreen.
+        # psycopg2 waits in this function of psycogreen.
         return f"select {_peer_of(_number(frame.f_locals.get('conn')))}".rstrip()
     return ""
 
 
 def _on_socket(verb: str, found: Any) -> str:
-    """Say what is done with a socket of gevent, and with whom."""
-    # The socket of the C library in it: its methods are nobody's own, and never wait.
+    """Return what is done with a gevent socket, and its peer's address."""
+    # The C socket inside it: no subclass overrides its methods, and they never wait.
     real = getattr(found, "_sock", None)
     if not isinstance(real, _socket.socket):
         return verb
@@ -307,38 +309,38 @@ def _on_socket(verb: str, found: Any) -> str:
 
 
 def _on_many(variables: Mapping[str, Any]) -> str:
-    """Say which sockets a select, a poll or a selector waits for."""
+    """Return which sockets a select, a poll or a selector waits for."""
     own: Any = variables.get("self")
     if "rlist" in variables:
-        waited = [*_listed(variables["rlist"]), *_listed(variables.get("wlist"))]
+        waited = [*_list(variables["rlist"]), *_list(variables.get("wlist"))]
     elif hasattr(own, "get_map"):
         waited = list(own.get_map() or ())
     else:
         waited = list(getattr(own, "fds", ()))
     peers = sorted({peer for each in waited if (peer := _peer_of(_number(each)))})
-    more = [f"+{len(peers) - _ADDRESSES_TOLD}"] if len(peers) > _ADDRESSES_TOLD else []
-    return f"select {', '.join(peers[:_ADDRESSES_TOLD] + more)}".rstrip()
+    more = [f"+{len(peers) - _ADDRESSES_SHOWN}"] if len(peers) > _ADDRESSES_SHOWN else []
+    return f"select {', '.join(peers[:_ADDRESSES_SHOWN] + more)}".rstrip()
 
 
-def _listed(found: Any) -> list[Any]:
-    """Return what a collection holds; other iterables may be used up by looking."""
+def _list(found: Any) -> list[Any]:
+    """Return the items of a collection; iterating over anything else could exhaust it."""
     return list(found) if isinstance(found, list | tuple | set | frozenset | dict) else []
 
 
 def _number(found: Any) -> int:
-    """Return the number of an open file or connection, -1 if that is not known."""
+    """Return the descriptor of an open file or connection, or -1 if it is not known."""
     if isinstance(found, int):
         return found
     try:
         number = found.fileno()
     except Exception:
-        # It may be anybody's object, and closed by now: then it is told without an address.
+        # It may be any object, and closed by now: then it is shown without an address.
         return -1
     return number if isinstance(number, int) else -1
 
 
 def _peer_of(number: int) -> str:
-    """Return whom an open file is connected to; "" if it is no socket or not connected."""
+    """Return the address a descriptor is connected to; "" if it is not a connected socket."""
     try:
         copy = os.dup(number)
     except OSError:
@@ -355,7 +357,7 @@ def _peer_of(number: int) -> str:
 
 
 def _ask(method: Callable[[], object]) -> object:
-    """Return the answer of a socket, None if it has none, as one that is closed."""
+    """Call a socket's method; return None if it fails, as on a closed socket."""
     try:
         return method()
     except OSError:
@@ -363,7 +365,7 @@ def _ask(method: Callable[[], object]) -> object:
 
 
 def _text(address: object) -> str:
-    """Write an address; "" if it is none."""
+    """Format an address; "" if it is not one."""
     if isinstance(address, bytes):
         return address.decode("utf-8", "replace").replace("\0", "@")
     if isinstance(address, str):
@@ -376,11 +378,11 @@ def _text(address: object) -> str:
 
 @lru_cache(maxsize=1024)
 def _expression(code: CodeType, offset: int) -> str:
-    """Name what the instruction at an offset calls, as the source has it but for the arguments.
+    """Name what the instruction at an offset calls, as in the source but without arguments.
 
-    What waits in gevent's compiled code has no frame there: the call is all that tells of it.
+    gevent's compiled code has no frames: the call is all that shows what waits there.
     """
-    # Of a call to Python code, the offset is that of its last cache entry.
+    # For a call to Python code, the offset is that of its last cache entry.
     *before, waiting = (each for each in dis.get_instructions(code) if each.offset <= offset)
     names = _names(before, waiting)
     if names and waiting.opname.startswith("CALL"):
@@ -393,8 +395,8 @@ def _expression(code: CodeType, offset: int) -> str:
 
 
 def _names(before: list[dis.Instruction], waiting: dis.Instruction) -> str:
-    """Return the dotted names of what a call calls, or of what a `with` or a loop is over."""
-    # Where a call begins in the source, what it calls does, too; arguments begin elsewhere.
+    """Return the dotted names of what is called, or of what a `with` or a loop is over."""
+    # A call and its callee begin at the same place in the source; arguments begin elsewhere.
     begin = _begin(waiting) if waiting.opname.startswith("CALL") else None
     parts: list[str] = []
     for each in reversed(before):
@@ -402,11 +404,14 @@ def _names(before: list[dis.Instruction], waiting: dis.Instruction) -> str:
             continue
         name = each.argval if isinstance(each.argval, str) else ""
         if each.opname == "LOAD_CONST":
+            # Since Python 3.13, the names of a call's arguments stand before it.
+            if isinstance(each.argval, tuple):
+                continue
             break
         if each.opname in {"LOAD_ATTR", "LOAD_METHOD"}:
             parts.append(f".{name}")
         elif each.opname.startswith("LOAD_") and name:
-            # A generator expression has no name for what it is over.
+            # A generator expression has no name for what it iterates over.
             return "" if name == ".0" else "".join([name, *reversed(parts)])
         elif each.opname.startswith("CALL"):
             parts.append("()")

@@ -1,4 +1,4 @@
-"""What happens in a cluster, for programs: `app.events`.
+"""Events in a cluster, for programs: `app.events`.
 
-For the app, which makes it, and for the command line.
+Used by the app, which creates it, and by the command line.
 """

@@ -1,4 +1,4 @@
-"""What events tell of a cluster, kept in mind: its workers, its tasks and their states."""
+"""A cluster's state, gathered from its events: workers, tasks and their states."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ R = TypeVar("R")
 
 T = TypeVar("T")
 
-# A worker that did not say how often it beats, in seconds; Celery's figure.
+# Heartbeat interval of a worker that did not report one, in seconds; Celery's figure.
 _FREQ_S = 60.0
 
-# Heartbeats that are remembered of a worker.
+# How many heartbeats of a worker are remembered.
 _HEARTBEATS = 4
 
-# The fields of events that are taken over, and what they must be; None is right for all but freq.
+# The fields taken over from events, and what they must be; None is valid for all but freq.
 _WORKER_FIELDS: dict[str, Rule] = {
     "pid": COUNT,
     "freq": INTERVAL,
@@ -74,14 +74,14 @@ _TASK_STATES = {
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """What its events tell of one worker.
+    """What one worker's events say about it.
 
     Attributes:
         hostname: the node's name.
         freq: seconds between two of its heartbeats.
-        heartbeats: when it was last heard of, own unix time; the latest at the end.
+        heartbeats: when it was last heard from, unix time by our clock; the latest at the end.
         loadavg: of its machine, over 1, 5 and 15 minutes.
-        blocked: of greenq workers: what keeps the hub from moving, or None.
+        blocked: for greenq workers: what blocks the hub, or None.
     """
 
     hostname: str
@@ -104,12 +104,12 @@ class Worker:
 
     @property
     def heartbeat_expires(self) -> float:
-        """The unix time from which it is held for dead if nothing more is heard; 0 if offline."""
+        """The unix time after which it is considered dead without more news; 0 if offline."""
         return self.heartbeats[-1] + self.freq * SILENT_INTERVALS if self.heartbeats else 0.0
 
     @property
     def alive(self) -> bool:
-        """True while it was heard of within two of its intervals, and has not said good-bye."""
+        """True while it was heard from within two intervals and has not signed off."""
         return time.time() < self.heartbeat_expires
 
     @property
@@ -118,15 +118,15 @@ class Worker:
         return "ONLINE" if self.alive else "OFFLINE"
 
     def __eq__(self, other: object) -> bool:
-        """Two are the same if their names are."""
+        """Compare by name."""
         return self.hostname == other.hostname if isinstance(other, Worker) else NotImplemented
 
     def __hash__(self) -> int:
-        """Go by the name."""
+        """Hash the name."""
         return hash(self.hostname)
 
     def heard(self, at: float) -> None:
-        """Take note of a sign of life."""
+        """Record a sign of life."""
         self.heartbeats.append(at)
         self.heartbeats.sort()
         del self.heartbeats[:-_HEARTBEATS]
@@ -134,13 +134,13 @@ class Worker:
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """What its events tell of one task.
+    """What one task's events say about it.
 
     Attributes:
-        state: the strongest that was heard of, see `greenq.states.precedence`.
+        state: the strongest one reported, see `greenq.states.precedence`.
         sent, received, started, succeeded, failed, retried, revoked, rejected: unix times.
-        args, kwargs, result, exception: as texts, shortened by the sender.
-        worker: who sent the last event; None if only the client has told of it.
+        args, kwargs, result, exception: as text, shortened by the sender.
+        worker: the sender of the last event; None if only the client has sent one.
         client: who sent the task.
         timestamp: unix time of the event that led to the state.
         clock: the largest logical clock of its events.
@@ -192,26 +192,26 @@ class Task:
         return self.client if self.worker is None else self.worker.id
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all fields; the worker's name instead of the worker."""
+        """Return all fields, with the worker's name in place of the worker."""
         found = {each.name: getattr(self, each.name) for each in fields(self)}
         return found | {"worker": self.worker.hostname if self.worker else None}
 
     def info(self, fields: Iterable[str] | None = None, extra: Iterable[str] = ()) -> Event:
-        """Return those of its fields that are known, for people."""
+        """Return the fields that are known, for people."""
         wanted = (*(_INFO_FIELDS if fields is None else fields), *extra)
         found = {name: getattr(self, name, None) for name in wanted}
         return {name: value for name, value in found.items() if value is not None}
 
     def __eq__(self, other: object) -> bool:
-        """Two are the same if their ids are."""
+        """Compare by id."""
         return self.uuid == other.uuid if isinstance(other, Task) else NotImplemented
 
     def __hash__(self) -> int:
-        """Go by the id."""
+        """Hash the id."""
         return hash(self.uuid)
 
     def event(self, subject: str, event: Event) -> None:
-        """Take over what an event of the type ``task-<subject>`` tells."""
+        """Take over the fields of a ``task-<subject>`` event."""
         timestamp = event["timestamp"]
         state = _TASK_STATES.get(subject)
         if state is not None:
@@ -224,9 +224,9 @@ class Task:
         _take_over(self, event, _TASK_FIELDS)
 
     def _is_late(self, state: str, timestamp: float) -> bool:
-        """Tell whether something in that state must have happened before what is known."""
+        """Tell whether an event for that state precedes what is already known."""
         if state == states.RETRY:
-            # It comes after a start, and before the start of the next try; only the end is final.
+            # It follows a start and precedes the next attempt's start; only the end is final.
             return self.ready and timestamp < (self.timestamp or 0.0)
         return states.precedence(state) > states.precedence(self.state)
 
@@ -238,9 +238,9 @@ _INFO_FIELDS = (
 
 
 class TaskIndex(Mapping[str, set[Task]]):
-    """Tasks by something they have in common: ``tasks_by_type["proj.add"]`` is a set of tasks.
+    """Tasks by a common property: ``tasks_by_type["proj.add"]`` is a set of tasks.
 
-    Called with a name, it gives pairs of id and task in the order of time, the latest first.
+    Called with a name, it yields pairs of id and task ordered by time, the latest first.
     """
 
     def __init__(self, state: State, key: Callable[[Task], str | None]) -> None:
@@ -253,7 +253,7 @@ class TaskIndex(Mapping[str, set[Task]]):
         return {task for task in self._state.all_tasks() if self._key(task) == name}
 
     def __iter__(self) -> Iterator[str]:
-        """Go through the names."""
+        """Iterate over the names."""
         names = {self._key(task) for task in self._state.all_tasks()}
         return iter([name for name in names if name is not None])
 
@@ -264,7 +264,7 @@ class TaskIndex(Mapping[str, set[Task]]):
     def __call__(
         self, name: str, limit: int | None = None, reverse: bool = True
     ) -> Iterator[tuple[str, Task]]:
-        """Give the tasks of that name in the order of time."""
+        """Yield the tasks of that name ordered by time."""
         found = [
             (task.uuid, task)
             for _, task in self._state.tasks_by_timestamp(reverse=reverse)
@@ -276,14 +276,14 @@ class TaskIndex(Mapping[str, set[Task]]):
 class State:
     """What is known of a cluster from its events. Any thread may use it.
 
-    It remembers so many workers and tasks; then those that nothing was heard of for longest go.
+    It remembers a limited number of workers and tasks, and drops those without news for longest.
 
     Attributes:
         workers: by node name.
         tasks: by id.
         tasks_by_type, tasks_by_worker: see `TaskIndex`.
-        event_count: events so far; of them, `task_count` told that a task was received.
-        ignored: events that could not be used: of an unknown group, or without what they need.
+        event_count: events so far; `task_count` of them reported that a task was received.
+        ignored: unusable events: of an unknown group, or without required fields.
     """
 
     def __init__(
@@ -292,10 +292,10 @@ class State:
         max_workers_in_memory: int = 5000,
         max_tasks_in_memory: int = 10000,
     ) -> None:
-        """Know nothing yet; `callback` is called with this state and each event, before it counts.
+        """Start empty; `callback` is called with this state and each event before it is counted.
 
         Args:
-            callback: what it raises reaches whoever called `event`.
+            callback: its exceptions reach the caller of `event`.
             max_workers_in_memory: how many workers are remembered.
             max_tasks_in_memory: how many tasks are remembered.
         """
@@ -312,7 +312,7 @@ class State:
         self._lock = threading.RLock()
 
     def event(self, event: Event) -> tuple[tuple[Worker | Task, bool], str] | None:
-        """Take note of an event.
+        """Process an event.
 
         Returns:
             ``(worker or task, whether it was new), what happened``; None if it was ignored.
@@ -353,7 +353,7 @@ class State:
             worker, is_new_worker = self._worker(event)
             task.worker = worker
             if is_new_worker or worker.heartbeats:
-                # The last task events of a worker may come after its good-bye.
+                # A worker's last task events may arrive after it has signed off.
                 worker.heard(_heard_at(event))
         self.task_count += subject == "received"
         task.event(subject, event)
@@ -368,23 +368,23 @@ class State:
     # --- looking ----------------------------------------------------------------------------------
 
     def alive_workers(self) -> Iterator[Worker]:
-        """Give the workers that are alive as far as one can tell."""
+        """Yield the workers that seem to be alive."""
         with self._lock:
             return iter([worker for worker in self.workers.values() if worker.alive])
 
     def all_tasks(self) -> list[Task]:
-        """Return the tasks as they are now, those with the latest news at the end."""
+        """Return the current tasks, the most recently updated at the end."""
         with self._lock:
             return list(self.tasks.values())
 
     def itertasks(self, limit: int | None = None) -> Iterator[tuple[str, Task]]:
-        """Give pairs of id and task."""
+        """Yield pairs of id and task."""
         return iter([(task.uuid, task) for task in self.all_tasks()[:limit]])
 
     def tasks_by_timestamp(
         self, limit: int | None = None, reverse: bool = True
     ) -> Iterator[tuple[str, Task]]:
-        """Give pairs of id and task by the logical clock of their last event, the latest first."""
+        """Yield pairs of id and task by the logical clock of their last event, latest first."""
         ordered = sorted(self.all_tasks(), key=_order, reverse=reverse)
         return iter([(task.uuid, task) for task in ordered[:limit]])
 
@@ -397,7 +397,7 @@ class State:
     def freeze_while(
         self, fun: Callable[..., R], *args: Any, clear_after: bool = False, **kwargs: Any
     ) -> R:
-        """Call a function while nothing changes; with `clear_after`, `clear` then."""
+        """Call a function while nothing changes; with `clear_after`, call `clear` afterwards."""
         with self._lock:
             try:
                 return fun(*args, **kwargs)
@@ -429,7 +429,7 @@ def _order(task: Task) -> tuple[int, float]:
 
 
 def _latest(things: dict[str, T], name: str, make: Callable[[str], T], most: int) -> tuple[T, bool]:
-    """Return what has a name, made if need be, and whether it was; it is the last one to go now."""
+    """Return the entry for a name, made if missing, and whether it was; drop it last from now."""
     is_new = name not in things
     thing = things[name] = make(name) if is_new else things.pop(name)
     if len(things) > most:
@@ -443,14 +443,14 @@ def _heard_at(event: Event) -> float:
 
 
 def _is_usable(event: Event) -> bool:
-    """Tell whether an event has what any of them must have; `read_events` sees to that, too."""
+    """Tell whether an event has all required fields; `read_events` checks that, too."""
     return bool(event.get("hostname")) and not any(
         rule.wrong(event.get(name)) for name, rule in EVENT.items()
     )
 
 
 def _take_over(thing: Worker | Task, event: Event, rules: Mapping[str, Rule]) -> None:
-    """Set the attributes that an event has right values for."""
+    """Set the attributes for which an event has valid values."""
     for name, rule in rules.items():
         if name in event:
             value = event[name]

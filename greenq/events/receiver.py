@@ -1,10 +1,10 @@
-"""Events for programs: hear them, and keep in mind what they tell of workers and tasks.
+"""Events for programs: receive them, and keep track of workers and tasks.
 
     receiver = app.events.Receiver({"task-failed": note, "*": state.event})
     receiver.capture(limit=None, timeout=None, wakeup=True)
 
-The names are those of ``app.events`` in Celery, so that what was written for one runs on the other.
-Events come from anybody who may publish on the server: nothing in them is believed unseen.
+The names are those of ``app.events`` in Celery, so code written for one runs on the other. Events
+come from anyone who may publish on the server: every field is checked before use.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-# So long a wait for events may outlast `Receiver.stop`.
+# How long a wait for events may outlast `Receiver.stop`.
 _TURN_S = 0.5
 
-# A server that said nothing for so long is asked whether it is still there.
+# A server that was silent for this long is asked whether it is still there.
 _SILENCE_S = 5.0
 
-# Between two tries to connect again.
+# Pause between two attempts to reconnect.
 _PAUSE_S = 0.5
 
 
 class Events:
-    """What an app has for those who listen: `app.events`."""
+    """What an app offers for sending and receiving events: `app.events`."""
 
     def __init__(self, app: Connected) -> None:
-        """Listen on the server of `app`; nothing is opened yet."""
+        """Use the server of `app`; nothing is opened yet."""
         self._app = app
 
     def Receiver(  # noqa: N802  Celery's name
@@ -68,7 +68,7 @@ class Events:
         routing_key: str = "#",
         clock: LamportClock | None = None,
     ) -> Receiver:
-        """Return a receiver; arguments as of `greenq.events.receiver.Receiver`."""
+        """Return a receiver; arguments as for `greenq.events.receiver.Receiver`."""
         app = self._app
         transport, accept = app.transport, app.config.task.accept_content
         return Receiver(
@@ -84,13 +84,13 @@ class Events:
         """Publish an event of the program's own, at once. Switches: yes.
 
         Args:
-            kind: its type, such as ``task-progress``; those that begin with ``task-`` are told of
-                the task that their field ``uuid`` names.
-            hostname: who tells; None is this process, ``gen<pid>@<host>``.
-            fields: whatever has a form in JSON.
+            kind: its type, such as ``task-progress``; one that begins with ``task-`` is about the
+                task whose id is in its field ``uuid``.
+            hostname: the sender; None is this process, ``gen<pid>@<host>``.
+            fields: anything with a JSON form.
 
         Raises:
-            EncodeError: a field has none.
+            EncodeError: a field has no JSON form.
             OperationalError: the server could not be reached.
         """
         transport = self._app.transport
@@ -105,7 +105,7 @@ class Events:
         max_workers_in_memory: int = 5000,
         max_tasks_in_memory: int = 10000,
     ) -> State:
-        """Return an empty state; arguments as of `greenq.events.cluster_state.State`."""
+        """Return an empty state; arguments as for `greenq.events.cluster_state.State`."""
         return State(callback, max_workers_in_memory, max_tasks_in_memory)
 
 
@@ -116,14 +116,14 @@ name_what_is_not_here(Events)
 
 
 class Receiver:
-    """Hears events, over a connection of its own. Switches: yes, all that waits.
+    """Receives events over a connection of its own. Switches: yes, all that waits.
 
-    A lost connection is made anew; what is told meanwhile is missed, and a warning says so.
+    A lost connection is replaced; events published meanwhile are missed, and a warning says so.
 
     Attributes:
-        handlers: by event type; ``"*"`` gets all those that have no handler.
+        handlers: by event type; ``"*"`` handles all events without a handler of their own.
         should_stop: set by `stop`.
-        ignored: messages so far that were no events.
+        ignored: messages so far that were not events.
     """
 
     def __init__(
@@ -136,15 +136,15 @@ class Receiver:
         routing_key: str = "#",
         accept: Iterable[str] = ("json",),
     ) -> None:
-        """Prepare to hear; nothing is opened yet.
+        """Prepare to receive; nothing is opened yet.
 
         Args:
             client: the server.
             keys: names of its channels.
-            clock: goes past every number that is heard.
+            clock: advances beyond every number received.
             handlers: functions of one event, by its type.
-            routing_key: ``#`` hears all, ``task.#`` those of tasks. Single kinds of task events are
-                no use: workers send them in batches, whose key is ``task.multi``.
+            routing_key: ``#`` receives all events, ``task.#`` those of tasks. Single types of task
+                events do not work: workers send them in batches, with the key ``task.multi``.
             accept: serializers and content types of events.
         """
         self.handlers = dict(handlers or {})
@@ -162,15 +162,15 @@ class Receiver:
     def capture(
         self, limit: int | None = None, timeout: float | None = None, wakeup: bool = True
     ) -> None:
-        """Hear events and call their handlers, until `stop` is called.
+        """Receive events and call their handlers, until `stop` is called.
 
         Args:
-            limit: end after so many events.
+            limit: stop after this many events.
             timeout: seconds without any event after which it fails; None waits for ever.
             wakeup: ask all workers for a heartbeat first.
 
         Raises:
-            TimeoutError: nothing was heard for `timeout` seconds.
+            TimeoutError: no event arrived for `timeout` seconds.
             OperationalError: the server cannot be reached at the beginning, or refuses.
         """
         for _ in self.itercapture(limit, timeout, wakeup):
@@ -179,7 +179,7 @@ class Receiver:
     def itercapture(
         self, limit: int | None = None, timeout: float | None = None, wakeup: bool = True
     ) -> Iterator[Event]:
-        """Like `capture`, and give each event when its handler has returned."""
+        """Like `capture`, and yield each event when its handler has returned."""
         count = 0
         self.open(wakeup=wakeup)
         try:
@@ -189,7 +189,7 @@ class Receiver:
                 if timeout is not None:
                     left_s = quiet_since_s + timeout - time.monotonic()
                     if left_s <= 0:
-                        raise TimeoutError(f"no event was heard for {timeout:g} s")
+                        raise TimeoutError(f"no event was received for {timeout:g} s")
                 for event in self.wait(min(left_s, _TURN_S)):
                     self.process(event["type"], event)
                     yield event
@@ -203,11 +203,11 @@ class Receiver:
             self.close()
 
     def stop(self) -> None:
-        """Have capturing end soon; any thread or handler may call it."""
+        """Stop capturing soon; any thread or handler may call it."""
         self.should_stop = True
 
     def open(self, *, wakeup: bool = True) -> None:
-        """Begin to listen; what is published from now on is heard.
+        """Start listening; everything published from now on is received.
 
         Raises:
             OperationalError: the server cannot be reached, or refuses.
@@ -216,7 +216,7 @@ class Receiver:
         self._listen()
 
     def wait(self, timeout_s: float) -> list[Event]:
-        """Return what was heard since the last call; wait for something if there is nothing.
+        """Return the events since the last call; wait for one if there are none.
 
         Raises:
             AccessRefused: the server does not let this user listen.
@@ -247,7 +247,7 @@ class Receiver:
             handler(event)
 
     def wakeup_workers(self) -> None:
-        """Ask all workers for a heartbeat, so that one knows of them at once."""
+        """Ask all workers for a heartbeat, so that they are known at once."""
         self._mailbox.tell("heartbeat")
 
     def close(self) -> None:
@@ -257,9 +257,9 @@ class Receiver:
     def _listen(self) -> None:
         self._connection.subscribe(patterns=[self._pattern])
         self._heard_s = time.monotonic()
-        self._outage.recovered("events are heard again")
+        self._outage.recovered("events are received again")
         if self._wakeup:
-            # Only now: the answers to an earlier call could be missed.
+            # Only now: the answers to an earlier request could be missed.
             self.wakeup_workers()
 
     def _read(self, raw: bytes) -> list[Event]:
@@ -267,20 +267,20 @@ class Receiver:
             events = read_events(raw, self._accept)
         except ProtocolError as exc:
             self.ignored += 1
-            _log.debug("a message on %s is no event: %s", self._pattern, exc)
+            _log.debug("a message on %s is not an event: %s", self._pattern, exc)
             return []
         for event in events:
             self._complete(event)
         return events
 
     def _complete(self, event: Event) -> None:
-        """Bring an event's clock in line with ours.
+        """Adjust an event's clock to ours.
 
-        Its timestamp is unix time and stays as it is. (Celery shifts it by the difference of the
+        Its timestamp is unix time and stays unchanged. (Celery shifts it by the difference of the
         time zones, which makes it wrong.)
         """
         if event["type"] == "task-sent":
-            # Clients take no part in the cluster's clock: theirs says nothing.
+            # Clients take no part in the cluster's clock: theirs is meaningless.
             event["clock"] = max(self._clock.value - 1, 0)
         self._clock.adjust(event["clock"])
         event["local_received"] = time.time()

@@ -1,4 +1,4 @@
-"""From a free slot to a stored state: running one delivery, and what the worker knows of all.
+"""From a free slot to a stored state: running deliveries, and what the worker knows of them.
 
-For the worker, its consumer, its commands and its watchdog.
+Used by the worker, its consumer, its commands and its watchdog.
 """

@@ -1,12 +1,12 @@
-"""One task's whole life, from a free slot to a stored state and an acknowledgement.
+"""The whole life of a task, from a free slot to a stored state and an acknowledgement.
 
-    begin    not when revoked; early acknowledgement confirmed, where asked for; STARTED, where
+    begin    skip revoked tasks; confirm an early acknowledgement, if wanted; store STARTED, if
              tracked
-    run      hooks and user code; whatever it raises becomes an outcome
-    settle   the outcome's state, notification, and the message's way out: one entry of the outbox
-    report   one event, one log line, the hooks of the task's class
+    run      call hooks and user code; whatever they raise becomes an outcome
+    settle   write state and notification, acknowledge or move the message: one outbox entry
+    report   send one event, write one log line, call the hooks of the task's class
 
-Every ending is one branch of `_call` or of `_killed`. None of them leaves the message unsettled.
+Every ending is one branch of `_call` or of `_override`. None of them leaves the message unsettled.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from greenq.hub import Event, sleep
 from greenq.pool import AGAIN_S, Interrupt
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.message import saferepr
+from greenq.protocol.meta import utc_now
 from greenq.sending.retry import expiration, following
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
 from greenq.task import ExceptionInfo, Task, classes
@@ -51,27 +52,28 @@ if TYPE_CHECKING:
     from greenq.protocol.event import EventSender
     from greenq.request import Request
     from greenq.sending.producer import Producer
+    from greenq.transport.backend import Backend
     from greenq.transport.outbox import Outbox
     from greenq.transport.settle import Move, StateWrite
     from greenq.transport.transport import Transport
 
 _log = logging.getLogger(__name__)
 
-# What is called for a task unless its class has its own.
+# Called for a task unless its class overrides it.
 _PLAIN_CALL = Task.__call__
 
-# Outcomes of a run that has asked for the next one and gone on (``retry(throw=False)``).
+# Outcomes of a run that asked for a retry and went on (``retry(throw=False)``).
 _WITH_NEXT_RUN = frozenset({SUCCESS, FAILURE, IGNORED})
 
-# Pause before a server that does not say whose a message is, is asked again.
+# Pause before asking the server again whether a message is still reserved here.
 _ASK_AGAIN_S = 0.25
 
-# What is kept of the texts of an outcome that cannot be stored as it is.
+# How much is kept of the texts of an outcome that cannot be stored as it is.
 _STORED_CHARS = 4000
 
 
 class Outcome(NamedTuple):
-    """How a run ended: its state, the value or exception, and the traceback's text."""
+    """How a run ended: its state, its value or exception, and the traceback as text."""
 
     state: str
     value: Any
@@ -79,7 +81,7 @@ class Outcome(NamedTuple):
 
 
 class Executor:
-    """Runs requests; the pool calls it, each request in its own greenlet. Switches: yes."""
+    """Runs requests; the pool calls it for each request, in a greenlet. Switches: yes."""
 
     def __init__(
         self,
@@ -93,12 +95,15 @@ class Executor:
         events: EventSender | None = None,
         end_hooks: Sequence[Callable[[], object]] = (),
     ) -> None:
-        """Take the parts of one worker.
+        """Use the parts of one worker.
 
-        `hostname` is its node name, `events` hears of tasks, `end_hooks` are called after each.
+        `hostname` is its node name, `events` sends the task events, `end_hooks` are called after
+        each task.
         """
         self._config = config
-        self._transport = transport
+        self._broker = transport.broker
+        # None: results are disabled.
+        self._backend = transport.backend if transport.stores_results else None
         self._producer = producer
         self._outbox = outbox
         self._state = state
@@ -116,37 +121,37 @@ class Executor:
         current_context.set(context)
         request.started_s = time.monotonic()
         try:
-            outcome = self._outcome(request)
+            outcome = self._run_unless_revoked(request)
             if outcome is None:
                 return
             settled = self._settle(request, context, outcome)
         except BaseException as exc:
             if request.in_code is None and not isinstance(exc, Exception):
-                # The worker ends, and the code has not begun: its message has gone back.
+                # The worker ends before the code has begun: the message has been requeued.
                 raise
             settled = self._settle_fault(request, exc)
         finally:
             self._state.reserved.pop(request.delivery.tag, None)
         if settled is None:
-            _log.info("Task %s was ended: its message had been given back", request)
+            _log.info("Task %s ended after its message had been requeued: no outcome", request)
         else:
             self._report(request, settled)
         if self._end_hooks and request.in_code is not None:
             self._call_end_hooks(request)
 
-    def _outcome(self, request: Request) -> Outcome | None:
-        """Run the code, unless it must not; None when it is somebody else's. Switches: yes."""
+    def _run_unless_revoked(self, request: Request) -> Outcome | None:
+        """Run the code unless revoked; None if another worker has the task. Switches: yes."""
         if self._revoked.any and self._revoked.matches(request.message):
-            # It may have waited here for its slot.
+            # It may have been revoked while it waited here for a slot.
             return Outcome(REVOKED, TaskRevokedError("revoked"))
         return self._run(request) if self._begin(request) else None
 
     # --- begin ------------------------------------------------------------------------------------
 
     def _begin(self, request: Request) -> bool:
-        """Do what comes before the code, and tell that it starts. Switches: yes.
+        """Do what precedes the code: acknowledge, store STARTED, send the event. Switches: yes.
 
-        False when the task must not start: it is somebody else's by now.
+        Return False if the task must not start because another worker has it by now.
         """
         if not request.acks_late and not self._ack_early(request):
             return False
@@ -157,8 +162,8 @@ class Executor:
         return True
 
     def _is_still_ours(self, request: Request) -> bool:
-        """Ask the server, until it answers, whether a message is still reserved for this worker."""
-        tag, broker = request.delivery.tag, self._transport.broker
+        """Return whether a message is still reserved here; ask the server until it answers."""
+        tag, broker = request.delivery.tag, self._broker
         if not tag:
             return True
         while not request.settled:
@@ -166,20 +171,20 @@ class Executor:
                 if not broker.is_taken_away(tag):
                     return True
                 request.settle()
-                _log.warning("%s is somebody else's by now: the lease had ended", request)
+                _log.warning("%s does not start here: the lease expired, it was requeued", request)
             except OperationalError as exc:
-                _log.debug("%s waits until the server says whose it is: %s", request, exc)
+                _log.debug("%s waits for the server to confirm its reservation: %s", request, exc)
                 sleep(_ASK_AGAIN_S)
         self._state.reserved.pop(tag, None)
         return False
 
     def _ack_early(self, request: Request) -> bool:
-        """Acknowledge, and wait until the server has confirmed it, before the code starts.
+        """Acknowledge before the code starts, and wait until the server has confirmed it.
 
-        False when there was nothing to acknowledge any more: another worker runs it.
+        Return False if there was nothing left to acknowledge: another worker runs the task.
         """
         if not request.settle():
-            # It was given back, unless it has no reservation.
+            # It was requeued, unless it never had a reservation.
             return not request.delivery.tag
         confirmed = Event()
         answers: list[bool] = []
@@ -192,12 +197,12 @@ class Executor:
         try:
             confirmed.wait()
         except BaseException:
-            # The worker ends, and the code has not begun: this undoes the acknowledgement.
-            move = self._transport.broker.requeue(*request.delivery, "next")
+            # The worker ends before the code has begun: undo the acknowledgement.
+            move = self._broker.requeue(*request.delivery, "next")
             self._outbox.put(Entry.moving(move))
             raise
         if not answers[0]:
-            _log.warning("%s is somebody else's by now: it does not start here", request)
+            _log.warning("%s does not start here: another worker has it by now", request)
         return answers[0]
 
     def _tracks_start(self, task: Task[..., Any]) -> bool:
@@ -205,15 +210,15 @@ class Executor:
         return self._config.task_track_started if own is None else own
 
     def _store_started(self, request: Request) -> None:
-        if self._transport.stores_results:
+        if self._backend is not None:
             meta = {"pid": os.getpid(), "hostname": self._hostname}
-            result = self._transport.backend.stored(request.message.id, STARTED, meta)
+            result = self._backend.stored(request.message.id, STARTED, meta)
             self._outbox.put(Entry(request.delivery.tag, "k", result=result))
 
     # --- run --------------------------------------------------------------------------------------
 
     def _run(self, request: Request) -> Outcome:
-        """Run the task's code, no longer than it may. Switches: yes."""
+        """Run the task's code within its time limits. Switches: yes."""
         message, task, config = request.message, request.task, self._config
         killed = request.killed
         if killed is not None:
@@ -227,55 +232,56 @@ class Executor:
         else:
             outcome = _call(task, message.id, message.args, message.kwargs)
         request.in_code = False
-        return outcome if request.killed is None else _killed(request.killed, outcome)
+        return outcome if request.killed is None else _override(request.killed, outcome)
 
     # --- settle -----------------------------------------------------------------------------------
 
     def _settle(self, request: Request, context: Context, outcome: Outcome) -> Outcome | None:
-        """Have the outcome written and the message acknowledged or moved; it may change then.
+        """Write the outcome and acknowledge or move the message; return the final outcome.
 
-        None when the message was given back meanwhile: then another run decides the result.
+        None if the message was requeued meanwhile: then another run decides the result.
         """
         result: StateWrite | None = None
         move: Move | None = None
         tag = request.delivery.tag
         if not tag and outcome.state in (RETRY, REJECTED):
-            # It was published to all workers: there is no message to put in its place.
+            # It was a broadcast: there is no message to replace or requeue.
             outcome = Outcome(FAILURE, outcome.value, outcome.traceback)
         if outcome.state == RETRY:
-            outcome, move = self._following(request, outcome, outcome.value)
+            outcome, move = self._prepare_retry(request, outcome, outcome.value)
         elif context.retried is not None and tag and outcome.state in _WITH_NEXT_RUN:
-            outcome, move = self._following(request, outcome, context.retried)
+            outcome, move = self._prepare_retry(request, outcome, context.retried)
         if outcome.state not in (IGNORED, REJECTED):
-            outcome, result = self._stored(request, context, outcome)
-        # One that was acknowledged early has left a stub, to which its outcome belongs.
+            outcome, result = self._encode_outcome(request, context, outcome)
+        # A message acknowledged early has left a stub, to which the outcome belongs.
         if tag and move is None:
-            move = self._move(request, outcome)
+            move = self._choose_move(request, outcome)
         if request.acks_late and not request.settle():
             return None
         if tag or result is not None:
             self._outbox.put(Entry(tag, "a", result, move, None, request))
         return outcome
 
-    def _following(
+    def _prepare_retry(
         self, request: Request, outcome: Outcome, retry: Retry
     ) -> tuple[Outcome, Move | None]:
-        """Return the move that sends the next run; a retry that cannot be sent is a failure."""
+        """Return the outcome and the move that sends the next run; if that fails, a failure."""
         try:
             return outcome, self._next_run(request, retry, request.delivery.tag)
         except Exception as exc:
-            # What was asked for is wrong: a task that cannot run again has failed.
-            exc.add_note(f"by the retry of task {request}, which cannot be sent")
+            # The retry's options are wrong, and a task that cannot run again has failed.
+            exc.add_note(f"raised while the retry of task {request} was being sent")
             return Outcome(FAILURE, exc, _trace(exc)), None
 
-    def _stored(
+    def _encode_outcome(
         self, request: Request, context: Context, outcome: Outcome
     ) -> tuple[Outcome, StateWrite | None]:
-        """Return the outcome as it is stored; what cannot be stored becomes a failure."""
-        if not self._is_stored(request, outcome):
+        """Return the outcome and its state write; a value that cannot be stored is a failure."""
+        backend = self._backend
+        if backend is None or not self._is_stored(request, outcome):
             return outcome, None
         try:
-            return outcome, self._store(request, context, outcome)
+            return outcome, self._encode_state(backend, request, context, outcome)
         except EncodeError as exc:
             what = f"the result of {request} cannot be stored: {exc}"
         except Exception as exc:
@@ -286,13 +292,11 @@ class Executor:
             EncodeError(what[:_STORED_CHARS]),
             outcome.traceback and outcome.traceback[-_STORED_CHARS:],
         )
-        result = self._store(request, context, failure, bare=True)
-        # Where the message goes, a retry's next run or a rejection's dead letter, is the outcome's.
+        result = self._encode_state(backend, request, context, failure, bare=True)
+        # A retry or a rejection keeps its outcome, which decides where the message goes.
         return (failure if outcome.state == SUCCESS else outcome), result
 
     def _is_stored(self, request: Request, outcome: Outcome) -> bool:
-        if not self._transport.stores_results:
-            return False
         task, ignored = request.task, request.message.ignore_result
         if ignored is None:
             ignored = task.ignore_result
@@ -303,21 +307,26 @@ class Executor:
         own = task.store_errors_even_if_ignored
         return self._config.task_store_errors_even_if_ignored if own is None else own
 
-    def _store(
-        self, request: Request, context: Context, outcome: Outcome, *, bare: bool = False
+    def _encode_state(
+        self,
+        backend: Backend,
+        request: Request,
+        context: Context,
+        outcome: Outcome,
+        *,
+        bare: bool = False,
     ) -> StateWrite:
-        """Return a state as it is stored; `bare`, without what may be too large in it."""
+        """Encode a state for the backend; `bare` leaves out what may be too large."""
         message, value = request.message, outcome.value
         if outcome.state == RETRY and isinstance(value, Retry):
             value = value.exc or value
-        backend = self._transport.backend
         result = backend.stored(
             message.id,
             outcome.state,
             value,
             traceback=outcome.traceback,
             children=_children(context) if context.sent and not bare else (),
-            date_done=None if outcome.state == RETRY else datetime.now(UTC).isoformat(),
+            date_done=None if outcome.state == RETRY else utc_now(),
             group_id=message.group,
             parent_id=message.parent_id,
             extended=request.extended(self._hostname) if backend.extends and not bare else None,
@@ -326,18 +335,18 @@ class Executor:
         if size_bytes > self._config.task_max_result_bytes and not bare:
             raise EncodeError(
                 f"it has {size_bytes} bytes, more than task_max_result_bytes = "
-                f"{self._config.task_max_result_bytes}; store it elsewhere and return where"
+                f"{self._config.task_max_result_bytes}; store it elsewhere and return its place"
             )
         return result
 
-    def _move(self, request: Request, outcome: Outcome) -> Move | None:
-        """Return where the message goes; None if it is to be acknowledged."""
+    def _choose_move(self, request: Request, outcome: Outcome) -> Move | None:
+        """Return where the message goes; None if it is acknowledged."""
         tag, queue, raw = request.delivery
-        broker = self._transport.broker
+        broker = self._broker
         if outcome.state == REJECTED and outcome.value.requeue:
             return broker.requeue(tag, queue, raw, "last")
         if outcome.state != FAILURE or not request.acks_late:
-            # What was acknowledged before its run is not set aside either.
+            # A message acknowledged before its run does not become a dead letter either.
             return None
         reason = None
         if isinstance(outcome.value, Reject):
@@ -348,7 +357,7 @@ class Executor:
 
     def _bury(self, request: Request, reason: str) -> Move:
         """Return the move to the dead letters."""
-        return self._transport.broker.bury(
+        return self._broker.bury(
             *request.delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
         )
 
@@ -357,16 +366,16 @@ class Executor:
         return self._config.task_acks_on_failure_or_timeout if own is None else own
 
     def _next_run(self, request: Request, retry: Retry, tag: str) -> Move | None:
-        """Return the move that puts the next run's message in the place of this one."""
+        """Return the move that replaces this message with the next run's."""
         if retry.next_run is None:
             return None
         queue, priority, text = self._retry_message(request, retry)
-        keys = self._transport.keys
+        keys = self._broker.keys
         key = keys.queue(queue, keys.step_of(priority))
-        return self._transport.broker.move(tag, key, text)
+        return self._broker.move(tag, key, text)
 
     def _retry_message(self, request: Request, retry: Retry) -> tuple[str, int, str]:
-        """Write the next run's message; return its queue, its priority and its text."""
+        """Encode the next run's message; return its queue, its priority and its text."""
         assert retry.next_run is not None
         args, kwargs, options = retry.next_run
         message, properties = request.message, request.properties
@@ -399,9 +408,9 @@ class Executor:
         return queue, priority, text
 
     def _settle_fault(self, request: Request, exc: BaseException) -> Outcome | None:
-        """Settle a task whose outcome could not be settled as it is: it fails with the reason.
+        """Settle a task whose outcome could not be settled as it is: it fails, with the reason.
 
-        Where not even that can be stored, its message goes to the dead letters.
+        If not even that can be stored, its message goes to the dead letters.
         """
         trace, tag = _trace(exc), request.delivery.tag
         what = f"the outcome of {request} could not be settled: {type(exc).__name__}: {_text(exc)}"
@@ -411,16 +420,16 @@ class Executor:
         )
         result, move = None, None
         try:
-            if self._transport.stores_results:
-                result = self._transport.backend.stored(
+            if self._backend is not None:
+                result = self._backend.stored(
                     request.message.id,
                     FAILURE,
                     outcome.value,
                     traceback=outcome.traceback,
-                    date_done=datetime.now(UTC).isoformat(),
+                    date_done=utc_now(),
                 )
         except Exception:
-            _log.critical("no state of %s can be stored", request, exc_info=True)
+            _log.critical("cannot store any state of %s", request, exc_info=True)
             if tag and request.acks_late:
                 move = self._bury(request, _storable(what))
         if request.acks_late and not request.settle():
@@ -432,9 +441,9 @@ class Executor:
     # --- report -----------------------------------------------------------------------------------
 
     def _report(self, request: Request, outcome: Outcome) -> None:
-        """Tell, count, log and call the class's hooks. Switches: yes.
+        """Send the event, count, log and call the class's hooks. Switches: yes.
 
-        The message is settled by now: what fails here is logged, and nothing else.
+        The message is settled by now: a failure here is only logged.
         """
         assert request.started_s is not None
         runtime_s = time.monotonic() - request.started_s
@@ -442,11 +451,11 @@ class Executor:
             if self._events.tasks:
                 self._tell(request, outcome, runtime_s)
         except Exception:
-            _log.exception("the end of task %s could not be told of", request)
+            _log.exception("could not send the event for the end of task %s", request)
         try:
             self._note(request, outcome, runtime_s)
         except Exception:
-            _log.exception("the end of task %s could not be logged", request)
+            _log.exception("could not log the end of task %s", request)
         if outcome.state not in (REVOKED, IGNORED, REJECTED):
             _call_hooks(request, outcome)
 
@@ -480,16 +489,16 @@ class Executor:
             _log.log(level, "Task %s raised %s: %s%s", request, how, saferepr(value), shown)
 
     def _call_end_hooks(self, request: Request) -> None:
-        """Call what the app has for each task's end. Switches: yes."""
+        """Call the app's task end hooks. Switches: yes."""
         for hook in self._end_hooks:
             try:
                 hook()
             except BaseException:
-                # The task is over: nothing that a hook raises, a late timeout included, is its.
-                _log.exception("%r, called at the end of task %s, failed", hook, request)
+                # The task is over: what a hook raises, even a late timeout, does not concern it.
+                _log.exception("hook %r failed at the end of task %s", hook, request)
 
     def _tell(self, request: Request, outcome: Outcome, runtime_s: float) -> None:
-        """Send the event of an outcome; an ignored one has none."""
+        """Send the event of an outcome; an ignored task has none."""
         state, value, trace = outcome
         task_id, send = request.message.id, self._events.send
         if state == SUCCESS:
@@ -509,10 +518,9 @@ class Executor:
 
 
 def running_task(frame: FrameType | None) -> str | None:
-    """Name the task, with its id, that a frame or one of its callers belongs to; None if none.
+    """Return the name and id of the task that a frame belongs to, or None.
 
-    For the thread that watches the hub: which greenlet runs can be seen from there by its frames
-    only.
+    For the watchdog thread, which can tell only from the frames which greenlet runs.
     """
     while frame is not None:
         if frame.f_code is Executor.__call__.__code__:
@@ -522,16 +530,16 @@ def running_task(frame: FrameType | None) -> str | None:
 
 
 def _run_limited(request: Request, hard_s: float | None, soft_s: float | None) -> Outcome:
-    """Call the task; interrupt it when its time is over. Switches: yes."""
+    """Call the task and interrupt it at its time limits. Switches: yes."""
     interrupts = []
     if soft_s:
         interrupts.append(Interrupt(request, lambda: SoftTimeLimitExceeded(soft_s), soft_s))
     if hard_s:
 
-        def ends() -> TaskTerminated:
+        def make_error() -> TaskTerminated:
             return TaskTerminated(TimeLimitExceeded(hard_s))
 
-        interrupts.append(Interrupt(request, ends, hard_s, again_s=AGAIN_S))
+        interrupts.append(Interrupt(request, make_error, hard_s, again_s=AGAIN_S))
     message = request.message
     outcome = _call(request.task, message.id, message.args, message.kwargs)
     for interrupt in interrupts:
@@ -539,32 +547,31 @@ def _run_limited(request: Request, hard_s: float | None, soft_s: float | None) -
     return outcome
 
 
-def _killed(killed: TaskTerminated, outcome: Outcome) -> Outcome:
-    """Return the outcome of code that was to end, whatever it has made of that."""
+def _override(killed: TaskTerminated, outcome: Outcome) -> Outcome:
+    """Return the outcome of a terminated task, however its code reacted."""
     state = REVOKED if isinstance(killed.reason, TaskRevokedError) else FAILURE
     return Outcome(state, killed.reason, outcome.traceback)
 
 
 def _call(task: Task[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
-    """Call the task and turn every way to end into an outcome."""
+    """Call the task and turn every way it can end into an outcome."""
     try:
         task.before_start(task_id, args, kwargs)
-        # A class's own `__call__` puts something around the code.
+        # A class's own `__call__` wraps the code.
         code = task.run if type(task).__call__ is _PLAIN_CALL else task
         return Outcome(SUCCESS, code(*args, **kwargs))
     except BaseException as exc:
-        # The boundary to user code: SystemExit, KeyboardInterrupt, GreenletExit and a
-        # gevent.Timeout of the task's own fail the task like any exception, and the worker lives
-        # on.
+        # The boundary to user code: SystemExit, KeyboardInterrupt, GreenletExit and the task's own
+        # gevent.Timeout fail the task like any exception, and the worker goes on.
         try:
             return _outcome_of(task, exc)
         except BaseException as worse:
-            # An option of the task is not what it should be; `exc` is in its context.
+            # One of the task's options is invalid; `exc` is the error's context.
             return Outcome(FAILURE, worse, _trace(worse))
 
 
 def _outcome_of(task: Task[..., Any], exc: BaseException) -> Outcome:
-    """Return what an exception that the task's code has raised means."""
+    """Return the outcome that an exception of the task's code means."""
     if isinstance(exc, Retry):
         return Outcome(RETRY, exc, _trace(exc))
     if isinstance(exc, Ignore):
@@ -578,7 +585,7 @@ def _outcome_of(task: Task[..., Any], exc: BaseException) -> Outcome:
 
 
 def _retry_by_itself(task: Task[..., Any], exc: BaseException) -> Outcome:
-    """Ask for the retry that ``autoretry_for`` promises."""
+    """Request the retry that ``autoretry_for`` promises."""
     try:
         options = dict(task.retry_kwargs)
         delay_s = task.retry_delay(task.request.retries)
@@ -588,10 +595,10 @@ def _retry_by_itself(task: Task[..., Any], exc: BaseException) -> Outcome:
     except Retry as retry:
         return Outcome(RETRY, retry, _trace(retry))
     except BaseException as last:
-        # No retries are left: this is `exc` itself, or MaxRetriesExceededError. Or an option of the
-        # task is wrong.
+        # No retries are left (`exc` itself or MaxRetriesExceededError), or one of the task's
+        # options is invalid.
         return Outcome(FAILURE, last, _trace(last))
-    # An overriding `retry` that does not raise.
+    # An override of `retry` that does not raise.
     return Outcome(FAILURE, exc, _trace(exc))
 
 
@@ -600,7 +607,7 @@ def _children(context: Context) -> tuple[object, ...]:
 
 
 def _call_hooks(request: Request, outcome: Outcome) -> None:
-    """Call what the task's class overrides; a hook's own error is logged and changes nothing."""
+    """Call the hooks of the task's class; an error in a hook is logged and changes nothing."""
     task, message = request.task, request.message
     state, value, trace = outcome
     call = (message.id, message.args, message.kwargs)
@@ -626,12 +633,12 @@ def _call_hooks(request: Request, outcome: Outcome) -> None:
 
 
 def _trace(exc: BaseException) -> str:
-    """Return the traceback's text without the worker's own frame at its top."""
+    """Return the traceback as text, without the worker's own frame at its top."""
     try:
         top = exc.__traceback__.tb_next if exc.__traceback__ is not None else None
         return "".join(traceback.format_exception(type(exc), exc, top))
     except Exception as error:
-        # An exception's own code may fail in any way.
+        # The exception's own methods may fail in any way.
         return f"{type(exc).__name__} (its traceback cannot be shown: {type(error).__name__})\n"
 
 
@@ -643,12 +650,12 @@ def _text(exc: BaseException) -> str:
 
 
 def _storable(text: str) -> str:
-    """Return text that can be encoded: half a surrogate pair cannot."""
+    """Return text that can be encoded: lone surrogates are escaped."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def _signal_number(name: str) -> int | str:
-    """Return a signal as events have it: its number. What is no signal stays what it is."""
+    """Return a signal's number, as events have it; leave unknown names as they are."""
     try:
         return signal.Signals[f"SIG{name.removeprefix('SIG')}"].value
     except KeyError:

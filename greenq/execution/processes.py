@@ -1,7 +1,7 @@
-"""Processes that a task starts with `multiprocessing`: by spawn, and never as a copy of the worker.
+"""Processes that a task starts with `multiprocessing`: spawned, never forked from the worker.
 
-A fork copies the worker with its connections, and all greenlets at whatever they do. `subprocess`
-is another thing: gevent's works, and waits for its child without blocking the hub.
+A fork copies the worker with its connections, and all greenlets in the middle of their work.
+`subprocess` is different: gevent's version works, and waits for its child without blocking the hub.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _REFUSED = (
 )
 _NO_POOL = (
     "multiprocessing.Pool cannot be used in a greenq worker: its locks would block the hub, and "
-    "all other tasks with it, for good. Use multiprocessing.pool.ThreadPool for what waits, "
-    "subprocess for what computes, or tasks in a worker of their own"
+    "all other tasks with it, forever. Use multiprocessing.pool.ThreadPool for work that waits, "
+    "subprocess for work that computes, or tasks in a separate worker"
 )
 
 
 def refuse_fork() -> None:
-    """Have `multiprocessing` start its processes by spawn, and refuse what would hang.
+    """Make `multiprocessing` spawn its processes, and refuse what would hang.
 
-    What the program has chosen as its start method is left: a fork is refused where it happens.
+    A start method that the program has chosen is kept: a fork is then refused when it happens.
     """
     if multiprocessing.get_start_method(allow_none=True) is None:
         multiprocessing.set_start_method("spawn")
@@ -39,7 +39,7 @@ def refuse_fork() -> None:
 
     def refuse_pool(pool: Any, *args: Any, **options: Any) -> None:
         if not isinstance(pool, multiprocessing.pool.ThreadPool):
-            # Its end looks at this.
+            # `Pool.__del__` reads this.
             pool._state = None  # noqa: SLF001
             raise RuntimeError(_NO_POOL)
         make(pool, *args, **options)
@@ -48,7 +48,7 @@ def refuse_fork() -> None:
 
 
 def leave_process(code: int) -> NoReturn:
-    """End this process now, and those that `multiprocessing` has started for it."""
+    """End this process now, and the children that `multiprocessing` has started for it."""
     for child in list(getattr(multiprocessing.process, "_children", ())):
         with suppress(OSError, AttributeError):
             os.kill(child._popen.pid, signal.SIGKILL)  # noqa: SLF001

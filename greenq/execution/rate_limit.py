@@ -1,4 +1,4 @@
-"""Rate limits: how often one worker starts a task, and the line of those that wait for it."""
+"""Rate limits: how often one worker starts a task, and the queue of requests that wait for it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from greenq.timer import Entry, Timer
 
 
-# What a line has no place for is looked at again after so long at most, since the limit may be
-# another one by then.
+# A request that the queue has no room for is looked at again after this long at most, since the
+# limit may have changed by then.
 _ASIDE_MOST_S = 600.0
 
 
 class TokenBucket:
-    """At most one token, which comes back at a steady rate.
+    """Holds at most one token, which comes back at a steady rate.
 
     Attributes:
-        every_s: seconds from taking it until it is back; may be changed.
+        every_s: seconds until a token that was taken is back; may be changed.
     """
 
     def __init__(self, a_second: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin with a token."""
+        """Start with a token."""
         self.every_s = 1 / a_second
         self._clock = clock
         self._taken_s = -math.inf
@@ -40,12 +40,12 @@ class TokenBucket:
         return True
 
     def wait_s(self) -> float:
-        """Return how long it takes until there is a token."""
+        """Return the seconds until there is a token."""
         return max(0.0, self._taken_s + self.every_s - self._clock())
 
 
 class RateLimitedQueue:
-    """The requests of one task: each begins when there is a token for it, in order."""
+    """The waiting requests of one task: each begins in its turn, when there is a token for it."""
 
     def __init__(
         self,
@@ -53,45 +53,45 @@ class RateLimitedQueue:
         timer: Timer,
         begin: Callable[[Request], None],
     ) -> None:
-        """Let `a_second` begin by calling `begin`, as many as come if it is None."""
+        """Call `begin` for at most `a_second` requests per second; None is no limit."""
         self._timer = timer
         self._begin = begin
         self._waiting: deque[Request] = deque()
         self._entry: Entry | None = None
         self._bucket: TokenBucket | None = None
-        # When the last of those that were put aside may begin.
+        # When the last of the requests that were put aside may begin.
         self._aside_s = 0.0
         self._set(a_second)
 
     def __len__(self) -> int:
-        """Count those that wait."""
+        """Return how many requests wait."""
         return len(self._waiting)
 
     def add(self, request: Request) -> None:
-        """Begin a request, now or when it is its turn. Switches: no."""
+        """Begin a request now or when its turn comes. Switches: no."""
         self._waiting.append(request)
         if self._entry is None:
-            self._go_on()
+            self._begin_due()
 
     def set_rate(self, a_second: float | None) -> None:
-        """Change the limit, also for those that wait."""
+        """Change the limit, also for the waiting requests."""
         if self._entry is not None:
             self._entry.cancel()
         self._set(a_second)
-        self._go_on()
+        self._begin_due()
 
     def waiting(self) -> list[Request]:
-        """Return those that wait, in their order."""
+        """Return the waiting requests in order."""
         return list(self._waiting)
 
     def take_out(self, which: Callable[[Request], bool]) -> list[Request]:
-        """Give up those that `which` is true of, in their order."""
+        """Remove and return the requests that `which` is true of, in order."""
         taken = [request for request in self._waiting if which(request)]
         self._waiting = deque(request for request in self._waiting if not which(request))
         return taken
 
     def put_aside_s(self) -> float:
-        """Return after how long one for which there is no place here may come back."""
+        """Return after how many seconds a request that finds no room here may come back."""
         now_s = self._timer.clock()
         every_s = 0.0 if self._bucket is None else self._bucket.every_s
         self._aside_s = max(self._aside_s, now_s + len(self._waiting) * every_s) + every_s
@@ -105,14 +105,14 @@ class RateLimitedQueue:
         elif self._bucket is None:
             self._bucket = TokenBucket(a_second, self._timer.clock)
         else:
-            # The last one has begun when it has: a new rate is no new token.
+            # Keep the time of the last start: a new rate does not grant a new token.
             self._bucket.every_s = 1 / a_second
 
-    def _go_on(self) -> None:
-        """Begin what may, and be called again for the next."""
+    def _begin_due(self) -> None:
+        """Begin the requests whose turn it is, and schedule the next call."""
         self._entry = None
         while self._waiting:
             if self._bucket is not None and not self._bucket.take():
-                self._entry = self._timer.call_after(self._bucket.wait_s(), self._go_on)
+                self._entry = self._timer.call_after(self._bucket.wait_s(), self._begin_due)
                 return
             self._begin(self._waiting.popleft())

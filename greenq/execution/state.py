@@ -1,4 +1,4 @@
-"""What one worker holds and has done; the log, remote control and the demo read it."""
+"""What one worker holds and has done, for the log, remote control and the demo."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ if TYPE_CHECKING:
 
 
 class WorkerState:
-    """The requests of one worker by delivery tag, and its totals; touched between switches only.
+    """The requests of one worker by delivery tag, and its totals; only changed between switches.
 
     Attributes:
-        reserved: all that are not settled, running ones included.
-        total: how many of each task were taken.
-        succeeded, failed, retried: how many runs ended so.
-        lease_until_s, lease_lost_s: until when the lease holds without a doubt, and when it was
-            found to have ended, seconds of `now_s`.
-        now_s: a clock that goes on while the machine is suspended.
-        paused: the queues that nobody takes from for now, of this worker's or not; each renewal of
-            the lease tells them.
-        revoked: which tasks shall not run.
+        reserved: all unsettled requests, including running ones.
+        total: how many messages of each task were taken.
+        succeeded, failed, retried: how many runs ended this way.
+        lease_until_s, lease_lost_s: until when the lease surely holds, and when it was found to
+            have ended, in seconds of `now_s`.
+        now_s: a clock that keeps running while the machine is suspended.
+        paused: all paused queues of the cluster; each renewal of the lease updates them.
+        revoked: which tasks must not run.
         clock: the cluster's logical clock.
         clock_offset_s: what to add to this machine's clock to get the server's.
     """
@@ -38,7 +37,7 @@ class WorkerState:
     )  # fmt: skip
 
     def __init__(self, now_s: Callable[[], float] = boottime) -> None:
-        """Begin with nothing."""
+        """Start empty."""
         self.now_s = now_s
         self.paused: frozenset[str] = frozenset()
         self.reserved: dict[str, Request] = {}
@@ -52,9 +51,9 @@ class WorkerState:
         self.retried = 0
 
     def surely_holds(self, request: Request) -> bool:
-        """Tell whether the lease has held since before `request` was taken until now.
+        """Return whether the lease has held without a break since `request` was taken.
 
-        It may have ended while this process stood still or could not reach the server; then its
-        messages may be somebody else's.
+        It may have ended while this process was frozen or could not reach the server; then its
+        messages may belong to another worker.
         """
         return self.now_s() < self.lease_until_s and request.taken_s > self.lease_lost_s

@@ -1,4 +1,4 @@
-"""Suspects: messages whose workers have died run alone, so that the one that kills is found."""
+"""Suspects: messages whose workers died run alone, to find the one that kills its worker."""
 
 from __future__ import annotations
 
@@ -19,56 +19,57 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # How long a suspect waits for the others to end. Nothing is taken meanwhile, so a worker with long
-# tasks would stand idle; it runs in company then.
+# tasks would stand idle; after this time the suspect runs beside them.
 _PATIENCE_S = 10.0
 
 
 class Suspects:
     """Runs messages one at a time, each alone in its worker.
 
-    1. Whatever runs ends first, as long as that does not take too long; nothing is taken meanwhile.
-    2. The server is told which one runs, before it does: if the worker dies, it is the only one
-       that the death counts against.
-    3. When the last one has ended, the server is told that, too, before anything else is taken.
+    1. It waits until everything that runs has ended, but not too long; nothing is taken meanwhile.
+    2. It first tells the server which message runs: if the worker dies, the death counts against
+       this message only.
+    3. When the last suspect has ended, it tells the server that, too, before anything else is
+       taken.
     """
 
     def __init__(self, pool: Pool, outbox: Outbox, begin: Callable[[Request], object]) -> None:
-        """Run in `pool`; `begin` hands a request over to it unless it is too late for it."""
+        """Run requests in `pool`; `begin` submits one unless it is too late for it."""
         self._pool = pool
         self._outbox = outbox
         self._begin = begin
         self._line: deque[Request] = deque()
-        # True while one runs alone, from just before the server is told so.
+        # True while a suspect runs alone, from just before the server is informed.
         self.alone = False
         self._over = Event()
         self._over.set()
 
     def __len__(self) -> int:
-        """Count those that wait for their turn."""
+        """Return how many suspects wait for their turn."""
         return len(self._line)
 
     @property
     def busy(self) -> bool:
-        """True from the first suspect until after the last one: nothing else is to be taken."""
+        """True from the first suspect until after the last: nothing else may be taken."""
         return not self._over.is_set()
 
     def wait_over(self, timeout_s: float) -> bool:
-        """Wait until the last one has ended. Switches: yes."""
+        """Wait until the last suspect has ended. Switches: yes."""
         return bool(self._over.wait(timeout_s))
 
     def add(self, request: Request) -> None:
-        """Have a request run alone. Switches: no."""
+        """Run a request alone, in its turn. Switches: no."""
         self._line.append(request)
         if not self.busy:
             self._over.clear()
             spawn(self._run, name="suspects", lasts=True)
 
     def waiting(self) -> list[Request]:
-        """Return those that wait for their turn, in order."""
+        """Return the suspects that wait for their turn, in order."""
         return list(self._line)
 
     def take_out(self, which: Callable[[Request], bool]) -> list[Request]:
-        """Give up those that wait and `which` is true of."""
+        """Remove and return the waiting suspects that `which` is true of."""
         taken = [request for request in self._line if which(request)]
         for request in taken:
             self._line.remove(request)
@@ -86,7 +87,7 @@ class Suspects:
                     _log.warning("%s runs alone: workers have died while they ran it", request)
                     self._announce(request.delivery.tag)
                 else:
-                    _log.warning("%s runs beside others, which take too long", request)
+                    _log.warning("%s runs beside other tasks, which take too long to end", request)
                 self._begin(request)
                 if alone:
                     self._pool.wait_empty(None)
@@ -98,7 +99,7 @@ class Suspects:
             self._over.set()
 
     def _announce(self, tag: str) -> None:
-        """Tell the server what runs alone, and wait until it knows."""
+        """Tell the server which message runs alone, and wait for its confirmation."""
         known = Event()
         self._outbox.put(Entry(tag, "l", written=lambda _held: known.set()))
         known.wait()

@@ -1,37 +1,37 @@
-"""The logical clock that all members of a cluster share, after Lamport."""
+"""The logical clock shared by all members of a cluster, after Lamport."""
 
 from __future__ import annotations
 
 from itertools import count
 
-# A number beyond this is none that a cluster has counted up to, and is not followed.
+# A number beyond this cannot come from counting, and is not followed.
 _MOST = 1 << 53
 
 
 class LamportClock:
-    """A number that grows with everything sent, and past every number heard.
+    """A number that grows with everything sent, and beyond every number received.
 
-    Source: wire format, section on clocks: *forward* adds one, *adjust* takes the larger of both
+    Source: wire format, section 12.4: *forward* adds one, *adjust* takes the larger of both
         numbers and adds one.
 
-    Any thread may call `forward`, one alone `adjust`.
+    Any thread may call `forward`, but only one may call `adjust`.
     """
 
     __slots__ = ("_numbers", "value")
 
     def __init__(self, value: int = 0) -> None:
-        """Begin at `value`."""
+        """Start at `value`."""
         self.value = value
         self._numbers = count(value + 1)
 
     def forward(self) -> int:
         """Add one and return the new number."""
-        # The one step that no other thread can come between.
+        # A single step that no other thread can interrupt.
         self.value = number = next(self._numbers)
         return number
 
     def adjust(self, other: int) -> int:
-        """Go past a number that was heard and return the new one."""
+        """Advance beyond a number that was received and return the new one."""
         if self.value < other < _MOST:
             self._numbers = count(other + 1)
         return self.forward()

@@ -1,4 +1,4 @@
-"""Compression of bodies and results, with bounds on what may come out."""
+"""Compression of bodies and results, with limits on the expanded size."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _CONTENT_TYPES = {
 }
 KNOWN = frozenset(_CONTENT_TYPES.values())
 
-# What may come out of few bytes, and how many times of what came in. Texts of tasks shrink to a
-# tenth, those that say the same again and again to a fiftieth.
+# Small data may always expand to this size, larger data to this multiple of its own. Task texts
+# shrink to a tenth, very repetitive ones to a fiftieth.
 _FREE_BYTES = 1 << 20
 _MOST_TIMES = 100
 
-# Beside what comes out, a reader may take so much: the dictionary of xz's strongest preset needs
-# 65 MiB, of which it touches what it writes; a header can ask for 4 GiB.
+# The memory a reader may take besides its output: the dictionary of xz's strongest preset needs
+# 65 MiB, of which it touches only what it writes; a header can ask for 4 GiB.
 _LZMA_MEMORY_BYTES = 80 << 20
 
 
@@ -64,21 +64,21 @@ def compress(data: bytes, name: str) -> tuple[bytes, str]:
 
 
 def accepted(*names: str | None) -> frozenset[str]:
-    """Turn names of compressions into the content types to accept; None is passed over."""
+    """Turn names of compressions into the content types to accept; None is skipped."""
     return frozenset(_CONTENT_TYPES.get(name, name) for name in names if name is not None)
 
 
 def decompress(
     data: bytes, content_type: str, max_bytes: int, accept: frozenset[str] = KNOWN
 ) -> bytes:
-    """Expand `data`, stopping as soon as more comes out than may.
+    """Expand `data`, stopping as soon as the output exceeds its limit.
 
-    Units: `max_bytes` bounds what comes out; so does the size of `data`, a hundred times, but for a
-        MiB, which is always right.
+    Units: `max_bytes` limits the output; so does a hundred times the size of `data`, though a MiB
+        is always allowed.
 
     Raises:
-        DecodeError: larger than that, damaged, cut off, followed by other bytes, or of a kind that
-            is unknown, not in `accept`, or whose package is not installed.
+        DecodeError: the output is too large, or the data is damaged, truncated or followed by other
+            bytes, or its compression is unknown, not in `accept`, or its package not installed.
     """
     kind = _CONTENT_TYPES.get(content_type, content_type)
     if kind not in KNOWN:
@@ -94,11 +94,11 @@ def decompress(
         expanded, whole = _expand(data, kind, most + 1)
     except ImportError as exc:
         raise DecodeError(f"cannot expand {content_type}: {exc}", data) from exc
-    # Each package has errors of its own; all of them mean that the bytes are damaged.
+    # Each package has its own errors; all of them mean that the bytes are damaged.
     except Exception as exc:
         raise DecodeError(f"damaged {content_type} data: {exc}", data) from exc
     if len(expanded) > most:
-        why = "" if most == max_bytes else f", more than {_MOST_TIMES} times of what came"
+        why = "" if most == max_bytes else f", more than {_MOST_TIMES} times its size"
         raise DecodeError(f"{content_type} data expands beyond {most} bytes{why}", data)
     if not whole:
         raise DecodeError(f"{content_type} data is cut off or has other bytes after it", data)
@@ -106,7 +106,7 @@ def decompress(
 
 
 def _expand(data: bytes, kind: str, limit: int) -> tuple[bytes, bool]:
-    """Give at most about `limit` bytes, and whether the data was one whole stream."""
+    """Return at most about `limit` bytes, and whether the data was one complete stream."""
     if kind == BROTLI:
         return _expand_brotli(data, limit)
     reader: Any
@@ -137,7 +137,7 @@ def _expand_brotli(data: bytes, limit: int) -> tuple[bytes, bool]:
 
 
 def _package(content_type: str) -> Any:
-    """Import an optional package; the names are the ones that Celery looks for."""
+    """Import an optional package, by the name that Celery looks for."""
     if content_type == ZSTD:
         return importlib.import_module(
             "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"

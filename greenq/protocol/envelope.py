@@ -17,10 +17,10 @@ _raw_decode = json.JSONDecoder().raw_decode
 
 
 class Envelope(NamedTuple):
-    """One list element, read.
+    """One list element, parsed.
 
     Attributes:
-        body: the bytes that were in base64; still serialized, perhaps compressed.
+        body: the bytes decoded from base64; still serialized, perhaps compressed.
         content_type: how to read the body.
         content_encoding: ``utf-8`` or ``binary``.
         headers: the task's headers, see `greenq.protocol.message`.
@@ -45,7 +45,7 @@ def wrap(
     """Write one list element.
 
     Shape: body (base64), content-encoding, content-type, headers, properties, in this order;
-        ``body_encoding`` is set in the properties, in its place if they have it.
+        ``body_encoding`` is set in the properties, keeping its position if already there.
 
     Raises:
         EncodeError: a header or property is not JSON serializable.
@@ -74,16 +74,16 @@ def task_properties(
     expiration: str | None = None,
     **extra: Any,
 ) -> dict[str, Any]:
-    """Build a task message's properties in the order of the wire.
+    """Build a task message's properties in wire order.
 
     Args:
         queue: the routing key, unless `routing_key` is given.
         exchange: "" sends straight to the list that the routing key names.
-        routing_key: kept for a restore, which goes by exchange and routing key.
+        routing_key: kept for restoring, which goes by exchange and routing key.
         priority: written as given; 0 is served first.
         correlation_id: the task's id, unless the caller chose another.
-        reply_to: id of the sender; nothing on Redis acts on it.
-        delivery_tag: fresh for every push.
+        reply_to: id of the sender; nothing on Redis uses it.
+        delivery_tag: new for every push.
         delivery_mode: 2 persistent, 1 transient.
         expiration: whole milliseconds from sending, as text; None for none.
         extra: unknown send options, such as ``origin`` of a retry.
@@ -107,10 +107,10 @@ def task_properties(
 
 
 def unwrap(raw: bytes) -> Envelope:
-    """Read one list element.
+    """Parse one list element.
 
     Raises:
-        DecodeError: `raw` is no envelope; the error carries it.
+        DecodeError: `raw` is not an envelope; the error carries it.
     """
     element = json_loads(raw)
     if type(element) is not dict:
@@ -137,13 +137,13 @@ def unwrap(raw: bytes) -> Envelope:
 
 
 def mark_redelivered(raw: str | bytes, deliveries: int | None = None) -> str:
-    """Write the same list element again, marked as redelivered in both places.
+    """Write the same list element, marked as redelivered in both places.
 
     Shape: ``headers.redelivered`` and ``properties.delivery_info.redelivered`` are true; with
-      `deliveries`, ``properties.deliveries`` counts the workers that died while they ran it.
+      `deliveries`, ``properties.deliveries`` counts the workers that died while running it.
 
     Raises:
-        DecodeError: `raw` is no envelope.
+        DecodeError: `raw` is not an envelope.
     """
     return _marked(_parse(raw), deliveries, raw)
 
@@ -158,19 +158,19 @@ def _marked(element: Any, deliveries: int | None, raw: str | bytes) -> str:
         if deliveries is not None:
             element["properties"]["deliveries"] = deliveries
     except (TypeError, KeyError, AttributeError) as exc:
-        raise DecodeError("the message is no envelope", _bytes(raw)) from exc
+        raise DecodeError("the message is not an envelope", _bytes(raw)) from exc
     return json.dumps(element)
 
 
 def header(raw: bytes, name: str) -> str | None:
-    """Return one header of a list element if it is a text, else None; never raises."""
+    """Return one header of a list element if it is text, else None; never raises."""
     return text_headers(raw).get(name)
 
 
 def text_headers(raw: bytes) -> dict[str, str]:
-    """Return the headers of a list element that are texts; never raises.
+    """Return the headers of a list element that are text; never raises.
 
-    Nor does it read what would take much memory.
+    It does not parse data that would take much memory.
     """
     if has_more_items(raw, MOST_ITEMS):
         return {}
@@ -182,7 +182,7 @@ def text_headers(raw: bytes) -> dict[str, str]:
 
 
 def deliveries_of(raw: str | bytes) -> int:
-    """Return how many workers died while they ran this message; 0 if it does not say."""
+    """Return how many workers died while running this message; 0 if it does not say."""
     try:
         return _count(_parse(raw)["properties"].get("deliveries"))
     except (DecodeError, TypeError, KeyError, AttributeError):
@@ -194,19 +194,19 @@ def _count(value: object) -> int:
 
 
 def hold(raw_envelope_text: str, exchange: str, routing_key: str) -> str:
-    """Write the value that stands in the ``unacked`` hash while a message is being worked on.
+    """Write the value kept in the ``unacked`` hash while a message is being worked on.
 
-    The message is joined in as text, so it comes out exactly as it went in.
+    The message is inserted as text, so it comes back exactly as it went in.
     """
     return f"[{raw_envelope_text}, {json.dumps(exchange)}, {json.dumps(routing_key)}]"
 
 
 class Held(NamedTuple):
-    """A record that reserves a message, read.
+    """A record that reserves a message, parsed.
 
     Attributes:
-        text: the message as it stands there.
-        exchange, routing_key: where it goes back to.
+        text: the message exactly as recorded.
+        exchange, routing_key: where to give it back.
         element: the message, parsed.
     """
 
@@ -217,24 +217,24 @@ class Held(NamedTuple):
 
     @property
     def deliveries(self) -> int:
-        """How many workers have died while they ran it."""
+        """How many workers have died while running it."""
         return _count(self._of("properties", "deliveries"))
 
     @property
     def priority(self) -> object:
-        """Its priority, as it stands there."""
+        """Its priority as recorded."""
         return self._of("properties", "priority")
 
     def header(self, name: str) -> str | None:
-        """Return a header if it is a text, else None."""
+        """Return a header if it is text, else None."""
         value = self._of("headers", name)
         return value if isinstance(value, str) else None
 
     def redelivered(self, deliveries: int | None = None) -> str:
-        """Write the message as `mark_redelivered` does; the element is changed by it.
+        """Write the message as `mark_redelivered` does; this modifies `element`.
 
         Raises:
-            DecodeError: it is no envelope.
+            DecodeError: it is not an envelope.
         """
         return _marked(self.element, deliveries, self.text)
 
@@ -244,7 +244,7 @@ class Held(NamedTuple):
 
 
 def unhold(value: str | bytes) -> Held:
-    """Read the value that reserves a message.
+    """Parse the value that reserves a message.
 
     Raises:
         DecodeError: `value` is not a list of an object and two texts.

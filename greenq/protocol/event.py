@@ -1,4 +1,4 @@
-"""Events: what happened to a task or a worker, told to whoever listens.
+"""Events: what happened to a task or a worker, published to all listeners.
 
 Shape: a list element (envelope) published on a fanout channel, header ``hostname``, delivery mode
     1; its body is one event or, for tasks, a list of them on the routing key ``task.multi``. An
@@ -34,11 +34,11 @@ EXCHANGE = "celeryev"
 # The routing key of a batch.
 MULTI = "task.multi"
 
-# A reader of events holds a worker for dead when it was silent for so many of its intervals.
+# A reader of events considers a worker dead after this many missed heartbeats.
 SILENT_INTERVALS = 2
 
-# Events that only greenq sends: their fields are texts, numbers, lists of numbers and None. Those
-# of any other may be of all types that JSON has a form for.
+# Events that only greenq sends: their fields are text, numbers, lists of numbers and None. Fields
+# of all others may be of any type that has a JSON form.
 _PLAIN = frozenset(
     {
         *("task-sent", "task-received", "task-started", "task-succeeded", "task-failed"),
@@ -47,13 +47,13 @@ _PLAIN = frozenset(
     }
 )
 
-# What every event has beside its own fields.
+# What every event has besides its own fields.
 _ADDED = frozenset(("hostname", "utcoffset", "pid", "clock", "timestamp", "type"))
 
-# What is not said.
+# Values of fields that are absent.
 _DEFAULTS: dict[str, Any] = {"clock": 0, "hostname": "", "timestamp": 0.0}
 
-# Kinds of events whose envelopes are kept; a program's own may be of any number.
+# How many kinds of events have their envelopes kept; a program may have any number of its own.
 _FRAMES = 100
 
 # How an envelope begins.
@@ -63,36 +63,36 @@ _encode = msgspec.json.Encoder().encode
 
 
 class EventSender(Protocol):
-    """What the parts of a worker need to tell of tasks; given to them by the Events step.
+    """How the parts of a worker send events about tasks; provided by the Events step.
 
-    None of its methods waits or fails. Those for the three events of every task are quick.
+    None of its methods waits or fails. Those for the three events of every task are fast.
 
     Attributes:
-        tasks: True when events of tasks are wanted: look before building their fields.
+        tasks: True when task events are wanted: check it before building their fields.
     """
 
     tasks: bool
 
     def send(self, kind: str, fields: Mapping[str, Any]) -> None:
-        """Have an event sent soon. Switches: no.
+        """Send an event soon. Switches: no.
 
         Args:
             kind: such as ``task-failed`` or ``worker-heartbeat``.
-            fields: its own fields; must not change any more.
+            fields: its own fields; must not change afterwards.
         """
 
     def received(self, message: TaskMessage) -> None:
-        """Have a task-received sent soon. Switches: no."""
+        """Send a task-received soon. Switches: no."""
 
     def started(self, uuid: str) -> None:
-        """Have a task-started sent soon. Switches: no."""
+        """Send a task-started soon. Switches: no."""
 
     def succeeded(self, uuid: str, result: str, runtime: float) -> None:
-        """Have a task-succeeded sent soon; see `EventWriter.succeeded`. Switches: no."""
+        """Send a task-succeeded soon; see `EventWriter.succeeded`. Switches: no."""
 
 
 class NullEventSender:
-    """An `EventSender` that nobody hears."""
+    """An `EventSender` that sends nothing."""
 
     tasks = False
 
@@ -110,7 +110,7 @@ class NullEventSender:
 
 
 class _Received(msgspec.Struct, gc=False):
-    """An event task-received; structs are made and written in half of the time of dicts."""
+    """An event task-received; structs are built and written in half the time of dicts."""
 
     hostname: str
     utcoffset: float
@@ -155,7 +155,7 @@ class _Succeeded(msgspec.Struct, gc=False):
     type: str = "task-succeeded"
 
 
-# An event with its time and its clock: what the quick encoder takes.
+# An event with its time and its clock, as the fast encoder takes it.
 Stamped: TypeAlias = "dict[str, Any] | _Received | _Started | _Succeeded"
 
 
@@ -166,14 +166,14 @@ class EventWriter:
     """
 
     def __init__(self, hostname: str, clock: LamportClock) -> None:
-        """Write for the node `hostname`, or ``gen<pid>@<host>`` of a client."""
+        """Write for the node `hostname`; for a client it is ``gen<pid>@<host>``."""
         self._hostname, self._utcoffset, self._pid = hostname, utcoffset(), os.getpid()
         self._forward = clock.forward
-        # Of each routing key what an envelope is before and behind its delivery tag, the last of
-        # what it holds besides the body.
+        # By routing key: the envelope before and after its delivery tag, which comes last of what
+        # it holds besides the body.
         self._frames: dict[str, tuple[bytes, bytes]] = {}
 
-    # These three are on the path of every task.
+    # These three are on the hot path of every task.
 
     def received(self, message: TaskMessage) -> Stamped:
         """Stamp the task-received of a message."""
@@ -202,22 +202,22 @@ class EventWriter:
         )
 
     def succeeded(self, uuid: str, result: str, runtime: float) -> Stamped:
-        """Stamp a task-succeeded; `result` is a text for people, `runtime` in seconds."""
+        """Stamp a task-succeeded; `result` is text for people, `runtime` is in seconds."""
         return _Succeeded(
             self._hostname, self._utcoffset, self._pid, self._forward(),
             uuid, result, runtime, time.time(),
         )  # fmt: skip
 
     def stamp(self, kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Give any event its time and its place in the order of all.
+        """Stamp any event with its time and its place in the order of all.
 
-        Fields named as what every event has are not taken over.
+        Fields that every event has are not taken from `fields`.
 
         Raises:
-            EncodeError: a field of a program's own event has no form in JSON.
+            EncodeError: a field of a program's own event has no JSON form.
         """
         if kind not in _PLAIN:
-            # Dates and the like as Celery tags them, which the quick encoder does not know.
+            # Dates and the like as Celery tags them, which the fast encoder does not know.
             plain = json.loads(json_dumps(dict(fields)))
             fields = {name: plain[name] for name in plain if name not in _ADDED}
         return {
@@ -231,11 +231,11 @@ class EventWriter:
         }
 
     def write(self, event: dict[str, Any]) -> bytes:
-        """Return one event of `stamp` as a list element, for the channel of `routing_key`."""
+        """Write one event from `stamp` as a list element, for the channel of `routing_key`."""
         return self._wrap(_text(event), routing_key(event["type"]))
 
     def write_batch(self, events: Sequence[Stamped]) -> bytes:
-        """Return events of tasks as one list element, for the channel of `MULTI`."""
+        """Write task events as one list element, for the channel of `MULTI`."""
         try:
             body = _encode(events)
         except ValueError:
@@ -244,8 +244,8 @@ class EventWriter:
 
     def _wrap(self, body: bytes, key: str) -> bytes:
         before, behind = self._frames.get(key) or self._frame(key)
-        # Base64 is put in as it is: to have it searched for what JSON must escape would take longer
-        # than all the rest.
+        # Base64 is inserted as is: searching it for characters that JSON must escape would take
+        # longer than all the rest.
         text = b2a_base64(body, newline=False)
         return b"".join((_BODY, text, before, new_id().encode(), behind))
 
@@ -276,11 +276,11 @@ def routing_key(kind: str) -> str:
 
 
 def read_events(raw: bytes, accept: frozenset[str]) -> list[dict[str, Any]]:
-    """Read what arrived on a channel of events: one, or a batch.
+    """Parse what arrived on an event channel: one event, or a batch.
 
     Raises:
-        DecodeError: it is no event; nothing of it counts.
-        ContentDisallowed: its content type is not among `accept`.
+        DecodeError: it is not an event; nothing of it is used.
+        ContentDisallowed: its content type is not in `accept`.
     """
     check_json(raw, BROADCAST_BYTES, "an event")
     unwrapped = envelope.unwrap(raw)
@@ -288,19 +288,19 @@ def read_events(raw: bytes, accept: frozenset[str]) -> list[dict[str, Any]]:
     events = body if isinstance(body, list) else [body]
     for event in events:
         if not isinstance(event, dict) or "type" not in event:
-            raise DecodeError("an event is an object with a type", raw)
+            raise DecodeError("an event must be an object with a type", raw)
         if not all(isinstance(name, str) for name in event):
-            raise DecodeError("the fields of an event have names", raw)
+            raise DecodeError("the fields of an event must have names", raw)
         wrong = refusal(event, EVENT)
         if wrong:
-            raise DecodeError(f"it is no event: {wrong}", raw)
+            raise DecodeError(f"it is not an event: {wrong}", raw)
         for name, default in _DEFAULTS.items():
             event.setdefault(name, default)
     return events
 
 
 def utcoffset() -> float:
-    """Return the hours that the local time is behind UTC: positive west."""
+    """Return how many hours local time is behind UTC: positive in the west."""
     return -time.localtime().tm_gmtoff / 3600
 
 
@@ -308,6 +308,6 @@ def _text(event: Stamped) -> bytes:
     try:
         return _encode(event)
     except ValueError:
-        # Half of a surrogate pair, in a text that came from elsewhere.
+        # Half of a surrogate pair, in text from outside.
         fields = event if isinstance(event, dict) else msgspec.structs.asdict(event)
         return json_dumps(fields).encode()

@@ -1,9 +1,9 @@
-"""The common message read in one typed pass, in C.
+"""Decode the common message in one typed pass, in C.
 
-What is not quite so common is left to `envelope.unwrap` and `message.decode`, which say what is
-wrong: protocol 1, other serializers, compression, headers of the caller's own, Celery's tags for
-dates and the like, JSON that only Python reads. For all that is read here, both ways come to the
-same; a test holds them side by side.
+Anything less common is left to `envelope.unwrap` and `message.decode`, which say what is wrong:
+protocol 1, other serializers, compression, the caller's own headers, Celery's tags for dates and
+the like, JSON that only Python can read. For all messages read here, both ways give the same
+result; a test compares them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import msgspec
 
 from greenq.protocol import limits
-from greenq.protocol.message import MOST_REPR_CHARS, MOST_SHADOW_CHARS, TaskMessage, cut
+from greenq.protocol.message import MOST_REPR_CHARS, MOST_SHADOW_CHARS, TaskMessage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,13 +25,13 @@ _JSON = "application/json"
 _NO_LIMITS = (None, None)
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
-# Celery's tag for a value of an extended type. A body may have it anywhere; around the body, the
-# types leave no place for it. Its characters could be escaped: they are among these.
+# Celery's tag for a value of an extended type. A body may contain it anywhere; around the body, the
+# types leave no place for it. Its characters may also be spelled as one of these escapes.
 _TAG = b"__type__"
 _ESCAPES = (b"\\u005", b"\\u006", b"\\u007")
 
 
-# The rules of greenq.protocol.limits, which the decoder checks as it goes.
+# The rules of greenq.protocol.limits, checked by the decoder as it goes.
 _Name: TypeAlias = Annotated[str, limits.NAME.meta]
 _Moment: TypeAlias = Annotated[str, limits.MOMENT_TEXT.meta]
 _Description: TypeAlias = Annotated[str, limits.DESCRIPTION.meta]
@@ -100,7 +100,7 @@ _read_body = msgspec.json.Decoder(tuple[list[Any], dict[str, Any], _Embed]).deco
 
 
 def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMessage | None:
-    """Read the task call in one list element; None when it takes the careful readers to do that."""
+    """Read the task call in one list element; None leaves it to the careful decoders."""
     is_large = len(raw) > limits.DENSE_BYTES
     try:
         if is_large and not limits.is_readable(raw, limits.most_raw(max_body_bytes)):
@@ -131,20 +131,20 @@ def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMess
         id=headers.id,
         args=args,
         kwargs=kwargs,
-        shadow=cut(headers.shadow, MOST_SHADOW_CHARS),
+        shadow=headers.shadow and headers.shadow[:MOST_SHADOW_CHARS],
         eta=headers.eta,
         expires=headers.expires,
         group=headers.group,
         group_index=headers.group_index,
         retries=headers.retries or 0,
         timelimit=_NO_LIMITS if timelimit is None or timelimit == _NO_LIMITS else timelimit,
-        # What is mostly the same is kept once: many messages are held at a time.
+        # Share what is usually the same: many messages are held at a time.
         stamps=_NOTHING,
         headers=_NOTHING,
         root_id=headers.id if headers.root_id == headers.id else headers.root_id,
         parent_id=headers.parent_id,
-        argsrepr=cut(headers.argsrepr, MOST_REPR_CHARS),
-        kwargsrepr=cut(headers.kwargsrepr, MOST_REPR_CHARS),
+        argsrepr=headers.argsrepr and headers.argsrepr[:MOST_REPR_CHARS],
+        kwargsrepr=headers.kwargsrepr and headers.kwargsrepr[:MOST_REPR_CHARS],
         origin=headers.origin and intern(headers.origin[:MOST_SHADOW_CHARS]),
         ignore_result=headers.ignore_result,
         replaced_task_nesting=headers.replaced_task_nesting or 0,

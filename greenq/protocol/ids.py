@@ -1,7 +1,7 @@
-"""Ids of tasks: random UUIDs as text, one by one, or any number out of a few random bytes.
+"""Task ids: random UUIDs as text, one by one, or any number derived from a few random bytes.
 
-And delivery tags, which are such ids with the time of their sending in front (UUID version 7): so a
-queue tells how old its messages are.
+And delivery tags: such ids with the time of sending in front (UUID version 7), so that a queue
+shows how old its messages are.
 """
 
 from __future__ import annotations
@@ -18,44 +18,44 @@ if TYPE_CHECKING:
 
 _BLOCK = 256
 _STAMPED = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-# The digit that holds a UUID's variant, made of a random one.
+# The digit that holds a UUID's variant, derived from a random one.
 _VARIANT = {f"{number:x}": "89ab"[number % 4] for number in range(16)}
 
 
 def new_id() -> str:
-    """Make a random UUID, version 4, as text."""
+    """Return a random UUID, version 4, as text."""
     return _write(os.urandom(16).hex())[0]
 
 
 def tag_prefix(at_s: float) -> str:
-    """Return what the delivery tags of one moment, unix time, begin with."""
+    """Return the prefix of delivery tags made at one moment, unix time."""
     digits = f"{int(at_s * 1000):012x}"
     return f"{digits[:8]}-{digits[8:12]}-7"
 
 
 def tag_of(prefix: str, new: str) -> str:
-    """Return a delivery tag made of `tag_prefix` and of an id that was made for this push."""
+    """Build a delivery tag from `tag_prefix` and an id that was made for this push."""
     return prefix + new[15:]
 
 
 def sent_at(tag: str) -> float | None:
-    """Return the unix time in a delivery tag; None if it has none, as those that Celery makes."""
+    """Return the unix time in a delivery tag; None if it has none, as in Celery's tags."""
     if not _STAMPED.fullmatch(tag):
         return None
     return int(tag[:8] + tag[9:13], 16) / 1000
 
 
 class TaskIds(Sequence[str]):
-    """Random UUIDs as text that are computed when asked for: any number takes no memory.
+    """Random UUIDs as text, computed when asked for: any number of them takes no memory.
 
-    They are what a random key makes of the numbers 0, 1, 2 and so on, so none can be guessed from
-    another one, which a counter could not promise.
+    They are derived by a random key from the numbers 0, 1, 2 and so on, so no id can be guessed
+    from another, which a plain counter could not guarantee.
     """
 
     __slots__ = ("_key", "_numbers")
 
     def __init__(self, key: bytes | None = None, numbers: range = range(1 << 62)) -> None:
-        """Take the ids of `numbers` under `key`; None makes a new one."""
+        """Derive the ids of `numbers` from `key`; None makes a new one."""
         self._key = os.urandom(16) if key is None else key
         self._numbers = numbers
 

@@ -22,12 +22,12 @@ class Keys:
     """Every key of one broker and its result store.
 
     Attributes:
-        prefix: put in front of all broker keys (`global_keyprefix`); "" for none.
-        sep: stands between a queue's name and its priority step.
+        prefix: prefix of all broker keys (`global_keyprefix`); "" for none.
+        sep: separates a queue's name from its priority step.
         steps: the priority steps, ascending, the first one 0.
-        result_prefix: put in front of result keys; an underscore is added unless it ends in
+        result_prefix: prefix of result keys; an underscore is added unless it ends in
             one of ``: _ - .``.
-        db: the database number, which the channels of fanout exchanges name.
+        db: the database number, which the channels of fanout exchanges contain.
     """
 
     prefix: str = ""
@@ -43,26 +43,26 @@ class Keys:
 
     @property
     def unacked_index(self) -> str:
-        """Sorted set: delivery tag by the time it was taken, in unix seconds."""
+        """Sorted set: delivery tag by the time of its take, in unix seconds."""
         return f"{self.prefix}unacked_index"
 
     @property
     def unacked_mutex(self) -> str:
-        """String: lock of whoever restores overdue messages."""
+        """String: lock for restoring overdue messages."""
         return f"{self.prefix}unacked_mutex"
 
     def eta(self, queue: str) -> str:
-        """Sorted set, greenq's own: a queue's parked messages by when they are due."""
+        """Sorted set, greenq's own: a queue's parked messages by due time."""
         return f"{self.prefix}greenq.eta.{queue}"
 
     @property
     def leases(self) -> str:
-        """Sorted set, greenq's own: worker incarnation by when its lease ends, in unix seconds."""
+        """Sorted set, greenq's own: worker incarnation by the end of its lease, in unix seconds."""
         return f"{self.prefix}greenq.leases"
 
     @property
     def gone(self) -> str:
-        """List, greenq's own: the workers that died last, the latest first, as JSON; an hour."""
+        """List, greenq's own: workers that died within an hour, the latest first, as JSON."""
         return f"{self.prefix}greenq.gone"
 
     @property
@@ -76,17 +76,17 @@ class Keys:
         return f"{self.prefix}_kombu.binding_deadlines"
 
     def queue(self, name: str, step: int = 0) -> str:
-        """Name the list of one queue at one priority step."""
+        """Return the list of one queue at one priority step."""
         return f"{self.prefix}{name}{self.sep}{step}" if step else self.prefix + name
 
     def queue_steps(self, name: str) -> tuple[str, ...]:
-        """Name all lists of one queue, most urgent first."""
+        """Return all lists of one queue, most urgent first."""
         return tuple(self.queue(name, step) for step in self.steps)
 
     def step_of(self, priority: object) -> int:
-        """Find the step that serves a priority: the largest one not above it.
+        """Return the step that serves a priority: the largest one not above it.
 
-        A priority is clamped to 0..9; what is missing or no number counts as 0.
+        A priority is clamped to 0..9; a missing one, or one that is not a number, counts as 0.
         """
         try:
             number = int(priority)  # type: ignore[call-overload]
@@ -95,7 +95,7 @@ class Keys:
         return self.steps[bisect_right(self.steps, min(max(number, 0), 9)) - 1]
 
     def queue_name(self, key: str) -> str:
-        """Recover the queue's name from one of its lists."""
+        """Return the queue's name, given one of its lists."""
         name, sep, _ = key.rpartition(self.sep)
         return (name if sep else key).removeprefix(self.prefix)
 
@@ -108,7 +108,7 @@ class Keys:
         return f"{self.prefix}_kombu.binding_permanent.{exchange}"
 
     def result(self, task_id: str) -> str:
-        """Name the key, and the channel, of a task's result."""
+        """Return the key, and the channel, of a task's result."""
         prefix = self.result_prefix
         if prefix and not prefix.endswith(_RESULT_PREFIX_ENDS):
             prefix += "_"
@@ -119,23 +119,23 @@ class Keys:
         return f"{self.prefix}greenq.inbox.{queue}"
 
     def owner(self, incarnation: str) -> str:
-        """Hash, greenq's own: what the server knows of a worker incarnation beside its lease.
+        """Hash, greenq's own: what the server knows of a worker incarnation besides its lease.
 
         Shape: ``next``, the number of its first unused delivery tag; ``call``, that of its last
-            take; ``alone``, the tag of the message that runs alone there; ``closed``, when it has
+            take; ``alone``, the tag of the message that runs alone there; ``closed``, once it has
             left; ``claimant`` and ``claimed_until``, who recovers it; ``queues``, as JSON, those
-            that it takes from. Gone a week after it was last heard of.
+            that it takes from. Expires a week after it was last heard from.
         """
         return f"{self.prefix}greenq.owner.{incarnation}"
 
     def begun(self, incarnation: str) -> str:
-        """Set, greenq's own: an owner's tags that were acknowledged before their run has ended."""
+        """Set, greenq's own: an owner's tags that were acknowledged before the end of their run."""
         return f"{self.prefix}greenq.begun.{incarnation}"
 
     def relay(self, queues: Iterable[str]) -> str:
-        """Text, greenq's own: who hands on what comes to the lists that nobody waits for.
+        """Text, greenq's own: who relays messages from the lists that no worker waits on.
 
-        One for each set of queues; gone with the lease of who does it.
+        One for each set of queues; expires with the lease of that worker.
         """
         names = SEP.join(sorted(queues))
         return (
@@ -144,20 +144,20 @@ class Keys:
 
     @property
     def paused(self) -> str:
-        """Hash, greenq's own: queues that no greenq worker takes from, and who has paused them."""
+        """Hash, greenq's own: queues that no greenq worker takes from, and who paused them."""
         return f"{self.prefix}greenq.paused"
 
     def elected(self, election_id: str) -> str:
-        """Text, greenq's own: which node acts as the winner of an election; gone after an hour."""
+        """Text, greenq's own: which node acts as the winner of an election; expires after 1 h."""
         return f"{self.prefix}greenq.elected.{election_id}"
 
     def fanout(self, exchange: str, routing_key: str = "") -> str:
-        """Name the channel of a fanout exchange; ``*`` in a routing key subscribes to all."""
+        """Return the channel of a fanout exchange; ``*`` in a routing key subscribes to all."""
         channel = f"{self.prefix}/{self.db}.{exchange}"
         return f"{channel}/{routing_key}" if routing_key else channel
 
     def dead(self, queue: str) -> str:
-        """Dead letters of a queue; no Celery process reads them."""
+        """List, greenq's own: the dead letters of a queue; no Celery process reads them."""
         return f"{self.prefix}greenq.dead.{queue}"
 
 
@@ -177,11 +177,10 @@ def topic_pattern(binding_key: str) -> str:
 
 
 def matching_queues(members: Iterable[bytes], routing_key: str, sep: str) -> list[str]:
-    """Return the queues that an exchange's bindings lead to, each once.
+    """Return the queues that an exchange's bindings lead to, without duplicates.
 
     A member is ``routing key SEP pattern SEP queue``; without a pattern the key must be equal
-    (direct), with one it must match from its start (topic). Source: the binding table of the wire
-    format.
+    (direct), with one it must match from its start (topic). Source: wire format, section 2.2.
     """
     queues: dict[str, None] = {}
     for member in sorted(members):

@@ -1,8 +1,8 @@
-"""What a number, a text or a whole JSON text from elsewhere may be: the one place that says so.
+"""What a number, a text or a whole JSON text from outside may be, all in one place.
 
-Messages, events, control requests and results come from whoever may write to the server. Each of
-their fields has a rule below; who reads a field asks the rule and refuses, or passes over, what it
-does not take. docs/hostile-input.md shows the table to users.
+Messages, events, control requests and results come from anyone who may write to the server. Each of
+their fields has a rule below; code that reads a field checks the rule, and refuses or skips what
+violates it. docs/hostile-input.md shows the table to users.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Rule(Protocol):
     """What the values of a field may be."""
 
     def wrong(self, value: object) -> str:
-        """Say what is wrong with a value, as it follows the field's name; "" if nothing is."""
+        """Say what is wrong with a value, to follow the field's name; "" if nothing is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,11 @@ class Whole:
 
     @property
     def meta(self) -> msgspec.Meta:
-        """The same for a typed decoder; its bounds are 64 bits wide."""
+        """The same rule for a typed decoder, whose bounds are 64 bits wide."""
         return msgspec.Meta(ge=self.least, le=self.most)
 
     def takes(self, value: object) -> TypeGuard[int]:
-        """Tell whether a value is right."""
+        """Tell whether a value is valid."""
         return not self.wrong(value)
 
     def wrong(self, value: object) -> str:
@@ -57,16 +57,16 @@ class Number:
 
     @property
     def meta(self) -> msgspec.Meta:
-        """The same for a typed decoder."""
+        """The same rule for a typed decoder."""
         return msgspec.Meta(ge=self.least, le=self.most)
 
     def takes(self, value: object) -> TypeGuard[float]:
-        """Tell whether a value is right."""
+        """Tell whether a value is valid."""
         return not self.wrong(value)
 
     def wrong(self, value: object) -> str:
         """Say what is wrong with a value."""
-        # Written so that NaN is refused too.
+        # Written so that NaN is refused, too.
         is_number = type(value) in (int, float) and self.least <= value <= self.most  # type: ignore[operator]
         if is_number and not (self.above and value == self.least):
             return ""
@@ -77,18 +77,18 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Texts of at most so many characters; `sendable`, those that the server can hold."""
+    """Text of at most `most` characters; `sendable`: text that the server can store."""
 
     most: int
     sendable: bool = False
 
     @property
     def meta(self) -> msgspec.Meta:
-        """The same for a typed decoder, which reads no half characters."""
+        """The same rule for a typed decoder, which reads no lone surrogates."""
         return msgspec.Meta(max_length=self.most)
 
     def takes(self, value: object) -> TypeGuard[str]:
-        """Tell whether a value is right."""
+        """Tell whether a value is valid."""
         return not self.wrong(value)
 
     def wrong(self, value: object) -> str:
@@ -101,14 +101,14 @@ class Text:
             try:
                 value.encode()
             except UnicodeEncodeError:
-                # JSON can spell half a surrogate pair.
+                # JSON can encode half of a surrogate pair.
                 return "is not valid Unicode"
         return ""
 
 
 @dataclass(frozen=True, slots=True)
 class Optional:
-    """None, or what another rule takes."""
+    """None, or a value that another rule accepts."""
 
     rule: Rule
 
@@ -119,7 +119,7 @@ class Optional:
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """Values of some types, whatever they are."""
+    """Any values of some types."""
 
     types: tuple[type, ...]
 
@@ -132,7 +132,7 @@ class OneOf:
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
-    """Lists of what another rule takes, of so many items."""
+    """Lists, limited in length, of values that another rule accepts."""
 
     rule: Rule
     most: int
@@ -140,7 +140,7 @@ class ListOf:
 
     def wrong(self, value: object) -> str:
         """Say what is wrong with a value."""
-        # A tuple is what a pickle may hold.
+        # A pickle may hold a tuple.
         if not isinstance(value, list | tuple):
             return f"is {_shown(value)}, not a list"
         if not self.least <= len(value) <= self.most:
@@ -153,7 +153,7 @@ class ListOf:
 
 
 class _Moment:
-    """A moment: ISO 8601 text, which is read later, or what a serializer has made of one."""
+    """A moment: ISO 8601 text, which is parsed later, or what a serializer has made of one."""
 
     def wrong(self, value: object) -> str:
         """Say what is wrong with a value."""
@@ -164,10 +164,10 @@ class _Moment:
 
 COUNT: Final = Whole(0, 1 << 53)
 CLOCK: Final = Whole(0, (1 << 62) - 1)
-"""What comes later must be able to reckon with it."""
+"""Limited so that code can calculate with it."""
 
 MOST_SECONDS: Final = 1_000_000_000
-"""Thirty years: as good as no limit. No timer is set to more."""
+"""Thirty years: as good as no limit. No timer is set beyond it."""
 
 SECONDS: Final = Number(0, MOST_SECONDS)
 INTERVAL: Final = Number(0, MOST_SECONDS, above=True)
@@ -175,13 +175,13 @@ TIMESTAMP: Final = Number(-1e11, 1e11)
 """Unix time."""
 
 FIGURE: Final = Number(-(1 << 62), 1 << 62)
-"""A number that is only shown."""
+"""A number that is only displayed."""
 
 NAME: Final = Text(1000)
-"""Names of nodes, types, methods, and whatever else people have named."""
+"""Names of nodes, types, methods, and anything else named by people."""
 
 KEY: Final = Text(1000, sendable=True)
-"""What becomes part of a key or goes back to the server: ids, tasks, groups, queues."""
+"""Text that becomes part of a key or goes back to the server: ids, tasks, groups, queues."""
 
 DESCRIPTION: Final = Text(100_000)
 """A text for people, such as the arguments' repr."""
@@ -217,7 +217,7 @@ MESSAGE: Final[Mapping[str, Rule]] = {
     "redelivered": Optional(FLAG),
 }
 
-# What every event must have. Of other fields the reader believes only what their rules take.
+# What every event must have. Other fields are only used if they satisfy their rules.
 EVENT: Final[Mapping[str, Rule]] = {
     "type": NAME,
     "clock": CLOCK,
@@ -257,7 +257,7 @@ RESULT: Final[Mapping[str, Rule]] = {
 
 
 def refusal(fields: Mapping[Any, Any], rules: Mapping[str, Rule]) -> str:
-    """Say which of the fields that are there is wrong, and why; "" if all are right."""
+    """Say which of the fields present is wrong, and why; "" if all are valid."""
     for name, rule in rules.items():
         if name in fields:
             reason = rule.wrong(fields[name])
@@ -267,10 +267,10 @@ def refusal(fields: Mapping[Any, Any], rules: Mapping[str, Rule]) -> str:
 
 
 def require(name: str, rule: Rule, value: object, raw: bytes = b"") -> None:
-    """Refuse a value that is wrong.
+    """Refuse an invalid value.
 
     Raises:
-        DecodeError: it is; the error names the field.
+        DecodeError: it is invalid; the error names the field.
     """
     reason = rule.wrong(value)
     if reason:
@@ -283,7 +283,7 @@ def named(name: str, reason: str) -> str:
 
 
 def _shown(value: object, numbers: tuple[type, ...] = ()) -> str:
-    """Describe a value in a few words: a number of a type that is asked for, else its type."""
+    """Describe a value briefly: a number if its type is one of `numbers`, else its type."""
     if type(value) not in numbers:
         return type(value).__name__
     if isinstance(value, int) and abs(value) >= 1 << 64:
@@ -293,19 +293,19 @@ def _shown(value: object, numbers: tuple[type, ...] = ()) -> str:
 
 # --- JSON as a whole ------------------------------------------------------------------------------
 
-# An empty list of two characters and a comma takes 80 bytes: text can grow by thirty when it is
-# read, and while that lasts nothing else runs in the process. So the number of values is bounded
-# too: one for so many bytes of the greatest size. Of 8 MiB that are 131,072 values, which take at
-# most some 20 MB and 0.1 s. Smaller texts may be as dense as they like.
+# An empty list, two characters and a comma, takes 80 bytes: text can grow thirtyfold when parsed,
+# and nothing else runs in the process meanwhile. So the number of values is limited, too: one per
+# this many bytes of the maximum size. For 8 MiB that is 131,072 values, which take at most about
+# 20 MB and 0.1 s. Smaller texts may be as dense as they like.
 _BYTES_EACH = 64
 
 DENSE_BYTES: Final = 10_000
-"""A text of no more bytes has never too many values."""
+"""A text of at most this many bytes never has too many values."""
 
 BROADCAST_BYTES: Final = 16 << 20
-"""What is published to all may have so many: an event or a batch of them, a request, a reply."""
+"""The limit for anything published to all: an event or a batch of them, a request, a reply."""
 
-# What is around a body in a message, its headers above all.
+# What a message has besides its body, mostly headers.
 _AROUND_BYTES = 1 << 20
 
 _SIGNS = b',[{"'
@@ -313,21 +313,21 @@ _OTHERS = bytes(set(range(256)) - set(_SIGNS))
 
 
 def most_raw(max_body_bytes: int) -> int:
-    """Return how large a message may be whose body, in base64, is of so many bytes at most."""
+    """Return how large a message may be whose body, in base64, is at most this large."""
     return _AROUND_BYTES + (max_body_bytes + 2) // 3 * 4
 
 
 def most_items(max_bytes: int) -> int:
-    """Return how many values a JSON text of so many bytes at most may have."""
+    """Return how many values a JSON text of at most `max_bytes` may have."""
     return max(DENSE_BYTES, max_bytes // _BYTES_EACH)
 
 
 MOST_ITEMS: Final = most_items(BROADCAST_BYTES)
-"""How many values there may be in what is published to all."""
+"""How many values anything published to all may have."""
 
 
 def check_json(data: bytes, max_bytes: int, what: str) -> None:
-    """Refuse a JSON text that would take too much to read; it is not read for that.
+    """Refuse a JSON text that would be too expensive to parse, without parsing it.
 
     Raises:
         DecodeError: it is too large, or has too many values for its size.
@@ -341,23 +341,24 @@ def check_json(data: bytes, max_bytes: int, what: str) -> None:
 
 
 def is_readable(data: bytes, max_bytes: int) -> bool:
-    """Tell whether `check_json` has nothing against a JSON text."""
+    """Tell whether a JSON text passes `check_json`."""
     return len(data) <= max_bytes and not has_more_items(data, most_items(max_bytes))
 
 
 def has_more_items(data: bytes, most: int) -> bool:
-    """Tell whether a JSON text has more commas and opening brackets outside of texts than `most`.
+    """Tell whether a JSON text has more commas and opening brackets outside strings than `most`.
 
-    Quick where there are not so many bytes, as in nearly all messages.
+    Fast for texts with fewer bytes than that, as nearly all messages have.
     """
     if len(data) <= most or _count(data) <= most:
         return False
-    # Texts may hold all these signs: leave them out. Without escapes and all else, what is between
-    # two quotes is a text's; two quotes side by side change nothing on what is between others.
+    # Strings may contain these signs: leave them out. Without escapes and all else, anything
+    # between two quotes belongs to a string; two adjacent quotes do not affect what is between
+    # others.
     signs = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _OTHERS)
     return _count(b"".join(signs.replace(b'""', b"").split(b'"')[::2])) > most
 
 
 def _count(data: bytes) -> int:
-    # Of dense data twenty times as fast as `bytes.count`.
+    # On dense data twenty times as fast as `bytes.count`.
     return len(data) - len(data.translate(None, b",[{"))

@@ -1,4 +1,4 @@
-"""The mailbox: requests of remote control to all workers, and their replies to the asker.
+"""The mailbox: remote control requests to all workers, and their replies to the asker.
 
 Shape: a request is a list element (envelope) published on the fanout exchange ``celery.pidbox``,
     headers clock and expires, delivery mode 2; its body names the method, its arguments, whom it is
@@ -39,7 +39,7 @@ NO_REPLY: Final = object()
 EXCHANGE = "celery.pidbox"
 REPLY_EXCHANGE = "reply.celery.pidbox"
 
-# What a worker tells of all its tasks may be long.
+# A worker's report on all its tasks may be long.
 REPLY_BYTES = 128 << 20
 
 
@@ -64,11 +64,11 @@ class ControlRequest:
         arguments: its keyword arguments.
         destination: node names it is for; empty or None: see `pattern`.
         pattern, matcher: a pattern that node names must match, ``glob`` or ``pcre``; without one it
-            is for everybody.
-        ticket: what replies are known by; None when none is wanted.
+            is for all.
+        ticket: identifies the replies; None when none are wanted.
         reply_to: where they go.
         clock: the sender's logical clock.
-        expires: unix time after which nobody waits for the reply; 0 if nobody does at all.
+        expires: unix time after which no one waits for the reply; 0 if no one does at all.
     """
 
     method: str
@@ -83,14 +83,14 @@ class ControlRequest:
 
     @property
     def needs_regex(self) -> bool:
-        """True when a regular expression says whom it is for."""
+        """True when a regular expression selects its nodes."""
         return self.matcher == "pcre" and bool(self.pattern) and not self.destination
 
     def is_for(self, node: str, *, accept_pcre: bool = False) -> bool:
-        """Tell whether a node is meant: by its name, else by the pattern, else like everybody.
+        """Tell whether it is for a node: by its name, else by the pattern, else for all.
 
         Raises:
-            ValueError: the pattern is too long; or it is a regular expression, and those are not
+            ValueError: the pattern is too long; or it is a regular expression, and these are not
                 accepted, or this one could take long.
         """
         if self.destination:
@@ -109,7 +109,7 @@ class ControlRequest:
 
 
 class Reply(NamedTuple):
-    """What one worker has answered; several nodes would be in `replies` if it spoke for them."""
+    """One worker's reply; `replies` would hold several nodes if it spoke for them."""
 
     ticket: str | None
     clock: int
@@ -137,18 +137,18 @@ def write_request(request: ControlRequest, *, serializer: str = "json") -> str:
 
 
 def read_request(raw: bytes, accept: frozenset[str]) -> ControlRequest:
-    """Read a request.
+    """Parse a request.
 
     Raises:
-        DecodeError: it is none.
-        ContentDisallowed: its content type is not among `accept`.
+        DecodeError: it is not a request.
+        ContentDisallowed: its content type is not in `accept`.
     """
     headers, body = _opened(raw, accept)
     destination = body.get("destination") or None
     body["destination"] = [destination] if isinstance(destination, str) else destination
     wrong = refusal(body, REQUEST)
     if wrong or "method" not in body:
-        raise DecodeError(f"it is no control request: {wrong or 'it has no method'}", raw)
+        raise DecodeError(f"it is not a control request: {wrong or 'it has no method'}", raw)
     arguments = body.get("arguments") or {}
     if not all(isinstance(name, str) for name in arguments):
         raise DecodeError(f"the arguments of control request {body['method']!r} have names", raw)
@@ -190,15 +190,15 @@ def write_reply(
 
 
 def read_reply(raw: bytes, accept: frozenset[str]) -> Reply:
-    """Read a worker's reply.
+    """Parse a worker's reply.
 
     Raises:
-        DecodeError: it is none.
-        ContentDisallowed: its content type is not among `accept`.
+        DecodeError: it is not a reply.
+        ContentDisallowed: its content type is not in `accept`.
     """
     headers, replies = _opened(raw, accept, REPLY_BYTES)
     if not all(isinstance(node, str) for node in replies):
-        raise DecodeError("a reply is an object with node names", raw)
+        raise DecodeError("a reply must be an object with node names", raw)
     return Reply(headers.get("ticket"), headers.get("clock") or 0, replies)
 
 
@@ -230,11 +230,11 @@ def _wrap(
 def _opened(
     raw: bytes, accept: frozenset[str], max_bytes: int = BROADCAST_BYTES
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the headers of a control message that are right, and its body."""
+    """Return the valid headers of a control message, and its body."""
     check_json(raw, max_bytes, "a control message")
     body, content_type, content_encoding, given, _properties = envelope.unwrap(raw)
     require("ticket", Optional(NAME), given.get("ticket"), raw)
-    # What is no clock and no time counts as missing.
+    # An invalid clock or time counts as missing.
     headers = {
         name: given[name]
         for name, rule in CONTROL_HEADERS.items()
@@ -242,7 +242,7 @@ def _opened(
     }
     value = loads(body, content_type, content_encoding, accept, most_items(max_bytes))
     if not isinstance(value, dict):
-        raise DecodeError("the body of a control message is an object", raw)
+        raise DecodeError("the body of a control message must be an object", raw)
     return headers, value
 
 
@@ -253,4 +253,4 @@ def _read_reply_to(value: object, raw: bytes) -> ReplyTo | None:
         exchange, routing_key = value.get("exchange"), value.get("routing_key")
         if KEY.takes(exchange) and KEY.takes(routing_key):
             return ReplyTo(exchange, routing_key)
-    raise DecodeError("reply_to of a control request names exchange and routing_key", raw)
+    raise DecodeError("reply_to of a control request must name exchange and routing_key", raw)

@@ -1,4 +1,4 @@
-"""One call of a task: Celery's task protocol, version 2 written, versions 1 and 2 read."""
+"""One call of a task: writes Celery's task protocol, version 2, and reads versions 1 and 2."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from greenq.protocol.envelope import Envelope
 
 
-# What of a sender's texts for people is kept: of `shadow` and `origin`, and of the descriptions of
-# the arguments.
+# How much is kept of a sender's texts for people: of `shadow` and `origin`, and of the descriptions
+# of the arguments.
 MOST_SHADOW_CHARS = 200
 MOST_REPR_CHARS = 2000
 
 
-# Not frozen: that would double what making one costs. Nobody changes one.
+# Not frozen: that would double the cost of creating one. Nothing modifies one.
 @dataclass(slots=True, kw_only=True)
 class TaskMessage:
     """One call of a task, as it travels.
@@ -36,16 +36,16 @@ class TaskMessage:
         kwargs: keyword arguments.
         shadow: name to show in logs and events instead of `task`, cut when it is long; None for
             none.
-        eta: run not before this moment, ISO 8601 text; None: at once. See `parse_time`.
-        expires: run not after this moment, ISO 8601 text; None: never too late.
+        eta: earliest time to run, ISO 8601 text; None: at once. See `parse_time`.
+        expires: latest time to run, ISO 8601 text; None: never too late.
         group: id of the group it belongs to; None for none.
         group_index: place in the group, from 0; None outside a group.
         retries: how often it was retried before; 0 the first time.
         timelimit: hard and soft time limit in seconds; None for no limit of its own.
-        root_id: first call of the workflow; None when encoding stands for `id`.
+        root_id: first call of the workflow; None means `id` when encoding.
         parent_id: the call that sent this one; None if no task did.
-        argsrepr: short text of the arguments for people; None when encoding: it is made.
-        kwargsrepr: the same of the keyword arguments.
+        argsrepr: short text of the arguments for people; None generates it when encoding.
+        kwargsrepr: likewise for the keyword arguments.
         origin: node name of the sender; None if it did not say.
         ignore_result: store no result; None: as the task says.
         replaced_task_nesting: how often the call was replaced; 0 for never.
@@ -56,7 +56,7 @@ class TaskMessage:
         errbacks: signatures to call on failure; None for none.
         chain: signatures to run after it, the next one last; None for none.
         chord: signature of the chord's body; None outside a chord.
-        redelivered: it was given back after having been delivered before.
+        redelivered: it was requeued after an earlier delivery.
     """
 
     task: str
@@ -119,7 +119,7 @@ def encode(
 
 
 def embed_of(message: TaskMessage) -> dict[str, Any]:
-    """Return the third part of a body: what follows the call."""
+    """Return the third part of a body: what follows after the call."""
     return {
         "callbacks": message.callbacks,
         "errbacks": message.errbacks,
@@ -166,18 +166,18 @@ def decode(
 ) -> TaskMessage:
     """Read one task call: protocol 2, protocol 1, or protocol 1's body under protocol 2's headers.
 
-    Units: `max_body_bytes` bounds the body as it came and after expansion, and with it the number
+    Units: `max_body_bytes` limits the body as received and as expanded, and thereby the number
         of its values.
 
     Raises:
         ContentDisallowed: the body's content type is not in `accept`.
-        DecodeError: it is no task call, or too large, or a header is none of what it may be.
+        DecodeError: it is not a task call, or too large, or a header is invalid.
     """
     headers = envelope.headers
     own = _check_fields(envelope, headers)
     body = _load_body(envelope, accept, max_body_bytes, accept_compression)
     if isinstance(body, dict):
-        # Whoever buries the message finds the id where version 2 has it.
+        # Code that buries the message finds the id where version 2 has it.
         headers.setdefault("id", body.get("id"))
         headers, body = _fields_of_version_1(envelope, body)
     if not isinstance(body, (list, tuple)) or len(body) != 3:
@@ -188,7 +188,7 @@ def decode(
 def _build(
     envelope: Envelope, headers: dict[str, Any], own: dict[str, Any], body: Any
 ) -> TaskMessage:
-    """Put checked headers and an unchecked body together; one long call, because it is hot."""
+    """Combine checked headers and an unchecked body; one long call, because it is hot."""
     get = headers.get
     task, call_id, timelimit = get("task"), get("id"), get("timelimit")
     if not task or call_id is None:
@@ -230,12 +230,12 @@ def _build(
 
 
 def cut(text: str | None, most: int) -> str | None:
-    """Return at most so many characters of a text for people, which the sender makes up."""
+    """Return at most `most` characters of a text for people, which the sender chooses."""
     return text and text[:most]
 
 
 def _check_fields(envelope: Envelope, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuse a field that is none of what it may be; return those that have no rule."""
+    """Refuse invalid fields; return the fields that have no rule."""
     own: dict[str, Any] = {}
     for name, value in fields.items():
         rule = MESSAGE.get(name)
@@ -266,7 +266,7 @@ def _load_body(
 def _fields_of_version_1(
     envelope: Envelope, body: dict[str, Any]
 ) -> tuple[dict[str, Any], tuple[Any, Any, dict[str, Any]]]:
-    """Split a version 1 body into what version 2 has as headers and as body."""
+    """Split a version 1 body into version 2's headers and body."""
     fields = {name: body[name] for name in MESSAGE if name in body}
     if type(body.get("taskset")) is str:
         fields["group"] = body["taskset"]
@@ -294,15 +294,15 @@ def _read_embed(envelope: Envelope, embed: Any) -> tuple[Any, Any, Any, Any]:
 
 def _wrong(envelope: Envelope, reason: str) -> DecodeError:
     task_id = envelope.headers.get("id")
-    shown = f"of task {task_id!r}" if not KEY.wrong(task_id) else "without a right id"
-    return DecodeError(f"message {shown} is no task call: {reason}", envelope.body)
+    shown = f"of task {task_id!r}" if not KEY.wrong(task_id) else "without a valid id"
+    return DecodeError(f"message {shown} is not a task call: {reason}", envelope.body)
 
 
 def parse_time(text: str, field: str = "a time") -> datetime:
-    """Read an eta or an expiry as an aware moment in UTC; a text without offset is in UTC, too.
+    """Parse an eta or an expiry as an aware UTC datetime; a text without an offset is in UTC.
 
     Raises:
-        DecodeError: not ISO 8601, or not a moment that a datetime can hold; it names the `field`.
+        DecodeError: not ISO 8601, or beyond the range of datetime; it names the `field`.
     """
     try:
         moment = datetime.fromisoformat(text)
@@ -320,20 +320,21 @@ def saferepr(value: object, max_chars: int = 1024, max_levels: int = 3) -> str:
     """Describe `value` for people in about `max_chars` characters; never raises.
 
     Shape: like ``repr``, but text is only quoted, not escaped; bytes that are not UTF-8 are hex;
-        containers deeper than `max_levels` and what exceeds `max_chars` are three dots.
+        containers nested deeper than `max_levels` and anything beyond `max_chars` become three
+        dots.
     """
     if value is None:
-        # What most tasks return.
+        # The most common return value.
         return "None"
     pieces: list[str] = []
     try:
         if max_levels > 0 and _is_plain(value):
-            # For these, unless something is escaped or left out, `repr` says the same, in C.
+            # For these, `repr` gives the same, in C, unless something is escaped or left out.
             text = repr(value)
             if len(text) < max_chars and "\\" not in text and '"' not in text:
                 return text
         _describe(value, pieces, max_chars, max_levels)
-    # Containers of the user's own classes may raise anything when they are looked into.
+    # Containers of users' own classes may raise anything when accessed.
     except Exception as exc:
         return _unrepresentable(value, exc)
     return "".join(pieces)
@@ -343,7 +344,7 @@ _PLAIN = frozenset({bool, float, int, str, NoneType})
 
 
 def _is_plain(value: Any) -> bool:
-    """Tell whether a value is a tuple, list or dict, and holds the simplest values alone."""
+    """Tell whether a value is a tuple, list or dict that holds only the simplest values."""
     cls = type(value)
     if cls is dict:
         return _PLAIN.issuperset(map(type, value)) and _PLAIN.issuperset(map(type, value.values()))
@@ -351,7 +352,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _describe(value: Any, pieces: list[str], left: int, levels: int) -> int:
-    """Append the description of `value`; returns how many characters are left."""
+    """Append the description of `value`; return how many characters are left."""
     cls = type(value)
     if cls is str or cls is bytes or isinstance(value, (str, bytes)):
         piece = _quote(value, left)
@@ -418,7 +419,7 @@ def _cut(text: str, left: int) -> str:
 def _repr(value: object) -> str:
     try:
         return repr(value)
-    # A broken __repr__ of the user must not stop a task from being sent.
+    # A user's broken __repr__ must not stop a task from being sent.
     except Exception as exc:
         return _unrepresentable(value, exc)
 

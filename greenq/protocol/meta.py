@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import re
 import sys
+import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +22,12 @@ from greenq.protocol.serialize import (
     json_dumps,
     loads,
 )
-from greenq.states import EXCEPTION_STATES
+from greenq.states import EXCEPTION_STATES, SUCCESS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-# In front of a compressed payload; then come the content type, a zero byte and the data.
+# Precedes a compressed payload; the content type, a zero byte and the data follow.
 COMPRESSED_MARK = b"\x00celery-compressed\x00"
 DEFAULT_MAX_BYTES = 256 << 20
 
@@ -41,8 +44,8 @@ class ResultMeta:
         result: the return value; an exception for RETRY, FAILURE and REVOKED; the meta of a
             custom state.
         traceback: text; None for none.
-        children: result tuples of the tasks sent meanwhile; None or empty for none.
-        date_done: ISO 8601 text; None unless the state is ready.
+        children: result tuples of the tasks it sent; None or empty for none.
+        date_done: ISO 8601 text; None unless the state is final.
         group_id: None outside a group.
         parent_id: None if no task sent it.
         extra: what ``result_extended`` adds: name, args, kwargs, worker, retries, queue, stamps.
@@ -57,6 +60,28 @@ class ResultMeta:
     group_id: str | None = None
     parent_id: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+# Ids that stand in JSON as they are.
+_PLAIN = re.compile(r"[\w-]+", re.ASCII).fullmatch
+
+# The last second for which `utc_now` was asked, and its text.
+_last_second = (0, "")
+
+
+def utc_now() -> str:
+    """Return the time as `date_done` has it: ISO 8601, UTC, with microseconds.
+
+    The text of the second is kept: a busy worker asks many times in each.
+    """
+    global _last_second
+    now_us = time.time_ns() // 1000
+    second, text = _last_second
+    if now_us // 1_000_000 != second:
+        second = now_us // 1_000_000
+        text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+        _last_second = second, text
+    return f"{text}{now_us % 1_000_000:06d}+00:00"
 
 
 def encode_result(
@@ -83,6 +108,19 @@ def encode_result(
     """
     if status in EXCEPTION_STATES and isinstance(result, BaseException):
         result = _exception_for(result, serializer)
+    elif (
+        # What nearly every result is: written in a third of the time.
+        status == SUCCESS
+        and serializer == "json"
+        and children == ()
+        and date_done is not None
+        and not (traceback or group_id or parent_id or extended or compression)
+        and _PLAIN(task_id)
+    ):
+        return (
+            f'{{"status": "SUCCESS", "result": {json_dumps(result)}, "traceback": null, '
+            f'"children": [], "date_done": "{date_done}", "task_id": "{task_id}"}}'
+        ).encode()
     meta: dict[str, Any] = {
         "status": status,
         "result": result,
@@ -112,9 +150,9 @@ def decode_result(
     max_bytes: int = DEFAULT_MAX_BYTES,
     accept_compression: frozenset[str] = KNOWN,
 ) -> ResultMeta:
-    """Read a payload; compression is recognised, the serializer has to be known.
+    """Parse a payload; compression is detected, but the serializer must be known.
 
-    Units: `max_bytes` bounds the payload as it came and after expansion, and with it the number of
+    Units: `max_bytes` limits the payload as received and as expanded, and thereby the number of
         its values.
 
     Raises:
@@ -140,7 +178,7 @@ def _result_meta(meta: Any, payload: bytes) -> ResultMeta:
         raise DecodeError("the result has no status or no task_id", payload)
     wrong = refusal(meta, RESULT)
     if wrong:
-        raise DecodeError(f"it is no result: {wrong}", payload)
+        raise DecodeError(f"it is not a result: {wrong}", payload)
     extra = dict(meta)
     status, traceback = extra.pop("status"), extra.pop("traceback", None)
     result = extra.pop("result", None)
@@ -165,13 +203,13 @@ def _result_meta(meta: Any, payload: bytes) -> ResultMeta:
 def exception_to_wire(exc: BaseException, encodable: Callable[[object], object]) -> dict[str, Any]:
     """Turn an exception into data: its class, its arguments, its module.
 
-    Where a reader could not make the same of the arguments, its text travels, too: as
-    ``exc_text``, and as the only argument if the constructor refuses those that there are.
+    Where a reader could not rebuild the same exception from the arguments, its text travels, too:
+    as ``exc_text``, and as the only argument if the constructor refuses the original ones.
 
     Args:
         exc: any exception, however badly it behaves.
         encodable: raises EncodeError for an argument that cannot be serialized; such an argument
-            travels as its repr text.
+            is sent as its repr.
     """
     cls = type(exc)
     if cls is RemoteError and exc.stored is not None:  # type: ignore[attr-defined]
@@ -195,7 +233,7 @@ def exception_to_wire(exc: BaseException, encodable: Callable[[object], object])
     text = text.encode(errors="backslashreplace").decode()
     try:
         again = str(cls(*args))
-    # The constructor wants other arguments than the ones that it leaves in ``args``.
+    # The constructor wants other arguments than those it leaves in ``args``.
     except Exception:
         wire["exc_message"] = [text] if text else args
         again = ""
@@ -207,9 +245,9 @@ def exception_to_wire(exc: BaseException, encodable: Callable[[object], object])
 def exception_from_wire(data: Any, traceback: str | None = None) -> Exception:
     """Turn such data back into an exception.
 
-    The class is looked for in the modules that are imported already. Celery's own exceptions
-    become ours. What cannot be made anew becomes a `RemoteError`, whose text is the stored one or
-    stands at the end of the `traceback`.
+    Only modules that are already imported are searched for the class. Celery's own exceptions
+    become ours. What cannot be rebuilt becomes a `RemoteError`; its text is the stored one or the
+    end of the `traceback`.
 
     Raises:
         SecurityError: the name leads to something that is not an exception class.
@@ -228,7 +266,7 @@ def exception_from_wire(data: Any, traceback: str | None = None) -> Exception:
         module, name = data.get("exc_module"), data.get("exc_type")
         message, text = data.get("exc_message", ""), data.get("exc_text")
     else:
-        raise DecodeError(f"a stored exception is an object, not {type(data).__name__}")
+        raise DecodeError(f"a stored exception must be an object, not {type(data).__name__}")
     if not isinstance(name, str) or not isinstance(module, (str, type(None))):
         raise DecodeError("a stored exception has no exc_type, or its exc_module is not text")
     _require_name(module, name)
@@ -238,7 +276,7 @@ def exception_from_wire(data: Any, traceback: str | None = None) -> Exception:
     if found is not None and issubclass(found, Exception):
         try:
             return _with_text(found(*args), args, text)
-        # A constructor may want other arguments than the ones it leaves in ``args``.
+        # A constructor may want other arguments than those it leaves in ``args``.
         except Exception:
             found = None
     shown = name if module in (None, "builtins") else f"{module}.{name}"
@@ -254,18 +292,18 @@ def exception_from_wire(data: Any, traceback: str | None = None) -> Exception:
 
 
 def _with_text(exc: Exception, args: Sequence[Any], text: str | None) -> Exception:
-    """Have an exception that was made anew tell the text that it had."""
+    """Make a rebuilt exception show its original text."""
     if text is None or str(exc) == text:
         return exc
-    # The constructor may have made other arguments of them.
+    # The constructor may have changed the arguments.
     exc.args = tuple(args)
     if str(exc) != text:
-        exc.add_note(f"in the worker its text was: {text}")
+        exc.add_note(f"its text in the worker was: {text}")
     return exc
 
 
 def _text_in(traceback: str, names: tuple[str, ...]) -> str | None:
-    """Return what a traceback's text says of the exception that it ends with."""
+    """Return the text that a traceback ends with, of an exception with one of these names."""
     for name in names:
         _, found, text = f"\n{traceback}".rpartition(f"\n{name}: ")
         if found:
@@ -274,10 +312,10 @@ def _text_in(traceback: str, names: tuple[str, ...]) -> str | None:
 
 
 def _require_name(module: str | None, name: str) -> None:
-    """Refuse what can be the name of no class.
+    """Refuse what cannot be the name of a class.
 
     Raises:
-        DecodeError: it is none.
+        DecodeError: it cannot.
     """
     try:
         type(name.rpartition(".")[2] or "Exception", (), {"__module__": module or ""})
@@ -297,18 +335,18 @@ def _exception_for(exc: BaseException, serializer: str) -> object:
 def _survives_pickle(exc: BaseException) -> bool:
     try:
         data = dumps(exc, "pickle").data
-        # Reading calls the exception's constructor, which may make another text of the arguments.
+        # Unpickling calls the exception's constructor, which may change the text.
         return str(pickle.loads(data)) == str(exc)
     except Exception:
         return False
 
 
 def _pickle_both_ways(value: object) -> None:
-    """Prove that a value can be pickled and read again: many exceptions only do the first."""
+    """Check that a value can be pickled and unpickled: many exceptions manage only the former."""
     data = dumps(value, "pickle").data
     try:
         pickle.loads(data)
-    # Reading calls the exception's constructor, which may raise anything.
+    # Unpickling calls the exception's constructor, which may raise anything.
     except Exception as exc:
         raise EncodeError(f"cannot be read from its pickle: {type(exc).__name__}") from exc
 
@@ -332,16 +370,16 @@ def _argument(value: Any, encodable: Callable[[object], object]) -> Any:
 
 
 def _exception_class(module: str | None, name: str) -> type[BaseException] | None:
-    """Find a class among the modules that are imported; None if it is not there."""
+    """Find a class in the modules already imported; None if it is not there."""
     twin = _TWINS.get((module or "", name))
     if twin is not None:
         return twin
     found: Any = sys.modules.get(module) if module else None
-    # Not getattr: it would run a lazy module's code, on a name that a stranger chose.
+    # Not getattr: it would run a lazy module's code for a name chosen by a stranger.
     for part in name.split("."):
         found = vars(found).get(part) if isinstance(found, (ModuleType, type)) else None
     if found is None:
         return None
     if not isinstance(found, type) or not issubclass(found, BaseException):
-        raise SecurityError(f"{module}.{name} is stored as an exception, but is no such class")
+        raise SecurityError(f"{module}.{name} is stored as an exception, but is not one")
     return found

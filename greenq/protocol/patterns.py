@@ -1,7 +1,7 @@
-"""Patterns of node names in requests of remote control, which anybody who may publish can send.
+"""Patterns of node names in remote control requests, which anyone who may publish can send.
 
-None of them may keep a worker busy: a glob is matched in a time that grows with the lengths of
-pattern and name alone, and a regular expression is refused unless that is known of it.
+None of them may keep a worker busy: the time to match a glob grows only with the lengths of pattern
+and name, and a regular expression is refused unless the same is known of it.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from __future__ import annotations
 import re
 from typing import Final
 
-# A pattern of more characters is refused.
+# Longer patterns are refused.
 MOST_CHARS: Final = 200
 
-# The most ways in which a regular expression may come apart on a name. Each repeat may end
-# anywhere in the name, each bar is a choice of two; together they multiply.
+# The most ways to match a regular expression against a name. Each repeat may end anywhere in the
+# name, each bar is a choice of two; together they multiply.
 _MOST_WAYS: Final = 100_000
 
 _REPEATS: Final = frozenset("*+?{")
 
 
 def glob_matches(name: str, pattern: str) -> bool:
-    """Tell whether a name is what a glob describes: ``*``, ``?``, ``[seq]`` and ``[!seq]``.
+    """Tell whether a name matches a glob: ``*``, ``?``, ``[seq]`` and ``[!seq]``.
 
-    When what follows a star does not fit, the last star takes one character more; those before it
-    never need to. So no step is made more often than name and pattern have characters, multiplied.
+    When what follows a star does not match, the last star takes one more character; earlier stars
+    never need to. So the number of steps is at most the product of both lengths.
     """
     parts = _parts(pattern)
     at, place = 0, 0
@@ -44,9 +44,9 @@ def glob_matches(name: str, pattern: str) -> bool:
 
 
 def _parts(pattern: str) -> list[str]:
-    """Take a glob apart: stars, question marks, sets with their brackets, and characters.
+    """Split a glob into stars, question marks, sets with their brackets, and characters.
 
-    A character that stands for itself is doubled, so that a star in a name is none.
+    A literal character is doubled, so that it cannot be mistaken for a star or a question mark.
     """
     parts: list[str] = []
     at = 0
@@ -83,10 +83,10 @@ def _fits(char: str, part: str) -> bool:
 
 
 def regex_matches(name: str, pattern: str) -> bool:
-    """Tell whether a name begins as a regular expression describes.
+    """Tell whether the beginning of a name matches a regular expression.
 
     Raises:
-        ValueError: it is none, or matching it could take long.
+        ValueError: it is not a regular expression, or matching it could take long.
     """
     why = _too_much(name, pattern)
     if why:
@@ -94,27 +94,27 @@ def regex_matches(name: str, pattern: str) -> bool:
     try:
         return re.match(pattern, name) is not None
     except (re.error, OverflowError, RecursionError) as exc:
-        raise ValueError(f"no regular expression: {exc}: {pattern!r}") from exc
+        raise ValueError(f"not a regular expression: {exc}: {pattern!r}") from exc
 
 
 def _too_much(name: str, pattern: str) -> str:
     """Say why an expression is not tried, "" if it may be.
 
-    What is left has no repeat of a group, so repeats are not nested, and so few of them and of
+    What is allowed has no repeated group, so repeats are not nested, and has so few repeats and
     bars that the ways to try can be counted beforehand.
     """
     if len(pattern) > MOST_CHARS:
         return f"a pattern has at most {MOST_CHARS} characters"
-    # A character behind a backslash, and what is in a set, repeats nothing.
+    # A character after a backslash, or in a set, repeats nothing.
     plain = re.sub(r"\\.", "x", pattern, flags=re.DOTALL)
     if re.search(r"\[\^?\]?[^]]*(\[|--|&&|~~|\|\|)", plain):
-        # Python warns of these on stderr: they are to mean something else one day.
+        # Python warns of these on stderr: they may get another meaning some day.
         return "a set must not hold [, --, &&, ~~ or ||"
     plain = re.sub(r"\[\^?\]?[^]]*\]", "x", plain)
     plain = plain.replace("(?:", "(")
     if "(?" in plain:
         return "of the groups that begin with (? only (?: is allowed"
-    # What makes a repeat lazy is no other repeat.
+    # What makes a repeat lazy is not another repeat.
     plain = re.sub(r"([*+?}])[?+]", r"\1", plain)
     if re.search(r"\)[*+?{]", plain):
         return "a group must not be repeated"

@@ -1,4 +1,4 @@
-"""Rates as texts: "10/m" is ten a minute."""
+"""Rates as text: "10/m" means ten a minute."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 def parse_rate(rate: str | float | None) -> float | None:
     """Return how many a second a rate limit allows; None if there is no limit.
 
-    Shape: a number, which is per second, or a text: ``10``, ``10/s``, ``100/m``, ``0.5/h``; 0, None
-        and an empty text are no limit.
+    Shape: a number, which is per second, or text: ``10``, ``10/s``, ``100/m``, ``0.5/h``; 0, None
+        and empty text mean no limit.
 
     Raises:
         ValueError: it is none of these.
@@ -25,7 +25,7 @@ def parse_rate(rate: str | float | None) -> float | None:
             raise ValueError
     except (ValueError, KeyError):
         raise ValueError(
-            f"rate limit {rate!r}: expected a number for so many a second, or a text such as "
+            f"rate limit {rate!r}: expected a number per second, or text such as "
             "'10/s', '100/m' or '5/h'; 0 or None for no limit"
         ) from None
     return a_second or None

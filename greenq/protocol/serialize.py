@@ -27,7 +27,7 @@ TEXT_TYPE = "text/plain"
 
 
 class Serialized(NamedTuple):
-    """A value as bytes, with the two words that say how to read them."""
+    """A value as bytes, with the two strings that say how to read them."""
 
     data: bytes
     content_type: str
@@ -47,14 +47,14 @@ class UnpicklableException(Exception):
 def json_dumps(value: object) -> str:
     """Write `value` as JSON, with Celery's tags for dates, times, decimals, UUIDs and bytes.
 
-    An object with a ``__json__()`` method is replaced by what that returns.
+    An object with a ``__json__()`` method is replaced by the result of that.
 
     Raises:
-        EncodeError: the value, or something in it, has no such form.
+        EncodeError: the value, or something in it, has no JSON form.
     """
     try:
         return _encode_json(value)
-    # __json__ and the conversion of lazy text are code of the user: they may raise anything.
+    # __json__ and the conversion of lazy text run users' code, which may raise anything.
     except Exception as exc:
         raise EncodeError(f"cannot be written as JSON: {_why(exc)}") from exc
 
@@ -78,7 +78,7 @@ def _tag(kind: str, value: object) -> dict[str, object]:
 
 
 def _default(value: Any) -> object:
-    """Replace what JSON does not know; the order matters, a datetime is a date too."""
+    """Replace what JSON does not support; the order matters, since a datetime is also a date."""
     reduce = getattr(value, "__json__", None)
     if reduce is not None:
         return reduce()
@@ -116,7 +116,7 @@ def _is_lazy_text(value: object) -> bool:
 
 _DECODERS: dict[str, Callable[[Any], object]] = {
     "datetime": datetime.fromisoformat,
-    # A date may come with a time of day; only the day counts.
+    # A date may come with a time of day, which is ignored.
     "date": lambda text: datetime.fromisoformat(text).date(),
     "time": time.fromisoformat,
     "decimal": Decimal,
@@ -138,7 +138,7 @@ def _untag(obj: dict[str, Any]) -> object:
 def _json_encoder() -> Callable[[object], str]:
     """Return `json.JSONEncoder(default=_default).encode`, faster where Python has it in C.
 
-    That method makes a C encoder anew for every value, which takes longer than a small value does.
+    That method builds a new C encoder for every value, which takes longer than a small value does.
     """
     checking = json.JSONEncoder(default=_default).encode
     make = getattr(json.encoder, "c_make_encoder", None)
@@ -151,7 +151,7 @@ def _json_encoder() -> Callable[[object], str]:
         try:
             return "".join(fast(value, 0))
         except RecursionError:
-            # The fast one takes no note of where it has been; this one tells a circle from depth.
+            # The fast encoder does not track its path; this one tells cycles from deep nesting.
             return checking(value)
 
     return encode
@@ -166,7 +166,7 @@ _decode_json = json.JSONDecoder(object_hook=_untag).decode
 
 
 def _optional(module: str, extra: str) -> Any:
-    """Import a package that not everybody installs; cheap once it is loaded."""
+    """Import an optional package; cheap once it is loaded."""
     try:
         return importlib.import_module(module)
     except ImportError as exc:
@@ -182,7 +182,7 @@ def _dump_pickle(value: object) -> bytes:
 
 
 def _dump_yaml(value: object) -> bytes:
-    # The C dumper folds long lines elsewhere than the one that Celery uses.
+    # The C dumper folds long lines in other places than the one that Celery uses.
     text: str = _optional("yaml", "yaml").safe_dump(value)
     return text.encode()
 
@@ -200,7 +200,7 @@ _TWINS: dict[tuple[str, str], type[BaseException]] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads Celery's own exceptions as ours, so that Celery need not be installed."""
+    """Unpickles Celery's own exceptions as ours, so that Celery need not be installed."""
 
     def find_class(self, module: str, name: str) -> Any:
         return _TWINS.get((module, name)) or super().find_class(module, name)
@@ -214,8 +214,8 @@ def _load_yaml(data: bytes) -> Any:
     yaml = _optional("yaml", "yaml")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = data.decode()
-    # The C loader recurses without looking at the stack: deep nesting would end the process.
-    # Walking through the events first does not recurse.
+    # The C loader recurses without checking the stack: deep nesting would crash the process.
+    # Iterating over the events first does not recurse.
     depth = 0
     for event in yaml.parse(text, Loader=loader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -225,8 +225,8 @@ def _load_yaml(data: bytes) -> Any:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         elif isinstance(event, yaml.ScalarEvent) and _is_merge(event):
-            # Nested merges of aliases copy their pairs: a few lines would fill the memory.
-            raise ValueError("merge keys (<<) are not read")
+            # Nested merges of aliases copy their pairs: a few lines could fill the memory.
+            raise ValueError("merge keys (<<) are not supported")
     return yaml.load(text, Loader=loader)
 
 
@@ -262,7 +262,7 @@ SERIALIZERS = tuple(_CONTENT_TYPES)
 
 
 def content_type_of(serializer: str) -> str:
-    """Name the content type of a serializer.
+    """Return the content type of a serializer.
 
     Raises:
         ValueError: no serializer has that name.
@@ -297,11 +297,11 @@ def loads(
     accept: frozenset[str],
     most_items: int = MOST_ITEMS,
 ) -> Any:
-    """Read a value of an accepted content type; JSON of so many values at most.
+    """Read a value of an accepted content type; JSON may have at most `most_items` values.
 
     Raises:
         ContentDisallowed: the content type is not in `accept`.
-        DecodeError: the bytes are not what the type says, have more values, or its package is not
+        DecodeError: the bytes do not match their type, have more values, or its package is not
             installed.
     """
     if content_type not in accept:
@@ -315,7 +315,7 @@ def loads(
         return loader(data)
     except DecodeError:
         raise
-    # Unpickling runs what the bytes name, which may raise anything.
+    # Unpickling runs whatever the bytes name, which may raise anything.
     except Exception as exc:
         raise DecodeError(f"not readable as {content_type}: {_why(exc)}", data) from exc
 
@@ -323,7 +323,7 @@ def loads(
 def accepted(names: Iterable[str]) -> frozenset[str]:
     """Turn serializer names and content types into the content types to accept.
 
-    ``application/data`` is always among them: its bytes are handed on as they are.
+    ``application/data`` is always among them: its bytes are passed on unchanged.
 
     Raises:
         ValueError: a name is neither.
@@ -368,7 +368,7 @@ def _why(exc: Exception) -> str:
         return "nested too deeply"
     try:
         return str(exc) or type(exc).__name__
-    # The text of an exception that user code raised may itself raise.
+    # Converting an exception raised by user code to text may itself raise.
     except Exception:
         return type(exc).__name__
 

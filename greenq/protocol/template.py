@@ -1,4 +1,4 @@
-"""A task's message as text with gaps: what is the same in many messages is encoded only once."""
+"""A task's message as text with gaps: what many messages have in common is encoded only once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from greenq.protocol.message import TaskMessage
 
-# What differs from message to message, in the order in which `Template.fill` gives it.
+# What differs between messages, in the order in which `Template.fill` provides it.
 _GAPS = ("body", "id", "root_id", "parent_id", "argsrepr", "kwargsrepr", "delivery_tag")
 
 
@@ -56,9 +56,9 @@ class Template:
     ) -> None:
         """Take everything but the gaps from `message` and `properties` (`task_properties`).
 
-        A description of the arguments, or a correlation id, that is given is part of the text. A
-        body of more than `max_bytes`, before compression, is not written, nor one with more values
-        than workers read then.
+        A description of the arguments, or a correlation id, becomes part of the text if given. A
+        body of more than `max_bytes`, before compression, is refused, and so is one with more
+        values than workers read at that size.
 
         Raises:
             EncodeError: an option cannot be written, or the serializer or compression is unknown.
@@ -69,7 +69,7 @@ class Template:
         self._max_bytes = sys.maxsize if max_bytes is None else max_bytes
         self._embed = embed_of(message)
         self._embed_json = json_dumps(self._embed) if serializer == "json" else ""
-        # 30 bytes each, of which base64 makes text without padding.
+        # 30 bytes each, which base64 encodes without padding.
         marks = {gap: f"{gap:_<14}{os.urandom(8).hex()}" for gap in _GAPS}
         model = replace(
             message,
@@ -106,7 +106,7 @@ class Template:
         """Write one message; without a `root_id` it is the root itself.
 
         Raises:
-            EncodeError: an argument cannot be serialized, or all are larger than a body may be.
+            EncodeError: an argument cannot be serialized, or the body would be too large.
         """
         if not isinstance(args, (list, tuple)):
             name = type(args).__name__
@@ -143,7 +143,7 @@ class Template:
             most = most_items(self._max_bytes)
             if has_more_items(data, most):
                 raise EncodeError(
-                    f"the arguments have more than {most:,} values, as many as workers read with "
+                    f"the arguments have more than {most:,} values, the most workers read with "
                     f"task_max_body_bytes = {self._max_bytes:,}: store the data elsewhere and send "
                     "its name, or raise that setting here and in the workers"
                 )

@@ -1,4 +1,4 @@
-"""Texts from outside, made fit for a log line and for a terminal: anybody may write to a queue."""
+"""Text from outside, made safe for log lines and terminals: anyone may write to a queue."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# What stands in front of each line of a record but the first one: no line can look like a record.
+# Precedes each line of a record but the first, so that no line can look like a record.
 _INDENT: Final = "    "
 
-# No record is longer: somebody else's text must not fill a disk.
+# No record is longer: text from outside must not fill a disk.
 _MOST_CHARS: Final = 100_000
 
 
 def printable(text: str) -> str:
-    """Escape what could move a cursor, turn the writing round or break a line."""
+    """Escape what could move the cursor, reverse the writing direction or break a line."""
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 
 def record(text: str) -> str:
-    """Make a text one record of a log: lines stay lines, but are indented; tabs stay."""
+    """Turn text into one log record: lines stay lines, but are indented; tabs stay."""
     if len(text) > _MOST_CHARS:
         text = cut(text, _MOST_CHARS)
     if text.isprintable():
@@ -30,7 +30,7 @@ def record(text: str) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """Leave out what is beyond `most` characters, and say how much that is."""
+    """Cut off everything beyond `most` characters, and say how much that is."""
     left_out = len(text) - most
     return text if left_out <= 0 else f"{text[:most]}… ({left_out:,} characters more)"
 

@@ -1,4 +1,4 @@
-"""Asking the workers of a cluster, for programs: `app.control`.
+"""Remote control of a cluster's workers, for programs: `app.control`.
 
-For the app, which makes it, and for the command line.
+Used by the app, which creates it, and by the command line.
 """

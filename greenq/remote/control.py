@@ -1,7 +1,7 @@
 """Remote control for programs: `app.control`, with Celery's names and Celery's answers.
 
-Every method works on Celery and greenq workers alike, except for those that say so. What is asked
-is over as soon as all workers have replied; `timeout` is for those that do not.
+Every method works with both Celery and greenq workers unless it says otherwise. A question returns
+as soon as all workers have replied; `timeout` is for those that do not.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ if TYPE_CHECKING:
 
 TERM = "SIGTERM"
 
-# Names of nodes, or one name; None is everybody.
+# Node names, or one name; None means all.
 Nodes = Sequence[str] | str | None
 Replies = list[dict[str, Any]]
 Callback = Callable[[dict[str, Any]], object]
 
 
 class Options(TypedDict, total=False):
-    """Who else is meant by a broadcast, and what becomes of the replies.
+    """Further options of a broadcast: its recipients, and what happens to the replies.
 
-    pattern, with matcher ``glob`` or ``pcre``: what names of nodes must match; reply: wait for
-    replies; timeout: for how many seconds; limit: for how many; callback: called with each one as
-    it comes.
+    pattern, with matcher ``glob`` or ``pcre``: what node names must match.
+    reply: wait for replies.
+    timeout: for how many seconds.
+    limit: for how many replies.
+    callback: called with each one as it arrives.
     """
 
     pattern: str | None
@@ -45,9 +47,9 @@ class Options(TypedDict, total=False):
 
 
 class Control:
-    """Commands to the workers of an app. Switches: yes, all of it.
+    """Commands to the workers of an app. Switches: yes, all methods.
 
-    They answer None, or with ``reply=True`` a list of ``{node name: reply}``.
+    They return None, or with ``reply=True`` a list of ``{node name: reply}``.
 
     Raises:
         EncodeError: an argument cannot be serialized; nothing was sent.
@@ -55,12 +57,12 @@ class Control:
     """
 
     def __init__(self, app: Connected) -> None:
-        """Command the workers of `app`; nothing is connected yet."""
+        """Control the workers of `app`; nothing is connected yet."""
         self._app = app
 
     @property
     def mailbox(self) -> Mailbox:
-        """What asks and tells."""
+        """The mailbox that sends requests and reads replies."""
         task = self._app.config.task
         transport = self._app.transport
         return Mailbox(
@@ -81,7 +83,7 @@ class Control:
         pattern: str | None = None,
         matcher: str | None = None,
     ) -> Inspect:
-        """Return what asks workers about themselves; the options are those of `broadcast`."""
+        """Return an object that asks workers about themselves; options as for `broadcast`."""
         return Inspect(
             self,
             destination,
@@ -109,15 +111,15 @@ class Control:
         """Send a command to all workers, or to some.
 
         Args:
-            command: its name, one that a program has added included.
+            command: its name; commands added by a program work, too.
             arguments: its arguments by name.
-            destination: names of nodes, or one name; None is everybody.
+            destination: node names, or one name; None means all.
             reply: wait for replies.
             timeout: for how many seconds.
             limit: for how many replies.
-            callback: called with each of them, ``{node name: reply}``, as it comes.
-            pattern: what names of nodes must match.
-            matcher: how the pattern is meant: ``glob`` or ``pcre``.
+            callback: called with each of them, ``{node name: reply}``, as it arrives.
+            pattern: what node names must match.
+            matcher: the type of the pattern: ``glob`` or ``pcre``.
             extra: more arguments.
 
         Raises:
@@ -157,16 +159,16 @@ class Control:
         destination: Nodes = None,
         **options: Unpack[Options],
     ) -> Replies:
-        """Return who is there, ``[{node name: {"ok": "pong"}}]``."""
+        """Return the workers that answer, ``[{node name: {"ok": "pong"}}]``."""
         asked: Options = {**options, "reply": True}
         return self.broadcast("ping", {}, destination, **asked) or []
 
     def shutdown(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
-        """Have workers end what they do and stop; they never reply to that."""
+        """Have workers finish their tasks and stop; they never reply to that."""
         return self.broadcast("shutdown", {}, destination, **options)
 
     def drain(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
-        """Have greenq workers end what they have and take nothing more; no Celery worker can."""
+        """Have greenq workers finish what they hold and take nothing more; Celery's cannot."""
         return self.broadcast("drain", {}, destination, **options)
 
     def heartbeat(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
@@ -176,19 +178,19 @@ class Control:
     def enable_events(
         self, destination: Nodes = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Have workers tell of what happens to their tasks."""
+        """Have workers send events about their tasks."""
         return self.broadcast("enable_events", {}, destination, **options)
 
     def disable_events(
         self, destination: Nodes = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Have workers keep what happens to their tasks to themselves."""
+        """Have workers stop sending events about their tasks."""
         return self.broadcast("disable_events", {}, destination, **options)
 
     def election(
         self, id: str, topic: str, action: Any = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Have workers elect one of them, which does `action`: for topic ``task``, a signature."""
+        """Have workers elect one that performs `action`: for topic ``task``, a signature."""
         arguments = {"id": id, "topic": topic, "action": action}
         return self.broadcast("election", arguments, **options)
 
@@ -197,13 +199,13 @@ class Control:
     def pool_grow(
         self, n: int = 1, destination: Nodes = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Have pools run `n` more tasks at once."""
+        """Let pools run `n` more tasks at once."""
         return self.broadcast("pool_grow", {"n": n}, destination, **options)
 
     def pool_shrink(
         self, n: int = 1, destination: Nodes = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Have pools run `n` tasks fewer at once."""
+        """Let pools run `n` fewer tasks at once."""
         return self.broadcast("pool_shrink", {"n": n}, destination, **options)
 
     def pool_restart(
@@ -214,14 +216,14 @@ class Control:
         destination: Nodes = None,
         **options: Unpack[Options],
     ) -> Replies | None:
-        """Have pools start anew, with modules that are imported, or with `reload` imported anew."""
+        """Restart pools, importing modules first, or with `reload` importing them again."""
         arguments = {"modules": modules, "reload": reload, "reloader": reloader}
         return self.broadcast("pool_restart", arguments, destination, **options)
 
     def autoscale(
         self, max: int, min: int, destination: Nodes = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Set how many tasks at once an autoscaled pool runs at most and at least."""
+        """Set the most and the fewest tasks that an autoscaled pool runs at once."""
         return self.broadcast("autoscale", {"max": max, "min": min}, destination, **options)
 
     # --- tasks ------------------------------------------------------------------------------------
@@ -234,12 +236,12 @@ class Control:
         signal: str | int = TERM,
         **options: Unpack[Options],
     ) -> Replies | None:
-        """Have a task, or several, not run.
+        """Prevent one or more tasks from running.
 
         Args:
             task_id: one id, or several.
             destination: as in `broadcast`.
-            terminate: end it, too, where it runs already.
+            terminate: also end it where it is already running.
             signal: what a Celery worker ends it with.
             options: as in `broadcast`.
         """
@@ -254,7 +256,7 @@ class Control:
         signal: str | int = TERM,
         **options: Unpack[Options],
     ) -> Replies | None:
-        """Revoke a task, or several, and end what runs already."""
+        """Revoke one or more tasks, and end those already running."""
         return self.revoke(task_id, destination, terminate=True, signal=signal, **options)
 
     def revoke_by_stamped_headers(
@@ -276,7 +278,7 @@ class Control:
         destination: Nodes = None,
         **options: Unpack[Options],
     ) -> Replies | None:
-        """Limit how many of a task one worker starts, as in ``10/m``; 0 is no limit."""
+        """Limit how often each worker starts a task, as in ``10/m``; 0 means no limit."""
         arguments = {"task_name": task_name, "rate_limit": rate_limit}
         return self.broadcast("rate_limit", arguments, destination, **options)
 
@@ -288,7 +290,7 @@ class Control:
         destination: Nodes = None,
         **options: Unpack[Options],
     ) -> Replies | None:
-        """Set a task's time limits, in seconds; None is no limit."""
+        """Set a task's time limits, in seconds; None means no limit."""
         arguments = {"task_name": task_name, "hard": hard, "soft": soft}
         return self.broadcast("time_limit", arguments, destination, **options)
 
@@ -304,7 +306,7 @@ class Control:
         destination: Nodes = None,
         **others: Unpack[Options],
     ) -> Replies | None:
-        """Have workers take from one more queue; `options` are more of its arguments."""
+        """Have workers also take from a queue; `options` are its further arguments."""
         arguments = {
             "queue": queue,
             "exchange": exchange,
@@ -320,13 +322,13 @@ class Control:
         destination: Nodes = None,
         **options: Unpack[Options],
     ) -> Replies | None:
-        """Have workers take from a queue no more."""
+        """Have workers stop taking from a queue."""
         return self.broadcast("cancel_consumer", {"queue": queue}, destination, **options)
 
     def pause(self, queue: str) -> None:
-        """Have all greenq workers leave a queue alone until `resume`, those yet to start included.
+        """Keep all greenq workers, even those yet to start, off a queue until `resume`.
 
-        Each obeys within its next renewal of its lease, a second or two. Celery workers go on.
+        Each obeys at the next renewal of its lease, within a second or two. Celery workers go on.
         """
         self._app.transport.broker.pause(queue, f"gen{os.getpid()}@{socket.gethostname()}")
 
@@ -335,10 +337,10 @@ class Control:
         self._app.transport.broker.resume(queue)
 
     def purge(self) -> int:
-        """Delete all messages that wait in the app's queues and return how many there were.
+        """Delete all messages waiting in the app's queues and return how many there were.
 
         The queues are those of ``task_queues``, or the default one. Messages that a worker has
-        taken, or set aside for their ETA, are not among them, and those of a Broadcast never wait.
+        taken or parked for their ETA are not included, and those of a Broadcast never wait.
         """
         task = self._app.config.task
         broker = self._app.transport.broker
@@ -349,10 +351,10 @@ class Control:
 
 
 class Inspect:
-    """Questions to workers. Switches: yes, all of it.
+    """Questions to workers. Switches: yes, all methods.
 
-    Each answers ``{node name: reply}``, or None when nobody replied; with one name, not a list, as
-    the destination, that worker's reply alone.
+    Each returns ``{node name: reply}``, or None when no worker replied; if the destination is one
+    name, not a list, only that worker's reply.
     """
 
     def __init__(
@@ -366,7 +368,7 @@ class Inspect:
         pattern: str | None = None,
         matcher: str | None = None,
     ) -> None:
-        """Ask whom the options mean, which are those of `Control.broadcast`."""
+        """Ask the workers that the options select; they are those of `Control.broadcast`."""
         self._control = control
         self._destination = destination
         self._options: Options = {
@@ -379,7 +381,7 @@ class Inspect:
         }
 
     def ask(self, command: str, /, **arguments: Any) -> Any:
-        """Ask with any command, one that a program has added included."""
+        """Ask with any command, including those that a program has added."""
         return self._ask(command, arguments, self._destination)
 
     def _ask(
@@ -397,23 +399,23 @@ class Inspect:
     # --- workers ----------------------------------------------------------------------------------
 
     def ping(self, destination: Nodes = None) -> Any:
-        """Ask who is there: ``{"ok": "pong"}``."""
+        """Ask which workers answer: ``{"ok": "pong"}``."""
         return self._ask("ping", {}, destination or self._destination)
 
     def status(self) -> Any:
-        """Ask greenq workers what they are doing, a blocked one included."""
+        """Ask greenq workers what they are doing; even blocked ones answer."""
         return self.ask("status")
 
     def stats(self) -> Any:
-        """Ask for totals, pool, broker and resources used."""
+        """Ask for totals, pool, broker and resource usage."""
         return self.ask("stats")
 
     def report(self) -> Any:
-        """Ask for what belongs into a report of a fault: ``{"ok": text}``."""
+        """Ask for the information that a bug report needs: ``{"ok": text}``."""
         return self.ask("report")
 
     def conf(self, with_defaults: bool = False) -> Any:
-        """Ask for the settings that were changed, or all; secrets are hidden."""
+        """Ask for the changed settings, or for all; secrets are hidden."""
         return self.ask("conf", with_defaults=with_defaults)
 
     def clock(self) -> Any:
@@ -427,35 +429,35 @@ class Inspect:
     # --- tasks ------------------------------------------------------------------------------------
 
     def active(self, safe: bool | None = None) -> Any:
-        """Ask for the tasks that run; with `safe`, their arguments as text."""
+        """Ask for the running tasks; with `safe`, their arguments as text."""
         return self.ask("active", safe=safe)
 
     def reserved(self, safe: bool | None = None) -> Any:
-        """Ask for the tasks that were taken and do not run yet; `safe` is without effect."""
+        """Ask for the tasks that were taken but do not run yet; `safe` has no effect."""
         return self.ask("reserved")
 
     def scheduled(
         self, safe: bool | None = None, *, limit: int | None = None, offset: int | None = None
     ) -> Any:
-        """Ask for the tasks that wait for their ETA; `safe` is without effect.
+        """Ask for the tasks that wait for their ETA; `safe` has no effect.
 
-        A greenq worker that has many tells `limit` of them, from the one at `offset` on.
+        A greenq worker that has many returns `limit` of them, starting at `offset`.
         """
         page = {"limit": limit, "offset": offset}
         return self.ask("scheduled", **{k: value for k, value in page.items() if value is not None})
 
     def query_task(self, *ids: str | Sequence[str]) -> Any:
-        """Ask what became of tasks: ``{id: [state, task]}`` for the ids that a worker knows."""
+        """Ask about tasks: ``{id: [state, task]}`` for the ids that a worker knows."""
         if len(ids) == 1 and not isinstance(ids[0], str):
             return self.ask("query_task", ids=list(ids[0]))
         return self.ask("query_task", ids=ids)
 
     def revoked(self) -> Any:
-        """Ask for the ids that are revoked, the oldest first."""
+        """Ask for the revoked ids, the oldest first."""
         return self.ask("revoked")
 
     def registered(self, *taskinfoitems: str) -> Any:
-        """Ask for the names of tasks that are known there, each with the named attributes."""
+        """Ask for the names of registered tasks, each with the named attributes."""
         return self.ask("registered", taskinfoitems=taskinfoitems)
 
     registered_tasks = registered
@@ -471,7 +473,7 @@ class Inspect:
         return self.ask("greenlets") if limit is None else self.ask("greenlets", limit=limit)
 
     def records(self) -> Any:
-        """Ask greenq workers what the server holds for them beside what they know."""
+        """Ask greenq workers how the server's records for them differ from what they hold."""
         return self.ask("records")
 
     def hub(self) -> Any:
@@ -479,17 +481,17 @@ class Inspect:
         return self.ask("hub")
 
     def autoscale_log(self) -> Any:
-        """Ask greenq workers for the latest decisions about the size of their pool."""
+        """Ask greenq workers for the latest decisions on their pool's size."""
         return self.ask("autoscale_log")
 
     def memsample(self) -> Any:
-        """Take a sample of the memory in use, and ask how much that is."""
+        """Take a sample of memory usage, and return it."""
         return self.ask("memsample")
 
     def memdump(self, samples: int = 10) -> Any:
-        """Ask for the latest samples of memory."""
+        """Ask for the latest memory samples."""
         return self.ask("memdump", samples=samples)
 
     def objgraph(self, type: str = "Request", n: int = 200, max_depth: int = 10) -> Any:
-        """Have a graph of objects of a type drawn: ``{"filename": where}``."""
+        """Have a graph of objects of a type drawn: ``{"filename": path}``."""
         return self.ask("objgraph", num=n, max_depth=max_depth, type=type)

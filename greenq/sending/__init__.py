@@ -1,4 +1,4 @@
-"""A call becomes a message on its queue: options, arguments, route, text, push.
+"""From a call to a message on its queue: options, arguments, route, text, push.
 
-For tasks, the app, and a worker that retries one. Loads no gevent.
+Used by tasks, by the app, and by a worker that retries a task. Imports no gevent.
 """

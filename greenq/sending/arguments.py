@@ -1,6 +1,6 @@
-"""Arguments of a task, looked at where it is sent: do they fit, and what in them cannot be written.
+"""Checks of a task's arguments on sending: whether they fit, and what in them cannot be written.
 
-Both are wanted at the caller's line: a worker could only say it later, and elsewhere.
+Both errors belong at the caller's line: a worker could only report them later, and elsewhere.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _MANY = 1 << 30
 
-# Deeper than this nobody finds anything by a path; what contains itself has no end at all.
+# Deeper than this, a path helps no one; a structure that contains itself has no end at all.
 _DEPTH = 30
 
 
 class Check(NamedTuple):
-    """What raises a TypeError for arguments that do not fit.
+    """Functions that raise a TypeError for arguments that do not fit.
 
     Attributes:
-        arguments: called with the positional and the named ones.
+        arguments: called with the positional and the keyword arguments.
         call: called with a pair of both, which it returns.
     """
 
@@ -39,17 +39,17 @@ class Check(NamedTuple):
 
 
 def _take(_args: Sequence[Any], _kwargs: Mapping[str, Any]) -> None:
-    """Take whatever is given."""
+    """Accept any arguments."""
 
 
 ACCEPT_ALL: Final = Check(_take, lambda call: call)
 
 
 def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
-    """Return what raises a TypeError for arguments that do not fit `function`.
+    """Return functions that raise a TypeError for arguments that do not fit `function`.
 
-    It counts and compares names, a third of a microsecond; only what does not seem to fit is bound
-    to the signature, which then says why.
+    They count and compare names, which takes a third of a microsecond; only arguments that do not
+    seem to fit are bound to the signature, which then explains why.
 
     Args:
         task: named in the error.
@@ -74,13 +74,13 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
         for each in parameters
         if each.default is each.empty and each.kind in (*_POSITIONAL, *_BY_NAME)
     }
-    # From which number of positional arguments on a name is taken by one of them.
+    # For each name, the number of positional arguments up to which it is free.
     free_up_to = {
         each.name: positional.index(each) if each in positional else _MANY
         for each in parameters
         if each.kind in _BY_NAME
     }
-    # How many required parameters are left to names after so many positional arguments.
+    # By number of positional arguments: how many required parameters must come by name.
     left = [
         len(required - {each.name for each in positional[:count]})
         for count in range(len(positional) + 1)
@@ -103,11 +103,11 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
                 wanted -= 1
         return not wanted
 
-    # From so many positional arguments on nothing is left that must be named.
+    # From this many positional arguments on, nothing is left that must be passed by name.
     least = left.index(0) if 0 in left else _MANY + 1
 
     def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        # What most calls are, and what is no list is refused, in better words, where it is written.
+        # The common case. What is not a list is refused, with a better text, when it is written.
         if not isinstance(args, (tuple, list)) or (not kwargs and least <= len(args) <= most):
             return
         if not fits(args, kwargs):
@@ -132,7 +132,7 @@ def explained(
     serializer: str,
     error: EncodeError,
 ) -> EncodeError:
-    """Return `error` with the task, the argument and the path to what cannot be written."""
+    """Return `error` with the task, the argument and the path to the unwritable value."""
     named = [(f"args[{at}]", value) for at, value in enumerate(args)]
     named += [(f"kwargs[{name!r}]", value) for name, value in dict(kwargs).items()]
     for path, value in named:

@@ -1,4 +1,4 @@
-"""What options of tasks and of sendings may be: each wrong one is refused where it is written."""
+"""Checks of the options of tasks and sendings: a wrong one is refused where it is written."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ MOST_URGENT, LEAST_URGENT = 0, 9
 
 
 def check_task_option(task: str, option: str, value: Any) -> Any:
-    """Return the value of a task's option; a duration that was a `timedelta` is seconds then.
+    """Return the value of a task's option; a `timedelta` becomes seconds.
 
     Raises:
-        WrongOption: it is not what it must be; task and option are named.
+        WrongOption: the value is invalid; task and option are named.
     """
     return _checked(task, option, value, _OF_TASKS)
 
 
 def check_send_options(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of one sending, priorities brought to 0 to 9 and durations to seconds.
+    """Return the options of one sending, with priorities clamped to 0..9 and durations in seconds.
 
     Raises:
-        WrongOption: one is not what it must be; task and option are named.
+        WrongOption: a value is invalid; task and option are named.
     """
     return {name: _checked(task, name, value, _OF_SENDINGS) for name, value in options.items()}
 
@@ -42,7 +42,7 @@ def _checked(task: str, option: str, value: Any, known: Mapping[str, Callable[[A
     except (ValueError, TypeError, ConfigError) as exc:
         reason = exc.problems[0].reason if isinstance(exc, ConfigError) else exc
         raise WrongOption(task, option, validators.shown(option, value), str(reason)) from None
-    # Otherwise as it was written: a whole number of seconds goes over the wire as one.
+    # Otherwise keep what was written: a whole number of seconds stays one on the wire.
     return accepted if isinstance(value, timedelta) or option in _NORMALISED else value
 
 
@@ -65,9 +65,9 @@ def _moment(value: object) -> object:
         try:
             datetime.fromisoformat(value)
         except ValueError:
-            raise ValueError("is no time in ISO 8601, as in 2030-01-31T12:00:00+00:00") from None
+            raise ValueError("is not an ISO 8601 time, as in 2030-01-31T12:00:00+00:00") from None
         return value
-    hint = "; for seconds from now there is countdown" if _is_number(value) else ""
+    hint = "; for seconds from now use countdown" if _is_number(value) else ""
     raise ValueError(f"must be a datetime, or text in ISO 8601{hint}")
 
 
@@ -84,7 +84,7 @@ def _priority(value: object) -> int:
 
 
 def _queue(value: object) -> str:
-    # A queue object of kombu's has its name there.
+    # A kombu queue object has its name there.
     name = getattr(value, "name", value)
     if not isinstance(name, str) or not name:
         raise ValueError("must be the name of a queue, as text")
@@ -117,7 +117,7 @@ _any_text = validators.text(empty_ok=True).accept
 
 
 def _readable(accept: Callable[[Any], Any], rule: Rule) -> Callable[[Any], Any]:
-    """Take what `accept` does, if workers read it in a message's header."""
+    """Accept what `accept` does, if workers can read it in a message's header."""
 
     def check(value: object) -> object:
         accepted = accept(value)
@@ -131,7 +131,7 @@ def _readable(accept: Callable[[Any], Any], rule: Rule) -> Callable[[Any], Any]:
 
 _limit = _readable(validators.seconds().accept, SECONDS)
 
-# Those whose normal form counts, and not what was written.
+# Options whose normal form is used instead of what was written.
 _NORMALISED: Final = frozenset({"priority", "queue"})
 
 _OF_TASKS: Final[Mapping[str, Callable[[Any], Any]]] = {

@@ -43,35 +43,39 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# One push of a bulk send ends at whichever is reached first. More messages would gain little, and
-# commands of many hundred KB cost more a message again, for memory that comes from the system.
+# One push of a bulk send ends at whichever limit is reached first. More messages would gain little,
+# and commands of many hundred KB cost more per message again, for memory from the system.
 _CHUNK_COUNT = 200
 _CHUNK_CHARACTERS = 256 << 10
 _CHUNK_S = 1.0
 
-# Options that come from a small choice: the template of such a sending is worth keeping.
+# Options with few different values: templates for them are worth keeping.
 _KEPT = frozenset({
     "queue", "priority", "serializer", "compression", "exchange", "routing_key", "ignore_result",
     "time_limit", "soft_time_limit", "delivery_mode", "reply_to", "retry",
 })  # fmt: skip
 _KEPT_COUNT = 256
 
-# Options that fill gaps of a template.
+# Options that fill gaps in a template.
 _OF_EACH = ("task_id", "root_id", "parent_id")
 
-# Send options that shape the envelope and not the task.
+# Send options that affect the envelope, not the task.
 _PROPERTIES = ("exchange", "correlation_id", "reply_to", "delivery_mode")
 
 
 class SendOptions(TypedDict, total=False):
-    """What may be said about one sending of a task; every one may be left out or None.
+    """Options of one sending of a task; each may be left out or None.
 
-    countdown: seconds from now; eta: a datetime, not before; expires: seconds from now or a
-        datetime,
-    not after; queue, or exchange with routing_key; priority: 0 (first) to 9, what lies beyond is
-    brought there; serializer,
-    compression: names; time_limit, soft_time_limit: seconds; retry, retry_policy: about sending
-    itself; headers: extra ones, which the task sees; shadow: a name to show instead of the task's.
+    countdown: seconds from now.
+    eta: a datetime; the task does not run before it.
+    expires: seconds from now or a datetime; the task does not run after it.
+    queue: where to send, or exchange with routing_key.
+    priority: 0 (first) to 9; other numbers are clamped.
+    serializer, compression: names.
+    time_limit, soft_time_limit: seconds.
+    retry, retry_policy: whether and how to retry the sending itself.
+    headers: extra headers, which the task sees.
+    shadow: a name to show instead of the task's.
     """
 
     task_id: str | None
@@ -103,7 +107,7 @@ class SendOptions(TypedDict, total=False):
 
 
 class Outgoing(TypedDict):
-    """A message that is ready to be pushed: its queue, its priority and its text."""
+    """A message ready to be pushed: its queue, its priority and its text."""
 
     task_id: str
     queue: str
@@ -112,7 +116,7 @@ class Outgoing(TypedDict):
 
 
 class _Policy(NamedTuple):
-    """How often sending is tried again, None for ever, and the pauses between, seconds."""
+    """How often to retry sending, None for ever, and the pauses between, in seconds."""
 
     max_retries: int | None
     interval_start: float
@@ -120,14 +124,14 @@ class _Policy(NamedTuple):
     interval_max: float
 
     def allows(self, tries: int, error: OperationalError) -> bool:
-        """Tell whether to try again after an error and so many retries."""
+        """Tell whether to try again after an error and `tries` retries."""
         refused = isinstance(error, AccessRefused) or (
             isinstance(error, ServerError) and not error.passes
         )
         return not refused and (self.max_retries is None or tries < self.max_retries)
 
     def pause_s(self, tries: int) -> float:
-        """Return the pause after so many retries."""
+        """Return the pause after `tries` retries."""
         return min(self.interval_start + tries * self.interval_step, self.interval_max)
 
     def total_s(self) -> float:
@@ -138,9 +142,9 @@ class _Policy(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What the sendings of one task with the same options have in common.
+    """What all sendings of one task with the same options have in common.
 
-    With `broadcast`, the queue's messages are published and not pushed.
+    With `broadcast`, the queue's messages are published instead of pushed.
     """
 
     queue: str
@@ -166,9 +170,9 @@ class Producer:
         self._router = Router(config)
         self._zone = ZoneInfo(config.timezone)
         self._origin = f"gen{os.getpid()}@{socket.gethostname()}"
-        # Redis needs no reply queue; Celery's readers expect the field.
+        # Redis needs no reply queue, but Celery's readers expect the field.
         self._reply_to = str(uuid.uuid4())
-        # Made twice by two threads at once is harmless, so no lock.
+        # Two threads may both make an entry; that is harmless, so no lock.
         self._kept: dict[tuple[object, ...], _Plan] = {}
         self._events: EventWriter | None = None
         if config.task_send_sent_event:
@@ -186,10 +190,11 @@ class Producer:
         """
         plan = self._plan(task, options)
         task_id, text = self._fill(plan, args, kwargs, options)
-        # Stamped before: the task may be done by the time that this is told.
+        # Stamped first: the task may be done before the event is published.
         events = [] if self._events is None else [self._sent(plan, options, task_id, args, kwargs)]
         self._push(plan, [text], f"task {task_id}", () if options.get("task_id") else (task_id,))
-        self._tell(events)
+        if events:
+            self._tell(events)
         return task_id
 
     def send_many(
@@ -198,11 +203,11 @@ class Producer:
         calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]],
         options: Mapping[str, Any],
     ) -> TaskIds:
-        """Send one task many times, in order, and return the ids, which it makes. Switches: yes.
+        """Send one task many times, in order, and return the new ids. Switches: yes.
 
-        Holds one push of messages at a time: 200 of them, 256 KB, or what came within a second. The
-        whole of a push arrives or nothing of it; each is retried as a single send is. Countdowns
-        and expiries count from when the push is written.
+        Holds one push of messages at a time: 200 messages, 256 KB, or what arrived within a second.
+        A push arrives as a whole or not at all; each is retried as a single send is. Countdowns and
+        expiries count from when the push is written.
 
         Raises:
             NotAllSent: an item is wrong, `calls` raised an error, or the server could not be
@@ -226,10 +231,11 @@ class Producer:
                 if texts:
                     self._push(plan, texts, f"{len(texts)} tasks {task}", chunk)
             except OperationalError as exc:
-                # An exchange may lead to several queues, the first of which may have got them.
+                # An exchange may lead to several queues, and the first may have received them.
                 unknown = chunk if plan.exchange or isinstance(exc, ConnectionLost) else ()
                 raise NotAllSent(task, ids[:sent], unknown, exc) from exc
-            self._tell(events)
+            if events:
+                self._tell(events)
             sent += len(texts)
             if error is not None:
                 raise NotAllSent(task, ids[:sent], (), error) from error
@@ -239,7 +245,7 @@ class Producer:
     def _sent(
         self, plan: _Plan, options: Mapping[str, Any], task_id: str, args: object, kwargs: object
     ) -> Stamped:
-        """Return the event task-sent of one message."""
+        """Return the task-sent event of one message."""
         assert self._events is not None
         message = plan.message
         fields = {
@@ -259,20 +265,19 @@ class Producer:
         return self._events.stamp("task-sent", fields)
 
     def _tell(self, events: Sequence[Stamped]) -> None:
-        """Publish events of tasks that have been sent; it is no error of theirs when that fails."""
-        if not events or self._events is None:
-            return
+        """Publish events of tasks already sent; if that fails, the sending still succeeds."""
+        assert self._events is not None
         channel = self._broker.keys.fanout(EXCHANGE, MULTI)
         try:
             self._broker.client.call("PUBLISH", channel, self._events.write_batch(events))
             self._unheard.recovered("events are published again")
         except OperationalError as exc:
-            self._unheard.failed("tasks were sent, but the events that tell of it were not", exc)
+            self._unheard.failed("tasks were sent, but their task-sent events were not", exc)
 
     def prepare(
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Outgoing:
-        """Write the message of a task without sending it; options as of `SendOptions`."""
+        """Write the message of a task without sending it; options are those of `SendOptions`."""
         plan = self._plan(task, options)
         task_id, text = self._fill(plan, args, kwargs, options)
         return Outgoing(task_id=task_id, queue=plan.queue, priority=plan.priority, text=text)
@@ -283,7 +288,7 @@ class Producer:
     ) -> tuple[str, str]:
         """Return the id and the text of one message."""
         new = new_id()
-        # What was made for this push alone serves for both; a given id may come a second time.
+        # An id made for this push alone also serves as delivery tag; a given id may be used again.
         task_id = options.get("task_id") or new
         try:
             text = plan.template.fill(
@@ -297,22 +302,22 @@ class Producer:
         except EncodeError as exc:
             raise _explained(plan, args, kwargs, exc) from exc
         except TypeError:
-            # An id that is no text; the others have been looked at.
+            # An id that is not text; the other options have been checked.
             check_send_options(plan.message.task, options)
             raise
         return task_id, text
 
     def _plan(self, task: str, options: Mapping[str, Any]) -> _Plan:
-        """Return what goes into every message that is sent with these options."""
+        """Return what all messages sent with these options have in common."""
         shared = {name: value for name, value in options.items() if name not in _OF_EACH}
         if not shared.keys() <= _KEPT:
             return self._make_plan(task, shared)
-        # With the types: 1, 1.0 and True are equal and are written differently.
+        # The types belong to the key: 1, 1.0 and True are equal but written differently.
         key = (task, *shared.items(), *map(type, shared.values()))
         try:
             plan = self._kept.get(key)
         except TypeError:
-            # A value that cannot be a key is a wrong one: let it be named.
+            # An unhashable value is a wrong one: let the check name it.
             return self._make_plan(task, shared)
         if plan is None:
             plan = self._make_plan(task, shared)
@@ -334,7 +339,7 @@ class Producer:
         }
         if broadcast:
             queue = properties["exchange"] = exchange or queue
-            # A routing key that only names the queue is none of its exchange.
+            # A routing key that only names the queue does not belong to its exchange.
             if not routing_key or routing_key == queue:
                 routing_key = self._router.routing_key
         if not self._config.task_create_missing_queues:
@@ -399,7 +404,7 @@ class Producer:
         routing_key: str | None = None,
         **properties: Any,
     ) -> str:
-        """Return a message's text as it stands on its queue, with a delivery tag of its own."""
+        """Return a message's text as it appears on its queue, with a new delivery tag."""
         encoded = encode(
             message,
             serializer=serializer or self._config.task_serializer,
@@ -435,22 +440,22 @@ class Producer:
         if len(queues) != 1:
             raise ValueError(
                 f"exchange {exchange!r} leads to {', '.join(queues) or 'no queue'} with routing "
-                f"key {routing_key!r}, and a message to one queue; name it with queue="
+                f"key {routing_key!r}, but a message must go to one queue; name it with queue="
             )
         return queues[0]
 
     def _queues(self, plan: _Plan, what: str) -> list[str]:
-        """Return where to push: the queue itself, or what an exchange's bindings say."""
+        """Return the queues to push to: the queue itself, or those bound to the exchange."""
         if plan.broadcast or not plan.exchange:
             return [plan.queue]
         client = self._broker.client
-        # Half of the time of the whole, so that as much is left for the push.
+        # Half of the whole time, so that as much is left for the push.
         with client.pooled(client.call_timeout_s / 2) as connection:
             queues = self._broker.bound_queues(connection, plan.exchange, plan.routing_key or "")
         if not queues:
             raise OperationalError(
                 f"{what}: no queue is bound to exchange {plan.exchange!r} with routing key "
-                f"{plan.routing_key!r}; start a worker that consumes from one, or name one"
+                f"{plan.routing_key!r}; start a worker that consumes from one, or name a queue"
             )
         return queues
 
@@ -459,11 +464,11 @@ class Producer:
 
         Args:
             what: names them in errors.
-            new_ids: their tasks' ids if those were made for this push.
+            new_ids: their task ids if made for this push.
 
         Raises:
             ConnectionLost: an answer got lost, so they may have arrived.
-            OperationalError: they have not.
+            OperationalError: they have not arrived.
         """
         began_s = time.monotonic()
         for queue in self._queues(plan, what):
@@ -478,9 +483,9 @@ class Producer:
         new_ids: Sequence[str],
         began_s: float,
     ) -> None:
-        """Push to one queue, as often as the policy allows; a try has half the time of a call.
+        """Push to one queue, as often as the policy allows; an attempt gets half a call's time.
 
-        What is broadcast leaves no trace, so it is not sent again when it may have been heard.
+        A broadcast leaves no trace, so it is not repeated when it may have been received.
         """
         broker, policy = self._broker, plan.policy
         whole_s = broker.client.call_timeout_s
@@ -518,13 +523,13 @@ class Producer:
             raise error
         if may_be_there:
             raise ConnectionLost(
-                f"{what} was perhaps sent to queue {queue!r}, perhaps not; its answer got lost: "
+                f"{what} may or may not have been sent to queue {queue!r}; the answer got lost: "
                 f"{error}"
             ) from error
         raise OperationalError(f"{what} could not be sent to queue {queue!r}: {error}") from error
 
     def _policy(self, options: Mapping[str, Any]) -> _Policy | None:
-        """Return the policy of one sending, None for no retry."""
+        """Return the retry policy of one sending, None for no retries."""
         retry = options.get("retry")
         if not (self._config.task_publish_retry if retry is None else retry):
             return None
@@ -563,7 +568,7 @@ class Producer:
 def _explained(
     plan: _Plan, args: Sequence[Any], kwargs: Mapping[str, Any], error: EncodeError
 ) -> EncodeError:
-    """Say of which task, and where in its arguments, something cannot be written."""
+    """Say in which task, and where in its arguments, something cannot be written."""
     if not isinstance(args, (list, tuple)) or not hasattr(kwargs, "keys"):
         return error
     return explained(plan.message.task, args, kwargs, plan.serializer, error)
@@ -575,9 +580,9 @@ def _write_chunk(
     options: Mapping[str, Any],
     note: Callable[[str, Any, Any], object] | None,
 ) -> tuple[list[str], Exception | None]:
-    """Write the messages of one push, and return what ended that early, if anything did.
+    """Write the messages of one push, and return the error that ended it early, if any.
 
-    `note` is told id, args and kwargs of each.
+    `note` is called with the id, args and kwargs of each.
     """
     root_id, parent_id = options.get("root_id"), options.get("parent_id")
     texts: list[str] = []
@@ -599,7 +604,7 @@ def _write_chunk(
             characters += len(text)
             if characters >= _CHUNK_CHARACTERS or time.monotonic() >= ends_s:
                 break
-    # Whatever is wrong with an item, or with what the items come from: those before it are sent.
+    # Whether an item is wrong or its source fails: those before it are sent.
     except EncodeError as exc:
         return texts, _explained(plan, args, kwargs, exc)
     except Exception as exc:

@@ -1,4 +1,4 @@
-"""The next run of a task that retries: what may be said about it, and its message."""
+"""The next run of a task that retries: checks of its options, and its message."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ _TEXTS = (
 )  # fmt: skip
 _WHOLE = ("priority", "group_index", "delivery_mode")
 
-# Options of sending that go into the message as they are: name there.
+# Send options that go into the message unchanged, and their names there.
 _FIELDS = {
     "shadow": "shadow", "root_id": "root_id", "parent_id": "parent_id", "group_id": "group",
     "group_index": "group_index", "ignore_result": "ignore_result", "argsrepr": "argsrepr",
     "kwargsrepr": "kwargsrepr",
 }  # fmt: skip
 
-# Three centuries: a datetime cannot hold every number.
+# Three centuries: datetimes are limited.
 _FARTHEST_S = 1e10
 
 
 def check(
     args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, options: Mapping[str, Any]
 ) -> None:
-    """Refuse what no message of a next run can be made of.
+    """Refuse options from which no next message can be made.
 
     Raises:
         TypeError: an option is unknown, or has a wrong type.
-        ValueError: a wrong value.
+        ValueError: a value is invalid.
     """
     known = SendOptions.__annotations__
     for name in options:
         if name not in known:
             raise TypeError(f"retry() has no option {name!r}{suggestion(name, known)}")
     if options.get("task_id") is not None:
-        raise TypeError("retry() has no option 'task_id': the next run has the id of this one")
+        raise TypeError("retry() has no option 'task_id': the next run keeps the id of this one")
     if args is not None and (isinstance(args, str) or not isinstance(args, (Sequence, set))):
         raise TypeError(f"retry(args={args!r}): must be a tuple or a list")
     if kwargs is not None and not isinstance(kwargs, Mapping):
@@ -64,7 +64,7 @@ def check(
 
 
 def _wrong(name: str, value: Any) -> str | None:
-    """Say what an option must be, None if it is that."""
+    """Say what an option must be; None if it is that."""
     if name == "countdown":
         return None if _is_seconds(value) else "a number of seconds"
     if name in _LIMITS:
@@ -78,7 +78,7 @@ def _wrong(name: str, value: Any) -> str | None:
     if name in ("eta", "expires"):
         if name == "expires" and _is_seconds(value):
             return None
-        return None if _is_time(value) else "a datetime or an ISO 8601 text"
+        return None if _is_time(value) else "a datetime or ISO 8601 text"
     if name == "headers":
         return None if isinstance(value, Mapping) else "a dict"
     if name == "ignore_result":
@@ -113,9 +113,9 @@ def following(
     zone: tzinfo,
     clock_offset_s: float,
 ) -> TaskMessage:
-    """Return the next run's message: same id, one retry more, all that was not said as before.
+    """Return the next run's message: same id, one more retry, unset options as before.
 
-    `clock_offset_s`: what the server's clock, by which workers read times, is ahead of this one.
+    `clock_offset_s`: how far the server's clock, by which workers read times, is ahead of this one.
     """
     now = datetime.now(UTC) + timedelta(seconds=clock_offset_s)
     said = {field: options[name] for name, field in _FIELDS.items() if name in options}
@@ -131,7 +131,7 @@ def following(
         said.setdefault("kwargsrepr", saferepr(kwargs))
     if "headers" in options:
         said["headers"] = {**message.headers, **options["headers"]}
-    # As with Celery: what no task has sent has its first run as its parent.
+    # As in Celery: if no task sent this one, its first run becomes the parent.
     said.setdefault("parent_id", message.parent_id or message.id)
     return replace(
         message,
@@ -145,7 +145,7 @@ def following(
 
 
 def expiration(options: Mapping[str, Any], expires: str | None, kept: str | None) -> str | None:
-    """Return the property that goes with an expiry that was said: whole milliseconds from now."""
+    """Return the property for an expiry that was set: whole milliseconds from now."""
     if "expires" not in options or expires is None:
         return kept
     left_s = (parse_time(expires) - datetime.now(UTC)).total_seconds()
@@ -153,7 +153,7 @@ def expiration(options: Mapping[str, Any], expires: str | None, kept: str | None
 
 
 def _time(given: Any, now: datetime, zone: tzinfo) -> str | None:
-    """Write a moment, or seconds from now."""
+    """Write a datetime, or seconds from now."""
     if isinstance(given, datetime):
         return given.isoformat()
     if isinstance(given, (int, float)):

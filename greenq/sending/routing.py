@@ -1,6 +1,6 @@
-"""Which queue a task goes to: the caller's word, then `task_routes`, then the default.
+"""Which queue a task goes to: the caller's choice, then `task_routes`, then the default.
 
-And which queues a worker takes from.
+Also which queues a worker takes from.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-# Names whose routes are kept; a program may send tasks by any.
+# How many names have their routes kept; a program may send tasks by any name.
 _KNOWN = 10_000
 
 
@@ -37,7 +37,7 @@ class Route(NamedTuple):
 
 
 class QueueSource(NamedTuple):
-    """What leads to a queue: an exchange, direct or topic, and the routing key of its binding."""
+    """The source of a queue's messages: an exchange, direct or topic, and its routing key."""
 
     exchange: str
     exchange_type: str
@@ -48,13 +48,13 @@ class Router:
     """The routes of an app, looked up once for each task name.
 
     Attributes:
-        queues: the names of the queues that the settings know.
-        broadcasts: the names of those whose messages go to every worker.
-        routing_key: that of broadcast messages, unless the sender names another.
+        queues: the names of the queues in the settings.
+        broadcasts: the names of the broadcast queues.
+        routing_key: for broadcast messages, unless the sender names another.
     """
 
     def __init__(self, config: TaskConfig) -> None:
-        """Take the routes from the task section of the settings."""
+        """Read the routes from the task section of the settings."""
         self._default = Route(config.task_default_queue, None)
         self._routers = config.task_routes
         self._known: dict[str, Route] = {}
@@ -65,7 +65,7 @@ class Router:
         self.routing_key = config.task_default_queue
 
     def route(self, task: str) -> Route:
-        """Return the route of a task name: an exact entry before a glob, earlier routers first."""
+        """Return the route of a task name: exact entries before globs, earlier routers first."""
         route = self._known.get(task)
         if route is None:
             if len(self._known) >= _KNOWN:
@@ -93,7 +93,7 @@ def merge_options(*options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def worker_direct(hostname: str) -> str:
-    """Name the queue of one worker, by its node name; see the setting `worker_direct`."""
+    """Return the name of a worker's own queue by its node name; see setting `worker_direct`."""
     return f"{hostname}.dq2"
 
 
@@ -103,9 +103,9 @@ def select_queues(
     """Return the queues that a worker takes from.
 
     Args:
-        config: names the queues there are, and says whether others may be made.
+        config: names the existing queues, and whether others may be created.
         wanted: names; none means all that the settings name, or the default queue.
-        excluded: names to leave out; one that is none of the queues is only warned of.
+        excluded: names to leave out; an unknown one only causes a warning.
 
     Raises:
         ConfigError: a wanted queue is unknown, and `task_create_missing_queues` is off.
@@ -128,7 +128,7 @@ def select_queues(
     left_out = frozenset(excluded)
     for name in sorted(left_out.difference(names, known)):
         _log.warning(
-            "queue %s is to be left out, but is none of the queues%s", name, suggestion(name, names)
+            "cannot exclude queue %s: it is not among the queues%s", name, suggestion(name, names)
         )
     return tuple(known.get(name, name) for name in names if name not in left_out)
 

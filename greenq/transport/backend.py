@@ -1,8 +1,8 @@
 """Results: store, read, wait for, forget.
 
 A result is a key with an expiry; storing it also publishes the same bytes on a channel of the same
-name. Whoever waits hears the channel through the process's one `Listener`: ten thousand callers of
-`get` share one connection, in plain threads as in greenlets.
+name. All waiting callers receive them through the process's one `Listener`: ten thousand callers of
+`get` share one connection, in plain threads and in greenlets alike.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ _log = logging.getLogger(__name__)
 
 _RETRY_MOST_S = 1.0
 
-# A listening connection that does not answer for so long is dead.
+# A listening connection that does not answer for this long is dead.
 _ANSWER_S = 2.0
 
-# A thread that nobody waits for looks this often whether it is to end.
+# A thread without subscriptions checks this often whether it is to end.
 _IDLE_S = 60.0
 
-# Reading has this long even when less is left of a caller's time: it may have to connect first.
+# A read gets at least this long, even if the caller has less left: it may have to connect first.
 _LEAST_READ_S = 1.0
 
 
 class Backend:
-    """The results on one server. Switches: yes, every method but `stored`."""
+    """The results on one server. Switches: yes, every method except `stored`."""
 
     def __init__(
         self,
@@ -63,14 +63,14 @@ class Backend:
 
         Args:
             client: the server.
-            keys: names of its keys.
+            keys: its key names.
             config: the result section of the settings.
-            accept_content: what may be read unless ``result_accept_content`` says otherwise.
-            accept_compression: what may be expanded besides ``result_compression``.
-            max_bytes: bound of a result before it is decoded.
+            accept_content: content accepted unless ``result_accept_content`` is set.
+            accept_compression: compressions accepted in addition to ``result_compression``.
+            max_bytes: limit on a result's size before it is decoded.
             silence_s: seconds of silence after which a listening connection is checked.
         """
-        # Results say more than Celery's usually do: see `stored`.
+        # Whether results hold more than Celery's usually do: see `stored`.
         self.extends = config.result_extended
         self._client = client
         self._keys = keys
@@ -78,7 +78,7 @@ class Backend:
         expiry = failure_expiry = int(config.result_expires or 0)
         if config.result_failure_expires is not None:
             failure_expiry = int(config.result_failure_expires)
-        # Of each state that is final, and of any other.
+        # The rules for each final state, then the one for all other states.
         self._rules = {
             SUCCESS: f"s{expiry}", FAILURE: f"f{failure_expiry}", REVOKED: f"f{expiry}"
         }  # fmt: skip
@@ -103,10 +103,10 @@ class Backend:
         parent_id: str | None = None,
         extended: Mapping[str, object] | None = None,
     ) -> StateWrite:
-        """Return a state as it is stored and announced to those who wait for it.
+        """Return a state in the form in which it is stored and announced to waiting callers.
 
         Raises:
-            EncodeError: the result cannot be serialized, or has more values than readers take.
+            EncodeError: the result cannot be serialized, or has more values than readers accept.
         """
         payload = encode_result(
             task_id=task_id,
@@ -125,23 +125,23 @@ class Backend:
             most = most_items(self._max_bytes)
             if has_more_items(payload, most):
                 raise EncodeError(
-                    f"it has more than {most} values, as many as are read with "
+                    f"it has more than {most} values, the limit for reading with "
                     f"task_max_result_bytes = {self._max_bytes}; store it elsewhere, return where"
                 )
         return StateWrite(self._keys.result(task_id), self._rules.get(status, self._rule), payload)
 
     def store(self, task_id: str, status: str, result: object, **fields: Any) -> None:
-        """Store a state at once; fields as of `stored`."""
+        """Store a state at once; `fields` are those of `stored`."""
         state = self.stored(task_id, status, result, **fields)
         settle(self._client, self._keys, [Entry("", "k", result=state)])
 
     def get(self, task_id: str, *, timeout_s: float | None = None) -> ResultMeta:
-        """Read a task's stored state; a task that nothing is known of is PENDING."""
+        """Read a task's stored state; a task without one is PENDING."""
         payload = self._read(self._keys.result(task_id), timeout_s)
         return self._pending(task_id) if payload is None else self._decode(payload)
 
     def _read(self, key: str, timeout_s: float | None) -> bytes | None:
-        """Read a key, in two tries that have half of the time each."""
+        """Read a key, in two attempts that get half of the time each."""
         whole_s = self._client.call_timeout_s
         if timeout_s is not None:
             whole_s = min(max(timeout_s, _LEAST_READ_S), whole_s)
@@ -149,7 +149,7 @@ class Backend:
         try:
             payload = self._client.call("GET", key, timeout_s=whole_s / 2)
         except ConnectionLost:
-            # The pooled connection died at rest, as after a restart; reading twice is harmless.
+            # The pooled connection died while idle, as after a restart; reading twice is harmless.
             payload = self._client.call("GET", key, timeout_s=whole_s / 2)
         return payload
 
@@ -168,14 +168,14 @@ class Backend:
         """Wait until a task has ended and return its state.
 
         Args:
-            task_id: whose.
-            timeout_s: how long at most; None waits for ever.
-            interval_s: read the stored state again after this much silence, None: when notified
-                only.
-            on_message: called with each state that is announced meanwhile, the final one included.
+            task_id: the task's.
+            timeout_s: longest wait; None waits for ever.
+            interval_s: read the stored state again after this much silence; None relies on the
+                notification only.
+            on_message: called with each state announced meanwhile, including the final one.
 
         Raises:
-            ResultTimeout: the task had not ended in time.
+            ResultTimeout: the task did not end in time.
         """
         started = time.monotonic()
         meta = self.get(task_id, timeout_s=timeout_s)
@@ -190,8 +190,8 @@ class Backend:
                 if payload is None and timeout_s is not None and waited_s >= timeout_s:
                     raise ResultTimeout(task_id, timeout_s)
                 if not payload:
-                    # Listening from now on (again), or a quiet interval: what came before is
-                    # stored. An outage is the listener's to mend; it calls again when it is over.
+                    # The subscription has just begun (again), or nothing came for an interval:
+                    # earlier news is stored. The listener deals with outages, and calls when over.
                     with suppress(OperationalError):
                         left_s = None if timeout_s is None else timeout_s - waited_s
                         payload = self._read(self._keys.result(task_id), left_s)
@@ -227,7 +227,7 @@ def _next(
     timeout_s: float | None,
     interval_s: float | None,
 ) -> bytes | None:
-    """Return the next announcement, b"" for a fresh subscription, None when it is time to look."""
+    """Return the next announcement, b"" for a new subscription, None when it is time to read."""
     left_s = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - started))
     waits = [seconds for seconds in (left_s, interval_s) if seconds is not None]
     try:
@@ -237,29 +237,29 @@ def _next(
 
 
 class Listener:
-    """Hears channels over one connection, in one thread, for all who wait in this process.
+    """Listens to channels over one connection, in one thread, for all callers in this process.
 
-    Only the thread touches the socket (TLS sockets must not be read and written at once by two
-    threads); the others ask it through a pair of sockets. A lost connection is made anew, and
-    whoever waits is told to look at the stored state again.
+    Only the thread touches the socket (two threads must not read and write a TLS socket at once);
+    the others signal it through a socket pair. After a reconnection it asks every waiting caller to
+    read the stored state again.
     """
 
     def __init__(self, client: Client, silence_s: float) -> None:
-        """Prepare; the connection and the thread come with the first wait.
+        """Prepare; the connection and the thread start with the first wait.
 
-        After `silence_s` seconds without a word the connection is checked with a PING, and given up
-        for dead when the answer does not come within the client's timeout.
+        After `silence_s` seconds of silence it checks the connection with a PING, and considers it
+        dead when no answer comes within the client's timeout.
         """
         self._client = client
         self._silence_s = silence_s
         self._lock = threading.Lock()
-        # The thread's own: when the server was last heard of (monotonic).
+        # The thread's own: when the server last sent anything (monotonic).
         self._heard_s = 0.0
         self._reset()
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        # Under the lock: who hears what, and what changed since the thread last looked.
+        # Under the lock: who listens to what, and what changed since the thread last looked.
         self._channels: dict[str, list[queue.SimpleQueue[bytes]]] = {}
         self._changes: list[tuple[str, str]] = []
         self._thread: threading.Thread | None = None
@@ -268,15 +268,15 @@ class Listener:
 
     @contextmanager
     def listen(self, channel: str) -> Iterator[queue.SimpleQueue[bytes]]:
-        """Return a queue of what is published; it gets b"" each time the subscription begins."""
+        """Yield a queue of what is published; it gets b"" each time the subscription begins."""
         heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         with self._lock:
             if self._pid != os.getpid():
                 self._reset()
             listeners = self._channels.setdefault(channel, [])
             listeners.append(heard)
-            # Also for a second listener: the server confirms again, and all look at the stored
-            # state.
+            # Even for a second listener: the server confirms again, and all read the stored state
+            # again.
             self._changes.append(("SUBSCRIBE", channel))
             self._wake()
         try:
@@ -297,7 +297,7 @@ class Listener:
                 self._wake()
 
     def _wake(self) -> None:
-        """Make the thread look at the changes; start it if there is none. The lock is held."""
+        """Make the thread look at the changes; start it if needed. The caller holds the lock."""
         if self._thread is None:
             self._waker, ours = socket.socketpair()
             self._waker.setblocking(False)
@@ -308,7 +308,7 @@ class Listener:
             )
             self._thread.start()
         assert self._waker is not None
-        # A full pipe wakes it just as well.
+        # A full pipe wakes it as well.
         with suppress(BlockingIOError):
             self._waker.send(b"!")
 
@@ -322,7 +322,7 @@ class Listener:
                 while not self._closing:
                     if self._turn(connection, wakeups):
                         pauses.reset()
-                        outage.recovered("results are heard of again")
+                        outage.recovered("results are received again")
             except OperationalError as exc:
                 connection.close()
                 outage.failed("waiting for results is interrupted", exc)
@@ -343,15 +343,15 @@ class Listener:
         self._heard_s = time.monotonic()
 
     def _turn(self, connection: Connection, wakeups: socket.socket) -> bool:
-        """Send what changed, then read what came; True if something did."""
+        """Send what changed, then read what came; True if anything did."""
         with self._lock:
             changes, self._changes = self._changes, []
         if changes:
             connection.send(changes)
         left_s = self._heard_s + self._silence_s - time.monotonic()
         if left_s <= 0 and connection.connected and self._channels:
-            # Long silence: a dead peer does not answer, and the read's timeout says so. Those who
-            # come to wait meanwhile are no sign of life.
+            # Long silence: a dead peer does not answer the PING, and the read times out. New
+            # callers that start waiting meanwhile prove nothing about the connection.
             connection.send([("PING",)])
             self._hear(connection.receive("PING"))
             return True
@@ -366,7 +366,7 @@ class Listener:
         return heard
 
     def _hear(self, answer: Any) -> None:
-        """Hand one pub/sub answer to those who wait for it."""
+        """Pass one pub/sub answer to those who wait for it."""
         if isinstance(answer, OperationalError):
             raise answer
         self._heard_s = time.monotonic()

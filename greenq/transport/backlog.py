@@ -1,4 +1,4 @@
-"""What waits to be dealt with, bounded: others decide how much comes."""
+"""A bounded queue for items whose rate of arrival others decide."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ T = TypeVar("T")
 
 
 class Backlog(Generic[T]):
-    """Things that wait, oldest first; when there are too many or they are too large, they drop out.
+    """A queue, oldest first, that drops the oldest items when it holds too many or too large ones.
 
-    One thread may add and remove, another one may pop: each of them counts the bytes by itself, so
-    that no lock is needed.
+    One thread may add and remove while another one pops: each counts the bytes by itself, so no
+    lock is needed.
 
     Attributes:
-        dropped: how many had to go.
+        dropped: how many items were dropped.
     """
 
     __slots__ = ("_added_bytes", "_items", "_most", "_most_bytes", "_popped_bytes", "_size",
         "dropped")  # fmt: skip
 
     def __init__(self, most: int, most_bytes: int, size: Callable[[T], int]) -> None:
-        """Keep at most so many things, and bytes as `size` tells of each."""
+        """Keep at most `most` items and `most_bytes`, where `size` returns the bytes of an item."""
         self._items: deque[T] = deque()
         self._most, self._most_bytes, self._size = most, most_bytes, size
         self._added_bytes = self._popped_bytes = 0
@@ -33,36 +33,36 @@ class Backlog(Generic[T]):
 
     @property
     def bytes(self) -> int:
-        """How many wait."""
+        """The bytes of the items that wait."""
         return self._added_bytes - self._popped_bytes
 
     @property
     def full(self) -> bool:
-        """True when the next one may have another one dropped."""
+        """True when adding another item may drop one."""
         return len(self._items) >= self._most or self.bytes >= self._most_bytes
 
     def __len__(self) -> int:
-        """Count what waits."""
+        """Count the items that wait."""
         return len(self._items)
 
     def __iter__(self) -> Iterator[T]:
-        """Go through what waits at this moment; any thread may."""
+        """Iterate over the items that wait at this moment; any thread may."""
         return iter(list(self._items))
 
     def add(self, item: T) -> None:
-        """Have something wait, and drop the oldest if that is too much."""
+        """Add an item; drop the oldest ones if that is too much."""
         self._items.append(item)
         self._added_bytes += self._size(item)
         while len(self._items) > self._most or self.bytes > self._most_bytes:
             try:
                 self._added_bytes -= self._size(self._items.popleft())
             except IndexError:
-                # The other thread has popped meanwhile.
+                # The other thread has popped it meanwhile.
                 return
             self.dropped += 1
 
     def remove(self, item: T) -> bool:
-        """Take something out before its turn; False if it has been popped. Who adds may call."""
+        """Remove an item before its turn; False if it was popped. Only the adding thread may."""
         try:
             self._items.remove(item)
         except ValueError:
@@ -71,7 +71,7 @@ class Backlog(Generic[T]):
         return True
 
     def pop(self) -> T:
-        """Take the oldest.
+        """Remove and return the oldest item.
 
         Raises:
             IndexError: nothing waits.
@@ -81,5 +81,5 @@ class Backlog(Generic[T]):
         return item
 
     def take_all(self) -> list[T]:
-        """Take all there is. Who pops may call."""
+        """Remove and return all items. Only the popping thread may."""
         return [self.pop() for _ in range(len(self._items))]

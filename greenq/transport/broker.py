@@ -1,4 +1,4 @@
-"""The places where a message can be, and the moves between them that are not the take.
+"""The places where a message can be, and all moves between them except the take.
 
 queued     list per queue and priority step        `publish` puts it there
 reserved   `unacked` hash + `unacked_index` zset   `take` (fetch.py) moves it there
@@ -7,7 +7,7 @@ buried     dead-letter list per queue              `bury` moves it there
 done       acknowledged: gone                      the outbox writes it
 
 Every move of a reserved message is one script (lua/settle.lua) that does nothing when the record is
-gone, so it can be repeated when an answer got lost.
+gone, so repeating it after a lost answer is harmless.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from greenq.errors import AccessRefused, DecodeError, OperationalError
@@ -27,7 +28,7 @@ from greenq.transport.settle import Move
 from greenq.transport.takers import Takers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from datetime import datetime
 
     from greenq.protocol.keys import Keys
@@ -40,40 +41,45 @@ _PUBLISH_ONCE = load_script("publish_once")
 
 _PAUSE = load_script("pause")
 
-# Queues that may be paused at once, and how long the name of one may be.
+# How many queues may be paused at once, and how long their names may be.
 _PAUSED = 1000
 _NAME_CHARS = 255
 
-# Queues that are known to be declared; beyond that, they are declared anew.
+# How many queues are remembered as declared, and of how many lists the names are kept; beyond that,
+# they are declared and named again.
 _DECLARED = 10_000
 
-# How often the workers of a message may have died that is looked for while it is sent.
+# The death counts a message may carry, for finding it on the server while it is sent again.
 _DEATHS = (None, 1, 2)
 
 
-# The queues of single workers are bound to one exchange, by the name of the node.
+# The queues of single workers are bound to one exchange, by node name.
 _DIRECT_EXCHANGE = "C.dq2"
 _DIRECT_END = ".dq2"
 
 
 class Broker:
-    """Queues on one server: declare, publish, look, give back, bury. Switches: yes, all of it."""
+    """Queues on one server: declare, publish, inspect, requeue, bury. Switches: yes."""
 
     def __init__(self, client: Client, keys: Keys, dead_limits: DeadLimits = DEAD_LIMITS) -> None:
-        """Work on `client`'s server with the key names of `keys`; dead letters have limits."""
+        """Use `client`'s server with the key names of `keys`; `dead_limits` bounds dead letters."""
         self.client = client
         self.keys = keys
         self._dead_limits = dead_limits
-        # Queues whose binding this process has written; written twice is harmless, so no lock.
+        # Queues whose binding this process has written. Writing twice is harmless, so no lock.
         self._declared: set[str] = set()
         self._takers = Takers(keys)
+        # Senders use a few lists again and again.
+        self._list: Callable[[str, object], str] = lru_cache(_DECLARED)(
+            lambda queue, priority: keys.queue(queue, keys.step_of(priority))
+        )
 
     def declare_commands(self, queue: str) -> list[Command]:
-        """Return the commands that make a queue known, or none if this process did it already.
+        """Return the commands that make a queue known, or none if this process already sent them.
 
-        Both binding sets, as for a queue without expiry: with the first alone, a Celery process
-        that sweeps expired bindings could remove it. The default exchange of a queue has the
-        queue's name; the queue of a single worker, ``<node>.dq2``, has the one of all of these.
+        They write both binding sets, as for a queue without expiry: with only the first, a Celery
+        process that sweeps expired bindings could remove it. A queue's default exchange is named
+        after it; the queues of single workers, ``<node>.dq2``, all share one exchange.
         """
         if queue in self._declared:
             return []
@@ -93,15 +99,15 @@ class Broker:
         ]
 
     def bind(self, queue: str, exchange: str, routing_key: str, *, is_topic: bool = False) -> None:
-        """Have what is published on an exchange with a routing key go to a queue, too.
+        """Also route what is published on an exchange with a routing key to a queue.
 
-        That of a topic exchange may have wildcards.
+        The routing key of a topic exchange may have wildcards.
         """
         pattern = topic_pattern(routing_key) if is_topic else ""
         self.client.pipeline(self._bind_commands(queue, exchange, routing_key, pattern))
 
     def declare(self, queues: Iterable[str]) -> None:
-        """Make queues known to all who publish by exchange."""
+        """Make queues known to everyone who publishes by exchange."""
         names = list(queues)
         commands = [command for queue in names for command in self.declare_commands(queue)]
         if commands:
@@ -128,11 +134,11 @@ class Broker:
     ) -> None:
         """Push messages in one command and one round trip: all of them or none, in this order.
 
-        The queue is declared the first time, unless this user may not: the workers declare it, too.
-        Now and then it is asked who takes from it.
+        The first push declares the queue, unless this user may not: the workers declare it, too.
+        Now and then the same round trip also asks who takes from the queue.
         """
         declare, question = self.declare_commands(queue), self._takers.question(queue)
-        key = self.keys.queue(queue, self.keys.step_of(priority))
+        key = self._list(queue, priority)
         with self.client.pooled(timeout_s) as connection:
             answers = connection.try_pipeline([*declare, ("LPUSH", key, *texts), *question])
         pushed = answers[len(declare)]
@@ -155,10 +161,10 @@ class Broker:
         new_ids: Iterable[str] = (),
         timeout_s: float | None = None,
     ) -> bool:
-        """Push messages whose first push may have arrived; False if the server has traces of it.
+        """Push messages that an earlier push may have delivered; False if traces of it are found.
 
-        They go together or not at all, so a trace of one is a trace of all. `new_ids` are their
-        tasks' ids if those were made for this sending: then a result is a trace, too.
+        They are pushed together or not at all, so a trace of one is a trace of all. `new_ids` are
+        their task ids if generated for this sending: then a result counts as a trace, too.
         """
         keys = self.keys
         step = keys.step_of(priority)
@@ -167,7 +173,7 @@ class Broker:
             *map(keys.result, new_ids),
         ]
         newest = texts[-1]
-        # As it stands there if it was given back meanwhile, also by the first workers' deaths.
+        # How the message looks after being requeued meanwhile, even after its first workers died.
         marked = [envelope.mark_redelivered(newest, deaths) for deaths in _DEATHS]
         args = [
             *(f', "", {json.dumps(queue)}]', f"{keys.steps.index(step) + 1}|"),
@@ -189,28 +195,28 @@ class Broker:
         *,
         timeout_s: float | None = None,
     ) -> int:
-        """Publish messages to all who listen to a broadcast queue; return how many did.
+        """Publish messages to all subscribers of a broadcast queue; return how many there were.
 
-        They go all or none. Nothing is stored, so it is no error when nobody listens.
+        All are published or none. Nothing is stored, so having no subscribers is not an error.
         """
         channel = self.keys.fanout(queue, routing_key)
         publishing: list[Command] = [("PUBLISH", channel, text) for text in texts]
         answers = self.client.pipeline([("MULTI",), *publishing, ("EXEC",)], timeout_s=timeout_s)
         heard = min(answers[-1])
         if not heard:
-            _log.debug("nobody listens to broadcast queue %s on channel %s", queue, channel)
+            _log.debug("broadcast queue %s has no subscribers on channel %s", queue, channel)
         return int(heard)
 
     def depth(self, queues: Iterable[str], *, timeout_s: float | None = None) -> int:
-        """Count the messages that wait in queues, all priorities together."""
+        """Count the messages waiting in queues, all priorities together."""
         commands: list[Command] = [("LLEN", key) for key in self._lists(queues)]
         return sum(self.client.pipeline(commands, timeout_s=timeout_s)) if commands else 0
 
     def depths(self, queues: Iterable[str]) -> dict[str, dict[int | str, int]]:
-        """Count what lies in each place of each queue, all of them in one round trip.
+        """Count the messages in each place of each queue, all in one round trip.
 
-        Shape: the messages that wait by priority step, as a number; those handed to a waiting
-            worker as ``inbox``, those parked until their ETA as ``parked``, and the dead letters as
+        Shape: waiting messages by priority step, as a number; those handed to a waiting worker as
+            ``inbox``, those parked until their ETA as ``parked``, and the dead letters as
             ``dead``.
         """
         keys, names = self.keys, tuple(dict.fromkeys(queues))
@@ -231,9 +237,9 @@ class Broker:
     def parked(
         self, queues: Iterable[str], offset: int, limit: int
     ) -> list[tuple[float, str, bytes]]:
-        """Return a page of the parked messages of queues, one queue after the other.
+        """Return a page of the parked messages, queue by queue.
 
-        Shape: when each is due, unix time, its queue, and its bytes; the soonest of a queue first.
+        Shape: due time (unix), queue, and bytes of each; the soonest of a queue first.
         """
         names = tuple(dict.fromkeys(queues))
         if limit <= 0 or not names:
@@ -244,7 +250,7 @@ class Broker:
             last = min(size, offset + limit - len(page)) - 1
             if offset <= last:
                 found = self.client.call("ZRANGE", self.keys.eta(queue), offset, last, "WITHSCORES")
-                # In front of each message stands the list that it goes back to.
+                # Each message is preceded by the number of the list it goes back to.
                 page += [
                     (float(due), queue, text.partition(b"|")[2])
                     for text, due in zip(found[::2], found[1::2], strict=True)
@@ -253,10 +259,10 @@ class Broker:
         return page
 
     def oldest(self, queues: Iterable[str]) -> dict[str, float]:
-        """Return when the oldest message that waits in each queue was sent, unix time.
+        """Return when the oldest message waiting in each queue was sent, unix time.
 
-        Without the queues that are empty, and those whose next messages do not tell: greenq's
-        senders write the time into the delivery tag, Celery's do not.
+        Empty queues are left out, and those whose next messages carry no time: greenq's senders
+        write it into the delivery tag, Celery's do not.
         """
         names = tuple(dict.fromkeys(queues))
         commands: list[Command] = [
@@ -273,40 +279,40 @@ class Broker:
         return found
 
     def pause(self, queue: str, by: str) -> None:
-        """Have no greenq worker take from a queue, in the whole cluster, until `resume`.
+        """Stop all greenq workers in the cluster from taking from a queue, until `resume`.
 
-        Each one learns of it with the next renewal of its lease. What it has taken runs.
+        Each worker learns of it at its next lease renewal. Messages already taken still run.
 
         Args:
-            queue: its name; messages may be sent to it as before.
-            by: who wants it, a node or a client, for people.
+            queue: its name; sending to it still works.
+            by: who pauses it, a node or a client, shown to people.
 
         Raises:
             ValueError: the name is too long, or too many queues are paused.
         """
         if len(queue) > _NAME_CHARS:
-            raise ValueError(f"a queue's name has at most {_NAME_CHARS} characters")
+            raise ValueError(f"a queue name has at most {_NAME_CHARS} characters")
         told = json.dumps({"by": by[:_NAME_CHARS], "at": time.time()})
         if not self.client.script(_PAUSE, [self.keys.paused], [queue, told, _PAUSED]):
             raise ValueError(
-                f"{_PAUSED:,} queues are paused already: greenq control resume ends that for one"
+                f"{_PAUSED:,} queues are paused already; resume one first: greenq control resume"
             )
 
     def resume(self, queue: str) -> bool:
-        """Have a paused queue taken from again; False if it was not paused."""
+        """Let workers take from a paused queue again; False if it was not paused."""
         return bool(self.client.call("HDEL", self.keys.paused, queue))
 
     def paused(self) -> dict[str, dict[str, Any]]:
-        """Return the paused queues, each with who did it and when.
+        """Return the paused queues, each with who paused it and when.
 
         Shape: ``{queue: {"by": node or client, "at": unix seconds}}``.
         """
         answer = self.client.call("HGETALL", self.keys.paused)
         told = zip(answer[::2], answer[1::2], strict=True)
-        return {queue.decode(errors="replace"): _told(text) for queue, text in told}
+        return {queue.decode(errors="replace"): _parse_note(text) for queue, text in told}
 
     def purge(self, queue: str) -> int:
-        """Delete all waiting messages of a queue and return how many there were."""
+        """Delete all waiting messages of a queue and return their number."""
         lists = self._lists([queue])
         commands: list[Command] = [("MULTI",), *(("LLEN", key) for key in lists)]
         answers = self.client.pipeline([*commands, ("DEL", *lists), ("EXEC",)])
@@ -314,7 +320,7 @@ class Broker:
 
     @staticmethod
     def move(tag: str, key: str, text: str) -> Move:
-        """Make the move that puts a new message in the place of a reserved one."""
+        """Build the move that replaces a reserved message by a new one."""
         return Move(tag, key, "last", text)
 
     def requeue(
@@ -326,9 +332,9 @@ class Broker:
         *,
         deliveries: int | None = None,
     ) -> Move:
-        """Make the move that gives a message back to its queue, marked as redelivered.
+        """Build the move that requeues a message, marked as redelivered.
 
-        `deliveries` is the new count of workers that died with it, if one has.
+        `deliveries` is the new count of workers that died running it, if one has.
         """
         try:
             priority = envelope.unwrap(raw).properties.get("priority")
@@ -338,12 +344,12 @@ class Broker:
         return Move(tag, self.keys.queue(queue, self.keys.step_of(priority)), side, text)
 
     def park(self, tag: str, queue: str, raw: bytes, priority: object, due: float) -> Move:
-        """Make the move that puts a message aside until `due`, unix seconds, server's clock."""
+        """Build the move that parks a message until `due`, unix seconds by the server's clock."""
         place = self.keys.steps.index(self.keys.step_of(priority)) + 1
         return Move(tag, self.keys.eta(queue), due, b"%d|%b" % (place, raw))
 
     def promote(self, connection: Connection, queue: str, most: int) -> int:
-        """Move up to `most` parked messages that are due to their queue; return how many were."""
+        """Move up to `most` due parked messages to their queue; return how many were moved."""
         keys = [self.keys.eta(queue), *self.keys.queue_steps(queue)]
         moved: int = connection.script(_PROMOTE, keys, [most])
         return moved
@@ -351,14 +357,14 @@ class Broker:
     def bury(
         self, tag: str, queue: str, raw: bytes, *, reason: str, worker: str, now: datetime
     ) -> Move:
-        """Make the move that puts a message into its queue's dead-letter list."""
+        """Build the move that puts a message on its queue's dead-letter list."""
         limits = self._dead_limits
         most_bytes = limits.most_letter_bytes
         letter = write_letter(raw, reason=reason, worker=worker, now=now, most_bytes=most_bytes)
         return Move(tag, self.keys.dead(queue), limits.side(now), letter)
 
     def tags_of(self, server: Client | Connection, owner: str) -> Iterator[list[str]]:
-        """Find the tags of an owner's records without reading a message, some at a time."""
+        """Yield the tags of an owner's records in portions, without reading a message."""
         cursor: Any = 0
         while True:
             cursor, found = server.call(
@@ -369,9 +375,10 @@ class Broker:
                 return
 
     def is_taken_away(self, tag: str) -> bool:
-        """Tell whether a message that was reserved under a tag has been given to somebody else.
+        """Tell whether a message reserved under a tag has since been given to another worker.
 
-        A server that has lost its data has given it to nobody: then it does not know the owner.
+        A server that has lost its data has not given it away: such a server does not know the
+        owner.
         """
         owner, _, number = tag.rpartition(":")
         held, first_unused = self.client.pipeline(
@@ -393,7 +400,7 @@ class Broker:
 
 
 def _sent_at(raw: bytes) -> float | None:
-    """Return when a message was sent, as its delivery tag tells."""
+    """Return when a message was sent, according to its delivery tag."""
     try:
         tag = envelope.unwrap(raw).properties.get("delivery_tag")
     except DecodeError:
@@ -401,8 +408,8 @@ def _sent_at(raw: bytes) -> float | None:
     return sent_at(tag) if isinstance(tag, str) else None
 
 
-def _told(text: bytes) -> dict[str, Any]:
-    """Return what stands beside a paused queue; what is no such text pauses it all the same."""
+def _parse_note(text: bytes) -> dict[str, Any]:
+    """Parse the note on a paused queue; the queue is paused even if the note is unreadable."""
     try:
         told = json.loads(text)
     except ValueError:

@@ -1,12 +1,12 @@
-"""The only user of redis-py: addresses, connections, commands, scripts, and errors in our words.
+"""The only user of redis-py: addresses, connections, commands, scripts, and translated errors.
 
-1. `Client` knows one server address and keeps a small pool of connections for whoever just wants a
-   command carried out. Waiting for one of them is queueing, not an error.
+1. `Client` knows one server address and keeps a small pool of connections for callers that just
+   want a command carried out. Waiting for a free one is queueing, not an error.
 2. `Connection` is one socket used by one greenlet or thread at a time: a pipeline is one write and
    one batch of reads, scripts go by their SHA.
-3. Foreign errors are translated here and nowhere else; the cause stays chained.
+3. redis-py's errors are translated here and nowhere else; the cause stays chained.
 
-redis-py's own pool and pipeline are left aside: a checkout there polls the socket each time and a
+redis-py's own pool and pipeline are not used: a checkout there polls the socket each time and a
 pipeline wraps each command in three objects, which together cost more than the command itself.
 """
 
@@ -53,14 +53,14 @@ if TYPE_CHECKING:
 
 Command = tuple[Any, ...]
 
-# An idle pooled connection is looked at before use once it has rested this long: a server that was
-# restarted meanwhile has closed it, and a command that was never sent is safe to send anew.
+# A pooled connection that rested this long is checked before use: a server restarted meanwhile has
+# closed it, and a command that was never sent can safely be sent on a new one.
 _RESTED_S = 1.0
 
-# A socket's timeout of 0 would mean another thing.
+# For a socket, a timeout of 0 would mean non-blocking.
 _LEAST_S = 0.001
 
-# A server that does not speak TLS is asked without it, so long at most.
+# How long to probe without TLS a server with which TLS failed.
 _PROBE_S = 1.0
 
 _SCHEMES = {
@@ -90,14 +90,14 @@ def load_script(name: str) -> Script:
 
 @dataclass(slots=True)
 class Traffic:
-    """What a process sent to one server: commands, and round trips (one write with its answers)."""
+    """What a process sent to one server: commands, and round trips (one write and its answers)."""
 
     commands: int = 0
     round_trips: int = 0
 
 
 class Push(NamedTuple):
-    """An out-of-band message of the server, not the answer to a command."""
+    """An out-of-band message from the server, not the answer to a command."""
 
     kind: str
 
@@ -107,13 +107,13 @@ _HEARD = Push("message")
 
 
 class Message(NamedTuple):
-    """What somebody has published on a channel that a connection is subscribed to."""
+    """A message published on a channel that a connection is subscribed to."""
 
     channel: str
     data: bytes
 
 
-# Messages that a connection keeps for its holder, and their bytes; of more, the oldest are dropped.
+# How many messages, and bytes, a connection keeps for its holder; beyond that it drops the oldest.
 _HEARD_COUNT = 10_000
 _HEARD_BYTES = 32 * 1024 * 1024
 
@@ -125,8 +125,8 @@ def _size_of(message: Message) -> int:
 class Connection:
     """One connection to the server, for one greenlet or thread at a time.
 
-    It connects on first use, and anew after a failure; a process that was forked gets a socket of
-    its own. Switches: yes, every method.
+    It connects on first use, and again after a failure; a forked process gets a socket of its own.
+    Switches: yes, every method.
     """
 
     __slots__ = (
@@ -135,7 +135,7 @@ class Connection:
     )  # fmt: skip
 
     def __init__(self, client: Client, link: Any, *, pushes: bool = False) -> None:
-        """Wrap redis-py's `link`; with `pushes` the server's out-of-band messages are passed on."""
+        """Wrap redis-py's `link`; with `pushes`, pass on the server's out-of-band messages."""
         self._heard: Backlog[Message] = Backlog(_HEARD_COUNT, _HEARD_BYTES, _size_of)
         self._client = client
         self._link = link
@@ -143,15 +143,15 @@ class Connection:
         self._traffic = client.traffic
         self.pushes = pushes
         # With pushes: True when the server has announced a change since this was last set to False,
-        # and on a new socket, on which nothing can have been announced.
+        # and on a new socket, since nothing can have been announced there.
         self.noticed = False
-        # The server's number of this connection, for CLIENT UNBLOCK; None until `identify`.
+        # The server's id of this connection, for CLIENT UNBLOCK; None until `identify`.
         self.number: int | None = None
         self.used_at = time.monotonic()
-        # How its holder waits for a descriptor: (number, seconds) to whether it can be read. A
-        # thread beside the hub has its own way, which is cheap; None: that of the socket.
+        # How its holder waits for a descriptor: (number, seconds) to whether it is readable. A
+        # thread beside the hub has its own, cheap way; None uses the socket's.
         self.poll: Callable[[int, float], bool] | None = None
-        # When whatever is done with it must be over (monotonic); None: each read has its own limit.
+        # When the current operation must be over (monotonic); None: each read has its own limit.
         self.ends_s: float | None = None
 
     @property
@@ -160,13 +160,13 @@ class Connection:
         return bool(self._link.is_connected)
 
     def connect(self) -> bool:
-        """Open the socket if it is not; True when it had to be opened.
+        """Open the socket if it is closed; True when it had to be opened.
 
         Raises:
             ConnectFailed, AccessRefused, OperationalError: with the address, never the password.
         """
         if self._pid != os.getpid():
-            # The parent's socket: let go of it without shutting it down under the parent.
+            # The parent's socket: drop it without shutting it down for the parent.
             self._link = self._client.make_link(pushes=self.pushes)
             self._pid = os.getpid()
         if self._link.is_connected:
@@ -180,18 +180,18 @@ class Connection:
             left_s = self._left_s("connect")
             link.socket_connect_timeout = min(limits[0], left_s)
             link.socket_timeout = min(limits[1], left_s)
-            # Each answer of the handshake has what those before it have left.
+            # Each answer of the handshake gets the time that earlier ones left.
             link.read_response = partial(self._read_in_time, link.read_response)
         try:
             link.connect()
         except Exception as exc:
             if self._client.is_plain_not_tls(exc):
                 raise ConnectFailed(
-                    f"{self._client.address} answers, but not in TLS: redis:// instead?"
+                    f"{self._client.address} answers, but not over TLS; did you mean redis://?"
                 ) from exc
             raise _translate(exc, "connect", self._client.address, connecting=True) from exc
         except BaseException:
-            # A kill in the middle of the handshake, whose answers would be the next caller's.
+            # Killed in the middle of the handshake: the next caller would read its answers.
             self.close()
             raise
         finally:
@@ -209,14 +209,14 @@ class Connection:
         return True
 
     def _read_in_time(self, read: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Read an answer of the handshake while there is time."""
+        """Read an answer of the handshake within the remaining time."""
         assert self.ends_s is not None
         left_s = max(_LEAST_S, self.ends_s - time.monotonic())
         self._link._sock.settimeout(left_s)  # noqa: SLF001  redis-py has no public way to it
         return read(*args, **options)
 
     def _require_own_server(self) -> None:
-        """See to it that an embedded server is what answers, before it is sent any message.
+        """Check that an embedded server is what answers, before any message is sent to it.
 
         Raises:
             AccessRefused: it is another user's process.
@@ -228,10 +228,10 @@ class Connection:
             raise AccessRefused(f"{self._client.address}: {exc}") from exc
 
     def _left_s(self, name: str) -> float:
-        """Return the time that is left for a call that must end.
+        """Return the time left for a call with a deadline.
 
         Raises:
-            ConnectFailed: there is none; nothing has been sent.
+            ConnectFailed: none is left; nothing has been sent.
         """
         assert self.ends_s is not None
         left_s = self.ends_s - time.monotonic()
@@ -240,7 +240,7 @@ class Connection:
         return left_s
 
     def identify(self) -> None:
-        """Learn the server's number of this connection, if it is not known."""
+        """Ask the server for its id of this connection, unless it is known."""
         self.connect()
         if self.number is None:
             self.number = self.call("CLIENT", "ID")
@@ -250,21 +250,21 @@ class Connection:
         return _INVALIDATE
 
     def _hear(self, push: list[Any]) -> Push:
-        """Keep a message; what only confirms a subscription says nothing new."""
+        """Keep a published message; a mere confirmation of a subscription carries no news."""
         if push[0] in (b"message", b"pmessage"):
             self._heard.add(Message(push[-2].decode(errors="replace"), push[-1]))
         return _HEARD
 
     def subscribe(self, channels: Sequence[str] = (), patterns: Sequence[str] = ()) -> None:
-        """Be told what is published from now on, on channels by name and by glob pattern.
+        """Receive what is published from now on, on channels by name and by glob pattern.
 
-        Only a connection made with `pushes` can; it goes on to carry out commands. A new socket has
+        Only a connection made with `pushes` can; it can still carry out commands. A new socket has
         no subscriptions.
 
         Raises:
-            AccessRefused: this user may not listen there; the connection goes on.
+            AccessRefused: this user may not subscribe there; the connection stays usable.
         """
-        # One by one: a user who may not listen to one may to others.
+        # One by one: a user may be refused one channel and allowed another.
         self._announce(
             [
                 *(("SUBSCRIBE", channel) for channel in channels),
@@ -273,35 +273,35 @@ class Connection:
         )
 
     def unsubscribe(self, channels: Sequence[str] = (), patterns: Sequence[str] = ()) -> None:
-        """Be told no longer."""
+        """Stop receiving what is published on these channels and patterns."""
         self._announce([("UNSUBSCRIBE", *channels), ("PUNSUBSCRIBE", *patterns)])
 
     def _announce(self, commands: Sequence[Command]) -> None:
-        """Carry out commands whose success only pushes confirm."""
+        """Carry out commands whose success is confirmed only by pushes."""
         named = [command for command in commands if len(command) > 1]
         if not named:
             return
         self.send([*named, ("PING",)])
         refusal = None
-        # What comes before the last answer are refusals.
+        # Anything before the last answer is a refusal.
         while isinstance(answer := self.receive(named[0][0]), OperationalError):
             refusal = refusal or answer
         if isinstance(refusal, AccessRefused):
-            # Which of them it was, the server does not say.
+            # The server does not say which of them it was.
             channels = [f"&{channel}" for _name, *them in named for channel in them]
-            raise _lacking(refusal, " or ".join(channels))
+            raise _add_lacking_right(refusal, " or ".join(channels))
         if refusal is not None:
             raise refusal
 
     def messages(self, timeout_s: float = 0.0) -> list[Message]:
         """Return what was published meanwhile, oldest first; wait for the first one if need be.
 
-        Nothing when the time is over. A connection whose other end is gone without a word hears
+        Returns nothing after the timeout. A connection whose other end vanished silently receives
         nothing either: call `PING` now and then.
 
         Raises:
-            ConnectionLost: the server has hung up; what comes before it is subscribed anew is
-                missed.
+            ConnectionLost: the server has hung up; what is published before the connection is
+                subscribed again is missed.
         """
         ends_s = time.monotonic() + timeout_s
         wait_s = timeout_s
@@ -311,12 +311,12 @@ class Connection:
         return self._heard.take_all()
 
     def check_rested(self) -> None:
-        """Drop the socket if it rested for a while and the server has closed it meanwhile."""
+        """Drop the socket if it has rested for a while and the server has closed it meanwhile."""
         if self._link.is_connected and time.monotonic() - self.used_at > _RESTED_S:
             try:
                 stale = self._link.can_read(timeout=0)
             except Exception:
-                # Whatever is wrong with it, a new socket mends it.
+                # Whatever is wrong, a new socket fixes it.
                 stale = True
             if stale:
                 self.close()
@@ -342,7 +342,7 @@ class Connection:
 
         Args:
             commands: what to carry out.
-            optional: of so many, the last ones, an error stands in the answers instead.
+            optional: for this many commands at the end, an error is returned among the answers.
 
         Raises:
             ServerError, AccessRefused: the server refused a command.
@@ -355,12 +355,12 @@ class Connection:
         return answers
 
     def try_pipeline(self, commands: Sequence[Command]) -> list[Any]:
-        """Like `pipeline`, but a refused command's error stands in the answers."""
+        """Like `pipeline`, but errors of refused commands are returned among the answers."""
         self.send(commands)
-        return [_with_right(self.receive(command[0]), command) for command in commands]
+        return [_add_right(self.receive(command[0]), command) for command in commands]
 
     def send(self, commands: Sequence[Command]) -> None:
-        """Write commands without waiting for their answers."""
+        """Write commands without waiting for the answers."""
         self.connect()
         if self.ends_s is not None:
             left_s = self._left_s(str(commands[0][0]))
@@ -368,21 +368,21 @@ class Connection:
         self._traffic.commands += len(commands)
         self._traffic.round_trips += 1
         try:
-            # redis-py packs with the same function, behind a copy of the arguments one by one.
+            # redis-py packs with the same function, but copies the arguments one by one first.
             packed = b"".join(map(hiredis.pack_command, commands))
             self._link.send_packed_command([packed], check_health=False)
         except Exception as exc:
             self.close()
             raise _translate(exc, str(commands[0][0]), self._client.address) from exc
         except BaseException:
-            # A kill while half of it is written.
+            # Killed with half of it written.
             self.close()
             raise
 
     def receive(self, name: str, *, push: bool = False, timeout_s: float | None = None) -> Any:
-        """Read the next answer, or with `push` also the next push; `timeout_s` for this one.
+        """Read the next answer, or with `push` also the next push; `timeout_s` is for this read.
 
-        A refused command's error is returned; a broken link is raised.
+        A refused command's error is returned; a broken connection's is raised.
         """
         read = self._link.read_response
         if timeout_s is not None:
@@ -397,36 +397,36 @@ class Connection:
             else:
                 answer = read()
         except redis_errors.ResponseError as exc:
-            # Also when redis-py disconnects for it (a script error does not): the next use
-            # reconnects.
+            # Close it even when redis-py has disconnected already (for a script error it has not):
+            # the next use reconnects.
             return _translate(exc, name, self._client.address)
         except (Exception, redis_errors.RedisError) as exc:
             self.close()
             raise _translate(exc, name, self._client.address) from exc
         except BaseException:
-            # A kill while an answer is under way: the socket would give it to the next caller.
+            # Killed while an answer is on its way: the next caller would read it.
             self.close()
             raise
         self.used_at = time.monotonic()
         return answer
 
     def _await_input(self, timeout_s: float) -> None:
-        """Wait for something to read.
+        """Wait until there is something to read.
 
         Raises:
-            TimeoutError: nothing came.
+            TimeoutError: nothing arrived in time.
         """
         if not self._has_input(timeout_s):
-            raise TimeoutError("nothing came in time")
+            raise TimeoutError("nothing arrived in time")
 
     def _has_input(self, timeout_s: float) -> bool:
-        """Wait with the holder's own poll until there is something to read, or the socket ends."""
+        """Wait with the holder's poll until there is something to read or the socket is closed."""
         link = self._link
         parser, sock = link._get_parser(), link._get_socket()  # noqa: SLF001  as above
         reader = getattr(parser, "_reader", None)
         if sock is None or reader is None or reader.has_data():
             return True
-        # What TLS has decrypted already is in no socket any more.
+        # What TLS has already decrypted no longer shows on the socket.
         pending = getattr(sock, "pending", None)
         if pending is not None and pending():
             return True
@@ -434,7 +434,7 @@ class Connection:
         return self.poll(sock.fileno(), timeout_s)
 
     def has_answer(self) -> bool:
-        """True if something can be read without waiting, or has been heard with another answer.
+        """True if something can be read without waiting, or arrived with an earlier answer.
 
         Raises:
             ConnectionLost: the server has hung up.
@@ -442,7 +442,7 @@ class Connection:
         return bool(self._heard) or (self.connected and self._can_read(0.0))
 
     def _can_read(self, timeout_s: float) -> bool:
-        """Wait until something can be read; False after the timeout, and when there is no socket.
+        """Wait until something can be read; False after the timeout or without a socket.
 
         Raises:
             ConnectionLost: the server has hung up.
@@ -460,14 +460,14 @@ class Connection:
             raise _translate(exc, "read", self._client.address) from exc
 
     def fileno(self) -> int:
-        """Return the socket's number, for a poll; -1 when there is none."""
+        """Return the socket's descriptor for a poll; -1 when there is none."""
         if not self.connected:
             return -1
         number: int = self._link._get_socket().fileno()  # noqa: SLF001  redis-py has no public way
         return number
 
     def wait_readable(self, other: socket.socket, timeout_s: float) -> bool:
-        """Wait until this connection, if open, or `other` can be read; False after the timeout."""
+        """Wait until this connection, if open, or `other` is readable; False after the timeout."""
         poll = select.poll()
         poll.register(other, select.POLLIN)
         if self.connected:
@@ -483,11 +483,11 @@ class Connection:
 
 
 def nothing() -> None:
-    """Prepare nothing: the server is not embedded."""
+    """Do nothing: the server is not embedded."""
 
 
 def own_socket(url: str) -> str:
-    """Return the path of the embedded server's socket that `url` names; start nothing.
+    """Return the path of the embedded server's socket that `url` names, without starting it.
 
     Raises: NotPrivate: others could replace the socket.
     """
@@ -513,18 +513,18 @@ class Client:
         """Prepare for the server at `url`; nothing is opened yet.
 
         Args:
-            url: ``redis://``, ``rediss://``, ``unix://`` and what Celery calls them.
-            pool_limit: how many connections `call` and its like share.
+            url: ``redis://``, ``rediss://``, ``unix://`` or Celery's forms of these.
+            pool_limit: how many connections `call` and similar methods share.
             connect_timeout_s: how long opening a connection may take.
-            timeout_s: how long one read or write may take. A call of the pooled connections has
-                both together for all of it, waiting for a free one included.
-            keepalive: TCP keepalive on every socket.
+            timeout_s: how long one read or write may take. A call on a pooled connection may take
+                the sum of both, waiting for a free connection included.
+            keepalive: use TCP keepalive on every socket.
             name: shown in the server's ``CLIENT LIST``.
-            prepare: called before each connecting; sees to it that an embedded server runs, and
-                returns the path of its socket, at which only a process of this user may answer.
+            prepare: called before each connection attempt; makes sure that an embedded server
+                runs, and returns its socket's path, where only this user's process may answer.
         """
         self.address = mask_url(url)
-        # With the password: not to be shown.
+        # Includes the password: never show it.
         self.url = url
         self.is_embedded = prepare is not nothing
         self.traffic = Traffic()
@@ -539,7 +539,7 @@ class Client:
         parts = urlsplit(url)
         if parts.scheme not in _SCHEMES:
             known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
-            raise ValueError(f"{self.address}: not a server's address; known are {known}")
+            raise ValueError(f"{self.address}: not a server address; known are {known}")
         if _SCHEMES[parts.scheme] != "unix":
             self._settings["socket_keepalive"] = keepalive
         self._url = _redis_py_url(url)
@@ -548,9 +548,9 @@ class Client:
         self._reset()
 
     def is_plain_not_tls(self, failure: Exception) -> bool:
-        """Tell whether a failure to connect by TLS is that of a server which speaks without it.
+        """Tell whether connecting over TLS failed because the server speaks without it.
 
-        Such a server waits for the end of what it takes for a command.
+        Such a server takes the handshake for a command and waits for its end.
         """
         parts = urlsplit(self.url)
         if _SCHEMES[parts.scheme] != "rediss" or isinstance(failure, redis_errors.ResponseError):
@@ -575,7 +575,7 @@ class Client:
             self._idle.put(None)
 
     def make_link(self, *, pushes: bool = False, timeout_s: float | None = None) -> Any:
-        """Make redis-py's connection object, unopened; RESP3 where pushes are wanted."""
+        """Make redis-py's connection object, unopened; RESP3 if pushes are wanted."""
         settings = dict(self._settings, protocol=3 if pushes else 2)
         if timeout_s is not None:
             settings["socket_timeout"] = timeout_s
@@ -583,14 +583,14 @@ class Client:
         return redis.ConnectionPool.from_url(self._url, **settings).make_connection()
 
     def connection(self, *, pushes: bool = False, timeout_s: float | None = None) -> Connection:
-        """Return a connection outside the pool, for one holder; `timeout_s` for each read."""
+        """Return a connection outside the pool for one holder; `timeout_s` is for each read."""
         return Connection(self, self.make_link(pushes=pushes, timeout_s=timeout_s), pushes=pushes)
 
     @contextmanager
     def pooled(self, timeout_s: float | None = None) -> Iterator[Connection]:
-        """Lend a pooled connection for `timeout_s`, None: `call_timeout_s`.
+        """Lend a pooled connection for `timeout_s`, by default `call_timeout_s`.
 
-        When all are out, wait for one.
+        When all are in use, wait for one.
 
         Raises:
             ConnectFailed: none became free in time.
@@ -639,8 +639,8 @@ class Client:
             return connection.script(script, keys, args)
 
     def close(self) -> None:
-        """Close the pooled connections that are at rest."""
-        # All are taken out before the first goes back: the pool hands out the latest first.
+        """Close the pooled connections that are not in use."""
+        # Take all out before returning the first: the pool hands out the latest first.
         resting: list[Connection | None] = []
         with suppress(queue.Empty):
             while True:
@@ -652,7 +652,7 @@ class Client:
 
 
 def database_of(url: str) -> int:
-    """Return the database number in a server's address; 0 if it names none."""
+    """Return the database number in a server address; 0 if it names none."""
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
     named = query.get("db") or query.get("virtual_host")
@@ -675,12 +675,12 @@ def _redis_py_url(url: str) -> str:
     return f"{scheme}://{parts.netloc}{path}?{urlencode(query)}"
 
 
-# What a connection without TLS or options is opened by.
+# All that is needed to open a connection without TLS or options.
 _PLAIN = frozenset({"host", "port", "path", "username", "password", "db"})
 
 
 def plain_address(url: str) -> dict[str, Any] | None:
-    """Return what of `_PLAIN` an address says, or None if it asks for more, such as TLS."""
+    """Return the fields of `_PLAIN` in an address, or None if it needs more, such as TLS."""
     found: dict[str, Any] = parse_url(_redis_py_url(url))  # type: ignore[no-untyped-call]
     kind = found.pop("connection_class", redis.Connection)
     if issubclass(kind, redis.SSLConnection) or not found.keys() <= _PLAIN:
@@ -688,7 +688,7 @@ def plain_address(url: str) -> dict[str, Any] | None:
     return found if "path" in found else {"host": "localhost", "port": 6379, **found}
 
 
-# redis-py takes the code off the replies that it has a class for. The narrower class comes first.
+# redis-py strips the code from replies that have a class of their own. Narrower classes first.
 _CODES = (
     (redis_errors.NoScriptError, "NOSCRIPT "),
     (redis_errors.OutOfMemoryError, "OOM "),
@@ -704,34 +704,34 @@ _CODES = (
 )
 
 
-# From version 7, and before.
+# As worded since version 7, and before.
 _ACL_IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 
-# Before version 7, a server packs what a script's command was refused with into a text of its own.
+# Before version 7, a server wraps the refusal of a script's command in a text of its own.
 _IN_SCRIPT = re.compile(r"Error running script.*? -([A-Z]+ .*)", re.DOTALL)
 
 
 def _reply(exc: Exception, text: str) -> str:
-    """Return the server's reply with its code in front, which redis-py may have removed."""
+    """Return the server's reply with its code in front, which redis-py may have stripped."""
     inner = _IN_SCRIPT.search(text)
     if inner is not None:
         return inner[1]
     return next((code for kind, code in _CODES if isinstance(exc, kind)), "") + text
 
 
-def _with_right(answer: Any, command: Command) -> Any:
-    """Return an answer; that of a command which is not allowed with the right that it lacks."""
+def _add_right(answer: Any, command: Command) -> Any:
+    """Return an answer; if the command was not allowed, add the right that the user lacks."""
     if not isinstance(answer, AccessRefused):
         return answer
-    return _lacking(answer, _right(command, str(answer)))
+    return _add_lacking_right(answer, _right(command, str(answer)))
 
 
-def _lacking(refusal: AccessRefused, right: str) -> AccessRefused:
+def _add_lacking_right(refusal: AccessRefused, right: str) -> AccessRefused:
     return AccessRefused(f"{refusal}; the user lacks {right}")
 
 
 def _right(command: Command, said: str) -> str:
-    """Name the right that a refused command lacks, as an ACL has it and as far as is known."""
+    """Name the right that a refused command lacks, in ACL notation and as far as is known."""
     name = str(command[0])
     if "to access" in said or "to use" in said:
         if "channel" in said:
@@ -746,7 +746,7 @@ def _right(command: Command, said: str) -> str:
 def _translate(
     exc: Exception, command: str, address: str, *, connecting: bool = False
 ) -> OperationalError:
-    """Say in our words what redis-py or the socket reported."""
+    """Translate an error of redis-py or of the socket."""
     text = str(exc) or type(exc).__name__
     match exc:
         case redis_errors.AuthenticationError() | redis_errors.AuthorizationError():

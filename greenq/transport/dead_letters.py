@@ -1,8 +1,8 @@
-"""Dead letters: the messages that no worker may run, with the reason; looked at, replayed, purged.
+"""Dead letters: messages that no worker may run, with the reason; inspected, replayed, purged.
 
-A queue's dead letters are one list, newest first, of JSON texts that keep the message as base64, so
-bytes that are no text are kept as well. Workers write them (`Broker.bury`); a person decides what
-becomes of them.
+A queue's dead letters are one list, newest first, of JSON texts. Each keeps its message as base64,
+so that bytes which are not text survive, too. Workers write them (`Broker.bury`); people decide
+what to do with them.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Command
 
-# Dead letters a queue keeps; the oldest go first.
+# How many dead letters a queue keeps; the oldest are dropped first.
 DEAD_LIMIT = 10_000
 
-# Of bytes that no worker can read, so many are kept: enough to see what they are.
+# How much is kept of bytes that no worker can read: enough to see what they are.
 _UNREADABLE_BYTES = 65_536
 
-# A letter takes at most this share of what all letters of a queue may take.
+# One letter may take at most this share of what all letters of a queue may take.
 _SHARE = 2
 
-# Texts of others in a letter: why, and what names the task.
+# Limits for texts from elsewhere in a letter: the reason, and the names of the task.
 _REASON_CHARS = 2000
 _NAME_CHARS = 1000
 
-# Letters read at a time. Each may be as large as the largest message.
+# Letters read at a time; each may be as large as the largest message.
 _PORTION = 20
 
 _REPLAY = load_script("replay")
@@ -49,11 +49,11 @@ _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class DeadLimits(NamedTuple):
-    """What the dead letters of one queue may take.
+    """How much the dead letters of one queue may take.
 
     Attributes:
         most_bytes: of the server's memory.
-        expires_s: how long each of them stays; 0 for ever.
+        expires_s: how long each of them is kept; 0 means for ever.
     """
 
     most_bytes: int
@@ -61,14 +61,14 @@ class DeadLimits(NamedTuple):
 
     @property
     def most_letter_bytes(self) -> int:
-        """How much of a message one letter keeps: as base64 it takes a third more."""
+        """How much of a message one letter keeps; base64 makes it a third longer."""
         return self.most_bytes * 3 // 4 // _SHARE
 
     def side(self, now: datetime) -> str:
-        """Write the limits for lua/settle.lua: bytes, seconds, and what is too old.
+        """Write the limits for lua/settle.lua: bytes, seconds, and a cut-off time.
 
-        A letter that was buried before ``now - expires_s`` goes when the next one comes; the whole
-        list goes when none comes for so long.
+        A letter buried before ``now - expires_s`` is dropped when the next one arrives; the whole
+        list expires when none arrives for that long.
         """
         if not self.expires_s:
             return f"dead {self.most_bytes} 0 -"
@@ -84,15 +84,15 @@ class DeadLetter:
     """A message that no worker may run.
 
     Attributes:
-        queue: from which it was taken.
-        reason: why, a sentence.
+        queue: the queue it was taken from.
+        reason: why, as a sentence.
         buried_at: when, by the clock of the worker that buried it.
         worker: that worker's node name.
-        task_id: if it could be read, else None.
+        task_id: None if it could not be read.
         task: the task's name, likewise.
         raw: the message as it was on the queue, or its beginning.
         element: the letter as it is in the list.
-        size: how many bytes the message had.
+        size: the message's size in bytes.
     """
 
     queue: str
@@ -107,12 +107,12 @@ class DeadLetter:
 
     @property
     def is_cut(self) -> bool:
-        """True when only the beginning of the message was kept; it cannot be replayed."""
+        """True when only the beginning of the message was kept; then it cannot be replayed."""
         return len(self.raw) < self.size
 
     @property
     def id(self) -> str:
-        """The task's id, or for a message without one a name made of the letter's own bytes."""
+        """The task id; for a message without one, a name derived from the letter's bytes."""
         if self.task_id is not None:
             return self.task_id
         return f"raw-{hashlib.sha256(self.element).hexdigest()[:12]}"
@@ -128,14 +128,14 @@ def write_letter(
 ) -> str:
     """Write a message as a dead letter.
 
-    Of one that is larger than `most_bytes`, and of one in which no task is named, which none will
-    ever run, the beginning is kept.
+    Only the beginning is kept of a message larger than `most_bytes`, and of one that names no task
+    and so can never run.
     """
-    task_id, task = (_named(raw, name) for name in ("id", "task"))
+    task_id, task = (_read_header(raw, name) for name in ("id", "task"))
     most = most_bytes if task is not None else min(most_bytes, _UNREADABLE_BYTES)
     kept = raw if len(raw) <= most else raw[: min(most, _UNREADABLE_BYTES)]
     letter: dict[str, object] = {
-        # First: the script that removes old letters looks for it here.
+        # First: the script that drops old letters looks for it here.
         "buried_at": now.astimezone(UTC).isoformat(),
         "reason": cut(reason, _REASON_CHARS),
         "worker": worker,
@@ -148,13 +148,13 @@ def write_letter(
     return json.dumps(letter)
 
 
-def _named(raw: bytes, header: str) -> str | None:
+def _read_header(raw: bytes, header: str) -> str | None:
     text = envelope.header(raw, header)
     return cut(text, _NAME_CHARS) if isinstance(text, str) else None
 
 
 def read_letter(queue: str, element: bytes) -> DeadLetter:
-    """Read a dead letter; one that somebody else wrote is a message in itself, and says so."""
+    """Read a dead letter; an element not written by greenq becomes a letter that says so."""
     try:
         fields = json.loads(element)
         raw = base64.b64decode(fields["raw"], validate=True)
@@ -171,7 +171,7 @@ def read_letter(queue: str, element: bytes) -> DeadLetter:
             size=size if type(size) is int else len(raw),
         )
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as exc:
-        reason = f"not a dead letter of greenq's: {type(exc).__name__}: {exc}"
+        reason = f"not a dead letter of greenq: {type(exc).__name__}: {exc}"
         return DeadLetter(queue, reason, _LONG_AGO, "", None, None, element, element)
 
 
@@ -180,20 +180,20 @@ def _text_or_none(value: object) -> str | None:
 
 
 def anything(_letter: DeadLetter) -> bool:
-    """Want every letter."""
+    """Accept every letter."""
     return True
 
 
 class DeadLetters:
-    """The dead letters on one server; all are read in portions. Switches: yes."""
+    """The dead letters on one server; they are read in portions. Switches: yes."""
 
     def __init__(self, client: Client, keys: Keys) -> None:
-        """Work on `client`'s server with the key names of `keys`."""
+        """Use `client`'s server with the key names of `keys`."""
         self._client = client
         self._keys = keys
 
     def queues(self) -> tuple[str, ...]:
-        """Return the queues that have dead letters, by name. Takes a walk through all keys."""
+        """Return the queues that have dead letters, sorted. Scans all keys."""
         prefix = self._keys.dead("")
         pattern = re.sub(r"([*?\[\]\\])", r"\\\1", prefix) + "*"
         found: set[str] = set()
@@ -206,7 +206,7 @@ class DeadLetters:
                 return tuple(sorted(key.removeprefix(prefix) for key in found))
 
     def list(self, queues: Iterable[str]) -> Iterator[DeadLetter]:
-        """Go through the dead letters of queues, newest first."""
+        """Iterate over the dead letters of queues, newest first."""
         newest_first = [self._list(queue) for queue in queues]
         return merge(*newest_first, key=lambda letter: letter.buried_at, reverse=True)
 
@@ -216,14 +216,14 @@ class DeadLetters:
         wanted: Callable[[DeadLetter], bool] = anything,
         limit: int | None = None,
     ) -> Iterator[DeadLetter]:
-        """Put messages back on their queues as they were, queue by queue, oldest first.
+        """Put messages back on their queues unchanged, queue by queue, oldest first.
 
-        Yields each letter that it has moved. Those that were cut stay. Whatever happens on the way,
-        a message is either still a dead letter or on its queue.
+        Yields each letter that was moved. Truncated letters stay. Whatever happens on the way, a
+        message is either still a dead letter or on its queue.
 
         Args:
             queues: whose dead letters.
-            wanted: picks letters.
+            wanted: selects letters.
             limit: the most to replay.
         """
         with self._client.pooled() as connection:
@@ -240,12 +240,12 @@ class DeadLetters:
         wanted: Callable[[DeadLetter], bool] = anything,
         limit: int | None = None,
     ) -> Iterator[DeadLetter]:
-        """Delete letters for good, like `replay` in order and arguments; yields those deleted."""
+        """Delete letters for good, in the order and with the arguments of `replay`; yields them."""
         return self._remove(queues, wanted, limit, self._purge_command)
 
     def _list(self, queue: str) -> Iterator[DeadLetter]:
         key = self._keys.dead(queue)
-        # Counted from the end of the list, so that letters that come meanwhile shift nothing.
+        # Count from the end of the list, so that letters arriving meanwhile shift nothing.
         left = self._client.call("LLEN", key)
         while left > 0:
             portion = self._client.call("LRANGE", key, -left, min(-left + _PORTION - 1, -1))
@@ -260,10 +260,10 @@ class DeadLetters:
         limit: int | None,
         command: Callable[[DeadLetter], Command],
     ) -> Iterator[DeadLetter]:
-        """Carry out `command`, which removes one letter, for all that are wanted."""
+        """Carry out `command`, which removes one letter, for all wanted letters."""
         left = sys.maxsize if limit is None else limit
         for queue in queues:
-            # What is buried anew meanwhile, for the same reason, is not for this time.
+            # Letters buried again meanwhile, for the same reason, are left for next time.
             unseen, kept = self._client.call("LLEN", self._keys.dead(queue)), 0
             while left > 0 and (portion := self._oldest(queue, kept, min(unseen, _PORTION))):
                 unseen -= len(portion)
@@ -276,7 +276,7 @@ class DeadLetters:
     def _carry_out(
         self, command: Callable[[DeadLetter], Command], letters: Sequence[DeadLetter]
     ) -> Iterator[DeadLetter]:
-        """Remove letters in one round trip; yields those that nobody else has removed before."""
+        """Remove letters in one round trip; yields those that no one else had already removed."""
         if not letters:
             return
         with self._client.pooled() as connection:
@@ -289,7 +289,7 @@ class DeadLetters:
                 raise answer
 
     def _oldest(self, queue: str, kept: int, count: int) -> tuple[DeadLetter, ...]:
-        """Return the next `count` letters, oldest first, when the `kept` oldest are to stay."""
+        """Return the next `count` letters, oldest first, after the `kept` oldest that stay."""
         key = self._keys.dead(queue)
         portion = self._client.call("LRANGE", key, -kept - count, -kept - 1) if count > 0 else []
         return tuple(read_letter(queue, element) for element in reversed(portion))

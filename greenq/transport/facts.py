@@ -1,4 +1,4 @@
-"""What people want to know of the server itself: version, memory, policy, persistence."""
+"""Facts about the server itself: version, memory, eviction policy, persistence."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _SAFE_POLICY = "noeviction"
 
 
 class Facts(NamedTuple):
-    """A server, as it tells of itself; empty text or None is what it does not tell.
+    """What a server reports about itself; empty text or None for what it does not report.
 
     Attributes:
-        name, version: as ``valkey`` and ``8.0.1``.
+        name, version: such as ``valkey`` and ``8.0.1``.
         mode: ``standalone``, ``cluster`` or ``sentinel``.
         uptime_s: since its start.
-        clients: connections.
-        policy: what becomes of keys when the memory is full.
-        memory_bytes, limit_bytes: in use, and at most; 0 is no limit.
-        append_only: whether each write is logged (AOF).
+        clients: number of connections.
+        policy: what happens to keys when memory is full (maxmemory-policy).
+        memory_bytes, limit_bytes: in use, and at most; 0 means no limit.
+        append_only: whether every write is logged (AOF).
         saved_s: since its last snapshot (RDB).
         unsaved: writes since then.
-        skew_s: how much this machine's clock is ahead of the server's.
+        skew_s: how far this machine's clock is ahead of the server's.
     """
 
     name: str
@@ -45,7 +45,7 @@ def server_facts(client: Client) -> Facts:
     """Ask the server. Switches: yes.
 
     Raises:
-        OperationalError: the server cannot be reached, or does not tell.
+        OperationalError: the server cannot be reached, or refuses to answer.
     """
     before_s = time.time()
     seconds, microseconds = client.call("TIME")
@@ -79,7 +79,7 @@ def server_facts(client: Client) -> Facts:
 
 
 def eviction_warning(facts: Facts) -> str | None:
-    """Say what a server does to queues when its memory is full; None if it refuses writes then."""
+    """Say what a full memory does to queues on this server; None if it only refuses writes."""
     if facts.policy in ("", _SAFE_POLICY):
         return None
     when = "when its memory is full (maxmemory)"
@@ -87,6 +87,6 @@ def eviction_warning(facts: Facts) -> str | None:
         when = "once maxmemory is set (it is not now)"
     what = "queues and messages" if facts.policy.startswith("allkeys") else "results and locks"
     return (
-        f"the server's maxmemory-policy is {facts.policy}: {when} it deletes {what} without a word;"
+        f"the server's maxmemory-policy is {facts.policy}: {when} it silently deletes {what};"
         f" set it to {_SAFE_POLICY}"
     )

@@ -1,21 +1,21 @@
-"""Taking messages: one atomic script, and waiting for work without losing or waking too much.
+"""Taking messages: one atomic script, and waiting for work without losing any or waking too many.
 
 How a worker waits (docs/design.md, decision 3, has the measurements):
 
 * On the first list of a queue (priority 0, where nearly all work arrives) it blocks with
   ``BLMOVE queue inbox``: the server hands one message to exactly one waiting worker, the one that
   has waited longest. The message goes to the queue's *inbox*, a list that every greenq worker of
-  the queue drains first. So it is in a durable place all the time: if the woken worker dies, the
-  next take of any other one finds it.
-* The other lists (less urgent priority steps; queues beyond the first few) are looked after by one
-  idle worker of all that have the same queues: its watch thread has the server announce changes
-  (client-side caching) and hands a message on to the first list of its queue, where the others
-  wait (lua/relay.lua). So a push there wakes one worker, too.
-* The renewal of the lease sees whether any of the lists has messages, and ends the wait then. So a
-  wait may be long although its connection may be dead, and what a worker that died has left in an
+  the queue drains first. So it is always in a durable place: if the woken worker dies, the next
+  take by any other worker finds it.
+* The other lists (less urgent priority steps; queues beyond the first few) are watched by one idle
+  worker among those with the same queues: its watchdog thread has the server announce changes
+  (client-side caching) and moves a message to the first list of its queue, where the others wait
+  (lua/relay.lua). So a push there wakes one worker, too.
+* The renewal of the lease sees whether any of the lists has messages, and if so ends the wait. So
+  a wait may be long although its connection may be dead, and what a worker that died left in an
   inbox is found.
 
-A plain ``BRPOP`` loses what was popped when the worker dies before it is recorded; ``BLMOVE queue
+A plain ``BRPOP`` loses what was popped when the worker dies before recording it; ``BLMOVE queue
 queue`` (a blocking peek) wakes the whole fleet, since the list never gets empty.
 """
 
@@ -38,36 +38,35 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Connection
 
-# One script call moves at most this many messages, so that it holds the server for a few ms at
-# most.
+# The most messages that one script call moves, so that it blocks the server for a few ms at most.
 TAKE_LIMIT = 1000
 
-# Nor is more taken behind so many bytes; one message may be larger.
+# After this many bytes a take stops; one message may be larger.
 TAKE_BYTES = 4_000_000
 
-# A server forgets an owner that it has not heard of for a week: much longer than any call can be
-# under way, or a process that was cut off be waited for.
+# The server forgets an owner it has not heard from for a week: much longer than any call can be on
+# its way, or a process that was cut off be waited for.
 KNOWN_S = 7 * 86400
 
-# What one call carries where messages go through the worker, so that it takes some ms.
+# How many messages one call carries when they pass through the worker, so that it takes a few ms.
 PORTION_COUNT = 500
 PORTION_BYTES = 1_000_000
 
-# How long one BLMOVE blocks: short enough for whatever on the way forgets silent connections.
+# How long one BLMOVE blocks: short enough for network devices that drop silent connections.
 _BLOCK_S = 60
 
-# How long a take may last before its connection counts as dead.
+# How long a take may last before its connection is considered dead.
 _ANSWER_S = 3.5
 
-# How long the end of a BLMOVE may last, asked for or due. With what the renewal of a lease takes
-# before, and the pause after, work that comes meanwhile begins within five seconds.
+# How long ending a BLMOVE may last, on request or on time. With the lease renewal before it and the
+# pause after it, work that arrives meanwhile starts within five seconds.
 _GRACE_S = 1.5
 
-# First and longest pause before a BLMOVE that the server did not find waiting is looked for again.
+# First and longest pause before trying again to unblock a BLMOVE that was not found waiting.
 _RETRY_FIRST_S = 0.0005
 _RETRY_MOST_S = 0.05
 
-# Queues that get a waiting connection of their own.
+# How many queues get a waiting connection of their own.
 BLOCKING_QUEUES = 4
 
 _TAKE = load_script("take")
@@ -90,7 +89,7 @@ class Delivery(NamedTuple):
 
 
 def tag_number(tag: str) -> int:
-    """Return an own tag's number: the order in which its owner took the messages."""
+    """Return the number of one of our tags: the order in which its owner took the messages."""
     return int(tag.rpartition(":")[2])
 
 
@@ -100,7 +99,7 @@ def _ending(queue: str) -> str:
 
 
 def taken_apart(record: bytes) -> tuple[str, bytes]:
-    """Return the queue and the message in a record that a take has joined, whatever it is."""
+    """Split a record that a take has joined into queue and message, whatever the message is."""
     ending = _ENDING.search(record)
     if ending is None:
         return "celery", record
@@ -108,9 +107,9 @@ def taken_apart(record: bytes) -> tuple[str, bytes]:
 
 
 def in_portions(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
-    """Split items so that each portion has some hundreds of them and some bytes at most.
+    """Split items into portions, limited in number and in bytes.
 
-    One that is larger makes a portion of its own.
+    An item over the limit becomes a portion of its own.
     """
     portion: list[_T] = []
     left = PORTION_BYTES
@@ -126,20 +125,20 @@ def in_portions(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[l
 
 
 class Batch(NamedTuple):
-    """What one take brought: deliveries, and how many messages are left in the queues."""
+    """The result of one take: deliveries, and how many messages are left in the queues."""
 
     deliveries: list[Delivery]
     depth: int
 
 
 class _Plan(NamedTuple):
-    """What the takes and waits on some queues have in common.
+    """What takes and waits on the same queues have in common.
 
     Attributes:
-        queues: those to take from.
+        queues: the queues to take from.
         endings: how their records end.
-        keys: those of a take.
-        blocking: list and inbox of each queue that is waited for on a connection of its own.
+        keys: the keys of a take.
+        blocking: list and inbox of each queue that has a waiting connection of its own.
     """
 
     queues: tuple[str, ...]
@@ -151,12 +150,12 @@ class _Plan(NamedTuple):
 class Fetcher:
     """The taking side of one worker incarnation; one greenlet takes and waits.
 
-    Delivery tags are ``<owner>:<number>``. A take names the number of its first tag, so a take that
-    is repeated because its answer got lost returns what the first one reserved; and each call has a
-    number, so one that arrives behind a later one takes nothing.
+    Delivery tags are ``<owner>:<number>``. A take names the number of its first tag, so a take
+    repeated after a lost answer returns what the first one reserved; and each call has a number, so
+    one that arrives after a later one takes nothing.
 
-    The queues may change while a take or a wait is under way: what it uses was laid out before, in
-    one object, and the next one uses another.
+    The queues may change during a take or a wait: each one uses a plan made beforehand, and the
+    next one uses the new plan.
     """
 
     def __init__(
@@ -169,13 +168,13 @@ class Fetcher:
         rotate: bool = True,
         member: str = "",
     ) -> None:
-        """Take from `queues` in the name of `owner`.
+        """Take from `queues` on behalf of `owner`.
 
         Args:
-            client, keys: the server, and the names there.
+            client, keys: the server, and its key names.
             queues: to take from.
             owner: the incarnation that delivery tags name.
-            rotate: the queues take turns.
+            rotate: serve the queues in turn.
             member: the owner's member of the leases, if that is more than its name.
         """
         self._client = client
@@ -186,29 +185,29 @@ class Fetcher:
         self._member = member or owner
         self._next = 1
         self._calls = 0
-        # True while it is not known what the last take has reserved.
+        # True while it is unknown what the last take has reserved.
         self.unsure = False
         self._turn = 0
-        self._plan = self._laid_out(queues)
-        # The first connection takes, and waits for the first queue.
+        self._plan = self._make_plan(queues)
+        # The first connection takes, and waits on the first queue.
         self._connection = client.connection(timeout_s=_ANSWER_S)
-        # Those of the last wait, on the queues that it knew.
+        # The queues for which the last wait has set up its connections.
         self._arranged: tuple[str, ...] = ()
         self._waiters: list[_Waiter] = []
         self._arrange(self._plan)
-        # Set when a wait without any queue is to end.
+        # Set to end a wait that has no queue.
         self._rested = Event()
-        # True when the wait that is under way is to end, and when a take may find something
-        # although no wait has been told of it.
+        # `_woken`: the current wait is to end. `_look`: a take may find something that no wait has
+        # been told about.
         self._woken = self._look = False
-        # True while nothing is done but waiting; any thread may ask.
+        # True while it only waits; any thread may ask.
         self.waiting = False
         # True when the server has given messages or let us wait since the connections were closed.
         self.working = False
 
     @property
     def queues(self) -> tuple[str, ...]:
-        """The queues that the next take asks for."""
+        """The queues of the next take."""
         return self._plan.queues
 
     @property
@@ -218,16 +217,16 @@ class Fetcher:
 
     @property
     def first_unused(self) -> int:
-        """The number of the tag that the next take uses first; any thread may ask."""
+        """The number of the first tag of the next take; any thread may ask."""
         return self._next
 
     def set_queues(self, queues: Iterable[str]) -> None:
-        """Take from these queues from now on, or from none; a wait ends, and a take follows.
+        """Take from these queues, or from none, from now on; ends a wait and triggers a take.
 
-        Any greenlet of this thread may call it. A take that is under way may still bring messages
-        of the queues before. Switches: yes.
+        Any greenlet of this thread may call it. A take in progress may still return messages of
+        the old queues. Switches: yes.
         """
-        plan = self._laid_out(queues)
+        plan = self._make_plan(queues)
         if plan.queues != self._plan.queues:
             self._plan = plan
             self.wake(look=True)
@@ -235,7 +234,7 @@ class Fetcher:
     def take(self, most: int) -> Batch:
         """Reserve up to `most` messages, most urgent first, and return them. Switches: yes.
 
-        With 0 it returns what is reserved already although no answer has said so.
+        With 0 it returns what is already reserved but was lost with an answer.
 
         Raises:
             OperationalError: nothing is lost; the next call returns what this one may have
@@ -275,10 +274,10 @@ class Fetcher:
         """Make this owner known to a server that does not know it. Switches: yes.
 
         Args:
-            question: what the last renewal of the lease has asked.
-            held: what is reserved for it, as far as it knows.
-            begun: the tags of which only the outcome is still to be written.
-            timeout_s: for each of the calls; what is held goes in portions.
+            question: the question that the last renewal of the lease returned.
+            held: what it believes to hold.
+            begun: the tags of messages acknowledged before their run, whose outcome is unwritten.
+            timeout_s: for each call; what is held is sent in portions.
 
         Returns:
             True if the server did not know it: it is new, or has lost its data.
@@ -301,8 +300,8 @@ class Fetcher:
             known = not self._client.script(_REGISTER, names, arguments, timeout_s=timeout_s)
         return not known
 
-    def _laid_out(self, queues: Iterable[str]) -> _Plan:
-        """Lay out takes and waits on `queues`."""
+    def _make_plan(self, queues: Iterable[str]) -> _Plan:
+        """Prepare takes and waits on `queues`."""
         keys = self._keys
         names = tuple(dict.fromkeys(queues))
         inboxes = [keys.inbox(queue) for queue in names]
@@ -318,10 +317,10 @@ class Fetcher:
         )
 
     def wait(self) -> bool:
-        """Wait until there is work, or `wake`, or a minute; True when a take may find some.
+        """Wait for work, for `wake` or for a minute; True when a take may find something.
 
-        Call it after a take that left nothing: what came in between ends the wait at once.
-        Switches: yes. Raises OperationalError when the server is lost.
+        Call it after a take that left nothing: anything that arrived in between ends the wait at
+        once. Switches: yes. Raises OperationalError when the server is lost.
         """
         plan = self._plan
         self._woken = False
@@ -336,9 +335,9 @@ class Fetcher:
         return found or look
 
     def _arrange(self, plan: _Plan) -> None:
-        """Have a waiter for each of the first few queues; no wait is under way.
+        """Set up a waiter for each of the first few queues; no wait is in progress.
 
-        A connection goes on with whichever queue has its place: only what is too many is closed.
+        Connections are reused by position; only surplus ones are closed.
         """
         connections = [self._connection, *(waiter.connection for waiter in self._waiters[1:])]
         kept = len(plan.blocking)
@@ -364,19 +363,20 @@ class Fetcher:
         return any(answers)
 
     def wake(self, *, look: bool = False) -> None:
-        """End the wait that is under way, if any. Switches: yes.
+        """End the wait in progress, if any. Switches: yes.
 
-        With `look` it tells that a take may find something; without one under way, the next does.
+        With `look` it reports that a take may find something; if no wait is in progress, the next
+        one ends at once.
         """
         self._look = self._look or look
         self._wake_others(None)
         self._rested.set()
 
     def leave(self) -> None:
-        """Put back what a wait was handed and no take has fetched: only greenq looks there.
+        """Put back what a wait was handed and no take has fetched: only greenq reads inboxes.
 
         Raises:
-            OperationalError: what is left there, the next take of another worker finds.
+            OperationalError: what is left there will be found by another worker's next take.
         """
         for source, inbox in self._plan.blocking:
             moved = True
@@ -384,10 +384,10 @@ class Fetcher:
                 moved = self._client.call("LMOVE", inbox, source, "LEFT", "RIGHT")
 
     def cut(self, connection: Connection) -> None:
-        """End the waits and put back what they were handed, in another thread: this one is blocked.
+        """End the waits and put back what they were handed, from another thread while this blocks.
 
         Raises:
-            OperationalError: what is left there, the next take of another worker finds.
+            OperationalError: what is left there will be found by another worker's next take.
         """
         numbers = [waiter.connection.number for waiter in self._waiters]
         kills = [("CLIENT", "KILL", "ID", number) for number in numbers if number is not None]
@@ -398,14 +398,14 @@ class Fetcher:
                 pass
 
     def close(self) -> None:
-        """Close the connections; a message that is handed over just now stays in the inbox."""
+        """Close the connections; a message being handed over right now stays in the inbox."""
         self.working = False
         self._connection.close()
         for waiter in self._waiters:
             waiter.connection.close()
 
     def _block(self, waiter: _Waiter) -> bool:
-        """Let the server hold this connection until a message is moved into the inbox."""
+        """Block on this connection until the server moves a message into the inbox."""
         connection = waiter.connection
         connection.identify()
         if self._woken:
@@ -417,24 +417,24 @@ class Fetcher:
             answer = self._receive(waiter)
         finally:
             waiter.ended.set()
-            # When one is over, for whatever reason, all are.
+            # When one wait is over, for whatever reason, all are.
             if not self._woken:
                 self._wake_others(waiter)
         if answer is not None and self._plan.queues != self._arranged and self._is_former(waiter):
-            # It came together with the change. Nobody might look into this inbox for long.
+            # It arrived together with the change. No one else may read this inbox for long.
             connection.call("LMOVE", waiter.inbox, waiter.source, "LEFT", "RIGHT")
         return answer is not None
 
     def _is_former(self, waiter: _Waiter) -> bool:
-        """True if a waiter's queue is none of those to take from any more."""
+        """True if a waiter's queue is no longer one to take from."""
         return all(waiter.inbox != self._keys.inbox(queue) for queue in self._plan.queues)
 
     def _receive(self, waiter: _Waiter) -> bytes | None:
-        """Read until BLMOVE is answered."""
+        """Read until the BLMOVE is answered."""
         connection = waiter.connection
         limit_s = _BLOCK_S + _GRACE_S
         if self._woken:
-            # End the BLMOVE, unless its answer is here already or on its way.
+            # End the BLMOVE, unless its answer is already here or on its way.
             for pause_s in _pauses():
                 if connection.has_answer() or self._unblock(waiter):
                     break
@@ -459,16 +459,16 @@ class Fetcher:
             except OperationalError as exc:
                 ended, problem = False, exc
             if not ended:
-                _log.info("waiting on %s does not end, reconnecting: %s", other.source, problem)
+                _log.info("reconnecting: the wait on %s does not end: %s", other.source, problem)
                 for each in others:
                     each.connection.close()
                 return
 
     def _end(self, waiter: _Waiter) -> bool:
-        """End a BLMOVE from outside; True when its greenlet has read the answer, whichever it is.
+        """End a BLMOVE from outside; True when its greenlet has read the answer, whatever it is.
 
         Raises:
-            OperationalError: the server could not be asked to.
+            OperationalError: the server could not be asked.
         """
         for pause_s in _pauses():
             if waiter.ended.is_set():
@@ -479,17 +479,17 @@ class Fetcher:
         return bool(waiter.ended.is_set())
 
     def _unblock(self, waiter: _Waiter) -> bool:
-        """End one BLMOVE: it answers nil, or the message that it got just before.
+        """Unblock one BLMOVE: it returns nil, or the message that it got just before.
 
-        False when the server did not find it waiting: it has answered, or has not read the command
-        yet, whose bytes are on another socket.
+        False when the server did not find it blocked: it has answered, or has not read the command
+        yet, which travels on another socket.
         """
         number = waiter.connection.number
         return bool(self._client.call("CLIENT", "UNBLOCK", number, timeout_s=_GRACE_S))
 
 
 def _pauses() -> Iterator[float]:
-    """Short at first, for an answer that is under way; an end, for a connection that is dead."""
+    """Yield pauses: short at first, for an answer on its way; finitely many, in case it is dead."""
     pause_s, left_s = _RETRY_FIRST_S, _GRACE_S
     while left_s > 0:
         yield pause_s
@@ -498,7 +498,7 @@ def _pauses() -> Iterator[float]:
 
 
 class _Waiter:
-    """One connection that waits on one list, and its state."""
+    """A connection that waits on one list, and its state."""
 
     __slots__ = ("connection", "ended", "inbox", "source")
 
@@ -506,6 +506,6 @@ class _Waiter:
         self.connection = connection
         self.source = source
         self.inbox = inbox
-        # Set unless a BLMOVE is under way.
+        # Set unless a BLMOVE is in progress.
         self.ended = Event()
         self.ended.set()

@@ -1,21 +1,20 @@
 """Keeps a worker's lease while no Python runs in the worker, and ends it when the worker dies.
 
 `greenq.watchdog.guard_process` runs this file by its path, alone (``python -I -S guard.py …``), as
-a child of each
-worker, in a session of its own: what is sent to the worker's process group does not reach it. It
-imports the standard library's smallest parts only, until it has to act; most never have to. Then it
-has half a lease, on a machine that may be too busy for the worker itself: importing a client takes
-0.2 s of CPU, too long. So it speaks to a server without TLS by a socket alone.
+a child of each worker, in its own session: signals to the worker's process group do not reach it.
+It imports only the smallest parts of the standard library until it has to act; most guards never
+have to. Then it has half a lease, on a machine that may be too busy for the worker itself:
+importing a client takes 0.2 s of CPU, too long. So for a server without TLS it uses a plain socket.
 
-1. The worker's watch writes one byte into standard input after each renewal of its lease.
-2. When the worker is silent for more than half of the lease, but lives (a call holds the GIL, or
-   the process is stopped), the guard prolongs the lease in its place, up to the silence limit.
-3. When the worker's process has died, the guard ends the lease at once and then itself. Waiting for
-   the lease to end would be three seconds more for those whose tasks it held.
-4. When the worker says farewell, or lives but has closed the pipe (another program runs in its
-   process now), the guard ends without a word to the server.
+1. The worker's watchdog thread writes one byte to standard input after each renewal of its lease.
+2. When the worker is silent for more than half of the lease but alive (a call holds the GIL, or the
+   process is stopped), the guard extends the lease on its behalf, up to the silence limit.
+3. When the worker's process has died, the guard ends the lease at once and then exits. Waiting for
+   the lease to expire would cost its tasks three more seconds.
+4. When the worker says goodbye, or is alive but has closed the pipe (another program now runs in
+   its process), the guard exits without contacting the server.
 
-Death is what the kernel says of the process, not the pipe: programs that tasks start may hold a
+The kernel decides whether the process is dead, not the pipe: programs started by tasks may hold a
 copy of its other end, and a task may close it.
 """
 
@@ -36,18 +35,18 @@ if TYPE_CHECKING:
 BEAT = b"!"
 FAREWELL = b"."
 
-# Silence after this share of the lease is a reason to act, and then the lease is prolonged so
-# often.
+# The guard acts after the worker has been silent for this share of the lease, and then extends the
+# lease this often.
 _SILENT_AFTER = 0.5
 _EXTEND_EVERY = 0.4
 
-# Between two tries to reach a server that is away.
+# Pause between two attempts to reach a server that is away.
 _RETRY_S = 0.25
 
-# For so long a lease is tried to be ended; by then it has ended by itself.
+# How long to try to end a lease; after that it has expired by itself.
 _END_S = 5.0
 
-# Where the kernel does not tell of a process's end, the guard looks this often.
+# How often to check where the kernel cannot report that a process has ended.
 _LOOK_S = 0.5
 
 # A process closes its end of the pipe shortly before it is dead.
@@ -55,15 +54,15 @@ _DYING_S = 1.0
 
 
 def now_s() -> float:
-    """Return seconds on a clock that goes on while the machine is suspended, if there is one."""
+    """Return seconds on a clock that keeps running while the machine is suspended, if any."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Worker:
-    """The worker's process and the pipe from it: alive or dead, and what it says."""
+    """The worker's process and the pipe from it: whether it lives, and what it sends."""
 
     def __init__(self, pid: int, pipe: int) -> None:
-        """Take the parent's process id and the pipe's end for reading."""
+        """Watch the parent's process id and the reading end of the pipe."""
         self._pid = pid
         self._pipe = pipe
         self._is_open = True
@@ -85,7 +84,7 @@ class Worker:
         return bool(poll.poll(0))
 
     def said(self, timeout_s: float | None) -> bytes | None:
-        """Wait until the worker speaks or dies; None when the pipe is closed for good."""
+        """Wait until the worker writes or dies; None when the pipe is closed for good."""
         if self._process < 0:
             timeout_s = _LOOK_S if timeout_s is None else min(timeout_s, _LOOK_S)
         ready = self._poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000)
@@ -94,7 +93,7 @@ class Worker:
         return os.read(self._pipe, 4096) or None
 
     def dies(self) -> bool:
-        """Tell, of one whose pipe is closed, whether that was its end."""
+        """Tell whether a worker has closed its pipe because it is dying."""
         ends_s = now_s() + _DYING_S
         while not self.is_dead and now_s() < ends_s:
             time.sleep(0.02)
@@ -102,18 +101,18 @@ class Worker:
 
 
 class RefusedError(Exception):
-    """The server has answered with an error."""
+    """The server answered with an error."""
 
 
 class Plain:
     """A connection without TLS, ready after a few milliseconds of CPU."""
 
     def __init__(self, address: dict[str, Any], timeout_s: float) -> None:
-        """Connect to `address`, as `greenq.transport.client.plain_address` gives it.
+        """Connect to `address`, as returned by `greenq.transport.client.plain_address`.
 
         Raises:
             OSError: the server cannot be reached.
-            RefusedError: it does not let this user in.
+            RefusedError: it refuses this user.
         """
         socket = importlib.import_module("socket")
         is_local = "path" in address
@@ -139,7 +138,7 @@ class Plain:
             raise
 
     def call(self, *command: object) -> bytes:
-        """Send a command whose answer is one line; return that without its mark."""
+        """Send a command with a one-line answer; return the line without its type mark."""
         parts = [str(part).encode("utf-8", "surrogateescape") for part in command]
         text = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
         self._socket.sendall(b"*%d\r\n%b" % (len(parts), text))
@@ -157,7 +156,7 @@ class Plain:
         try:
             self.call("CLIENT", "SETNAME", "greenq-guard")
         except RefusedError:
-            # A user without this right has connections without names.
+            # A user without this right gets connections without names.
             return
 
     def close(self) -> None:
@@ -166,16 +165,16 @@ class Plain:
 
 
 class Lease:
-    """The worker's lease on the server, reached only when there is something to do."""
+    """The worker's lease on the server; it connects only when there is something to do."""
 
     def __init__(self, description: bytes) -> None:
-        """Take what `greenq.watchdog.guard_process` has written: one line of JSON."""
+        """Take the line of JSON that `greenq.watchdog.guard_process` has written."""
         self._description = description
         self._connection: Any = None
         self._run: Callable[[str, tuple[object, ...]], int] | None = None
 
     def extend(self, lease_s: float) -> bool:
-        """Prolong the lease; False when it has ended, or there is none."""
+        """Extend the lease; False when it has ended, or there is none."""
         return bool(self._script("extend", lease_s))
 
     def end(self) -> None:
@@ -183,7 +182,7 @@ class Lease:
         self._script("end_lease")
 
     def rest(self) -> None:
-        """Hold no connection."""
+        """Close the connection until the next use."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -198,7 +197,7 @@ class Lease:
             raise
 
     def _prepare(self) -> Callable[[str, tuple[object, ...]], int]:
-        """Connect; return what runs a script by its name."""
+        """Connect; return a function that runs a script by its name."""
         told = importlib.import_module("json").loads(self._description)
         timeout_s, key, member = told["timeout_s"], told["key"], told["member"]
         if told["plain"] is not None:
@@ -210,7 +209,7 @@ class Lease:
                     return int(plain.call("EVAL", file.read(), 1, key, member, *args))
 
             return run
-        # The last one serves where greenq is found by a hook that only ``site`` sets up.
+        # The last entry helps where greenq is found by a hook that only ``site`` sets up.
         sys.path[:] = [*told["path"], told["home"]]
         module = importlib.import_module("greenq.transport.client")
         client = module.Client(
@@ -230,19 +229,19 @@ class Guard:
     """One worker's guard, from the first byte to the last."""
 
     def __init__(self, worker: Worker, lease: Lease, lease_s: float, limit_s: float) -> None:
-        """Guard `lease`, which holds for `lease_s`, up to `limit_s` of silence."""
+        """Guard `lease`, which holds for `lease_s`, for up to `limit_s` of silence."""
         self._worker = worker
         self._lease = lease
         self._lease_s = lease_s
         self._limit_s = limit_s
-        # When the worker spoke last; None before its first word: there is no lease yet.
+        # When the worker last wrote; None before its first byte: there is no lease yet.
         self._heard_s: float | None = None
-        # When to prolong the lease next; None: not before the worker has spoken again.
+        # When to extend the lease next; None: not before the worker has written again.
         self._extend_at_s: float | None = None
         self._is_troubled = False
 
     def run(self) -> None:
-        """Guard until the worker is gone or says farewell."""
+        """Guard until the worker is gone or says goodbye."""
         while True:
             pause_s = None if self._extend_at_s is None else self._extend_at_s - now_s()
             said = self._worker.said(pause_s)
@@ -276,7 +275,7 @@ class Guard:
             if self._limit_s:
                 say(
                     f"no Python has run in the worker for {silent_s:.0f} s (worker_silence_limit): "
-                    "its lease is no longer kept, and others will run the tasks that it holds"
+                    "its lease is no longer extended, and other workers will run its tasks"
                 )
             return
         try:
@@ -288,10 +287,10 @@ class Guard:
             self._extend_at_s = now_s() + _RETRY_S
             if not self._is_troubled:
                 self._is_troubled = True
-                say(f"the lease of the worker, which is silent, could not be kept: {exc}")
+                say(f"could not extend the lease of the worker, which is silent: {exc}")
 
     def _end(self) -> None:
-        """End the lease of a dead worker, if the server is there; it ends by itself, only later."""
+        """End a dead worker's lease, if the server is reachable; otherwise it expires later."""
         gives_up_s = now_s() + _END_S
         while True:
             try:
@@ -300,12 +299,12 @@ class Guard:
                 if now_s() + _RETRY_S < gives_up_s:
                     time.sleep(_RETRY_S)
                     continue
-                say(f"the worker died, and its lease could not be ended, but ends by itself: {exc}")
+                say(f"the worker died, and its lease could not be ended; it will expire: {exc}")
             return
 
 
 def say(text: str) -> None:
-    """Write a line of the log's form to standard error, which may be gone."""
+    """Write a line in the format of the log to standard error, which may be closed."""
     stamp = time.strftime("%Y-%m-%d %H:%M:%S")
     line = f"[{stamp}: WARNING/Guard of {sys.argv[1]}] {text}\n"
     try:
@@ -323,7 +322,7 @@ def _open_process(pid: int) -> int:
 
 
 def _read_description(worker: Worker) -> tuple[bytes, bytes] | None:
-    """Return the first line, and what came behind it; None if the worker ended before."""
+    """Return the first line and what came after it; None if the worker ended before."""
     received = b""
     while b"\n" not in received:
         said = worker.said(None)
@@ -337,7 +336,7 @@ def _read_description(worker: Worker) -> tuple[bytes, bytes] | None:
 def main() -> None:
     """Guard a worker; arguments: its process id, its lease and the silence limit in seconds."""
     pid, lease_s, limit_s = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
-    # What else the worker left open: its sockets, for one, must not outlive it in here.
+    # Anything else the worker left open, such as its sockets, must not live on in here.
     os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 16))
     worker = Worker(pid, 0)
     read = _read_description(worker)

@@ -1,8 +1,8 @@
 """Leases: who owns reserved messages, and who has died.
 
 A worker incarnation owns all records whose delivery tag begins with its name. Its lease is one
-member of a zset, renewed every second or so; nothing is written per task. When a lease ends,
-others give its messages back (recovery.py).
+member of a zset, renewed about every second; nothing is written per task. When a lease ends, other
+workers give its messages back (recovery.py).
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ _LEASE = load_script("lease")
 _LEAVE = load_script("leave")
 _RELAY = load_script("relay")
 
-# Parked messages moved by one script call, so that it holds the server for a few ms at most.
+# The most parked messages one script call moves, so that it blocks the server for a few ms at most.
 _PROMOTED = 1000
 
-# The mutex is Celery's, so that its workers and ours do not scan at the same time. One who dies in
-# it must not keep the others waiting: moving is safe without it.
+# The mutex is Celery's, so that its workers and ours do not scan at the same time. A process that
+# dies holding it must not keep the others waiting: moving is safe without it.
 _MUTEX_MS = 10_000
 
-# How long it is known of an owner that it has left.
+# How long the server remembers that an owner has left.
 _REMEMBERED_S = 3600
 
 
 class Renewal(NamedTuple):
-    """What renewing a lease has told.
+    """What renewing a lease has returned.
 
     Attributes:
         held: False when the lease had ended meanwhile, or there was none.
         server_time: unix seconds.
-        work: True when messages lie in this worker's queues, or on their way to somebody.
+        work: True when this worker's queues or inboxes have messages.
         next_due: when the next parked message of this worker's queues is due, unix seconds.
         expired: the owners whose lease has ended.
         paused: the queues that are paused for the whole cluster.
-        unheard: why the news could not be published, "" if it was.
+        unheard: why `news` could not be published, "" if it was.
         first_unused: the number of this owner's first unused tag; 0 when the server does not know
             this owner: it is new, or the server has lost its data.
-        question: what it has to answer then when it registers.
-        relays: True when this worker is the one to hand on what comes to lists that nobody waits
-            for.
+        question: what it must then return when it registers.
+        relays: True when this worker is the one to relay messages from lists that no worker waits
+            on.
     """
 
     held: bool
@@ -76,9 +76,9 @@ class _Looks(NamedTuple):
 
     Attributes:
         queues: this worker's.
-        keys: those of the renewal.
+        keys: the keys of the renewal.
         steps: the lists of each queue, the first one first, for the relay.
-        unwatched: the lists among them that nobody waits for.
+        unwatched: the lists among them that no worker waits on.
     """
 
     queues: tuple[str, ...]
@@ -90,7 +90,7 @@ class _Looks(NamedTuple):
 class Leases:
     """The lease of one owner and its view of the others; one thread or greenlet uses it.
 
-    Only `set_queues` and `tell` may be called by another one.
+    Only `set_queues` and `tell` may be called from another one.
     """
 
     def __init__(
@@ -104,12 +104,12 @@ class Leases:
         visibility_timeout_s: float,
         recovery: Recovery,
     ) -> None:
-        """Speak for `owner` over `connection`.
+        """Act for `owner` over `connection`.
 
         Args:
-            queues: those that this worker takes from, and whose parked messages it moves back.
+            queues: the queues that this worker takes from, and whose parked messages it promotes.
             lease_s: how long a lease holds after its renewal.
-            visibility_timeout_s: after which records that nobody's lease covers are given back.
+            visibility_timeout_s: after this, records that no lease covers are given back.
             recovery: gives back what others have left.
         """
         self.connection = connection
@@ -119,7 +119,7 @@ class Leases:
         self._owner = owner
         self.incarnation = owner.incarnation
         self._looks = self._looks_at(queues)
-        # The queues that the server is to know, and those that it does.
+        # The queues that the server should know, and those that it does.
         self._tells = self._told = ""
         self._lease_s = lease_s
         self._visibility_timeout_s = visibility_timeout_s
@@ -127,18 +127,17 @@ class Leases:
     def set_queues(self, queues: Iterable[str]) -> None:
         """Look at these queues from now on; any thread may call it.
 
-        What is parked in one that is left out, whoever else takes from it moves back when it is
-        due.
+        The parked messages of a queue left out are promoted by another worker that takes from it.
         """
         self._looks = self._looks_at(queues)
-        # In the order opposite to `relay`. Nothing has been announced yet of lists that are new.
+        # In the opposite order of `relay`. No change of the new lists has been announced yet.
         self.connection.noticed = True
 
     def tell(self, queues: Iterable[str]) -> None:
-        """Have the server know, from the next renewal on, what is taken from, paused or not.
+        """Report to the server, from the next renewal on, the queues taken from, paused or not.
 
-        So it can be asked who takes from a queue while workers are blocked or mute. Any thread may
-        call.
+        So the server can say who takes from a queue while workers are blocked or silent. Any
+        thread may call it.
         """
         self._tells = json.dumps(list(queues))
 
@@ -153,9 +152,9 @@ class Leases:
         return _Looks(names, [*fixed, *parked, *lists], steps, unwatched)
 
     def renew(self, news: Publication | None = None, *, would_relay: bool = False) -> Renewal:
-        """Renew the lease, publish `news`, and hear what the server knows of others and of work.
+        """Renew the lease, publish `news`, and learn what the server knows of others and of work.
 
-        Only one of those that would relay the same queues does.
+        Of the workers that would relay the same queues, only one does.
         """
         looks = self._looks
         would = int(would_relay and bool(looks.unwatched))
@@ -164,7 +163,7 @@ class Leases:
         args = [str(self._owner), self._lease_s, len(looks.queues), would, untold, *(news or ())]
         answer = self.connection.script(_LEASE, looks.keys, args)
         held, now, work, due, paused, unheard, first_unused, question, relays, *expired = answer
-        # A server that does not know this owner has lost that, too.
+        # A server that does not know this owner has lost its queues, too.
         self._told = tells if first_unused else ""
         return Renewal(
             held=bool(held),
@@ -180,13 +179,13 @@ class Leases:
         )
 
     def relay(self) -> bool:
-        """Hand on what lies in lists that nobody waits for, and have the next change announced.
+        """Relay messages from lists that no worker waits on, and ask for the next announcement.
 
         Returns:
-            True when a queue that nobody waits for at all has messages.
+            True when a queue that has no waiting connection at all has messages.
 
         Raises:
-            ServerError, AccessRefused: this server announces nothing.
+            ServerError, AccessRefused: this server does not announce changes.
         """
         connection = self.connection
         connection.noticed = False
@@ -206,12 +205,12 @@ class Leases:
         return bool(beyond and connection.call("EXISTS", *beyond))
 
     def promote(self) -> int:
-        """Move parked messages that are due to their queues; return how many there were."""
+        """Move parked messages that are due to their queues; return how many were moved."""
         promote, connection = self._broker.promote, self.connection
         return sum(promote(connection, queue, _PROMOTED) for queue in self._looks.queues)
 
     def renew_scores(self, tags: Sequence[str]) -> None:
-        """Make held records look just taken, so that Celery workers beside us leave them alone."""
+        """Make held records look recent, so that Celery workers beside us leave them alone."""
         now, keys = self._server_time(), self._keys
         for portion in in_portions(tags, len):
             pairs = [part for tag in portion for part in (f"{now:.6f}", tag)]
@@ -220,7 +219,7 @@ class Leases:
         self.connection.pipeline([("EXPIRE", key, KNOWN_S) for key in known])
 
     def others(self) -> list[Owner]:
-        """Return all owners but this one, alive or not."""
+        """Return all other owners, alive or not."""
         members = self.connection.call("ZRANGE", self._keys.leases, 0, -1)
         owners = [Owner.parse(member.decode()) for member in members]
         return [owner for owner in owners if owner != self._owner]
@@ -234,9 +233,10 @@ class Leases:
         return 0.0
 
     def overdue(self) -> list[str]:
-        """Return the tags, oldest first, that no owner holds and that are beyond the timeout.
+        """Return the tags, oldest first, that no owner holds and that have exceeded the timeout.
 
-        That is what Celery workers abandon, and what an owner left behind whose lease is forgotten.
+        These are messages that Celery workers abandoned, and those of owners whose lease is
+        forgotten.
         """
         before = f"{self._server_time() - self._visibility_timeout_s:.6f}"
         tags = self.connection.call("ZRANGEBYSCORE", self._keys.unacked_index, "-inf", before)
@@ -253,25 +253,25 @@ class Leases:
         return self.recovery.held(self.incarnation)
 
     def forgotten(self, known: Container[str], first_unused: int) -> set[str]:
-        """Return the tags of this owner's records that are not `known` to it, and have been used.
+        """Return the used tags of this owner's records that it does not know as held.
 
-        That is what it has settled, after which the server has lost what was written last: a power
-        cut, or a failover to a replica that was behind.
+        It has settled them, but the server has since lost its last writes: a power cut, or a
+        failover to a replica that was behind.
         """
         return {tag for tag in self.held() if tag not in known and tag_number(tag) < first_unused}
 
     def give_back_forgotten(self, tags: Iterable[str]) -> None:
-        """Give back records of this owner that it does not hold any more."""
+        """Give back records of this owner that it no longer holds."""
         moved = self.recovery.give_back_all(self.incarnation, tags)
         if moved:
-            _log.warning("the server has forgotten the outcome of %d tasks; they run again", moved)
+            _log.warning("the server has lost the outcome of %d tasks; they will run again", moved)
 
     def leave(self, unwritten: Sequence[Entry]) -> int:
         """End this owner: give back whatever the server still holds of it, then end its lease.
 
         Args:
-            unwritten: what could not be written before; moves among it are tried once more, since a
-                stub is not given back by anybody else.
+            unwritten: outcomes that could not be written; moves among them are tried once more,
+                since no one else gives a stub back.
 
         Returns:
             How many messages were given back: those whose outcome could not be written.

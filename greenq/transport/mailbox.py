@@ -1,10 +1,11 @@
-"""The mailbox on the server: ask all workers, or some of them, and read what they reply.
+"""The mailbox on the server: ask all workers, or some of them, and read their replies.
 
-asker    binds a list of its own and publishes the request, in one script (lua/ask.lua), whose
-         answer is how many were subscribed; then reads its list until so many have replied
+asker    binds a list of its own and publishes the request, in one script (lua/ask.lua) that returns
+         how many were subscribed; then reads its list until that many have replied
 worker   pushes its reply on that list if the asker still waits (lua/reply.lua)
 
-Works the same in threads and in greenlets; reading waits on a pooled connection of the client.
+Works the same in threads and in greenlets; reading blocks on one of the client's pooled
+connections.
 """
 
 from __future__ import annotations
@@ -43,27 +44,27 @@ _log = logging.getLogger(__name__)
 _ASK = load_script("ask")
 _REPLY = load_script("reply")
 
-# No reply for so long: whoever can reply has done so, unless it is busy.
+# After this much silence everyone who can reply has done so, except for busy workers.
 _QUIET_S = 0.05
 
-# For how long the asker's binding is safe from the sweep of Celery processes: their own figure.
+# How long Celery processes must leave the asker's binding alone; Celery's own figure.
 _BINDING_KEPT_MS = 3_600_000
-# Nobody reads the list of an asker that died; one that lives reads a reply within milliseconds.
+# No one reads the list of an asker that died; a live one reads a reply within milliseconds.
 _REPLY_KEPT_MS = 60_000
-# Askers whose bindings are kept, and replies that wait for one.
+# The most askers whose bindings are kept, and the most replies that wait for one.
 _ASKERS = 1000
 _REPLIES = 10_000
-# Nodes whose answers are taken.
+# The most nodes whose replies are accepted.
 _NODES = 10_000
-# The server takes 0 for no limit.
+# The server takes 0 to mean no limit.
 _LEAST_WAIT_S = 0.001
 _MOST_AT_ONCE = 1000
 
-_TWINS = "more than one worker is named %s and one's reply hides the other's: name them with -n"
+_TWINS = "several workers are named %s, so their replies hide each other: name them with -n"
 
 
 class Mailbox:
-    """Remote control over one server. Switches: yes, all of it."""
+    """Remote control over one server. Switches: yes, all methods."""
 
     def __init__(
         self,
@@ -77,10 +78,10 @@ class Mailbox:
         """Use `client`'s server.
 
         Args:
-            client: where the workers are.
-            keys: names of the keys there.
-            accept: serializers and content types that are accepted in replies.
-            serializer: how requests and replies are written.
+            client: the workers' server.
+            keys: its key names.
+            accept: serializers and content types accepted in replies.
+            serializer: for requests and replies.
             clock: the app's; None makes a new one.
         """
         self._client = client
@@ -102,24 +103,24 @@ class Mailbox:
         on_reply: Callable[[str, Any], object] | None = None,
         on_quiet: Callable[[Mapping[str, Any]], bool] | None = None,
     ) -> dict[str, Any]:
-        """Send a request and return the replies by node name; empty when nobody answered.
+        """Send a request and return the replies by node name; empty when no worker replied.
 
-        It returns as soon as all who can reply have: all that are subscribed, or all named in
-        `destination`, or `limit` of them. With a `pattern` nobody knows how many that is, and one
-        who is subscribed may be busy or no worker at all: then it returns after `timeout_s`.
+        It returns as soon as everyone who can reply has: all subscribers, all nodes named in
+        `destination`, or `limit` of them. With a `pattern` their number is unknown, and a
+        subscriber may be busy or not a worker at all: then it returns after `timeout_s`.
 
         Args:
             method: a command's name.
             arguments: its keyword arguments.
-            destination: names of the nodes it is for; None or empty: everybody.
-            pattern: what the names of the nodes must match, read as `matcher` says.
+            destination: node names it is for; None or empty means all.
+            pattern: what node names must match, interpreted according to `matcher`.
             matcher: ``glob`` or ``pcre``.
-            timeout_s: how long to wait for replies after the request was published.
-            limit: end after so many replies.
-            on_reply: called with node name and reply as each of them comes, also with those of
-                workers that have the same name, of which one is returned.
-            on_quiet: called with the replies, once, when no other one has come for a moment; True
-                ends the waiting.
+            timeout_s: how long to wait for replies after publishing the request.
+            limit: stop after this many replies.
+            on_reply: called with node name and reply as each one arrives, including all of those
+                from workers that share a name, of which only one is returned.
+            on_quiet: called once with the replies, when no more have arrived for a moment; True
+                stops waiting.
 
         Raises:
             EncodeError: an argument cannot be serialized; nothing was sent.
@@ -148,7 +149,7 @@ class Mailbox:
                 may_end = None if on_quiet is None else partial(on_quiet, answers)
                 left_s = timeout_s if subscribed else 0
                 replies = self._replies(connection, request, to, left_s, may_end)
-                # Counted by replies: two workers may have the same name.
+                # Count replies, not names: two workers may share a name.
                 for count, reply in enumerate(replies, start=1):
                     for node, answer in islice(reply.replies.items(), _NODES):
                         if node in answers:
@@ -160,7 +161,7 @@ class Mailbox:
                     if is_enough or (wanted and wanted <= answers.keys()):
                         break
             except (ConnectFailed, ConnectionLost) as exc:
-                # Who could not be reached knows nothing. It is said once, by whoever asked.
+                # An unreachable server knows nothing of the request. The asker reports it once.
                 was_reached, is_lost = not isinstance(exc, ConnectFailed), True
                 raise
             finally:
@@ -177,7 +178,7 @@ class Mailbox:
         pattern: str | None = None,
         matcher: str | None = None,
     ) -> int:
-        """Send a request that nobody replies to and return how many were subscribed.
+        """Send a request without replies and return how many were subscribed.
 
         Raises:
             EncodeError: an argument cannot be serialized; nothing was sent.
@@ -203,7 +204,7 @@ class Mailbox:
         *,
         connection: Connection | None = None,
     ) -> bool:
-        """Answer a request as the worker `node`; False when nobody waits for it any more.
+        """Answer a request as the worker `node`; False when no one waits for it any more.
 
         Raises:
             EncodeError: the reply cannot be serialized.
@@ -244,16 +245,16 @@ class Mailbox:
         timeout_s: float,
         may_end: Callable[[], bool] | None,
     ) -> Iterator[Reply]:
-        """Yield the replies to a request as they come, until the time is over.
+        """Yield the replies to a request as they arrive, until the time is over.
 
-        Or until it is quiet for a moment, and `may_end` allows it.
+        Or until none have arrived for a moment and `may_end` agrees.
         """
         key = self._keys.queue(to.queue)
         ends_s = time.monotonic() + timeout_s
         while (left_s := ends_s - time.monotonic()) > 0:
             if may_end is not None:
                 left_s = min(left_s, _QUIET_S)
-            # One round trip: the first that comes, and what else is there at that moment.
+            # One round trip: the first to arrive, and all others there at that moment.
             first, others = connection.pipeline(
                 [("BRPOP", key, max(left_s, _LEAST_WAIT_S)), ("RPOP", key, _MOST_AT_ONCE)]
             )
@@ -274,7 +275,7 @@ class Mailbox:
             return None
         self._clock.adjust(reply.clock)
         if reply.ticket != request.ticket:
-            _log.debug("ignored a reply to %s with a ticket of another request", request.method)
+            _log.debug("ignored a reply to %s with the ticket of another request", request.method)
             return None
         return reply
 
@@ -288,5 +289,5 @@ class Mailbox:
                 ]
             )
         except OperationalError as exc:
-            # The replies are worth more than a binding that nobody uses.
-            _log.log(level, "the list of replies %s was not removed: %s", to.queue, exc)
+            # The replies matter more than a leftover binding.
+            _log.log(level, "could not remove the list of replies %s: %s", to.queue, exc)

@@ -1,6 +1,6 @@
-"""What the live workers of greenq know of each other by the server: who they are, and their clock.
+"""What greenq's live workers know of each other through the server: names, and the shared clock.
 
-Anybody may ask who has a client.
+Anyone with a client may ask.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client
 
-# A death is told of for so long.
+# How long a death is reported.
 _GONE_S = 3600
 
-# An election is decided without an answer after two seconds.
+# An election is decided after two seconds even without an answer.
 _TIMEOUT_S = 2.0
 
-# The one member of the clock's set, and how long that is kept when nobody is left.
+# The only member of the clock's set, and how long it is kept when no worker is left.
 _MEMBER = "highest"
 _KEPT_S = 7 * 24 * 3600
 
@@ -33,7 +33,7 @@ class Gone(NamedTuple):
 
     Attributes:
         node: its name.
-        for_s: since when, seconds.
+        for_s: seconds since its death.
         moved: how many messages were given back.
     """
 
@@ -43,18 +43,18 @@ class Gone(NamedTuple):
 
 
 class Roll(NamedTuple):
-    """Who holds a lease, and who does no longer.
+    """Which workers hold a lease, and which no longer do.
 
     Attributes:
-        living: by node, for how many seconds its lease still holds.
-        ended: by node, since how many seconds its lease has ended, though nobody has seen to it.
-        twins: nodes of which there are two.
-        gone: those that died lately, the latest first, without nodes that live again.
-        skew_s: how much this machine's clock is ahead of the server's.
-        queues: by node of those whose lease holds, what they take from; without those that have
-            not told yet.
-        strangers: the nodes of Celery's workers that hear commands; those that were killed stay
-            among them.
+        living: by node, for how many more seconds its lease holds.
+        ended: by node, how many seconds ago its lease ended, if it is not recovered yet.
+        twins: node names that two workers share.
+        gone: workers that died lately, the latest first, without nodes that live again.
+        skew_s: how far this machine's clock is ahead of the server's.
+        queues: by node with a lease, the queues it takes from; without nodes that have not
+            reported any yet.
+        strangers: the nodes of Celery workers that listen for commands, including any that were
+            killed.
     """
 
     living: dict[str, float]
@@ -67,10 +67,10 @@ class Roll(NamedTuple):
 
 
 def call_roll(client: Client, keys: Keys) -> Roll:
-    """Ask the server, and no worker, who is there and who was; greenq's workers only.
+    """Ask the server, not the workers, which greenq workers live and which have died.
 
     Raises:
-        OperationalError: the server is lost, or refuses to tell.
+        OperationalError: the server is lost, or refuses to answer.
     """
     with client.pooled(_TIMEOUT_S) as connection:
         before_s = time.time()
@@ -106,10 +106,10 @@ def call_roll(client: Client, keys: Keys) -> Roll:
             twins.add(owner.node)
         else:
             living[owner.node] = left_s
-        names = _told(text)
+        names = _parse_queues(text)
         if names is not None:
             queues[owner.node] = [*queues.get(owner.node, ()), *names]
-    dead = {} if isinstance(gone, OperationalError) else _dead(gone, now)
+    dead = {} if isinstance(gone, OperationalError) else _parse_dead(gone, now)
     there = living.keys() | ended.keys()
     return Roll(
         living,
@@ -118,36 +118,36 @@ def call_roll(client: Client, keys: Keys) -> Roll:
         [each for node, each in dead.items() if node not in there],
         asked_s - now,
         queues,
-        _strangers(foreign, keys.sep),
+        _parse_strangers(foreign, keys.sep),
     )
 
 
-def _told(text: Any) -> list[str] | None:
-    """Read the queues that a worker takes from; None if it has not told."""
+def _parse_queues(text: Any) -> list[str] | None:
+    """Parse the queues that a worker takes from; None if it has not reported any."""
     try:
         return [str(name) for name in json.loads(text)]
     except (ValueError, TypeError):
         return None
 
 
-def _strangers(members: list[bytes] | OperationalError, sep: str) -> set[str]:
-    """Read the nodes that are bound to the exchange of commands, as Celery's are."""
+def _parse_strangers(members: list[bytes] | OperationalError, sep: str) -> set[str]:
+    """Parse the nodes that are bound to the command exchange, as Celery's are."""
     if isinstance(members, OperationalError):
-        # Who may not ask must reckon with somebody.
+        # A user who may not ask must assume that there is one.
         return {""}
     queues = (member.decode(errors="replace").rpartition(sep)[2] for member in members)
     return {queue.removesuffix(f".{EXCHANGE}") for queue in queues}
 
 
-def _dead(told: list[bytes], now: float) -> dict[str, Gone]:
-    """Read the list of the dead; of each node its last death counts."""
+def _parse_dead(told: list[bytes], now: float) -> dict[str, Gone]:
+    """Parse the list of the dead; only a node's last death counts."""
     found: dict[str, Gone] = {}
     for text in told:
         try:
             each = json.loads(text)
             gone = Gone(str(each["node"]), now - float(each["at"]), int(each["moved"]))
         except (ValueError, TypeError, KeyError):
-            # Somebody else's.
+            # Not written by greenq.
             continue
         if gone.for_s < _GONE_S:
             found.setdefault(gone.node, gone)
@@ -155,20 +155,20 @@ def _dead(told: list[bytes], now: float) -> dict[str, Gone]:
 
 
 def look_around(client: Client, keys: Keys, clock: int) -> tuple[set[str], int]:
-    """Return the nodes whose lease has not ended, and the highest clock that any of them has told.
+    """Return the nodes whose lease has not ended, and the highest clock any of them reported.
 
     Args:
-        clock: this worker's, which the others are told in the same round trip.
+        clock: this worker's, reported to the others in the same round trip.
 
     Raises:
-        OperationalError: the server is lost, or refuses to tell who is there.
+        OperationalError: the server is lost, or refuses to answer.
     """
     with client.pooled(_TIMEOUT_S) as connection:
         clock_now, leases, *rest = connection.try_pipeline(
             [
                 ("TIME",),
                 ("ZRANGE", keys.leases, 0, -1, "WITHSCORES"),
-                # The larger of both numbers stays.
+                # Keeps the larger of both numbers.
                 ("ZADD", keys.clock, "GT", clock, _MEMBER),
                 ("EXPIRE", keys.clock, _KEPT_S),
                 ("ZSCORE", keys.clock, _MEMBER),
@@ -177,12 +177,12 @@ def look_around(client: Client, keys: Keys, clock: int) -> tuple[set[str], int]:
     for answer in (clock_now, leases):
         if isinstance(answer, OperationalError):
             raise answer
-    # A server without memory does not take the clock; that must not hide who is there.
+    # A server without memory refuses the clock; that must not hide who is alive.
     highest = 0 if isinstance(rest[-1], OperationalError) else int(float(rest[-1] or 0))
-    return _living(leases, float(clock_now[0])), highest
+    return _parse_living(leases, float(clock_now[0])), highest
 
 
-def _living(leases: list[bytes], now: float) -> set[str]:
+def _parse_living(leases: list[bytes], now: float) -> set[str]:
     ends = zip(leases[::2], leases[1::2], strict=True)
     living = [member for member, end in ends if float(end) > now]
     return {Owner.parse(member.decode(errors="replace")).node for member in living}

@@ -1,13 +1,13 @@
-"""Group commit: everything that finished while the last write was under way goes out in the next.
+"""Group commit: everything that finishes during one write goes out together in the next.
 
-No timer and no size decides when to write: an idle outbox writes an entry at once, a busy one
-gathers what comes meanwhile. Each write is one script, in which a message is acknowledged or moved
-only with its outcome stored: a server without memory refuses the one with the other. Behind them,
-in the same call, goes the news: events for whoever listens.
+Neither a timer nor a size decides when to write: an idle outbox writes an entry at once, a busy one
+gathers entries meanwhile. Each write is one script, in which a message is acknowledged or moved
+only together with storing its outcome: a server without memory refuses both. The same call ends by
+publishing the news: events for all listeners.
 
 What cannot be written is kept and written again with the same content until the server takes it.
-It may be repeated harmlessly, and it may arrive late: an entry whose message is not held changes
-nothing. It is bounded by what runs.
+Repeating is harmless, and so is writing late: an entry whose message is no longer held changes
+nothing. The number of entries is bounded by the number of running tasks.
 """
 
 from __future__ import annotations
@@ -32,11 +32,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Entries written in one go; more wait for the next turn, so that one write stays well under its
-# timeout.
+# The most entries in one write, so that it stays well under its timeout; more wait for the next.
 _BATCH = 1000
 
-# So often `stop` looks whether its time is over.
+# How often `stop` checks whether its time is over.
 _LOOK_S = 0.1
 
 _RETRY_FIRST_S = 0.05
@@ -46,17 +45,16 @@ _RETRY_MAX_S = 1.0
 class Outbox(StartStopPart):
     """Writes entries in the order in which they were put, in one greenlet.
 
-    Over one connection, or two when results have a server of their own; results are written first
-    then.
+    Over one connection, or two when results have their own server; then results are written first.
     """
 
     name = "Outbox"
     requires = ("Watch",)
 
     def __init__(self, transport: Transport, owner: str, *, flush_timeout_s: float = 5.0) -> None:
-        """Write to `transport`'s servers in the name of the incarnation `owner`.
+        """Write to `transport`'s servers on behalf of the incarnation `owner`.
 
-        `stop` waits `flush_timeout_s` for what is left.
+        `stop` waits up to `flush_timeout_s` for what is left.
         """
         self._keys = transport.keys
         self._guard = Guard(owner)
@@ -66,14 +64,14 @@ class Outbox(StartStopPart):
         if results is not None and results is not transport.client:
             self._results = results.connection()
         self._flush_timeout_s = flush_timeout_s
-        # Until when `stop` waits at least, monotonic: the end of the worker's grace.
+        # `stop` waits at least until then (monotonic): the end of the worker's grace period.
         self.until_s = 0.0
         self._entries: list[Entry] = []
         self._filled = Event()
         self._empty = Event()
         self._empty.set()
         self._greenlet: Greenlet | None = None
-        # Fetches what is to be published with the next write; whoever has news sets it.
+        # Returns what is to be published with the next write; set by the sender of events.
         self.news: Callable[[], Sequence[Publication]] = tuple
         # Own greenlet only.
         self._outage = OutageLog(_log)
@@ -81,11 +79,11 @@ class Outbox(StartStopPart):
         self._batch = _BATCH
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start writing."""
         self._greenlet = spawn(self._run, name="outbox", lasts=True)
 
     def stop(self) -> None:
-        """Write what is left; if the server is away too long, say what stays reserved."""
+        """Write what is left; if the server stays away too long, log what stays reserved."""
         if self._greenlet is None:
             return
         began_s = time.monotonic()
@@ -108,7 +106,7 @@ class Outbox(StartStopPart):
         self._empty.clear()
 
     def put(self, entry: Entry) -> None:
-        """Have an entry written soon. Switches: no."""
+        """Queue an entry to be written soon. Switches: no."""
         self._entries.append(entry)
         self._filled.set()
         self._empty.clear()
@@ -126,13 +124,13 @@ class Outbox(StartStopPart):
         return len(self._entries)
 
     def wait_written(self, timeout_s: float) -> bool:
-        """Wait until all is written; False if the time did not suffice. Switches: yes."""
+        """Wait until everything is written; False if time ran out. Switches: yes."""
         return bool(self._empty.wait(timeout_s))
 
     def _run(self) -> None:
         while True:
             self._filled.wait()
-            # What comes while this is written sets it again.
+            # Entries put while this is being written set it again.
             self._filled.clear()
             self._write_some()
             if self._entries:
@@ -141,7 +139,7 @@ class Outbox(StartStopPart):
                 self._empty.set()
 
     def _write_some(self) -> None:
-        """Write the oldest entries, again and again until the server has taken them."""
+        """Write the oldest entries, again and again until the server has accepted them."""
         pauses: Backoff | None = None
         news = self.news()
         while True:
@@ -153,20 +151,21 @@ class Outbox(StartStopPart):
                 not_held = self._write(entries, news)
             except OperationalError as exc:
                 if isinstance(exc, TransportTimeout):
-                    # It may be too much for the time it has.
+                    # The write may be too large for its timeout.
                     self._batch = max(1, self._batch // 2)
                 self._outage.failed(f"{len(self._entries)} outcomes wait to be written", exc)
                 pauses = pauses or Backoff(_RETRY_FIRST_S, _RETRY_MAX_S)
                 sleep(pauses.next_s())
             else:
                 break
-        self._outage.recovered("outcomes are written again")
+        if pauses is not None:
+            self._outage.recovered("outcomes are written again")
         self._batch = min(_BATCH, self._batch * 2)
         del self._entries[: len(entries)]
-        # What is not held any more when it is written again was, most likely, written at first; a
+        # What is not held on a repeated write was most likely written by the first one; only a
         # stub tells for certain.
         if not_held and pauses is not None:
-            not_held = _surely(not_held)
+            not_held = _keep_certain(not_held)
         for entry in entries:
             if entry.written is not None:
                 entry.written(entry not in not_held)
@@ -174,13 +173,13 @@ class Outbox(StartStopPart):
             if entry.about is not None:
                 _log.warning(
                     "%s was given to another worker while it ran here, so it runs twice%s",
-                    entry.about, _fate(entry),
+                    entry.about, _describe_fate(entry),
                 )  # fmt: skip
 
     def _write(self, entries: list[Entry], news: Sequence[Publication] = ()) -> set[Entry]:
         """Write entries and return those whose message was not held.
 
-        Of several, what the server refuses for good does not stop the others.
+        Among several, one that the server refuses for good does not stop the others.
         """
         try:
             return self._settle(entries, news)
@@ -190,10 +189,10 @@ class Outbox(StartStopPart):
             if len(entries) > 1:
                 not_held = [self._write([entry]) for entry in entries]
                 self._settle([], news)
-                # The refused call may have come as far as this one.
-                return _surely(set().union(*not_held))
+                # The refused call may have got as far as this one.
+                return _keep_certain(set().union(*not_held))
             _log.error("the server refused an outcome for good: %s", exc.reply)
-            # It is the state that cannot be stored, and its message must not run for ever.
+            # Its state cannot be stored, and its message must not run for ever.
             if entries and entries[0].result is not None:
                 refused = entries[0]
                 return self._write([Entry(refused.tag, refused.action, move=refused.move)])
@@ -207,22 +206,22 @@ class Outbox(StartStopPart):
         )
         self._note_unheard(settled.unheard)
         if settled.misplaced:
-            _log.error("messages stay reserved that cannot be moved: %s", settled.misplaced)
+            _log.error("messages stay reserved because they cannot be moved: %s", settled.misplaced)
         return {entries[i] for i in settled.not_held}
 
     def _note_unheard(self, refused: str) -> None:
         if refused:
-            text = "results and events are not published: who waits for them hears nothing"
+            text = "results and events are not published: their listeners receive nothing"
             self._unheard.failed(text, ServerError("PUBLISH", refused))
 
 
-def _surely(not_held: set[Entry]) -> set[Entry]:
-    """Leave out what an earlier try of the same may have settled itself."""
+def _keep_certain(not_held: set[Entry]) -> set[Entry]:
+    """Leave out entries that an earlier attempt of the same write may have settled itself."""
     return {entry for entry in not_held if entry.action not in "am"}
 
 
-def _fate(entry: Entry) -> str:
-    """Say what becomes of the state of a message that was not held any more."""
+def _describe_fate(entry: Entry) -> str:
+    """Say what happens to the state of a message that was no longer held."""
     if entry.result is None:
         return ""
     if entry.result.rule.startswith("s"):

@@ -1,6 +1,6 @@
-"""Owners: worker incarnations, as the members of the leases name them.
+"""Owners: worker incarnations, as named by the members of the leases.
 
-Commands read them, too, so this needs nothing of a worker.
+Commands parse them, too, so this module needs nothing from a worker.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ class Owner(NamedTuple):
     """One worker incarnation.
 
     Attributes:
-        incarnation: what its delivery tags begin with; never the same twice.
+        incarnation: the prefix of its delivery tags; never used twice.
         node: its node name, for people.
-        process: what tells on this machine whether its process lives; empty when nothing does.
+        process: shows on this machine whether its process lives; empty if nothing can.
     """
 
     incarnation: str
@@ -30,13 +30,13 @@ class Owner(NamedTuple):
 
     @classmethod
     def parse(cls, member: str) -> Owner:
-        """Read a member of the leases."""
+        """Parse a member of the leases."""
         incarnation, node, process = (*member.split("|"), "", "")[:3]
         return cls(incarnation, node, process)
 
     @property
     def is_dead(self) -> bool:
-        """True when its process has provably ended: it was on this machine and is not there now."""
+        """True when its process has provably ended: it ran on this machine and is gone now."""
         where, _, pid_and_start = self.process.rpartition("/")
         pid, _, start = pid_and_start.partition(":")
         return bool(where) and where == _where() and _start_of(pid) != start
@@ -50,7 +50,7 @@ def new_owner(node: str) -> Owner:
 
 
 def _where() -> str:
-    """Name this boot of this machine and this space of process numbers; empty if unknown."""
+    """Identify this boot of this machine and this pid namespace; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
         return f"{boot}-{os.readlink('/proc/self/ns/pid')}"
@@ -59,7 +59,7 @@ def _where() -> str:
 
 
 def _start_of(pid: str) -> str:
-    """Return when a process began, in the kernel's ticks; empty if there is none."""
+    """Return when a process began, in kernel ticks; empty if there is none."""
     try:
         stat = Path("/proc", pid, "stat").read_text("ascii", "replace")
     except OSError:

@@ -1,10 +1,10 @@
-"""Recovery: giving the messages of lost workers back, in portions that cost milliseconds.
+"""Recovery: giving back the messages of lost workers, in portions that cost milliseconds.
 
-Messages pass through this process, since whether one runs again and how it is marked is decided
-from what stands in it. They do so over a connection of their own: one that is subscribed may not
-be given more than some MB. Each portion is moved by one script that does nothing if the owner's
-lease was renewed meanwhile, so whoever comes back keeps what has not been moved, and two that do
-it at once, or one that dies in the middle, neither lose nor double a message.
+Messages pass through this process, since their content decides whether they run again and how they
+are marked. They do so over a separate connection: a subscribed one may not receive more than a few
+MB. Each portion is moved by one script that does nothing if the owner's lease was renewed
+meanwhile. So a worker that comes back keeps what has not been moved, and two that recover at once,
+or one that dies in the middle, neither lose nor duplicate a message.
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ _log = logging.getLogger(__name__)
 _CLAIM = load_script("claim")
 _LEAVE = load_script("leave")
 
-# Tags that are asked for their sizes at a time.
+# How many tags to ask for the size of their records at a time.
 _SIZES = 500
 
-# How long it is known of an owner that it was recovered: what it still writes, should it come back,
-# is seen to be somebody else's.
+# How long the server remembers that an owner was recovered: should it come back, what it writes is
+# then recognised as no longer its own.
 _REMEMBERED_S = 86400
 
-# So many dead workers are told of, for so long.
+# How many dead workers are reported, and for how long.
 _GONE = 100
 _GONE_S = 3600
 
-# From so many deaths on a message is a suspect: it runs alone in its worker.
+# A message that this many workers died running is a suspect: it runs alone in its worker.
 _SUSPECT = 2
 
 
 def is_suspect(deliveries: int, max_deliveries: int) -> bool:
-    """Tell whether a message runs alone in its worker, after so many workers died running it."""
+    """Tell whether a message must run alone because this many workers died running it."""
     return deliveries >= max(1, min(_SUSPECT, max_deliveries - 1))
 
 
 def newest_first(tags: Iterable[str]) -> list[str]:
-    """Order tags of one owner so that pushing them back in turn leaves the oldest to be next."""
+    """Order one owner's tags so that pushing them back in turn leaves the oldest to be next."""
     return sorted(tags, key=tag_number, reverse=True)
 
 
 class Lot(NamedTuple):
-    """Some messages to be given back, and why.
+    """Messages to be given back, and why.
 
     Attributes:
         guard: on whose behalf.
@@ -95,10 +95,10 @@ class Recovery:
         Args:
             results: where states are stored, None for the same server.
             claimant: who claims a dead owner, for `claim_s` seconds at a time.
-            max_deliveries: a message whose workers died so often while they ran it is buried.
-            may_run_again: says of a task, by its name, whether it runs again when its worker is
-                lost.
-            bury: decides on (tag, queue, message, reason, task id) when a message may not.
+            max_deliveries: a message is buried after this many workers died running it.
+            may_run_again: tells by a task's name whether it runs again when its worker is lost.
+            bury: decides about a message that must not run again; called with (tag, queue, message,
+                reason, task id).
             now_s: the server's time, unix seconds.
         """
         self._connection = connection
@@ -113,19 +113,18 @@ class Recovery:
         self._now_s = now_s
         self._jobs: deque[tuple[str, Iterator[None]]] = deque()
         self._outage = OutageLog(_log)
-        self.count = 0
 
     @property
     def busy(self) -> bool:
-        """True while something is left to do."""
+        """True while work is left."""
         return bool(self._jobs)
 
     def add(self, dead: Owner) -> None:
-        """Recover an owner whose lease has ended, unless another worker does it."""
+        """Recover an owner whose lease has ended, unless another worker is doing so."""
         self._begin(str(dead), self._recover(dead))
 
     def add_overdue(self, tags: Callable[[], list[str]]) -> None:
-        """Give back what nobody owns; `tags` finds it."""
+        """Give back messages without an owner; `tags` finds them."""
         self._begin("overdue", self._overdue(tags))
 
     def _begin(self, name: str, job: Iterator[None]) -> None:
@@ -133,7 +132,7 @@ class Recovery:
             self._jobs.append((name, job))
 
     def step(self) -> None:
-        """Do the next portion. One owner's failure does not keep the others waiting."""
+        """Do the next portion. A failure with one owner does not keep the others waiting."""
         _name, job = self._jobs[0]
         try:
             next(job)
@@ -142,7 +141,7 @@ class Recovery:
         except OperationalError as exc:
             self._jobs.popleft()
             if not (isinstance(exc, ServerError) and exc.reply.startswith("LAPSED")):
-                self._outage.failed("messages of lost workers could not be given back", exc)
+                self._outage.failed("could not give back messages of lost workers", exc)
                 self._connection.close()
         else:
             self._jobs.rotate(-1)
@@ -150,12 +149,12 @@ class Recovery:
             self._connection.close()
 
     def close(self) -> None:
-        """Leave what is not done to others."""
+        """Leave the rest to other workers."""
         self._jobs.clear()
         self._connection.close()
 
     def tags_of(self, incarnation: str) -> Iterator[list[str]]:
-        """Find the tags of an owner without reading a message, some at a time."""
+        """Yield an owner's tags in portions, without reading a message."""
         return self._broker.tags_of(self._connection, incarnation)
 
     def held(self, incarnation: str) -> set[str]:
@@ -179,7 +178,7 @@ class Recovery:
                 return
             moved += self._give_back(portion, lot)
             yield
-        # A lease that was ended before its time says nothing of when.
+        # For a lease that was ended early, its end does not tell when.
         now = self._now_s()
         died = float(score) if 0 <= now - float(score) < _GONE_S else now
         told = json.dumps({"node": dead.node, "at": died, "moved": moved})
@@ -194,7 +193,7 @@ class Recovery:
             _log.warning("worker %s died: %d messages are back on their queues", node, moved)
 
     def _claim(self, dead: Owner) -> tuple[str, str] | None:
-        """Claim an owner; return its lease's score and what ran alone there, None: not ours."""
+        """Claim an owner; return its lease's score and what ran alone; None if not ours."""
         keys = [self._keys.leases, self._keys.owner(dead.incarnation)]
         arguments = [str(dead), self._claimant, self._claim_s]
         answer = [part.decode() for part in self._connection.script(_CLAIM, keys, arguments)]
@@ -209,7 +208,9 @@ class Recovery:
             _log.warning("%d messages were abandoned and are back on their queues", moved)
 
     def give_back_all(self, incarnation: str, tags: Iterable[str] | None = None) -> int:
-        """Give records of an owner that lives or leaves back, uncounted; None: all of them.
+        """Give back an owner's records, or all with None, without counting a death.
+
+        The owner is alive, or is leaving.
 
         Returns:
             How many were moved.
@@ -218,7 +219,7 @@ class Recovery:
         return sum(self._give_back(portion, Lot(Guard(""))) for portion in portions)
 
     def _portions(self, tags: Sequence[str]) -> Iterator[list[str]]:
-        """Split tags by their number and by the bytes of their records."""
+        """Split tags by number and by the size of their records."""
         for start in range(0, len(tags), _SIZES):
             some = tags[start : start + _SIZES]
             commands = [("HSTRLEN", self._keys.unacked, tag) for tag in some]
@@ -232,7 +233,7 @@ class Recovery:
         if gone:
             self._connection.call("ZREM", self._keys.unacked_index, *gone)
         entries = [
-            self._verdict(tag, record, lot)
+            self._decide(tag, record, lot)
             for tag, record in zip(tags, records, strict=True)
             if record is not None
         ]
@@ -243,34 +244,32 @@ class Recovery:
         )
         if settled.misplaced:
             _log.error("messages of a lost worker stay reserved: %s", settled.misplaced)
-        moved = len(entries) - len(settled.not_held) - len(settled.stuck)
-        self.count += moved
-        return moved
+        return len(entries) - len(settled.not_held) - len(settled.stuck)
 
-    def _verdict(self, tag: str, record: bytes, lot: Lot) -> Entry:
-        """Decide where a message goes whose worker is lost."""
+    def _decide(self, tag: str, record: bytes, lot: Lot) -> Entry:
+        """Decide where a message of a lost worker goes."""
         try:
             held = envelope.unhold(record)
             queue = self._queue(held.exchange, held.routing_key)
-            deaths = self._deaths(tag, held, lot)
-            reason = self._guilt(tag, held, lot, deaths)
+            deaths = self._count_deaths(tag, held, lot)
+            reason = self._find_guilt(tag, held, lot, deaths)
             if reason is not None:
                 return self._bury(tag, queue, held.text.encode(), reason, held.header("id"))
-            # What died alone is not the first to be tried again: it may be the one that kills.
+            # A message that ran alone when its worker died goes last: it may be the killer.
             side: Literal["next", "last"] = "last" if tag == lot.alone else "next"
             key = self._keys.queue(queue, self._keys.step_of(held.priority))
             return Entry.moving(Move(tag, key, side, held.redelivered(deaths)))
         except DecodeError as exc:
             queue, message = taken_apart(record)
-            return self._bury(tag, queue, message, f"its record is no message: {exc}", None)
+            return self._bury(tag, queue, message, f"its record is not a message: {exc}", None)
 
-    def _deaths(self, tag: str, held: Held, lot: Lot) -> int | None:
-        """Return how many workers have died running a message now; None if none did this time."""
+    def _count_deaths(self, tag: str, held: Held, lot: Lot) -> int | None:
+        """Return how many workers have now died running a message; None if none did this time."""
         if not lot.counts or (lot.alone and tag != lot.alone) or self._is_due_later(held):
             return None
         return held.deliveries + 1
 
-    def _guilt(self, tag: str, held: Held, lot: Lot, deaths: int | None) -> str | None:
+    def _find_guilt(self, tag: str, held: Held, lot: Lot, deaths: int | None) -> str | None:
         """Say why a message must not run again; None if it may."""
         if deaths is None:
             return None
@@ -283,16 +282,16 @@ class Recovery:
         return None
 
     def _is_due_later(self, held: Held) -> bool:
-        """Tell whether a task cannot have begun because its ETA is still to come."""
+        """Tell whether a task cannot have begun because its ETA is still in the future."""
         eta = held.header("eta")
         try:
             return eta is not None and parse_time(eta).timestamp() > self._now_s()
         except DecodeError:
-            # Whoever takes it says what is wrong with it.
+            # The worker that takes it will say what is wrong with it.
             return False
 
     def _queue(self, exchange: str, routing_key: str) -> str:
-        """Return the queue that a record goes back to; ours name it as the routing key."""
+        """Return the queue that a record goes back to; greenq's name it as the routing key."""
         if not exchange:
             return routing_key
         queues = self._broker.bound_queues(self._connection, exchange, routing_key)

@@ -1,6 +1,6 @@
 """How messages end: states, moves and acknowledgements in one script call, all or nothing.
 
-What is to be told of them, events, is published behind them in the same call.
+Events about them are published at the end of the same call.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _log = logging.getLogger(__name__)
 
 SETTLE = load_script("settle")
 
-# Whoever settles may find that a list of dead letters is nearly full; one line tells all of them.
+# Any settling call may find a dead-letter list nearly full; one line reports them together.
 _crowded = Repeated(_log)
 
 # The tag of a message that is known not to be held.
 _NOT_HELD = "-"
 
-# What is done with a message: the letters of the script.
+# What to do with a message: the letters of the script.
 Action = Literal["a", "b", "k", "l", "m"]
 
 
@@ -38,9 +38,9 @@ class StateWrite(NamedTuple):
     Attributes:
         key: where it is stored, and the channel on which it is announced.
         rule: ``s`` for a success, ``f`` for another final state, ``u`` for the failure of a message
-            that could not run, ``n`` for any other, and behind it the seconds until it expires, 0
+            that could not run, ``n`` for any other, followed by the seconds until it expires, 0
             for never.
-        payload: the state, encoded.
+        payload: the encoded state.
     """
 
     key: str
@@ -48,7 +48,7 @@ class StateWrite(NamedTuple):
     payload: bytes | str
 
     def of_unrun(self) -> StateWrite:
-        """Return the same as the failure of a message that could not run: it replaces no end."""
+        """Return it as the failure of a message that could not run: it replaces no final state."""
         return self._replace(rule="u" + self.rule[1:])
 
 
@@ -73,16 +73,16 @@ class Publication(NamedTuple):
 
 
 class Entry:
-    """What one message's end, or a step on its way, wants written; see lua/settle.lua.
+    """What to write at a message's end, or at a step on its way; see lua/settle.lua.
 
     Attributes:
         tag: the delivery tag whose record makes it valid; "" for a message without a record.
-        action: what is done with the message.
+        action: what to do with the message.
         result: a state to store and announce.
         move: where it goes.
         written: called with True when all of it is on the server, and with False when the message
-            was not held any more; None: nobody waits for that.
-        about: what names the message in the log; None: nothing is said when it is not held.
+            was no longer held; None if no one waits for that.
+        about: names the message in the log; None logs nothing when it is not held.
     """
 
     __slots__ = ("about", "action", "move", "result", "tag", "written")
@@ -111,13 +111,14 @@ class Entry:
 
 
 class Settled(NamedTuple):
-    """What a call has come to.
+    """The outcome of a call.
 
     Attributes:
-        not_held: the entries whose message was not held, by their position.
+        not_held: the positions of the entries whose message was not held.
         unheard: why something could not be published, "" if all was.
-        misplaced: which goal of a move is no queue, "" if all are; its messages stay reserved.
-        stuck: the entries whose message stays reserved for that, by their position.
+        misplaced: the target of a move that is not a queue, "" if all are; its messages stay
+            reserved.
+        stuck: the positions of the entries whose message stays reserved for that reason.
     """
 
     not_held: frozenset[int]
@@ -130,7 +131,7 @@ class Guard(NamedTuple):
     """On whose behalf messages are settled.
 
     Attributes:
-        incarnation: their owner; "" when nobody owns them.
+        incarnation: their owner; "" when they have none.
         member: the owner's member of the leases, when others recover its messages.
         score: the score that its ended lease must still have then.
     """
@@ -141,7 +142,7 @@ class Guard(NamedTuple):
 
     @property
     def asks(self) -> str:
-        """What the script is told."""
+        """The argument that says so to the script."""
         return self.score or ("own" if self.incarnation else "any")
 
 
@@ -152,9 +153,9 @@ def settle_arguments(
     *,
     guard: Guard | None,
 ) -> tuple[list[str], list[Any]]:
-    """Return the keys and arguments of `SETTLE`; without a guard there are states alone.
+    """Return the keys and arguments of `SETTLE`; without a guard there are only states.
 
-    States alone name no other key, for a server that holds nothing else.
+    States alone name no other keys, so they suit a server that holds nothing else.
     """
     goals: dict[str, int] = {}
     results: list[str] = []
@@ -197,11 +198,11 @@ def settle(
     guard: Guard | None = None,
     results: Client | Connection | None = None,
 ) -> Settled:
-    """Carry out `SETTLE`; entries whose message is not held change nothing. Switches: yes.
+    """Run `SETTLE`; entries whose message is not held change nothing. Switches: yes.
 
     Args:
-        guard: on whose behalf; None when there are states alone.
-        results: the results' server if it is another one. Then it is asked first which messages are
+        guard: on whose behalf; None when there are only states.
+        results: the results server, if separate. Then the broker is asked first which messages are
             held, and their states are stored before they are moved or acknowledged; a lease that
             ends between these steps goes unnoticed.
 
@@ -220,7 +221,7 @@ def settle(
     unheard, misplaced, crowded, *numbers = answer
     if crowded:
         _crowded.say(
-            "dead letters are nearly as many as may be kept, and the oldest go first: %s; look at "
+            "dead letters are close to their limit, and the oldest are dropped first: %s; inspect "
             "them (greenq dead list), then replay or purge them",
             crowded.decode(errors="replace"),
         )
@@ -239,7 +240,7 @@ def _store_apart(
     guard: Guard | None,
     results: Client | Connection,
 ) -> None:
-    """Store the states of what is held on a server of their own."""
+    """Store the states of held messages on their own server."""
     stating = [entry for entry in entries if entry.result is not None]
     looks = [Entry(entry.tag, "k") for entry in stating]
     _, _, _, *numbers = server.script(SETTLE, *settle_arguments(keys, looks, guard=guard))

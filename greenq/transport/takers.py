@@ -1,7 +1,7 @@
-"""Queues that nobody takes from: whoever sends to one is warned, since it is often a typo.
+"""Queues that no worker takes from: sending to one logs a warning, since it is often a typo.
 
-What is known: the queues of greenq's workers, who tell the server (`Leases.tell`), and how many of
-Celery's there are that hear commands; these may take from any queue.
+What is known: the queues of greenq's workers, which report them to the server (`Leases.tell`), and
+how many Celery workers listen for commands; these may take from any queue.
 """
 
 from __future__ import annotations
@@ -25,39 +25,44 @@ _log = logging.getLogger(__name__)
 
 _TAKERS = load_script("takers")
 
-# Of each queue it is asked this often at most.
+# Each queue is asked about this often at most.
 _EVERY_S = 60.0
+
+# So many queues are remembered.
+_KNOWN = 10_000
 
 
 class Takers:
-    """Asks who takes from the queues that this process sends to, along with a send now and then."""
+    """Asks who takes from the queues this process sends to, along with an occasional send."""
 
     def __init__(self, keys: Keys, clock: Callable[[], float] = time.monotonic) -> None:
-        """Ask with the key names of `keys`; no queue has been asked about."""
+        """Use the key names of `keys`; no queue has been asked about yet."""
         self._keys = keys
         self._clock = clock
         self._ask_at_s: dict[str, float] = {}
         self._may_ask = True
 
     def question(self, queue: str) -> list[Command]:
-        """Return the command that asks about a queue, or none if it was asked lately."""
+        """Return the command that asks about a queue, or none if it was asked recently."""
         now_s = self._clock()
         if not self._may_ask or now_s < self._ask_at_s.get(queue, now_s):
             return []
+        if len(self._ask_at_s) >= _KNOWN:
+            self._ask_at_s.clear()
         self._ask_at_s[queue] = now_s + _EVERY_S
         keys = self._keys
-        # By its source: so seldom, and among other commands, it must not fail for being unknown.
+        # With its source: it runs rarely, among other commands, and must not fail as unknown.
         return [
             ("EVAL", _TAKERS.source, 2, keys.leases, keys.binding(EXCHANGE), queue, keys.owner(""))
         ]
 
     def hear(self, queue: str, answer: Any) -> None:
-        """Warn if workers are there and surely none takes from the queue.
+        """Warn if there are workers but certainly none takes from the queue.
 
-        Where no worker is at all, as before the first one is started, nothing is said.
+        Without any workers, as before the first one starts, it stays silent.
         """
         if isinstance(answer, AccessRefused):
-            # A user who may only send: once is enough to know.
+            # A user who may only send: finding out once is enough.
             self._may_ask = False
         if isinstance(answer, OperationalError):
             _log.debug("who takes from queue %s is not known: %s", queue, answer)
@@ -67,7 +72,7 @@ class Takers:
             return
         names = [name.decode(errors="replace") for name in taken]
         _log.warning(
-            "no worker takes from queue %s: what is sent to it waits (%s)%s",
+            "no worker takes from queue %s: messages sent to it wait (%s)%s",
             queue,
             "1 worker is there" if living == 1 else f"{living} workers are there",
             suggestion(queue, names),

@@ -1,4 +1,4 @@
-"""The way from an app to its server or servers, made of its settings in one place."""
+"""The way from an app to its server or servers, built from its settings in one place."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _log = logging.getLogger(__name__)
 
 _DISABLED = "disabled://"
 
-# Check of a listening connection when health_check_interval is 0, which means: not on every use.
+# Listening connections are checked after this when health_check_interval is 0: not on every use.
 _SILENCE_S = 2.0
 
 
 class Connected(Protocol):
-    """Whatever can reach a server: an app, as the clients of a cluster see it.
+    """Anything that can reach a server, such as an app.
 
     Attributes:
         clock: the cluster's logical clock, as far as this process knows it.
@@ -46,7 +46,7 @@ class Connected(Protocol):
 
     @property
     def transport(self) -> Transport:
-        """The way to the server, made on first use."""
+        """The way to the server, created on first use."""
 
 
 class Transport:
@@ -54,17 +54,18 @@ class Transport:
 
     Attributes:
         broker_address, result_address: for people, without passwords.
-        client, broker, dead: the messages' side.
-        result_client: the results' side; the broker's client when they share the server, None when
+        client, broker, dead: for messages.
+        result_client: for results; the broker's client when they share the server, None when
             results are disabled.
     """
 
     def __init__(self, config: Config, app_name: str, app_folder: Path | None = None) -> None:
-        """Prepare everything; nothing is connected, but an embedded server is started.
+        """Prepare everything; connects to nothing, but starts an embedded server.
 
         Args:
             config: the settings.
-            app_name: names the embedded server's folder, with `app_folder`, where the app is made.
+            app_name: names the embedded server's folder, with `app_folder`, where the app is
+                defined.
 
         Raises:
             ConfigError: an address is wrong.
@@ -111,10 +112,10 @@ class Transport:
 
     @property
     def backend(self) -> Backend:
-        """The results.
+        """The result backend.
 
         Raises:
-            ResultsDisabled: the settings say that there are none.
+            ResultsDisabled: the settings disable results.
         """
         if self._backend is None:
             raise ResultsDisabled("results are disabled: set result_backend to keep them")
@@ -126,20 +127,20 @@ class Transport:
         return self._backend is not None
 
     def warn_of_default(self) -> None:
-        """Say where messages go if nobody has said it, and nobody is there who would know.
+        """Warn where messages go if no setting says so and no one is at a terminal to notice.
 
-        Senders and workers on other machines would each have a server of their own.
+        Senders and workers on other machines would each have their own server.
         """
         if self._config.broker.broker_url or os.environ.get("GREENQ_DATA") or _is_terminal():
             return
         _log.warning(
-            "broker_url is not set: messages are kept by an embedded server of this machine, in "
-            "%s; set broker_url (GREENQ_BROKER_URL), to embedded:// if that is meant",
+            "broker_url is not set: an embedded server on this machine keeps the messages, in "
+            "%s; set broker_url (GREENQ_BROKER_URL), to embedded:// if that is intended",
             self._embedded_folder("broker_url", "embedded://"),
         )
 
     def warn_of_insecure(self) -> None:
-        """Say which address has TLS in which anybody could stand in for the server."""
+        """Warn of addresses whose TLS settings let anyone impersonate the server."""
         addresses = {
             "broker_url": self._config.broker.broker_url,
             "result_backend": self._config.result.result_backend,
@@ -148,7 +149,7 @@ class Transport:
             options = insecure_options(url)
             if options:
                 _log.warning(
-                    "%s (%s) has %s: the server's certificate is not verified, so whoever is "
+                    "%s (%s) has %s: the server's certificate is not verified, so anyone in "
                     "between can read and change all messages; set ssl_ca_certs instead",
                     setting,
                     mask_url(url),
@@ -156,7 +157,7 @@ class Transport:
                 )
 
     def close(self) -> None:
-        """Close pooled connections, stop listening, let go of an embedded server."""
+        """Close pooled connections, stop listening, release an embedded server."""
         if self._backend is not None:
             self._backend.close()
         self.client.close()
@@ -183,7 +184,7 @@ class Transport:
             raise ConfigError([Problem(setting, mask_url(url), str(exc))]) from None
 
     def _address(self, setting: str, url: str) -> str:
-        """Return an address for people: an embedded server's with its folder."""
+        """Return an address for people; an embedded server's includes its folder."""
         folder = self._embedded_folder(setting, url)
         return mask_url(url) if folder is None else f"embedded://{quote(str(folder))}"
 
@@ -197,7 +198,7 @@ class Transport:
             raise ConfigError([Problem(setting, url, str(exc))]) from None
 
     def _embedded_server(self, setting: str, url: str) -> EmbeddedServer | None:
-        """Return the embedded server that an address names, None for a server of somebody else."""
+        """Return the embedded server that an address names, None for any other server."""
         folder = self._embedded_folder(setting, url)
         if folder is None:
             return None
@@ -207,6 +208,6 @@ class Transport:
 def _is_terminal() -> bool:
     try:
         return sys.stdin is not None and sys.stdin.isatty()
-    # A closed one.
+    # It is closed.
     except ValueError:
         return False

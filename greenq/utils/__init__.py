@@ -1,1 +1,1 @@
-"""Celery's name for what is elsewhere here."""
+"""Modules under the names they have in Celery."""

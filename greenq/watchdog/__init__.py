@@ -1,4 +1,4 @@
-"""The thread beside the hub, and the process beside it: they keep the lease, whatever the hub does.
+"""The thread and the process beside the hub: they keep the lease, whatever the hub does.
 
-For the worker, and for the consumer's steps that subscribe or beat.
+Used by the worker, and by the steps of the consumer that subscribe or send heartbeats.
 """

@@ -1,6 +1,6 @@
 """The worker's side of its guard: a small process that keeps the lease while no Python runs here.
 
-`greenq.transport.guard` is what that process runs, and says what it does.
+`greenq.transport.guard` is the code of that process, and describes what it does.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# A guard that ended is started again after this time, counted from its last start.
+# At least this long between two starts of the guard.
 _RESTART_S = 10.0
 
-# A guard that lived this long did its work: when it ends, something has happened to it.
+# A guard that lived this long worked: if it ends then, that is logged as a new problem.
 _STEADY_S = 60.0
 
-# For so long it may take to end after the farewell; a server that does not answer may hold it.
+# How long it may take to end after the farewell; a server that does not answer may delay it.
 _FAREWELL_S = 1.0
 _POLL_S = 0.005
 
-# Sent to whole groups of processes on purpose (an init system's stop, pkill by name). The guard
-# ends when the worker has, not before. They are blocked from its first instruction on.
-_DEAF_TO = (
+# These are sent to whole groups of processes (by an init system's stop, by pkill). The guard must
+# not end before the worker, so they are blocked from its first instruction on.
+_BLOCKED_SIGNALS = (
     signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2,
 )  # fmt: skip
 
 
 class Guard:
-    """Starts the guard, tells it of each renewal, starts it again if it ended, ends it.
+    """Starts the guard, reports each renewal to it, starts it again if it ended, and ends it.
 
-    `beat` is called by the watch's thread while the hub may be blocked, so nothing here needs the
-    hub: what gevent puts in the place of subprocess and os.waitpid works in the hub's thread only.
+    The watchdog thread calls `beat` while the hub may be blocked, so nothing here needs the hub:
+    gevent's replacements for subprocess and os.waitpid work in the hub's thread only.
     """
 
     def __init__(
@@ -64,9 +64,12 @@ class Guard:
         """Guard the lease `member` of the zset `key` on the server at `url`.
 
         Args:
+            url: of the server.
+            key: the zset of leases.
+            member: the owner, as its lease names it.
             lease_s: how long a lease holds.
-            silence_limit_s: for so long it is kept for a worker that does not renew it.
-            embedded: the server must be a process of this user.
+            silence_limit_s: how long it is kept for a worker that does not renew it.
+            embedded: True: the server must be a process of this user.
             clock: seconds, monotonic.
         """
         self._description = {
@@ -85,16 +88,16 @@ class Guard:
 
     @property
     def pid(self) -> int | None:
-        """The guard's process id while it is thought to run."""
+        """The process id of the guard, as long as it is assumed to run."""
         return self._pid
 
     def start(self) -> None:
-        """Start the guard; a worker that cannot have one is warned of, and works without."""
+        """Start the guard; if that fails, log a warning and work without."""
         self._is_over = False
         self._start()
 
     def beat(self) -> None:
-        """Tell that the lease has been renewed just now; any thread may call, it never waits."""
+        """Report that the lease has just been renewed. Any thread may call; it never waits."""
         if self._is_over or self._write(guard.BEAT):
             return
         self._reap()
@@ -103,7 +106,7 @@ class Guard:
             self._write(guard.BEAT)
 
     def stop(self) -> None:
-        """Have the guard end without touching the lease. Switches: yes."""
+        """End the guard; it leaves the lease alone. Switches: yes."""
         self._is_over = True
         pid = self._pid
         if pid is None:
@@ -132,14 +135,14 @@ class Guard:
 
     def _spawn(self) -> None:
         if not sys.executable:
-            raise ValueError("the path of the Python interpreter is not known")
+            raise ValueError("the path of the Python interpreter is unknown")
         path = [str(entry) for entry in sys.path]
         home = str(Path(guard.__file__).parents[2])
         description = json.dumps({**self._description, "path": path, "home": home})
         reader, self._pipe = os.pipe()
         try:
-            # Not subprocess nor os.posix_spawn: what gevent puts in their place works in one
-            # thread only.
+            # Not subprocess or os.posix_spawn: gevent's replacements for them work in one thread
+            # only.
             self._pid = posix.posix_spawn(
                 sys.executable,
                 [
@@ -152,37 +155,37 @@ class Guard:
                     (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
                 ],
                 setsid=True,
-                setsigmask=_DEAF_TO,
-                setsigdef=_DEAF_TO,
+                setsigmask=_BLOCKED_SIGNALS,
+                setsigdef=_BLOCKED_SIGNALS,
             )
         finally:
             os.close(reader)
-        # It may be more than the pipe takes at once; the guard reads it, or ends.
+        # The pipe may not take it at once; the guard reads it, or ends.
         line = description.encode() + b"\n"
         while line:
             line = line[os.write(self._pipe, line) :]
         os.set_blocking(self._pipe, False)
 
     def _write(self, byte: bytes) -> bool:
-        """Write to the guard; False when there is none any more."""
+        """Write to the guard; False if it no longer runs."""
         if self._pipe is None:
             return False
         try:
             os.write(self._pipe, byte)
         except BlockingIOError:
-            # Full: somebody has stopped the guard, or it waits for the server.
+            # The pipe is full: the guard was stopped, or waits for the server.
             return True
         except OSError:
             return False
         return True
 
     def _reap(self) -> None:
-        """Let go of a guard that has ended unasked."""
+        """Clean up after a guard that has ended by itself."""
         pid = self._pid
         if pid is None:
             return
         if not _has_ended(pid):
-            # Its end of the pipe is closed, or ours: it will not hear anything any more.
+            # One end of the pipe is closed: nothing will reach it any more.
             _kill(pid)
         self._close()
         if self._clock() - self._started_s >= _STEADY_S:
@@ -200,41 +203,21 @@ class Guard:
             os.close(pipe)
 
     def forget(self) -> None:
-        """In a forked child: hold nothing that tells of the parent's life."""
+        """In a forked child: close the pipe, whose open end would mean that the parent lives."""
         self._is_over = True
         self._close()
-
-
-def account(gap_s: float, cpu_s: float, suspended_s: float = 0.0) -> str:
-    """Say why the watch's thread did not run for `gap_s` of wall time.
-
-    Args:
-        cpu_s: the CPU time that the process used meanwhile. A call that computes without letting
-            go of the GIL uses all of it; of one that waits with the GIL, nothing can be told.
-        suspended_s: for how long the machine was suspended meanwhile (what CLOCK_BOOTTIME went
-            further than CLOCK_MONOTONIC).
-    """
-    silence = f"no Python ran in this process for {gap_s:.1f} s"
-    if suspended_s >= gap_s / 2:
-        return f"{silence}: the machine was suspended"
-    if cpu_s >= gap_s / 2:
-        return f"{silence}: a call held the GIL (and computed for {cpu_s:.1f} s)"
-    return (
-        f"{silence}, and it hardly computed ({cpu_s:.1f} s): it was stopped, got no CPU, or a call "
-        "held the GIL while it waited"
-    )
 
 
 def _has_ended(pid: int) -> bool:
     try:
         return posix.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
-        # Somebody else's handler of SIGCHLD was first.
+        # Another handler of SIGCHLD has reaped it.
         return True
 
 
 def _kill(pid: int) -> None:
-    """End a guard that has not been reaped; it goes at once."""
+    """Kill a guard that has not been reaped yet, and reap it."""
     with suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
         posix.waitpid(pid, 0)

@@ -1,8 +1,8 @@
-"""What is published to a worker: heard by the watch thread, dealt with in the hub's thread.
+"""Messages published to a worker: read by the watchdog thread, handled in the hub's thread.
 
-The thread has the subscriptions because it hears while the hub is blocked. Whatever it hears waits
-for the hub in one queue; what the hub has not begun with after a moment, and what can be answered
-without it, the thread answers itself.
+The thread has the subscriptions because it can read while the hub is blocked. What it reads waits
+for the hub in one queue. If the hub has not begun with a message after a moment, and the message
+can be answered without the hub, the thread answers it.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from greenq.transport.client import Connection
 
     Handler = Callable[[bytes], object]
-    # Returns how to answer a message over a connection, None for one that only the hub can answer.
+    # Returns how to answer a message over a connection; None: only the hub can answer it.
     Urgent = Callable[[bytes], Callable[[Connection], object] | None]
 
 _log = logging.getLogger(__name__)
 
-# Messages that may wait for the hub, and their bytes; of more, the oldest are dropped.
-_LETTERS = 10_000
-_LETTERS_BYTES = 32 * 1024 * 1024
+# How many messages may wait for the hub, and how many bytes; beyond that, the oldest are dropped.
+_WAITING = 10_000
+_WAITING_BYTES = 32 * 1024 * 1024
 
 
 class _Channel:
-    """One subscription: the channel, or the pattern if it ends in ``*``, and who is told."""
+    """One subscription: a channel, or a pattern if it ends in ``*``, and its handlers."""
 
     __slots__ = ("handle", "name", "urgent")
 
@@ -52,66 +52,61 @@ class _Channel:
 class _Message:
     """One message on its way to its handler."""
 
-    __slots__ = ("channel", "data", "heard_s", "offered")
+    __slots__ = ("channel", "data", "offered", "read_s")
 
-    def __init__(self, channel: _Channel, data: bytes, heard_s: float) -> None:
+    def __init__(self, channel: _Channel, data: bytes, read_s: float) -> None:
         self.channel = channel
         self.data = data
-        self.heard_s = heard_s
-        # True when the thread has looked whether it can answer this.
+        self.read_s = read_s
+        # True once the thread has tried to answer this itself.
         self.offered = channel.urgent is None
 
 
 class Subscriber:
     """Hands what is published on channels to their handlers, in one greenlet, in order.
 
-    1. `listen` and `ignore`, in the hub's thread, say what is to be heard.
-    2. `attend`, in the watch thread, keeps the connection's subscriptions like that and reads.
-    3. A handler that fails is logged and the next message goes on.
+    1. `subscribe` and `unsubscribe`, in the hub's thread, say which channels are wanted.
+    2. `poll`, in the watchdog thread, updates the connection's subscriptions and reads.
+    3. If a handler fails, this is logged, and the next message is handled.
     """
 
     def __init__(self, hub: Hub, *, changed: Callable[[], object]) -> None:
-        """Hear for `hub`; `changed` has the thread attend soon."""
+        """Handle messages in `hub`; `changed` has the thread call `poll` soon."""
         self._hub = hub
         self._changed = changed
         # Replaced as a whole, so that the thread may read it at any time.
         self._channels: tuple[_Channel, ...] = ()
-        self._letters: Backlog[_Message] = Backlog(_LETTERS, _LETTERS_BYTES, _size)
-        # Hub's thread only. `late_s`: how long what is dealt with at the moment had to wait.
+        self._waiting: Backlog[_Message] = Backlog(_WAITING, _WAITING_BYTES, _size)
+        # Hub's thread only. `late_s`: how long the message that is being handled had to wait.
         self._busy = False
         self.late_s = 0.0
-        self._said_dropped = 0
+        self._logged_dropped = 0
         self._repeated = Repeated(_log)
-        # Watch thread only.
+        # Watchdog thread only.
         self._subscribed: set[str] = set()
 
     def subscribe(self, channel: str, handle: Handler, *, urgent: Urgent | None = None) -> None:
-        """Have `handle` called with what is published on a channel, in a greenlet.
+        """Have `handle` called in a greenlet with each message on a channel.
 
         Args:
-            channel: its name; with a ``*`` at its end, a pattern.
+            channel: its name, or a pattern that ends in ``*``.
             handle: may switch; the messages behind it wait.
-            urgent: called in the watch thread when the hub seems blocked.
+            urgent: called in the watchdog thread when the hub seems blocked.
         """
         self.unsubscribe(channel)
         self._channels = (*self._channels, _Channel(channel, handle, urgent))
         self._changed()
 
     def unsubscribe(self, channel: str) -> None:
-        """Hear a channel no longer."""
+        """Stop reading a channel."""
         self._channels = tuple(each for each in self._channels if each.name != channel)
         self._changed()
 
-    @property
-    def attentive(self) -> bool:
-        """True when exactly what is to be heard is subscribed to; any thread may ask."""
-        return {each.name for each in self._channels} == self._subscribed
-
     def has_waiting(self, channel: str) -> bool:
-        """Tell whether something was heard on a channel that has not been dealt with yet."""
-        return any(letter.channel.name == channel for letter in self._letters)
+        """Tell whether a message of a channel was read and not handled yet."""
+        return any(message.channel.name == channel for message in self._waiting)
 
-    # --- watch thread -----------------------------------------------------------------------------
+    # --- watchdog thread --------------------------------------------------------------------------
 
     def reconnected(self) -> None:
         """Note that the connection is new and has no subscriptions."""
@@ -121,59 +116,59 @@ class Subscriber:
         """Subscribe to what is wanted, and queue what has been published; True if it may be urgent.
 
         Raises:
-            OperationalError: the connection is lost, or this user may not listen.
+            OperationalError: the connection is lost, or this user may not subscribe.
         """
         channels = self._channels
         wanted = {each.name for each in channels}
         new, old = wanted - self._subscribed, self._subscribed - wanted
-        # First, so that what is refused is asked for once.
+        # Set first, so that a refused subscription is tried only once.
         self._subscribed = wanted
         if old:
             connection.unsubscribe(*_by_kind(old))
         if new:
             connection.subscribe(*_by_kind(new))
-        heard_s = time.monotonic()
-        letters = [
-            _Message(channel, message.data, heard_s)
+        read_s = time.monotonic()
+        messages = [
+            _Message(channel, message.data, read_s)
             for message in connection.messages()
             for channel in channels
             if channel.has(message.channel)
         ]
-        if letters:
-            for letter in letters:
-                self._letters.add(letter)
+        if messages:
+            for message in messages:
+                self._waiting.add(message)
             self._hub.spawn_soon(self._deliver, name="subscriber")
-        return any(not letter.offered for letter in letters)
+        return any(not message.offered for message in messages)
 
     @property
     def oldest_s(self) -> float:
-        """Since when a message waits for the hub that may be urgent, monotonic; infinite: none."""
-        waiting = [each.heard_s for each in self._letters if not each.offered]
+        """Since when the oldest message that may be urgent waits, monotonic; infinite if none."""
+        waiting = [each.read_s for each in self._waiting if not each.offered]
         return min(waiting, default=math.inf)
 
     def answer_urgent(self, connection: Connection) -> None:
-        """Answer what waits for the hub, as far as that can be done without it.
+        """Answer those of the waiting messages that can be answered without the hub.
 
         Raises:
             OperationalError: the connection is lost, or this user may not answer.
         """
-        for letter in self._letters:
-            if not letter.offered:
-                letter.offered = True
-                self._answer(letter, connection)
+        for message in self._waiting:
+            if not message.offered:
+                message.offered = True
+                self._answer(message, connection)
 
-    def _answer(self, letter: _Message, connection: Connection) -> None:
-        assert letter.channel.urgent is not None
+    def _answer(self, message: _Message, connection: Connection) -> None:
+        assert message.channel.urgent is not None
         try:
-            answer = letter.channel.urgent(letter.data)
-            # Unless the hub has begun with it.
-            if answer is not None and self._letters.remove(letter):
+            answer = message.channel.urgent(message.data)
+            # Only if the hub has not begun with it.
+            if answer is not None and self._waiting.remove(message):
                 answer(connection)
         except OperationalError:
             raise
         except Exception:
-            # It must not cost the worker the thread that keeps its lease.
-            _log.exception("what came on channel %s was not answered", letter.channel.name)
+            # The thread that keeps the lease must go on.
+            _log.exception("a message on channel %s was not answered", message.channel.name)
 
     # --- hub's thread -----------------------------------------------------------------------------
 
@@ -181,33 +176,31 @@ class Subscriber:
         if self._busy:
             return
         self._busy = True
-        self._say_dropped()
+        self._log_dropped()
         try:
-            while self._letters:
-                letter = self._letters.pop()
-                self.late_s = time.monotonic() - letter.heard_s
+            while self._waiting:
+                message = self._waiting.pop()
+                self.late_s = time.monotonic() - message.read_s
                 try:
-                    letter.channel.handle(letter.data)
+                    message.channel.handle(message.data)
                 except Exception:
-                    _log.exception(
-                        "what came on channel %s was not dealt with", letter.channel.name
-                    )
+                    _log.exception("a message on channel %s was not handled", message.channel.name)
         finally:
             self._busy = False
 
-    def _say_dropped(self) -> None:
-        """Say, here and not in the thread, which a log that is held up must not stop."""
-        dropped = self._letters.dropped
-        if dropped > self._said_dropped:
+    def _log_dropped(self) -> None:
+        """Log here what was dropped: a blocked log must not stop the watchdog thread."""
+        dropped = self._waiting.dropped
+        if dropped > self._logged_dropped:
             self._repeated.say(
-                "%d published messages were not heard: too many came while the hub was busy",
-                dropped - self._said_dropped,
+                "%d published messages were dropped: too many came while the hub was busy",
+                dropped - self._logged_dropped,
             )
-            self._said_dropped = dropped
+            self._logged_dropped = dropped
 
 
-def _size(letter: _Message) -> int:
-    return len(letter.data)
+def _size(message: _Message) -> int:
+    return len(message.data)
 
 
 def _by_kind(names: set[str]) -> tuple[list[str], list[str]]:

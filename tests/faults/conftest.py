@@ -1,4 +1,4 @@
-"""What fault tests share: a server, a proxy before it, workers behind that, and a view of all."""
+"""Shared by the fault tests: a server, a proxy in front of it, workers, and a view of all."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Scene:
             self.ids.append(self._app.send_task(task, (number,), task_id=f"task-{number}").id)
 
     def worker(self, *options: str, direct: bool = False) -> Process:
-        """Start a worker behind the proxy, or with `direct` beside it; it is killed at the end."""
+        """Start a worker behind the proxy, or `direct` to the server; it is killed at the end."""
         number = next(self._numbers)
         worker = spawn_greenq(
             self.server.url if direct else self.proxy.url,
@@ -58,7 +58,7 @@ class Scene:
         return worker
 
     def open_gate(self, number: int | None = None) -> None:
-        """Let held tasks end, or one of them by its number."""
+        """Let all held tasks end, or the one with this number."""
         Path(f"{self._gate}{'' if number is None else number}").touch()
 
     def ran(self) -> Counter[str]:
@@ -78,7 +78,7 @@ class Scene:
         return Counter(_task_id(json.loads(record)[0]) for record in self.server.unacked().values())
 
     def stored(self) -> set[str]:
-        """Return the tasks whose success is stored, with their own number as the result."""
+        """Return the tasks with a stored success and their own number as the result."""
         return {
             task_id
             for number, task_id in enumerate(self.ids)
@@ -87,7 +87,7 @@ class Scene:
         }
 
     def is_done(self) -> bool:
-        """Tell whether all tasks have a result and no message is left anywhere."""
+        """Return whether all tasks have a result and no message is left anywhere."""
         return len(self.stored()) == len(self.ids) and not self.queued() and not self.reserved()
 
     def close(self) -> None:
@@ -105,7 +105,7 @@ def _task_id(message: dict[str, dict[str, str]]) -> str:
 
 @pytest.fixture
 def scene(server: Server, tmp_path: Path) -> Iterator[Scene]:
-    """A server, a proxy before it, and what is needed to watch a worker fail."""
+    """A server, a proxy in front of it, and the means to watch a worker fail."""
     with ExitStack() as stack:
         proxy = stack.enter_context(proxy_before(server.url))
         made = Scene(server, proxy, tmp_path)

@@ -1,4 +1,4 @@
-"""The app of the fault tests' workers: its tasks leave a line in a file for each run."""
+"""The app of the fault tests' workers: its tasks append a line to a file for each run."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _GATE = os.environ["TEST_GATE"]
 
 @app.task(name="faults.mark", bind=True)
 def mark(self: Any, number: int) -> int:
-    """Leave a line."""
-    _leave_line(self.request.id)
+    """Append a line."""
+    _append_line(self.request.id)
     return number
 
 
 @app.task(name="faults.hold", bind=True)
 def hold(self: Any, number: int) -> int:
-    """Leave a line, then run until the gate, or this task's own, is opened."""
-    _leave_line(self.request.id)
+    """Append a line, then run until the common gate or this task's own is opened."""
+    _append_line(self.request.id)
     while not Path(_GATE).exists() and not Path(f"{_GATE}{number}").exists():
         time.sleep(0.01)
     return number
 
 
-def _leave_line(task_id: str) -> None:
+def _append_line(task_id: str) -> None:
     # Appended in one write: lines of two workers do not mix.
     with _RAN.open("a") as lines:
         lines.write(f"{task_id}\n")

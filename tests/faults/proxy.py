@@ -1,9 +1,9 @@
-"""A proxy before a real server that understands the protocol, and fails at a chosen command.
+"""A proxy in front of a real server that parses the protocol, and fails at a chosen command.
 
 A test plans one `Fault`: the n-th command of a kind, and whether the link fails before the server
-gets that command, after the server has carried it out and before the answer is passed on, or after
-the answer was passed on. Everything else passes through. Only what connects to the proxy is
-counted, so a test that sends its tasks to the server itself leaves the count to the worker alone.
+gets that command, after the server has executed it but before the answer is passed on, or after
+that. Everything else passes through. Only connections to the proxy are counted, so a test that
+sends its tasks directly to the server counts only the worker's commands.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Kind = Callable[[Command], bool]
 _WAIT_S = 20.0
 _NOTHING = (b"-", b"$-1", b"*-1", b"_")
 
-# Where there are pushes: see Link.
+# If the link has pushes; see Link.
 _ANSWERED_BY_PUSHES = {b"SUBSCRIBE", b"PSUBSCRIBE", b"UNSUBSCRIBE", b"PUNSUBSCRIBE"}
 
 
@@ -39,7 +39,7 @@ class When(Enum):
 
 
 class How(Enum):
-    """What becomes of the link then."""
+    """What happens to the link."""
 
     CUT = "both ends are closed"
     FREEZE = "nothing passes any more, both ends stay open"
@@ -55,9 +55,9 @@ class Fault:
         number: 1 for the first of them.
         strike: called in the proxy's thread before the link fails, and before a delivered answer.
         fired: set when the link has failed.
-        let_go: set by the test to end FREEZE, or to have the command of LATE carried out.
-        over: set when the server has carried out the command of LATE.
-        answer: the server's to the command of LATE.
+        let_go: set by the test to end FREEZE, or to execute the command of LATE.
+        over: set when the server has executed the command of LATE.
+        answer: the server's answer to the command of LATE.
     """
 
     kind: Kind
@@ -71,7 +71,7 @@ class Fault:
     answer: bytes = b""
 
     def wait_fired(self) -> None:
-        assert self.fired.wait(_WAIT_S), f"the command to fail at never came: {self.when}"
+        assert self.fired.wait(_WAIT_S), f"the command to fail at was never sent: {self.when}"
 
 
 def named(*names: str) -> Kind:
@@ -88,25 +88,27 @@ def script(name: str) -> Kind:
 
 
 def endings(command: Command) -> list[str]:
-    """Return the heads of a call of the script that settles messages: what each does."""
+    """Return the operations in a call of the settle script."""
     if not _SETTLE(command):
         return []
     arguments = command[3 + int(command[2]) :]
-    heads, at = [], 6
-    for _ in range(int(arguments[0])):
+    count = int(arguments[0])
+    # Behind six numbers and the tags.
+    heads, at = [], 6 + count
+    for _ in range(count):
         head = arguments[at].decode()
         heads.append(head)
-        at += 2 + (head[1] != "-") + 3 * (head[0] == "m")
+        at += 1 + (head[1] != "-") + 3 * (head[0] == "m")
     return heads
 
 
 def stores(command: Command) -> bool:
-    """Count the calls of the script that settles messages with which results are stored."""
+    """Count the calls of the settle script that store results."""
     return any(head[1] != "-" for head in endings(command))
 
 
 def settles(command: Command) -> bool:
-    """Count the calls of the script that settles messages, without those that only tell news."""
+    """Count the calls of the settle script, except those that only publish."""
     return bool(endings(command))
 
 
@@ -145,7 +147,7 @@ class Proxy:
             return sum(1 for command in self.commands if kind(command))
 
     def fault_of(self, command: Command) -> Fault | None:
-        """Return the fault that strikes at this command, if any."""
+        """Return the fault to strike at this command, if any."""
         with self._lock:
             fault = self._fault
             if fault is None or not fault.kind(command):
@@ -157,7 +159,7 @@ class Proxy:
             return fault
 
     def spare(self, fault: Fault) -> None:
-        """Plan a fault again whose command came to nothing."""
+        """Plan a fault again whose command had no effect."""
         with self._lock:
             self._fault, self._seen = fault, fault.number - 1
 
@@ -167,7 +169,7 @@ class Proxy:
 
     def close(self) -> None:
         """Stop listening and cut every link."""
-        # Closing alone does not end an accept that is under way in another thread.
+        # Closing alone does not end an accept that is running in another thread.
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -202,7 +204,7 @@ class Link:
         self._answered = threading.Condition()
         self._frozen: Fault | None = None
         self._dead = False
-        # The client has asked for answers of the third kind, in which news are told from answers.
+        # True if the client has chosen RESP3, in which pushes differ from answers.
         self._has_pushes = False
         self._threads = [
             threading.Thread(target=run, name=f"proxy {run.__name__}", daemon=True)
@@ -212,7 +214,7 @@ class Link:
             thread.start()
 
     def cut(self) -> None:
-        """Close both ends; what was passed on to the client before stays readable there."""
+        """Close both ends; the client can still read what was passed on before."""
         self._dead = True
         self._hang_up()
         with suppress(OSError):
@@ -221,7 +223,7 @@ class Link:
             self._answered.notify_all()
 
     def end(self) -> None:
-        """Cut it and let its threads end."""
+        """Cut the link and let its threads end."""
         if self._frozen is not None:
             self._frozen.let_go.set()
         self.cut()
@@ -242,7 +244,8 @@ class Link:
     def _up(self) -> None:
         with suppress(OSError), self._client.makefile("rb") as stream:
             for raw, command in frames(stream):
-                # What a dead link's client still writes is read, so that it finds an orderly end.
+                # Read what the client of a dead link still writes, so that its connection ends
+                # cleanly.
                 if not self._dead:
                     self._pass_command(raw, command)
         if self._frozen is None:
@@ -267,7 +270,7 @@ class Link:
         self._server.sendall(raw)
 
     def _wait_answers(self) -> None:
-        """Let the server carry out what was sent before, so that a fault's place is exact."""
+        """Wait for the answers to all earlier commands, so that a fault's position is exact."""
         with self._answered:
             assert self._answered.wait_for(lambda: not self._pending or self._dead, _WAIT_S)
 
@@ -324,7 +327,7 @@ class Link:
 
 @contextmanager
 def proxy_before(url: str) -> Iterator[Proxy]:
-    """Run a proxy before a server."""
+    """Run a proxy in front of a server."""
     proxy = Proxy(url)
     try:
         yield proxy
@@ -333,7 +336,7 @@ def proxy_before(url: str) -> Iterator[Proxy]:
 
 
 def frames(stream: BinaryIO) -> Iterator[tuple[bytes, Command]]:
-    """Read commands or answers one by one: their bytes, and for a list of strings its items."""
+    """Read commands or answers one by one: the bytes, and the items of a list of strings."""
     while True:
         items: Command = []
         raw = _frame(stream, items)

@@ -26,7 +26,7 @@ def test_a_far_eta_is_parked_and_runs_when_it_is_due(server: Server) -> None:
             for i in range(30)
         ]
         wait_until(lambda: server.client.zcard("greenq.eta.celery") == 30)
-        # They cost the worker nothing: it holds none of them.
+        # They cost the worker nothing: it does not hold them.
         server.wait_settled()
         assert not runs(server)
         for result in results:

@@ -1,4 +1,4 @@
-"""Promise: what a dead worker held runs elsewhere soon; what a living one holds, never."""
+"""Promise: what a dead worker held soon runs elsewhere; what a living one holds never does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def runs(server: Server) -> Counter[str]:
 def test_a_dead_workers_messages_run_on_the_survivor_in_order(server: Server) -> None:
     app = Greenq("sender", broker=server.url)
     with greenq_worker(server.url, "-n", "first", app="ledger_app") as first:
-        # They outlast the second worker's start.
+        # They run longer than the second worker takes to start.
         results = [app.send_task("ledger.wait", (f"t{i}",)) for i in range(20)]
         wait_until(lambda: len(runs(server)) == 20, 30)
         with greenq_worker(server.url, "-n", "second", app="ledger_app") as second:
@@ -83,7 +83,7 @@ def test_a_message_that_kills_its_workers_is_buried(server: Server, tmp_path: Pa
     app = Greenq("sender", broker=server.url)
     settings = SHORT_LEASE | {"task_max_deliveries": 2}
     deadly = app.send_task("ledger.kill", ("deadly",))
-    # The second one runs it alone, so it is its death.
+    # The second worker runs it alone, so the death counts against it.
     for _ in range(2):
         worker = spawn_greenq(
             server.url,

@@ -1,7 +1,7 @@
-"""A message is in exactly one place at every point of every move that is not the take.
+"""A message is in exactly one place at every point of every move except the take.
 
-The promise: whatever fails at an early acknowledgement, a requeue, a retry, a burial, at parking,
-promoting, recovering or giving back, nothing is lost and nothing that is done runs again.
+The promise: whatever fails at an early acknowledgement, a retry, a burial, a requeue, at parking,
+promoting or recovering, nothing is lost and nothing that is done runs again.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ pytestmark = pytest.mark.faults
 
 SLOTS = 10
 
-# A short lease, since a worker sees with its renewal what is due.
+# A short lease, since the renewal shows a worker what is due.
 PARKING: dict[str, Any] = {"worker_lease": 0.9, "task_eta_horizon": 0.2}
 PARKED_S = 1.0
 
-# The workers' app. A run that has been redelivered, or is a retry, ends well: so every message that
-# is not done runs exactly once more, wherever its worker left it.
+# The workers' app. A redelivered run or a retry succeeds, so every message that is not done runs
+# exactly once more, wherever its worker left it.
 APP = """
 import json, os, time
 from pathlib import Path
@@ -82,8 +82,8 @@ def hold(self, number):
 class Places(NamedTuple):
     """Where the messages are at one instant, by task id, and the stored states of tasks.
 
-    `again` are those of the reserved ones that have been on their queue again: a worker may take
-    them in the same moment.
+    `again` are the reserved messages that have been on their queue again: a worker may take them at
+    the same moment.
     """
 
     queued: Counter[str]
@@ -112,7 +112,7 @@ class Moves:
         (folder / "move_app.py").write_text(APP)
 
     def worker(self, *, direct: bool = False, **settings: object) -> Process:
-        """Start a worker behind the proxy, or with `direct` beside it; the scene kills it."""
+        """Start a worker behind the proxy, or `direct` to the server; the scene kills it."""
         scene, folder = self.scene, self._folder
         worker = spawn_greenq(
             scene.server.url if direct else scene.proxy.url,
@@ -130,7 +130,7 @@ class Moves:
         return worker
 
     def send(self, count: int, task: str, **options: Any) -> None:
-        """Send tasks to the server itself, each with its number as argument and in its id."""
+        """Send tasks directly to the server, each with its number as argument and in its id."""
         scene = self.scene
         with closing(Greenq("sender", broker=scene.server.url, set_as_current=False)) as app:
             for number in range(count):
@@ -173,7 +173,8 @@ def _ids(messages: Iterable[str | bytes]) -> Counter[str]:
 
 @pytest.fixture
 def moves(scene: Scene, tmp_path: Path) -> Moves:
-    # The call that a fault strikes at carries out the script, whichever test comes first.
+    # Scripts are loaded first, so that the faulty call executes the script in whichever test is
+    # first.
     for name in ("settle", "promote", "lease", "take", "register", "claim", "leave"):
         scene.server.client.script_load(load_script(name).source)
     return Moves(scene, tmp_path)
@@ -201,7 +202,7 @@ def _poison(moves: Moves, fault: Fault) -> None:
 
 
 def _far(moves: Moves, fault: Fault) -> None:
-    # Sent when the worker waits: however long its start takes, they are still far when they come.
+    # Sent when the worker waits, so that the ETAs are still far however long it takes to start.
     moves.worker(**PARKING)
     wait_until(lambda: moves.scene.proxy.sent(BLMOVE))
     moves.scene.proxy.plan(fault)
@@ -237,7 +238,7 @@ def _shutdown(moves: Moves, fault: Fault) -> None:
 
 
 def _stop(moves: Moves, fault: Fault) -> None:
-    # At the end of its stop: all that it held has gone its way.
+    # At the end of its stop, when everything it held is settled.
     moves.send(SLOTS, "moves.mark")
     worker = moves.worker()
     wait_until(lambda: len(moves.places().done) == SLOTS)
@@ -251,15 +252,14 @@ def _stop(moves: Moves, fault: Fault) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command of one way of a message.
+    """One command on the path of a message.
 
     Attributes:
-        arrive: has a worker arrive at it.
+        arrive: brings a worker to it.
         kind: the command.
-        goal: where a message is once the command is carried out, and not before; "" when the
-            command moves none.
-        runs: how often each task runs when no worker dies at the fault.
-        early: the messages are acknowledged before their tasks start.
+        goal: where a message is after the command and not before; "" if it moves none.
+        runs: how often each task runs if no worker dies at the fault.
+        early: whether messages are acknowledged before their tasks start.
     """
 
     arrive: Callable[[Moves, Fault], None]
@@ -289,13 +289,13 @@ STEPS = {
 
 
 def meet(moves: Moves, step: Step, when: When) -> Places:
-    """Have a worker stopped at a point of a step, and check that each message is in one place."""
+    """Stop a worker at a point of a step, and check that each message is in one place."""
     scene = moves.scene
     begun: list[Counter[str]] = []
 
     def strike() -> None:
         begun.append(scene.ran())
-        # So that it stays there while it is looked at.
+        # Keep it there during the inspection.
         scene.workers[-1].send_signal(signal.SIGSTOP)
 
     fault = Fault(step.kind, when, strike=strike)
@@ -303,7 +303,7 @@ def meet(moves: Moves, step: Step, when: When) -> Places:
     fault.wait_fired()
     places = moves.places()
     if step.early:
-        # No task has started before its acknowledgement was on the server, and known to be.
+        # No task starts before the worker knows that its acknowledgement is on the server.
         assert not begun[0].keys() & places.messages.keys()
         assert set(places.messages.values()) <= {1}
         if step.kind is SETTLE:
@@ -321,7 +321,7 @@ def meet(moves: Moves, step: Step, when: When) -> Places:
 
 
 def check_ends(moves: Moves, lost: Iterable[str] = ()) -> None:
-    """Wait until all tasks but the lost have ended and no message is anywhere but buried."""
+    """Wait until all tasks except the lost have ended and no message is left unless buried."""
     ids = set(moves.scene.ids) - set(lost)
 
     def ended() -> bool:
@@ -352,7 +352,7 @@ def test_each_task_ends_once_when_the_connection_is_cut(
     scene.open_gate()
     if step.arrive in (_shutdown, _stop):
         assert worker.wait_exit() == 0
-        # One connection that breaks does not keep it from leaving: nobody takes it for dead.
+        # A broken connection does not keep it from deregistering: it is not taken for dead.
         assert not moves.client.exists("greenq.leases")
         assert moves.places().messages == moves.places().queued
         moves.worker(direct=True)
@@ -374,7 +374,7 @@ def test_each_message_not_done_runs_once_more_when_the_worker_is_killed(
     scene.open_gate()
     moves.worker(direct=True, **PARKING)
 
-    # What was acknowledged early is not run again; that is the meaning of it.
+    # A task acknowledged early does not run again, by design.
     lost = set(scene.ids) - set(places.messages) - places.done
     assert step.early or not lost
     check_ends(moves, lost)

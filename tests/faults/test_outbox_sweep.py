@@ -1,7 +1,7 @@
-"""What a finished task leaves is written as a whole, whatever breaks while it is being written.
+"""A finished task's outcome is written as a whole, whatever breaks during the write.
 
-The promise: a message is acknowledged only after its outcome is stored; what could not be written
-is written again until the server has it, and no task runs again for that.
+The promise: a message is acknowledged only after its outcome is stored; a failed write is repeated
+until the server has it, and no task runs again because of that.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ COUNT = 20
 
 
 def is_text(command: Command) -> bool:
-    """Count the calls with the script's text, which the server gets when it does not know it."""
+    """Count the calls with the script's text, which are sent if the server does not know it."""
     return SETTLE(command) and command[0] == b"EVAL"
 
 
-# One write is one call of the script, for results, moves and acknowledgements together.
+# One write is one call of the script, with results, moves and acknowledgements together.
 POINTS = [
     pytest.param(kind, when, id=f"{name} {when.value}")
     for name, kind in (("settle", stores), ("settle, forgotten", is_text))
@@ -35,7 +35,7 @@ POINTS = [
 
 @pytest.fixture(autouse=True)
 def _no_script_is_known(scene: Scene) -> None:
-    # Nor does a worker tell it to the server before its first outcome: it does without heartbeats,
+    # The worker does not load it before its first outcome either, since it runs without heartbeats,
     # whose first event would.
     scene.server.client.script_flush()
 
@@ -76,7 +76,7 @@ def test_no_message_is_gone_without_its_result_when_the_worker_is_killed(
 
 
 def test_write_that_hangs_is_written_again(scene: Scene) -> None:
-    # A half-open connection: nothing says that it is gone but the time that passes.
+    # A half-open connection: only a timeout shows that it is gone.
     fault = scene.proxy.plan(Fault(stores, When.EXECUTED, How.FREEZE))
     scene.send(COUNT)
     scene.worker("-c", "10", "--without-heartbeat")

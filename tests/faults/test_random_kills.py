@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def lab_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
-    """A server of its own: workers of a young one let a grace pass, so all tests share it."""
+    """A separate server, shared by all tests: a new one would give its workers a grace period."""
     server = LabServer(tmp_path_factory.mktemp("server"))
     try:
         yield server.start()
@@ -34,7 +34,7 @@ def lab_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
 
 @pytest.fixture
 def lab(lab_server: LabServer, tmp_path: Path) -> Iterator[Lab]:
-    """The server, empty, and new books."""
+    """The empty server and a new ledger."""
     lab_server.flush()
     made = Lab(lab_server, tmp_path, lambda _text: None, quick=True)
     try:

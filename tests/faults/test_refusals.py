@@ -1,4 +1,4 @@
-"""What the server refuses is not lost: it stays where it was until the server takes it."""
+"""What the server refuses is not lost: it stays in place until the server accepts it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.faults.conftest import Scene
 from tests.faults.proxy import BLMOVE
 from tests.support import wait_until
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.smoke]
 
 COUNT = 20
 
@@ -103,6 +103,6 @@ def test_message_stays_reserved_when_its_next_place_is_no_list(scene: Scene) -> 
     wait_until(lambda: scene.proxy.sent(BLMOVE) > 0)
 
     scene.send(1, "faults.unknown")
-    worker.wait_text("stay reserved that cannot be moved: WRONGTYPE greenq.dead.celery")
+    worker.wait_text("stay reserved because they cannot be moved: WRONGTYPE greenq.dead.celery")
 
     assert scene.reserved() == Counter(scene.ids)

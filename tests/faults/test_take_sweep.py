@@ -1,6 +1,6 @@
 """A message is in exactly one durable place at every point of a take, whatever fails there.
 
-The promise: kill -9, or a connection that breaks, at any instant loses no message and doubles none.
+The promise: kill -9 or a broken connection at any moment loses no message and duplicates none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.faults
 
 COUNT = 20
 SLOTS = 10
-# One take asks for half of the slots.
+# One take requests half of the slots.
 TAKEN = SLOTS // 2
 
 POINTS = [
@@ -30,12 +30,12 @@ POINTS = [
 
 
 def wait_until_waiting(scene: Scene) -> None:
-    """Wait until the worker has been told of an empty queue and blocks on it."""
+    """Wait until the worker has found an empty queue and blocks on it."""
     wait_until(lambda: scene.proxy.sent(BLMOVE) > 0)
 
 
 def meet(scene: Scene, kind: Kind, fault: Fault) -> None:
-    """Have the worker arrive at the fault with COUNT tasks sent, which it finds or waits for."""
+    """Bring the worker to the fault, with COUNT tasks that it finds or waits for."""
     if kind is TAKE:
         scene.send(COUNT)
         scene.proxy.plan(fault)
@@ -60,7 +60,7 @@ def check_one_place(scene: Scene) -> None:
 
 
 def check_second_worker_runs_all(scene: Scene, before: Counter[str]) -> None:
-    """A worker that starts now runs what is queued and what the dead one held, each once."""
+    """Check that a new worker runs what is queued and what the dead one held, each once."""
     scene.open_gate()
     scene.worker("-c", str(SLOTS), direct=True)
     wait_until(scene.is_done)
@@ -136,7 +136,7 @@ def test_every_task_runs_once_when_the_connection_is_cut(
 
 @pytest.mark.slow
 def test_every_task_runs_once_when_the_answer_to_a_take_never_comes(scene: Scene) -> None:
-    # A half-open connection: nothing says that it is gone but the time that passes.
+    # A half-open connection: only a timeout shows that it is gone.
     meet(scene, TAKE, Fault(TAKE, When.EXECUTED, How.FREEZE))
 
     wait_until(scene.is_done, 20)

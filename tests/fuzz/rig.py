@@ -33,8 +33,8 @@ GROWTH_BYTES = 20 << 20
 
 # What the worker says when something has happened that nobody has thought of.
 _UNFORESEEN = (
-    "could not admit a message", "was not dealt with", "was not answered", "without an outcome",
-    "could not be told of", "could not be logged", "could not be settled", "crashed",
+    "could not admit a message", "was not handled", "was not answered", "without an outcome",
+    "could not send the event for", "could not log the end of", "could not be settled", "crashed",
     "Logging error", "a timer call failed", "Fatal", "MemoryError",
 )  # fmt: skip
 

@@ -40,6 +40,7 @@ from greenq.transport.leases import Leases
 from greenq.transport.mailbox import Mailbox
 from greenq.transport.owner import Owner
 from greenq.transport.settle import SETTLE, Entry, Guard, Move, settle
+from greenq.transport.takers import Takers
 from greenq.watchdog.subscriber import Subscriber
 from greenq.worker import Worker
 from greenq.worker_parts import WorkerOptions
@@ -110,15 +111,15 @@ def event(kind: str, node: str, **fields: Any) -> dict[str, Any]:
 def flood_totals() -> None:
     rig = make_rig()
     for number in range(300):
-        rig.give("add", f"id {number}", 1, 2, shadow=f"{number}" * 1000)
+        rig.give("add", f"id {number}", 1, 2, shadow=f"{number}" * 300)
 
     assert rig.state.total == {"add": 300}
 
 
 @memory("texts for people")
 def flood_texts() -> None:
-    rig, long = make_rig(), "x" * MIB
-    raw = with_headers(rig, shadow=long, origin=long, argsrepr=long, kwargsrepr=long)
+    rig, name, text = make_rig(), "x" * 1000, "x" * 65_000
+    raw = with_headers(rig, shadow=name, origin=name, argsrepr=text, kwargsrepr=text)
     slow = decode(envelope.unwrap(raw), accept=JSON, max_body_bytes=MIB)
     fast = fast_decode.read(raw, accept=JSON, max_body_bytes=MIB)
 
@@ -216,8 +217,8 @@ def flood_ear() -> None:
         messages = [Message("c", bytes(size))] * count
         connection.messages = lambda messages=messages: messages
         subscriber.poll(connection)
-        assert len(subscriber._letters) <= 10_000
-        assert sum(len(each.data) for each in subscriber._letters) <= 32 * MIB
+        assert len(subscriber._waiting) <= 10_000
+        assert sum(len(each.data) for each in subscriber._waiting) <= 32 * MIB
 
 
 @memory("what a connection has read")
@@ -260,11 +261,11 @@ def flood_etas() -> None:
     rig = make_rig()
     eta = datetime.now(UTC) + timedelta(seconds=60)
     rig.give("add", "large", "x" * 20_000, 2, eta=eta)
-    assert len(rig.tasks._scheduled) == 0
+    assert len(rig.tasks.scheduled()) == 0
     one = rig.delivery("add", "one", 1, 2, eta=eta)
     rig.give_all(one._replace(tag=f"rig:{number}") for number in range(10, 4110))
 
-    assert len(rig.tasks._scheduled) == len(rig.timer._heap) == 4000
+    assert len(rig.tasks.scheduled()) == len(rig.timer._heap) == 4000
     assert len(rig.outbox.moves()) == 101
 
 
@@ -275,7 +276,7 @@ def flood_lines() -> None:
     one = rig.delivery("add", "one", 1, 2)
     rig.give_all(one._replace(tag=f"rig:{number}") for number in range(10, 4210))
 
-    assert sum(map(len, rig.tasks._lines.values())) == 4000
+    assert len(rig.tasks.waiting()) == 4000
     assert len(rig.outbox.moves()) >= 100
 
 
@@ -389,6 +390,15 @@ def flood_declared() -> None:
         broker.declare([f"{number}"])
 
     assert len(broker._declared) == 500
+
+
+@memory("queues asked about")
+def flood_asked() -> None:
+    takers = Takers(Keys())
+    for number in range(10_500):
+        takers.question(f"{number}")
+
+    assert len(takers._ask_at_s) == 500
 
 
 @memory("plans of sendings")
@@ -671,7 +681,7 @@ def flood_begun(server: Server, client: Client) -> None:
     server.client.hset("greenq.owner.o", mapping={"next": 9, "call": 1})
     server.client.hset("unacked", "o:1", "record")
     names = ["unacked", "unacked_index", "greenq.owner.o", "greenq.begun.o", "greenq.leases"]
-    client.script(SETTLE, names, [1, 0, 0, 10, "own", "o", "b-", "o:1"])
+    client.script(SETTLE, names, [1, 0, 0, 10, "own", "o", "o:1", "b-"])
 
     assert server.client.scard("greenq.begun.o") == 1
     assert ttl_in(server, "greenq.begun.*", 7 * 24 * HOUR_S)

@@ -18,6 +18,8 @@ from greenq.cli.remote_commands import INSPECT
 from tests.servers import ROOT, Server, celery_worker, greenq_worker, valkey
 from tests.support import wait_until
 
+pytestmark = pytest.mark.smoke
+
 Run = Callable[..., "Ended"]
 
 
@@ -306,7 +308,7 @@ def test_purge_deletes_what_waits_but_asks_first(
     monkeypatch.setattr("sys.stdin", Keyboard("y\n", terminal=False))
     refused = alone("purge", "-Q", "jobs")
     assert refused.code == 1
-    assert "this would delete for good: 3 in jobs; say --yes to do so" in refused.err
+    assert "this would delete for good: 3 in jobs; add --yes to do so" in refused.err
 
     monkeypatch.setattr("sys.stdin", Keyboard("n\n"))
     unsure = alone("purge", "-Q", "jobs")

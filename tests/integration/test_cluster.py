@@ -557,7 +557,7 @@ def test_nothing_that_is_published_ends_a_step(cluster: Cluster) -> None:
         assert cluster.ask(name, "ping") == {"ok": "pong"}
         assert worker.alive
         assert "crashed" not in worker.text
-        assert "was not dealt with" not in worker.text
+        assert "was not handled" not in worker.text
     with heard(cluster.server, BEAT) as beats:
         seen: set[str] = set()
 

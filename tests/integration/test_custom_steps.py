@@ -111,7 +111,7 @@ def test_pidfile_names_the_worker_and_keeps_a_second_one_out(
         wait_until(lambda: file.read_text() == f"{first.pid}\n")
         second = spawn_greenq(server.url, tmp_path / "second", *options, app=APP, env=env)
         assert second.wait_exit() == 1
-        assert f"process {first.pid} has it and is alive" in second.text
+        assert f"process {first.pid} has locked it and is alive" in second.text
         wait_until(lambda: "Connected to" in (tmp_path / "w%1@here").read_text())
     finally:
         assert first.stop() == 0

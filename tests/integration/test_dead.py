@@ -356,7 +356,7 @@ def test_purge_of_more_than_one_asks_first(server: Server) -> None:
 
     refused = greenq_dead(server, "purge")
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert "delete 3 dead letters for good; say --yes" in refused.stderr
+    assert "delete 3 dead letters for good; add --yes" in refused.stderr
     assert server.client.llen("greenq.dead.celery") == 3
 
     assert greenq_dead(server, "purge", "--id", "1").stdout == "purged: 1 dead letter (celery 1)\n"

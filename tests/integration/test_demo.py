@@ -132,10 +132,12 @@ def test_demo_costs_about_one_round_trip_a_task_beside_the_sending(
     run = start_demo("--tasks", "2000")
     assert run.process.wait_exit(60) == 0, run.text
 
-    told = dict(re.findall(r"(commands a task|round trips a task|connections) +([\d.]+)", run.text))
+    told = dict(
+        re.findall(r"(commands per task|round trips per task|connections) +([\d.]+)", run.text)
+    )
     # Each fetch is pushed, stored and announced by a command of its own.
-    assert 3 <= float(told["commands a task"]) < 8
-    assert 1 <= float(told["round trips a task"]) < 2
+    assert 3 <= float(told["commands per task"]) < 8
+    assert 1 <= float(told["round trips per task"]) < 2
     assert 1 <= int(told["connections"]) <= 10
 
 
@@ -181,7 +183,7 @@ def test_demo_counts_failures_with_their_reasons(
 
     assert re.search(r"succeeded +1 +of 5", run.text), run.text
     assert re.search(r"failed +4\b", run.text)
-    assert "the 1 answers' own times add up to" in run.text
+    assert "the 1 response times add up to" in run.text
     assert re.search(r"2 +RuntimeError: answered 404 Not Found", run.text)
     assert re.search(r"1 +RuntimeError: answered 503 Service Unavailable", run.text)
     assert re.search(r"1 +URLError: .*Connection refused", run.text)
@@ -193,11 +195,14 @@ def test_demo_counts_failures_with_their_reasons(
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("http://a.example/\nfile:///etc/hosts\n", r"line 2: 'file:///etc/hosts' is no http://"),
-        ("http://a.example/b c\n", r"line 1: 'http://a.example/b c' is no http://"),
-        ("http://[a.example/\n", r"line 1: .* is no http://"),
-        ("https:///nowhere\n", r"line 1: .* is no http://"),
-        ("# nothing\n\n", r"names no URL"),
+        (
+            "http://a.example/\nfile:///etc/hosts\n",
+            r"line 2: 'file:///etc/hosts' is not an http://",
+        ),
+        ("http://a.example/b c\n", r"line 1: 'http://a.example/b c' is not an http://"),
+        ("http://[a.example/\n", r"line 1: .* is not an http://"),
+        ("https:///nowhere\n", r"line 1: .* is not an http://"),
+        ("# nothing\n\n", r"contains no URL"),
     ],
 )
 def test_url_list_is_refused_with_the_line(tmp_path: Path, content: str, complaint: str) -> None:
@@ -265,10 +270,10 @@ def test_rows_divide_by_tasks_and_count_what_did_not_succeed_as_failed() -> None
         "succeeded": "999",
         "failed": "1",
         "seconds": "2.50",
-        "fetches a second": "400.0",
+        "fetches per second": "400.0",
         "peak concurrency": "500",
-        "Redis commands a task": "3.50",
-        "round trips a task": "1.20",
+        "Redis commands per task": "3.50",
+        "round trips per task": "1.20",
         "worker's connections": "3",
         "worker's processor time": "0.50 s",
     }

@@ -767,8 +767,8 @@ def test_keeper_backs_off_and_gives_up_on_a_server_that_keeps_crashing(
         server.acquire()
 
     log = (folder / keeper.LOG).read_text()
-    assert "killed by signal 9); starting it again in 0.3 s" in log
-    assert "starting it again in 2 s" in log
+    assert "killed by signal 9); restarting it in 0.3 s" in log
+    assert "restarting it in 2 s" in log
 
 
 def test_default_folder_is_named_by_environment_and_app(

@@ -12,6 +12,8 @@ from greenq import Greenq
 from greenq.errors import RemoteError
 from tests.servers import Process, Server, greenq_worker
 
+pytestmark = pytest.mark.smoke
+
 WAIT_S = 15
 
 

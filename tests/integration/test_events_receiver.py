@@ -220,7 +220,7 @@ def test_workers_are_woken_when_their_answer_will_be_heard(
 
 def test_silence_ends_capturing_after_the_timeout(app: Greenq, teller: Teller) -> None:
     receiver = app.events.Receiver()
-    with pytest.raises(TimeoutError, match=r"no event was heard for 0\.05 s"):
+    with pytest.raises(TimeoutError, match=r"no event was received for 0\.05 s"):
         receiver.capture(timeout=0.05)
     assert teller.tell("worker-heartbeat") == 0
 

@@ -604,9 +604,32 @@ def check_task_max_body_bytes(rig: Rig) -> None:
         rig.app(task_max_body_bytes=1000).send_task("settings_app.add", ("x" * 1000, ""))
 
 
+def check_task_max_dead_letter_bytes(rig: Rig) -> None:
+    with rig.worker(task_max_dead_letter_bytes=1 << 20):
+        rig.app(task_serializer="yaml").send_task("settings_app.add", ("x" * 1_000_000, ""))
+        wait_until(rig.server.dead_letters, WAIT_S)
+    # Cut to half of what all may take.
+    assert len(rig.server.dead_letters()[0].raw) < 1 << 19
+
+
+def check_task_dead_letter_expires(rig: Rig) -> None:
+    with rig.worker(task_dead_letter_expires=1000):
+        rig.app(task_serializer="yaml").send_task("settings_app.add", (1, 2))
+        wait_until(rig.server.dead_letters, WAIT_S)
+    assert 900 < rig.server.client.ttl("greenq.dead.celery") <= 1000
+
+
 def check_task_max_result_bytes(rig: Rig) -> None:
     result = rig.run("sized", 5000, task_max_result_bytes=2000)
     assert "task_max_result_bytes" in str(result.result)
+
+
+def check_worker_remote_control_pcre(rig: Rig) -> None:
+    with rig.worker("-n", "one@host", worker_remote_control_pcre=True):
+        ask = rig.app().control.inspect(
+            pattern="o[mn]e@.*", matcher="pcre", timeout=WAIT_S, limit=1
+        )
+        assert ask.ping() == {"one@host": {"ok": "pong"}}
 
 
 def check_enable_utc(rig: Rig) -> None:

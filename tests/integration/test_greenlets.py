@@ -25,6 +25,8 @@ import trustme
 
 from greenq.diagnostics.stacks import waits_on
 
+pytestmark = pytest.mark.smoke
+
 DEADLINE_S = 10.0
 
 # For the kernel to queue no connection beyond the first few.

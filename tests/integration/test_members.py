@@ -12,6 +12,8 @@ from greenq.transport.client import Client
 from greenq.transport.members import look_around
 from tests.servers import Server
 
+pytestmark = pytest.mark.smoke
+
 KEYS = Keys()
 
 

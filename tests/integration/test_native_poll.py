@@ -13,6 +13,8 @@ from greenq.transport.client import Client, Connection
 from tests.servers import Server
 from tests.support import wait_until
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def connection(server: Server) -> Iterator[Connection]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from greenq import Greenq
 from greenq.protocol.keys import Keys
 from greenq.transport.broker import Broker
 from greenq.transport.client import Client
 from tests.servers import Server
+
+pytestmark = pytest.mark.smoke
 
 
 def test_the_oldest_message_of_each_queue_is_found_in_all_of_its_lists(server: Server) -> None:

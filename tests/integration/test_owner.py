@@ -15,6 +15,8 @@ from greenq.transport.client import Client, Connection, load_script
 from greenq.transport.fetch import KNOWN_S, TAKE_BYTES
 from tests.servers import Server
 
+pytestmark = pytest.mark.smoke
+
 KEYS = Keys()
 MEMBER = "a|node|"
 WEEK_S = 7 * 86400

@@ -229,7 +229,7 @@ def test_a_broadcast_tells_how_many_hear_it(
     caplog.set_level(logging.DEBUG, "greenq.transport.broker")
     texts = [json.dumps({"number": number}) for number in range(3)]
     assert broker.broadcast("all", texts, "celery") == 0
-    assert "nobody listens to broadcast queue all on channel /0.all/celery" in caplog.text
+    assert "broadcast queue all has no subscribers on channel /0.all/celery" in caplog.text
 
     with server.client.pubsub() as first, server.client.pubsub() as second:
         first.subscribe("/0.all/celery")

@@ -26,6 +26,7 @@ def test_records_are_equal_at_rest_and_what_is_planted_or_taken_away_is_named(
             (records,) = app.control.inspect(timeout=WAIT_S, limit=1).records().values()
             return dict(records)
 
+        wait_until(lambda: app.control.ping(timeout=1, limit=1), WAIT_S)
         assert told() == AT_REST
         sent = [app.send_task("ledger.wait", (f"t{number}",)) for number in range(3)]
         wait_until(lambda: server.client.llen("ledger") == 3, WAIT_S)

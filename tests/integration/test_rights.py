@@ -120,8 +120,8 @@ def test_the_page_has_a_line_for_each_role() -> None:
 
 
 def test_a_sender_sends(roles: Roles) -> None:
-    # It tries to make the queue known, too, which the workers do as well.
-    with roles.all_allowed("sender", but={"toplevel: sadd"}):
+    # It tries to make the queue known, as the workers do, too, and asks who takes from it.
+    with roles.all_allowed("sender", but={"toplevel: sadd", "toplevel: eval"}):
         sender = roles.app("sender")
         sender.send_task("shared.add", (1, 2), priority=0)
         sender.send_task("shared.add", (1, 2), priority=9)

@@ -29,6 +29,8 @@ from greenq.transport.settle import (
 from tests.servers import Server
 from tests.support import wait_until
 
+pytestmark = pytest.mark.smoke
+
 KEYS = Keys()
 OWN = Guard("a")
 SUCCESS = json.dumps({"status": "SUCCESS", "result": 1})
@@ -163,6 +165,34 @@ OTHERS = {
 SUCCESSES = {"success", "success behind its id", "success in msgpack"}
 FINAL = SUCCESSES | {"failure", "revoked", "failure in msgpack"}
 ALL = set(OTHERS)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "listened"), [(False, ["r3", "r1400"]), (True, [f"r{n}" for n in range(1500)])]
+)
+def test_states_of_a_batch_are_announced_where_somebody_listens(
+    desk: Desk, pattern: bool, listened: list[str]
+) -> None:
+    with desk.client.pubsub(ignore_subscribe_messages=True) as listener:
+        if pattern:
+            listener.psubscribe("r*")
+        else:
+            listener.subscribe(*listened)
+        # The server has answered all of it.
+        for _ in listened[: 1 if pattern else None]:
+            assert listener.get_message(timeout=5) is None
+        desk.client.config_resetstat()
+
+        states = [success(f"r{number}") for number in range(1500)]
+        desk.settle(*(Entry("", "k", result=state) for state in states), guard=None)
+
+        messages = [listener.get_message(timeout=5) for _ in listened]
+
+    assert [each["channel"].decode() for each in messages if each] == listened
+    published = desk.client.info("commandstats")["cmdstat_publish"]
+    assert published["calls"] == len(listened)
+
+
 KEPT = {
     ("record", "s"): SUCCESSES, ("record", "f"): SUCCESSES, ("record", "n"): SUCCESSES,
     ("stub", "s"): SUCCESSES, ("stub", "f"): SUCCESSES, ("stub", "n"): SUCCESSES,

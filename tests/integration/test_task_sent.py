@@ -16,6 +16,8 @@ from tests.servers import Server
 from tests.support import wait_until
 from tests.vectors import load
 
+pytestmark = pytest.mark.smoke
+
 FIELDS = (
     *("hostname", "utcoffset", "pid", "clock", "uuid", "root_id", "parent_id", "name", "args"),
     *("kwargs", "retries", "eta", "expires", "queue", "exchange", "routing_key", "timestamp"),

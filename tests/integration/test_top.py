@@ -204,9 +204,7 @@ def test_without_a_terminal_it_says_what_else_there_is(cluster: Server) -> None:
     ended = top(cluster.url)
 
     assert ended.returncode == 1
-    assert ended.stderr == (
-        "greenq top: this is no terminal: ask for one picture with --once or --json\n"
-    )
+    assert ended.stderr == ("greenq top: not a terminal: print one picture with --once or --json\n")
 
 
 def test_missing_display_library_is_named_with_the_remedy(cluster: Server) -> None:
@@ -230,7 +228,7 @@ def test_missing_display_library_is_named_with_the_remedy(cluster: Server) -> No
 
     assert ended.returncode == 1
     assert ended.stderr == (
-        "greenq top: rich is missing: pip install 'greenq[demo]', or ask for --json\n"
+        "greenq top: rich is missing: pip install 'greenq[demo]', or use --json\n"
     )
     assert (told.returncode, len(json.loads(told.stdout)["workers"])) == (0, 3)
 
@@ -333,7 +331,7 @@ def test_keys_choose_a_worker_show_its_greenlets_and_pause(cluster: Server) -> N
         terminal.press("\x1b[B")
         terminal.wait_text("GREENLETS of two@h   0 running")
         terminal.press("\t")
-        terminal.wait_text("only greenq's workers tell of their greenlets")
+        terminal.wait_text("only greenq's workers report their greenlets")
         terminal.press("p")
         terminal.wait_text("PAUSED")
         terminal.press("\x1b[A")

@@ -34,15 +34,15 @@ def start(tmp_path: Path) -> Iterator[Start]:
 # Options after `greenq worker -A greenq_app -l INFO`, exit code, what is said.
 WRONG_OPTIONS = {
     "unknown option": (["--concurency", "5"], 2, "did you mean --concurrency?"),
-    "concurrency is no number": (["-c", "many"], 2, "'many' is not a whole number from 1 on"),
-    "no concurrency at all": (["-c", "0"], 2, "'0' is not a whole number from 1 on"),
+    "concurrency is no number": (["-c", "many"], 2, "'many' is not a whole number of at least 1"),
+    "no concurrency at all": (["-c", "0"], 2, "'0' is not a whole number of at least 1"),
     "limits in the wrong order": (["--autoscale", "1,10"], 2, "MAX comes first"),
-    "unknown level": (["-l", "LOUD"], 2, "is no log level"),
+    "unknown level": (["-l", "LOUD"], 2, "is not a log level"),
     "an address that is none": (["-b", "http://here"], 1, "must be a Redis or Valkey URL"),
     "no such module": (["-A", "nowhere_app"], 1, "no module named 'nowhere_app'"),
     "no such attribute": (["-A", "greenq_app:ap"], 1, "greenq_app:ap: has no such name"),
     "no app in the module": (["-A", "functions"], 1, "has no Greenq app"),
-    "an app of another kind": (["-A", "greenq_app:json"], 1, "is module, no Greenq app"),
+    "an app of another kind": (["-A", "greenq_app:json"], 1, "is module, not a Greenq app"),
 }
 
 

@@ -15,7 +15,7 @@ from tests.apps import functions
 from tests.interop.conftest import Way
 from tests.support import wait_until
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.smoke]
 
 WAIT_S = 15
 

@@ -127,7 +127,7 @@ def audience() -> Iterator[Audience]:
         greenq_client(server.url) as greenq,
         app.connection_for_read() as connection,
     ):
-        celery_state, state = app.events.State(), greenq.events.cluster_state.State()
+        celery_state, state = app.events.State(), greenq.events.State()
 
         def celery_hears(event: Event) -> None:
             by_celery.note(dict(event))
@@ -138,7 +138,7 @@ def audience() -> Iterator[Audience]:
             state.event(event)
 
         theirs = app.events.Receiver(connection, handlers={"*": celery_hears})
-        ours = greenq.events.receiver.Receiver({"*": greenq_hears})
+        ours = greenq.events.Receiver({"*": greenq_hears})
         dump = Path(folder, "dump.log")
         lines = Path(folder, "lines.log")
         with (

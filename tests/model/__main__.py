@@ -32,11 +32,13 @@ def main() -> int:
     parser.add_argument("--schedules", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--replay", help="labels with blanks between them, of one --scenario")
-    parser.add_argument("--dfs", action="store_true", help="the complete searches instead")
-    parser.add_argument("--depth", type=int, help="depth first instead, to this depth")
+    parser.add_argument("--replay", help="labels of one --scenario, separated by blanks")
+    parser.add_argument("--dfs", action="store_true", help="run the complete searches instead")
+    parser.add_argument("--depth", type=int, help="search depth first to this depth instead")
     parser.add_argument("--faults", type=int, default=1, help="with --depth")
-    parser.add_argument("--mutants", action="store_true", help="look for all seeded faults instead")
+    parser.add_argument(
+        "--mutants", action="store_true", help="try to detect all seeded faults instead"
+    )
     options = parser.parse_args()
     names = [each.name for part in options.scenario.split(",") for each in named(part)]
     if options.replay is not None:
@@ -74,7 +76,7 @@ def _listen(told: Any, jobs: list[Any], schedules: int, seed: int) -> int:
         try:
             number, what = told.get(timeout=60)
         except queue.Empty:
-            sys.exit("a job hangs or has died")
+            sys.exit("a job hangs or died")
         if number < 0:
             running -= 1
             steps += what
@@ -130,7 +132,7 @@ def _depth_first(searches: Sequence[Search], most: int) -> int:
                 _say(
                     f"{name}, {depth} steps, {faults} faults: {tried} schedules, {states} states, "
                     f"{len(found)} violations, {took_s:.1f} s"
-                    + ("" if tried < most else "; not all of them")
+                    + ("" if tried < most else "; incomplete")
                 )
                 if found:
                     bad += 1
@@ -160,11 +162,11 @@ def _seek_mutants(count: int) -> int:
         number, schedules, how = answer
         mutant = MUTANTS[number]
         missed += not schedules
-        fate = f"{schedules:5} schedules, {how}" if schedules else "NOBODY NOTICES"
+        fate = f"{schedules:5} schedules, {how}" if schedules else "NOT DETECTED"
         _say(f"{mutant.script}.lua, {mutant.note}: {fate}")
     for job in jobs:
         job.join()
-    _say(f"{len(MUTANTS)} seeded faults, {missed} of them not noticed")
+    _say(f"{len(MUTANTS)} seeded faults, {missed} not detected")
     return 1 if missed else 0
 
 

@@ -1,4 +1,4 @@
-"""A Celery worker beside: what kombu does to the server, in plain commands, a round trip a step."""
+"""A Celery worker: kombu's operations on the server, in plain commands, one round trip a step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.model.net import SimConnection, pack
 
 VISIBILITY_S = 3600.0
 
-# kombu does it in a transaction that watches the records, and again until nothing came between.
+# kombu does it in a WATCH transaction on the records, repeated until no change interferes.
 _RESTORE = """
 local record = redis.call('HGET', KEYS[1], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
@@ -38,7 +38,7 @@ class SimCelery:
         self.queue = queue
         self.alive = self.has_lease = True
         self.lost_step = -1
-        # kombu loses what it has popped and not recorded yet when its process dies.
+        # True while kombu would lose a popped but unrecorded message if its process died.
         self.is_exposed = False
         self._connection = SimConnection(world.site.client)
 

@@ -1,9 +1,9 @@
-"""The end of a schedule: everything heals, and then the promises must hold.
+"""The end of a schedule: all faults end, and then the promises must hold.
 
 I1 nothing is lost; I2 nothing runs twice while its owner is alive, connected and has its lease (a
 task acknowledged early never runs twice); I3 nothing is stuck; I4 a final state is not replaced by
 an older one; I5 no ETA is early; I6 pausing and draining strand nothing; I8 a retry has one
-successor. I2, I4, I5 and I8 are looked at while it runs, in world.py.
+successor. I2, I4, I5 and I8 are checked during the run, in world.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ROUNDS = 8
 
 
 class Dump:
-    """What stands on the server."""
+    """The contents of the server."""
 
     def __init__(self, world: World) -> None:
         scenario, keys = world.scenario, world.site.keys
@@ -71,26 +71,26 @@ class Dump:
 
 
 def run_quiet(world: World) -> None:
-    """Let everything go well until nobody has anything under way."""
+    """Run without faults until nothing is under way."""
     steps = sleeps = 0
     while True:
         op = _next(world)
         if op is None:
             return
         if op.fused:
-            # Whoever tries again and again needs its lease for that.
+            # An actor that keeps retrying needs its lease.
             sleeps += 1
             if sleeps % 4 == 0:
                 op = _watch_of(world, op) or op
         world.do_op(op, "", f"+{op.name}")
         steps += 1
         if steps > _MOST_STEPS:
-            world.problem(f"I3 it does not come to rest: {world.labels[-6:]}")
+            world.problem(f"I3 it does not settle: {world.labels[-6:]}")
             return
 
 
 def _next(world: World) -> Op | None:
-    """Return the next one that goes on: round trips before those who sleep."""
+    """Return the next op to continue: round trips before sleeps."""
     sleeper = None
     for op in world.kernel.pending:
         if op.kind != "watch" and not op.timeout and not world.stands(op):
@@ -108,7 +108,7 @@ def _watch_of(world: World, op: Op) -> Op | None:
 
 
 def heal(world: World) -> Dump:
-    """Everything goes well from now on, time passes, and a fresh worker takes what nobody does."""
+    """End all faults, let time pass, and let a new worker take what is left."""
     scenario = world.scenario
     world.healing = True
     for worker in world.workers.values():
@@ -120,7 +120,7 @@ def heal(world: World) -> Dump:
     _turn(world)
     dump = _until_clear(world)
     if world.late and not world.problems:
-        # What is still under way arrives when all is over.
+        # What is still under way arrives at the very end.
         for op in list(world.late):
             world.do_late(op, f"+~{op.name}")
             run_quiet(world)
@@ -156,7 +156,7 @@ def _are_ended(world: World) -> bool:
 
 
 def _turn(world: World) -> None:
-    """Have each worker's watch do its duties once."""
+    """Run each worker's watchdog once."""
     for op in list(world.kernel.pending):
         if op.kind == "watch" and op in world.kernel.pending:
             world.do_op(op, "", f"+{op.name}")
@@ -170,7 +170,7 @@ def _fire_timeouts(world: World) -> None:
 
 
 def check(world: World) -> None:
-    """Heal, and note what does not hold."""
+    """Heal, and note the broken promises."""
     if not world.problems:
         dump = heal(world)
         if not world.problems:
@@ -182,7 +182,7 @@ def check(world: World) -> None:
 def _check_end(world: World, dump: Dump) -> None:
     if not dump.is_clear:
         kind = "I6" if world.scenario.pausable else "I3"
-        world.problem(f"{kind} still there when all is well: {dump.text()}")
+        world.problem(f"{kind} left after healing: {dump.text()}")
     buried = _buried_ids(dump)
     gone = world.rolled_back
     for task_id in sorted(world.sent):
@@ -195,7 +195,7 @@ def _check_end(world: World, dump: Dump) -> None:
                 world.problem(f"I4 {task_id} is buried and its state is {state}")
             continue
         if runs and runs[-1].early and not runs[-1].worker.alive:
-            # At most once: it began, and its worker died in it.
+            # At most once: it began, and its worker died during the run.
             continue
         if not runs and world.was_killed and world.scenario.by_id[task_id].task == "early":
             # Its worker died between the acknowledgement and the start.
@@ -216,28 +216,28 @@ def _check_end(world: World, dump: Dump) -> None:
 
 
 def _check_guilt(world: World, buried: set[str]) -> None:
-    """Of those that kill their worker, and no others, each is buried with the right death."""
+    """Check that exactly the tasks that kill their workers are buried, at the right death."""
     guilty = {task_id for task_id, plan in world.scenario.plans.items() if plan[0] == "die"}
     if not guilty:
         return
     most = world.site.app.config.task.task_max_deliveries
     for task_id in buried - guilty:
-        world.problem(f"I9 {task_id} is buried, and is innocent")
+        world.problem(f"I9 {task_id} is buried although it killed no worker")
     for task_id in guilty:
         deaths = world.deaths.get(task_id, [])
-        # A death in company counts, but does not bury: the first one alone after it does.
+        # A death beside others counts, but only a later death of a task that runs alone buries it.
         enough = deaths[most - 1 :]
         if task_id not in buried or enough.count(True) != 1 or not enough[-1]:
             world.problem(f"I9 {task_id} has killed {len(deaths)} workers of {most}: {deaths}")
 
 
 def _survives(world: World, task_id: str) -> bool:
-    """What a worker has in hand survives even a server that forgets everything."""
+    """Return whether a worker had it in hand: that survives even a server that loses all data."""
     return task_id in world.survivors
 
 
 def _copies(world: World) -> dict[str, int]:
-    """Count the different messages that have run as a task's first try."""
+    """Count the distinct messages that have run as each task's first attempt."""
     return {
         task_id: len({run.text_tag for run in runs})
         for (task_id, retries), runs in world.runs.items()

@@ -1,4 +1,4 @@
-"""Choosing: at random, depth first, again, and less of it."""
+"""Exploring schedules: at random, depth first, by replay, and shrinking them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.model.net import ModelServer
 from tests.model.scenarios import Scenario
 from tests.model.world import Site, World
 
-# After so many schedules their garbage is collected.
+# Schedules between two garbage collections.
 _TIDY_EVERY = 100
 
 
@@ -23,12 +23,12 @@ class Found(NamedTuple):
     scenario: str
     labels: list[str]
     problems: list[str]
-    # With the steps of the healing, until something was wrong.
+    # Including the healing steps up to the violation.
     whole: list[str]
 
     @property
     def key(self) -> tuple[str, str]:
-        """What kind of violation it is, whoever has it."""
+        """The kind of violation, regardless of the task or worker."""
         return self.scenario, _NAMES.sub("_", self.problems[0])
 
 
@@ -36,7 +36,7 @@ _NAMES = re.compile(r"\b([A-CZ]\d?|[xyz])\b|\(.*")
 
 
 class Pace:
-    """How fast the parts of one schedule are: some are slow, so that others overtake them."""
+    """The speeds of a schedule's parts: some are slow, so that others overtake them."""
 
     __slots__ = ("_body", "_renew", "_slow")
 
@@ -47,7 +47,7 @@ class Pace:
         self._body = (0.05, 0.3, 1.0)[int(rng.random() * 3)]
 
     def of(self, op: Op) -> float:
-        """Return an op's weight beside the others."""
+        """Return an op's relative weight."""
         if op.timeout:
             return 0.02
         weight = 1.0
@@ -78,7 +78,7 @@ class Explorer:
             self._sites[kind] = site
         self._worlds += 1
         if self._worlds % _TIDY_EVERY == 0:
-            # `installed` stops the collector, which would look at all that is remembered.
+            # `installed` disables the collector, which would scan the whole memory of answers.
             gc.collect()
             gc.freeze()
         return World(site, scenario)
@@ -86,7 +86,7 @@ class Explorer:
     # --- one schedule -----------------------------------------------------------------------------
 
     def replay(self, scenario: Scenario, labels: list[str]) -> Found:
-        """Carry out a list of labels, those that are possible, then heal and check."""
+        """Run the labels that are possible, then heal and check."""
         world = self.world(scenario)
         world.is_replay = True
         try:
@@ -99,7 +99,7 @@ class Explorer:
             world.close()
 
     def random(self, scenario: Scenario, seed: str) -> Found:
-        """Carry out a schedule that `seed` chooses."""
+        """Run a schedule chosen by `seed`."""
         rng = random.Random(seed)
         world = self.world(scenario)
         try:
@@ -119,7 +119,7 @@ class Explorer:
         scenario = world.scenario
         chance = rng.random
         most = rng.randrange(4, scenario.steps + 1)
-        # Some schedules have many faults, most of them few.
+        # A few schedules have many faults, most have few.
         fault_share = 0.05 + 0.3 * chance()
         env_share = 0.05 + 0.3 * chance()
         pace = Pace(world, rng)
@@ -166,10 +166,10 @@ class Explorer:
         world.do_op(op, fate, f"{label}:{fate}" if fate else label)
         return True
 
-    # --- less of it -------------------------------------------------------------------------------
+    # --- shrinking --------------------------------------------------------------------------------
 
     def shrink(self, scenario: Scenario, found: Found, most: int = 400) -> Found:
-        """Return a schedule without what it does not need to break a promise of the same kind."""
+        """Return a minimal schedule that breaks a promise of the same kind."""
         key = found.key
         best, tries = found, 0
         size = max(1, len(best.labels) // 2)
@@ -193,15 +193,15 @@ class Explorer:
     def depth_first(
         self, scenario: Scenario, *, depth: int, faults: int, most: int
     ) -> tuple[int, int, list[Found]]:
-        """Try all schedules to a depth, with so many faults; states that were seen are left out.
+        """Try all schedules to a depth with at most `faults` faults; skip states already seen.
 
-        Return how many were tried, how many states there were, and what was found.
+        Return the number of schedules tried, the number of states, and the violations.
         """
-        # Each state, and the fewest steps in which it was reached.
+        # The fewest steps in which each state was reached.
         seen: dict[int, int] = {}
         stack: list[list[str]] = [[]]
         tried, found = 0, []
-        # Each schedule begins as another one did.
+        # Each schedule begins like an earlier one.
         self.server.past.most_calls = depth * 4
         while stack and tried < most:
             prefix = stack.pop()
@@ -225,7 +225,8 @@ class Explorer:
         seen: dict[int, int],
         stack: list[list[str]],
     ) -> bool:
-        """Go on after `prefix` and leave the other ways for later; False: all was seen before."""
+        """Continue after `prefix` and stack the alternatives; return False if all was seen
+        before."""
         for label in prefix:
             self._do_counted(world, label)
         while not world.problems:
@@ -264,7 +265,7 @@ class Explorer:
 
 
 def fingerprint(world: World) -> int:
-    """Hash all that decides how a world goes on; moments count by what they mean now."""
+    """Hash everything that decides how a world continues; times are relative to now."""
     from tests.model.check import Dump  # noqa: PLC0415
 
     dump = Dump(world)
@@ -283,5 +284,5 @@ def fingerprint(world: World) -> int:
 
 
 def _plain(op: Op) -> str:
-    """What an op says, as far as it says more than its name."""
+    """Return an op's contents beyond its name."""
     return "" if op.commands is None else repr([str(part)[:60] for part in op.commands[0][3:]])

@@ -1,4 +1,4 @@
-"""What one process of an exploration does."""
+"""The work of one process of an exploration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.model.world import installed
 
 
 def explore(names: list[str], first: int, count: int, step: int, seed: int, told: Any) -> None:
-    """Try schedules `first`, `first + step` and so on of all scenarios, by turns."""
+    """Try schedules `first`, `first + step` and so on of all scenarios in turn."""
     scenarios = [SCENARIOS[name] for name in names]
     with installed():
         explorer = Explorer()
@@ -34,7 +34,7 @@ def explore(names: list[str], first: int, count: int, step: int, seed: int, told
 
 
 def seek_mutants(first: int, step: int, told: Any) -> None:
-    """Look for each seeded fault, and tell how many schedules it took; 0: nobody notices."""
+    """Try to detect each seeded fault; report how many schedules that took, 0 if not detected."""
     with installed():
         for number in range(first, len(MUTANTS), step):
             mutant = MUTANTS[number]
@@ -47,7 +47,7 @@ def seek_mutants(first: int, step: int, told: Any) -> None:
 
 
 class Search(NamedTuple):
-    """A complete search: all schedules of a scenario to a depth, with so many faults."""
+    """A complete search: all schedules of a scenario to a depth, with a number of faults."""
 
     scenario: str
     depth: int

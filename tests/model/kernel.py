@@ -1,7 +1,7 @@
-"""Actors: plain greenlets that stand still at each round trip until a scheduler lets them go on.
+"""Actors: plain greenlets that stop at each round trip until a scheduler resumes them.
 
-Nothing here waits for real: an event wakes its waiters through a queue of the kernel's, a sleep and
-the timeout of a wait are steps that somebody chooses. So the same choices make the same run.
+Nothing here really waits: an event wakes its waiters through the kernel's queue, and a sleep and
+the timeout of a wait are steps that the scheduler chooses. So the same choices make the same run.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ Killed = greenlet.GreenletExit
 
 
 class Op:
-    """What an actor stands still at.
+    """The operation at which an actor has stopped.
 
-    `kind` is what labels are made of. A `fused` one only resumes its actor, whose next round trip
-    belongs to the same step; a `timeout` is the end of a wait that may never end otherwise.
+    Labels are made from `kind`. A `fused` op only resumes its actor, whose next round trip belongs
+    to the same step; a `timeout` is the end of a wait that might otherwise never end.
     """
 
     __slots__ = (
@@ -37,7 +37,7 @@ class Op:
         self.data = b""
         self.count = 0
         self.script = ""
-        # Of a wait on a list: "new", "blocked" or "served"; of the others "".
+        # For a wait on a list: "new", "blocked" or "served"; otherwise "".
         self.state = ""
         self.value: Any = None
         self.wait: Any = None
@@ -46,7 +46,7 @@ class Op:
 
 
 class Actor(greenlet.greenlet):
-    """A greenlet that belongs to a worker, or to a sender, and has a role there."""
+    """A greenlet with a role in a worker or a sender."""
 
     def __init__(self, kernel: Kernel, owner: Any, role: str, run: Callable[..., Any], *args: Any):
         super().__init__(None, kernel.main)
@@ -56,7 +56,7 @@ class Actor(greenlet.greenlet):
         self.call = run
         self.args = args
         self.op: Op | None = None
-        # When the server last said that its message is its own.
+        # When the server last confirmed that the message is reserved for it.
         self.checked = 0
 
     def run(self) -> None:
@@ -71,7 +71,7 @@ class Actor(greenlet.greenlet):
             kernel.actors.discard(self)
 
     def kill(self, *_args: Any, **_options: Any) -> None:
-        """End it where it stands. What it had under way may still arrive."""
+        """End it where it stopped. What it had under way may still arrive."""
         if self.dead:
             return
         kernel, me = self.kernel, greenlet.getcurrent()
@@ -80,7 +80,7 @@ class Actor(greenlet.greenlet):
             kernel.forget(op)
         if not self:
             # Not begun yet.
-            self.call = _nothing
+            self.call = _do_nothing
             self.args = ()
             return
         if me is not kernel.main:
@@ -91,12 +91,12 @@ class Actor(greenlet.greenlet):
         raise NotImplementedError
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass
 
 
 class Kernel:
-    """The actors of one run, and what they wait for."""
+    """The actors of one run, and their pending ops."""
 
     def __init__(self) -> None:
         self.main = greenlet.getcurrent()
@@ -117,7 +117,7 @@ class Kernel:
             self.errors.append(f"{actor.owner.name}.{actor.role} crashed: {exc!r}")
 
     def park(self, op: Op) -> Any:
-        """Stand still until the scheduler lets the actor go on. Called in an actor."""
+        """Stop until the scheduler resumes the actor. Called in an actor."""
         if self.closing:
             raise Killed
         actor = op.actor
@@ -129,13 +129,13 @@ class Kernel:
             actor.op = None
 
     def forget(self, op: Op) -> None:
-        """What an op stood for happens no more."""
+        """Drop an op: it will not happen."""
         op.done = True
         if op in self.pending:
             self.pending.remove(op)
 
     def run_ready(self) -> None:
-        """Let everybody run until all stand still."""
+        """Run all actors until all have stopped."""
         ready = self.ready
         while ready:
             actor, value = ready.popleft()
@@ -143,7 +143,7 @@ class Kernel:
                 actor.switch(value) if actor else actor.switch()
 
     def close(self) -> None:
-        """End all that still stand somewhere."""
+        """End all remaining actors."""
         self.closing = True
         self.ready.clear()
         while self.actors:
@@ -210,7 +210,7 @@ class SimEvent:
 
 
 def sim_sleep(_seconds: float = 0.0) -> None:
-    """`greenq.hub.sleep`: over when the scheduler says so."""
+    """`greenq.hub.sleep`: ends when the scheduler chooses."""
     actor = greenlet.getcurrent()
     op = Op(actor, f"{actor.role}~")
     op.fused = True

@@ -1,4 +1,4 @@
-"""The way to a real server, one round trip at a time: stands in for `greenq.transport.client`."""
+"""Access to a real server, one round trip at a time, in place of `greenq.transport.client`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _socket = gevent.monkey.get_original("socket", "socket")
 
 _TIME = "redis.call('TIME')"
 _CLOCK = "redis.call('HMGET', 'model.clock', 's', 'us')"
-# The scripts that look at the clock; whoever adds one must see that the model's is put into it.
+# The scripts that read the clock, which is replaced by the model's; add new ones here.
 CLOCKED = {"take", "lease", "promote"}
 
 LUA = Path(real.__file__).parent / "lua"
@@ -33,16 +33,16 @@ LUA = Path(real.__file__).parent / "lua"
 pack = hiredis.pack_command
 
 
-# What is remembered: of so many calls from a schedule's first one on, and so many in all.
+# What is remembered: this many calls from the start of a schedule, and this many in all.
 _REMEMBERED_CALLS = 24
 _REMEMBERED = 150_000
 
 
 class Past:
-    """What the server has answered after the same commands since it was emptied.
+    """The server's answers after each sequence of commands since it was emptied.
 
-    All that decides about an answer is in the commands before it, the clock included. So what is
-    known is not asked again; it is carried out with the first call whose answer is not known.
+    The commands before an answer, which include the clock, determine it. So known answers are not
+    requested again; their commands are sent with the first call whose answer is not known.
     """
 
     def __init__(self) -> None:
@@ -53,12 +53,12 @@ class Past:
         self.most = _REMEMBERED
 
     def begin(self) -> None:
-        """Begin with a server that is emptied next."""
+        """Start with a server that is emptied next."""
         self._unsent.clear()
         self._now = self._calls = 0
 
     def call(self, link: Link, data: bytes, count: int) -> list[Any]:
-        """Answer from memory, or carry it out."""
+        """Answer from memory, or send the command."""
         self._calls += 1
         if self._now < 0:
             return link.carry_out(data, count)
@@ -72,7 +72,7 @@ class Past:
         if self._calls <= self.most_calls and len(self._known) < self.most:
             self._known[now] = tuple(answers)
         else:
-            # Nothing behind this is known.
+            # Nothing after this is known.
             self._now = -1
         return answers
 
@@ -108,16 +108,16 @@ class Link:
             self.carry_out(pack(("SELECT", database)), 1)
 
     def later(self, data: bytes, count: int = 1) -> None:
-        """Carry out commands before the next call; nobody wants to know the answers."""
+        """Send commands before the next call, and ignore their answers."""
         self._before += data
         self._skipped += count
 
     def forget(self) -> None:
-        """Carry out nothing of what was to come before the next call."""
+        """Drop the commands queued before the next call."""
         self._before, self._skipped = b"", 0
 
     def call(self, data: bytes, count: int) -> list[Any]:
-        """Carry out commands and return their answers; errors are among them."""
+        """Send commands and return their answers, including errors."""
         skipped, self._skipped = self._skipped, 0
         if skipped:
             data, self._before = self._before + data, b""
@@ -140,7 +140,7 @@ class Link:
             if answer is False:
                 got = receive(262144)
                 if not got:
-                    raise RuntimeError("the model's server has hung up")
+                    raise RuntimeError("the model's server has closed the connection")
                 reader.feed(got)
             else:
                 answers.append(answer)
@@ -157,9 +157,9 @@ class Link:
 
 
 class ModelServer:
-    """A Valkey of one explorer process, on a unix socket, without persistence.
+    """An explorer process's Valkey, on a Unix socket, without persistence.
 
-    Database 0 is the broker's, 1 the results' of scenarios with two servers, 2 a snapshot.
+    Database 0 is the broker's, 1 has the results in scenarios with two servers, 2 is a snapshot.
     """
 
     def __init__(self, mutant: tuple[str, str, str] | None = None) -> None:
@@ -191,12 +191,14 @@ class ModelServer:
         self.past.most = _REMEMBERED
 
     def load(self, name: str, source: str, mutant: tuple[str, str, str] | None) -> None:
-        """Load a script with the model's clock in the place of the server's."""
+        """Load a script with the model's clock in place of the server's."""
         if mutant is not None and mutant[0] == name:
-            assert source.count(mutant[1]) == 1, f"{mutant[1]!r} is not once in {name}.lua"
+            assert source.count(mutant[1]) == 1, (
+                f"{mutant[1]!r} does not occur exactly once in {name}.lua"
+            )
             source = source.replace(mutant[1], mutant[2])
         code = "\n".join(line.partition("--")[0] for line in source.splitlines())
-        assert ("'TIME'" in code) == (_TIME in code), f"{name}.lua asks for the time in a new way"
+        assert ("'TIME'" in code) == (_TIME in code), f"{name}.lua reads the time in a new way"
         if _TIME in code:
             CLOCKED.add(name)
             source = source.replace(_TIME, _CLOCK)
@@ -264,7 +266,7 @@ class SimConnection:
         self.connected = False
         op = self.waiting
         if op is not None:
-            # Whoever waits here sees the end of the connection.
+            # A waiter here sees the end of the connection.
             self.waiting = None
             kernel = op.actor.kernel
             kernel.forget(op)
@@ -361,7 +363,7 @@ class SimConnection:
 
 
 class SimClient:
-    """`greenq.transport.client.Client`: everybody's; who calls is seen by the greenlet."""
+    """`greenq.transport.client.Client`, shared by all; the greenlet identifies the caller."""
 
     address = "model"
     call_timeout_s = 5.0
@@ -406,7 +408,7 @@ class SimClient:
         pass
 
     def constant(self, command: Any) -> Any:
-        """Answer what depends on the model alone, without a round trip; None: it does not."""
+        """Return an answer that only the model determines, without a round trip, or None."""
         if command[0] == "TIME":
             world = greenlet.getcurrent().kernel.world
             return [b"%d" % int(world.now), b"%d" % round(world.now % 1 * 1e6)]
@@ -431,7 +433,7 @@ class SimClient:
 
 
 def lost(late: bool) -> Exception:
-    """What a caller sees whose answer does not come."""
+    """Return the error of a caller whose answer is lost."""
     if late:
-        return TransportTimeout("the model lets it time out")
-    return ConnectionLost("the model has cut it")
+        return TransportTimeout("timed out by the model")
+    return ConnectionLost("cut by the model")

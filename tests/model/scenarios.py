@@ -1,4 +1,4 @@
-"""What is explored: some messages, one to three workers, and what may befall them."""
+"""The scenarios: some messages, one to three workers, and the faults that may occur."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ALL_FATES = ("lost", "dropped", "late", "slow")
 
 @dataclass(frozen=True)
 class Message:
-    """One message: its task, its queue, how its runs end, in turn."""
+    """One message: its task, its queue, and how each of its runs ends."""
 
     id: str
     task: str = "late"
@@ -25,12 +25,12 @@ class Message:
 
 @dataclass
 class Scenario:
-    """Something to explore.
+    """A situation to explore.
 
     Attributes:
         env: what may happen around the ops, and how often.
-        harmless: those of `env` that are no faults and cost nothing.
-        faults: how many faults there are in a schedule at most.
+        harmless: those in `env` that are not faults and do not count as such.
+        faults: the most faults in a schedule.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Scenario:
     two_servers: bool = False
     overdue: bool = False
     pausable: tuple[str, ...] = ()
-    # How many messages a slot may have in hand; Celery workers beside; lists of each queue.
+    # Messages held per slot; Celery workers besides; lists of each queue.
     prefetch: int = 1
     celery: tuple[str, ...] = ()
     priorities: tuple[int, ...] = (0,)
@@ -195,7 +195,7 @@ def _scenarios() -> list[Scenario]:
             },
             harmless=frozenset({"C!restore", "*!time:3700", "A!drain", "A!stop"}),
             celery=("C",), overdue=True, steps=40,
-            # What a Celery worker has in hand leaves no trace for a send that is repeated.
+            # A repeated send cannot see what a Celery worker has in hand.
             send_fates=("dropped",),
         ),
         Scenario(

@@ -1,7 +1,7 @@
-"""The model's world: workers made of the real parts, the server, the clock, and what befalls them.
+"""The model's world: workers made of the real parts, the server, the clock, and the faults.
 
-Everything that knows how a worker is put together is in `SimWorker`, and what is replaced in the
-product's modules in `installed`.
+`SimWorker` has everything about how a worker is assembled, `installed` everything that is replaced
+in the product's modules.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import Any
 import greenlet
 import hiredis
 
+import greenq.consumer.refusals
 import greenq.consumer.tasks
+import greenq.consumer.waiting
 import greenq.execution.executor
 import greenq.execution.state
 import greenq.execution.suspects
@@ -29,6 +31,8 @@ import greenq.transport.broker
 import greenq.transport.fetch
 import greenq.transport.leases
 import greenq.transport.outbox
+import greenq.watchdog.hub_thread
+import greenq.watchdog.lease_keeper
 import greenq.watchdog.thread
 from greenq import Greenq
 from greenq.consumer.tasks import Tasks
@@ -62,7 +66,7 @@ FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 
 
 class _Time:
-    """The module `time`, by the clock of the world and of the worker that asks."""
+    """The module `time` with the clocks of the world and of the calling worker."""
 
     CLOCK_BOOTTIME = real_time.CLOCK_BOOTTIME
     CLOCK_MONOTONIC = real_time.CLOCK_MONOTONIC
@@ -100,7 +104,7 @@ def _offset() -> float:
 
 
 class _Datetime(datetime):
-    """`datetime` by the world's clock."""
+    """`datetime` with the world's clock."""
 
     @classmethod
     def now(cls, tz: Any = None) -> Any:
@@ -108,7 +112,9 @@ class _Datetime(datetime):
 
 
 _MODULES: list[tuple[Any, dict[str, Any]]] = [
-    (greenq.consumer.tasks, {"time": _Time, "datetime": _Datetime, "Event": SimEvent}),
+    (greenq.consumer.tasks, {"Event": SimEvent}),
+    (greenq.consumer.refusals, {"datetime": _Datetime}),
+    (greenq.consumer.waiting, {"datetime": _Datetime}),
     (
         greenq.execution.executor,
         {"time": _Time, "datetime": _Datetime, "Event": SimEvent, "sleep": sim_sleep},
@@ -122,12 +128,14 @@ _MODULES: list[tuple[Any, dict[str, Any]]] = [
         {"time": _Time, "Event": SimEvent, "sleep": sim_sleep, "run_all": sim_run_all},
     ),
     (greenq.transport.leases, {"time": _Time}),
-    # A recovery has many portions.
+    # Makes a recovery take many portions.
     (greenq.transport.fetch, {"PORTION_COUNT": 1}),
     (
         greenq.transport.outbox,
         {"time": _Time, "Event": SimEvent, "sleep": sim_sleep, "spawn": sim_spawn},
     ),
+    (greenq.watchdog.hub_thread, {"time": _Time}),
+    (greenq.watchdog.lease_keeper, {"time": _Time, "sleep": sim_sleep}),
     (greenq.watchdog.thread, {"time": _Time, "sleep": sim_sleep}),
     (greenq.execution.state, {"time": _Time}),
 ]
@@ -142,7 +150,7 @@ def _new_id() -> str:
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """Have the product's modules use the model's clock, events and sleeps for a while."""
+    """Make the product's modules use the model's clock, events and sleeps during the block."""
     before = []
     disabled = logging.root.manager.disable
     try:
@@ -153,7 +161,7 @@ def installed() -> Iterator[None]:
                     setattr(module, name, value)
         for module, name, value in (
             (greenq.sending.producer, "new_id", _new_id),
-            # Formatting tracebacks takes a tenth of the time of it all.
+            # Formatting tracebacks would take a tenth of the total time.
             (greenq.execution.executor, "_trace", lambda _exc: "traceback"),
         ):
             before.append((module, name, getattr(module, name)))
@@ -169,15 +177,15 @@ def installed() -> Iterator[None]:
             setattr(module, name, value)
 
 
-# --- the app, made once ---------------------------------------------------------------------------
+# --- the app, created once ------------------------------------------------------------------------
 
 
 class Body(Exception):
-    """What a task of the model fails with."""
+    """The error of the model's tasks."""
 
 
 class Site:
-    """A server and an app on it: made once, used by schedule after schedule."""
+    """A server and an app on it: created once, reused by all schedules."""
 
     def __init__(
         self,
@@ -221,7 +229,7 @@ class Site:
         self.client.reset()
         self.results.reset()
         self.broker._declared.clear()
-        # By the real clock, and nothing to the protocol.
+        # It uses the real clock, and does not matter to the protocol.
         self.broker._takers.question = lambda _queue: []  # type: ignore[method-assign]
         _ids[0] = 0
 
@@ -235,7 +243,7 @@ class Site:
 
 
 def _body(task: Any) -> Any:
-    """What every task of the model does: stand still, then end as the step says."""
+    """The body of every task of the model: stop, then end as the step says."""
     actor = greenlet.getcurrent()
     world = actor.kernel.world
     try:
@@ -251,7 +259,7 @@ def _body(task: Any) -> Any:
 
 
 class SimPool:
-    """`greenq.pool.Pool`: each request in an actor of its own."""
+    """`greenq.pool.Pool`: each request in its own actor."""
 
     def __init__(self, worker: SimWorker, size: int, run: Callable[[Any], None]) -> None:
         self.worker = worker
@@ -332,7 +340,7 @@ class SimPool:
         return taken
 
     def end_all(self) -> None:
-        """Give up what runs, and end it."""
+        """Abandon running requests, and end them."""
         self._waiting.clear()
         requests = list(self.active.items())
         if requests:
@@ -342,7 +350,7 @@ class SimPool:
 
 
 class _Hub:
-    """`greenq.hub.Hub`, as the watch knows it."""
+    """`greenq.hub.Hub`, as the watchdog uses it."""
 
     moved_s = float("inf")
     lag_s = 0.0
@@ -368,19 +376,19 @@ class _Hub:
 
 
 class SimWorker:
-    """One incarnation of a worker: the real parts, and as little glue as will do."""
+    """One incarnation of a worker: the real parts, with minimal glue."""
 
     def __init__(self, world: World, name: str, size: int, queues: tuple[str, ...]) -> None:
         self.world = world
         self.name = name
         self.queues = queues
         self.offset_s = 0.0
-        # When its lease was last lost, by the server's clock, and whether it has one.
+        # When its lease was last lost, and whether it has one.
         self.lost_step = -1
         self.has_lease = True
         self.alive = True
         self.frozen = self.stopping = self.stopped = self.cold = False
-        # A hub that stands still, what is left for the watch to do then; a guard that keeps the
+        # A blocked hub, and what the watchdog still has to do then; a guard process that keeps the
         # lease of a frozen worker, or has ended that of a dead one.
         self.blocked = self.gives_away = self.guarded = self.is_ended = False
         site = world.site
@@ -402,23 +410,24 @@ class SimWorker:
             bury=self._bury,
             now_s=lambda: world.now,
         )
+        self.leases = Leases(
+            client.connection(pushes=True),
+            transport.broker,
+            self.owner,
+            queues=queues,
+            visibility_timeout_s=3600.0,
+            lease_s=LEASE_S,
+            recovery=recovery,
+        )
         self.watch = Watch(
-            Leases(
-                client.connection(pushes=True),
-                transport.broker,
-                self.owner,
-                queues=queues,
-                visibility_timeout_s=3600.0,
-                lease_s=LEASE_S,
-                recovery=recovery,
-            ),
+            self.leases,
             self.hub,
             self.state,
             lease_s=LEASE_S,
             visibility_timeout_s=3600.0,
             blocked_after_s=1e9,
             blocking_task=lambda _frame: None,
-            held=self._held,
+            held=self.unsettled,
             look=lambda: self.fetcher.wake(look=True),
             first_unused=lambda: self.fetcher.first_unused,
             is_waiting=lambda: self.fetcher.waiting,
@@ -428,8 +437,8 @@ class SimWorker:
             unwritten=lambda: self.outbox.unwritten(),
             clock=self.boottime,
         )
-        # Celery's records are looked for in scenarios that have some.
-        self.watch._scores_at_s = 0.0 if world.scenario.overdue else 1e18
+        # Look for Celery's records only in scenarios that have some.
+        self.watch.reclaimer.scores_at_s = 0.0 if world.scenario.overdue else 1e18
         self.outbox = Outbox(transport, name)
         self.pool = SimPool(self, size, lambda request: self.executor(request))
         self.executor = Executor(
@@ -467,7 +476,7 @@ class SimWorker:
 
     # --- the glue of greenq.worker ----------------------------------------------------------------
 
-    def _held(self) -> tuple[set[str], int]:
+    def unsettled(self) -> tuple[set[str], int]:
         first_unused = self.fetcher.first_unused
         return self.tasks.unfinished | self.outbox.tags(), first_unused
 
@@ -520,12 +529,12 @@ class SimWorker:
         self.world.kernel.spawn(self, "consumer", self._run_consumer)
 
     def _run_consumer(self) -> None:
-        """What greenq.consumer.Consumer does."""
+        """Do the work of greenq.consumer.Consumer."""
         first = True
         while not self.stopping:
             try:
                 self.register()
-                # At its start nothing is paused: nobody has had the time.
+                # Nothing can be paused yet at its start.
                 if not first:
                     self.look_for_pauses()
                 first = False
@@ -549,19 +558,19 @@ class SimWorker:
                 kernel.park(op)
             if self._is_watch_ending:
                 break
-            # A renewal may come at any moment, and a notice of what lies in lists.
-            watch._renew_at_s = 0.0
-            watch._leases.connection.noticed = True
+            # A renewal may happen at any time, and with it a look at the lists.
+            watch.lease.due_s = 0.0
+            self.leases.connection.noticed = True
             if self.gives_away:
                 self.gives_away = False
                 with suppress(OperationalError):
-                    self._give_away(watch._leases.connection)
+                    self._give_away(self.leases.connection)
             watch.turn()
         watch.leave()
         self.watch_over.set()
 
     def stop(self, cold: bool) -> None:
-        """Stop as the blueprint does. In an actor of its own."""
+        """Stop as the blueprint does. Runs in its own actor."""
         self.stopping = True
         tasks = self.tasks
         tasks.stop_consuming()
@@ -589,11 +598,11 @@ class SimWorker:
 
     @property
     def takes(self) -> bool:
-        """True if this one should take whatever there is."""
+        """Whether this worker should take all there is."""
         return self.alive and not (self.stopping or self.tasks.draining or self.blocked)
 
     def local_state(self) -> Any:
-        """What a hash of the whole world needs of this worker."""
+        """This worker's part in the hash of the world."""
         return (
             self.name,
             (self.alive, self.frozen, self.stopping, self.stopped),
@@ -601,23 +610,22 @@ class SimWorker:
             self.fetcher._next,
             self.fetcher._plan.queues,
             self.fetcher.unsure,
-            len(self.tasks._suspects),
-            self.tasks._suspects.busy,
+            len(self.tasks.admission.suspects),
+            self.tasks.admission.suspects.busy,
             sorted(self.state.reserved),
             sorted(self.outbox.tags()),
             self.boottime() < self.state.lease_until_s,
             self.state.lease_lost_s > 0,
-            self.watch._looks,
-            sorted(self.watch._forgotten),
-            self.watch._recover_from_s is not None
-            and self.boottime() >= self.watch._recover_from_s,
+            self.watch.reclaimer.looks,
+            sorted(self.watch.reclaimer.forgotten),
+            self.watch.reclaimer.recovers(self.boottime()),
             self.tasks.draining,
             self.pool.waiting,
         )
 
 
 class Sender:
-    """Who sends: publishes, and once more, once, when the answer gets lost."""
+    """A sender: publishes, and repeats it once if the answer is lost."""
 
     offset_s = 0.0
     frozen = blocked = False
@@ -657,7 +665,7 @@ class Run:
         self.text_tag = text_tag
         self.step = step
         self.early = early
-        # True when it may be repeated: its worker has lost its lease, or its life, over it.
+        # True if it may be repeated: its worker has lost its lease or died during the run.
         self.excused = excused
         self.outcome = ""
 
@@ -684,28 +692,28 @@ class World:
         # Celery's.
         self.others: dict[str, SimCelery] = {}
         self.runs: dict[tuple[str, int], list[Run]] = {}
-        # Of each task that killed its worker: whether it was announced to run alone, each time.
+        # For each task that killed its worker: whether it was announced to run alone, each time.
         self.deaths: dict[str, list[bool]] = {}
         self.texts: dict[str, str] = scenario.texts(site)
         self.sent: set[str] = set()
         self.revoked: set[str] = set()
-        # What workers have in hand when the server forgets everything.
+        # What workers had in hand when the server lost its data.
         self.survivors: set[str] = set()
         self.states: dict[str, str] = {}
         self.rolled_back = self.was_killed = False
-        # When the server has lost data last: what began before may begin again.
+        # When the server last lost data: what began before may begin again.
         self.rolled_step = -1
         self.doubled: set[str] = set()
-        # What a Celery worker has found overdue: it will put these back, whoever is back meanwhile.
+        # What a Celery worker has found overdue: it will requeue these even if their owner is back.
         self.listed: set[str] = set()
         self.etas = {m.id: T0 + m.eta_s for m in scenario.messages if m.eta_s is not None}
         self.sender = Sender(self)
-        # True when anything of the environment may happen: while it heals, and in a replay.
+        # True if all environment steps are allowed: while it heals, and in a replay.
         self.healing = False
         site.reset()
         self.link = site.server.links[0]
         self.result_link = site.results.link
-        # Where the results stand after each write.
+        # Reads the results after each write.
         keys = [site.keys.result(m.id) for m in scenario.messages]
         self._ids = [m.id for m in scenario.messages]
         self._look = pack(("MGET", *keys))
@@ -732,7 +740,7 @@ class World:
         self.kernel.run_ready()
 
     def add_worker(self, name: str, size: int, queues: tuple[str, ...]) -> SimWorker:
-        """Start a worker whose first renewal goes well at once."""
+        """Start a worker whose first renewal succeeds at once."""
         worker = self.workers[name] = SimWorker(self, name, size, queues)
         worker.start()
         self.kernel.run_ready()
@@ -756,12 +764,12 @@ class World:
     # --- steps ------------------------------------------------------------------------------------
 
     def choices(self) -> list[Op]:
-        """Return the ops that may go on now."""
+        """Return the ops that may continue now."""
         return [op for op in self.kernel.pending if not self.stands(op)]
 
     @staticmethod
     def stands(op: Op) -> bool:
-        """Tell whether an op's actor cannot go on, for its process or its hub stands still."""
+        """Return whether an op's actor cannot continue because its process or hub is blocked."""
         worker = op.actor.owner
         frozen: bool = worker.frozen or (worker.blocked and op.actor.role != "watch")
         return frozen
@@ -782,7 +790,7 @@ class World:
         return found[index] if index < len(found) else None
 
     def do(self, label: str) -> bool:
-        """Carry out one step by its label; False if there is no such step now."""
+        """Run one step by its label; return False if there is no such step now."""
         if label[0] == "~":
             base, _, number = label[1:].partition("#")
             found = [op for op in self.late if op.name == base]
@@ -813,12 +821,12 @@ class World:
         if op.state == "new":
             return ("dropped",)
         if op.actor.owner is self.sender:
-            # A push that arrives when it has been sent again doubles it: that is documented.
+            # A push that arrives after it was sent again duplicates it: that is documented.
             return self.scenario.send_fates
         return self.scenario.fates
 
     def do_op(self, op: Op, fate: str, label: str) -> None:
-        """Let an op go on: carry it out, or not, and tell its actor, or not."""
+        """Continue an op: execute it or not, and answer its actor or not."""
         self.step += 1
         self.now += TICK_S
         self.labels.append(label)
@@ -828,7 +836,7 @@ class World:
             if op.timeout:
                 op.wait.done = True
                 if actor.role == "stop":
-                    # What it could not write in time is given back, and runs again: it says so.
+                    # What it could not write in time is requeued and runs again, as it logs.
                     self.excuse(actor.owner)
                 self.kernel.ready.append((actor, False))
             else:
@@ -861,7 +869,7 @@ class World:
             else:
                 self.finish(op, self.carry_out(op))
         elif fate == "slow":
-            # Carried out, and the answer takes its time.
+            # Executed, but the answer is delayed.
             op.value = self.carry_out(op)
             op.script = "slow"
             op.name += "'"
@@ -873,17 +881,17 @@ class World:
             self.fail(op, lost(fate == "late"))
 
     def _die(self, op: Op) -> None:
-        """A task kills its worker; its guard ends the lease, and another one starts."""
+        """Let a task kill its worker; its guard ends the lease, and another worker starts."""
         worker: SimWorker = op.actor.owner
         op.wait.outcome = "died"
-        self.deaths.setdefault(op.kind[4:], []).append(worker.tasks._suspects.alone)
+        self.deaths.setdefault(op.kind[4:], []).append(worker.tasks.admission.suspects.alone)
         self.env_kill(worker, "")
         self.env_end(worker, "")
         number = sum(name[0] == worker.name[0] for name in self.workers) + 1
         self.add_worker(f"{worker.name[0]}{number}", worker.pool.size, worker.queues)
 
     def finish(self, op: Op, value: Any) -> None:
-        """Give an op's actor its answer, and let everybody run."""
+        """Give an op's actor its answer, and run all actors."""
         self.kernel.forget(op)
         self.kernel.ready.append((op.actor, value))
         self.kernel.run_ready()
@@ -909,7 +917,7 @@ class World:
             self.blocked.remove(op)
 
     def carry_out(self, op: Op) -> list[Any]:
-        """Have the server carry out an op's commands, then what follows from that."""
+        """Execute an op's commands on the server, and their consequences."""
         link, kind = op.connection.link, op.kind
         if kind == "ask":
             op.actor.checked = self.step
@@ -942,7 +950,7 @@ class World:
         return pack(("HSET", "model.clock", "s", int(now), "us", round(now % 1 * 1e6)))
 
     def _carry_out_return(self, op: Op) -> list[Any]:
-        """Renew a lease that had ended: what has not been given away meanwhile is its own again."""
+        """Renew an ended lease: what has not been given away meanwhile is the worker's again."""
         worker: SimWorker = op.actor.owner
         worker.has_lease = True
         worker.guarded = False
@@ -961,7 +969,7 @@ class World:
         return answers
 
     def _serve(self, op: Op, value: Any) -> None:
-        """A wait is over: its answer is on the way."""
+        """End a wait: its answer is on the way."""
         if isinstance(value, hiredis.ReplyError):
             raise RuntimeError(str(value))
         self.blocked.remove(op)
@@ -1014,14 +1022,14 @@ class World:
         *,
         early: bool = False,
     ) -> None:
-        """Note that a task begins, and whether it may."""
+        """Note that a task begins, and check whether it may."""
         worker: Any = actor.owner
         runs = self.runs.setdefault((task_id, retries), [])
         checked = actor.checked or self.step
         if early and task_id not in self.doubled and runs and runs[-1].step > self.rolled_step:
             self.problem(f"I2 {task_id} is acknowledged early and begins again, in {worker.name}")
         if not early and task_id not in self.doubled:
-            # Who has no lease may be overtaken between its question to the server and the start.
+            # Without a lease, it may be overtaken between asking the server and starting.
             sure = worker.has_lease and worker.lost_step < checked
             for run in runs:
                 if not run.excused and (
@@ -1041,7 +1049,7 @@ class World:
         runs.append(Run(worker, tag, text_tag, self.step, early, excused))
 
     def excuse(self, worker: Any) -> None:
-        """A worker may have lost what it holds: what is reserved for it may run again."""
+        """Allow the messages reserved for a worker, which may have lost them, to run again."""
         worker.lost_step = self.step
         worker.has_lease = False
         held = [
@@ -1056,14 +1064,14 @@ class World:
                 run.excused = bool(there)
 
     def note_listed(self, tags: set[str]) -> None:
-        """A Celery worker is about to put back what these tags stand for: it may run again."""
+        """Allow the messages of these tags, which a Celery worker will requeue, to run again."""
         self.listed |= tags
         for runs in self.runs.values():
             for run in runs:
                 run.excused = run.excused or run.tag in tags
 
     def note_states(self, payloads: list[bytes | None]) -> None:
-        """Look at the results after a write: a success stays."""
+        """Check the results after a write: a success stays."""
         for task_id, payload in zip(self._ids, payloads, strict=True):
             if payload is None:
                 continue
@@ -1082,7 +1090,7 @@ class World:
     # --- the environment --------------------------------------------------------------------------
 
     def env_choices(self) -> list[str]:
-        """Return the labels of what may happen around the ops now."""
+        """Return the labels of the environment steps possible now."""
         found = []
         for label, left in self.env.items():
             if left > 0 and self._may(label):
@@ -1129,11 +1137,11 @@ class World:
         return True
 
     def _is_unsure(self) -> bool:
-        """Tell whether an answer is under way: none takes as long as Celery's timeout."""
+        """Return whether an answer is under way: none takes as long as Celery's timeout."""
         return any(w.alive and w.fetcher.unsure for w in self.workers.values())
 
     def _is_exposed(self, celery: SimCelery) -> bool:
-        """Tell whether a message has left the queue for Celery, and no record keeps it yet."""
+        """Return whether Celery has popped a message and not yet recorded it."""
         return celery.is_exposed or any(
             op.actor.owner is celery and op.state == "served" for op in self.kernel.pending
         )
@@ -1161,7 +1169,7 @@ class World:
         self.kernel.spawn(self.sender, "send", self.sender.send, message)
 
     def env_kill(self, worker: Any, how: str) -> None:
-        """The process is gone; with "late", what it had under way arrives some time."""
+        """Kill the process; with "late", what it had under way arrives later."""
         self.excuse(worker)
         self.was_killed = True
         worker.alive = False
@@ -1181,7 +1189,7 @@ class World:
         self.env[f"{worker.name}!thaw"] += 1
 
     def env_block(self, worker: SimWorker, _argument: str) -> None:
-        """A task computes: the hub stands still, and the watch gives away what has not begun."""
+        """Block the hub with a computing task: the watchdog gives away what has not begun."""
         worker.blocked = worker.gives_away = True
         self.env[f"{worker.name}!unblock"] += 1
 
@@ -1189,16 +1197,16 @@ class World:
         worker.blocked = worker.gives_away = False
 
     def env_guard(self, worker: SimWorker, _argument: str) -> None:
-        """Its guard keeps the lease as long as it is frozen."""
+        """Let its guard keep the lease while it is frozen."""
         worker.guarded = True
 
     def env_extend(self, worker: SimWorker, _argument: str) -> None:
-        """Its guard prolongs the lease once, perhaps too late."""
+        """Let its guard prolong the lease once, perhaps too late."""
         if self._guard("extend", worker, self.now, LEASE_S) and not worker.has_lease:
             self.problem(f"I7 the lease of {worker.name} had ended and is prolonged")
 
     def env_end(self, worker: SimWorker, _argument: str) -> None:
-        """The guard of a dead worker ends its lease."""
+        """Let the guard of a dead worker end its lease."""
         worker.is_ended = True
         self._guard("end_lease", worker, self.now)
         score = self.link.one("ZSCORE", "greenq.leases", str(worker.owner))
@@ -1220,7 +1228,7 @@ class World:
         self.pass_time(LEASE_S * 1.05, but=worker)
 
     def env_suspend(self, worker: SimWorker, _argument: str) -> None:
-        """A machine is suspended: its monotonic clock stands still, the server's goes on."""
+        """Suspend a machine: its monotonic clock stops, the server's goes on."""
         worker.offset_s -= LEASE_S * 1.05
         self.pass_time(LEASE_S * 1.05, but=worker)
 
@@ -1228,7 +1236,7 @@ class World:
         self.pass_time(float(argument))
 
     def pass_time(self, seconds: float, but: SimWorker | None = None) -> None:
-        """Time passes for all; those that live renew their leases meanwhile, all `but` one."""
+        """Let time pass; living workers renew their leases meanwhile, all `but` one."""
         loses = seconds > LEASE_S
         kept = []
         for worker in self.workers.values():
@@ -1255,7 +1263,7 @@ class World:
             self.link.later(pack(("ZADD", "greenq.leases", "XX", score, member)))
             worker.state.lease_until_s = worker.boottime() + LEASE_S
             if seconds > VISIBILITY_S / 4:
-                for tag in sorted(worker.watch._held()[0]):
+                for tag in sorted(worker.unsettled()[0]):
                     score = f"{self.now:.6f}"
                     self.link.later(pack(("ZADD", "unacked_index", "XX", score, tag)))
         for worker in self.workers.values():
@@ -1263,7 +1271,7 @@ class World:
                 self._run_timer(worker)
 
     def _keep_guarded(self, worker: SimWorker, seconds: float) -> None:
-        """Time passes for a frozen worker whose guard prolongs the lease."""
+        """Let time pass for a frozen worker whose guard prolongs the lease."""
         at = self.now
         while at < self.now + seconds:
             if not self._guard("extend", worker, at, LEASE_S):
@@ -1296,7 +1304,7 @@ class World:
         self.link.later(pack(("HDEL", "greenq.paused", queue)))
 
     def env_look(self, worker: SimWorker, _argument: str) -> None:
-        """Remote control has it look for pauses."""
+        """Make it look for pauses, as by remote control."""
         self.kernel.spawn(worker, "look", _unless_cut(worker.look_for_pauses))
 
     def env_revoke(self, _worker: None, task_id: str) -> None:
@@ -1321,7 +1329,7 @@ class World:
 
     def env_rollback(self, _worker: None, _argument: str) -> None:
         self.rolled_back = True
-        # What is in hand is on its queue again, or will be: there are two of it.
+        # A message in hand is on its queue again, or will be: there are two copies.
         for worker in self.workers.values():
             self.doubled |= {r.message.id for r in worker.state.reserved.values()}
         self.doubled |= {task_id for task_id, _retries in self.runs}
@@ -1330,7 +1338,7 @@ class World:
         self._cut_all()
 
     def _cut_all(self) -> None:
-        """The server ends, and another one is there: all connections break."""
+        """Break all connections: the server has been replaced by another."""
         for op in list(self.kernel.pending):
             if op.connection is not None and op in self.kernel.pending:
                 self.fail(op, lost(False))
@@ -1338,7 +1346,7 @@ class World:
             self.blocked.remove(op)
             self.fail(op, lost(False))
         for worker in self.workers.values():
-            worker.watch._leases.connection.close()
+            worker.leases.connection.close()
 
     def _copy_all(self, source: int, goal: int) -> None:
         links = self.site.server.links
@@ -1371,7 +1379,7 @@ def _unless_cut(call: Callable[[], Any]) -> Callable[[], None]:
 
 
 def _copy(op: Op) -> Op:
-    """An op's command on its way alone."""
+    """Return a copy of an op, to be delivered on its own."""
     copy = Op(op.actor, op.kind)
     copy.connection, copy.data, copy.count, copy.script = (
         op.connection,

@@ -111,7 +111,7 @@ class Node:
         self.parts = self.worker.parts
         state = self.parts.state
         state.lease_until_s = state.now_s() + 3600
-        self.parts.tasks._taken_s = state.now_s()
+        self.parts.tasks.admission.taken_s = state.now_s()
         self._tags = 0
 
     def give(self, name: str, task_id: str, *args: Any, **options: Any) -> None:
@@ -121,7 +121,7 @@ class Node:
         delivery = Delivery(
             f"{self.parts.owner.incarnation}:{self._tags}", "celery", prepared["text"].encode()
         )
-        self.parts.tasks._receive(delivery)
+        self.parts.tasks.admission.receive(delivery)
         settle()
 
     def request_of(self, task_id: str) -> Request:

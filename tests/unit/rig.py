@@ -222,7 +222,7 @@ class Rig:
             events=self.events,
             rate_limits=rate_limits,
         )
-        self.tasks._taken_s = self.state.now_s()
+        self.tasks.admission.taken_s = self.state.now_s()
         self._tags = 0
 
     def task(self, name: str, **options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -246,7 +246,7 @@ class Rig:
         """Have Tasks admit messages, as one take brings them."""
         given = list(deliveries)
         for delivery in given:
-            self.tasks._receive(delivery)
+            self.tasks.admission.receive(delivery)
         settle()
         return given
 

@@ -282,7 +282,7 @@ def test_unknown_setting_is_an_attribute_or_key_error_that_says_which_is_meant(
         _ = app.conf.task_ack_late
     with pytest.raises(KeyError, match="did you mean task_acks_late"):
         _ = app.conf["task_ack_late"]
-    with pytest.raises(AttributeError, match="is a setting of Celery's: not there yet"):
+    with pytest.raises(AttributeError, match="is a Celery setting: not supported yet"):
         _ = app.conf.task_always_eager
     with pytest.raises(ConfigError, match="did you mean task_acks_late"):
         app.conf.task_ack_late = True
@@ -323,7 +323,7 @@ def test_names_that_are_not_read_are_told_when_the_app_connects(
 
     assert caplog.messages == [
         "GREENQ_LOG_LEVEL in the environment is not read: greenq has no such setting",
-        "mail_host in Settings is no setting and is not read",
+        "mail_host in Settings is not a setting and is not read",
         "CELERY_BROKER_URL in the environment is not used: broker_url is set elsewhere",
     ]
 
@@ -338,7 +338,7 @@ def test_address_that_celery_reads_from_the_environment_is_used(
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("redis://localhost:port/0", "cannot be read"),
+        ("redis://localhost:port/0", "cannot be parsed"),
         ("redis://a:6379,b:6379/0", "several servers"),
         ("redis://a:6379/0;redis://b:6379/0", "several servers"),
         ("sentinel://h:26379", "Sentinel and Cluster are not supported yet"),

@@ -29,13 +29,13 @@ def load(**fields: Any) -> Load:
         (load(backlog=1, running=10), 11, "1 waiting"),
         (load(backlog=5, running=3), 10, "steady"),
         (load(size=500, recent_need=500), 500, "steady"),
-        (load(size=500, recent_need=10), 10, "no more than 10 needed"),
-        (load(size=500, recent_need=40, running=100), 100, "no more than 100 needed"),
+        (load(size=500, recent_need=10), 10, "at most 10 needed"),
+        (load(size=500, recent_need=40, running=100), 100, "at most 100 needed"),
         (load(size=500, recent_need=10, running=480, backlog=500), 500, "steady"),
         (load(size=5), 10, "below the minimum"),
         (load(size=600, running=600, backlog=9), 500, "above the maximum"),
         (load(backlog=99, running=10, lag_s=SATURATED_LAG_S), 10, "late: not growing"),
-        (load(size=99, lag_s=9.0), 10, "no more than 10 needed"),
+        (load(size=99, lag_s=9.0), 10, "at most 10 needed"),
     ],
 )
 def test_decide(given: Load, size: int, reason: str) -> None:

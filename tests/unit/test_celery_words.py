@@ -206,7 +206,7 @@ def test_retry_takes_every_option(rig: Rig) -> None:
 @pytest.mark.parametrize(("options", "text"), [
     ({"countdwn": 3}, "did you mean countdown?"),
     ({"countdown": "3"}, "must be a number of seconds"),
-    ({"task_id": "b"}, "the next run has the id of this one"),
+    ({"task_id": "b"}, "the next run keeps the id of this one"),
 ])  # fmt: skip
 def test_retry_says_what_is_wrong_where_it_is_called(
     rig: Rig, options: dict[str, Any], text: str
@@ -374,7 +374,7 @@ def test_option_that_tasks_do_not_know_is_an_attribute(rig: Rig) -> None:
     for wrong, text in (
         ({"acks_lat": True}, "did you mean acks_late?"),
         ({"delay": 3}, "tasks have it"),
-        ({"link": [1]}, "workflows are not there yet"),
+        ({"link": [1]}, "workflows are not supported yet"),
     ):
         with pytest.raises(TypeError, match=text):
             rig.task("wrong", **wrong)(own.function)

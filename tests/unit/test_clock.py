@@ -102,7 +102,7 @@ class Scene:
             give_away=lambda _: None,
             unwritten=list,
         )
-        watch._renew()
+        watch.renew()
         self.pool, self.timer, self.outbox = FakePool(), Timer(clock=lambda: 0.0), FakeOutbox()
         broker = Broker(None, Keys())  # type: ignore[arg-type]
         fields = {"stores_results": False, "broker": broker}
@@ -128,7 +128,9 @@ class Scene:
     def receive(self, **options: Any) -> None:
         outgoing = Producer(None, CONFIG).prepare("proj.add", (), {}, options)  # type: ignore[arg-type]
         self._received += 1
-        self.tasks._receive(Delivery(f"own:{self._received}", "celery", outgoing["text"].encode()))
+        self.tasks.admission.receive(
+            Delivery(f"own:{self._received}", "celery", outgoing["text"].encode())
+        )
 
 
 @pytest.fixture(params=[HOUR_S, -HOUR_S], ids=["an hour slow", "an hour fast"])
@@ -144,7 +146,7 @@ def test_eta_waits_for_the_server_s_clock(scene: Scene) -> None:
 
 
 def test_etas_are_parked_when_many_are_held(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("greenq.consumer.tasks._ETAS_HELD", 2)
+    monkeypatch.setattr("greenq.consumer.waiting._ETAS_HELD", 2)
     soon = scene.server_now + timedelta(seconds=20)
     for _ in range(4):
         scene.receive(eta=soon)

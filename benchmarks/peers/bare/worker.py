@@ -1,8 +1,8 @@
-"""The bare loop: a take script, a greenlet a task, group commit; in Celery's wire format.
+"""The bare loop: a take script, a greenlet per task, group commit; in Celery's wire format.
 
-It promises nothing: no error is handled, nothing is logged, nobody would notice its death. What it
-does on the server is what a worker has to do there, so it shows what a plain loop in gevent, with
-redis-py and the standard json, can do. Tasks are acknowledged late.
+It gives no guarantees: it handles no errors, logs nothing, and its death goes unnoticed. It does on
+the server what every worker must do there, so it shows what a plain loop with gevent, redis-py and
+the standard json can achieve. Tasks are acknowledged late.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _TASKS: dict[str, Any] = {
 
 
 class Bare:
-    """One worker: this greenlet takes, another one writes, and each task has one of its own."""
+    """One worker: this greenlet takes, another writes, and each task has its own."""
 
     def __init__(self) -> None:
         """Connect."""
@@ -78,7 +78,7 @@ class Bare:
         self._filled = Event()
 
     def run(self) -> None:
-        """Take for ever."""
+        """Take messages forever."""
         gevent.spawn(self._write)
         while True:
             room = min(_given.setup.concurrency - self._running, _TAKE_MOST)
@@ -121,7 +121,7 @@ class Bare:
         self._filled.set()
 
     def _write(self) -> None:
-        """Write all that finished while the last write was under way."""
+        """Write everything that finished during the last write."""
         while True:
             self._filled.wait()
             finished, self._finished = self._finished[:_WRITE_MOST], self._finished[_WRITE_MOST:]

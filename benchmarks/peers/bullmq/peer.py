@@ -29,7 +29,7 @@ PEER = Peer(
     released=(("ZADD", "bull:bench:marker", "0", "0"),),
     left=(("LLEN", "bull:bench:wait"), ("LLEN", "bull:bench:active")),
     done=("ZCARD", "bull:bench:completed"),
-    # Node compiles what runs often.
+    # Node compiles code that runs often.
     warm_up=5000,
     packages=("bullmq", "ioredis"),
 )

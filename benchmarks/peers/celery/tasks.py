@@ -21,7 +21,7 @@ if _given.setup.acks == "late" or _given.variant == "tuned":
     app.conf.broker_transport_options = {"max_connections": 2000}
 if _given.variant == "tuned":
     app.conf.update(
-        # One result store for all greenlets; without, each task opens a connection of its own.
+        # One result backend for all greenlets; otherwise each task opens its own connection.
         result_backend_thread_safe=True,
         redis_max_connections=2000,
         broker_pool_limit=2000,
@@ -45,7 +45,7 @@ def tally() -> None:
 
 @app.task(name="nap")
 def nap(seconds: float) -> float:
-    """Wait as a task does that waits for the network; the pool has patched `time.sleep`."""
+    """Wait like a task that waits for the network; the pool has patched `time.sleep`."""
     time.sleep(seconds)
     return seconds
 

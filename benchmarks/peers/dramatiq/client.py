@@ -18,7 +18,7 @@ def send(task: str, args: Sequence[float], count: int) -> list[str]:
 
 
 def values(messages: Iterable[str]) -> list[object]:
-    """Return what calls have returned."""
+    """Return the results of calls."""
     decode = tasks.dramatiq.Message.decode
     return [tasks.results.get_result(decode(message.encode())) for message in messages]
 

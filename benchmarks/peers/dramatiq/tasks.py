@@ -39,7 +39,7 @@ def tally() -> None:
 
 @dramatiq.actor(**_options)
 def nap(seconds: float) -> float:
-    """Wait as a task does that waits for the network; the worker has patched `time.sleep`."""
+    """Wait like a task that waits for the network; the worker has patched `time.sleep`."""
     time.sleep(seconds)
     return seconds
 

@@ -1,1 +1,1 @@
-"""The floor: what the server and redis-py cost alone."""
+"""The floor: what the server and redis-py alone cost."""

@@ -13,7 +13,7 @@ def latencies(count: int) -> list[float]:
     server = redis.Redis.from_url(Surroundings.read().url)
     heard = server.pubsub()
     heard.subscribe("floor.done")
-    # The confirmation: from now on nothing is missed.
+    # Wait for the confirmation: from now on nothing is missed.
     heard.get_message(timeout=10)
 
     def call() -> None:

@@ -12,7 +12,7 @@ from benchmarks.peer import Surroundings  # noqa: E402
 
 
 def main() -> None:
-    """Take for ever."""
+    """Take messages forever."""
     client = redis.Redis.from_url(Surroundings.read().url)
     while True:
         message = client.blmove("floor", "floor.taken", 0, "RIGHT", "LEFT")

@@ -30,7 +30,7 @@ def tally() -> None:
 
 @app.task(name="nap")
 def nap(seconds: float) -> float:
-    """Wait as a task does that waits for the network; the worker has patched `time.sleep`."""
+    """Wait like a task that waits for the network; the worker has patched `time.sleep`."""
     time.sleep(seconds)
     return seconds
 
@@ -43,7 +43,7 @@ def fetch(port: int) -> int:
 
 @app.task(name="block")
 def block(seconds: float) -> None:
-    """Compute, so that the event loop stands still; the call is counted when that begins."""
+    """Compute, which blocks the event loop; the call is counted at the start."""
     _tally.add()
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:
@@ -52,5 +52,5 @@ def block(seconds: float) -> None:
 
 @app.task(name="lateness")
 def lateness(due_s: float) -> float:
-    """Return how late this runs, seconds."""
+    """Return how many seconds late this runs."""
     return time.time() - due_s

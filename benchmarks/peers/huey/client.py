@@ -20,7 +20,7 @@ def send(task: str, args: Sequence[float], count: int) -> list[str]:
 
 
 def values(ids: Sequence[str]) -> list[object]:
-    """Return what calls have returned."""
+    """Return the results of calls."""
     storage = tasks.huey.storage
     stored = [storage.peek_data(each) for each in ids]
     if EmptyData in stored:

@@ -13,7 +13,7 @@ _given = Surroundings.read()
 
 huey = RedisHuey(
     "bench",
-    # Each greenlet waits on a connection of its own; redis-py's default is 100.
+    # Each greenlet waits on its own connection; redis-py's default limit is 100.
     url=f"{_given.url}?max_connections=20000",
     results=_given.setup.results,
     store_none=True,
@@ -27,7 +27,7 @@ def noop() -> None:
 
 @huey.task()
 def nap(seconds: float) -> float:
-    """Wait as a task does that waits for the network; the worker has patched `time.sleep`."""
+    """Wait like a task that waits for the network; the worker has patched `time.sleep`."""
     time.sleep(seconds)
     return seconds
 

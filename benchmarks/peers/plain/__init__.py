@@ -1,1 +1,1 @@
-"""Plain gevent, without a queue: what the same client code does when nothing is between."""
+"""Plain gevent without a queue: the same client code with nothing in between."""

@@ -23,7 +23,7 @@ def send(task: str, args: Sequence[float], count: int) -> list[str]:
 
 
 def values(_names: Sequence[str]) -> list[object]:
-    """Return the different values that the calls of the last order have returned."""
+    """Return the distinct results of the last order's calls."""
     returned = _client.lrange("plain.returned", 0, -1)
     _client.delete("plain.returned")
     return [json.loads(each) for each in returned]

@@ -19,7 +19,7 @@ _TASKS = {"noop": lambda: None, "fetch": work.fetch}
 
 
 def main() -> None:
-    """Carry out orders for ever: a task, its arguments and how often."""
+    """Carry out orders forever: a task, its arguments and how often to call it."""
     client = redis.Redis.from_url(_given.url)
     pool = Pool(_given.setup.concurrency)
     while True:

@@ -35,7 +35,7 @@ async def _send(task: str, args: Sequence[float], count: int) -> list[str]:
 
 
 def values(ids: Sequence[str]) -> list[object]:
-    """Return what calls have returned."""
+    """Return the results of calls."""
     return asyncio.run(_values(ids))
 
 
@@ -51,14 +51,14 @@ async def _values(ids: Sequence[str]) -> list[object]:
 def latencies(count: int) -> list[float]:
     """Send a call and wait for its result, one after the other; return the times in seconds.
 
-    By its notifications, which it listens to before each call: its own `Queue.apply` looks at the
-    job every half second.
+    It uses SAQ's notifications, subscribed to before each call: `Queue.apply` polls the job every
+    half second.
     """
     return asyncio.run(_latencies(count))
 
 
 async def _latencies(count: int) -> list[float]:
-    # Keeps the one subscription of the queue open between the calls.
+    # Keep the queue's subscription open between the calls.
     keeper = asyncio.create_task(tasks.queue.listen(["none"], lambda *_: False, timeout=None))
     await asyncio.sleep(_SUBSCRIBED_S)
     taken_s = []

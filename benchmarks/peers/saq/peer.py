@@ -22,14 +22,14 @@ PEER = Peer(
     settings="hiredis; logs no task; defaults otherwise",
     client=("python", "-m", "benchmarks.peers.saq.client"),
     queue="saq:default:queued",
-    # Its first sweep takes jobs that begin in the same moment for stuck ones and aborts them.
+    # Its first sweep takes jobs that start at the same moment for stuck ones and aborts them.
     ready=("EXISTS", "saq:default:sweep"),
     left=(
         ("LLEN", "saq:default:queued"),
         ("LLEN", "saq:default:active"),
         ("ZCARD", "saq:default:incomplete"),
     ),
-    # A job's result is in the job itself, which is there from the start.
+    # A job's result is in the job itself, which exists from the start.
     done=("DBSIZE",),
     counts_done=False,
     packages=("saq", "redis", "hiredis"),

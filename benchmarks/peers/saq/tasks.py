@@ -19,7 +19,7 @@ async def noop(_context: Any) -> None:
 
 
 async def nap(_context: Any, *, seconds: float) -> float:
-    """Wait as a task does that waits for the network."""
+    """Wait like a task that waits for the network."""
     await asyncio.sleep(seconds)
     return seconds
 

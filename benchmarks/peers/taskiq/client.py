@@ -31,7 +31,7 @@ async def _send(task: str, args: Sequence[float], count: int) -> list[str]:
 
 
 def values(ids: Sequence[str]) -> list[object]:
-    """Return what calls have returned."""
+    """Return the results of calls."""
     return asyncio.run(_values(ids))
 
 

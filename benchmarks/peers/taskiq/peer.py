@@ -1,4 +1,4 @@
-"""taskiq with its stream broker, the one that acknowledges, and its Redis results."""
+"""taskiq with its stream broker, which supports acknowledgement, and its Redis results."""
 
 from __future__ import annotations
 

@@ -23,6 +23,6 @@ async def noop() -> None:
 
 @broker.task("nap")
 async def nap(seconds: float) -> float:
-    """Wait as a task does that waits for the network."""
+    """Wait like a task that waits for the network."""
     await asyncio.sleep(seconds)
     return seconds

@@ -21,7 +21,7 @@ class Order(models.Model):
 
     @classmethod
     def place(cls, product: Product, amount: int) -> "Order":
-        """Store an order; when that is committed, and only then, a worker hears of it."""
+        """Store an order; send its task only after the commit."""
         with transaction.atomic():
             order = cls.objects.create(product=product, amount=amount)
             confirm.delay_on_commit(order.pk)

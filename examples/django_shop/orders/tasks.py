@@ -7,14 +7,14 @@ from greenq import shared_task
 
 @shared_task(autoretry_for=(OperationalError,), retry_backoff=True, max_retries=5)
 def confirm(order_id: int) -> str:
-    """Take what was ordered from the stock, or refuse the order."""
-    # Not imported at the top: the models import the tasks.
+    """Take the ordered amount from the stock, or refuse the order."""
+    # The models import the tasks, so this cannot be imported at the top.
     order_model = apps.get_model("orders", "Order")
     product_model = apps.get_model("orders", "Product")
     with transaction.atomic():
         order = order_model.objects.select_for_update().get(pk=order_id)
         if order.state != order.State.PLACED:
-            # It ran before, and its worker died before it could say so.
+            # It ran before, and its worker died before it could report that.
             return order.state
         taken = product_model.objects.filter(pk=order.product_id, in_stock__gte=order.amount)
         stock_left = taken.update(in_stock=F("in_stock") - order.amount)
@@ -27,12 +27,12 @@ def confirm(order_id: int) -> str:
 
 @shared_task
 def send_receipt(order_id: int) -> None:
-    """Stand in for an e-mail: count that it was sent."""
+    """Count a receipt as sent, in place of an e-mail."""
     orders = apps.get_model("orders", "Order").objects
     orders.filter(pk=order_id).update(receipts=F("receipts") + 1)
 
 
 @shared_task
 def in_stock(name: str) -> int:
-    """Look up one number: about the least that a task can do with a database."""
+    """Return the stock of a product: about the least that a task can do with a database."""
     return apps.get_model("orders", "Product").objects.get(name=name).in_stock

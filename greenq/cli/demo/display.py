@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from greenq.cli.demo.figures import Figures, Sample
 
-# A redraw costs a few milliseconds of the processor that the worker runs on.
+# A redraw takes a few milliseconds of the processor that runs the worker.
 _REDRAW_S = 0.2
 _LINE_S = 0.5
 _MOST_WIDTH = 100
@@ -28,10 +28,10 @@ _SPARKS = 60
 
 
 class Display:
-    """Shows samples while they come in, and the figures at the end."""
+    """Shows samples as they arrive, and the figures at the end."""
 
     def __init__(self, total: int) -> None:
-        """Show the way to `total` fetches on standard output."""
+        """Show the progress towards `total` fetches on standard output."""
         self._total = total
         self._console = Console(highlight=False)
         self._live = Live(console=self._console, auto_refresh=False)
@@ -40,7 +40,7 @@ class Display:
         self._rates: list[float] = []
 
     def __enter__(self) -> Self:
-        """Begin; on a terminal the display stays in its place until the end."""
+        """Start; on a terminal the display stays in place until the end."""
         if self._console.is_terminal:
             self._live.start()
         return self
@@ -51,15 +51,15 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave the last state and give the terminal back."""
+        """Leave the last state on the screen and restore the terminal."""
         self._live.stop()
 
     def say(self, text: str) -> None:
-        """Write a line, above the display if there is one."""
+        """Print a line, above the display if there is one."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     def show(self, sample: Sample, *, last: bool = False) -> None:
-        """Show a sample if it is time for it, the `last` one in any case."""
+        """Show a sample if the last was shown long enough ago; always show the `last` one."""
         if sample.at_s < self._next_s and not last:
             return
         terminal = self._console.is_terminal
@@ -71,7 +71,7 @@ class Display:
             self.say(self._line(sample, rate))
 
     def report(self, figures: Figures) -> None:
-        """Write the table and the charts."""
+        """Print the table and the charts."""
         table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
         table.add_column(style="bold")
         table.add_column(justify="right", style="green")

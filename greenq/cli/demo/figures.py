@@ -1,4 +1,4 @@
-"""What `greenq demo` measured, and how that reads: figures, table rows, two charts. No I/O."""
+"""What `greenq demo` measured, and its presentation: figures, table rows, two charts. No I/O."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _CHART_ROWS = 8
 _LABEL = 7
-# Every so many columns the time axis has a label.
+# Columns between two labels of the time axis.
 _TICK_COLUMNS = 16
 
 
@@ -20,7 +20,7 @@ class Sample:
     """The worker and its queue at one moment.
 
     Attributes:
-        at_s: seconds since the burst began.
+        at_s: seconds since the burst started.
         succeeded, failed: tasks that have ended.
         running: tasks in flight.
         size: slots of the pool.
@@ -45,18 +45,18 @@ class Figures:
     """One finished run.
 
     Attributes:
-        total, succeeded: tasks; by the results that were read back.
+        total, succeeded: numbers of tasks, according to their stored results.
         reasons: why the others failed, with counts.
-        seconds: from the burst's begin until the last outcome was written.
-        sent_s: what of this the sending took.
-        ideal_s: what `most` at once need at least; None when the answers' times are not known.
-        response_s: the succeeded fetches' own times together.
+        seconds: from the start of the burst until the last outcome was written.
+        sent_s: how long sending took, as part of `seconds`.
+        ideal_s: the least time with `most` tasks at once; None if response times are unknown.
+        response_s: sum of the response times of the successful fetches.
         least, most: limits of the pool's size.
-        peak, peak_at_s: most tasks in flight, and when that was reached.
-        commands, reads: what the server carried out, and its reads from sockets (round trips).
-        connections: what the worker held at the end of the burst.
+        peak, peak_at_s: the most tasks in flight, and when that was reached.
+        commands, reads: commands of the server, and its reads from sockets (round trips).
+        connections: the worker's connections at the end of the burst.
         cpu_s: processor time of the worker's process.
-        samples: over time, from the burst on.
+        samples: over time, from the start of the burst.
     """
 
     total: int
@@ -78,21 +78,21 @@ class Figures:
 
 
 def rows(figures: Figures) -> list[tuple[str, str, str]]:
-    """Return the table: what, how much, and what to compare it with."""
+    """Return the table's rows: what, how much, and a comparison."""
     f = figures
     if f.ideal_s is None:
-        beside = f"the {f.succeeded:,} answers' own times add up to {f.response_s:,.1f}"
+        beside = f"the {f.succeeded:,} response times add up to {f.response_s:,.1f}"
     else:
         beside = f"ideal {f.ideal_s:.2f}, with {f.most:,} at once"
     return [
         ("succeeded", f"{f.succeeded:,}", f"of {f.total:,}, by their stored results"),
         ("failed", f"{f.total - f.succeeded:,}", ""),
         ("seconds", f"{f.seconds:.2f}", beside),
-        ("", "", f"sending took {f.sent_s:.2f} of them, meanwhile"),
-        ("fetches a second", f"{f.total / f.seconds:,.1f}", ""),
-        ("peak concurrency", f"{f.peak:,}", f"{f.peak_at_s:.2f} s after the burst began"),
-        ("Redis commands a task", f"{f.commands / f.total:.2f}", "sending and working together"),
-        ("round trips a task", f"{f.reads / f.total:.2f}", "sending (1) and working together"),
+        ("", "", f"of which sending took {f.sent_s:.2f}, at the same time"),
+        ("fetches per second", f"{f.total / f.seconds:,.1f}", ""),
+        ("peak concurrency", f"{f.peak:,}", f"{f.peak_at_s:.2f} s after the burst started"),
+        ("Redis commands per task", f"{f.commands / f.total:.2f}", "sending and working together"),
+        ("round trips per task", f"{f.reads / f.total:.2f}", "sending (1) and working together"),
         ("worker's connections", f"{f.connections}", "to Redis, at the end of the burst"),
         (
             "worker's processor time",
@@ -103,7 +103,7 @@ def rows(figures: Figures) -> list[tuple[str, str, str]]:
 
 
 def charts(figures: Figures, columns: int) -> list[str]:
-    """Draw pool size over queue depth, on one time axis, `columns` wide."""
+    """Draw pool size above queue depth on one time axis, `columns` wide."""
     width = max(_TICK_COLUMNS, columns - _LABEL - 2)
     end_s = figures.samples[-1].at_s
     at = [sample.at_s for sample in figures.samples]
@@ -120,7 +120,7 @@ def charts(figures: Figures, columns: int) -> list[str]:
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Draw values as one line of blocks, the largest one full."""
+    """Draw values as one line of blocks; the largest is a full block."""
     most = max(values, default=0.0)
     if most <= 0:
         return _BLOCKS[1] * len(values)
@@ -128,7 +128,7 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def resample(at_s: Sequence[float], values: Sequence[int], end_s: float, width: int) -> list[int]:
-    """Return a value for each of `width` equal spans: the largest in it, else the last before."""
+    """Return a value for each of `width` equal spans: the largest in it, or else the previous."""
     found: list[int | None] = [None] * width
     for moment, value in zip(at_s, values, strict=True):
         column = min(int(moment / end_s * width), width - 1) if end_s > 0 else 0
@@ -142,7 +142,7 @@ def resample(at_s: Sequence[float], values: Sequence[int], end_s: float, width: 
 
 def _chart(values: Sequence[int]) -> list[str]:
     most = max(*values, 1)
-    # In eighths of a row; whatever is there at all shows.
+    # In eighths of a row, rounded up so that small values show.
     heights = [-(-value * _CHART_ROWS * 8 // most) for value in values]
     lines = []
     for row in reversed(range(_CHART_ROWS)):

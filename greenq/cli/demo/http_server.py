@@ -1,8 +1,8 @@
 """The web server that `greenq demo` fetches from: every GET is answered after 200 ms.
 
-It runs in a process of its own, by its path and alone (``python -I -S http_server.py``), so it
-imports the standard library only. It prints its port, and ends when its standard input does: with
-the demo, however that ends.
+It runs in its own process, isolated (``python -I -S http_server.py``), so it imports only the
+standard library. It prints its port, and ends when its standard input is closed: with the demo,
+however that ends.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ _ANSWER = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
     b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_BODY), _BODY)
 )
-# Room for every connection of a burst before the loop has accepted the first.
+# Room for all connections of a burst before the loop accepts the first.
 _BACKLOG = 4096
 _END_OF_REQUEST = b"\r\n\r\n"
 
 
 class Answer(asyncio.Protocol):
-    """One connection: one request, one late answer."""
+    """One connection: one request, one delayed answer."""
 
     def __init__(self) -> None:
-        """Begin with nothing read."""
+        """Start with nothing read."""
         self._transport: asyncio.Transport | None = None
         self._read = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way back."""
+        """Keep the transport for the answer."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
@@ -51,11 +51,11 @@ class UntilClosed(asyncio.Protocol):
     """Watches standard input for its end."""
 
     def __init__(self) -> None:
-        """Begin to watch."""
+        """Start watching."""
         self.closed = asyncio.Event()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell that whoever started this is gone."""
+        """Signal that the parent process is gone."""
         self.closed.set()
 
 

@@ -1,7 +1,7 @@
-"""The demo itself: a server, a web server, a worker and a sender, watched from burst to end.
+"""The demo itself: a server, a web server, a worker and a sender, watched until all is done.
 
-Four processes: Valkey, the web server, the sender, and this one, which is the worker and also draws
-the display. Whatever ends the demo, the other three end with it, and the temporary folder is
+It has four processes: Valkey, the web server, the sender, and this one, which is the worker and
+draws the display. However the demo ends, the other three end with it, and the temporary folder is
 removed.
 """
 
@@ -49,17 +49,17 @@ _SAMPLE_S = 0.05
 # How long the other processes may take to start, and the embedded server to stop.
 _START_S = 10.0
 _STOP_S = 10.0
-# How long the pool is watched after the last fetch: it keeps its size for one second, then shrinks.
+# How long the pool is watched after the last fetch: it keeps its size for a second, then shrinks.
 _AFTER_S = 2.0
-# Different reasons that are told; the rest is counted together.
+# How many different reasons are shown; the rest are counted together.
 _REASONS = 8
-# Open files beside one socket a fetch.
+# Open files besides one socket per fetch.
 _OTHER_FILES = 200
 _INTERRUPTED = 130
 
 
 def run(urls: Sequence[str] | None, count: int, limits: tuple[int, int]) -> int:
-    """Fetch `urls`, or else `count` times from the local web server, and return the exit code."""
+    """Fetch `urls`, or `count` times from the local web server; return the exit code."""
     _allow_files(limits[0] + _OTHER_FILES)
     with ExitStack() as stack:
         interrupt = stack.enter_context(_interruptible())
@@ -81,7 +81,7 @@ def run(urls: Sequence[str] | None, count: int, limits: tuple[int, int]) -> int:
         display.say(
             f"{len(urls):,} fetches"
             + (f", {http_server.DELAY_S * 1000:.0f} ms each" if ideal_s else "")
-            + f", by a pool of {limits[1]:,} to {limits[0]:,} greenlets"
+            + f", with a pool of {limits[1]:,} to {limits[0]:,} greenlets"
         )
         watch = Watch(worker, greenlet, probe, display, interrupt)
         figures = watch.burst(sender, urls, ideal_s, limits)
@@ -93,10 +93,10 @@ def run(urls: Sequence[str] | None, count: int, limits: tuple[int, int]) -> int:
 
 
 class Interrupt:
-    """What Ctrl-C does: end the demo; the second time, without waiting for what runs."""
+    """The action of Ctrl-C: end the demo; the second time, without waiting for running tasks."""
 
     def __init__(self) -> None:
-        """Nobody has asked yet."""
+        """Start uninterrupted."""
         self.asked = Event()
         self.again: Callable[[], object] | None = None
 
@@ -108,7 +108,7 @@ class Interrupt:
 
 
 class Watch:
-    """Starts the burst and watches it through the worker's counters and a connection of its own."""
+    """Starts the burst and watches it through the worker's counters and its own connection."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Watch:
         display: Display,
         interrupt: Interrupt,
     ) -> None:
-        """Watch `worker`, which runs in `greenlet`; what `probe` sends is not counted."""
+        """Watch `worker`, which runs in `greenlet`; commands sent by `probe` are not counted."""
         self._worker = worker
         self._greenlet = greenlet
         self._probe = probe
@@ -137,7 +137,7 @@ class Watch:
         ideal_s: float | None,
         limits: tuple[int, int],
     ) -> Figures | None:
-        """Have all URLs fetched and return what was measured; None if it was interrupted."""
+        """Fetch all URLs and return the measurements; None if interrupted."""
         before = self._traffic()
         cpu_s = time.process_time()
         self._began_s = time.monotonic()
@@ -185,7 +185,9 @@ class Watch:
                 raise GreenqError("the demo's worker ended too early")
             self._interrupt.asked.wait(_SAMPLE_S)
         if running := self._worker.pool.running:
-            self._display.say(f"{running:,} fetches run and end first; Ctrl-C again ends them now")
+            self._display.say(
+                f"waiting for {running:,} running fetches; Ctrl-C again ends them now"
+            )
         return False
 
     def _all_done(self, total: int) -> bool:
@@ -210,7 +212,7 @@ class Watch:
         return sample
 
     def _traffic(self) -> tuple[int, int]:
-        """Return the server's commands and reads so far, less those made to watch."""
+        """Return the server's commands and reads so far, without those of the watching itself."""
         own = self._probe.traffic.commands, self._probe.traffic.round_trips
         lines = self._probe.call("INFO", "stats").decode().splitlines()
         stats = dict(line.split(":", 1) for line in lines if ":" in line)
@@ -226,10 +228,10 @@ class Watch:
 
 
 class Sending:
-    """The sender at work, with all its URLs since this was made."""
+    """The sender at work; it gets all URLs when this is created."""
 
     def __init__(self, sender: subprocess.Popen[str], urls: Sequence[str]) -> None:
-        """Hand it the URLs."""
+        """Give the URLs to the sender."""
         self._sender = sender
         self._greenlet = spawn(partial(sender.communicate, "\n".join(urls)), name="demo sender")
         self.sent_s = 0.0
@@ -237,7 +239,7 @@ class Sending:
 
     @property
     def ended(self) -> bool:
-        """True when all is sent.
+        """Return whether everything has been sent.
 
         Raises:
             GreenqError: the sender failed.
@@ -245,16 +247,16 @@ class Sending:
         if not self._greenlet.dead:
             return False
         if not self.task_ids:
-            told, error = self._greenlet.get()
+            output, error = self._greenlet.get()
             if self._sender.returncode:
                 raise GreenqError(f"the demo's sender failed:\n{error.strip()}")
-            report = json.loads(told)
+            report = json.loads(output)
             self.sent_s, self.task_ids = report["sent_s"], report["task_ids"]
         return True
 
 
 def _read(app: Greenq, task_ids: Sequence[str]) -> tuple[int, dict[str, int], float]:
-    """Read all results: how many succeeded, why the others failed, the fetches' own seconds."""
+    """Read all results; return how many succeeded, why others failed, and the response times."""
     succeeded, response_s = 0, 0.0
     value: Any
     reasons: Counter[str] = Counter()
@@ -268,9 +270,9 @@ def _read(app: Greenq, task_ids: Sequence[str]) -> tuple[int, dict[str, int], fl
             reasons[f"{type(value).__name__}: {value}"] += 1
         else:
             reasons[f"no result is stored ({state})"] += 1
-    told = dict(reasons.most_common(_REASONS))
-    rest = reasons.total() - sum(told.values())
-    return succeeded, told | ({"other reasons": rest} if rest else {}), response_s
+    shown = dict(reasons.most_common(_REASONS))
+    rest = reasons.total() - sum(shown.values())
+    return succeeded, shown | ({"other reasons": rest} if rest else {}), response_s
 
 
 # --- what the demo starts, and ends ---------------------------------------------------------------
@@ -278,7 +280,7 @@ def _read(app: Greenq, task_ids: Sequence[str]) -> tuple[int, dict[str, int], fl
 
 @contextmanager
 def _interruptible() -> Iterator[Interrupt]:
-    """Turn Ctrl-C and its like into an event, which the demo looks at where it can stop."""
+    """Turn Ctrl-C and the like into an event, which the demo checks where it can stop."""
     interrupt, signals = Interrupt(), Signals(Hub())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signals.on(number, interrupt)
@@ -290,7 +292,7 @@ def _interruptible() -> Iterator[Interrupt]:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """Make a temporary folder, and remove it when the embedded server has left it."""
+    """Create a temporary folder; remove it when the embedded server has ended."""
     folder = Path(tempfile.mkdtemp(prefix="greenq-demo-"))
     try:
         yield folder
@@ -300,7 +302,7 @@ def _folder() -> Iterator[Path]:
 
 
 def _await_server_end(folder: Path) -> None:
-    """Wait until the keeper is gone, which ends after its server."""
+    """Wait until the supervisor process is gone, which ends after its server."""
     lock = keeper.open_lock(folder / keeper.KEEPER_LOCK)
     deadline = time.monotonic() + _STOP_S
     try:
@@ -314,7 +316,7 @@ def _await_server_end(folder: Path) -> None:
 
 @contextmanager
 def _valkey(folder: Path) -> Iterator[str]:
-    """Share in the embedded server, as the app and the sender do; yield its socket's path."""
+    """Use the embedded server, as the app and the sender do; yield its socket's path."""
     server = EmbeddedServer(folder)
     try:
         yield server.acquire()
@@ -324,7 +326,7 @@ def _valkey(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def _process(*command: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a Python program; it sees no Ctrl-C, but the end of its standard input."""
+    """Run a Python program; Ctrl-C does not reach it, but the end of its standard input does."""
     process = subprocess.Popen(
         [sys.executable, *command],
         stdin=subprocess.PIPE,
@@ -346,7 +348,7 @@ def _process(*command: str) -> Iterator[subprocess.Popen[str]]:
 @contextmanager
 def _web_server() -> Iterator[int]:
     """Run the local web server; yield its port."""
-    # Where a proxy is set for the web, it is not meant for this server.
+    # A proxy for the web must not be used for this server.
     exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     os.environ["no_proxy"] = f"{exempt},127.0.0.1" if exempt else "127.0.0.1"
     with _process("-I", "-S", str(http_server.__file__)) as process:
@@ -355,7 +357,7 @@ def _web_server() -> Iterator[int]:
 
 @contextmanager
 def _sender(broker_url: str) -> Iterator[subprocess.Popen[str]]:
-    """Run the sender up to where it has connected."""
+    """Start the sender and wait until it has connected."""
     with _process("-m", "greenq.cli.demo.sender", broker_url) as process:
         _first_line(process, "sender")
         yield process
@@ -376,9 +378,9 @@ def _first_line(process: subprocess.Popen[str], name: str) -> str:
 def _working(
     app: Greenq, limits: tuple[int, int], interrupt: Interrupt
 ) -> Iterator[tuple[Worker, Greenlet]]:
-    """Run a worker in this process; at the end it finishes what runs, unless asked twice."""
+    """Run a worker in this process; at the end it finishes running tasks unless asked twice."""
     worker = Worker(app, WorkerOptions(autoscale=limits))
-    # `Worker.start` would do, but the demo must know when it has ended.
+    # `Worker.start` would do, but the demo must know when the worker has ended.
     greenlet = spawn(partial(worker.run, signals=False), name="worker")
     interrupt.again = worker.stop_cold
     try:
@@ -389,13 +391,13 @@ def _working(
 
 
 def _allow_files(count: int) -> None:
-    """Raise the limit of open files, which the web server inherits, as far as it may be raised."""
+    """Raise the limit of open files, as far as allowed; the web server inherits it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= count:
         return
     if hard != resource.RLIM_INFINITY and hard < count:
         raise GreenqError(
-            f"this many fetches at once need {count:,} open files, and the limit is {hard:,}: "
-            f"name a smaller --autoscale"
+            f"this many fetches at once need {count:,} open files, but the limit is {hard:,}: "
+            f"use a smaller --autoscale"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

@@ -1,8 +1,7 @@
-"""The sender of `greenq demo`: a process of its own, like a web application, without gevent.
+"""The sender of `greenq demo`: a separate process without gevent, like a web application.
 
-``python -m greenq.cli.demo.sender <broker URL>`` says ``ready``, reads URLs from standard input,
-one
-a line, sends a fetch for each, and writes a line of JSON: how long that took and the tasks' ids.
+``python -m greenq.cli.demo.sender <broker URL>`` prints ``ready``, reads URLs from standard input,
+one per line, sends a fetch for each, and prints a line of JSON: how long that took and the ids.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from greenq.errors import GreenqError
 
 
 def load_fetch(broker_url: str) -> Any:
-    """Load ``examples/fetch.py``, have its app use this server, and return its task `fetch`.
+    """Load ``examples/fetch.py``, point its app to this server, and return its task `fetch`.
 
     Raises:
-        GreenqError: the file is not where a checkout or an installed package has it.
+        GreenqError: the file is in neither a checkout's nor an installed package's place.
     """
     package = Path(greenq.__file__).parent
     places = (package / "examples" / "fetch.py", package.parent / "examples" / "fetch.py")
     path = next((place for place in places if place.is_file()), None)
     spec = importlib.util.spec_from_file_location("fetch", path) if path is not None else None
     if spec is None or spec.loader is None:
-        raise GreenqError(f"examples/fetch.py is missing beside {package}: install greenq anew")
+        raise GreenqError(f"examples/fetch.py is missing beside {package}: reinstall greenq")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    # The demo watches the pool grow and shrink, so it keeps an idle pool large for one second only.
+    # The demo shows the pool grow and shrink, so an idle pool keeps its size for one second only.
     module.app.conf.update(
         broker_url=broker_url, result_backend=broker_url, worker_autoscale_keepalive=1.0
     )
@@ -40,9 +39,9 @@ def load_fetch(broker_url: str) -> Any:
 
 
 def main(broker_url: str) -> int:
-    """Send what standard input names."""
+    """Send a fetch for each URL on standard input."""
     fetch = load_fetch(broker_url)
-    # Connected before the burst, as a running application is.
+    # Connect before the burst: a running application is connected, too.
     fetch.app.transport.client.call("PING")
     sys.stdout.write("ready\n")
     sys.stdout.flush()

@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the command's options."""
+    """Add the command's options to `parser`."""
     add_asking_options(parser)
     add = parser.add_argument
     add("--interval", type=argument_types.seconds, default=1.0, metavar="S",
-        help="look every so many seconds (default 1)")  # fmt: skip
-    add("--once", action="store_true", help="one picture as text after one interval")
+        help="refresh every S seconds (default 1)")  # fmt: skip
+    add("--once", action="store_true", help="print one picture as text after one interval")
     add("--filter", action="append", type=_filter, default=[], metavar="[TABLE:]TEXT",
-        help=f"show only lines whose name has this in it; of one table ({', '.join(FILTERED)}) or "
-        "all; may be given again")  # fmt: skip
+        help=f"show only lines whose name contains this, in one table ({', '.join(FILTERED)}) or "
+        "in all; may be repeated")  # fmt: skip
     add("--sort", choices=ORDERS, default=ORDERS[0],
-        help="what tasks are sorted by (default %(default)s)")  # fmt: skip
+        help="sort tasks by this (default %(default)s)")  # fmt: skip
     add("--events", action="store_true",
-        help="have the workers tell of their tasks while this runs")  # fmt: skip
+        help="make the workers send task events while this runs")  # fmt: skip
 
 
 def _filter(text: str) -> list[tuple[str, str]]:
@@ -47,24 +47,24 @@ def _filter(text: str) -> list[tuple[str, str]]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show the cluster until q is pressed; 69 when there is no worker at the start.
+    """Show the cluster until q is pressed; return 69 if there is no worker at the start.
 
-    With --json it is one picture, after one interval.
+    With --json, print one picture after one interval.
 
     Shape: {"workers": {node: {"state", "details", "ours", "running", "size", "waiting",
       "processed", "per_s", "lag_s", "lag_p99_s", "uptime_s"}}, "queues": {name: {"waiting",
       "depth", "inbox", "parked", "dead", "paused", "change_per_s"}}, "tasks": {name: {"per_s":
       {kind: rate}, "counts": {kind: count}, "runtime_s"}}, "total": {"running", "size",
-      "waiting", "per_s", "lag_s", "tasks"}, "greenlets": {"node", "reply"}, "trouble"}; null is
-      what nobody knows.
+      "waiting", "per_s", "lag_s", "tasks"}, "greenlets": {"node", "reply"}, "trouble"}; null means
+      unknown.
     """
     live = not (args.json or args.once)
     if not args.json and importlib.util.find_spec("rich") is None:
-        raise GreenqError("rich is missing: pip install 'greenq[demo]', or ask for --json")
+        raise GreenqError("rich is missing: pip install 'greenq[demo]', or use --json")
     if live and not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise GreenqError("this is no terminal: ask for one picture with --once or --json")
+        raise GreenqError("not a terminal: print one picture with --once or --json")
     with opened(args) as app, ExitStack() as parts:
-        # Loaded only now: it takes the transport, which whoever wants help need not wait for.
+        # Imported only here: it loads the transport, which help does not need.
         asking = importlib.import_module("greenq.cli.top.ask")
         state = app.events.State()
         listener = parts.enter_context(asking.Listener(app, state))
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(picture: Picture, app: Greenq, args: argparse.Namespace) -> None:
-    """Write one picture, as JSON or as text."""
+    """Print one picture, as JSON or as text."""
     if args.json:
         show.write_json(picture.as_json())
         return

@@ -1,4 +1,4 @@
-"""Looks at a cluster for ``greenq top``, in two threads: one asks, the other hears events."""
+"""Observes a cluster for ``greenq top`` in two threads: one polls, the other receives events."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Of so many greenlets, the oldest, more is told than what they wait for.
+# How many greenlets, oldest first, are shown in detail.
 _GREENLETS: Final = 20
 
-# So long may the end of a thread be missed.
+# How late a thread may notice that it must end.
 _TURN_S: Final = 0.25
 
 _ENABLED: Final = "task events enabled"
 
 
 class Asker:
-    """Asks the workers that the command line means.
+    """Asks the workers that the command line selects.
 
     A look is a broadcast of status, then hub to those that have replied, and greenlets to one of
-    them. Where there are nodes that do not know status (Celery's log a traceback then), a broadcast
-    of ping finds all nodes, and status goes to the others alone.
+    them. If some nodes do not know status (Celery's log a traceback then), a broadcast of ping
+    finds all nodes, and status goes to the others only.
     """
 
     def __init__(self, app: Greenq, args: argparse.Namespace, state: State) -> None:
-        """Ask for `app`; `state` is what events tell of the workers."""
+        """Ask the workers of `app`; `state` holds what their events show."""
         self._app = app
         self._args = args
         self._state = state
         self._queues = set(queues.known_queues(app))
         self._foreign: set[str] = set()
-        self._told: set[str] = set()
+        self._asked: set[str] = set()
         self._changed: set[str] = set()
 
     def __enter__(self) -> Self:
-        """Begin to ask."""
+        """Start asking."""
         return self
 
     def __exit__(
@@ -60,12 +60,12 @@ class Asker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Have the workers that tell of tasks because of this no longer do so."""
+        """Disable the task events that this has enabled."""
         if self._changed:
             self._app.control.mailbox.tell("disable_events", destination=sorted(self._changed))
 
     def look(self, chosen: str | None = None) -> Look:
-        """Look at all, and at the greenlets of the worker chosen, by default the first one.
+        """Look at everything, and at the greenlets of the chosen worker, by default the first.
 
         Raises:
             OperationalError: the server cannot be reached, or refuses.
@@ -83,7 +83,7 @@ class Asker:
         return Look(
             at_s=time.monotonic(),
             statuses={node: statuses[node] for node in ours},
-            foreign={node: self._heard(node) for node in foreign},
+            foreign={node: self._read_heartbeats(node) for node in foreign},
             hubs=hubs,
             queues=self._depths(),
             takers=queues.takers(
@@ -93,7 +93,7 @@ class Asker:
         )
 
     def greenlets(self, node: str) -> Greenlets:
-        """Ask one worker for its greenlets; nothing if that is of no use.
+        """Ask one worker for its greenlets; return no reply for workers that are not greenq's.
 
         Raises:
             OperationalError: the server cannot be reached, or refuses.
@@ -114,7 +114,7 @@ class Asker:
         return replies
 
     def _depths(self) -> queues.Look:
-        """Count what waits; the messages themselves are left alone."""
+        """Count the waiting messages without reading them."""
         broker = self._app.transport.broker
         paused = broker.paused()
         found = {
@@ -130,22 +130,22 @@ class Asker:
         if node is None:
             return None
         if node not in ours or show.part(statuses[node], "blocked") is not None:
-            # It would not reply before it is back, or its hub moves again.
+            # It would not reply before it is back or its hub runs again.
             return Greenlets(node=node)
         return self.greenlets(node)
 
-    def _heard(self, node: str) -> dict[str, Any]:
-        """Return what heartbeats tell of a worker."""
+    def _read_heartbeats(self, node: str) -> dict[str, Any]:
+        """Return what a worker's heartbeats show."""
         worker = self._state.workers.get(node)
         if worker is None:
             return {}
         return {"active": worker.active, "processed": worker.processed}
 
     def _enable_events(self, nodes: set[str]) -> None:
-        """Have nodes tell of tasks, each one once in its life."""
-        self._told &= nodes
-        replies = self._ask("enable_events", destination=sorted(nodes - self._told))
-        self._told |= replies.keys()
+        """Enable the task events of nodes, once for each incarnation."""
+        self._asked &= nodes
+        replies = self._ask("enable_events", destination=sorted(nodes - self._asked))
+        self._asked |= replies.keys()
         self._changed.update(
             node for node, reply in replies.items() if show.part(reply, "ok") == _ENABLED
         )
@@ -158,16 +158,16 @@ class Asker:
         destination: list[str] | None = None,
     ) -> dict[str, Any]:
         if destination is not None and not destination:
-            # To the server that would mean everybody.
+            # An empty destination would mean all workers.
             return {}
         return ask(self._app, self._args, method, arguments, destination=destination)
 
 
 class Thread(Generic[T]):
-    """A thread that gives what it finds to whoever takes it."""
+    """A thread that queues what it finds for another thread."""
 
     def __init__(self, name: str) -> None:
-        """Prepare it."""
+        """Create the thread; `with` starts it."""
         self._found: SimpleQueue[T | Exception] = SimpleQueue()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
@@ -183,7 +183,7 @@ class Thread(Generic[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End it, and wait for its end."""
+        """End the thread, and wait for its end."""
         self.end()
         self._thread.join()
 
@@ -191,7 +191,7 @@ class Thread(Generic[T]):
         """Return what was found since the last call.
 
         Raises:
-            Exception: whatever has ended it.
+            Exception: the error that has ended the thread.
         """
         found = []
         with suppress(Empty):
@@ -207,7 +207,7 @@ class Thread(Generic[T]):
         self._ended.set()
 
     def run(self) -> None:
-        """Do its work until `_ended` is set."""
+        """Do the thread's work until `_ended` is set."""
         raise NotImplementedError
 
     def _main(self) -> None:
@@ -218,10 +218,10 @@ class Thread(Generic[T]):
 
 
 class Sampler(Thread["Look | Greenlets"]):
-    """Looks every so many seconds."""
+    """Looks at regular intervals."""
 
     def __init__(self, asker: Asker, interval_s: float) -> None:
-        """Look with `asker`."""
+        """Look with `asker` every `interval_s`."""
         super().__init__("greenq top: asks")
         self._asker = asker
         self._interval_s = interval_s
@@ -235,7 +235,7 @@ class Sampler(Thread["Look | Greenlets"]):
         self._woken.set()
 
     def pause(self, *, on: bool) -> None:
-        """Look no more, or again."""
+        """Pause looking, or go on."""
         self._paused = on
         self._woken.set()
 
@@ -245,7 +245,7 @@ class Sampler(Thread["Look | Greenlets"]):
         self._woken.set()
 
     def run(self) -> None:
-        """Look, again and again."""
+        """Look at each interval."""
         due_s = time.monotonic() + self._interval_s
         seen = None
         while not self._ended.is_set():
@@ -275,26 +275,26 @@ class Sampler(Thread["Look | Greenlets"]):
 
 
 class Listener(Thread["dict[str, Any]"]):
-    """Hears events; keeps the state of the workers up to date."""
+    """Receives events, and keeps the state of the workers up to date."""
 
     def __init__(self, app: Greenq, state: State) -> None:
-        """Prepare to hear events of `app`; those of workers go to `state`."""
+        """Receive the events of `app`; worker events update `state`."""
         super().__init__("greenq top: hears")
         self._state = state
         self._receiver = app.events.Receiver()
 
     def __enter__(self) -> Self:
-        """Begin; what is published from now on is heard.
+        """Subscribe; events published from now on are received.
 
         Raises:
             OperationalError: the server cannot be reached, or refuses.
         """
-        # No heartbeats are asked for: whoever replies is there.
+        # No need to request heartbeats: replies show which workers live.
         self._receiver.open(wakeup=False)
         return super().__enter__()
 
     def run(self) -> None:
-        """Hear until the end."""
+        """Receive events until the end."""
         try:
             while not self._ended.is_set():
                 for event in self._receiver.wait(_TURN_S):

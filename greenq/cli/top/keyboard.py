@@ -21,14 +21,14 @@ _NAMED: Final = {
     b"\x1b[Z": "up", b"\t": "down", b"\x1a": "suspend",
 }  # fmt: skip
 
-# A control sequence, or one more byte of a key that sends two, or any single byte.
+# A control sequence, a two-byte key, or any single byte.
 _KEY: Final = re.compile(rb"\x1b\[[0-9;]*[A-Za-z~]|\x1bO.|.", re.DOTALL)
 
 
 def read_keys(typed: bytes) -> list[str]:
-    """Return the keys in what a terminal has sent: a name, or the letter itself in lower case.
+    """Return the keys in a terminal's input: a name, or the letter in lower case.
 
-    Those that are neither named nor letters nor ``?`` are left out.
+    Keys that are neither named nor letters nor ``?`` are left out.
     """
     found = []
     for key in _KEY.findall(typed):
@@ -40,7 +40,7 @@ def read_keys(typed: bytes) -> list[str]:
 
 
 class Keyboard:
-    """Gives each key at once and shows none of them, until it is left."""
+    """Returns each key at once without echo, inside its `with` block."""
 
     def __init__(self) -> None:
         """Read standard input, which must be a terminal."""
@@ -48,7 +48,7 @@ class Keyboard:
         self._before: list[Any] = []
 
     def __enter__(self) -> Self:
-        """Take the terminal over; Ctrl-Z becomes a key, so that it can be given back first."""
+        """Take over the terminal; Ctrl-Z becomes a key, to restore the terminal first."""
         self._before = termios.tcgetattr(self._file)
         tty.setcbreak(self._file, termios.TCSANOW)
         ours = termios.tcgetattr(self._file)
@@ -62,11 +62,11 @@ class Keyboard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the terminal back as it was, without what was typed and not read."""
+        """Restore the terminal, and discard unread input."""
         termios.tcsetattr(self._file, termios.TCSAFLUSH, self._before)
 
     def keys(self, timeout_s: float) -> list[str]:
-        """Return what was typed; wait for a key if nothing was.
+        """Return the keys typed; wait for one if there is none.
 
         Raises:
             EOFError: the terminal is gone.

@@ -1,4 +1,4 @@
-"""What ``greenq top`` knows: replies and events go in, what is to be shown comes out. No I/O."""
+"""The model of ``greenq top``: replies and events go in, pictures to show come out. No I/O."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ if TYPE_CHECKING:
 
     from greenq.cli.queues import Queue
 
-# Looks that the charts remember: more than the widest terminal shows.
+# How many looks the charts keep: more than the widest terminal shows.
 _HISTORY: Final = 400
 
-# Rates of single looks jump: they are taken over so many.
+# Rates are taken over this many looks, since those of single looks jump.
 _RATE_LOOKS: Final = 5
 
-# Late turns of the hub are counted over so many looks, not since the worker began.
+# Late turns of the hub are counted over this many looks, not since the worker started.
 _LAG_LOOKS: Final = 60
 
-# A worker that does not reply is shown for so long.
+# How long a worker that does not reply is still shown.
 _SILENT_S: Final = 60.0
 
-# Anybody may publish events: more tasks than this have no line of their own.
+# How many tasks have their own line; a limit is needed since anyone may publish events.
 _NAMES: Final = 1000
 _OTHERS: Final = "(others)"
 _UNKNOWN: Final = "(unknown)"
 
-# Tasks that have begun and not ended, whose names are remembered: most events tell an id alone.
+# How many running tasks' names are remembered: most events carry only the id.
 _RUNNING: Final = 50_000
 
 KINDS: Final = ("received", "started", "succeeded", "failed", "retried", "revoked", "rejected")
-"""What happens to tasks, in the words of their events."""
+"""What happens to tasks, as their events name it."""
 
 ORDERS: Final = ("rate", "failures", "runtime")
-"""What tasks can be sorted by."""
+"""The orders in which tasks can be sorted."""
 
-# What a reply or an event may tell in seconds: beyond that it is nonsense.
+# The most seconds that are plausible in a reply or an event.
 _MOST_S: Final = 1e12
 
 _ENDS: Final = frozenset({"succeeded", "failed", "revoked", "rejected"})
 
 
-# --- what goes in ---------------------------------------------------------------------------------
+# --- input ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class Greenlets:
 
     Attributes:
         node: the worker.
-        reply: to the command greenlets; None if there was none.
+        reply: to the command greenlets, or None.
     """
 
     node: str
@@ -70,14 +70,14 @@ class Look:
     """The cluster at one moment.
 
     Attributes:
-        at_s: when (monotonic).
+        at_s: monotonic time.
         statuses: replies to the command status, by node.
-        foreign: what heartbeats tell of the nodes that do not know that command.
+        foreign: from heartbeats, the values of nodes that do not know that command.
         hubs: replies to the command hub, by node.
         queues: the queues.
-        takers: who takes from them.
-        greenlets: of the worker chosen.
-        trouble: why not all could be looked at; then the rest is empty.
+        takers: which workers take from them.
+        greenlets: of the chosen worker.
+        trouble: why the look failed; the rest is then empty.
     """
 
     at_s: float
@@ -90,20 +90,20 @@ class Look:
     trouble: str | None = None
 
 
-# --- what comes out -------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 FILTERED: Final = ("worker", "queue", "task")
-"""What can be filtered by name."""
+"""The tables that can be filtered by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which lines are shown: those whose name has a text in it, in any case.
+    """Selects the lines whose name contains a text, ignoring case.
 
-    A text with ``*``, ``?`` or ``[`` is a pattern of the whole name.
+    A text with ``*``, ``?`` or ``[`` is a pattern for the whole name.
 
     Attributes:
-        worker, queue, task: of each table, the texts of which one must fit; none: all lines.
+        worker, queue, task: for each table, texts of which one must match; if empty, all lines do.
     """
 
     worker: tuple[str, ...] = ()
@@ -112,18 +112,18 @@ class Filter:
 
     @classmethod
     def of(cls, texts: Iterable[tuple[str, str]]) -> Filter:
-        """Put it together of pairs: table and text."""
+        """Create a filter from pairs of table and text."""
         found: dict[str, tuple[str, ...]] = {}
         for table, text in texts:
             found[table] = (*found.get(table, ()), text.lower())
         return cls(**found)
 
     def __str__(self) -> str:
-        """Write it down as on the command line."""
+        """Format the filter as on the command line."""
         return " ".join(f"{name}:{text}" for name in FILTERED for text in getattr(self, name))
 
     def shows(self, table: str, name: str) -> bool:
-        """Tell whether a line of a table is shown."""
+        """Return whether a line of a table is shown."""
         texts: tuple[str, ...] = getattr(self, table)
         return not texts or any(_fits(text, name.lower()) for text in texts)
 
@@ -136,18 +136,18 @@ def _fits(text: str, name: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """A worker's line; None is what nobody knows.
+    """A worker's line; None means unknown.
 
     Attributes:
         node: its name.
-        state: in a word.
-        details: what is to be said about the state.
-        ours: whether it is greenq's: others tell less.
+        state: in one word.
+        details: more about the state.
+        ours: whether it is a greenq worker; others report less.
         running, size, waiting: tasks in its pool, the pool's slots, tasks that wait for one.
-        processed: tasks since it began.
-        per_s: tasks a second.
+        processed: tasks since its start.
+        per_s: tasks per second.
         lag_s: how late its hub's last turn was.
-        lag_p99_s: what 99 of 100 turns did not exceed in the last minute.
+        lag_p99_s: the lag that 99 of 100 turns in the last minute did not exceed.
         uptime_s: its age.
     """
 
@@ -175,9 +175,9 @@ class Task:
 
     Attributes:
         name: its name.
-        per_s: by kind of event, so many a second.
-        counts: by kind of event, so many since greenq top began.
-        runtime_s: the mean of those that succeeded.
+        per_s: events per second, by kind.
+        counts: events since greenq top started, by kind.
+        runtime_s: mean runtime of successful runs.
     """
 
     name: str
@@ -187,11 +187,11 @@ class Task:
 
     @property
     def busy(self) -> tuple[float, int]:
-        """What it is ranked by: events a second, and so far."""
+        """The sort key: events per second, then total events."""
         return sum(self.per_s.values()), sum(self.counts.values())
 
     def rank(self, by: str) -> float:
-        """Return what it is sorted by, the largest first: one of `ORDERS`."""
+        """Return the sort key for one of `ORDERS`; the largest comes first."""
         if by == "failures":
             return float(self.counts["failed"])
         return (self.runtime_s or 0.0) if by == "runtime" else self.busy[0]
@@ -204,13 +204,13 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """All workers and queues together at one moment.
+    """The totals of all workers and queues at one moment.
 
     Attributes:
         running, size: of all pools.
-        depth: messages that wait in all queues.
-        per_s: tasks a second.
-        lag_s: of the hub that was the latest.
+        depth: waiting messages in all queues.
+        per_s: tasks per second.
+        lag_s: of the hub with the largest lag.
     """
 
     running: int = 0
@@ -222,17 +222,17 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """What is to be shown.
+    """What to show.
 
     Attributes:
         workers: by name.
         queues: the deepest first.
-        tasks: sorted; nothing if no worker tells of tasks.
-        all_tasks: all of them together.
-        points: the charts' history, the latest at the end.
-        greenlets: of the worker chosen.
+        tasks: sorted; empty if no worker sends task events.
+        all_tasks: the totals of all tasks.
+        points: the charts' history, the latest last.
+        greenlets: of the chosen worker.
         trouble: why it may not be up to date.
-        only: what is shown of it; charts and sums are of all.
+        only: the filter of the lines; charts and totals ignore it.
     """
 
     workers: Sequence[Worker] = ()
@@ -246,11 +246,11 @@ class Picture:
 
     @property
     def last(self) -> Point:
-        """The workers and queues together now."""
+        """The present totals of workers and queues."""
         return self.points[-1] if self.points else Point()
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for JSON, without the history."""
+        """Return the picture for JSON, without the history."""
         last, greenlets = self.last, self.greenlets
         return {
             "workers": {each.node: each.as_json() for each in self.workers},
@@ -272,23 +272,23 @@ class Picture:
 
 
 def _queue(queue: Queue) -> dict[str, Any]:
-    """Return a queue for JSON, without what was not looked at."""
-    told = queue.as_json()
+    """Return a queue for JSON, without what was not read."""
+    values = queue.as_json()
     return {
-        name: told[name]
-        for name in told
+        name: values[name]
+        for name in values
         if name not in ("consumers", "held", "untaken", "oldest_s")
     }
 
 
-# --- in between -----------------------------------------------------------------------------------
+# --- state ----------------------------------------------------------------------------------------
 
 
 class Model:
     """Remembers looks and events for as long as rates and charts need them."""
 
     def __init__(self, only: Filter | None = None, order: str = ORDERS[0]) -> None:
-        """Know nothing yet; its pictures show `only` that, and sort tasks by `order`."""
+        """Start empty; pictures are filtered by `only`, their tasks sorted by `order`."""
         self._only = only or Filter()
         self._order = order
         self._looks: deque[Look] = deque(maxlen=_RATE_LOOKS + 1)
@@ -299,7 +299,7 @@ class Model:
         self._trouble: str | None = None
 
     def look(self, look: Look) -> None:
-        """Take note of the cluster at a moment."""
+        """Add a look at the cluster."""
         self._trouble = look.trouble
         if look.trouble is not None:
             return
@@ -316,16 +316,16 @@ class Model:
         self._points.append(self._point(look))
 
     def greenlets(self, greenlets: Greenlets) -> None:
-        """Take note of the greenlets of the worker that was chosen."""
+        """Add the greenlets of the chosen worker."""
         self._greenlets = greenlets
 
     def hear(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """Take note of what happened to tasks."""
+        """Add task events."""
         for event in events:
             self._tally.note(event)
 
     def picture(self) -> Picture:
-        """Return what is to be shown."""
+        """Return what to show."""
         workers, last_s = self._workers, self._looks[-1].at_s if self._looks else 0.0
         only, tasks = self._only, self._tally.tasks()
         shown = [task for task in tasks if only.shows("task", task.name)]
@@ -362,7 +362,7 @@ class Model:
         there = [each for each in self._workers.values() if each.seen_s == look.at_s]
         workers = [each.shown(look.at_s) for each in there]
         return Point(
-            # Of a pool whose size nobody knows, Celery's, neither is counted.
+            # Pools of unknown size (Celery's) are left out of both.
             running=sum(each.running or 0 for each in workers if each.size is not None),
             size=sum(each.size or 0 for each in workers),
             depth=sum(queue.waiting for queue in look.queues.queues.values()),
@@ -372,7 +372,7 @@ class Model:
 
 
 class _Worker:
-    """What is remembered of a worker."""
+    """The state kept for a worker."""
 
     def __init__(self, node: str) -> None:
         self.seen_s = 0.0
@@ -384,12 +384,12 @@ class _Worker:
         self._lags: deque[Mapping[float, int]] = deque(maxlen=_LAG_LOOKS + 1)
 
     def look(self, at_s: float, reply: Any, hub: Any, *, ours: bool) -> None:
-        """Take note of its replies."""
+        """Add the worker's replies."""
         self.seen_s, self._reply, self._hub, self._ours = at_s, reply, hub, ours
         processed = _count(show.part(reply, "processed"))
         if processed is not None:
             if self._processed and processed < self._processed[-1][1]:
-                # It has begun anew.
+                # The worker has restarted.
                 self._processed.clear()
                 self._lags.clear()
             self._processed.append((at_s, processed))
@@ -399,11 +399,11 @@ class _Worker:
 
     @property
     def last_per_s(self) -> float:
-        """Tasks a second between the last two looks."""
+        """Tasks per second between the last two looks."""
         return _per_s(*list(self._processed)[-2:]) or 0.0
 
     def shown(self, now_s: float) -> Worker:
-        """Return its line."""
+        """Return the worker's line."""
         counts = {
             name: _count(show.part(self._reply, name)) for name in ("size", "waiting", "processed")
         }
@@ -411,7 +411,7 @@ class _Worker:
         if word == "ok":
             # Paused queues have their own lines.
             details = ""
-        # A turn of the hub that has not ended is late already.
+        # A blocked turn of the hub is late already.
         blocked_s = _seconds(show.part(self._reply, "blocked", "for_s")) or 0.0
         lags = [_seconds(show.part(self._hub, "lag_s")), self._lag_p99_s()]
         lag_s, lag_p99_s = (blocked_s or None if s is None else max(s, blocked_s) for s in lags)
@@ -436,12 +436,12 @@ class _Worker:
             return None
         first, last = self._lags[0], self._lags[-1]
         recent = {upper_s: count - first.get(upper_s, 0) for upper_s, count in last.items()}
-        # The first look knows only how it was since the worker began.
+        # The first look has only the values since the worker started.
         return quantile_s(recent if len(self._lags) > 1 else last, 0.99)
 
 
 def quantile_s(buckets: Mapping[float, int], share: float) -> float | None:
-    """Return the upper end, in seconds, of the bucket that a share of all do not exceed."""
+    """Return the upper bound, in seconds, of the bucket that `share` of all do not exceed."""
     wanted, seen = share * sum(buckets.values()), 0
     for upper_s in sorted(buckets):
         seen += buckets[upper_s]
@@ -451,7 +451,7 @@ def quantile_s(buckets: Mapping[float, int], share: float) -> float | None:
 
 
 def _buckets(hub: Any) -> dict[float, int]:
-    """Read the histogram in a reply to the command hub; the last bucket ends at the largest."""
+    """Read the histogram in a reply to the command hub; the maximum bounds the last bucket."""
     found = {}
     told = show.part(hub, "lag", "buckets")
     for pair in told if isinstance(told, list) else ():
@@ -464,17 +464,17 @@ def _buckets(hub: Any) -> dict[float, int]:
 
 
 class Tally:
-    """Counts what events tell of tasks, by name and by what happened."""
+    """Counts task events by the task's name and by kind."""
 
     def __init__(self) -> None:
-        """Begin at 0."""
+        """Start at 0."""
         self._counts: dict[str, Counter[str]] = {}
         self._runtimes: dict[str, tuple[float, int]] = {}
         self._names: OrderedDict[str, str] = OrderedDict()
         self._marks: deque[tuple[float, dict[str, Counter[str]]]] = deque(maxlen=_RATE_LOOKS + 1)
 
     def note(self, event: Mapping[str, Any]) -> None:
-        """Count an event, if it is one of a task."""
+        """Count an event if it is a task event."""
         group, _, kind = str(event.get("type")).partition("-")
         uuid = event.get("uuid")
         if group != "task" or kind not in KINDS or not isinstance(uuid, str):
@@ -489,7 +489,7 @@ class Tally:
             self._runtimes[name] = total_s + runtime_s, count + 1
 
     def mark(self, at_s: float) -> None:
-        """Remember how far it has come: rates are counted between marks."""
+        """Store the present counts: rates are taken between marks."""
         counts = {name: counts.copy() for name, counts in self._counts.items()}
         self._marks.append((at_s, counts))
 
@@ -499,7 +499,7 @@ class Tally:
         return sorted(found, key=lambda task: (*(-each for each in task.busy), task.name))
 
     def total(self) -> Task:
-        """Return all of them as one line."""
+        """Return the totals of all tasks as one line."""
         tasks = self.tasks()
         total_s = sum(each for each, _ in self._runtimes.values())
         ended = sum(count for _, count in self._runtimes.values())
@@ -526,7 +526,7 @@ class Tally:
         )
 
     def _name(self, event: Mapping[str, Any], uuid: str, kind: str) -> str:
-        """Return the name of the task that an event is about, and remember it until its end."""
+        """Return the name of an event's task, and remember it until the task ends."""
         told = event.get("name")
         name = told if isinstance(told, str) and told else self._names.get(uuid, _UNKNOWN)
         if kind in _ENDS:
@@ -539,7 +539,7 @@ class Tally:
 
 
 def _per_s(*points: tuple[float, int]) -> float | None:
-    """Return the growth from the first to the last of some counts, None if they are one."""
+    """Return the growth per second from the first to the last count; None if there is only one."""
     if not points or points[-1][0] <= points[0][0]:
         return None
     return (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])
@@ -550,7 +550,7 @@ def _count(value: object) -> int | None:
 
 
 def _seconds(value: object) -> float | None:
-    # Written so that NaN is none.
+    # The comparison excludes NaN.
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _MOST_S:
         return float(value)
     return None
@@ -562,9 +562,9 @@ _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float], width: int, rows: int = 1) -> list[str]:
-    """Draw the last values as lines of blocks, eight levels a row, the upper row first.
+    """Draw the last values as rows of blocks with eight levels each, the upper row first.
 
-    The largest is full, 0 the lowest level, and where there is no value yet there is nothing.
+    The largest value is full height, 0 is the lowest level; places without a value stay empty.
     """
     shown = values[-width:]
     most = max(shown, default=0.0)

@@ -1,4 +1,4 @@
-"""The full screen of ``greenq top``: draws, and does what the keys say."""
+"""The full screen of ``greenq top``: draws, and handles the keys."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from greenq.cli.top.ask import Listener, Sampler
     from greenq.cli.top.model import Model, Picture
 
-# So long may what is new go unseen.
+# How long news may take to be drawn.
 _TURN_S: Final = 0.1
 
-# A file has no width; people read it.
+# A readable width for output that is not a terminal.
 _FILE_WIDTH: Final = 120
 
 
 def write(picture: Picture, address: str, order: str) -> None:
-    """Write one picture as text, all of it."""
+    """Print one picture as text, in full."""
     width = None if sys.stdout.isatty() else _FILE_WIDTH
     console = Console(highlight=False, width=width)
     node = _chosen(picture, None)
@@ -42,12 +42,12 @@ def write(picture: Picture, address: str, order: str) -> None:
 
 
 class Screen:
-    """Shows a model that looks and events keep up to date."""
+    """Shows a model, which looks and events keep up to date."""
 
     def __init__(
         self, model: Model, sampler: Sampler, listener: Listener, address: str, *, order: str
     ) -> None:
-        """Show `model`, tasks in an order; `sampler` and `listener` run, `address`: the server."""
+        """Show `model` of the server at `address`; `sampler` and `listener` are running."""
         self._model = model
         self._sampler = sampler
         self._listener = listener
@@ -64,15 +64,15 @@ class Screen:
         self._warning = ""
 
     def run(self) -> None:
-        """Show it until q is pressed, SIGINT comes or the terminal is gone."""
+        """Show the screen until q is pressed, SIGINT arrives or the terminal is gone."""
         self._sampler.choose(self._chosen)
         with _ended_by_signals(), self._warnings.kept(), suppress(KeyboardInterrupt, EOFError):
-            while not self._shown():
-                # As the terminal does by itself: whoever started this gets it back for a while.
+            while not self._show():
+                # What the terminal itself does at Ctrl-Z: the shell gets it back for a while.
                 os.kill(0, signal.SIGTSTP)
 
-    def _shown(self) -> bool:
-        """Show it; return whether it is over, or else only to be suspended."""
+    def _show(self) -> bool:
+        """Show the screen; return True to quit, False to suspend."""
         live = Live(
             console=self._console,
             screen=True,
@@ -85,7 +85,7 @@ class Screen:
             while True:
                 if is_new or self._console.size != size:
                     size = self._console.size
-                    live.update(self._drawn(), refresh=True)
+                    live.update(self._draw(), refresh=True)
                 pressed = keyboard.keys(_TURN_S)
                 if "q" in pressed or "suspend" in pressed:
                     return "q" in pressed
@@ -93,7 +93,7 @@ class Screen:
                     self._press(key)
                 is_new = self._take() or bool(pressed)
 
-    def _drawn(self) -> Group:
+    def _draw(self) -> Group:
         view = View(
             address=self._address,
             time=self._time,
@@ -107,7 +107,7 @@ class Screen:
         return Group(*draw(self._picture, view, *self._console.size))
 
     def _take(self) -> bool:
-        """Take over what is new; return whether that changes the picture."""
+        """Add new looks and events; return whether they change the picture."""
         self._model.hear(self._listener.take())
         found = self._sampler.take()
         for each in found:
@@ -149,7 +149,7 @@ _STEPS: Final = {"up": -1, "k": -1, "down": 1, "j": 1}
 
 
 def _chosen(picture: Picture, before: str | None) -> str | None:
-    """Return the worker whose greenlets are shown: the same as before, else the first of ours."""
+    """Return the worker whose greenlets are shown: the same as before, or our first."""
     workers = picture.workers
     if before is not None and any(each.node == before for each in workers):
         return before
@@ -162,7 +162,7 @@ def _now() -> str:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Have signals that end a program give the terminal back first."""
+    """Restore the terminal before a signal ends the program."""
 
     def end(number: int, _frame: object) -> NoReturn:
         raise SystemExit(128 + number)
@@ -176,7 +176,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 class _Warnings(logging.Handler):
-    """Keeps the last warning of the log, which would spoil the screen."""
+    """Keeps the last warning of the log, which would disturb the screen."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -186,13 +186,13 @@ class _Warnings(logging.Handler):
         self._last = record.getMessage()
 
     def take(self) -> str:
-        """Return what was said since the last call."""
+        """Return the warning since the last call, if any."""
         last, self._last = self._last, ""
         return last
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Take the place of the log's other handlers."""
+        """Replace the log's other handlers during the block."""
         root = logging.getLogger()
         before, root.handlers = root.handlers, [self]
         try:

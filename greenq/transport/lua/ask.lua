@@ -1,14 +1,14 @@
--- Makes an asker's list of replies known and publishes its request, so that no reply can be early.
+-- Registers an asker's list of replies and publishes its request, so that no reply can arrive too early.
 --
 -- KEYS  1 the bindings of the reply exchange: a set; 2 the binding deadlines: a zset, member an exchange, score
 --       until when its bindings must be left alone (unix milliseconds)
 -- ARGV  1 the asker's binding, 2 the reply exchange, 3 for how many milliseconds the bindings are kept,
---       4 how many askers may be bound, 5 the channel of requests, 6 the request
+--       4 the most askers that may be bound, 5 the channel of requests, 6 the request
 -- Reply how many were subscribed
 local time = redis.call('TIME')
 local ends = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) + tonumber(ARGV[3])
--- Askers that died have left their bindings. Beyond so many, any of them goes: nearly surely one of those. A user who
--- may not remove them asks all the same.
+-- Askers that died have left their bindings. Beyond the limit, remove any of them: almost certainly one of those. A
+-- user who may not remove bindings still gets to ask.
 local bound = redis.call('SCARD', KEYS[1])
 if bound >= tonumber(ARGV[4]) then redis.pcall('SPOP', KEYS[1], bound - tonumber(ARGV[4]) + 1) end
 redis.call('SADD', KEYS[1], ARGV[1])

@@ -1,8 +1,8 @@
--- Ends the lease of a worker whose process has died, so that others recover at once what it held.
+-- Ends the lease of a worker whose process has died, so that others recover its messages at once.
 --
 -- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds)
 -- ARGV  1 the worker's member
--- Reply 1 if the lease was still held and has been ended, else 0: who recovers an ended one goes by its score
+-- Reply 1 if the lease was held and has been ended, else 0: an ended one is recovered according to its score
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])

@@ -1,9 +1,9 @@
--- Prolongs a worker's lease in its place while no Python runs in it. What has ended stays ended: it is others' to
--- recover.
+-- Extends a worker's lease on its behalf while no Python runs in it. An ended lease stays ended: others recover its
+-- messages.
 --
 -- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds)
 -- ARGV  1 the worker's member, 2 seconds for which the lease holds from now on
--- Reply 1 if the lease was still held and has been prolonged, else 0
+-- Reply 1 if the lease was held and has been extended, else 0
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])

@@ -1,30 +1,30 @@
--- Renews one worker's lease, publishes its heartbeat if that is due, and tells what the server knows of it, of others
--- and of work: whose lease has ended by the server's clock, whether there are messages, when the next parked ETA is due.
+-- Renews a worker's lease, publishes its heartbeat if due, and returns what the server knows of it, of others and of
+-- work: which leases have ended by the server's clock, whether there are messages, when the next parked ETA is due.
 --
 -- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds);
 --       2 the owner: a hash; 3 the paused queues: a hash, whose fields are their names;
---       4 who relays what comes to these lists: a text with an expiry;
+--       4 who relays messages from these lists: a text with an expiry;
 --       5… the parked ETAs: zsets, score when a message is due (unix seconds); then the lists and inboxes
 -- ARGV  1 this worker's member, 2 seconds for which the lease holds from now on, 3 how many parked ETAs,
---       4 whether this worker would relay: '1', or '0', which gives it up;
+--       4 '1' if this worker would relay, '0' to give it up;
 --       5 the queues that this worker takes from, as JSON, '' if the server has them already;
---       perhaps 6 a channel and 7 what to publish there
+--       optional: 6 a channel and 7 what to publish there
 -- Reply {1 if the lease was still held; 0 if it had ended meanwhile, or there was none,
 --        the server's time, how many of the lists have messages,
 --        when the next parked ETA is due or an empty text, {paused queues},
 --        why it could not be published or an empty text,
 --        the number of the owner's first unused tag, 0 when the server does not know the owner,
---        with what it has to answer then when it registers, else an empty text,
+--        with the question it must then answer when it registers, else an empty text,
 --        1 if this worker relays,
 --        expired members, a hundred at most …}
 --
--- What an owner has to answer is of this moment, so that a registration that was on its way when the server lost its
--- data, and knows nothing of what was taken meanwhile, is not taken for one that came after.
--- An owner that has left gets no lease any more: a call that was long under way must not bring it back.
+-- The question belongs to this moment: a registration that was on its way when the server lost its data, and knows
+-- nothing of what was taken meanwhile, must not pass for one sent afterwards.
+-- An owner that has left gets no lease again: a call that was on its way for long must not revive it.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.6f', now), 'LIMIT', 0, 100)
--- A key of another kind, or one that this user may not read, must not cost the lease.
+-- A key of another type, or one that this user may not read, must not cost the lease.
 local paused = redis.pcall('HKEYS', KEYS[3])
 local owner = redis.call('HMGET', KEYS[2], 'next', 'closed', 'asks')
 local held = 0
@@ -45,7 +45,7 @@ for i = 5, lists - 1 do
   local first = redis.call('ZRANGE', KEYS[i], 0, 0, 'WITHSCORES')
   if first[2] and (not due or tonumber(first[2]) < due) then due = tonumber(first[2]) end
 end
--- What may not be published must not cost the lease either.
+-- A publication that is not allowed must not cost the lease either.
 local told = ARGV[6] and redis.pcall('PUBLISH', ARGV[6], ARGV[7])
 local relay = redis.pcall('GET', KEYS[4])
 local relays = 0

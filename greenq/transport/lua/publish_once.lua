@@ -1,16 +1,16 @@
--- Pushes messages once more whose first push may have arrived, unless there is a trace of one of them: they were
--- pushed in one command, so either all of them arrived or none.
+-- Pushes messages again, whose first push may have arrived, unless there is a trace of one of them: they were pushed in
+-- one command, so either all of them arrived or none.
 --
--- KEYS  1 their list, 2 their queue's inbox, 3 unacked, 4 their queue's parked ETAs, 5 and on: their results, if
---       only this sending can have led to them
+-- KEYS  1 their list, 2 their queue's inbox, 3 unacked, 4 their queue's parked ETAs, 5…: their results, if
+--       only this sending can have produced them
 -- ARGV  1 what follows a message in its record when it is reserved, 2 what precedes it when it is parked,
---       3 A: how many other texts the newest message may have become, when it was given back; these; then
---       the messages, at most some thousand, the one to be taken first at the head
+--       3 A: how many other texts the newest message may have become by being given back; these texts; then
+--       the messages, at most a thousand or so, the one to be taken first at the head
 -- Reply 1 if they were pushed, 0 if they are there already
 local others = tonumber(ARGV[3])
 local from = 4 + others
 
--- The list gives the newest away last. What was given back is at either end.
+-- The newest leaves the list last. A message that was given back is at either end.
 local function is_queued(text)
   return redis.call('LPOS', KEYS[1], text, 'MAXLEN', 1000) or redis.call('LPOS', KEYS[1], text, 'RANK', -1, 'MAXLEN', 1000)
 end
@@ -24,7 +24,7 @@ for i = 4, #ARGV do
   if redis.call('LPOS', KEYS[2], ARGV[i], 'MAXLEN', 1000) then return 0 end
   if redis.call('ZSCORE', KEYS[4], ARGV[2] .. ARGV[i]) then return 0 end
 end
--- Reserved by a worker, under a tag of its own. Looked for where that takes a few milliseconds at most.
+-- It may be reserved by a worker, under a tag of its own. Search only where that takes a few milliseconds at most.
 if redis.call('HLEN', KEYS[3]) <= 1000 then
   local records, lengths = {}, {}
   for i = 4, #ARGV do

@@ -1,21 +1,21 @@
--- Makes an owner known to the server, with what it has in hand: at its start that is nothing; after the server has lost
--- its data, it is what would be lost with them.
+-- Makes an owner known to the server, with the messages it holds: none at its start; after the server has lost its
+-- data, those that would be lost with it.
 --
 -- KEYS  1 unacked, 2 unacked_index, 3 the owner: a hash, 4 its begun tags: a set, 5 the leases
 -- ARGV  1 the owner's member of the leases, 2 the number of its first unused tag, or '' when another portion follows,
---       3 the number of its last take, 4 seconds until an owner that is not heard of is forgotten, 5 what the last
---       renewal of its lease has asked, 6 R, the number of records; tag and record of each; then the tags that have a
+--       3 the number of its last take, 4 seconds until a silent owner is forgotten, 5 the question returned by the
+--       last renewal of its lease, 6 R, the number of records; tag and record of each; then the tags that have a
 --       stub instead
 -- Reply 1, or 0 when the owner is known already: nothing was done; or an error:
---       LAPSED the owner has no lease, so nobody would give back what it holds, or it answers an old question
+--       LAPSED the owner has no lease, so no one would give back what it holds, or it answers an old question
 --
--- The last portion makes the owner known; until then it can neither take nor settle. A call that comes late finds it
+-- The last portion makes the owner known; until then it can neither take nor settle. A call that arrives late finds it
 -- known, and brings nothing back.
 if redis.call('HEXISTS', KEYS[3], 'next') == 1 then return 0 end
 if not redis.call('ZSCORE', KEYS[5], ARGV[1]) or redis.call('HGET', KEYS[3], 'asks') ~= ARGV[5] then
   return redis.error_reply('LAPSED the lease of this worker has ended')
 end
--- First, since a server without memory refuses a script that begins with a write that may need some.
+-- First: a server without memory refuses a script that begins with a write that may need some.
 redis.call('HDEL', KEYS[3], 'next')
 local time = redis.call('TIME')
 local score = time[1] .. '.' .. string.format('%06d', tonumber(time[2]))
@@ -24,8 +24,8 @@ for i = 7, stubs - 1, 2 do
   redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
   redis.call('ZADD', KEYS[2], score, ARGV[i])
 end
--- What has a record, from this call or from a portion before the task ended, gets no stub beside it: a move ends one of
--- the two, and a late repetition of it would find the other one.
+-- A tag with a record, from this call or from a portion before the task ended, gets no stub beside it: a move would end
+-- one of the two, and a late repetition would find the other.
 for i = stubs, #ARGV do
   if redis.call('HEXISTS', KEYS[1], ARGV[i]) == 0 then redis.call('SADD', KEYS[4], ARGV[i]) end
 end

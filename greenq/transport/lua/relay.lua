@@ -1,11 +1,11 @@
--- Hands on what lies in lists for which nobody waits: idle workers wait for the first list of a queue only.
+-- Relays messages from lists that no worker waits on: idle workers wait only on the first list of a queue.
 --
 -- KEYS  for each queue its lists, the first one first
 -- ARGV  1 how many lists a queue has
--- Reply how many messages were handed on
+-- Reply how many messages were relayed
 --
--- The next message of a queue whose first list is empty is put there, and the server gives it to the one worker that
--- has waited longest. If that list is not empty, workers are on their way to it, and look into the others, too.
+-- The next message of a queue whose first list is empty is moved there, and the server gives it to the worker that has
+-- waited longest. If that list is not empty, workers are on their way to it and will look into the others, too.
 local steps, moved = tonumber(ARGV[1]), 0
 for first = 1, #KEYS, steps do
   if redis.call('TYPE', KEYS[first]).ok == 'none' then

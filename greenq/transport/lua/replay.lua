@@ -1,8 +1,8 @@
 -- Puts one dead letter's message back on its queue, or does nothing when the letter is gone.
 --
 -- KEYS  1 the dead letters, 2 the queue's list
--- ARGV  1 the letter, exactly as it stands in the list, 2 the message
--- Reply 1 if it was moved, 0 if somebody else has replayed or purged it, or an error
+-- ARGV  1 the letter, exactly as it is in the list, 2 the message
+-- Reply 1 if it was moved, 0 if it was replayed or purged meanwhile, or an error
 --
 -- A script that fails halfway is not undone, so the letter is put back when its message is refused (a key
 -- of another type, a user who may not write there).

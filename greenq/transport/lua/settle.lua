@@ -1,42 +1,43 @@
 -- Ends reserved messages: stores and announces results, acknowledges messages or moves them elsewhere.
 --
--- KEYS  unless there are results alone: 1 unacked, 2 unacked_index, 3 the owner of the tags: a hash, 4 its begun
+-- KEYS  unless there are only results: 1 unacked, 2 unacked_index, 3 the owner of the tags: a hash, 4 its begun
 --       tags: a set, 5 the leases, and then the lists and zsets to move to, the goals;
---       then one key for each ending that has a result, also its channel
--- ARGV  1 N, the number of endings, 2 the number of goals, -1 when there are results alone, 3 P, the number of
---       publications, 4 the longest that a dead-letter list gets, 5 who asks: 'own', the owner; 'any', somebody on
---       behalf of nobody; or the score that the owner's ended lease had when it was claimed, 6 the owner's member
+--       then one key for each ending that has a result, which is also its channel
+-- ARGV  1 N, the number of endings, 2 the number of goals, -1 when there are only results, 3 P, the number of
+--       publications, 4 the maximum length of a dead-letter list, 5 who asks: 'own', the owner; 'any', on behalf of
+--       no owner; or the score that the owner's ended lease had when it was claimed, 6 the owner's member
 --       of the leases;
 --       the tag of each ending;
---       for each ending: its head, the state, encoded, if it has one, and of a move the number of its goal,
+--       for each ending: its head, the encoded state, if it has one, and of a move the number of its goal,
 --         what to do there: 'next' (RPUSH: taken next), 'last' (LPUSH: taken last), a score (ZADD), or 'dead', bytes,
---         seconds and a time (LPUSH, and the oldest go: of more than the number, of more bytes of memory, and those
---         buried before that time; the list goes when nothing comes for so many seconds, unless these are 0), and
+--         seconds and a time (LPUSH, then drop the oldest: beyond the maximum length, beyond these bytes of memory, and
+--         those buried before that time; the list expires when none arrives for these seconds, unless they are 0), and
 --         the text;
 --       for each publication: channel and text
--- Reply {why something could not be published or '', which goal is a key of another type or '' (its messages stay
---        reserved, all else is done), which dead-letter list is nearly full or '', the numbers of the endings that were not held …, negative: whose goal was such
---        a key}, or an error:
+-- Reply {why something could not be published or '', the goal that is a key of another type or '' (its messages stay
+--        reserved, all else is done), the dead-letter list that is nearly full or '', the numbers of the endings that
+--        were not held …, negative: whose goal was such a key}, or an error:
 --        FORGOTTEN the server does not know the owner: it has lost its data; nothing was done
 --        LAPSED    the owner's lease is not the one that was claimed; nothing was done
 --
--- A head is the letter of what to do, the letter of the state's kind or '-' for none, and the seconds until the state
+-- A head is the letter of the action, the letter of the state's kind or '-' for none, and the seconds until the state
 -- expires, 0 for never:
 --   a  acknowledge
 --   b  acknowledge before the run: the record becomes a stub, a member of begun, to which the outcome will belong
---   k  keep: nothing but the state
+--   k  keep: only the state
 --   l  announce that this message runs alone in its worker; without a tag: that none does any more
 --   m  move
 --   s  a success, f another final state, u the failure of a message that could not run, n a state that is not final
 --
--- An ending acts only if its tag is held: if the record is there, or for the owner the stub. So a call may be repeated when its
--- answer got lost, and one that comes late finds nothing to do. What was not held is somebody else's by now, who
--- decides about its state; only a success is stored all the same unless a final state is there: the work was done.
--- A stored success stays. What has no tag has no record: its final state is stored, its other states replace no
--- final one. Nor does the failure of a message that could not run: anybody can send one with the id of another task.
--- A script that fails halfway is not undone. So of each ending the state comes first: a server without memory
--- refuses the first write of a script, and what has no result stored is not acknowledged.
--- A user who may delete but not push is refused before (Redis 7 and later can tell).
+-- An ending acts only if its tag is held: if the record exists or, for the owner, the stub. So a call may be repeated
+-- when its answer got lost, and one that arrives late finds nothing to do. A message that was not held now belongs to
+-- another worker, which decides about its state; only a success is stored all the same, unless a final state exists:
+-- the work was done. A stored success stays. A message without a tag has no record: its final state is stored, its
+-- other states replace no final one. Nor does the failure of a message that could not run: anyone can send one with
+-- the id of another task.
+-- A script that fails halfway is not undone. So the state of each ending comes first: a server without memory
+-- refuses the first write of a script, and a message whose result is not stored is not acknowledged.
+-- A user who may delete but not push is refused beforehand (Redis 7 and later can tell).
 local count, goals, news = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local asks = ARGV[5]
 local unacked, index, owner, begun = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -52,17 +53,32 @@ elseif goals >= 0 and asks ~= 'any' and redis.call('ZSCORE', KEYS[5], ARGV[6]) ~
   return redis.error_reply('LAPSED the owner of these messages is back, or others have recovered them')
 end
 
--- The tags whose record was taken away in this call.
+-- The tags whose record was removed in this call.
 local taken = {}
 
--- Without a say in anything else: a user without channels still ends its messages.
+-- A refusal must not affect anything else: a user without channels can still end its messages.
 local function publish(channel, text)
   local answer = redis.pcall('PUBLISH', channel, text)
   if type(answer) == 'table' and answer.err then reply[1] = answer.err end
 end
 
--- The state is looked for where all but one serializer write it: first. Of a compressed result and one in YAML it
--- cannot be told, and they are overwritten, as is a key of another type.
+-- Who waits for results: of a batch the server is asked that first, since most are heard by nobody, and a PUBLISH costs
+-- as much as the storing. nil: publish them all.
+local listened
+if #KEYS - key > 3 and redis.pcall('PUBSUB', 'NUMPAT') == 0 then
+  listened = {}
+  for first = key + 1, #KEYS, 1000 do
+    local counts = redis.pcall('PUBSUB', 'NUMSUB', unpack(KEYS, first, math.min(first + 999, #KEYS)))
+    if counts.err then
+      listened = nil
+      break
+    end
+    for i = 1, #counts, 2 do listened[counts[i]] = counts[i + 1] > 0 end
+  end
+end
+
+-- Look for the state where all serializers but one write it: first. In a compressed result or one in YAML it cannot be
+-- seen; these are overwritten, as is a key of another type.
 local function stored_state(name)
   if redis.call('TYPE', name).ok ~= 'string' then return nil end
   return string.match(redis.call('GETRANGE', name, 0, 63), 'status%W+(%u+)')
@@ -75,7 +91,7 @@ end
 
 local function store(name, kind, seconds, payload, tag, held)
   if not held and kind ~= 's' then return end
-  -- Nearly always there is none yet, and one command does both.
+  -- Usually there is none yet, and one command does both.
   if not write(name, seconds, payload, 'NX') then
     local state = stored_state(name)
     if state == 'SUCCESS' then return end
@@ -83,7 +99,7 @@ local function store(name, kind, seconds, payload, tag, held)
     if is_weak and (state == 'FAILURE' or state == 'REVOKED') then return end
     write(name, seconds, payload)
   end
-  publish(name, payload)
+  if not listened or listened[name] then publish(name, payload) end
 end
 
 local commands = {next = 'RPUSH', last = 'LPUSH'}
@@ -119,7 +135,7 @@ local function move(tag, is_stub, goal, how, text)
   return true
 end
 
--- What this user may not do, or this server cannot, must not stop what is behind it.
+-- What this user may not do, or this server cannot, must not stop what follows.
 local function bound(goal, how)
   local most, bytes, seconds, before = tonumber(ARGV[4]), string.match(how, '^dead (%d+) (%d+) (%S+)$')
   bytes = tonumber(bytes)
@@ -139,15 +155,15 @@ local function bound(goal, how)
     local oldest = redis.pcall('RPOP', goal)
     if type(oldest) ~= 'string' then break end
     takes = takes - #oldest
-    -- A letter takes more than it is long.
+    -- A letter takes more memory than its length.
     if takes <= bytes then takes = usage() end
   end
   local share = math.max(takes / bytes, (tonumber(redis.pcall('LLEN', goal)) or 0) / most)
   if share >= 0.8 then reply[3] = string.format('%s: %d %%', goal, 100 * share) end
 end
 
--- Which endings have a record: asked for all of them at once, since a command from Lua costs more than what it does.
--- HTTL (Redis 7.4, Valkey 9) answers -2 for a field that is not there, and leaves the values where they are.
+-- Ask which endings have a record for all of them at once, since calling a command from Lua costs more than running it.
+-- HTTL (Redis 7.4, Valkey 9) answers -2 for a missing field, and does not read the values.
 local answers = {}
 for first = 1, goals < 0 and 0 or count, 1000 do
   local last = math.min(first + 999, count)
@@ -157,7 +173,7 @@ for first = 1, goals < 0 and 0 or count, 1000 do
   end
 end
 
--- Heads are few, and taking one apart takes as long as a command.
+-- There are few different heads, and parsing one takes as long as a command.
 local heads = {}
 
 local function parsed(head)
@@ -192,7 +208,7 @@ for number = 1, count do
       redis.call('SREM', begun, tag)
     end
   elseif what == 98 and is_record then -- b
-    -- First, since a server without memory refuses a script that begins with a write that may need some.
+    -- First: a server without memory refuses a script that begins with a write that may need some.
     redis.call('SREM', begun, tag)
     redis.call('SADD', begun, tag)
     redis.call('EXPIRE', begun, 604800)
@@ -207,14 +223,14 @@ end
 
 for goal, how in pairs(buried) do bound(goal, how) end
 
--- In portions: Lua hands at most some thousand values to one call.
+-- In portions: Lua passes at most a few thousand values to one call.
 for first = 1, #acks, 1000 do
   local last = math.min(first + 999, #acks)
   redis.call('ZREM', index, unpack(acks, first, last))
   redis.call('HDEL', unacked, unpack(acks, first, last))
 end
 
--- Last: who hears of an outcome finds it done.
+-- Last, so that anyone notified of an outcome finds it stored.
 for i = at, at + 2 * news - 2, 2 do
   publish(ARGV[i], ARGV[i + 1])
 end

@@ -2,7 +2,7 @@
 --
 -- KEYS  1 unacked, 2 unacked_index, 3 the owner: a hash, 4 the leases,
 --       5… source lists: groups of Q lists each, most urgent group first
--- ARGV  1 the owner's tag prefix, 2 the number of the first tag, 3 the number of this call, 4 most messages to take,
+--       5 the number of bytes after which to stop, 6 Q (the number of queues, the size of a group), 7 which queue of a
 --       5 after how many bytes to take no more, 6 Q (the number of queues, the size of a group), 7 which queue of a
 --       group is served first, 8 the owner's member of the leases,
 --       9… for each queue, in the order of a group, the text that ends its record: , "", "<queue>"]
@@ -11,14 +11,14 @@
 --        the whole record; or an error:
 --        FORGOTTEN the server does not know the owner: it has lost its data
 --        CLOSED    the owner has left
---        LAPSED    the owner's lease has ended; what it took now, nobody would give back
+--        LAPSED    the owner's lease has ended; no one would give back what it took now
 --
--- Each call has a number of its own, and one that is not above the last call's was long under way, behind the one
--- that repeated it: it takes nothing. If tags from the first one on are in use, then an earlier call was carried
--- out and its answer got lost: what it reserved is returned, so a repeated take neither loses nor hoards.
--- Lists of one group share fairly; each is served from its tail (oldest). A key that is no list is passed
--- over: an error here would lose what was popped before it, since a script that fails is not undone.
--- For the same reason a user who may pop but not record is refused before (Redis 7 and later can tell).
+-- Each call has a number. One not above the last call's was delayed on its way and overtaken by the call that repeated
+-- it: it takes nothing. If tags from the first one on are in use, then an earlier call was carried out and its answer
+-- got lost: what it reserved is returned, so a repeated take neither loses nor hoards messages.
+-- Lists of one group share fairly; each is served from its tail (oldest). A key that is not a list is skipped:
+-- an error here would lose what was popped before it, since a script that fails is not undone.
+-- For the same reason a user who may pop but not record is refused beforehand (Redis 7 and later can tell).
 -- Messages pass as text: a record is "[" .. message .. the queue's ending. Nothing is decoded.
 local prefix, first, number, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local bytes, queues, turn = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -43,8 +43,8 @@ elseif redis.acl_check_cmd and not (
   return redis.error_reply('NOPERM a take needs HSET and ZADD')
 end
 
--- A server without memory refuses a script that begins with a write that may need some. Where one of these keys is of
--- another type, this is refused before anything is popped.
+-- A server without memory refuses a script that begins with a write that may need some. If one of these keys has
+-- another type, this fails before anything is popped.
 redis.call('HDEL', KEYS[1], '')
 redis.call('ZREM', KEYS[2], '')
 if first < unused then
@@ -61,8 +61,8 @@ if first < unused then
   return reply
 end
 
--- One, then two, and so on to so many at a time; and one by one from the first large one on: so a take of large ones
--- goes beyond `bytes` by one.
+-- First one, then two, and so on up to a limit; one by one after the first large one: so a take of large messages
+-- exceeds `bytes` by one message.
 local _SOME, _LARGE = 32, 16384
 local records, tags, left, problem, some, grows = {}, {}, most, nil, 1, true
 
@@ -75,7 +75,7 @@ local function pop(q, key, wanted)
   local count = #tags
   for n, message in ipairs(messages) do
     local i = first + count + n - 1
-    -- Made once: Lua writes a number slowly.
+    -- Made once: Lua is slow at writing numbers.
     local tag = prefix .. i
     bytes = bytes - #message
     if #message > _LARGE then some, grows = 1, false end
@@ -119,7 +119,7 @@ if #tags > 0 then
     scores[2 * i - 1] = score
     scores[2 * i] = tag
   end
-  -- In portions: Lua hands at most some thousand values to one call.
+  -- In portions: Lua passes at most a few thousand values to one call.
   for i = 1, #records, 1000 do
     local last = math.min(i + 999, #records)
     redis.call('HSET', KEYS[1], unpack(records, i, last))
@@ -129,7 +129,7 @@ elseif problem then
   return problem
 end
 
--- Only a take that got all it might can have left something.
+-- Only a take that got all it asked for can have left something.
 if left <= 0 or bytes <= 0 then
   for i = 5, #KEYS do
     local length = redis.pcall('LLEN', KEYS[i])

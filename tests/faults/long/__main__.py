@@ -1,4 +1,4 @@
-"""The long fault tests: ``python -m tests.faults.long``; a table, and JSON in a file."""
+"""The long fault tests: ``python -m tests.faults.long``; prints a table, writes a JSON file."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _TITLES = ("scenario", "sent", "executed", "twice", "lost", "stuck", "recovery",
 
 
 def main() -> int:
-    """Run the chosen scenarios; 1 if a promise was not held."""
+    """Run the chosen scenarios; return 1 if a promise was broken."""
     args = _arguments()
     chosen = _chosen(args.only, quick=args.quick)
     rows = []
     _write(_LAYOUT.format(*_TITLES))
     with ExitStack() as stack:
-        # One ahead: workers of a young server let a grace pass before they take others for dead.
+        # One ahead: on a newly started server, workers wait for a grace period before recovery.
         servers = (stack.enter_context(_server(scenario.fsync)) for scenario in chosen)
         following = next(servers)
         for scenario in chosen:
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def run(scenario: Scenario, server: LabServer, *, quick: bool, logs: Path | None = None) -> Row:
-    """Run one scenario on a server that it may ruin; an error in it is a broken promise, too."""
+    """Run one scenario on a server that it may damage; its own error is a broken promise, too."""
     with ExitStack() as stack:
         stack.callback(server.stop)
         lab = Lab(server, server.folder, _progress(scenario.name), quick=quick)
@@ -66,8 +66,8 @@ def _server(fsync: str) -> Iterator[LabServer]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.long", description=__doc__)
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="a name or its start")
-    parser.add_argument("--quick", action="store_true", help="all in less than three minutes")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="a name or a prefix")
+    parser.add_argument("--quick", action="store_true", help="run in less than three minutes")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the workers' logs there")
     parser.add_argument("--json", type=Path, default=Path("build/faults.json"), metavar="FILE")
     return parser.parse_args()
@@ -106,7 +106,7 @@ def _save(rows: Sequence[Row], path: Path) -> None:
 
 
 def _progress(name: str) -> Callable[[str], None]:
-    """Return what shows how far a scenario is, on a line of its own that the next one replaces."""
+    """Return a function that shows the progress of a scenario in place."""
     wipe = "\r\033[K" if sys.stderr.isatty() else ""
     end = "" if wipe else "\n"
 

@@ -1,4 +1,4 @@
-"""The place where a scenario happens: a server, workers, a sender, and what is wrong at the end."""
+"""The environment of a scenario: a server, workers, a sender, and the problems found."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support import wait_until
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What came of one scenario.
+    """The outcome of one scenario.
 
     Attributes:
         sent: tasks whose sending succeeded.
@@ -32,10 +32,10 @@ class Row:
         twice: tasks that started more than once.
         lost: tasks sent that never ended.
         stuck: messages left in the queues, the inboxes, the reserved records and the dead letters.
-        recovery_s: the longest time from a fault to the point that the scenario promises.
+        recovery_s: the longest time from a fault to the recovery that the scenario promises.
         took_s: how long the scenario took.
-        problems: the promises that were not held; none means that all were.
-        figures: what else was measured.
+        problems: the broken promises; empty if all were kept.
+        figures: other measurements.
     """
 
     scenario: str
@@ -51,7 +51,7 @@ class Row:
 
 
 class LabServer(Server):
-    """A server whose fsync is chosen, and that can be killed."""
+    """A server with a chosen fsync policy that can be killed."""
 
     def __init__(self, folder: Path, fsync: str = "everysec") -> None:
         super().__init__(folder)
@@ -63,10 +63,10 @@ class LabServer(Server):
         return self
 
     def kill(self) -> None:
-        """End it as a crash of its process would."""
+        """End it like a crash of its process."""
         assert self._process is not None
         self._process.kill()
-        # What it wrote is read anew by the next start.
+        # The next start reads its file again.
         self.stop()
 
     @property
@@ -75,7 +75,7 @@ class LabServer(Server):
         return self._last_part.stat().st_size
 
     def cut_log(self, size_bytes: int) -> None:
-        """Forget what the stopped server wrote beyond a size, as a power cut would."""
+        """Truncate the stopped server's file to a size, as after a power cut."""
         os.truncate(self._last_part, size_bytes)
 
     @property
@@ -85,7 +85,7 @@ class LabServer(Server):
 
 @dataclass
 class Sender:
-    """Sends tasks at a steady rate from a thread; with `countdown`, each tenth has an ETA."""
+    """Sends tasks at a steady rate from a thread; with `countdown`, every tenth has an ETA."""
 
     lab: Lab
     rate: float
@@ -173,7 +173,7 @@ class Lab:
     def send(
         self, seconds: float, *, task: str = "entry_nap", **options: Any
     ) -> AsyncResult[Any] | None:
-        """Send one task; None when sending failed, after which it may be on its queue or not."""
+        """Send one task; None if sending failed: then the task may or may not be on its queue."""
         number = next(self._numbers)
         self._queues.add(options.get("queue", "celery"))
         began_s = time.monotonic()
@@ -193,7 +193,7 @@ class Lab:
             self.longest_call_s = max(self.longest_call_s, time.monotonic() - began_s)
 
     def send_many(self, count: int, seconds: float, **options: Any) -> list[AsyncResult[Any]]:
-        """Send tasks alike and return their results."""
+        """Send identical tasks and return their results."""
         results = [self.send(seconds, **options) for _ in range(count)]
         return [result for result in results if result is not None]
 
@@ -204,7 +204,7 @@ class Lab:
         seconds: tuple[float, float],
         countdown: tuple[float, float] | None = None,
     ) -> Iterator[Sender]:
-        """Send `rate` tasks a second meanwhile, each of a random length."""
+        """Send `rate` tasks per second during the block, each of a random length."""
         sender = Sender(self, rate, seconds, countdown)
         thread = threading.Thread(target=sender.run, name="sender")
         thread.start()
@@ -231,7 +231,7 @@ class Lab:
         return True
 
     def settle(self, timeout_s: float = 30.0) -> float:
-        """Wait until all that was sent has run and no message is left; return when it was so."""
+        """Wait until all sent tasks have run and no message is left; return that time."""
 
         def settled() -> bool:
             self.ledger.read()
@@ -241,7 +241,7 @@ class Lab:
         return time.monotonic()
 
     def left(self) -> dict[str, int]:
-        """Count the messages that are anywhere in the server, by key."""
+        """Count all messages on the server, by key."""
         client, keys, left = self.server.client, self._app.transport.keys, {}
         for queue in self._queues:
             for key in (*keys.queue_steps(queue), keys.inbox(queue), keys.dead(queue)):
@@ -283,12 +283,10 @@ class Lab:
             self.problems.append(problem)
 
     def expect_cut_runs_only(self) -> None:
-        """Note the tasks that ran twice although no fault hit their first run."""
+        """Note the tasks that ran twice although no fault interrupted their first run."""
         self.ledger.read()
         doubles = sorted(self.ledger.unexplained)
-        self.expect(
-            not doubles, f"{len(doubles)} ran twice without having been cut off: {doubles[:5]}"
-        )
+        self.expect(not doubles, f"{len(doubles)} ran twice without an interruption: {doubles[:5]}")
 
     def expect_single_runs(self) -> None:
         """Note the tasks that ran twice for any reason."""
@@ -297,7 +295,7 @@ class Lab:
         self.expect(not doubles, f"{len(doubles)} ran more than once: {doubles[:5]}")
 
     def row(self, scenario: str) -> Row:
-        """Close the books."""
+        """Return the scenario's row."""
         self.ledger.read()
         ledger, left = self.ledger, self.left()
         lost, stuck = sorted(ledger.lost), sum(left.values())
@@ -322,7 +320,7 @@ class Lab:
 
 
 def wait_quietly(condition: Callable[[], object], timeout_s: float) -> bool:
-    """Wait until `condition` or the time is over; the books show what is missing then."""
+    """Wait until `condition` or the timeout; the ledger then shows what is missing."""
     try:
         wait_until(condition, timeout_s)
     except AssertionError:

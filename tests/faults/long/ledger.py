@@ -1,4 +1,4 @@
-"""What was sent and what ran: the books that a fault test is judged by."""
+"""What was sent and what ran: the record by which a fault test is judged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-# A task that ended so shortly before its worker was killed may have been on its way to the server.
+# The outcome of a task that ended this shortly before the kill may not have been written.
 _UNWRITTEN_S = 0.25
 
 
@@ -25,27 +25,27 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A moment from which on a process was gone, or stood still for longer than its lease."""
+    """A moment from which a process was gone, or frozen for longer than its lease."""
 
     pid: int
     at_s: float
 
     def hits(self, run: Run) -> bool:
-        """Tell whether `run` was under way, or not yet acknowledged, when this began."""
+        """Return whether `run` was under way, or not yet acknowledged, when this began."""
         ended = run.end_s is not None and run.end_s < self.at_s - _UNWRITTEN_S
         return run.pid == self.pid and run.start_s <= self.at_s and not ended
 
 
 class Ledger:
-    """The tasks that were sent, and the runs that the workers noted in a file."""
+    """The tasks sent, and the runs that the workers recorded in a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.touch()
-        # Number to the moment when sending returned; `doubtful` are those whose sending failed.
+        # Number to the time when sending returned; `doubtful` are those whose sending failed.
         self.sent: dict[int, float] = {}
         self.doubtful: set[int] = set()
-        # Number to the ETA, of those that have one.
+        # Number to ETA, for tasks that have one.
         self.due: dict[int, float] = {}
         self.cuts: list[Cut] = []
         self.runs: dict[int, list[Run]] = defaultdict(list)
@@ -54,7 +54,7 @@ class Ledger:
         self._read_bytes = 0
 
     def read(self) -> None:
-        """Take in what the workers have written since the last time."""
+        """Read what the workers have written since the last call."""
         with self.path.open("rb") as lines:
             lines.seek(self._read_bytes)
             text = lines.read()
@@ -72,7 +72,7 @@ class Ledger:
         next(run for run in runs if run.pid == pid and run.end_s is None).end_s = moment_s
         self.executed.add(number)
 
-    # --- what the books say -----------------------------------------------------------------------
+    # --- what the record shows --------------------------------------------------------------------
 
     @property
     def all_runs(self) -> list[Run]:
@@ -90,7 +90,7 @@ class Ledger:
 
     @property
     def unexplained(self) -> set[int]:
-        """Tasks of `twice` that ran again although no cut hit the run before."""
+        """Tasks of `twice` that ran again although no cut hit the previous run."""
         return {
             number
             for number in self.twice
@@ -100,7 +100,7 @@ class Ledger:
 
     @property
     def ran_after_end(self) -> set[int]:
-        """Tasks that started again after a run of them had ended, other than by a cut's doing."""
+        """Tasks that started again after one of their runs had ended, not because of a cut."""
         return {
             number
             for number in self.twice
@@ -125,7 +125,7 @@ class Ledger:
         return [run for run in self.all_runs if run.pid == pid and run.end_s is None]
 
     def next_start_s(self, number: int, after_s: float, *, not_by: int) -> float | None:
-        """Return when a task first started elsewhere after a moment, None if it has not."""
+        """Return when a task first started elsewhere after a time, or None."""
         starts = [
             run.start_s for run in self.runs[number] if run.start_s > after_s and run.pid != not_by
         ]

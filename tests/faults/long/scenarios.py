@@ -1,4 +1,4 @@
-"""The scenarios: each does harm in its own way and notes which promise was not held."""
+"""The scenarios: each causes one kind of fault and notes the broken promises."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Scenario:
     """One row of the table.
 
     Attributes:
-        name: what `--only` names; its group is the part before the dash.
-        run: does the harm.
-        promise: what must hold, for people.
+        name: for `--only`; its group is the part before the dash.
+        run: causes the faults.
+        promise: what must hold, as shown.
         fsync: how the server writes its file.
         in_quick: also run by `--quick`.
     """
@@ -55,12 +55,12 @@ class Scenario:
 
 
 def number_of(result: AsyncResult[int]) -> int:
-    """Return the number of the task that a result is of."""
+    """Return the number of a result's task."""
     return int(result.id.removeprefix("task-"))
 
 
 def wait_until_trusted(lab: Lab) -> None:
-    """Wait until workers take an ended lease for a death at once: a young server gets a grace."""
+    """Wait for the end of the grace period in which ended leases do not count as deaths."""
     wait_until(lambda: lab.server.client.info("server")["uptime_in_seconds"] > 2 * _LEASE_S + 1, 20)
 
 
@@ -68,7 +68,7 @@ def wait_until_trusted(lab: Lab) -> None:
 
 
 def random_kills(lab: Lab, kills: int | None = None) -> None:
-    """Kill one worker again and again under load; the next has its name and recovers at once."""
+    """Kill a worker repeatedly under load; the next has its name and recovers at once."""
     kills = kills or (5 if lab.quick else 20)
     worker, cut_off = lab.worker("one"), 0
     with lab.load(RATE, SHORT_S):
@@ -125,7 +125,7 @@ def _hold_on_all(lab: Lab, *workers: Process, seconds: float = 2.0) -> None:
 
 
 def large_orphans(lab: Lab, rounds: int | None = None) -> None:
-    """Kill a worker repeatedly whose messages are more than a line takes in one answer."""
+    """Repeatedly kill a worker whose messages are too large for one answer."""
     rounds = rounds or (1 if lab.quick else 6)
     survivor = None
     for number in range(rounds):
@@ -133,7 +133,7 @@ def large_orphans(lab: Lab, rounds: int | None = None) -> None:
         victim = lab.worker(f"victim{number}", "-c", "60")
         if survivor is not None:
             survivor.stop()
-        # A header weighs as much as an argument, and no task need know of it.
+        # A header is as large as an argument would be, and the task need not handle it.
         lab.send_many(60, 8.0, headers={"load": "x" * 2**20})
         lab.wait(partial(_runs, lab, victim, 60), 15, "the large tasks did not start")
         survivor = lab.worker(f"survivor{number}", "-c", "60")
@@ -156,12 +156,12 @@ def _all_executed(lab: Lab) -> bool:
     return lab.ledger.sent.keys() <= lab.ledger.executed
 
 
-# What buries a message: so many workers have died of it.
+# How many worker deaths bury a message.
 _MOST_DEATHS = TaskConfig().task_max_deliveries
 
 
 def guilty(lab: Lab, rounds: int | None = None) -> None:
-    """Send tasks that kill their worker among good ones; a supervisor starts it again each time."""
+    """Send tasks that kill their worker among good ones; a supervisor restarts it each time."""
     rounds = rounds or (2 if lab.quick else 10)
     worker, deaths = lab.spawn("one"), 0
     for number in range(rounds):
@@ -194,7 +194,7 @@ def guilty(lab: Lab, rounds: int | None = None) -> None:
 
 
 def ends_together(lab: Lab) -> None:
-    """Run a thousand tasks that end at once, in two waves."""
+    """Run a thousand tasks that end simultaneously, in two waves."""
     count = 200 if lab.quick else 1000
     lab.worker("one", "-c", str(count // 2))
     lab.send_many(count, 1.0)
@@ -203,7 +203,7 @@ def ends_together(lab: Lab) -> None:
 
 
 def many_short(lab: Lab) -> None:
-    """Run as many tasks as the worker can, at a thousand slots."""
+    """Run short tasks as fast as the worker can, with a thousand slots."""
     count, began_s = (5_000 if lab.quick else 100_000), time.monotonic()
     lab.spawn("one", "-c", "1000", loglevel="WARNING")
     for sent in range(0, count, 1000):
@@ -218,7 +218,7 @@ def many_short(lab: Lab) -> None:
 
 
 def outlasting(lab: Lab) -> None:
-    """Have all last longer than the lease and the visibility timeout, and a hub stand still."""
+    """Run tasks longer than the lease and the visibility timeout, with one hub blocked."""
     lease_s, blocked_s = (1.0, 5.0) if lab.quick else (3.0, 15.0)
     settings = {
         "broker_transport_options": {"visibility_timeout": 2.0},
@@ -280,7 +280,7 @@ def server_away(lab: Lab, how: str) -> None:
     lab.expect(lab.longest_call_s <= _CALL_S, f"a client's call took {lab.longest_call_s:.1f} s")
     lab.figures["sending failed"] = len(lab.ledger.doubtful)
     if how == "power cut":
-        # What was sent in the second before may be gone by design; it was not confirmed by a disk.
+        # The last second before may be lost by design: it was not yet on the disk.
         forgiven = {
             number
             for number in lab.ledger.lost
@@ -320,12 +320,12 @@ def _away(lab: Lab, how: str) -> float:
 
 
 class Ending(NamedTuple):
-    """How a worker is told to stop.
+    """How a worker is stopped.
 
     Attributes:
         signals: sent one after the other.
         exit_code: what it must end with.
-        cold: its running tasks are given back.
+        cold: its running tasks are requeued.
     """
 
     signals: tuple[signal.Signals, ...]
@@ -367,12 +367,12 @@ def stopped(lab: Lab, ending: Ending) -> None:
     lab.say(" then ".join(number.name for number in ending.signals))
     first_s = last_s = time.monotonic()
     for place, number in enumerate(ending.signals):
-        # Two at once are one to a process.
+        # Two signals at once would count as one.
         time.sleep(0.3 if place else 0.0)
         victim.send_signal(number)
         last_s = time.monotonic()
     if ending.cold:
-        # A cold stop cuts off what runs, as a kill does.
+        # A cold stop interrupts running tasks, as a kill does.
         lab.ledger.cuts.append(Cut(victim.pid, last_s))
         within_s = _AFTER_KILL_S if KILL in ending.signals else _AFTER_COLD_STOP_S
         lab.recovered(running, victim, last_s, within_s)
@@ -386,7 +386,7 @@ def stopped(lab: Lab, ending: Ending) -> None:
 
 
 def frozen(lab: Lab) -> None:
-    """Let a worker stand still for longer than its lease, then go on."""
+    """Freeze a worker for longer than its lease, then let it go on."""
     frozen_s = 5.0 if lab.quick else 8.0
     # Its guard does not keep its lease.
     settings = {"worker_prefetch_multiplier": 2, "worker_silence_limit": 0.0}
@@ -420,8 +420,8 @@ def frozen(lab: Lab) -> None:
 
 
 def all_frozen(lab: Lab) -> None:
-    """Let all workers stand still for longer than their lease, as when a machine sleeps."""
-    # Their guards would sleep, too.
+    """Freeze all workers for longer than their lease, as when a machine sleeps."""
+    # A sleeping machine's guard processes would sleep, too.
     settings = {"worker_silence_limit": 0.0}
     workers = [lab.worker(f"sleeper{number}", "-c", "40", settings=settings) for number in range(3)]
     wait_until_trusted(lab)
@@ -432,7 +432,7 @@ def all_frozen(lab: Lab) -> None:
     time.sleep(5.0)
     for worker in workers:
         worker.send_signal(signal.SIGCONT)
-        # The first to move finds the others' leases ended.
+        # The first to wake finds the others' leases ended.
         time.sleep(0.2)
     thawed_s = time.monotonic()
     sent = lab.send_many(5, 0.1)
@@ -444,7 +444,7 @@ def all_frozen(lab: Lab) -> None:
 
 
 def silent(lab: Lab, how: str) -> None:
-    """Let a worker stand still altogether for half a minute, its processes alive, others idle."""
+    """Freeze a worker completely for half a minute while its processes live and others are idle."""
     silent_s = 12.0 if lab.quick else 30.0
     sleeper = lab.worker("sleeper", "-c", "40", "-Q", "celery,own-sleeper")
     lab.send_many(20, 3.0, queue="own-sleeper")
@@ -457,7 +457,7 @@ def silent(lab: Lab, how: str) -> None:
         time.sleep(silent_s)
         sleeper.send_signal(signal.SIGCONT)
     else:
-        # Whoever takes it, it is one worker that stands still and another that may misjudge it.
+        # Whichever takes it, one worker is frozen and another may take it for dead.
         lab.send(silent_s, task="entry_gil", queue="own-sleeper")
     lab.settle(silent_s + 15)
     lab.figures["all done after, s"] = round(time.monotonic() - began_s, 1)
@@ -466,7 +466,7 @@ def silent(lab: Lab, how: str) -> None:
 
 
 def memory_full(lab: Lab) -> None:
-    """Let the server refuse for three seconds whatever needs memory, under load."""
+    """Make the server refuse everything that needs memory for three seconds, under load."""
     lab.worker("one")
     lab.worker("two")
     with lab.load(RATE, SHORT_S):
@@ -489,7 +489,7 @@ def memory_full(lab: Lab) -> None:
 
 
 class Sample(NamedTuple):
-    """What a process holds at a moment."""
+    """The resources of a process at one moment."""
 
     rss_mb: float
     files: int
@@ -497,25 +497,25 @@ class Sample(NamedTuple):
 
 
 def sample_of(pid: int) -> Sample:
-    """Look at a process through /proc."""
+    """Read the resources of a process from /proc."""
     pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
     targets = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        # One that is closed meanwhile.
+        # It may be closed by now.
         with suppress(FileNotFoundError):
             targets.append(os.readlink(entry))
     sockets = sum(1 for target in targets if target.startswith("socket:"))
     return Sample(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(targets), sockets)
 
 
-# What may come on top of a tenth, between the first and the last quarter.
+# The growth allowed beyond a tenth, between the first and the last quarter.
 _GROWTH = {"rss_mb": 5, "files": 2, "sockets": 2}
 
 
 def soak(lab: Lab) -> None:
-    """Do harm now and then for a long time; one worker is never killed and must not grow."""
+    """Cause occasional faults for a long time; one worker is never killed and must not grow."""
     length_s, every_s = (60.0, 9.0) if lab.quick else (600.0, 20.0)
-    # Half of the ETAs are beyond it, and wait on the server.
+    # Half of the ETAs are beyond this, and wait on the server.
     settings = {"task_eta_horizon": 4.0}
     steady = lab.worker("steady", settings=settings)
     mortal = [lab.worker(f"mortal{place}", settings=settings) for place in range(2)]
@@ -555,7 +555,7 @@ def soak(lab: Lab) -> None:
                 break
             lab.say(f"{end_s - time.monotonic():.0f} s left: {names[number]}")
             faults[names[number]]()
-            lab.wait(partial(_runs_anew, lab, time.monotonic()), 15, f"idle after {names[number]}")
+            lab.wait(partial(_runs_again, lab, time.monotonic()), 15, f"idle after {names[number]}")
     lab.settle()
     lab.figures |= {
         "faults": number, "sending failed": len(lab.ledger.doubtful),
@@ -566,8 +566,8 @@ def soak(lab: Lab) -> None:
     lab.figures["ran again after an end"] = len(again)
 
 
-def _runs_anew(lab: Lab, since_s: float) -> bool:
-    """Tell whether a task that was sent since has started; the time that took is a recovery."""
+def _runs_again(lab: Lab, since_s: float) -> bool:
+    """Return whether a task sent since then has started; note the time as a recovery."""
     lab.ledger.read()
     sent = [number for number, sent_s in lab.ledger.sent.copy().items() if sent_s > since_s]
     if not any(lab.ledger.runs.get(number) for number in sent):
@@ -595,7 +595,7 @@ SCENARIOS = (
     Scenario("kills", random_kills, f"{_NONE_LOST}; all done 5 s after the last restart"),
     Scenario("orphans", orphans_move, f"{_NONE_LOST}; orphans start elsewhere within 5 s"),
     Scenario("large", large_orphans, "orphans of a megabyte start elsewhere within 5 s"),
-    Scenario("guilty", guilty, "who kills its worker is buried, and nothing else"),
+    Scenario("guilty", guilty, "only a task that kills its worker is buried"),
     Scenario("nofault-together", ends_together, "each runs once"),
     Scenario("nofault-many", many_short, "each runs once"),
     Scenario("outlasting", outlasting, "each runs once, however long it takes"),
@@ -612,13 +612,13 @@ SCENARIOS = (
     *(
         Scenario(
             f"signals-{name}", partial(stopped, ending=ending),
-            "what is given back starts elsewhere within 1 s, or 5 s after a kill; what ended never",
+            "requeued tasks start elsewhere within 1 s, 5 s after a kill; ended ones never",
             in_quick=name != "int",
         )
         for name, ending in ENDINGS.items()
     ),
-    Scenario("frozen", frozen, "its tasks run elsewhere; it works on afterwards"),
-    Scenario("frozen-all", all_frozen, "each runs once; all work on afterwards"),
+    Scenario("frozen", frozen, "its tasks run elsewhere; it goes on afterwards"),
+    Scenario("frozen-all", all_frozen, "each runs once; all go on afterwards"),
     Scenario("silent-stop", partial(silent, how="stop"), "each runs once"),
     Scenario("silent-gil", partial(silent, how="GIL held"), "each runs once", in_quick=False),
     Scenario("memory", memory_full, "nothing is lost, each runs once"),

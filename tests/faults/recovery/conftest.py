@@ -1,4 +1,4 @@
-"""The scenes of the tests of recovery: on the shared server, or on one that a test may ruin."""
+"""The recovery tests' stages: on the shared server, or on one that a test may damage."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def stage_on(server: Server, folder: Path) -> Iterator[Stage]:
 
 @pytest.fixture
 def stage(server: Server, tmp_path: Path) -> Iterator[Stage]:
-    """The shared server and what is needed to watch workers fail."""
+    """The shared server, with the means to watch workers fail."""
     with stage_on(server, tmp_path) as made:
         yield made
 
 
 @pytest.fixture
 def own_stage(tmp_path: Path) -> Iterator[Stage]:
-    """The same with a server of its own, which the test may fill, freeze and set."""
+    """The same with a separate server, which the test may fill, freeze and configure."""
     with valkey() as server, stage_on(server, tmp_path) as made:
         yield made

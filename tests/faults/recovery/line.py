@@ -1,7 +1,7 @@
-"""A line to a server that can fall silent: nothing passes, and neither end is told.
+"""A line to a server that can fall silent: nothing passes, and neither end notices.
 
-So does a host that vanishes, or a switch that fails, look from the other side: no reset, no end of
-the stream. What was sent meanwhile arrives when the line is good again, as TCP would see to.
+A vanished host or a failed switch looks like this from the other side: no reset, no end of the
+stream. What was sent meanwhile arrives when the line works again, as with TCP.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _WAIT_S = 10.0
 
 
 class Line:
-    """Listens on a free port and passes bytes on to `url`'s server, as long as it is good."""
+    """Listens on a free port and passes bytes on to `url`'s server while it works."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -31,11 +31,11 @@ class Line:
         self._threads = [self._run(self._accept)]
 
     def hold(self) -> None:
-        """Pass nothing any more, and do not pass on either that an end has been closed."""
+        """Pass nothing on, not even that an end has been closed."""
         self._good.clear()
 
     def release(self) -> None:
-        """Pass on what has been held, and everything from now on."""
+        """Pass on what was held back, and everything from now on."""
         self._good.set()
 
     def close(self) -> None:

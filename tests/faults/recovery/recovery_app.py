@@ -1,4 +1,4 @@
-"""The app of the tests of recovery: its tasks note each run for long/ledger.py to read."""
+"""The recovery tests' app: its tasks record each run for long/ledger.py."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def early(number: int) -> int:
 
 @app.task(name="recovery.crash")
 def crash(number: int) -> None:
-    """End the process as a segmentation fault would."""
+    """End the process like a segmentation fault."""
     with _noted(number):
         os._exit(1)
 
@@ -64,7 +64,7 @@ def burn(number: int, seconds: float) -> int:
 
 @app.task(name="recovery.gil")
 def gil(number: int, seconds: int) -> int:
-    """Let no thread of this process run, as one long call into C does."""
+    """Hold the GIL, like a long call into C."""
     with _noted(number):
         ctypes.PyDLL(None).sleep(seconds)
     return number
@@ -72,7 +72,7 @@ def gil(number: int, seconds: int) -> int:
 
 @app.task(name="recovery.again", bind=True)
 def again(self: Any, number: int, queue: str | None = None) -> int:
-    """Run until a gate is opened, then once more, on another queue if one is given."""
+    """Run until a gate is opened, then retry, on another queue if given."""
     with _noted(number):
         if not self.request.retries:
             _wait_gate(number)
@@ -83,7 +83,7 @@ def again(self: Any, number: int, queue: str | None = None) -> int:
 
 @app.task(name="recovery.insert", bind=True)
 def insert(self: Any, number: int, retries: bool) -> int:
-    """Run until a gate is opened, then make what can be made only once."""
+    """Run until a gate is opened, then create what can be created only once."""
     with _noted(number):
         _wait_gate(number)
         try:
@@ -96,7 +96,7 @@ def insert(self: Any, number: int, retries: bool) -> int:
 
 
 def _wait_gate(number: int) -> None:
-    """Wait for the gate of all, the task's own, or that of this worker."""
+    """Wait for the common gate, the task's own, or this worker's."""
     gates = [Path(_GATE), Path(f"{_GATE}{number}"), Path(f"{_GATE}-{_WORKER}")]
     while not any(gate.exists() for gate in gates):
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""What the tests of recovery share: a scene whose line can fall silent, and a ledger of runs."""
+"""Shared by the recovery tests: a scene whose line can fall silent, and a ledger of runs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.servers import APPS, ROOT, Process, Server, spawn_greenq
 from tests.support import FairTime, wait_until
 
 _HERE = Path(__file__).parent
-# What makes a worker appear to be on another host, and what gives it process numbers of its own.
+# Makes a worker appear to be on another host; below, gives it separate process ids.
 _ELSEWHERE = _HERE / "elsewhere"
 NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
-# A server younger than two leases gives its workers a grace before ended leases count as deaths.
+# For two leases after a server's start, ended leases do not count as deaths.
 _TRUSTED_S = 7
 
 
@@ -49,7 +49,7 @@ class Stage(Scene):
         return list(range(first, first + count))
 
     def post_many(self, task: str, *args: Any, count: int) -> None:
-        """Send many tasks in pushes of some hundred."""
+        """Send many tasks in pushes of a few hundred."""
         first = len(self.ids)
         calls = (((number, *args), {}) for number in range(first, first + count))
         self.ids += [each.id for each in self._app.send_task_many(f"recovery.{task}", calls)]
@@ -69,11 +69,11 @@ class Stage(Scene):
         settings: Mapping[str, Any] | None = None,
         wait: bool = True,
     ) -> Process:
-        """Start a worker, by default beside the proxy, and wait until it is connected.
+        """Start a worker, by default without the proxy, and wait until it is connected.
 
         Args:
             elsewhere: it appears to be on another host, whose processes the others cannot see.
-            prefix: a command to run it by.
+            prefix: a command that runs it.
         """
         number = len(self.workers)
         path = [*([_ELSEWHERE] if elsewhere else []), ROOT, APPS, _HERE]
@@ -96,7 +96,7 @@ class Stage(Scene):
         return worker.wait_text("Connected to ") if wait else worker
 
     def wait_trusted(self) -> None:
-        """Wait until workers take an ended lease for a death at once."""
+        """Wait until ended leases count as deaths at once."""
         wait_until(lambda: self.server.client.info("server")["uptime_in_seconds"] >= _TRUSTED_S, 15)
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class Stage(Scene):
         return self.ledger.running(worker.pid)
 
     def wait_running(self, worker: Process, count: int, timeout_s: float = 15.0) -> list[int]:
-        """Wait until a worker runs so many tasks, and return their numbers."""
+        """Wait until a worker runs `count` tasks, and return their numbers."""
         try:
             wait_until(lambda: len(self.running(worker)) >= count, timeout_s)
         except AssertionError:
@@ -132,7 +132,7 @@ class Stage(Scene):
         return set(self.ledger.executed)
 
     def started_after(self, since_s: float, not_by: Process) -> dict[int, float]:
-        """Return the tasks that have started elsewhere since, and after how many seconds."""
+        """Return the tasks that have started elsewhere since then, with the seconds it took."""
         self.ledger.read()
         starts = {
             number: self.ledger.next_start_s(number, since_s, not_by=not_by.pid)
@@ -143,16 +143,17 @@ class Stage(Scene):
     def check_begun_elsewhere(
         self, numbers: list[int], lost: Process, since_s: float, within_s: float
     ) -> None:
-        """Wait until tasks have started on another worker; the last not later than promised."""
+        """Check that tasks start on another worker, all within the promised time."""
 
         def begun() -> bool:
             return set(numbers) <= self.started_after(since_s, lost).keys()
 
         time_s = FairTime()
         with suppress(AssertionError):
-            # Longer than promised: others may be busy here, and a failure tells how late it was.
+            # Wait longer than promised: the machine may be busy, and a failure should show the
+            # delay.
             wait_until(begun, 3 * within_s + 3)
-        # What others took of the machine meanwhile is not held against the workers.
+        # Time that other programs took does not count against the workers.
         within_s += time.monotonic() - time_s.began_s - time_s.passed_s()
         found = self.started_after(since_s, lost)
         late = {number for number in numbers if found.get(number, within_s + 1) > within_s}
@@ -163,7 +164,7 @@ class Stage(Scene):
         )
 
     def check_all_done(self, timeout_s: float = 15.0) -> None:
-        """Wait until all that was sent has succeeded and nothing is left."""
+        """Wait until all sent tasks have succeeded and nothing is left."""
         try:
             wait_until(self.is_done, timeout_s)
         except AssertionError:
@@ -179,7 +180,7 @@ class Stage(Scene):
         """Return the stored states of tasks, of all by default."""
         ids = self.ids if numbers is None else [self.ids[number] for number in numbers]
         metas = self.server.client.mget([f"celery-task-meta-{task_id}" for task_id in ids])
-        # The status stands first.
+        # The status comes first.
         return [
             meta and meta[:60].split(b'"status": "')[-1].split(b'"')[0].decode() for meta in metas
         ]
@@ -189,7 +190,7 @@ class Stage(Scene):
         return [line for each in self.workers for line in each.text.splitlines() if level in line]
 
     def check_no_lease_was_in_danger(self) -> None:
-        """No worker may have said that it lost its lease, or could not renew it."""
+        """Check that no worker has logged a lost lease or a failed renewal."""
         for words in ("lost its lease", "lease could not be renewed"):
             said = [
                 line
@@ -201,7 +202,7 @@ class Stage(Scene):
 
 
 def kill_9(worker: Process) -> float:
-    """Kill a worker's process alone, as the kernel does when memory runs out; return when."""
+    """Kill only a worker's main process, like the kernel's OOM killer; return the time."""
     os.kill(worker.pid, signal.SIGKILL)
     killed_s = time.monotonic()
     worker.popen.wait()
@@ -227,19 +228,19 @@ def family(worker: Process) -> list[int]:
 
 
 def signal_family(worker: Process, number: signal.Signals) -> None:
-    """Send a signal to a worker's process and to whatever it has started."""
+    """Send a signal to a worker's process and all that it has started."""
     for pid in family(worker):
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def has_namespaces() -> bool:
-    """Tell whether a process may be given process numbers of its own here."""
+    """Return whether process id namespaces can be created here."""
     if shutil.which(NAMESPACE[0]) is None:
         return False
     return subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode == 0
 
 
 def carries(kind: Callable[[list[bytes]], bool], text: bytes) -> Callable[[list[bytes]], bool]:
-    """Count the commands of a kind in one of whose arguments a text stands."""
+    """Count the commands of a kind with a text in one of their arguments."""
     return lambda command: kind(command) and any(text in part for part in command[2:])

@@ -21,7 +21,7 @@ from tests.support import wait_until
 pytestmark = pytest.mark.faults
 
 COUNT = 10
-# After a worker's exit, or once another one is there: a lease, and the machine's slowness.
+# After a worker's exit, or once another is up: a lease, and slack for a slow machine.
 SOON_S = 6.0
 
 SETTLE: Kind = script("settle")
@@ -32,7 +32,7 @@ def wait_idle(stage: Stage) -> None:
 
 
 def pass_outbox(stage: Stage, worker: Process, queue: str) -> None:
-    """Wait until a worker has written all that it had to write: it does so in order."""
+    """Wait until a worker has written its whole outbox: it writes in order."""
     [marker] = stage.post("nap", queue=queue)
     wait_until(lambda: stage.state_of(marker) == "SUCCESS", 15)
     assert worker.alive
@@ -221,7 +221,7 @@ def test_a_message_handed_over_at_a_stop_is_not_left_in_the_inbox(stage: Stage) 
 
 
 def stop(worker: Process) -> None:
-    """Tell a worker to stop, and wait until it knows."""
+    """Ask a worker to stop, and wait until it has noticed."""
     worker.send_signal(signal.SIGTERM)
     wait_until(lambda: "hutting down" in worker.text or "hutdown" in worker.text, 2)
 
@@ -251,7 +251,7 @@ def test_what_a_take_had_reserved_when_its_answer_was_lost_runs_elsewhere_while_
 
 
 def control(stage: Stage, command: str, node: str) -> None:
-    """Do what an operator would at a terminal."""
+    """Run a control command, as an operator would."""
     arguments = [
         sys.executable,
         "-m",

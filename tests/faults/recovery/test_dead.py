@@ -19,7 +19,7 @@ MB = 1 << 20
 def test_sixty_running_tasks_of_a_megabyte_begin_elsewhere_within_five_seconds(
     stage: Stage,
 ) -> None:
-    # More than the server sends at once to a connection that listens to news.
+    # More than the server sends at once to a subscribed connection.
     dead = stage.start("-c", "60")
     numbers = stage.post("hold", "x" * MB, count=60)
     stage.wait_running(dead, 60)
@@ -65,7 +65,7 @@ def test_forty_thousand_reserved_messages_are_back_within_five_seconds(stage: St
 @pytest.mark.heavy
 def test_three_hundred_messages_of_five_megabytes_run_within_a_minute(own_stage: Stage) -> None:
     stage = own_stage
-    # It is about memory and lines here, not about the disk.
+    # This test is about memory and connections, not about the disk.
     stage.server.client.config_set("appendonly", "no")
     stage.post("nap", 0.0, "x" * (5 * MB), count=300)
     began_s = time.monotonic()
@@ -73,7 +73,7 @@ def test_three_hundred_messages_of_five_megabytes_run_within_a_minute(own_stage:
         stage.start("-c", "500", wait=False)
 
     def is_done() -> bool:
-        # A server that can hardly answer is not asked.
+        # Do not query a server that can hardly answer.
         return len(stage.ended()) == 300 and set(stage.states()) == {"SUCCESS"}
 
     try:
@@ -81,7 +81,7 @@ def test_three_hundred_messages_of_five_megabytes_run_within_a_minute(own_stage:
     except BaseException:
         process = stage.server._process
         assert process is not None
-        # It may be busy for much longer than it takes to stop.
+        # It may be too busy to stop in time.
         process.kill()
         raise AssertionError(f"{len(stage.ended())} of 300 have run") from None
     assert set(stage.run_counts().values()) == {1}
@@ -129,7 +129,7 @@ def test_tasks_of_a_host_that_vanishes_run_elsewhere_within_twenty_seconds(
     stage.start("-c", str(2 * COUNT))
     stage.wait_trusted()
 
-    # The server's end of its connections stays open and says nothing.
+    # The server's end of its connections stays open and silent.
     stage.line.hold()
     signal_family(lost, number)
     lost_s = time.monotonic()
@@ -151,7 +151,7 @@ def test_a_message_handed_to_an_idle_host_that_vanished_runs_elsewhere_within_tw
 
     stage.line.hold()
     signal_family(lost, signal.SIGKILL)
-    # The server gives it to whoever has waited longest.
+    # The server serves the client that has waited longest.
     numbers = stage.post("nap")
     sent_s = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Promise: a server that has lost its data loses nothing of what workers have in hand."""
+"""Promise: when a server loses its data, nothing that workers have in hand is lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Forget = Callable[[Server], object]
 
 
 def restart_empty(server: Server) -> None:
-    """Let it start again without its data, as one whose disk was lost: after the leases' end."""
+    """Restart it without its data, as after a lost disk, after the leases have ended."""
     server.stop()
     time.sleep(1.3 * WorkerConfig().worker_lease)
     shutil.rmtree(server.folder / "appendonlydir")
@@ -75,7 +75,7 @@ def test_tasks_that_wait_for_their_time_run_although_the_server_has_forgotten_th
 
     forget(stage.server)
 
-    # Something else is taken before, which begins the numbers of deliveries anew.
+    # Something else is taken first, which restarts the delivery numbers.
     others = stage.post("nap", count=COUNT + 5)
     check_all_succeed_once(stage, others)
     assert not set(numbers) & stage.run_counts().keys()

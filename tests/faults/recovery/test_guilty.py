@@ -51,14 +51,14 @@ def test_one_task_that_kills_its_worker_is_buried_and_a_thousand_good_ones_succe
 
 
 def test_six_kills_from_outside_bury_nothing(stage: Stage) -> None:
-    # Twenty that run for long, and twenty whose time has not come.
+    # Twenty that run for long, and twenty with a future ETA.
     stage.post("nap", count=20, countdown=200)
     held = stage.post("hold", count=20)
     for _ in range(6):
         worker = stage.start("-n", "same", "-c", "50")
         started_s = time.monotonic()
         stage.wait_running(worker, 1)
-        # So long that all run again that may run side by side.
+        # Long enough for all that may run side by side to run again.
         time.sleep(max(0.0, started_s + 2.0 - time.monotonic()))
         kill_9(worker)
 
@@ -75,7 +75,7 @@ def test_six_kills_from_outside_bury_nothing(stage: Stage) -> None:
 
 
 def is_taken_up(stage: Stage) -> bool:
-    """Tell whether the last worker has taken a message, or has seen its end."""
+    """Return whether the last worker has taken a message, or has ended."""
     return "received" in stage.workers[-1].text or bool(stage.server.dead_letters())
 
 
@@ -105,7 +105,7 @@ def test_a_bystander_of_a_task_that_kills_its_worker_is_not_killed_more_than_twi
         assert time.monotonic() < deadline_s, "the bad task is not buried"
         if not worker.alive:
             worker = stage.start("-n", "same", "-c", "50", wait=False)
-        # From now on they end when they run, each alone: they have lost two workers.
+        # From now on each runs alone to its end: they have been through two worker deaths.
         if len(stage.workers) == 3:
             stage.open_gate()
         time.sleep(0.05)

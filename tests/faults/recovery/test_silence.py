@@ -1,4 +1,4 @@
-"""Promise: a worker that stands still, or that cannot be heard, is not dead: nothing runs twice."""
+"""Promise: a frozen or unreachable worker is not taken for dead: nothing runs twice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SILENT_S = 12
 
 @contextmanager
 def connections_used_up(admin: redis.Redis) -> Iterator[None]:
-    """Let a server have as many connections as it may, none of them a worker's."""
+    """Use up a server's connections, leaving none for workers."""
     admin.config_set("maxclients", 1)
     for kind in ("normal", "pubsub"):
         admin.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")

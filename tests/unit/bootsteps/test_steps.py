@@ -178,7 +178,7 @@ def test_step_without_start_only_exists_and_tells() -> None:
 
 @pytest.mark.parametrize("doing", ["init", "create"])
 def test_step_that_cannot_be_made_is_named(doing: str) -> None:
-    with pytest.raises(StepFailed, match=rf"step Mine could not be made: .*Mine cannot {doing}"):
+    with pytest.raises(StepFailed, match=rf"step Mine could not be created: .*Mine cannot {doing}"):
         with_parts(Parent(), recorder("Mine", fails_at=doing))
 
 

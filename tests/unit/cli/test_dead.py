@@ -100,8 +100,8 @@ def test_since_is_read(text: str, age: timedelta) -> None:
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["list", "--since", "10"], "'10' is no age"),
-        (["list", "--since", "m"], "'m' is no age"),
+        (["list", "--since", "10"], "'10' is not an age"),
+        (["list", "--since", "m"], "'m' is not an age"),
         (["list", "--since", "9999999999999d"], "is too long ago"),
         (["list", "--limit", "0"], "'0' is not a whole number"),
         (["lst"], "invalid choice: 'lst'"),

@@ -69,6 +69,7 @@ def celery_options(*command: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", done.stdout.partition("\n\n")[2]))
 
 
+@pytest.mark.slow
 def test_every_option_of_celery_s_worker_is_known() -> None:
     """Those of its help, which begin a line; whatever it learns, somebody has to decide about."""
     (worker,) = (
@@ -102,8 +103,8 @@ def test_no_hint_where_the_option_is_known(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("redis://localhost:port", "cannot be read"),
-        ("redis://localhost:99999", "cannot be read"),
+        ("redis://localhost:port", "cannot be parsed"),
+        ("redis://localhost:99999", "cannot be parsed"),
         ("redis://a:6379,b:6379/0", "names several servers"),
         ("sentinel://a:26379", "not supported yet"),
     ],

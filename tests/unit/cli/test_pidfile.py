@@ -31,7 +31,7 @@ def test_second_owner_is_refused_with_the_first_one_s_id(tmp_path: Path) -> None
 
     with (
         pid_file(file),
-        pytest.raises(GreenqError, match=f"process {os.getpid()} has it and is alive"),
+        pytest.raises(GreenqError, match=f"process {os.getpid()} has locked it and is alive"),
         pid_file(file),
     ):
         pass
@@ -103,7 +103,7 @@ def test_a_second_name_of_another_file_is_refused(tmp_path: Path) -> None:
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "worker.pid")
 
-    with pytest.raises(ConfigError, match="no regular file"), pid_file(f"{tmp_path}/worker.pid"):
+    with pytest.raises(ConfigError, match="not a regular file"), pid_file(f"{tmp_path}/worker.pid"):
         pass
 
 

@@ -102,11 +102,11 @@ def test_command_of_one_s_own_is_sent_on_request() -> None:
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["inspect", "actve"], "no command 'actve'; --any sends it all the same; did you mean"),
+        (["inspect", "actve"], "unknown command 'actve'; --any sends it anyway; did you mean"),
         (["inspect", "actve"], "did you mean active?"),
-        (["inspect", "double"], "no command 'double'; --any sends it all the same\n"),
-        (["inspect", "revoke", "x"], "revoke is another command: greenq control revoke"),
-        (["control", "ping"], "ping is another command: greenq inspect ping"),
+        (["inspect", "double"], "unknown command 'double'; --any sends it anyway\n"),
+        (["inspect", "revoke", "x"], "revoke is a command of control: greenq control revoke"),
+        (["control", "ping"], "ping is a command of inspect: greenq inspect ping"),
         (["inspect", "--any", "double", "n"], "'n' is not key=value"),
         (["inspect", "--any", "double", "=n"], "'=n' is not key=value"),
         (["inspect"], "required: CMD"),
@@ -140,7 +140,7 @@ def test_no_app_and_no_server_is_explained(
     monkeypatch.delenv("GREENQ_BROKER_URL", raising=False)
 
     assert main(["inspect", "ping"]) == 1
-    assert "no app and no server named" in capsys.readouterr().err
+    assert "no app or server named" in capsys.readouterr().err
 
 
 # --- pages ----------------------------------------------------------------------------------------

@@ -413,7 +413,7 @@ def test_chosen_worker_is_seen_among_many() -> None:
 def test_without_events_of_tasks_it_says_how_to_have_them() -> None:
     screen = lines(looked(Look(at_s=0.0, statuses={"w@h": WELL})), 80, 24)
 
-    assert any("no task events are heard" in each for each in screen)
+    assert any("no task events received" in each for each in screen)
     assert any("--events" in each for each in screen)
 
 
@@ -424,7 +424,7 @@ def test_without_events_of_tasks_it_says_how_to_have_them() -> None:
         ("a@h", None, "no reply yet"),
         ("a@h", {"error": "TypeError('limit')"}, "error: TypeError('limit')"),
         ("b@h", None, "blocked 4.2 s by mail.send[id-1] at mail.py:7"),
-        ("old@h", None, "only greenq's workers tell of their greenlets"),
+        ("old@h", None, "only greenq's workers report their greenlets"),
         (None, None, "no worker"),
     ],
 )

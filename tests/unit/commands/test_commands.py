@@ -22,7 +22,7 @@ from greenq.errors import OperationalError
 from tests.unit.node import NODE, Node
 from tests.unit.rig import DEADLINE_S, settle, wait_for
 
-# What Celery tells of a request, wire format 11.4.
+# What Celery tells of a request: wire format, section 11.4.
 REQUEST_KEYS = [
     "id", "name", "args", "kwargs", "type", "hostname", "time_start", "acknowledged",
     "delivery_info", "worker_pid",
@@ -593,7 +593,7 @@ def test_task_events_are_switched_on_and_off(node: Node) -> None:
 
 def test_a_heartbeat_and_an_election_answer_nothing(node: Node) -> None:
     assert node.ask("heartbeat") is None
-    assert node.parts.watch._beat is not None
+    assert node.parts.watch.cluster.heartbeats.beat is not None
     assert node.ask("election", id="e1", topic="task", action={"task": "add"}) is None
     assert len(node.parts.events._others) == 1
 
@@ -642,9 +642,9 @@ def test_in_place_of_a_blocked_hub_it_is_told_what_blocks_it(
 ) -> None:
     # As in the watch thread, to which the hub owes an answer since a while.
     watch: Any = node.parts.watch
-    watch._thread = SimpleNamespace(hub_thread=0, runs_here=lambda: True)
-    watch._asked_s = time.monotonic() - 3
-    watch._hub.moved_s = watch._asked_s - 1
+    watch.hub_thread.watcher = SimpleNamespace(hub_thread=0, runs_here=lambda: True)
+    watch.monitor.asked_s = time.monotonic() - 3
+    node.parts.hub.moved_s = watch.monitor.asked_s - 1
     assert node.parts.control is not None
 
     for method, blocked in (

@@ -52,9 +52,9 @@ def test_what_greenq_lacks_is_warned_of_or_refused_with_a_sentence(name: str) ->
         with pytest.raises(ConfigError) as refused:
             Config.build({name: NOT_DEFAULT})
         (problem,) = refused.value.problems
-        assert problem.reason == f"is a setting of Celery's: {about.advice}"
+        assert problem.reason == f"is a Celery setting: {about.advice}"
     assert about.advice.startswith(
-        ("use ", "not needed: ", "not there", "tasks are", "greenq has no", "signed", "has no eff")
+        ("use ", "not needed: ", "not supported", "tasks are", "greenq has no", "signed", "no eff")
     )
 
 

@@ -189,7 +189,7 @@ def test_helpers_of_a_module_are_noted_and_near_misses_refused() -> None:
     source = module(data_folder="/srv", mail_server="m", timezone="UTC", CELERY_LOGS="x")
     assert settings_from_object(source, notes=notes) == {"timezone": "UTC"}
     assert notes == [
-        f"{name} in proj_settings is no setting and is not read"
+        f"{name} in proj_settings is not a setting and is not read"
         for name in ("CELERY_LOGS", "data_folder", "mail_server")
     ]
     assert refusals(module(task_ack_late=True))["task_ack_late"].endswith("mean task_acks_late?")
@@ -227,7 +227,7 @@ def test_helper_in_a_namespace_is_noted() -> None:
     notes: list[str] = []
     source = module(CELERY_OUR_OWN="x", CELERY_TIMEZONE="UTC", CELERY_BROKER_URL=1, BROKER_URL=1)
     assert settings_from_object(source, "CELERY", notes) == {"timezone": "UTC", "broker_url": 1}
-    assert notes == ["CELERY_OUR_OWN in proj_settings is no setting and is not read"]
+    assert notes == ["CELERY_OUR_OWN in proj_settings is not a setting and is not read"]
 
 
 @pytest.mark.parametrize("host", ["GREENQ", "GREENQ_WEB"])
@@ -252,8 +252,8 @@ def test_variables_that_are_no_settings_are_noted_and_near_misses_refused() -> N
     assert settings_from_env({"GREENQ_LOG_LEVEL": "x", "GREENQ_WORKER_POOL": "x"}, notes) == {}
     assert notes == [
         "GREENQ_LOG_LEVEL in the environment is not read: greenq has no such setting",
-        "GREENQ_WORKER_POOL in the environment is not read: is a setting of Celery's: not needed: "
-        "greenq's pool is always one of greenlets",
+        "GREENQ_WORKER_POOL in the environment is not read: is a Celery setting: not needed: "
+        "greenq's pool always consists of greenlets",
     ]
     with pytest.raises(ConfigError, match="did you mean GREENQ_WORKER_CONCURRENCY"):
         settings_from_env({"GREENQ_WORKER_CONCURENCY": "3"})

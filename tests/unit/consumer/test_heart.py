@@ -14,9 +14,10 @@ from greenq.execution.state import WorkerState
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.event import read_events
 from greenq.protocol.keys import Keys
-from greenq.watchdog.thread import Blocker, Heartbeat
+from greenq.watchdog.heartbeat import Heartbeat
+from greenq.watchdog.hub_thread import Blocker
 
-# What monitors read, wire format 10.
+# What monitors read: wire format, section 10.
 FIELDS = {"freq", "active", "processed", "loadavg", "sw_ident", "sw_ver", "sw_sys"}
 BEAT = "/0.celeryev/worker.heartbeat"
 

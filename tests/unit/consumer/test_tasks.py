@@ -10,7 +10,6 @@ import gevent
 import pytest
 from gevent.event import Event
 
-import greenq.consumer.tasks as tasks_module
 from greenq.errors import ConnectionLost, NotRegistered
 from greenq.transport.fetch import Batch
 from tests.unit.rig import DEADLINE_S, Rig, settle, stamped
@@ -327,7 +326,7 @@ def test_rate_limit_that_is_none_changes_nothing(rig: Rig) -> None:
 def test_more_than_can_wait_here_is_put_aside_and_others_have_their_turn(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks_module, "_ETAS_HELD", 3)
+    monkeypatch.setattr("greenq.consumer.waiting._ETAS_HELD", 3)
     rig.app.tasks["add"].rate_limit = "0.1/s"
 
     rig.give_all(rig.delivery("add", str(number), 1, 2) for number in range(6))
@@ -419,7 +418,7 @@ def test_message_to_all_that_cannot_run_is_dropped(
         settle()
 
     assert rig.outbox.entries == []
-    (record,) = [each for each in caplog.records if each.name == "greenq.consumer.tasks"]
+    (record,) = [each for each in caplog.records if each.name.startswith("greenq.consumer.")]
     assert how == "revoked" or "came for all, and is dropped" in record.getMessage()
 
 
@@ -512,7 +511,7 @@ def test_what_a_lost_answer_may_have_reserved_is_fetched_before_all_else(busy: s
     elif busy == "draining":
         rig.tasks.drain(True)
     else:
-        rig.tasks._suspects._over.clear()
+        rig.tasks.admission.suspects._over.clear()
     rig.fetcher.unsure = True
     rig.fetcher.take = lambda most: rig.fetcher.asked.append(most) or take(most)  # type: ignore[method-assign,attr-defined,func-returns-value]
     rig.fetcher.asked = []  # type: ignore[attr-defined]
@@ -535,7 +534,7 @@ def test_what_a_lost_answer_may_have_reserved_is_fetched_before_all_else(busy: s
 
 def test_lease_that_ended_between_a_take_and_its_second_answer_is_noticed(rig: Rig) -> None:
     # What was reserved by then may be somebody else's: its age is that of the first try.
-    rig.tasks._taken_s = 10.0
+    rig.tasks.admission.taken_s = 10.0
     rig.state.lease_lost_s = 20.0
     rig.fetcher.unsure = True
     rig.fetcher.ready = [rig.delivery("wait", "a")]

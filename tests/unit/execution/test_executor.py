@@ -83,7 +83,7 @@ def test_task_whose_early_acknowledgement_comes_too_late_does_not_start(
     assert rig.outbox.states() == []
     assert rig.outbox.acks() == []
     assert rig.state.reserved == {}
-    assert "is somebody else's by now: it does not start here" in caplog.text
+    assert "does not start here: another worker has it by now" in caplog.text
 
 
 @pytest.mark.parametrize("acks_late", [False, True])
@@ -188,7 +188,7 @@ def test_task_that_was_revoked_while_it_waited_for_its_slot_does_not_run(
     # Before any greenlet has looked.
     deliveries = [rig.delivery("run", name, name) for name in "ab"]
     for delivery in deliveries:
-        rig.tasks._receive(delivery)
+        rig.tasks.admission.receive(delivery)
     rig.state.revoked.add("a")
     settle()
 

@@ -187,9 +187,9 @@ def test_a_suspect_does_not_wait_for_ever_and_then_its_death_counts_for_nobody_a
     wait_for(lambda: place.began == ["long", "suspect"])
 
     assert place.rig.outbox.alone() == []
-    assert "runs beside others, which take too long" in caplog.text
+    assert "runs beside other tasks, which take too long to end" in caplog.text
     place.close()
-    wait_for(lambda: not place.rig.tasks._suspects.busy)
+    wait_for(lambda: not place.rig.tasks.admission.suspects.busy)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_suspects_that_wait_are_given_back_when_the_worker_drains(
     assert [move.tag for move in place.rig.outbox.moves()] == tags[::-1]
     place.let_go("long")
     assert place.began == ["long"]
-    assert not place.rig.tasks._suspects.busy
+    assert not place.rig.tasks.admission.suspects.busy
     assert place.rig.outbox.alone() == []
 
 
@@ -261,4 +261,4 @@ def test_a_suspect_that_has_expired_while_it_waited_does_not_run() -> None:
     assert ("late", "REVOKED") in place.rig.outbox.states()
     place.let_go("next")
     assert place.rig.outbox.alone()[-1] == ""
-    assert not place.rig.tasks._suspects.busy
+    assert not place.rig.tasks.admission.suspects.busy

@@ -110,6 +110,7 @@ def test_missing_package_is_named(monkeypatch):
         decompress(b"", "application/x-brotli", 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_little_data_expands_to_a_mebibyte_and_no_more(name):
     packed, content_type = compress(b"[]," * 10_000_000, name)

@@ -4,6 +4,8 @@ import contextlib
 import json
 import pickle
 import urllib.error
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +20,7 @@ from greenq.protocol.meta import (
     encode_result,
     exception_from_wire,
     exception_to_wire,
+    utc_now,
 )
 
 ALL = serialize.accepted(serialize.SERIALIZERS)
@@ -341,3 +344,25 @@ def test_random_payloads_raise_nothing_but_protocol_errors(data, value):
     ):
         with contextlib.suppress(DecodeError, SecurityError):
             decode_result(payload, accept=ALL)
+
+
+@pytest.mark.parametrize("result", [None, True, 1.5, 'x"\u00e9\n', [1, {"a": None}], {}])
+@pytest.mark.parametrize("task_id", ["4f9e-1", 'a"b', "\u00e9", "a\n"])
+def test_a_plain_success_is_written_as_any_other_state_is(result: object, task_id: str) -> None:
+    fields: dict[str, Any] = {"task_id": task_id, "result": result, "date_done": utc_now()}
+
+    plain = encode_result(status="SUCCESS", **fields)
+    other = encode_result(status="SUCCESS", **fields, extended={"x": 1})
+
+    assert plain == other.replace(b'"x": 1, ', b"")
+
+
+def test_now_is_written_as_celery_writes_it() -> None:
+    before = datetime.now(UTC)
+    texts = [utc_now() for _ in range(100)]
+    after = datetime.now(UTC)
+
+    read = [datetime.fromisoformat(text) for text in texts]
+    assert read == sorted(read)
+    assert before.replace(microsecond=0) <= read[0] <= read[-1] <= after
+    assert all(len(text) == len("2026-01-01T00:00:00.000000+00:00") for text in texts)

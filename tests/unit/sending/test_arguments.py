@@ -71,9 +71,7 @@ def test_task_itself_is_not_one_of_the_arguments() -> None:
 
 
 def test_function_without_a_signature_takes_anything() -> None:
-    checker("m.f", type("T", (), {"__call__": dict.fromkeys})(), bound=False).arguments(
-        (1, 2, 3), {"q": 1}
-    )
+    checker("m.f", type("T", (), {"__call__": max})(), bound=False).arguments((1, 2, 3), {"q": 1})
 
 
 @pytest.fixture

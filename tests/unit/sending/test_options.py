@@ -29,12 +29,12 @@ def app() -> Greenq:
     [
         ("eta", 5, "must be a datetime, or text in ISO 8601; for seconds from now"),
         ("eta", 1e9, "countdown"),
-        ("eta", "tomorrow", "is no time in ISO 8601"),
+        ("eta", "tomorrow", "is not an ISO 8601 time"),
         ("eta", timedelta(1), "must be a datetime"),
         ("countdown", "3", "must be a number of seconds"),
         ("countdown", True, "must be a number of seconds"),
         ("countdown", float("nan"), "must be a number of seconds"),
-        ("expires", "soon", "is no time in ISO 8601"),
+        ("expires", "soon", "is not an ISO 8601 time"),
         ("expires", [], "must be a datetime"),
         ("time_limit", "5", "must be a number of seconds"),
         ("soft_time_limit", -1, "must be a number of seconds"),
@@ -108,7 +108,7 @@ def test_right_options_are_brought_to_one_form(option: str, value: Any, held: An
         ("compression", "zip", "must be one of"),
         ("priority", "high", "must be a whole number"),
         ("queue", 5, "must be the name of a queue"),
-        ("expires", "soon", "is no time"),
+        ("expires", "soon", "is not an ISO 8601 time"),
         ("typing", "no", "must be True or False"),
     ],
 )

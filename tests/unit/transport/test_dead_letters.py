@@ -66,7 +66,7 @@ def test_id_is_the_task_s_or_one_made_of_the_letter_s_bytes() -> None:
 def test_element_that_somebody_else_wrote_is_a_letter_in_itself(element: bytes) -> None:
     letter = read_letter("mail", element)
 
-    assert letter.reason.startswith("not a dead letter of greenq's: ")
+    assert letter.reason.startswith("not a dead letter of greenq: ")
     assert (letter.raw, letter.element, letter.task_id) == (element, element, None)
     assert letter.buried_at.tzinfo is UTC
 

@@ -410,7 +410,7 @@ def test_what_cannot_be_moved_is_said(caplog: pytest.LogCaptureFixture) -> None:
     outbox.start()
     outbox.stop()
 
-    assert "messages stay reserved that cannot be moved: WRONGTYPE queue" in caplog.text
+    assert "messages stay reserved because they cannot be moved: WRONGTYPE queue" in caplog.text
 
 
 def test_stop_says_what_could_not_be_written(caplog: pytest.LogCaptureFixture) -> None:

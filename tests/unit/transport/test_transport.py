@@ -64,7 +64,7 @@ def test_embedded_server_is_named_when_nothing_says_so_and_nobody_is_there(
     app = Greenq("proj", set_as_current=False)
     _ = app.transport, app.transport
     (line,) = caplog.messages
-    assert line.startswith("broker_url is not set: messages are kept by an embedded server")
+    assert line.startswith("broker_url is not set: an embedded server on this machine keeps")
     assert f", in {home}/proj-" in line
     assert "GREENQ_BROKER_URL" in line
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from greenq.watchdog.guard_process import Guard, account
+from greenq.watchdog.guard_process import Guard
 
 
 def test_a_worker_that_cannot_have_a_guard_is_warned_of_once(
@@ -27,15 +27,3 @@ def test_a_worker_that_cannot_have_a_guard_is_warned_of_once(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "runs without a guard" in caplog.text
     assert "secret" not in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("gap_s", "cpu_s", "suspended_s", "why"),
-    [
-        (10.7, 10.5, 0.0, "no Python ran in this process for 10.7 s: a call held the GIL"),
-        (10.7, 0.01, 0.0, "it was stopped, got no CPU, or a call held the GIL while it waited"),
-        (3600.0, 0.1, 3599.0, "for 3600.0 s: the machine was suspended"),
-    ],
-)
-def test_a_gap_is_accounted_for(gap_s: float, cpu_s: float, suspended_s: float, why: str) -> None:
-    assert why in account(gap_s, cpu_s, suspended_s)

@@ -24,7 +24,9 @@ from greenq.transport.leases import Renewal
 from greenq.transport.owner import Owner
 from greenq.transport.settle import Entry, Publication
 from greenq.watchdog import subscriber
-from greenq.watchdog.thread import Blocker, Heartbeat, Watch
+from greenq.watchdog.heartbeat import Heartbeat
+from greenq.watchdog.hub_thread import Blocker
+from greenq.watchdog.thread import Watch
 
 LEASE_S = 3.0
 BLOCKED_AFTER_S = 1.0
@@ -65,7 +67,7 @@ class World:
     connected = True
     incarnation = "own"
 
-    def __init__(self) -> None:
+    def __init__(self, lease_s: float = LEASE_S, **options: Any) -> None:
         self.now_s = 100.0
         self.answer: Renewal | OperationalError = renewal()
         self.connection = self
@@ -97,25 +99,27 @@ class World:
         self.resting, self.pings = False, 0
         self.sent_for: list[Callable[[], object]] = []
         self.asked_s = self.moved_s = self.lag_s = 0.0
+        self.state = WorkerState(lambda: self.now_s)
         self.watch = Watch(
             self,  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]
-            WorkerState(lambda: self.now_s),
-            lease_s=LEASE_S,
+            self.state,
+            lease_s=lease_s,
             visibility_timeout_s=3600.0,
             blocked_after_s=BLOCKED_AFTER_S,
             blocking_task=lambda _: "proj.add[id]",
             held=lambda: (set(), 1),
             first_unused=lambda: self.first_unused,
             is_waiting=lambda: self.is_waiting,
-            look=lambda: None,
+            look=self.look,
             paused=self.pause,
-            forgotten=lambda: None,
+            forgotten=self.register,
             give_away=self.give_away,
             unwritten=list,
             clock=lambda: self.now_s,
+            **options,
         )
-        self.watch._thread = SimpleNamespace(  # type: ignore[assignment]
+        self.watch.hub_thread.watcher = SimpleNamespace(  # type: ignore[assignment]
             hub_thread=threading.get_ident(), wake=lambda: None, runs_here=lambda: True
         )
 
@@ -193,13 +197,17 @@ class World:
 
     def pause(self, queues: frozenset[str]) -> None:
         self.paused.append(queues)
-        self.watch._state.paused = queues
+        self.state.paused = queues
 
     def give_away(self, connection: object) -> None:
         assert connection is self
         if self.problem is not None:
             raise self.problem
         self.given_away += 1
+
+    def look(self) -> None: ...
+
+    def register(self) -> None: ...
 
     # As a hub.
     def rests(self) -> bool:
@@ -216,10 +224,10 @@ class World:
 
     def spawn_soon(self, run: Any, *, name: str) -> None:
         if name.startswith("look"):
-            assert run is self.watch._look
+            assert run == self.look
             self.rung += 1
         elif name == "register":
-            assert run is self.watch._forgotten_all
+            assert run == self.register
             self.registered += 1
         else:
             self.sent_for.append(run)
@@ -227,17 +235,17 @@ class World:
     def run(self, seconds: float) -> list[float]:
         """Look whenever it is due, for so long; return the moments."""
         end_s, looks = self.now_s + seconds, []
-        while (due_s := max(self.now_s, self.watch._look_at_s)) <= end_s:
+        while (due_s := max(self.now_s, self.watch.monitor.due_s)) <= end_s:
             self.now_s = due_s
             looks.append(due_s)
-            self.watch._look_at_hub()
+            self.watch.monitor.look()
         self.now_s = end_s
         return looks
 
     def attend_for(self, seconds: float) -> None:
         """Look and attend whenever one of both is due, for so long."""
         end_s = self.now_s + seconds
-        while (due_s := self.now_s + self.watch._pause_s()) <= end_s:
+        while (due_s := self.now_s + self.watch.pause_s()) <= end_s:
             self.now_s = due_s
             self.watch.turn()
         self.now_s = end_s
@@ -280,45 +288,44 @@ def test_consumer_is_rung_when_there_is_work_or_the_server_is_silent(
     world = World()
     world.answer = answer
 
-    world.watch._renew()
+    world.watch.renew()
 
     assert world.rung == rings
 
 
 def test_all_etas_that_are_due_are_moved_in_one_go_but_no_other_duty_waits_for_them() -> None:
     world = World()
-    world.watch._renew()
-    world.watch._look_at_s = world.now_s + 0.5
+    world.watch.renew()
+    world.watch.monitor.due_s = world.now_s + 0.5
 
     world.due = 10_000
-    world.watch._promote()
+    world.watch.promote()
 
     # What is due next, a renewal tells.
-    assert (world.due, world.watch._renew_at_s) == (0, world.now_s)
+    assert (world.due, world.watch.lease.due_s) == (0, world.now_s)
 
-    world.watch._renew()
-    renew_at_s = world.watch._renew_at_s
-    world.watch._look_at_s = world.now_s + 0.5
+    world.watch.renew()
+    renew_at_s = world.watch.lease.due_s
+    world.watch.monitor.due_s = world.now_s + 0.5
     world.due, world.promote_takes_s = 1_000_000, 0.1
-    world.watch._promote()
+    world.watch.promote()
 
-    assert world.now_s <= world.watch._look_at_s + world.promote_takes_s
+    assert world.now_s <= world.watch.monitor.due_s + world.promote_takes_s
     assert world.due > 0
-    assert world.watch._renew_at_s == renew_at_s
+    assert world.watch.lease.due_s == renew_at_s
 
 
 @pytest.mark.parametrize("lease_s", [3.0, 10.0, 60.0])
 def test_a_renewal_on_a_dead_connection_leaves_time_for_another(lease_s: float) -> None:
-    world = World()
-    world.watch._renew_every_s *= lease_s / LEASE_S
-    world.watch._renew()
+    world = World(lease_s)
+    world.watch.renew()
     renewed_s = world.now_s
-    world.now_s = world.watch._renew_at_s
+    world.now_s = world.watch.lease.due_s
     # The limit of a worker's connection for this.
     world.answer = TransportTimeout("silent")
-    world.watch._renew()
+    world.watch.renew()
 
-    again_s = world.watch._renew_at_s + lease_s / 3
+    again_s = world.watch.lease.due_s + lease_s / 3
 
     assert again_s < renewed_s + lease_s
 
@@ -408,11 +415,9 @@ def test_a_hub_that_stays_blocked_is_named_again_and_again(
 def test_a_hub_that_is_blocked_for_too_long_ends_the_process(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greenq.watchdog.thread.signal.alarm", lambda _seconds: None)
-    world = World()
+    monkeypatch.setattr("greenq.watchdog.ending.signal.alarm", lambda _seconds: None)
     ended: list[float] = []
-    world.watch._end_process = lambda: ended.append(world.now_s)
-    world.watch._blocked_limit_s = 30.0
+    world = World(end_process=lambda: ended.append(world.now_s), blocked_limit_s=30.0)
     world.run(20.0)
     world.answers = False
     world.run(29.0)
@@ -430,7 +435,7 @@ def test_a_log_that_blocks_the_hub_does_not_block_the_watch_as_well() -> None:
 
         def emit(self, record: logging.LogRecord) -> None:
             if record.name == "stuck":
-                world.watch._say(logging.WARNING, "would wait for the handler's lock")
+                world.watch.hub_thread.log(logging.WARNING, "would wait for the handler's lock")
             else:
                 said.append(record.getMessage())
 
@@ -462,7 +467,7 @@ class Heart:
 
 def test_the_first_beat_is_at_once_and_the_others_go_with_the_renewals_next_to_their_time() -> None:
     world = World()
-    world.watch._renew()
+    world.watch.renew()
     Heart(world, every_s=2.0)
 
     world.attend_for(60.0)
@@ -476,7 +481,7 @@ def test_the_first_beat_is_at_once_and_the_others_go_with_the_renewals_next_to_t
 
 def test_beats_that_are_more_frequent_than_renewals_have_their_own_time() -> None:
     world = World()
-    world.watch._renew()
+    world.watch.renew()
     Heart(world, every_s=0.5)
 
     world.attend_for(10.0)
@@ -488,7 +493,7 @@ def test_beats_that_are_more_frequent_than_renewals_have_their_own_time() -> Non
 
 def test_a_beat_that_is_given_anew_is_published_at_once() -> None:
     world = World()
-    world.watch._renew()
+    world.watch.renew()
     heart = Heart(world, every_s=10.0)
     world.attend_for(1.0)
 
@@ -500,7 +505,7 @@ def test_a_beat_that_is_given_anew_is_published_at_once() -> None:
 
 def test_without_a_beat_nothing_is_published() -> None:
     world = World()
-    world.watch._renew()
+    world.watch.renew()
     heart = Heart(world)
     world.attend_for(1.0)
 
@@ -512,7 +517,7 @@ def test_without_a_beat_nothing_is_published() -> None:
 
 def test_a_beat_is_told_what_blocks_the_hub() -> None:
     world = World()
-    world.watch._renew()
+    world.watch.renew()
     heart = Heart(world, every_s=1.0)
     world.attend_for(5.0)
     assert heart.told == [None] * 5
@@ -529,17 +534,17 @@ def test_a_beat_is_told_what_blocks_the_hub() -> None:
 
 def test_a_beat_stops_with_the_connection_and_goes_on_with_the_next() -> None:
     world = World()
-    world.watch._renew()
+    world.watch.renew()
     heart = Heart(world)
     world.attend_for(1.0)
     world.problem = ConnectionLost("gone")
-    world.watch._beat_at_s = world.now_s - LEASE_S
+    world.now_s += 10.0
 
-    world.watch._attend()
+    world.watch.attend()
 
     # The lease is renewed at once: that connects again.
     assert not world.connected
-    assert world.watch._renew_at_s == world.now_s
+    assert world.watch.lease.due_s == world.now_s
     world.problem, world.connected = None, True
     world.attend_for(3.0)
     assert len([call for call in world.calls if call[1:] == ("PUBLISH", "beats", "beat")]) == 2
@@ -564,8 +569,8 @@ def test_a_refusal_is_said_once_and_the_lease_goes_on(
     assert len(said) == 1
     assert "no full member of its cluster" in said[0]
     assert world.connected
-    assert world.watch.held
-    assert world.watch._state.lease_until_s > world.now_s
+    assert world.watch.lease.held
+    assert world.state.lease_until_s > world.now_s
 
 
 @pytest.fixture
@@ -583,13 +588,13 @@ def test_a_hub_that_is_known_to_stand_is_answered_for_at_once(hearing: World) ->
     world.watch.subscriber.subscribe(
         "channel", handled.append, urgent=lambda _data: lambda _: answered_s.append(world.now_s)
     )
-    world.watch._renew()
+    world.watch.renew()
     world.attend_for(1.0)
 
     # The hub moves: it is the one who answers.
     world.published = [Message("channel", b"1")]
     asked_s = world.now_s
-    world.watch._attend()
+    world.watch.attend()
     for run in world.sent_for:
         run()
     world.sent_for.clear()
@@ -600,7 +605,7 @@ def test_a_hub_that_is_known_to_stand_is_answered_for_at_once(hearing: World) ->
     world.answers = False
     world.published = [Message("channel", b"2")]
     asked_s = world.now_s
-    world.watch._attend()
+    world.watch.attend()
     world.attend_for(0.2)
     assert [at_s - asked_s for at_s in answered_s] == [pytest.approx(0.05, abs=0.03)]
 
@@ -608,7 +613,7 @@ def test_a_hub_that_is_known_to_stand_is_answered_for_at_once(hearing: World) ->
     world.attend_for(5.0)
     world.published = [Message("channel", b"3")]
     asked_s = world.now_s
-    world.watch._attend()
+    world.watch.attend()
     assert answered_s[1:] == [asked_s]
     assert handled == [b"1"]
 
@@ -621,7 +626,7 @@ def test_a_hub_that_moved_and_stands_again_is_known_to_stand(
     world.watch.subscriber.subscribe(
         "channel", print, urgent=lambda _: lambda _: found.append(world.watch.blocking_now())
     )
-    world.watch._renew()
+    world.watch.renew()
     world.attend_for(1.0)
     world.answers = False
     world.attend_for(3.0)
@@ -632,7 +637,7 @@ def test_a_hub_that_moved_and_stands_again_is_known_to_stand(
     world.move()
     world.answers = False
     world.published = [Message("channel", b"ping")]
-    world.watch._attend()
+    world.watch.attend()
     world.attend_for(0.2)
 
     (blocker,) = found
@@ -651,7 +656,7 @@ def test_whatever_is_wrong_with_an_urgent_answer_the_thread_goes_on(
 
     world.watch.subscriber.subscribe("channel", print, urgent=broken)
     world.answers = False
-    world.watch._asked_s = world.now_s
+    world.watch.monitor.asked_s = world.now_s
     world.published = [Message("channel", b"1"), Message("channel", b"2")]
 
     world.attend_for(1.0)
@@ -665,7 +670,7 @@ def test_the_hub_is_told_when_other_queues_are_paused() -> None:
     world = World()
     for queues in ((), ("a",), ("a",), ("a", "b"), ()):
         world.answer = renewal(paused=queues)
-        world.watch._renew()
+        world.watch.renew()
         for run in world.sent_for:
             run()
         world.sent_for.clear()
@@ -677,8 +682,8 @@ def test_a_hub_that_has_not_dealt_with_a_pause_is_told_again() -> None:
     world = World()
     world.answer = renewal(paused=("a",))
 
-    world.watch._renew()
-    world.watch._renew()
+    world.watch.renew()
+    world.watch.renew()
 
     assert len(world.sent_for) == 2
 
@@ -689,12 +694,12 @@ def test_a_hub_that_has_not_dealt_with_a_pause_is_told_again() -> None:
 def test_a_worker_that_the_server_does_not_know_is_made_known_until_it_does() -> None:
     world = World()
     world.answer = renewal(first_unused=0)
-    world.watch._renew()
-    world.watch._renew()
+    world.watch.renew()
+    world.watch.renew()
     assert world.registered == 2
 
     world.answer = renewal(first_unused=1)
-    world.watch._renew()
+    world.watch.renew()
 
     assert world.registered == 2
 
@@ -703,11 +708,11 @@ def test_tags_that_the_server_has_given_and_no_answer_has_told_of_are_looked_for
     world = World()
     world.first_unused = 5
     world.answer = renewal(first_unused=5)
-    world.watch._renew()
+    world.watch.renew()
     assert world.rung == 0
 
     world.answer = renewal(first_unused=6)
-    world.watch._renew()
+    world.watch.renew()
 
     assert world.rung == 1
 
@@ -721,21 +726,21 @@ def test_a_lost_lease_is_said_noted_and_nobody_is_called_dead_for_a_while(
 ) -> None:
     other = Owner("other", "node", "")
     world = World()
-    world.watch._renew()
+    world.watch.renew()
     world.now_s += 100.0
 
     world.answer = renewal(held=False, first_unused=first_unused, expired=(other,))
-    world.watch._renew()
+    world.watch.renew()
 
     (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
     assert said in record.getMessage()
-    assert world.watch._state.lease_lost_s == world.now_s
+    assert world.state.lease_lost_s == world.now_s
     world.answer = renewal(expired=(other,))
     world.now_s += LEASE_S - 0.1
-    world.watch._renew()
+    world.watch.renew()
     assert world.recovery.added == []
     world.now_s += 0.2
-    world.watch._renew()
+    world.watch.renew()
     assert world.recovery.added == [other]
 
 
@@ -750,16 +755,16 @@ def test_the_lease_holds_from_before_the_renewal_was_sent() -> None:
     world.renew = slow  # type: ignore[method-assign]
     began_s = world.now_s
 
-    world.watch._renew()
+    world.watch.renew()
 
-    assert world.watch._state.lease_until_s == began_s + LEASE_S
+    assert world.state.lease_until_s == began_s + LEASE_S
 
 
 def test_portions_of_recovery_are_done_in_between_the_other_duties() -> None:
     world = World()
     world.watch.turn()
     world.recovery.portions = 100
-    assert world.watch._pause_s() == 0.0
+    assert world.watch.pause_s() == 0.0
     began_s, renewals, done = world.now_s, [], []
     renew = world.renew
 
@@ -782,10 +787,10 @@ def test_portions_of_recovery_are_done_in_between_the_other_duties() -> None:
 def test_what_two_looks_after_a_reconnection_find_is_given_back() -> None:
     world = World()
     world.connected = False
-    world.watch._renew()
+    world.watch.renew()
     world.found = {"own:1", "own:2"}
     world.connected = False
-    world.watch._renew()
+    world.watch.renew()
     assert world.given_back == [set()]
 
     # Only now has the server heard of one of them.
@@ -804,7 +809,6 @@ def test_at_the_end_all_that_the_server_still_holds_is_given_back(
 
     world.watch.leave()
 
-    assert world.watch.left_count == 3
     assert "3 messages whose outcome is not written are back on their queues" in caplog.text
     assert not world.connected
     assert world.recovery.closed
@@ -831,7 +835,7 @@ def test_a_connection_that_is_lost_at_the_end_is_replaced_once(
 
     # Each time over a new one.
     assert tried == [True, False]
-    assert world.watch.left_count == (3 if fails == 1 else 0)
+    assert ("3 messages whose outcome" in caplog.text) is (fails == 1)
     assert ("could not be given up" in caplog.text) is (fails == 2)
     assert not world.connected
 
@@ -876,7 +880,7 @@ def test_whoever_waits_would_relay_and_the_one_that_does_hands_on_what_is_announ
     # A storm of changes: no more often than every few milliseconds.
     world.watch.turn()
     assert world.relayed == 1
-    assert 0 < world.watch._pause_s() <= 0.005
+    assert 0 < world.watch.pause_s() <= 0.005
     world.now_s += 0.005
     world.watch.turn()
     assert world.relayed == 2

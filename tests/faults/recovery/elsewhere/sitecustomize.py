@@ -1,6 +1,6 @@
-"""On the path of a worker that must take itself, and be taken, for one on another host.
+"""On the import path of a worker that must appear, also to itself, to be on another host.
 
-What tells a host's workers from others is the kernel's name for this boot, wherever it is read.
+Workers identify their host by the kernel's boot id, so reading that is patched.
 """
 
 from __future__ import annotations

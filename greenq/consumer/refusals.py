@@ -1,0 +1,109 @@
+"""Messages that shall not run: dead letters, and tasks that are revoked or have expired."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal
+
+from greenq.errors import NotRegistered, TaskRevokedError
+from greenq.protocol.limits import KEY
+from greenq.protocol.message import saferepr
+from greenq.states import FAILURE, REVOKED
+from greenq.transport.settle import Entry
+
+if TYPE_CHECKING:
+    from greenq.app import TaskRegistry
+    from greenq.execution.state import WorkerState
+    from greenq.protocol.event import EventSender
+    from greenq.request import Request
+    from greenq.transport.fetch import Delivery
+    from greenq.transport.outbox import Outbox
+    from greenq.transport.settle import StateWrite
+    from greenq.transport.transport import Transport
+
+_log = logging.getLogger(__name__)
+
+
+class Refusals:
+    """Settles messages that shall not run; whoever waits for their result gets the reason."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        registry: TaskRegistry,
+        outbox: Outbox,
+        state: WorkerState,
+        events: EventSender,
+        hostname: str,
+    ) -> None:
+        """Take a worker's parts, and its node name."""
+        self._transport = transport
+        self._registry = registry
+        self._outbox = outbox
+        self._state = state
+        self._events = events
+        self._hostname = hostname
+
+    def discard(self, request: Request, why: Literal["revoked", "expired"]) -> None:
+        """Settle a task that shall not run; whoever waits for it gets the reason."""
+        _log.info("Discarding %s task %s", why, request)
+        message = request.message
+        self._state.reserved.pop(request.delivery.tag, None)
+        if request.settle():
+            result = self._stored(message.id, REVOKED, TaskRevokedError(why), request)
+            self._outbox.put(Entry(request.delivery.tag, result=result))
+        if self._events.tasks:
+            how = {"terminated": False, "signum": None, "expired": why == "expired"}
+            self._events.send("task-revoked", {"uuid": message.id, **how})
+
+    def bury(self, delivery: Delivery, error: Exception, task_id: object) -> None:
+        """Move a message that cannot run to the dead letters; whoever waits gets the reason."""
+        reason = str(error)
+        if isinstance(error, NotRegistered):
+            _log.error(
+                "Received unregistered task %r, id %s%s: it %s; import its module in the worker",
+                reason, task_id, self._registry.nearest(reason), _fate(delivery),
+            )  # fmt: skip
+            reason = f"unregistered task {error}"
+        else:
+            _log.error(
+                "A message of queue %s (task id %s) cannot run: %s; it %s",
+                delivery.queue, task_id, reason, _fate(delivery),
+            )  # fmt: skip
+        if not delivery.tag:
+            return
+        result: StateWrite | None = None
+        if KEY.takes(task_id):
+            result = self._stored(task_id, FAILURE, error)
+            result = result and result.of_unrun()
+        move = self._transport.broker.bury(
+            *delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
+        )
+        self._outbox.put(Entry.moving(move, result))
+        if self._events.tasks and isinstance(error, NotRegistered):
+            why = {"exception": saferepr(error)}
+            self._events.send("task-failed", {"uuid": task_id, **why})
+
+    def _stored(
+        self, task_id: str, state: str, error: Exception, request: Request | None = None
+    ) -> StateWrite | None:
+        message = None if request is None else request.message
+        if not self._transport.stores_results or (message is not None and message.ignore_result):
+            return None
+        backend = self._transport.backend
+        extends = request is not None and backend.extends
+        return backend.stored(
+            task_id,
+            state,
+            error,
+            date_done=datetime.now(UTC).isoformat(),
+            group_id=message.group if message is not None else None,
+            parent_id=message.parent_id if message is not None else None,
+            extended=request.extended(self._hostname) if request is not None and extends else None,
+        )
+
+
+def _fate(delivery: Delivery) -> str:
+    """Say what becomes of a message that cannot run."""
+    return "is among the dead letters" if delivery.tag else "came for all, and is dropped"

@@ -1,0 +1,91 @@
+"""Messages that go back to their queues, because they have not begun here."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+from greenq.errors import OperationalError
+from greenq.transport.fetch import tag_number
+from greenq.transport.settle import Entry, Guard, settle
+
+if TYPE_CHECKING:
+    from greenq.execution.state import WorkerState
+    from greenq.pool import Pool
+    from greenq.request import Request
+    from greenq.transport.client import Connection
+    from greenq.transport.fetch import Delivery
+    from greenq.transport.outbox import Outbox
+    from greenq.transport.transport import Transport
+
+_log = logging.getLogger(__name__)
+
+
+class Returns:
+    """Gives messages back, to be taken next and in the order in which they were taken."""
+
+    def __init__(
+        self, transport: Transport, outbox: Outbox, pool: Pool, state: WorkerState
+    ) -> None:
+        """Write to `outbox`; give away what waits in `pool`."""
+        self._transport = transport
+        self._outbox = outbox
+        self._pool = pool
+        self._state = state
+
+    def give_back(self, requests: list[Request]) -> None:
+        """Return the messages of requests to their queues."""
+        given_back = sorted((each for each in requests if each.settle()), key=_number)
+        for request in given_back:
+            self._state.reserved.pop(request.delivery.tag, None)
+        self.give_back_deliveries([request.delivery for request in given_back])
+
+    def give_back_deliveries(self, deliveries: list[Delivery]) -> None:
+        """Return deliveries to their queues; they come oldest first."""
+        # The last one pushed is taken first, so the newest is pushed first.
+        for delivery in reversed(deliveries):
+            self._outbox.put(self._returned(delivery))
+        if deliveries:
+            _log.info("gave %d messages back to their queues", len(deliveries))
+
+    def give_away(self, connection: Connection, owner: str) -> None:
+        """Give what waits for a slot to other workers, in the watchdog thread: the hub is blocked.
+
+        Raises:
+            OperationalError: it stays, and is given back when its worker ends or the hub moves.
+        """
+        requests = self._pool.withdraw(is_recorded)
+        if not requests:
+            return
+        requests.sort(key=_number, reverse=True)
+        entries = [self._returned(request.delivery) for request in requests]
+        try:
+            settle(connection, self._transport.keys, entries, guard=Guard(owner))
+        except OperationalError:
+            # The server may have done it all the same: each asks whose it is before it begins.
+            for request in requests:
+                request.taken_s = -math.inf
+            # The pool's line is a deque, which any thread may change.
+            self._pool.put_back(requests)
+            raise
+        for request in requests:
+            request.settle()
+            self._state.reserved.pop(request.delivery.tag, None)
+        _log.warning(
+            "gave %d messages that had not begun back to their queues, for other workers to run",
+            len(requests),
+        )
+
+    def _returned(self, delivery: Delivery) -> Entry:
+        return Entry.moving(self._transport.broker.requeue(*delivery, "next"))
+
+
+def is_recorded(request: Request) -> bool:
+    """Tell whether the server has a record of a message, so that it can be given back."""
+    return bool(request.delivery.tag)
+
+
+def _number(request: Request) -> int:
+    """Return the order in which a request was taken."""
+    return tag_number(request.delivery.tag)

@@ -1,0 +1,172 @@
+"""Tasks that wait here for their ETA or for their rate limit, and take no slot meanwhile."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from greenq.execution.rate_limit import RateLimitedQueue
+from greenq.protocol.message import parse_time
+from greenq.protocol.rate import parse_rate
+from greenq.transport.settle import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.app import TaskRegistry
+    from greenq.consumer.refusals import Refusals
+    from greenq.execution.state import WorkerState
+    from greenq.request import Request
+    from greenq.task import Task
+    from greenq.timer import Entry as TimerEntry
+    from greenq.timer import Timer
+    from greenq.transport.outbox import Outbox
+    from greenq.transport.transport import Transport
+
+# How many ETAs of the near future wait here, and how many tasks for their rate limits. More are
+# parked, like ETAs of the far future: whatever their number, each of both takes no more than some
+# 10 MB of a worker, and what is behind them in the queues has its turn.
+_ETAS_HELD = 4000
+
+# A message that is larger waits for its ETA on the server in any case.
+_LARGE_BYTES = 16_384
+
+
+class Waiting:
+    """Holds requests until their time has come.
+
+    1. An ETA in the near future waits in the timer, reserved; a far one, and what is too much for
+       that, is parked on the server.
+    2. A task with a rate limit waits in its line, reserved.
+    3. What has expired meanwhile is discarded.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        registry: TaskRegistry,
+        outbox: Outbox,
+        timer: Timer,
+        state: WorkerState,
+        refusals: Refusals,
+        *,
+        eta_horizon_s: float,
+        default_rate: float | None,
+        obeys_rates: bool,
+        hand_over: Callable[[Request], object],
+    ) -> None:
+        """Take a worker's parts.
+
+        Args:
+            transport, registry, outbox, timer, state, refusals: those of the worker.
+            eta_horizon_s: a later ETA waits on the server.
+            default_rate: how many may start a second of a task that has no limit of its own.
+            obeys_rates: False lets tasks start without regard to their limits.
+            hand_over: called with a request whose time has come.
+        """
+        self._transport = transport
+        self._registry = registry
+        self._outbox = outbox
+        self._timer = timer
+        self._state = state
+        self._refusals = refusals
+        self._eta_horizon_s = eta_horizon_s
+        self._default_rate = default_rate
+        self._obeys_rates = obeys_rates
+        self._hand_over = hand_over
+        # What waits for its ETA, and for the rate limit of its task, by the task's name.
+        self._scheduled: dict[Request, tuple[TimerEntry, datetime]] = {}
+        self._lines: dict[str, RateLimitedQueue] = {}
+
+    def now(self) -> datetime:
+        """Return this moment by the server's clock, which all workers share."""
+        return datetime.now(UTC) + timedelta(seconds=self._state.clock_offset_s)
+
+    def schedule(self, request: Request, wait_s: float, eta: datetime) -> None:
+        """Hold a request until its ETA, here or on the server."""
+        delivery = request.delivery
+        is_far = wait_s > self._eta_horizon_s or len(self._scheduled) >= _ETAS_HELD
+        if (is_far or len(delivery.raw) > _LARGE_BYTES) and delivery.tag:
+            self._park(request, eta)
+            return
+
+        def due() -> None:
+            del self._scheduled[request]
+            if not self.is_too_late(request):
+                self.limit(request)
+
+        self._scheduled[request] = self._timer.call_after(wait_s, due), eta
+
+    def limit(self, request: Request) -> None:
+        """Hold a request as long as the rate limit of its task says; there may be none."""
+        task = request.task
+        line, rate = self._lines.get(task.name), self._rate_of(task)
+        if line is None:
+            if rate is None:
+                self._hand_over(request)
+                return
+            line = self._lines[task.name] = RateLimitedQueue(rate, self._timer, self._begin)
+        if sum(map(len, self._lines.values())) < _ETAS_HELD or not request.delivery.tag:
+            line.add(request)
+        else:
+            self._park(request, self.now() + timedelta(seconds=line.put_aside_s()))
+
+    def set_rate_limit(self, name: str, rate: str | float | None) -> None:
+        """Give a task another rate limit, also for what waits here.
+
+        Raises:
+            NotRegistered: there is no such task.
+            ValueError: `rate` is not a rate limit (`parse_rate`).
+        """
+        parse_rate(rate)
+        task = self._registry[name]
+        task.rate_limit = rate
+        if name in self._lines:
+            self._lines[name].set_rate(self._rate_of(task))
+
+    def is_too_late(self, request: Request) -> bool:
+        """Tell whether a request has expired while it waited here; discard it then."""
+        expires = request.message.expires
+        if expires is None or parse_time(expires) > self.now():
+            return False
+        self._refusals.discard(request, "expired")
+        return True
+
+    def scheduled(self) -> list[tuple[datetime, Request]]:
+        """Return what waits for its ETA, with the ETA, the next one first."""
+        found = [(eta, request) for request, (_entry, eta) in self._scheduled.items()]
+        return sorted(found, key=lambda pair: pair[0])
+
+    def limited(self) -> list[Request]:
+        """Return what waits for its rate limit."""
+        return [request for line in self._lines.values() for request in line.waiting()]
+
+    def withdraw(self, which: Callable[[Request], bool]) -> list[Request]:
+        """Give up the requests for which `which` is true."""
+        taken = [request for request in self._scheduled if which(request)]
+        for request in taken:
+            entry, _eta = self._scheduled.pop(request)
+            entry.cancel()
+        for line in self._lines.values():
+            taken += line.take_out(which)
+        return taken
+
+    def _begin(self, request: Request) -> None:
+        """Hand over a request whose turn has come."""
+        if not self.is_too_late(request):
+            self._hand_over(request)
+
+    def _rate_of(self, task: Task[..., Any]) -> float | None:
+        """Return how many of a task may start a second, None for any number."""
+        if not self._obeys_rates:
+            return None
+        return self._default_rate if task.rate_limit is None else parse_rate(task.rate_limit)
+
+    def _park(self, request: Request, eta: datetime) -> None:
+        """Move a request to the server until its ETA, so that it costs this worker nothing."""
+        self._state.reserved.pop(request.delivery.tag, None)
+        if request.settle():
+            tag, queue, raw = request.delivery
+            priority = request.properties.get("priority")
+            move = self._transport.broker.park(tag, queue, raw, priority, eta.timestamp())
+            self._outbox.put(Entry.moving(move))

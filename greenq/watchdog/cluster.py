@@ -1,0 +1,111 @@
+"""The worker's place in its cluster: what is published to it, and its own heartbeat."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from greenq.errors import AccessRefused, OperationalError, ServerError
+from greenq.watchdog.heartbeat import HeartbeatSchedule
+from greenq.watchdog.subscriber import Subscriber
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.hub import Hub
+    from greenq.transport.leases import Leases
+    from greenq.watchdog.hub_monitor import HubMonitor
+
+_log = logging.getLogger(__name__)
+
+# A hub that has not begun with a message by now, or owes an answer for this long, is taken for
+# blocked when the message must be answered.
+_PATIENCE_S = 0.05
+
+
+class ClusterLink:
+    """Reads what is published to the worker, and publishes its heartbeat, over the lease's link."""
+
+    def __init__(
+        self,
+        leases: Leases,
+        hub: Hub,
+        monitor: HubMonitor,
+        *,
+        wake: Callable[[], object],
+        renew_every_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        """Use the connection of `leases`.
+
+        Args:
+            leases: has the connection.
+            hub: handles what is published to the worker.
+            monitor: knows whether the hub is blocked.
+            wake: has the watchdog thread attend soon.
+            renew_every_s: how often the lease is renewed.
+            clock: seconds, monotonic.
+        """
+        self._leases = leases
+        self.subscriber = Subscriber(hub, changed=wake)
+        self.heartbeats = HeartbeatSchedule(monitor, renew_every_s=renew_every_s, clock=clock)
+        self._monitor = monitor
+        self._clock = clock
+        self._is_refused = False
+        # True when something may have been read from the socket that was not handled yet: no wait
+        # on the socket would report it.
+        self.is_behind = False
+
+    @property
+    def due_s(self) -> float:
+        """When to publish the heartbeat, or to answer in the hub's place, monotonic."""
+        return min(self.heartbeats.latest_s, self._impatient_s())
+
+    def reconnected(self) -> None:
+        """Note that the connection is new and has no subscriptions."""
+        self.subscriber.reconnected()
+        self._is_refused = False
+
+    def refused(self, why: object) -> None:
+        """Log that this worker may not listen or publish, once for each connection."""
+        level = logging.DEBUG if self._is_refused else logging.WARNING
+        self._is_refused = True
+        _log.log(level, "this worker is no full member of its cluster: %s", why)
+
+    def attend(self, until_s: float) -> bool:
+        """Read what has been published, answer what the hub does not, publish the heartbeat.
+
+        Until nothing of that is left, or another duty is due at `until_s`. Return False if the
+        connection was lost.
+        """
+        connection = self._leases.connection
+        self.is_behind = False
+        has_called = True
+        try:
+            # What comes along with an answer is here already, and no wait would report it.
+            while has_called and connection.connected:
+                has_called = False
+                if self.subscriber.poll(connection):
+                    self._monitor.ask()
+                if self._clock() >= self._impatient_s():
+                    self.subscriber.answer_urgent(connection)
+                    has_called = True
+                beat = self.heartbeats.alone()
+                if beat is not None:
+                    connection.call("PUBLISH", *beat)
+                    has_called = True
+                if self._clock() >= until_s:
+                    self.is_behind = has_called
+                    break
+        except (AccessRefused, ServerError) as exc:
+            self.refused(exc)
+        except OperationalError as exc:
+            _log.info("nothing is heard of others until the server is reached again: %s", exc)
+            connection.close()
+            return False
+        return True
+
+    def _impatient_s(self) -> float:
+        """Return when to answer in the hub's place: at once if it is known to be blocked."""
+        patience_s = 0.0 if self._monitor.is_still(_PATIENCE_S) else _PATIENCE_S
+        return self.subscriber.oldest_s + patience_s

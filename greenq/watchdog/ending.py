@@ -1,0 +1,99 @@
+"""How a worker ends: its messages go back, its lease is given up, with or without the hub."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from greenq.errors import OperationalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.transport.client import Connection
+    from greenq.transport.leases import Leases
+    from greenq.transport.settle import Entry
+    from greenq.watchdog.hub_thread import HubThread
+
+_log = logging.getLogger(__name__)
+
+# How long the end may take: what the server still holds is given back then.
+LEAVE_S = 10.0
+
+# For the last line of the log; then the kernel ends the process.
+_LAST_WORDS_S = 2
+
+
+class Ending:
+    """Gives back what the server still holds of this owner, then gives up the lease.
+
+    If the hub cannot be waited for, it ends the process, too.
+    """
+
+    def __init__(
+        self,
+        leases: Leases,
+        hub_thread: HubThread,
+        *,
+        unwritten: Callable[[], list[Entry]],
+        cut: Callable[[Connection], object] | None,
+        end_process: Callable[[], object] | None,
+    ) -> None:
+        """End what the owner of `leases` holds; see `Watch` for the callbacks."""
+        self._leases = leases
+        self._hub_thread = hub_thread
+        self._unwritten = unwritten
+        self._cut = cut
+        self._end_process = end_process or _end_process
+
+    def leave(self) -> None:
+        """Give back what the server still holds of this owner, then give up its lease."""
+        # Once more over new connections: what is not given back here counts as a death's.
+        if not self._left():
+            self._left(is_last=True)
+
+    def abandon(self, why: str, *, by_task: bool = False) -> None:
+        """End the process without its hub.
+
+        With `by_task` its messages come back as those of a dead worker do, so that the death counts
+        against the tasks that ran: a task that blocks every worker must not go round for ever.
+        Without, somebody asked for it, and nothing is counted.
+        """
+        # Whatever hangs from here on, a server or a log that nobody reads, the kernel ends it.
+        signal.alarm(int(LEAVE_S))
+        text = f"\n{self._hub_thread.stacks()}" if by_task else ""
+        try:
+            if self._cut is not None:
+                self._cut(self._leases.connection)
+        except OperationalError as exc:
+            self._hub_thread.log(
+                logging.INFO, "what comes meanwhile is left to the others: %s", exc
+            )
+        if not by_task:
+            self.leave()
+        signal.alarm(_LAST_WORDS_S)
+        how = "others run its messages" if by_task else "its messages are back on their queues"
+        self._hub_thread.log(logging.CRITICAL, "%s: the worker ends now, and %s%s", why, how, text)
+        self._end_process()
+
+    def _left(self, *, is_last: bool = False) -> bool:
+        """Give back and leave; False if the server could not be reached."""
+        try:
+            count = self._leases.leave(self._unwritten())
+        except OperationalError as exc:
+            if is_last:
+                _log.info("the lease could not be given up and will end by itself: %s", exc)
+            return False
+        finally:
+            self._leases.recovery.close()
+            self._leases.connection.close()
+        if count:
+            _log.warning("%d messages whose outcome is not written are back on their queues", count)
+        return True
+
+
+def _end_process() -> None:
+    """End at once: nothing that needs the hub would ever end."""
+    os._exit(1)

@@ -1,0 +1,72 @@
+"""The heartbeat that the watchdog thread publishes for its worker."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.transport.settle import Publication
+    from greenq.watchdog.hub_monitor import HubMonitor
+    from greenq.watchdog.hub_thread import Blocker
+
+
+class Heartbeat(NamedTuple):
+    """What is published regularly: how often, in seconds, and a function that writes it.
+
+    The function is called in the watchdog thread with what blocks the hub, None if nothing does.
+    """
+
+    every_s: float
+    write: Callable[[Blocker | None], Publication]
+
+
+class HeartbeatSchedule:
+    """Says when the next heartbeat is due, so that most of them go with a renewal of the lease."""
+
+    def __init__(
+        self, monitor: HubMonitor, *, renew_every_s: float, clock: Callable[[], float]
+    ) -> None:
+        """Have nothing to publish yet; the lease is renewed every `renew_every_s`."""
+        self._monitor = monitor
+        self._renew_every_s = renew_every_s
+        self._clock = clock
+        self.beat: Heartbeat | None = None
+        self._due_s = math.inf
+        # By how much a heartbeat may be early or late in order to go with a renewal.
+        self._slack_s = 0.0
+
+    def set(self, beat: Heartbeat | None) -> None:
+        """Publish this from now on, the first time at once; None: nothing. Any thread may call.
+
+        It goes with the renewal of the lease that is closest in time, if there is one.
+        """
+        self.beat = beat
+        self._due_s = -math.inf if beat is not None else math.inf
+        rides = beat is not None and beat.every_s > self._renew_every_s
+        self._slack_s = self._renew_every_s / 2 if rides else 0.0
+
+    @property
+    def latest_s(self) -> float:
+        """When the heartbeat is published by itself, if no renewal has taken it along."""
+        return self._due_s + self._slack_s
+
+    def with_renewal(self, now_s: float) -> Publication | None:
+        """Return the heartbeat if it is to go with a renewal at `now_s`."""
+        return self._next(now_s + self._slack_s)
+
+    def alone(self) -> Publication | None:
+        """Return the heartbeat if no renewal has taken it along in time."""
+        return self._next(self._clock() - self._slack_s)
+
+    def _next(self, until_s: float) -> Publication | None:
+        beat = self.beat
+        if beat is None or self._due_s > until_s:
+            return None
+        now = self._clock()
+        next_s = self._due_s + beat.every_s
+        # After the first one, and after a pause, the interval starts again.
+        self._due_s = next_s if next_s > now else now + beat.every_s
+        return beat.write(self._monitor.blocking())

@@ -1,0 +1,165 @@
+"""Noticing that the hub is blocked: by whom, for how long, and when it is too long."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from typing import TYPE_CHECKING
+
+from greenq.errors import OperationalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.hub import Hub
+    from greenq.watchdog.ending import Ending
+    from greenq.watchdog.hub_thread import Blocker, HubThread
+
+_log = logging.getLogger(__name__)
+
+# The hub is asked this often whether it moves.
+LOOK_S = 0.5
+
+# What blocks the hub is named again after these times, then as often as the last one says.
+_NAMED_AGAIN_S = (10.0, 60.0, 300.0)
+
+# Blockers that are remembered.
+_BLOCKERS = 100
+
+
+class HubMonitor:
+    """Asks the hub whether it moves, and acts when it does not answer.
+
+    1. Log when the hub has not moved for a while, with the task, its line and its stack, and log
+       when it moves again.
+    2. Have the messages that have not begun here given to other workers meanwhile.
+    3. End the process when the hub has been blocked for too long.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        hub_thread: HubThread,
+        ending: Ending,
+        *,
+        blocked_after_s: float,
+        blocked_limit_s: float,
+        give_away: Callable[[], object],
+        clock: Callable[[], float],
+    ) -> None:
+        """Monitor `hub`, which runs on `hub_thread`.
+
+        Args:
+            ending: ends the process.
+            blocked_after_s: call the hub blocked after this time.
+            blocked_limit_s: end the process when the hub has been blocked for this long; 0: never.
+            give_away: gives back what has not begun; may raise OperationalError.
+            clock: seconds, monotonic.
+        """
+        self._hub = hub
+        self._hub_thread = hub_thread
+        self._ending = ending
+        self._blocked_after_s = blocked_after_s
+        self._blocked_limit_s = blocked_limit_s
+        self._give_away = give_away
+        self._clock = clock
+        # When the hub was last asked whether it moves, and when to look for its answer.
+        self.asked_s = self.due_s = -math.inf
+        # Set while the hub is known to be blocked, and when to name the blocker again.
+        self._blocked: Blocker | None = None
+        self._name_again_s = math.inf
+        # Written by the watchdog thread, read by any.
+        self.blockers: deque[Blocker] = deque(maxlen=_BLOCKERS)
+
+    def look(self) -> None:
+        """Ask the hub whether it moves; if it has not answered for long, log who blocks it."""
+        now = self._clock()
+        self.due_s = now + min(LOOK_S, self._blocked_after_s)
+        blocked = self._blocked
+        if self._hub.moved_s >= self.asked_s:
+            if blocked is not None or not self._hub.rests():
+                self.ask()
+            return
+        still_s = now - self.asked_s
+        if blocked is not None:
+            blocked.for_s = still_s
+            self._still_blocked(blocked)
+        elif still_s < self._blocked_after_s:
+            self.due_s = self.asked_s + self._blocked_after_s
+        else:
+            self._newly_blocked(still_s)
+
+    def ask(self) -> None:
+        """Have the hub note that it moves, unless it owes an answer; a late answer is logged."""
+        if self._hub.moved_s < self.asked_s:
+            return
+        blocked, self._blocked = self._blocked, None
+        if blocked is not None:
+            blocked.for_s = self._hub.lag_s
+            _log.warning("the hub moves again; it was blocked for %.1f s", blocked.for_s)
+        self.asked_s = self._clock()
+        self._hub.ping()
+
+    def has_moved_since(self, moment_s: float) -> bool:
+        """Tell whether the hub has moved since a moment of the clock."""
+        return self._hub.moved_s >= moment_s
+
+    def is_still(self, patience_s: float) -> bool:
+        """Tell whether the hub has owed an answer for this long."""
+        return self._hub.moved_s < self.asked_s <= self._clock() - patience_s
+
+    def blocking(self, patience_s: float = LOOK_S) -> Blocker | None:
+        """Return what blocks the hub, None while it moves; not for the hub's own thread.
+
+        Args:
+            patience_s: call a hub blocked that has not answered for this long.
+        """
+        if not self.is_still(patience_s):
+            return None
+        return self._hub_thread.blocker(self._clock() - self.asked_s)
+
+    def _newly_blocked(self, still_s: float) -> None:
+        """Log what blocks the hub, and let other workers run what waits here."""
+        blocked = self._hub_thread.blocker(still_s)
+        self._blocked = blocked
+        self.blockers.append(blocked)
+        self._name_again_s = _next_naming_s(still_s)
+        self._hub_thread.log(
+            logging.WARNING,
+            "the hub has been blocked for %.1f s by %s at %s; all other tasks stand still\n%s",
+            still_s, blocked.by, blocked.where, self._hub_thread.stack(),
+        )  # fmt: skip
+        try:
+            self._give_away()
+        except OperationalError as exc:
+            _log.info("what has not begun here waits until the hub moves: %s", exc)
+
+    def _still_blocked(self, blocked: Blocker) -> None:
+        """Name a lasting blocker again; end the process when it has lasted too long."""
+        if 0 < self._blocked_limit_s <= blocked.for_s:
+            self._ending.abandon(
+                f"the hub has been blocked for {blocked.for_s:.0f} s by {blocked.by} at "
+                f"{blocked.where}, longer than worker_hub_blocked_limit "
+                f"({self._blocked_limit_s:g} s)",
+                by_task=True,
+            )
+        elif blocked.for_s >= self._name_again_s:
+            self._name_again_s = _next_naming_s(blocked.for_s)
+            now = self._hub_thread.blocker(blocked.for_s)
+            blocked.by, blocked.where = now.by, now.where
+            self._hub_thread.log(
+                logging.WARNING,
+                "the hub is still blocked, for %.0f s now, by %s at %s; all other tasks stand "
+                "still",
+                blocked.for_s, blocked.by, blocked.where,
+            )  # fmt: skip
+
+
+def _next_naming_s(blocked_s: float) -> float:
+    """Return after which blocked time to name a blocker that has just been named."""
+    for due_s in _NAMED_AGAIN_S:
+        if blocked_s < due_s:
+            return due_s
+    every_s = _NAMED_AGAIN_S[-1]
+    return (blocked_s // every_s + 1) * every_s

@@ -1,0 +1,95 @@
+"""The hub's thread as another thread sees it: what runs there, and where."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from greenq.hub import NativeThread
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Blocker:
+    """What kept the hub from moving.
+
+    Attributes:
+        at: when it was noticed, unix time.
+        for_s: how long the hub was blocked, or has been so far.
+        by: the task and its id, or ``no task``.
+        where: file and line.
+    """
+
+    at: float
+    for_s: float
+    by: str
+    where: str
+
+
+class HubThread:
+    """Finds what runs on the hub's thread; any other thread may ask."""
+
+    def __init__(
+        self,
+        blocking_task: Callable[[FrameType | None], str | None],
+        all_stacks: Callable[[], str] | None = None,
+    ) -> None:
+        """Observe the hub's thread as soon as `watcher` is set.
+
+        Args:
+            blocking_task: names the task to which a frame of the hub's thread belongs; None if it
+                belongs to no task.
+            all_stacks: returns the stacks of all greenlets and threads. Without it, `stacks` is
+                that of the hub's thread alone.
+        """
+        self._blocking_task = blocking_task
+        self._all_stacks = all_stacks
+        # The watchdog thread, which knows the number of the hub's thread.
+        self.watcher: NativeThread | None = None
+
+    def is_other(self) -> bool:
+        """Tell whether the watchdog thread asks, and not the hub's."""
+        return self.watcher is not None and self.watcher.runs_here()
+
+    def blocker(self, for_s: float) -> Blocker:
+        """Describe what has been running there for `for_s`."""
+        frame = self._frame()
+        by = self._blocking_task(frame) or "no task"
+        where = "?" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        return Blocker(time.time(), for_s, by, where)
+
+    def stack(self) -> str:
+        """Return the stack of the hub's thread as text."""
+        frame = self._frame()
+        return "" if frame is None else "".join(traceback.format_stack(frame))
+
+    def stacks(self) -> str:
+        """Return the stacks of all greenlets and threads as text."""
+        return self.stack() if self._all_stacks is None else self._all_stacks()
+
+    def log(self, level: int, text: str, *arguments: object) -> None:
+        """Log a line about a blocked hub, unless logging itself blocks it.
+
+        A thread that writes to a pipe that nobody reads holds the lock of the log's handler:
+        the watchdog thread would wait for that lock, too.
+        """
+        frame = self._frame()
+        while frame is not None:
+            if frame.f_code.co_filename == logging.__file__:
+                return
+            frame = frame.f_back
+        _log.log(level, text, *arguments)
+
+    def _frame(self) -> FrameType | None:
+        watcher = self.watcher
+        # There is no public way to another thread's frame.
+        return sys._current_frames().get(watcher.hub_thread) if watcher else None  # noqa: SLF001

@@ -1,0 +1,138 @@
+"""The lease of this worker: renewed in good time, and noted when it is lost."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from greenq.hub import sleep
+from greenq.log import OutageLog
+from greenq.protocol.text import listed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from greenq.errors import OperationalError
+    from greenq.execution.state import WorkerState
+    from greenq.transport.leases import Leases, Renewal
+    from greenq.watchdog.cluster import ClusterLink
+    from greenq.watchdog.guard_process import Guard
+    from greenq.watchdog.reclaimer import Reclaimer
+
+_log = logging.getLogger(__name__)
+
+# Between two tries to renew a lease.
+_RETRY_S = 0.25
+
+# Tasks that a log line names.
+_NAMED = 20
+
+
+class LeaseKeeper:
+    """Renews the lease in good time, whatever the hub does."""
+
+    def __init__(
+        self,
+        leases: Leases,
+        state: WorkerState,
+        cluster: ClusterLink,
+        reclaimer: Reclaimer,
+        *,
+        lease_s: float,
+        renew_every_s: float,
+        is_waiting: Callable[[], bool],
+        guard: Guard | None,
+        clock: Callable[[], float],
+    ) -> None:
+        """Keep the lease of the owner of `leases`; see `Watch` for the arguments."""
+        self._leases = leases
+        self._state = state
+        self._cluster = cluster
+        self._reclaimer = reclaimer
+        self._lease_s = lease_s
+        self._renew_every_s = renew_every_s
+        self._is_waiting = is_waiting
+        self._guard = guard
+        self._clock = clock
+        self._outage = OutageLog(_log)
+        self.due_s = 0.0
+        # Set by any thread: renew before that.
+        self._is_wanted = False
+        # Written by the watchdog thread, read by any.
+        self.held = False
+        self.problem: OperationalError | None = None
+        # What this owner has to answer when it registers.
+        self.question = ""
+
+    def is_due(self) -> bool:
+        """Tell whether to renew now."""
+        return self._is_wanted or self._clock() >= self.due_s
+
+    def tell(self, queues: Sequence[str]) -> None:
+        """Have the next turn tell the server which queues are taken from; any thread may call."""
+        self._leases.tell(queues)
+        self._is_wanted = True
+
+    def wait_held(self, timeout_s: float) -> bool:
+        """Wait until the lease is written for the first time; for the hub. Switches: yes."""
+        deadline_s = self._clock() + timeout_s
+        while not self.held and self._clock() < deadline_s:
+            sleep(0.005)
+        return self.held
+
+    def renew(self, now_s: float) -> Renewal:
+        """Renew the lease, over a new connection if need be; return what the server answers.
+
+        Raises:
+            OperationalError: the server could not be reached, or refuses.
+        """
+        self._is_wanted = False
+        asked_s = self._state.now_s()
+        self.due_s = now_s + self._renew_every_s
+        if not self._leases.connection.connected:
+            self._leases.connection.connect()
+            self._cluster.reconnected()
+            self._reclaimer.connected(now_s)
+        renewal = self._leases.renew(
+            self._cluster.heartbeats.with_renewal(now_s), would_relay=self._is_waiting()
+        )
+        # Before anything else is asked, which takes its time. An answer that took long says what
+        # the server's clock said when it was sent, not now.
+        if self._state.now_s() - asked_s < self._lease_s / 2:
+            self._state.clock_offset_s = renewal.server_time - time.time()
+        if self._guard is not None:
+            self._guard.beat()
+        self.question = renewal.question
+        if renewal.unheard:
+            self._cluster.refused(renewal.unheard)
+        if not renewal.held and self.held:
+            self._lost(now_s, renewal)
+        self._state.lease_until_s = asked_s + self._lease_s
+        self.held = True
+        self.problem = None
+        self._outage.recovered("the lease is renewed again")
+        return renewal
+
+    def failed(self, now_s: float, exc: OperationalError) -> None:
+        """Log why the renewal at `now_s` has failed, and try again soon over a new connection."""
+        self.problem = exc
+        self._outage.failed("the lease could not be renewed", exc)
+        self._leases.connection.close()
+        self.due_s = now_s + min(_RETRY_S, self._renew_every_s)
+
+    def _lost(self, now_s: float, renewal: Renewal) -> None:
+        """Note that the lease has ended, and log which tasks were given to others meanwhile."""
+        self._state.lease_lost_s = self._state.now_s()
+        self._reclaimer.lost(now_s)
+        if renewal.first_unused:
+            here = [each for each in list(self._state.reserved.values()) if not each.settled]
+            held = self._leases.held()
+            gone = [str(each) for each in here if each.delivery.tag not in held]
+            _log.error(
+                "this worker lost its lease; of the %d tasks that it holds, %d were given to others"
+                " and run twice if they had begun here%s",
+                len(here), len(gone), f": {listed(gone, _NAMED)}" if gone else "",
+            )  # fmt: skip
+        else:
+            _log.error("the server has lost its data; it learns anew what this worker has in hand")

@@ -1,0 +1,104 @@
+"""Messages that nobody works on go back to their queues."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.transport.leases import Leases, Renewal
+
+
+class Reclaimer:
+    """Finds messages whose owner is dead, or does not know of them, and has them given back.
+
+    1. Those of owners whose lease has ended, or whose process on this machine has. Not right after
+       this worker was without the server: the others may just be coming back, too.
+    2. Those that the server has given to this worker in an answer that was lost with a connection.
+    3. Those of Celery workers whose scores nobody renews; the scores of this worker's own records
+       are renewed often enough for Celery workers beside it.
+    """
+
+    def __init__(
+        self,
+        leases: Leases,
+        held: Callable[[], tuple[set[str], int]],
+        lease_s: float,
+        *,
+        renew_every_s: float,
+        scores_every_s: float,
+    ) -> None:
+        """Reclaim over the connection of `leases`; see `Watch` for `held`."""
+        self._leases = leases
+        self._held = held
+        self._lease_s = lease_s
+        self._renew_every_s = renew_every_s
+        self._scores_every_s = scores_every_s
+        self.scores_at_s = 0.0
+        # From when on an ended lease means a dead owner; None: not yet.
+        self._recover_from_s: float | None = None
+        self._was_connected = self._was_away = False
+        # After a reconnection: how many looks for forgotten messages are left, when the next one
+        # is due, and what the last one has found.
+        self.looks = 0
+        self._look_again_s = 0.0
+        self.forgotten: set[str] = set()
+
+    def connected(self, now_s: float) -> None:
+        """Decide from when on an ended lease means a dead owner."""
+        if self._was_connected:
+            grace_s = self._lease_s
+            self.looks, self.forgotten = 2, set()
+        elif self._was_away:
+            grace_s = self._lease_s
+        else:
+            # A first start. If the server itself is young, the others may still be on their way
+            # back.
+            grace_s = max(0.0, 2 * self._lease_s - self._leases.uptime_s())
+            for owner in self._leases.others():
+                if owner.is_dead:
+                    self._leases.recovery.add(owner)
+        self._was_connected = True
+        self._recover_from_s = now_s + grace_s
+
+    def failed(self) -> None:
+        """Note that the server could not be reached."""
+        if not self._was_connected:
+            # A worker that starts in an outage: the others are away, too, and not dead.
+            self._was_away = True
+
+    def lost(self, now_s: float) -> None:
+        """Note that this worker lost its lease: it cannot tell who else was away."""
+        self._recover_from_s = now_s + self._lease_s
+
+    def recovers(self, now_s: float) -> bool:
+        """Tell whether an ended lease means a dead owner."""
+        return self._recover_from_s is not None and now_s >= self._recover_from_s
+
+    def renewed(self, renewal: Renewal, now_s: float) -> None:
+        """Recover from the dead, and look for what is forgotten or overdue.
+
+        Raises:
+            OperationalError: the connection is lost.
+        """
+        if self.recovers(now_s):
+            for owner in renewal.expired:
+                self._leases.recovery.add(owner)
+        if self.looks and now_s >= self._look_again_s:
+            self._look_again_s = now_s + self._renew_every_s
+            self._look_for_forgotten()
+        if now_s >= self.scores_at_s:
+            self.scores_at_s = now_s + self._scores_every_s
+            self._leases.renew_scores(sorted(self._held()[0]))
+            self._leases.recovery.add_overdue(self._leases.overdue)
+
+    def _look_for_forgotten(self) -> None:
+        """Give back what two looks have found: what one has found may still be on its way."""
+        self.looks -= 1
+        known, first_unused = self._held()
+        found = self._leases.forgotten(known, first_unused)
+        self._leases.give_back_forgotten(found & self.forgotten)
+        self.forgotten = found if self.looks else set()
+        if not self._leases.recovery.busy:
+            self._leases.recovery.close()

@@ -1,0 +1,85 @@
+"""Moving messages on the server: announced ones to a worker that waits, parked ones when due."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+from greenq.errors import AccessRefused, OperationalError, ServerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.transport.leases import Leases, Renewal
+    from greenq.watchdog.notifier import Notifier
+
+_log = logging.getLogger(__name__)
+
+# At least this long between two looks at lists on which nobody waits.
+_RELAY_S = 0.005
+
+
+class Relay:
+    """Hands on what comes to lists on which nobody waits, if the server has chosen this worker."""
+
+    def __init__(self, leases: Leases, notifier: Notifier, *, clock: Callable[[], float]) -> None:
+        """Relay over the connection of `leases`."""
+        self._leases = leases
+        self._notifier = notifier
+        self._clock = clock
+        self.due_s = math.inf
+
+    def renewed(self, renewal: Renewal, now_s: float) -> None:
+        """Note whether this worker is the one to relay."""
+        if not renewal.relays:
+            self.due_s = math.inf
+        elif self.due_s == math.inf:
+            self.due_s = now_s
+
+    def relay(self) -> bool:
+        """Hand on what has come; False if the connection was lost.
+
+        When many changes come at once, it looks only so often.
+        """
+        self.due_s = self._clock() + _RELAY_S
+        try:
+            if self._leases.relay():
+                self._notifier.look_for_work()
+        except (AccessRefused, ServerError) as exc:
+            # Some proxies and managed servers refuse it; the renewals see what has come.
+            self.due_s = math.inf
+            _log.info("changes of queues' less urgent lists are not announced: %s", exc)
+        except OperationalError as exc:
+            _log.debug("nothing is handed on: %s", exc)
+            self._leases.connection.close()
+            return False
+        return True
+
+
+class Parked:
+    """Moves parked messages back to their queues when they are due."""
+
+    def __init__(self, leases: Leases, *, clock: Callable[[], float]) -> None:
+        """Move them over the connection of `leases`."""
+        self._leases = leases
+        self._clock = clock
+        self.due_s = math.inf
+
+    def renewed(self, renewal: Renewal) -> None:
+        """Note when the next message is due."""
+        self.due_s = math.inf
+        if renewal.next_due is not None:
+            self.due_s = self._clock() + renewal.next_due - renewal.server_time
+
+    def promote(self, until_s: float) -> bool:
+        """Move what is due, until another duty is due; True if nothing is left of it."""
+        try:
+            while self._leases.promote():
+                if self._clock() >= until_s:
+                    return False
+        except OperationalError as exc:
+            _log.debug("parked messages could not be moved: %s", exc)
+            self._leases.connection.close()
+            return False
+        return True

@@ -1,0 +1,80 @@
+"""Times in which no Python ran in this process, and why."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.hub import NativeThread
+    from greenq.watchdog.hub_thread import Blocker, HubThread
+
+_log = logging.getLogger(__name__)
+
+
+class SilenceMonitor:
+    """Notices that the watchdog thread slept for much longer than it wanted to."""
+
+    def __init__(
+        self,
+        hub_thread: HubThread,
+        found: Callable[[Blocker], object],
+        noticeable_s: float,
+        now_s: Callable[[], float],
+        clock: Callable[[], float],
+    ) -> None:
+        """Report silences.
+
+        Args:
+            hub_thread: says what the hub was at.
+            found: called with what the hub was at.
+            noticeable_s: report a silence that lasts this long.
+            now_s: seconds, with the time in which the machine was suspended.
+            clock: seconds, monotonic, without it.
+        """
+        self._hub_thread = hub_thread
+        self._noticeable_s = noticeable_s
+        self._found = found
+        self._now_s = now_s
+        self._clock = clock
+
+    def wait(self, thread: NativeThread, pause_s: float, *descriptors: int) -> bool:
+        """Have `thread` wait, and log it if no Python ran for much longer; True: it is to end."""
+        began_s, awake_s, cpu_s = self._now_s(), self._clock(), time.process_time()
+        is_over = thread.wait(pause_s, *descriptors)
+        late_s = self._now_s() - began_s - pause_s
+        if late_s >= self._noticeable_s:
+            suspended_s = late_s - (self._clock() - awake_s - pause_s)
+            # Whoever held the GIL has only just released it.
+            blocker = self._hub_thread.blocker(late_s)
+            self._found(blocker)
+            _log.warning(
+                "%s; the hub is at %s, in %s",
+                account(late_s, time.process_time() - cpu_s, suspended_s),
+                blocker.where, blocker.by,
+            )  # fmt: skip
+        return is_over
+
+
+def account(gap_s: float, cpu_s: float, suspended_s: float = 0.0) -> str:
+    """Explain why the watchdog thread did not run for `gap_s` of wall time.
+
+    Args:
+        gap_s: seconds of wall time.
+        cpu_s: the CPU time that the process used meanwhile. A call that computes without releasing
+            the GIL uses all of it; a call that waits with the GIL cannot be told apart.
+        suspended_s: how long the machine was suspended meanwhile (by how much CLOCK_BOOTTIME went
+            further than CLOCK_MONOTONIC).
+    """
+    silence = f"no Python ran in this process for {gap_s:.1f} s"
+    if suspended_s >= gap_s / 2:
+        return f"{silence}: the machine was suspended"
+    if cpu_s >= gap_s / 2:
+        return f"{silence}: a call held the GIL (and computed for {cpu_s:.1f} s)"
+    return (
+        f"{silence}, and it hardly computed ({cpu_s:.1f} s): it was stopped, got no CPU, or a call "
+        "held the GIL while it waited"
+    )

@@ -1,0 +1,100 @@
+"""Unit tests mirror the package: what tests a module stands where its own path says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+UNIT = Path(__file__).parent
+PACKAGE = UNIT.parents[1] / "greenq"
+
+# Modules whose test stands elsewhere, and where. A folder's own __init__ counts as a module.
+ELSEWHERE: dict[str, str] = {
+    # What is seen at the command line alone is tested there.
+    "__main__.py": "unit/test_cli.py",
+    "cli/__init__.py": "unit/test_cli.py",
+    "cli/argument_types.py": "unit/test_cli.py",
+    "cli/bindings.py": "integration/test_cli_cluster.py",
+    "cli/common.py": "unit/test_cli.py",
+    "cli/demo/__init__.py": "integration/test_demo.py",
+    "cli/demo/display.py": "integration/test_demo.py",
+    "cli/demo/figures.py": "integration/test_demo.py",
+    "cli/demo/http_server.py": "integration/test_demo.py",
+    "cli/demo/run.py": "integration/test_demo.py",
+    "cli/demo/sender.py": "integration/test_demo.py",
+    "cli/deploy.py": "integration/test_supervisor.py",
+    "cli/events.py": "integration/test_events_receiver.py",
+    "cli/events_live.py": "integration/test_events_receiver.py",
+    "cli/graph.py": "integration/test_cli_cluster.py",
+    "cli/load.py": "unit/test_cli.py",
+    "cli/ping.py": "integration/test_cli_cluster.py",
+    "cli/purge.py": "integration/test_cli_cluster.py",
+    "cli/remote_commands.py": "unit/cli/test_remote.py",
+    "cli/report.py": "integration/test_cli_cluster.py",
+    "cli/result_command.py": "integration/test_cli_cluster.py",
+    "cli/shell.py": "unit/test_cli.py",
+    "cli/top/__init__.py": "unit/cli/test_top.py",
+    "cli/top/ask.py": "unit/cli/test_top.py",
+    "cli/top/keyboard.py": "unit/cli/test_top.py",
+    "cli/top/model.py": "unit/cli/test_top.py",
+    "cli/top/screen.py": "unit/cli/test_top.py",
+    "cli/top/view.py": "unit/cli/test_top.py",
+    "cli/worker_command.py": "integration/test_worker.py",
+    "cli/worker_options.py": "unit/test_cli.py",
+    "consumer/elections.py": "integration/test_cluster.py",
+    "consumer/queue_set.py": "unit/commands/test_commands.py",
+    "execution/lost.py": "integration/test_recovery.py",
+    # The functions are asked over the mailbox of a node.
+    "commands/arguments.py": "unit/commands/test_commands.py",
+    "commands/control.py": "unit/commands/test_commands.py",
+    "commands/diagnostics.py": "unit/commands/test_commands.py",
+    "commands/inspect.py": "unit/commands/test_commands.py",
+    "commands/queues.py": "unit/commands/test_commands.py",
+    # Scripts on the server and what waits there: only a real server shows whether they hold.
+    "transport/backend.py": "unit/test_result.py",
+    "transport/embedded/keeper.py": "integration/test_embedded.py",
+    "transport/embedded/server.py": "integration/test_embedded.py",
+    "transport/facts.py": "integration/test_guard.py",
+    "transport/fetch.py": "integration/test_fetch.py",
+    "transport/guard.py": "integration/test_guard.py",
+    "transport/leases.py": "integration/test_recovery.py",
+    "transport/mailbox.py": "integration/test_mailbox.py",
+    "transport/members.py": "integration/test_members.py",
+    "transport/owner.py": "integration/test_owner.py",
+    "transport/recovery.py": "integration/test_recovery.py",
+    # A worker as a whole, or what it makes of a lost connection.
+    "consumer/__init__.py": "integration/test_connections.py",
+    "consumer/connection.py": "integration/test_connections.py",
+    "events/receiver.py": "integration/test_events_receiver.py",
+    "execution/processes.py": "integration/test_always_ends.py",
+    "worker.py": "integration/test_worker.py",
+    # Small parts that are tested with what uses them.
+    "__init__.py": "unit/test_project.py",
+    "context.py": "unit/test_task.py",
+    "errors.py": "unit/test_celery_words.py",
+    "exceptions.py": "unit/test_celery_words.py",
+    "protocol/clock.py": "unit/test_clock.py",
+    "sending/retry.py": "unit/execution/test_executor.py",
+}
+
+
+def own_test(module: Path) -> Path:
+    """Return where a module's own unit test belongs."""
+    return UNIT / module.with_name(f"test_{module.stem}.py")
+
+
+def modules() -> list[Path]:
+    """Return all modules with code of their own: one without is its docstring alone."""
+    return [
+        path.relative_to(PACKAGE)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if len(path.read_text(encoding="utf-8").split("\n")) > 12
+    ]
+
+
+def test_every_module_has_its_unit_test_or_says_where_it_is_tested() -> None:
+    missing = {str(module) for module in modules() if not own_test(module).exists()}
+    assert missing == ELSEWHERE.keys()
+
+
+def test_what_is_tested_elsewhere_is_tested_there() -> None:
+    assert {test for test in ELSEWHERE.values() if not (UNIT.parent / test).exists()} == set()
