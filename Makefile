@@ -33,8 +33,7 @@ faults: $(DEV_STAMP)  ## run the long fault tests for a quarter of an hour; QUIC
 	@$(BIN)/python -m pytest tests/faults -m heavy
 	@$(BIN)/python -m tests.faults.long $(if $(QUICK),--quick)
 
-explore: $(DEV_STAMP)  ## explore schedules of the protocol model; options: SCHEDULES=20000 SEED=
-JOBS=
+explore: $(DEV_STAMP)  ## explore schedules of the protocol model; options: SCHEDULES=20000 SEED= JOBS=
 	@$(BIN)/python -m tests.model --schedules $(or $(SCHEDULES),20000) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS))
 

@@ -455,4 +455,4 @@ def test_hooks_at_the_end_of_a_task(rig: Rig, caplog: pytest.LogCaptureFixture) 
         ("after_return", None), ("end", ("works", "a", 1)),
         ("after_return", None), ("end", ("fails", "a", 1)),
     ]  # fmt: skip
-    assert "called at the end of task work[a], failed" in caplog.text
+    assert "failed at the end of task work[a]" in caplog.text

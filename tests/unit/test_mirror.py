@@ -64,8 +64,31 @@ ELSEWHERE: dict[str, str] = {
     # A worker as a whole, or what it makes of a lost connection.
     "consumer/__init__.py": "integration/test_connections.py",
     "consumer/connection.py": "integration/test_connections.py",
+    "consumer/reader.py": "unit/consumer/test_tasks.py",
+    "consumer/refusals.py": "unit/consumer/test_tasks.py",
+    "consumer/returns.py": "unit/consumer/test_tasks.py",
+    "consumer/waiting.py": "unit/consumer/test_tasks.py",
     "events/receiver.py": "integration/test_events_receiver.py",
     "execution/processes.py": "integration/test_always_ends.py",
+    # The watchdog thread's duties, each by what the thread makes of it.
+    **dict.fromkeys(
+        [
+            f"watchdog/{duty}.py"
+            for duty in (
+                "cluster",
+                "ending",
+                "heartbeat",
+                "hub_monitor",
+                "hub_thread",
+                "lease_keeper",
+                "notifier",
+                "reclaimer",
+                "relay",
+                "signal_monitor",
+            )
+        ],
+        "unit/watchdog/test_thread.py",
+    ),
     "worker.py": "integration/test_worker.py",
     # Small parts that are tested with what uses them.
     "__init__.py": "unit/test_project.py",
