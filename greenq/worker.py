@@ -102,8 +102,8 @@ class Worker:
 
         With `signals`, SIGTERM and SIGINT stop warm (running tasks finish), a second one cold;
         SIGQUIT stops cold at once; SIGUSR1 logs all stacks; SIGHUP reopens the log file, or stops
-        warm if the terminal was closed. Signals also work while the hub is blocked: the watch
-        thread receives them.
+        warm if the terminal was closed. Signals also work while the hub is blocked: the
+        watchdog thread receives them.
         """
         os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
         if signals:

@@ -318,7 +318,7 @@ class _Builder:
     def signals(self) -> Signals:
         return Signals(self.hub)
 
-    # --- the watch thread -------------------------------------------------------------------------
+    # --- the watchdog thread ----------------------------------------------------------------------
 
     @cached_property
     def watch(self) -> Watch:

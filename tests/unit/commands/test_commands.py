@@ -640,7 +640,7 @@ def test_hub_tells_its_lag_and_who_blocked_it(node: Node) -> None:
 def test_in_place_of_a_blocked_hub_it_is_told_what_blocks_it(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As in the watch thread, to which the hub owes an answer since a while.
+    # As in the watchdog thread, to which the hub has owed an answer for a while.
     watch: Any = node.parts.watch
     watch.hub_thread.watcher = SimpleNamespace(hub_thread=0, runs_here=lambda: True)
     watch.monitor.asked_s = time.monotonic() - 3

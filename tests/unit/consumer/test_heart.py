@@ -1,4 +1,4 @@
-"""Heart: online, heartbeats through the watch thread, offline."""
+"""Heart: online, heartbeats through the watchdog thread, offline."""
 
 from __future__ import annotations
 
