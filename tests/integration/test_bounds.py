@@ -392,6 +392,16 @@ def flood_declared() -> None:
     assert len(broker._declared) == 500
 
 
+@memory("names of lists")
+def flood_lists() -> None:
+    client: Any = SimpleNamespace(pipeline=list)
+    lists: Any = Broker(client, Keys())._list
+    for number in range(10_500):
+        lists(f"{number}", number % 10)
+
+    assert lists.cache_info().currsize == 10_000
+
+
 @memory("queues asked about")
 def flood_asked() -> None:
     takers = Takers(Keys())
