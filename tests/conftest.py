@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,13 @@ settings.register_profile("greenq", deadline=None)
 # For `make test`: few examples, which find what is plainly wrong.
 settings.register_profile("quick", deadline=None, max_examples=15)
 settings.load_profile("greenq")
+
+# What runs in a shell's background, or under nohup, ignores these, and so would all that the tests
+# start and then end by one of them.
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        _is_int = _number == signal.SIGINT
+        signal.signal(_number, signal.default_int_handler if _is_int else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
