@@ -15,7 +15,7 @@ install = $(if $(IS_LOCKED),,sed 's/ *--hash=[^ ]*//; s/ *\\$$//; /^ *$$/d' requ
 INSTALL_GREENQ := $(PIP) install --no-deps --no-build-isolation --editable .
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults explore fuzz check bench bench-all docs lock audit wheel clean .half-one .half-two .half-one-again .half-two-again
+.PHONY: help setup demo test faults explore fuzz check bench bench-all docs lock audit wheel clean .part-one .part-two .part-three .part-one-again .part-two-again .part-three-again
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -30,7 +30,7 @@ test: $(DEV_STAMP)  ## what a change needs first, on a real server: unit tests a
 	$(call side_by_side,$(BIN)/python -m pytest -q --hypothesis-profile=quick,\
 	  tests/unit -m "not slow and not heavy",\
 	  tests/model tests/integration tests/interop tests/faults -m "smoke and not slow and not heavy")
-	@! ls .half-*.failed 2>/dev/null
+	@! ls .part-*.failed 2>/dev/null
 
 faults: $(DEV_STAMP)  ## run the long fault tests for a quarter of an hour; QUICK=1: 3 minutes
 	@$(BIN)/python -m pytest tests/faults -m heavy
@@ -55,39 +55,42 @@ check: $(DEV_STAMP)  ## run everything that must pass before a change is accepte
 	@echo "==> docs/settings.md is up to date"
 	@$(BIN)/python docs/make_settings.py --check
 	@$(BIN)/coverage erase
-	$(call side_by_side,$(COVERED) --durations=25 -m "not heavy",$(HALF_ONE),$(HALF_TWO))
+	$(call side_by_side,$(COVERED) --durations=25 -m "not heavy",$(PART_ONE),$(PART_TWO),$(PART_THREE))
 	@echo "==> the slowest tests"
-	@cat .half-*.log | grep -E '^[0-9.]+s (call|setup|teardown) ' | sort -rn | head -25
-	@$(MAKE) --no-print-directory .half-one-again .half-two-again
-	@rm -rf .half-*
+	@cat .part-*.log | grep -E '^[0-9.]+s (call|setup|teardown) ' | sort -rn | head -25
+	@$(MAKE) --no-print-directory .part-one-again .part-two-again .part-three-again
+	@rm -rf .part-*
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report
 
 # Started by make, since programs in a shell's background ignore SIGINT.
-# Most tests wait, so two halves run side by side, about as long as one another. Of each what is not
-# a line of dots is shown.
+# Most tests wait, so parts run side by side, about as long as one another. Of each what is not a
+# line of dots is shown.
 COVERED := $(BIN)/coverage run -p -m pytest
-HALF_ONE := tests/unit tests/model tests/faults tests/fuzz
-HALF_TWO := tests/integration tests/interop
+PART_ONE := tests/unit tests/model tests/fuzz tests/interop
+PART_TWO := tests/integration
+PART_THREE := tests/faults
 define side_by_side
-@echo "==> tests: two halves side by side"
-@rm -rf .half-*
-@$(MAKE) --no-print-directory -j2 .half-one .half-two RUN='$(1)' ONE='$(2)' TWO='$(3)'
-@grep -hvE '^[[:alpha:]./_ ]*\[ *[0-9]+%\]$$|^$$' .half-one.log .half-two.log || true
+@echo "==> tests: parts side by side"
+@rm -rf .part-*
+@$(MAKE) --no-print-directory -j3 .part-one .part-two $(if $(4),.part-three) \
+  RUN='$(1)' ONE='$(2)' TWO='$(3)' THREE='$(4)'
+@grep -hvE '^[[:alpha:]./_ ]*\[ *[0-9]+%\]$$|^$$' .part-*.log || true
 endef
 
 # By make and not in a shell's background, where programs ignore SIGINT.
-.half-one: TESTS = $(ONE)
-.half-two: TESTS = $(TWO)
-.half-one .half-two: .half-%:
-	@$(RUN) -o cache_dir=.half-$*.cache $(TESTS) >.half-$*.log 2>&1 || touch .half-$*.failed
+.part-one: TESTS = $(ONE)
+.part-two: TESTS = $(TWO)
+.part-three: TESTS = $(THREE)
+.part-one .part-two .part-three: .part-%:
+	@$(RUN) -o cache_dir=.part-$*.cache $(TESTS) >.part-$*.log 2>&1 || touch .part-$*.failed
 
-# With both halves running, a test may not get the time it needs, so failed tests run again alone. A
+# With all parts running, a test may not get the time it needs, so failed tests run again alone. A
 # test that then passes is listed: it has a defect.
-.half-one-again .half-two-again: .half-%-again:
-	@if [ -e .half-$*.failed ]; then \
-	  echo "==> running the failed tests of half $* again, alone"; \
-	  $(COVERED) -m "not heavy" -o cache_dir=.half-$*.cache \
+.part-one-again .part-two-again .part-three-again: .part-%-again:
+	@if [ -e .part-$*.failed ]; then \
+	  echo "==> running the failed tests of part $* again, alone"; \
+	  $(COVERED) -m "not heavy" -o cache_dir=.part-$*.cache \
 	    --last-failed --last-failed-no-failures none tests; \
 	fi
 
@@ -117,7 +120,7 @@ wheel: $(DEV_STAMP) $(TOOLS_STAMP)  ## build the wheel and its software bill of 
 	@ls dist/*
 
 clean:  ## remove .venv and everything else that make has created
-	@rm -rf .venv .bench .half-* build dist docs/_build *.egg-info .coverage* .*_cache .hypothesis
+	@rm -rf .venv .bench .part-* build dist docs/_build *.egg-info .coverage* .*_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
