@@ -17,7 +17,7 @@ from greenq.errors import ContentDisallowed, DecodeError, OperationalError
 from greenq.hub import spawn
 from greenq.log import Repeated
 from greenq.protocol.event import EXCHANGE, SILENT_INTERVALS, read_events
-from greenq.protocol.limits import INTERVAL, NAME
+from greenq.protocol.limits import INTERVAL, KEPT_NAME, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -68,9 +68,6 @@ _ELECTIONS = 1000
 
 # How many votes of all elections at once; more do not count.
 _VOTES = 20_000
-
-# Ids and topics of elections, and names of nodes, have at most this many characters.
-_NAME_CHARS = 255
 
 # How many lines of each kind are logged in a minute; enough for a fleet that starts.
 _LINES = 100
@@ -231,8 +228,10 @@ class Gossip(StartStopPart):
         Raises:
             ValueError: its id or its topic is too long.
         """
-        if max(len(election_id), len(topic)) > _NAME_CHARS:
-            raise ValueError(f"id and topic of an election have at most {_NAME_CHARS} characters")
+        for name, value in (("id", election_id), ("topic", topic)):
+            wrong = KEPT_NAME.wrong(value)
+            if wrong:
+                raise ValueError(named(f"the election's {name}", wrong))
         if len(self._elections) >= _ELECTIONS:
             self._repeated.say(
                 "too many elections at once: no vote in %s", election_id, level=logging.ERROR
@@ -378,7 +377,7 @@ class Gossip(StartStopPart):
 
     def _add(self, node: str, freq_s: float = 2.0) -> Neighbour | None:
         """Return a new neighbour; None if there are too many, or the name is too long."""
-        if len(self.neighbours) >= _NEIGHBOURS or len(node) > _NAME_CHARS:
+        if len(self.neighbours) >= _NEIGHBOURS or not KEPT_NAME.takes(node):
             return None
         neighbour = self.neighbours[node] = Neighbour(node, freq_s, self._now_s())
         self._repeated.say("%s is there", node, level=logging.INFO)
@@ -387,14 +386,13 @@ class Gossip(StartStopPart):
     def _count(self, event: Mapping[str, Any]) -> None:
         """Note a vote, acknowledge it, and check whether it was the last one."""
         election_id, topic, node = event.get("id"), event.get("topic"), event["hostname"]
-        if not NAME.takes(election_id) or not NAME.takes(topic):
-            self._repeated.say("a vote of %s names no election", node)
+        if not all(map(KEPT_NAME.takes, (election_id, topic, node))):
+            self._repeated.say(
+                "a vote of %.100s does not count: its id, topic or node is not a name", node
+            )
             return
         if event.get("cver") != _VERSION:
             self._repeated.say("%s has another election protocol; its vote does not count", node)
-            return
-        if max(map(len, (election_id, topic, node))) > _NAME_CHARS:
-            self._repeated.say("a vote does not count: a name in it is too long, of %.100s", node)
             return
         if self._votes >= _VOTES:
             self._repeated.say("too many votes at once: that of %s does not count", node)

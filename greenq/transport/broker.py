@@ -22,6 +22,7 @@ from greenq.errors import AccessRefused, DecodeError, OperationalError
 from greenq.protocol import envelope
 from greenq.protocol.ids import sent_at
 from greenq.protocol.keys import binding_member, matching_queues, topic_pattern
+from greenq.protocol.limits import KEPT_NAME, named
 from greenq.transport.client import load_script
 from greenq.transport.dead_letters import DEAD_LIMITS, DeadLimits, write_letter
 from greenq.transport.settle import Move
@@ -38,12 +39,10 @@ _log = logging.getLogger(__name__)
 
 _PROMOTE = load_script("promote")
 _PUBLISH_ONCE = load_script("publish_once")
-
 _PAUSE = load_script("pause")
 
-# How many queues may be paused at once, and how long their names may be.
+# How many queues may be paused at once.
 _PAUSED = 1000
-_NAME_CHARS = 255
 
 # How many queues are remembered as declared, and of how many lists the names are kept; beyond that,
 # they are declared and named again.
@@ -51,7 +50,6 @@ _DECLARED = 10_000
 
 # The death counts a message may carry, for finding it on the server while it is sent again.
 _DEATHS = (None, 1, 2)
-
 
 # The queues of single workers are bound to one exchange, by node name.
 _DIRECT_EXCHANGE = "C.dq2"
@@ -290,9 +288,10 @@ class Broker:
         Raises:
             ValueError: the name is too long, or too many queues are paused.
         """
-        if len(queue) > _NAME_CHARS:
-            raise ValueError(f"a queue name has at most {_NAME_CHARS} characters")
-        told = json.dumps({"by": by[:_NAME_CHARS], "at": time.time()})
+        wrong = KEPT_NAME.wrong(queue)
+        if wrong:
+            raise ValueError(named("the queue's name", wrong))
+        told = json.dumps({"by": by[: KEPT_NAME.most], "at": time.time()})
         if not self.client.script(_PAUSE, [self.keys.paused], [queue, told, _PAUSED]):
             raise ValueError(
                 f"{_PAUSED:,} queues are paused already; resume one first: greenq control resume"
