@@ -386,7 +386,8 @@ class Gossip(StartStopPart):
     def _count(self, event: Mapping[str, Any]) -> None:
         """Note a vote, acknowledge it, and check whether it was the last one."""
         election_id, topic, node = event.get("id"), event.get("topic"), event["hostname"]
-        if not all(map(KEPT_NAME.takes, (election_id, topic, node))):
+        takes = KEPT_NAME.takes
+        if not takes(election_id) or not takes(topic) or not takes(node):
             self._repeated.say(
                 "a vote of %.100s does not count: its id, topic or node is not a name", node
             )
