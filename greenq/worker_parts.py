@@ -31,6 +31,7 @@ from greenq.execution.state import WorkerState
 from greenq.hub import Hub, Signals
 from greenq.pool import Pool
 from greenq.protocol.serialize import accepted
+from greenq.sending.options import resolve
 from greenq.sending.routing import Broadcast, QueueSource, select_queues, worker_direct
 from greenq.timer import Timer
 from greenq.transport.fetch import Fetcher
@@ -496,13 +497,12 @@ class _Builder:
 
     @cached_property
     def events(self) -> Events:
-        chosen = self.options.task_events
         return Events(
             self.outbox,
             self.transport.keys,
             self.hostname,
             self.app.clock,
-            tasks=self.config.worker.worker_send_task_events if chosen is None else chosen,
+            tasks=resolve(self.options.task_events, self.config.worker.worker_send_task_events),
         )
 
     @cached_property
@@ -544,9 +544,9 @@ class _Builder:
 
     @cached_property
     def control(self) -> Control | None:
-        config, chosen = self.config.worker, self.options.control
+        config = self.config.worker
         remote = config.worker_enable_remote_control
-        if not (remote if chosen is None else chosen):
+        if not resolve(self.options.control, remote):
             return None
         return Control(
             self.commands,

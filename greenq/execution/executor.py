@@ -38,6 +38,7 @@ from greenq.pool import AGAIN_S, Interrupt
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.message import saferepr
 from greenq.protocol.meta import utc_now
+from greenq.sending.options import resolve
 from greenq.sending.retry import expiration, following
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
 from greenq.task import ExceptionInfo, Task, classes
@@ -155,7 +156,7 @@ class Executor:
         """
         if not request.acks_late and not self._ack_early(request):
             return False
-        if self._tracks_start(request.task):
+        if resolve(request.task.track_started, self._config.task_track_started):
             self._store_started(request)
         if self._events.tasks:
             self._events.started(request.message.id)
@@ -204,10 +205,6 @@ class Executor:
         if not answers[0]:
             _log.warning("%s does not start here: another worker has it by now", request)
         return answers[0]
-
-    def _tracks_start(self, task: Task[..., Any]) -> bool:
-        own = task.track_started
-        return self._config.task_track_started if own is None else own
 
     def _store_started(self, request: Request) -> None:
         if self._backend is not None:
@@ -299,13 +296,11 @@ class Executor:
     def _is_stored(self, request: Request, outcome: Outcome) -> bool:
         task, ignored = request.task, request.message.ignore_result
         if ignored is None:
-            ignored = task.ignore_result
-        if ignored is None:
-            ignored = self._config.task_ignore_result
+            ignored = resolve(task.ignore_result, self._config.task_ignore_result)
         if not ignored or outcome.state in (SUCCESS, RETRY):
             return not ignored
-        own = task.store_errors_even_if_ignored
-        return self._config.task_store_errors_even_if_ignored if own is None else own
+        setting = self._config.task_store_errors_even_if_ignored
+        return resolve(task.store_errors_even_if_ignored, setting)
 
     def _encode_state(
         self,
@@ -349,9 +344,10 @@ class Executor:
             # A message acknowledged before its run does not become a dead letter either.
             return None
         reason = None
+        setting = self._config.task_acks_on_failure_or_timeout
         if isinstance(outcome.value, Reject):
             reason = f"rejected by the task: {outcome.value.reason}"
-        elif not self._acks_failure(request.task):
+        elif not resolve(request.task.acks_on_failure_or_timeout, setting):
             reason = f"failed, and acks_on_failure_or_timeout is off: {saferepr(outcome.value)}"
         return None if reason is None else self._bury(request, reason)
 
@@ -360,10 +356,6 @@ class Executor:
         return self._broker.bury(
             *request.delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
         )
-
-    def _acks_failure(self, task: Task[..., Any]) -> bool:
-        own = task.acks_on_failure_or_timeout
-        return self._config.task_acks_on_failure_or_timeout if own is None else own
 
     def _next_run(self, request: Request, retry: Retry, tag: str) -> Move | None:
         """Return the move that replaces this message with the next run's."""
