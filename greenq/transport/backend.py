@@ -21,7 +21,7 @@ from greenq.errors import ConnectionLost, EncodeError, OperationalError, ResultT
 from greenq.log import OutageLog
 from greenq.protocol import compress, serialize
 from greenq.protocol.limits import DENSE_BYTES, has_more_items, most_items
-from greenq.protocol.meta import ResultMeta, decode_result, encode_result
+from greenq.protocol.meta import ResultMeta, decode_result, encode_result, utc_now
 from greenq.states import FAILURE, PENDING, READY_STATES, REVOKED, SUCCESS
 from greenq.transport.settle import Entry, StateWrite, settle
 
@@ -98,7 +98,6 @@ class Backend:
         *,
         traceback: str | None = None,
         children: tuple[object, ...] = (),
-        date_done: str | None = None,
         group_id: str | None = None,
         parent_id: str | None = None,
         extended: Mapping[str, object] | None = None,
@@ -114,7 +113,7 @@ class Backend:
             result=result,
             traceback=traceback,
             children=children,
-            date_done=date_done,
+            date_done=utc_now() if status in READY_STATES else None,
             group_id=group_id,
             parent_id=parent_id,
             extended=extended if self.extends else None,
