@@ -278,7 +278,7 @@ class Pool(StartStopPart):
         """End all running requests at once."""
         self._end_rest()
 
-    def hurry(self) -> None:
+    def end_grace(self) -> None:
         """End the grace time of a present or later `stop`."""
         self._grace_s = 0.0
         self._leave.set()

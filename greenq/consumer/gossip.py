@@ -198,7 +198,7 @@ class Gossip(StartStopPart):
     def start(self) -> None:
         """Begin to listen."""
         for channel in self._rare:
-            self._subscriber.subscribe(channel, self.hear)
+            self._subscriber.subscribe(channel, self.receive)
         self._strangers = set(islice(self._greeted(), _NEIGHBOURS))
         self._listen(_LISTEN_S)
         every_s = _LISTEN_EVERY_S * random.uniform(0.8, 1.2)
@@ -233,7 +233,7 @@ class Gossip(StartStopPart):
             if wrong:
                 raise ValueError(named(f"the election's {name}", wrong))
         if len(self._elections) >= _ELECTIONS:
-            self._repeated.say(
+            self._repeated.log(
                 "too many elections at once: no vote in %s", election_id, level=logging.ERROR
             )
             return
@@ -248,13 +248,13 @@ class Gossip(StartStopPart):
         if election_id not in self._elections and election_id not in self._decided:
             self._events.send("worker-elect", vote)
 
-    def hear(self, data: bytes) -> None:
+    def receive(self, data: bytes) -> None:
         """Take note of a worker's event."""
         try:
             events = read_events(data, self._accept)
         except (DecodeError, ContentDisallowed) as exc:
             self.ignored += 1
-            self._repeated.say("a message that is not a worker's event was ignored: %s", exc)
+            self._repeated.log("a message that is not a worker's event was ignored: %s", exc)
             return
         for event in events:
             self._note(event)
@@ -268,7 +268,7 @@ class Gossip(StartStopPart):
         if self._check is None:
             self._listens_from_s = now_s
             for channel in self._frequent:
-                self._subscriber.subscribe(channel, self.hear)
+                self._subscriber.subscribe(channel, self.receive)
             self._check = self._timer.call_repeatedly(_CHECK_S, self.drop_silent)
 
     def _listen_no_longer(self) -> None:
@@ -294,7 +294,7 @@ class Gossip(StartStopPart):
 
     def _lose(self, neighbour: Neighbour) -> None:
         del self.neighbours[neighbour.node]
-        self._repeated.say("missed heartbeat from %s", neighbour.node, level=logging.INFO)
+        self._repeated.log("missed heartbeat from %s", neighbour.node, level=logging.INFO)
         self._decide_all()
 
     def _look_on(self) -> None:
@@ -359,7 +359,7 @@ class Gossip(StartStopPart):
     def _meet(self, node: str, kind: str, event: Mapping[str, Any]) -> None:
         if kind == "worker-offline":
             if self.neighbours.pop(node, None):
-                self._repeated.say("%s left", node, level=logging.INFO)
+                self._repeated.log("%s left", node, level=logging.INFO)
                 self._decide_all()
             return
         neighbour = self.neighbours.get(node) or self._add(node)
@@ -380,7 +380,7 @@ class Gossip(StartStopPart):
         if len(self.neighbours) >= _NEIGHBOURS or not KEPT_NAME.takes(node):
             return None
         neighbour = self.neighbours[node] = Neighbour(node, freq_s, self._now_s())
-        self._repeated.say("%s is there", node, level=logging.INFO)
+        self._repeated.log("%s is there", node, level=logging.INFO)
         return neighbour
 
     def _count(self, event: Mapping[str, Any]) -> None:
@@ -388,15 +388,15 @@ class Gossip(StartStopPart):
         election_id, topic, node = event.get("id"), event.get("topic"), event["hostname"]
         takes = KEPT_NAME.takes
         if not takes(election_id) or not takes(topic) or not takes(node):
-            self._repeated.say(
+            self._repeated.log(
                 "a vote of %.100s does not count: its id, topic or node is not a name", node
             )
             return
         if event.get("cver") != _VERSION:
-            self._repeated.say("%s has another election protocol; its vote does not count", node)
+            self._repeated.log("%s has another election protocol; its vote does not count", node)
             return
         if self._votes >= _VOTES:
-            self._repeated.say("too many votes at once: that of %s does not count", node)
+            self._repeated.log("too many votes at once: that of %s does not count", node)
             return
         election = self._elections.get(election_id)
         is_new = election is None
@@ -454,17 +454,17 @@ class Gossip(StartStopPart):
         self._decided.append(election_id)
         node, (_clock, _name, topic) = min(election.votes.items(), key=lambda vote: vote[1][:2])
         if node != self._hostname:
-            self._repeated.say(
+            self._repeated.log(
                 "%s was elected for %s %s", node, topic, election_id, level=logging.INFO
             )
             return
-        self._repeated.say(
+        self._repeated.log(
             "this worker was elected for %s %s", topic, election_id, level=logging.INFO
         )
         act = self._leaders.get(topic)
         if act is None:
             known = ", ".join(sorted(self._leaders))
-            self._repeated.say(
+            self._repeated.log(
                 "no leader is registered for elections on %r: known topics are %s",
                 *(topic, known), level=logging.ERROR,
             )  # fmt: skip

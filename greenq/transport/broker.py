@@ -146,7 +146,7 @@ class Broker:
             ):
                 raise answer
         if question:
-            self._takers.hear(queue, answers[-1])
+            self._takers.warn_if_untaken(queue, answers[-1])
         if declare:
             self._note_declared(queue)
 

@@ -208,9 +208,9 @@ class Watch(StartStopPart):
         self._leases.set_queues(queues)
         self._wake()
 
-    def tell(self, queues: Sequence[str]) -> None:
+    def announce_queues(self, queues: Sequence[str]) -> None:
         """Have the server know soon which queues are taken from."""
-        self.lease.tell(queues)
+        self.lease.announce_queues(queues)
         self._wake()
 
     def _wake(self) -> None:

@@ -232,7 +232,7 @@ def flood_connection() -> None:
 
 
 def kept_events() -> Events:
-    outbox: Any = SimpleNamespace(stir=bool)
+    outbox: Any = SimpleNamespace(wake=bool)
     return Events(outbox, Keys(), "me@host", LamportClock(), tasks=True)
 
 
@@ -357,7 +357,7 @@ def flood_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         for number in range(1000):
             control.handle(b"garbage %d" % number)
-            world.gossip.hear(b"garbage %d" % number)
+            world.gossip.receive(b"garbage %d" % number)
             world.gossip._note(event("worker-online", f"{number}"))
             world.gossip._note(event("worker-offline", f"{number}"))
             node.ask(f"nonsense {number}")

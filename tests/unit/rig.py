@@ -100,7 +100,7 @@ class KeptOutbox(StartStopPart):
         self.entries: list[Entry] = []
         self.gone: set[str] = set()
 
-    def stir(self) -> None:
+    def wake(self) -> None:
         """Publish nothing: events stay where they are gathered."""
 
     def tags(self) -> set[str]:

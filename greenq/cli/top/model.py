@@ -319,7 +319,7 @@ class Model:
         """Add the greenlets of the chosen worker."""
         self._greenlets = greenlets
 
-    def hear(self, events: Iterable[Mapping[str, Any]]) -> None:
+    def add_events(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Add task events."""
         for event in events:
             self._tally.note(event)

@@ -93,7 +93,7 @@ class World:
 
     def hear(self, kind: str, node: str, clock: int = 1, **fields: Any) -> None:
         event = {"hostname": node, "pid": 7, "clock": clock, "timestamp": 1.0, "type": kind}
-        self.gossip.hear(published({**event, **fields}))
+        self.gossip.receive(published({**event, **fields}))
 
     def vote(self, node: str, clock: int, *, topic: str = "lead", election: str = "e1") -> None:
         fields = {"id": election, "topic": topic, "action": f"of {node}", "cver": 1}
@@ -574,5 +574,5 @@ def test_whatever_is_published_is_survived(data: bytes) -> None:
     world = World()
     world.gossip.start()
 
-    world.gossip.hear(data)
+    world.gossip.receive(data)
     world.pass_s(10)
