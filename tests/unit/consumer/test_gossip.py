@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from base64 import b64encode
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -18,6 +16,7 @@ from greenq.errors import ConnectionLost
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.keys import Keys
 from greenq.timer import Timer
+from tests.published import published
 
 ME, OTHER, THIRD = "me@host", "other@host", "third@host"
 
@@ -108,18 +107,6 @@ class World:
         """Let time pass in which this worker does nothing."""
         self.now_s += seconds
         self.timer.run_due()
-
-
-def published(body: object) -> bytes:
-    return json.dumps(
-        {
-            "body": b64encode(json.dumps(body).encode()).decode(),
-            "content-encoding": "utf-8",
-            "content-type": "application/json",
-            "headers": {},
-            "properties": {"body_encoding": "base64", "delivery_tag": "t"},
-        }
-    ).encode()
 
 
 @pytest.fixture
