@@ -76,7 +76,8 @@ def setup(
         stream: where the log goes without a logfile.
         hijack_root: replace the root logger's handlers; False keeps existing ones.
 
-    Raises: ConfigError: there is no such level, or the file cannot be written.
+    Raises:
+        ConfigError: there is no such level, or the file cannot be written.
     """
     if level.upper() not in LEVELS:
         raise ConfigError([Problem("loglevel", level, "must be one of " + ", ".join(LEVELS))])

@@ -1,9 +1,8 @@
 """The command line: parse first, patch next, import the app last.
 
 The parser loads neither gevent nor any app, so ``greenq --help`` is quick. When a command is
-chosen,
-its options are read from its module or one beside it; such a module imports nothing heavy at its
-top. What a command needs is imported when it runs: after patching, if it needs the hub.
+chosen, its options are read from its module or one beside it; such a module imports nothing heavy
+at its top. What a command needs is imported when it runs: after patching, if it needs the hub.
 """
 
 from __future__ import annotations

@@ -489,7 +489,8 @@ def nothing() -> None:
 def own_socket(url: str) -> str:
     """Return the path of the embedded server's socket that `url` names, without starting it.
 
-    Raises: NotPrivate: others could replace the socket.
+    Raises:
+        NotPrivate: others could replace the socket.
     """
     path = unquote(urlsplit(url).path)
     require_private(Path(path).parent)
