@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 SEP = "\x06\x16"
 PRIORITY_STEPS = (0, 3, 6, 9)
 
+# The queues of single workers are bound to one exchange, by node name.
+DIRECT_EXCHANGE = "C.dq2"
+DIRECT_SUFFIX = ".dq2"
+
 _RESULT_PREFIX_ENDS = (":", "_", "-", ".")
 
 

@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from greenq.errors import AccessRefused, DecodeError, OperationalError
 from greenq.protocol import envelope
 from greenq.protocol.ids import sent_at
-from greenq.protocol.keys import binding_member, matching_queues, topic_pattern
+from greenq.protocol.keys import (
+    DIRECT_EXCHANGE,
+    DIRECT_SUFFIX,
+    binding_member,
+    matching_queues,
+    topic_pattern,
+)
 from greenq.protocol.limits import KEPT_NAME, named
 from greenq.transport.client import load_script
 from greenq.transport.dead_letters import DEAD_LIMITS, DeadLimits, write_letter
@@ -51,10 +57,6 @@ _DECLARED = 10_000
 # The death counts a message may carry, for finding it on the server while it is sent again.
 _DEATHS = (None, 1, 2)
 
-# The queues of single workers are bound to one exchange, by node name.
-_DIRECT_EXCHANGE = "C.dq2"
-_DIRECT_END = ".dq2"
-
 
 class Broker:
     """Queues on one server: declare, publish, inspect, requeue, bury. Switches: yes."""
@@ -82,9 +84,9 @@ class Broker:
         if queue in self._declared:
             return []
         exchange = routing_key = queue
-        node = queue.removesuffix(_DIRECT_END)
+        node = queue.removesuffix(DIRECT_SUFFIX)
         if node != queue and "@" in node:
-            exchange, routing_key = _DIRECT_EXCHANGE, node
+            exchange, routing_key = DIRECT_EXCHANGE, node
         return self._bind_commands(queue, exchange, routing_key)
 
     def _bind_commands(

@@ -65,7 +65,6 @@ class Worker:
         """Watch the parent's process id and the reading end of the pipe."""
         self._pid = pid
         self._pipe = pipe
-        self._is_open = True
         self._process = _open_process(pid)
         self._poll = select.poll()
         self._poll.register(pipe, select.POLLIN)
