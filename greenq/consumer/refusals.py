@@ -1,4 +1,4 @@
-"""Messages that shall not run: dead letters, and tasks that are revoked or have expired."""
+"""Messages that must not run: dead letters, and tasks that are revoked or have expired."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class Refusals:
-    """Settles messages that shall not run; whoever waits for their result gets the reason."""
+    """Settles messages that must not run; callers that wait for their result get the reason."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Refusals:
         self._hostname = hostname
 
     def discard(self, request: Request, why: Literal["revoked", "expired"]) -> None:
-        """Settle a task that shall not run; whoever waits for it gets the reason."""
+        """Settle a task that must not run; a caller that waits for it gets the reason."""
         _log.info("Discarding %s task %s", why, request)
         message = request.message
         self._state.reserved.pop(request.delivery.tag, None)
@@ -63,7 +63,7 @@ class Refusals:
             self._events.send("task-revoked", {"uuid": message.id, **how})
 
     def bury(self, delivery: Delivery, error: Exception, task_id: object) -> None:
-        """Move a message that cannot run to the dead letters; whoever waits gets the reason."""
+        """Move a message that cannot run to the dead letters; a waiting caller gets the reason."""
         reason = str(error)
         if isinstance(error, NotRegistered):
             _log.error(

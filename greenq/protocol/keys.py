@@ -98,11 +98,6 @@ class Keys:
             return self.steps[0]
         return self.steps[bisect_right(self.steps, min(max(number, 0), 9)) - 1]
 
-    def queue_name(self, key: str) -> str:
-        """Return the queue's name, given one of its lists."""
-        name, sep, _ = key.rpartition(self.sep)
-        return (name if sep else key).removeprefix(self.prefix)
-
     def binding(self, exchange: str) -> str:
         """Set: all bindings of an exchange."""
         return f"{self.prefix}_kombu.binding.{exchange}"

@@ -135,4 +135,4 @@ class LeaseKeeper:
                 len(here), len(gone), f": {listed(gone, _NAMED)}" if gone else "",
             )  # fmt: skip
         else:
-            _log.error("the server has lost its data; it learns anew what this worker has in hand")
+            _log.error("the server has lost its data; this worker registers its messages again")

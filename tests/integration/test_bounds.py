@@ -774,7 +774,7 @@ def test_each_kind_of_key_stands_in_the_page() -> None:
     for name, member in vars(Keys).items():
         if name.startswith("_") or name in {
             *("prefix", "sep", "steps", "result_prefix", "db", "queue", "queue_steps", "step_of"),
-            *("queue_name", "fanout"),
+            "fanout",
         }:
             continue
         made = getattr(keys, name) if isinstance(member, property) else getattr(keys, name)("x")

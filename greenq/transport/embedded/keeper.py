@@ -62,7 +62,7 @@ def require_private(folder: Path) -> None:
         NotPrivate: it is a link, another user's, or open to others.
         FileNotFoundError: it does not exist.
     """
-    # Not stat: whoever plants a link decides where it leads, now and later.
+    # Not stat: the creator of a link decides where it leads, now and later.
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode):
         raise NotPrivate(f"{folder} is a link or a file: name the folder itself")
