@@ -53,8 +53,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print in one line what is wrong, and where to find help; exit with 2."""
-        said = printable(message + self._hint(message))
-        self.exit(2, f"{self.prog}: {said}\nSee: {self.prog} --help\n")
+        text = printable(message + self._hint(message))
+        self.exit(2, f"{self.prog}: {text}\nSee: {self.prog} --help\n")
 
     def _hint(self, message: str) -> str:
         # An error about an option's value needs no suggestion of another option.

@@ -220,8 +220,8 @@ class Producer:
             plan = self._plan(task, options)
             events: list[Stamped] = []
 
-            def note(*call: Any, plan: _Plan = plan, told: list[Stamped] = events) -> None:
-                told.append(self._sent(plan, options, *call))
+            def note(*call: Any, plan: _Plan = plan, stamped: list[Stamped] = events) -> None:
+                stamped.append(self._sent(plan, options, *call))
 
             texts, error = _write_chunk(
                 plan, waiting, options, note if self._events is not None else None

@@ -182,9 +182,9 @@ class Backend:
             if on_message is not None:
                 on_message(meta)
             return meta
-        with self._listener.listen(self._keys.result(task_id)) as heard:
+        with self._listener.listen(self._keys.result(task_id)) as published:
             while True:
-                payload = _next(heard, started, timeout_s, interval_s)
+                payload = _next(published, started, timeout_s, interval_s)
                 waited_s = time.monotonic() - started
                 if payload is None and timeout_s is not None and waited_s >= timeout_s:
                     raise ResultTimeout(task_id, timeout_s)
@@ -221,7 +221,7 @@ class Backend:
 
 
 def _next(
-    heard: queue.SimpleQueue[bytes],
+    published: queue.SimpleQueue[bytes],
     started: float,
     timeout_s: float | None,
     interval_s: float | None,
@@ -230,7 +230,7 @@ def _next(
     left_s = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - started))
     waits = [seconds for seconds in (left_s, interval_s) if seconds is not None]
     try:
-        return heard.get(timeout=min(waits) if waits else None)
+        return published.get(timeout=min(waits) if waits else None)
     except queue.Empty:
         return None
 
@@ -268,21 +268,21 @@ class Listener:
     @contextmanager
     def listen(self, channel: str) -> Iterator[queue.SimpleQueue[bytes]]:
         """Yield a queue of what is published; it gets b"" each time the subscription begins."""
-        heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        published: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         with self._lock:
             if self._pid != os.getpid():
                 self._reset()
             listeners = self._channels.setdefault(channel, [])
-            listeners.append(heard)
+            listeners.append(published)
             # Even for a second listener: the server confirms again, and all read the stored state
             # again.
             self._changes.append(("SUBSCRIBE", channel))
             self._wake()
         try:
-            yield heard
+            yield published
         finally:
             with self._lock:
-                listeners.remove(heard)
+                listeners.remove(published)
                 if not listeners and self._channels.get(channel) is listeners:
                     del self._channels[channel]
                     self._changes.append(("UNSUBSCRIBE", channel))
@@ -358,11 +358,11 @@ class Listener:
             return False
         with suppress(BlockingIOError):
             wakeups.recv(4096)
-        heard = False
+        received = False
         while connection.has_answer():
             self._hear(connection.receive("SUBSCRIBE"))
-            heard = True
-        return heard
+            received = True
+        return received
 
     def _hear(self, answer: Any) -> None:
         """Pass one pub/sub answer to those who wait for it."""
@@ -374,5 +374,5 @@ class Listener:
             return
         payload = answer[2] if kind == b"message" else b""
         with self._lock:
-            for heard in self._channels.get(channel.decode(), ()):
-                heard.put(payload)
+            for listener in self._channels.get(channel.decode(), ()):
+                listener.put(payload)

@@ -202,10 +202,10 @@ class Broker:
         channel = self.keys.fanout(queue, routing_key)
         publishing: list[Command] = [("PUBLISH", channel, text) for text in texts]
         answers = self.client.pipeline([("MULTI",), *publishing, ("EXEC",)], timeout_s=timeout_s)
-        heard = min(answers[-1])
-        if not heard:
+        receivers = min(answers[-1])
+        if not receivers:
             _log.debug("broadcast queue %s has no subscribers on channel %s", queue, channel)
-        return int(heard)
+        return int(receivers)
 
     def depth(self, queues: Iterable[str], *, timeout_s: float | None = None) -> int:
         """Count the messages waiting in queues, all priorities together."""
@@ -293,8 +293,8 @@ class Broker:
         wrong = KEPT_NAME.wrong(queue)
         if wrong:
             raise ValueError(named("the queue's name", wrong))
-        told = json.dumps({"by": by[: KEPT_NAME.most], "at": time.time()})
-        if not self.client.script(_PAUSE, [self.keys.paused], [queue, told, _PAUSED]):
+        note = json.dumps({"by": by[: KEPT_NAME.most], "at": time.time()})
+        if not self.client.script(_PAUSE, [self.keys.paused], [queue, note, _PAUSED]):
             raise ValueError(
                 f"{_PAUSED:,} queues are paused already; resume one first: greenq control resume"
             )
@@ -309,8 +309,8 @@ class Broker:
         Shape: ``{queue: {"by": node or client, "at": unix seconds}}``.
         """
         answer = self.client.call("HGETALL", self.keys.paused)
-        told = zip(answer[::2], answer[1::2], strict=True)
-        return {queue.decode(errors="replace"): _parse_note(text) for queue, text in told}
+        pairs = zip(answer[::2], answer[1::2], strict=True)
+        return {queue.decode(errors="replace"): _parse_note(text) for queue, text in pairs}
 
     def purge(self, queue: str) -> int:
         """Delete all waiting messages of a queue and return their number."""
@@ -412,7 +412,7 @@ def _sent_at(raw: bytes) -> float | None:
 def _parse_note(text: bytes) -> dict[str, Any]:
     """Parse the note on a paused queue; the queue is paused even if the note is unreadable."""
     try:
-        told = json.loads(text)
+        note = json.loads(text)
     except ValueError:
-        told = None
-    return told if isinstance(told, dict) else {"by": "?", "at": None}
+        note = None
+    return note if isinstance(note, dict) else {"by": "?", "at": None}

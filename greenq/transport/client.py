@@ -731,11 +731,11 @@ def _add_lacking_right(refusal: AccessRefused, right: str) -> AccessRefused:
     return AccessRefused(f"{refusal}; the user lacks {right}")
 
 
-def _right(command: Command, said: str) -> str:
+def _right(command: Command, reason: str) -> str:
     """Name the right that a refused command lacks, in ACL notation and as far as is known."""
     name = str(command[0])
-    if "to access" in said or "to use" in said:
-        if "channel" in said:
+    if "to access" in reason or "to use" in reason:
+        if "channel" in reason:
             return f"&{command[1]}"
         if name in ("EVALSHA", "EVAL"):
             return "one of " + " ".join(f"~{key}" for key in command[3 : 3 + int(command[2])])
@@ -754,7 +754,7 @@ def _translate(
             return AccessRefused(f"{address} refuses the user name or password: {text}")
         case redis_errors.NoPermissionError():
             return AccessRefused(f"{address}: {command} is not allowed for this user: {text}")
-        case redis_errors.ResponseError() if any(said in text for said in _ACL_IN_SCRIPT):
+        case redis_errors.ResponseError() if any(mark in text for mark in _ACL_IN_SCRIPT):
             return AccessRefused(f"{address}: {command} is not allowed for this user: {text}")
         case redis_errors.ResponseError() | redis_errors.BusyLoadingError():
             return ServerError(command, _reply(exc, text))

@@ -187,8 +187,8 @@ class EmbeddedServer:
             if answer == "+PONG":
                 return str(socket_path)
             if time.monotonic() > deadline:
-                said = f", only {answer!r}" if answer else ""
-                raise self._failure(f"no answer within {self._start_timeout_s:g} s{said}")
+                got = f", only {answer!r}" if answer else ""
+                raise self._failure(f"no answer within {self._start_timeout_s:g} s{got}")
             time.sleep(_POLL_S)
 
     @contextmanager
