@@ -190,7 +190,8 @@ class Backend:
                     raise ResultTimeout(task_id, timeout_s)
                 if not payload:
                     # The subscription has just begun (again), or nothing came for an interval:
-                    # earlier news is stored. The listener deals with outages, and calls when over.
+                    # earlier states are stored. The listener deals with outages, and calls when
+                    # they are over.
                     with suppress(OperationalError):
                         left_s = None if timeout_s is None else timeout_s - waited_s
                         payload = self._read(self._keys.result(task_id), left_s)
@@ -253,7 +254,7 @@ class Listener:
         self._silence_s = silence_s
         self._lock = threading.Lock()
         # The thread's own: when the server last sent anything (monotonic).
-        self._heard_s = 0.0
+        self._received_s = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -339,7 +340,7 @@ class Listener:
             channels = list(self._channels)
         if channels:
             connection.send([("SUBSCRIBE", *channels)])
-        self._heard_s = time.monotonic()
+        self._received_s = time.monotonic()
 
     def _turn(self, connection: Connection, wakeups: socket.socket) -> bool:
         """Send what changed, then read what came; True if anything did."""
@@ -347,12 +348,12 @@ class Listener:
             changes, self._changes = self._changes, []
         if changes:
             connection.send(changes)
-        left_s = self._heard_s + self._silence_s - time.monotonic()
+        left_s = self._received_s + self._silence_s - time.monotonic()
         if left_s <= 0 and connection.connected and self._channels:
             # Long silence: a dead peer does not answer the PING, and the read times out. New
             # callers that start waiting meanwhile prove nothing about the connection.
             connection.send([("PING",)])
-            self._hear(connection.receive("PING"))
+            self._deliver(connection.receive("PING"))
             return True
         if not connection.wait_readable(wakeups, max(0.0, left_s) if self._channels else _IDLE_S):
             return False
@@ -360,15 +361,15 @@ class Listener:
             wakeups.recv(4096)
         received = False
         while connection.has_answer():
-            self._hear(connection.receive("SUBSCRIBE"))
+            self._deliver(connection.receive("SUBSCRIBE"))
             received = True
         return received
 
-    def _hear(self, answer: Any) -> None:
+    def _deliver(self, answer: Any) -> None:
         """Pass one pub/sub answer to those who wait for it."""
         if isinstance(answer, OperationalError):
             raise answer
-        self._heard_s = time.monotonic()
+        self._received_s = time.monotonic()
         kind, channel = answer[0], answer[1]
         if kind not in {b"message", b"subscribe"}:
             return

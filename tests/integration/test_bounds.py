@@ -226,9 +226,9 @@ def flood_connection() -> None:
     connection = Client("redis://127.0.0.1:1/0").connection(pushes=True)
     for size, count in ((10, 12_000), (MIB, 50)):
         for _ in range(count):
-            connection._hear([b"message", b"c", bytes(size)])
-        assert len(connection._heard) <= 10_000
-        assert sum(len(each.data) for each in connection._heard) <= 32 * MIB
+            connection._keep([b"message", b"c", bytes(size)])
+        assert len(connection._published) <= 10_000
+        assert sum(len(each.data) for each in connection._published) <= 32 * MIB
 
 
 def kept_events() -> Events:
