@@ -33,7 +33,6 @@ from greenq.context import Context, current_context
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
 from greenq.protocol.clock import LamportClock
 from greenq.result import AsyncResult, AsyncResults
-from greenq.sending.options import resolve
 from greenq.sending.producer import Producer, SendOptions
 from greenq.shared import Definition, place, shared
 from greenq.suggest import suggestion
@@ -639,7 +638,8 @@ class Greenq:
         known = self.tasks.get(name) if task is None else task
         sent = dict(options) if known is None else known.send_options(options)
         if task is not None and sent.get("ignore_result") is None:
-            sent["ignore_result"] = resolve(task.ignore_result, self.config.task.task_ignore_result)
+            own = task.ignore_result
+            sent["ignore_result"] = self.config.task.task_ignore_result if own is None else own
         if context is None or context.message is None:
             return sent
         sent = {"root_id": context.root_id, "parent_id": context.id, **sent}

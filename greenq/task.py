@@ -16,7 +16,7 @@ from greenq.errors import MaxRetriesExceededError, Retry
 from greenq.protocol.rate import parse_rate
 from greenq.result import newest_app
 from greenq.sending.arguments import ACCEPT_ALL, Check, checker
-from greenq.sending.options import check_task_option, resolve
+from greenq.sending.options import check_task_option
 from greenq.sending.retry import check
 from greenq.sending.routing import merge_options
 from greenq.suggest import suggestion
@@ -396,7 +396,7 @@ class Task(Generic[P, R]):
         eta, countdown = options.pop("eta", None), options.pop("countdown", None)
         if context.called_directly:
             raise exc or Retry("called directly", None, countdown)
-        most = resolve(max_retries, self.max_retries)
+        most = self.max_retries if max_retries is None else max_retries
         if most is not None and context.retries >= most:
             if exc is not None:
                 raise exc
@@ -404,8 +404,9 @@ class Task(Generic[P, R]):
                 f"{self.name}[{context.id}] was retried {context.retries} times, the most allowed"
             )
         if eta is None and countdown is None:
-            setting = self.app.config.task.task_default_retry_delay
-            countdown = resolve(self.default_retry_delay, setting)
+            countdown = self.default_retry_delay
+            if countdown is None:
+                countdown = self.app.config.task.task_default_retry_delay
             check(None, None, {"countdown": countdown})
         if options.get("exchange") and not options.get("queue"):
             key = options.get("routing_key") or ""

@@ -32,7 +32,6 @@ from greenq.hub import Hub, Signals
 from greenq.pool import Pool
 from greenq.protocol.keys import DIRECT_EXCHANGE
 from greenq.protocol.serialize import accepted
-from greenq.sending.options import resolve
 from greenq.sending.routing import Broadcast, QueueSource, select_queues, worker_direct
 from greenq.timer import Timer
 from greenq.transport.fetch import Fetcher
@@ -498,12 +497,13 @@ class _Builder:
 
     @cached_property
     def events(self) -> Events:
+        chosen = self.options.task_events
         return Events(
             self.outbox,
             self.transport.keys,
             self.hostname,
             self.app.clock,
-            tasks=resolve(self.options.task_events, self.config.worker.worker_send_task_events),
+            tasks=self.config.worker.worker_send_task_events if chosen is None else chosen,
         )
 
     @cached_property
@@ -545,9 +545,9 @@ class _Builder:
 
     @cached_property
     def control(self) -> Control | None:
-        config = self.config.worker
+        config, chosen = self.config.worker, self.options.control
         remote = config.worker_enable_remote_control
-        if not resolve(self.options.control, remote):
+        if not (remote if chosen is None else chosen):
             return None
         return Control(
             self.commands,

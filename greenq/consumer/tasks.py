@@ -20,7 +20,6 @@ from greenq.protocol.message import parse_time
 from greenq.protocol.rate import parse_rate
 from greenq.protocol.serialize import accepted
 from greenq.request import Request
-from greenq.sending.options import resolve
 from greenq.transport.recovery import is_suspect
 
 if TYPE_CHECKING:
@@ -379,7 +378,7 @@ class Admission:
         if task is None:
             self._refusals.bury(delivery, NotRegistered(message.task), message.id)
             return
-        acks_late = resolve(task.acks_late, self._config.task_acks_late)
+        acks_late = self._config.task_acks_late if task.acks_late is None else task.acks_late
         request = Request(delivery, message, task, acks_late=acks_late, taken_s=self.taken_s)
         if delivery.tag:
             self._state.reserved[delivery.tag] = request

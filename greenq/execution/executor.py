@@ -37,7 +37,6 @@ from greenq.hub import Event, sleep
 from greenq.pool import AGAIN_S, Interrupt
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.message import saferepr
-from greenq.sending.options import resolve
 from greenq.sending.retry import expiration, following
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
 from greenq.task import ExceptionInfo, Task, classes
@@ -142,7 +141,7 @@ class Executor:
         """
         if not request.acks_late and not self._ack_early(request):
             return False
-        if resolve(request.task.track_started, self._config.task_track_started):
+        if self._tracks_start(request.task):
             self._store_started(request)
         if self._events.tasks:
             self._events.started(request.message.id)
@@ -191,6 +190,10 @@ class Executor:
         if not answers[0]:
             _log.warning("%s does not start here: another worker has it by now", request)
         return answers[0]
+
+    def _tracks_start(self, task: Task[..., Any]) -> bool:
+        own = task.track_started
+        return self._config.task_track_started if own is None else own
 
     def _store_started(self, request: Request) -> None:
         meta = {"pid": os.getpid(), "hostname": self._hostname}
@@ -267,10 +270,9 @@ class Executor:
             # A message acknowledged before its run does not become a dead letter either.
             return None
         reason = None
-        setting = self._config.task_acks_on_failure_or_timeout
         if isinstance(outcome.value, Reject):
             reason = f"rejected by the task: {outcome.value.reason}"
-        elif not resolve(request.task.acks_on_failure_or_timeout, setting):
+        elif not self._acks_failure(request.task):
             reason = f"failed, and acks_on_failure_or_timeout is off: {saferepr(outcome.value)}"
         return None if reason is None else self._bury(request, reason)
 
@@ -279,6 +281,10 @@ class Executor:
         return self._broker.bury(
             *request.delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
         )
+
+    def _acks_failure(self, task: Task[..., Any]) -> bool:
+        own = task.acks_on_failure_or_timeout
+        return self._config.task_acks_on_failure_or_timeout if own is None else own
 
     def _next_run(self, request: Request, retry: Retry, tag: str) -> Move | None:
         """Return the move that replaces this message with the next run's."""

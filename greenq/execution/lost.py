@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from greenq.errors import WorkerLostError
 from greenq.protocol.envelope import header
-from greenq.sending.options import resolve
 from greenq.states import FAILURE
 from greenq.transport.settle import Entry
 
@@ -30,7 +29,7 @@ class LostMessages:
         """Return whether a task runs again when its worker is lost."""
         task = self._app.tasks.get(name or "")
         own = None if task is None else task.reject_on_worker_lost
-        return resolve(own, self._app.config.task.task_reject_on_worker_lost)
+        return self._app.config.task.task_reject_on_worker_lost if own is None else own
 
     def bury(self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None) -> Entry:
         """Return the entry that makes a message a dead letter and its task a failure."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenq.errors import EncodeError, Retry
-from greenq.sending.options import resolve
 from greenq.states import FAILURE, RETRY, SUCCESS
 
 if TYPE_CHECKING:
@@ -74,17 +73,20 @@ class ResultWriter:
         Raises:
             EncodeError: `value` cannot be serialized.
         """
-        backend = self._backend
-        return backend and backend.stored(task_id, state, value, traceback=traceback)
+        if self._backend is None:
+            return None
+        return self._backend.stored(task_id, state, value, traceback=traceback)
 
     def _is_stored(self, request: Request, outcome: Outcome) -> bool:
         task, ignored = request.task, request.message.ignore_result
         if ignored is None:
-            ignored = resolve(task.ignore_result, self._config.task_ignore_result)
+            ignored = task.ignore_result
+        if ignored is None:
+            ignored = self._config.task_ignore_result
         if not ignored or outcome.state in (SUCCESS, RETRY):
             return not ignored
-        setting = self._config.task_store_errors_even_if_ignored
-        return resolve(task.store_errors_even_if_ignored, setting)
+        own = task.store_errors_even_if_ignored
+        return self._config.task_store_errors_even_if_ignored if own is None else own
 
     def _encode(
         self,

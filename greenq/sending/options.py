@@ -1,25 +1,18 @@
-"""The options of tasks and sendings: a wrong one is refused where it is written."""
+"""Checks of the options of tasks and sendings: a wrong one is refused where it is written."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from greenq.config import validators
 from greenq.config.settings import RetryPolicy
 from greenq.errors import ConfigError, WrongOption
 from greenq.protocol.limits import MESSAGE, SECONDS, Rule
 
-T = TypeVar("T")
-
 MOST_URGENT, LEAST_URGENT = 0, 9
-
-
-def resolve(option: T | None, setting: T) -> T:
-    """Return the value that applies: an option's, or the setting's where the option is None."""
-    return setting if option is None else option
 
 
 def check_task_option(task: str, option: str, value: Any) -> Any:

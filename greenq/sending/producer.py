@@ -31,7 +31,7 @@ from greenq.protocol.ids import TaskIds, new_id, tag_of, tag_prefix
 from greenq.protocol.message import TaskMessage, encode, parse_time, saferepr
 from greenq.protocol.template import Template
 from greenq.sending.arguments import explained
-from greenq.sending.options import check_send_options, resolve
+from greenq.sending.options import check_send_options
 from greenq.sending.routing import Router
 
 if TYPE_CHECKING:
@@ -530,7 +530,8 @@ class Producer:
 
     def _policy(self, options: Mapping[str, Any]) -> _Policy | None:
         """Return the retry policy of one sending, None for no retries."""
-        if not resolve(options.get("retry"), self._config.task_publish_retry):
+        retry = options.get("retry")
+        if not (self._config.task_publish_retry if retry is None else retry):
             return None
         default: RetryPolicy = self._config.task_publish_retry_policy
         given = options.get("retry_policy") or {}
