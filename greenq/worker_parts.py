@@ -30,6 +30,7 @@ from greenq.execution.processes import leave_process
 from greenq.execution.state import WorkerState
 from greenq.hub import Hub, Signals
 from greenq.pool import Pool
+from greenq.protocol.keys import DIRECT_EXCHANGE
 from greenq.protocol.serialize import accepted
 from greenq.sending.routing import Broadcast, QueueSource, select_queues, worker_direct
 from greenq.timer import Timer
@@ -285,7 +286,7 @@ class _Builder:
             queue.name: QueueSource(queue.name, "fanout", default_queue) for queue in broadcasts
         }
         if self.config.worker.worker_direct:
-            own = QueueSource("C.dq2", "direct", self.hostname)
+            own = QueueSource(DIRECT_EXCHANGE, "direct", self.hostname)
             sources[worker_direct(self.hostname)] = own
         return QueueSet(
             self.queue_names,

@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from greenq.commands.arguments import text
 from greenq.commands.registry import control_command, inspect_command, ok
+from greenq.protocol.limits import KEPT_NAME
 from greenq.sending.routing import QueueSource
 
 if TYPE_CHECKING:
     from greenq.worker_parts import Parts
-
-# The longest name of a queue or exchange that is kept.
-_NAME_CHARS = 255
 
 
 @inspect_command(urgent=True)
@@ -56,16 +54,6 @@ def _queue(name: str, source: QueueSource) -> dict[str, object]:
     }
 
 
-def _check_name(name: str) -> None:
-    """Refuse a name of a queue, exchange or routing key that is too long to keep.
-
-    Raises:
-        ValueError: it is too long.
-    """
-    if len(name) > _NAME_CHARS:
-        raise ValueError(f"a name has at most {_NAME_CHARS} characters, not {len(name):,}")
-
-
 @control_command(args=[("queue", str), ("exchange", str), ("exchange_type", str),
     ("routing_key", str)],
     signature="<queue> [exchange [type [routing_key]]]")  # fmt: skip
@@ -81,12 +69,12 @@ def add_consumer(
     kind = exchange_type or "direct"
     if kind not in ("direct", "topic"):
         raise ValueError(f"only queues of direct and topic exchanges can be added, not of {kind!r}")
-    queue = text("queue", queue)
+    queue = text("queue", queue, KEPT_NAME)
     source = QueueSource(
-        text("exchange", exchange or queue), kind, text("routing_key", routing_key or queue)
+        text("exchange", exchange or queue, KEPT_NAME),
+        kind,
+        text("routing_key", routing_key or queue, KEPT_NAME),
     )
-    for name in (queue, source.exchange, source.routing_key):
-        _check_name(name)
     worker.queues.add(queue, source)
     return ok(f"add consumer {queue}")
 

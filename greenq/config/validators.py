@@ -109,7 +109,8 @@ def _parse_text(text: str) -> str:
 def parse_json(text: str) -> Any:
     """Parse JSON.
 
-    Raises: ValueError: `text` is not JSON.
+    Raises:
+        ValueError: `text` is not JSON.
     """
     try:
         return json.loads(text)
@@ -206,7 +207,8 @@ class Broadcast:
     Attributes:
         name: the name that senders and routes use.
 
-    Raises: ValueError: the name is not text, or empty.
+    Raises:
+        ValueError: the name is not text, or empty.
     """
 
     name: str

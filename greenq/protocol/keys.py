@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 SEP = "\x06\x16"
 PRIORITY_STEPS = (0, 3, 6, 9)
 
+# The queues of single workers are bound to one exchange, by node name.
+DIRECT_EXCHANGE = "C.dq2"
+DIRECT_SUFFIX = ".dq2"
+
 _RESULT_PREFIX_ENDS = (":", "_", "-", ".")
 
 
@@ -93,11 +97,6 @@ class Keys:
         except (TypeError, ValueError, OverflowError):
             return self.steps[0]
         return self.steps[bisect_right(self.steps, min(max(number, 0), 9)) - 1]
-
-    def queue_name(self, key: str) -> str:
-        """Return the queue's name, given one of its lists."""
-        name, sep, _ = key.rpartition(self.sep)
-        return (name if sep else key).removeprefix(self.prefix)
 
     def binding(self, exchange: str) -> str:
         """Set: all bindings of an exchange."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenq.config.validators import Broadcast
 from greenq.errors import ConfigError, Problem
+from greenq.protocol.keys import DIRECT_SUFFIX
 from greenq.suggest import suggestion
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def merge_options(*options: Mapping[str, Any]) -> dict[str, Any]:
 
 def worker_direct(hostname: str) -> str:
     """Return the name of a worker's own queue by its node name; see setting `worker_direct`."""
-    return f"{hostname}.dq2"
+    return f"{hostname}{DIRECT_SUFFIX}"
 
 
 def select_queues(

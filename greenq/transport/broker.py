@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from greenq.errors import AccessRefused, DecodeError, OperationalError
 from greenq.protocol import envelope
 from greenq.protocol.ids import sent_at
-from greenq.protocol.keys import binding_member, matching_queues, topic_pattern
+from greenq.protocol.keys import (
+    DIRECT_EXCHANGE,
+    DIRECT_SUFFIX,
+    binding_member,
+    matching_queues,
+    topic_pattern,
+)
+from greenq.protocol.limits import KEPT_NAME, named
 from greenq.transport.client import load_script
 from greenq.transport.dead_letters import DEAD_LIMITS, DeadLimits, write_letter
 from greenq.transport.settle import Move
@@ -38,12 +45,10 @@ _log = logging.getLogger(__name__)
 
 _PROMOTE = load_script("promote")
 _PUBLISH_ONCE = load_script("publish_once")
-
 _PAUSE = load_script("pause")
 
-# How many queues may be paused at once, and how long their names may be.
+# How many queues may be paused at once.
 _PAUSED = 1000
-_NAME_CHARS = 255
 
 # How many queues are remembered as declared, and of how many lists the names are kept; beyond that,
 # they are declared and named again.
@@ -51,11 +56,6 @@ _DECLARED = 10_000
 
 # The death counts a message may carry, for finding it on the server while it is sent again.
 _DEATHS = (None, 1, 2)
-
-
-# The queues of single workers are bound to one exchange, by node name.
-_DIRECT_EXCHANGE = "C.dq2"
-_DIRECT_END = ".dq2"
 
 
 class Broker:
@@ -84,9 +84,9 @@ class Broker:
         if queue in self._declared:
             return []
         exchange = routing_key = queue
-        node = queue.removesuffix(_DIRECT_END)
+        node = queue.removesuffix(DIRECT_SUFFIX)
         if node != queue and "@" in node:
-            exchange, routing_key = _DIRECT_EXCHANGE, node
+            exchange, routing_key = DIRECT_EXCHANGE, node
         return self._bind_commands(queue, exchange, routing_key)
 
     def _bind_commands(
@@ -148,7 +148,7 @@ class Broker:
             ):
                 raise answer
         if question:
-            self._takers.hear(queue, answers[-1])
+            self._takers.warn_if_untaken(queue, answers[-1])
         if declare:
             self._note_declared(queue)
 
@@ -202,10 +202,10 @@ class Broker:
         channel = self.keys.fanout(queue, routing_key)
         publishing: list[Command] = [("PUBLISH", channel, text) for text in texts]
         answers = self.client.pipeline([("MULTI",), *publishing, ("EXEC",)], timeout_s=timeout_s)
-        heard = min(answers[-1])
-        if not heard:
+        receivers = min(answers[-1])
+        if not receivers:
             _log.debug("broadcast queue %s has no subscribers on channel %s", queue, channel)
-        return int(heard)
+        return int(receivers)
 
     def depth(self, queues: Iterable[str], *, timeout_s: float | None = None) -> int:
         """Count the messages waiting in queues, all priorities together."""
@@ -290,10 +290,11 @@ class Broker:
         Raises:
             ValueError: the name is too long, or too many queues are paused.
         """
-        if len(queue) > _NAME_CHARS:
-            raise ValueError(f"a queue name has at most {_NAME_CHARS} characters")
-        told = json.dumps({"by": by[:_NAME_CHARS], "at": time.time()})
-        if not self.client.script(_PAUSE, [self.keys.paused], [queue, told, _PAUSED]):
+        wrong = KEPT_NAME.wrong(queue)
+        if wrong:
+            raise ValueError(named("the queue's name", wrong))
+        note = json.dumps({"by": by[: KEPT_NAME.most], "at": time.time()})
+        if not self.client.script(_PAUSE, [self.keys.paused], [queue, note, _PAUSED]):
             raise ValueError(
                 f"{_PAUSED:,} queues are paused already; resume one first: greenq control resume"
             )
@@ -308,8 +309,8 @@ class Broker:
         Shape: ``{queue: {"by": node or client, "at": unix seconds}}``.
         """
         answer = self.client.call("HGETALL", self.keys.paused)
-        told = zip(answer[::2], answer[1::2], strict=True)
-        return {queue.decode(errors="replace"): _parse_note(text) for queue, text in told}
+        pairs = zip(answer[::2], answer[1::2], strict=True)
+        return {queue.decode(errors="replace"): _parse_note(text) for queue, text in pairs}
 
     def purge(self, queue: str) -> int:
         """Delete all waiting messages of a queue and return their number."""
@@ -411,7 +412,7 @@ def _sent_at(raw: bytes) -> float | None:
 def _parse_note(text: bytes) -> dict[str, Any]:
     """Parse the note on a paused queue; the queue is paused even if the note is unreadable."""
     try:
-        told = json.loads(text)
+        note = json.loads(text)
     except ValueError:
-        told = None
-    return told if isinstance(told, dict) else {"by": "?", "at": None}
+        note = None
+    return note if isinstance(note, dict) else {"by": "?", "at": None}

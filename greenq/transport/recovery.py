@@ -181,11 +181,11 @@ class Recovery:
         # For a lease that was ended early, its end does not tell when.
         now = self._now_s()
         died = float(score) if 0 <= now - float(score) < _GONE_S else now
-        told = json.dumps({"node": dead.node, "at": died, "moved": moved})
+        entry = json.dumps({"node": dead.node, "at": died, "moved": moved})
         self._connection.script(
             _LEAVE,
             [self._keys.leases, self._keys.owner(incarnation), self._keys.gone],
-            [str(dead), score, _REMEMBERED_S, told, _GONE, _GONE_S],
+            [str(dead), score, _REMEMBERED_S, entry, _GONE, _GONE_S],
         )
         self._outage.recovered("messages of lost workers are given back again")
         if moved:

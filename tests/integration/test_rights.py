@@ -274,7 +274,7 @@ EXAMPLES: dict[str, Any] = {
     "task_id": "an-id", "incarnation": "abc", "election_id": "an-id", "exchange": "celery",
     "queue": "celery", "queues": ("celery",), "name": "other", "step": 3, "routing_key": "a.b",
 }  # fmt: skip
-NO_KEYS = {"queue_name", "step_of"}
+NO_KEYS = {"step_of"}
 
 
 def all_keys() -> set[str]:

@@ -3,10 +3,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from greenq.protocol.keys import SEP, Keys, binding_member, topic_pattern
+from greenq.protocol.keys import Keys, binding_member, topic_pattern
 
 
 @pytest.mark.parametrize(
@@ -47,13 +45,6 @@ def test_steps_follow_the_setting():
     keys = Keys(sep="|", steps=(0, 5))
     assert keys.queue_steps("q") == ("q", "q|5")
     assert keys.step_of(4) == 0
-
-
-@given(st.text(), st.text(), st.sampled_from([0, 3, 6, 9]))
-def test_queue_name_is_recovered_from_every_list(prefix, name, step):
-    keys = Keys(prefix=prefix)
-    if step or SEP not in prefix + name:
-        assert keys.queue_name(keys.queue(name, step)) == name
 
 
 def test_every_broker_key_has_the_prefix():
