@@ -80,9 +80,14 @@ def random_kills(lab: Lab, kills: int | None = None) -> None:
             lab.ledger.read()
             cut_off += len(lab.ledger.running(dead.pid))
     lab.figures["running when killed"] = cut_off
-    settled_s = lab.settle(30) - spawned_s
+    settled_s = lab.settle(120) - spawned_s
     lab.recoveries_s.append(settled_s)
-    lab.expect_within(settled_s, _AFTER_KILL_S, "all executed after the last restart")
+    # What was running at two kills runs alone, one after the other.
+    alone = worker.text.count(" runs alone: ")
+    lab.figures["ran alone at last"] = alone
+    lab.expect_within(
+        settled_s, _AFTER_KILL_S + alone * SHORT_S[1], "all executed after the last restart"
+    )
     lab.expect_cut_runs_only()
 
 
@@ -588,7 +593,7 @@ def _expect_flat(lab: Lab, samples: list[Sample]) -> None:
 _NONE_LOST = "nothing is lost, only what was running runs twice"
 
 SCENARIOS = (
-    Scenario("kills", random_kills, f"{_NONE_LOST}; all done 5 s after the last restart"),
+    Scenario("kills", random_kills, f"{_NONE_LOST}; all done soon after the last restart"),
     Scenario("orphans", orphans_move, f"{_NONE_LOST}; orphans start elsewhere within 5 s"),
     Scenario("large", large_orphans, "orphans of a megabyte start elsewhere within 5 s"),
     Scenario("guilty", guilty, "only a task that kills its worker is buried"),
