@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from greenq.transport.recovery import is_suspect
 from tests.model.celery import VISIBILITY_S
 from tests.model.kernel import Op
 from tests.model.net import pack
@@ -225,8 +226,13 @@ def _check_guilt(world: World, buried: set[str]) -> None:
         world.problem(f"I9 {task_id} is buried although it killed no worker")
     for task_id in guilty:
         deaths = world.deaths.get(task_id, [])
-        # A death beside others counts, but only a later death of a task that runs alone buries it.
-        enough = deaths[most - 1 :]
+        # A death beside others counts until the task is a suspect; then only one alone counts, and
+        # only such a one buries it.
+        counted: list[bool] = []
+        for alone in deaths:
+            if alone or not is_suspect(len(counted), most):
+                counted.append(alone)
+        enough = counted[most - 1 :]
         if task_id not in buried or enough.count(True) != 1 or not enough[-1]:
             world.problem(f"I9 {task_id} has killed {len(deaths)} workers of {most}: {deaths}")
 
