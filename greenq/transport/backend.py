@@ -140,7 +140,7 @@ class Backend:
                 )
         key = self._keys.result(task_id)
         if self._signer is not None:
-            payload = self._signer.seal("result", key, payload)
+            payload = self._signer.seal("result", "", payload)
         return StateWrite(key, self._rules.get(status, self._rule), payload)
 
     def store(self, task_id: str, status: str, result: object, **fields: Any) -> None:
@@ -205,20 +205,20 @@ class Backend:
         with self._listener.listen(self._keys.result(task_id)) as heard:
             while True:
                 payload = _next(heard, started, timeout_s, interval_s)
-                if payload and not self._is_trusted(task_id, payload):
-                    payload = None
+                announced = self._announced(task_id, payload) if payload else None
                 waited_s = time.monotonic() - started
-                if payload is None and timeout_s is not None and waited_s >= timeout_s:
-                    raise ResultTimeout(task_id, timeout_s)
-                if not payload:
+                if announced is None:
+                    if payload != b"" and timeout_s is not None and waited_s >= timeout_s:
+                        raise ResultTimeout(task_id, timeout_s)
                     # The subscription has just begun (again), or nothing came for an interval:
                     # earlier news is stored. The listener deals with outages, and calls when over.
+                    payload = None
                     with suppress(OperationalError):
                         left_s = None if timeout_s is None else timeout_s - waited_s
                         payload = self._read(self._keys.result(task_id), left_s)
-                if not payload:
-                    continue
-                meta = self._decode(task_id, payload)
+                    if not payload:
+                        continue
+                meta = announced or self._decode(task_id, payload)
                 if on_message is not None:
                     on_message(meta)
                 if meta.status in READY_STATES:
@@ -228,19 +228,34 @@ class Backend:
         """Stop listening."""
         self._listener.close()
 
-    def _is_trusted(self, task_id: str, payload: bytes) -> bool:
-        signer = self._signer
-        return signer is None or signer.trusts("result", self._keys.result(task_id), payload)
+    def _announced(self, task_id: str, payload: bytes) -> ResultMeta | None:
+        """Read an announced state; None if it is forged, since anyone may publish."""
+        try:
+            return self._decode(task_id, payload)
+        except SignatureError:
+            return None
 
     def _decode(self, task_id: str, payload: bytes) -> ResultMeta:
-        if self._signer is not None:
-            try:
-                payload = self._signer.open("result", self._keys.result(task_id), payload)
-            except SignatureError as exc:
-                raise SignatureError(
-                    f"the result of task {task_id} is refused: {exc} (security_signing_key here "
-                    "and in the worker that stored it)"
-                ) from exc
+        """Read the state of a task.
+
+        Raises:
+            SignatureError: a signature is asked for, and it has none that is valid for this task.
+        """
+        signer = self._signer
+        if signer is None:
+            return self._read_state(payload)
+        try:
+            meta = self._read_state(signer.open("result", "", payload))
+            if meta.task_id != task_id:
+                raise SignatureError(f"it is signed as that of task {meta.task_id}")
+        except SignatureError as exc:
+            raise SignatureError(
+                f"the result of task {task_id} is refused: {exc} (security_signing_key here and in "
+                "the worker that stored it)"
+            ) from exc
+        return meta
+
+    def _read_state(self, payload: bytes) -> ResultMeta:
         return decode_result(
             payload,
             serializer=self._config.result_serializer,

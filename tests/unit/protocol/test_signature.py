@@ -50,9 +50,16 @@ def test_what_was_signed_comes_back(content: bytes) -> None:
 
 def test_the_form_is_the_one_that_is_documented() -> None:
     sealed = json.loads(Signer(KEY).seal("message", "é", '{"a": 1}'))
-    name = hmac.digest(KEY, b"greenq 1 name of the key", "sha256").hex()[:16]
-    mac = hmac.digest(KEY, b'greenq 1 message 2 \xc3\xa9\n{"a": 1}', "sha256").hex()
+    name = hmac.digest(KEY, b"greenq 1 name of the key", "sha256").hex()[:8]
+    mac = hmac.digest(KEY, b'greenq 1 message 2 \xc3\xa9\n{"a": 1}', "sha256").hex()[:32]
     assert sealed == {"a": 1, "greenq_sig": name + mac}
+
+
+def test_it_is_the_hmac_of_the_standard_library_for_keys_of_any_length() -> None:
+    for length in (32, 64, 65, 200):
+        key = bytes(range(length))
+        mac = hmac.digest(key, b"greenq 1 event 0 \nabc", "sha256").hex()[:32]
+        assert Signer(key).seal("event", "", "abc").endswith(mac.encode())
 
 
 def test_a_change_of_any_byte_is_noticed() -> None:
