@@ -23,7 +23,8 @@ def test_celerys_clients_are_refused(server: Server) -> None:
         assert (letter.task_id, letter.reason) == (sent.id, "unsigned")
         with pytest.raises(celery_errors.TimeoutError):
             sent.get(timeout=0.5)
-        assert client.control.ping(timeout=0.5) == []
+        with client.connection_for_write() as connection:
+            assert client.control.ping(timeout=0.5, connection=connection) == []
 
 
 def test_celerys_workers_read_what_is_signed(server: Server) -> None:
