@@ -188,6 +188,16 @@ def test_a_message_moved_to_another_queue_is_a_dead_letter(app: Greenq, server: 
     assert app.send_task("shared.add", (1, 2), queue="other").get(timeout=WAIT_S) == 3
 
 
+def test_an_exchange_leads_to_a_message_signed_for_each_queue(app: Greenq, server: Server) -> None:
+    for queue in ("celery", "other"):
+        app.transport.broker.bind(queue, "both", "key")
+    result = app.send_task("shared.add", (1, 2), exchange="both", routing_key="key")
+    assert result.get(timeout=WAIT_S) == 3
+    wait_until(lambda: not server.client.exists("celery", "other", "unacked"), WAIT_S)
+    assert not [each for each in server.dead_letters() if each.task_id == result.id]
+    assert not [each for each in server.dead_letters("other") if each.task_id == result.id]
+
+
 def test_a_result_is_no_message(app: Greenq, server: Server) -> None:
     text = app.producer.prepare("shared.add", (1, 2), {}, {"task_id": "a-result"})["text"]
     server.client.lpush("celery", Signer(KEY.encode()).seal("result", "celery", text))
