@@ -205,24 +205,24 @@ class Backend:
         with self._listener.listen(self._keys.result(task_id)) as heard:
             while True:
                 payload = _next(heard, started, timeout_s, interval_s)
-                announced = self._announced(task_id, payload) if payload else None
+                news = self._announced(task_id, payload) if payload else None
                 waited_s = time.monotonic() - started
-                if announced is None:
+                if news is None:
                     if payload != b"" and timeout_s is not None and waited_s >= timeout_s:
                         raise ResultTimeout(task_id, timeout_s)
                     # The subscription has just begun (again), or nothing came for an interval:
                     # earlier news is stored. The listener deals with outages, and calls when over.
-                    payload = None
+                    stored = None
                     with suppress(OperationalError):
                         left_s = None if timeout_s is None else timeout_s - waited_s
-                        payload = self._read(self._keys.result(task_id), left_s)
-                    if not payload:
+                        stored = self._read(self._keys.result(task_id), left_s)
+                    if not stored:
                         continue
-                meta = announced or self._decode(task_id, payload)
+                    news = self._decode(task_id, stored)
                 if on_message is not None:
-                    on_message(meta)
-                if meta.status in READY_STATES:
-                    return meta
+                    on_message(news)
+                if news.status in READY_STATES:
+                    return news
 
     def close(self) -> None:
         """Stop listening."""
