@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks import events, meter, proc
 from benchmarks.launch import run_client, workers
+from benchmarks.peer import SIGNING_KEY
 from benchmarks.wire import Messages, chunks
+from greenq.protocol.signature import Signer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -178,7 +180,10 @@ class _Drain:
             run_client(self._server, self._peer, self._setup, *words)
             return _Filled((), file)
         ignored = not self._setup.results
-        messages = Messages(self._server, self._client, task, args, ignore_result=ignored)
+        signer = Signer(SIGNING_KEY.encode()) if self._setup.signed else None
+        messages = Messages(
+            self._server, self._client, task, args, signer=signer, ignore_result=ignored
+        )
         ids = messages.ids(count)
         messages.push(self._client, key or self._peer.queue, ids)
         return _Filled(ids, file)

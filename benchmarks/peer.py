@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 # A command that answers with one number, such as ("LLEN", "celery").
 Gauge = tuple[str, ...]
 
+# With which the messages of a signed workload are signed.
+SIGNING_KEY = "a key for benchmarks, of no use elsewhere"
+
 _CLUSTER_OPTIONS = {
     "": (),
     "events": ("-E",),
@@ -30,6 +33,7 @@ class Setup:
         processes: worker processes on the server.
         cluster: "events": with task events; "off": without mingle, gossip and heartbeats, which
             are on by default; "" for the contender's default.
+        signed: whether messages and results are signed.
     """
 
     concurrency: int = 500
@@ -37,6 +41,7 @@ class Setup:
     acks: str = ""
     processes: int = 1
     cluster: str = ""
+    signed: bool = False
 
     @property
     def cluster_options(self) -> tuple[str, ...]:
@@ -101,7 +106,12 @@ class Surroundings:
     def read(cls) -> Surroundings:
         """Return what `write` has passed to this process."""
         get = os.environ
-        setup = Setup(int(get["BENCH_CONCURRENCY"]), get["BENCH_RESULTS"] == "1", get["BENCH_ACKS"])
+        setup = Setup(
+            int(get["BENCH_CONCURRENCY"]),
+            get["BENCH_RESULTS"] == "1",
+            get["BENCH_ACKS"],
+            signed=get["BENCH_SIGNED"] == "1",
+        )
         return cls(get["BENCH_URL"], setup, get["BENCH_VARIANT"])
 
     def write(self) -> dict[str, str]:
@@ -111,5 +121,6 @@ class Surroundings:
             "BENCH_CONCURRENCY": str(self.setup.concurrency),
             "BENCH_RESULTS": str(int(self.setup.results)),
             "BENCH_ACKS": self.setup.acks,
+            "BENCH_SIGNED": str(int(self.setup.signed)),
             "BENCH_VARIANT": self.variant,
         }

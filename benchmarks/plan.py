@@ -135,6 +135,14 @@ FULL = (
         setup=Setup(acks="late"),
         most_rounds=3,
     ),
+    Workload(
+        "signed",
+        "no-op with results, signed",
+        {"greenq": 120_000},
+        setup=Setup(signed=True),
+        most_rounds=3,
+        without="noop",
+    ),
     Workload("noop-10k", "10,000 queued, ten times", {"greenq": 10_000}, repeats=10),
     Workload("noop-500k", "500,000 queued", {"greenq": 500_000}, guess_s=50),
     Workload(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import redis
 
     from benchmarks.server import Server
+    from greenq.protocol.signature import Signer
 
 # Values per command, far below the server's limits.
 CHUNK = 500
@@ -34,9 +35,12 @@ class Messages:
         client: redis.Redis,
         task: str,
         args: Sequence[object] = (),
+        *,
+        signer: Signer | None = None,
         **options: Any,
     ) -> None:
-        """Write the first message; `options` are those of ``send_task``."""
+        """Write the first message; `options` are those of ``send_task``, `signer` signs all."""
+        self._signer = signer
         app = Greenq("bench", broker=server.url, set_as_current=False)
         first = app.send_task(task, args, queue=_QUEUE, **options).id
         app.close()
@@ -59,7 +63,11 @@ class Messages:
     def push(self, client: redis.Redis, key: str, ids: Sequence[str]) -> None:
         """Push messages to a list, in the order in which they are to be taken."""
         for part in chunks(ids):
-            client.lpush(key, *map(self.text, part))
+            client.lpush(key, *map(self._pushed, part))
+
+    def _pushed(self, task_id: str) -> str | bytes:
+        text = self.text(task_id)
+        return text if self._signer is None else self._signer.seal("message", "celery", text)
 
 
 def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -122,6 +122,10 @@ class SecurityError(ProtocolError):
     """A stored exception names something that is not an exception class."""
 
 
+class SignatureError(ProtocolError):
+    """Something is unsigned, or its signature is wrong, and settings ask for a valid one."""
+
+
 # --- Redis ---------------------------------------------------------------------------------------
 
 

@@ -308,7 +308,8 @@ class AsyncResult(Generic[R]):
                 timeout=1.0 if timeout is None else timeout,
             )
             return
-        Mailbox(self._transport.client, self._transport.keys).tell("revoke", arguments)
+        transport = self._transport
+        Mailbox(transport.client, transport.keys, signer=transport.signer).tell("revoke", arguments)
 
     def forget(self) -> None:
         """Delete the stored result."""

@@ -504,6 +504,7 @@ class _Builder:
             self.hostname,
             self.app.clock,
             tasks=self.config.worker.worker_send_task_events if chosen is None else chosen,
+            signer=self.transport.signer,
         )
 
     @cached_property
@@ -514,6 +515,7 @@ class _Builder:
             accept=self.config.task.accept_content,
             serializer=self.config.task.task_serializer,
             clock=self.app.clock,
+            signer=self.transport.signer,
         )
 
     @cached_property
@@ -537,6 +539,7 @@ class _Builder:
             claim=elections.claim,
             leased=elections.voters,
             greeted=self._greeted,
+            signer=self.transport.signer,
         )
 
     def _greeted(self) -> frozenset[str]:
@@ -560,6 +563,7 @@ class _Builder:
             accept=accepted(self.config.task.accept_content),
             accept_pcre=config.worker_remote_control_pcre,
             looks_only=remote == "inspect",
+            signer=self.transport.signer,
         )
 
     @cached_property

@@ -151,6 +151,9 @@ def stats(worker: Parts, **_ignored: Any) -> dict[str, object]:
             if name.startswith("ru_")
         },
     }
+    signer = worker.app.transport.signer
+    if signer is not None:
+        found["refused_signatures"] = dict(signer.refused)
     if worker.autoscaler is not None:
         found["autoscaler"] = worker.autoscaler.info()
     return found

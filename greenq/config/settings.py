@@ -564,6 +564,40 @@ class WorkerConfig(Section):
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class SecurityConfig(Section):
+    """Signatures of messages, results and remote control; see docs/signing.md."""
+
+    security_signing_key: bytes | None = _setting(
+        validators.optional(validators.signing_key()),
+        None,
+        "greenq's own. Sign everything that workers and readers of results act on, and accept "
+        "nothing unsigned: text or bytes of at least 32 bytes, or @ and the path of a file with "
+        "such a key. None means no signatures. Never shown.",
+    )
+    security_accepted_signing_keys: tuple[bytes, ...] = _setting(
+        validators.texts(validators.signing_key()),
+        (),
+        "greenq's own. Further keys whose signatures are accepted, while keys are exchanged; they "
+        "never sign. Never shown.",
+        none_ok=True,
+    )
+    security_require_signatures: bool = _setting(
+        validators.flag(),
+        True,
+        "greenq's own. With a signing key, refuse what has no signature. False also accepts that, "
+        "while signing is being introduced; a wrong signature is refused all the same.",
+    )
+
+    def __post_init__(self) -> None:
+        """Check the keys together, too."""
+        Section.__post_init__(self)
+        if self.security_accepted_signing_keys and self.security_signing_key is None:
+            name = "security_accepted_signing_keys"
+            reason = "needs a security_signing_key to sign with"
+            raise ConfigError([Problem(name, validators.shown(name, ()), reason)])
+
+
 # --- the whole -----------------------------------------------------------------------------------
 
 
@@ -575,6 +609,7 @@ class Config:
     result: ResultConfig = field(default_factory=ResultConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
 
     @classmethod
     def build(cls, settings: Mapping[str, object]) -> Self:
@@ -617,6 +652,7 @@ SECTIONS: Final[Mapping[str, type[Section]]] = {
     "result": ResultConfig,
     "task": TaskConfig,
     "worker": WorkerConfig,
+    "security": SecurityConfig,
 }
 _OWNERS: Final[Mapping[str, str]] = {
     name: part for part, section in SECTIONS.items() for name in _names(section)

@@ -13,6 +13,7 @@ import zoneinfo
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta, tzinfo
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -28,7 +29,7 @@ _HIDDEN: Final = "********"
 
 # Values with these names are not shown. A certificate's data may include its key.
 _SECRET: Final = re.compile(
-    r"passw|passphrase|pwd|secret|token|credential|authoriz|api[_-]?key|private[_-]?key|ca_data$",
+    r"passw|passphrase|pwd|secret|token|credential|authoriz|api[_-]?key|private[_-]?key|signing[_-]?key|ca_data$",
     re.IGNORECASE,
 )
 
@@ -354,6 +355,32 @@ def timezone() -> Validator:
             return zoneinfo.ZoneInfo(text().accept(value)).key
         except (ValueError, zoneinfo.ZoneInfoNotFoundError, OSError):
             raise ValueError("must name a time zone, such as UTC or Europe/Berlin") from None
+
+    return Validator(accept, _parse_text)
+
+
+_KEY_BYTES: Final = 32
+
+
+def signing_key() -> Validator:
+    """Take a key as bytes, as text, or as "@" and the path of its file; the normal form is bytes.
+
+    Space around a key in a file is not part of the key.
+    """
+
+    def accept(value: object) -> bytes:
+        if isinstance(value, str) and value.startswith("@"):
+            try:
+                value = Path(value[1:]).read_bytes().strip()
+            except (OSError, ValueError) as error:
+                raise ValueError(f"the file of this key cannot be read: {error}") from error
+        key = value.encode() if isinstance(value, str) else value
+        if not isinstance(key, bytes) or len(key) < _KEY_BYTES:
+            raise ValueError(
+                f"must be text or bytes of at least {_KEY_BYTES} bytes, or @ and the path of a "
+                "file with such a key; make one with `openssl rand -hex 32`"
+            )
+        return key
 
     return Validator(accept, _parse_text)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from greenq.protocol.event import Stamped
     from greenq.protocol.keys import Keys
     from greenq.protocol.message import TaskMessage
+    from greenq.protocol.signature import Signer
     from greenq.transport.outbox import Outbox
 
 # How many events go into one write, so that a script call stays short.
@@ -39,11 +40,21 @@ class Events(StartStopPart):
     requires = ("Connection",)
 
     def __init__(
-        self, outbox: Outbox, keys: Keys, hostname: str, clock: LamportClock, *, tasks: bool
+        self,
+        outbox: Outbox,
+        keys: Keys,
+        hostname: str,
+        clock: LamportClock,
+        *,
+        tasks: bool,
+        signer: Signer | None = None,
     ) -> None:
-        """Send events of the node `hostname`; with `tasks`, of its tasks, too."""
+        """Send events of the node `hostname`; with `tasks`, of its tasks, too.
+
+        `signer` signs the worker's own.
+        """
         self.tasks = tasks
-        self.writer = EventWriter(hostname, clock)
+        self.writer = EventWriter(hostname, clock, signer)
         self._received, self._started = self.writer.received, self.writer.started
         self._succeeded = self.writer.succeeded
         self._outbox = outbox

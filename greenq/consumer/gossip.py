@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from greenq.bootsteps.blueprint import StartStopPart
-from greenq.errors import ContentDisallowed, DecodeError, OperationalError
+from greenq.errors import ContentDisallowed, DecodeError, OperationalError, SignatureError
 from greenq.hub import spawn
 from greenq.log import Repeated
 from greenq.protocol.event import EXCHANGE, SILENT_INTERVALS, read_events
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from greenq.consumer.event_sender import Events
     from greenq.protocol.clock import LamportClock
     from greenq.protocol.keys import Keys
+    from greenq.protocol.signature import Signer
     from greenq.timer import Entry, Timer
     from greenq.watchdog.subscriber import Subscriber
 
@@ -151,6 +152,7 @@ class Gossip(StartStopPart):
         leased: Callable[[], Iterable[str]],
         greeted: Callable[[], Collection[str]] = frozenset,
         begin: Callable[[Callable[[], object], str], object] = _begin,
+        signer: Signer | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """Listen for the node `hostname`.
@@ -163,6 +165,7 @@ class Gossip(StartStopPart):
                 switch.
             greeted: returns the nodes that have answered this worker's hello.
             begin: runs a function in a greenlet of its own, with a name.
+            signer: checks the events; None accepts them unsigned.
         """
         self.neighbours: dict[str, Neighbour] = {}
         self._subscriber = subscriber
@@ -176,6 +179,7 @@ class Gossip(StartStopPart):
         self._leased = leased
         self._greeted = greeted
         self._begin = begin
+        self._signer = signer
         self._now_s = now_s
         self._rare = [keys.fanout(EXCHANGE, key) for key in _RARE]
         self._frequent = [keys.fanout(EXCHANGE, key) for key in _FREQUENT]
@@ -251,8 +255,10 @@ class Gossip(StartStopPart):
     def receive(self, data: bytes) -> None:
         """Take note of a worker's event."""
         try:
+            if self._signer is not None:
+                data = self._signer.open("event", EXCHANGE, data)
             events = read_events(data, self._accept)
-        except (DecodeError, ContentDisallowed) as exc:
+        except (DecodeError, ContentDisallowed, SignatureError) as exc:
             self.ignored += 1
             self._repeated.log("a message that is not a worker's event was ignored: %s", exc)
             return

@@ -7,7 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from greenq.bootsteps.blueprint import StartStopPart
-from greenq.errors import ContentDisallowed, DecodeError, EncodeError, OperationalError
+from greenq.errors import (
+    ContentDisallowed,
+    DecodeError,
+    EncodeError,
+    OperationalError,
+    SignatureError,
+)
 from greenq.log import Repeated
 from greenq.protocol.mailbox import EXCHANGE, NO_REPLY, read_request
 from greenq.protocol.message import saferepr
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
     from greenq.protocol.clock import LamportClock
     from greenq.protocol.keys import Keys
     from greenq.protocol.mailbox import ControlRequest
+    from greenq.protocol.signature import Signer
     from greenq.transport.client import Connection
     from greenq.transport.mailbox import Mailbox
     from greenq.watchdog.subscriber import Subscriber
@@ -61,6 +68,7 @@ class Control(StartStopPart):
         accept: frozenset[str],
         accept_pcre: bool = False,
         looks_only: bool = False,
+        signer: Signer | None = None,
     ) -> None:
         """Answer for the node `hostname`.
 
@@ -74,6 +82,7 @@ class Control(StartStopPart):
             accept: the accepted content types of requests.
             accept_pcre: whether requests may select nodes by regular expressions.
             looks_only: whether commands that change something are refused.
+            signer: checks requests; None accepts them unsigned.
         """
         self._commands = commands
         self._run = run
@@ -85,6 +94,7 @@ class Control(StartStopPart):
         self._accept_pcre = accept_pcre
         self._repeated = Repeated(_log)
         self._looks_only = looks_only
+        self._signer = signer
         self._channel = keys.fanout(EXCHANGE)
         # The number of malformed or refused requests.
         self.ignored = 0
@@ -107,9 +117,11 @@ class Control(StartStopPart):
     def urgent(self, data: bytes) -> Callable[[Connection], object] | None:
         """Return how the watchdog thread answers a request; None if only the hub can.
 
-        Faulty requests and regular expressions are for the hub: a pattern that takes long to match
-        must not delay the thread that keeps the lease.
+        Faulty and forged requests and regular expressions are for the hub: a pattern that takes
+        long to match must not delay the thread that keeps the lease.
         """
+        if self._signer is not None and not self._signer.trusts("request", self._channel, data):
+            return None
         request = self._read(data)
         if request is None or request.needs_regex or not request.is_for(self._hostname):
             return None
@@ -129,7 +141,13 @@ class Control(StartStopPart):
         The watchdog thread may read what the hub will read again: only the hub counts it.
         """
         try:
+            if self._signer is not None:
+                data = self._signer.open("request", self._channel, data)
             return read_request(data, self._accept)
+        except SignatureError as exc:
+            self.ignored += 1
+            self._repeated.log("a control request was dropped: %s", exc)
+            return None
         except (DecodeError, ContentDisallowed) as exc:
             if counts:
                 self.ignored += 1

@@ -10,7 +10,13 @@ from greenq.consumer.reader import MessageReader
 from greenq.consumer.refusals import Refusals
 from greenq.consumer.returns import Returns, is_recorded
 from greenq.consumer.waiting import Waiting
-from greenq.errors import ContentDisallowed, DecodeError, NotRegistered, OperationalError
+from greenq.errors import (
+    ContentDisallowed,
+    DecodeError,
+    NotRegistered,
+    OperationalError,
+    SignatureError,
+)
 from greenq.execution.suspects import Suspects
 from greenq.hub import Event
 from greenq.protocol import envelope, fast_decode
@@ -330,6 +336,7 @@ class Admission:
         self._revoked = state.revoked
         self._events = events
         self._returns = returns
+        self._signer = transport.signer
         self._accept = accepted(config.accept_content)
         self._max_body_bytes = config.task_max_body_bytes
         self._default_rate = parse_rate(config.task_default_rate_limit)
@@ -362,8 +369,15 @@ class Admission:
 
     def _admit(self, delivery: Delivery) -> None:
         """Decode a delivery and hand it to the pool or the timer; settle what cannot run."""
-        accept, most = self._accept, self._max_body_bytes
-        message = fast_decode.read(delivery.raw, accept=accept, max_body_bytes=most)
+        accept, most, raw = self._accept, self._max_body_bytes, delivery.raw
+        if self._signer is not None:
+            try:
+                raw = self._signer.open("message", delivery.queue, raw)
+            except SignatureError as exc:
+                # Without the id, which may be another task's: no result is stored for it.
+                self._refusals.bury(delivery, exc, None)
+                return
+        message = fast_decode.read(raw, accept=accept, max_body_bytes=most)
         message = message or self._read_carefully(delivery)
         if message is None:
             return

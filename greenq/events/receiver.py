@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from greenq.protocol.clock import LamportClock
     from greenq.protocol.keys import Keys
+    from greenq.protocol.signature import Signer
     from greenq.transport.client import Client
     from greenq.transport.transport import Connected
 
@@ -78,6 +79,7 @@ class Events:
             handlers,
             routing_key=routing_key,
             accept=("json", *accept),
+            signer=transport.signer,
         )
 
     def send(self, kind: str, *, hostname: str | None = None, **fields: Any) -> None:
@@ -95,7 +97,7 @@ class Events:
         """
         transport = self._app.transport
         node = hostname or f"gen{os.getpid()}@{socket.gethostname()}"
-        writer = EventWriter(node, self._app.clock)
+        writer = EventWriter(node, self._app.clock, transport.signer)
         channel = transport.keys.fanout(EXCHANGE, routing_key(kind))
         transport.client.call("PUBLISH", channel, writer.write(writer.stamp(kind, fields)))
 
@@ -135,6 +137,7 @@ class Receiver:
         *,
         routing_key: str = "#",
         accept: Iterable[str] = ("json",),
+        signer: Signer | None = None,
     ) -> None:
         """Prepare to receive; nothing is opened yet.
 
@@ -146,6 +149,7 @@ class Receiver:
             routing_key: ``#`` receives all events, ``task.#`` those of tasks. Single types of task
                 events do not work: workers send them in batches, with the key ``task.multi``.
             accept: serializers and content types of events.
+            signer: signs the request that has workers send their heartbeats.
         """
         self.handlers = dict(handlers or {})
         self.should_stop = False
@@ -153,7 +157,7 @@ class Receiver:
         self._clock = clock
         self._accept = accepted(accept)
         self._pattern = keys.fanout(EXCHANGE, routing_key.replace("#", "*"))
-        self._mailbox = Mailbox(client, keys, clock=clock)
+        self._mailbox = Mailbox(client, keys, clock=clock, signer=signer)
         self._connection = client.connection(pushes=True)
         self._outage = OutageLog(_log)
         self._wakeup = True

@@ -295,7 +295,7 @@ class Executor:
         key = keys.queue(queue, keys.step_of(priority))
         return self._broker.move(tag, key, text)
 
-    def _retry_message(self, request: Request, retry: Retry) -> tuple[str, int, str]:
+    def _retry_message(self, request: Request, retry: Retry) -> tuple[str, int, str | bytes]:
         """Encode the next run's message; return its queue, its priority and its text."""
         assert retry.next_run is not None
         args, kwargs, options = retry.next_run
@@ -312,7 +312,7 @@ class Executor:
         queue = options.get("queue") or options.get("routing_key") or request.delivery.queue
         priority = options.get("priority", properties.get("priority") or 0)
         extra = {"delivery_mode": options["delivery_mode"]} if "delivery_mode" in options else {}
-        text = self._producer.write(
+        text: str | bytes = self._producer.write(
             next_message,
             queue=queue,
             priority=priority,
@@ -326,6 +326,8 @@ class Executor:
             origin=message.origin,
             **extra,
         )
+        if self._broker.signer is not None:
+            text = self._broker.signer.seal("message", queue, text)
         return queue, priority, text
 
     def _settle_fault(self, request: Request, exc: BaseException) -> Outcome | None:

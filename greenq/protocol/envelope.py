@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from greenq.errors import DecodeError
 from greenq.protocol.limits import MOST_ITEMS, has_more_items
 from greenq.protocol.serialize import DATA_TYPE, json_dumps, json_loads
+from greenq.protocol.signature import SIGNATURE
 
 _HELD_START = re.compile(r"\s*\[\s*")
 _COMMA = re.compile(r"\s*,")
@@ -154,6 +155,8 @@ def _marked(element: Any, deliveries: int | None, raw: str | bytes) -> str:
         if headers is None:
             headers = element["headers"] = {}
         headers["redelivered"] = True
+        # It was the signature of another text.
+        element.pop(SIGNATURE, None)
         element["properties"].setdefault("delivery_info", {})["redelivered"] = True
         if deliveries is not None:
             element["properties"]["deliveries"] = deliveries

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from greenq.protocol.clock import LamportClock
     from greenq.protocol.message import TaskMessage
+    from greenq.protocol.signature import Signer
 
 EXCHANGE = "celeryev"
 
@@ -165,8 +166,12 @@ class EventWriter:
     Any thread may use it.
     """
 
-    def __init__(self, hostname: str, clock: LamportClock) -> None:
-        """Write for the node `hostname`; for a client it is ``gen<pid>@<host>``."""
+    def __init__(self, hostname: str, clock: LamportClock, signer: Signer | None = None) -> None:
+        """Write for the node `hostname`; for a client it is ``gen<pid>@<host>``.
+
+        `signer` signs single events, which workers act on; batches are only for people.
+        """
+        self._signer = signer
         self._hostname, self._utcoffset, self._pid = hostname, utcoffset(), os.getpid()
         self._forward = clock.forward
         # By routing key: the envelope before and after its delivery tag, which comes last of what
@@ -232,7 +237,8 @@ class EventWriter:
 
     def write(self, event: dict[str, Any]) -> bytes:
         """Write one event from `stamp` as a list element, for the channel of `routing_key`."""
-        return self._wrap(_text(event), routing_key(event["type"]))
+        text = self._wrap(_text(event), routing_key(event["type"]))
+        return text if self._signer is None else self._signer.seal("event", EXCHANGE, text)
 
     def write_batch(self, events: Sequence[Stamped]) -> bytes:
         """Write task events as one list element, for the channel of `MULTI`."""

@@ -86,6 +86,8 @@ class _Element(msgspec.Struct, forbid_unknown_fields=True):
     properties: _Properties
     content_type: str = msgspec.field(name="content-type")
     content_encoding: str = msgspec.field(name="content-encoding")
+    # Of a signed message in a worker without a key; one with a key has checked and removed it.
+    greenq_sig: str | None = None
 
 
 class _Embed(msgspec.Struct, forbid_unknown_fields=True):

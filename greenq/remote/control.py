@@ -71,6 +71,7 @@ class Control:
             accept=task.accept_content,
             serializer=task.task_serializer,
             clock=self._app.clock,
+            signer=transport.signer,
         )
 
     def inspect(

@@ -478,7 +478,7 @@ class Producer:
         self,
         queue: str,
         plan: _Plan,
-        texts: Sequence[str],
+        texts: Sequence[str | bytes],
         what: str,
         new_ids: Sequence[str],
         began_s: float,
@@ -487,7 +487,10 @@ class Producer:
 
         A broadcast leaves no trace, so it is not repeated when it may have been received.
         """
-        broker, policy = self._broker, plan.policy
+        broker, policy, signer = self._broker, plan.policy, self._broker.signer
+        if signer is not None:
+            # Here, since the queue is signed, too, and an exchange may lead to several.
+            texts = [signer.seal("message", queue, text) for text in texts]
         whole_s = broker.client.call_timeout_s
         left_s = began_s + whole_s - time.monotonic()
         if policy is not None:

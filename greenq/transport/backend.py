@@ -17,7 +17,13 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from greenq.backoff import Backoff
-from greenq.errors import ConnectionLost, EncodeError, OperationalError, ResultTimeout
+from greenq.errors import (
+    ConnectionLost,
+    EncodeError,
+    OperationalError,
+    ResultTimeout,
+    SignatureError,
+)
 from greenq.log import OutageLog
 from greenq.protocol import compress, serialize
 from greenq.protocol.limits import DENSE_BYTES, has_more_items, most_items
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
 
     from greenq.config.settings import ResultConfig
     from greenq.protocol.keys import Keys
+    from greenq.protocol.signature import Signer
     from greenq.transport.client import Client, Connection
 
 _log = logging.getLogger(__name__)
@@ -58,6 +65,7 @@ class Backend:
         accept_compression: tuple[str, ...],
         max_bytes: int,
         silence_s: float,
+        signer: Signer | None = None,
     ) -> None:
         """Read and write results as `config` says.
 
@@ -69,6 +77,7 @@ class Backend:
             accept_compression: compressions accepted in addition to ``result_compression``.
             max_bytes: limit on a result's size before it is decoded.
             silence_s: seconds of silence after which a listening connection is checked.
+            signer: signs and checks results; None for neither.
         """
         # Whether results hold more than Celery's usually do: see `stored`.
         self.extends = config.result_extended
@@ -89,6 +98,7 @@ class Backend:
         self._max_bytes = max_bytes
         self._is_plain = config.result_serializer == "json" and config.result_compression is None
         self._listener = Listener(client, silence_s)
+        self._signer = signer
 
     def stored(
         self,
@@ -127,7 +137,10 @@ class Backend:
                     f"it has more than {most} values, the limit for reading with "
                     f"task_max_result_bytes = {self._max_bytes}; store it elsewhere, return where"
                 )
-        return StateWrite(self._keys.result(task_id), self._rules.get(status, self._rule), payload)
+        key = self._keys.result(task_id)
+        if self._signer is not None:
+            payload = self._signer.seal("result", "", payload)
+        return StateWrite(key, self._rules.get(status, self._rule), payload)
 
     def store(self, task_id: str, status: str, result: object, **fields: Any) -> None:
         """Store a state at once; `fields` are those of `stored`."""
@@ -135,9 +148,13 @@ class Backend:
         settle(self._client, self._keys, [Entry("", "k", result=state)])
 
     def get(self, task_id: str, *, timeout_s: float | None = None) -> ResultMeta:
-        """Read a task's stored state; a task without one is PENDING."""
+        """Read a task's stored state; a task without one is PENDING.
+
+        Raises:
+            SignatureError: a signature is asked for, and it has none that is valid.
+        """
         payload = self._read(self._keys.result(task_id), timeout_s)
-        return self._pending(task_id) if payload is None else self._decode(payload)
+        return self._pending(task_id) if payload is None else self._decode(task_id, payload)
 
     def _read(self, key: str, timeout_s: float | None) -> bytes | None:
         """Read a key, in two attempts that get half of the time each."""
@@ -175,6 +192,8 @@ class Backend:
 
         Raises:
             ResultTimeout: the task did not end in time.
+            SignatureError: what is stored has no valid signature, and one is asked for. An
+                announcement without one is not used: anyone who may publish could end the wait.
         """
         started = time.monotonic()
         meta = self.get(task_id, timeout_s=timeout_s)
@@ -185,29 +204,58 @@ class Backend:
         with self._listener.listen(self._keys.result(task_id)) as published:
             while True:
                 payload = _next(published, started, timeout_s, interval_s)
+                news = self._announced(task_id, payload) if payload else None
                 waited_s = time.monotonic() - started
-                if payload is None and timeout_s is not None and waited_s >= timeout_s:
-                    raise ResultTimeout(task_id, timeout_s)
-                if not payload:
+                if news is None:
+                    if payload != b"" and timeout_s is not None and waited_s >= timeout_s:
+                        raise ResultTimeout(task_id, timeout_s)
                     # The subscription has just begun (again), or nothing came for an interval:
                     # earlier states are stored. The listener deals with outages, and calls when
                     # they are over.
+                    stored = None
                     with suppress(OperationalError):
                         left_s = None if timeout_s is None else timeout_s - waited_s
-                        payload = self._read(self._keys.result(task_id), left_s)
-                if not payload:
-                    continue
-                meta = self._decode(payload)
+                        stored = self._read(self._keys.result(task_id), left_s)
+                    if not stored:
+                        continue
+                    news = self._decode(task_id, stored)
                 if on_message is not None:
-                    on_message(meta)
-                if meta.status in READY_STATES:
-                    return meta
+                    on_message(news)
+                if news.status in READY_STATES:
+                    return news
 
     def close(self) -> None:
         """Stop listening."""
         self._listener.close()
 
-    def _decode(self, payload: bytes) -> ResultMeta:
+    def _announced(self, task_id: str, payload: bytes) -> ResultMeta | None:
+        """Read an announced state; None if it is forged, since anyone may publish."""
+        try:
+            return self._decode(task_id, payload)
+        except SignatureError:
+            return None
+
+    def _decode(self, task_id: str, payload: bytes) -> ResultMeta:
+        """Read the state of a task.
+
+        Raises:
+            SignatureError: a signature is asked for, and it has none that is valid for this task.
+        """
+        signer = self._signer
+        if signer is None:
+            return self._read_state(payload)
+        try:
+            meta = self._read_state(signer.open("result", "", payload))
+            if meta.task_id != task_id:
+                raise SignatureError(f"it is signed as that of task {meta.task_id}")
+        except SignatureError as exc:
+            raise SignatureError(
+                f"the result of task {task_id} is refused: {exc} (security_signing_key here and in "
+                "the worker that stored it)"
+            ) from exc
+        return meta
+
+    def _read_state(self, payload: bytes) -> ResultMeta:
         return decode_result(
             payload,
             serializer=self._config.result_serializer,

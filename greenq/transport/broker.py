@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from greenq.protocol.keys import Keys
+    from greenq.protocol.signature import Signer
     from greenq.transport.client import Client, Command, Connection
 
 _log = logging.getLogger(__name__)
@@ -61,10 +62,20 @@ _DEATHS = (None, 1, 2)
 class Broker:
     """Queues on one server: declare, publish, inspect, requeue, bury. Switches: yes."""
 
-    def __init__(self, client: Client, keys: Keys, dead_limits: DeadLimits = DEAD_LIMITS) -> None:
-        """Use `client`'s server with the key names of `keys`; `dead_limits` bounds dead letters."""
+    def __init__(
+        self,
+        client: Client,
+        keys: Keys,
+        dead_limits: DeadLimits = DEAD_LIMITS,
+        signer: Signer | None = None,
+    ) -> None:
+        """Use `client`'s server with the key names of `keys`.
+
+        `dead_limits` bounds dead letters; `signer` signs messages, None leaves them unsigned.
+        """
         self.client = client
         self.keys = keys
+        self.signer = signer
         self._dead_limits = dead_limits
         # Queues whose binding this process has written. Writing twice is harmless, so no lock.
         self._declared: set[str] = set()
@@ -127,7 +138,7 @@ class Broker:
     def publish(
         self,
         queue: str,
-        texts: Sequence[str],
+        texts: Sequence[str | bytes],
         priority: object = 0,
         *,
         timeout_s: float | None = None,
@@ -155,7 +166,7 @@ class Broker:
     def publish_once(
         self,
         queue: str,
-        texts: Sequence[str],
+        texts: Sequence[str | bytes],
         priority: object = 0,
         *,
         new_ids: Iterable[str] = (),
@@ -174,7 +185,7 @@ class Broker:
         ]
         newest = texts[-1]
         # How the message looks after being requeued meanwhile, even after its first workers died.
-        marked = [envelope.mark_redelivered(newest, deaths) for deaths in _DEATHS]
+        marked = [self._marked(queue, newest, deaths) for deaths in _DEATHS]
         args = [
             *(f', "", {json.dumps(queue)}]', f"{keys.steps.index(step) + 1}|"),
             *(len(marked), *marked, *texts),
@@ -190,7 +201,7 @@ class Broker:
     def broadcast(
         self,
         queue: str,
-        texts: Sequence[str],
+        texts: Sequence[str | bytes],
         routing_key: str,
         *,
         timeout_s: float | None = None,
@@ -320,7 +331,7 @@ class Broker:
         return sum(answers[-1][:-1])
 
     @staticmethod
-    def move(tag: str, key: str, text: str) -> Move:
+    def move(tag: str, key: str, text: str | bytes) -> Move:
         """Build the move that replaces a reserved message by a new one."""
         return Move(tag, key, "last", text)
 
@@ -339,10 +350,23 @@ class Broker:
         """
         try:
             priority = envelope.unwrap(raw).properties.get("priority")
-            text: str | bytes = envelope.mark_redelivered(raw, deliveries)
+            text = self._marked(queue, raw, deliveries)
         except DecodeError:
             priority, text = 0, raw
         return Move(tag, self.keys.queue(queue, self.keys.step_of(priority)), side, text)
+
+    def _marked(self, queue: str, raw: str | bytes, deliveries: int | None) -> str | bytes:
+        return self.resealed(queue, raw, envelope.mark_redelivered(raw, deliveries))
+
+    def resealed(self, queue: str, raw: str | bytes, changed: str) -> str | bytes:
+        """Return `changed`, made from a message of `queue`, signed if the message was.
+
+        A message that workers refuse stays as it was.
+        """
+        if self.signer is None:
+            return changed
+        data = raw if isinstance(raw, bytes) else raw.encode()
+        return self.signer.reseal("message", queue, data, changed)
 
     def park(self, tag: str, queue: str, raw: bytes, priority: object, due: float) -> Move:
         """Build the move that parks a message until `due`, unix seconds by the server's clock."""

@@ -16,7 +16,14 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from greenq.errors import ConnectFailed, ConnectionLost, OperationalError, ProtocolError
+from greenq.errors import (
+    ConnectFailed,
+    ConnectionLost,
+    OperationalError,
+    ProtocolError,
+    SignatureError,
+)
+from greenq.log import Repeated
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.ids import new_id
 from greenq.protocol.keys import binding_member
@@ -37,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from greenq.protocol.keys import Keys
+    from greenq.protocol.signature import Signer
     from greenq.transport.client import Client, Connection
 
 _log = logging.getLogger(__name__)
@@ -60,6 +68,9 @@ _NODES = 10_000
 _LEAST_WAIT_S = 0.001
 _MOST_AT_ONCE = 1000
 
+# A line a minute about what others may push.
+_forged = Repeated(_log)
+
 _TWINS = "several workers are named %s, so their replies hide each other: name them with -n"
 
 
@@ -74,6 +85,7 @@ class Mailbox:
         accept: Iterable[str] = ("json",),
         serializer: str = "json",
         clock: LamportClock | None = None,
+        signer: Signer | None = None,
     ) -> None:
         """Use `client`'s server.
 
@@ -83,12 +95,14 @@ class Mailbox:
             accept: serializers and content types accepted in replies.
             serializer: for requests and replies.
             clock: the app's; None makes a new one.
+            signer: signs requests and replies, and checks replies; None for neither.
         """
         self._client = client
         self._keys = keys
         self._accept = accepted(accept)
         self._serializer = serializer
         self._clock = clock or LamportClock()
+        self._signer = signer
 
     def ask(
         self,
@@ -138,7 +152,7 @@ class Mailbox:
             clock=self._clock.forward(),
             expires=time.time() + timeout_s,
         )
-        text = write_request(request, serializer=self._serializer)
+        text = self._write(request)
         answers: dict[str, Any] = {}
         with self._client.pooled(timeout_s + self._client.call_timeout_s) as connection:
             was_reached, is_lost = True, False
@@ -192,9 +206,16 @@ class Mailbox:
             matcher=matcher,
             clock=self._clock.forward(),
         )
-        text = write_request(request, serializer=self._serializer)
-        subscribed: int = self._client.call("PUBLISH", self._keys.fanout(EXCHANGE), text)
+        subscribed: int = self._client.call(
+            "PUBLISH", self._keys.fanout(EXCHANGE), self._write(request)
+        )
         return subscribed
+
+    def _write(self, request: ControlRequest) -> str | bytes:
+        text = write_request(request, serializer=self._serializer)
+        if self._signer is None:
+            return text
+        return self._signer.seal("request", self._keys.fanout(EXCHANGE), text)
 
     def reply(
         self,
@@ -213,7 +234,7 @@ class Mailbox:
         to = request.reply_to
         if to is None:
             return False
-        text = write_reply(
+        text: str | bytes = write_reply(
             node,
             reply,
             ticket=request.ticket,
@@ -221,6 +242,8 @@ class Mailbox:
             to=to,
             serializer=self._serializer,
         )
+        if self._signer is not None:
+            text = self._signer.seal("reply", to.queue, text)
         keys = [self._keys.binding(to.exchange), self._keys.queue(to.queue)]
         args = [self._member(to), text, _REPLY_KEPT_MS, _REPLIES]
         run = self._client.script if connection is None else connection.script
@@ -229,7 +252,7 @@ class Mailbox:
     def _member(self, to: ReplyTo) -> str:
         return binding_member(to.routing_key, "", to.queue, self._keys.sep)
 
-    def _publish(self, connection: Connection, to: ReplyTo, text: str) -> int:
+    def _publish(self, connection: Connection, to: ReplyTo, text: str | bytes) -> int:
         """Bind the asker's list, publish its request, and return how many were subscribed."""
         keys = [self._keys.binding(to.exchange), self._keys.binding_deadlines]
         channel = self._keys.fanout(EXCHANGE)
@@ -263,13 +286,18 @@ class Mailbox:
                     return
                 may_end = None
             for raw in (*(first or ())[1:], *(others or ())):
-                reply = self._read(raw, request)
+                reply = self._read(raw, request, to)
                 if reply is not None:
                     yield reply
 
-    def _read(self, raw: bytes, request: ControlRequest) -> Reply | None:
+    def _read(self, raw: bytes, request: ControlRequest, to: ReplyTo) -> Reply | None:
         try:
+            if self._signer is not None:
+                raw = self._signer.open("reply", to.queue, raw)
             reply = read_reply(raw, self._accept)
+        except SignatureError as exc:
+            _forged.log("a reply to %s was dropped: %s", request.method, exc)
+            return None
         except ProtocolError as exc:
             _log.debug("ignored an unreadable reply to %s: %s", request.method, exc)
             return None

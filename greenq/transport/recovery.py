@@ -251,14 +251,19 @@ class Recovery:
         try:
             held = envelope.unhold(record)
             queue = self._queue(held.exchange, held.routing_key)
+            key = self._keys.queue(queue, self._keys.step_of(held.priority))
+            signer = self._broker.signer
+            if signer is not None and not signer.trusts("message", queue, held.text.encode()):
+                # It never ran, and may claim anything, such as deaths. The next taker buries it.
+                return Entry.moving(Move(tag, key, "next", held.text))
             deaths = self._count_deaths(tag, held, lot)
             reason = self._find_guilt(tag, held, lot, deaths)
             if reason is not None:
                 return self._bury(tag, queue, held.text.encode(), reason, held.header("id"))
             # A message that ran alone when its worker died goes last: it may be the killer.
             side: Literal["next", "last"] = "last" if tag == lot.alone else "next"
-            key = self._keys.queue(queue, self._keys.step_of(held.priority))
-            return Entry.moving(Move(tag, key, side, held.redelivered(deaths)))
+            text = self._broker.resealed(queue, held.text, held.redelivered(deaths))
+            return Entry.moving(Move(tag, key, side, text))
         except DecodeError as exc:
             queue, message = taken_apart(record)
             return self._bury(tag, queue, message, f"its record is not a message: {exc}", None)

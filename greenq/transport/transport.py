@@ -11,6 +11,7 @@ from urllib.parse import quote
 from greenq.config.validators import insecure_options, mask_url
 from greenq.errors import ConfigError, Problem, ResultsDisabled
 from greenq.protocol.keys import Keys
+from greenq.protocol.signature import Signer
 from greenq.transport.backend import Backend
 from greenq.transport.broker import Broker
 from greenq.transport.client import Client, database_of, nothing
@@ -20,7 +21,7 @@ from greenq.transport.embedded.server import EmbeddedServer, folder_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from greenq.config.settings import Config
+    from greenq.config.settings import Config, SecurityConfig
     from greenq.protocol.clock import LamportClock
 
 _log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Transport:
     Attributes:
         broker_address, result_address: for people, without passwords.
         client, broker, dead: for messages.
+        signer: signs and checks what workers and readers act on; None without a signing key.
         result_client: for results; the broker's client when they share the server, None when
             results are disabled.
     """
@@ -87,12 +89,14 @@ class Transport:
         )
         self.broker_address = self._address("broker_url", broker_url)
         self.result_address = self._address("result_backend", result_url)
+        self.signer = _signer(config.security)
         self.broker = Broker(
             self.client,
             self.keys,
             DeadLimits(
                 config.task.task_max_dead_letter_bytes, config.task.task_dead_letter_expires
             ),
+            self.signer,
         )
         self.dead = DeadLetters(self.client, self.keys)
         self.result_client: Client | None = None
@@ -108,6 +112,7 @@ class Transport:
                 config.task.accept_compression,
                 config.task.task_max_result_bytes,
                 options.health_check_interval or _SILENCE_S,
+                self.signer,
             )
 
     @property
@@ -203,6 +208,16 @@ class Transport:
         if folder is None:
             return None
         return self._embedded.setdefault(str(folder), EmbeddedServer(folder))
+
+
+def _signer(config: SecurityConfig) -> Signer | None:
+    if config.security_signing_key is None:
+        return None
+    return Signer(
+        config.security_signing_key,
+        config.security_accepted_signing_keys,
+        required=config.security_require_signatures,
+    )
 
 
 def _is_terminal() -> bool:

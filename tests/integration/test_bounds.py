@@ -21,6 +21,7 @@ from greenq.cli.events import Lines
 from greenq.cli.top.model import Tally
 from greenq.config.settings import TaskConfig
 from greenq.consumer.event_sender import Events
+from greenq.errors import SignatureError
 from greenq.events.cluster_state import State
 from greenq.execution.revoked import Revoked
 from greenq.log import Repeated
@@ -31,6 +32,7 @@ from greenq.protocol.ids import new_id
 from greenq.protocol.keys import Keys
 from greenq.protocol.mailbox import REPLY_EXCHANGE, ControlRequest, Reply, ReplyTo
 from greenq.protocol.message import TaskMessage, decode
+from greenq.protocol.signature import Signer
 from greenq.sending.routing import QueueSource, Router
 from greenq.transport import recovery
 from greenq.transport.broker import Broker
@@ -427,6 +429,26 @@ def flood_kinds() -> None:
         writer.write(writer.stamp(f"mine-{number}", {}))
 
     assert len(writer._frames) == 100
+
+
+@memory("refused signatures")
+def flood_refused() -> None:
+    signer, other = Signer(b"k" * 32), Signer(b"o" * 32)
+    for number in range(200):
+        for data in (b"%d" % number, *(each.seal("reply", "", b"{}") for each in (signer, other))):
+            with suppress(SignatureError):
+                signer.open("message", f"{number}", data)
+
+    assert len(signer.refused) == 3
+
+
+@memory("beginnings of signatures")
+def flood_begun_signatures() -> None:
+    signer: Any = Signer(b"k" * 32)
+    for number in range(1500):
+        signer.seal("message", f"{number}", "{}")
+
+    assert signer._begun.cache_info().currsize == 1000
 
 
 @memory("tasks and workers of a monitor")

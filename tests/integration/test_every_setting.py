@@ -43,6 +43,18 @@ NAMES = [each.name for part in SECTIONS.values() for each in dataclasses.fields(
 
 # Setting -> file and test. The file names the setting.
 ELSEWHERE = {
+    "security_signing_key": (
+        "tests/integration/test_signing.py::"
+        "test_an_unsigned_message_is_a_dead_letter_without_a_result"
+    ),
+    "security_accepted_signing_keys": (
+        "tests/integration/test_signing.py::"
+        "test_keys_are_exchanged_in_three_steps_without_a_refusal"
+    ),
+    "security_require_signatures": (
+        "tests/integration/test_signing.py::"
+        "test_signing_is_introduced_with_signatures_that_are_not_required"
+    ),
     "task_annotations": (
         "tests/unit/test_annotations.py::test_the_worker_runs_what_the_annotation_says"
     ),

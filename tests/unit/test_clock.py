@@ -105,7 +105,7 @@ class Scene:
         watch.renew()
         self.pool, self.timer, self.outbox = FakePool(), Timer(clock=lambda: 0.0), FakeOutbox()
         broker = Broker(None, Keys())  # type: ignore[arg-type]
-        fields = {"stores_results": False, "broker": broker}
+        fields = {"stores_results": False, "broker": broker, "signer": None}
         transport: Any = type("FakeTransport", (), fields)()
         parts: dict[str, Any] = {
             "config": CONFIG,

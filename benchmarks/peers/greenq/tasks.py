@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from benchmarks import work
-from benchmarks.peer import Surroundings
+from benchmarks.peer import SIGNING_KEY, Surroundings
 from greenq import Greenq
 
 _given = Surroundings.read()
@@ -15,6 +15,8 @@ app = Greenq("bench", broker=_given.url)
 app.conf.update(task_ignore_result=not _given.setup.results)
 if _given.setup.acks:
     app.conf.update(task_acks_late=_given.setup.acks == "late")
+if _given.setup.signed:
+    app.conf.update(security_signing_key=SIGNING_KEY)
 
 
 @app.task(name="noop")

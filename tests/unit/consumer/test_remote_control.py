@@ -79,6 +79,21 @@ def test_regular_expression_is_read_where_the_setting_allows_it_and_never_in_the
         node.close()
 
 
+def test_unsigned_requests_are_answered_by_neither_thread_and_counted_once() -> None:
+    node = Node(settings={"security_signing_key": "k" * 32})
+    try:
+        control: Any = node.parts.control
+        signer: Any = node.app.transport.signer
+        request = asked("ping")
+        assert control.urgent(request) is None
+        control.handle(request)
+        assert control.ignored == 1
+        assert signer.refused == {"request: unsigned": 1}
+        assert control.urgent(signer.seal("request", "/0.celery.pidbox", request)) is not None
+    finally:
+        node.close()
+
+
 def test_what_is_refused_is_said_once_a_minute(
     control: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

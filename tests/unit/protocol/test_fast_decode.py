@@ -335,6 +335,7 @@ class FakeBroker:
         self.client = self
         self.call_timeout_s = 5.0
         self.keys = Keys()
+        self.signer = None
         self.texts: list[str] = []
 
     def publish(self, _queue: str, texts: Sequence[str], _priority: object, **_: Any) -> None:

@@ -87,7 +87,7 @@ def server() -> Server:
 
 
 def control_of(server: Server, **settings: Any) -> Any:
-    transport = SimpleNamespace(client=server, keys=Keys(), broker=Broker())
+    transport = SimpleNamespace(client=server, keys=Keys(), broker=Broker(), signer=None)
     app: Any = SimpleNamespace(
         config=Config.build(settings), transport=transport, clock=LamportClock()
     )

@@ -41,6 +41,7 @@ class FakeBroker:
         self.client = self
         self.call_timeout_s = 5.0
         self.keys = Keys()
+        self.signer = None
         self.pushed: list[tuple[str, str, object]] = []
         self.pushes: list[int] = []
         self.asked_for: list[list[str]] = []

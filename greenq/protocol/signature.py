@@ -1,0 +1,157 @@
+"""Signatures: an HMAC over what is acted on, in the JSON object that it is about.
+
+Shape: the last member of a list element, of an event or of a JSON result is ``greenq_sig``: 8
+    hexadecimal digits that name the key, then 32 of the HMAC-SHA-256, which are its first 128 bits.
+    A result in another format is followed by a line feed, ``greenq_sig``, a space and the same
+    digits.
+
+Signed are all bytes except the signature, preceded by a heading: the version, the kind, and the
+length and the text of the place. The kind keeps a result from passing as a message; the place keeps
+a message from passing on another queue. A result names its task itself, which its reader compares.
+The heading says where it ends, so that no two different things are signed as the same bytes.
+
+A worker that changes a signed message, such as by marking it as redelivered, signs it again. So
+nothing is left out of the signature, and no canonical form of JSON is needed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import lru_cache
+from hashlib import sha256
+from hmac import compare_digest, digest
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from greenq.errors import SignatureError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from hashlib import _Hash
+
+SIGNATURE: Final = "greenq_sig"
+
+Kind: TypeAlias = Literal["message", "request", "reply", "event", "result"]
+
+_KEY_DIGITS = 8
+_MAC_DIGITS = 32
+_DIGITS = _KEY_DIGITS + _MAC_DIGITS
+
+# Of how many kinds and places a program remembers the beginning of the computation.
+_PLACES = 1000
+
+# RFC 2104: the key fills one block of the hash, whose bits are changed in two ways.
+_BLOCK_BYTES = 64
+_INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))
+
+# What stands before and after the digits: in a JSON object, and behind anything else.
+_IN_JSON, _JSON_END = f', "{SIGNATURE}": "'.encode(), b'"}'
+_BEHIND = f"\n{SIGNATURE} ".encode()
+
+_JSON_START = -_DIGITS - len(_JSON_END)
+_JSON_CUT = _JSON_START - len(_IN_JSON)
+_BEHIND_CUT = -_DIGITS - len(_BEHIND)
+
+_UNSIGNED = "unsigned"
+_UNKNOWN = "signed with an unknown key"
+_WRONG = "signature does not match"
+
+
+class Signer:
+    """Signs with one key, and accepts the signatures of several. Any thread may use it.
+
+    Attributes:
+        refused: how often something was refused, by kind and reason: ``message: unsigned``.
+    """
+
+    def __init__(
+        self, key: bytes, accepted: Iterable[bytes] = (), *, required: bool = True
+    ) -> None:
+        """Sign with `key`; accept it and the keys `accepted`.
+
+        With `required` False, what has no signature is accepted, too.
+        """
+        self._key = key
+        self._name = _name_of(key)
+        self._keys = {_name_of(each): each for each in (*accepted, key)}
+        self._required = required
+        self._begun = lru_cache(_PLACES)(_begin)
+        self.refused: Counter[str] = Counter()
+
+    def seal(self, kind: Kind, place: str, content: str | bytes) -> bytes:
+        """Return `content` with a signature that is valid for this kind and this place."""
+        data = content if isinstance(content, bytes) else content.encode()
+        mac = self._mac(self._key, kind, place, data)
+        if data[:1] == b"{" and data[-1:] == b"}":
+            return b"".join((data[:-1], _IN_JSON, self._name, mac, _JSON_END))
+        return b"".join((data, _BEHIND, self._name, mac))
+
+    def open(self, kind: Kind, place: str, data: bytes) -> bytes:
+        """Return what was signed, without the signature; count what is refused.
+
+        Raises:
+            SignatureError: it is unsigned, signed with an unknown key, or the signature does not
+                match.
+        """
+        try:
+            return self._open(kind, place, data)
+        except SignatureError as exc:
+            self.refused[f"{kind}: {exc}"] += 1
+            raise
+
+    def trusts(self, kind: Kind, place: str, data: bytes) -> bool:
+        """Return whether `open` would accept this; count nothing."""
+        try:
+            self._open(kind, place, data)
+        except SignatureError:
+            return False
+        return True
+
+    def reseal(self, kind: Kind, place: str, data: bytes, changed: str) -> str | bytes:
+        """Return `changed`, which was made from `data`, signed if `data` is.
+
+        What is refused stays `data`: a signature is never given to what had none.
+        """
+        try:
+            content = self._open(kind, place, data)
+        except SignatureError:
+            return data
+        return changed if content is data else self.seal(kind, place, changed)
+
+    def _open(self, kind: Kind, place: str, data: bytes) -> bytes:
+        if data[_JSON_CUT:_JSON_START] == _IN_JSON and data[-2:] == _JSON_END:
+            digits, content = data[_JSON_START : -len(_JSON_END)], data[:_JSON_CUT] + b"}"
+        elif data[_BEHIND_CUT:-_DIGITS] == _BEHIND:
+            digits, content = data[-_DIGITS:], data[:_BEHIND_CUT]
+        elif self._required:
+            raise SignatureError(_UNSIGNED)
+        else:
+            return data
+        key = self._keys.get(digits[:_KEY_DIGITS])
+        if key is None:
+            raise SignatureError(_UNKNOWN)
+        if not compare_digest(digits[_KEY_DIGITS:], self._mac(key, kind, place, content)):
+            raise SignatureError(_WRONG)
+        return content
+
+    def _mac(self, key: bytes, kind: Kind, place: str, content: bytes) -> bytes:
+        """Compute an HMAC in a third of the time that `hmac.digest` takes for so few bytes."""
+        begin_inner, begin_outer = self._begun(key, kind, place)
+        inner = begin_inner()
+        inner.update(content)
+        outer = begin_outer()
+        outer.update(inner.digest())
+        return outer.hexdigest()[:_MAC_DIGITS].encode()
+
+
+def _name_of(key: bytes) -> bytes:
+    """Return digits that name a key without revealing it."""
+    return digest(key, b"greenq 1 name of the key", "sha256").hex()[:_KEY_DIGITS].encode()
+
+
+def _begin(key: bytes, kind: Kind, place: str) -> tuple[Callable[[], _Hash], Callable[[], _Hash]]:
+    """Return what makes the two hashes of an HMAC, the inner one with the heading in it."""
+    block = (sha256(key).digest() if len(key) > _BLOCK_BYTES else key).ljust(_BLOCK_BYTES, b"\0")
+    where = place.encode("utf-8", "surrogatepass")
+    heading = b"greenq 1 %b %d %b\n" % (kind.encode(), len(where), where)
+    inner, outer = sha256(block.translate(_INNER) + heading), sha256(block.translate(_OUTER))
+    return inner.copy, outer.copy
