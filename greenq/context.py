@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from greenq.protocol.message import TaskMessage
     from greenq.result import AsyncResult
+    from greenq.sending.announced import Announced
 
 # The context of the task running in this greenlet or thread; None outside a worker.
 current_context = cast("ContextVar[Context | None]", task_log_context)
@@ -43,10 +44,11 @@ class Context:
         hostname: node name of the worker, None when called directly.
         sent: the same as `children`, but None as long as nothing was sent.
         retried: what ``retry(throw=False)`` has returned, or None.
+        announced: the next run's message, if receivers of signals have seen it; or None.
         called_directly: True when the function was simply called.
     """
 
-    __slots__ = ("_delivered", "hostname", "message", "retried", "sent")
+    __slots__ = ("_delivered", "announced", "hostname", "message", "retried", "sent")
 
     # As in Celery. In this version tasks only run in workers.
     is_eager = False
@@ -68,6 +70,7 @@ class Context:
         # Created on demand: ten thousand empty lists take 0.7 MB.
         self.sent: list[AsyncResult[Any]] | None = None
         self.retried: Retry | None = None
+        self.announced: Announced | None = None
 
     @property
     def delivery_info(self) -> Mapping[str, Any] | None:

@@ -102,13 +102,13 @@ class Signal:
             ValueError: the receiver does not take keyword arguments.
             TypeError: the receiver cannot be called, or not be referenced weakly.
         """
-        options = {"weak": weak, "dispatch_uid": dispatch_uid, "retry": retry}
-        if receiver is None:
-            return partial(self._connect, sender=sender, **options)
-        if not callable(receiver) and sender is None:
+        if receiver is not None and not callable(receiver) and sender is None:
             # ``@signal.connect("proj.tasks.add")``.
-            return partial(self._connect, sender=receiver, **options)
-        return self._connect(receiver, sender=sender, **options)
+            receiver, sender = None, receiver
+        connect = partial(
+            self._connect, sender=sender, weak=weak, dispatch_uid=dispatch_uid, retry=retry
+        )
+        return connect if receiver is None else connect(receiver)
 
     def _connect(
         self, receiver: Any, *, sender: object, weak: bool, dispatch_uid: Any, retry: bool

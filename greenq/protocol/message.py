@@ -110,7 +110,7 @@ def encode(
     """
     value = (message.args, message.kwargs, embed_of(message))
     body, content_type, content_encoding = dumps(value, serializer)
-    headers = _headers(message)
+    headers = headers_of(message)
     if compression:
         body, headers["compression"] = compress(body, compression)
     if message.redelivered:
@@ -128,7 +128,8 @@ def embed_of(message: TaskMessage) -> dict[str, Any]:
     }
 
 
-def _headers(message: TaskMessage) -> dict[str, Any]:
+def headers_of(message: TaskMessage) -> dict[str, Any]:
+    """Return the headers of a message; the caller's own come last, and win."""
     argsrepr, kwargsrepr = message.argsrepr, message.kwargsrepr
     return {
         "lang": "py",
