@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from greenq.protocol.message import TaskMessage
     from greenq.result import AsyncResult
-    from greenq.sending.announced import Announced
 
 # The context of the task running in this greenlet or thread; None outside a worker.
 current_context = cast("ContextVar[Context | None]", task_log_context)
@@ -30,6 +29,13 @@ class Delivered(Protocol):
     @property
     def properties(self) -> Mapping[str, Any]:
         """The properties of the message's envelope."""
+
+
+class Announced(Protocol):
+    """A message that receivers of before_task_publish have seen."""
+
+    def sent(self) -> None:
+        """Send after_task_publish."""
 
 
 class Context:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from greenq import log
 from greenq.commands.registry import panel
+from greenq.config.node_names import node_name
 from greenq.errors import WorkerFault
 from greenq.execution.processes import refuse_fork
-from greenq.config.node_names import node_name
 from greenq.hub import Event, GreenletExit, spawn
 from greenq.log import keep_going
 from greenq.signals import (
@@ -129,8 +129,8 @@ class Worker:
             self._handle_signals()
         keep_going()
         self._runs = True
-        worker_process_init.send(self.hostname)
         try:
+            worker_process_init.send(self.hostname)
             return self._run()
         finally:
             self._runs = False

@@ -26,9 +26,8 @@ from greenq.task import ExceptionInfo
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from greenq.context import Context
+    from greenq.context import Announced, Context
     from greenq.request import Request
-    from greenq.sending.announced import Announced
     from greenq.signals import Signal
 
 _log = logging.getLogger(__name__)
