@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenq.errors import EncodeError
+from greenq.protocol.envelope import task_properties, wrap
 from greenq.protocol.ids import new_id, tag_of, tag_prefix
-from greenq.protocol.message import embed_of, headers_of
-from greenq.protocol.template import Template
+from greenq.protocol.message import check_args, embed_of, encode, headers_of
 from greenq.sending.options import clamped
 from greenq.signals import after_task_publish, before_task_publish
 
@@ -62,13 +62,14 @@ def announce(
         message: complete, with its id and arguments.
         properties: those of the envelope (`task_properties`), without a delivery tag.
         retry_policy: how the sending is retried.
-        serializer, compression, max_bytes: as for `Template`.
+        serializer, compression, max_bytes: as for `encode`.
         may_move: False keeps the priority, whatever receivers make of it.
 
     Raises:
         EncodeError: an argument, or what a receiver has added, cannot be written.
     """
     queue, exchange = properties["queue"], properties.get("exchange") or ""
+    check_args(message.task, message.args)
     body = (message.args, dict(message.kwargs), embed_of(message))
     headers = headers_of(message)
     shown = {name: value for name, value in properties.items() if name not in _PLACES}
@@ -86,29 +87,50 @@ def announce(
     )
     priority = clamped(shown.get("priority") or 0) if may_move else properties["priority"]
     shown["priority"] = priority
-    args, kwargs, embed = body
     try:
-        # The headers include the standard ones, and win over the message's fields.
-        changed = replace(message, headers=headers)
-        for name in embed_of(message):
-            setattr(changed, name, embed.get(name))
-        text = Template(
-            changed,
+        text = write(
+            _changed(message, body, headers),
+            {name: properties[name] for name in _PLACES & properties.keys()} | shown,
             serializer=serializer,
             compression=compression,
             max_bytes=max_bytes,
-            **{name: properties[name] for name in _PLACES & properties.keys()},
-            **shown,
-        ).fill(
-            message.id,
-            args,
-            kwargs,
-            delivery_tag=tag_of(tag_prefix(time.time()), new_id()),
-            root_id=message.root_id,
-            parent_id=message.parent_id,
         )
     except EncodeError as exc:
         exc.add_note("receivers of before_task_publish may have changed what is sent")
         raise
     arguments = {"body": body, "headers": headers} | places
     return Announced(message.task, text, priority, policy, arguments)
+
+
+def _changed(
+    message: TaskMessage, body: tuple[Any, dict[str, Any], dict[str, Any]], headers: dict[str, Any]
+) -> TaskMessage:
+    """Return the message with what receivers have made of it."""
+    args, kwargs, embed = body
+    # The headers include the standard ones, and win over the message's fields.
+    changed = replace(
+        message, args=args, kwargs=kwargs, headers=headers, argsrepr="", kwargsrepr=""
+    )
+    for name in embed_of(message):
+        setattr(changed, name, embed.get(name))
+    return changed
+
+
+def write(message: TaskMessage, properties: Mapping[str, Any], **encoding: Any) -> str:
+    """Return a message's text as it appears on its queue, with a new delivery tag.
+
+    `properties` are those of `task_properties`, `encoding` is that of `encode`.
+
+    Raises:
+        EncodeError: something cannot be written, or the body would be too large.
+    """
+    encoded = encode(message, **encoding)
+    return wrap(
+        encoded.body,
+        content_type=encoded.content_type,
+        content_encoding=encoded.content_encoding,
+        headers=encoded.headers,
+        properties=task_properties(
+            **properties, delivery_tag=tag_of(tag_prefix(time.time()), new_id())
+        ),
+    )

@@ -25,13 +25,12 @@ from greenq.errors import (
     ServerError,
 )
 from greenq.log import OutageLog
-from greenq.protocol import envelope
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.event import EXCHANGE, MULTI, EventWriter
 from greenq.protocol.ids import TaskIds, new_id, tag_of, tag_prefix
-from greenq.protocol.message import TaskMessage, encode, parse_time, saferepr
+from greenq.protocol.message import TaskMessage, parse_time, saferepr
 from greenq.protocol.template import Template
-from greenq.sending.announced import announce
+from greenq.sending.announced import announce, write
 from greenq.sending.arguments import explained
 from greenq.sending.options import check_send_options
 from greenq.sending.routing import Router
@@ -368,6 +367,8 @@ class Producer:
         may_move: bool = True,
     ) -> Announced:
         """Write one message as the receivers of before_task_publish want it."""
+        # Templates find out by themselves that an id is no text.
+        check_send_options(plan.message.task, options)
         message = replace(
             plan.message,
             id=task_id,
@@ -502,15 +503,7 @@ class Producer:
             )
             text, priority = announced.text, announced.priority
         else:
-            encoded = encode(message, serializer=serializer, compression=compression)
-            named["delivery_tag"] = tag_of(tag_prefix(time.time()), new_id())
-            text = envelope.wrap(
-                encoded.body,
-                content_type=encoded.content_type,
-                content_encoding=encoded.content_encoding,
-                headers=encoded.headers,
-                properties=envelope.task_properties(**named),
-            )
+            text = write(message, named, serializer=serializer, compression=compression)
         return Outgoing(
             task_id=message.id, queue=queue, priority=priority, text=text, announced=announced
         )
