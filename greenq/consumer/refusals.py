@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from greenq.context import Context
 from greenq.errors import DecodeError, NotRegistered, TaskRevokedError
 from greenq.execution.task_signals import tell_revoked
-from greenq.protocol import envelope
+from greenq.protocol.envelope import Envelope
 from greenq.protocol.limits import KEY
 from greenq.protocol.message import saferepr
 from greenq.signals import task_rejected, task_revoked, task_unknown
@@ -17,6 +17,8 @@ from greenq.states import FAILURE, REVOKED
 from greenq.transport.settle import Entry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from greenq.app import TaskRegistry
     from greenq.execution.state import WorkerState
     from greenq.protocol.event import EventSender
@@ -52,16 +54,6 @@ class RefusedMessage(NamedTuple):
         info: dict[str, Any] = self.properties.get("delivery_info", {})
         return info
 
-    @classmethod
-    def of(cls, delivery: Delivery) -> RefusedMessage:
-        """Read what can be read."""
-        tag, queue, raw = delivery
-        try:
-            found = envelope.unwrap(raw)
-        except DecodeError:
-            found = envelope.Envelope(b"", "", "", {}, {})
-        return cls(*found, tag, queue, raw)
-
 
 class Refusals:
     """Settles messages that shall not run; whoever waits for their result gets the reason."""
@@ -74,14 +66,16 @@ class Refusals:
         state: WorkerState,
         events: EventSender,
         hostname: str,
+        unwrap: Callable[[bytes], Envelope],
     ) -> None:
-        """Take a worker's parts, and its node name."""
+        """Take a worker's parts, its node name, and what reads the envelope of a message."""
         self._transport = transport
         self._registry = registry
         self._outbox = outbox
         self._state = state
         self._events = events
         self._hostname = hostname
+        self._unwrap = unwrap
         # Who sends the signals: the consumer, which is built later.
         self.sender: object = None
 
@@ -138,7 +132,16 @@ class Refusals:
         signal = task_unknown if unknown else task_rejected
         if signal.receivers:
             named = {"name": str(error), "id": task_id} if unknown else {}
-            signal.send(self.sender, message=RefusedMessage.of(delivery), exc=error, **named)
+            signal.send(self.sender, message=self._shown(delivery), exc=error, **named)
+
+    def _shown(self, delivery: Delivery) -> RefusedMessage:
+        """Read what can be read of a message."""
+        tag, queue, raw = delivery
+        try:
+            found = self._unwrap(raw)
+        except DecodeError:
+            found = Envelope(b"", "", "", {}, {})
+        return RefusedMessage(*found, tag, queue, raw)
 
     def _stored(
         self, task_id: str, state: str, error: Exception, request: Request | None = None

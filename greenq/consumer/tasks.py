@@ -335,7 +335,9 @@ class Admission:
         self._max_body_bytes = config.task_max_body_bytes
         self._default_rate = parse_rate(config.task_default_rate_limit)
         self.reader = MessageReader(config, self._accept)
-        self._refusals = Refusals(transport, registry, outbox, state, events, hostname)
+        self._refusals = Refusals(
+            transport, registry, outbox, state, events, hostname, self.reader.unwrap
+        )
         self.waiting = Waiting(
             transport,
             registry,

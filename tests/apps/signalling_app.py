@@ -63,6 +63,9 @@ if "setup_logging" in CHOSEN:
         logging.basicConfig(level=loglevel, format="OWN %(message)s")
 
 
+if "late" in CHOSEN:
+    app.conf.include = ["tests.apps.late_receiver"]
+
 if "after_setup" in CHOSEN:
 
     @signals.after_setup_logger.connect
