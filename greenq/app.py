@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Mapping
 from datetime import datetime
@@ -35,6 +36,7 @@ from greenq.protocol.clock import LamportClock
 from greenq.result import AsyncResult, AsyncResults
 from greenq.sending.producer import Producer, SendOptions
 from greenq.shared import Definition, place, shared
+from greenq.signals import Signal, import_modules
 from greenq.suggest import suggestion
 from greenq.task import Task
 from greenq.transport.transport import Transport
@@ -65,6 +67,9 @@ _SEND_OPTIONS = frozenset(SendOptions.__annotations__)
 # Of an unknown name, this many characters are compared with the known names.
 _COMPARED_CHARS = 200
 
+# All that live, for the child of a fork.
+_apps: weakref.WeakSet[Greenq] = weakref.WeakSet()
+
 # Under another name, since apps have an attribute `Task`.
 _BaseTask = Task
 
@@ -76,10 +81,17 @@ class Settings(Mapping[str, Any]):
     has connected, its transport keeps the settings it was opened with.
     """
 
-    __slots__ = ("_built", "_lazy", "_said", "_unread", "_values")
+    __slots__ = ("_around", "_built", "_lazy", "_said", "_unread", "_values")
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        """Start with the defaults, overridden by the environment and then by `values`."""
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        around: Sequence[Callable[[], object]] = (),
+    ) -> None:
+        """Start with the defaults, overridden by the environment and then by `values`.
+
+        On first use the two functions `around` are called, before and after everything is read.
+        """
         unread: list[str] = []
         environment = settings_from_env(os.environ, unread)
         object.__setattr__(self, "_values", dict(environment) | dict(values))
@@ -87,6 +99,7 @@ class Settings(Mapping[str, Any]):
         object.__setattr__(self, "_built", None)
         object.__setattr__(self, "_unread", unread)
         object.__setattr__(self, "_said", set())
+        object.__setattr__(self, "_around", around)
 
     def update(self, *mappings: Mapping[str, Any], **values: Any) -> None:
         """Set several settings.
@@ -109,6 +122,8 @@ class Settings(Mapping[str, Any]):
     @property
     def config(self) -> Config:
         """All settings, checked, by section."""
+        if self._around:
+            self._read_first()
         while self._lazy:
             notes: list[str] = []
             self._values.update(self._lazy[0](notes))
@@ -118,6 +133,15 @@ class Settings(Mapping[str, Any]):
             object.__setattr__(self, "_built", Config.build(self._values))
         built: Config = self._built
         return built
+
+    def _read_first(self) -> None:
+        before, after = self._around
+        # Receivers use the settings, too.
+        object.__setattr__(self, "_around", ())
+        before()
+        # Raises if one is wrong.
+        _ = self.config
+        after()
 
     def warn(self, *, foreign: bool = True) -> None:
         """Log one warning for each name that is not read or has no effect.
@@ -239,7 +263,19 @@ class Greenq:
             given["result_backend"] = backend
         if include:
             given["include"] = tuple(include)
-        self.conf = Settings({})
+        # Celery's names; `docs/signals.md` says when each is sent.
+        self.on_configure = Signal(name="app.on_configure")
+        self.on_after_configure = Signal(("source",), name="app.on_after_configure")
+        self.on_after_finalize = Signal(name="app.on_after_finalize")
+        self.on_after_fork = Signal(name="app.on_after_fork")
+        self._finalized = False
+        self.conf = Settings(
+            {},
+            (
+                lambda: self.on_configure.send(self),
+                lambda: self.on_after_configure.send(self, source=self.conf),
+            ),
+        )
         self.conf.update(given)
         if config_source is not None:
             self.config_from_object(config_source, namespace=namespace)
@@ -265,6 +301,7 @@ class Greenq:
         self._lock = threading.Lock()
         self._transport: Transport | None = None
         self._producer: Producer | None = None
+        _apps.add(self)
         if set_as_current:
             shared.app = self
 
@@ -503,9 +540,13 @@ class Greenq:
         """Import all modules that hold tasks: ``imports``, ``include``, and autodiscovered ones.
 
         Raises:
-            ConfigError: a module does not exist; exceptions raised by a module are passed on.
+            ConfigError: a module does not exist; exceptions raised by a module, or by a receiver of
+                import_modules, are passed on.
         """
         self.set_up_framework()
+        for _receiver, response in import_modules.send(self):
+            if isinstance(response, Exception):
+                raise response
         for setting in ("imports", "include"):
             for module in self.conf[setting]:
                 _import_named(module, setting)
@@ -692,6 +733,9 @@ class Greenq:
         """
         self.take_shared()
         self._ready()
+        if not self._finalized:
+            self._finalized = True
+            self.on_after_finalize.send(self)
 
     def close(self) -> None:
         """Close all connections and release the embedded server."""
@@ -710,6 +754,15 @@ class Greenq:
 
 
 name_what_is_not_here(Greenq)
+
+
+def _after_fork() -> None:
+    """In a forked child: send each app's signal."""
+    for app in list(_apps):
+        app.on_after_fork.send(app)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _again(app_class: type[Greenq], main: str, folder: Path, settings: Mapping[str, Any]) -> Greenq:

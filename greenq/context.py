@@ -31,6 +31,13 @@ class Delivered(Protocol):
         """The properties of the message's envelope."""
 
 
+class Announced(Protocol):
+    """A message that receivers of before_task_publish have seen."""
+
+    def sent(self) -> None:
+        """Send after_task_publish."""
+
+
 class Context:
     """One execution of a task, as its code sees it (`Task.request`).
 
@@ -43,10 +50,11 @@ class Context:
         hostname: node name of the worker, None when called directly.
         sent: the same as `children`, but None as long as nothing was sent.
         retried: what ``retry(throw=False)`` has returned, or None.
+        announced: the next run's message, if receivers of signals have seen it; or None.
         called_directly: True when the function was simply called.
     """
 
-    __slots__ = ("_delivered", "hostname", "message", "retried", "sent")
+    __slots__ = ("_delivered", "announced", "hostname", "message", "retried", "sent")
 
     # As in Celery. In this version tasks only run in workers.
     is_eager = False
@@ -68,6 +76,7 @@ class Context:
         # Created on demand: ten thousand empty lists take 0.7 MB.
         self.sent: list[AsyncResult[Any]] | None = None
         self.retried: Retry | None = None
+        self.announced: Announced | None = None
 
     @property
     def delivery_info(self) -> Mapping[str, Any] | None:

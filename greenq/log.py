@@ -98,12 +98,21 @@ def reopen() -> None:
             handler.renew()
 
 
+# Above the loggers of tasks, without handlers of its own: a place for those of
+# after_setup_task_logger. Not below ``greenq``, whose level is that of greenq's own lines.
+task_logger: Final = logging.getLogger("greenq_task")
+
+
 def get_task_logger(name: str) -> logging.Logger:
     """Return the logger `name`; what a task logs through it is marked with the task and its id.
 
-    So is what it logs through any other logger: this function is provided for Celery users.
+    So is what it logs through any other logger: this function is provided for Celery users. What
+    is logged here also passes `task_logger`, unless a logger above it is in use.
     """
-    return logging.getLogger(name)
+    logger = logging.getLogger(name)
+    if logger.parent is logging.root and logger is not task_logger:
+        logger.parent = task_logger
+    return logger
 
 
 def wants_color(stream: TextIO, wanted: bool | None = None) -> bool:

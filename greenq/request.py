@@ -9,6 +9,8 @@ from greenq.protocol.envelope import unwrap
 from greenq.protocol.text import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from greenq.hub import Greenlet
     from greenq.protocol.message import TaskMessage
     from greenq.task import Task
@@ -82,6 +84,29 @@ class Request:
             self.killed = exc
         self.greenlet.throw(exc)
         return True
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self.message.id
+
+    @property
+    def name(self) -> str:
+        """The task's name, as sent."""
+        return self.message.task
+
+    @property
+    def args(self) -> Sequence[Any]:
+        """The positional arguments."""
+        return self.message.args
+
+    @property
+    def kwargs(self) -> Mapping[str, Any]:
+        """The keyword arguments."""
+        return self.message.kwargs
+
+    # Celery has both names for each.
+    task_id, task_name = id, name
 
     @property
     def properties(self) -> dict[str, Any]:

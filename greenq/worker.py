@@ -8,15 +8,26 @@ import signal
 import sys
 import time
 import weakref
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenq import log
 from greenq.commands.registry import panel
+from greenq.config.node_names import node_name
 from greenq.errors import WorkerFault
 from greenq.execution.processes import refuse_fork
 from greenq.hub import Event, GreenletExit, spawn
 from greenq.log import keep_going
+from greenq.signals import (
+    celeryd_after_setup,
+    celeryd_init,
+    worker_init,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_shutdown,
+    worker_shutting_down,
+)
 from greenq.worker_parts import (
     EXIT_FAILED,
     EXIT_OK,
@@ -83,14 +94,20 @@ class Worker:
             ConfigError: a queue is unknown, or one of the app's own steps is wrong.
         """
         app.import_task_modules()
+        self.app, self.hostname = app, node_name(options.hostname)
+        chosen = {field.name: getattr(options, field.name) for field in fields(options)}
+        # Both before anything is built: receivers may change settings.
+        celeryd_init.send(self.hostname, instance=self, conf=app.conf, options=chosen)
+        worker_init.send(self)
         self.exit_code = EXIT_OK
         self._ended = Event()
         self._is_cold = self._runs = False
         parts = self.parts = build(app, options, life=self, commands=panel, **given)
-        self.app, self.hostname, self.state = app, parts.hostname, parts.state
+        self.state = parts.state
         self.timer, self.hub, self.pool = parts.timer, parts.hub, parts.pool
         self.consumer = build_consumer(parts, options, self)
         self.blueprint = build_blueprint(parts, options, self, self.consumer)
+        celeryd_after_setup.send(self.hostname, instance=self, conf=app.conf)
 
     @property
     def uptime_s(self) -> float:
@@ -113,16 +130,19 @@ class Worker:
         keep_going()
         self._runs = True
         try:
+            worker_process_init.send(self.hostname)
             return self._run()
         finally:
             self._runs = False
+            worker_process_shutdown.send(pid=os.getpid(), exitcode=self.exit_code)
+            worker_shutdown.send(self)
             self.parts.signals.close()
 
     def _handle_signals(self) -> None:
         signals = self.parts.signals
-        signals.on(signal.SIGTERM, self._on_stop_signal)
-        signals.on(signal.SIGINT, self._on_stop_signal)
-        signals.on(signal.SIGQUIT, self.stop_cold)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signals.on(number, partial(self._on_stop_signal, number.name))
+        signals.on(signal.SIGQUIT, partial(self._on_cold_signal, signal.SIGQUIT.name))
         signals.on(signal.SIGUSR1, self._log_stacks)
         # nohup ignores it.
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -187,11 +207,16 @@ class Worker:
         """Return what all steps report, the app's own included."""
         return {**self.blueprint.info(), **self.consumer.blueprint.info()}
 
-    def _on_stop_signal(self) -> None:
+    def _on_stop_signal(self, sig: str) -> None:
         if self._ended.is_set():
-            self.stop_cold()
+            self._on_cold_signal(sig)
         else:
             self.stop()
+            worker_shutting_down.send(self.hostname, sig=sig, how="Warm", exitcode=EXIT_OK)
+
+    def _on_cold_signal(self, sig: str) -> None:
+        self.stop_cold()
+        worker_shutting_down.send(self.hostname, sig=sig, how="Cold", exitcode=EXIT_FAILED)
 
     def _on_hangup(self, terminals: set[int]) -> None:
         """Reopen the log file, as after its rotation, unless a terminal was closed."""

@@ -175,7 +175,7 @@ def build_consumer(parts: Parts, options: WorkerOptions, worker: object) -> Cons
         parts.heart or DisabledPart(Heart),
         Agent(agent, worker) if agent else DisabledPart(Agent),
     ]
-    return Consumer(
+    consumer = Consumer(
         steps,
         worker=worker,
         app=app,
@@ -188,6 +188,8 @@ def build_consumer(parts: Parts, options: WorkerOptions, worker: object) -> Cons
         retry_at_start=app.config.broker.broker_connection_retry_on_startup,
         max_retries=app.config.broker.broker_connection_max_retries,
     )
+    parts.tasks.admission.send_signals_as(consumer)
+    return consumer
 
 
 def build_blueprint(
@@ -576,4 +578,5 @@ class _Builder:
             self.pool,
             self.state,
             interval_s=self.options.heartbeat_interval_s or INTERVAL_S,
+            spawn_soon=self.hub.spawn_soon,
         )

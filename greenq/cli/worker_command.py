@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -15,6 +16,7 @@ from greenq.cli.pidfile import pid_file
 from greenq.cli.worker_options import read_custom
 from greenq.config.node_names import file_name, node_name
 from greenq.protocol.text import printable
+from greenq.signals import after_setup_logger, after_setup_task_logger, setup_logging
 from greenq.worker import Worker
 from greenq.worker_parts import WorkerOptions
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     import argparse
 
     from greenq.app import Greenq
+
+_log = logging.getLogger(__name__)
 
 _GREEN, _DIM, _BOLD, _PLAIN = "\033[32m", "\033[2m", "\033[1m", "\033[0m"
 
@@ -41,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     node = node_name(args.hostname)
     settings = app.config.worker
     color = False if args.no_color else settings.worker_log_color
-    log.setup(
+    is_set_up_by_receivers = bool(setup_logging.receivers)
+    _set_up_log(
         args.loglevel,
         logfile=args.logfile and file_name(args.logfile, node),
         color=color,
@@ -50,6 +55,11 @@ def run(args: argparse.Namespace) -> int:
     app.conf.warn()
     with pid_file(args.pidfile and file_name(args.pidfile, node)):
         import_tasks(app)
+        if setup_logging.receivers and not is_set_up_by_receivers:
+            _log.warning(
+                "a task module has connected a receiver to setup_logging, but the log is set up "
+                "before task modules are imported: connect it in the module of the app"
+            )
         worker = _worker(app, args, options)
         if not args.quiet:
             # A full disk or a closed pipe must not keep the worker from starting.
@@ -64,6 +74,26 @@ def run(args: argparse.Namespace) -> int:
             return worker.run()
         finally:
             app.close()
+
+
+def _set_up_log(level: str, *, logfile: str | None, color: bool | None, hijack_root: bool) -> None:
+    """Have receivers set the log up, or else do it and show it to others.
+
+    Raises:
+        ConfigError: there is no such level, or the file cannot be written. What a receiver of
+            setup_logging raises is passed on.
+    """
+    number = logging.getLevelName(level.upper())
+    named = {"loglevel": number, "logfile": logfile, "colorize": color}
+    if setup_logging.receivers:
+        for _receiver, response in setup_logging.send(format=log.FORMAT, **named):
+            if isinstance(response, Exception):
+                raise response
+        return
+    log.setup(level, logfile=logfile, color=color, hijack_root=hijack_root)
+    root = logging.getLogger()
+    after_setup_logger.send(logger=root, format=log.FORMAT, **named)
+    after_setup_task_logger.send(logger=log.task_logger, format=log.TASK_FORMAT, **named)
 
 
 def _settings(app: Greenq, args: argparse.Namespace) -> dict[str, Any]:

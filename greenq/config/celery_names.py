@@ -400,7 +400,6 @@ def asks_for_something(known: Foreign, value: object) -> bool:
     return value not in (None, known.default) and bool(value or known.default)
 
 
-_SIGNALS = "there are no signals yet: use the hooks of a Task class, or worker steps (app.steps)"
 _NO_CONNECTION = "not needed: sending, app.events.Receiver and app.control connect by themselves"
 _INTERNAL = "not supported: the app does that itself"
 ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
@@ -424,9 +423,6 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
                 "producer_pool",
             ),
             _NO_CONNECTION,
-        ),
-        **dict.fromkeys(
-            ("on_after_configure", "on_after_finalize", "on_after_fork", "on_configure"), _SIGNALS
         ),
         "Worker": "run `greenq worker -A module` instead",
         "add_periodic_task": _BEAT,

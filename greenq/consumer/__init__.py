@@ -10,6 +10,7 @@ from greenq.bootsteps.blueprint import Blueprint, StartStopPart, custom
 from greenq.errors import AccessRefused, OperationalError
 from greenq.hub import Event, Greenlet, spawn
 from greenq.log import OutageLog
+from greenq.signals import worker_ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -122,12 +123,14 @@ class Consumer(StartStopPart):
         while not self._stopping.is_set():
             try:
                 self.blueprint.start()
-                was_up, failures = True, 0
+                is_first, was_up, failures = not was_up, True, 0
                 if self._stopping.is_set():
                     # Stopped while a step waited, for example for answers of other workers.
                     return
                 self._queues.announce()
                 _log.info("%s is ready", self.hostname)
+                if is_first:
+                    worker_ready.send(self)
                 self.tasks.consume()
             except OperationalError as exc:
                 if self.tasks.working:

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from greenq import __version__
 from greenq.bootsteps.blueprint import StartStopPart
+from greenq.signals import heartbeat_sent
 from greenq.transport.settle import Publication
 from greenq.watchdog.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from greenq.consumer.event_sender import Events
     from greenq.execution.state import WorkerState
     from greenq.pool import Pool
@@ -45,13 +48,20 @@ class Heart(StartStopPart):
         state: WorkerState,
         *,
         interval_s: float = INTERVAL_S,
+        spawn_soon: Callable[..., object] | None = None,
     ) -> None:
-        """Send a heartbeat every `interval_s` seconds."""
+        """Send a heartbeat every `interval_s` seconds.
+
+        `spawn_soon` starts a greenlet from another thread, for the receivers of heartbeat_sent.
+        """
         self._events = events
         self._watch = watch
         self._pool = pool
         self._state = state
         self._interval_s = interval_s
+        self._spawn_soon = spawn_soon
+        # True from one call of the receivers until they have returned.
+        self._telling = False
 
     def start(self) -> None:
         """Announce this worker, and begin with the heartbeats."""
@@ -85,4 +95,14 @@ class Heart(StartStopPart):
             fields["blocked"] = asdict(blocker)
         writer = self._events.writer
         text = writer.write(writer.stamp(_BEAT, fields))
+        if heartbeat_sent.receivers and self._spawn_soon is not None and not self._telling:
+            self._telling = True
+            self._spawn_soon(self._tell, name="heartbeat_sent")
         return Publication(self._events.channel(_BEAT), text)
+
+    def _tell(self) -> None:
+        """Send heartbeat_sent, in a greenlet: in the watchdog thread a receiver could stop it."""
+        try:
+            heartbeat_sent.send(self)
+        finally:
+            self._telling = False

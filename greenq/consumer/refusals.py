@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from greenq.errors import NotRegistered, TaskRevokedError
+from greenq.context import Context
+from greenq.errors import DecodeError, NotRegistered, TaskRevokedError
 from greenq.execution.results import Outcome, ResultWriter
+from greenq.execution.task_signals import tell_revoked
+from greenq.protocol.envelope import Envelope
 from greenq.protocol.limits import KEY
 from greenq.protocol.message import saferepr
+from greenq.signals import task_rejected, task_revoked, task_unknown
 from greenq.states import FAILURE, REVOKED
 from greenq.transport.settle import Entry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from greenq.app import TaskRegistry
     from greenq.config.settings import TaskConfig
     from greenq.execution.state import WorkerState
@@ -25,6 +31,30 @@ if TYPE_CHECKING:
     from greenq.transport.transport import Transport
 
 _log = logging.getLogger(__name__)
+
+
+class RefusedMessage(NamedTuple):
+    """What receivers of task_unknown and task_rejected see of a message.
+
+    Attributes:
+        body: serialized, as it came; empty when the message cannot be read at all.
+        raw: the list element.
+    """
+
+    body: bytes
+    content_type: str
+    content_encoding: str
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+    delivery_tag: str
+    queue: str
+    raw: bytes
+
+    @property
+    def delivery_info(self) -> dict[str, Any]:
+        """Exchange and routing key."""
+        info: dict[str, Any] = self.properties.get("delivery_info", {})
+        return info
 
 
 class Refusals:
@@ -39,8 +69,9 @@ class Refusals:
         state: WorkerState,
         events: EventSender,
         hostname: str,
+        unwrap: Callable[[bytes], Envelope],
     ) -> None:
-        """Take a worker's parts, and its node name."""
+        """Take a worker's parts, its node name, and what reads the envelope of a message."""
         self._broker = transport.broker
         self._results = ResultWriter(config, transport, hostname)
         self._registry = registry
@@ -48,6 +79,9 @@ class Refusals:
         self._state = state
         self._events = events
         self._hostname = hostname
+        self._unwrap = unwrap
+        # Who sends the signals: the consumer, which is built later.
+        self.sender: object = None
 
     def discard(self, request: Request, why: Literal["revoked", "expired"]) -> None:
         """Settle a task that must not run; a caller that waits for it gets the reason."""
@@ -61,6 +95,10 @@ class Refusals:
         if self._events.tasks:
             how = {"terminated": False, "signum": None, "expired": why == "expired"}
             self._events.send("task-revoked", {"uuid": message.id, **how})
+        if task_revoked.receivers:
+            context = Context(message, hostname=self._hostname, delivered=request)
+            is_late = why == "expired"
+            tell_revoked(request, context, terminated=False, signum=None, expired=is_late)
 
     def bury(self, delivery: Delivery, error: Exception, task_id: object) -> None:
         """Move a message that cannot run to the dead letters; a waiting caller gets the reason."""
@@ -76,8 +114,11 @@ class Refusals:
                 "A message of queue %s (task id %s) cannot run: %s; it %s",
                 delivery.queue, task_id, reason, _fate(delivery),
             )  # fmt: skip
-        if not delivery.tag:
-            return
+        if delivery.tag:
+            self._bury(delivery, error, task_id, reason)
+        self._send_signal(delivery, error, task_id)
+
+    def _bury(self, delivery: Delivery, error: Exception, task_id: object, reason: str) -> None:
         result: StateWrite | None = None
         if KEY.takes(task_id):
             result = self._results.write_plain(task_id, FAILURE, error)
@@ -89,6 +130,23 @@ class Refusals:
         if self._events.tasks and isinstance(error, NotRegistered):
             why = {"exception": saferepr(error)}
             self._events.send("task-failed", {"uuid": task_id, **why})
+
+    def _send_signal(self, delivery: Delivery, error: Exception, task_id: object) -> None:
+        """Send task_unknown or task_rejected. Switches: as the receivers do."""
+        unknown = isinstance(error, NotRegistered)
+        signal = task_unknown if unknown else task_rejected
+        if signal.receivers:
+            named = {"name": str(error), "id": task_id} if unknown else {}
+            signal.send(self.sender, message=self._shown(delivery), exc=error, **named)
+
+    def _shown(self, delivery: Delivery) -> RefusedMessage:
+        """Read what can be read of a message."""
+        tag, queue, raw = delivery
+        try:
+            found = self._unwrap(raw)
+        except DecodeError:
+            found = Envelope(b"", "", "", {}, {})
+        return RefusedMessage(*found, tag, queue, raw)
 
 
 def _fate(delivery: Delivery) -> str:

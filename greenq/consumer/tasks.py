@@ -26,6 +26,7 @@ from greenq.protocol.message import parse_time
 from greenq.protocol.rate import parse_rate
 from greenq.protocol.serialize import accepted
 from greenq.request import Request
+from greenq.signals import task_received
 from greenq.transport.recovery import is_suspect
 
 if TYPE_CHECKING:
@@ -341,7 +342,9 @@ class Admission:
         self._max_body_bytes = config.task_max_body_bytes
         self._default_rate = parse_rate(config.task_default_rate_limit)
         self.reader = MessageReader(config, self._accept)
-        self._refusals = Refusals(config, transport, registry, outbox, state, events, hostname)
+        self._refusals = Refusals(
+            config, transport, registry, outbox, state, events, hostname, self.reader.unwrap
+        )
         self.waiting = Waiting(
             transport,
             registry,
@@ -409,6 +412,8 @@ class Admission:
         if self._events.tasks:
             self._events.received(message)
         _log.info("Task %s received", request)
+        if task_received.receivers:
+            task_received.send(self._refusals.sender, request=request)
         if eta is not None and (wait_s := (eta - self.waiting.now()).total_seconds()) > 0:
             self.waiting.schedule(request, wait_s, eta)
         elif task.rate_limit is not None or self._default_rate is not None:
@@ -427,6 +432,10 @@ class Admission:
             self._returns.give_back([request])
         else:
             self._pool.submit(request)
+
+    def send_signals_as(self, sender: object) -> None:
+        """Name the sender of the signals about messages: the consumer, as in Celery."""
+        self._refusals.sender = sender
 
     def withdraw(self, which: Callable[[Request], bool]) -> list[Request]:
         """Give up the requests that have not started and for which `which` is true."""

@@ -33,11 +33,20 @@ from greenq.errors import (
     TimeLimitExceeded,
 )
 from greenq.execution.results import STORED_CHARS, Outcome, ResultWriter, text_of
+from greenq.execution.task_signals import (
+    END_SIGNALS,
+    tell_end,
+    tell_internal_error,
+    tell_postrun,
+    tell_published,
+    tell_revoked,
+)
 from greenq.hub import Event, sleep
 from greenq.pool import AGAIN_S, Interrupt
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.message import saferepr
 from greenq.sending.retry import expiration, following
+from greenq.signals import task_internal_error, task_postrun, task_prerun, task_revoked
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
 from greenq.task import ExceptionInfo, Task, classes
 from greenq.transport.settle import Entry
@@ -50,7 +59,7 @@ if TYPE_CHECKING:
     from greenq.execution.state import WorkerState
     from greenq.protocol.event import EventSender
     from greenq.request import Request
-    from greenq.sending.producer import Producer
+    from greenq.sending.producer import Outgoing, Producer
     from greenq.transport.outbox import Outbox
     from greenq.transport.settle import Move, StateWrite
     from greenq.transport.transport import Transport
@@ -121,7 +130,9 @@ class Executor:
         if settled is None:
             _log.info("Task %s ended after its message had been requeued: no outcome", request)
         else:
-            self._report(request, settled)
+            self._report(request, context, settled)
+        if task_postrun.receivers and request.in_code is not None:
+            tell_postrun(request, settled)
         if self._end_hooks and request.in_code is not None:
             self._call_end_hooks(request)
 
@@ -234,9 +245,9 @@ class Executor:
             # It was a broadcast: there is no message to replace or requeue.
             outcome = Outcome(FAILURE, outcome.value, outcome.traceback)
         if outcome.state == RETRY:
-            outcome, move = self._prepare_retry(request, outcome, outcome.value)
+            outcome, move = self._prepare_retry(request, context, outcome, outcome.value)
         elif context.retried is not None and tag and outcome.state in _WITH_NEXT_RUN:
-            outcome, move = self._prepare_retry(request, outcome, context.retried)
+            outcome, move = self._prepare_retry(request, context, outcome, context.retried)
         if outcome.state not in (IGNORED, REJECTED):
             children = _children(context) if context.sent else ()
             outcome, result = self._results.write(request, outcome, children)
@@ -247,14 +258,16 @@ class Executor:
             return None
         if tag or result is not None:
             self._outbox.put(Entry(tag, "a", result, move, None, request))
+        if context.announced is not None:
+            tell_published(request, context.announced)
         return outcome
 
     def _prepare_retry(
-        self, request: Request, outcome: Outcome, retry: Retry
+        self, request: Request, context: Context, outcome: Outcome, retry: Retry
     ) -> tuple[Outcome, Move | None]:
         """Return the outcome and the move that sends the next run; if that fails, a failure."""
         try:
-            return outcome, self._next_run(request, retry, request.delivery.tag)
+            return outcome, self._next_run(request, context, retry)
         except Exception as exc:
             # The retry's options are wrong, and a task that cannot run again has failed.
             exc.add_note(f"raised while the retry of task {request} was being sent")
@@ -286,17 +299,18 @@ class Executor:
         own = task.acks_on_failure_or_timeout
         return self._config.task_acks_on_failure_or_timeout if own is None else own
 
-    def _next_run(self, request: Request, retry: Retry, tag: str) -> Move | None:
+    def _next_run(self, request: Request, context: Context, retry: Retry) -> Move | None:
         """Return the move that replaces this message with the next run's."""
         if retry.next_run is None:
             return None
-        queue, priority, text = self._retry_message(request, retry)
+        written = self._retry_message(request, retry)
+        context.announced = written["announced"]
         keys = self._broker.keys
-        key = keys.queue(queue, keys.step_of(priority))
-        return self._broker.move(tag, key, text)
+        key = keys.queue(written["queue"], keys.step_of(written["priority"]))
+        return self._broker.move(request.delivery.tag, key, written["text"])
 
-    def _retry_message(self, request: Request, retry: Retry) -> tuple[str, int, str | bytes]:
-        """Encode the next run's message; return its queue, its priority and its text."""
+    def _retry_message(self, request: Request, retry: Retry) -> Outgoing:
+        """Write the next run's message."""
         assert retry.next_run is not None
         args, kwargs, options = retry.next_run
         message, properties = request.message, request.properties
@@ -312,7 +326,7 @@ class Executor:
         queue = options.get("queue") or options.get("routing_key") or request.delivery.queue
         priority = options.get("priority", properties.get("priority") or 0)
         extra = {"delivery_mode": options["delivery_mode"]} if "delivery_mode" in options else {}
-        text: str | bytes = self._producer.write(
+        written = self._producer.write(
             next_message,
             queue=queue,
             priority=priority,
@@ -327,8 +341,8 @@ class Executor:
             **extra,
         )
         if self._broker.signer is not None:
-            text = self._broker.signer.seal("message", queue, text)
-        return queue, priority, text
+            written["text"] = self._broker.signer.seal("message", queue, written["text"])
+        return written
 
     def _settle_fault(self, request: Request, exc: BaseException) -> Outcome | None:
         """Settle a task whose outcome could not be settled as it is: it fails, with the reason.
@@ -354,12 +368,14 @@ class Executor:
             return None
         if tag or result is not None:
             self._outbox.put(Entry(tag, result=result, move=move, about=request))
+        if task_internal_error.receivers:
+            tell_internal_error(request, exc, trace, hostname=self._hostname)
         return outcome
 
     # --- report -----------------------------------------------------------------------------------
 
-    def _report(self, request: Request, outcome: Outcome) -> None:
-        """Send the event, count, log and call the class's hooks. Switches: yes.
+    def _report(self, request: Request, context: Context, outcome: Outcome) -> None:
+        """Send the event, count, log, call the class's hooks, send the signal. Switches: yes.
 
         The message is settled by now: a failure here is only logged.
         """
@@ -375,7 +391,11 @@ class Executor:
         except Exception:
             _log.exception("could not log the end of task %s", request)
         if outcome.state not in (REVOKED, IGNORED, REJECTED):
-            _call_hooks(request, outcome)
+            _call_hooks(request, context, outcome, runtime_s)
+        elif outcome.state == REVOKED and task_revoked.receivers:
+            signum = _signum(request)
+            is_killed = request.killed is not None
+            tell_revoked(request, context, terminated=is_killed, signum=signum, expired=False)
 
     def _note(self, request: Request, outcome: Outcome, runtime_s: float) -> None:
         """Count and log an outcome."""
@@ -424,9 +444,8 @@ class Executor:
         elif state == REJECTED:
             send("task-rejected", {"uuid": task_id, "requeue": bool(value.requeue)})
         elif state == REVOKED:
-            killed = request.killed
-            signum = killed and killed.signum and _signal_number(killed.signum)
-            how = {"terminated": killed is not None, "signum": signum, "expired": False}
+            terminated = request.killed is not None
+            how = {"terminated": terminated, "signum": _signum(request), "expired": False}
             send("task-revoked", {"uuid": task_id, **how})
         elif state != IGNORED:
             if isinstance(value, Reject):
@@ -474,6 +493,8 @@ def _override(killed: TaskTerminated, outcome: Outcome) -> Outcome:
 def _call(task: Task[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
     """Call the task and turn every way it can end into an outcome."""
     try:
+        if task_prerun.receivers:
+            task_prerun.send(task, task_id=task_id, task=task, args=args, kwargs=kwargs)
         task.before_start(task_id, args, kwargs)
         # A class's own `__call__` wraps the code.
         code = task.run if type(task).__call__ is _PLAIN_CALL else task
@@ -524,8 +545,11 @@ def _children(context: Context) -> tuple[object, ...]:
     return tuple([[child.id, None], None] for child in context.children)
 
 
-def _call_hooks(request: Request, outcome: Outcome) -> None:
-    """Call the hooks of the task's class; an error in a hook is logged and changes nothing."""
+def _call_hooks(request: Request, context: Context, outcome: Outcome, runtime_s: float) -> None:
+    """Call the hooks of the task's class, and send the signal of its end in between.
+
+    An error in a hook is logged and changes nothing.
+    """
     task, message = request.task, request.message
     state, value, trace = outcome
     call = (message.id, message.args, message.kwargs)
@@ -542,6 +566,8 @@ def _call_hooks(request: Request, outcome: Outcome) -> None:
             task.on_failure(value, *call, info)
     except BaseException:
         _log.exception("a hook of task %s failed", request)
+    if END_SIGNALS[state].receivers:
+        tell_end(request, context, outcome, info, runtime_s)
     if state == RETRY:
         return
     try:
@@ -565,8 +591,14 @@ def _storable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _signal_number(name: str) -> int | str:
-    """Return a signal's number, as events have it; leave unknown names as they are."""
+def _signum(request: Request) -> int | str | None:
+    """Return the number of the signal by which a request was ended, as events have it.
+
+    None if it was not ended; a name that is unknown stays a name.
+    """
+    name = None if request.killed is None else request.killed.signum
+    if not name:
+        return None
     try:
         return signal.Signals[f"SIG{name.removeprefix('SIG')}"].value
     except KeyError:

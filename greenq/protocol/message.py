@@ -7,9 +7,16 @@ from datetime import UTC, datetime
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from greenq.errors import DecodeError
+from greenq.errors import DecodeError, EncodeError
 from greenq.protocol.compress import KNOWN, compress, decompress
-from greenq.protocol.limits import KEY, MESSAGE, most_items, named
+from greenq.protocol.limits import (
+    DENSE_BYTES,
+    KEY,
+    MESSAGE,
+    has_more_items,
+    most_items,
+    named,
+)
 from greenq.protocol.serialize import dumps, loads
 
 if TYPE_CHECKING:
@@ -97,7 +104,11 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    message: TaskMessage, *, serializer: str = "json", compression: str | None = None
+    message: TaskMessage,
+    *,
+    serializer: str = "json",
+    compression: str | None = None,
+    max_bytes: int | None = None,
 ) -> Encoded:
     """Write one task call in task protocol 2.
 
@@ -105,17 +116,51 @@ def encode(
         headers are all present, in Celery's order, then the caller's, then ``compression``, then
         ``redelivered`` if it is.
 
+    Units: `max_bytes` limits the body before compression; None for no limit.
+
     Raises:
-        EncodeError: an argument cannot be serialized.
+        EncodeError: an argument cannot be serialized, or the body would be too large.
     """
     value = (message.args, message.kwargs, embed_of(message))
     body, content_type, content_encoding = dumps(value, serializer)
-    headers = _headers(message)
+    if max_bytes is not None:
+        check_size(body, max_bytes, is_json=serializer == "json")
+    headers = headers_of(message)
     if compression:
         body, headers["compression"] = compress(body, compression)
     if message.redelivered:
         headers["redelivered"] = True
     return Encoded(body, content_type, content_encoding, headers)
+
+
+def check_args(task: str, args: object) -> None:
+    """Refuse arguments that are no list and no tuple.
+
+    Raises:
+        EncodeError: they are of another type.
+    """
+    if not isinstance(args, (list, tuple)):
+        raise EncodeError(f"args of {task} must be a list or tuple, not {type(args).__name__}")
+
+
+def check_size(body: bytes, max_bytes: int, *, is_json: bool) -> None:
+    """Refuse a body, before its compression, that workers with the same limit would refuse.
+
+    Raises:
+        EncodeError: it is too large, or has more values than workers read at that size.
+    """
+    if len(body) > max_bytes:
+        raise EncodeError(
+            f"a body of {len(body):,} bytes is more than task_max_body_bytes, "
+            f"{max_bytes:,}: store the data elsewhere and send its name, or raise that "
+            "setting here and in the workers"
+        )
+    if len(body) > DENSE_BYTES and is_json and has_more_items(body, most_items(max_bytes)):
+        raise EncodeError(
+            f"the arguments have more than {most_items(max_bytes):,} values, the most workers read "
+            f"with task_max_body_bytes = {max_bytes:,}: store the data elsewhere and send "
+            "its name, or raise that setting here and in the workers"
+        )
 
 
 def embed_of(message: TaskMessage) -> dict[str, Any]:
@@ -128,7 +173,8 @@ def embed_of(message: TaskMessage) -> dict[str, Any]:
     }
 
 
-def _headers(message: TaskMessage) -> dict[str, Any]:
+def headers_of(message: TaskMessage) -> dict[str, Any]:
+    """Return the headers of a message; the caller's own come last, and win."""
     argsrepr, kwargsrepr = message.argsrepr, message.kwargsrepr
     return {
         "lang": "py",

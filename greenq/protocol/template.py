@@ -11,11 +11,10 @@ from json.encoder import encode_basestring_ascii as quote
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from greenq.errors import EncodeError
 from greenq.protocol.compress import compress
 from greenq.protocol.envelope import task_properties, wrap
-from greenq.protocol.limits import DENSE_BYTES, has_more_items, most_items
-from greenq.protocol.message import embed_of, encode, saferepr
+from greenq.protocol.limits import DENSE_BYTES
+from greenq.protocol.message import check_args, check_size, embed_of, encode, saferepr
 from greenq.protocol.serialize import dumps, json_dumps
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ class Template:
     """
 
     __slots__ = (
+        "_checked_bytes",
         "_compression",
         "_embed",
         "_embed_json",
@@ -67,6 +67,8 @@ class Template:
         self._serializer = serializer
         self._compression = compression
         self._max_bytes = sys.maxsize if max_bytes is None else max_bytes
+        # A smaller body has neither too many bytes nor too many values.
+        self._checked_bytes = min(self._max_bytes, DENSE_BYTES)
         self._embed = embed_of(message)
         self._embed_json = json_dumps(self._embed) if serializer == "json" else ""
         # 30 bytes each, which base64 encodes without padding.
@@ -109,8 +111,7 @@ class Template:
             EncodeError: an argument cannot be serialized, or the body would be too large.
         """
         if not isinstance(args, (list, tuple)):
-            name = type(args).__name__
-            raise EncodeError(f"args of {self._task} must be a list or tuple, not {name}")
+            check_args(self._task, args)
         kwargs = dict(kwargs)
         own_id = quote(task_id)
         pieces = self._pieces.copy()
@@ -133,20 +134,8 @@ class Template:
             data = text.encode()
         else:
             data = dumps((args, kwargs, self._embed), self._serializer).data
-        if len(data) > self._max_bytes:
-            raise EncodeError(
-                f"a body of {len(data):,} bytes is more than task_max_body_bytes, "
-                f"{self._max_bytes:,}: store the data elsewhere and send its name, or raise that "
-                "setting here and in the workers"
-            )
-        if len(data) > DENSE_BYTES and self._embed_json:
-            most = most_items(self._max_bytes)
-            if has_more_items(data, most):
-                raise EncodeError(
-                    f"the arguments have more than {most:,} values, the most workers read with "
-                    f"task_max_body_bytes = {self._max_bytes:,}: store the data elsewhere and send "
-                    "its name, or raise that setting here and in the workers"
-                )
+        if len(data) > self._checked_bytes:
+            check_size(data, self._max_bytes, is_json=bool(self._embed_json))
         if self._compression:
             data, _ = compress(data, self._compression)
         return f'"{b2a_base64(data, newline=False).decode("ascii")}"'

@@ -80,7 +80,12 @@ def _expiry(value: object) -> object:
 def _priority(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError("must be a whole number, 0 (the most urgent) to 9")
-    return max(MOST_URGENT, min(LEAST_URGENT, value))
+    return clamped(value)
+
+
+def clamped(priority: int) -> int:
+    """Return the nearest priority from 0 to 9."""
+    return max(MOST_URGENT, min(LEAST_URGENT, priority))
 
 
 def _queue(value: object) -> str:

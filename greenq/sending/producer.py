@@ -8,6 +8,7 @@ import os
 import socket
 import time
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
@@ -24,21 +25,23 @@ from greenq.errors import (
     ServerError,
 )
 from greenq.log import OutageLog
-from greenq.protocol import envelope
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.event import EXCHANGE, MULTI, EventWriter
 from greenq.protocol.ids import TaskIds, new_id, tag_of, tag_prefix
-from greenq.protocol.message import TaskMessage, encode, parse_time, saferepr
+from greenq.protocol.message import TaskMessage, parse_time, saferepr
 from greenq.protocol.template import Template
+from greenq.sending.announced import announce, write
 from greenq.sending.arguments import explained
 from greenq.sending.options import check_send_options
 from greenq.sending.routing import Router
+from greenq.signals import after_task_publish, before_task_publish
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from greenq.config.settings import RetryPolicy, TaskConfig
     from greenq.protocol.event import Stamped
+    from greenq.sending.announced import Announced
     from greenq.transport.broker import Broker
 
 _log = logging.getLogger(__name__)
@@ -107,12 +110,17 @@ class SendOptions(TypedDict, total=False):
 
 
 class Outgoing(TypedDict):
-    """A message ready to be pushed: its queue, its priority and its text."""
+    """A message ready to be pushed: its queue, its priority and its text.
+
+    announced: not None if receivers of signals have seen it. Code that pushes it calls its `sent`
+        afterwards.
+    """
 
     task_id: str
     queue: str
     priority: int
-    text: str
+    text: str | bytes
+    announced: Announced | None
 
 
 class _Policy(NamedTuple):
@@ -141,10 +149,19 @@ class _Policy(NamedTuple):
         return sum(self.pause_s(tries) for tries in range(self.max_retries))
 
 
+class _Encoding(TypedDict):
+    """How a message is written, as `Template` takes it."""
+
+    serializer: str
+    compression: str | None
+    max_bytes: int | None
+
+
 class _Plan(NamedTuple):
     """What all sendings of one task with the same options have in common.
 
-    With `broadcast`, the queue's messages are published instead of pushed.
+    With `broadcast`, the queue's messages are published instead of pushed. The template has been
+    made of `message`, `encoding` and `properties`.
     """
 
     queue: str
@@ -154,7 +171,8 @@ class _Plan(NamedTuple):
     routing_key: str | None
     policy: _Policy | None
     message: TaskMessage
-    serializer: str
+    encoding: _Encoding
+    properties: Mapping[str, Any]
     template: Template
 
 
@@ -189,12 +207,16 @@ class Producer:
             OperationalError: the server could not be reached within the retry policy.
         """
         plan = self._plan(task, options)
-        task_id, text = self._fill(plan, args, kwargs, options)
+        task_id, text, announced = self._fill(plan, args, kwargs, options)
+        if announced is not None:
+            plan = _changed(plan, announced)
         # Stamped first: the task may be done before the event is published.
         events = [] if self._events is None else [self._sent(plan, options, task_id, args, kwargs)]
         self._push(plan, [text], f"task {task_id}", () if options.get("task_id") else (task_id,))
         if events:
             self._publish_events(events)
+        if announced is not None:
+            announced.sent()
         return task_id
 
     def send_many(
@@ -219,12 +241,28 @@ class Producer:
         while True:
             plan = self._plan(task, options)
             events: list[Stamped] = []
+            announced: list[Announced] = []
 
             def note(*call: Any, plan: _Plan = plan, stamped: list[Stamped] = events) -> None:
                 stamped.append(self._sent(plan, options, *call))
 
+            def announce_one(
+                task_id: str,
+                args: Any,
+                kwargs: Any,
+                plan: _Plan = plan,
+                kept: list[Announced] = announced,
+            ) -> str:
+                one = self._announce(plan, task_id, args, kwargs, options, may_move=False)
+                kept.append(one)
+                return one.text
+
             texts, error = _write_chunk(
-                plan, waiting, options, note if self._events is not None else None
+                plan,
+                waiting,
+                options,
+                note if self._events is not None else None,
+                announce_one if _has_receivers() else None,
             )
             chunk = ids[sent : sent + len(texts)]
             try:
@@ -236,6 +274,8 @@ class Producer:
                 raise NotAllSent(task, ids[:sent], unknown, exc) from exc
             if events:
                 self._publish_events(events)
+            for each in announced[: len(texts)]:
+                each.sent()
             sent += len(texts)
             if error is not None:
                 raise NotAllSent(task, ids[:sent], (), error) from error
@@ -279,18 +319,27 @@ class Producer:
     ) -> Outgoing:
         """Write the message of a task without sending it; options are those of `SendOptions`."""
         plan = self._plan(task, options)
-        task_id, text = self._fill(plan, args, kwargs, options)
-        return Outgoing(task_id=task_id, queue=plan.queue, priority=plan.priority, text=text)
+        task_id, text, announced = self._fill(plan, args, kwargs, options)
+        priority = plan.priority if announced is None else announced.priority
+        return Outgoing(
+            task_id=task_id, queue=plan.queue, priority=priority, text=text, announced=announced
+        )
 
-    @staticmethod
     def _fill(
-        plan: _Plan, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> tuple[str, str]:
-        """Return the id and the text of one message."""
+        self,
+        plan: _Plan,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> tuple[str, str, Announced | None]:
+        """Return the id and the text of one message, announced if there are receivers."""
         new = new_id()
         # An id made for this push alone also serves as delivery tag; a given id may be used again.
         task_id = options.get("task_id") or new
         try:
+            if before_task_publish.receivers or after_task_publish.receivers:
+                announced = self._announce(plan, task_id, args, kwargs, options)
+                return task_id, announced.text, announced
             text = plan.template.fill(
                 task_id,
                 args,
@@ -305,7 +354,33 @@ class Producer:
             # An id that is not text; the other options have been checked.
             check_send_options(plan.message.task, options)
             raise
-        return task_id, text
+        return task_id, text, None
+
+    def _announce(
+        self,
+        plan: _Plan,
+        task_id: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        may_move: bool = True,
+    ) -> Announced:
+        """Write one message as the receivers of before_task_publish want it."""
+        # Templates find out by themselves that an id is no text.
+        check_send_options(plan.message.task, options)
+        message = replace(
+            plan.message,
+            id=task_id,
+            args=args,  # type: ignore[arg-type]  # the template checks it
+            kwargs=dict(kwargs),
+            root_id=options.get("root_id"),
+            parent_id=options.get("parent_id"),
+        )
+        policy = (plan.policy or self._default_policy)._asdict()
+        return announce(
+            message, plan.properties, retry_policy=policy, may_move=may_move, **plan.encoding
+        )
 
     def _plan(self, task: str, options: Mapping[str, Any]) -> _Plan:
         """Return what all messages sent with these options have in common."""
@@ -368,22 +443,23 @@ class Producer:
         priority = options.get("priority", route.priority)
         if priority is None:
             priority = self._config.task_default_priority or 0
-        serializer = options.get("serializer") or self._config.task_serializer
-        template = Template(
-            message,
-            serializer=serializer,
-            max_bytes=self._config.task_max_body_bytes,
+        encoding = _Encoding(
+            serializer=options.get("serializer") or self._config.task_serializer,
             compression=options.get("compression") or self._config.task_compression,
-            queue=queue,
-            routing_key=routing_key or queue,
-            priority=priority,
-            expiration=expiration,
-            **properties,
+            max_bytes=self._config.task_max_body_bytes,
         )
+        properties |= {
+            "queue": queue,
+            "routing_key": routing_key or queue,
+            "priority": priority,
+            "expiration": expiration,
+        }
+        template = Template(message, **encoding, **properties)
         policy = self._policy(options)
         return _Plan(
-            queue, broadcast, priority, exchange, routing_key, policy, message, serializer, template
-        )
+            queue, broadcast, priority, exchange, routing_key, policy, message, encoding,
+            properties, template,
+        )  # fmt: skip
 
     def _check_declared(self, task: str, queue: str) -> None:
         known = self._router.queues
@@ -403,28 +479,33 @@ class Producer:
         exchange: str = "",
         routing_key: str | None = None,
         **properties: Any,
-    ) -> str:
-        """Return a message's text as it appears on its queue, with a new delivery tag."""
-        encoded = encode(
-            message,
-            serializer=serializer or self._config.task_serializer,
-            compression=compression or self._config.task_compression,
-        )
+    ) -> Outgoing:
+        """Write a message as it appears on its queue, with a new delivery tag."""
+        serializer = serializer or self._config.task_serializer
+        compression = compression or self._config.task_compression
         named = {"correlation_id": message.id, "reply_to": self._reply_to} | properties
-        return envelope.wrap(
-            encoded.body,
-            content_type=encoded.content_type,
-            content_encoding=encoded.content_encoding,
-            headers=encoded.headers,
-            properties=envelope.task_properties(
-                queue=queue,
-                exchange=exchange,
-                routing_key=routing_key or queue,
-                priority=priority,
-                delivery_tag=tag_of(tag_prefix(time.time()), new_id()),
-                expiration=expiration,
-                **named,
-            ),
+        named |= {
+            "queue": queue,
+            "exchange": exchange,
+            "routing_key": routing_key or queue,
+            "priority": priority,
+            "expiration": expiration,
+        }
+        announced: Announced | None = None
+        if before_task_publish.receivers or after_task_publish.receivers:
+            announced = announce(
+                message,
+                named,
+                retry_policy=self._default_policy._asdict(),
+                serializer=serializer,
+                compression=compression,
+                max_bytes=None,
+            )
+            text, priority = announced.text, announced.priority
+        else:
+            text = write(message, named, serializer=serializer, compression=compression)
+        return Outgoing(
+            task_id=message.id, queue=queue, priority=priority, text=text, announced=announced
         )
 
     def queue_of(self, exchange: str, routing_key: str) -> str:
@@ -536,14 +617,13 @@ class Producer:
         retry = options.get("retry")
         if not (self._config.task_publish_retry if retry is None else retry):
             return None
-        default: RetryPolicy = self._config.task_publish_retry_policy
         given = options.get("retry_policy") or {}
-        return _Policy(
-            given.get("max_retries", default.max_retries),
-            given.get("interval_start", default.interval_start),
-            given.get("interval_step", default.interval_step),
-            given.get("interval_max", default.interval_max),
-        )
+        return self._default_policy._replace(**given)
+
+    @property
+    def _default_policy(self) -> _Policy:
+        default: RetryPolicy = self._config.task_publish_retry_policy
+        return _Policy(*(getattr(default, name) for name in _Policy._fields))
 
     def _eta(
         self, countdown: float | None, eta: datetime | str | None, now: datetime
@@ -568,13 +648,27 @@ class Producer:
         return text, str(left_ms)
 
 
+def _has_receivers() -> bool:
+    """Tell whether messages must be announced."""
+    return bool(before_task_publish.receivers or after_task_publish.receivers)
+
+
+def _changed(plan: _Plan, announced: Announced) -> _Plan:
+    """Return the plan with what receivers have made of it."""
+    policy = announced.retry_policy
+    known = {name: policy[name] for name in _Policy._fields if name in policy}
+    return plan._replace(
+        priority=announced.priority, policy=plan.policy and plan.policy._replace(**known)
+    )
+
+
 def _explained(
     plan: _Plan, args: Sequence[Any], kwargs: Mapping[str, Any], error: EncodeError
 ) -> EncodeError:
     """Say in which task, and where in its arguments, something cannot be written."""
     if not isinstance(args, (list, tuple)) or not hasattr(kwargs, "keys"):
         return error
-    return explained(plan.message.task, args, kwargs, plan.serializer, error)
+    return explained(plan.message.task, args, kwargs, plan.encoding["serializer"], error)
 
 
 def _write_chunk(
@@ -582,10 +676,12 @@ def _write_chunk(
     waiting: Iterator[tuple[str, tuple[Sequence[Any], Mapping[str, Any]]]],
     options: Mapping[str, Any],
     note: Callable[[str, Any, Any], object] | None,
+    announce_one: Callable[[str, Any, Any], str] | None,
 ) -> tuple[list[str], Exception | None]:
     """Write the messages of one push, and return the error that ended it early, if any.
 
-    `note` is called with the id, args and kwargs of each.
+    `note` is called with the id, args and kwargs of each. `announce_one` writes each if there are
+    receivers of signals.
     """
     root_id, parent_id = options.get("root_id"), options.get("parent_id")
     texts: list[str] = []
@@ -597,10 +693,13 @@ def _write_chunk(
     kwargs: Mapping[str, Any] = {}
     try:
         for task_id, (args, kwargs) in islice(waiting, _CHUNK_COUNT):
-            tag = tag_of(prefix, task_id)
-            text = template.fill(
-                task_id, args, kwargs, delivery_tag=tag, root_id=root_id, parent_id=parent_id
-            )
+            if announce_one is not None:
+                text = announce_one(task_id, args, kwargs)
+            else:
+                tag = tag_of(prefix, task_id)
+                text = template.fill(
+                    task_id, args, kwargs, delivery_tag=tag, root_id=root_id, parent_id=parent_id
+                )
             texts.append(text)
             if note is not None:
                 note(task_id, args, kwargs)

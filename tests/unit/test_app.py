@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered
 from greenq.protocol.message import TaskMessage
 from greenq.protocol.meta import ResultMeta
 from greenq.result import allow_join_result
+from greenq.signals import import_modules
 from greenq.utils.log import get_task_logger
 
 # Nobody listens there; nothing here may try.
@@ -380,8 +383,6 @@ def test_module_of_tasks_that_does_not_exist_is_named(app: Greenq) -> None:
         ("from greenq import group, Greenq", "workflows .* are not there yet"),
         ("from greenq import Celery", "from greenq import Greenq"),
         ("from greenq import current_task", "bind=True"),
-        ("from greenq import signals", "there are no signals yet"),
-        ("from greenq.signals import task_prerun", "there are no signals yet"),
         ("import greenq.schedules", "no beat yet"),
         ("from greenq.schedules import crontab", "no beat yet"),
         ("from greenq import no_such_thing", "cannot import name 'no_such_thing'"),
@@ -446,3 +447,70 @@ def test_shared_tasks_use_the_app_that_was_made_the_default_one() -> None:
     assert by_default.app is first
     second.set_current()
     assert by_default.app is second
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+
+def test_settings_are_announced_when_they_are_first_used() -> None:
+    app = Greenq("proj", set_as_current=False, worker_concurrency=3)
+    seen: list[tuple[str, object]] = []
+
+    @app.on_configure.connect
+    def before(sender: Greenq, **_: Any) -> None:
+        sender.conf.worker_concurrency = 4
+        seen.append(("before", sender))
+
+    @app.on_after_configure.connect
+    def after(sender: Greenq, source: Any, **_: Any) -> None:
+        seen.append(("after", source.worker_concurrency))
+
+    # Setting one is not using it.
+    app.conf.task_default_queue = "mine"
+    assert not seen
+    assert app.conf.worker_concurrency == 4
+    assert app.conf.task_default_queue == "mine"
+    assert seen == [("before", app), ("after", 4)]
+
+
+def test_tasks_are_announced_when_they_are_complete() -> None:
+    app = Greenq("proj", set_as_current=False)
+    seen: list[Greenq] = []
+
+    @app.on_after_finalize.connect
+    def complete(sender: Greenq, **_: Any) -> None:
+        sender.task(lambda: None, name="proj.late")
+        seen.append(sender)
+
+    assert "proj.late" in app.tasks
+    app.finalize()
+    assert seen == [app]
+
+
+def test_a_forked_child_is_announced() -> None:
+    code = (
+        "import os\n"
+        "from greenq import Greenq\n"
+        "app = Greenq('proj')\n"
+        "@app.on_after_fork.connect\n"
+        "def forked(sender, **_): print(os.getpid() != parent, sender is app, flush=True)\n"
+        "parent = os.getpid()\n"
+        "pid = os.fork()\n"
+        "if not pid: os._exit(0)\n"
+        "os.waitpid(pid, 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True True\n"
+
+
+def test_what_a_receiver_of_import_modules_raises_stops_the_import() -> None:
+    app = Greenq("proj", set_as_current=False)
+    other = Greenq("other", set_as_current=False)
+
+    def refuse(**_: Any) -> None:
+        raise ValueError("not now")
+
+    import_modules.connect(refuse, sender=app)
+    other.import_task_modules()
+    with pytest.raises(ValueError, match="not now"):
+        app.import_task_modules()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +15,7 @@ from greenq.execution.state import WorkerState
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.event import read_events
 from greenq.protocol.keys import Keys
+from greenq.signals import heartbeat_sent
 from greenq.watchdog.heartbeat import Heartbeat
 from greenq.watchdog.hub_thread import Blocker
 
@@ -116,3 +118,26 @@ def test_a_beat_that_is_asked_for_comes_at_once_and_those_after_it_go_on() -> No
     # Given anew, the watch publishes it at once.
     assert len(world.beats) == 2
     assert world.publish()["type"] == "worker-heartbeat"
+
+
+def test_heartbeat_sent_is_called_elsewhere_and_not_again_while_it_runs() -> None:
+    spawned: list[Callable[[], object]] = []
+    world = World(spawn_soon=lambda run, name: spawned.append(run))
+    seen: list[object] = []
+
+    def receive(sender: object, **_: Any) -> None:
+        seen.append(sender)
+
+    world.heart.start()
+    world.publish()
+    assert not spawned
+    heartbeat_sent.connect(receive)
+    world.publish()
+    world.publish()
+    assert len(spawned) == 1
+    assert not seen
+    spawned[0]()
+    assert seen == [world.heart]
+    world.publish()
+    assert len(spawned) == 2
+    heartbeat_sent.disconnect(receive)

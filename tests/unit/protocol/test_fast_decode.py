@@ -372,7 +372,7 @@ def test_what_our_own_sender_sends_is_read_quickly_and_the_same(options: dict[st
     # The next run of a retry, too, which is written from a message that was read.
     first = read_quickly(broker.texts[0].encode())
     assert first is not None
-    following = producer.write(replace(first, retries=1), queue="celery", priority=0)
+    following = producer.write(replace(first, retries=1), queue="celery", priority=0)["text"]
     read = read_quickly(following.encode())
     assert read is not None
     assert read.retries == 1

@@ -1,0 +1,38 @@
+"""Carry an id of the request that sends a task into the log of the worker, with two signals."""
+
+from __future__ import annotations
+
+import logging
+from contextvars import ContextVar
+from typing import Any
+
+from greenq import Greenq
+from greenq.signals import before_task_publish, task_prerun
+
+app = Greenq("request_ids")
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+log = logging.getLogger(__name__)
+
+
+@before_task_publish.connect
+def take_along(headers: dict[str, Any], **_: Any) -> None:
+    """Put the id into the message: also into messages that tasks send, and into retries."""
+    headers["request_id"] = request_id.get()
+
+
+@task_prerun.connect
+def restore(task: Any, **_: Any) -> None:
+    """Set it again where the task runs: its code and all receivers after this one see it."""
+    request_id.set(task.request.get("request_id", "-"))
+
+
+@app.task
+def greet(name: str) -> str:
+    """Log the id of the request that led here."""
+    log.info("request %s: hello, %s", request_id.get(), name)
+    return request_id.get()
+
+
+if __name__ == "__main__":
+    request_id.set("r-17")
+    print(greet.delay("Ada").get(timeout=10))

@@ -1,0 +1,146 @@
+"""Sends the signals of a task's run and end; called only when they have receivers.
+
+The task is settled by then, or nothing of it has run: whatever a receiver raises is logged, and
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from greenq.protocol.message import headers_of
+from greenq.signals import (
+    after_task_publish,
+    task_failure,
+    task_internal_error,
+    task_postrun,
+    task_retry,
+    task_revoked,
+    task_success,
+)
+from greenq.states import FAILURE, RETRY, SUCCESS
+from greenq.task import ExceptionInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from greenq.context import Announced, Context
+    from greenq.request import Request
+    from greenq.signals import Signal
+
+_log = logging.getLogger(__name__)
+
+# What is sent at an end, by the final state; after the hook of the task's class for it.
+END_SIGNALS = {SUCCESS: task_success, RETRY: task_retry, FAILURE: task_failure}
+
+
+def tell_end(
+    request: Request,
+    context: Context | None,
+    outcome: tuple[str, Any, str | None],
+    info: ExceptionInfo | None,
+    runtime_s: float,
+) -> None:
+    """Send task_success, task_retry or task_failure. Switches: as the receivers do."""
+    state, value, _trace = outcome
+    message = request.message
+    if state == SUCCESS:
+        _send(task_success, request, result=value, runtime=runtime_s)
+    elif state == RETRY:
+        _send(task_retry, request, request=context, reason=value, einfo=info)
+    else:
+        _send(
+            task_failure,
+            request,
+            task_id=message.id,
+            exception=value,
+            args=message.args,
+            kwargs=message.kwargs,
+            traceback=value.__traceback__,
+            einfo=info,
+        )
+
+
+def tell_postrun(request: Request, outcome: tuple[str, Any, str | None] | None) -> None:
+    """Send task_postrun. Switches: as the receivers do.
+
+    Without an outcome, as for a task that another worker runs again, value and state are None.
+    """
+    state, value, _trace = outcome or (None, None, None)
+    message = request.message
+    _send(
+        task_postrun,
+        request,
+        task_id=message.id,
+        task=request.task,
+        args=message.args,
+        kwargs=message.kwargs,
+        retval=value,
+        state=state,
+    )
+
+
+def tell_revoked(
+    request: Request,
+    context: Context | None,
+    *,
+    terminated: bool,
+    signum: int | str | None,
+    expired: bool,
+) -> None:
+    """Send task_revoked. Switches: as the receivers do."""
+    _send(
+        task_revoked,
+        request,
+        request=context,
+        terminated=terminated,
+        signum=signum,
+        expired=expired,
+    )
+
+
+def tell_internal_error(
+    request: Request, error: BaseException, trace: str, *, hostname: str
+) -> None:
+    """Send task_internal_error. Switches: as the receivers do."""
+    message = request.message
+    properties = request.properties
+    fields = headers_of(message) | {
+        "correlation_id": properties.get("correlation_id"),
+        "delivery_info": request.delivery_info,
+        "hostname": hostname,
+        "reply_to": properties.get("reply_to"),
+    }
+    _send(
+        task_internal_error,
+        request,
+        task_id=message.id,
+        args=message.args,
+        kwargs=message.kwargs,
+        request=fields,
+        exception=error,
+        traceback=error.__traceback__,
+        einfo=ExceptionInfo(error, trace),
+    )
+
+
+def tell_published(request: Request, announced: Announced) -> None:
+    """Send after_task_publish for a message that the end of a task sends. Switches: likewise."""
+    with _contained(after_task_publish, request):
+        announced.sent()
+
+
+def _send(signal: Signal, about: Request, /, **named: Any) -> None:
+    with _contained(signal, about):
+        signal.send(about.task, **named)
+
+
+@contextmanager
+def _contained(signal: Signal, about: Request) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        # The end of a receiver, such as its own timeout, is not the end of the greenlet.
+        _log.exception("a receiver of signal %s failed for task %s", signal.name, about)
