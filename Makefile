@@ -15,7 +15,7 @@ install = $(if $(IS_LOCKED),,sed 's/ *--hash=[^ ]*//; s/ *\\$$//; /^ *$$/d' requ
 INSTALL_GREENQ := $(PIP) install --no-deps --no-build-isolation --editable .
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults explore fuzz check bench bench-all docs lock audit wheel clean .part-one .part-two .part-three .part-one-again .part-two-again .part-three-again
+.PHONY: help setup demo test faults explore fuzz check coverage bench bench-all docs lock audit wheel clean .part-one .part-two .part-three .part-one-again .part-two-again .part-three-again
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -27,7 +27,7 @@ demo: $(RUN_STAMP)  ## watch 5,000 fetches run, 500 at a time; installs only wha
 	@$(BIN)/greenq demo
 
 test: $(DEV_STAMP)  ## what a change needs first, on a real server: unit tests and a choice of others
-	$(call side_by_side,$(BIN)/python -m pytest -q --hypothesis-profile=quick,\
+	$(call side_by_side,$(TESTER) -q --hypothesis-profile=quick,\
 	  tests/unit -m "not slow and not heavy",\
 	  tests/model tests/integration tests/interop tests/faults -m "smoke and not slow and not heavy")
 	@! ls .part-*.failed 2>/dev/null
@@ -54,18 +54,21 @@ check: $(DEV_STAMP)  ## run everything that must pass before a change is accepte
 	@$(BIN)/lint-imports --no-logo
 	@echo "==> docs/settings.md is up to date"
 	@$(BIN)/python docs/make_settings.py --check
-	@$(BIN)/coverage erase
-	$(call side_by_side,$(COVERED) --durations=25 -m "not heavy",$(PART_ONE),$(PART_TWO),$(PART_THREE))
+	$(call side_by_side,$(TESTER) --durations=25 -m "not heavy",$(PART_ONE),$(PART_TWO),$(PART_THREE))
 	@echo "==> the slowest tests"
 	@cat .part-*.log | grep -E '^[0-9.]+s (call|setup|teardown) ' | sort -rn | head -25
 	@$(MAKE) --no-print-directory .part-one-again .part-two-again .part-three-again
 	@rm -rf .part-*
+
+coverage: $(DEV_STAMP)  ## run the checks with coverage and show the lines that no test reaches
+	@$(BIN)/coverage erase
+	@$(MAKE) --no-print-directory check TESTER='$(BIN)/coverage run -p -m pytest'
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report
 
 # Most tests wait, so parts run side by side, about as long as one another. Of each what is not a
 # line of dots is shown.
-COVERED := $(BIN)/coverage run -p -m pytest
+TESTER := $(BIN)/python -m pytest
 PART_ONE := tests/unit tests/model tests/fuzz tests/interop
 PART_TWO := tests/integration
 PART_THREE := tests/faults
@@ -89,7 +92,7 @@ endef
 .part-one-again .part-two-again .part-three-again: .part-%-again:
 	@if [ -e .part-$*.failed ]; then \
 	  echo "==> running the failed tests of part $* again, alone"; \
-	  $(COVERED) -m "not heavy" -o cache_dir=.part-$*.cache \
+	  $(TESTER) -m "not heavy" -o cache_dir=.part-$*.cache \
 	    --last-failed --last-failed-no-failures none tests; \
 	fi
 
