@@ -10,7 +10,7 @@ from greenq.sending.routing import QueueSource
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from greenq.config.validators import Broadcast
+    from greenq.config.queues import Broadcast
     from greenq.execution.state import WorkerState
     from greenq.transport.fetch import Fetcher
     from greenq.transport.transport import Transport

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from greenq.config.settings import Config
-from greenq.config.validators import Broadcast
+from greenq.config.queues import Broadcast
 from greenq.errors import ContentDisallowed
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.keys import Keys

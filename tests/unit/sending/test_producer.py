@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from greenq.config.settings import TaskConfig
-from greenq.config.validators import Broadcast
+from greenq.config.queues import Broadcast
 from greenq.errors import (
     AccessRefused,
     ConfigError,
