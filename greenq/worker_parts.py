@@ -31,7 +31,7 @@ from greenq.execution.state import WorkerState
 from greenq.hub import Hub, Signals
 from greenq.pool import Pool
 from greenq.protocol.serialize import accepted
-from greenq.sending.routing import Broadcast, QueueSource, select_queues, worker_direct
+from greenq.sending.routing import Broadcast, select_queues, worker_direct
 from greenq.timer import Timer
 from greenq.transport.fetch import Fetcher
 from greenq.transport.leases import Leases
@@ -280,21 +280,14 @@ class _Builder:
     @cached_property
     def queues(self) -> QueueSet:
         broadcasts = tuple(name for name in self.selected if isinstance(name, Broadcast))
-        default_queue = self.config.task.task_default_queue
-        sources = {
-            queue.name: QueueSource(queue.name, "fanout", default_queue) for queue in broadcasts
-        }
-        if self.config.worker.worker_direct:
-            own = QueueSource("C.dq2", "direct", self.hostname)
-            sources[worker_direct(self.hostname)] = own
         return QueueSet(
             self.queue_names,
             broadcasts,
-            sources,
             transport=self.transport,
             state=self.state,
             fetcher=self.fetcher,
             watch=self.watch,
+            timer=self.timer,
             strategy=self.queue_order,
         )
 
@@ -490,7 +483,6 @@ class _Builder:
             fetcher=self.fetcher,
             outbox=self.outbox,
             state=self.state,
-            default_queue=self.config.task.task_default_queue,
             receive=self.tasks.receive,
         )
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from greenq.commands.arguments import text
 from greenq.commands.registry import control_command, inspect_command, ok
-from greenq.sending.routing import QueueSource
+from greenq.config.queues import Binding, Broadcast, Exchange
+from greenq.transport.broker import own_binding
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from greenq.worker_parts import Parts
 
 # The longest name of a queue or exchange that is kept.
@@ -19,17 +23,23 @@ _NAME_CHARS = 255
 def active_queues(worker: Parts) -> list[dict[str, object]]:
     """List the queues that this worker takes from, broadcast queues included."""
     return [
-        _queue(name, worker.queues.sources.get(name) or QueueSource(name, "direct", name))
-        for name in worker.queues.taken
+        *(_queue(name, worker.queues.bindings_of(name)) for name in worker.queues.names),
+        *(_broadcast(queue) for queue in worker.queues.broadcasts),
     ]
 
 
-def _queue(name: str, source: QueueSource) -> dict[str, object]:
+def _broadcast(queue: Broadcast) -> dict[str, object]:
+    exchange = Exchange(queue.exchange, "fanout")
+    return _queue(queue.name, (Binding(exchange, queue.routing_key or ""),))
+
+
+def _queue(name: str, bindings: Sequence[Binding]) -> dict[str, object]:
+    source, *others = bindings
     return {
         "name": name,
         "exchange": {
-            "name": source.exchange,
-            "type": source.exchange_type,
+            "name": source.exchange.name,
+            "type": source.exchange.type,
             "arguments": None,
             "durable": True,
             "passive": False,
@@ -46,7 +56,7 @@ def _queue(name: str, source: QueueSource) -> dict[str, object]:
         "auto_delete": False,
         "no_ack": False,
         "alias": None,
-        "bindings": [],
+        "bindings": [asdict(each) for each in others],
         "no_declare": None,
         "expires": None,
         "message_ttl": None,
@@ -78,16 +88,15 @@ def add_consumer(
     **_options: Any,
 ) -> dict[str, object]:
     """Start taking from a queue."""
-    kind = exchange_type or "direct"
-    if kind not in ("direct", "topic"):
+    kind = text("exchange_type", exchange_type or "direct")
+    if kind == "fanout":
         raise ValueError(f"only queues of direct and topic exchanges can be added, not of {kind!r}")
     queue = text("queue", queue)
-    source = QueueSource(
-        text("exchange", exchange or queue), kind, text("routing_key", routing_key or queue)
-    )
-    for name in (queue, source.exchange, source.routing_key):
+    names = (queue, text("exchange", exchange or queue), text("routing_key", routing_key or queue))
+    for name in names:
         _check_name(name)
-    worker.queues.add(queue, source)
+    source = Binding(Exchange(names[1], kind), names[2])
+    worker.queues.add(queue, None if source == own_binding(queue) else source)
     return ok(f"add consumer {queue}")
 
 

@@ -153,6 +153,9 @@ class Broadcast:
         """Check the names."""
         _name(self.name)
         _any_text(self.exchange)
+        # On Redis it becomes a pattern of channels, and only its end may be open.
+        if "#" in (self.routing_key or "")[:-1]:
+            raise ValueError(f"broadcast {self.name!r}: # can only end its routing key")
 
     def __str__(self) -> str:
         """Return the name."""
@@ -295,7 +298,9 @@ def declared(config: TaskConfig) -> dict[str, Queue | Broadcast]:
         if isinstance(queue, Broadcast):
             own_key = key if queue.routing_key is None else queue.routing_key
             return replace(queue, exchange=queue.exchange or queue.name, routing_key=own_key)
-        own = replace(queue, exchange=queue.exchange or exchange, routing_key=queue.routing_key or key)
+        own = replace(
+            queue, exchange=queue.exchange or exchange, routing_key=queue.routing_key or key
+        )
         return _broadcast_or(own)
 
     return {str(each): complete(each) for each in given}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from greenq.config.queues import check_type
+from greenq.config.queues import Exchange, check_type
 from greenq.config.validators import (
     COMPRESSIONS,
     SERIALIZERS,
@@ -26,13 +26,19 @@ Router = Table | str | Callable[..., Any]
 
 
 def _queue(value: object) -> str:
-    # A Queue, or kombu's, has its name there.
-    return str(text().accept(getattr(value, "name", value)))
+    # A Queue has its name there, kombu's Broadcast in its alias.
+    name = getattr(value, "alias", None) or getattr(value, "name", value)
+    return str(text().accept(name))
+
+
+def _exchange(value: Any) -> str | Exchange:
+    name, kind = getattr(value, "name", value), getattr(value, "type", None)
+    return Exchange(name, kind) if kind else str(text().accept(name))
 
 
 _OPTIONS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "queue": _queue,
-    "exchange": _queue,
+    "exchange": _exchange,
     "exchange_type": check_type,
     "routing_key": text().accept,
     "priority": whole(0, 9).accept,

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from greenq.config.settings import TaskConfig
 from greenq.config.queues import Broadcast
+from greenq.config.settings import TaskConfig
 from greenq.errors import (
     AccessRefused,
     ConfigError,
