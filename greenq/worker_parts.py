@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from greenq.autoscale import Autoscaler
 from greenq.bootsteps.blueprint import Blueprint, DisabledPart, custom
 from greenq.config.node_names import node_name
+from greenq.config.queues import Broadcast, Queue, declared
 from greenq.config.settings import DEFAULT_CONCURRENCY
 from greenq.consumer import Consumer
 from greenq.consumer.agent import Agent
@@ -31,7 +32,7 @@ from greenq.execution.state import WorkerState
 from greenq.hub import Hub, Signals
 from greenq.pool import Pool
 from greenq.protocol.serialize import accepted
-from greenq.sending.routing import Broadcast, select_queues, worker_direct
+from greenq.sending.routing import select_queues, worker_direct
 from greenq.timer import Timer
 from greenq.transport.fetch import Fetcher
 from greenq.transport.leases import Leases
@@ -291,6 +292,13 @@ class _Builder:
             strategy=self.queue_order,
         )
 
+    def _weights(self) -> dict[str, int]:
+        """Return the weights of queues if they have turns."""
+        if self.queue_order != "round_robin":
+            return {}
+        queues = declared(self.config.task).values()
+        return {queue.name: queue.weight for queue in queues if isinstance(queue, Queue)}
+
     # --- the hub ----------------------------------------------------------------------------------
 
     @cached_property
@@ -399,6 +407,7 @@ class _Builder:
             in_order(self.queue_names, self.queue_order),
             self.owner.incarnation,
             rotate=self.queue_order == "round_robin",
+            weights=self._weights(),
             member=str(self.owner),
         )
 

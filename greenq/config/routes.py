@@ -57,7 +57,8 @@ def route(what: str, given: object) -> Mapping[str, Any]:
     options = {"queue": given} if isinstance(given, str) or hasattr(given, "exchange") else given
     if not isinstance(options, Mapping) or not options or options.keys() - _OPTIONS.keys():
         raise ValueError(
-            f"the route of {what} must be a queue name, or have {', '.join(_OPTIONS)}; not {given!r}"
+            f"the route of {what} must be a queue name, or have {', '.join(_OPTIONS)}, "
+            f"not {given!r}"
         )
     try:
         return {

@@ -188,7 +188,7 @@ class Router:
         return Target("", exchange, key)
 
     def _takes_keys(self, queue: str | None) -> bool:
-        """Tell whether messages for a queue may have any routing key: its exchange is not direct."""
+        """Tell whether routing keys have a say in what is sent to a queue."""
         known = self._declared.get(queue or "")
         return isinstance(known, Broadcast) or (
             known is not None and known.sources[0].exchange.type == "topic"
