@@ -77,13 +77,13 @@ def bindings(app: Greenq, *, within_s: float | None = None) -> list[Binding]:
     found = {
         binding
         for exchange, texts in zip(exchanges, members, strict=True)
-        for binding in (_parse(exchange, text, keys.sep) for text in texts)
+        for binding in (parsed(exchange, text, keys.sep) for text in texts)
         if binding is not None
     }
     return sorted(found)
 
 
-def _parse(exchange: str, member: bytes, sep: str) -> Binding | None:
+def parsed(exchange: str, member: bytes, sep: str) -> Binding | None:
     """Parse a member of an exchange's binding set; None if it is malformed."""
     found = read_member(member, sep)
     return None if found is None else Binding(found.queue, exchange, found.routing_key)

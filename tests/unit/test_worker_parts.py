@@ -59,7 +59,7 @@ def test_autoscaled_pool_begins_small() -> None:
 def test_worker_has_a_queue_of_its_own_with_worker_direct() -> None:
     parts = parts_of(WorkerOptions(hostname="me@host"), worker_direct=True)
     assert parts.queues.names == ("celery", "me@host.dq2")
-    assert parts.queues.sources["me@host.dq2"].exchange == "C.dq2"
+    assert parts.queues.bindings_of("me@host.dq2")[0].exchange.name == "C.dq2"
 
 
 def test_worker_without_queues_is_refused() -> None:
