@@ -157,7 +157,6 @@ _OF_TASKS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "default_retry_delay": validators.seconds().accept,
     "delivery_mode": validators.whole(1, 2).accept,
     "exchange": _exchange,
-    "exchange_type": check_type,
     "expires": _expiry,
     "max_retries": validators.whole(0).accept,
     "priority": _priority,

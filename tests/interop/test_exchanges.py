@@ -27,6 +27,10 @@ QUEUES: dict[str, Any] = {
 KINDS = {"media": "topic", "work": "direct", "news": "fanout"}
 
 
+def listeners(server: Server) -> int:
+    return int(server.client.pubsub_numsub("/0.news/sport")[0][1])
+
+
 @contextmanager
 def opened(way: str, server: Server, *, queues: str) -> Iterator[Any]:
     """Start a worker of one kind; give a function that sends from a client of the other kind."""
@@ -95,6 +99,16 @@ def test_a_fanout_exchange_reaches_whoever_listens(way: str, server: Server) -> 
         assert send("news", "sport", 1, 2).get(timeout=10) == 3
     # Nothing is stored under the name of the queue.
     assert not server.client.exists("news")
+
+
+def test_celery_has_no_headers_exchanges_on_redis(server: Server) -> None:
+    # Therefore greenq has none.
+    with celery_client(server.url) as celery, celery.connection_for_write() as connection:
+        channel = connection.channel()
+        channel.exchange_declare("h", type="headers")
+        channel.queue_declare("q")
+        with pytest.raises(KeyError, match="headers"):
+            channel.queue_bind("q", "h")
 
 
 def test_what_no_binding_takes_is_an_error_to_greenq_s_sender(server: Server) -> None:

@@ -16,8 +16,9 @@ if not known or tonumber(known) < ends then
 end
 local overdue = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, tonumber(ARGV[6]))
 for _, exchange in ipairs(overdue) do
-  -- One permanent queue is enough for the exchange to stay.
-  if redis.call('EXISTS', ARGV[5] .. exchange) == 0 then redis.call('DEL', ARGV[4] .. exchange) end
-  redis.call('ZREM', KEYS[2], exchange)
+  -- One permanent queue is enough for the exchange to stay. A user who may not remove bindings leaves it to others.
+  local stays = redis.pcall('EXISTS', ARGV[5] .. exchange)
+  if stays == 0 then stays = redis.pcall('DEL', ARGV[4] .. exchange) end
+  if type(stays) == 'number' then redis.call('ZREM', KEYS[2], exchange) end
 end
 return #overdue
