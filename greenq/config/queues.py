@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from greenq.config.validators import Validator, or_default, parse_json, text, texts, whole
+from greenq.config.validators import Validator, or_default, parse_json, seconds, text, texts, whole
 
 if TYPE_CHECKING:
     from greenq.config.settings import TaskConfig
@@ -16,11 +16,15 @@ EXCHANGE_TYPES: Final = ("direct", "topic", "fanout")
 # Each turn of a queue adds its lists to the keys of every take.
 _MOST_TURNS: Final = 10
 
-# An expiry counts in whole milliseconds; shorter ones end between two renewals.
-_LEAST_EXPIRES_S: Final = 1.0
-
 _name = text().accept
 _any_text = text(empty_ok=True).accept
+
+_LIMITS: Final = {
+    "routing_key": text(),
+    "expires": seconds(zero_ok=False),
+    "max_length": whole(1),
+    "weight": whole(1, _MOST_TURNS),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +114,11 @@ class Queue:
                 f"queue {self.name!r} is bound to a fanout exchange, which has no queues on Redis: "
                 "use Broadcast(name), or a Queue with that exchange and no other bindings"
             )
-        if self.expires is not None and not self.expires >= _LEAST_EXPIRES_S:
-            raise ValueError(f"queue {self.name!r}: expires must be 1 second or more")
-        for option, least, most in (("max_length", 1, None), ("weight", 1, _MOST_TURNS)):
+        for option, kind in _LIMITS.items():
             value = getattr(self, option)
             if value is not None:
                 try:
-                    whole(least, most).accept(value)
+                    object.__setattr__(self, option, kind.accept(value))
                 except ValueError as error:
                     raise ValueError(f"queue {self.name!r}: {option} {error}") from None
 

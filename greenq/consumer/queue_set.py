@@ -99,6 +99,7 @@ class QueueSet:
         self._added.add((queue, binding))
         if source is None:
             broker.declare([queue])
+            self._sources.pop(queue, None)
         else:
             broker.bind(queue, source)
             self._sources[queue] = source

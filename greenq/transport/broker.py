@@ -491,7 +491,22 @@ class Broker:
         return not held and int(first_unused or 0) > int(number)
 
     def bound_queues(self, connection: Connection, exchange: str, routing_key: str) -> list[str]:
-        """Return the queues that an exchange's bindings lead to for a routing key."""
+        """Return the queues that an exchange's bindings lead to for a routing key.
+
+        Queues of the settings are declared first: what is sent before their workers have ever run
+        waits there for them.
+        """
+        names = [
+            queue.name
+            for queue in self._queues.values()
+            if queue.name not in self._declared
+            and any(exchange == binding.exchange.name for binding in queue.sources)
+        ]
+        if names:
+            commands = [command for queue in names for command in self.declare_commands(queue)]
+            answers = connection.try_pipeline(commands)
+            if not any(isinstance(answer, OperationalError) for answer in answers):
+                self._note_declared(*names)
         members = connection.call("SMEMBERS", self.keys.binding(exchange))
         return matching_queues(members, routing_key, self.keys.sep)
 

@@ -70,7 +70,6 @@ def test_a_route_leads_by_an_exchange_to_the_queues_bound_to_it(server: Server) 
         lambda name, args, *_rest, **_named: {"queue": f"shop-{args[0]}"} if args else None,
     ]
     with sender(server, task_queues=queues, task_routes=routes) as app:
-        app.transport.broker.declare(["video", "all-media", "jobs"])
         seen = app.send_task("media.cut")
         app.send_task("media.cut", routing_key="media.audio")
         app.send_task("job")
@@ -87,7 +86,6 @@ def test_what_no_binding_takes_is_an_error_and_leaves_nothing(server: Server) ->
     with sender(
         server, task_queues=[Queue("video", MEDIA, "media.video.#"), Broadcast("all")]
     ) as app:
-        app.transport.broker.declare(["video"])
         for options in (
             {"exchange": "media", "routing_key": "audio"},
             {"exchange": "nowhere", "routing_key": "media.video"},
