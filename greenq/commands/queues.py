@@ -22,9 +22,10 @@ _NAME_CHARS = 255
 @inspect_command(urgent=True)
 def active_queues(worker: Parts) -> list[dict[str, object]]:
     """List the queues that this worker takes from, broadcast queues included."""
+    queues = worker.queues
     return [
-        *(_queue(name, worker.queues.bindings_of(name)) for name in worker.queues.names),
-        *(_broadcast(queue) for queue in worker.queues.broadcasts),
+        *(_queue(name, queues.bindings_of(name), *queues.limits_of(name)) for name in queues.names),
+        *(_broadcast(queue) for queue in queues.broadcasts),
     ]
 
 
@@ -33,7 +34,12 @@ def _broadcast(queue: Broadcast) -> dict[str, object]:
     return _queue(queue.name, (Binding(exchange, queue.routing_key or ""),))
 
 
-def _queue(name: str, bindings: Sequence[Binding]) -> dict[str, object]:
+def _queue(
+    name: str,
+    bindings: Sequence[Binding],
+    expires: float | None = None,
+    max_length: int | None = None,
+) -> dict[str, object]:
     source, *others = bindings
     return {
         "name": name,
@@ -58,9 +64,9 @@ def _queue(name: str, bindings: Sequence[Binding]) -> dict[str, object]:
         "alias": None,
         "bindings": [asdict(each) for each in others],
         "no_declare": None,
-        "expires": None,
+        "expires": expires,
         "message_ttl": None,
-        "max_length": None,
+        "max_length": max_length,
         "max_length_bytes": None,
         "max_priority": None,
     }

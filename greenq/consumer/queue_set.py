@@ -76,6 +76,10 @@ class QueueSet:
         source = self._sources.get(queue)
         return self._transport.broker.bindings_of(queue) if source is None else (source,)
 
+    def limits_of(self, queue: str) -> tuple[float | None, int | None]:
+        """Return after how many seconds a queue expires, and how many messages may wait in it."""
+        return self._transport.broker.limits_of(queue)
+
     def add(self, queue: str, source: Binding | None = None) -> None:
         """Start taking from a queue and bind it to its exchange. Switches: yes.
 

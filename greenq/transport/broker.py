@@ -159,6 +159,11 @@ class Broker:
         self.client.pipeline(self._bind_commands(queue, binding))
         self._note_declared(queue)
 
+    def limits_of(self, queue: str) -> tuple[float | None, int | None]:
+        """Return after how many seconds a queue expires, and how many messages may wait in it."""
+        limited = self._limited.get(queue)
+        return (None, None) if limited is None else (limited.expires, limited.max_length)
+
     def expires_of(self, queues: Iterable[str]) -> dict[str, float]:
         """Return how long each of the queues that expire lives without use, in seconds."""
         limited = (self._limited.get(queue) for queue in queues)

@@ -114,7 +114,13 @@ def test_a_binding_whose_pattern_takes_for_ever_does_not_keep_a_sender(server: S
 
 def test_a_worker_shows_and_serves_the_bindings_of_its_queues(server: Server) -> None:
     queues = {
-        "video": {"exchange": "media", "exchange_type": "topic", "routing_key": "media.#"},
+        "video": {
+            "exchange": "media",
+            "exchange_type": "topic",
+            "routing_key": "media.#",
+            "expires": 600,
+            "max_length": 10,
+        },
         "news": {"exchange": "press", "exchange_type": "fanout", "routing_key": "eu.#"},
     }
     with greenq_worker(server.url, settings={"task_queues": queues}), sender(server) as app:
@@ -126,6 +132,10 @@ def test_a_worker_shows_and_serves_the_bindings_of_its_queues(server: Server) ->
         assert found == [
             ("video", "media", "topic", "media.#"),
             ("news", "press", "fanout", "eu.#"),
+        ]
+        assert [(each["expires"], each["max_length"]) for each in shown] == [
+            (600.0, 10),
+            (None, None),
         ]
         options: tuple[dict[str, Any], ...] = (
             {"exchange": "media", "routing_key": "media"},

@@ -63,6 +63,9 @@ class KeptBroker:
     def bindings_of(self, queue: str) -> tuple[Binding, ...]:
         return (own_binding(queue),)
 
+    def limits_of(self, _queue: str) -> tuple[None, None]:
+        return None, None
+
     def renewal_s(self, _queues: tuple[str, ...]) -> None:
         return None
 
