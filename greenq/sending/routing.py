@@ -179,7 +179,8 @@ class Router:
 
     def _by_exchange(self, exchange: str | Exchange, kind: str | None, key: str) -> Target:
         if isinstance(exchange, Exchange):
-            exchange, kind = exchange.name, exchange.type
+            kind = exchange.type
+            exchange = exchange.name
         known = self._fanouts.get(exchange)
         if kind in (None, "fanout") and (known is not None or kind):
             own_key = self._default_key if known is None else known.routing_key or ""
