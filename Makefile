@@ -63,7 +63,6 @@ check: $(DEV_STAMP)  ## run everything that must pass before a change is accepte
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report
 
-# Started by make, since programs in a shell's background ignore SIGINT.
 # Most tests wait, so parts run side by side, about as long as one another. Of each what is not a
 # line of dots is shown.
 COVERED := $(BIN)/coverage run -p -m pytest

@@ -27,8 +27,7 @@ def precise_cpu_s(pids: list[int]) -> float:
     """Return the processor time of the living threads of processes so far.
 
     It comes from the scheduler in nanoseconds: `cpu_s` counts in ticks, of which a worker that
-    idles
-    for half a minute uses few.
+    idles for half a minute uses few.
     """
     threads = [thread for pid in pids for thread in _entries(_PROC / str(pid) / "task")]
     words = [_text(thread / "schedstat").split() for thread in threads]

@@ -51,7 +51,7 @@ _HOME = {
 
 __all__ = [*sorted(_HOME), "__version__"]
 
-# Celery's names that somebody who ports a module will look for.
+# Celery's names that a ported module may import.
 _CANVAS = (
     "workflows (chain, group, chord, signatures) are not there yet: send the next task from the "
     "one before"

@@ -367,8 +367,8 @@ class Hub(StartStopPart):
         The child has copies of all the parent's greenlets: with the parent's loop they would take
         and run its messages a second time.
         """
-        gevent._hub_local.set_hub(None)  # type: ignore[arg-type]  # noqa: SLF001  # gevent has no
-        # public API for it
+        # gevent has no public API for it.
+        gevent._hub_local.set_hub(None)  # type: ignore[arg-type]  # noqa: SLF001
         gevent._hub_local.set_loop(None)  # type: ignore[arg-type]  # noqa: SLF001
         self._hub.loop.destroy()
 

@@ -76,7 +76,8 @@ def setup(
         stream: where the log goes without a logfile.
         hijack_root: replace the root logger's handlers; False keeps existing ones.
 
-    Raises: ConfigError: there is no such level, or the file cannot be written.
+    Raises:
+        ConfigError: there is no such level, or the file cannot be written.
     """
     if level.upper() not in LEVELS:
         raise ConfigError([Problem("loglevel", level, "must be one of " + ", ".join(LEVELS))])
@@ -308,19 +309,19 @@ class Repeated:
         # For each kind: when its minute began, and how many lines there were since.
         self._minutes: dict[str, tuple[float, int]] = {}
 
-    def say(self, text: str, *arguments: object, level: int = logging.WARNING) -> None:
+    def log(self, text: str, *arguments: object, level: int = logging.WARNING) -> None:
         """Log a line, or only count it."""
         now_s = self._clock()
         began_s, count = self._minutes.get(text, (now_s, 0))
-        unsaid = 0
+        skipped = 0
         if now_s - began_s >= _MINUTE_S:
-            unsaid = max(0, count - self._at_once)
+            skipped = max(0, count - self._at_once)
             began_s, count = now_s, 0
         self._minutes[text] = began_s, count + 1
         if count >= self._at_once:
             self._log.debug(text, *arguments)
-        elif unsaid:
+        elif skipped:
             self._log.log(level, text + " (and %d more of these since the last one)",
-                *arguments, unsaid)  # fmt: skip
+                *arguments, skipped)  # fmt: skip
         else:
             self._log.log(level, text, *arguments)

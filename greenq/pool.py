@@ -119,9 +119,8 @@ class Pool(StartStopPart):
     Each request gets its own context (`contextvars`), and a `gevent.Timeout` that its task left
     running never fires in another request. If a task touches a `threading.local`, or sets an
     attribute of its greenlet or of its `threading.current_thread()`, its greenlet ends after it,
-    and
-    what was left there goes with it. With `keep_locals` all greenlets are reused, like the threads
-    of a thread pool.
+    and what was left there goes with it. With `keep_locals` all greenlets are reused, like the
+    threads of a thread pool.
 
     gevent's pool keeps the greenlets. Its own bound is not used: a resize could not wake a caller
     that waits in it, nor could the caller leave at shutdown.
@@ -278,7 +277,7 @@ class Pool(StartStopPart):
         """End all running requests at once."""
         self._end_rest()
 
-    def hurry(self) -> None:
+    def end_grace(self) -> None:
         """End the grace time of a present or later `stop`."""
         self._grace_s = 0.0
         self._leave.set()

@@ -253,7 +253,7 @@ class AsyncResult(Generic[R]):
             Exception: what the task raised, with the worker's traceback as its cause.
         """
         if self.ignored:
-            return None  # type: ignore[return-value]  # whoever wants no result gets none
+            return None  # type: ignore[return-value]  # a sender that wants no result gets none
         if disable_sync_subtasks and not _may_wait():
             raise RuntimeError(
                 f"a task must not wait for the result of another one ({self._name or self.id}): "

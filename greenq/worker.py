@@ -155,7 +155,7 @@ class Worker:
         self.exit_code = EXIT_FAILED
         self._is_cold = True
         self.parts.outbox.until_s = 0.0
-        self.pool.hurry()
+        self.pool.end_grace()
         self._ended.set()
         _log.warning("cold shutdown: %d tasks go back to their queues", self.pool.running)
 
@@ -172,7 +172,7 @@ class Worker:
             return
         if what == "greenlet outbox":
             # Outcomes can no longer be written.
-            self.pool.hurry()
+            self.pool.end_grace()
         self.give_up(WorkerFault(f"its {what} has ended: {type(error).__name__}: {error}"))
 
     def forget(self) -> None:

@@ -1,8 +1,7 @@
 """Write the software bill of materials of a wheel (CycloneDX, JSON) beside it.
 
 It lists what a full installation of greenq needs, with versions and hashes from demo.txt. Two
-builds
-of the same files give the same list except for the time.
+builds of the same files give the same list except for the time.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ class Postgres:
             "PGDATABASE": "shop",
         }
         self._process: Process | None = None
+        self._watcher: psycopg.Connection[tuple[object, ...]] | None = None
 
     def start(self) -> None:
         """Make a cluster with the database `shop`, start it and wait until it answers."""
@@ -96,6 +97,9 @@ class Postgres:
             connection.execute("CREATE DATABASE shop OWNER shop")
 
     def stop(self) -> None:
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
         if self._process is not None:
             # "Fast": connections are ended, not waited for.
             self._process.popen.send_signal(2)
@@ -109,9 +113,11 @@ class Postgres:
 
     def connections(self) -> int:
         """Return how many clients are connected to `shop`."""
-        with self.connect("postgres") as connection:
-            query = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'shop'"
-            row = connection.execute(query).fetchone()
+        # Kept open: clients being refused may take even the superuser's places.
+        if self._watcher is None:
+            self._watcher = self.connect("postgres")
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'shop'"
+        row = self._watcher.execute(query).fetchone()
         assert row is not None
         return int(str(row[0]))
 

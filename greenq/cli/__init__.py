@@ -1,9 +1,8 @@
 """The command line: parse first, patch next, import the app last.
 
 The parser loads neither gevent nor any app, so ``greenq --help`` is quick. When a command is
-chosen,
-its options are read from its module or one beside it; such a module imports nothing heavy at its
-top. What a command needs is imported when it runs: after patching, if it needs the hub.
+chosen, its options are read from its module or one beside it; such a module imports nothing heavy
+at its top. What a command needs is imported when it runs: after patching, if it needs the hub.
 """
 
 from __future__ import annotations
@@ -54,8 +53,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print in one line what is wrong, and where to find help; exit with 2."""
-        said = printable(message + self._hint(message))
-        self.exit(2, f"{self.prog}: {said}\nSee: {self.prog} --help\n")
+        text = printable(message + self._hint(message))
+        self.exit(2, f"{self.prog}: {text}\nSee: {self.prog} --help\n")
 
     def _hint(self, message: str) -> str:
         # An error about an option's value needs no suggestion of another option.

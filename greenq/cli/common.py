@@ -194,21 +194,21 @@ def evicting(app: Greenq) -> str | None:
 
 def _why(node: str, timeout_s: float, roll: Roll, pongs: Mapping[str, Any]) -> str:
     """Return why a node has not replied."""
-    said = f"no reply within {timeout_s:g} s"
+    text = f"no reply within {timeout_s:g} s"
     if node in pongs:
         blocked = show.part(pongs[node], "blocked")
-        return f"no reply: {blocked_text(blocked)}" if blocked else f"{said}, but it answers now"
+        return f"no reply: {blocked_text(blocked)}" if blocked else f"{text}, but it answers now"
     if node in roll.living:
         return (
-            f"{said}, but it holds its lease: it takes no commands (--without-control), has just "
+            f"{text}, but it holds its lease: it takes no commands (--without-control), has just "
             "started, is frozen, or a call holds the GIL"
         )
     if node in roll.ended:
-        return f"{said}: its lease ended {roll.ended[node]:.0f} s ago"
+        return f"{text}: its lease ended {roll.ended[node]:.0f} s ago"
     for each in roll.gone:
         if each.node == node:
-            return f"{said}: {gone_text(each)}"
-    return f"{said}: no greenq worker of this name holds a lease"
+            return f"{text}: {gone_text(each)}"
+    return f"{text}: no greenq worker of this name holds a lease"
 
 
 def gone_text(gone: Gone) -> str:
@@ -219,12 +219,12 @@ def gone_text(gone: Gone) -> str:
 def blocked_text(blocked: Any) -> str:
     """Return for how long, and by what, a worker's hub is blocked."""
     for_s, by, where = (show.part(blocked, name) for name in ("for_s", "by", "where"))
-    said = "blocked"
+    text = "blocked"
     if isinstance(for_s, (int, float)):
-        said += f" {for_s:.1f} s"
+        text += f" {for_s:.1f} s"
     if by is not None:
-        said += f" by {show.text(by)}"
-    return said + (f" at {show.text(where)}" if where is not None else "")
+        text += f" by {show.text(by)}"
+    return text + (f" at {show.text(where)}" if where is not None else "")
 
 
 def missing(app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any]) -> int:
@@ -234,10 +234,10 @@ def missing(app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any]) -
         0: all have replied; 69: there is no worker; 75: a living worker has not replied.
     """
     absent = silent(app, args, replies)
-    return said_missing(args, replies, absent)
+    return report_missing(args, replies, absent)
 
 
-def said_missing(
+def report_missing(
     args: argparse.Namespace, replies: Mapping[str, Any], absent: Mapping[str, str]
 ) -> int:
     """Print the `absent` nodes, given with their reasons; return the exit code."""

@@ -16,8 +16,6 @@ from greenq import states
 from greenq.cli import show
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from rich.console import RenderableType
 
     from greenq.events.cluster_state import State, Task, Worker
@@ -56,12 +54,7 @@ class Display:
         self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         """Leave the last picture on the screen and restore the terminal."""
         self._live.update(self.picture(), refresh=True)
         self._live.stop()

@@ -50,8 +50,8 @@ def _lock(path: str) -> int:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             number = os.open(path, flags, 0o600)
         except OSError as exc:
-            said = "it is a link" if os.path.islink(path) else exc.strerror
-            raise ConfigError([Problem("pidfile", path, f"cannot be written: {said}")]) from exc
+            why = "it is a link" if os.path.islink(path) else exc.strerror
+            raise ConfigError([Problem("pidfile", path, f"cannot be written: {why}")]) from exc
         try:
             _require_own(number, path)
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)

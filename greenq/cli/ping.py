@@ -11,7 +11,7 @@ from greenq.cli.common import (
     ask,
     blocked_text,
     opened,
-    said_missing,
+    report_missing,
     silent,
 )
 
@@ -47,15 +47,15 @@ def run(args: argparse.Namespace) -> int:
     else:
         for node, reply in replies.items():
             show.write(line(node, reply, took_ms[node]))
-    code = said_missing(args, replies, absent)
+    code = report_missing(args, replies, absent)
     return 1 if show.all_errors(replies) else code
 
 
 def line(node: str, reply: object, took_ms: float) -> str:
     """Format one node's reply."""
     if show.is_error(reply):
-        said = f"error: {show.text(show.part(reply, 'error'))}"
+        answer = f"error: {show.text(show.part(reply, 'error'))}"
     else:
         blocked = show.part(reply, "blocked")
-        said = "pong" if blocked is None else f"pong, {blocked_text(blocked)}"
-    return f"{show.printable(node)}: {said}  {took_ms:.1f} ms"
+        answer = "pong" if blocked is None else f"pong, {blocked_text(blocked)}"
+    return f"{show.printable(node)}: {answer}  {took_ms:.1f} ms"

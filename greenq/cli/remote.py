@@ -18,7 +18,7 @@ from greenq.cli.common import (
     called_roll,
     confirmed,
     opened,
-    said_missing,
+    report_missing,
     silent,
 )
 from greenq.cli.queues import takers
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     if kept is not None and not replies:
         show.complain(f"{kept}; no node has replied")
         return 0
-    code = said_missing(args, replies, absent)
+    code = report_missing(args, replies, absent)
     return 1 if show.all_errors(replies) else code
 
 
@@ -167,7 +167,7 @@ def _tell(app: Greenq, args: argparse.Namespace, request: Request) -> int:
     # A blocked worker gets it as soon as its hub runs again.
     nodes = sorted({*pongs, *(node for node in absent if node in called_roll(app).living)})
     if not nodes:
-        return said_missing(args, {}, absent)
+        return report_missing(args, {}, absent)
     if not _confirm(request, args, nodes):
         show.complain("nothing was sent")
         return 1
@@ -178,7 +178,7 @@ def _tell(app: Greenq, args: argparse.Namespace, request: Request) -> int:
         show.write_json({request.command.name: nodes})
     else:
         show.write(f"{request.command.name}: {', '.join(map(show.printable, nodes))}")
-    return said_missing(args, pongs, absent)
+    return report_missing(args, pongs, absent)
 
 
 def _keep(app: Greenq, request: Request) -> str | None:

@@ -109,7 +109,7 @@ def offset(text: str) -> int:
     return 0 if text == "0" else argument_types.count(text)
 
 
-def truth(text: str) -> bool:
+def boolean(text: str) -> bool:
     """Read ``true`` or ``false``."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
@@ -282,7 +282,7 @@ CONTROL: Final = (
     RemoteCommand(
         "drain",
         "take no more tasks, finish running ones (greenq only)",
-        (Parameter("on", "false: take tasks again", truth, "perhaps"),),
+        (Parameter("on", "false: take tasks again", boolean, "perhaps"),),
     ),
     RemoteCommand("shutdown", "stop after finishing running tasks", destructive=True, silent=True),
 )

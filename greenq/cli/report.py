@@ -79,7 +79,7 @@ def server(app: Greenq) -> dict[str, Any]:
         return {"trouble": str(exc)}
     limit = "no limit" if not facts.limit_bytes else _megabytes(facts.limit_bytes)
     log = {True: "on", False: "off", None: "unknown"}[facts.append_only]
-    told = {
+    described = {
         "version": f"{facts.name} {facts.version} {facts.mode}".strip(),
         "uptime": show.age(facts.uptime_s),
         "clients": facts.clients,
@@ -95,7 +95,7 @@ def server(app: Greenq) -> dict[str, Any]:
         )
     if facts.append_only is False and not facts.saved_s:
         wrong.append("all data is lost when the server restarts")
-    return told | {"warnings": [each for each in wrong if each]}
+    return described | {"warnings": [each for each in wrong if each]}
 
 
 def _megabytes(size_bytes: int | None) -> str:

@@ -14,7 +14,7 @@ from greenq.cli.common import (
     evicting,
     gone_text,
     opened,
-    said_missing,
+    report_missing,
     silent,
 )
 from greenq.cli.queues import from_counts, known_queues, takers
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     for warning in warnings:
         show.complain(f"warning: {warning}")
     # What the table shows is not repeated.
-    code = said_missing(args, replies, absent if args.json else {})
+    code = report_missing(args, replies, absent if args.json else {})
     code = EX_TEMPFAIL if absent and (replies or not args.destination) else code
     if args.expect and len(replies) < args.expect:
         show.complain(f"{len(replies)} of {args.expect} nodes have replied")
@@ -137,6 +137,6 @@ def state(reply: Any) -> tuple[str, str]:
 
 def total(replies: Mapping[str, Any], silent: int = 0, gone: int = 0) -> str:
     """Return the number of workers, as a sentence."""
-    said = f"{len(replies)} node{'s' if len(replies) != 1 else ''} online"
-    said += f", {silent} without a reply" if silent else ""
-    return said + (f", {gone} gone" if gone else "")
+    line = f"{len(replies)} node{'s' if len(replies) != 1 else ''} online"
+    line += f", {silent} without a reply" if silent else ""
+    return line + (f", {gone} gone" if gone else "")

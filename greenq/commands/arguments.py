@@ -37,14 +37,14 @@ def texts(value: object) -> list[str]:
     return [text("one of them", each) for each in many]
 
 
-def text(name: str, value: object) -> str:
+def text(name: str, value: object, rule: Rule = KEY) -> str:
     """Return an argument as text; a number may stand for a name.
 
     Raises:
-        ValueError: it is too long, or the server cannot store it.
+        ValueError: `rule` does not accept it: it is too long, or the server cannot store it.
     """
     found = value if isinstance(value, str) else saferepr(value)
-    checked(name, KEY, found)
+    checked(name, rule, found)
     return found
 
 

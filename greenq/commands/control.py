@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from greenq.commands.arguments import SIZE, checked, number, text, texts
 from greenq.commands.registry import control_command, error, ok
-from greenq.execution.revoked import MOST_ID_CHARS
 from greenq.protocol.limits import INTERVAL
 from greenq.protocol.mailbox import NO_REPLY
 from greenq.protocol.rate import parse_rate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from greenq.request import Request
     from greenq.worker_parts import Parts
@@ -30,7 +29,6 @@ def revoke(
 ) -> dict[str, object]:
     """Discard tasks that arrive or wait here; `terminate` also ends running ones."""
     ids = set(texts(task_id))
-    _check_revocable(ids)
     worker.state.revoked.update(ids)
     worker.tasks.revoke(ids=ids)
     if not terminate:
@@ -57,9 +55,6 @@ def revoke_by_stamped_headers(
 ) -> dict[str, object]:
     """Discard the tasks with one of these stamps; `terminate` also ends running ones."""
     stamps = _stamps(headers)
-    _check_revocable(stamps)
-    for values in stamps.values():
-        _check_revocable(values)
     worker.state.revoked.add_stamps(stamps)
     worker.tasks.revoke(stamps=stamps)
     # The form in which Celery shows them.
@@ -95,19 +90,6 @@ def _stamps(headers: object) -> dict[str, list[str]]:
     if isinstance(headers, dict):
         return {text("a stamp", name): texts(value) for name, value in headers.items()}
     raise ValueError(f"stamps are an object or a list of name=value, not {headers!r}")
-
-
-def _check_revocable(texts: Iterable[str]) -> None:
-    """Refuse ids and stamps that are too long to keep.
-
-    Raises:
-        ValueError: an id, or a stamp's name or value, is too long.
-    """
-    longest = max(map(len, texts), default=0)
-    if longest > MOST_ID_CHARS:
-        raise ValueError(
-            f"ids and stamps have at most {MOST_ID_CHARS:,} characters, not {longest:,}"
-        )
 
 
 def _end(worker: Parts, which: Callable[[Request], bool], signal_name: str) -> list[str]:

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 from greenq.commands.arguments import text
 from greenq.commands.registry import control_command, inspect_command, ok
 from greenq.config.queues import Binding, Broadcast, Exchange
+from greenq.protocol.limits import KEPT_NAME
 from greenq.transport.broker import own_binding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from greenq.worker_parts import Parts
-
-# The longest name of a queue or exchange that is kept.
-_NAME_CHARS = 255
 
 
 @inspect_command(urgent=True)
@@ -72,16 +70,6 @@ def _queue(
     }
 
 
-def _check_name(name: str) -> None:
-    """Refuse a name of a queue, exchange or routing key that is too long to keep.
-
-    Raises:
-        ValueError: it is too long.
-    """
-    if len(name) > _NAME_CHARS:
-        raise ValueError(f"a name has at most {_NAME_CHARS} characters, not {len(name):,}")
-
-
 @control_command(args=[("queue", str), ("exchange", str), ("exchange_type", str),
     ("routing_key", str)],
     signature="<queue> [exchange [type [routing_key]]]")  # fmt: skip
@@ -97,11 +85,11 @@ def add_consumer(
     kind = text("exchange_type", exchange_type or "direct")
     if kind == "fanout":
         raise ValueError(f"only queues of direct and topic exchanges can be added, not of {kind!r}")
-    queue = text("queue", queue)
-    names = (queue, text("exchange", exchange or queue), text("routing_key", routing_key or queue))
-    for name in names:
-        _check_name(name)
-    source = Binding(Exchange(names[1], kind), names[2])
+    queue = text("queue", queue, KEPT_NAME)
+    source = Binding(
+        Exchange(text("exchange", exchange or queue, KEPT_NAME), kind),
+        text("routing_key", routing_key or queue, KEPT_NAME),
+    )
     worker.queues.add(queue, None if source == own_binding(queue) else source)
     return ok(f"add consumer {queue}")
 

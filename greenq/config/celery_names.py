@@ -451,10 +451,10 @@ class _NotHere:
         self.advice = advice
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.said = f"{owner.__name__} has no attribute {name!r}: {self.advice}"
+        self.message = f"{owner.__name__} has no attribute {name!r}: {self.advice}"
 
     def __get__(self, instance: object, owner: type) -> None:
-        raise AttributeError(self.said)
+        raise AttributeError(self.message)
 
 
 def name_what_is_not_here(owner: type) -> None:

@@ -53,8 +53,9 @@ def settings_from_object(
         namespace: the prefix.
         notes: receives a warning for each name that is not read.
 
-    Raises: ConfigError: the module or attribute does not exist; a name is almost a setting, or a
-        setting in another spelling; no name begins with the namespace.
+    Raises:
+        ConfigError: the module or attribute does not exist; a name is almost a setting, or a
+            setting in another spelling; no name begins with the namespace.
     """
     where = source if isinstance(source, str) else _describe(source)
     if isinstance(source, str):
@@ -220,7 +221,8 @@ def settings_from_env(
         environ: the environment.
         notes: receives a warning for each variable that is not read.
 
-    Raises: ConfigError: a variable is almost a setting, or cannot be parsed as its type.
+    Raises:
+        ConfigError: a variable is almost a setting, or cannot be parsed as its type.
     """
     notes = [] if notes is None else notes
     kinds = {

@@ -48,7 +48,8 @@ def _names(section: type[Section]) -> tuple[str, ...]:
 class Section:
     """Base of all sections: checks and normalises every field and reports all problems at once.
 
-    Raises: ConfigError: at least one field is wrong.
+    Raises:
+        ConfigError: at least one field is wrong.
     """
 
     def __post_init__(self) -> None:
@@ -594,7 +595,8 @@ class Config:
     def build(cls, settings: Mapping[str, object]) -> Self:
         """Build from `settings`; all other settings keep their defaults.
 
-        Raises: ConfigError: names are unknown or values wrong; all of them are listed.
+        Raises:
+            ConfigError: names are unknown or values wrong; all of them are listed.
         """
         sifted = sift(settings)
         settings, problems = sifted.kept, [*sifted.problems]
@@ -617,7 +619,8 @@ class Config:
     def get(self, name: str) -> Any:
         """Return the value of the setting `name`.
 
-        Raises: UnknownSetting: there is no such setting.
+        Raises:
+            UnknownSetting: there is no such setting.
         """
         if name not in _OWNERS:
             raise UnknownSetting(name, unknown_reason(name))

@@ -108,7 +108,8 @@ def _parse_text(text: str) -> str:
 def parse_json(text: str) -> Any:
     """Parse JSON.
 
-    Raises: ValueError: `text` is not JSON.
+    Raises:
+        ValueError: `text` is not JSON.
     """
     try:
         return json.loads(text)

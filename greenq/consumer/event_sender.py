@@ -50,26 +50,26 @@ class Events(StartStopPart):
         self._keys = keys
         self._batch: deque[Stamped] = deque(maxlen=_KEPT)
         self._others: Backlog[Publication] = Backlog(_KEPT, _KEPT_BYTES, _size)
-        outbox.news = self._take
+        outbox.collect = self._take
 
     # These three are on the path of every task.
 
     def received(self, message: TaskMessage) -> None:
         """Report that a task was received. Switches: no."""
         if not self._batch:
-            self._outbox.stir()
+            self._outbox.wake()
         self._batch.append(self._received(message))
 
     def started(self, uuid: str) -> None:
         """Report that a task has started. Switches: no."""
         if not self._batch:
-            self._outbox.stir()
+            self._outbox.wake()
         self._batch.append(self._started(uuid))
 
     def succeeded(self, uuid: str, result: str, runtime: float) -> None:
         """Report that a task has succeeded. Switches: no."""
         if not self._batch:
-            self._outbox.stir()
+            self._outbox.wake()
         self._batch.append(self._succeeded(uuid, result, runtime))
 
     def send(self, kind: str, fields: Mapping[str, Any]) -> None:
@@ -83,7 +83,7 @@ class Events(StartStopPart):
             EncodeError: a field of a program's own event cannot be written as JSON.
         """
         event = self.writer.stamp(kind, fields)
-        self._outbox.stir()
+        self._outbox.wake()
         if kind.startswith("task-"):
             self._batch.append(event)
         else:
@@ -95,16 +95,16 @@ class Events(StartStopPart):
 
     def _take(self) -> list[Publication]:
         """Return what to publish: one message for the tasks, and each other event."""
-        news = self._others.take_all()
+        publications = self._others.take_all()
         batch = self._batch
         if batch:
             taken = [batch.popleft() for _ in range(min(len(batch), _BATCH))]
             if batch:
-                self._outbox.stir()
+                self._outbox.wake()
             text = self.writer.write_batch(taken)
-            news.append(Publication(self._keys.fanout(EXCHANGE, MULTI), text))
-        return news
+            publications.append(Publication(self._keys.fanout(EXCHANGE, MULTI), text))
+        return publications
 
 
-def _size(news: Publication) -> int:
-    return len(news.text)
+def _size(publication: Publication) -> int:
+    return len(publication.text)

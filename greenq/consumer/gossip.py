@@ -17,7 +17,7 @@ from greenq.errors import ContentDisallowed, DecodeError, OperationalError
 from greenq.hub import spawn
 from greenq.log import Repeated
 from greenq.protocol.event import EXCHANGE, SILENT_INTERVALS, read_events
-from greenq.protocol.limits import INTERVAL, NAME
+from greenq.protocol.limits import INTERVAL, KEPT_NAME, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -68,9 +68,6 @@ _ELECTIONS = 1000
 
 # How many votes of all elections at once; more do not count.
 _VOTES = 20_000
-
-# Ids and topics of elections, and names of nodes, have at most this many characters.
-_NAME_CHARS = 255
 
 # How many lines of each kind are logged in a minute; enough for a fleet that starts.
 _LINES = 100
@@ -201,7 +198,7 @@ class Gossip(StartStopPart):
     def start(self) -> None:
         """Begin to listen."""
         for channel in self._rare:
-            self._subscriber.subscribe(channel, self.hear)
+            self._subscriber.subscribe(channel, self.receive)
         self._strangers = set(islice(self._greeted(), _NEIGHBOURS))
         self._listen(_LISTEN_S)
         every_s = _LISTEN_EVERY_S * random.uniform(0.8, 1.2)
@@ -231,10 +228,12 @@ class Gossip(StartStopPart):
         Raises:
             ValueError: its id or its topic is too long.
         """
-        if max(len(election_id), len(topic)) > _NAME_CHARS:
-            raise ValueError(f"id and topic of an election have at most {_NAME_CHARS} characters")
+        for name, value in (("id", election_id), ("topic", topic)):
+            wrong = KEPT_NAME.wrong(value)
+            if wrong:
+                raise ValueError(named(f"the election's {name}", wrong))
         if len(self._elections) >= _ELECTIONS:
-            self._repeated.say(
+            self._repeated.log(
                 "too many elections at once: no vote in %s", election_id, level=logging.ERROR
             )
             return
@@ -249,13 +248,13 @@ class Gossip(StartStopPart):
         if election_id not in self._elections and election_id not in self._decided:
             self._events.send("worker-elect", vote)
 
-    def hear(self, data: bytes) -> None:
+    def receive(self, data: bytes) -> None:
         """Take note of a worker's event."""
         try:
             events = read_events(data, self._accept)
         except (DecodeError, ContentDisallowed) as exc:
             self.ignored += 1
-            self._repeated.say("a message that is not a worker's event was ignored: %s", exc)
+            self._repeated.log("a message that is not a worker's event was ignored: %s", exc)
             return
         for event in events:
             self._note(event)
@@ -269,7 +268,7 @@ class Gossip(StartStopPart):
         if self._check is None:
             self._listens_from_s = now_s
             for channel in self._frequent:
-                self._subscriber.subscribe(channel, self.hear)
+                self._subscriber.subscribe(channel, self.receive)
             self._check = self._timer.call_repeatedly(_CHECK_S, self.drop_silent)
 
     def _listen_no_longer(self) -> None:
@@ -295,7 +294,7 @@ class Gossip(StartStopPart):
 
     def _lose(self, neighbour: Neighbour) -> None:
         del self.neighbours[neighbour.node]
-        self._repeated.say("missed heartbeat from %s", neighbour.node, level=logging.INFO)
+        self._repeated.log("missed heartbeat from %s", neighbour.node, level=logging.INFO)
         self._decide_all()
 
     def _look_on(self) -> None:
@@ -360,7 +359,7 @@ class Gossip(StartStopPart):
     def _meet(self, node: str, kind: str, event: Mapping[str, Any]) -> None:
         if kind == "worker-offline":
             if self.neighbours.pop(node, None):
-                self._repeated.say("%s left", node, level=logging.INFO)
+                self._repeated.log("%s left", node, level=logging.INFO)
                 self._decide_all()
             return
         neighbour = self.neighbours.get(node) or self._add(node)
@@ -378,26 +377,26 @@ class Gossip(StartStopPart):
 
     def _add(self, node: str, freq_s: float = 2.0) -> Neighbour | None:
         """Return a new neighbour; None if there are too many, or the name is too long."""
-        if len(self.neighbours) >= _NEIGHBOURS or len(node) > _NAME_CHARS:
+        if len(self.neighbours) >= _NEIGHBOURS or not KEPT_NAME.takes(node):
             return None
         neighbour = self.neighbours[node] = Neighbour(node, freq_s, self._now_s())
-        self._repeated.say("%s is there", node, level=logging.INFO)
+        self._repeated.log("%s is there", node, level=logging.INFO)
         return neighbour
 
     def _count(self, event: Mapping[str, Any]) -> None:
         """Note a vote, acknowledge it, and check whether it was the last one."""
         election_id, topic, node = event.get("id"), event.get("topic"), event["hostname"]
-        if not NAME.takes(election_id) or not NAME.takes(topic):
-            self._repeated.say("a vote of %s names no election", node)
+        takes = KEPT_NAME.takes
+        if not takes(election_id) or not takes(topic) or not takes(node):
+            self._repeated.log(
+                "a vote of %.100s does not count: its id, topic or node is not a name", node
+            )
             return
         if event.get("cver") != _VERSION:
-            self._repeated.say("%s has another election protocol; its vote does not count", node)
-            return
-        if max(map(len, (election_id, topic, node))) > _NAME_CHARS:
-            self._repeated.say("a vote does not count: a name in it is too long, of %.100s", node)
+            self._repeated.log("%s has another election protocol; its vote does not count", node)
             return
         if self._votes >= _VOTES:
-            self._repeated.say("too many votes at once: that of %s does not count", node)
+            self._repeated.log("too many votes at once: that of %s does not count", node)
             return
         election = self._elections.get(election_id)
         is_new = election is None
@@ -455,17 +454,17 @@ class Gossip(StartStopPart):
         self._decided.append(election_id)
         node, (_clock, _name, topic) = min(election.votes.items(), key=lambda vote: vote[1][:2])
         if node != self._hostname:
-            self._repeated.say(
+            self._repeated.log(
                 "%s was elected for %s %s", node, topic, election_id, level=logging.INFO
             )
             return
-        self._repeated.say(
+        self._repeated.log(
             "this worker was elected for %s %s", topic, election_id, level=logging.INFO
         )
         act = self._leaders.get(topic)
         if act is None:
             known = ", ".join(sorted(self._leaders))
-            self._repeated.say(
+            self._repeated.log(
                 "no leader is registered for elections on %r: known topics are %s",
                 *(topic, known), level=logging.ERROR,
             )  # fmt: skip

@@ -122,11 +122,11 @@ class QueueSet:
 
     def announce(self) -> None:
         """Publish on the server what this worker takes from. Switches: no."""
-        self._watch.tell(self.taken)
+        self._watch.announce_queues(self.taken)
 
     def retract(self) -> None:
         """Publish on the server that this worker takes from no queue. Switches: no."""
-        self._watch.tell(())
+        self._watch.announce_queues(())
 
     def look_for_pauses(self) -> None:
         """Ask the server which queues are paused, and take from the others. Switches: yes."""

@@ -1,4 +1,4 @@
-"""Messages that shall not run: dead letters, and tasks that are revoked or have expired."""
+"""Messages that must not run: dead letters, and tasks that are revoked or have expired."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from greenq.errors import NotRegistered, TaskRevokedError
+from greenq.execution.results import Outcome, ResultWriter
 from greenq.protocol.limits import KEY
 from greenq.protocol.message import saferepr
 from greenq.states import FAILURE, REVOKED
@@ -14,6 +15,7 @@ from greenq.transport.settle import Entry
 
 if TYPE_CHECKING:
     from greenq.app import TaskRegistry
+    from greenq.config.settings import TaskConfig
     from greenq.execution.state import WorkerState
     from greenq.protocol.event import EventSender
     from greenq.request import Request
@@ -26,10 +28,11 @@ _log = logging.getLogger(__name__)
 
 
 class Refusals:
-    """Settles messages that shall not run; whoever waits for their result gets the reason."""
+    """Settles messages that must not run; callers that wait for their result get the reason."""
 
     def __init__(
         self,
+        config: TaskConfig,
         transport: Transport,
         registry: TaskRegistry,
         outbox: Outbox,
@@ -38,7 +41,8 @@ class Refusals:
         hostname: str,
     ) -> None:
         """Take a worker's parts, and its node name."""
-        self._transport = transport
+        self._broker = transport.broker
+        self._results = ResultWriter(config, transport, hostname)
         self._registry = registry
         self._outbox = outbox
         self._state = state
@@ -46,19 +50,20 @@ class Refusals:
         self._hostname = hostname
 
     def discard(self, request: Request, why: Literal["revoked", "expired"]) -> None:
-        """Settle a task that shall not run; whoever waits for it gets the reason."""
+        """Settle a task that must not run; a caller that waits for it gets the reason."""
         _log.info("Discarding %s task %s", why, request)
         message = request.message
         self._state.reserved.pop(request.delivery.tag, None)
         if request.settle():
-            result = self._stored(message.id, REVOKED, TaskRevokedError(why), request)
+            revoked = Outcome(REVOKED, TaskRevokedError(why))
+            _outcome, result = self._results.write(request, revoked)
             self._outbox.put(Entry(request.delivery.tag, result=result))
         if self._events.tasks:
             how = {"terminated": False, "signum": None, "expired": why == "expired"}
             self._events.send("task-revoked", {"uuid": message.id, **how})
 
     def bury(self, delivery: Delivery, error: Exception, task_id: object) -> None:
-        """Move a message that cannot run to the dead letters; whoever waits gets the reason."""
+        """Move a message that cannot run to the dead letters; a waiting caller gets the reason."""
         reason = str(error)
         if isinstance(error, NotRegistered):
             _log.error(
@@ -75,33 +80,15 @@ class Refusals:
             return
         result: StateWrite | None = None
         if KEY.takes(task_id):
-            result = self._stored(task_id, FAILURE, error)
+            result = self._results.write_plain(task_id, FAILURE, error)
             result = result and result.of_unrun()
-        move = self._transport.broker.bury(
+        move = self._broker.bury(
             *delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
         )
         self._outbox.put(Entry.moving(move, result))
         if self._events.tasks and isinstance(error, NotRegistered):
             why = {"exception": saferepr(error)}
             self._events.send("task-failed", {"uuid": task_id, **why})
-
-    def _stored(
-        self, task_id: str, state: str, error: Exception, request: Request | None = None
-    ) -> StateWrite | None:
-        message = None if request is None else request.message
-        if not self._transport.stores_results or (message is not None and message.ignore_result):
-            return None
-        backend = self._transport.backend
-        extends = request is not None and backend.extends
-        return backend.stored(
-            task_id,
-            state,
-            error,
-            date_done=datetime.now(UTC).isoformat(),
-            group_id=message.group if message is not None else None,
-            parent_id=message.parent_id if message is not None else None,
-            extended=request.extended(self._hostname) if request is not None and extends else None,
-        )
 
 
 def _fate(delivery: Delivery) -> str:

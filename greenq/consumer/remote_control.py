@@ -120,7 +120,7 @@ class Control(StartStopPart):
             return request.is_for(self._hostname, accept_pcre=self._accept_pcre)
         except ValueError as exc:
             self.ignored += 1
-            self._repeated.say("a control request was refused: %s", exc)
+            self._repeated.log("a control request was refused: %s", exc)
             return False
 
     def _read(self, data: bytes, *, counts: bool = False) -> ControlRequest | None:
@@ -133,7 +133,7 @@ class Control(StartStopPart):
         except (DecodeError, ContentDisallowed) as exc:
             if counts:
                 self.ignored += 1
-                self._repeated.say("a message that is not a control request was ignored: %s", exc)
+                self._repeated.log("a message that is not a control request was ignored: %s", exc)
             return None
 
     def _answer(self, request: ControlRequest, connection: Connection | None) -> None:
@@ -169,7 +169,7 @@ class Control(StartStopPart):
             # text of a user's exception may fail.
             text = saferepr(exc)
             if isinstance(exc, LookupError | TypeError | ValueError):
-                self._repeated.say("control command %.100s failed: %s", request.method, text)
+                self._repeated.log("control command %.100s failed: %s", request.method, text)
             else:
                 _log.exception("control command %.100s failed: %s", request.method, text)
             return {"error": text}

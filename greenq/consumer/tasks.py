@@ -11,11 +11,11 @@ from greenq.consumer.refusals import Refusals
 from greenq.consumer.returns import Returns, is_recorded
 from greenq.consumer.waiting import Waiting
 from greenq.errors import ContentDisallowed, DecodeError, NotRegistered, OperationalError
-from greenq.execution.revoked import MOST_ID_CHARS
 from greenq.execution.suspects import Suspects
 from greenq.hub import Event
 from greenq.protocol import envelope, fast_decode
 from greenq.protocol.event import NullEventSender
+from greenq.protocol.limits import KEY
 from greenq.protocol.message import parse_time
 from greenq.protocol.rate import parse_rate
 from greenq.protocol.serialize import accepted
@@ -334,7 +334,7 @@ class Admission:
         self._max_body_bytes = config.task_max_body_bytes
         self._default_rate = parse_rate(config.task_default_rate_limit)
         self.reader = MessageReader(config, self._accept)
-        self._refusals = Refusals(transport, registry, outbox, state, events, hostname)
+        self._refusals = Refusals(config, transport, registry, outbox, state, events, hostname)
         self.waiting = Waiting(
             transport,
             registry,
@@ -455,9 +455,9 @@ def _check_supported(message: TaskMessage) -> None:
     """
     # Added up, because this is on the path of every task.
     ids = len(message.id) + len(message.root_id or "") + len(message.parent_id or "")
-    if ids + len(message.group or "") > MOST_ID_CHARS:
+    if ids + len(message.group or "") > KEY.most:
         raise DecodeError(
-            f"task {message.task}: its ids have more than {MOST_ID_CHARS:,} characters together"
+            f"task {message.task}: its ids have more than {KEY.most:,} characters together"
         )
     if message.callbacks or message.errbacks or message.chain or message.chord:
         parts = ("callbacks", "errbacks", "chain", "chord")

@@ -22,9 +22,8 @@ class HubTime:
     """Adds up, in each request's `hub_s`, how long its greenlet has run.
 
     It traces every switch between the greenlets of the thread that starts it. It counts from
-    `start`
-    and from the request's own start: one greenlet may run several requests without a switch between
-    them.
+    `start` and from the request's own start: one greenlet may run several requests without a switch
+    between them.
     """
 
     def __init__(

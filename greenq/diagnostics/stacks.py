@@ -100,11 +100,11 @@ def all_stacks(names: Mapping[Any, str]) -> str:
     """
     groups = _groups(names)
     threads = _threads()
-    total = sum(len(told) for told, _stack in groups)
+    total = sum(len(members) for members, _stack in groups)
     parts = [f"stacks of {total} greenlets and {len(threads)} threads"]
-    for told, stack in sorted(groups, key=lambda group: -len(group[0])):
-        head = f"--- {len(told)} greenlets: " if len(told) > 1 else "--- greenlet "
-        called = sorted(Counter(told).items())
+    for members, stack in sorted(groups, key=lambda group: -len(group[0])):
+        head = f"--- {len(members)} greenlets: " if len(members) > 1 else "--- greenlet "
+        called = sorted(Counter(members).items())
         who = ", ".join(name if count == 1 else f"{count} × {name}" for name, count in called)
         parts.append(f"{head}{who}\n{stack}")
     parts += [f"--- thread {name}\n{stack}" for name, stack in threads]
@@ -222,8 +222,8 @@ def _count_waits(waits: Counter[str], limit: int) -> list[dict[str, object]]:
     """Return the most frequent kinds of wait; the rest become one."""
     ordered = sorted(waits.items(), key=lambda item: (-item[1], item[0]))
     others = sum(count for _, count in ordered[limit:])
-    told = ordered[:limit] + ([("others", others)] if others else [])
-    return [{"waits_on": waits_for, "count": count} for waits_for, count in told]
+    counts = ordered[:limit] + ([("others", others)] if others else [])
+    return [{"waits_on": waits_for, "count": count} for waits_for, count in counts]
 
 
 def _task_stack(frame: FrameType | None) -> list[str]:
@@ -261,9 +261,9 @@ def waits_on(frame: FrameType | None) -> str:
         module = _module(each)
         if module.partition(".")[0] not in _WAITING_PACKAGES:
             return found or _expression(each.f_code, each.f_lasti)
-        told = _describe_wait(each, module)
-        if told:
-            return told
+        described = _describe_wait(each, module)
+        if described:
+            return described
         found = _PRIMITIVES.get((module, each.f_code.co_qualname), found)
         if module == "gevent.subprocess":
             found = "subprocess"

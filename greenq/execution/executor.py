@@ -17,12 +17,11 @@ import signal
 import time
 import traceback
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from greenq.context import Context, current_context
 from greenq.errors import (
-    EncodeError,
     GreenqError,
     Ignore,
     OperationalError,
@@ -33,11 +32,11 @@ from greenq.errors import (
     TaskTerminated,
     TimeLimitExceeded,
 )
+from greenq.execution.results import STORED_CHARS, Outcome, ResultWriter, text_of
 from greenq.hub import Event, sleep
 from greenq.pool import AGAIN_S, Interrupt
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.message import saferepr
-from greenq.protocol.meta import utc_now
 from greenq.sending.retry import expiration, following
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
 from greenq.task import ExceptionInfo, Task, classes
@@ -52,7 +51,6 @@ if TYPE_CHECKING:
     from greenq.protocol.event import EventSender
     from greenq.request import Request
     from greenq.sending.producer import Producer
-    from greenq.transport.backend import Backend
     from greenq.transport.outbox import Outbox
     from greenq.transport.settle import Move, StateWrite
     from greenq.transport.transport import Transport
@@ -67,17 +65,6 @@ _WITH_NEXT_RUN = frozenset({SUCCESS, FAILURE, IGNORED})
 
 # Pause before asking the server again whether a message is still reserved here.
 _ASK_AGAIN_S = 0.25
-
-# How much is kept of the texts of an outcome that cannot be stored as it is.
-_STORED_CHARS = 4000
-
-
-class Outcome(NamedTuple):
-    """How a run ended: its state, its value or exception, and the traceback as text."""
-
-    state: str
-    value: Any
-    traceback: str | None = None
 
 
 class Executor:
@@ -102,8 +89,7 @@ class Executor:
         """
         self._config = config
         self._broker = transport.broker
-        # None: results are disabled.
-        self._backend = transport.backend if transport.stores_results else None
+        self._results = ResultWriter(config, transport, hostname)
         self._producer = producer
         self._outbox = outbox
         self._state = state
@@ -210,9 +196,9 @@ class Executor:
         return self._config.task_track_started if own is None else own
 
     def _store_started(self, request: Request) -> None:
-        if self._backend is not None:
-            meta = {"pid": os.getpid(), "hostname": self._hostname}
-            result = self._backend.stored(request.message.id, STARTED, meta)
+        meta = {"pid": os.getpid(), "hostname": self._hostname}
+        result = self._results.write_plain(request.message.id, STARTED, meta)
+        if result is not None:
             self._outbox.put(Entry(request.delivery.tag, "k", result=result))
 
     # --- run --------------------------------------------------------------------------------------
@@ -252,7 +238,8 @@ class Executor:
         elif context.retried is not None and tag and outcome.state in _WITH_NEXT_RUN:
             outcome, move = self._prepare_retry(request, outcome, context.retried)
         if outcome.state not in (IGNORED, REJECTED):
-            outcome, result = self._encode_outcome(request, context, outcome)
+            children = _children(context) if context.sent else ()
+            outcome, result = self._results.write(request, outcome, children)
         # A message acknowledged early has left a stub, to which the outcome belongs.
         if tag and move is None:
             move = self._choose_move(request, outcome)
@@ -272,72 +259,6 @@ class Executor:
             # The retry's options are wrong, and a task that cannot run again has failed.
             exc.add_note(f"raised while the retry of task {request} was being sent")
             return Outcome(FAILURE, exc, _trace(exc)), None
-
-    def _encode_outcome(
-        self, request: Request, context: Context, outcome: Outcome
-    ) -> tuple[Outcome, StateWrite | None]:
-        """Return the outcome and its state write; a value that cannot be stored is a failure."""
-        backend = self._backend
-        if backend is None or not self._is_stored(request, outcome):
-            return outcome, None
-        try:
-            return outcome, self._encode_state(backend, request, context, outcome)
-        except EncodeError as exc:
-            what = f"the result of {request} cannot be stored: {exc}"
-        except Exception as exc:
-            # The value's own repr, __json__ or __reduce__ may fail in any way.
-            what = f"the result of {request} cannot be stored: {type(exc).__name__}: {_text(exc)}"
-        failure = Outcome(
-            FAILURE if outcome.state == SUCCESS else outcome.state,
-            EncodeError(what[:_STORED_CHARS]),
-            outcome.traceback and outcome.traceback[-_STORED_CHARS:],
-        )
-        result = self._encode_state(backend, request, context, failure, bare=True)
-        # A retry or a rejection keeps its outcome, which decides where the message goes.
-        return (failure if outcome.state == SUCCESS else outcome), result
-
-    def _is_stored(self, request: Request, outcome: Outcome) -> bool:
-        task, ignored = request.task, request.message.ignore_result
-        if ignored is None:
-            ignored = task.ignore_result
-        if ignored is None:
-            ignored = self._config.task_ignore_result
-        if not ignored or outcome.state in (SUCCESS, RETRY):
-            return not ignored
-        own = task.store_errors_even_if_ignored
-        return self._config.task_store_errors_even_if_ignored if own is None else own
-
-    def _encode_state(
-        self,
-        backend: Backend,
-        request: Request,
-        context: Context,
-        outcome: Outcome,
-        *,
-        bare: bool = False,
-    ) -> StateWrite:
-        """Encode a state for the backend; `bare` leaves out what may be too large."""
-        message, value = request.message, outcome.value
-        if outcome.state == RETRY and isinstance(value, Retry):
-            value = value.exc or value
-        result = backend.stored(
-            message.id,
-            outcome.state,
-            value,
-            traceback=outcome.traceback,
-            children=_children(context) if context.sent and not bare else (),
-            date_done=None if outcome.state == RETRY else utc_now(),
-            group_id=message.group,
-            parent_id=message.parent_id,
-            extended=request.extended(self._hostname) if backend.extends and not bare else None,
-        )
-        size_bytes = len(result.payload)
-        if size_bytes > self._config.task_max_result_bytes and not bare:
-            raise EncodeError(
-                f"it has {size_bytes} bytes, more than task_max_result_bytes = "
-                f"{self._config.task_max_result_bytes}; store it elsewhere and return its place"
-            )
-        return result
 
     def _choose_move(self, request: Request, outcome: Outcome) -> Move | None:
         """Return where the message goes; None if it is acknowledged."""
@@ -413,21 +334,16 @@ class Executor:
         If not even that can be stored, its message goes to the dead letters.
         """
         trace, tag = _trace(exc), request.delivery.tag
-        what = f"the outcome of {request} could not be settled: {type(exc).__name__}: {_text(exc)}"
+        what = (
+            f"the outcome of {request} could not be settled: {type(exc).__name__}: {text_of(exc)}"
+        )
         _log.critical("%s\n%s", what, trace)
         outcome = Outcome(
-            FAILURE, GreenqError(_storable(what)[:_STORED_CHARS]), _storable(trace)[-_STORED_CHARS:]
+            FAILURE, GreenqError(_storable(what)[:STORED_CHARS]), _storable(trace)[-STORED_CHARS:]
         )
         result, move = None, None
         try:
-            if self._backend is not None:
-                result = self._backend.stored(
-                    request.message.id,
-                    FAILURE,
-                    outcome.value,
-                    traceback=outcome.traceback,
-                    date_done=utc_now(),
-                )
+            result = self._results.write_plain(request.message.id, *outcome)
         except Exception:
             _log.critical("cannot store any state of %s", request, exc_info=True)
             if tag and request.acks_late:
@@ -449,7 +365,7 @@ class Executor:
         runtime_s = time.monotonic() - request.started_s
         try:
             if self._events.tasks:
-                self._tell(request, outcome, runtime_s)
+                self._send_event(request, outcome, runtime_s)
         except Exception:
             _log.exception("could not send the event for the end of task %s", request)
         try:
@@ -468,7 +384,7 @@ class Executor:
                 _log.info("Task %s succeeded in %.6fs: %s", request, runtime_s, saferepr(value))
         elif state == RETRY:
             self._state.retried += 1
-            _log.info("Task %s retry: %s", request, _text(value))
+            _log.info("Task %s retry: %s", request, text_of(value))
         elif state == IGNORED:
             _log.info("Task %s ignored", request)
         elif state == REJECTED:
@@ -497,7 +413,7 @@ class Executor:
                 # The task is over: what a hook raises, even a late timeout, does not concern it.
                 _log.exception("hook %r failed at the end of task %s", hook, request)
 
-    def _tell(self, request: Request, outcome: Outcome, runtime_s: float) -> None:
+    def _send_event(self, request: Request, outcome: Outcome, runtime_s: float) -> None:
         """Send the event of an outcome; an ignored task has none."""
         state, value, trace = outcome
         task_id, send = request.message.id, self._events.send
@@ -640,13 +556,6 @@ def _trace(exc: BaseException) -> str:
     except Exception as error:
         # The exception's own methods may fail in any way.
         return f"{type(exc).__name__} (its traceback cannot be shown: {type(error).__name__})\n"
-
-
-def _text(exc: BaseException) -> str:
-    try:
-        return str(exc)
-    except Exception:
-        return type(exc).__name__
 
 
 def _storable(text: str) -> str:

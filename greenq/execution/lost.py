@@ -37,10 +37,11 @@ class LostMessages:
             "task %s[%s] of queue %s is among the dead letters: %s",
             header(raw, "task"), task_id, queue, reason,
         )  # fmt: skip
-        transport, now = self._app.transport, datetime.now(UTC)
-        move = transport.broker.bury(tag, queue, raw, reason=reason, worker=self._hostname, now=now)
+        transport = self._app.transport
+        move = transport.broker.bury(
+            tag, queue, raw, reason=reason, worker=self._hostname, now=datetime.now(UTC)
+        )
         if task_id is None or not transport.stores_results:
             return Entry.moving(move)
-        error = WorkerLostError(reason)
-        state = transport.backend.stored(task_id, FAILURE, error, date_done=now.isoformat())
+        state = transport.backend.stored(task_id, FAILURE, WorkerLostError(reason))
         return Entry.moving(move, state)

@@ -6,6 +6,8 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
+from greenq.protocol.limits import KEY
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
@@ -17,9 +19,6 @@ _KEEP_S = 10_800.0
 
 # In all. A limit is needed because everyone who may publish can revoke.
 _MOST_CHARS = 4_000_000
-
-# Of an id, and of a stamp's name or value; no message that runs here has longer ones.
-MOST_ID_CHARS = 1000
 
 
 class _Aging:
@@ -35,7 +34,7 @@ class _Aging:
 
     def add(self, *texts: str) -> None:
         """Keep some texts together as the newest entry, unless one of them is too long."""
-        if max(map(len, texts)) > MOST_ID_CHARS:
+        if max(map(len, texts)) > KEY.most:
             return
         self.discard(*texts)
         self._added_s[texts] = self._clock()
@@ -86,7 +85,7 @@ class Revoked:
         self.any = False
 
     def add(self, task_id: str) -> None:
-        """Revoke a task; no task has an id longer than `MOST_ID_CHARS`."""
+        """Revoke a task; an id longer than `KEY` allows is left out: no task has it."""
         self._ids.add(task_id)
         self.any = True
 

@@ -16,6 +16,9 @@ PRIORITY_STEPS = (0, 3, 6, 9)
 
 # As in AMQP. Longer binding keys lead nowhere: others write them, and matching takes its time.
 MOST_KEY_CHARS = 255
+# The queues of single workers are bound to one exchange, by node name.
+DIRECT_EXCHANGE = "C.dq2"
+DIRECT_SUFFIX = ".dq2"
 
 _RESULT_PREFIX_ENDS = (":", "_", "-", ".")
 
@@ -96,11 +99,6 @@ class Keys:
         except (TypeError, ValueError, OverflowError):
             return self.steps[0]
         return self.steps[bisect_right(self.steps, min(max(number, 0), 9)) - 1]
-
-    def queue_name(self, key: str) -> str:
-        """Return the queue's name, given one of its lists."""
-        name, sep, _ = key.rpartition(self.sep)
-        return (name if sep else key).removeprefix(self.prefix)
 
     def binding(self, exchange: str) -> str:
         """Set: all bindings of an exchange."""

@@ -183,6 +183,9 @@ NAME: Final = Text(1000)
 KEY: Final = Text(1000, sendable=True)
 """Text that becomes part of a key or goes back to the server: ids, tasks, groups, queues."""
 
+KEPT_NAME: Final = Text(255, sendable=True)
+"""Names that are kept for long, in memory or on the server: of nodes, queues, elections."""
+
 DESCRIPTION: Final = Text(100_000)
 """A text for people, such as the arguments' repr."""
 

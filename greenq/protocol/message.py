@@ -204,7 +204,7 @@ def _build(
         id=call_id,
         args=args,
         kwargs=kwargs,
-        shadow=cut(get("shadow"), MOST_SHADOW_CHARS),
+        shadow=_shorten(get("shadow"), MOST_SHADOW_CHARS),
         eta=eta.isoformat() if isinstance(eta, datetime) else eta,
         expires=expires.isoformat() if isinstance(expires, datetime) else expires,
         group=get("group"),
@@ -213,9 +213,9 @@ def _build(
         timelimit=(timelimit[0], timelimit[1]) if timelimit else (None, None),
         root_id=get("root_id"),
         parent_id=get("parent_id"),
-        argsrepr=cut(get("argsrepr"), MOST_REPR_CHARS),
-        kwargsrepr=cut(get("kwargsrepr"), MOST_REPR_CHARS),
-        origin=cut(get("origin"), MOST_SHADOW_CHARS),
+        argsrepr=_shorten(get("argsrepr"), MOST_REPR_CHARS),
+        kwargsrepr=_shorten(get("kwargsrepr"), MOST_REPR_CHARS),
+        origin=_shorten(get("origin"), MOST_SHADOW_CHARS),
         ignore_result=get("ignore_result"),
         replaced_task_nesting=get("replaced_task_nesting") or 0,
         stamped_headers=get("stamped_headers"),
@@ -229,7 +229,7 @@ def _build(
     )
 
 
-def cut(text: str | None, most: int) -> str | None:
+def _shorten(text: str | None, most: int) -> str | None:
     """Return at most `most` characters of a text for people, which the sender chooses."""
     return text and text[:most]
 

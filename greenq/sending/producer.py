@@ -189,7 +189,7 @@ class Producer:
         self._events: EventWriter | None = None
         if config.task_send_sent_event:
             self._events = EventWriter(self._origin, clock or LamportClock())
-        self._unheard = OutageLog(_log)
+        self._event_outage = OutageLog(_log)
 
     def send(
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
@@ -208,7 +208,7 @@ class Producer:
         events = [] if self._events is None else [self._sent(plan, options, task_id, args, kwargs)]
         self._push(plan, [text], f"task {task_id}", () if options.get("task_id") else (task_id,))
         if events:
-            self._tell(events)
+            self._publish_events(events)
         return task_id
 
     def send_many(
@@ -257,8 +257,8 @@ class Producer:
             plan = self._plan(task, options)
             events: list[Stamped] = []
 
-            def note(*call: Any, plan: _Plan = plan, told: list[Stamped] = events) -> None:
-                told.append(self._sent(plan, options, *call))
+            def note(*call: Any, plan: _Plan = plan, stamped: list[Stamped] = events) -> None:
+                stamped.append(self._sent(plan, options, *call))
 
             texts, error = _write_chunk(
                 plan, waiting, options, note if self._events is not None else None
@@ -274,7 +274,7 @@ class Producer:
                 unknown = chunk if plan.exchange or isinstance(exc, ConnectionLost) else ()
                 raise NotAllSent(task, ids[:sent], unknown, exc) from exc
             if events:
-                self._tell(events)
+                self._publish_events(events)
             sent += len(texts)
             if error is not None:
                 raise NotAllSent(task, ids[:sent], (), error) from error
@@ -303,15 +303,15 @@ class Producer:
         }
         return self._events.stamp("task-sent", fields)
 
-    def _tell(self, events: Sequence[Stamped]) -> None:
+    def _publish_events(self, events: Sequence[Stamped]) -> None:
         """Publish events of tasks already sent; if that fails, the sending still succeeds."""
         assert self._events is not None
         channel = self._broker.keys.fanout(EXCHANGE, MULTI)
         try:
             self._broker.client.call("PUBLISH", channel, self._events.write_batch(events))
-            self._unheard.recovered("events are published again")
+            self._event_outage.recovered("events are published again")
         except OperationalError as exc:
-            self._unheard.failed("tasks were sent, but their task-sent events were not", exc)
+            self._event_outage.failed("tasks were sent, but their task-sent events were not", exc)
 
     def prepare(
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]

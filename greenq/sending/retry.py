@@ -118,21 +118,21 @@ def following(
     `clock_offset_s`: how far the server's clock, by which workers read times, is ahead of this one.
     """
     now = datetime.now(UTC) + timedelta(seconds=clock_offset_s)
-    said = {field: options[name] for name, field in _FIELDS.items() if name in options}
+    changes = {field: options[name] for name, field in _FIELDS.items() if name in options}
     if "expires" in options:
-        said["expires"] = _time(options["expires"], now, zone)
+        changes["expires"] = _time(options["expires"], now, zone)
     hard_s, soft_s = message.timelimit
-    said["timelimit"] = (
+    changes["timelimit"] = (
         options.get("time_limit", hard_s), options.get("soft_time_limit", soft_s),
     )  # fmt: skip
     if args is not message.args:
-        said.setdefault("argsrepr", saferepr(args))
+        changes.setdefault("argsrepr", saferepr(args))
     if kwargs is not message.kwargs:
-        said.setdefault("kwargsrepr", saferepr(kwargs))
+        changes.setdefault("kwargsrepr", saferepr(kwargs))
     if "headers" in options:
-        said["headers"] = {**message.headers, **options["headers"]}
+        changes["headers"] = {**message.headers, **options["headers"]}
     # As in Celery: if no task sent this one, its first run becomes the parent.
-    said.setdefault("parent_id", message.parent_id or message.id)
+    changes.setdefault("parent_id", message.parent_id or message.id)
     return replace(
         message,
         args=list(args),
@@ -140,7 +140,7 @@ def following(
         eta=_time(options.get("eta") or options.get("countdown"), now, zone),
         retries=message.retries + 1,
         redelivered=False,
-        **said,
+        **changes,
     )
 
 

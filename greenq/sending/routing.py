@@ -15,6 +15,7 @@ from greenq.config.imports import import_object
 from greenq.config.queues import Broadcast, Exchange, Queue, declared
 from greenq.config.routes import Table, route
 from greenq.errors import ConfigError, Problem
+from greenq.protocol.keys import DIRECT_SUFFIX
 from greenq.suggest import suggestion
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def merge_options(*options: Mapping[str, Any]) -> dict[str, Any]:
 
 def worker_direct(hostname: str) -> str:
     """Return the name of a worker's own queue by its node name; see setting `worker_direct`."""
-    return f"{hostname}.dq2"
+    return f"{hostname}{DIRECT_SUFFIX}"
 
 
 def select_queues(

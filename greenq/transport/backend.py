@@ -21,7 +21,7 @@ from greenq.errors import ConnectionLost, EncodeError, OperationalError, ResultT
 from greenq.log import OutageLog
 from greenq.protocol import compress, serialize
 from greenq.protocol.limits import DENSE_BYTES, has_more_items, most_items
-from greenq.protocol.meta import ResultMeta, decode_result, encode_result
+from greenq.protocol.meta import ResultMeta, decode_result, encode_result, utc_now
 from greenq.states import FAILURE, PENDING, READY_STATES, REVOKED, SUCCESS
 from greenq.transport.settle import Entry, StateWrite, settle
 
@@ -98,7 +98,6 @@ class Backend:
         *,
         traceback: str | None = None,
         children: tuple[object, ...] = (),
-        date_done: str | None = None,
         group_id: str | None = None,
         parent_id: str | None = None,
         extended: Mapping[str, object] | None = None,
@@ -114,7 +113,7 @@ class Backend:
             result=result,
             traceback=traceback,
             children=children,
-            date_done=date_done,
+            date_done=utc_now() if status in READY_STATES else None,
             group_id=group_id,
             parent_id=parent_id,
             extended=extended if self.extends else None,
@@ -183,15 +182,16 @@ class Backend:
             if on_message is not None:
                 on_message(meta)
             return meta
-        with self._listener.listen(self._keys.result(task_id)) as heard:
+        with self._listener.listen(self._keys.result(task_id)) as published:
             while True:
-                payload = _next(heard, started, timeout_s, interval_s)
+                payload = _next(published, started, timeout_s, interval_s)
                 waited_s = time.monotonic() - started
                 if payload is None and timeout_s is not None and waited_s >= timeout_s:
                     raise ResultTimeout(task_id, timeout_s)
                 if not payload:
                     # The subscription has just begun (again), or nothing came for an interval:
-                    # earlier news is stored. The listener deals with outages, and calls when over.
+                    # earlier states are stored. The listener deals with outages, and calls when
+                    # they are over.
                     with suppress(OperationalError):
                         left_s = None if timeout_s is None else timeout_s - waited_s
                         payload = self._read(self._keys.result(task_id), left_s)
@@ -222,7 +222,7 @@ class Backend:
 
 
 def _next(
-    heard: queue.SimpleQueue[bytes],
+    published: queue.SimpleQueue[bytes],
     started: float,
     timeout_s: float | None,
     interval_s: float | None,
@@ -231,7 +231,7 @@ def _next(
     left_s = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - started))
     waits = [seconds for seconds in (left_s, interval_s) if seconds is not None]
     try:
-        return heard.get(timeout=min(waits) if waits else None)
+        return published.get(timeout=min(waits) if waits else None)
     except queue.Empty:
         return None
 
@@ -254,7 +254,7 @@ class Listener:
         self._silence_s = silence_s
         self._lock = threading.Lock()
         # The thread's own: when the server last sent anything (monotonic).
-        self._heard_s = 0.0
+        self._received_s = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -269,21 +269,21 @@ class Listener:
     @contextmanager
     def listen(self, channel: str) -> Iterator[queue.SimpleQueue[bytes]]:
         """Yield a queue of what is published; it gets b"" each time the subscription begins."""
-        heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        published: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         with self._lock:
             if self._pid != os.getpid():
                 self._reset()
             listeners = self._channels.setdefault(channel, [])
-            listeners.append(heard)
+            listeners.append(published)
             # Even for a second listener: the server confirms again, and all read the stored state
             # again.
             self._changes.append(("SUBSCRIBE", channel))
             self._wake()
         try:
-            yield heard
+            yield published
         finally:
             with self._lock:
-                listeners.remove(heard)
+                listeners.remove(published)
                 if not listeners and self._channels.get(channel) is listeners:
                     del self._channels[channel]
                     self._changes.append(("UNSUBSCRIBE", channel))
@@ -340,7 +340,7 @@ class Listener:
             channels = list(self._channels)
         if channels:
             connection.send([("SUBSCRIBE", *channels)])
-        self._heard_s = time.monotonic()
+        self._received_s = time.monotonic()
 
     def _turn(self, connection: Connection, wakeups: socket.socket) -> bool:
         """Send what changed, then read what came; True if anything did."""
@@ -348,32 +348,32 @@ class Listener:
             changes, self._changes = self._changes, []
         if changes:
             connection.send(changes)
-        left_s = self._heard_s + self._silence_s - time.monotonic()
+        left_s = self._received_s + self._silence_s - time.monotonic()
         if left_s <= 0 and connection.connected and self._channels:
             # Long silence: a dead peer does not answer the PING, and the read times out. New
             # callers that start waiting meanwhile prove nothing about the connection.
             connection.send([("PING",)])
-            self._hear(connection.receive("PING"))
+            self._deliver(connection.receive("PING"))
             return True
         if not connection.wait_readable(wakeups, max(0.0, left_s) if self._channels else _IDLE_S):
             return False
         with suppress(BlockingIOError):
             wakeups.recv(4096)
-        heard = False
+        received = False
         while connection.has_answer():
-            self._hear(connection.receive("SUBSCRIBE"))
-            heard = True
-        return heard
+            self._deliver(connection.receive("SUBSCRIBE"))
+            received = True
+        return received
 
-    def _hear(self, answer: Any) -> None:
+    def _deliver(self, answer: Any) -> None:
         """Pass one pub/sub answer to those who wait for it."""
         if isinstance(answer, OperationalError):
             raise answer
-        self._heard_s = time.monotonic()
+        self._received_s = time.monotonic()
         kind, channel = answer[0], answer[1]
         if kind not in {b"message", b"subscribe"}:
             return
         payload = answer[2] if kind == b"message" else b""
         with self._lock:
-            for heard in self._channels.get(channel.decode(), ()):
-                heard.put(payload)
+            for listener in self._channels.get(channel.decode(), ()):
+                listener.put(payload)

@@ -21,7 +21,14 @@ from greenq.config.queues import Binding, Exchange, Queue
 from greenq.errors import AccessRefused, DecodeError, OperationalError, QueueFull
 from greenq.protocol import envelope
 from greenq.protocol.ids import sent_at
-from greenq.protocol.keys import binding_member, matching_queues, topic_pattern
+from greenq.protocol.keys import (
+    DIRECT_EXCHANGE,
+    DIRECT_SUFFIX,
+    binding_member,
+    matching_queues,
+    topic_pattern,
+)
+from greenq.protocol.limits import KEPT_NAME, named
 from greenq.transport.client import load_script
 from greenq.transport.dead_letters import DEAD_LIMITS, DeadLimits, write_letter
 from greenq.transport.settle import Move
@@ -37,14 +44,12 @@ if TYPE_CHECKING:
 
 _PROMOTE = load_script("promote")
 _PUBLISH_ONCE = load_script("publish_once")
-
 _PAUSE = load_script("pause")
 _BIND_EXPIRING = load_script("bind_expiring")
 _PUSH_LIMITED = load_script("push_limited")
 
-# How many queues may be paused at once, and how long their names may be.
+# How many queues may be paused at once.
 _PAUSED = 1000
-_NAME_CHARS = 255
 
 # How many queues are remembered as declared, and of how many lists the names are kept; beyond that,
 # they are declared and named again.
@@ -53,10 +58,6 @@ _DECLARED = 10_000
 # The death counts a message may carry, for finding it on the server while it is sent again.
 _DEATHS = (None, 1, 2)
 
-
-# The queues of single workers are bound to one exchange, by node name.
-_DIRECT_EXCHANGE = Exchange("C.dq2")
-_DIRECT_END = ".dq2"
 
 # As in Celery: the bindings of an expiring queue outlive it by as much again, and last an hour at
 # least. A third of that is the pause between two renewals.
@@ -73,9 +74,9 @@ def own_binding(queue: str) -> Binding:
 
     Its exchange has its name; the queues of single workers, ``<node>.dq2``, share one exchange.
     """
-    node = queue.removesuffix(_DIRECT_END)
+    node = queue.removesuffix(DIRECT_SUFFIX)
     if node != queue and "@" in node:
-        return Binding(_DIRECT_EXCHANGE, node)
+        return Binding(Exchange(DIRECT_EXCHANGE), node)
     return Binding(Exchange(queue), queue)
 
 
@@ -260,7 +261,7 @@ class Broker:
                 f"{self._queues[queue].max_length:,}: send again when its workers have caught up"
             )
         if question:
-            self._takers.hear(queue, answers[-1])
+            self._takers.warn_if_untaken(queue, answers[-1])
         if declare:
             self._note_declared(queue)
 
@@ -399,10 +400,11 @@ class Broker:
         Raises:
             ValueError: the name is too long, or too many queues are paused.
         """
-        if len(queue) > _NAME_CHARS:
-            raise ValueError(f"a queue name has at most {_NAME_CHARS} characters")
-        told = json.dumps({"by": by[:_NAME_CHARS], "at": time.time()})
-        if not self.client.script(_PAUSE, [self.keys.paused], [queue, told, _PAUSED]):
+        wrong = KEPT_NAME.wrong(queue)
+        if wrong:
+            raise ValueError(named("the queue's name", wrong))
+        note = json.dumps({"by": by[: KEPT_NAME.most], "at": time.time()})
+        if not self.client.script(_PAUSE, [self.keys.paused], [queue, note, _PAUSED]):
             raise ValueError(
                 f"{_PAUSED:,} queues are paused already; resume one first: greenq control resume"
             )
@@ -417,8 +419,8 @@ class Broker:
         Shape: ``{queue: {"by": node or client, "at": unix seconds}}``.
         """
         answer = self.client.call("HGETALL", self.keys.paused)
-        told = zip(answer[::2], answer[1::2], strict=True)
-        return {queue.decode(errors="replace"): _parse_note(text) for queue, text in told}
+        pairs = zip(answer[::2], answer[1::2], strict=True)
+        return {queue.decode(errors="replace"): _parse_note(text) for queue, text in pairs}
 
     def purge(self, queue: str) -> int:
         """Delete all waiting messages of a queue and return their number."""
@@ -535,7 +537,7 @@ def _sent_at(raw: bytes) -> float | None:
 def _parse_note(text: bytes) -> dict[str, Any]:
     """Parse the note on a paused queue; the queue is paused even if the note is unreadable."""
     try:
-        told = json.loads(text)
+        note = json.loads(text)
     except ValueError:
-        told = None
-    return told if isinstance(told, dict) else {"by": "?", "at": None}
+        note = None
+    return note if isinstance(note, dict) else {"by": "?", "at": None}

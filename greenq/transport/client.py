@@ -103,7 +103,7 @@ class Push(NamedTuple):
 
 
 _INVALIDATE = Push("invalidate")
-_HEARD = Push("message")
+_MESSAGE = Push("message")
 
 
 class Message(NamedTuple):
@@ -114,8 +114,8 @@ class Message(NamedTuple):
 
 
 # How many messages, and bytes, a connection keeps for its holder; beyond that it drops the oldest.
-_HEARD_COUNT = 10_000
-_HEARD_BYTES = 32 * 1024 * 1024
+_KEPT_COUNT = 10_000
+_KEPT_BYTES = 32 * 1024 * 1024
 
 
 def _size_of(message: Message) -> int:
@@ -130,13 +130,13 @@ class Connection:
     """
 
     __slots__ = (
-        "_client", "_heard", "_link", "_pid", "_traffic", "ends_s", "noticed", "number", "poll",
+        "_client", "_link", "_pid", "_published", "_traffic", "ends_s", "noticed", "number", "poll",
         "pushes", "used_at",
     )  # fmt: skip
 
     def __init__(self, client: Client, link: Any, *, pushes: bool = False) -> None:
         """Wrap redis-py's `link`; with `pushes`, pass on the server's out-of-band messages."""
-        self._heard: Backlog[Message] = Backlog(_HEARD_COUNT, _HEARD_BYTES, _size_of)
+        self._published: Backlog[Message] = Backlog(_KEPT_COUNT, _KEPT_BYTES, _size_of)
         self._client = client
         self._link = link
         self._pid = os.getpid()
@@ -202,8 +202,8 @@ class Connection:
         if self.pushes:
             parser = self._link._get_parser()  # noqa: SLF001  redis-py has no public way to it
             parser.set_invalidation_push_handler(self._notice)
-            parser.set_pubsub_push_handler(self._hear)
-        self._heard.take_all()
+            parser.set_pubsub_push_handler(self._keep)
+        self._published.take_all()
         self.noticed = self.pushes
         self.number = None
         return True
@@ -249,11 +249,11 @@ class Connection:
         self.noticed = True
         return _INVALIDATE
 
-    def _hear(self, push: list[Any]) -> Push:
-        """Keep a published message; a mere confirmation of a subscription carries no news."""
+    def _keep(self, push: list[Any]) -> Push:
+        """Keep a published message; a mere confirmation of a subscription is dropped."""
         if push[0] in (b"message", b"pmessage"):
-            self._heard.add(Message(push[-2].decode(errors="replace"), push[-1]))
-        return _HEARD
+            self._published.add(Message(push[-2].decode(errors="replace"), push[-1]))
+        return _MESSAGE
 
     def subscribe(self, channels: Sequence[str] = (), patterns: Sequence[str] = ()) -> None:
         """Receive what is published from now on, on channels by name and by glob pattern.
@@ -305,10 +305,10 @@ class Connection:
         """
         ends_s = time.monotonic() + timeout_s
         wait_s = timeout_s
-        while not self._heard.full and self._can_read(0.0 if self._heard else wait_s):
+        while not self._published.full and self._can_read(0.0 if self._published else wait_s):
             self.receive("SUBSCRIBE", push=True)
             wait_s = max(0.0, ends_s - time.monotonic())
-        return self._heard.take_all()
+        return self._published.take_all()
 
     def check_rested(self) -> None:
         """Drop the socket if it has rested for a while and the server has closed it meanwhile."""
@@ -439,7 +439,7 @@ class Connection:
         Raises:
             ConnectionLost: the server has hung up.
         """
-        return bool(self._heard) or (self.connected and self._can_read(0.0))
+        return bool(self._published) or (self.connected and self._can_read(0.0))
 
     def _can_read(self, timeout_s: float) -> bool:
         """Wait until something can be read; False after the timeout or without a socket.
@@ -489,7 +489,8 @@ def nothing() -> None:
 def own_socket(url: str) -> str:
     """Return the path of the embedded server's socket that `url` names, without starting it.
 
-    Raises: NotPrivate: others could replace the socket.
+    Raises:
+        NotPrivate: others could replace the socket.
     """
     path = unquote(urlsplit(url).path)
     require_private(Path(path).parent)
@@ -730,11 +731,11 @@ def _add_lacking_right(refusal: AccessRefused, right: str) -> AccessRefused:
     return AccessRefused(f"{refusal}; the user lacks {right}")
 
 
-def _right(command: Command, said: str) -> str:
+def _right(command: Command, reason: str) -> str:
     """Name the right that a refused command lacks, in ACL notation and as far as is known."""
     name = str(command[0])
-    if "to access" in said or "to use" in said:
-        if "channel" in said:
+    if "to access" in reason or "to use" in reason:
+        if "channel" in reason:
             return f"&{command[1]}"
         if name in ("EVALSHA", "EVAL"):
             return "one of " + " ".join(f"~{key}" for key in command[3 : 3 + int(command[2])])
@@ -753,7 +754,7 @@ def _translate(
             return AccessRefused(f"{address} refuses the user name or password: {text}")
         case redis_errors.NoPermissionError():
             return AccessRefused(f"{address}: {command} is not allowed for this user: {text}")
-        case redis_errors.ResponseError() if any(said in text for said in _ACL_IN_SCRIPT):
+        case redis_errors.ResponseError() if any(mark in text for mark in _ACL_IN_SCRIPT):
             return AccessRefused(f"{address}: {command} is not allowed for this user: {text}")
         case redis_errors.ResponseError() | redis_errors.BusyLoadingError():
             return ServerError(command, _reply(exc, text))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from greenq.errors import DecodeError, OperationalError
 from greenq.protocol import envelope
+from greenq.protocol.limits import KEY
 from greenq.protocol.text import cut
 from greenq.transport.client import load_script
 
@@ -37,9 +38,8 @@ _UNREADABLE_BYTES = 65_536
 # One letter may take at most this share of what all letters of a queue may take.
 _SHARE = 2
 
-# Limits for texts from elsewhere in a letter: the reason, and the names of the task.
+# The limit for a reason, which may quote text from elsewhere.
 _REASON_CHARS = 2000
-_NAME_CHARS = 1000
 
 # Letters read at a time; each may be as large as the largest message.
 _PORTION = 20
@@ -150,7 +150,7 @@ def write_letter(
 
 def _read_header(raw: bytes, header: str) -> str | None:
     text = envelope.header(raw, header)
-    return cut(text, _NAME_CHARS) if isinstance(text, str) else None
+    return cut(text, KEY.most) if isinstance(text, str) else None
 
 
 def read_letter(queue: str, element: bytes) -> DeadLetter:

@@ -50,28 +50,28 @@ def server_facts(client: Client) -> Facts:
     before_s = time.time()
     seconds, microseconds = client.call("TIME")
     now_s = (before_s + time.time()) / 2
-    told: dict[str, str] = {}
+    values: dict[str, str] = {}
     for line in client.call("INFO").decode(errors="replace").splitlines():
         name, sign, value = line.partition(":")
         if sign:
-            told[name] = value.strip()
+            values[name] = value.strip()
 
     def number(name: str) -> int | None:
-        value = told.get(name, "")
+        value = values.get(name, "")
         return int(value) if value.isdecimal() else None
 
     saved = number("rdb_last_save_time")
-    is_valkey = "valkey_version" in told
+    is_valkey = "valkey_version" in values
     return Facts(
-        name=told.get("server_name") or ("valkey" if is_valkey else "redis"),
-        version=told.get("valkey_version") or told.get("redis_version", ""),
-        mode=told.get("server_mode") or told.get("redis_mode", ""),
+        name=values.get("server_name") or ("valkey" if is_valkey else "redis"),
+        version=values.get("valkey_version") or values.get("redis_version", ""),
+        mode=values.get("server_mode") or values.get("redis_mode", ""),
         uptime_s=number("uptime_in_seconds"),
         clients=number("connected_clients"),
-        policy=told.get("maxmemory_policy", ""),
+        policy=values.get("maxmemory_policy", ""),
         memory_bytes=number("used_memory"),
         limit_bytes=number("maxmemory"),
-        append_only=told["aof_enabled"] == "1" if "aof_enabled" in told else None,
+        append_only=values["aof_enabled"] == "1" if "aof_enabled" in values else None,
         saved_s=None if saved is None else max(0.0, int(seconds) - saved),
         unsaved=number("rdb_changes_since_last_save"),
         skew_s=now_s - (int(seconds) + int(microseconds) / 1e6),

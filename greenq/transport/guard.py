@@ -65,7 +65,6 @@ class Worker:
         """Watch the parent's process id and the reading end of the pipe."""
         self._pid = pid
         self._pipe = pipe
-        self._is_open = True
         self._process = _open_process(pid)
         self._poll = select.poll()
         self._poll.register(pipe, select.POLLIN)
@@ -83,7 +82,7 @@ class Worker:
         poll.register(self._process, select.POLLIN)
         return bool(poll.poll(0))
 
-    def said(self, timeout_s: float | None) -> bytes | None:
+    def read(self, timeout_s: float | None) -> bytes | None:
         """Wait until the worker writes or dies; None when the pipe is closed for good."""
         if self._process < 0:
             timeout_s = _LOOK_S if timeout_s is None else min(timeout_s, _LOOK_S)
@@ -181,7 +180,7 @@ class Lease:
         """End the lease now."""
         self._script("end_lease")
 
-    def rest(self) -> None:
+    def disconnect(self) -> None:
         """Close the connection until the next use."""
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -193,15 +192,15 @@ class Lease:
                 self._run = self._prepare()
             return self._run(name, args)
         except BaseException:
-            self.rest()
+            self.disconnect()
             raise
 
     def _prepare(self) -> Callable[[str, tuple[object, ...]], int]:
         """Connect; return a function that runs a script by its name."""
-        told = importlib.import_module("json").loads(self._description)
-        timeout_s, key, member = told["timeout_s"], told["key"], told["member"]
-        if told["plain"] is not None:
-            plain = self._connection = Plain(told["plain"], timeout_s)
+        description = importlib.import_module("json").loads(self._description)
+        timeout_s, key, member = description["timeout_s"], description["key"], description["member"]
+        if description["plain"] is not None:
+            plain = self._connection = Plain(description["plain"], timeout_s)
             folder = os.path.join(os.path.dirname(__file__), "lua")
 
             def run(name: str, args: tuple[object, ...]) -> int:
@@ -210,14 +209,15 @@ class Lease:
 
             return run
         # The last entry helps where greenq is found by a hook that only ``site`` sets up.
-        sys.path[:] = [*told["path"], told["home"]]
+        sys.path[:] = [*description["path"], description["home"]]
         module = importlib.import_module("greenq.transport.client")
+        url = description["url"]
         client = module.Client(
-            told["url"],
+            url,
             connect_timeout_s=timeout_s,
             timeout_s=timeout_s,
             name="greenq-guard",
-            prepare=partial(module.own_socket, told["url"]) if told["embedded"] else module.nothing,
+            prepare=partial(module.own_socket, url) if description["embedded"] else module.nothing,
         )
         connection = self._connection = client.connection()
         return lambda name, args: int(
@@ -235,45 +235,45 @@ class Guard:
         self._lease_s = lease_s
         self._limit_s = limit_s
         # When the worker last wrote; None before its first byte: there is no lease yet.
-        self._heard_s: float | None = None
+        self._renewed_s: float | None = None
         # When to extend the lease next; None: not before the worker has written again.
         self._extend_at_s: float | None = None
-        self._is_troubled = False
+        self._is_failing = False
 
     def run(self) -> None:
         """Guard until the worker is gone or says goodbye."""
         while True:
             pause_s = None if self._extend_at_s is None else self._extend_at_s - now_s()
-            said = self._worker.said(pause_s)
-            if said is None:
+            data = self._worker.read(pause_s)
+            if data is None:
                 if self._worker.dies():
                     self._end()
                 return
-            if FAREWELL in said:
+            if FAREWELL in data:
                 return
             if self._worker.is_dead:
                 self._end()
                 return
-            if said:
-                self.hear()
+            if data:
+                self.note_renewal()
             elif self._extend_at_s is not None and now_s() >= self._extend_at_s:
                 self._extend()
 
-    def hear(self) -> None:
+    def note_renewal(self) -> None:
         """Note that the worker has renewed its lease itself."""
-        self._heard_s = now_s()
-        self._extend_at_s = self._heard_s + self._lease_s * _SILENT_AFTER
-        self._is_troubled = False
-        self._lease.rest()
+        self._renewed_s = now_s()
+        self._extend_at_s = self._renewed_s + self._lease_s * _SILENT_AFTER
+        self._is_failing = False
+        self._lease.disconnect()
 
     def _extend(self) -> None:
-        assert self._heard_s is not None
-        silent_s = now_s() - self._heard_s
+        assert self._renewed_s is not None
+        silent_s = now_s() - self._renewed_s
         self._extend_at_s = None
         if silent_s > self._limit_s:
-            self._lease.rest()
+            self._lease.disconnect()
             if self._limit_s:
-                say(
+                log(
                     f"no Python has run in the worker for {silent_s:.0f} s (worker_silence_limit): "
                     "its lease is no longer extended, and other workers will run its tasks"
                 )
@@ -282,12 +282,12 @@ class Guard:
             if self._lease.extend(self._lease_s):
                 self._extend_at_s = now_s() + self._lease_s * _EXTEND_EVERY
             else:
-                self._lease.rest()
+                self._lease.disconnect()
         except Exception as exc:
             self._extend_at_s = now_s() + _RETRY_S
-            if not self._is_troubled:
-                self._is_troubled = True
-                say(f"could not extend the lease of the worker, which is silent: {exc}")
+            if not self._is_failing:
+                self._is_failing = True
+                log(f"could not extend the lease of the worker, which is silent: {exc}")
 
     def _end(self) -> None:
         """End a dead worker's lease, if the server is reachable; otherwise it expires later."""
@@ -299,11 +299,11 @@ class Guard:
                 if now_s() + _RETRY_S < gives_up_s:
                     time.sleep(_RETRY_S)
                     continue
-                say(f"the worker died, and its lease could not be ended; it will expire: {exc}")
+                log(f"the worker died, and its lease could not be ended; it will expire: {exc}")
             return
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Write a line in the format of the log to standard error, which may be closed."""
     stamp = time.strftime("%Y-%m-%d %H:%M:%S")
     line = f"[{stamp}: WARNING/Guard of {sys.argv[1]}] {text}\n"
@@ -325,12 +325,12 @@ def _read_description(worker: Worker) -> tuple[bytes, bytes] | None:
     """Return the first line and what came after it; None if the worker ended before."""
     received = b""
     while b"\n" not in received:
-        said = worker.said(None)
-        if said is None or worker.is_dead:
+        data = worker.read(None)
+        if data is None or worker.is_dead:
             return None
-        received += said
-    description, _, said = received.partition(b"\n")
-    return description, said
+        received += data
+    description, _, data = received.partition(b"\n")
+    return description, data
 
 
 def main() -> None:
@@ -342,12 +342,12 @@ def main() -> None:
     read = _read_description(worker)
     if read is None:
         return
-    description, said = read
+    description, data = read
     guard = Guard(worker, Lease(description), lease_s, limit_s)
-    if FAREWELL in said:
+    if FAREWELL in data:
         return
-    if said:
-        guard.hear()
+    if data:
+        guard.note_renewal()
     guard.run()
 
 

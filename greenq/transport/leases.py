@@ -51,7 +51,7 @@ class Renewal(NamedTuple):
         next_due: when the next parked message of this worker's queues is due, unix seconds.
         expired: the owners whose lease has ended.
         paused: the queues that are paused for the whole cluster.
-        unheard: why `news` could not be published, "" if it was.
+        unpublished: why `publication` could not be published, "" if it was.
         first_unused: the number of this owner's first unused tag; 0 when the server does not know
             this owner: it is new, or the server has lost its data.
         question: what it must then return when it registers.
@@ -65,7 +65,7 @@ class Renewal(NamedTuple):
     next_due: float | None
     expired: list[Owner]
     paused: frozenset[str] = frozenset()
-    unheard: str = ""
+    unpublished: str = ""
     first_unused: int = 0
     question: str = ""
     relays: bool = False
@@ -90,7 +90,7 @@ class _Looks(NamedTuple):
 class Leases:
     """The lease of one owner and its view of the others; one thread or greenlet uses it.
 
-    Only `set_queues` and `tell` may be called from another one.
+    Only `set_queues` and `announce_queues` may be called from another one.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Leases:
         self.incarnation = owner.incarnation
         self._looks = self._looks_at(queues)
         # The queues that the server should know, and those that it does.
-        self._tells = self._told = ""
+        self._queues_json = self._reported_json = ""
         self._lease_s = lease_s
         self._visibility_timeout_s = visibility_timeout_s
 
@@ -133,13 +133,13 @@ class Leases:
         # In the opposite order of `relay`. No change of the new lists has been announced yet.
         self.connection.noticed = True
 
-    def tell(self, queues: Iterable[str]) -> None:
+    def announce_queues(self, queues: Iterable[str]) -> None:
         """Report to the server, from the next renewal on, the queues taken from, paused or not.
 
         So the server can say who takes from a queue while workers are blocked or silent. Any
         thread may call it.
         """
-        self._tells = json.dumps(list(queues))
+        self._queues_json = json.dumps(list(queues))
 
     def _looks_at(self, queues: Iterable[str]) -> _Looks:
         keys, names = self._keys, tuple(dict.fromkeys(queues))
@@ -151,20 +151,22 @@ class Leases:
         unwatched = [key for key in steps if key not in waited]
         return _Looks(names, [*fixed, *parked, *lists], steps, unwatched)
 
-    def renew(self, news: Publication | None = None, *, would_relay: bool = False) -> Renewal:
-        """Renew the lease, publish `news`, and learn what the server knows of others and of work.
+    def renew(
+        self, publication: Publication | None = None, *, would_relay: bool = False
+    ) -> Renewal:
+        """Renew the lease, publish `publication`, and read what the server knows of others.
 
         Of the workers that would relay the same queues, only one does.
         """
         looks = self._looks
         would = int(would_relay and bool(looks.unwatched))
-        tells = self._tells
-        untold = "" if tells == self._told else tells
-        args = [str(self._owner), self._lease_s, len(looks.queues), would, untold, *(news or ())]
-        answer = self.connection.script(_LEASE, looks.keys, args)
-        held, now, work, due, paused, unheard, first_unused, question, relays, *expired = answer
+        queues = self._queues_json
+        unreported = "" if queues == self._reported_json else queues
+        args = [str(self._owner), self._lease_s, len(looks.queues), would, unreported]
+        answer = self.connection.script(_LEASE, looks.keys, [*args, *(publication or ())])
+        held, now, work, due, paused, unpublished, first_unused, question, relays, *expired = answer
         # A server that does not know this owner has lost its queues, too.
-        self._told = tells if first_unused else ""
+        self._reported_json = queues if first_unused else ""
         return Renewal(
             held=bool(held),
             server_time=float(now),
@@ -172,7 +174,7 @@ class Leases:
             next_due=float(due) if due else None,
             expired=[Owner.parse(member.decode()) for member in expired],
             paused=frozenset(queue.decode(errors="replace") for queue in paused),
-            unheard=unheard.decode(errors="replace"),
+            unpublished=unpublished.decode(errors="replace"),
             first_unused=first_unused,
             question=question.decode(),
             relays=bool(relays),

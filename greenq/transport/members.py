@@ -86,7 +86,7 @@ def call_roll(client: Client, keys: Keys) -> Roll:
             if isinstance(answer, OperationalError):
                 raise answer
         owners = [Owner.parse(member.decode(errors="replace")) for member in leases[::2]]
-        foreign, *told = connection.try_pipeline(
+        foreign, *texts = connection.try_pipeline(
             [
                 ("SMEMBERS", keys.binding(EXCHANGE)),
                 *(("HGET", keys.owner(owner.incarnation), "queues") for owner in owners),
@@ -97,7 +97,7 @@ def call_roll(client: Client, keys: Keys) -> Roll:
     ended: dict[str, float] = {}
     twins: set[str] = set()
     queues: dict[str, list[str]] = {}
-    for owner, end, text in zip(owners, leases[1::2], told, strict=True):
+    for owner, end, text in zip(owners, leases[1::2], texts, strict=True):
         left_s = float(end) - now
         if left_s <= 0 or owner.is_dead:
             ended[owner.node] = max(0.0, -left_s)
@@ -139,10 +139,10 @@ def _parse_strangers(members: list[bytes] | OperationalError, sep: str) -> set[s
     return {queue.removesuffix(f".{EXCHANGE}") for queue in queues}
 
 
-def _parse_dead(told: list[bytes], now: float) -> dict[str, Gone]:
+def _parse_dead(entries: list[bytes], now: float) -> dict[str, Gone]:
     """Parse the list of the dead; only a node's last death counts."""
     found: dict[str, Gone] = {}
-    for text in told:
+    for text in entries:
         try:
             each = json.loads(text)
             gone = Gone(str(each["node"]), now - float(each["at"]), int(each["moved"]))

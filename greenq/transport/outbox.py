@@ -3,7 +3,7 @@
 Neither a timer nor a size decides when to write: an idle outbox writes an entry at once, a busy one
 gathers entries meanwhile. Each write is one script, in which a message is acknowledged or moved
 only together with storing its outcome: a server without memory refuses both. The same call ends by
-publishing the news: events for all listeners.
+publishing events for all listeners.
 
 What cannot be written is kept and written again with the same content until the server takes it.
 Repeating is harmless, and so is writing late: an entry whose message is no longer held changes
@@ -72,10 +72,10 @@ class Outbox(StartStopPart):
         self._empty.set()
         self._greenlet: Greenlet | None = None
         # Returns what is to be published with the next write; set by the sender of events.
-        self.news: Callable[[], Sequence[Publication]] = tuple
+        self.collect: Callable[[], Sequence[Publication]] = tuple
         # Own greenlet only.
         self._outage = OutageLog(_log)
-        self._unheard = OutageLog(_log)
+        self._publish_outage = OutageLog(_log)
         self._batch = _BATCH
 
     def start(self) -> None:
@@ -100,8 +100,8 @@ class Outbox(StartStopPart):
             if connection is not None:
                 connection.close()
 
-    def stir(self) -> None:
-        """Have the news fetched and written soon. Switches: no."""
+    def wake(self) -> None:
+        """Have the events collected and written soon. Switches: no."""
         self._filled.set()
         self._empty.clear()
 
@@ -141,14 +141,14 @@ class Outbox(StartStopPart):
     def _write_some(self) -> None:
         """Write the oldest entries, again and again until the server has accepted them."""
         pauses: Backoff | None = None
-        news = self.news()
+        publications = self.collect()
         while True:
             entries = self._entries[: self._batch]
             for connection in (self.connection, self._results):
                 if connection is not None:
                     connection.check_rested()
             try:
-                not_held = self._write(entries, news)
+                not_held = self._write(entries, publications)
             except OperationalError as exc:
                 if isinstance(exc, TransportTimeout):
                     # The write may be too large for its timeout.
@@ -176,19 +176,19 @@ class Outbox(StartStopPart):
                     entry.about, _describe_fate(entry),
                 )  # fmt: skip
 
-    def _write(self, entries: list[Entry], news: Sequence[Publication] = ()) -> set[Entry]:
+    def _write(self, entries: list[Entry], publications: Sequence[Publication] = ()) -> set[Entry]:
         """Write entries and return those whose message was not held.
 
         Among several, one that the server refuses for good does not stop the others.
         """
         try:
-            return self._settle(entries, news)
+            return self._settle(entries, publications)
         except ServerError as exc:
             if exc.passes:
                 raise
             if len(entries) > 1:
                 not_held = [self._write([entry]) for entry in entries]
-                self._settle([], news)
+                self._settle([], publications)
                 # The refused call may have got as far as this one.
                 return _keep_certain(set().union(*not_held))
             _log.error("the server refused an outcome for good: %s", exc.reply)
@@ -198,21 +198,26 @@ class Outbox(StartStopPart):
                 return self._write([Entry(refused.tag, refused.action, move=refused.move)])
             return set()
 
-    def _settle(self, entries: list[Entry], news: Sequence[Publication] = ()) -> set[Entry]:
-        if not entries and not news:
+    def _settle(self, entries: list[Entry], publications: Sequence[Publication] = ()) -> set[Entry]:
+        if not entries and not publications:
             return set()
         settled = settle(
-            self.connection, self._keys, entries, news, guard=self._guard, results=self._results
+            self.connection,
+            self._keys,
+            entries,
+            publications,
+            guard=self._guard,
+            results=self._results,
         )
-        self._note_unheard(settled.unheard)
+        self._note_unpublished(settled.unpublished)
         if settled.misplaced:
             _log.error("messages stay reserved because they cannot be moved: %s", settled.misplaced)
         return {entries[i] for i in settled.not_held}
 
-    def _note_unheard(self, refused: str) -> None:
+    def _note_unpublished(self, refused: str) -> None:
         if refused:
             text = "results and events are not published: their listeners receive nothing"
-            self._unheard.failed(text, ServerError("PUBLISH", refused))
+            self._publish_outage.failed(text, ServerError("PUBLISH", refused))
 
 
 def _keep_certain(not_held: set[Entry]) -> set[Entry]:

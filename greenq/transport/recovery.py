@@ -181,11 +181,11 @@ class Recovery:
         # For a lease that was ended early, its end does not tell when.
         now = self._now_s()
         died = float(score) if 0 <= now - float(score) < _GONE_S else now
-        told = json.dumps({"node": dead.node, "at": died, "moved": moved})
+        entry = json.dumps({"node": dead.node, "at": died, "moved": moved})
         self._connection.script(
             _LEAVE,
             [self._keys.leases, self._keys.owner(incarnation), self._keys.gone],
-            [str(dead), score, _REMEMBERED_S, told, _GONE, _GONE_S],
+            [str(dead), score, _REMEMBERED_S, entry, _GONE, _GONE_S],
         )
         self._outage.recovered("messages of lost workers are given back again")
         if moved:
@@ -264,8 +264,16 @@ class Recovery:
             return self._bury(tag, queue, message, f"its record is not a message: {exc}", None)
 
     def _count_deaths(self, tag: str, held: Held, lot: Lot) -> int | None:
-        """Return how many workers have now died running a message; None if none did this time."""
-        if not lot.counts or (lot.alone and tag != lot.alone) or self._is_due_later(held):
+        """Return how many workers have now died running a message; None if none did this time.
+
+        A suspect that was not announced as running alone was still waiting for its turn: so several
+        kills from outside while it waits do not add up. (If it ran beside tasks that took too long
+        to end, that death is not counted, either.)
+        """
+        is_other = tag != lot.alone and (
+            bool(lot.alone) or is_suspect(held.deliveries, self._max_deliveries)
+        )
+        if not lot.counts or is_other or self._is_due_later(held):
             return None
         return held.deliveries + 1
 

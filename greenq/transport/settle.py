@@ -115,14 +115,14 @@ class Settled(NamedTuple):
 
     Attributes:
         not_held: the positions of the entries whose message was not held.
-        unheard: why something could not be published, "" if all was.
+        unpublished: why something could not be published, "" if all was.
         misplaced: the target of a move that is not a queue, "" if all are; its messages stay
             reserved.
         stuck: the positions of the entries whose message stays reserved for that reason.
     """
 
     not_held: frozenset[int]
-    unheard: str
+    unpublished: str
     misplaced: str
     stuck: frozenset[int] = frozenset()
 
@@ -149,7 +149,7 @@ class Guard(NamedTuple):
 def settle_arguments(
     keys: Keys,
     entries: Sequence[Entry],
-    news: Sequence[Publication] = (),
+    publications: Sequence[Publication] = (),
     *,
     guard: Guard | None,
 ) -> tuple[list[str], list[Any]]:
@@ -160,7 +160,7 @@ def settle_arguments(
     goals: dict[str, int] = {}
     results: list[str] = []
     arguments: list[Any] = [
-        *(len(entries), 0, len(news), DEAD_LIMIT),
+        *(len(entries), 0, len(publications), DEAD_LIMIT),
         *(("", "") if guard is None else (guard.asks, guard.member)),
         *[entry.tag for entry in entries],
     ]
@@ -174,7 +174,7 @@ def settle_arguments(
         if move is not None:
             where = move.side if isinstance(move.side, str) else f"{move.side:.6f}"
             arguments += (goals.setdefault(move.key, len(goals) + 1), where, move.text)
-    for channel, text in news:
+    for channel, text in publications:
         arguments += (channel, text)
     if guard is None:
         arguments[1] = -1
@@ -193,7 +193,7 @@ def settle(
     server: Client | Connection,
     keys: Keys,
     entries: Sequence[Entry] = (),
-    news: Sequence[Publication] = (),
+    publications: Sequence[Publication] = (),
     *,
     guard: Guard | None = None,
     results: Client | Connection | None = None,
@@ -217,17 +217,17 @@ def settle(
             Entry(entry.tag, entry.action, move=entry.move, written=entry.written)
             for entry in entries
         ]
-    answer = server.script(SETTLE, *settle_arguments(keys, entries, news, guard=guard))
-    unheard, misplaced, crowded, *numbers = answer
+    answer = server.script(SETTLE, *settle_arguments(keys, entries, publications, guard=guard))
+    unpublished, misplaced, crowded, *numbers = answer
     if crowded:
-        _crowded.say(
+        _crowded.log(
             "dead letters are close to their limit, and the oldest are dropped first: %s; inspect "
             "them (greenq dead list), then replay or purge them",
             crowded.decode(errors="replace"),
         )
     return Settled(
         frozenset(number - 1 for number in numbers if number > 0),
-        unheard.decode(errors="replace"),
+        unpublished.decode(errors="replace"),
         misplaced.decode(errors="replace"),
         frozenset(-number - 1 for number in numbers if number < 0),
     )

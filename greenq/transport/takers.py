@@ -1,7 +1,8 @@
 """Queues that no worker takes from: sending to one logs a warning, since it is often a typo.
 
-What is known: the queues of greenq's workers, which report them to the server (`Leases.tell`), and
-how many Celery workers listen for commands; these may take from any queue.
+What is known: the queues of greenq's workers, which report them to the server
+(`Leases.announce_queues`), and how many Celery workers listen for commands; these may take from any
+queue.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Takers:
             ("EVAL", _TAKERS.source, 2, keys.leases, keys.binding(EXCHANGE), queue, keys.owner(""))
         ]
 
-    def hear(self, queue: str, answer: Any) -> None:
+    def warn_if_untaken(self, queue: str, answer: Any) -> None:
         """Warn if there are workers but certainly none takes from the queue.
 
         Without any workers, as before the first one starts, it stays silent.

@@ -100,7 +100,7 @@ class ClusterLink:
         except (AccessRefused, ServerError) as exc:
             self.refused(exc)
         except OperationalError as exc:
-            _log.info("nothing is heard of others until the server is reached again: %s", exc)
+            _log.info("no events or requests arrive until the server is reached: %s", exc)
             connection.close()
             return False
         return True

@@ -59,7 +59,7 @@ class Ending:
 
         With `by_task` its messages come back as those of a dead worker do, so that the death counts
         against the tasks that ran: a task that blocks every worker must not go round for ever.
-        Without, somebody asked for it, and nothing is counted.
+        Without, a person asked for it, and nothing is counted.
         """
         # Whatever hangs from here on, a server or a log that nobody reads, the kernel ends it.
         signal.alarm(int(LEAVE_S))

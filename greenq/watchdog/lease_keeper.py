@@ -69,9 +69,9 @@ class LeaseKeeper:
         """Tell whether to renew now."""
         return self._is_wanted or self._clock() >= self.due_s
 
-    def tell(self, queues: Sequence[str]) -> None:
+    def announce_queues(self, queues: Sequence[str]) -> None:
         """Have the next turn tell the server which queues are taken from; any thread may call."""
-        self._leases.tell(queues)
+        self._leases.announce_queues(queues)
         self._is_wanted = True
 
     def wait_held(self, timeout_s: float) -> bool:
@@ -104,8 +104,8 @@ class LeaseKeeper:
         if self._guard is not None:
             self._guard.beat()
         self.question = renewal.question
-        if renewal.unheard:
-            self._cluster.refused(renewal.unheard)
+        if renewal.unpublished:
+            self._cluster.refused(renewal.unpublished)
         if not renewal.held and self.held:
             self._lost(now_s, renewal)
         self._state.lease_until_s = asked_s + self._lease_s
@@ -135,4 +135,4 @@ class LeaseKeeper:
                 len(here), len(gone), f": {listed(gone, _NAMED)}" if gone else "",
             )  # fmt: skip
         else:
-            _log.error("the server has lost its data; it learns anew what this worker has in hand")
+            _log.error("the server has lost its data; this worker registers its messages again")

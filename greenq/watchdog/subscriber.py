@@ -192,7 +192,7 @@ class Subscriber:
         """Log here what was dropped: a blocked log must not stop the watchdog thread."""
         dropped = self._waiting.dropped
         if dropped > self._logged_dropped:
-            self._repeated.say(
+            self._repeated.log(
                 "%d published messages were dropped: too many came while the hub was busy",
                 dropped - self._logged_dropped,
             )

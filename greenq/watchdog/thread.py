@@ -208,9 +208,9 @@ class Watch(StartStopPart):
         self._leases.set_queues(queues)
         self._wake()
 
-    def tell(self, queues: Sequence[str]) -> None:
+    def announce_queues(self, queues: Sequence[str]) -> None:
         """Have the server know soon which queues are taken from."""
-        self.lease.tell(queues)
+        self.lease.announce_queues(queues)
         self._wake()
 
     def _wake(self) -> None:
@@ -226,26 +226,26 @@ class Watch(StartStopPart):
         while not self._silence.wait(
             thread, self.pause_s(), connection.fileno(), self._signals.fileno()
         ):
-            self.turn(told=not thread.timed_out)
+            self.turn(published=not thread.timed_out)
         self.leave()
 
-    def turn(self, *, told: bool = True) -> None:
-        """Do what is due; `told`: something may have been published to this worker."""
+    def turn(self, *, published: bool = True) -> None:
+        """Do what is due; `published`: something may have been published to this worker."""
         self._signals.check()
         if self._clock() >= self.monitor.due_s:
             self.monitor.look()
         # With an answer, something that was published may have come along.
         if self._clock() >= self._parked.due_s:
             self.promote()
-            told = True
+            published = True
         if self.lease.is_due():
             self.renew()
-            told = True
+            published = True
         if self._clock() >= self._relay.due_s and self._leases.connection.noticed:
             self._reached(self._relay.relay())
-            told = True
+            published = True
         # Last of what uses this connection. Most wake-ups are looks at the hub alone.
-        if told or self.cluster.is_behind or self._clock() >= self.cluster.due_s:
+        if published or self.cluster.is_behind or self._clock() >= self.cluster.due_s:
             self.attend()
         while self._leases.recovery.busy and self._clock() < self._next_duty_s():
             self._leases.recovery.step()

@@ -423,7 +423,7 @@ def lose_data(scene: Scene) -> Process:
 
 def test_server_that_has_lost_its_data_learns_what_a_worker_has_in_hand(scene: Scene) -> None:
     worker = lose_data(scene)
-    worker.wait_text("the server has lost its data; it learns anew what this worker has in hand")
+    worker.wait_text("the server has lost its data; this worker registers its messages again")
     worker.wait_text("the server had lost its data: the 3 messages of this worker are stored again")
 
     scene.open_gate()

@@ -36,7 +36,7 @@ def lab_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
 def lab(lab_server: LabServer, tmp_path: Path) -> Iterator[Lab]:
     """The empty server and a new ledger."""
     lab_server.flush()
-    made = Lab(lab_server, tmp_path, lambda _text: None, quick=True)
+    made = Lab(lab_server, tmp_path, lambda _text: None, quick=True, timed=False)
     try:
         yield made
     finally:

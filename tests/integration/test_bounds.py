@@ -227,13 +227,13 @@ def flood_connection() -> None:
     connection = Client("redis://127.0.0.1:1/0").connection(pushes=True)
     for size, count in ((10, 12_000), (MIB, 50)):
         for _ in range(count):
-            connection._hear([b"message", b"c", bytes(size)])
-        assert len(connection._heard) <= 10_000
-        assert sum(len(each.data) for each in connection._heard) <= 32 * MIB
+            connection._keep([b"message", b"c", bytes(size)])
+        assert len(connection._published) <= 10_000
+        assert sum(len(each.data) for each in connection._published) <= 32 * MIB
 
 
 def kept_events() -> Events:
-    outbox: Any = SimpleNamespace(stir=bool)
+    outbox: Any = SimpleNamespace(wake=bool)
     return Events(outbox, Keys(), "me@host", LamportClock(), tasks=True)
 
 
@@ -358,7 +358,7 @@ def flood_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         for number in range(1000):
             control.handle(b"garbage %d" % number)
-            world.gossip.hear(b"garbage %d" % number)
+            world.gossip.receive(b"garbage %d" % number)
             world.gossip._note(event("worker-online", f"{number}"))
             world.gossip._note(event("worker-offline", f"{number}"))
             node.ask(f"nonsense {number}")
@@ -775,7 +775,7 @@ def test_each_kind_of_key_stands_in_the_page() -> None:
     for name, member in vars(Keys).items():
         if name.startswith("_") or name in {
             *("prefix", "sep", "steps", "result_prefix", "db", "queue", "queue_steps", "step_of"),
-            *("queue_name", "fanout"),
+            "fanout",
         }:
             continue
         made = getattr(keys, name) if isinstance(member, property) else getattr(keys, name)("x")

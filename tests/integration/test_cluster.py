@@ -19,6 +19,7 @@ import pytest
 
 from greenq import Greenq
 from greenq.protocol.event import read_events
+from tests.published import published
 from tests.servers import Process, Server, greenq_worker, valkey
 from tests.support import wait_until
 
@@ -486,20 +487,6 @@ def topics(ids: list[str]) -> list[tuple[str, str]]:
 # --- whatever is published ------------------------------------------------------------------------
 
 
-def element(message: object, /, **changes: Any) -> bytes:
-    """Return a body as it is published, with other fields of the envelope than usual."""
-    return json.dumps(
-        {
-            "body": base64.b64encode(json.dumps(message).encode()).decode(),
-            "content-encoding": "utf-8",
-            "content-type": "application/json",
-            "headers": {"clock": 1, "expires": 0},
-            "properties": {"body_encoding": "base64", "delivery_tag": "t"},
-        }
-        | changes
-    ).encode()
-
-
 def rubbish() -> list[bytes]:
     """Return what no program should publish, the same in every run."""
     dice = random.Random(5)
@@ -512,20 +499,20 @@ def rubbish() -> list[bytes]:
     to = {"exchange": "reply.celery.pidbox", "routing_key": "nobody"}
     made = [b"", b"\xff\xfe\x00", b"{", b"[" * 50_000, b"null", b"5", b'"text"', b"[]", b"{}"]
     made += [dice.randbytes(size) for size in (1, 10, 1000, 100_000)]
-    made += [element(value) for value in values]
+    made += [published(value) for value in values]
     for value in values:
-        made += [element({**event, name: value}) for name in (*event, "freq", "pid")]
+        made += [published({**event, name: value}) for name in (*event, "freq", "pid")]
         made += [
-            element({**event, "type": kind, name: value})
+            published({**event, "type": kind, name: value})
             for kind in ("worker-elect", "worker-elect-ack", "worker-offline")
             for name in ("id", "topic", "action", "cver", "clock")
         ]
         made += [
-            element({**request, "ticket": "t", "reply_to": to, name: value})
+            published({**request, "ticket": "t", "reply_to": to, name: value})
             for name in (*request, "matcher", "ticket", "reply_to")
         ]
         made += [
-            element({**request, "method": method, "arguments": {name: value}, "ticket": "t",
+            published({**request, "method": method, "arguments": {name: value}, "ticket": "t",
                 "reply_to": to})
             for method, name in (
                 ("revoke", "task_id"), ("revoke", "nonsense"), ("active", "safe"),
@@ -534,7 +521,7 @@ def rubbish() -> list[bytes]:
             )
         ]  # fmt: skip
         for name in ("body", "content-encoding", "content-type", "headers", "properties"):
-            made += [element(event, **{name: value}), element(request, **{name: value})]
+            made += [published(event, **{name: value}), published(request, **{name: value})]
     return made
 
 
@@ -592,7 +579,7 @@ def test_wrong_replies_do_not_end_a_start(cluster: Cluster) -> None:
                     headers = {"ticket": body["ticket"], "clock": 10**30}
                     wrong = [{"ghost@host": {"revoked": value}} for value in (None, 5, "x", [5])]
                     cluster.server.client.lpush(
-                        key, *made, *(element(each, headers=headers) for each in wrong)
+                        key, *made, *(published(each, headers=headers) for each in wrong)
                     )
                     next(answers)
 

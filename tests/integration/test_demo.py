@@ -135,8 +135,8 @@ def test_demo_costs_about_one_round_trip_a_task_beside_the_sending(
     told = dict(
         re.findall(r"(commands per task|round trips per task|connections) +([\d.]+)", run.text)
     )
-    # Each fetch is pushed, stored and announced by a command of its own.
-    assert 3 <= float(told["commands per task"]) < 8
+    # Each fetch is pushed and stored by a command of its own, and announced if anyone listens.
+    assert 2 <= float(told["commands per task"]) < 8
     assert 1 <= float(told["round trips per task"]) < 2
     assert 1 <= int(told["connections"]) <= 10
 

@@ -78,16 +78,18 @@ class Desk:
     def settle(
         self,
         *entries: Entry,
-        news: Sequence[Publication] = (),
+        publications: Sequence[Publication] = (),
         guard: Guard | None = OWN,
         dead_limit: int = DEAD_LIMIT,
     ) -> Settled:
         if dead_limit == DEAD_LIMIT:
-            return settle(self.connection, KEYS, entries, news, guard=guard)
-        names, arguments = settle_arguments(KEYS, entries, news, guard=guard)
+            return settle(self.connection, KEYS, entries, publications, guard=guard)
+        names, arguments = settle_arguments(KEYS, entries, publications, guard=guard)
         arguments[3] = dead_limit
-        unheard, misplaced, _crowded, *not_held = self.connection.script(SETTLE, names, arguments)
-        return Settled(frozenset(n - 1 for n in not_held), unheard.decode(), misplaced.decode())
+        unpublished, misplaced, _crowded, *not_held = self.connection.script(
+            SETTLE, names, arguments
+        )
+        return Settled(frozenset(n - 1 for n in not_held), unpublished.decode(), misplaced.decode())
 
     def texts(self, key: str) -> list[str]:
         return [text.decode() for text in self.client.lrange(key, 0, -1)]
@@ -428,9 +430,9 @@ def test_largest_batch_is_settled(desk: Desk) -> None:
         for number in range(1000)
     ]
     desk.reserve(*(entry.tag for entry in entries))
-    news = [Publication("channel", "text")] * 1000
+    publications = [Publication("channel", "text")] * 1000
 
-    assert desk.settle(*entries, news=news) == DONE
+    assert desk.settle(*entries, publications=publications) == DONE
     # The owner's own is the last one.
     assert desk.client.dbsize() == 2001
 
@@ -459,7 +461,7 @@ def test_news_is_published_behind_all_else(desk: Desk) -> None:
         settled = desk.settle(
             Entry("a:1", result=success("r1", 60, "one")),
             moving("a:2", "queue", "next", "text"),
-            news=[Publication("news", "first"), Publication("news", "second")],
+            publications=[Publication("news", "first"), Publication("news", "second")],
         )
 
         told: list[tuple[bytes, bytes]] = []
@@ -484,10 +486,10 @@ def test_news_that_may_not_be_published_is_told_and_stops_nothing(desk: Desk) ->
     desk.connection.call("AUTH", "mute", "pw")
 
     settled = desk.settle(
-        Entry("a:1", result=success("r1", 60, "one")), news=[Publication("news", "text")]
+        Entry("a:1", result=success("r1", 60, "one")), publications=[Publication("news", "text")]
     )
 
-    assert "permission" in settled.unheard
+    assert "permission" in settled.unpublished
     assert desk.client.get("r1") == b"one"
     assert desk.reserved() == set()
 
@@ -652,7 +654,7 @@ def test_result_is_stored_and_acknowledged_when_the_user_may_not_announce_it(des
 
     with user(desk, "~*", "-publish") as mute:
         settled = mute.settle(Entry("a:1", result=success("r1", 60, "one")))
-        assert "publish" in settled.unheard
+        assert "publish" in settled.unpublished
 
     assert desk.client.get("r1") == b"one"
     assert desk.reserved() == set()

@@ -46,8 +46,7 @@ class Mutant(NamedTuple):
 _DEATHS = ("recovery", "plain", "outcome")
 
 # Left out, since no promise depends on them: the order of a move and an acknowledgement (a script
-# is
-# one step), TTLs (a schedule is shorter), what guards against users with partial permissions (no
+# is one step), TTLs (a schedule is shorter), what guards against users with partial permissions (no
 # schedule has them), a lease of a worker that has left (it ends by itself, and holds nothing).
 # Not detected by any scenario in some thousand schedules, so not proved: `closed` (take.lua,
 # leave.lua: only a take that arrives between two calls of a stop would show it), that a lease which

@@ -8,6 +8,7 @@ from typing import Any
 
 import gevent
 import msgspec
+import pytest
 
 from greenq import Greenq
 from greenq.bootsteps.blueprint import StartStopPart
@@ -41,6 +42,18 @@ def wait_for(condition: Callable[[], object]) -> None:
     with gevent.Timeout(DEADLINE_S):
         while not condition():
             gevent.sleep(0.001)
+
+
+def keep_sent(app: Greenq, monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
+    """Keep the options of what an app sends, instead of sending it."""
+    kept: list[Mapping[str, Any]] = []
+
+    def send(_name: str, _args: Any, _kwargs: Any, options: Mapping[str, Any]) -> str:
+        kept.append(options)
+        return "id"
+
+    monkeypatch.setattr(app.producer, "send", send)
+    return kept
 
 
 # What every event has.
@@ -100,7 +113,7 @@ class KeptOutbox(StartStopPart):
         self.entries: list[Entry] = []
         self.gone: set[str] = set()
 
-    def stir(self) -> None:
+    def wake(self) -> None:
         """Publish nothing: events stay where they are gathered."""
 
     def tags(self) -> set[str]:

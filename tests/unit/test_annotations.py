@@ -11,7 +11,7 @@ import pytest
 
 from greenq import Greenq, Task, errors
 from greenq.protocol.envelope import unwrap
-from tests.unit.rig import NOWHERE, Rig
+from tests.unit.rig import NOWHERE, Rig, keep_sent
 from tests.unit.test_celery_words import run
 
 
@@ -24,15 +24,7 @@ def app() -> Iterator[Greenq]:
 
 @pytest.fixture
 def sent(app: Greenq, monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
-    """Return the options of what is sent."""
-    told: list[Mapping[str, Any]] = []
-
-    def send(_name: str, _args: Any, _kwargs: Any, options: Mapping[str, Any]) -> str:
-        told.append(options)
-        return "id"
-
-    monkeypatch.setattr(app.producer, "send", send)
-    return told
+    return keep_sent(app, monkeypatch)
 
 
 def add(x: int, y: int) -> int:

@@ -192,7 +192,7 @@ def test_what_cannot_be_settled_as_it_is_fails(
     def broken(*args: Any) -> NoReturn:
         raise RuntimeError("a fault of the worker's own")
 
-    monkeypatch.setattr(rig.executor, "_encode_outcome", broken)
+    monkeypatch.setattr(rig.executor._results, "write", broken)
     assert outcome(rig, "give")["status"] == "FAILURE"
     assert "could not be settled: RuntimeError: a fault of the worker's own" in caplog.text
 

@@ -43,6 +43,7 @@ ELSEWHERE: dict[str, str] = {
     "consumer/elections.py": "integration/test_cluster.py",
     "consumer/queue_set.py": "unit/commands/test_commands.py",
     "execution/lost.py": "integration/test_recovery.py",
+    "execution/results.py": "unit/execution/test_executor.py",
     # The functions are asked over the mailbox of a node.
     "commands/arguments.py": "unit/commands/test_commands.py",
     "commands/control.py": "unit/commands/test_commands.py",

@@ -69,13 +69,13 @@ def test_what_comes_again_and_again_is_said_once_a_minute_with_a_count(
 
     with caplog.at_level(logging.INFO):
         for _ in range(100):
-            repeated.say("bad: %s", "x")
-        repeated.say("worse", level=logging.ERROR)
+            repeated.log("bad: %s", "x")
+        repeated.log("worse", level=logging.ERROR)
         now_s = 61.0
-        repeated.say("bad: %s", "y")
-        repeated.say("bad: %s", "z")
+        repeated.log("bad: %s", "y")
+        repeated.log("bad: %s", "z")
         now_s = 200.0
-        repeated.say("bad: %s", "w")
+        repeated.log("bad: %s", "w")
 
     assert said(caplog) == [
         *("bad: x", "bad: x", "worse"),

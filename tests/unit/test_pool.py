@@ -349,7 +349,7 @@ def test_stop_does_not_wait_for_what_was_taken_back(work: Work) -> None:
     assert work.begun == ["a"]
 
 
-@pytest.mark.parametrize("how", ["no grace", "hurry", "terminate"])
+@pytest.mark.parametrize("how", ["no grace", "end_grace", "terminate"])
 def test_what_still_runs_is_handed_over_before_it_is_ended(work: Work, how: str) -> None:
     seen: list[tuple[set[str], list[str]]] = []
     pool = make_pool(
@@ -361,10 +361,10 @@ def test_what_still_runs_is_handed_over_before_it_is_ended(work: Work, how: str)
     submit(pool, "a", "b")
 
     stopping = gevent.spawn(pool.terminate if how == "terminate" else pool.stop)
-    if how == "hurry":
+    if how == "end_grace":
         settle()
         assert not stopping.ready()
-        pool.hurry()
+        pool.end_grace()
     stopping.join(DEADLINE_S)
 
     assert seen == [({"a", "b"}, [])]

@@ -15,7 +15,7 @@ from celery.result import AsyncResult as CelerysResult
 from greenq import Greenq, Task
 from greenq.config.celery_names import ATTRIBUTES, SEND_OPTIONS, TASK_OPTIONS
 from greenq.result import AsyncResult
-from tests.unit.rig import NOWHERE
+from tests.unit.rig import NOWHERE, keep_sent
 
 # Attributes that instances of Celery's have, and not their classes.
 MADE_LATER = {
@@ -37,15 +37,7 @@ def app() -> Iterator[Greenq]:
 
 @pytest.fixture
 def sent(app: Greenq, monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
-    """Return the options of what is sent."""
-    told: list[Mapping[str, Any]] = []
-
-    def send(_name: str, _args: Any, _kwargs: Any, options: Mapping[str, Any]) -> str:
-        told.append(options)
-        return "id"
-
-    monkeypatch.setattr(app.producer, "send", send)
-    return told
+    return keep_sent(app, monkeypatch)
 
 
 @pytest.fixture

@@ -14,8 +14,6 @@ from rich.text import Text
 from greenq.cli.demo.figures import charts, rows, sparkline
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from rich.console import RenderableType
 
     from greenq.cli.demo.figures import Figures, Sample
@@ -45,12 +43,7 @@ class Display:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         """Leave the last state on the screen and restore the terminal."""
         self._live.stop()
 

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             screen.Screen(model, sampler, listener, address, order=args.sort).run()
         else:
             time.sleep(args.interval)
-            model.hear(listener.take())
+            model.add_events(listener.take())
             ours = [each.node for each in model.picture().workers if each.ours]
             model.look(asker.look(next(iter(ours), None)))
             _write(model.picture(), app, args)

@@ -16,7 +16,6 @@ from greenq.errors import OperationalError
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
-    from types import TracebackType
 
     from greenq.app import Greenq
     from greenq.events.cluster_state import State
@@ -54,12 +53,7 @@ class Asker:
         """Start asking."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         """Disable the task events that this has enabled."""
         if self._changed:
             self._app.control.mailbox.tell("disable_events", destination=sorted(self._changed))
@@ -177,12 +171,7 @@ class Thread(Generic[T]):
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         """End the thread, and wait for its end."""
         self.end()
         self._thread.join()
@@ -279,7 +268,7 @@ class Listener(Thread["dict[str, Any]"]):
 
     def __init__(self, app: Greenq, state: State) -> None:
         """Receive the events of `app`; worker events update `state`."""
-        super().__init__("greenq top: hears")
+        super().__init__("greenq top: events")
         self._state = state
         self._receiver = app.events.Receiver()
 

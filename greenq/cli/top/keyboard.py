@@ -8,10 +8,7 @@ import select
 import sys
 import termios
 import tty
-from typing import TYPE_CHECKING, Any, Final, Self
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from typing import Any, Final, Self
 
 _READ_BYTES: Final = 1024
 
@@ -56,12 +53,7 @@ class Keyboard:
         termios.tcsetattr(self._file, termios.TCSANOW, ours)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         """Restore the terminal, and discard unread input."""
         termios.tcsetattr(self._file, termios.TCSAFLUSH, self._before)
 

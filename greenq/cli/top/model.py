@@ -319,7 +319,7 @@ class Model:
         """Add the greenlets of the chosen worker."""
         self._greenlets = greenlets
 
-    def hear(self, events: Iterable[Mapping[str, Any]]) -> None:
+    def add_events(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Add task events."""
         for event in events:
             self._tally.note(event)
@@ -453,8 +453,8 @@ def quantile_s(buckets: Mapping[float, int], share: float) -> float | None:
 def _buckets(hub: Any) -> dict[float, int]:
     """Read the histogram in a reply to the command hub; the maximum bounds the last bucket."""
     found = {}
-    told = show.part(hub, "lag", "buckets")
-    for pair in told if isinstance(told, list) else ():
+    given = show.part(hub, "lag", "buckets")
+    for pair in given if isinstance(given, list) else ():
         if isinstance(pair, list) and len(pair) == 2:
             upper, count = pair
             upper_s = _seconds(show.part(hub, "lag", "max_s") if upper is None else upper)
@@ -527,8 +527,8 @@ class Tally:
 
     def _name(self, event: Mapping[str, Any], uuid: str, kind: str) -> str:
         """Return the name of an event's task, and remember it until the task ends."""
-        told = event.get("name")
-        name = told if isinstance(told, str) and told else self._names.get(uuid, _UNKNOWN)
+        given = event.get("name")
+        name = given if isinstance(given, str) and given else self._names.get(uuid, _UNKNOWN)
         if kind in _ENDS:
             self._names.pop(uuid, None)
         elif name != _UNKNOWN:

@@ -108,7 +108,7 @@ class Screen:
 
     def _take(self) -> bool:
         """Add new looks and events; return whether they change the picture."""
-        self._model.hear(self._listener.take())
+        self._model.add_events(self._listener.take())
         found = self._sampler.take()
         for each in found:
             if isinstance(each, Look):

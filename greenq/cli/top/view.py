@@ -188,8 +188,8 @@ def _charts(picture: Picture, width: int, height: int | None) -> list[Text]:
     ]
     if height is None:
         # A single picture has no history.
-        said = (f"{chart.name} {chart.value}" for chart in charts)
-        return [_fitted(Text(f" {'   '.join(said)}"), width)]
+        texts = (f"{chart.name} {chart.value}" for chart in charts)
+        return [_fitted(Text(f" {'   '.join(texts)}"), width)]
     if height < _HIGH:
         # The workers' lines show it, too.
         del charts[3:]
@@ -231,8 +231,8 @@ def _chart(chart: _Chart, width: int, rows: int) -> list[Text]:
         if is_last:
             line.append(f" {chart.value}", "bold")
         elif number == 1:
-            said = lag(most) if chart.name == "hub lag" else rate(most)
-            line.append(f" max {said}", _DIM)
+            label = lag(most) if chart.name == "hub lag" else rate(most)
+            line.append(f" max {label}", _DIM)
         lines.append(_fitted(line, width))
     return lines
 
@@ -245,9 +245,9 @@ def _workers(
 ) -> list[Text]:
     """Return the workers' table, with details of a state beside or below it."""
     at = next((at for at, each in enumerate(workers) if each.node == chosen), 0)
-    told = [each for each in workers if each.details]
-    beside = width >= _WIDE and bool(told)
-    notes = [] if beside else [_note(each, width) for each in told]
+    noted = [each for each in workers if each.details]
+    beside = width >= _WIDE and bool(noted)
+    notes = [] if beside else [_note(each, width) for each in noted]
     if room is not None:
         del notes[max(0, room // 3) :]
     lines, hidden = _window(len(workers), at, None if room is None else room - len(notes) - 1)
@@ -415,8 +415,8 @@ def _groups(reply: Any, width: int, room: int | None) -> list[Text]:
 
 def _oldest(reply: Any, width: int, room: int | None) -> list[Text]:
     """Return the oldest greenlets."""
-    told = _list(reply, "greenlets")
-    shown = told if room is None else told[: max(0, room - 1)]
+    listed = _list(reply, "greenlets")
+    shown = listed if room is None else listed[: max(0, room - 1)]
     rows: list[list[Cell]] = [
         [
             f" {show.text(show.part(each, 'name'))}",

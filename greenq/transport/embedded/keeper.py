@@ -62,7 +62,7 @@ def require_private(folder: Path) -> None:
         NotPrivate: it is a link, another user's, or open to others.
         FileNotFoundError: it does not exist.
     """
-    # Not stat: whoever plants a link decides where it leads, now and later.
+    # Not stat: the creator of a link decides where it leads, now and later.
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode):
         raise NotPrivate(f"{folder} is a link or a file: name the folder itself")
@@ -81,7 +81,8 @@ def require_private(folder: Path) -> None:
 def require_own_server(link: socket.socket) -> None:
     """Check that the process at the other end of a unix socket belongs to the user.
 
-    Raises: NotPrivate: it does not. Where the system cannot tell, the folder's check must do.
+    Raises:
+        NotPrivate: it does not. Where the system cannot tell, the folder's check must do.
     """
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
@@ -114,7 +115,8 @@ def ask(socket_path: Path, command: str, timeout_s: float) -> str:
 
     A ready server answers PING with ``+PONG``, one that is loading its data with an error.
 
-    Raises: NotPrivate: the server, or the folder of its socket, is not the user's own.
+    Raises:
+        NotPrivate: the server, or the folder of its socket, is not the user's own.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
         link.settimeout(timeout_s)

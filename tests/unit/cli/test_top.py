@@ -307,7 +307,7 @@ def busy() -> Picture:
     model = Model()
     for at in range(90):
         own = {**WELL, "processed": 1000 + at * 10}
-        model.hear(
+        model.add_events(
             [
                 event("received", f"id-{at}", name="shop.pay"),
                 event("retried" if at % 9 == 0 else "succeeded", f"id-{at}"),
@@ -452,7 +452,7 @@ def test_trouble_and_pauses_are_seen(busy: Picture) -> None:
 def test_nothing_that_came_from_elsewhere_can_move_the_cursor() -> None:
     evil = "a\x1b[2J\nb"
     model = Model()
-    model.hear([event("received", name=evil)])
+    model.add_events([event("received", name=evil)])
     model.look(
         Look(
             at_s=0.0,
@@ -505,8 +505,8 @@ def filtered(*given: str, order: str = "rate") -> Picture:
             queues=depths(mail=5, web=7),
         )
     )
-    model.hear([event("received", f"id-{at}", name="mail.send") for at in range(3)])
-    model.hear([event("received", "id-9", name="web.fetch"), event("failed", "id-9")])
+    model.add_events([event("received", f"id-{at}", name="mail.send") for at in range(3)])
+    model.add_events([event("received", "id-9", name="web.fetch"), event("failed", "id-9")])
     model.look(Look(at_s=2.0, statuses={"mail1@h": WELL, "web1@h": WELL}, queues=depths(mail=5)))
     return model.picture()
 

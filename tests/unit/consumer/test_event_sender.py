@@ -24,18 +24,18 @@ class World:
     """Events and the outbox that they go through."""
 
     def __init__(self, keys: Keys | None = None) -> None:
-        self.stirred = 0
-        self.news: Any = None
+        self.woken = 0
+        self.collect: Any = None
         self.clock = LamportClock(10)
         self.events = Events(self, keys or Keys(), NODE, self.clock, tasks=True)  # type: ignore[arg-type]
 
     # As an outbox.
-    def stir(self) -> None:
-        self.stirred += 1
+    def wake(self) -> None:
+        self.woken += 1
 
     def written(self) -> list[tuple[str, list[dict[str, Any]]]]:
         """Return what the next write publishes: channels, and the events on each."""
-        published = self.news()
+        published = self.collect()
         accept = frozenset({"application/json"})
         return [(each.channel, read_events(each.text, accept)) for each in published]
 
@@ -51,7 +51,7 @@ def message(task_id: str, **fields: Any) -> TaskMessage:
 
 def test_nothing_is_published_when_nothing_has_happened(world: World) -> None:
     assert world.written() == []
-    assert world.stirred == 0
+    assert world.woken == 0
 
 
 def test_events_of_tasks_go_in_one_message_in_their_order(world: World) -> None:
@@ -104,26 +104,26 @@ def test_any_other_event_goes_by_itself_on_its_own_channel(world: World, kind: s
 def test_the_outbox_is_stirred_once_for_what_it_writes_at_once(world: World) -> None:
     for number in range(5):
         world.events.started(f"t{number}")
-    assert world.stirred == 1
+    assert world.woken == 1
 
     world.written()
     world.events.started("t6")
 
-    assert world.stirred == 2
+    assert world.woken == 2
 
 
 def test_a_write_stays_short_and_the_next_one_goes_on(world: World) -> None:
     for number in range(2500):
         world.events.started(f"t{number}")
 
-    counts, stirred = [], []
+    counts, woken = [], []
     while told := world.written():
         counts.append(len(told[0][1]))
-        stirred.append(world.stirred)
+        woken.append(world.woken)
 
     assert counts == [1000, 1000, 500]
     # The outbox was told that there is more, but not after the last one.
-    assert stirred == [2, 3, 3]
+    assert woken == [2, 3, 3]
 
 
 def test_while_the_server_is_away_the_newest_are_kept(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from base64 import b64encode
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -18,6 +16,7 @@ from greenq.errors import ConnectionLost
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.keys import Keys
 from greenq.timer import Timer
+from tests.published import published
 
 ME, OTHER, THIRD = "me@host", "other@host", "third@host"
 
@@ -93,7 +92,7 @@ class World:
 
     def hear(self, kind: str, node: str, clock: int = 1, **fields: Any) -> None:
         event = {"hostname": node, "pid": 7, "clock": clock, "timestamp": 1.0, "type": kind}
-        self.gossip.hear(published({**event, **fields}))
+        self.gossip.receive(published({**event, **fields}))
 
     def vote(self, node: str, clock: int, *, topic: str = "lead", election: str = "e1") -> None:
         fields = {"id": election, "topic": topic, "action": f"of {node}", "cver": 1}
@@ -108,18 +107,6 @@ class World:
         """Let time pass in which this worker does nothing."""
         self.now_s += seconds
         self.timer.run_due()
-
-
-def published(body: object) -> bytes:
-    return json.dumps(
-        {
-            "body": b64encode(json.dumps(body).encode()).decode(),
-            "content-encoding": "utf-8",
-            "content-type": "application/json",
-            "headers": {},
-            "properties": {"body_encoding": "base64", "delivery_tag": "t"},
-        }
-    ).encode()
 
 
 @pytest.fixture
@@ -574,5 +561,5 @@ def test_whatever_is_published_is_survived(data: bytes) -> None:
     world = World()
     world.gossip.start()
 
-    world.gossip.hear(data)
+    world.gossip.receive(data)
     world.pass_s(10)

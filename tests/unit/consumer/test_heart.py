@@ -36,7 +36,7 @@ class World:
         events.send = lambda kind, fields: self.sent.append((kind, dict(fields)))  # type: ignore[method-assign]
 
     # As an outbox and as a watch.
-    def stir(self) -> None: ...
+    def wake(self) -> None: ...
 
     def beat(self, beat: Heartbeat | None) -> None:
         self.beats.append(beat)

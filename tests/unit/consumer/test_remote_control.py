@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import inspect
-import json
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 from greenq.commands import registry
 from greenq.commands.registry import inspect_command
 from greenq.errors import AccessRefused, ConnectionLost
+from tests.published import published
 from tests.unit.node import NODE, Node, asked
 from tests.unit.rig import settle
 
@@ -31,20 +30,6 @@ def node() -> Iterator[Node]:
 def control(node: Node) -> Any:
     assert node.parts.control is not None
     return node.parts.control
-
-
-def published(request: object, /, **changes: Any) -> bytes:
-    """Return a body as it is published, with other fields of the envelope than usual."""
-    return json.dumps(
-        {
-            "body": base64.b64encode(json.dumps(request).encode()).decode(),
-            "content-encoding": "utf-8",
-            "content-type": "application/json",
-            "headers": {"clock": 1, "expires": 0},
-            "properties": {"body_encoding": "base64", "delivery_tag": "t"},
-        }
-        | changes
-    ).encode()
 
 
 # --- whom a request is for ------------------------------------------------------------------------

@@ -168,6 +168,23 @@ def test_task_that_expires_before_its_eta_is_discarded_then(rig: Rig) -> None:
     assert_discarded(rig, "a", delivery.tag, expired=True)
 
 
+@pytest.mark.parametrize("where", ["message", "task", "setting"])
+@pytest.mark.parametrize("stores_errors", [False, True])
+def test_discarded_task_has_a_state_if_its_failure_would_have_one(
+    where: str, stores_errors: bool
+) -> None:
+    rig = make_rig(
+        task_ignore_result=where == "setting", task_store_errors_even_if_ignored=stores_errors
+    )
+    rig.app.tasks["add"].ignore_result = True if where == "task" else None
+    rig.tasks.revoke(ids=["a"])
+
+    delivery = rig.give("add", "a", 1, 2, ignore_result=True if where == "message" else None)
+
+    assert rig.outbox.states() == ([("a", "REVOKED")] if stores_errors else [])
+    assert rig.outbox.acks() == [delivery.tag]
+
+
 @pytest.mark.parametrize("where", ["eta", "slot", "rate limit"])
 def test_revoking_discards_at_once_what_waits_here(
     where: str, caplog: pytest.LogCaptureFixture

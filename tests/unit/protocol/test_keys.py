@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from kombu.transport.virtual.exchange import TopicExchange
 
 from greenq.protocol.keys import (
-    SEP,
     Keys,
     binding_member,
     matching_queues,
@@ -55,13 +54,6 @@ def test_steps_follow_the_setting():
     keys = Keys(sep="|", steps=(0, 5))
     assert keys.queue_steps("q") == ("q", "q|5")
     assert keys.step_of(4) == 0
-
-
-@given(st.text(), st.text(), st.sampled_from([0, 3, 6, 9]))
-def test_queue_name_is_recovered_from_every_list(prefix, name, step):
-    keys = Keys(prefix=prefix)
-    if step or SEP not in prefix + name:
-        assert keys.queue_name(keys.queue(name, step)) == name
 
 
 def test_every_broker_key_has_the_prefix():
@@ -171,5 +163,5 @@ def test_a_binding_leads_nowhere_if_it_is_malformed_or_could_be_slow():
         b"a",
         ("#." * 200 + "\x06\x16x\x06\x16long").encode(),
     ]
-    assert matching_queues(bindings, "a", SEP) == ["topic", "direct"]
-    assert matching_queues(bindings, "a" * 100, SEP) == ["topic"]
+    assert matching_queues(bindings, "a", Keys().sep) == ["topic", "direct"]
+    assert matching_queues(bindings, "a" * 100, Keys().sep) == ["topic"]

@@ -95,8 +95,8 @@ def done(number: int) -> Entry:
     return Entry(f"tag:{number}", result=result(number))
 
 
-def settled(*entries: Entry, news: tuple[Publication, ...] = ()) -> Call:
-    return settle_arguments(Keys(), entries, news, guard=OWN)
+def settled(*entries: Entry, publications: tuple[Publication, ...] = ()) -> Call:
+    return settle_arguments(Keys(), entries, publications, guard=OWN)
 
 
 def test_one_entry_is_written_at_once() -> None:
@@ -136,18 +136,18 @@ def test_what_comes_during_a_write_goes_out_together() -> None:
 def test_news_goes_out_behind_the_outcomes_that_were_there_when_it_was_fetched() -> None:
     outbox, transport = make()
     waiting = [Publication("channel", "first"), Publication("channel", "second")]
-    outbox.news = lambda: [waiting.pop(0)] if waiting else []
+    outbox.collect = lambda: [waiting.pop(0)] if waiting else []
     outbox.start()
 
     outbox.put(Entry("tag:1"))
-    outbox.stir()
+    outbox.wake()
     assert outbox.wait_written(DEADLINE_S)
-    outbox.stir()
+    outbox.wake()
     outbox.stop()
 
     assert transport.client.written == [
-        settled(Entry("tag:1"), news=(Publication("channel", "first"),)),
-        settled(news=(Publication("channel", "second"),)),
+        settled(Entry("tag:1"), publications=(Publication("channel", "first"),)),
+        settled(publications=(Publication("channel", "second"),)),
     ]
 
 
@@ -156,7 +156,7 @@ def test_news_that_the_server_refuses_is_said_once_and_stops_nothing(
 ) -> None:
     outbox, transport = make()
     transport.client.unheard = b"NOPERM this user has no permissions to access one of the channels"
-    outbox.news = lambda: [Publication("channel", "text")]
+    outbox.collect = lambda: [Publication("channel", "text")]
     outbox.start()
 
     for number in range(3):

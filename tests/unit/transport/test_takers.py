@@ -29,7 +29,7 @@ def test_it_is_asked_once_a_minute_and_queue() -> None:
 
 
 def test_warning_names_the_queue_and_what_was_perhaps_meant(log: pytest.LogCaptureFixture) -> None:
-    Takers(Keys()).hear("maill", [3, 0, 0, [b"celery", b"mail"]])
+    Takers(Keys()).warn_if_untaken("maill", [3, 0, 0, [b"celery", b"mail"]])
 
     assert log.messages == [
         "no worker takes from queue maill: messages sent to it wait (3 workers are there); did you "
@@ -47,6 +47,6 @@ def test_warning_names_the_queue_and_what_was_perhaps_meant(log: pytest.LogCaptu
     ],
 )
 def test_nothing_is_said_that_is_not_known(answer: object, log: pytest.LogCaptureFixture) -> None:
-    Takers(Keys()).hear("maill", answer)
+    Takers(Keys()).warn_if_untaken("maill", answer)
 
     assert log.messages == []

@@ -124,15 +124,17 @@ class World:
         )
 
     # As leases and their connection.
-    def renew(self, news: Publication | None = None, *, would_relay: bool = False) -> Renewal:
+    def renew(
+        self, publication: Publication | None = None, *, would_relay: bool = False
+    ) -> Renewal:
         self.would_relay = would_relay
         if isinstance(self.answer, OperationalError):
             raise self.answer
-        if news is not None:
+        if publication is not None:
             try:
-                self.call("PUBLISH", *news)
+                self.call("PUBLISH", *publication)
             except (AccessRefused, ServerError) as exc:
-                return self.answer._replace(unheard=str(exc))
+                return self.answer._replace(unpublished=str(exc))
             self.ridden += 1
         return self.answer
 
@@ -748,9 +750,9 @@ def test_the_lease_holds_from_before_the_renewal_was_sent() -> None:
     world = World()
     renew = world.renew
 
-    def slow(news: Publication | None = None, *, would_relay: bool = False) -> Renewal:
+    def slow(publication: Publication | None = None, *, would_relay: bool = False) -> Renewal:
         world.now_s += 1.0
-        return renew(news, would_relay=would_relay)
+        return renew(publication, would_relay=would_relay)
 
     world.renew = slow  # type: ignore[method-assign]
     began_s = world.now_s
@@ -768,9 +770,9 @@ def test_portions_of_recovery_are_done_in_between_the_other_duties() -> None:
     began_s, renewals, done = world.now_s, [], []
     renew = world.renew
 
-    def note(news: Publication | None = None, *, would_relay: bool = False) -> Renewal:
+    def note(publication: Publication | None = None, *, would_relay: bool = False) -> Renewal:
         renewals.append(world.now_s)
-        return renew(news, would_relay=would_relay)
+        return renew(publication, would_relay=would_relay)
 
     world.renew = note  # type: ignore[method-assign]
     while world.recovery.busy:
