@@ -119,7 +119,10 @@ class Broker:
     def bindings_of(self, queue: str) -> tuple[Binding, ...]:
         """Return the bindings of a queue: those of the settings, or to an exchange of its own."""
         known = self._queues.get(queue)
-        return (own_binding(queue),) if known is None else known.sources
+        # One given as a name, too, may be that of a single worker.
+        if known is None or known.sources == (Binding(Exchange(queue), queue),):
+            return (own_binding(queue),)
+        return known.sources
 
     def declare_commands(self, queue: str) -> list[Command]:
         """Return the commands that make a queue known, or none if this process already sent them.

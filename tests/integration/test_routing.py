@@ -40,8 +40,8 @@ def brokers(server: Server) -> Iterator[Any]:
 
 def test_a_queue_has_exactly_the_bindings_of_its_settings(server: Server, brokers: Any) -> None:
     more = (Binding(Exchange("jobs"), "run"), Binding(MEDIA, "media.*"))
-    broker = brokers(Queue("media", MEDIA, "media.video", bindings=more), "plain")
-    broker.declare(["media", "plain", "unknown"])
+    broker = brokers(Queue("media", MEDIA, "media.video", bindings=more), "plain", "w@host.dq2")
+    broker.declare(["media", "plain", "unknown", "w@host.dq2"])
 
     def members(exchange: str) -> set[str]:
         found = server.client.smembers(f"_kombu.binding.{exchange}")
@@ -56,6 +56,7 @@ def test_a_queue_has_exactly_the_bindings_of_its_settings(server: Server, broker
     assert members("jobs") == {"run||media"}
     assert members("plain") == {"plain||plain"}
     assert members("unknown") == {"unknown||unknown"}
+    assert members("C.dq2") == {"w@host||w@host.dq2"}
 
 
 def test_a_route_leads_by_an_exchange_to_the_queues_bound_to_it(server: Server) -> None:
