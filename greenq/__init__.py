@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from greenq.app import Greenq as Greenq
     from greenq.commands.registry import control_command as control_command
     from greenq.commands.registry import inspect_command as inspect_command
-    from greenq.config.validators import Broadcast as Broadcast
+    from greenq.config.queues import Binding as Binding
+    from greenq.config.queues import Broadcast as Broadcast
+    from greenq.config.queues import Exchange as Exchange
+    from greenq.config.queues import Queue as Queue
     from greenq.errors import GreenqError as GreenqError
     from greenq.errors import Ignore as Ignore
     from greenq.errors import Reject as Reject
@@ -30,10 +33,13 @@ __version__ = "0.1.0"
 _HOME = {
     "AsyncResult": "greenq.result",
     "AsyncResults": "greenq.result",
-    "Broadcast": "greenq.config.validators",
+    "Binding": "greenq.config.queues",
+    "Broadcast": "greenq.config.queues",
+    "Exchange": "greenq.config.queues",
     "Greenq": "greenq.app",
     "GreenqError": "greenq.errors",
     "Ignore": "greenq.errors",
+    "Queue": "greenq.config.queues",
     "Reject": "greenq.errors",
     "Retry": "greenq.errors",
     "Task": "greenq.task",

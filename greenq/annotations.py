@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from greenq.config.imports import import_object
 from greenq.errors import ConfigError, Problem
 from greenq.suggest import suggestion
 from greenq.task import Task
@@ -44,9 +44,8 @@ def _made(annotation: Any) -> Any:
 
 
 def _imported(path: str) -> Any:
-    module, _, name = path.replace(":", ".").rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        return import_object(path)
     except (ImportError, AttributeError) as exc:
         raise _problem(path, str(exc)) from exc
 

@@ -713,7 +713,9 @@ class Greenq:
     def producer(self) -> Producer:
         """Writes and pushes messages; created on first use."""
         if self._producer is None:
-            self._producer = Producer(self.transport.broker, self.config.task, self.clock)
+            self._producer = Producer(
+                self.transport.broker, self.config.task, self.clock, self.tasks.get
+            )
         return self._producer
 
     @property

@@ -149,6 +149,14 @@ class AccessRefused(OperationalError):
     """The server does not accept the user name or password, or the user lacks a right."""
 
 
+class Unroutable(OperationalError):
+    """No queue is bound to the message's exchange with its routing key, or no worker listens."""
+
+
+class QueueFull(OperationalError):
+    """As many messages wait in the queue as its ``max_length`` allows; nothing was pushed."""
+
+
 class NotAllSent(GreenqError):
     """A bulk send ended early; ``__cause__`` is the reason.
 

@@ -410,7 +410,7 @@ class Task(Generic[P, R]):
             check(None, None, {"countdown": countdown})
         if options.get("exchange") and not options.get("queue"):
             key = options.get("routing_key") or ""
-            options["queue"] = self.app.producer.queue_of(options["exchange"] or "", key)
+            options["queue"] = self.app.producer.queue_of(str(options["exchange"]), key)
         retry = Retry(exc=exc, when=eta or countdown)
         retry.next_run = (
             context.args if args is None else args,

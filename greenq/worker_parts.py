@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from greenq.autoscale import Autoscaler
 from greenq.bootsteps.blueprint import Blueprint, DisabledPart, custom
 from greenq.config.node_names import node_name
+from greenq.config.queues import Broadcast, Queue, declared
 from greenq.config.settings import DEFAULT_CONCURRENCY
 from greenq.consumer import Consumer
 from greenq.consumer.agent import Agent
@@ -30,9 +31,8 @@ from greenq.execution.processes import leave_process
 from greenq.execution.state import WorkerState
 from greenq.hub import Hub, Signals
 from greenq.pool import Pool
-from greenq.protocol.keys import DIRECT_EXCHANGE
 from greenq.protocol.serialize import accepted
-from greenq.sending.routing import Broadcast, QueueSource, select_queues, worker_direct
+from greenq.sending.routing import select_queues, worker_direct
 from greenq.timer import Timer
 from greenq.transport.fetch import Fetcher
 from greenq.transport.leases import Leases
@@ -283,23 +283,23 @@ class _Builder:
     @cached_property
     def queues(self) -> QueueSet:
         broadcasts = tuple(name for name in self.selected if isinstance(name, Broadcast))
-        default_queue = self.config.task.task_default_queue
-        sources = {
-            queue.name: QueueSource(queue.name, "fanout", default_queue) for queue in broadcasts
-        }
-        if self.config.worker.worker_direct:
-            own = QueueSource(DIRECT_EXCHANGE, "direct", self.hostname)
-            sources[worker_direct(self.hostname)] = own
         return QueueSet(
             self.queue_names,
             broadcasts,
-            sources,
             transport=self.transport,
             state=self.state,
             fetcher=self.fetcher,
             watch=self.watch,
+            timer=self.timer,
             strategy=self.queue_order,
         )
+
+    def _weights(self) -> dict[str, int]:
+        """Return the weights of queues if they have turns."""
+        if self.queue_order != "round_robin":
+            return {}
+        queues = declared(self.config.task).values()
+        return {queue.name: queue.weight for queue in queues if isinstance(queue, Queue)}
 
     # --- the hub ----------------------------------------------------------------------------------
 
@@ -409,6 +409,7 @@ class _Builder:
             in_order(self.queue_names, self.queue_order),
             self.owner.incarnation,
             rotate=self.queue_order == "round_robin",
+            weights=self._weights(),
             member=str(self.owner),
         )
 
@@ -493,7 +494,6 @@ class _Builder:
             fetcher=self.fetcher,
             outbox=self.outbox,
             state=self.state,
-            default_queue=self.config.task.task_default_queue,
             receive=self.tasks.receive,
         )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from greenq.cli import show
 from greenq.cli.common import add_app_options, opened
+from greenq.protocol.keys import read_member
 
 if TYPE_CHECKING:
     import argparse
@@ -76,16 +77,13 @@ def bindings(app: Greenq, *, within_s: float | None = None) -> list[Binding]:
     found = {
         binding
         for exchange, texts in zip(exchanges, members, strict=True)
-        for binding in (read_member(exchange, text, keys.sep) for text in texts)
+        for binding in (parsed(exchange, text, keys.sep) for text in texts)
         if binding is not None
     }
     return sorted(found)
 
 
-def read_member(exchange: str, member: bytes, sep: str) -> Binding | None:
-    """Parse a member of an exchange's binding set; None if it is malformed.
-
-    Shape: routing key, pattern, queue, with `sep` between them.
-    """
-    parts = member.decode("utf-8", "replace").split(sep)
-    return Binding(parts[2], exchange, parts[0]) if len(parts) == 3 else None
+def parsed(exchange: str, member: bytes, sep: str) -> Binding | None:
+    """Parse a member of an exchange's binding set; None if it is malformed."""
+    found = read_member(member, sep)
+    return None if found is None else Binding(found.queue, exchange, found.routing_key)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from greenq.cli import argument_types, show
 from greenq.cli.bindings import bindings
 from greenq.cli.common import EX_TEMPFAIL, add_asking_options, ask, called_roll, opened, silent
+from greenq.config.queues import Broadcast
 
 if TYPE_CHECKING:
     import argparse
@@ -165,7 +166,7 @@ def app_queues(app: Greenq) -> list[str]:
     task = app.config.task
     if not task.task_queues:
         return [task.task_default_queue]
-    return [queue for queue in task.task_queues if isinstance(queue, str)]
+    return [str(queue) for queue in task.task_queues if not isinstance(queue, Broadcast)]
 
 
 def look(app: Greenq, names: Iterable[str]) -> Look:

@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from greenq.commands.arguments import text
 from greenq.commands.registry import control_command, inspect_command, ok
+from greenq.config.queues import Binding, Broadcast, Exchange
 from greenq.protocol.limits import KEPT_NAME
-from greenq.sending.routing import QueueSource
+from greenq.transport.broker import own_binding
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from greenq.worker_parts import Parts
 
 
 @inspect_command(urgent=True)
 def active_queues(worker: Parts) -> list[dict[str, object]]:
     """List the queues that this worker takes from, broadcast queues included."""
+    queues = worker.queues
     return [
-        _queue(name, worker.queues.sources.get(name) or QueueSource(name, "direct", name))
-        for name in worker.queues.taken
+        *(_queue(name, queues.bindings_of(name), *queues.limits_of(name)) for name in queues.names),
+        *(_broadcast(queue) for queue in queues.broadcasts),
     ]
 
 
-def _queue(name: str, source: QueueSource) -> dict[str, object]:
+def _broadcast(queue: Broadcast) -> dict[str, object]:
+    exchange = Exchange(queue.exchange, "fanout")
+    return _queue(queue.name, (Binding(exchange, queue.routing_key or ""),))
+
+
+def _queue(
+    name: str,
+    bindings: Sequence[Binding],
+    expires: float | None = None,
+    max_length: int | None = None,
+) -> dict[str, object]:
+    source, *others = bindings
     return {
         "name": name,
         "exchange": {
-            "name": source.exchange,
-            "type": source.exchange_type,
+            "name": source.exchange.name,
+            "type": source.exchange.type,
             "arguments": None,
             "durable": True,
             "passive": False,
@@ -44,11 +60,11 @@ def _queue(name: str, source: QueueSource) -> dict[str, object]:
         "auto_delete": False,
         "no_ack": False,
         "alias": None,
-        "bindings": [],
+        "bindings": [asdict(each) for each in others],
         "no_declare": None,
-        "expires": None,
+        "expires": expires,
         "message_ttl": None,
-        "max_length": None,
+        "max_length": max_length,
         "max_length_bytes": None,
         "max_priority": None,
     }
@@ -66,16 +82,15 @@ def add_consumer(
     **_options: Any,
 ) -> dict[str, object]:
     """Start taking from a queue."""
-    kind = exchange_type or "direct"
-    if kind not in ("direct", "topic"):
+    kind = text("exchange_type", exchange_type or "direct")
+    if kind == "fanout":
         raise ValueError(f"only queues of direct and topic exchanges can be added, not of {kind!r}")
     queue = text("queue", queue, KEPT_NAME)
-    source = QueueSource(
-        text("exchange", exchange or queue, KEPT_NAME),
-        kind,
+    source = Binding(
+        Exchange(text("exchange", exchange or queue, KEPT_NAME), kind),
         text("routing_key", routing_key or queue, KEPT_NAME),
     )
-    worker.queues.add(queue, source)
+    worker.queues.add(queue, None if source == own_binding(queue) else source)
     return ok(f"add consumer {queue}")
 
 

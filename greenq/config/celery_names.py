@@ -37,7 +37,6 @@ _CHORDS = "not needed: chords are not supported yet"
 _APART = "not supported; separate clusters by global_keyprefix in broker_transport_options instead"
 _SIGNED = "use security_signing_key instead, which signs results and remote control, too"
 _EAGER = "not needed: task_always_eager is not supported yet"
-_BY_NAME = "not needed: a message goes to the queue that is named"
 _NO_CHILDREN = "not needed: tasks are greenlets in one process, there are no child processes"
 _MAILBOXES = "not needed: the queues of remote control and events disappear with their readers"
 _FORMATS = (
@@ -196,7 +195,6 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         },
     ),
     (_EAGER, {"task_eager_propagates": False, "task_store_eager_result": False}),
-    (_BY_NAME, {"task_default_exchange": None, "task_default_routing_key": None}),
     (
         "not needed: priorities are 0 to 9 in every queue (priority_steps in "
         "broker_transport_options)",
@@ -307,11 +305,6 @@ _REFUSED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     (
         "not supported yet; in a test call the task itself, as in add(1, 2), or run a worker",
         {"task_always_eager": False},
-    ),
-    (
-        "not supported: exchanges of greenq's queues are direct; for messages to every worker use "
-        "Broadcast(name) in task_queues instead",
-        {"task_default_exchange_type": "direct"},
     ),
     ("not supported: greenq writes task messages of version 2", {"task_protocol": 2}),
     ("use task_reject_on_worker_lost instead", {"task_retry_on_worker_lost": False}),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Self
 
 from greenq import suggest
-from greenq.config import celery_names, validators
+from greenq.config import celery_names, queues, routes, validators
 from greenq.errors import ConfigError, Problem, UnknownSetting
 
 DEFAULT_CONCURRENCY: Final = 1000
@@ -288,19 +288,34 @@ class TaskConfig(Section):
         None,
         "Priority of tasks without one; None means 0, the most urgent.",
     )
-    task_queues: tuple[str | validators.Broadcast, ...] = _setting(
-        validators.texts(validators.queue()),
+    task_queues: tuple[str | queues.Queue | queues.Broadcast, ...] = _setting(
+        queues.queues(),
         (),
-        "The queues a worker consumes unless -Q names others: names, or `Broadcast(name)` for "
-        "queues whose messages go to every worker; empty means the default queue.",
-        none_ok=True,
+        "The queues a worker consumes unless -Q names others: names, `Queue(name, ...)` with "
+        "bindings or limits, or `Broadcast(name)` for queues whose messages go to every worker; "
+        "empty means the default queue.",
     )
-    task_routes: tuple[Mapping[str, Mapping[str, object]], ...] = _setting(
-        validators.routes(),
+    task_default_exchange: str | None = _setting(
+        validators.optional(validators.text()),
+        None,
+        "Exchange of each `Queue` in `task_queues` that names none; None means the name of the "
+        "default queue.",
+    )
+    task_default_exchange_type: str = _setting(
+        validators.choice(*queues.EXCHANGE_TYPES), "direct", "Type of `task_default_exchange`."
+    )
+    task_default_routing_key: str | None = _setting(
+        validators.optional(validators.text()),
+        None,
+        "Routing key of each `Queue` or `Broadcast` in `task_queues` that names none; None means "
+        "the name of the default queue.",
+    )
+    task_routes: tuple[routes.Router, ...] = _setting(
+        routes.routes(),
         (),
-        "Maps a task name or glob to a queue name or to {queue, priority}. In a list of mappings "
-        "the first match counts; within a mapping a full name takes precedence over a glob.",
-        none_ok=True,
+        "Maps a task name, glob or regular expression to a queue name or to send options. Also a "
+        "router function, object or class, or its full name. In a list the first match counts; "
+        "within a mapping a full name takes precedence over patterns.",
     )
     task_annotations: tuple[object, ...] = _setting(
         validators.task_annotations(),

@@ -11,7 +11,6 @@ import math
 import re
 import zoneinfo
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta, tzinfo
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -201,47 +200,6 @@ def text(*, empty_ok: bool = False) -> Validator:
     return Validator(accept, _parse_text)
 
 
-@dataclass(frozen=True, slots=True)
-class Broadcast:
-    """A broadcast queue: every worker consuming it at the time receives each message.
-
-    Attributes:
-        name: the name that senders and routes use.
-
-    Raises:
-        ValueError: the name is not text, or empty.
-    """
-
-    name: str
-
-    def __post_init__(self) -> None:
-        """Check the name."""
-        text().accept(self.name)
-
-    def __str__(self) -> str:
-        """Return the name."""
-        return self.name
-
-
-def queue() -> Validator:
-    """Take the name of a queue, a `Broadcast`, or, as Celery does, a kombu queue object."""
-
-    def accept(value: object) -> str | Broadcast:
-        if isinstance(value, Broadcast) or (isinstance(value, str) and value):
-            return value
-        name, exchange = getattr(value, "name", None), getattr(value, "exchange", None)
-        if isinstance(name, str) and name and hasattr(value, "exchange"):
-            if getattr(exchange, "type", None) in (None, "", "direct"):
-                return name
-            raise ValueError(
-                f"queue {name!r} has an exchange that is not direct; for messages to every worker "
-                "use Broadcast(name)"
-            )
-        raise ValueError("must be text, not empty, or Broadcast(name)")
-
-    return Validator(accept, _parse_text)
-
-
 def choice(*choices: str) -> Validator:
     """Take one of `choices`."""
     wanted = "must be one of " + ", ".join(choices)
@@ -420,24 +378,6 @@ def lifetime() -> Validator:
     return Validator(accept, _parse_number)
 
 
-def routes() -> Validator:
-    """Take one mapping or a list of them; the normal form is a tuple of {name or glob: options}."""
-
-    def accept(value: object) -> tuple[Mapping[str, Mapping[str, object]], ...]:
-        routers = [value] if isinstance(value, Mapping) else value
-        if isinstance(routers, (str, bytes)) or not isinstance(routers, Iterable):
-            raise ValueError(
-                "must be {task name or glob: queue name or options}, or a list of these"
-            )
-        routers = list(routers)
-        # Celery also takes a mapping as a list of pairs.
-        if routers and all(_is_pair(each) for each in routers):
-            routers = [dict(routers)]
-        return tuple(_router(router) for router in routers)
-
-    return Validator(accept, parse_json)
-
-
 def task_annotations() -> Validator:
     """Take one task annotation or a list of them; the normal form is a tuple."""
 
@@ -466,34 +406,3 @@ def _attributes(task: str, given: object) -> Mapping[str, object]:
     if "*" in task and task != "*":
         raise ValueError(f"{task!r}: must be a task's full name, or * for all tasks")
     return {str(name): value for name, value in given.items()}
-
-
-def _is_pair(value: object) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[0], str)
-
-
-def _router(router: object) -> Mapping[str, Mapping[str, object]]:
-    if not isinstance(router, Mapping):
-        raise ValueError(
-            f"{router!r} is not a mapping of task names or globs (router functions do not work)"
-        )
-    return {str(pattern): _route(str(pattern), route) for pattern, route in router.items()}
-
-
-_LEADS_TO_A_QUEUE = frozenset({"exchange", "exchange_type", "routing_key"})
-
-
-def _route(pattern: str, route: object) -> Mapping[str, object]:
-    options = {"queue": route} if isinstance(route, str) else route
-    if isinstance(options, Mapping) and "queue" in options:
-        # With a queue named, these are redundant: they only tell AMQP how to reach it.
-        options = {name: item for name, item in options.items() if name not in _LEADS_TO_A_QUEUE}
-    if not isinstance(options, Mapping) or not options or options.keys() - {"queue", "priority"}:
-        raise ValueError(
-            f"the route of {pattern!r} must be a queue name, or have queue and priority"
-        )
-    checks = {"queue": text(), "priority": whole(0, 9)}
-    try:
-        return {str(name): checks[str(name)].accept(item) for name, item in options.items()}
-    except ValueError as error:
-        raise ValueError(f"the route of {pattern!r} is wrong: {error}") from error

@@ -15,6 +15,7 @@ from greenq.transport.owner import Owner
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from greenq.config.queues import Broadcast
     from greenq.consumer.queue_set import QueueSet
     from greenq.execution.state import WorkerState
     from greenq.transport.fetch import Fetcher
@@ -46,14 +47,12 @@ class Connection(StartStopPart):
         fetcher: Fetcher,
         outbox: Outbox,
         state: WorkerState,
-        default_queue: str,
         receive: Callable[[Delivery], object],
     ) -> None:
         """Reach the server for a worker.
 
         Args:
             transport, owner, watch, queues, fetcher, outbox, state: those of the worker.
-            default_queue: the name of the default queue.
             receive: takes the messages of broadcast queues.
         """
         self._transport = transport
@@ -64,7 +63,6 @@ class Connection(StartStopPart):
         self._outbox = outbox
         self._receive = receive
         self._state = state
-        self._default_queue = default_queue
         self._has_looked = False
 
     def start(self) -> None:
@@ -81,18 +79,18 @@ class Connection(StartStopPart):
         self.register()
         # Declaring sends nothing if this process has done it before.
         transport.broker.declare(self._queues.names)
+        self._queues.keep()
         self._queues.look_for_pauses()
         for queue in self._queues.broadcasts:
-            watch.subscriber.subscribe(
-                self._channel(queue.name), partial(self._broadcast, queue.name)
-            )
+            watch.subscriber.subscribe(self._channel(queue), partial(self._broadcast, queue.name))
         _log.info("Connected to %s", transport.broker_address)
         self._look_at_server()
 
     def stop(self) -> None:
-        """Unsubscribe from the broadcast queues."""
+        """Unsubscribe from the broadcast queues, and stop renewing queues that expire."""
+        self._queues.release()
         for queue in self._queues.broadcasts:
-            self._watch.subscriber.unsubscribe(self._channel(queue.name))
+            self._watch.subscriber.unsubscribe(self._channel(queue))
 
     def register(self) -> None:
         """Register this owner and its messages on the server. Switches: yes.
@@ -147,9 +145,10 @@ class Connection(StartStopPart):
     def _is_twin(self, other: Owner) -> bool:
         return other.node == self._owner.node and other != self._owner and not other.is_dead
 
-    def _channel(self, queue: str) -> str:
-        """Return the channel of a broadcast queue, which lies under the default queue's key."""
-        return self._transport.keys.fanout(queue, self._default_queue)
+    def _channel(self, queue: Broadcast) -> str:
+        """Return the channel of a broadcast queue, or the pattern of its channels."""
+        key = (queue.routing_key or "").replace("#", "*")
+        return self._transport.keys.fanout(queue.exchange, key)
 
     def _broadcast(self, queue: str, data: bytes) -> None:
         self._receive(Delivery("", queue, data))

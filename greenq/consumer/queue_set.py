@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from greenq.sending.routing import QueueSource
+from greenq.config.queues import Broadcast
+from greenq.errors import OperationalError
+from greenq.hub import spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
-    from greenq.config.validators import Broadcast
+    from greenq.config.queues import Binding
     from greenq.execution.state import WorkerState
+    from greenq.timer import Entry, Timer
     from greenq.transport.fetch import Fetcher
     from greenq.transport.transport import Transport
     from greenq.watchdog.thread import Watch
@@ -33,47 +36,62 @@ class QueueSet:
     Attributes:
         names: the queues that it takes from, paused ones included.
         broadcasts: the broadcast queues that it consumes.
-        sources: the exchanges of queues that have one of their own, by queue.
     """
 
     def __init__(
         self,
         names: tuple[str, ...],
         broadcasts: tuple[Broadcast, ...],
-        sources: Mapping[str, QueueSource],
         *,
         transport: Transport,
         state: WorkerState,
         fetcher: Fetcher,
         watch: Watch,
+        timer: Timer,
         strategy: str,
     ) -> None:
         """Begin with the queues of the start; `strategy` is the queue order strategy."""
         self.names = names
         self.broadcasts = broadcasts
-        self.sources = dict(sources)
         self._transport = transport
         self._state = state
         self._fetcher = fetcher
         self._watch = watch
+        self._timer = timer
         self._strategy = strategy
+        # Called as long as a queue that expires is taken from.
+        self._renewal: Entry | None = None
         # All queues added since the start: each has left a binding on the server.
-        self._added: set[tuple[str, QueueSource]] = set()
+        self._added: set[tuple[str, Binding]] = set()
+        # Bindings that are not those of the settings, by queue.
+        self._sources: dict[str, Binding] = {}
 
     @property
     def taken(self) -> tuple[str, ...]:
         """All queues, paused ones and broadcast queues included."""
         return (*self.names, *(queue.name for queue in self.broadcasts))
 
-    def add(self, queue: str, source: QueueSource) -> None:
+    def bindings_of(self, queue: str) -> tuple[Binding, ...]:
+        """Return the bindings of a queue, that of its own exchange first."""
+        source = self._sources.get(queue)
+        return self._transport.broker.bindings_of(queue) if source is None else (source,)
+
+    def limits_of(self, queue: str) -> tuple[float | None, int | None]:
+        """Return after how many seconds a queue expires, and how many messages may wait in it."""
+        return self._transport.broker.limits_of(queue)
+
+    def add(self, queue: str, source: Binding | None = None) -> None:
         """Start taking from a queue and bind it to its exchange. Switches: yes.
+
+        Without `source`, its bindings are those of the settings.
 
         Raises:
             ValueError: the key of this name is not a queue, or too many queues were added to this
                 worker.
             OperationalError: the queue could not be declared; the worker does not take from it.
         """
-        if (queue, source) not in self._added and len(self._added) >= _MAX_ADDED:
+        binding = source or self.bindings_of(queue)[0]
+        if (queue, binding) not in self._added and len(self._added) >= _MAX_ADDED:
             raise ValueError(
                 f"{_MAX_ADDED:,} queues were added to this worker since its start, which is the "
                 "most: name its queues with -Q"
@@ -82,21 +100,23 @@ class QueueSet:
         kind = broker.kind(queue)
         if kind not in ("none", "list"):
             raise ValueError(f"{queue!r} cannot be a queue: the key of this name is a {kind}")
-        self._added.add((queue, source))
-        broker.declare([queue])
-        if source != QueueSource(queue, "direct", queue):
-            is_topic = source.exchange_type == "topic"
-            broker.bind(queue, source.exchange, source.routing_key, is_topic=is_topic)
-            self.sources[queue] = source
+        self._added.add((queue, binding))
+        if source is None:
+            broker.declare([queue])
+            self._sources.pop(queue, None)
+        else:
+            broker.bind(queue, source)
+            self._sources[queue] = source
         if queue not in self.names:
             self.names = (*self.names, queue)
             self._take_from()
+            self.keep()
             self.announce()
 
     def cancel(self, queue: str) -> None:
         """Stop taking from a queue; tasks taken from it still run. Switches: yes."""
         self.names = tuple(name for name in self.names if name != queue)
-        self.sources.pop(queue, None)
+        self._sources.pop(queue, None)
         self._take_from()
         self.announce()
 
@@ -121,6 +141,29 @@ class QueueSet:
             _log.warning("queue %s is %s", queue, "paused" if queue in paused else "resumed")
         self._state.paused = paused
         self._take_from()
+
+    def keep(self) -> None:
+        """Renew the queues that expire, from now on and while this worker takes from them."""
+        self.release()
+        every_s = self._transport.broker.renewal_s(self.names)
+        if every_s is not None:
+            self._renewal = self._timer.call_repeatedly(every_s, self._renew_soon)
+            self._renew_soon()
+
+    def release(self) -> None:
+        """Stop renewing: queues that expire live as long as they are given without workers."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+            self._renewal = None
+
+    def _renew_soon(self) -> None:
+        spawn(self._renew, name="renew queues")
+
+    def _renew(self) -> None:
+        try:
+            self._transport.broker.renew(self.names)
+        except OperationalError as exc:
+            _log.warning("queues that expire could not be renewed, next try soon: %s", exc)
 
     def _take_from(self) -> None:
         queues = [queue for queue in self.names if queue not in self._state.paused]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from dataclasses import dataclass
 from hashlib import sha1
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 SEP = "\x06\x16"
 PRIORITY_STEPS = (0, 3, 6, 9)
 
+# As in AMQP. Longer binding keys lead nowhere: others write them, and matching takes its time.
+MOST_KEY_CHARS = 255
 # The queues of single workers are bound to one exchange, by node name.
 DIRECT_EXCHANGE = "C.dq2"
 DIRECT_SUFFIX = ".dq2"
@@ -165,25 +167,93 @@ def binding_member(routing_key: str, pattern: str, queue: str, sep: str = SEP) -
     return sep.join((routing_key, pattern, queue))
 
 
-def topic_pattern(binding_key: str) -> str:
-    r"""Turn a topic exchange's binding key into its regular expression.
+class BindingMember(NamedTuple):
+    """One member of a binding set, parsed; without a pattern the exchange is not a topic one."""
 
-    ``*`` stands for one word, ``#`` for any text: ``media.#`` is ``^media\..*?$``.
+    routing_key: str
+    pattern: str
+    queue: str
+
+
+def read_member(member: bytes, sep: str) -> BindingMember | None:
+    """Parse one member of a binding set; None if it is malformed."""
+    parts = member.decode("utf-8", "replace").split(sep)
+    return BindingMember(*parts) if len(parts) == 3 else None
+
+
+def topic_pattern(binding_key: str) -> str:
+    r"""Turn a topic exchange's binding key into the regular expression that Celery's senders use.
+
+    ``*`` stands for one word, ``#`` for any number of words, none included. The text is the one
+    that Celery's workers write, except for ``#``: theirs, ``media\..*?``, needs a word or at least
+    a dot there. `topic_matches` is what greenq's senders use.
     """
-    words = {"*": r"[^\.]+", "#": ".*?"}
-    parts = (words.get(word) or re.escape(word) for word in binding_key.split("."))
-    return "^" + r"\.".join(parts) + "$"
+    # Several of them in a row mean the same as one.
+    words = [
+        word
+        for is_any, run in groupby(binding_key.split("."), "#".__eq__)
+        for word in (("#",) if is_any else run)
+    ]
+    if words == ["#"]:
+        return "^.*$"
+    parts: list[str] = []
+    for place, word in enumerate(words):
+        if word == "#":
+            # The dot between these words and their neighbour belongs to them.
+            parts.append(r"(?:\..*)?" if place else r"(?:.*\.)?")
+        else:
+            dot = "" if place == 0 or (place == 1 and words[0] == "#") else r"\."
+            parts.append(dot + (r"[^\.]+" if word == "*" else _escape(word)))
+    return f"^{''.join(parts)}$"
+
+
+def _escape(word: str) -> str:
+    """Escape every character but letters and digits, as Celery does."""
+    return "".join(char if char.isalnum() else "\\" + char for char in word)
+
+
+def topic_matches(binding_key: str, routing_key: str) -> bool:
+    """Tell whether a topic exchange's binding key takes a routing key.
+
+    Each word of the binding key is compared at most once with each of the routing key, so no
+    binding can make it slow.
+    """
+    if len(binding_key) > MOST_KEY_CHARS:
+        return False
+    words = routing_key.split(".")
+    # At how many words of the routing key the words so far may end.
+    ends = {0}
+    for part in binding_key.split("."):
+        if part == "#":
+            ends = set(range(min(ends), len(words) + 1))
+        else:
+            ends = {
+                end + 1
+                for end in ends
+                if end < len(words) and (words[end] == part or (part == "*" and words[end]))
+            }
+        if not ends:
+            return False
+    return len(words) in ends
 
 
 def matching_queues(members: Iterable[bytes], routing_key: str, sep: str) -> list[str]:
     """Return the queues that an exchange's bindings lead to, without duplicates.
 
-    A member is ``routing key SEP pattern SEP queue``; without a pattern the key must be equal
-    (direct), with one it must match from its start (topic). Source: wire format, section 2.2.
+    Without a pattern the keys must be equal (direct), with one the binding key has wildcards
+    (topic). The pattern itself is not used: anyone may have written it, and a regular expression
+    can take for ever. Malformed members lead nowhere.
     """
-    queues: dict[str, None] = {}
-    for member in sorted(members):
-        key, pattern, queue = member.decode().split(sep)
-        if (re.match(pattern, routing_key) is not None) if pattern else key == routing_key:
-            queues[queue] = None
-    return list(queues)
+    found = (read_member(member, sep) for member in sorted(members))
+    return list(
+        dict.fromkeys(
+            each.queue
+            for each in found
+            if each is not None
+            and (
+                topic_matches(each.routing_key, routing_key)
+                if each.pattern
+                else each.routing_key == routing_key
+            )
+        )
+    )

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from greenq.config.queues import Broadcast
 from greenq.transport.mailbox import Mailbox
 
 if TYPE_CHECKING:
@@ -346,7 +347,7 @@ class Control:
         task = self._app.config.task
         broker = self._app.transport.broker
         queues = task.task_queues or (task.task_default_queue,)
-        return sum(broker.purge(queue) for queue in queues if isinstance(queue, str))
+        return sum(broker.purge(str(queue)) for queue in queues if not isinstance(queue, Broadcast))
 
     discard_all = purge
 

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from greenq.config import validators
+from greenq.config.queues import Exchange, check_type
 from greenq.config.settings import RetryPolicy
 from greenq.errors import ConfigError, WrongOption
 from greenq.protocol.limits import MESSAGE, SECONDS, Rule
@@ -89,11 +90,21 @@ def clamped(priority: int) -> int:
 
 
 def _queue(value: object) -> str:
-    # A kombu queue object has its name there.
-    name = getattr(value, "name", value)
+    # A Queue has its name there, kombu's Broadcast in its alias.
+    name = getattr(value, "alias", None) or getattr(value, "name", value)
     if not isinstance(name, str) or not name:
         raise ValueError("must be the name of a queue, as text")
     return name
+
+
+def _exchange(value: object) -> object:
+    """Accept a name or an `Exchange`; one of kombu's becomes greenq's."""
+    if isinstance(value, Exchange):
+        return value
+    name = getattr(value, "name", None)
+    if name:
+        return Exchange(name, getattr(value, "type", None) or "direct")
+    return _any_text(value)
 
 
 def _mapping(value: object) -> object:
@@ -137,7 +148,7 @@ def _readable(accept: Callable[[Any], Any], rule: Rule) -> Callable[[Any], Any]:
 _limit = _readable(validators.seconds().accept, SECONDS)
 
 # Options whose normal form is used instead of what was written.
-_NORMALISED: Final = frozenset({"priority", "queue"})
+_NORMALISED: Final = frozenset({"exchange", "priority", "queue"})
 
 _OF_TASKS: Final[Mapping[str, Callable[[Any], Any]]] = {
     **dict.fromkeys(
@@ -150,7 +161,7 @@ _OF_TASKS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "compression": validators.choice(*validators.COMPRESSIONS).accept,
     "default_retry_delay": validators.seconds().accept,
     "delivery_mode": validators.whole(1, 2).accept,
-    "exchange": _text,
+    "exchange": _exchange,
     "expires": _expiry,
     "max_retries": validators.whole(0).accept,
     "priority": _priority,
@@ -171,7 +182,9 @@ _OF_SENDINGS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "task_id": _readable(_any_text, MESSAGE["id"]),
     "group_id": _readable(_any_text, MESSAGE["group"]),
     "group_index": _readable(validators.whole(0).accept, MESSAGE["group_index"]),
-    **dict.fromkeys(("correlation_id", "exchange", "reply_to", "routing_key"), _any_text),
+    **dict.fromkeys(("correlation_id", "reply_to", "routing_key"), _any_text),
+    "exchange": _exchange,
+    "exchange_type": check_type,
     "countdown": _countdown,
     "eta": _moment,
     "expires": _expiry,

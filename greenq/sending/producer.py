@@ -10,7 +10,7 @@ import time
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 from zoneinfo import ZoneInfo
 
@@ -22,7 +22,9 @@ from greenq.errors import (
     NotAllSent,
     OperationalError,
     Problem,
+    QueueFull,
     ServerError,
+    Unroutable,
 )
 from greenq.log import OutageLog
 from greenq.protocol.clock import LamportClock
@@ -39,6 +41,7 @@ from greenq.signals import after_task_publish, before_task_publish
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from greenq.config.queues import Exchange
     from greenq.config.settings import RetryPolicy, TaskConfig
     from greenq.protocol.event import Stamped
     from greenq.sending.announced import Announced
@@ -54,8 +57,8 @@ _CHUNK_S = 1.0
 
 # Options with few different values: templates for them are worth keeping.
 _KEPT = frozenset({
-    "queue", "priority", "serializer", "compression", "exchange", "routing_key", "ignore_result",
-    "time_limit", "soft_time_limit", "delivery_mode", "reply_to", "retry",
+    "queue", "priority", "serializer", "compression", "exchange", "exchange_type", "routing_key",
+    "ignore_result", "time_limit", "soft_time_limit", "delivery_mode", "reply_to", "retry",
 })  # fmt: skip
 _KEPT_COUNT = 256
 
@@ -63,7 +66,7 @@ _KEPT_COUNT = 256
 _OF_EACH = ("task_id", "root_id", "parent_id")
 
 # Send options that affect the envelope, not the task.
-_PROPERTIES = ("exchange", "correlation_id", "reply_to", "delivery_mode")
+_PROPERTIES = ("correlation_id", "reply_to", "delivery_mode")
 
 
 class SendOptions(TypedDict, total=False):
@@ -72,7 +75,8 @@ class SendOptions(TypedDict, total=False):
     countdown: seconds from now.
     eta: a datetime; the task does not run before it.
     expires: seconds from now or a datetime; the task does not run after it.
-    queue: where to send, or exchange with routing_key.
+    queue: where to send, or exchange (a name or an `Exchange`) with routing_key.
+    exchange_type: fanout, if the exchange is one and `task_queues` does not say so.
     priority: 0 (first) to 9; other numbers are clamped.
     serializer, compression: names.
     time_limit, soft_time_limit: seconds.
@@ -86,7 +90,8 @@ class SendOptions(TypedDict, total=False):
     eta: datetime | str | None
     expires: float | datetime | str | None
     queue: str | None
-    exchange: str | None
+    exchange: str | Exchange | None
+    exchange_type: str | None
     routing_key: str | None
     priority: int | None
     serializer: str | None
@@ -133,7 +138,7 @@ class _Policy(NamedTuple):
 
     def allows(self, tries: int, error: OperationalError) -> bool:
         """Tell whether to try again after an error and `tries` retries."""
-        refused = isinstance(error, AccessRefused) or (
+        refused = isinstance(error, (AccessRefused, QueueFull, Unroutable)) or (
             isinstance(error, ServerError) and not error.passes
         )
         return not refused and (self.max_retries is None or tries < self.max_retries)
@@ -167,8 +172,8 @@ class _Plan(NamedTuple):
     queue: str
     broadcast: bool
     priority: int
-    exchange: str | None
-    routing_key: str | None
+    exchange: str
+    routing_key: str
     policy: _Policy | None
     message: TaskMessage
     encoding: _Encoding
@@ -180,12 +185,19 @@ class Producer:
     """Writes task messages and pushes them; shared by all threads and greenlets of an app."""
 
     def __init__(
-        self, broker: Broker, config: TaskConfig, clock: LamportClock | None = None
+        self,
+        broker: Broker,
+        config: TaskConfig,
+        clock: LamportClock | None = None,
+        find_task: Callable[[str], Any] = lambda _name: None,
     ) -> None:
-        """Send through `broker` with the defaults of `config`; `clock` stamps events."""
+        """Send through `broker` with the defaults of `config`.
+
+        `clock` stamps events; `find_task` returns a registered task, which router functions get.
+        """
         self._broker = broker
         self._config = config
-        self._router = Router(config)
+        self._router = Router(config, find_task)
         self._zone = ZoneInfo(config.timezone)
         self._origin = f"gen{os.getpid()}@{socket.gethostname()}"
         # Redis needs no reply queue, but Celery's readers expect the field.
@@ -206,6 +218,8 @@ class Producer:
             EncodeError: an argument cannot be serialized; nothing was sent.
             OperationalError: the server could not be reached within the retry policy.
         """
+        if self._router.asks:
+            options = self._router.ask(task, args, kwargs, options)
         plan = self._plan(task, options)
         task_id, text, announced = self._fill(plan, args, kwargs, options)
         if announced is not None:
@@ -237,7 +251,30 @@ class Producer:
         """
         ids = TaskIds()
         waiting = zip(ids, calls)  # noqa: B905  there is no end of ids
+        if not self._router.asks:
+            return ids[: self._send_run(task, ids, 0, waiting, options)]
         sent = 0
+        runs = groupby(
+            waiting, lambda item: self._router.ask(task, item[1][0], item[1][1], options)
+        )
+        while True:
+            try:
+                run = next(runs, None)
+            except Exception as exc:
+                raise NotAllSent(task, ids[:sent], (), exc) from exc
+            if run is None:
+                return ids[:sent]
+            sent = self._send_run(task, ids, sent, run[1], run[0])
+
+    def _send_run(
+        self,
+        task: str,
+        ids: TaskIds,
+        sent: int,
+        waiting: Iterator[tuple[str, tuple[Sequence[Any], Mapping[str, Any]]]],
+        options: Mapping[str, Any],
+    ) -> int:
+        """Send what goes the same way; return how many of all have been sent by then."""
         while True:
             plan = self._plan(task, options)
             events: list[Stamped] = []
@@ -268,6 +305,8 @@ class Producer:
             try:
                 if texts:
                     self._push(plan, texts, f"{len(texts)} tasks {task}", chunk)
+            except Unroutable as exc:
+                raise NotAllSent(task, ids[:sent], (), exc) from exc
             except OperationalError as exc:
                 # An exchange may lead to several queues, and the first may have received them.
                 unknown = chunk if plan.exchange or isinstance(exc, ConnectionLost) else ()
@@ -280,7 +319,7 @@ class Producer:
             if error is not None:
                 raise NotAllSent(task, ids[:sent], (), error) from error
             if not texts:
-                return ids[:sent]
+                return sent
 
     def _sent(
         self, plan: _Plan, options: Mapping[str, Any], task_id: str, args: object, kwargs: object
@@ -298,9 +337,9 @@ class Producer:
             "retries": message.retries,
             "eta": message.eta,
             "expires": message.expires,
-            "queue": plan.queue,
-            "exchange": plan.exchange or "",
-            "routing_key": plan.routing_key or plan.queue,
+            "queue": plan.queue or plan.routing_key,
+            "exchange": plan.exchange,
+            "routing_key": plan.routing_key,
         }
         return self._events.stamp("task-sent", fields)
 
@@ -317,12 +356,19 @@ class Producer:
     def prepare(
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Outgoing:
-        """Write the message of a task without sending it; options are those of `SendOptions`."""
+        """Write the message of a task without sending it; options are those of `SendOptions`.
+
+        Raises:
+            ValueError: its exchange leads to none or several queues.
+        """
+        if self._router.asks:
+            options = self._router.ask(task, args, kwargs, options)
         plan = self._plan(task, options)
         task_id, text, announced = self._fill(plan, args, kwargs, options)
+        queue = self._one_queue(plan) if plan.exchange else plan.queue
         priority = plan.priority if announced is None else announced.priority
         return Outgoing(
-            task_id=task_id, queue=plan.queue, priority=priority, text=text, announced=announced
+            task_id=task_id, queue=queue, priority=priority, text=text, announced=announced
         )
 
     def _fill(
@@ -383,7 +429,10 @@ class Producer:
         )
 
     def _plan(self, task: str, options: Mapping[str, Any]) -> _Plan:
-        """Return what all messages sent with these options have in common."""
+        """Return what all messages sent with these options have in common.
+
+        If router functions decide, they have been asked already.
+        """
         shared = {name: value for name, value in options.items() if name not in _OF_EACH}
         if not shared.keys() <= _KEPT:
             return self._make_plan(task, shared)
@@ -404,21 +453,14 @@ class Producer:
     def _make_plan(self, task: str, options: Mapping[str, Any]) -> _Plan:
         options = check_send_options(task, options)
         now = datetime.now(UTC)
-        route = self._router.route(task)
-        queue = options.get("queue") or options.get("routing_key") or route.queue
-        exchange = None if options.get("queue") else options.get("exchange")
-        routing_key = options.get("routing_key")
-        broadcast = (exchange or queue) in self._router.broadcasts
+        if not self._router.asks:
+            options = self._router.merge(self._router.route(task), options)
+        target = self._router.target(options)
         properties = {"reply_to": self._reply_to} | {
             name: options[name] for name in _PROPERTIES if options.get(name) is not None
         }
-        if broadcast:
-            queue = properties["exchange"] = exchange or queue
-            # A routing key that only names the queue does not belong to its exchange.
-            if not routing_key or routing_key == queue:
-                routing_key = self._router.routing_key
-        if not self._config.task_create_missing_queues:
-            self._check_declared(task, queue)
+        if target.queue and not self._config.task_create_missing_queues:
+            self._check_declared(task, target.queue)
         expires, expiration = self._expires(options.get("expires"), now)
         message = TaskMessage(
             task=task,
@@ -440,7 +482,7 @@ class Producer:
             chain=options.get("chain"),
             chord=options.get("chord"),
         )
-        priority = options.get("priority", route.priority)
+        priority = options.get("priority")
         if priority is None:
             priority = self._config.task_default_priority or 0
         encoding = _Encoding(
@@ -449,16 +491,17 @@ class Producer:
             max_bytes=self._config.task_max_body_bytes,
         )
         properties |= {
-            "queue": queue,
-            "routing_key": routing_key or queue,
+            "queue": target.queue,
+            "exchange": target.exchange,
+            "routing_key": target.routing_key,
             "priority": priority,
             "expiration": expiration,
         }
         template = Template(message, **encoding, **properties)
         policy = self._policy(options)
         return _Plan(
-            queue, broadcast, priority, exchange, routing_key, policy, message, encoding,
-            properties, template,
+            target.queue, target.is_fanout, priority, target.exchange, target.routing_key, policy,
+            message, encoding, properties, template,
         )  # fmt: skip
 
     def _check_declared(self, task: str, queue: str) -> None:
@@ -525,16 +568,24 @@ class Producer:
             )
         return queues[0]
 
+    def _one_queue(self, plan: _Plan) -> str:
+        if plan.broadcast:
+            raise ValueError(
+                f"task {plan.message.task} goes to every worker that listens to exchange "
+                f"{plan.exchange!r}, but this message must go to one queue; name it with queue="
+            )
+        return self.queue_of(plan.exchange, plan.routing_key)
+
     def _queues(self, plan: _Plan, what: str) -> list[str]:
         """Return the queues to push to: the queue itself, or those bound to the exchange."""
-        if plan.broadcast or not plan.exchange:
+        if plan.queue:
             return [plan.queue]
         client = self._broker.client
         # Half of the whole time, so that as much is left for the push.
         with client.pooled(client.call_timeout_s / 2) as connection:
-            queues = self._broker.bound_queues(connection, plan.exchange, plan.routing_key or "")
+            queues = self._broker.bound_queues(connection, plan.exchange, plan.routing_key)
         if not queues:
-            raise OperationalError(
+            raise Unroutable(
                 f"{what}: no queue is bound to exchange {plan.exchange!r} with routing key "
                 f"{plan.routing_key!r}; start a worker that consumes from one, or name a queue"
             )
@@ -580,7 +631,7 @@ class Producer:
         while True:
             try:
                 if plan.broadcast:
-                    broker.broadcast(queue, texts, plan.routing_key or "", timeout_s=left_s)
+                    self._broadcast(plan, texts, what, left_s)
                 elif may_be_there:
                     broker.publish_once(
                         queue, texts, plan.priority, new_ids=new_ids, timeout_s=left_s
@@ -603,7 +654,8 @@ class Producer:
                 break
             time.sleep(pause_s)
             tries += 1
-        if isinstance(error, (ServerError, AccessRefused)) and not may_be_there:
+        is_plain = isinstance(error, (ServerError, AccessRefused, QueueFull, Unroutable))
+        if is_plain and not may_be_there:
             raise error
         if may_be_there:
             raise ConnectionLost(
@@ -611,6 +663,17 @@ class Producer:
                 f"{error}"
             ) from error
         raise OperationalError(f"{what} could not be sent to queue {queue!r}: {error}") from error
+
+    def _broadcast(
+        self, plan: _Plan, texts: Sequence[str | bytes], what: str, timeout_s: float
+    ) -> None:
+        heard = self._broker.broadcast(plan.exchange, texts, plan.routing_key, timeout_s=timeout_s)
+        if not heard:
+            raise Unroutable(
+                f"{what}: no worker listens to exchange {plan.exchange!r} with routing key "
+                f"{plan.routing_key!r}, and nothing keeps a broadcast; start a worker that "
+                f"consumes it, or catch greenq.errors.Unroutable if that is all right"
+            )
 
     def _policy(self, options: Mapping[str, Any]) -> _Policy | None:
         """Return the retry policy of one sending, None for no retries."""

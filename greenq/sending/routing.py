@@ -1,4 +1,4 @@
-"""Which queue a task goes to: the caller's choice, then `task_routes`, then the default.
+"""Where a task goes: the caller's choice, then `task_routes`, then the default queue.
 
 Also which queues a worker takes from.
 """
@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from greenq.config.validators import Broadcast
+from greenq.config.imports import import_object
+from greenq.config.queues import Broadcast, Exchange, Queue, declared
+from greenq.config.routes import Table, route
 from greenq.errors import ConfigError, Problem
 from greenq.protocol.keys import DIRECT_SUFFIX
 from greenq.suggest import suggestion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Sequence
 
+    from greenq.config.routes import Router as AnyRouter
     from greenq.config.settings import TaskConfig
 
 __all__ = [
-    "Broadcast", "QueueSource", "Route", "Router", "merge_options", "select_queues",
-    "worker_direct",
+    "Broadcast", "Router", "Target", "merge_options", "select_queues", "worker_direct",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -29,60 +33,200 @@ _log = logging.getLogger(__name__)
 # How many names have their routes kept; a program may send tasks by any name.
 _KNOWN = 10_000
 
+# The options of a route that say where to.
+_WHERE = frozenset({"queue", "exchange", "exchange_type", "routing_key"})
 
-class Route(NamedTuple):
-    """Where a task goes: its queue, and its priority if the route sets one."""
+
+class Target(NamedTuple):
+    """Where messages go.
+
+    Attributes:
+        queue: the queue; "" if the bindings of the exchange decide.
+        exchange: "" sends straight to the queue.
+        routing_key: as the message carries it.
+        is_fanout: publish to those who listen, instead of pushing.
+    """
 
     queue: str
-    priority: int | None
-
-
-class QueueSource(NamedTuple):
-    """The source of a queue's messages: an exchange, direct or topic, and its routing key."""
-
     exchange: str
-    exchange_type: str
     routing_key: str
+    is_fanout: bool = False
 
 
 class Router:
-    """The routes of an app, looked up once for each task name.
+    """The routes of an app, looked up once for each task name, unless a function decides.
 
     Attributes:
         queues: the names of the queues in the settings.
-        broadcasts: the names of the broadcast queues.
-        routing_key: for broadcast messages, unless the sender names another.
+        asks: True if a function decides: it is called for each message.
     """
 
-    def __init__(self, config: TaskConfig) -> None:
-        """Read the routes from the task section of the settings."""
-        self._default = Route(config.task_default_queue, None)
-        self._routers = config.task_routes
-        self._known: dict[str, Route] = {}
-        self.queues = tuple(map(str, _known_queues(config)))
-        self.broadcasts = frozenset(
-            queue.name for queue in config.task_queues if isinstance(queue, Broadcast)
-        )
-        self.routing_key = config.task_default_queue
+    def __init__(
+        self, config: TaskConfig, find_task: Callable[[str], Any] = lambda _name: None
+    ) -> None:
+        """Read the routes from the task section of the settings.
 
-    def route(self, task: str) -> Route:
-        """Return the route of a task name: exact entries before globs, earlier routers first."""
-        route = self._known.get(task)
-        if route is None:
+        `find_task` returns a registered task by its name, or None; router functions get it.
+        """
+        self._default = config.task_default_queue
+        self._default_exchange = config.task_default_exchange or config.task_default_queue
+        self._default_key = config.task_default_routing_key or config.task_default_queue
+        self._routers = config.task_routes
+        self._find_task = find_task
+        self.asks = any(not isinstance(router, Mapping) for router in config.task_routes)
+        self._made: tuple[Any, ...] = ()
+        self._known: dict[str, Mapping[str, Any]] = {}
+        self._declared = declared(config)
+        self.queues = tuple(self._declared)
+        self._fanouts = {
+            each.exchange: each for each in self._declared.values() if isinstance(each, Broadcast)
+        }
+        self._bound = {
+            (binding.exchange.name, binding.routing_key)
+            for each in self._declared.values()
+            if isinstance(each, Queue)
+            for binding in each.sources
+        }
+
+    # --- routes -----------------------------------------------------------------------------------
+
+    def route(self, task: str) -> Mapping[str, Any]:
+        """Return the route of a task name: exact entries before patterns, earlier routers first."""
+        found = self._known.get(task)
+        if found is None:
             if len(self._known) >= _KNOWN:
                 self._known.clear()
-            route = self._known[task] = self._find(task)
-        return route
+            tables = (router for router in self._routers if isinstance(router, Mapping))
+            found = next((each for table in tables if (each := _look_up(table, task))), {})
+            self._known[task] = found
+        return found
 
-    def _find(self, task: str) -> Route:
-        for router in self._routers:
-            options = router.get(task) or next(
-                (found for glob, found in router.items() if fnmatch.fnmatchcase(task, glob)), None
-            )
-            if options is not None:
-                options = dict[str, Any](options)
-                return Route(options.get("queue", self._default.queue), options.get("priority"))
-        return self._default
+    def ask(
+        self,
+        task: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Merge send options with the route that the first router returns for this one message.
+
+        Raises:
+            ConfigError: a router cannot be imported, or returns what is not a route.
+        """
+        if not self._made:
+            self._made = tuple(_made(router) for router in self._routers)
+        for router in self._made:
+            if isinstance(router, Mapping):
+                found = _look_up(router, task)
+            else:
+                found = self._call(router, task, args, kwargs, options)
+            if found:
+                return self.merge(found, options)
+        return dict(options)
+
+    def _call(
+        self,
+        router: Any,
+        task: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> Mapping[str, Any] | None:
+        if hasattr(router, "route_for_task"):
+            answer = router.route_for_task(task, args, kwargs)
+        else:
+            answer = router(task, args, kwargs, dict(options), task=self._find_task(task))
+        if answer is None:
+            return None
+        try:
+            return route(f"task {task!r}", answer)
+        except ValueError as error:
+            raise _problem(router, f"it must return a route or None: {error}") from error
+
+    def merge(self, found: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        """Merge the send options of a caller with a route; the caller's win, None is not given.
+
+        A caller who names a queue or an exchange has decided where to. A routing key alone goes
+        with the route's exchange, or with that of its queue; on a direct exchange it is a queue's
+        name.
+        """
+        if options.get("queue") or options.get("exchange"):
+            found = {name: value for name, value in found.items() if name not in _WHERE}
+        elif options.get("routing_key") and not self._takes_keys(found.get("queue")):
+            found = {name: value for name, value in found.items() if name != "queue"}
+        return {**found, **{name: item for name, item in options.items() if item is not None}}
+
+    # --- where to ---------------------------------------------------------------------------------
+
+    def target(self, options: Mapping[str, Any]) -> Target:
+        """Return where messages with these options go; None is not given."""
+        queue, exchange = options.get("queue"), options.get("exchange")
+        key = options.get("routing_key") or ""
+        if not queue and exchange:
+            return self._by_exchange(exchange, options.get("exchange_type"), key)
+        if not queue and key and not self._takes_keys(self._default):
+            if (self._default_exchange, key) in self._bound and key not in self._declared:
+                return Target("", self._default_exchange, key)
+            queue = key
+        queue = queue or self._default
+        known = self._declared.get(queue)
+        if isinstance(known, Broadcast):
+            # A routing key that only names the queue does not belong to its exchange.
+            own_key = known.routing_key or ""
+            return Target(queue, known.exchange, key if key not in ("", queue) else own_key, True)
+        if key not in ("", queue) and known is not None and self._takes_keys(queue):
+            return Target("", known.sources[0].exchange.name, key)
+        return Target(queue, "", queue)
+
+    def _by_exchange(self, exchange: str | Exchange, kind: str | None, key: str) -> Target:
+        if isinstance(exchange, Exchange):
+            kind = exchange.type
+            exchange = exchange.name
+        known = self._fanouts.get(exchange)
+        if kind in (None, "fanout") and (known is not None or kind):
+            own_key = self._default_key if known is None else known.routing_key or ""
+            key = key if key not in ("", exchange) else own_key
+            return Target(exchange, exchange, key, True)
+        return Target("", exchange, key)
+
+    def _takes_keys(self, queue: str | None) -> bool:
+        """Tell whether routing keys have a say in what is sent to a queue."""
+        known = self._declared.get(queue or "")
+        return isinstance(known, Broadcast) or (
+            known is not None and known.sources[0].exchange.type == "topic"
+        )
+
+
+def _look_up(table: Table, task: str) -> Mapping[str, Any] | None:
+    """Return the options of a task in a table; patterns count in their order."""
+    found = table.get(task)
+    if found is not None:
+        return found
+    return next((each for pattern, each in table.items() if _fits(pattern, task)), None)
+
+
+def _fits(pattern: str | re.Pattern[str], task: str) -> bool:
+    if isinstance(pattern, str):
+        return fnmatch.fnmatchcase(task, pattern)
+    return pattern.match(task) is not None
+
+
+def _made(router: AnyRouter) -> Any:
+    """Return a router ready to be called; a class, given itself or by name, is instantiated."""
+    if isinstance(router, str):
+        try:
+            router = import_object(router)
+        except (ImportError, AttributeError) as exc:
+            raise _problem(router, f"it cannot be imported: {exc}") from exc
+    if isinstance(router, type):
+        router = router()
+    if isinstance(router, Mapping):
+        return {pattern: route(repr(pattern), given) for pattern, given in router.items()}
+    return router
+
+
+def _problem(router: object, reason: str) -> ConfigError:
+    return ConfigError([Problem("task_routes", router, reason)])
 
 
 def merge_options(*options: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +255,10 @@ def select_queues(
     Raises:
         ConfigError: a wanted queue is unknown, and `task_create_missing_queues` is off.
     """
-    known: dict[str, str | Broadcast] = {str(queue): queue for queue in _known_queues(config)}
+    known = {
+        name: queue if isinstance(queue, Broadcast) else name
+        for name, queue in declared(config).items()
+    }
     names = list(dict.fromkeys(wanted)) or list(known)
     missing = [name for name in names if name not in known]
     if missing and not config.task_create_missing_queues:
@@ -132,7 +279,3 @@ def select_queues(
             "cannot exclude queue %s: it is not among the queues%s", name, suggestion(name, names)
         )
     return tuple(known.get(name, name) for name in names if name not in left_out)
-
-
-def _known_queues(config: TaskConfig) -> tuple[str | Broadcast, ...]:
-    return config.task_queues or (config.task_default_queue,)

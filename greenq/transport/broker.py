@@ -13,12 +13,12 @@ gone, so repeating it after a lost answer is harmless.
 from __future__ import annotations
 
 import json
-import logging
 import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from greenq.errors import AccessRefused, DecodeError, OperationalError
+from greenq.config.queues import Binding, Exchange, Queue
+from greenq.errors import AccessRefused, DecodeError, OperationalError, QueueFull
 from greenq.protocol import envelope
 from greenq.protocol.ids import sent_at
 from greenq.protocol.keys import (
@@ -35,18 +35,19 @@ from greenq.transport.settle import Move
 from greenq.transport.takers import Takers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
+    from greenq.config.queues import Broadcast
     from greenq.protocol.keys import Keys
     from greenq.protocol.signature import Signer
     from greenq.transport.client import Client, Command, Connection
 
-_log = logging.getLogger(__name__)
-
 _PROMOTE = load_script("promote")
 _PUBLISH_ONCE = load_script("publish_once")
 _PAUSE = load_script("pause")
+_BIND_EXPIRING = load_script("bind_expiring")
+_PUSH_LIMITED = load_script("push_limited")
 
 # How many queues may be paused at once.
 _PAUSED = 1000
@@ -59,6 +60,27 @@ _DECLARED = 10_000
 _DEATHS = (None, 1, 2)
 
 
+# As in Celery: the bindings of an expiring queue outlive it by as much again, and last an hour at
+# least. A third of that is the pause between two renewals.
+_BINDING_LIVES = 2
+_LEAST_BINDING_S = 3600.0
+_RENEWALS = 3
+
+# How many exchanges whose bindings have expired are cleaned up at once.
+_SWEPT = 100
+
+
+def own_binding(queue: str) -> Binding:
+    """Return the binding of a queue that the settings do not name.
+
+    Its exchange has its name; the queues of single workers, ``<node>.dq2``, share one exchange.
+    """
+    node = queue.removesuffix(DIRECT_SUFFIX)
+    if node != queue and "@" in node:
+        return Binding(Exchange(DIRECT_EXCHANGE), node)
+    return Binding(Exchange(queue), queue)
+
+
 class Broker:
     """Queues on one server: declare, publish, inspect, requeue, bury. Switches: yes."""
 
@@ -68,15 +90,28 @@ class Broker:
         keys: Keys,
         dead_limits: DeadLimits = DEAD_LIMITS,
         signer: Signer | None = None,
+        queues: Mapping[str, Queue | Broadcast] | None = None,
     ) -> None:
-        """Use `client`'s server with the key names of `keys`.
+        """Use a server.
 
-        `dead_limits` bounds dead letters; `signer` signs messages, None leaves them unsigned.
+        Args:
+            client, keys: the server, and its key names.
+            dead_limits: bounds dead letters.
+            signer: signs messages; None leaves them unsigned.
+            queues: those of the settings, by name.
         """
         self.client = client
         self.keys = keys
         self.signer = signer
         self._dead_limits = dead_limits
+        declared = (queues or {}).values()
+        self._queues = {queue.name: queue for queue in declared if isinstance(queue, Queue)}
+        # Those with limits: pushing to any other queue is one plain command.
+        self._limited = {
+            name: queue
+            for name, queue in self._queues.items()
+            if queue.expires is not None or queue.max_length is not None
+        }
         # Queues whose binding this process has written. Writing twice is harmless, so no lock.
         self._declared: set[str] = set()
         self._takers = Takers(keys)
@@ -85,37 +120,99 @@ class Broker:
             lambda queue, priority: keys.queue(queue, keys.step_of(priority))
         )
 
+    def bindings_of(self, queue: str) -> tuple[Binding, ...]:
+        """Return the bindings of a queue: those of the settings, or to an exchange of its own."""
+        known = self._queues.get(queue)
+        # One given as a name, too, may be that of a single worker.
+        if known is None or known.sources == (Binding(Exchange(queue), queue),):
+            return (own_binding(queue),)
+        return known.sources
+
     def declare_commands(self, queue: str) -> list[Command]:
         """Return the commands that make a queue known, or none if this process already sent them.
 
-        They write both binding sets, as for a queue without expiry: with only the first, a Celery
-        process that sweeps expired bindings could remove it. A queue's default exchange is named
-        after it; the queues of single workers, ``<node>.dq2``, all share one exchange.
+        They write both binding sets, unless the queue expires: with only the first, a Celery
+        process that sweeps expired bindings could remove it.
         """
         if queue in self._declared:
             return []
-        exchange = routing_key = queue
-        node = queue.removesuffix(DIRECT_SUFFIX)
-        if node != queue and "@" in node:
-            exchange, routing_key = DIRECT_EXCHANGE, node
-        return self._bind_commands(queue, exchange, routing_key)
-
-    def _bind_commands(
-        self, queue: str, exchange: str, routing_key: str, pattern: str = ""
-    ) -> list[Command]:
-        member = binding_member(routing_key, pattern, queue, self.keys.sep)
         return [
-            ("SADD", self.keys.binding(exchange), member),
-            ("SADD", self.keys.permanent_binding(exchange), member),
+            command
+            for binding in self.bindings_of(queue)
+            for command in self._bind_commands(queue, binding)
         ]
 
-    def bind(self, queue: str, exchange: str, routing_key: str, *, is_topic: bool = False) -> None:
-        """Also route what is published on an exchange with a routing key to a queue.
+    def _bind_commands(self, queue: str, binding: Binding) -> list[Command]:
+        exchange, keys = binding.exchange, self.keys
+        pattern = topic_pattern(binding.routing_key) if exchange.type == "topic" else ""
+        member = binding_member(binding.routing_key, pattern, queue, keys.sep)
+        limited = self._limited.get(queue)
+        if limited is None or limited.expires is None:
+            return [
+                ("SADD", keys.binding(exchange.name), member),
+                ("SADD", keys.permanent_binding(exchange.name), member),
+            ]
+        kept_ms = round(max(limited.expires * _BINDING_LIVES, _LEAST_BINDING_S) * 1000)
+        return [
+            (
+                *("EVAL", _BIND_EXPIRING.source, 2),
+                *(keys.binding(exchange.name), keys.binding_deadlines),
+                *(member, exchange.name, kept_ms),
+                *(keys.binding(""), keys.permanent_binding(""), _SWEPT),
+            )
+        ]
 
-        The routing key of a topic exchange may have wildcards.
+    def bind(self, queue: str, binding: Binding) -> None:
+        """Route what is published on an exchange to a queue, which counts as declared by that."""
+        self.client.pipeline(self._bind_commands(queue, binding))
+        self._note_declared(queue)
+
+    def limits_of(self, queue: str) -> tuple[float | None, int | None]:
+        """Return after how many seconds a queue expires, and how many messages may wait in it."""
+        limited = self._limited.get(queue)
+        return (None, None) if limited is None else (limited.expires, limited.max_length)
+
+    def expires_of(self, queues: Iterable[str]) -> dict[str, float]:
+        """Return how long each of the queues that expire lives without use, in seconds."""
+        limited = (self._limited.get(queue) for queue in queues)
+        return {
+            queue.name: queue.expires
+            for queue in limited
+            if queue is not None and queue.expires is not None
+        }
+
+    def renewal_s(self, queues: Iterable[str]) -> float | None:
+        """Return how often to call `renew` for queues, in seconds; None if none of them expires."""
+        lives = self.expires_of(queues).values()
+        return min(*lives, _LEAST_BINDING_S) / _RENEWALS if lives else None
+
+    def renew(self, queues: Iterable[str]) -> None:
+        """Keep the queues that expire, and their bindings: a worker takes from them. Switches: yes.
+
+        Raises:
+            OperationalError: the server could not be reached; they live on for a while.
         """
-        pattern = topic_pattern(routing_key) if is_topic else ""
-        self.client.pipeline(self._bind_commands(queue, exchange, routing_key, pattern))
+        commands: list[Command] = []
+        for queue in self.expires_of(queues):
+            commands += self._expire_commands(queue)
+            for binding in self.bindings_of(queue):
+                commands += self._bind_commands(queue, binding)
+        if commands:
+            self.client.pipeline(commands)
+
+    def _expire_commands(self, queue: str) -> list[Command]:
+        limited = self._limited.get(queue)
+        if limited is None or limited.expires is None:
+            return []
+        left_ms = round(limited.expires * 1000)
+        return [("PEXPIRE", key, left_ms) for key in self._lists([queue])]
+
+    def _push_command(self, queue: str, key: str, texts: Sequence[str | bytes]) -> Command:
+        limited = self._limited.get(queue)
+        if limited is None or limited.max_length is None:
+            return ("LPUSH", key, *texts)
+        keys = (key, *self._lists([queue]))
+        return ("EVAL", _PUSH_LIMITED.source, len(keys), *keys, limited.max_length, *texts)
 
     def declare(self, queues: Iterable[str]) -> None:
         """Make queues known to everyone who publishes by exchange."""
@@ -147,17 +244,29 @@ class Broker:
 
         The first push declares the queue, unless this user may not: the workers declare it, too.
         Now and then the same round trip also asks who takes from the queue.
+
+        Raises:
+            QueueFull: the queue has a length limit, and no room for them.
         """
         declare, question = self.declare_commands(queue), self._takers.question(queue)
         key = self._list(queue, priority)
         with self.client.pooled(timeout_s) as connection:
-            answers = connection.try_pipeline([*declare, ("LPUSH", key, *texts), *question])
+            if queue in self._limited:
+                push = [self._push_command(queue, key, texts), *self._expire_commands(queue)]
+            else:
+                push = [("LPUSH", key, *texts)]
+            answers = connection.try_pipeline([*declare, *push, *question])
         pushed = answers[len(declare)]
         for answer in answers[: len(declare) + 1]:
             if isinstance(answer, OperationalError) and (
                 answer is pushed or not isinstance(answer, AccessRefused)
             ):
                 raise answer
+        if pushed < 0:
+            raise QueueFull(
+                f"queue {queue!r} has {-1 - pushed:,} waiting messages, and its max_length is "
+                f"{self._queues[queue].max_length:,}: send again when its workers have caught up"
+            )
         if question:
             self._takers.warn_if_untaken(queue, answers[-1])
         if declare:
@@ -200,23 +309,20 @@ class Broker:
 
     def broadcast(
         self,
-        queue: str,
+        exchange: str,
         texts: Sequence[str | bytes],
         routing_key: str,
         *,
         timeout_s: float | None = None,
     ) -> int:
-        """Publish messages to all subscribers of a broadcast queue; return how many there were.
+        """Publish messages to all subscribers of a fanout exchange; return how many there were.
 
-        All are published or none. Nothing is stored, so having no subscribers is not an error.
+        All are published or none. Nothing is stored.
         """
-        channel = self.keys.fanout(queue, routing_key)
+        channel = self.keys.fanout(exchange, routing_key)
         publishing: list[Command] = [("PUBLISH", channel, text) for text in texts]
         answers = self.client.pipeline([("MULTI",), *publishing, ("EXEC",)], timeout_s=timeout_s)
-        receivers = min(answers[-1])
-        if not receivers:
-            _log.debug("broadcast queue %s has no subscribers on channel %s", queue, channel)
-        return int(receivers)
+        return int(min(answers[-1]))
 
     def depth(self, queues: Iterable[str], *, timeout_s: float | None = None) -> int:
         """Count the messages waiting in queues, all priorities together."""
@@ -412,7 +518,22 @@ class Broker:
         return not held and int(first_unused or 0) > int(number)
 
     def bound_queues(self, connection: Connection, exchange: str, routing_key: str) -> list[str]:
-        """Return the queues that an exchange's bindings lead to for a routing key."""
+        """Return the queues that an exchange's bindings lead to for a routing key.
+
+        Queues of the settings are declared first: what is sent before their workers have ever run
+        waits there for them.
+        """
+        names = [
+            queue.name
+            for queue in self._queues.values()
+            if queue.name not in self._declared
+            and any(exchange == binding.exchange.name for binding in queue.sources)
+        ]
+        if names:
+            commands = [command for queue in names for command in self.declare_commands(queue)]
+            answers = connection.try_pipeline(commands)
+            if not any(isinstance(answer, OperationalError) for answer in answers):
+                self._note_declared(*names)
         members = connection.call("SMEMBERS", self.keys.binding(exchange))
         return matching_queues(members, routing_key, self.keys.sep)
 

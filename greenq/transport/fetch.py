@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from functools import partial
 from itertools import chain
@@ -33,7 +34,7 @@ from greenq.hub import Event, run_all, sleep
 from greenq.transport.client import load_script
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Connection
@@ -124,6 +125,26 @@ def in_portions(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[l
         yield portion
 
 
+def turns_of(weights: Mapping[str, int]) -> tuple[str, ...]:
+    """Return each queue as often as its weight says, its turns spread evenly.
+
+    In each round all gain their weight, and the one that has gained most pays for its turn.
+    """
+    # What divides all weights only makes the rounds longer.
+    divisor = math.gcd(*weights.values()) or 1
+    gains = {name: weight // divisor for name, weight in weights.items()}
+    gained = dict.fromkeys(gains, 0)
+    total = sum(gains.values())
+    turns: list[str] = []
+    for _ in range(total):
+        for name, gain in gains.items():
+            gained[name] += gain
+        name = max(gained, key=gained.__getitem__)
+        gained[name] -= total
+        turns.append(name)
+    return tuple(turns)
+
+
 class Batch(NamedTuple):
     """The result of one take: deliveries, and how many messages are left in the queues."""
 
@@ -136,12 +157,14 @@ class _Plan(NamedTuple):
 
     Attributes:
         queues: the queues to take from.
-        endings: how their records end.
+        turns: the same, each as often as it has turns.
+        endings: how their records end, turn by turn.
         keys: the keys of a take.
         blocking: list and inbox of each queue that has a waiting connection of its own.
     """
 
     queues: tuple[str, ...]
+    turns: tuple[str, ...]
     endings: list[str]
     keys: list[str]
     blocking: list[tuple[str, str]]
@@ -166,6 +189,7 @@ class Fetcher:
         owner: str,
         *,
         rotate: bool = True,
+        weights: Mapping[str, int] | None = None,
         member: str = "",
     ) -> None:
         """Take from `queues` on behalf of `owner`.
@@ -174,20 +198,23 @@ class Fetcher:
             client, keys: the server, and its key names.
             queues: to take from.
             owner: the incarnation that delivery tags name.
-            rotate: serve the queues in turn.
+            rotate: serve the queues in turn; otherwise each is emptied before the next one.
+            weights: how many turns a queue has, if not one.
             member: the owner's member of the leases, if that is more than its name.
         """
         self._client = client
         self._keys = keys
         self._owner = owner
         self._rotate = rotate
+        self._weights = weights or {}
         self._prefix = f"{owner}:"
         self._member = member or owner
         self._next = 1
         self._calls = 0
         # True while it is unknown what the last take has reserved.
         self.unsure = False
-        self._turn = 0
+        # Which turn is the first of the next take; negative: the queues have no turns.
+        self._turn = 0 if rotate else -1
         self._plan = self._make_plan(queues)
         # The first connection takes, and waits on the first queue.
         self._connection = client.connection(timeout_s=_ANSWER_S)
@@ -250,12 +277,12 @@ class Fetcher:
             plan.keys,
             [
                 *(prefix, self._next, self._calls, min(most, TAKE_LIMIT), TAKE_BYTES),
-                *(len(plan.queues), self._turn, self._member, *plan.endings),
+                *(len(plan.turns), self._turn, self._member, *plan.endings),
             ],
         )
         depth, self._next, *triples = answer
         self.unsure = False
-        queues = plan.queues
+        queues = plan.turns
         numbers = iter(triples)
         deliveries = [
             Delivery(f"{prefix}{number}", queues[queue - 1], text)
@@ -304,16 +331,18 @@ class Fetcher:
         """Prepare takes and waits on `queues`."""
         keys = self._keys
         names = tuple(dict.fromkeys(queues))
-        inboxes = [keys.inbox(queue) for queue in names]
-        lists = [[keys.queue(queue, step) for queue in names] for step in keys.steps]
+        turns = turns_of({name: self._weights.get(name, 1) for name in names})
+        inboxes = [keys.inbox(queue) for queue in turns]
+        lists = [[keys.queue(queue, step) for queue in turns] for step in keys.steps]
         return _Plan(
             queues=names,
-            endings=[_ending(queue) for queue in names],
+            turns=turns,
+            endings=[_ending(queue) for queue in turns],
             keys=[
                 *(keys.unacked, keys.unacked_index, keys.owner(self._owner), keys.leases),
                 *chain(inboxes, *lists),
             ],
-            blocking=list(zip(lists[0][:BLOCKING_QUEUES], inboxes, strict=False)),
+            blocking=[(keys.queue(name), keys.inbox(name)) for name in names[:BLOCKING_QUEUES]],
         )
 
     def wait(self) -> bool:

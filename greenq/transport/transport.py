@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
+from greenq.config.queues import declared
 from greenq.config.validators import insecure_options, mask_url
 from greenq.errors import ConfigError, Problem, ResultsDisabled
 from greenq.protocol.keys import Keys
@@ -97,6 +98,7 @@ class Transport:
                 config.task.task_max_dead_letter_bytes, config.task.task_dead_letter_expires
             ),
             self.signer,
+            declared(config.task),
         )
         self.dead = DeadLetters(self.client, self.keys)
         self.result_client: Client | None = None

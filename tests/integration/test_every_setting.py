@@ -22,9 +22,9 @@ from typing import Any
 
 import pytest
 
-from greenq import Greenq
+from greenq import Greenq, Queue
 from greenq.config.settings import SECTIONS, ResultTransportOptions, RetryPolicy, TransportOptions
-from greenq.errors import ConfigError, ContentDisallowed, GreenqError, OperationalError
+from greenq.errors import ConfigError, ContentDisallowed, GreenqError, OperationalError, Unroutable
 from greenq.protocol import envelope
 from tests.servers import Process, Server, free_port, greenq_worker, spawn_greenq, valkey
 from tests.support import wait_until
@@ -438,6 +438,30 @@ def check_task_default_queue(rig: Rig) -> None:
 
 def check_task_default_priority(rig: Rig) -> None:
     assert rig.run("request", task_default_priority=6).result["priority"] == 6
+
+
+def bound_to(rig: Rig, exchange: str, key: str, **settings: Any) -> None:
+    """See to it that a queue without an exchange is bound so."""
+    rig.server.flush()
+    app = rig.app(task_queues=[Queue("mail")], **settings)
+    sent = app.send_task("t", exchange=exchange, routing_key=key)
+    assert rig.server.queued_ids("mail") == [sent.id]
+
+
+def check_task_default_exchange(rig: Rig) -> None:
+    bound_to(rig, "celery", "celery")
+    bound_to(rig, "tasks", "celery", task_default_exchange="tasks")
+
+
+def check_task_default_routing_key(rig: Rig) -> None:
+    bound_to(rig, "celery", "key", task_default_routing_key="key")
+
+
+def check_task_default_exchange_type(rig: Rig) -> None:
+    topic: dict[str, Any] = {"task_default_routing_key": "a.*"}
+    bound_to(rig, "celery", "a.b", task_default_exchange_type="topic", **topic)
+    with pytest.raises(Unroutable):
+        bound_to(rig, "celery", "a.b", **topic)
 
 
 def check_task_routes(rig: Rig) -> None:

@@ -297,6 +297,30 @@ def test_queues_share_a_take_whoever_is_first(owner: Owner, turn: int) -> None:
         assert of_queue == [queue + b"%d" % number for number in range(len(of_queue))]
 
 
+def test_a_queue_gets_as_many_shares_as_it_has_turns(owner: Owner) -> None:
+    for queue in ("p", "q"):
+        owner.push(*(f"{queue}{number}" for number in range(100)), queue=queue)
+
+    left, _, triples = owner.take("p", "q", "p", "p", most=40)
+
+    assert sum(text.startswith(b"p") for _, _, text in triples) == 30
+    assert [text for _, _, text in triples if text.startswith(b"p")] == [
+        b"p%d" % number for number in range(30)
+    ]
+    # Each list counts once.
+    assert left == 160
+
+
+def test_without_turns_a_queue_is_emptied_before_the_next(owner: Owner) -> None:
+    for queue in ("p", "q"):
+        owner.push(*(f"{queue}{number}" for number in range(10)), queue=queue)
+
+    left, _, triples = owner.take("p", "q", most=14, turn=-1)
+
+    assert [queue for _, queue, _ in triples] == [1] * 10 + [2] * 4
+    assert left == 6
+
+
 def test_a_key_that_is_no_list_is_passed_over_if_another_one_has_messages(owner: Owner) -> None:
     owner.client.set("wrong", "a string")
     owner.push("m1", queue="right")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from greenq import Greenq
+from greenq.config.queues import Binding, Exchange
 from greenq.errors import ConfigError, ResultTimeout, SignatureError
 from greenq.protocol.envelope import mark_redelivered
 from greenq.protocol.event import EventWriter
@@ -190,7 +191,7 @@ def test_a_message_moved_to_another_queue_is_a_dead_letter(app: Greenq, server: 
 
 def test_an_exchange_leads_to_a_message_signed_for_each_queue(app: Greenq, server: Server) -> None:
     for queue in ("celery", "other"):
-        app.transport.broker.bind(queue, "both", "key")
+        app.transport.broker.bind(queue, Binding(Exchange("both"), "key"))
     result = app.send_task("shared.add", (1, 2), exchange="both", routing_key="key")
     assert result.get(timeout=WAIT_S) == 3
     wait_until(lambda: not server.client.exists("celery", "other", "unacked"), WAIT_S)

@@ -8,6 +8,7 @@ import gevent
 import hiredis
 
 from greenq import Greenq
+from greenq.config.queues import Binding
 from greenq.protocol.mailbox import (
     ControlRequest,
     Reply,
@@ -17,7 +18,7 @@ from greenq.protocol.mailbox import (
 )
 from greenq.protocol.serialize import accepted
 from greenq.request import Request
-from greenq.transport.broker import Broker
+from greenq.transport.broker import Broker, own_binding
 from greenq.transport.client import Script
 from greenq.transport.fetch import Delivery
 from greenq.worker import Worker
@@ -55,9 +56,18 @@ class KeptBroker:
         assert limit >= 0
         return [each for each in self.all_parked if each[1] in queues][offset : offset + limit]
 
-    def bind(self, queue: str, exchange: str, routing_key: str, *, is_topic: bool = False) -> None:
-        kind = "topic" if is_topic else "direct"
-        self.done.append(("bind", queue, exchange, kind, routing_key))
+    def bind(self, queue: str, binding: Binding) -> None:
+        exchange = binding.exchange
+        self.done.append(("bind", queue, exchange.name, exchange.type, binding.routing_key))
+
+    def bindings_of(self, queue: str) -> tuple[Binding, ...]:
+        return (own_binding(queue),)
+
+    def limits_of(self, _queue: str) -> tuple[None, None]:
+        return None, None
+
+    def renewal_s(self, _queues: tuple[str, ...]) -> None:
+        return None
 
     def pause(self, queue: str, by: str) -> None:
         self.paused_by[queue] = by

@@ -40,6 +40,8 @@ ELSEWHERE: dict[str, str] = {
     "cli/top/view.py": "unit/cli/test_top.py",
     "cli/worker_command.py": "integration/test_worker.py",
     "cli/worker_options.py": "unit/test_cli.py",
+    "config/imports.py": "unit/sending/test_routing.py",
+    "config/routes.py": "unit/sending/test_routing.py",
     "consumer/elections.py": "integration/test_cluster.py",
     "consumer/queue_set.py": "unit/commands/test_commands.py",
     "execution/lost.py": "integration/test_recovery.py",

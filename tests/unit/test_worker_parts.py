@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from greenq import Greenq
+from greenq import Greenq, Queue
 from greenq.errors import ConfigError
 from greenq.worker import Worker
 from greenq.worker_parts import Parts, WorkerOptions
@@ -59,7 +59,18 @@ def test_autoscaled_pool_begins_small() -> None:
 def test_worker_has_a_queue_of_its_own_with_worker_direct() -> None:
     parts = parts_of(WorkerOptions(hostname="me@host"), worker_direct=True)
     assert parts.queues.names == ("celery", "me@host.dq2")
-    assert parts.queues.sources["me@host.dq2"].exchange == "C.dq2"
+    assert parts.queues.bindings_of("me@host.dq2")[0].exchange.name == "C.dq2"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "turns"), [("round_robin", ("a", "a", "b", "a")), ("priority", ("a", "b"))]
+)
+def test_weights_count_if_queues_have_turns(strategy: str, turns: tuple[str, ...]) -> None:
+    options = {"queue_order_strategy": strategy}
+    queues = [Queue("a", weight=3), "b"]
+    parts = parts_of(WorkerOptions(), task_queues=queues, broker_transport_options=options)
+    assert parts.fetcher._plan.turns == turns
+    assert parts.fetcher.queues == ("a", "b")
 
 
 def test_worker_without_queues_is_refused() -> None:

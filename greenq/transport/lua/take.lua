@@ -1,10 +1,10 @@
 -- Moves messages from their queues into the unacked records of one worker, all or nothing.
 --
 -- KEYS  1 unacked, 2 unacked_index, 3 the owner: a hash, 4 the leases,
---       5… source lists: groups of Q lists each, most urgent group first
---       5 the number of bytes after which to stop, 6 Q (the number of queues, the size of a group), 7 which queue of a
---       5 after how many bytes to take no more, 6 Q (the number of queues, the size of a group), 7 which queue of a
---       group is served first, 8 the owner's member of the leases,
+--       5… source lists: groups of Q lists each, most urgent group first; a queue with several turns is there as often
+-- ARGV  1 the owner's prefix of tags, 2 the number of the first tag, 3 the number of this call, 4 the most messages,
+--       5 after how many bytes to take no more, 6 Q (the number of turns, the size of a group), 7 which turn of a group
+--       is first, negative: each list is emptied before the next one, 8 the owner's member of the leases,
 --       9… for each queue, in the order of a group, the text that ends its record: , "", "<queue>"]
 -- Reply {messages left in all lists, number of the next take's first tag,
 --        then for each message: the number of its tag, its queue, its text …}, where queue 0 says that the text is
@@ -16,7 +16,7 @@
 -- Each call has a number. One not above the last call's was delayed on its way and overtaken by the call that repeated
 -- it: it takes nothing. If tags from the first one on are in use, then an earlier call was carried out and its answer
 -- got lost: what it reserved is returned, so a repeated take neither loses nor hoards messages.
--- Lists of one group share fairly; each is served from its tail (oldest). A key that is not a list is skipped:
+-- Lists of one group share fairly unless they have no turns; each is served from its tail (oldest). A key that is not a list is skipped:
 -- an error here would lose what was popped before it, since a script that fails is not undone.
 -- For the same reason a user who may pop but not record is refused beforehand (Redis 7 and later can tell).
 -- Messages pass as text: a record is "[" .. message .. the queue's ending. Nothing is decoded.
@@ -94,9 +94,9 @@ end
 
 for group = 0, queues > 0 and (#KEYS - 4) / queues - 1 or -1 do
   local open = {}
-  for i = 0, queues - 1 do open[#open + 1] = (turn + i) % queues + 1 end
+  for i = 0, queues - 1 do open[#open + 1] = (math.max(turn, 0) + i) % queues + 1 end
   while left > 0 and bytes > 0 and #open > 0 do
-    local share, still = math.max(1, math.floor(left / #open)), {}
+    local share, still = turn < 0 and left or math.max(1, math.floor(left / #open)), {}
     for _, q in ipairs(open) do
       local key, wanted, last = KEYS[4 + group * queues + q], math.min(share, left), nil
       while wanted > 0 and bytes > 0 do
@@ -131,9 +131,11 @@ end
 
 -- Only a take that got all it asked for can have left something.
 if left <= 0 or bytes <= 0 then
+  local seen = {}
   for i = 5, #KEYS do
-    local length = redis.pcall('LLEN', KEYS[i])
+    local length = not seen[KEYS[i]] and redis.pcall('LLEN', KEYS[i])
     if type(length) == 'number' then reply[1] = reply[1] + length end
+    seen[KEYS[i]] = true
   end
 end
 return reply

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenq.cli.bindings import Binding, read_member
+from greenq.cli.bindings import Binding, parsed
 from greenq.cli.purge import described, total
 from greenq.cli.queues import (
     Look,
@@ -155,4 +155,4 @@ def test_purge_says_what_goes_and_what_stays() -> None:
     ],
 )
 def test_member_of_a_binding_set_is_read(member: bytes, binding: Binding | None) -> None:
-    assert read_member("x", member, SEP) == binding
+    assert parsed("x", member, SEP) == binding

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import kombu
 import pytest
 
+from greenq.config.queues import Queue
 from greenq.config.settings import SECTIONS, Config, RetryPolicy, TransportOptions
 from greenq.errors import ConfigError
 
@@ -55,10 +56,14 @@ def test_every_setting_has_a_meaning_and_an_owner() -> None:
         ("result_expires", 0, 0.0),
         ("accept_content", ["json", "application/x-yaml"], ("json", "application/x-yaml")),
         ("task_queues", ["a", "b"], ("a", "b")),
-        ("task_queues", [kombu.Queue("a"), "b"], ("a", "b")),
+        ("task_queues", [kombu.Queue("a"), "b"], (Queue("a"), "b")),
         ("timezone", ZoneInfo("Asia/Tokyo"), "Asia/Tokyo"),
         ("task_routes", [("t", "a")], ({"t": {"queue": "a"}},)),
-        ("task_routes", {"t": {"queue": "a", "routing_key": "r"}}, ({"t": {"queue": "a"}},)),
+        (
+            "task_routes",
+            {"t": {"queue": "a", "routing_key": "r"}},
+            ({"t": {"queue": "a", "routing_key": "r"}},),
+        ),
         ("broker_connection_timeout", 5, 5.0),
         ("broker_url", "redis://h:6379/1", "redis://h:6379/1"),
         ("broker_url", "embedded:///tmp/x", "embedded:///tmp/x"),
@@ -121,9 +126,10 @@ def test_settings_cannot_be_changed() -> None:
         ("task_default_priority", 10, "from 0 to 9"),
         ("task_queues", "celery", "must be a list"),
         ("task_queues", [{"name": "a"}], "must be text"),
-        ("task_routes", "slow", "must be {task name or glob"),
-        ("task_routes", [print], "router functions do not work"),
-        ("task_routes", {"a": {"exchange": "x"}}, "the route of 'a' must be"),
+        ("task_routes", "slow", "must be {task name, glob or regular expression"),
+        ("task_routes", [5], "5: must be {task name, glob or regular expression"),
+        ("task_routes", {"a": {"exchanges": "x"}}, "the route of 'a' must be"),
+        ("task_routes", {"a": {"exchange": "x", "exchange_type": "headers"}}, "not exist on Redis"),
         ("task_routes", {"a": {"priority": "high"}}, "the route of 'a' is wrong"),
         ("task_max_body_bytes", 1024**3, "from 1 to 536870912"),
         ("timezone", "Mars/Olympus", "must name a time zone"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenq.config import validators
+from greenq.config import queues, validators
 
 SECRET = "s3cr3t"
 
@@ -71,19 +71,20 @@ def test_shown_hides_secrets_at_any_depth_and_shortens_text(
     assert validators.shown(name, value) == shown
 
 
-def test_queue_takes_names_and_broadcast_queues() -> None:
-    queues = validators.texts(validators.queue())
+def test_queues_are_names_and_broadcast_queues() -> None:
+    kind = queues.queues()
 
-    assert queues.accept(["a", validators.Broadcast("b")]) == ("a", validators.Broadcast("b"))
-    assert queues.parse("a, b") == ["a", "b"]
+    assert kind.accept(["a", queues.Broadcast("b")]) == ("a", queues.Broadcast("b"))
+    assert kind.parse("a, b") == ["a", "b"]
+    assert kind.parse('{"a": {"expires": 5}}') == {"a": {"expires": 5}}
 
 
 @pytest.mark.parametrize("wrong", ["", 5, None, b"a"])
 def test_what_is_no_name_is_no_queue_and_no_broadcast_queue(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="must be text, not empty, or Broadcast"):
-        validators.queue().accept(wrong)
+    with pytest.raises(ValueError, match="must be text, not empty, or a Queue or Broadcast"):
+        queues.queue().accept(wrong)
     with pytest.raises(ValueError, match="must be text, not empty"):
-        validators.Broadcast(wrong)
+        queues.Broadcast(wrong)
 
 
 def test_flag_or_takes_a_word_beside_true_and_false() -> None:

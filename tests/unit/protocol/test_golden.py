@@ -324,5 +324,6 @@ def test_message_is_pushed_on_the_list_of_its_priority(command):
 @pytest.mark.parametrize("command", by_label(load.sent("SADD")))
 def test_binding_member_is_built_as_recorded(command):
     routing_key, pattern, queue = command.args[2].decode().split("\x06\x16")
-    made = topic_pattern(routing_key) if pattern else ""
+    # What Celery writes for "#" does not match as AMQP says: see `topic_pattern`.
+    made = pattern if "#" in routing_key else topic_pattern(routing_key) if pattern else ""
     assert binding_member(routing_key, made, queue).encode() == command.args[2]

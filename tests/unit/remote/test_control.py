@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from greenq.config.queues import Broadcast
 from greenq.config.settings import Config
-from greenq.config.validators import Broadcast
 from greenq.errors import ContentDisallowed
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.keys import Keys

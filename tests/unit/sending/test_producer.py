@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from greenq.config.queues import Broadcast
 from greenq.config.settings import TaskConfig
-from greenq.config.validators import Broadcast
 from greenq.errors import (
     AccessRefused,
     ConfigError,
@@ -23,7 +23,9 @@ from greenq.errors import (
     EncodeError,
     NotAllSent,
     OperationalError,
+    QueueFull,
     ServerError,
+    Unroutable,
 )
 from greenq.protocol import envelope
 from greenq.protocol.keys import Keys
@@ -46,6 +48,7 @@ class FakeBroker:
         self.pushes: list[int] = []
         self.asked_for: list[list[str]] = []
         self.tries = 0
+        self.listeners = 1
         self.bindings: dict[tuple[str, str], list[str]] = {}
         self.published: list[tuple[str, str, str]] = []
         self.failures = failures or []
@@ -78,7 +81,7 @@ class FakeBroker:
         if self.failures:
             raise self.failures.pop(0)
         self.published += [(queue, routing_key, text) for text in texts]
-        return 0
+        return self.listeners
 
     @contextmanager
     def pooled(self, _timeout_s: float) -> Iterator[None]:
@@ -554,6 +557,82 @@ def test_what_is_kept_is_bounded(broker: FakeBroker) -> None:
 
     assert 0 < len(made._kept) <= 256
     assert [queue for queue, _, _ in broker.pushed] == [f"q{number}" for number in range(1000)]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_router_function_sees_each_message_of_many(broker: FakeBroker, count: int) -> None:
+    def by_number(_task: str, args: Any, *_rest: Any, **_named: Any) -> Any:
+        return f"q{args[0] // count}"
+
+    calls = [((number,), {}) for number in range(6)]
+    ids = producer(broker, task_routes=by_number).send_many("proj.add", calls, {"priority": 3})
+
+    queues = [f"q{number // count}" for number in range(6)]
+    assert [queue for queue, _, _ in broker.pushed] == queues
+    assert [json.loads(text)["headers"]["id"] for _, text, _ in broker.pushed] == list(ids)
+    assert {priority for _, _, priority in broker.pushed} == {3}
+
+
+def test_what_a_router_function_cannot_route_ends_a_bulk_send(broker: FakeBroker) -> None:
+    def picky(_task: str, args: Any, *_rest: Any, **_named: Any) -> Any:
+        return {"queue": "q"} if args[0] < 3 else {"quue": "q"}
+
+    calls = [((number,), {}) for number in range(6)]
+    with pytest.raises(NotAllSent, match=r"(?s)3 items were sent.*must return a route") as caught:
+        producer(broker, task_routes=picky).send_many("proj.add", calls, {})
+
+    assert len(broker.pushed) == len(caught.value.ids) == 3
+
+
+def test_a_router_function_is_asked_once_a_message(broker: FakeBroker) -> None:
+    asked: list[Any] = []
+
+    def note(*given: Any, **_named: Any) -> None:
+        asked.append(given)
+
+    sender = producer(broker, task_routes=[note])
+    for number in range(3):
+        sender.send("proj.add", (number,), {"x": 1}, {"priority": 2})
+
+    assert asked == [("proj.add", (number,), {"x": 1}, {"priority": 2}) for number in range(3)]
+
+
+def test_what_is_pushed_straight_to_a_queue_says_so(broker: FakeBroker) -> None:
+    send(broker, {"queue": "q", "exchange": "news", "routing_key": "sport"})
+
+    _, properties = sent(broker)
+    # By this a Celery worker puts it back.
+    assert properties["delivery_info"] == {"exchange": "", "routing_key": "q"}
+
+
+def test_a_broadcast_that_no_one_listens_to_is_an_error(broker: FakeBroker) -> None:
+    broker.listeners = 0
+
+    with pytest.raises(Unroutable, match="no worker listens to exchange 'all'"):
+        send(broker, {"queue": "all"}, **BROADCAST)
+    assert broker.tries == 1
+
+
+def test_a_full_queue_is_an_error_at_once(broker: FakeBroker) -> None:
+    broker.failures = [QueueFull("queue 'q' has 5 waiting messages")]
+
+    with pytest.raises(QueueFull, match="5 waiting messages"):
+        send(broker, {"queue": "q"})
+    assert broker.tries == 1
+
+
+def test_a_message_to_be_pushed_by_others_needs_one_queue(broker: FakeBroker) -> None:
+    broker.bindings = {("news", "sport"): ["a", "b"], ("news", "art"): ["a"]}
+    sender = producer(broker, **BROADCAST)
+
+    def prepare(**options: Any) -> Any:
+        return sender.prepare("proj.add", (), {}, options)
+
+    assert prepare(exchange="news", routing_key="art")["queue"] == "a"
+    with pytest.raises(ValueError, match="leads to a, b"):
+        prepare(exchange="news", routing_key="sport")
+    with pytest.raises(ValueError, match="goes to every worker that listens"):
+        prepare(queue="all")
 
 
 # --- broadcast queues -----------------------------------------------------------------------------

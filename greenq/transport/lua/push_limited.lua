@@ -1,0 +1,10 @@
+-- Pushes messages to a queue unless more would wait there than its length limit allows; all of them or none.
+--
+-- KEYS  1 the list to push to, 2… all lists of the queue
+-- ARGV  1 the most messages that may wait, 2… the messages
+-- Reply how many messages waited before; negative, minus one, if these were not pushed
+local waiting = 0
+for i = 2, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[i]) end
+if waiting + #ARGV - 1 > tonumber(ARGV[1]) then return -1 - waiting end
+for i = 2, #ARGV do redis.call('LPUSH', KEYS[1], ARGV[i]) end
+return waiting
