@@ -19,7 +19,7 @@ from benchmarks import events, meter, proc
 from benchmarks.launch import run_client, workers
 from benchmarks.peer import SIGNING_KEY
 from benchmarks.wire import Messages, chunks
-from greenq.protocol.signature import Signer
+from greenq.protocol.signer import Signer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

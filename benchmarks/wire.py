@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import redis
 
     from benchmarks.server import Server
-    from greenq.protocol.signature import Signer
+    from greenq.protocol.signer import Signer
 
 # Values per command, far below the server's limits.
 CHUNK = 500

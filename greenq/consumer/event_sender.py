@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from greenq.protocol.event import Stamped
     from greenq.protocol.keys import Keys
     from greenq.protocol.message import TaskMessage
-    from greenq.protocol.signature import Signer
+    from greenq.protocol.signer import Signer
     from greenq.transport.outbox import Outbox
 
 # How many events go into one write, so that a script call stays short.

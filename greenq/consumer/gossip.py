@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from greenq.consumer.event_sender import Events
     from greenq.protocol.clock import LamportClock
     from greenq.protocol.keys import Keys
-    from greenq.protocol.signature import Signer
+    from greenq.protocol.signer import Signer
     from greenq.timer import Entry, Timer
     from greenq.watchdog.subscriber import Subscriber
 

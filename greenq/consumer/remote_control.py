@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from greenq.protocol.clock import LamportClock
     from greenq.protocol.keys import Keys
     from greenq.protocol.mailbox import ControlRequest
-    from greenq.protocol.signature import Signer
+    from greenq.protocol.signer import Signer
     from greenq.transport.client import Connection
     from greenq.transport.mailbox import Mailbox
     from greenq.watchdog.subscriber import Subscriber

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from greenq.protocol.clock import LamportClock
     from greenq.protocol.keys import Keys
-    from greenq.protocol.signature import Signer
+    from greenq.protocol.signer import Signer
     from greenq.transport.client import Client
     from greenq.transport.transport import Connected
 

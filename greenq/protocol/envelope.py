@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from greenq.errors import DecodeError
 from greenq.protocol.limits import MOST_ITEMS, has_more_items
 from greenq.protocol.serialize import DATA_TYPE, json_dumps, json_loads
-from greenq.protocol.signature import SIGNATURE
+from greenq.protocol.signer import SIGNATURE
 
 _HELD_START = re.compile(r"\s*\[\s*")
 _COMMA = re.compile(r"\s*,")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from greenq.protocol.clock import LamportClock
     from greenq.protocol.message import TaskMessage
-    from greenq.protocol.signature import Signer
+    from greenq.protocol.signer import Signer
 
 EXCHANGE = "celeryev"
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from greenq.config.settings import ResultConfig
     from greenq.protocol.keys import Keys
-    from greenq.protocol.signature import Signer
+    from greenq.protocol.signer import Signer
     from greenq.transport.client import Client, Connection
 
 _log = logging.getLogger(__name__)

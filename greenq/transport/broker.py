@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from greenq.config.queues import Broadcast
     from greenq.protocol.keys import Keys
-    from greenq.protocol.signature import Signer
+    from greenq.protocol.signer import Signer
     from greenq.transport.client import Client, Command, Connection
 
 _PROMOTE = load_script("promote")

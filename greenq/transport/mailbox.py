@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from greenq.protocol.keys import Keys
-    from greenq.protocol.signature import Signer
+    from greenq.protocol.signer import Signer
     from greenq.transport.client import Client, Connection
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from greenq.config.queues import declared
 from greenq.config.validators import insecure_options, mask_url
 from greenq.errors import ConfigError, Problem, ResultsDisabled
 from greenq.protocol.keys import Keys
-from greenq.protocol.signature import Signer
+from greenq.protocol.signer import Signer
 from greenq.transport.backend import Backend
 from greenq.transport.broker import Broker
 from greenq.transport.client import Client, database_of, nothing

@@ -33,7 +33,7 @@ from greenq.protocol.ids import new_id
 from greenq.protocol.keys import Keys
 from greenq.protocol.mailbox import REPLY_EXCHANGE, ControlRequest, Reply, ReplyTo
 from greenq.protocol.message import TaskMessage, decode
-from greenq.protocol.signature import Signer
+from greenq.protocol.signer import Signer
 from greenq.sending.routing import Router
 from greenq.transport import recovery
 from greenq.transport.broker import Broker

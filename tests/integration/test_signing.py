@@ -18,7 +18,7 @@ from greenq.config.queues import Binding, Exchange
 from greenq.errors import ConfigError, ResultTimeout, SignatureError
 from greenq.protocol.envelope import mark_redelivered
 from greenq.protocol.event import EventWriter
-from greenq.protocol.signature import Signer
+from greenq.protocol.signer import Signer
 from greenq.sending.routing import Broadcast
 from tests.servers import APPS, ROOT, Process, Server, greenq_worker, valkey
 from tests.support import wait_until

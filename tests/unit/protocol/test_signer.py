@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from greenq.errors import SignatureError
 from greenq.protocol import envelope, fast_decode
 from greenq.protocol.message import TaskMessage, decode, encode
-from greenq.protocol.signature import Kind, Signer
+from greenq.protocol.signer import Kind, Signer
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 KINDS: tuple[Kind, ...] = ("message", "request", "reply", "event", "result")
