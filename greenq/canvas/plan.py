@@ -22,7 +22,7 @@ Sig = dict[str, Any]
 Handle = tuple[tuple[str, Any], Any]
 
 # Options that belong to one signature alone; they are not passed on to its parts.
-_OWN = frozenset({"task_id", "group_id", "group_index", "stamped_headers"})
+_OWN = frozenset({"task_id", "group_id", "group_index"})
 # Options that take effect when a signature ends, not when it starts.
 _ENDS = frozenset({"chain", "chord", "link", "link_error"})
 # Options of a group for its members as a whole.
@@ -101,8 +101,9 @@ def plan(
             follows it, in reverse order.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    sig = {**signature, "options": _merged(signature, given)}
-    frozen, handle = freeze(sig)
+    task_id = given.pop("task_id", None)
+    sig = _updated(_normal(signature), given)
+    frozen, handle = freeze(sig if task_id is None else _with_id(sig, task_id))
     calls: list[Call] = []
     chords: list[ChordStart] = []
     _Writer(calls, chords).write(frozen, args, kwargs or _EMPTY, {})
@@ -151,9 +152,9 @@ def members(group: Mapping[str, Any]) -> list[Sig]:
     for each in group["kwargs"]["tasks"]:
         sig = _normal(each)
         if kind(sig) == "group":
-            passed = _passed(sig)
-            found += [_updated(inner, passed) for inner in members(sig)]
-        else:
+            given = _for_members(sig)
+            found += [_updated(inner, given) for inner in members(sig)]
+        elif kind(sig) != "chain" or sig["kwargs"]["tasks"]:
             found.append(sig)
     return found
 
@@ -235,12 +236,23 @@ def _counted(group: Sig) -> Sig:
 
 
 def _flat(chain: Mapping[str, Any]) -> list[Sig]:
-    """Return a chain's steps with the steps of chains inside it in their place."""
+    """Return a chain's steps with the steps of chains inside it in their place.
+
+    As in Celery, a group of one is its member, and an empty group is no step.
+    """
     found: list[Sig] = []
+    empty: list[Sig] = []
     for each in chain["kwargs"]["tasks"]:
         sig = _normal(each)
+        if kind(sig) == "group":
+            inner = members(sig)
+            if not inner:
+                empty = [sig]
+                continue
+            if len(inner) == 1:
+                sig = _updated(inner[0], _for_members(sig))
         found += _settled(sig) if kind(sig) == "chain" else [sig]
-    return found
+    return found or empty
 
 
 def _settled(chain: Sig) -> list[Sig]:
@@ -253,8 +265,9 @@ def _settled(chain: Sig) -> list[Sig]:
     if errbacks:
         inner = [_with_errbacks(step, _listed(errbacks)) for step in inner]
     inner[0] = _updated(inner[0], _passed(chain))
-    ends = {name: options[name] for name in ("link", "chord") if options.get(name)}
-    inner[-1] = _updated(inner[-1], ends)
+    inner[-1] = _updated(inner[-1], _chosen(options, "link", "chord"))
+    if options.get("task_id") and not inner[-1]["options"].get("task_id"):
+        inner[-1] = _with_id(inner[-1], options["task_id"])
     return [*inner, *reversed(options.get("chain") or [])]
 
 
@@ -270,11 +283,10 @@ def _joined(flat: Sequence[Sig]) -> list[Sig]:
 
 
 def _followed(group: Sig, body: Sig) -> Sig:
-    """Return the chord of a group and the step after it, which keeps its own ends."""
-    options = {name: value for name, value in group["options"].items() if name not in _ENDS}
-    header = {**group, "options": options}
-    sig = _chord(header, body)
-    return sig
+    """Return the chord of a group and the step after it."""
+    ended = {"chain", "chord"}
+    options = {name: value for name, value in group["options"].items() if name not in ended}
+    return _chord({**group, "options": options}, body)
 
 
 # --- options -------------------------------------------------------------------------------------
@@ -320,6 +332,30 @@ def _passed(signature: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in signature["options"].items()
         if name not in left_out and value is not None
     }
+
+
+def _chosen(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: options[name] for name in names if options.get(name)}
+
+
+def _for_members(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a group that apply to each of its members."""
+    return _passed(group) | _chosen(group["options"], "link", "link_error")
+
+
+def _with_id(signature: Sig, task_id: str) -> Sig:
+    """Return a signature whose end has the id `task_id`."""
+    what = kind(signature)
+    kwargs = signature["kwargs"]
+    if what == "chord":
+        body = _with_id(_normal(kwargs["body"]), task_id)
+        return {**signature, "kwargs": {**kwargs, "body": body}}
+    signature = {**signature, "options": {**signature["options"], "task_id": task_id}}
+    if what != "chain" or not kwargs["tasks"]:
+        return signature
+    *before, last = kwargs["tasks"]
+    tasks = [*before, _with_id(_normal(last), task_id)]
+    return {**signature, "kwargs": {**kwargs, "tasks": tasks}}
 
 
 def _with_errbacks(signature: Sig, errbacks: Sequence[Any]) -> Sig:
@@ -392,10 +428,6 @@ def _freeze_chain(
     sig: Sig, place: _Place | None, task_id: str | None, parent: Handle | None
 ) -> tuple[Sig, Handle]:
     found = steps(sig)
-    if place is not None:
-        # An empty group has no end that could be counted.
-        while len(found) > 1 and kind(found[-1]) == "group" and not members(found[-1]):
-            found.pop()
     if not found:
         raise ValueError("an empty chain cannot be sent: it has no step")
     task_id = sig["options"].get("task_id") or task_id
@@ -416,6 +448,8 @@ def _freeze_group(
     group_id = sig["options"].get("task_id") or task_id or new_id()
     frozen, handles = _freeze_members(members(sig), place or _Place(group_id))
     options = {**sig["options"], "task_id": group_id}
+    if place is not None:
+        options["group_id"] = place.id
     kwargs = {**sig["kwargs"], "tasks": frozen}
     return {**sig, "kwargs": kwargs, "options": options}, ((group_id, parent), handles)
 
@@ -504,16 +538,15 @@ class _Writer:
         rest = sig["options"].get("chain")
         if rest:
             return self._write_chord(_followed_by(sig, rest), args, kwargs)
-        ends = {name: sig["options"].get(name) for name in ("chord", "link", "link_error")}
-        given = _passed(sig) | {name: value for name, value in ends.items() if value}
+        given = _for_members(sig) | _chosen(sig["options"], "chord")
         return sum(self.write(each, args, kwargs, given) for each in sig["kwargs"]["tasks"])
 
     def _write_chord(self, sig: Sig, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
         header, body = sig["kwargs"]["header"], body_of(sig)
-        passed = _passed(sig)
-        partial = [*_partial(sig, args)]
+        partial = _partial(sig, args)
         named = {**(sig["kwargs"].get("kwargs") or {}), **kwargs}
-        given = {**passed, **_passed(header), "chord": body}
+        header = _updated(header, _passed(sig))
+        given = _for_members(header) | {"chord": body}
         size = sum(self.write(each, partial, named, given) for each in header["kwargs"]["tasks"])
         if size:
             self._chords.append(ChordStart(header["options"]["task_id"], size, body))
@@ -548,8 +581,13 @@ def body_of(chord: Sig) -> Sig:
     body = _normal(chord["kwargs"]["body"])
     options = chord["options"]
     body = _with_errbacks(body, _listed(options.get("link_error")))
-    ends = {name: options[name] for name in ("link", "chord") if options.get(name)}
-    body = _updated(body, _passed(chord) | ends)
+    # The header is what waits, and the one of its tasks that ends last is the body's parent.
+    passed = {
+        name: value
+        for name, value in _passed(chord).items()
+        if name not in ("countdown", "eta", "parent_id")
+    }
+    body = _updated(body, passed | _chosen(options, "link", "chord"))
     rest = options.get("chain")
     if not rest:
         return body
