@@ -109,10 +109,17 @@ class Keys:
 
     def result(self, task_id: str) -> str:
         """Return the key, and the channel, of a task's result."""
+        return f"{self._result_prefix()}celery-task-meta-{task_id}"
+
+    def group(self, group_id: str) -> str:
+        """Return the key, and the channel, of a saved group."""
+        return f"{self._result_prefix()}celery-taskset-meta-{group_id}"
+
+    def _result_prefix(self) -> str:
         prefix = self.result_prefix
         if prefix and not prefix.endswith(_RESULT_PREFIX_ENDS):
             prefix += "_"
-        return f"{prefix}celery-task-meta-{task_id}"
+        return prefix
 
     def inbox(self, queue: str) -> str:
         """List: messages on their way to a waiting greenq worker; no Celery process reads it."""
