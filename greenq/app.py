@@ -29,6 +29,7 @@ from greenq.config.celery_names import SEND_OPTIONS, asks_for_something, name_wh
 from greenq.config.loaders import CELERY_ENV, settings_from_env, settings_from_object
 from greenq.config.settings import Config, sift
 from greenq.config.validators import shown
+from greenq.canvas.built_in import BUILT_IN
 from greenq.canvas.signature import signature
 from greenq.context import Context, current_context
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
@@ -64,11 +65,11 @@ _SETTINGS = Config.names()
 _SEND_OPTIONS = frozenset(SendOptions.__annotations__)
 
 
-# Of an unknown name, this many characters are compared with the known names.
-_COMPARED_CHARS = 200
-
 # Under another name, since apps have an attribute `Task`.
 _BaseTask = Task
+
+# Of an unknown name, this many characters are compared with the known names.
+_COMPARED_CHARS = 200
 
 
 class Settings(Mapping[str, Any]):
@@ -184,11 +185,30 @@ class Settings(Mapping[str, Any]):
 
 
 class TaskRegistry(dict[str, Task[Any, Any]]):
-    """Name → task; for a missing name, it suggests a similar one."""
+    """Name → task; for a missing name, it suggests a similar one.
+
+    Celery's built-in tasks are found by name, but not listed.
+    """
+
+    def __init__(self, app: Greenq) -> None:
+        """Hold the tasks of an app."""
+        super().__init__()
+        self._app = app
+        self._built_in: dict[str, Task[Any, Any]] = {}
 
     def __missing__(self, name: str) -> Task[Any, Any]:
-        """Raise NotRegistered."""
-        raise NotRegistered(name)
+        """Return a built-in task, or raise NotRegistered."""
+        if name not in BUILT_IN:
+            raise NotRegistered(name)
+        found = self._built_in.get(name)
+        if found is None:
+            made = Definition(BUILT_IN[name], name, True, _BaseTask, {"typing": False})
+            found = self._built_in[name] = made.make(lambda: self._app, "celery")
+        return found
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a task, or `default`."""
+        return self[name] if name in self or name in BUILT_IN else default
 
     def nearest(self, name: str) -> str:
         """Return a hint at a registered name similar to `name`, or nothing."""
@@ -256,7 +276,7 @@ class Greenq:
         self.leaders: dict[str, Callable[[Any], object]] = {}
         # Called in a worker after each task's code, in the task's own greenlet: `on_task_end`.
         self.task_end_hooks: list[Callable[[], object]] = []
-        self._tasks = TaskRegistry()
+        self._tasks = TaskRegistry(self)
         # Tasks are annotated on first use: there may be no settings before.
         self._unannotated: deque[Task[Any, Any]] = deque()
         self._annotating = self._annotated = False

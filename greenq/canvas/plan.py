@@ -249,9 +249,12 @@ def _normal(signature: Mapping[str, Any]) -> Sig:
     sig: Sig = signature  # type: ignore[assignment]
     if sig["task"] == "celery.chunks" and not sig.get("subtask_type"):
         return _chunked(sig)
-    if sig.get("subtask_type") == "group" and any(sig["options"].get(name) for name in ONCE):
-        return _counted(sig)
-    return sig
+    return counted(sig) if is_counted(sig) else sig
+
+
+def is_counted(sig: Mapping[str, Any]) -> bool:
+    """Tell whether it is a group with callbacks for all its members together."""
+    return sig.get("subtask_type") == "group" and any(sig["options"].get(name) for name in ONCE)
 
 
 def _chunked(chunks: Sig) -> Sig:
@@ -267,13 +270,14 @@ def _chunked(chunks: Sig) -> Sig:
     return _group(parts, chunks["options"])
 
 
-def _counted(group: Sig) -> Sig:
+def counted(group: Sig) -> Sig:
     """Turn a group with callbacks for all its members together into a chord that calls them."""
     options = dict(group["options"])
     on_error, on_done = (options.pop(name, None) or [] for name in ONCE)
     ends = {"link": on_done, "link_error": [*on_error, *on_done]}
     body = _signature("celery.accumulate", {"index": 0}, options=ends)
-    return _chord(_group(group["kwargs"]["tasks"]), body, options)
+    own = chosen(options, "task_id")
+    return _chord(_group(group["kwargs"]["tasks"], own), body, options)
 
 
 def _flat(chain: Mapping[str, Any]) -> list[Sig]:
@@ -306,7 +310,7 @@ def _settled(chain: Sig) -> list[Sig]:
     if errbacks:
         inner = [_with_errbacks(step, listed(errbacks)) for step in inner]
     inner[0] = _updated(inner[0], _passed(chain))
-    inner[-1] = _updated(inner[-1], _chosen(options, "link", "chord"))
+    inner[-1] = _updated(inner[-1], chosen(options, "link", "chord"))
     if options.get("task_id") and not inner[-1]["options"].get("task_id"):
         inner[-1] = _with_id(inner[-1], options["task_id"])
     return [*inner, *reversed(options.get("chain") or [])]
@@ -376,13 +380,14 @@ def _passed(signature: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _chosen(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def chosen(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return those of the named options that are set."""
     return {name: options[name] for name in names if options.get(name)}
 
 
 def _for_members(group: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a group that apply to each of its members."""
-    return _passed(group) | _chosen(group["options"], "link", "link_error")
+    return _passed(group) | chosen(group["options"], "link", "link_error")
 
 
 def _with_id(signature: Sig, task_id: str) -> Sig:
@@ -580,7 +585,7 @@ class _Writer:
         rest = sig["options"].get("chain")
         if rest:
             return self._write_chord(_followed_by(sig, rest), args, kwargs)
-        given = _for_members(sig) | _chosen(sig["options"], "chord")
+        given = _for_members(sig) | chosen(sig["options"], "chord")
         return sum(self.write(each, args, kwargs, given) for each in sig["kwargs"]["tasks"])
 
     def _write_chord(self, sig: Sig, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
@@ -629,7 +634,7 @@ def body_of(chord: Sig) -> Sig:
         for name, value in _passed(chord).items()
         if name not in ("countdown", "eta", "parent_id")
     }
-    body = _updated(body, passed | _chosen(options, "link", "chord"))
+    body = _updated(body, passed | chosen(options, "link", "chord"))
     rest = options.get("chain")
     if not rest:
         return body
@@ -676,7 +681,7 @@ class Stream:
         if chord is None:
             made = _updated(group, given)
             header = freeze(made if task_id is None else _with_id(made, task_id))[0]
-            self._given = _for_members(header) | _chosen(header["options"], "chord")
+            self._given = _for_members(header) | chosen(header["options"], "chord")
         else:
             parts = {**chord["kwargs"], "header": group}
             made = _updated({**chord, "kwargs": parts}, given)
@@ -734,13 +739,14 @@ class Stream:
 
 
 def bare(group: Sig) -> Sig:
-    """Return a group without its members, which are not read."""
+    """Return a group without its members, which are not read, and without callbacks for all."""
     get = dict.__getitem__
+    options = get(group, "options")
     return {
         "task": get(group, "task"),
         "args": get(group, "args"),
         "kwargs": {"tasks": []},
-        "options": get(group, "options"),
+        "options": {name: value for name, value in options.items() if name not in ONCE},
         "subtask_type": "group",
         "immutable": get(group, "immutable"),
     }

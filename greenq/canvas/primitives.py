@@ -240,10 +240,25 @@ class group(_Whole):  # noqa: N801  Celery's name
     def _send(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Any:
-        counted = any(self.options.get(name) for name in plan.ONCE)
-        if self.is_streamed() and not counted:
-            return send_stream(self.app, self, None, args, kwargs, options)
-        return send_signature(self.app, self, args, kwargs, options)
+        is_streamed, app = self.is_streamed(), self.app
+        whole = plan.bare(self) if is_streamed else {**self}
+        if not plan.is_counted({**whole, "options": self.options}):
+            if is_streamed:
+                return send_stream(app, self, None, args, kwargs, options)
+            return send_signature(app, self, args, kwargs, options)
+        made = plan.counted({**whole, "options": self.options})
+        if is_streamed:
+            return send_stream(app, self, made, args, kwargs, options).parent
+        return send_signature(app, made, args, kwargs, options).parent
+
+    def freeze(self, _id: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Choose the ids of all members now, and return the group's handle."""
+        once = plan.chosen(self.options, *plan.ONCE)
+        for name in once:
+            del self.options[name]
+        handle = super().freeze(_id, *args, **kwargs)
+        self.options.update(once)
+        return handle
 
     def __or__(self, other: Any) -> Any:
         """Return a chord: the other one gets the list of results."""

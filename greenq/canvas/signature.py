@@ -466,6 +466,9 @@ def signature(varies: Any, *args: Any, **kwargs: Any) -> Any:
     return Signature(varies, *args, **kwargs)
 
 
+subtask = signature
+
+
 def maybe_signature(value: Any, app: Any = None, clone: bool = False) -> Any:
     """Return a signature given as such or as plain data; None stays None."""
     if value is None:
