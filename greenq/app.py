@@ -25,12 +25,12 @@ from typing import (
 from zoneinfo import ZoneInfo
 
 from greenq.annotations import annotate
+from greenq.canvas.built_in import BUILT_IN
+from greenq.canvas.signature import signature
 from greenq.config.celery_names import SEND_OPTIONS, asks_for_something, name_what_is_not_here
 from greenq.config.loaders import CELERY_ENV, settings_from_env, settings_from_object
 from greenq.config.settings import Config, sift
 from greenq.config.validators import shown
-from greenq.canvas.built_in import BUILT_IN
-from greenq.canvas.signature import signature
 from greenq.context import Context, current_context
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
 from greenq.protocol.clock import LamportClock

@@ -566,9 +566,7 @@ class _Writer:
         own = dict(sig["kwargs"])
         if not sig.get("immutable"):
             own.update(kwargs)
-        options = {
-            name: value for name, value in sig["options"].items() if name not in _POLLING
-        }
+        options = {name: value for name, value in sig["options"].items() if name not in _POLLING}
         stamped = options.get("stamped_headers")
         if stamped:
             options["stamps"] = {name: options.pop(name) for name in stamped if name in options}
@@ -710,8 +708,10 @@ class Stream:
         ids = iter(self.ids)
         for member in source:
             # The common case, as fast as it can be.
-            if not member["options"] and member.get("subtask_type") is None and (
-                member["task"] != "celery.chunks"
+            if (
+                not member["options"]
+                and member.get("subtask_type") is None
+                and (member["task"] != "celery.chunks")
             ):
                 options = {**self._given, "task_id": next(ids)}
                 self._place.take(options)

@@ -125,7 +125,7 @@ class group(_Whole):  # noqa: N801  Celery's name
         only = tasks[0] if len(tasks) == 1 else None
         members: list[Any] = []
         if isinstance(only, group):
-            only._move_to(self)
+            self._source = only.take_source()
             members = [] if self._source is not None else only.tasks
         elif isinstance(only, Iterator):
             self._source = (checked(each, "group()", app) for each in only)
@@ -140,10 +140,6 @@ class group(_Whole):  # noqa: N801  Celery's name
         return _rebuilt(cls(app=app), data, app)
 
     # --- members that are not read yet ------------------------------------------------------------
-
-    def _move_to(self, other: group) -> None:
-        other._source, self._source = self._source, None
-        self._spent = other._source is not None
 
     def is_streamed(self) -> bool:
         """Tell whether its members come from a generator that was never read."""
@@ -174,7 +170,8 @@ class group(_Whole):  # noqa: N801  Celery's name
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a value, or `default`."""
-        return self[key] if key in self else default
+        self._read()
+        return dict.get(self, key, default)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the keys; whoever copies a dict comes here first."""

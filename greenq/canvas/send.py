@@ -72,7 +72,7 @@ def send_stream(
 
     if chord is not None:
         # Without results there is nothing to collect: better known before anything is sent.
-        _ = app.transport.chords
+        app.transport.chords.seal(())
     _send(
         app,
         calls(),
@@ -82,8 +82,10 @@ def send_stream(
         on_last=seal,
     )
     listing.close()
-    members = _Members(stream, app) if stream.special else AsyncResults(
-        stream.ids[: stream.count], app.transport, app=app
+    members = (
+        _Members(stream, app)
+        if stream.special
+        else AsyncResults(stream.ids[: stream.count], app.transport, app=app)
     )
     found = GroupResult(stream.group_id, members, app=app)
     if chord is None:

@@ -99,9 +99,7 @@ class Signature(dict[str, Any]):
         )
 
     @classmethod
-    def register_type(
-        cls, name: str | None = None
-    ) -> Callable[[type[Signature]], type[Signature]]:
+    def register_type(cls, name: str | None = None) -> Callable[[type[Signature]], type[Signature]]:
         """Make a class that of the composed signatures named `name`; a decorator."""
 
         def register(made: type[Signature]) -> type[Signature]:
@@ -287,7 +285,7 @@ class Signature(dict[str, Any]):
             },
             app=self._app,
         )
-        made._type = self._type
+        made._type = self._type  # noqa: SLF001  of the same class
         return made
 
     partial = clone

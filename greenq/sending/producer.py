@@ -177,7 +177,8 @@ class _Plan(NamedTuple):
     @property
     def place(self) -> tuple[object, ...]:
         """Where its messages go: those of plans with the same place may share a push."""
-        return self.queue, self.broadcast, self.priority, self.exchange, self.routing_key, self.policy
+        exchange = self.exchange, self.routing_key
+        return self.queue, self.broadcast, self.priority, exchange, self.policy
 
 
 class CallsCutOff(Exception):

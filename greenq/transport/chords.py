@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
+from greenq.errors import ResultsDisabled
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -39,7 +41,7 @@ class Unsealed(NamedTuple):
 class Chords:
     """What a sender of chords writes on the server for results, and on that for messages."""
 
-    def __init__(self, broker: Client, results: Client, keys: Keys, expires_s: int) -> None:
+    def __init__(self, broker: Client, results: Client | None, keys: Keys, expires_s: int) -> None:
         """Keep sizes on `results` for `expires_s` seconds, 0 for ever."""
         self._broker = broker
         self._results = results
@@ -59,7 +61,15 @@ class Chords:
         return entry
 
     def seal(self, sizes: Iterable[tuple[str, int]]) -> None:
-        """Write how many parts each chord has; a worker then knows which part is the last."""
+        """Write how many parts each chord has; a worker then knows which part is the last.
+
+        Raises:
+            ResultsDisabled: the settings disable results.
+        """
+        if self._results is None:
+            raise ResultsDisabled(
+                "a chord collects results, and they are disabled: set result_backend"
+            )
         commands: list[tuple[object, ...]] = []
         expiry = ("EX", self._expires_s) if self._expires_s else ()
         for group_id, size in sizes:

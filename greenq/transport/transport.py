@@ -124,15 +124,7 @@ class Transport:
 
     @property
     def chords(self) -> Chords:
-        """What senders of chords write.
-
-        Raises:
-            ResultsDisabled: the settings disable results.
-        """
-        if self.result_client is None:
-            raise ResultsDisabled(
-                "a chord collects results, and they are disabled: set result_backend"
-            )
+        """What senders of chords write."""
         expires_s = int(self._config.result.result_expires or 0)
         return Chords(self.client, self.result_client, self.keys, expires_s)
 

