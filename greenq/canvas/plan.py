@@ -286,18 +286,13 @@ def _flat(chain: Mapping[str, Any]) -> list[Sig]:
     As in Celery, a group of one is its member, and an empty group is no step.
     """
     found: list[Sig] = []
-    empty: list[Sig] = []
     for each in chain["kwargs"]["tasks"]:
         sig = _normal(each)
-        if kind(sig) == "group":
-            inner = members(sig)
-            if not inner:
-                empty = [sig]
-                continue
-            if len(inner) == 1:
-                sig = _updated(inner[0], _for_members(sig))
+        inner = members(sig) if kind(sig) == "group" else []
+        if len(inner) == 1:
+            sig = _updated(inner[0], _for_members(sig))
         found += _settled(sig) if kind(sig) == "chain" else [sig]
-    return found or empty
+    return [step for step in found if kind(step) != "group" or members(step)] or found[:1]
 
 
 def _settled(chain: Sig) -> list[Sig]:
