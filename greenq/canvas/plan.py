@@ -9,6 +9,7 @@ that happens only where messages are written, so a frozen signature is as large 
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenq.protocol.ids import TaskIds, new_id
@@ -159,8 +160,8 @@ def wrong_in(data: Mapping[str, Any]) -> str:
     if what == "chord":
         if not isinstance(kwargs.get("header"), (list, tuple, dict)):
             return 'its "header" is not a group or a list'
-        if not isinstance(kwargs.get("body"), dict):
-            return "it has no body"
+        if not isinstance(kwargs.get("body"), (dict, NoneType)):
+            return 'its "body" is not a signature'
     return ""
 
 
@@ -512,6 +513,8 @@ def _freeze_chord(
         "kwargs": {"tasks": frozen},
         "options": {**header["options"], "task_id": group_id},
     }
+    if sig["kwargs"].get("body") is None:
+        raise ValueError("a chord without a body cannot be sent: there is no use for its results")
     body = _normal(sig["kwargs"]["body"])
     # The body of a chord in no group is marked as belonging to its header, as Celery does.
     if place is None and kind(body) == "task":

@@ -58,7 +58,7 @@ def send_stream(
     given, in_task = _in_task(options)
     source = group.take_source()
     stream = plan.Stream(plan.bare(group), chord, args, kwargs, given)
-    listing = _Listing(app, lambda: [(stream.start, None)] if chord is not None else [])
+    listing = _Listing(app, lambda: [] if stream.start is None else [(stream.start, None)])
 
     def calls() -> Iterator[plan.Call]:
         for call, chords in stream.calls(source):
@@ -88,7 +88,7 @@ def send_stream(
         else AsyncResults(stream.ids[: stream.count], app.transport, app=app)
     )
     found = GroupResult(stream.group_id, members, app=app)
-    if chord is None:
+    if stream.start is None or stream.body_handle is None:
         return _noted(found, in_task)
     if not stream.size:
         _send(app, plan.plan(stream.start.body, ([],)).calls, "chord body", lambda count: [])

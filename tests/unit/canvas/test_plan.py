@@ -224,9 +224,21 @@ def captured_signatures() -> dict[str, Any]:
     return {each["name"]: each["value"] for each in records if each.get("mark") == "signature"}
 
 
+def with_groups(value: Any) -> Any:
+    """Write headers as groups: Celery does so when it freezes them."""
+    if isinstance(value, list):
+        return [with_groups(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    made = {name: with_groups(item) for name, item in value.items()}
+    if isinstance(made.get("header"), list):
+        made["header"] = json.loads(json.dumps(group([]))) | {"kwargs": {"tasks": made["header"]}}
+    return made
+
+
 @pytest.mark.parametrize("name", captured_signatures())
 def test_signature_of_celery_is_read_and_written_as_it_is(name: str) -> None:
-    data = captured_signatures()[name]
+    data = with_groups(captured_signatures()[name])
     assert json.loads(json.dumps(signature(data))) == data
     assert json.loads(json.dumps(signature(data).clone())) == data
 
@@ -274,7 +286,7 @@ def test_replacement_keeps_the_place_of_what_it_replaces() -> None:
         ({"task": "a", "args": [], "kwargs": []}, '"kwargs" is not an object'),
         ({"task": "a", "args": [], "kwargs": {}, "options": 1}, '"options" is not an object'),
         (dict(group([])) | {"kwargs": {}}, '"tasks" is not a list'),
-        (dict(chord([], task("a"))) | {"kwargs": {"header": []}}, "it has no body"),
+        (dict(chord([], task("a"))) | {"kwargs": {"header": []}}, "without a body"),
         (dict(group([])) | {"kwargs": {"tasks": [3]}}, "it is not an object"),
         (dict(task("a")) | {"subtask_type": "loop"}, "unknown type"),
     ],
