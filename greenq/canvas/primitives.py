@@ -7,11 +7,10 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from greenq.canvas import plan
-from greenq.canvas.errors import not_a_signature
+from greenq.canvas.mistakes import not_a_signature
 from greenq.canvas.send import send_signature, send_stream
 from greenq.canvas.signature import Signature, checked
 from greenq.protocol.message import saferepr
-
 
 W = TypeVar("W", bound=Signature)
 
@@ -405,7 +404,7 @@ class chord(_Whole):  # noqa: N801  Celery's name
         With ``task_allow_error_cb_on_chord_header`` it is called for each header task, too.
         """
         body = self._body("link_error()")
-        if self.app.conf.get("task_allow_error_cb_on_chord_header"):
+        if self.app.config.task.task_allow_error_cb_on_chord_header:
             for member in self.tasks.tasks:
                 member.link_error(checked(errback, "link_error()").clone())
         return body.link_error(errback)

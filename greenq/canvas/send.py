@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from greenq.canvas import plan
 from greenq.context import current_context
-from greenq.errors import NotAllSent
+from greenq.errors import AccessRefused, NotAllSent
 from greenq.result import AsyncResult, AsyncResults, GroupResult
 from greenq.sending.producer import CallsCutOff
+
+_log = logging.getLogger(__name__)
 
 
 def send_signature(
@@ -156,10 +159,15 @@ class _Listing:
         self._entries: list[str] = []
 
     def open(self) -> None:
-        """Put the chords on the list."""
+        """Put the chords on the list, if this user may: it is for those who look after it."""
+        chords = self._app.transport.chords
         for start, size in self._starts():
-            end = start.body["options"].get("task_id")
-            entry = self._app.transport.chords.open(start.group_id, start.body["task"], end, size)
+            body_id = start.body["options"]["task_id"]
+            try:
+                entry = chords.open(start.group_id, start.body["task"], body_id, size)
+            except AccessRefused as exc:
+                _log.info("chord %s is sent without being listed: %s", start.group_id, exc)
+                return
             self._entries.append(entry)
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenq.canvas import plan
-from greenq.canvas.errors import not_a_signature
+from greenq.canvas.mistakes import not_a_signature
 from greenq.canvas.stamps import stamp_signature
 from greenq.protocol.message import saferepr
 from greenq.result import AsyncResult, newest_app, result_from_tuple

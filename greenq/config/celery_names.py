@@ -192,7 +192,6 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
             "result_chord_expires": None,
             "result_chord_join_timeout": 3.0,
             "result_chord_retry_interval": 1.0,
-            "task_allow_error_cb_on_chord_header": False,
         },
     ),
     (_EAGER, {"task_eager_propagates": False, "task_store_eager_result": False}),

@@ -51,6 +51,7 @@ ELSEWHERE: dict[str, str] = {
     "commands/queues.py": "unit/commands/test_commands.py",
     # Scripts on the server and what waits there: only a real server shows whether they hold.
     "transport/backend.py": "unit/test_result.py",
+    "transport/chords.py": "integration/test_canvas.py",
     "transport/embedded/keeper.py": "integration/test_embedded.py",
     "transport/embedded/server.py": "integration/test_embedded.py",
     "transport/facts.py": "integration/test_guard.py",
