@@ -134,7 +134,7 @@ def follow(
 
 def ids_of(signature: Mapping[str, Any]) -> Iterator[Never]:
     """Yield each task that a frozen signature would have run, in order."""
-    return _never(freeze(signature)[0], None)
+    return _never(freeze(signature)[0], None, None)
 
 
 def gathered(signature: Mapping[str, Any], **options: Any) -> Sig:
@@ -429,7 +429,6 @@ class _Place:
     def take(self, options: dict[str, Any]) -> None:
         """Give the next index to a task, unless it has one of this group."""
         if options.get("group_id") != self.id or options.get("group_index") is None:
-            options["group_id"] = self.id
             options["group_index"] = self._first + self.count
         self.count += 1
 
@@ -491,8 +490,6 @@ def _freeze_group(
     group_id = sig["options"].get("task_id") or task_id or new_id()
     frozen, handles = _freeze_members(members(sig), place or _Place(group_id))
     options = {**sig["options"], "task_id": group_id}
-    if place is not None:
-        options["group_id"] = place.id
     kwargs = {**sig["kwargs"], "tasks": frozen}
     return {**sig, "kwargs": kwargs, "options": options}, ((group_id, parent), handles)
 
@@ -516,9 +513,6 @@ def _freeze_chord(
     if sig["kwargs"].get("body") is None:
         raise ValueError("a chord without a body cannot be sent: there is no use for its results")
     body = _normal(sig["kwargs"]["body"])
-    # The body of a chord in no group is marked as belonging to its header, as Celery does.
-    if place is None and kind(body) == "task":
-        body = _updated(body, {"group_id": group_id})
     made, handle = _freeze(body, place, task_id, ((group_id, parent), handles))
     options = {**sig["options"], "task_id": group_id}
     kwargs = {**sig["kwargs"], "header": header, "body": made}
@@ -552,12 +546,13 @@ class _Writer:
         what = kind(sig)
         if what == "task":
             return self._write_task(sig, args, kwargs)
-        if what != "chord":
-            args = _partial(sig, args)
-        if what == "chain":
-            return self._write_chain(sig, args, kwargs)
         if what == "group":
-            return self._write_group(sig, args, kwargs)
+            return self._write_group(sig, _partial(sig, args), kwargs)
+        group_id = sig["options"].get("group_id")
+        if group_id is not None:
+            sig = _in_group(sig, group_id)
+        if what == "chain":
+            return self._write_chain(sig, _partial(sig, args), kwargs)
         return self._write_chord(sig, args, kwargs)
 
     def _write_task(self, sig: Sig, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
@@ -582,7 +577,19 @@ class _Writer:
         if rest:
             return self._write_chord(_followed_by(sig, rest), args, kwargs)
         given = _for_members(sig) | chosen(sig["options"], "chord")
-        return sum(self.write(each, args, kwargs, given) for each in sig["kwargs"]["tasks"])
+        group_id = sig["options"].get("group_id") or sig["options"]["task_id"]
+        return self._write_members(sig, group_id, args, kwargs, given)
+
+    def _write_members(
+        self,
+        group: Sig,
+        group_id: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        given: Mapping[str, Any],
+    ) -> int:
+        found = (_in_group(each, group_id) for each in group["kwargs"]["tasks"])
+        return sum(self.write(each, args, kwargs, given) for each in found)
 
     def _write_chord(self, sig: Sig, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
         header, body = sig["kwargs"]["header"], body_of(sig)
@@ -590,9 +597,10 @@ class _Writer:
         named = {**(sig["kwargs"].get("kwargs") or {}), **kwargs}
         header = _updated(header, _passed(sig))
         given = _for_members(header) | {"chord": body}
-        size = sum(self.write(each, partial, named, given) for each in header["kwargs"]["tasks"])
+        group_id = header["options"]["task_id"]
+        size = self._write_members(header, group_id, partial, named, given)
         if size:
-            self._chords.append(ChordStart(header["options"]["task_id"], size, body))
+            self._chords.append(ChordStart(group_id, size, body))
         else:
             self.write(body, ([],), _EMPTY, {})
         return ends_of(body)
@@ -602,6 +610,23 @@ def _partial(sig: Mapping[str, Any], args: Sequence[Any]) -> Sequence[Any]:
     """Return the arguments of a call: the given ones first, unless it is immutable."""
     own = sig.get("args") or ()
     return own if sig.get("immutable") or not args else (*args, *own)
+
+
+def _in_group(sig: Sig, group_id: str) -> Sig:
+    """Return a frozen signature whose end belongs to a group.
+
+    It is written where it is sent only: Celery, given a chord that is to come, chooses its group
+    again, and would keep what is written in its header.
+    """
+    what, kwargs = kind(sig), sig["kwargs"]
+    if what == "chord":
+        return {**sig, "kwargs": {**kwargs, "body": _in_group(kwargs["body"], group_id)}}
+    if what == "chain":
+        *before, last = kwargs["tasks"]
+        return {**sig, "kwargs": {**kwargs, "tasks": [*before, _in_group(last, group_id)]}}
+    if what == "group":
+        kwargs = {**kwargs, "tasks": [_in_group(each, group_id) for each in kwargs["tasks"]]}
+    return {**sig, "kwargs": kwargs, "options": {**sig["options"], "group_id": group_id}}
 
 
 def ends_of(sig: Mapping[str, Any]) -> int:
@@ -623,6 +648,9 @@ def body_of(chord: Sig) -> Sig:
     """Return the body of a frozen chord with all that its options ask of it."""
     body = _normal(chord["kwargs"]["body"])
     options = chord["options"]
+    # Unless it belongs to another group, it is marked as belonging to its header, as in Celery.
+    if kind(body) == "task":
+        body = _updated(body, {"group_id": chord["kwargs"]["header"]["options"]["task_id"]})
     body = _with_errbacks(body, listed(options.get("link_error")))
     # The header is what waits, and the one of its tasks that ends last is the body's parent.
     passed = {
@@ -693,6 +721,7 @@ class Stream:
         self.count = 0
         self.special: dict[int, Handle] = {}
         self._place = _place_of(header["options"]) or _Place(self.group_id)
+        self._given["group_id"] = self._place.id
         self._args = _partial(group, args)
         self._kwargs = kwargs
 
@@ -730,6 +759,7 @@ class Stream:
         self.count += 1
         calls: list[Call] = []
         chords: list[ChordStart] = []
+        frozen = _in_group(frozen, self._place.id)
         _Writer(calls, chords).write(frozen, self._args, self._kwargs, self._given)
         for call in calls:
             yield call, chords
@@ -761,28 +791,24 @@ def _without_header(handle: Handle) -> Handle:
 # --- what never runs -----------------------------------------------------------------------------
 
 
-def _never(sig: Sig, chord: Mapping[str, Any] | None) -> Iterator[Never]:
-    options = sig["options"]
+def _never(sig: Sig, group_id: str | None, chord: Mapping[str, Any] | None) -> Iterator[Never]:
+    options, kwargs = sig["options"], sig["kwargs"]
     chord = options.get("chord") or chord
+    group_id = options.get("group_id") or group_id
     what = kind(sig)
     if what == "task":
-        yield Never(
-            options["task_id"],
-            sig["task"],
-            options,
-            options.get("group_id"),
-            options.get("group_index"),
-            chord,
-        )
+        index = None if group_id is None else options.get("group_index")
+        yield Never(options["task_id"], sig["task"], options, group_id, index, chord)
     elif what == "group":
-        for each in sig["kwargs"]["tasks"]:
-            yield from _never(each, chord)
+        for each in kwargs["tasks"]:
+            yield from _never(each, group_id or options["task_id"], chord)
     elif what == "chain":
-        *before, last = sig["kwargs"]["tasks"]
+        *before, last = kwargs["tasks"]
         for each in before:
-            yield from _never(each, None)
-        yield from _never(last, chord)
+            yield from _never(each, None, None)
+        yield from _never(last, group_id, chord)
     else:
-        for each in sig["kwargs"]["header"]["kwargs"]["tasks"]:
-            yield from _never(each, None)
-        yield from _never(sig["kwargs"]["body"], chord)
+        header = kwargs["header"]
+        for each in header["kwargs"]["tasks"]:
+            yield from _never(each, header["options"]["task_id"], None)
+        yield from _never(kwargs["body"], group_id, chord)

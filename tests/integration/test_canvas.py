@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from greenq import Greenq, chord, group
-from greenq.__main__ import main
+from greenq.cli import main
 from greenq.errors import NotAllSent, ResultsDisabled
 from tests.servers import Server
 

@@ -194,8 +194,8 @@ class Wrapped(NamedTuple):
 class Renaming:
     """Gives ids the numbers in which they occur, and drops what means nothing."""
 
-    # Celery's own; and what a whole has in addition here, and a part of it there.
-    LEFT_OUT = frozenset({"reply_to", "priority", "stamped_headers", "group_id"})
+    # What Celery adds, and the order of names.
+    LEFT_OUT = frozenset({"reply_to", "priority", "stamped_headers"})
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
