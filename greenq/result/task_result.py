@@ -15,6 +15,7 @@ from greenq.result.base import (
     result_from_tuple,
 )
 from greenq.states import FAILURE, PENDING, PROPAGATE_STATES, READY_STATES, SUCCESS
+from greenq.transport.mailbox import Mailbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -312,9 +313,7 @@ name_what_is_not_here(AsyncResult)
 makers["task"] = AsyncResult
 
 
-def _again(
-    id: str, name: str | None, parent: ResultBase | None, ignored: bool
-) -> AsyncResult[Any]:
+def _again(id: str, name: str | None, parent: ResultBase | None, ignored: bool) -> AsyncResult[Any]:
     return AsyncResult(id, name=name, parent=parent, ignored=ignored)
 
 
