@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import logging
@@ -32,7 +33,7 @@ from greenq.config.validators import shown
 from greenq.context import Context, current_context
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
 from greenq.protocol.clock import LamportClock
-from greenq.result import AsyncResult, AsyncResults
+from greenq.result import AsyncResult, AsyncResults, GroupResult, ResultSet
 from greenq.sending.producer import Producer, SendOptions
 from greenq.shared import Definition, place, shared
 from greenq.suggest import suggestion
@@ -651,6 +652,16 @@ class Greenq:
     def AsyncResult(self, task_id: str) -> AsyncResult[Any]:  # noqa: N802  Celery's name
         """Return the handle of a task that was sent earlier or elsewhere."""
         return AsyncResult(task_id, self.transport, app=self)
+
+    @functools.cached_property
+    def GroupResult(self) -> Any:  # noqa: N802  Celery's name
+        """The class of handles of groups, as in ``app.GroupResult.restore(group_id)``."""
+        return type("GroupResult", (GroupResult,), {"own_app": self, "__module__": __name__})
+
+    @functools.cached_property
+    def ResultSet(self) -> Any:  # noqa: N802  Celery's name
+        """The class of sets of handles, as in ``app.ResultSet([one, other])``."""
+        return type("ResultSet", (ResultSet,), {"own_app": self, "__module__": __name__})
 
     @property
     def transport(self) -> Transport:

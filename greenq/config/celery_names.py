@@ -416,7 +416,7 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
         "apply": "not supported yet; call the task itself, as in add(1, 2), or run a worker",
     },
     "Greenq": {
-        **dict.fromkeys(("GroupResult", "ResultSet", "signature"), _WORKFLOWS),
+        "signature": _WORKFLOWS,
         **dict.fromkeys(
             (
                 "amqp", "broker_connection", "connection", "connection_for_read",
@@ -436,12 +436,7 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
         "worker_main": "run `greenq worker -A module` instead",
     },
     "AsyncResult": {
-        **dict.fromkeys(
-            ("build_graph", "collect", "get_leaf", "graph", "iterdeps"),
-            "not supported: walk through children, and the children of each",
-        ),
-        "on_ready": "not supported: call get() where the result is needed",
-        "then": "not supported: call get() where the result is needed",
+        "on_ready": "not supported: use then() instead",
     },
     "Events": {
         "Dispatcher": "use app.events.send, or a task's send_event, instead",

@@ -39,13 +39,15 @@ class ResultSet(ResultBase):
     TimeoutError = ResultTimeout
     supports_native_join = True
 
+    # Of the classes that an app offers: its own.
+    own_app: Any = None
     id: str | None = None
     parent: ResultBase | None = None
 
     def __init__(self, results: Iterable[Any] = (), app: Any = None) -> None:
         """Hold `results`; `app` is whose results they are, by default that of the first."""
         self.results: Any = results if isinstance(results, Sequence) else list(results)
-        self._app = app
+        self._app = self.own_app if app is None else app
 
     @property
     def app(self) -> Any:
@@ -407,7 +409,7 @@ class GroupResult(ResultSet):
         Raises:
             DecodeError: what is stored there is not a group.
         """
-        app = newest_app() if app is None else app
+        app = app or cls.own_app or newest_app()
         value = app.backend.restore_group(id)
         found: GroupResult | None = None if value is None else result_from_tuple(value, app)
         return found
@@ -423,7 +425,7 @@ class GroupResult(ResultSet):
             return same and list(other.results) == list(self.results)
         return other == self.id if isinstance(other, str) else NotImplemented
 
-    def __hash__(self) -> int:
+    def __hash__(self) -> int:  # type: ignore[override]
         """Hash the id."""
         return hash(self.id)
 

@@ -307,7 +307,7 @@ class AsyncResult(ResultBase, Generic[R]):
     def known(self) -> ResultMeta | None:
         """Return the final state without reading it: if it is known, or will not be stored."""
         if self.final is None and self.ignored:
-            return ResultMeta(self.id, SUCCESS)
+            return ResultMeta(task_id=self.id, status=SUCCESS)
         return self.final
 
     def handles(self) -> Iterator[AsyncResult[Any]]:
