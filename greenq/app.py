@@ -31,6 +31,7 @@ from greenq.config.loaders import CELERY_ENV, settings_from_env, settings_from_o
 from greenq.config.settings import Config, sift
 from greenq.config.validators import shown
 from greenq.context import Context, current_context
+from greenq.eager import run_as_sent, run_here
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
 from greenq.protocol.clock import LamportClock
 from greenq.result import AsyncResult, AsyncResults, GroupResult, ResultSet
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from greenq.bootsteps.steps import Option, Step
     from greenq.events.receiver import Events
     from greenq.remote.control import Control
+    from greenq.result import EagerResult
 
     _Packages = Callable[[], Iterable[str] | None]
 
@@ -577,6 +579,8 @@ class Greenq:
             OperationalError: the server could not be reached within the retry policy.
         """
         context = current_context.get()
+        if task_type is None and self.config.task.task_always_eager:
+            _log.warning("task_always_eager has no effect on send_task: task %s is sent", name)
         sent = self._send_options(name, task_type, options, context)
         task_id = self.producer.send(name, args or (), kwargs or {}, sent)
         result: AsyncResult[Any] = AsyncResult(
@@ -614,6 +618,37 @@ class Greenq:
         sent = self._send_options(name, task_type, options, current_context.get())
         ids = self.producer.send_many(name, calls, sent)
         return AsyncResults(ids, self.transport, name, app=self)
+
+    def apply(
+        self,
+        task: _BaseTask[Any, Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        throw: bool | None = None,
+        retries: int = 0,
+    ) -> EagerResult[Any]:
+        """Run a task here and now: see `Task.apply`."""
+        given = self._eager_options(task, options)
+        return run_here(task, args, kwargs, throw=throw, retries=retries, **given)
+
+    def apply_as_sent(
+        self,
+        task: _BaseTask[Any, Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> EagerResult[Any]:
+        """Run a task here instead of sending it, for ``task_always_eager``."""
+        return run_as_sent(task, args, kwargs, self._eager_options(task, options))
+
+    def _eager_options(
+        self, task: _BaseTask[Any, Any], options: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        if not options.keys() <= _SEND_OPTIONS:
+            options = _without_foreign(task.name, options)
+        return task.send_options(options)
 
     def on_commit(self, call: Callable[[], object]) -> None:
         """Make a call when Django's open transaction commits; without one, now.

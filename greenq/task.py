@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from greenq.app import Greenq
-    from greenq.result import AsyncResult, AsyncResults
+    from greenq.result import AsyncResult, AsyncResults, EagerResult
     from greenq.sending.producer import SendOptions
 
 # By then the longest wait before a retry has long been reached.
@@ -126,6 +126,7 @@ class Task(Generic[P, R]):
     soft_time_limit: float | None = None
     rate_limit: str | float | None = None
     typing: bool | None = None
+    store_eager_result: bool | None = None
 
     OPTIONS: ClassVar[tuple[str, ...]] = (
         "max_retries", "default_retry_delay", "autoretry_for", "dont_autoretry_for", "retry_kwargs",
@@ -133,7 +134,7 @@ class Task(Generic[P, R]):
         "store_errors_even_if_ignored", "acks_late", "acks_on_failure_or_timeout",
         "reject_on_worker_lost", "track_started", "throws", "serializer", "compression", "queue",
         "exchange", "routing_key", "priority", "expires", "delivery_mode", "time_limit",
-        "soft_time_limit", "rate_limit", "typing",
+        "soft_time_limit", "rate_limit", "typing", "store_eager_result",
     )  # fmt: skip
 
     # Options of the task that apply to each sending, unless the caller overrides them.
@@ -272,9 +273,37 @@ class Task(Generic[P, R]):
         # First, since accessing the app annotates the task.
         app = self.app
         self.argument_check.arguments(args or (), kwargs or {})
+        if app.config.task.task_always_eager:
+            return app.apply_as_sent(self, args or (), kwargs or {}, options)
         if type(self).shadow_name is not Task.shadow_name and not options.get("shadow"):
             options["shadow"] = self.shadow_name(args or (), kwargs or {}, options)
         return app.send_task(self.name, args, kwargs, task_type=self, **options)
+
+    def apply(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        throw: bool | None = None,
+        retries: int = 0,
+        logfile: str | None = None,
+        loglevel: int | None = None,
+        **options: Unpack[SendOptions],
+    ) -> EagerResult[R]:
+        """Run the task here and now, with its hooks and its retries, without a server or a worker.
+
+        Retries follow at once, whatever their countdown.
+
+        Args:
+            throw: raise the exception of a task that fails; None: if ``task_eager_propagates``.
+            retries: how often it was retried before.
+            logfile, loglevel: accepted for compatibility with Celery, no effect.
+            options: as for `apply_async`; those for the server have no effect.
+
+        Raises:
+            Exception: that of a task that fails, with `throw`.
+        """
+        return self.app.apply(self, args or (), kwargs or {}, options, throw=throw, retries=retries)
 
     def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Send the task when Django's open transaction commits; without one, at once.
@@ -328,6 +357,11 @@ class Task(Generic[P, R]):
         """
         app = self.app
         checked = map(self.argument_check.call, calls)
+        if app.config.task.task_always_eager:
+            # A sequence of handles as well.
+            return [  # type: ignore[return-value]
+                app.apply_as_sent(self, args, kwargs, options) for args, kwargs in checked
+            ]
         return app.send_task_many(self.name, checked, task_type=self, **options)
 
     def send_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -359,7 +393,12 @@ class Task(Generic[P, R]):
     def update_state(
         self, task_id: str | None = None, state: str = "PROGRESS", meta: object = None
     ) -> None:
-        """Store a custom state, such as progress, for others to read. Switches: yes."""
+        """Store a custom state, such as progress, for others to read. Switches: yes.
+
+        A task that runs by `apply` stores none, unless its result is stored.
+        """
+        if not self.request.stores:
+            return
         self.app.transport.backend.store(task_id or self.request.id, state, meta)
 
     def retry(

@@ -36,7 +36,6 @@ _WRITTEN_AGAIN = "not needed: results are written again until the server has the
 _CHORDS = "not needed: chords are not supported yet"
 _APART = "not supported; separate clusters by global_keyprefix in broker_transport_options instead"
 _SIGNED = "signed messages are not supported yet"
-_EAGER = "not needed: task_always_eager is not supported yet"
 _BY_NAME = "not needed: a message goes to the queue that is named"
 _NO_CHILDREN = "not needed: tasks are greenlets in one process, there are no child processes"
 _MAILBOXES = "not needed: the queues of remote control and events disappear with their readers"
@@ -195,7 +194,6 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
             "task_allow_error_cb_on_chord_header": False,
         },
     ),
-    (_EAGER, {"task_eager_propagates": False, "task_store_eager_result": False}),
     (_BY_NAME, {"task_default_exchange": None, "task_default_routing_key": None}),
     (
         "not needed: priorities are 0 to 9 in every queue (priority_steps in "
@@ -305,10 +303,6 @@ _REFUSED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         {"task_acks_on_failure": None, "task_acks_on_timeout": None},
     ),
     (
-        "not supported yet; in a test call the task itself, as in add(1, 2), or run a worker",
-        {"task_always_eager": False},
-    ),
-    (
         "not supported: exchanges of greenq's queues are direct; for messages to every worker use "
         "Broadcast(name) in task_queues instead",
         {"task_default_exchange_type": "direct"},
@@ -413,7 +407,6 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
             _WORKFLOWS,
         ),
         **dict.fromkeys(("annotate", "bind", "request_stack"), _INTERNAL),
-        "apply": "not supported yet; call the task itself, as in add(1, 2), or run a worker",
     },
     "Greenq": {
         "signature": _WORKFLOWS,

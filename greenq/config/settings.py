@@ -365,6 +365,23 @@ class TaskConfig(Section):
         "running it, provided that the last of them was running nothing else. Messages that were "
         "only waiting in a worker that died are not counted.",
     )
+    task_always_eager: bool = _setting(
+        validators.flag(),
+        False,
+        "Tasks run where they are sent, at once and without a server, for tests: `delay` and "
+        "`apply_async` return an `EagerResult`.",
+    )
+    task_eager_propagates: bool = _setting(
+        validators.flag(),
+        False,
+        "A task that fails where it is sent, by `apply` or with `task_always_eager`, raises its "
+        "exception there.",
+    )
+    task_store_eager_result: bool = _setting(
+        validators.flag(),
+        False,
+        "The results of tasks that run where they are sent are stored, too.",
+    )
     task_track_started: bool = _setting(
         validators.flag(), False, "Store STARTED when a task starts."
     )

@@ -44,10 +44,21 @@ def _set_joins(may: bool) -> Iterator[None]:
         _joins.reset(before)
 
 
+@contextmanager
+def join_as_here() -> Iterator[None]:
+    """Allow waiting in a ``with`` statement as outside it, even if a task begins there."""
+    with _set_joins(_may_wait()):
+        yield
+
+
+def _may_wait() -> bool:
+    may = _joins.get()
+    return task_log_context.get() is None if may is None else may
+
+
 def refuse_in_task(what: str) -> None:
     """Raise a RuntimeError where a task runs, unless waiting is allowed; `what` is waited for."""
-    may = _joins.get()
-    if may or (may is None and task_log_context.get() is None):
+    if _may_wait():
         return
     raise RuntimeError(
         f"a task must not wait for the result of another one ({what}): "
