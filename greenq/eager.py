@@ -85,7 +85,9 @@ def run_here(
         if next_run is None:
             break
         args, kwargs = next_run
-        message = replace(message, args=args, kwargs=kwargs, retries=message.retries + 1)
+        message = replace(
+            message, args=list(args), kwargs=dict(kwargs), retries=message.retries + 1
+        )
     state, value, trace = outcome
     if context.stores and state not in (IGNORED, REJECTED):
         app.backend.store(message.id, state, value, traceback=trace, date_done=utc_now())

@@ -20,6 +20,7 @@ from greenq.sending.options import check_task_option
 from greenq.sending.retry import check
 from greenq.sending.routing import merge_options
 from greenq.suggest import suggestion
+from greenq.validation import Models, validating
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -127,6 +128,10 @@ class Task(Generic[P, R]):
     rate_limit: str | float | None = None
     typing: bool | None = None
     store_eager_result: bool | None = None
+    pydantic: bool = False
+    pydantic_strict: bool = False
+    pydantic_context: Mapping[str, Any] | None = None
+    pydantic_dump_kwargs: Mapping[str, Any] | None = None
 
     OPTIONS: ClassVar[tuple[str, ...]] = (
         "max_retries", "default_retry_delay", "autoretry_for", "dont_autoretry_for", "retry_kwargs",
@@ -135,6 +140,7 @@ class Task(Generic[P, R]):
         "reject_on_worker_lost", "track_started", "throws", "serializer", "compression", "queue",
         "exchange", "routing_key", "priority", "expires", "delivery_mode", "time_limit",
         "soft_time_limit", "rate_limit", "typing", "store_eager_result",
+        "pydantic", "pydantic_strict", "pydantic_context", "pydantic_dump_kwargs",
     )  # fmt: skip
 
     # Options of the task that apply to each sending, unless the caller overrides them.
@@ -178,6 +184,7 @@ class Task(Generic[P, R]):
                 setattr(self, option, value)
         self._bound = bind
         self.check_options()
+        self._use_models()
         functools.update_wrapper(self, function, updated=())
 
     def _check_option(self, option: str, value: object) -> None:
@@ -210,6 +217,7 @@ class Task(Generic[P, R]):
         self.__name__, self.__qualname__ = cls.__name__, cls.__qualname__
         self._bound = False
         self.check_options()
+        self._use_models()
 
     def check_options(self) -> None:
         """Check the options from the decorator, the class and annotations.
@@ -228,6 +236,24 @@ class Task(Generic[P, R]):
             parse_rate(self.rate_limit)
         except ValueError as exc:
             raise ValueError(f"task {self.name}: {exc}") from None
+
+    def _use_models(self) -> None:
+        """Have the code called with pydantic models, with the option ``pydantic``."""
+        if self.pydantic:
+            self._models = Models(self.name, self.function, bound=self._bound)
+            self.run = validating(
+                self.run,
+                self._models,
+                strict=self.pydantic_strict,
+                context=self.pydantic_context,
+                dump=self._dump_kwargs,
+                # Names that validators may know from Celery.
+                about=lambda: {"celery_app": self.app, "celery_task_name": self.name},
+            )
+
+    @property
+    def _dump_kwargs(self) -> Mapping[str, Any]:
+        return {"mode": "json", **(self.pydantic_dump_kwargs or {})}
 
     @functools.cached_property
     def argument_check(self) -> Check:
@@ -273,6 +299,8 @@ class Task(Generic[P, R]):
         # First, since accessing the app annotates the task.
         app = self.app
         self.argument_check.arguments(args or (), kwargs or {})
+        if self.pydantic:
+            args, kwargs = self._models.sent(args or (), kwargs or {}, self._dump_kwargs)
         if app.config.task.task_always_eager:
             return app.apply_as_sent(self, args or (), kwargs or {}, options)
         if type(self).shadow_name is not Task.shadow_name and not options.get("shadow"):
@@ -356,7 +384,10 @@ class Task(Generic[P, R]):
             NotAllSent: sending ended early.
         """
         app = self.app
+        checked: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
         checked = map(self.argument_check.call, calls)
+        if self.pydantic:
+            checked = (self._models.sent(*call, self._dump_kwargs) for call in checked)
         if app.config.task.task_always_eager:
             # A sequence of handles as well.
             return [  # type: ignore[return-value]

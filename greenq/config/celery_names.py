@@ -382,7 +382,6 @@ TASK_OPTIONS: Final[Mapping[str, Foreign]] = {
     "backend": Foreign(None, False, "an app stores all results in one place, result_backend"),
     "link": Foreign(None, False, _WORKFLOWS),
     "link_error": Foreign(None, False, _WORKFLOWS),
-    "pydantic": Foreign(False, False, "validate the arguments in the task"),
     "send_events": Foreign(True, False, "a worker sends events for all tasks or for none (-E)"),
     "trail": Foreign(True, False, "a task's children are all the tasks it has sent"),
 }

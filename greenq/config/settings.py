@@ -239,7 +239,7 @@ class ResultConfig(Section):
         "The server that holds results. Empty means the broker; disabled:// stores none.",
     )
     result_serializer: str = _setting(
-        validators.choice(*validators.SERIALIZERS),
+        validators.serializer(),
         "json",
         "Serializer of results; their readers must use the same one.",
     )
@@ -249,7 +249,7 @@ class ResultConfig(Section):
         "Serializers accepted in results; None means `accept_content`, an empty list accepts none.",
     )
     result_compression: str | None = _setting(
-        validators.optional(validators.choice(*validators.COMPRESSIONS)),
+        validators.optional(validators.compression()),
         None,
         "Compression of results; None means none.",
     )
@@ -311,22 +311,20 @@ class TaskConfig(Section):
     task_create_missing_queues: bool = _setting(
         validators.flag(), True, "Allow sending to queues that `task_queues` does not name."
     )
-    task_serializer: str = _setting(
-        validators.choice(*validators.SERIALIZERS), "json", "Serializer of task messages."
-    )
+    task_serializer: str = _setting(validators.serializer(), "json", "Serializer of task messages.")
     accept_content: tuple[str, ...] = _setting(
         validators.texts(validators.content()),
         ("json",),
         "Serializers or content types to accept. Accepting pickle lets senders run code here.",
     )
     accept_compression: tuple[str, ...] = _setting(
-        validators.texts(validators.choice(*validators.COMPRESSIONS)),
+        validators.texts(validators.compression()),
         ("gzip",),
         "greenq's own. Compressions accepted in messages and results, in addition to "
         "`task_compression` and `result_compression`.",
     )
     task_compression: str | None = _setting(
-        validators.optional(validators.choice(*validators.COMPRESSIONS)),
+        validators.optional(validators.compression()),
         None,
         "Compression of task messages; None means none.",
     )

@@ -49,6 +49,7 @@ ELSEWHERE: dict[str, str] = {
     "result/graph.py": "integration/test_groups.py",
     "result/group.py": "integration/test_groups.py",
     "result/many.py": "unit/result/test_task_result.py",
+    "compression.py": "unit/test_serialization.py",
     "execution/lost.py": "integration/test_recovery.py",
     # The functions are asked over the mailbox of a node.
     "commands/arguments.py": "unit/commands/test_commands.py",
