@@ -48,8 +48,10 @@ class Context:
 
     __slots__ = ("_delivered", "hostname", "message", "retried", "sent")
 
-    # As in Celery. In this version tasks only run in workers.
+    # As in Celery; the context of a task that runs without a worker differs.
     is_eager = False
+    # Whether its states are written to the server.
+    stores = True
     utc = True
     lang = "py"
     logfile: str | None = None

@@ -138,7 +138,9 @@ def encode_result(
     return _pack(meta, serializer, compression)
 
 
-def encode_group(members: object, serializer: str = "json", compression: str | None = None) -> bytes:
+def encode_group(
+    members: object, serializer: str = "json", compression: str | None = None
+) -> bytes:
     """Write the payload of a saved group; `members` is its result tuple.
 
     Shape: an object with the one field ``result``.

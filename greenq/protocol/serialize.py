@@ -259,6 +259,36 @@ _CONTENT_TYPES = {
     "raw": DATA_TYPE,
 }
 SERIALIZERS = tuple(_CONTENT_TYPES)
+_BUILT_IN = frozenset({*_LOADERS, DATA_TYPE, TEXT_TYPE})
+
+
+def register(
+    name: str,
+    encoder: Callable[[Any], bytes | str],
+    decoder: Callable[[bytes], Any],
+    content_type: str,
+    content_encoding: str = "utf-8",
+) -> None:
+    """Add a serializer, or replace one that was added.
+
+    Args:
+        encoder: turns a value into bytes, or into text of this encoding.
+        decoder: turns the bytes into the value.
+
+    Raises:
+        ValueError: the name or the content type belongs to one that is built in.
+    """
+    known = _CONTENT_TYPES.get(name)
+    if name in SERIALIZERS or (known != content_type and content_type in _BUILT_IN):
+        raise ValueError(f"serializer {name} ({content_type}): that is a built-in one")
+
+    def dump(value: object) -> bytes:
+        data = encoder(value)
+        return data.encode(content_encoding) if isinstance(data, str) else data
+
+    _FORMATS[name] = _Format(content_type, content_encoding, dump, decoder)
+    _LOADERS[content_type] = decoder
+    _CONTENT_TYPES[name] = content_type
 
 
 def content_type_of(serializer: str) -> str:
@@ -360,7 +390,7 @@ def _load_raw(data: bytes, content_encoding: str) -> bytes | str:
 
 
 def _unknown(serializer: str) -> str:
-    return f"unknown serializer {serializer!r}; known: {', '.join(SERIALIZERS)}"
+    return f"unknown serializer {serializer!r}; known: {', '.join(_CONTENT_TYPES)}"
 
 
 def _why(exc: Exception) -> str:

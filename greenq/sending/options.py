@@ -138,11 +138,12 @@ _OF_TASKS: Final[Mapping[str, Callable[[Any], Any]]] = {
     **dict.fromkeys(
         (
             "acks_late", "acks_on_failure_or_timeout", "ignore_result", "reject_on_worker_lost",
-            "retry_jitter", "store_errors_even_if_ignored", "track_started", "typing",
+            "pydantic", "pydantic_strict", "retry_jitter", "store_eager_result",
+            "store_errors_even_if_ignored", "track_started", "typing",
         ),
         _flag,
     ),
-    "compression": validators.choice(*validators.COMPRESSIONS).accept,
+    "compression": validators.compression().accept,
     "default_retry_delay": validators.seconds().accept,
     "delivery_mode": validators.whole(1, 2).accept,
     "exchange": _text,
@@ -153,7 +154,7 @@ _OF_TASKS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "retry_backoff": _backoff,
     "retry_backoff_max": validators.seconds().accept,
     "routing_key": _text,
-    "serializer": validators.choice(*validators.SERIALIZERS).accept,
+    "serializer": validators.serializer().accept,
     "soft_time_limit": _limit,
     "time_limit": _limit,
 }  # fmt: skip
