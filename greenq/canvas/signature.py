@@ -323,8 +323,8 @@ class Signature(dict[str, Any]):
         return self.clone()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the data alone: unpickled, it belongs to the newest app."""
-        return Signature.from_dict, (plan.plain(self),)
+        """Pickle it as plain data, as in JSON: Celery's workers do not know this class."""
+        return dict, (plan.plain(self),)
 
     def __json__(self) -> dict[str, Any]:
         """Return it as plain data."""

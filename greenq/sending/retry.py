@@ -61,7 +61,7 @@ def check(
     for name in sorted(_KEPT & options.keys()):
         if options[name] is not None:
             raise TypeError(
-                f"retry() has no option {name!r}: the next run keeps what this one has in a workflow"
+                f"retry() has no option {name!r}: the next run keeps this one's place in a workflow"
             )
     if args is not None and (isinstance(args, str) or not isinstance(args, (Sequence, set))):
         raise TypeError(f"retry(args={args!r}): must be a tuple or a list")
