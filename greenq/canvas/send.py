@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from greenq.canvas import plan
+from greenq.canvas.stream import Stream, bare
 from greenq.context import current_context
 from greenq.errors import AccessRefused, NotAllSent
 from greenq.result import AsyncResult, AsyncResults, GroupResult
@@ -60,7 +61,7 @@ def send_stream(
     """
     given, in_task = _in_task(options)
     source = group.take_source()
-    stream = plan.Stream(plan.bare(group), chord, args, kwargs, given)
+    stream = Stream(bare(group), chord, args, kwargs, given)
     listing = _Listing(app, lambda: [] if stream.start is None else [(stream.start, None)])
 
     def calls() -> Iterator[plan.Call]:
@@ -179,7 +180,7 @@ class _Listing:
 class _Members(Sequence[Any]):
     """The handles of a streamed group some of whose members are more than one new task."""
 
-    def __init__(self, stream: plan.Stream, app: Any) -> None:
+    def __init__(self, stream: Stream, app: Any) -> None:
         self._stream = stream
         self._app = app
 

@@ -57,6 +57,7 @@ ELSEWHERE: dict[str, str] = {
     "commands/diagnostics.py": "unit/commands/test_commands.py",
     "commands/inspect.py": "unit/commands/test_commands.py",
     "commands/queues.py": "unit/commands/test_commands.py",
+    "canvas/__init__.py": "unit/canvas/test_primitives.py",
     # Scripts on the server and what waits there: only a real server shows whether they hold.
     "transport/chords.py": "integration/test_canvas.py",
     "transport/backend.py": "integration/test_groups.py",
