@@ -9,7 +9,7 @@ from typing import Any
 from greenq.canvas import plan
 from greenq.canvas.stream import Stream, bare
 from greenq.context import current_context
-from greenq.errors import AccessRefused, NotAllSent
+from greenq.errors import AccessRefused, ConnectionLost, NotAllSent
 from greenq.result import AsyncResult, AsyncResults, GroupResult
 from greenq.sending.producer import CallsCutOff
 
@@ -128,9 +128,12 @@ def _send(
     try:
         app.send_calls(calls, **hooks)
     except CallsCutOff as cut:
-        if not cut.sent:
+        lost = isinstance(cut.reason, ConnectionLost)
+        if not cut.sent and (lost or not cut.unknown):
+            # Nothing was sent, or the error itself says that it is unknown.
             raise cut.reason from cut.reason.__cause__
-        raise NotAllSent(f"in a {what}", ids(cut.sent), (), cut.reason) from cut.reason
+        sent, unknown = ids(cut.sent), ids(cut.sent + cut.unknown)[cut.sent :]
+        raise NotAllSent(f"in a {what}", sent, unknown, cut.reason) from cut.reason
 
 
 def _in_task(options: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:

@@ -182,12 +182,19 @@ class _Plan(NamedTuple):
 
 
 class CallsCutOff(Exception):
-    """Sending several calls ended early, after the first `sent` of them."""
+    """Sending several calls ended early.
 
-    def __init__(self, sent: int, reason: Exception) -> None:
-        """Keep how many were sent, and why not more."""
-        super().__init__(sent, reason)
+    Attributes:
+        sent: how many were sent.
+        unknown: how many of those after them may have been.
+        reason: why not more.
+    """
+
+    def __init__(self, sent: int, unknown: int, reason: Exception) -> None:
+        """Keep all three."""
+        super().__init__(sent, unknown, reason)
         self.sent = sent
+        self.unknown = unknown
         self.reason = reason
 
 
@@ -208,6 +215,12 @@ class _Batch:
             or self._characters >= _CHUNK_CHARACTERS
             or (self.count > 0 and time.monotonic() >= self._ends_s)
         )
+
+    @property
+    def may_be_split(self) -> int:
+        """How many messages may be sent in part: all, if they go to several queues."""
+        split = len(self._places) > 1 or any(plan.exchange for plan, _, _ in self.by_plan())
+        return self.count if split else 0
 
     def add(self, plan: _Plan, task_id: str, text: str) -> None:
         """Add a message."""
@@ -351,8 +364,8 @@ class Producer:
         """Send calls of different tasks, in order, in as few pushes as `send_many`. Switches: yes.
 
         Args:
-            complete: adds to the options of a call what its task and the sender ask for; calls with
-                the same options are asked for once.
+            complete: adds to the options of a call what its task and the sender ask for; called
+                once for all calls of a push with the same options.
             on_more: called before the first push if there will be another one.
             on_last: called before the last push.
 
@@ -360,17 +373,18 @@ class Producer:
             CallsCutOff: a call is wrong, `calls` raised an error, or the server could not be
                 reached.
         """
-        known = _KnownPlans(self, complete)
-        batch = _Batch()
-        sent = 0
+        known, batch = _KnownPlans(self, complete), _Batch()
+        sent = unknown = 0
         try:
             for task, args, kwargs, options in calls:
                 if batch.is_full():
                     if on_more is not None and not sent:
                         on_more()
+                    unknown = batch.may_be_split
                     self._push_batch(batch)
-                    sent += batch.count
-                    batch = _Batch()
+                    sent, unknown = sent + batch.count, 0
+                    # Anew, since a countdown counts from here.
+                    known, batch = _KnownPlans(self, complete), _Batch()
                 plan = known.plan(task, options)
                 task_id, text = self._fill(plan, args, kwargs, options)
                 batch.add(plan, task_id, text)
@@ -378,9 +392,12 @@ class Producer:
                     batch.events.append(self._sent(plan, options, task_id, args, kwargs))
             if on_last is not None:
                 on_last()
+            unknown = batch.may_be_split
             self._push_batch(batch)
         except Exception as exc:
-            raise CallsCutOff(sent, exc) from exc
+            if isinstance(exc, ConnectionLost):
+                unknown = batch.count
+            raise CallsCutOff(sent, unknown, exc) from exc
 
     def _push_batch(self, batch: _Batch) -> None:
         for plan, ids, texts in batch.by_plan():
