@@ -190,28 +190,27 @@ class Settings(Mapping[str, Any]):
 class TaskRegistry(dict[str, Task[Any, Any]]):
     """Name → task; for a missing name, it suggests a similar one.
 
-    Celery's built-in tasks are found by name, but not listed.
+    Celery's built-in tasks are made when they are named, or for a worker.
     """
 
     def __init__(self, app: Greenq) -> None:
         """Hold the tasks of an app."""
         super().__init__()
         self._app = app
-        self._built_in: dict[str, Task[Any, Any]] = {}
 
     def __missing__(self, name: str) -> Task[Any, Any]:
         """Return a built-in task, or raise NotRegistered."""
         if name not in BUILT_IN:
             raise NotRegistered(name)
-        found = self._built_in.get(name)
-        if found is None:
-            made = Definition(BUILT_IN[name], name, True, _BaseTask, {"typing": False})
-            found = self._built_in[name] = made.make(lambda: self._app, "celery")
-        return found
+        made = Definition(BUILT_IN[name], name, True, _BaseTask, {"typing": False})
+        task = self[name] = made.make(lambda: self._app, "celery")
+        return task
 
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return a task, or `default`."""
-        return self[name] if name in self or name in BUILT_IN else default
+    def with_built_in(self) -> TaskRegistry:
+        """Return itself with all built-in tasks, as a worker needs it."""
+        for name in BUILT_IN:
+            _ = self[name]
+        return self
 
     def nearest(self, name: str) -> str:
         """Return a hint at a registered name similar to `name`, or nothing."""

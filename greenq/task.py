@@ -311,7 +311,7 @@ class Task(Generic[P, R]):
 
     def s(self, *args: Any, **kwargs: Any) -> Any:
         """Return a signature: this call, to be sent later or as part of a workflow."""
-        return self.signature(args, kwargs)
+        return Signature(self, args, kwargs)
 
     def si(self, *args: Any, **kwargs: Any) -> Any:
         """Return an immutable signature, which ignores what the task before it returned."""
