@@ -611,7 +611,8 @@ class Greenq:
         if "task_id" in options:
             raise TypeError(f"task {name}: task_id is for one task; ids of many are made here")
         sent = self._send_options(name, task_type, options, current_context.get())
-        return AsyncResults(self.producer.send_many(name, calls, sent), self.transport, name)
+        ids = self.producer.send_many(name, calls, sent)
+        return AsyncResults(ids, self.transport, name, app=self)
 
     def on_commit(self, call: Callable[[], object]) -> None:
         """Make a call when Django's open transaction commits; without one, now.

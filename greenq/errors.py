@@ -235,6 +235,10 @@ class ResultTimeout(GreenqError, TimeoutError):
         super().__init__(f"no result of task {task_id} after {waited_s:g} s")
 
 
+class IncompleteStream(GreenqError):
+    """The tree of a task's children cannot be followed yet: one of them has not ended."""
+
+
 class ResultsDisabled(GreenqError):
     """A result was asked for, but ``result_backend`` is ``disabled://``."""
 

@@ -109,20 +109,22 @@ class Keys:
 
     def result(self, task_id: str) -> str:
         """Return the key, and the channel, of a task's result."""
-        return f"{self._results}celery-task-meta-{task_id}"
+        return f"{self._result_prefix()}celery-task-meta-{task_id}"
 
     def group(self, group_id: str) -> str:
-        """Return the key of a group; those of its chord are this one with Celery's endings.
+        """Return the key, and the channel, of a saved group.
 
-        ``.j`` holds the parts' values, ``.d`` the parts counted, ``.s`` the size, ``.t`` what was
-        added to it, ``.c`` who sends the body; ``.a``, greenq's own, the ids that were added.
+        The keys of its chord are this one with Celery's endings: ``.j`` the parts' values, ``.d``
+        the parts counted, ``.s`` the size, ``.t`` what was added to it, ``.c`` who sends the body;
+        and greenq's own ``.a``, the ids that were added.
         """
-        return f"{self._results}celery-taskset-meta-{group_id}"
+        return f"{self._result_prefix()}celery-taskset-meta-{group_id}"
 
-    @property
-    def _results(self) -> str:
+    def _result_prefix(self) -> str:
         prefix = self.result_prefix
-        return f"{prefix}_" if prefix and not prefix.endswith(_RESULT_PREFIX_ENDS) else prefix
+        if prefix and not prefix.endswith(_RESULT_PREFIX_ENDS):
+            prefix += "_"
+        return prefix
 
     def inbox(self, queue: str) -> str:
         """List: messages on their way to a waiting greenq worker; no Celery process reads it."""

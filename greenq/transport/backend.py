@@ -21,7 +21,13 @@ from greenq.errors import ConnectionLost, EncodeError, OperationalError, ResultT
 from greenq.log import OutageLog
 from greenq.protocol import compress, serialize
 from greenq.protocol.limits import DENSE_BYTES, has_more_items, most_items
-from greenq.protocol.meta import ResultMeta, decode_result, encode_result
+from greenq.protocol.meta import (
+    ResultMeta,
+    decode_group,
+    decode_result,
+    encode_group,
+    encode_result,
+)
 from greenq.states import FAILURE, PENDING, READY_STATES, REVOKED, SUCCESS
 from greenq.transport.settle import Entry, StateWrite, settle
 
@@ -156,6 +162,31 @@ class Backend:
     def forget(self, task_id: str) -> None:
         """Delete a task's stored state."""
         self._client.call("DEL", self._keys.result(task_id))
+
+    def save_group(self, group_id: str, members: object) -> None:
+        """Store a group's result tuple, as long as results are kept."""
+        key, config = self._keys.group(group_id), self._config
+        payload = encode_group(members, config.result_serializer, config.result_compression)
+        expiry_s = int(config.result_expires or 0)
+        store = ("SETEX", key, expiry_s, payload) if expiry_s else ("SET", key, payload)
+        self._client.pipeline([store, ("PUBLISH", key, payload)])
+
+    def restore_group(self, group_id: str) -> Any:
+        """Read a group's result tuple; None if none is stored."""
+        payload = self._read(self._keys.group(group_id), None)
+        if payload is None:
+            return None
+        return decode_group(
+            payload,
+            serializer=self._config.result_serializer,
+            accept=self._accept,
+            max_bytes=self._max_bytes,
+            accept_compression=self._accept_compression,
+        )
+
+    def delete_group(self, group_id: str) -> None:
+        """Delete a stored group, not the results of its tasks."""
+        self._client.call("DEL", self._keys.group(group_id))
 
     def wait(
         self,

@@ -1,17 +1,20 @@
-"""Handles of tasks that were sent: `AsyncResult` for one, `AsyncResults` for many."""
+"""`AsyncResult`: the handle of one task."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from greenq.config.celery_names import name_what_is_not_here
-from greenq.errors import ConfigError, Problem, RemoteTraceback
-from greenq.log import task_log_context
+from greenq.errors import RemoteTraceback, ResultTimeout
+from greenq.result.base import (
+    ResultBase,
+    makers,
+    newest_app,
+    refuse_in_task,
+    result_from_tuple,
+)
 from greenq.states import FAILURE, PENDING, PROPAGATE_STATES, READY_STATES, SUCCESS
-from greenq.transport.mailbox import Mailbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,51 +25,16 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-# True in a context that may wait for results although a task runs there.
-_joins: ContextVar[bool] = ContextVar("greenq_joins", default=False)
-
-
-@contextmanager
-def allow_join_result() -> Iterator[None]:
-    """Let a task wait for the results of others, in a ``with`` statement."""
-    before = _joins.set(True)
-    try:
-        yield
-    finally:
-        _joins.reset(before)
-
-
-def _may_wait() -> bool:
-    return task_log_context.get() is None or _joins.get()
-
-
-def ask_for_app(newest: Callable[[], Any]) -> None:
-    """Register the function `newest` that provides the app for `newest_app`."""
-    _newest[:] = [newest]
-
-
-def newest_app() -> Any:
-    """Return the app for handles that name none.
-
-    Raises:
-        ConfigError: no app was made.
-    """
-    if not _newest:
-        reason = "a result is used before any Greenq app was made"
-        raise ConfigError([Problem("app", None, reason)])
-    return _newest[-1]()
-
-
-# Provided by the module of apps, which is in a layer above this one.
-_newest: list[Callable[[], Any]] = []
-
-
-class AsyncResult(Generic[R]):
+class AsyncResult(ResultBase, Generic[R]):
     """The outcome of one task, read from the result server on demand.
 
     A final state is remembered, so reading it again costs nothing. Works in plain threads and in
     greenlets; all waiting callers of a process share one connection.
     """
+
+    TimeoutError = ResultTimeout
+
+    id: str
 
     def __init__(
         self,
@@ -75,7 +43,7 @@ class AsyncResult(Generic[R]):
         name: str | None = None,
         *,
         app: Any = None,
-        parent: AsyncResult[Any] | None = None,
+        parent: ResultBase | None = None,
         ignored: bool = False,
     ) -> None:
         """Refer to task `id`, whose result is read through `transport`.
@@ -85,7 +53,7 @@ class AsyncResult(Generic[R]):
             transport: where to read; None means that of the `app`, or of the newest app.
             name: the task's, if known.
             app: whose transport to use.
-            parent: the result of the task that sent this one.
+            parent: the handle of what precedes it in a chain.
             ignored: the sender wants no result, so there is nothing to wait for.
         """
         self.id = id
@@ -147,24 +115,14 @@ class AsyncResult(Generic[R]):
         return self._read().date_done
 
     @property
-    def children(self) -> list[AsyncResult[Any]]:
-        """Handles of the tasks that this one sent; known once it has ended."""
-        found: list[AsyncResult[Any]] = []
-        for child in self._read().children or ():
-            task_id = child
-            while isinstance(task_id, (list, tuple)) and task_id:
-                task_id = task_id[0]
-            if isinstance(task_id, str):
-                found.append(AsyncResult(task_id, self._own_transport, app=self._app, parent=self))
-        return found
+    def children(self) -> list[Any]:
+        """Handles of the tasks and groups that this one sent; known once it has ended."""
+        return children_of(self._read(), self._app)
 
     @property
-    def root(self) -> AsyncResult[Any]:
+    def root(self) -> ResultBase:
         """The first of its ancestors, or itself."""
-        found: AsyncResult[Any] = self
-        while found.parent is not None:
-            found = found.parent
-        return found
+        return next(reversed([self, *self._ancestors()]))
 
     # Stored only with result_extended; otherwise None.
 
@@ -198,13 +156,22 @@ class AsyncResult(Generic[R]):
         """The queue it was taken from."""
         return self._read().extra.get("queue")
 
-    def as_tuple(self) -> tuple[tuple[str, Any], None]:
-        """Return id and parent as plain data, in Celery's format."""
-        return (self.id, None if self.parent is None else self.parent.as_tuple()), None
+    def as_tuple(self) -> tuple[Any, None]:
+        """Return id and parents as plain data, in Celery's format."""
+        return self._own_tuple(), None
 
-    def maybe_throw(self, propagate: bool = True) -> Any:
-        """Return the current result; raise it if the task has failed."""
-        return self._value(self._read(), propagate)
+    def as_list(self) -> list[str]:
+        """Return its id and those of its parents."""
+        return [self.id, *(node.id for node in self._ancestors() if node.id is not None)]
+
+    def maybe_throw(
+        self, propagate: bool = True, callback: Callable[[str, Any], object] | None = None
+    ) -> Any:
+        """Return the current result; raise it if the task has failed.
+
+        `callback` is called with the id and the value that is returned.
+        """
+        return self._deliver(self._read(), propagate, callback)
 
     maybe_reraise = maybe_throw
 
@@ -254,28 +221,23 @@ class AsyncResult(Generic[R]):
         """
         if self.ignored:
             return None  # type: ignore[return-value]  # whoever wants no result gets none
-        if disable_sync_subtasks and not _may_wait():
-            raise RuntimeError(
-                f"a task must not wait for the result of another one ({self._name or self.id}): "
-                "when all slots of the workers wait like this, none is left for the other tasks. "
-                "End the task and go on in the other one, or, where there is always a free slot, "
-                "call get(disable_sync_subtasks=False) or use allow_join_result()"
-            )
+        if disable_sync_subtasks:
+            refuse_in_task(self._name or self.id)
         if self._final is None:
-            announce = None if on_message is None else lambda meta: on_message(_as_dict(meta))
+            announce = None if on_message is None else lambda meta: on_message(as_dict(meta))
             self._final = self._transport.backend.wait(
                 self.id, timeout_s=timeout, interval_s=interval, on_message=announce
             )
-        value: R = self._value(self._final, propagate)
+        value: R = self._deliver(self._final, propagate, callback)
+        return value
+
+    def _deliver(
+        self, meta: ResultMeta, propagate: bool, callback: Callable[[str, Any], object] | None
+    ) -> Any:
+        value = value_of(meta, propagate)
         if callback is not None:
             callback(self.id, value)
         return value
-
-    @staticmethod
-    def _value(meta: ResultMeta, propagate: bool) -> Any:
-        if propagate and meta.status in PROPAGATE_STATES and isinstance(meta.result, BaseException):
-            raise meta.result from RemoteTraceback.of(meta.traceback)
-        return meta.result
 
     wait = get
 
@@ -347,49 +309,33 @@ class AsyncResult(Generic[R]):
 name_what_is_not_here(AsyncResult)
 
 
-class AsyncResults(Sequence[AsyncResult[R]], Generic[R]):
-    """The handles of tasks that were sent together, in order, created on access.
-
-    It has a length, an index and slices, and takes no memory for its handles; each access returns
-    a new one.
-    """
-
-    def __init__(self, ids: Sequence[str], transport: Transport, name: str | None = None) -> None:
-        """Refer to the tasks `ids`; the other arguments are as for `AsyncResult`."""
-        self.ids = ids
-        self.name = name
-        self._transport = transport
-
-    def __len__(self) -> int:
-        """Count the tasks."""
-        return len(self.ids)
-
-    @overload
-    def __getitem__(self, index: int) -> AsyncResult[R]: ...
-    @overload
-    def __getitem__(self, index: slice) -> AsyncResults[R]: ...
-    def __getitem__(self, index: int | slice) -> AsyncResult[R] | AsyncResults[R]:
-        """Return the handle of one task, or the handles of a slice."""
-        if isinstance(index, slice):
-            return AsyncResults(self.ids[index], self._transport, self.name)
-        return AsyncResult(self.ids[index], self._transport, self.name)
-
-    def __iter__(self) -> Iterator[AsyncResult[R]]:
-        """Yield the handles one by one."""
-        return (AsyncResult(task_id, self._transport, self.name) for task_id in self.ids)
-
-    def __repr__(self) -> str:
-        """Show their number."""
-        return f"<AsyncResults: {len(self)} of {self.name}>"
+makers["task"] = AsyncResult
 
 
 def _again(
-    id: str, name: str | None, parent: AsyncResult[Any] | None, ignored: bool
+    id: str, name: str | None, parent: ResultBase | None, ignored: bool
 ) -> AsyncResult[Any]:
     return AsyncResult(id, name=name, parent=parent, ignored=ignored)
 
 
-def _as_dict(meta: ResultMeta) -> dict[str, Any]:
+def value_of(meta: ResultMeta, propagate: bool) -> Any:
+    """Return what a state holds; with `propagate`, raise the exception of a failed task."""
+    if propagate and meta.status in PROPAGATE_STATES and isinstance(meta.result, BaseException):
+        raise meta.result from RemoteTraceback.of(meta.traceback)
+    return meta.result
+
+
+def children_of(meta: ResultMeta, app: Any) -> list[Any]:
+    """Return the handles of what a task has sent; what is no result tuple is left out."""
+    found = []
+    for child in meta.children or ():
+        with suppress(ValueError):
+            found.append(result_from_tuple((child, None) if isinstance(child, str) else child, app))
+    return found
+
+
+def as_dict(meta: ResultMeta) -> dict[str, Any]:
+    """Return a state as ``on_message`` receives it."""
     return {
         "task_id": meta.task_id,
         "status": meta.status or PENDING,
