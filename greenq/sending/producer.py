@@ -360,8 +360,11 @@ class Producer:
             origin=self._origin,
             ignore_result=options.get("ignore_result"),
             headers=dict(options.get("headers") or {}),
-            callbacks=options.get("callbacks"),
-            errbacks=options.get("errbacks"),
+            replaced_task_nesting=options.get("replaced_task_nesting") or 0,
+            stamped_headers=options.get("stamped_headers"),
+            stamps=options.get("stamps") or {},
+            callbacks=options.get("link"),
+            errbacks=options.get("link_error"),
             chain=options.get("chain"),
             chord=options.get("chord"),
         )

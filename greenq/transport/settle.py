@@ -288,9 +288,7 @@ def _of_broker(entry: Entry, withheld: bool, void: bool) -> Entry:
     if withheld:
         return Entry(entry.tag, "k")
     workflow = None if entry.workflow is None or void else entry.workflow.of_broker()
-    return Entry(
-        entry.tag, entry.action, move=entry.move, written=entry.written, workflow=workflow
-    )
+    return Entry(entry.tag, entry.action, move=entry.move, written=entry.written, workflow=workflow)
 
 
 def _store_apart(
@@ -314,9 +312,7 @@ def _store_apart(
         tag = _NOT_HELD if number in looked.not_held else ""
         workflow = entries[i].workflow
         states.append(
-            Entry(
-                tag, "k", result=entries[i].result, workflow=workflow and workflow.of_results()
-            )
+            Entry(tag, "k", result=entries[i].result, workflow=workflow and workflow.of_results())
         )
     arguments = settle_arguments(keys, states, guard=None, looks=True)
     settled, void = _answered(results.script(SETTLE, *arguments))

@@ -12,7 +12,7 @@ from greenq.protocol.keys import Keys
 from greenq.transport.client import Client
 from greenq.transport.settle import Entry, Guard, Move, Settled, StateWrite, settle
 from greenq.transport.workflow import Addition, Claim, Part, Push, Seal, Workflow, chord_rule
-from tests.integration.test_settle import Desk, final, success
+from tests.integration.test_settle import OWN, Desk, final, success
 from tests.servers import Server
 
 pytestmark = pytest.mark.smoke
@@ -44,7 +44,7 @@ class Apart(Desk):
         self.results = self.results_client.connection()
         self.results.call("FLUSHDB")
 
-    def settle(self, *entries: Entry, guard: Guard | None = Guard("a"), **_: object) -> Settled:  # type: ignore[override]
+    def settle(self, *entries: Entry, guard: Guard | None = OWN, **_: object) -> Settled:  # type: ignore[override]
         return settle(self.connection, KEYS, entries, guard=guard, results=self.results)
 
     def chord(self, *command: object) -> object:

@@ -390,7 +390,7 @@ local function finish(ending)
   for _, p in ipairs(ending.clears) do
     local name = ARGV[p]
     if ARGV[p + 2] ~= '' then
-      redis.call('DEL', name .. '.j', name .. '.t', name .. '.s', name .. '.d', name .. '.a', name)
+      redis.call('DEL', name .. '.j', name .. '.t', name .. '.s', name .. '.d', name .. '.a')
       redis.call('SET', name .. '.c', 'done', 'EX', ARGV[p + 2])
     end
   end
