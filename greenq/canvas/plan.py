@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from greenq.protocol.ids import new_id
+from greenq.protocol.ids import TaskIds, new_id
+from greenq.protocol.message import saferepr
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -141,6 +142,39 @@ def gathered(signature: Mapping[str, Any], **options: Any) -> Sig:
     return _chord(signature, body)
 
 
+def wrong_in(data: Mapping[str, Any]) -> str:
+    """Say what is wrong with plain data that should be a signature, or return an empty text."""
+    if not isinstance(data.get("task"), str):
+        return 'its "task" is not a name'
+    if not isinstance(data.get("args"), (list, tuple)):
+        return 'its "args" is not a list'
+    kwargs = data.get("kwargs")
+    if not isinstance(kwargs, dict):
+        return 'its "kwargs" is not an object'
+    if not isinstance(data.get("options"), dict):
+        return 'its "options" is not an object'
+    what = data.get("subtask_type")
+    if what in ("chain", "group") and not isinstance(kwargs.get("tasks"), (list, tuple)):
+        return 'its "tasks" is not a list'
+    if what == "chord":
+        if not isinstance(kwargs.get("header"), (list, tuple, dict)):
+            return 'its "header" is not a group or a list'
+        if not isinstance(kwargs.get("body"), dict):
+            return "it has no body"
+    return ""
+
+
+def plain(signature: Mapping[str, Any]) -> Sig:
+    """Return a signature, and all signatures inside it, as plain dicts."""
+    return {name: _plain(value) for name, value in signature.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
 def kind(signature: Mapping[str, Any]) -> str:
     """Return ``chain``, ``group``, ``chord``, or ``task``."""
     return signature.get("subtask_type") or "task"
@@ -204,13 +238,23 @@ def _chord(
 
 
 def _normal(signature: Mapping[str, Any]) -> Sig:
-    """Return a signature in the form that is planned: chunks, for one, are a group."""
-    sig: Sig = signature if isinstance(signature, dict) else dict(signature)
+    """Return a signature in the form that is planned: chunks, for one, are a group.
+
+    Raises:
+        ValueError: it is no signature.
+    """
+    wrong = wrong_in(signature) if isinstance(signature, dict) else "it is not an object"
+    if wrong:
+        raise ValueError(f"not a signature: {wrong}: {saferepr(signature)}")
+    sig: Sig = signature  # type: ignore[assignment]
     if sig["task"] == "celery.chunks" and not sig.get("subtask_type"):
         return _chunked(sig)
-    if sig.get("subtask_type") == "group" and any(sig["options"].get(name) for name in ONCE):
-        return _counted(sig)
-    return sig
+    return counted(sig) if is_counted(sig) else sig
+
+
+def is_counted(sig: Mapping[str, Any]) -> bool:
+    """Tell whether it is a group with callbacks for all its members together."""
+    return sig.get("subtask_type") == "group" and any(sig["options"].get(name) for name in ONCE)
 
 
 def _chunked(chunks: Sig) -> Sig:
@@ -226,13 +270,14 @@ def _chunked(chunks: Sig) -> Sig:
     return _group(parts, chunks["options"])
 
 
-def _counted(group: Sig) -> Sig:
+def counted(group: Sig) -> Sig:
     """Turn a group with callbacks for all its members together into a chord that calls them."""
     options = dict(group["options"])
     on_error, on_done = (options.pop(name, None) or [] for name in ONCE)
     ends = {"link": on_done, "link_error": [*on_error, *on_done]}
     body = _signature("celery.accumulate", {"index": 0}, options=ends)
-    return _chord(_group(group["kwargs"]["tasks"]), body, options)
+    own = chosen(options, "task_id")
+    return _chord(_group(group["kwargs"]["tasks"], own), body, options)
 
 
 def _flat(chain: Mapping[str, Any]) -> list[Sig]:
@@ -263,9 +308,9 @@ def _settled(chain: Sig) -> list[Sig]:
         return inner
     errbacks = options.get("link_error")
     if errbacks:
-        inner = [_with_errbacks(step, _listed(errbacks)) for step in inner]
+        inner = [_with_errbacks(step, listed(errbacks)) for step in inner]
     inner[0] = _updated(inner[0], _passed(chain))
-    inner[-1] = _updated(inner[-1], _chosen(options, "link", "chord"))
+    inner[-1] = _updated(inner[-1], chosen(options, "link", "chord"))
     if options.get("task_id") and not inner[-1]["options"].get("task_id"):
         inner[-1] = _with_id(inner[-1], options["task_id"])
     return [*inner, *reversed(options.get("chain") or [])]
@@ -292,7 +337,8 @@ def _followed(group: Sig, body: Sig) -> Sig:
 # --- options -------------------------------------------------------------------------------------
 
 
-def _listed(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
+    """Return an option that is a list, or one value, as a new list."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
@@ -300,11 +346,11 @@ def _listed(value: Any) -> list[Any]:
 
 def _both(first: Any, second: Any) -> list[Any]:
     """Return the callbacks of both, each once."""
-    found = _listed(first)
-    return found + [each for each in _listed(second) if each not in found]
+    found = listed(first)
+    return found + [each for each in listed(second) if each not in found]
 
 
-def _merged(signature: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def merged(signature: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a signature with `given` ones, which override most of its own."""
     own: Mapping[str, Any] = signature["options"]
     if not given:
@@ -321,7 +367,7 @@ def _merged(signature: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 
 
 def _updated(signature: Sig, given: Mapping[str, Any]) -> Sig:
-    return {**signature, "options": _merged(signature, given)} if given else signature
+    return {**signature, "options": merged(signature, given)} if given else signature
 
 
 def _passed(signature: Mapping[str, Any]) -> dict[str, Any]:
@@ -334,13 +380,14 @@ def _passed(signature: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _chosen(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def chosen(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return those of the named options that are set."""
     return {name: options[name] for name in names if options.get(name)}
 
 
 def _for_members(group: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a group that apply to each of its members."""
-    return _passed(group) | _chosen(group["options"], "link", "link_error")
+    return _passed(group) | chosen(group["options"], "link", "link_error")
 
 
 def _with_id(signature: Sig, task_id: str) -> Sig:
@@ -519,9 +566,7 @@ class _Writer:
         own = dict(sig["kwargs"])
         if not sig.get("immutable"):
             own.update(kwargs)
-        options = {
-            name: value for name, value in sig["options"].items() if name not in _POLLING
-        }
+        options = {name: value for name, value in sig["options"].items() if name not in _POLLING}
         stamped = options.get("stamped_headers")
         if stamped:
             options["stamps"] = {name: options.pop(name) for name in stamped if name in options}
@@ -538,7 +583,7 @@ class _Writer:
         rest = sig["options"].get("chain")
         if rest:
             return self._write_chord(_followed_by(sig, rest), args, kwargs)
-        given = _for_members(sig) | _chosen(sig["options"], "chord")
+        given = _for_members(sig) | chosen(sig["options"], "chord")
         return sum(self.write(each, args, kwargs, given) for each in sig["kwargs"]["tasks"])
 
     def _write_chord(self, sig: Sig, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
@@ -580,26 +625,139 @@ def body_of(chord: Sig) -> Sig:
     """Return the body of a frozen chord with all that its options ask of it."""
     body = _normal(chord["kwargs"]["body"])
     options = chord["options"]
-    body = _with_errbacks(body, _listed(options.get("link_error")))
+    body = _with_errbacks(body, listed(options.get("link_error")))
     # The header is what waits, and the one of its tasks that ends last is the body's parent.
     passed = {
         name: value
         for name, value in _passed(chord).items()
         if name not in ("countdown", "eta", "parent_id")
     }
-    body = _updated(body, passed | _chosen(options, "link", "chord"))
+    body = _updated(body, passed | chosen(options, "link", "chord"))
     rest = options.get("chain")
     if not rest:
         return body
     if kind(body) == "group":
         return _followed_by(body, rest)
-    return _updated(body, {"chain": [*rest, *_listed(body["options"].get("chain"))]})
+    return _updated(body, {"chain": [*rest, *listed(body["options"].get("chain"))]})
 
 
 def _followed_by(group: Sig, rest: Sequence[Any]) -> Sig:
     """Return the chord of a frozen group and what follows it, in reverse order."""
     *later, body = rest
     return _updated(_followed(group, _normal(body)), {"chain": later} if later else {})
+
+
+# --- members that are still being made ----------------------------------------------------------
+
+
+class Stream:
+    """A group whose members come one by one: what to send for each, in constant memory.
+
+    Attributes:
+        group_id: the group's.
+        ids: one for each member, the id of its end.
+        count: how many members there were so far.
+        size: how many tasks end them: the parts of a chord.
+        special: handles of members with an id of their own, or with several ends, by position.
+        start: the chord, if it is one; its size is in `size`.
+        body_handle: the handle of the chord's body.
+    """
+
+    def __init__(
+        self,
+        group: Sig,
+        chord: Mapping[str, Any] | None,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> None:
+        """Prepare to send `group`, which has no members yet, alone or as the header of `chord`."""
+        given = dict(options)
+        task_id = given.pop("task_id", None)
+        self.start: ChordStart | None = None
+        self.body_handle: Handle | None = None
+        if chord is None:
+            made = _updated(group, given)
+            header = freeze(made if task_id is None else _with_id(made, task_id))[0]
+            self._given = _for_members(header) | chosen(header["options"], "chord")
+        else:
+            parts = {**chord["kwargs"], "header": group}
+            made = _updated({**chord, "kwargs": parts}, given)
+            frozen, handle = freeze(made if task_id is None else _with_id(made, task_id))
+            header, body = frozen["kwargs"]["header"], body_of(frozen)
+            self._given = _for_members(_updated(header, _passed(frozen))) | {"chord": body}
+            args = _partial(frozen, args)
+            kwargs = {**(parts.get("kwargs") or {}), **kwargs}
+            self.start = ChordStart(header["options"]["task_id"], 0, body)
+            self.body_handle = _without_header(handle)
+        self.group_id: str = header["options"]["task_id"]
+        self.ids = TaskIds()
+        self.count = 0
+        self.special: dict[int, Handle] = {}
+        self._place = _place_of(header["options"]) or _Place(self.group_id)
+        self._args = _partial(group, args)
+        self._kwargs = kwargs
+
+    @property
+    def size(self) -> int:
+        """How many tasks end the members so far."""
+        return self._place.count
+
+    def calls(self, source: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Call, list[ChordStart]]]:
+        """Yield what to send for the members of `source`, with chords to start before that."""
+        ids = iter(self.ids)
+        for member in source:
+            # The common case, as fast as it can be.
+            if (
+                not member["options"]
+                and member.get("subtask_type") is None
+                and (member["task"] != "celery.chunks")
+            ):
+                options = {**self._given, "task_id": next(ids)}
+                self._place.take(options)
+                args = _partial(member, self._args)
+                own = member["kwargs"]
+                if self._kwargs and not member.get("immutable"):
+                    own = {**own, **self._kwargs}
+                self.count += 1
+                yield Call(member["task"], args, own, options), []
+                continue
+            for each in members(_group([member])):
+                yield from self._calls_of(each, next(ids))
+
+    def _calls_of(self, member: Sig, task_id: str) -> Iterator[tuple[Call, list[ChordStart]]]:
+        frozen, handle = _freeze(member, self._place, task_id, None)
+        if handle[1] is not None or handle[0][0] != task_id:
+            self.special[self.count] = handle
+        self.count += 1
+        calls: list[Call] = []
+        chords: list[ChordStart] = []
+        _Writer(calls, chords).write(frozen, self._args, self._kwargs, self._given)
+        for call in calls:
+            yield call, chords
+            chords = []
+
+
+def bare(group: Sig) -> Sig:
+    """Return a group without its members, which are not read, and without callbacks for all."""
+    get = dict.__getitem__
+    options = get(group, "options")
+    return {
+        "task": get(group, "task"),
+        "args": get(group, "args"),
+        "kwargs": {"tasks": []},
+        "options": {name: value for name, value in options.items() if name not in ONCE},
+        "subtask_type": "group",
+        "immutable": get(group, "immutable"),
+    }
+
+
+def _without_header(handle: Handle) -> Handle:
+    """Return the handle of a chord's body without that of its header, its first ancestor."""
+    (own_id, parent), members_ = handle
+    if parent is None or parent[1] is not None:
+        return (own_id, None), members_
+    return (own_id, _without_header(parent)), members_
 
 
 # --- what never runs -----------------------------------------------------------------------------
