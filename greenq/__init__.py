@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from greenq.errors import Retry as Retry
     from greenq.result import AsyncResult as AsyncResult
     from greenq.result import AsyncResults as AsyncResults
+    from greenq.result import GroupResult as GroupResult
+    from greenq.result import ResultSet as ResultSet
+    from greenq.result import allow_join_result as allow_join_result
     from greenq.sending.routing import worker_direct as worker_direct
     from greenq.shared import shared_task as shared_task
     from greenq.task import Task as Task
@@ -43,11 +46,14 @@ _HOME = {
     "AsyncResults": "greenq.result",
     "Broadcast": "greenq.config.validators",
     "Greenq": "greenq.app",
+    "GroupResult": "greenq.result",
     "GreenqError": "greenq.errors",
     "Ignore": "greenq.errors",
     "Reject": "greenq.errors",
+    "ResultSet": "greenq.result",
     "Retry": "greenq.errors",
     "Task": "greenq.task",
+    "allow_join_result": "greenq.result",
     "control_command": "greenq.commands.registry",
     "inspect_command": "greenq.commands.registry",
     "worker_direct": "greenq.sending.routing",

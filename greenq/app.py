@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import logging
@@ -32,9 +33,10 @@ from greenq.config.loaders import CELERY_ENV, settings_from_env, settings_from_o
 from greenq.config.settings import Config, sift
 from greenq.config.validators import shown
 from greenq.context import Context, current_context
+from greenq.eager import run_as_sent, run_here
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
 from greenq.protocol.clock import LamportClock
-from greenq.result import AsyncResult, AsyncResults
+from greenq.result import AsyncResult, AsyncResults, GroupResult, ResultSet
 from greenq.sending.producer import Producer, SendOptions
 from greenq.shared import Definition, place, shared
 from greenq.suggest import suggestion
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from greenq.bootsteps.steps import Option, Step
     from greenq.events.receiver import Events
     from greenq.remote.control import Control
+    from greenq.result import EagerResult
     from greenq.sending.producer import Call, Outgoing
 
     _Packages = Callable[[], Iterable[str] | None]
@@ -599,6 +602,8 @@ class Greenq:
         """
         context = current_context.get()
         add_to_parent = options.pop("add_to_parent", True)
+        if task_type is None and self.config.task.task_always_eager:
+            _log.warning("task_always_eager has no effect on send_task: task %s is sent", name)
         sent = self._send_options(name, task_type, options, context)
         task_id = self.producer.send(name, args or (), kwargs or {}, sent)
         result: AsyncResult[Any] = AsyncResult(
@@ -675,6 +680,37 @@ class Greenq:
         kwargs["app"] = self
         return signature(*args, **kwargs)
 
+    def apply(
+        self,
+        task: _BaseTask[Any, Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        throw: bool | None = None,
+        retries: int = 0,
+    ) -> EagerResult[Any]:
+        """Run a task here and now: see `Task.apply`."""
+        given = self._eager_options(task, options)
+        return run_here(task, args, kwargs, throw=throw, retries=retries, **given)
+
+    def apply_as_sent(
+        self,
+        task: _BaseTask[Any, Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> EagerResult[Any]:
+        """Run a task here instead of sending it, for ``task_always_eager``."""
+        return run_as_sent(task, args, kwargs, self._eager_options(task, options))
+
+    def _eager_options(
+        self, task: _BaseTask[Any, Any], options: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        if not options.keys() <= _SEND_OPTIONS:
+            options = _without_foreign(task.name, options)
+        return task.send_options(options)
+
     def on_commit(self, call: Callable[[], object]) -> None:
         """Make a call when Django's open transaction commits; without one, now.
 
@@ -714,6 +750,16 @@ class Greenq:
     def AsyncResult(self, task_id: str) -> AsyncResult[Any]:  # noqa: N802  Celery's name
         """Return the handle of a task that was sent earlier or elsewhere."""
         return AsyncResult(task_id, self.transport, app=self)
+
+    @functools.cached_property
+    def GroupResult(self) -> Any:  # noqa: N802  Celery's name
+        """The class of handles of groups, as in ``app.GroupResult.restore(group_id)``."""
+        return type("GroupResult", (GroupResult,), {"own_app": self, "__module__": __name__})
+
+    @functools.cached_property
+    def ResultSet(self) -> Any:  # noqa: N802  Celery's name
+        """The class of sets of handles, as in ``app.ResultSet([one, other])``."""
+        return type("ResultSet", (ResultSet,), {"own_app": self, "__module__": __name__})
 
     @property
     def transport(self) -> Transport:

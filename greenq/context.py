@@ -53,8 +53,10 @@ class Context:
         "_delivered", "additions", "hostname", "message", "replacement", "retried", "sent",
     )  # fmt: skip
 
-    # As in Celery. In this version tasks only run in workers.
+    # As in Celery; the context of a task that runs without a worker differs.
     is_eager = False
+    # Whether its states are written to the server.
+    stores = True
     utc = True
     lang = "py"
     logfile: str | None = None

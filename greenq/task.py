@@ -24,6 +24,7 @@ from greenq.sending.options import check_task_option
 from greenq.sending.retry import check
 from greenq.sending.routing import merge_options
 from greenq.suggest import suggestion
+from greenq.validation import Models, validating
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from greenq.app import Greenq
-    from greenq.result import AsyncResult, AsyncResults
+    from greenq.result import AsyncResult, AsyncResults, EagerResult
     from greenq.sending.producer import SendOptions
 
 # By then the longest wait before a retry has long been reached.
@@ -130,6 +131,11 @@ class Task(Generic[P, R]):
     soft_time_limit: float | None = None
     rate_limit: str | float | None = None
     typing: bool | None = None
+    store_eager_result: bool | None = None
+    pydantic: bool = False
+    pydantic_strict: bool = False
+    pydantic_context: Mapping[str, Any] | None = None
+    pydantic_dump_kwargs: Mapping[str, Any] | None = None
 
     OPTIONS: ClassVar[tuple[str, ...]] = (
         "max_retries", "default_retry_delay", "autoretry_for", "dont_autoretry_for", "retry_kwargs",
@@ -137,7 +143,8 @@ class Task(Generic[P, R]):
         "store_errors_even_if_ignored", "acks_late", "acks_on_failure_or_timeout",
         "reject_on_worker_lost", "track_started", "throws", "serializer", "compression", "queue",
         "exchange", "routing_key", "priority", "expires", "delivery_mode", "time_limit",
-        "soft_time_limit", "rate_limit", "typing",
+        "soft_time_limit", "rate_limit", "typing", "store_eager_result",
+        "pydantic", "pydantic_strict", "pydantic_context", "pydantic_dump_kwargs",
     )  # fmt: skip
 
     # Options of the task that apply to each sending, unless the caller overrides them.
@@ -181,6 +188,7 @@ class Task(Generic[P, R]):
                 setattr(self, option, value)
         self._bound = bind
         self.check_options()
+        self._use_models()
         functools.update_wrapper(self, function, updated=())
 
     def _check_option(self, option: str, value: object) -> None:
@@ -213,6 +221,7 @@ class Task(Generic[P, R]):
         self.__name__, self.__qualname__ = cls.__name__, cls.__qualname__
         self._bound = False
         self.check_options()
+        self._use_models()
 
     def check_options(self) -> None:
         """Check the options from the decorator, the class and annotations.
@@ -231,6 +240,24 @@ class Task(Generic[P, R]):
             parse_rate(self.rate_limit)
         except ValueError as exc:
             raise ValueError(f"task {self.name}: {exc}") from None
+
+    def _use_models(self) -> None:
+        """Have the code called with pydantic models, with the option ``pydantic``."""
+        if self.pydantic:
+            self._models = Models(self.name, self.function, bound=self._bound)
+            self.run = validating(
+                self.run,
+                self._models,
+                strict=self.pydantic_strict,
+                context=self.pydantic_context,
+                dump=self._dump_kwargs,
+                # Names that validators may know from Celery.
+                about=lambda: {"celery_app": self.app, "celery_task_name": self.name},
+            )
+
+    @property
+    def _dump_kwargs(self) -> Mapping[str, Any]:
+        return {"mode": "json", **(self.pydantic_dump_kwargs or {})}
 
     @functools.cached_property
     def argument_check(self) -> Check:
@@ -281,6 +308,10 @@ class Task(Generic[P, R]):
         # First, since accessing the app annotates the task.
         app = self.app
         self.argument_check.arguments(args or (), kwargs or {})
+        if self.pydantic:
+            args, kwargs = self._models.sent(args or (), kwargs or {}, self._dump_kwargs)
+        if app.config.task.task_always_eager:
+            return app.apply_as_sent(self, args or (), kwargs or {}, options)
         if type(self).shadow_name is not Task.shadow_name and not options.get("shadow"):
             options["shadow"] = self.shadow_name(args or (), kwargs or {}, options)
         return app.send_task(self.name, args, kwargs, task_type=self, **options)
@@ -315,6 +346,32 @@ class Task(Generic[P, R]):
     def chunks(self, it: Iterable[Sequence[Any]], n: int) -> Any:
         """Return a signature of several tasks: each a `starmap` of at most `n` items."""
         return chunks(self.s(), it, n)
+
+    def apply(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        throw: bool | None = None,
+        retries: int = 0,
+        logfile: str | None = None,
+        loglevel: int | None = None,
+        **options: Unpack[SendOptions],
+    ) -> EagerResult[R]:
+        """Run the task here and now, with its hooks and its retries, without a server or a worker.
+
+        Retries follow at once, whatever their countdown.
+
+        Args:
+            throw: raise the exception of a task that fails; None: if ``task_eager_propagates``.
+            retries: how often it was retried before.
+            logfile, loglevel: accepted for compatibility with Celery, no effect.
+            options: as for `apply_async`; those for the server have no effect.
+
+        Raises:
+            Exception: that of a task that fails, with `throw`.
+        """
+        return self.app.apply(self, args or (), kwargs or {}, options, throw=throw, retries=retries)
 
     def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Send the task when Django's open transaction commits; without one, at once.
@@ -367,7 +424,15 @@ class Task(Generic[P, R]):
             NotAllSent: sending ended early.
         """
         app = self.app
+        checked: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
         checked = map(self.argument_check.call, calls)
+        if self.pydantic:
+            checked = (self._models.sent(*call, self._dump_kwargs) for call in checked)
+        if app.config.task.task_always_eager:
+            # A sequence of handles as well.
+            return [  # type: ignore[return-value]
+                app.apply_as_sent(self, args, kwargs, options) for args, kwargs in checked
+            ]
         return app.send_task_many(self.name, checked, task_type=self, **options)
 
     def send_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -399,7 +464,12 @@ class Task(Generic[P, R]):
     def update_state(
         self, task_id: str | None = None, state: str = "PROGRESS", meta: object = None
     ) -> None:
-        """Store a custom state, such as progress, for others to read. Switches: yes."""
+        """Store a custom state, such as progress, for others to read. Switches: yes.
+
+        A task that runs by `apply` stores none, unless its result is stored.
+        """
+        if not self.request.stores:
+            return
         self.app.transport.backend.store(task_id or self.request.id, state, meta)
 
     def retry(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from greenq.canvas import plan
-from greenq.canvas.errors import not_a_signature
+from greenq.canvas.mistakes import not_a_signature
 from greenq.canvas.send import send_signature, send_stream
 from greenq.canvas.signature import Signature, checked
+from greenq.canvas.stream import bare
 from greenq.protocol.message import saferepr
+
+W = TypeVar("W", bound=Signature)
 
 
 class _Whole(Signature):
@@ -196,6 +199,8 @@ class group(_Whole):  # noqa: N801  Celery's name
     def __eq__(self, other: object) -> bool:
         """Compare by content."""
         self._read()
+        if isinstance(other, group):
+            other._read()
         return dict.__eq__(self, other)
 
     __hash__ = None  # type: ignore[assignment]
@@ -238,7 +243,7 @@ class group(_Whole):  # noqa: N801  Celery's name
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Any:
         is_streamed, app = self.is_streamed(), self.app
-        whole = plan.bare(self) if is_streamed else {**self}
+        whole = bare(self) if is_streamed else {**self}
         if not plan.is_counted({**whole, "options": self.options}):
             if is_streamed:
                 return send_stream(app, self, None, args, kwargs, options)
@@ -400,9 +405,9 @@ class chord(_Whole):  # noqa: N801  Celery's name
         With ``task_allow_error_cb_on_chord_header`` it is called for each header task, too.
         """
         body = self._body("link_error()")
-        if self.app.conf.get("task_allow_error_cb_on_chord_header"):
+        if self.app.config.task.task_allow_error_cb_on_chord_header:
             for member in self.tasks.tasks:
-                member.link_error(checked(errback, "link_error()").clone(immutable=True))
+                member.link_error(checked(errback, "link_error()").clone())
         return body.link_error(errback)
 
     def _body(self, what: str) -> Any:
@@ -478,7 +483,8 @@ class chunks(Signature):  # noqa: N801  Celery's name
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], app: Any = None) -> Signature:
         """Return one that was written as plain data."""
-        return _rebuilt(cls(*map(data["kwargs"].get, ("task", "it", "n")), app=app), data, app)
+        task, it, n = map(data["kwargs"].get, ("task", "it", "n"))
+        return _rebuilt(cls(task, it, n, app=app), data, app)
 
     def own_app(self) -> Any:
         """Return the app of the task that is called."""
@@ -526,7 +532,7 @@ def _is_empty(sig: Any) -> bool:
     return isinstance(sig, group) and not sig.is_streamed() and not sig.tasks
 
 
-def _rebuilt(made: Any, data: Mapping[str, Any], app: Any) -> Any:
+def _rebuilt(made: W, data: Mapping[str, Any], app: Any) -> W:
     """Give a new signature the content of plain data, with the signatures in it as such."""
     kwargs = dict(data["kwargs"])
     if "tasks" in kwargs:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from greenq.canvas import plan
+from greenq.canvas.stream import Stream, bare
 from greenq.context import current_context
-from greenq.errors import NotAllSent
+from greenq.errors import AccessRefused, NotAllSent
 from greenq.result import AsyncResult, AsyncResults, GroupResult
 from greenq.sending.producer import CallsCutOff
+
+_log = logging.getLogger(__name__)
 
 
 def send_signature(
@@ -57,8 +61,8 @@ def send_stream(
     """
     given, in_task = _in_task(options)
     source = group.take_source()
-    stream = plan.Stream(plan.bare(group), chord, args, kwargs, given)
-    listing = _Listing(app, lambda: [(stream.start, None)] if chord is not None else [])
+    stream = Stream(bare(group), chord, args, kwargs, given)
+    listing = _Listing(app, lambda: [] if stream.start is None else [(stream.start, None)])
 
     def calls() -> Iterator[plan.Call]:
         for call, chords in stream.calls(source):
@@ -88,7 +92,7 @@ def send_stream(
         else AsyncResults(stream.ids[: stream.count], app.transport, app=app)
     )
     found = GroupResult(stream.group_id, members, app=app)
-    if chord is None:
+    if stream.start is None or stream.body_handle is None:
         return _noted(found, in_task)
     if not stream.size:
         _send(app, plan.plan(stream.start.body, ([],)).calls, "chord body", lambda count: [])
@@ -156,10 +160,15 @@ class _Listing:
         self._entries: list[str] = []
 
     def open(self) -> None:
-        """Put the chords on the list."""
+        """Put the chords on the list, if this user may: it is for those who look after it."""
+        chords = self._app.transport.chords
         for start, size in self._starts():
-            end = start.body["options"].get("task_id")
-            entry = self._app.transport.chords.open(start.group_id, start.body["task"], end, size)
+            body_id = start.body["options"]["task_id"]
+            try:
+                entry = chords.open(start.group_id, start.body["task"], body_id, size)
+            except AccessRefused as exc:
+                _log.info("chord %s is sent without being listed: %s", start.group_id, exc)
+                return
             self._entries.append(entry)
 
     def close(self) -> None:
@@ -171,7 +180,7 @@ class _Listing:
 class _Members(Sequence[Any]):
     """The handles of a streamed group some of whose members are more than one new task."""
 
-    def __init__(self, stream: plan.Stream, app: Any) -> None:
+    def __init__(self, stream: Stream, app: Any) -> None:
         self._stream = stream
         self._app = app
 

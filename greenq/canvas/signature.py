@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenq.canvas import plan
-from greenq.canvas.errors import not_a_signature
+from greenq.canvas.mistakes import not_a_signature
 from greenq.canvas.stamps import stamp_signature
 from greenq.protocol.message import saferepr
 from greenq.result import AsyncResult, newest_app, result_from_tuple
@@ -29,7 +29,7 @@ class _Key:
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, signature: Signature, owner: type) -> Any:
+    def __get__(self, signature: Signature | None, owner: type) -> Any:
         return self if signature is None else signature[self._name]
 
     def __set__(self, signature: Signature, value: Any) -> None:
@@ -323,8 +323,8 @@ class Signature(dict[str, Any]):
         return self.clone()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the data alone: unpickled, it belongs to the newest app."""
-        return Signature.from_dict, (plan.plain(self),)
+        """Pickle it as plain data, as in JSON: Celery's workers do not know this class."""
+        return dict, (plan.plain(self),)
 
     def __json__(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -422,10 +422,21 @@ def read(data: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: it names no task, or a part has a wrong type.
     """
     full = {**_empty(), **data}
+    if isinstance(full["options"], dict):
+        full["options"] = _with_links(full["options"])
     wrong = plan.wrong_in(full)
     if wrong:
         raise ValueError(f"not a signature: {wrong}: {saferepr(dict(data))}")
     return full
+
+
+def _with_links(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with callbacks as signatures."""
+    made = dict(options)
+    for name in ("link", "link_error", *plan.ONCE):
+        if made.get(name):
+            made[name] = [checked(each, name) for each in plan.listed(made[name])]
+    return made
 
 
 def _empty() -> dict[str, Any]:

@@ -140,7 +140,7 @@ class _Stamper:
         own = {name: options[name] for name in options.get(STAMPED) or () if name in options}
         for name, value in headers.items():
             options[name] = self._both(own, name, value)
-        options[STAMPED] = sorted({*own, *headers})
+        options[STAMPED] = list({**own, **headers})
 
     def _both(self, before: Mapping[str, Any], name: str, value: Any) -> Any:
         """Return a stamp's new value: with `append`, together with the one before."""

@@ -36,7 +36,6 @@ _WRITTEN_AGAIN = "not needed: results are written again until the server has the
 _CHORDS = "not needed: nothing waits for a chord; its last part sends the body"
 _APART = "not supported; separate clusters by global_keyprefix in broker_transport_options instead"
 _SIGNED = "signed messages are not supported yet"
-_EAGER = "not needed: task_always_eager is not supported yet"
 _BY_NAME = "not needed: a message goes to the queue that is named"
 _NO_CHILDREN = "not needed: tasks are greenlets in one process, there are no child processes"
 _MAILBOXES = "not needed: the queues of remote control and events disappear with their readers"
@@ -191,10 +190,8 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         {
             "result_chord_join_timeout": 3.0,
             "result_chord_retry_interval": 1.0,
-            "task_allow_error_cb_on_chord_header": False,
         },
     ),
-    (_EAGER, {"task_eager_propagates": False, "task_store_eager_result": False}),
     (_BY_NAME, {"task_default_exchange": None, "task_default_routing_key": None}),
     (
         "not needed: priorities are 0 to 9 in every queue (priority_steps in "
@@ -304,10 +301,6 @@ _REFUSED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         {"task_acks_on_failure": None, "task_acks_on_timeout": None},
     ),
     (
-        "not supported yet; in a test call the task itself, as in add(1, 2), or run a worker",
-        {"task_always_eager": False},
-    ),
-    (
         "not supported: exchanges of greenq's queues are direct; for messages to every worker use "
         "Broadcast(name) in task_queues instead",
         {"task_default_exchange_type": "direct"},
@@ -380,7 +373,6 @@ TASK_OPTIONS: Final[Mapping[str, Foreign]] = {
     "backend": Foreign(None, False, "an app stores all results in one place, result_backend"),
     "link": Foreign(None, False, _WORKFLOWS),
     "link_error": Foreign(None, False, _WORKFLOWS),
-    "pydantic": Foreign(False, False, "validate the arguments in the task"),
     "send_events": Foreign(True, False, "a worker sends events for all tasks or for none (-E)"),
     "trail": Foreign(True, False, "a task's children are all the tasks it has sent"),
 }
@@ -404,10 +396,8 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
             _WORKFLOWS,
         ),
         **dict.fromkeys(("annotate", "bind", "request_stack"), _INTERNAL),
-        "apply": "not supported yet; call the task itself, as in add(1, 2), or run a worker",
     },
     "Greenq": {
-        **dict.fromkeys(("GroupResult", "ResultSet"), _WORKFLOWS),
         **dict.fromkeys(
             (
                 "amqp", "broker_connection", "connection", "connection_for_read",
@@ -427,12 +417,7 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
         "worker_main": "run `greenq worker -A module` instead",
     },
     "AsyncResult": {
-        **dict.fromkeys(
-            ("build_graph", "collect", "get_leaf", "graph", "iterdeps"),
-            "not supported: walk through children, and the children of each",
-        ),
-        "on_ready": "not supported: call get() where the result is needed",
-        "then": "not supported: call get() where the result is needed",
+        "on_ready": "not supported: use then() instead",
     },
     "Events": {
         "Dispatcher": "use app.events.send, or a task's send_event, instead",

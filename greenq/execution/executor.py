@@ -15,16 +15,14 @@ import logging
 import os
 import signal
 import time
-import traceback
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from greenq.context import Context, current_context
 from greenq.errors import (
     EncodeError,
     GreenqError,
-    Ignore,
     OperationalError,
     Reject,
     Retry,
@@ -35,13 +33,14 @@ from greenq.errors import (
 )
 from greenq.execution.handover import Failure, Handover, Step
 from greenq.hub import Event, sleep
+from greenq.outcome import Outcome, call, call_hooks, text_of, trace_of
 from greenq.pool import AGAIN_S, Interrupt
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.message import has_successors, saferepr
 from greenq.protocol.meta import utc_now
 from greenq.sending.retry import expiration, following
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
-from greenq.task import ExceptionInfo, Task, classes
+from greenq.task import classes
 from greenq.transport.settle import Entry
 
 if TYPE_CHECKING:
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
     from greenq.protocol.event import EventSender
     from greenq.request import Request
     from greenq.sending.producer import Producer
+    from greenq.task import Task
     from greenq.transport.backend import Backend
     from greenq.transport.outbox import Outbox
     from greenq.transport.settle import Action, Move, StateWrite
@@ -60,9 +60,6 @@ if TYPE_CHECKING:
     from greenq.transport.workflow import Workflow
 
 _log = logging.getLogger(__name__)
-
-# Called for a task unless its class overrides it.
-_PLAIN_CALL = Task.__call__
 
 # Outcomes of a run that asked for a retry and went on (``retry(throw=False)``).
 _WITH_NEXT_RUN = frozenset({SUCCESS, FAILURE, IGNORED})
@@ -72,14 +69,6 @@ _ASK_AGAIN_S = 0.25
 
 # How much is kept of the texts of an outcome that cannot be stored as it is.
 _STORED_CHARS = 4000
-
-
-class Outcome(NamedTuple):
-    """How a run ended: its state, its value or exception, and the traceback as text."""
-
-    state: str
-    value: Any
-    traceback: str | None = None
 
 
 class Executor:
@@ -236,7 +225,7 @@ class Executor:
         if hard_s or soft_s:
             outcome = _run_limited(request, hard_s, soft_s)
         else:
-            outcome = _call(task, message.id, message.args, message.kwargs)
+            outcome = call(task, message.id, message.args, message.kwargs)
         request.in_code = False
         return outcome if request.killed is None else _override(request.killed, outcome)
 
@@ -292,7 +281,7 @@ class Executor:
             try:
                 return outcome, None, self._handover.replaced(step, context.replacement)
             except Exception as exc:
-                outcome = Outcome(FAILURE, exc, _trace(exc))
+                outcome = Outcome(FAILURE, exc, trace_of(exc))
         if outcome.state == SUCCESS:
             try:
                 workflow, sent = self._handover.succeeded(step, outcome.value)
@@ -304,7 +293,7 @@ class Executor:
                 outcome = encoded
             except Exception as exc:
                 exc.add_note(f"raised while the successors of task {request} were being sent")
-                outcome = Outcome(FAILURE, exc, _trace(exc))
+                outcome = Outcome(FAILURE, exc, trace_of(exc))
         failure = Failure(
             FAILURE if outcome.state == IGNORED else outcome.state, outcome.value, outcome.traceback
         )
@@ -329,7 +318,7 @@ class Executor:
         except Exception as exc:
             # The retry's options are wrong, and a task that cannot run again has failed.
             exc.add_note(f"raised while the retry of task {request} was being sent")
-            return Outcome(FAILURE, exc, _trace(exc)), None
+            return Outcome(FAILURE, exc, trace_of(exc)), None
 
     def _encode_outcome(
         self, request: Request, context: Context, outcome: Outcome, sent: Sequence[Any] = ()
@@ -347,7 +336,7 @@ class Executor:
             what = f"the result of {request} cannot be stored: {exc}"
         except Exception as exc:
             # The value's own repr, __json__ or __reduce__ may fail in any way.
-            what = f"the result of {request} cannot be stored: {type(exc).__name__}: {_text(exc)}"
+            what = f"the result of {request} cannot be stored: {type(exc).__name__}: {text_of(exc)}"
         failure = Outcome(
             FAILURE if outcome.state == SUCCESS else outcome.state,
             EncodeError(what[:_STORED_CHARS]),
@@ -474,8 +463,10 @@ class Executor:
 
         If not even that can be stored, its message goes to the dead letters.
         """
-        trace, tag = _trace(exc), request.delivery.tag
-        what = f"the outcome of {request} could not be settled: {type(exc).__name__}: {_text(exc)}"
+        trace, tag = trace_of(exc), request.delivery.tag
+        what = (
+            f"the outcome of {request} could not be settled: {type(exc).__name__}: {text_of(exc)}"
+        )
         _log.critical("%s\n%s", what, trace)
         outcome = Outcome(
             FAILURE, GreenqError(_storable(what)[:_STORED_CHARS]), _storable(trace)[-_STORED_CHARS:]
@@ -523,7 +514,7 @@ class Executor:
         except Exception:
             _log.exception("could not log the end of task %s", request)
         if outcome.state not in (REVOKED, IGNORED, REJECTED):
-            _call_hooks(request, outcome)
+            call_hooks(request, outcome)
 
     def _note(self, request: Request, outcome: Outcome, runtime_s: float) -> None:
         """Count and log an outcome."""
@@ -534,7 +525,7 @@ class Executor:
                 _log.info("Task %s succeeded in %.6fs: %s", request, runtime_s, saferepr(value))
         elif state == RETRY:
             self._state.retried += 1
-            _log.info("Task %s retry: %s", request, _text(value))
+            _log.info("Task %s retry: %s", request, text_of(value))
         elif state == IGNORED:
             _log.info("Task %s ignored", request)
         elif state == REJECTED:
@@ -579,7 +570,7 @@ class Executor:
         elif state != IGNORED:
             if isinstance(value, Reject):
                 send("task-rejected", {"uuid": task_id, "requeue": bool(value.requeue)})
-            why = {"exception": saferepr(value), "traceback": trace or _trace(value)}
+            why = {"exception": saferepr(value), "traceback": trace or trace_of(value)}
             send("task-retried" if state == RETRY else "task-failed", {"uuid": task_id, **why})
 
 
@@ -607,7 +598,7 @@ def _run_limited(request: Request, hard_s: float | None, soft_s: float | None) -
 
         interrupts.append(Interrupt(request, make_error, hard_s, again_s=AGAIN_S))
     message = request.message
-    outcome = _call(request.task, message.id, message.args, message.kwargs)
+    outcome = call(request.task, message.id, message.args, message.kwargs)
     for interrupt in interrupts:
         interrupt.cancel()
     return outcome
@@ -619,100 +610,8 @@ def _override(killed: TaskTerminated, outcome: Outcome) -> Outcome:
     return Outcome(state, killed.reason, outcome.traceback)
 
 
-def _call(task: Task[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
-    """Call the task and turn every way it can end into an outcome."""
-    try:
-        task.before_start(task_id, args, kwargs)
-        # A class's own `__call__` wraps the code.
-        code = task.run if type(task).__call__ is _PLAIN_CALL else task
-        return Outcome(SUCCESS, code(*args, **kwargs))
-    except BaseException as exc:
-        # The boundary to user code: SystemExit, KeyboardInterrupt, GreenletExit and the task's own
-        # gevent.Timeout fail the task like any exception, and the worker goes on.
-        try:
-            return _outcome_of(task, exc)
-        except BaseException as worse:
-            # One of the task's options is invalid; `exc` is the error's context.
-            return Outcome(FAILURE, worse, _trace(worse))
-
-
-def _outcome_of(task: Task[..., Any], exc: BaseException) -> Outcome:
-    """Return the outcome that an exception of the task's code means."""
-    if isinstance(exc, Retry):
-        return Outcome(RETRY, exc, _trace(exc))
-    if isinstance(exc, Ignore):
-        return Outcome(IGNORED, exc)
-    if isinstance(exc, Reject):
-        return Outcome(REJECTED if exc.requeue else FAILURE, exc)
-    again = bool(task.autoretry_for) and isinstance(exc, classes(task.autoretry_for))
-    if again and not isinstance(exc, classes(task.dont_autoretry_for)):
-        return _retry_by_itself(task, exc)
-    return Outcome(FAILURE, exc, _trace(exc))
-
-
-def _retry_by_itself(task: Task[..., Any], exc: BaseException) -> Outcome:
-    """Request the retry that ``autoretry_for`` promises."""
-    try:
-        options = dict(task.retry_kwargs)
-        delay_s = task.retry_delay(task.request.retries)
-        if delay_s is not None:
-            options["countdown"] = delay_s
-        task.retry(exc=exc, **options)
-    except Retry as retry:
-        return Outcome(RETRY, retry, _trace(retry))
-    except BaseException as last:
-        # No retries are left (`exc` itself or MaxRetriesExceededError), or one of the task's
-        # options is invalid.
-        return Outcome(FAILURE, last, _trace(last))
-    # An override of `retry` that does not raise.
-    return Outcome(FAILURE, exc, _trace(exc))
-
-
 def _children(context: Context, sent: Sequence[Any]) -> tuple[object, ...]:
     return (*(child.as_tuple() for child in context.sent or ()), *sent)
-
-
-def _call_hooks(request: Request, outcome: Outcome) -> None:
-    """Call the hooks of the task's class; an error in a hook is logged and changes nothing."""
-    task, message = request.task, request.message
-    state, value, trace = outcome
-    call = (message.id, message.args, message.kwargs)
-    info: ExceptionInfo | None = None
-    if isinstance(value, BaseException) and state != SUCCESS:
-        cause = value.exc or value if isinstance(value, Retry) else value
-        info = ExceptionInfo(cause, trace or _trace(value))
-    try:
-        if state == SUCCESS:
-            task.on_success(value, *call)
-        elif info is not None and state == RETRY:
-            task.on_retry(info.exception, *call, info)
-        elif info is not None:
-            task.on_failure(value, *call, info)
-    except BaseException:
-        _log.exception("a hook of task %s failed", request)
-    if state == RETRY:
-        return
-    try:
-        task.after_return(state, value, *call, info)
-    except BaseException:
-        _log.exception("after_return of task %s failed", request)
-
-
-def _trace(exc: BaseException) -> str:
-    """Return the traceback as text, without the worker's own frame at its top."""
-    try:
-        top = exc.__traceback__.tb_next if exc.__traceback__ is not None else None
-        return "".join(traceback.format_exception(type(exc), exc, top))
-    except Exception as error:
-        # The exception's own methods may fail in any way.
-        return f"{type(exc).__name__} (its traceback cannot be shown: {type(error).__name__})\n"
-
-
-def _text(exc: BaseException) -> str:
-    try:
-        return str(exc)
-    except Exception:
-        return type(exc).__name__
 
 
 def _storable(text: str) -> str:

@@ -78,7 +78,7 @@ class Template:
             id=marks["id"],
             root_id=marks["root_id"],
             parent_id=marks["parent_id"],
-            group_index=marks["group_index"],
+            group_index=marks["group_index"],  # type: ignore[arg-type]  a mark is text
             argsrepr=marks["argsrepr"] if message.argsrepr is None else message.argsrepr,
             kwargsrepr=marks["kwargsrepr"] if message.kwargsrepr is None else message.kwargsrepr,
         )

@@ -7,14 +7,17 @@ from greenq.result.base import (
     allow_join_result,
     ask_for_app,
     denied_join_result,
+    join_as_here,
     newest_app,
     result_from_tuple,
 )
+from greenq.result.eager import EagerResult
 from greenq.result.group import GroupResult, ResultSet
 from greenq.result.many import AsyncResults
 from greenq.result.task_result import AsyncResult
 
 __all__ = [
-    "AsyncResult", "AsyncResults", "GroupResult", "ResultBase", "ResultSet", "allow_join_result",
-    "ask_for_app", "denied_join_result", "newest_app", "result_from_tuple",
+    "AsyncResult", "AsyncResults", "EagerResult", "GroupResult", "ResultBase", "ResultSet",
+    "allow_join_result", "ask_for_app", "denied_join_result", "join_as_here", "newest_app",
+    "result_from_tuple",
 ]  # fmt: skip

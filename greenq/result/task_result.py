@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from greenq.config.celery_names import name_what_is_not_here
-from greenq.errors import RemoteTraceback, ResultTimeout
+from greenq.errors import ResultTimeout
+from greenq.protocol.meta import ResultMeta
 from greenq.result.base import (
     ResultBase,
+    as_dict,
+    children_of,
+    fulfil,
     makers,
     newest_app,
     refuse_in_task,
-    result_from_tuple,
+    value_of,
 )
-from greenq.states import FAILURE, PENDING, PROPAGATE_STATES, READY_STATES, SUCCESS
+from greenq.states import FAILURE, READY_STATES, SUCCESS
+from greenq.transport.mailbox import Mailbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
-    from greenq.protocol.meta import ResultMeta
     from greenq.transport.transport import Transport
 
 R = TypeVar("R")
+
+# How often `on_interval` is called.
+INTERVAL_S = 0.5
 
 
 class AsyncResult(ResultBase, Generic[R]):
@@ -32,8 +39,11 @@ class AsyncResult(ResultBase, Generic[R]):
     greenlets; all waiting callers of a process share one connection.
     """
 
+    # As in Celery: ``except result.TimeoutError``.
     TimeoutError = ResultTimeout
 
+    # Ran here, so that the server knows nothing of it: `EagerResult`.
+    is_eager = False
     id: str
 
     def __init__(
@@ -63,10 +73,11 @@ class AsyncResult(ResultBase, Generic[R]):
         # The backend is looked up on demand: tasks can be sent even without one.
         self._own_transport = transport
         self._app = app
-        self._final: ResultMeta | None = None
+        self.final: ResultMeta | None = None
 
     @property
-    def _transport(self) -> Transport:
+    def transport(self) -> Transport:
+        """The way to the server that holds the result."""
         if self._own_transport is None:
             self._own_transport = self.app.transport
         return self._own_transport
@@ -83,7 +94,7 @@ class AsyncResult(ResultBase, Generic[R]):
     @property
     def backend(self) -> Any:
         """What reads results from the server."""
-        return self._transport.backend
+        return self.transport.backend
 
     @property
     def task_id(self) -> str:
@@ -122,7 +133,7 @@ class AsyncResult(ResultBase, Generic[R]):
     @property
     def root(self) -> ResultBase:
         """The first of its ancestors, or itself."""
-        return next(reversed([self, *self._ancestors()]))
+        return next(reversed([self, *self.ancestors()]))
 
     # Stored only with result_extended; otherwise None.
 
@@ -162,7 +173,7 @@ class AsyncResult(ResultBase, Generic[R]):
 
     def as_list(self) -> list[str]:
         """Return its id and those of its parents."""
-        return [self.id, *(node.id for node in self._ancestors() if node.id is not None)]
+        return [self.id, *(node.id for node in self.ancestors() if node.id is not None)]
 
     def maybe_throw(
         self, propagate: bool = True, callback: Callable[[str, Any], object] | None = None
@@ -195,6 +206,7 @@ class AsyncResult(ResultBase, Generic[R]):
         on_message: Callable[[dict[str, Any]], object] | None = None,
         *,
         callback: Callable[[str, Any], object] | None = None,
+        on_interval: Callable[[], object] | None = None,
         no_ack: bool = True,
         follow_parents: bool = True,
         disable_sync_subtasks: bool = True,
@@ -211,7 +223,10 @@ class AsyncResult(ResultBase, Generic[R]):
             on_message: called with each state that is announced: task_id, status, result,
                 traceback, children.
             callback: called with the id and the value that is returned.
-            no_ack, follow_parents: accepted for compatibility with Celery, no effect.
+            on_interval: called after each silence of `interval` (half a second by default).
+            follow_parents: also raise the exception of a task before it in its chain: then this
+                one may never run.
+            no_ack: accepted for compatibility with Celery, no effect.
             disable_sync_subtasks: False allows it in a task, as `allow_join_result` does.
 
         Raises:
@@ -223,13 +238,36 @@ class AsyncResult(ResultBase, Generic[R]):
             return None  # type: ignore[return-value]  # whoever wants no result gets none
         if disable_sync_subtasks:
             refuse_in_task(self._name or self.id)
-        if self._final is None:
-            announce = None if on_message is None else lambda meta: on_message(as_dict(meta))
-            self._final = self._transport.backend.wait(
-                self.id, timeout_s=timeout, interval_s=interval, on_message=announce
+
+        def announce(meta: ResultMeta) -> None:
+            if on_message is not None and meta.task_id == self.id:
+                on_message(as_dict(meta))
+
+        if self.final is None:
+            if on_interval is not None and interval is None:
+                interval = INTERVAL_S
+            self.final = self._wait(
+                follow_parents and propagate,
+                timeout_s=timeout,
+                interval_s=interval,
+                on_message=None if on_message is None else announce,
+                on_interval=on_interval,
             )
-        value: R = self._deliver(self._final, propagate, callback)
+        value: R = self._deliver(self.final, propagate, callback)
         return value
+
+    def _wait(self, follow_parents: bool, **how: Any) -> ResultMeta:
+        """Wait for the final state; raise the exception of a parent that fails before."""
+        above = [node for node in self.ancestors() if isinstance(node, AsyncResult)]
+        if not above or not follow_parents:
+            return self.backend.wait(self.id, **how)  # type: ignore[no-any-return]
+        ids = [self.id, *(node.id for node in above)]
+        with closing(self.backend.wait_many(ids, **how)) as ended:
+            meta: ResultMeta = next(ended)
+            while meta.task_id != self.id:
+                value_of(meta, propagate=True)
+                meta = next(ended)
+            return meta
 
     def _deliver(
         self, meta: ResultMeta, propagate: bool, callback: Callable[[str, Any], object] | None
@@ -260,29 +298,61 @@ class AsyncResult(ResultBase, Generic[R]):
         Raises:
             OperationalError: the server could not be reached.
         """
-        arguments = {"task_id": self.id, "terminate": terminate, "signal": signal or "SIGTERM"}
-        if wait:
-            self.app.control.revoke(
-                self.id,
-                terminate=terminate,
-                signal=signal or "SIGTERM",
-                reply=True,
-                timeout=1.0 if timeout is None else timeout,
-            )
-            return
-        Mailbox(self._transport.client, self._transport.keys).tell("revoke", arguments)
+        revoke(self, self.id, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
 
     def forget(self) -> None:
-        """Delete the stored result."""
-        self._final = None
-        self._transport.backend.forget(self.id)
+        """Delete the stored result, and those of its parents."""
+        forget([self], self.backend)
+
+    def known(self) -> ResultMeta | None:
+        """Return the final state without reading it: if it is known, or will not be stored."""
+        if self.final is None and self.ignored:
+            return ResultMeta(task_id=self.id, status=SUCCESS)
+        return self.final
+
+    def handles(self) -> Iterator[AsyncResult[Any]]:
+        """Yield the handles of tasks that this one stands for: itself."""
+        yield self
+
+    def exists(self) -> bool:
+        """Return whether a state is stored; PENDING alone does not tell."""
+        found: bool = self.backend.exists(self.id)
+        return found
+
+    def then(
+        self,
+        callback: Callable[[AsyncResult[R]], object],
+        on_error: Callable[[Exception], object] | None = None,
+        weak: bool = False,
+    ) -> AsyncResult[R]:
+        """Call `callback` with this handle when the task has ended, in success or failure.
+
+        At once if it is known to have ended, otherwise later in a thread (under gevent, a greenlet)
+        that calls all such callbacks of the process, one after another. A program that ends does
+        not wait for it.
+
+        Args:
+            on_error: called with the exception that the callback raises, such as the task's own
+                from ``result.get()``; otherwise that is logged.
+            weak: accepted for compatibility with Celery, no effect.
+        """
+
+        def ended(meta: ResultMeta) -> None:
+            self.final = meta
+            fulfil(self, callback, on_error)
+
+        if self.final is None:
+            self.backend.call_when_ended([self.id], ended)
+        else:
+            fulfil(self, callback, on_error)
+        return self
 
     def _read(self) -> ResultMeta:
-        if self._final is not None:
-            return self._final
-        meta = self._transport.backend.get(self.id)
+        if self.final is not None:
+            return self.final
+        meta = self.transport.backend.get(self.id)
         if meta.status in READY_STATES:
-            self._final = meta
+            self.final = meta
         return meta
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -298,8 +368,10 @@ class AsyncResult(ResultBase, Generic[R]):
         return self.id
 
     def __eq__(self, other: object) -> bool:
-        """Handles of the same task are equal."""
-        return isinstance(other, AsyncResult) and other.id == self.id
+        """Handles of the same task are equal; so are a handle and its id."""
+        if isinstance(other, AsyncResult):
+            return other.id == self.id
+        return other == self.id if isinstance(other, str) else NotImplemented
 
     def __hash__(self) -> int:
         """Hash the id."""
@@ -312,34 +384,43 @@ name_what_is_not_here(AsyncResult)
 makers["task"] = AsyncResult
 
 
-def _again(
-    id: str, name: str | None, parent: ResultBase | None, ignored: bool
-) -> AsyncResult[Any]:
+def revoke(
+    handle: AsyncResult[Any],
+    ids: str | list[str],
+    *,
+    terminate: bool,
+    signal: str | None,
+    wait: bool,
+    timeout: float | None,
+) -> None:
+    """Revoke one task or several, whose handles are like this one."""
+    signal = signal or "SIGTERM"
+    if wait:
+        handle.app.control.revoke(
+            ids,
+            terminate=terminate,
+            signal=signal,
+            reply=True,
+            timeout=1.0 if timeout is None else timeout,
+        )
+        return
+    transport = handle.transport
+    arguments = {"task_id": ids, "terminate": terminate, "signal": signal}
+    Mailbox(transport.client, transport.keys).tell("revoke", arguments)
+
+
+def forget(results: Iterable[ResultBase], backend: Any) -> None:
+    """Delete the stored results of these handles and of their parents."""
+    ids: dict[str, None] = {}
+    for result in results:
+        for node in (result, *result.ancestors()):
+            for handle in node.handles():
+                if not handle.is_eager:
+                    handle.final = None
+                    ids[handle.id] = None
+    if ids:
+        backend.forget(*ids)
+
+
+def _again(id: str, name: str | None, parent: ResultBase | None, ignored: bool) -> AsyncResult[Any]:
     return AsyncResult(id, name=name, parent=parent, ignored=ignored)
-
-
-def value_of(meta: ResultMeta, propagate: bool) -> Any:
-    """Return what a state holds; with `propagate`, raise the exception of a failed task."""
-    if propagate and meta.status in PROPAGATE_STATES and isinstance(meta.result, BaseException):
-        raise meta.result from RemoteTraceback.of(meta.traceback)
-    return meta.result
-
-
-def children_of(meta: ResultMeta, app: Any) -> list[Any]:
-    """Return the handles of what a task has sent; what is no result tuple is left out."""
-    found = []
-    for child in meta.children or ():
-        with suppress(ValueError):
-            found.append(result_from_tuple((child, None) if isinstance(child, str) else child, app))
-    return found
-
-
-def as_dict(meta: ResultMeta) -> dict[str, Any]:
-    """Return a state as ``on_message`` receives it."""
-    return {
-        "task_id": meta.task_id,
-        "status": meta.status or PENDING,
-        "result": meta.result,
-        "traceback": meta.traceback,
-        "children": meta.children,
-    }

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from greenq import Greenq, chain, chord, chunks, group, signature, xmap, xstarmap
+from greenq import Greenq, chain, chord, chunks, group, signature, xstarmap
 from greenq.result import GroupResult
 from tests.interop.conftest import greenq_client
 from tests.servers import Server, celery_worker

@@ -49,8 +49,8 @@ _DEATHS = ("recovery", "plain", "outcome")
 # is
 # one step), TTLs (a schedule is shorter), what guards against users with partial permissions (no
 # schedule has them), a lease of a worker that has left (it ends by itself, and holds nothing).
-# Proved by tests of the script alone (test_settle_workflows.py), since no schedule has two copies of
-# one message, a part with another value, or a Celery worker with a chord: `is_void`, that a part
+# Proved by tests of the script alone (test_settle_workflows.py), since no schedule has two copies
+# of one message, a part with another value, or a Celery worker with a chord: `is_void`, that a part
 # counts once, that a chord claimed by someone else is left to them, and `frees`.
 # Not detected by any scenario in some thousand schedules, so not proved: `closed` (take.lua,
 # leave.lua: only a take that arrives between two calls of a stop would show it), that a lease which

@@ -143,15 +143,22 @@ class Cluster:
     def run(self) -> None:
         """Run until nothing is left."""
         while self.pending:
-            at = self._random.randrange(len(self.pending))
-            self._run(json.loads(self.pending.pop(at)))
+            self._run(json.loads(self.take()))
+
+    def take(self) -> str:
+        """Take any message."""
+        return self.pending.pop(self._random.randrange(len(self.pending)))
+
+    def call(self, message: Mapping[str, Any]) -> Any:
+        """Call the task of a message."""
+        return run(message["task"], message["args"])
 
     def _run(self, call: Mapping[str, Any]) -> None:
         options = call["options"]
         task_id = options["task_id"]
         assert task_id not in self.values, "a task ran twice"
         self.order.append(task_id)
-        value = self.values[task_id] = run(call["task"], call["args"])
+        value = self.values[task_id] = self.call(call)
         place = {"parent_id": task_id, "root_id": options.get("root_id") or task_id}
         for callback in options.get("link") or ():
             self.send(plan.follow(callback, value, **place))

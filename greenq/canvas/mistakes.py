@@ -10,11 +10,10 @@ from greenq.result import ResultBase
 
 def not_a_signature(value: Any, where: str) -> TypeError:
     """Return the error for something that is not a signature."""
-    name = getattr(value, "name", None)
     if isinstance(value, ResultBase):
         hint = "it was sent already; use s() instead of delay()"
-    elif isinstance(name, str) and hasattr(value, "apply_async"):
-        short = name.rpartition(".")[2]
+    elif hasattr(value, "apply_async"):
+        short = str(value.name).rpartition(".")[2]
         hint = f"that is the task itself; write {short}.s(…)"
     elif isinstance(value, dict):
         hint = 'a signature as plain data has at least the key "task"'
