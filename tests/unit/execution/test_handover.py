@@ -122,9 +122,7 @@ def test_an_errback_that_takes_the_error_is_called_here(rig: Rig) -> None:
     assert sent(flow) == []
 
 
-def test_the_error_of_an_errback_is_contained(
-    rig: Rig, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_error_of_an_errback_is_contained(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     @rig.task("errback")
     def errback(request: Any, exc: BaseException, traceback: str) -> None:
         raise SystemExit(3)
