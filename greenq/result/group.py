@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from greenq.errors import ResultTimeout
-from greenq.result.base import (
+from greenq.result.result_base import (
     ResultBase,
     as_dict,
     fulfil,

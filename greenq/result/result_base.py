@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenq.errors import ConfigError, IncompleteStream, Problem, RemoteTraceback
 from greenq.log import task_log_context
-from greenq.result.graph import ResultGraph
+from greenq.result.result_graph import ResultGraph
 from greenq.states import PENDING, PROPAGATE_STATES
 
 if TYPE_CHECKING:
