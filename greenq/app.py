@@ -26,6 +26,8 @@ from typing import (
 from zoneinfo import ZoneInfo
 
 from greenq.annotations import annotate
+from greenq.canvas.built_in import BUILT_IN
+from greenq.canvas.signature import signature
 from greenq.config.celery_names import SEND_OPTIONS, asks_for_something, name_what_is_not_here
 from greenq.config.loaders import CELERY_ENV, settings_from_env, settings_from_object
 from greenq.config.settings import Config, sift
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from greenq.events.receiver import Events
     from greenq.remote.control import Control
     from greenq.result import EagerResult
+    from greenq.sending.producer import Call, Outgoing
 
     _Packages = Callable[[], Iterable[str] | None]
 
@@ -65,11 +68,11 @@ _SETTINGS = Config.names()
 _SEND_OPTIONS = frozenset(SendOptions.__annotations__)
 
 
-# Of an unknown name, this many characters are compared with the known names.
-_COMPARED_CHARS = 200
-
 # Under another name, since apps have an attribute `Task`.
 _BaseTask = Task
+
+# Of an unknown name, this many characters are compared with the known names.
+_COMPARED_CHARS = 200
 
 
 class Settings(Mapping[str, Any]):
@@ -185,11 +188,30 @@ class Settings(Mapping[str, Any]):
 
 
 class TaskRegistry(dict[str, Task[Any, Any]]):
-    """Name → task; for a missing name, it suggests a similar one."""
+    """Name → task; for a missing name, it suggests a similar one.
+
+    Celery's built-in tasks are found by name, but not listed.
+    """
+
+    def __init__(self, app: Greenq) -> None:
+        """Hold the tasks of an app."""
+        super().__init__()
+        self._app = app
+        self._built_in: dict[str, Task[Any, Any]] = {}
 
     def __missing__(self, name: str) -> Task[Any, Any]:
-        """Raise NotRegistered."""
-        raise NotRegistered(name)
+        """Return a built-in task, or raise NotRegistered."""
+        if name not in BUILT_IN:
+            raise NotRegistered(name)
+        found = self._built_in.get(name)
+        if found is None:
+            made = Definition(BUILT_IN[name], name, True, _BaseTask, {"typing": False})
+            found = self._built_in[name] = made.make(lambda: self._app, "celery")
+        return found
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a task, or `default`."""
+        return self[name] if name in self or name in BUILT_IN else default
 
     def nearest(self, name: str) -> str:
         """Return a hint at a registered name similar to `name`, or nothing."""
@@ -257,7 +279,7 @@ class Greenq:
         self.leaders: dict[str, Callable[[Any], object]] = {}
         # Called in a worker after each task's code, in the task's own greenlet: `on_task_end`.
         self.task_end_hooks: list[Callable[[], object]] = []
-        self._tasks = TaskRegistry()
+        self._tasks = TaskRegistry(self)
         # Tasks are annotated on first use: there may be no settings before.
         self._unannotated: deque[Task[Any, Any]] = deque()
         self._annotating = self._annotated = False
@@ -581,12 +603,13 @@ class Greenq:
         context = current_context.get()
         if task_type is None and self.config.task.task_always_eager:
             _log.warning("task_always_eager has no effect on send_task: task %s is sent", name)
+        add_to_parent = options.pop("add_to_parent", True)
         sent = self._send_options(name, task_type, options, context)
         task_id = self.producer.send(name, args or (), kwargs or {}, sent)
         result: AsyncResult[Any] = AsyncResult(
             task_id, self.transport, name, app=self, ignored=bool(sent.get("ignore_result"))
         )
-        if context is not None:
+        if context is not None and add_to_parent:
             context.children.append(result)
         return result
 
@@ -650,6 +673,44 @@ class Greenq:
             options = _without_foreign(task.name, options)
         return task.send_options(options)
 
+    def send_calls(self, calls: Iterable[Call], **hooks: Callable[[], object] | None) -> None:
+        """Send calls of different tasks in order, as the parts of a workflow. Switches: yes.
+
+        The options of the tasks apply as for `send_task`; `hooks` are those of
+        `Producer.send_calls`, which says what is raised.
+        """
+        context = current_context.get()
+
+        def complete(name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+            return self._send_options(name, self._tasks.get(name), options, context)
+
+        self.finalize()
+        self.producer.send_calls(self._checked_calls(calls), complete, **hooks)
+
+    def _checked_calls(self, calls: Iterable[Call]) -> Iterator[Call]:
+        """Yield calls whose arguments fit, each with the name to show instead of its task's."""
+        tasks = self._tasks
+        for call in calls:
+            task = tasks.get(call[0])
+            if task is not None:
+                name, args, kwargs, options = call
+                task.argument_check.arguments(args, kwargs)
+                if type(task).shadow_name is not _BaseTask.shadow_name:
+                    shadow = options.get("shadow") or task.shadow_name(args, kwargs, options)
+                    call = (name, args, kwargs, {**options, "shadow": shadow})
+            yield call
+
+    def prepare_call(self, call: Call) -> Outgoing:
+        """Write the message of one call without sending it; the task's options apply."""
+        name, args, kwargs, options = call
+        sent = self._send_options(name, self.tasks.get(name), options, None)
+        return self.producer.prepare(name, args, kwargs, sent)
+
+    def signature(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a signature of this app's: of a task, of a name, or from plain data."""
+        kwargs["app"] = self
+        return signature(*args, **kwargs)
+
     def on_commit(self, call: Callable[[], object]) -> None:
         """Make a call when Django's open transaction commits; without one, now.
 
@@ -670,6 +731,8 @@ class Greenq:
         context: Context | None,
     ) -> dict[str, Any]:
         """Check send options; add the task's own and what the current task passes on."""
+        if options.get("stamped_headers") and "stamps" not in options:
+            options = _with_stamps(options)
         if not options.keys() <= _SEND_OPTIONS:
             options = _without_foreign(name, options)
         known = self.tasks.get(name) if task is None else task
@@ -763,6 +826,14 @@ def _again(app_class: type[Greenq], main: str, folder: Path, settings: Mapping[s
     made = app_class(main, set_as_current=False, **settings)
     made._folder = folder  # noqa: SLF001  of the same class
     return made
+
+
+def _with_stamps(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Gather the stamps, which come as options of their own, as Celery's senders give them."""
+    names = set(options["stamped_headers"])
+    kept = {name: value for name, value in options.items() if name not in names}
+    kept["stamps"] = {name: options[name] for name in names if name in options}
+    return kept
 
 
 def _without_foreign(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -10,6 +10,8 @@ from datetime import datetime
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, TypeVarTuple
 
+from greenq.canvas.primitives import chunks, xmap, xstarmap
+from greenq.canvas.signature import Signature
 from greenq.config.celery_names import TASK_OPTIONS, asks_for_something, name_what_is_not_here
 from greenq.context import Context, current_context
 from greenq.errors import MaxRetriesExceededError, Retry
@@ -332,6 +334,37 @@ class Task(Generic[P, R]):
             Exception: that of a task that fails, with `throw`.
         """
         return self.app.apply(self, args or (), kwargs or {}, options, throw=throw, retries=retries)
+
+    def s(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a signature: this call, to be sent later or as part of a workflow."""
+        return self.signature(args, kwargs)
+
+    def si(self, *args: Any, **kwargs: Any) -> Any:
+        """Return an immutable signature, which ignores what the task before it returned."""
+        return self.signature(args, kwargs, immutable=True)
+
+    def signature(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Return a signature with options: of the sending, or ``immutable=True``."""
+        return Signature(self, args, kwargs, **options)
+
+    subtask = signature
+
+    def map(self, it: Iterable[Any]) -> Any:
+        """Return a signature of one task that calls this one with each item, one by one."""
+        return xmap(self.s(), it)
+
+    def starmap(self, it: Iterable[Sequence[Any]]) -> Any:
+        """Return a signature of one task that calls this one with the arguments in each item."""
+        return xstarmap(self.s(), it)
+
+    def chunks(self, it: Iterable[Sequence[Any]], n: int) -> Any:
+        """Return a signature of several tasks: each a `starmap` of at most `n` items."""
+        return chunks(self.s(), it, n)
 
     def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Send the task when Django's open transaction commits; without one, at once.

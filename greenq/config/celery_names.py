@@ -191,7 +191,6 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
             "result_chord_expires": None,
             "result_chord_join_timeout": 3.0,
             "result_chord_retry_interval": 1.0,
-            "task_allow_error_cb_on_chord_header": False,
         },
     ),
     (_BY_NAME, {"task_default_exchange": None, "task_default_routing_key": None}),
@@ -357,24 +356,17 @@ TRANSPORT_OPTIONS: Final[Mapping[str, Foreign]] = {
 _WORKFLOWS = "workflows are not supported yet: send the next task from the previous one"
 _OWN_CONNECTIONS = "not needed: the app manages its own connections"
 SEND_OPTIONS: Final[Mapping[str, Foreign]] = {
-    "add_to_parent": Foreign(True, False, "not supported: a task's children are all it has sent"),
-    "chain": Foreign(None, False, _WORKFLOWS),
-    "chord": Foreign(None, False, _WORKFLOWS),
     "connection": Foreign(None, False, _OWN_CONNECTIONS),
     "declare": Foreign(None, False, "not needed: a queue exists once it has a message"),
     "expiration": Foreign(None, False, "use expires instead"),
     "immediate": Foreign(None, False, "not supported: it concerns AMQP"),
-    "link": Foreign(None, False, _WORKFLOWS),
-    "link_error": Foreign(None, False, _WORKFLOWS),
     "mandatory": Foreign(None, False, "not supported: it concerns AMQP"),
     "producer": Foreign(None, False, _OWN_CONNECTIONS),
     "publisher": Foreign(None, False, _OWN_CONNECTIONS),
-    "replaced_task_nesting": Foreign(0, False, _WORKFLOWS),
     "result_cls": Foreign(None, False, "not supported: results are AsyncResult"),
     "retries": Foreign(0, False, "not supported: a task being sent has no retries yet"),
     "route_name": Foreign(None, False, "not supported: name the queue instead"),
     "router": Foreign(None, False, "not supported: name the queue instead"),
-    "stamped_headers": Foreign(None, False, "stamps are not supported yet; use headers instead"),
 }
 """The same for the options of ``apply_async`` and ``send_task``."""
 
@@ -400,15 +392,14 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
     "Task": {
         **dict.fromkeys(
             (
-                "add_to_chord", "chunks", "map", "replace", "s", "si", "signature",
-                "signature_from_request", "starmap", "subtask", "subtask_from_request",
+                "add_to_chord", "replace",
+                "signature_from_request", "subtask_from_request",
             ),
             _WORKFLOWS,
         ),
         **dict.fromkeys(("annotate", "bind", "request_stack"), _INTERNAL),
     },
     "Greenq": {
-        "signature": _WORKFLOWS,
         **dict.fromkeys(
             (
                 "amqp", "broker_connection", "connection", "connection_for_read",

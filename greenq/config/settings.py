@@ -328,6 +328,9 @@ class TaskConfig(Section):
         None,
         "Compression of task messages; None means none.",
     )
+    task_allow_error_cb_on_chord_header: bool = _setting(
+        validators.flag(), False, "`link_error` of a chord also links each task of its header."
+    )
     task_ignore_result: bool = _setting(validators.flag(), False, "Store no results.")
     task_store_errors_even_if_ignored: bool = _setting(
         validators.flag(), False, "Store failures even of tasks whose results are ignored."

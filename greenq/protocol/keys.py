@@ -71,6 +71,11 @@ class Keys:
         return f"{self.prefix}greenq.clock"
 
     @property
+    def unsealed(self) -> str:
+        """Sorted set, greenq's own: chords whose header is being sent, by unix seconds, as JSON."""
+        return f"{self.prefix}greenq.unsealed"
+
+    @property
     def binding_deadlines(self) -> str:
         """Sorted set: exchanges of expiring queues by deadline, in unix milliseconds."""
         return f"{self.prefix}_kombu.binding_deadlines"

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
@@ -35,7 +36,7 @@ from greenq.sending.options import check_send_options
 from greenq.sending.routing import Router
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from greenq.config.settings import RetryPolicy, TaskConfig
     from greenq.protocol.event import Stamped
@@ -57,10 +58,14 @@ _KEPT = frozenset({
 _KEPT_COUNT = 256
 
 # Options that fill gaps in a template.
-_OF_EACH = ("task_id", "root_id", "parent_id")
+_OF_EACH = ("task_id", "root_id", "parent_id", "group_index")
 
 # Send options that affect the envelope, not the task.
 _PROPERTIES = ("exchange", "correlation_id", "reply_to", "delivery_mode")
+
+
+Call = tuple[str, Sequence[Any], Mapping[str, Any], Mapping[str, Any]]
+"""A task's name, its args, its kwargs, and options by the names of `SendOptions`."""
 
 
 class SendOptions(TypedDict, total=False):
@@ -76,6 +81,10 @@ class SendOptions(TypedDict, total=False):
     retry, retry_policy: whether and how to retry the sending itself.
     headers: extra headers, which the task sees.
     shadow: a name to show instead of the task's.
+    link, link_error: signatures to call when it returns or fails.
+    stamped_headers, stamps: names and values of its stamps.
+    add_to_parent: False leaves it out of the children of the task that sends it.
+    group_id, group_index, chain, chord, replaced_task_nesting: its place in a workflow.
     """
 
     task_id: str | None
@@ -104,6 +113,14 @@ class SendOptions(TypedDict, total=False):
     delivery_mode: int | None
     argsrepr: str | None
     kwargsrepr: str | None
+    link: Any
+    link_error: Any
+    chain: Sequence[Any] | None
+    chord: Mapping[str, Any] | None
+    stamped_headers: Sequence[str] | None
+    stamps: Mapping[str, Any] | None
+    replaced_task_nesting: int | None
+    add_to_parent: bool | None
 
 
 class Outgoing(TypedDict):
@@ -157,6 +174,87 @@ class _Plan(NamedTuple):
     serializer: str
     template: Template
 
+    @property
+    def place(self) -> tuple[object, ...]:
+        """Where its messages go: those of plans with the same place may share a push."""
+        exchange = self.exchange, self.routing_key
+        return self.queue, self.broadcast, self.priority, exchange, self.policy
+
+
+class CallsCutOff(Exception):
+    """Sending several calls ended early, after the first `sent` of them."""
+
+    def __init__(self, sent: int, reason: Exception) -> None:
+        """Keep how many were sent, and why not more."""
+        super().__init__(sent, reason)
+        self.sent = sent
+        self.reason = reason
+
+
+class _Batch:
+    """The messages of one round of pushes: one push for each place they go to."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.events: list[Stamped] = []
+        self._characters = 0
+        self._ends_s = time.monotonic() + _CHUNK_S
+        self._places: dict[tuple[object, ...], tuple[_Plan, list[str], list[str]]] = {}
+
+    def is_full(self) -> bool:
+        """Tell whether the next message belongs to another round."""
+        return (
+            self.count >= _CHUNK_COUNT
+            or self._characters >= _CHUNK_CHARACTERS
+            or (self.count > 0 and time.monotonic() >= self._ends_s)
+        )
+
+    def add(self, plan: _Plan, task_id: str, text: str) -> None:
+        """Add a message."""
+        place = self._places.get(plan.place)
+        if place is None:
+            place = self._places[plan.place] = (plan, [], [])
+        place[1].append(task_id)
+        place[2].append(text)
+        self.count += 1
+        self._characters += len(text)
+
+    def by_plan(self) -> Iterable[tuple[_Plan, list[str], list[str]]]:
+        """Return the ids and texts for each place, with a plan that leads there."""
+        return self._places.values()
+
+
+class _KnownPlans:
+    """The plans of calls that are sent together: most have one of a few sets of options."""
+
+    def __init__(
+        self,
+        producer: Producer,
+        complete: Callable[[str, Mapping[str, Any]], Mapping[str, Any]],
+    ) -> None:
+        self._producer = producer
+        self._complete = complete
+        # With the options, so that no other object can have the identity of one of their values.
+        self._known: dict[tuple[object, ...], tuple[_Plan, Mapping[str, Any]]] = {}
+
+    def plan(self, task: str, options: Mapping[str, Any]) -> _Plan:
+        """Return the plan of a call; values of its options that are not text count by identity."""
+        key = (
+            task,
+            *[
+                (name, value if value.__class__ is str else id(value))
+                for name, value in options.items()
+                if name not in _OF_EACH
+            ],
+        )
+        known = self._known.get(key)
+        if known is None:
+            plan = self._producer.plan_of(task, self._complete(task, options))
+            if len(self._known) >= _KEPT_COUNT:
+                self._known.clear()
+            known = self._known[key] = (plan, options)
+        return known[0]
+
 
 class Producer:
     """Writes task messages and pushes them; shared by all threads and greenlets of an app."""
@@ -188,7 +286,7 @@ class Producer:
             EncodeError: an argument cannot be serialized; nothing was sent.
             OperationalError: the server could not be reached within the retry policy.
         """
-        plan = self._plan(task, options)
+        plan = self.plan_of(task, options)
         task_id, text = self._fill(plan, args, kwargs, options)
         # Stamped first: the task may be done before the event is published.
         events = [] if self._events is None else [self._sent(plan, options, task_id, args, kwargs)]
@@ -217,7 +315,7 @@ class Producer:
         waiting = zip(ids, calls)  # noqa: B905  there is no end of ids
         sent = 0
         while True:
-            plan = self._plan(task, options)
+            plan = self.plan_of(task, options)
             events: list[Stamped] = []
 
             def note(*call: Any, plan: _Plan = plan, told: list[Stamped] = events) -> None:
@@ -241,6 +339,54 @@ class Producer:
                 raise NotAllSent(task, ids[:sent], (), error) from error
             if not texts:
                 return ids[:sent]
+
+    def send_calls(
+        self,
+        calls: Iterable[Call],
+        complete: Callable[[str, Mapping[str, Any]], Mapping[str, Any]],
+        *,
+        on_more: Callable[[], object] | None = None,
+        on_last: Callable[[], object] | None = None,
+    ) -> None:
+        """Send calls of different tasks, in order, in as few pushes as `send_many`. Switches: yes.
+
+        Args:
+            complete: adds to the options of a call what its task and the sender ask for; calls with
+                the same options are asked for once.
+            on_more: called before the first push if there will be another one.
+            on_last: called before the last push.
+
+        Raises:
+            CallsCutOff: a call is wrong, `calls` raised an error, or the server could not be
+                reached.
+        """
+        known = _KnownPlans(self, complete)
+        batch = _Batch()
+        sent = 0
+        try:
+            for task, args, kwargs, options in calls:
+                if batch.is_full():
+                    if on_more is not None and not sent:
+                        on_more()
+                    self._push_batch(batch)
+                    sent += batch.count
+                    batch = _Batch()
+                plan = known.plan(task, options)
+                task_id, text = self._fill(plan, args, kwargs, options)
+                batch.add(plan, task_id, text)
+                if self._events is not None:
+                    batch.events.append(self._sent(plan, options, task_id, args, kwargs))
+            if on_last is not None:
+                on_last()
+            self._push_batch(batch)
+        except Exception as exc:
+            raise CallsCutOff(sent, exc) from exc
+
+    def _push_batch(self, batch: _Batch) -> None:
+        for plan, ids, texts in batch.by_plan():
+            self._push(plan, texts, f"{len(texts)} tasks of a workflow", ids)
+        if batch.events:
+            self._tell(batch.events)
 
     def _sent(
         self, plan: _Plan, options: Mapping[str, Any], task_id: str, args: object, kwargs: object
@@ -278,7 +424,7 @@ class Producer:
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Outgoing:
         """Write the message of a task without sending it; options are those of `SendOptions`."""
-        plan = self._plan(task, options)
+        plan = self.plan_of(task, options)
         task_id, text = self._fill(plan, args, kwargs, options)
         return Outgoing(task_id=task_id, queue=plan.queue, priority=plan.priority, text=text)
 
@@ -298,6 +444,7 @@ class Producer:
                 delivery_tag=tag_of(tag_prefix(time.time()), new),
                 root_id=options.get("root_id"),
                 parent_id=options.get("parent_id"),
+                group_index=options.get("group_index"),
             )
         except EncodeError as exc:
             raise _explained(plan, args, kwargs, exc) from exc
@@ -307,7 +454,7 @@ class Producer:
             raise
         return task_id, text
 
-    def _plan(self, task: str, options: Mapping[str, Any]) -> _Plan:
+    def plan_of(self, task: str, options: Mapping[str, Any]) -> _Plan:
         """Return what all messages sent with these options have in common."""
         shared = {name: value for name, value in options.items() if name not in _OF_EACH}
         if not shared.keys() <= _KEPT:
@@ -352,7 +499,6 @@ class Producer:
             eta=self._eta(options.get("countdown"), options.get("eta"), now),
             expires=expires,
             group=options.get("group_id"),
-            group_index=options.get("group_index"),
             retries=options.get("retries", 0),
             timelimit=(options.get("time_limit"), options.get("soft_time_limit")),
             argsrepr=options.get("argsrepr") or None,
@@ -360,9 +506,12 @@ class Producer:
             origin=self._origin,
             ignore_result=options.get("ignore_result"),
             headers=dict(options.get("headers") or {}),
-            callbacks=options.get("callbacks"),
-            errbacks=options.get("errbacks"),
-            chain=options.get("chain"),
+            replaced_task_nesting=options.get("replaced_task_nesting") or 0,
+            stamped_headers=_listed(options.get("stamped_headers")),
+            stamps=options.get("stamps") or {},
+            callbacks=_listed(options.get("link")),
+            errbacks=_listed(options.get("link_error")),
+            chain=_listed(options.get("chain")),
             chord=options.get("chord"),
         )
         priority = options.get("priority", route.priority)
@@ -565,6 +714,13 @@ class Producer:
         return text, str(left_ms)
 
 
+def _listed(value: Any) -> list[Any] | None:
+    """Return one signature, or several, as a list; None for none."""
+    if not value:
+        return None
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def _explained(
     plan: _Plan, args: Sequence[Any], kwargs: Mapping[str, Any], error: EncodeError
 ) -> EncodeError:
@@ -584,7 +740,7 @@ def _write_chunk(
 
     `note` is called with the id, args and kwargs of each.
     """
-    root_id, parent_id = options.get("root_id"), options.get("parent_id")
+    root_id, parent_id, group_index = map(options.get, ("root_id", "parent_id", "group_index"))
     texts: list[str] = []
     characters = 0
     prefix = tag_prefix(time.time())
@@ -596,7 +752,13 @@ def _write_chunk(
         for task_id, (args, kwargs) in islice(waiting, _CHUNK_COUNT):
             tag = tag_of(prefix, task_id)
             text = template.fill(
-                task_id, args, kwargs, delivery_tag=tag, root_id=root_id, parent_id=parent_id
+                task_id,
+                args,
+                kwargs,
+                delivery_tag=tag,
+                root_id=root_id,
+                parent_id=parent_id,
+                group_index=group_index,
             )
             texts.append(text)
             if note is not None:

@@ -13,6 +13,7 @@ from greenq.errors import ConfigError, Problem, ResultsDisabled
 from greenq.protocol.keys import Keys
 from greenq.transport.backend import Backend
 from greenq.transport.broker import Broker
+from greenq.transport.chords import Chords
 from greenq.transport.client import Client, database_of, nothing
 from greenq.transport.dead_letters import DeadLetters, DeadLimits
 from greenq.transport.embedded.server import EmbeddedServer, folder_of
@@ -120,6 +121,12 @@ class Transport:
         if self._backend is None:
             raise ResultsDisabled("results are disabled: set result_backend to keep them")
         return self._backend
+
+    @property
+    def chords(self) -> Chords:
+        """What senders of chords write."""
+        expires_s = int(self._config.result.result_expires or 0)
+        return Chords(self.client, self.result_client, self.keys, expires_s)
 
     @property
     def stores_results(self) -> bool:

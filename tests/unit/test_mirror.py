@@ -61,6 +61,7 @@ ELSEWHERE: dict[str, str] = {
     "transport/backend.py": "integration/test_groups.py",
     "transport/callbacks.py": "integration/test_groups.py",
     "transport/listener.py": "integration/test_groups.py",
+    "transport/chords.py": "integration/test_canvas.py",
     "transport/embedded/keeper.py": "integration/test_embedded.py",
     "transport/embedded/server.py": "integration/test_embedded.py",
     "transport/facts.py": "integration/test_guard.py",

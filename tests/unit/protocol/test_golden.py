@@ -136,6 +136,7 @@ def test_template_is_filled_byte_for_byte(command):
         delivery_tag=tag,
         root_id=call.root_id,
         parent_id=call.parent_id,
+        group_index=call.group_index,
     )
     assert filled.encode() == command.args[2]
 
