@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextvars import ContextVar
 
+    from greenq.canvas.plan import Plan
     from greenq.protocol.message import TaskMessage
     from greenq.result import AsyncResult
 
@@ -43,10 +44,14 @@ class Context:
         hostname: node name of the worker, None when called directly.
         sent: the same as `children`, but None as long as nothing was sent.
         retried: what ``retry(throw=False)`` has returned, or None.
+        replacement: what ``replace`` has put in this task's place, or None.
+        additions: what ``add_to_chord`` has added, or None.
         called_directly: True when the function was simply called.
     """
 
-    __slots__ = ("_delivered", "hostname", "message", "retried", "sent")
+    __slots__ = (
+        "_delivered", "additions", "hostname", "message", "replacement", "retried", "sent",
+    )  # fmt: skip
 
     # As in Celery; the context of a task that runs without a worker differs.
     is_eager = False
@@ -70,6 +75,8 @@ class Context:
         # Created on demand: ten thousand empty lists take 0.7 MB.
         self.sent: list[AsyncResult[Any]] | None = None
         self.retried: Retry | None = None
+        self.replacement: Plan | None = None
+        self.additions: list[Plan] | None = None
 
     @property
     def delivery_info(self) -> Mapping[str, Any] | None:

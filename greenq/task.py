@@ -265,6 +265,11 @@ class Task(Generic[P, R]):
         return checker(self.name, self.function, bound=self._bound)
 
     @property
+    def is_bound(self) -> bool:
+        """Whether its function's first parameter is the task itself."""
+        return self._bound
+
+    @property
     def app(self) -> Greenq:
         """The app this task belongs to."""
         return self._app()

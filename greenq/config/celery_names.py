@@ -33,7 +33,7 @@ _RESULT_SOCKET = (
     "not needed: the timeouts in broker_transport_options apply to the results server, too"
 )
 _WRITTEN_AGAIN = "not needed: results are written again until the server has them"
-_CHORDS = "not needed: chords are not supported yet"
+_CHORDS = "not needed: nothing waits for a chord; its last part sends the body"
 _APART = "not supported; separate clusters by global_keyprefix in broker_transport_options instead"
 _SIGNED = "signed messages are not supported yet"
 _BY_NAME = "not needed: a message goes to the queue that is named"
@@ -188,7 +188,6 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     (
         _CHORDS,
         {
-            "result_chord_expires": None,
             "result_chord_join_timeout": 3.0,
             "result_chord_retry_interval": 1.0,
         },

@@ -166,6 +166,12 @@ class ResultTransportOptions(Section):
         "",
         "Prefix of every result key; an underscore is added unless it ends in one of : _ - .",
     )
+    result_chord_ordered: bool = _setting(
+        validators.flag(),
+        True,
+        "Give a chord's body the results in the order of its header, not in that of their ends. "
+        "All workers must agree.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -263,6 +269,13 @@ class ResultConfig(Section):
         validators.optional(validators.lifetime()),
         None,
         "How long failures are kept; 0 means for ever, None means `result_expires`.",
+        unit="s",
+    )
+    result_chord_expires: float | None = _setting(
+        validators.optional(validators.lifetime()),
+        None,
+        "How long a chord is kept after its last part has ended; 0 means for ever, None means "
+        "`result_expires`.",
         unit="s",
     )
     result_extended: bool = _setting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from greenq.bootsteps.blueprint import StartStopPart
@@ -10,15 +11,22 @@ from greenq.consumer.reader import MessageReader
 from greenq.consumer.refusals import Refusals
 from greenq.consumer.returns import Returns, is_recorded
 from greenq.consumer.waiting import Waiting
-from greenq.errors import ContentDisallowed, DecodeError, NotRegistered, OperationalError
+from greenq.errors import (
+    ContentDisallowed,
+    DecodeError,
+    NotRegistered,
+    OperationalError,
+    WorkerLostError,
+)
 from greenq.execution.revoked import MOST_ID_CHARS
 from greenq.execution.suspects import Suspects
 from greenq.hub import Event
 from greenq.protocol import envelope, fast_decode
 from greenq.protocol.event import NullEventSender
-from greenq.protocol.message import parse_time
+from greenq.protocol.message import has_successors, parse_time
 from greenq.protocol.rate import parse_rate
 from greenq.protocol.serialize import accepted
+from greenq.protocol.signature import check_following
 from greenq.request import Request
 from greenq.transport.recovery import is_suspect
 
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
 
     from greenq.app import TaskRegistry
     from greenq.config.settings import TaskConfig
+    from greenq.execution.handover import Handover
     from greenq.execution.state import WorkerState
     from greenq.pool import Pool
     from greenq.protocol.event import EventSender
@@ -74,6 +83,7 @@ class Tasks(StartStopPart):
         timer: Timer,
         state: WorkerState,
         hostname: str,
+        handover: Handover,
         left_behind: Callable[[], None],
         events: EventSender | None = None,
         rate_limits: bool = True,
@@ -83,6 +93,7 @@ class Tasks(StartStopPart):
         Args:
             config, transport, registry, fetcher, outbox, pool, timer, state: those of the worker.
             hostname: its node name.
+            handover: computes what ends set in motion.
             left_behind: called when a take leaves messages behind.
             events: gets the events of tasks.
             rate_limits: False lets tasks start without regard to their limits.
@@ -100,7 +111,7 @@ class Tasks(StartStopPart):
         self.admission = Admission(
             config=config, transport=transport, registry=registry, outbox=outbox, pool=pool,
             timer=timer, state=state, hostname=hostname, events=events or NullEventSender(),
-            rate_limits=rate_limits, returns=self._returns,
+            rate_limits=rate_limits, returns=self._returns, handover=handover,
         )  # fmt: skip
         self._suspects = self.admission.suspects
         # Own greenlet only.
@@ -321,6 +332,7 @@ class Admission:
         events: EventSender,
         rate_limits: bool,
         returns: Returns,
+        handover: Handover,
     ) -> None:
         """Take a worker's parts; see `Tasks`."""
         self._config = config
@@ -330,11 +342,12 @@ class Admission:
         self._revoked = state.revoked
         self._events = events
         self._returns = returns
+        self._stores_results = transport.stores_results
         self._accept = accepted(config.accept_content)
         self._max_body_bytes = config.task_max_body_bytes
         self._default_rate = parse_rate(config.task_default_rate_limit)
         self.reader = MessageReader(config, self._accept)
-        self._refusals = Refusals(transport, registry, outbox, state, events, hostname)
+        self._refusals = Refusals(transport, registry, outbox, state, events, hostname, handover)
         self.waiting = Waiting(
             transport,
             registry,
@@ -367,16 +380,20 @@ class Admission:
         message = message or self._read_carefully(delivery)
         if message is None:
             return
+        if has_successors(message):
+            message = self._check_following(delivery, message)
+            if message is None:
+                return
         try:
-            _check_supported(message)
+            _check_ids(message)
             eta = None if message.eta is None else parse_time(message.eta, "eta")
             expires = None if message.expires is None else parse_time(message.expires, "expires")
         except DecodeError as exc:
-            self._refusals.bury(delivery, exc, message.id)
+            self._refusals.bury(delivery, exc, message.id, message)
             return
         task = self._registry.get(message.task)
         if task is None:
-            self._refusals.bury(delivery, NotRegistered(message.task), message.id)
+            self._refusals.bury(delivery, NotRegistered(message.task), message.id, message)
             return
         acks_late = self._config.task_acks_late if task.acks_late is None else task.acks_late
         request = Request(delivery, message, task, acks_late=acks_late, taken_s=self.taken_s)
@@ -433,6 +450,19 @@ class Admission:
         if not self.waiting.is_too_late(request):
             self._pool.submit(request)
 
+    def _check_following(self, delivery: Delivery, message: TaskMessage) -> TaskMessage | None:
+        """Check what a message says of its successors; bury it if that is wrong."""
+        sound, reason = check_following(message)
+        if not reason and message.chord and not self._stores_results:
+            reason = "it belongs to a chord, whose parts are counted among the results, and this "
+            reason += "worker has none: set result_backend"
+            sound = replace(message, chord=None)
+        if not reason:
+            return message
+        error = DecodeError(f"task {message.task}: {reason}")
+        self._refusals.bury(delivery, error, message.id, sound)
+        return None
+
     def _read_carefully(self, delivery: Delivery) -> TaskMessage | None:
         """Read what is not quite common; bury what is no task call, and return None."""
         try:
@@ -441,27 +471,27 @@ class Admission:
             self._refusals.bury(delivery, exc, envelope.header(delivery.raw, "id"))
             return None
         try:
-            return self.reader.decode(unwrapped)
+            message = self.reader.decode(unwrapped)
         except (DecodeError, ContentDisallowed) as exc:
             self._refusals.bury(delivery, exc, unwrapped.headers.get("id"))
             return None
+        reason = unwrapped.properties.get("refused")
+        if type(reason) is str:
+            # Another worker has found that it must not run; what follows it is computed here.
+            self._refusals.bury(delivery, WorkerLostError(reason), message.id, message)
+            return None
+        return message
 
 
-def _check_supported(message: TaskMessage) -> None:
-    """Refuse what this version would run only in part, and ids that would fill the server.
+def _check_ids(message: TaskMessage) -> None:
+    """Refuse ids that would fill the server.
 
     Raises:
-        DecodeError: the message belongs to a workflow, or an id is too long.
+        DecodeError: an id is too long.
     """
     # Added up, because this is on the path of every task.
     ids = len(message.id) + len(message.root_id or "") + len(message.parent_id or "")
     if ids + len(message.group or "") > MOST_ID_CHARS:
         raise DecodeError(
             f"task {message.task}: its ids have more than {MOST_ID_CHARS:,} characters together"
-        )
-    if message.callbacks or message.errbacks or message.chain or message.chord:
-        parts = ("callbacks", "errbacks", "chain", "chord")
-        used = [part for part in parts if getattr(message, part)]
-        raise DecodeError(
-            f"task {message.task}: workflows ({', '.join(used)}) are not supported by this version"
         )

@@ -31,11 +31,12 @@ from greenq.errors import (
     TaskTerminated,
     TimeLimitExceeded,
 )
+from greenq.execution.handover import Failure, Handover, Step
 from greenq.hub import Event, sleep
 from greenq.outcome import Outcome, call, call_hooks, text_of, trace_of
 from greenq.pool import AGAIN_S, Interrupt
 from greenq.protocol.event import NullEventSender
-from greenq.protocol.message import saferepr
+from greenq.protocol.message import has_successors, saferepr
 from greenq.protocol.meta import utc_now
 from greenq.sending.retry import expiration, following
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
@@ -54,8 +55,9 @@ if TYPE_CHECKING:
     from greenq.task import Task
     from greenq.transport.backend import Backend
     from greenq.transport.outbox import Outbox
-    from greenq.transport.settle import Move, StateWrite
+    from greenq.transport.settle import Action, Move, StateWrite
     from greenq.transport.transport import Transport
+    from greenq.transport.workflow import Workflow
 
 _log = logging.getLogger(__name__)
 
@@ -81,13 +83,14 @@ class Executor:
         outbox: Outbox,
         state: WorkerState,
         hostname: str,
+        handover: Handover,
         events: EventSender | None = None,
         end_hooks: Sequence[Callable[[], object]] = (),
     ) -> None:
         """Use the parts of one worker.
 
-        `hostname` is its node name, `events` sends the task events, `end_hooks` are called after
-        each task.
+        `hostname` is its node name, `handover` computes what ends set in motion, `events` sends
+        the task events, `end_hooks` are called after each task.
         """
         self._config = config
         self._broker = transport.broker
@@ -98,6 +101,7 @@ class Executor:
         self._state = state
         self._revoked = state.revoked
         self._hostname = hostname
+        self._handover = handover
         self._events = events or NullEventSender()
         self._end_hooks = end_hooks
         self._zone = ZoneInfo(config.timezone)
@@ -175,6 +179,8 @@ class Executor:
         if not request.settle():
             # It was requeued, unless it never had a reservation.
             return not request.delivery.tag
+        # What waits for a step must fail if its worker dies: its record stays.
+        action: Action = "e" if has_successors(request.message) else "b"
         confirmed = Event()
         answers: list[bool] = []
 
@@ -182,7 +188,7 @@ class Executor:
             answers.append(held)
             confirmed.set()
 
-        self._outbox.put(Entry(request.delivery.tag, "b", written=written))
+        self._outbox.put(Entry(request.delivery.tag, action, written=written))
         try:
             confirmed.wait()
         except BaseException:
@@ -240,16 +246,68 @@ class Executor:
             outcome, move = self._prepare_retry(request, outcome, outcome.value)
         elif context.retried is not None and tag and outcome.state in _WITH_NEXT_RUN:
             outcome, move = self._prepare_retry(request, outcome, context.retried)
-        if outcome.state not in (IGNORED, REJECTED):
+        workflow: Workflow | None = None
+        if has_successors(request.message) or context.replacement is not None:
+            outcome, result, workflow = self._hand_over(request, context, outcome, move)
+        elif outcome.state not in (IGNORED, REJECTED):
             outcome, result = self._encode_outcome(request, context, outcome)
         # A message acknowledged early has left a stub, to which the outcome belongs.
         if tag and move is None:
             move = self._choose_move(request, outcome)
         if request.acks_late and not request.settle():
             return None
-        if tag or result is not None:
-            self._outbox.put(Entry(tag, "a", result, move, None, request))
+        if tag or result is not None or workflow is not None:
+            self._outbox.put(Entry(tag, "a", result, move, None, request, workflow))
         return outcome
+
+    def _hand_over(
+        self, request: Request, context: Context, outcome: Outcome, move: Move | None
+    ) -> tuple[Outcome, StateWrite | None, Workflow]:
+        """Return the outcome of a step, its state, and what its end sets in motion.
+
+        What cannot be sent or stored makes it fail, with everything that waits for it.
+        """
+        step = self._step(request)
+        if move is not None or outcome.state == REJECTED:
+            # The next run hands over.
+            result = None
+            if outcome.state != REJECTED:
+                outcome, result = self._encode_outcome(request, context, outcome)
+            workflow = Workflow()
+            if context.additions:
+                self._handover.added(workflow, step, context.additions)
+            return outcome, result, workflow
+        if context.replacement is not None and outcome.state == IGNORED:
+            try:
+                return outcome, None, self._handover.replaced(step, context.replacement)
+            except Exception as exc:
+                outcome = Outcome(FAILURE, exc, trace_of(exc))
+        if outcome.state == SUCCESS:
+            try:
+                workflow, sent = self._handover.succeeded(step, outcome.value)
+                if context.additions:
+                    self._handover.added(workflow, step, context.additions)
+                encoded, result = self._encode_outcome(request, context, outcome, sent)
+                if encoded.state == SUCCESS:
+                    return encoded, result, workflow
+                outcome = encoded
+            except Exception as exc:
+                exc.add_note(f"raised while the successors of task {request} were being sent")
+                outcome = Outcome(FAILURE, exc, trace_of(exc))
+        failure = Failure(
+            FAILURE if outcome.state == IGNORED else outcome.state, outcome.value, outcome.traceback
+        )
+        calls = outcome.state == FAILURE
+        workflow = self._handover.failed(step, failure, context, calls=calls)
+        if outcome.state == IGNORED:
+            return outcome, None, workflow
+        outcome, result = self._encode_outcome(request, context, outcome)
+        return outcome, result, workflow
+
+    def _step(self, request: Request) -> Step:
+        inherits = self._config.task_inherit_parent_priority
+        priority = request.properties.get("priority") if inherits else None
+        return Step(request.delivery, request.message, priority)
 
     def _prepare_retry(
         self, request: Request, outcome: Outcome, retry: Retry
@@ -263,14 +321,17 @@ class Executor:
             return Outcome(FAILURE, exc, trace_of(exc)), None
 
     def _encode_outcome(
-        self, request: Request, context: Context, outcome: Outcome
+        self, request: Request, context: Context, outcome: Outcome, sent: Sequence[Any] = ()
     ) -> tuple[Outcome, StateWrite | None]:
-        """Return the outcome and its state write; a value that cannot be stored is a failure."""
+        """Return the outcome and its state write; a value that cannot be stored is a failure.
+
+        `sent` are the handles of what its end sends.
+        """
         backend = self._backend
         if backend is None or not self._is_stored(request, outcome):
             return outcome, None
         try:
-            return outcome, self._encode_state(backend, request, context, outcome)
+            return outcome, self._encode_state(backend, request, context, outcome, sent)
         except EncodeError as exc:
             what = f"the result of {request} cannot be stored: {exc}"
         except Exception as exc:
@@ -302,6 +363,7 @@ class Executor:
         request: Request,
         context: Context,
         outcome: Outcome,
+        sent: Sequence[Any] = (),
         *,
         bare: bool = False,
     ) -> StateWrite:
@@ -314,7 +376,7 @@ class Executor:
             outcome.state,
             value,
             traceback=outcome.traceback,
-            children=_children(context) if context.sent and not bare else (),
+            children=_children(context, sent) if (context.sent or sent) and not bare else (),
             date_done=None if outcome.state == RETRY else utc_now(),
             group_id=message.group,
             parent_id=message.parent_id,
@@ -423,10 +485,14 @@ class Executor:
             _log.critical("cannot store any state of %s", request, exc_info=True)
             if tag and request.acks_late:
                 move = self._bury(request, _storable(what))
+        workflow = None
+        if has_successors(request.message):
+            failure = Failure(FAILURE, outcome.value, outcome.traceback)
+            workflow = self._handover.surely_failed(self._step(request), failure)
         if request.acks_late and not request.settle():
             return None
         if tag or result is not None:
-            self._outbox.put(Entry(tag, result=result, move=move, about=request))
+            self._outbox.put(Entry(tag, result=result, move=move, about=request, workflow=workflow))
         return outcome
 
     # --- report -----------------------------------------------------------------------------------
@@ -544,8 +610,8 @@ def _override(killed: TaskTerminated, outcome: Outcome) -> Outcome:
     return Outcome(state, killed.reason, outcome.traceback)
 
 
-def _children(context: Context) -> tuple[object, ...]:
-    return tuple([[child.id, None], None] for child in context.children)
+def _children(context: Context, sent: Sequence[Any]) -> tuple[object, ...]:
+    return (*(child.as_tuple() for child in context.sent or ()), *sent)
 
 
 def _storable(text: str) -> str:

@@ -117,7 +117,12 @@ class Keys:
         return f"{self._result_prefix()}celery-task-meta-{task_id}"
 
     def group(self, group_id: str) -> str:
-        """Return the key, and the channel, of a saved group."""
+        """Return the key, and the channel, of a saved group.
+
+        The keys of its chord are this one with Celery's endings: ``.j`` the parts' values, ``.d``
+        the parts counted, ``.s`` the size, ``.t`` what was added to it, ``.c`` who sends the body;
+        and greenq's own ``.a``, the ids that were added.
+        """
         return f"{self._result_prefix()}celery-taskset-meta-{group_id}"
 
     def _result_prefix(self) -> str:

@@ -148,7 +148,51 @@ def encode_group(
     return _pack({"result": members}, serializer, compression)
 
 
-def _pack(meta: dict[str, Any], serializer: str, compression: str | None) -> bytes:
+def encode_part(
+    task_id: str,
+    status: str,
+    result: object,
+    serializer: str = "json",
+    compression: str | None = None,
+) -> bytes:
+    """Write one part of a chord: what a task of its header ended with.
+
+    Shape: the list ``[1, task id, status, result]``; an exception becomes data, as in a result.
+
+    Raises:
+        EncodeError: the result cannot be serialized.
+    """
+    if status in EXCEPTION_STATES and isinstance(result, BaseException):
+        result = _exception_for(result, serializer)
+    return _pack([1, task_id, status, result], serializer, compression)
+
+
+def decode_part(
+    payload: bytes,
+    *,
+    serializer: str = "json",
+    accept: frozenset[str],
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    accept_compression: frozenset[str] = KNOWN,
+) -> tuple[str, str, Any]:
+    """Parse one part of a chord: the task's id, its state, and its value or exception.
+
+    Raises:
+        ContentDisallowed: the serializer's content type is not in `accept`.
+        DecodeError: damaged, too large, or not a part.
+    """
+    part = _unpack(payload, serializer, accept, max_bytes, accept_compression)
+    if not isinstance(part, (list, tuple)) or len(part) != 4:
+        raise DecodeError("a part of a chord is not a list of four", payload)
+    _, task_id, status, result = part
+    if not isinstance(task_id, str) or not isinstance(status, str):
+        raise DecodeError("a part of a chord has no task id or no status", payload)
+    if status in EXCEPTION_STATES:
+        result = exception_from_wire(result)
+    return task_id, status, result
+
+
+def _pack(meta: object, serializer: str, compression: str | None) -> bytes:
     payload = json_dumps(meta).encode() if serializer == "json" else dumps(meta, serializer).data
     if not compression:
         return payload

@@ -25,14 +25,17 @@ from greenq.protocol.limits import DENSE_BYTES, has_more_items, most_items
 from greenq.protocol.meta import (
     ResultMeta,
     decode_group,
+    decode_part,
     decode_result,
     encode_group,
+    encode_part,
     encode_result,
 )
 from greenq.states import FAILURE, PENDING, READY_STATES, REVOKED, SUCCESS
 from greenq.transport.callbacks import Callbacks
 from greenq.transport.listener import Heard, Listener, portions
 from greenq.transport.settle import Entry, StateWrite, settle
+from greenq.transport.workflow import Part, chord_rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -86,6 +89,11 @@ class Backend:
             SUCCESS: f"s{expiry}", FAILURE: f"f{failure_expiry}", REVOKED: f"f{expiry}"
         }  # fmt: skip
         self._rule = f"n{expiry}"
+        # How long a chord is kept once nothing happens to it, and what its parts are kept in.
+        chord_expiry = config.result_chord_expires
+        self.chord_seconds = expiry if chord_expiry is None else int(chord_expiry)
+        self._is_ordered = config.result_backend_transport_options.result_chord_ordered
+        self._chord_rule = chord_rule(self._is_ordered, self.chord_seconds, expiry)
         names = config.result_accept_content
         self._accept = serialize.accepted(accept_content if names is None else names)
         self._accept_compression = compress.accepted(*accept_compression, config.result_compression)
@@ -133,6 +141,53 @@ class Backend:
                     f"task_max_result_bytes = {self._max_bytes}; store it elsewhere, return where"
                 )
         return StateWrite(self._keys.result(task_id), self._rules.get(status, self._rule), payload)
+
+    def part(
+        self, group_id: str, index: int | None, task_id: str, status: str, result: object
+    ) -> Part:
+        """Return the part that a task of a chord's header adds when it ends.
+
+        Raises:
+            EncodeError: the result cannot be serialized.
+        """
+        place = "+inf" if index is None else str(index)
+        config = self._config
+        value = encode_part(
+            task_id, status, result, config.result_serializer, config.result_compression
+        )
+        key = self._keys.group(group_id)
+        return Part(key, f"{task_id}:{place}", place, value, self._chord_rule)
+
+    def read_chord(self, group: str) -> tuple[str | None, list[tuple[str, str, Any]], Any]:
+        """Read a chord by its group's key. Switches: yes.
+
+        Returns:
+            Who is to send its body; the parts that have ended, in their order, as `decode_part`
+            returns them; and the group as saved, None unless its members are groups, too.
+
+        Raises:
+            ProtocolError: a part cannot be read.
+        """
+        read = "ZRANGE" if self._is_ordered else "LRANGE"
+        claim, values, saved = self._client.pipeline(
+            [("GET", f"{group}.c"), (read, f"{group}.j", 0, -1), ("GET", group)]
+        )
+        how: dict[str, Any] = {
+            "serializer": self._config.result_serializer,
+            "accept": self._accept,
+            "max_bytes": self._max_bytes,
+            "accept_compression": self._accept_compression,
+        }
+        return (
+            None if claim is None else claim.decode(errors="replace"),
+            [decode_part(value, **how) for value in values],
+            None if saved is None else decode_group(saved, **how),
+        )
+
+    def read_claim(self, group: str) -> str | None:
+        """Read who is to send the body of a chord, by its group's key. Switches: yes."""
+        claim = self._client.call("GET", f"{group}.c")
+        return None if claim is None else claim.decode(errors="replace")
 
     def store(self, task_id: str, status: str, result: object, **fields: Any) -> None:
         """Store a state at once; `fields` are those of `stored`."""

@@ -23,6 +23,7 @@ import greenq.consumer.refusals
 import greenq.consumer.tasks
 import greenq.consumer.waiting
 import greenq.execution.executor
+import greenq.execution.handover
 import greenq.execution.state
 import greenq.execution.suspects
 import greenq.sending.producer
@@ -39,6 +40,7 @@ from greenq.consumer.tasks import Tasks
 from greenq.context import current_context
 from greenq.errors import OperationalError, Retry, WorkerLostError
 from greenq.execution.executor import Executor
+from greenq.execution.handover import Handover
 from greenq.execution.state import WorkerState
 from greenq.states import FAILURE
 from greenq.timer import Timer
@@ -113,7 +115,11 @@ class _Datetime(datetime):
 
 _MODULES: list[tuple[Any, dict[str, Any]]] = [
     (greenq.consumer.tasks, {"Event": SimEvent}),
-    (greenq.consumer.refusals, {"datetime": _Datetime}),
+    (greenq.consumer.refusals, {"datetime": _Datetime, "spawn": sim_spawn}),
+    (
+        greenq.execution.handover,
+        {"datetime": _Datetime, "sleep": sim_sleep, "spawn": sim_spawn},
+    ),
     (greenq.consumer.waiting, {"datetime": _Datetime}),
     (
         greenq.execution.executor,
@@ -441,6 +447,14 @@ class SimWorker:
         self.watch.reclaimer.scores_at_s = 0.0 if world.scenario.overdue else 1e18
         self.outbox = Outbox(transport, name)
         self.pool = SimPool(self, size, lambda request: self.executor(request))
+        handover = Handover(
+            config=config.task,
+            transport=transport,
+            registry=app.tasks,
+            producer=app.producer,
+            outbox=self.outbox,
+            hostname=f"greenq@{name}",
+        )
         self.executor = Executor(
             config=config.task,
             transport=transport,
@@ -448,6 +462,7 @@ class SimWorker:
             outbox=self.outbox,
             state=self.state,
             hostname=f"greenq@{name}",
+            handover=handover,
         )
         self.fetcher = Fetcher(client, transport.keys, queues, name, member=str(self.owner))
         pool: Any = self.pool
@@ -461,6 +476,7 @@ class SimWorker:
             timer=self.timer,
             state=self.state,
             hostname=f"greenq@{name}",
+            handover=handover,
             left_behind=bool,
         )
         self.pool.abandoned = self.tasks.give_back

@@ -13,6 +13,7 @@ from greenq import Greenq
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.consumer.tasks import Tasks
 from greenq.execution.executor import Executor
+from greenq.execution.handover import Handover
 from greenq.execution.state import WorkerState
 from greenq.pool import Pool
 from greenq.protocol import envelope
@@ -197,6 +198,14 @@ class Rig:
         self.abandoned: list[Request] = []
         outbox: Any = self.outbox
         fetcher: Any = self.fetcher
+        self.handover = Handover(
+            config=self.app.config.task,
+            transport=self.app.transport,
+            registry=self.app.tasks,
+            producer=self.app.producer,
+            outbox=outbox,
+            hostname="greenq@rig",
+        )
         self.executor = Executor(
             config=self.app.config.task,
             transport=self.app.transport,
@@ -204,6 +213,7 @@ class Rig:
             outbox=outbox,
             state=self.state,
             hostname="greenq@rig",
+            handover=self.handover,
             events=self.events,
             end_hooks=self.app.task_end_hooks,
         )
@@ -218,6 +228,7 @@ class Rig:
             timer=self.timer,
             state=self.state,
             hostname="greenq@rig",
+            handover=self.handover,
             left_behind=bool,
             events=self.events,
             rate_limits=rate_limits,
