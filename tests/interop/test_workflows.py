@@ -148,9 +148,7 @@ def test_a_new_errback_gets_the_error(flow: Flow) -> None:
     result = flow.s("fail").apply_async(link_error=flow.s("new_errback"))
     with pytest.raises(ValueError, match="kaboom"):
         result.get(timeout=WAIT_S)
-    assert flow.wait_seen("new_errback") == [
-        f"new_errback {result.id} ValueError ('kaboom', 42)"
-    ]
+    assert flow.wait_seen("new_errback") == [f"new_errback {result.id} ValueError ('kaboom', 42)"]
 
 
 def test_a_failed_step_fails_the_later_ones(flow: Flow) -> None:
@@ -202,7 +200,6 @@ def test_stamps_are_passed_on(flow: Flow) -> None:
     steps = chain(first, flow.s("place"), app=flow.app)
     steps.stamp(customer="c1")
     assert steps.apply_async().get(timeout=WAIT_S)["stamps"] == {"customer": ["c1"]}
-
 
 
 def test_many_chords_at_once_send_one_body_each(flow: Flow) -> None:
