@@ -10,13 +10,16 @@ from datetime import datetime
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, TypeVarTuple
 
+from greenq.canvas.here import run_in_place
+from greenq.canvas.inside import addition, replacement
 from greenq.canvas.primitives import chunks, xmap, xstarmap
-from greenq.canvas.signature import Signature
+from greenq.canvas.signature import Signature, maybe_signature
 from greenq.config.celery_names import TASK_OPTIONS, asks_for_something, name_what_is_not_here
 from greenq.context import Context, current_context
-from greenq.errors import MaxRetriesExceededError, Retry
+from greenq.errors import Ignore, MaxRetriesExceededError, Retry
 from greenq.protocol.rate import parse_rate
 from greenq.result import newest_app
+from greenq.result.base import result_from_tuple
 from greenq.sending.arguments import ACCEPT_ALL, Check, checker
 from greenq.sending.options import check_task_option
 from greenq.sending.retry import check
@@ -530,6 +533,49 @@ class Task(Generic[P, R]):
             context.retried = retry
             return retry
         raise retry from exc
+
+    def replace(self, sig: Mapping[str, Any]) -> Any:
+        """End this run and let a signature take its place; write ``return self.replace(sig)``.
+
+        The end of the signature gets this task's id, its place in a group or a chord, and whatever
+        follows it. The results of a group are gathered in a list. The worker sends it and
+        acknowledges this message in one step; nothing is stored for this run. In a task that runs
+        by `apply`, the signature runs here, and its value is returned.
+
+        Raises:
+            Ignore: always, inside a worker.
+            ValueError: the signature cannot be sent.
+        """
+        context = self.request
+        if context.message is None:
+            raise ValueError(f"replace() of {self.name}: no worker runs this task")
+        if context.is_eager:
+            return run_in_place(maybe_signature(sig, self.app))
+        context.replacement = replacement(context.message, sig)
+        raise Ignore("Replaced by new task")
+
+    def add_to_chord(self, sig: Mapping[str, Any]) -> Any:
+        """Add a task to the chord that this one belongs to, and return its handle.
+
+        The worker sends it when this run ends, unless it fails; the chord's body then waits for it,
+        too, and gets its result after all others.
+
+        Raises:
+            ValueError: this task belongs to no chord, or no worker runs it.
+        """
+        context = self.request
+        if context.message is None:
+            raise ValueError(f"add_to_chord() of {self.name}: no worker runs this task")
+        added = addition(context.message, sig)
+        context.additions = [*(context.additions or ()), added]
+        result = result_from_tuple(added.handle, self.app)
+        context.children.append(result)
+        return result
+
+    def add_trail(self, result: Any) -> Any:
+        """Add a handle to this run's children, and return it."""
+        self.request.children.append(result)
+        return result
 
     def retry_delay(self, retries: int) -> float | None:
         """Return the seconds to wait before an automatic retry; None means the default."""

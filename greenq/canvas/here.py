@@ -23,6 +23,19 @@ def first_failed(result: Any) -> Any:
     return next((each for each in result.handles() if each.state != SUCCESS), None)
 
 
+def run_in_place(sig: Any) -> Any:
+    """Run a signature for a task that it replaces, and return its value.
+
+    Raises:
+        Exception: that of a task that failed.
+    """
+    result = sig.apply()
+    failed = first_failed(result)
+    if failed is not None:
+        raise failed.result
+    return value_here(result)
+
+
 def after(before: Any, result: Any) -> Any:
     """Make `before` the parent of what has run next, and return that."""
     first = result

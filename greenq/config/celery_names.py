@@ -391,7 +391,6 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
     "Task": {
         **dict.fromkeys(
             (
-                "add_to_chord", "replace",
                 "signature_from_request", "subtask_from_request",
             ),
             _WORKFLOWS,

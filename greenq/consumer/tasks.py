@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from greenq.bootsteps.blueprint import StartStopPart
-from greenq.consumer.reader import MessageReader
 from greenq.consumer.refusals import Refusals
 from greenq.consumer.returns import Returns, is_recorded
 from greenq.consumer.waiting import Waiting
@@ -18,6 +17,7 @@ from greenq.errors import (
     OperationalError,
     WorkerLostError,
 )
+from greenq.execution.reader import MessageReader
 from greenq.execution.revoked import MOST_ID_CHARS
 from greenq.execution.suspects import Suspects
 from greenq.hub import Event

@@ -182,8 +182,7 @@ class Handover:
         seconds = self._transport.backend.chord_seconds
         for plan in plans:
             self._send(flow, plan)
-            ids = [call.options["task_id"] for call in plan.calls]
-            flow.adds += [Addition(group, task_id, seconds) for task_id in ids]
+            flow.adds += [Addition(group, task_id, seconds) for task_id in _ends(plan.handle)]
         workflow.adds += flow.adds
         workflow.pushes += flow.pushes
         workflow.seals += flow.seals
@@ -468,6 +467,12 @@ def _values(parts: list[tuple[str, str, Any]], saved: Any) -> list[Any]:
     except (KeyError, TypeError, IndexError, ValueError, RecursionError):
         # A member was added or is not among the saved ones.
         return values
+
+
+def _ends(handle: Any) -> list[str]:
+    """Return the ids of the tasks that end what a handle stands for."""
+    (task_id, _parent), inner = handle
+    return [task_id] if inner is None else [each for part in inner for each in _ends(part)]
 
 
 def _arranged(handle: Any, values: Mapping[str, Any]) -> Any:

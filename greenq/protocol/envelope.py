@@ -256,6 +256,11 @@ class Held(NamedTuple):
         value = self._of("headers", name)
         return value if isinstance(value, str) else None
 
+    def number(self, name: str) -> int | None:
+        """Return a header if it is a whole number, else None."""
+        value = self._of("headers", name)
+        return value if type(value) is int else None
+
     def redelivered(self, deliveries: int | None = None) -> str:
         """Write the message as `mark_redelivered` does; this modifies `element`.
 

@@ -24,6 +24,7 @@ import greenq.consumer.tasks
 import greenq.consumer.waiting
 import greenq.execution.executor
 import greenq.execution.handover
+import greenq.execution.lost
 import greenq.execution.state
 import greenq.execution.suspects
 import greenq.sending.producer
@@ -38,11 +39,11 @@ import greenq.watchdog.thread
 from greenq import Greenq
 from greenq.consumer.tasks import Tasks
 from greenq.context import current_context
-from greenq.errors import OperationalError, Retry, WorkerLostError
+from greenq.errors import Ignore, OperationalError, Retry
 from greenq.execution.executor import Executor
 from greenq.execution.handover import Handover
+from greenq.execution.lost import LostMessages
 from greenq.execution.state import WorkerState
-from greenq.states import FAILURE
 from greenq.timer import Timer
 from greenq.transport.fetch import Fetcher
 from greenq.transport.leases import Leases
@@ -125,6 +126,7 @@ _MODULES: list[tuple[Any, dict[str, Any]]] = [
         greenq.execution.executor,
         {"time": _Time, "datetime": _Datetime, "Event": SimEvent, "sleep": sim_sleep},
     ),
+    (greenq.execution.lost, {"datetime": _Datetime}),
     (greenq.sending.producer, {"time": _Time}),
     (greenq.execution.suspects, {"Event": SimEvent, "spawn": sim_spawn}),
     (greenq.timer, {"time": _Time, "Event": SimEvent, "spawn": sim_spawn}),
@@ -230,6 +232,7 @@ class Site:
         self.broker = transport.broker
         self.keys = transport.keys
         self.transport = transport
+        self.lost = LostMessages(app, "model")
 
     def reset(self) -> None:
         self.client.reset()
@@ -239,22 +242,23 @@ class Site:
         self.broker._takers.question = lambda _queue: []  # type: ignore[method-assign]
         _ids[0] = 0
 
-    def text(self, task: str, task_id: str, queue: str, eta_s: float | None, priority: int) -> str:
-        eta = None if eta_s is None else datetime.fromtimestamp(T0 + eta_s, UTC)
-        options: dict[str, Any] = {"task_id": task_id, "queue": queue, "priority": priority}
-        if eta is not None:
-            options["eta"] = eta
-        text: str = self.app.producer.prepare(task, (), {}, options)["text"]
+    def text(self, message: Any, options: dict[str, Any]) -> str:
+        options = {
+            **options, "task_id": message.id, "queue": message.queue, "priority": message.priority,
+        }  # fmt: skip
+        if message.eta_s is not None:
+            options["eta"] = datetime.fromtimestamp(T0 + message.eta_s, UTC)
+        text: str = self.app.producer.prepare(message.task, (), {}, options)["text"]
         return text
 
 
-def _body(task: Any) -> Any:
+def _body(task: Any, *_results: Any) -> Any:
     """The body of every task of the model: stop, then end as the step says."""
     actor = greenlet.getcurrent()
     world = actor.kernel.world
     try:
         return world.run_body(actor, task)
-    except (Body, Retry):
+    except (Body, Retry, Ignore):
         raise
     except Exception as exc:
         world.kernel.errors.append(f"a task's body: {exc!r}")
@@ -515,12 +519,7 @@ class SimWorker:
         return True if own is None else own
 
     def _bury(self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None) -> Entry:
-        transport = self.world.site.transport
-        now = datetime.fromtimestamp(T0, UTC)
-        move = transport.broker.bury(tag, queue, raw, reason=reason, worker=self.name, now=now)
-        assert task_id is not None
-        result = transport.backend.stored(task_id, FAILURE, WorkerLostError(reason))
-        return Entry.moving(move, result)
+        return self.world.site.lost.bury(tag, queue, raw, reason, task_id)
 
     def _pause(self, paused: frozenset[str]) -> None:
         if paused != self.state.paused:
@@ -748,6 +747,8 @@ class World:
                 key = self.site.keys.queue(message.queue, message.priority)
                 link.later(pack(("LPUSH", key, self.texts[message.id])))
                 self.sent.add(message.id)
+        for group, size in self.scenario.chords.items():
+            self.result_link.later(pack(("SET", f"{self.site.keys.group(group)}.s", size)))
         for name, (size, queues) in self.scenario.workers.items():
             self.add_worker(name, size, queues)
         for name in self.scenario.celery:
@@ -1010,7 +1011,9 @@ class World:
         assert context is not None
         request = context._delivered
         assert request is not None
-        task_id, retries = request.message.id, request.message.retries
+        message = request.message
+        # A replacement is another run of the same id.
+        task_id, retries = message.id, message.retries + message.replaced_task_nesting
         text_tag = request.properties.get("delivery_tag", "")
         early = not request.acks_late
         self.begin(actor, request.delivery.tag, text_tag, task_id, retries, early=early)
@@ -1026,6 +1029,8 @@ class World:
             return "done"
         if outcome == "retry":
             raise task.retry(countdown=0)
+        if outcome == "replace":
+            task.replace(self.scenario.signature(task_id, self.scenario.by_id[task_id].task))
         raise Body("failed")
 
     def begin(

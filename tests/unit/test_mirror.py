@@ -75,7 +75,7 @@ ELSEWHERE: dict[str, str] = {
     # A worker as a whole, or what it makes of a lost connection.
     "consumer/__init__.py": "integration/test_connections.py",
     "consumer/connection.py": "integration/test_connections.py",
-    "consumer/reader.py": "unit/consumer/test_tasks.py",
+    "execution/reader.py": "unit/consumer/test_tasks.py",
     "consumer/refusals.py": "unit/consumer/test_tasks.py",
     "consumer/returns.py": "unit/consumer/test_tasks.py",
     "consumer/waiting.py": "unit/consumer/test_tasks.py",

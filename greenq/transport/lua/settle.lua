@@ -345,9 +345,9 @@ local function leave(ending)
     return move(tag, ending.is_stub, KEYS[5 + tonumber(ARGV[ending.move])], ARGV[ending.move + 1], ARGV[ending.move + 2])
   elseif ending.what == 97 and tag ~= '' then -- a
     if asks == 'own' then redis.call('SREM', begun, tag) end
+    taken[tag] = true
     redis.call('HDEL', unacked, tag)
     redis.call('ZREM', index, tag)
-    taken[tag] = true
   end
   return true
 end
@@ -437,17 +437,16 @@ for number = 1, count do
     elseif is_stub then
       redis.call('SREM', begun, tag)
     end
-  elseif what == 98 and is_record then -- b
+  elseif (what == 98 or what == 101) and is_record then -- b, e
     -- First: a server without memory refuses a script that begins with a write that may need some.
     redis.call('SREM', begun, tag)
     redis.call('SADD', begun, tag)
     redis.call('EXPIRE', begun, 604800)
-    redis.call('HDEL', unacked, tag)
-    redis.call('ZREM', index, tag)
-    taken[tag] = true
-  elseif what == 101 and is_record then -- e
-    redis.call('SADD', begun, tag)
-    redis.call('EXPIRE', begun, 604800)
+    if what == 98 then
+      redis.call('HDEL', unacked, tag)
+      redis.call('ZREM', index, tag)
+      taken[tag] = true
+    end
   elseif what == 108 and held then -- l
     redis.call('HDEL', owner, 'alone')
     if tag ~= '' then redis.call('HSET', owner, 'alone', tag) end

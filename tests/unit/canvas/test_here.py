@@ -123,3 +123,15 @@ def test_workflows_are_not_sent_in_eager_mode() -> None:
     ):
         assert isinstance(result, (EagerResult, GroupResult))
         assert result.get() == value
+
+
+@app.task(bind=True)
+def replaced(self: Any, sig: Any) -> Any:
+    return self.replace(sig)
+
+
+def test_replacement_runs_here() -> None:
+    assert replaced.s(add.s(1, 2) | add.s(3)).apply().get() == 6
+    assert replaced.s(group(add.s(1, 2), add.s(3))).apply().get() == [3, 3]
+    failed = replaced.s(fail.s()).apply()
+    assert isinstance(failed.result, ValueError)
