@@ -16,10 +16,9 @@ from greenq.canvas.primitives import chunks, xmap, xstarmap
 from greenq.canvas.signature import Signature, maybe_signature
 from greenq.config.celery_names import TASK_OPTIONS, asks_for_something, name_what_is_not_here
 from greenq.context import Context, current_context
-from greenq.errors import Ignore, MaxRetriesExceededError, Retry
+from greenq.errors import Ignore, MaxRetriesExceededError, OperationalError, Retry
 from greenq.protocol.rate import parse_rate
-from greenq.result import newest_app
-from greenq.result.base import result_from_tuple
+from greenq.result import newest_app, result_from_tuple
 from greenq.sending.arguments import ACCEPT_ALL, Check, checker
 from greenq.sending.options import check_task_option
 from greenq.sending.retry import check
@@ -103,6 +102,10 @@ class Task(Generic[P, R]):
     constructor, it is called without arguments. The options below may be set on the class or in
     the decorator; None means the app's setting.
     """
+
+    # As in Celery: ``except self.MaxRetriesExceededError``.
+    MaxRetriesExceededError = MaxRetriesExceededError
+    OperationalError = OperationalError
 
     name: str = ""
     max_retries: int | None = 3

@@ -37,7 +37,6 @@ class ResultSet(ResultBase):
     """
 
     TimeoutError = ResultTimeout
-    supports_native_join = True
 
     # Of the classes that an app offers: its own.
     own_app: Any = None

@@ -97,6 +97,9 @@ class ResultBase:
         parent: the handle of what ran before it in a chain, or None.
     """
 
+    # As in Celery: results are waited for without polling.
+    supports_native_join = True
+
     id: str | None
     parent: ResultBase | None
 
