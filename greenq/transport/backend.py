@@ -364,7 +364,8 @@ class Backend:
                 yield meta
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening, and call no more functions."""
+        self._callbacks.close()
         self._listener.close()
 
     def _decode(self, payload: bytes) -> ResultMeta:
