@@ -14,7 +14,7 @@ import pytest
 
 from greenq import Greenq, compression, serialization
 from greenq.config import validators
-from greenq.consumer.reader import MessageReader
+from greenq.execution.reader import MessageReader
 from greenq.errors import ConfigError, ContentDisallowed, DecodeError
 from greenq.protocol import compress, serialize
 from tests.servers import Server
