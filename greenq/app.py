@@ -190,28 +190,27 @@ class Settings(Mapping[str, Any]):
 class TaskRegistry(dict[str, Task[Any, Any]]):
     """Name → task; for a missing name, it suggests a similar one.
 
-    Celery's built-in tasks are found by name, but not listed.
+    Celery's built-in tasks are made when they are named, or for a worker.
     """
 
     def __init__(self, app: Greenq) -> None:
         """Hold the tasks of an app."""
         super().__init__()
         self._app = app
-        self._built_in: dict[str, Task[Any, Any]] = {}
 
     def __missing__(self, name: str) -> Task[Any, Any]:
         """Return a built-in task, or raise NotRegistered."""
         if name not in BUILT_IN:
             raise NotRegistered(name)
-        found = self._built_in.get(name)
-        if found is None:
-            made = Definition(BUILT_IN[name], name, True, _BaseTask, {"typing": False})
-            found = self._built_in[name] = made.make(lambda: self._app, "celery")
-        return found
+        made = Definition(BUILT_IN[name], name, True, _BaseTask, {"typing": False})
+        task = self[name] = made.make(lambda: self._app, "celery")
+        return task
 
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return a task, or `default`."""
-        return self[name] if name in self or name in BUILT_IN else default
+    def with_built_in(self) -> TaskRegistry:
+        """Return itself with all built-in tasks, as a worker needs it."""
+        for name in BUILT_IN:
+            _ = self[name]
+        return self
 
     def nearest(self, name: str) -> str:
         """Return a hint at a registered name similar to `name`, or nothing."""
@@ -601,9 +600,9 @@ class Greenq:
             OperationalError: the server could not be reached within the retry policy.
         """
         context = current_context.get()
+        add_to_parent = options.pop("add_to_parent", True)
         if task_type is None and self.config.task.task_always_eager:
             _log.warning("task_always_eager has no effect on send_task: task %s is sent", name)
-        add_to_parent = options.pop("add_to_parent", True)
         sent = self._send_options(name, task_type, options, context)
         task_id = self.producer.send(name, args or (), kwargs or {}, sent)
         result: AsyncResult[Any] = AsyncResult(
@@ -642,37 +641,6 @@ class Greenq:
         ids = self.producer.send_many(name, calls, sent)
         return AsyncResults(ids, self.transport, name, app=self)
 
-    def apply(
-        self,
-        task: _BaseTask[Any, Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: Mapping[str, Any],
-        *,
-        throw: bool | None = None,
-        retries: int = 0,
-    ) -> EagerResult[Any]:
-        """Run a task here and now: see `Task.apply`."""
-        given = self._eager_options(task, options)
-        return run_here(task, args, kwargs, throw=throw, retries=retries, **given)
-
-    def apply_as_sent(
-        self,
-        task: _BaseTask[Any, Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: Mapping[str, Any],
-    ) -> EagerResult[Any]:
-        """Run a task here instead of sending it, for ``task_always_eager``."""
-        return run_as_sent(task, args, kwargs, self._eager_options(task, options))
-
-    def _eager_options(
-        self, task: _BaseTask[Any, Any], options: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
-        if not options.keys() <= _SEND_OPTIONS:
-            options = _without_foreign(task.name, options)
-        return task.send_options(options)
-
     def send_calls(self, calls: Iterable[Call], **hooks: Callable[[], object] | None) -> None:
         """Send calls of different tasks in order, as the parts of a workflow. Switches: yes.
 
@@ -710,6 +678,37 @@ class Greenq:
         """Return a signature of this app's: of a task, of a name, or from plain data."""
         kwargs["app"] = self
         return signature(*args, **kwargs)
+
+    def apply(
+        self,
+        task: _BaseTask[Any, Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        throw: bool | None = None,
+        retries: int = 0,
+    ) -> EagerResult[Any]:
+        """Run a task here and now: see `Task.apply`."""
+        given = self._eager_options(task, options)
+        return run_here(task, args, kwargs, throw=throw, retries=retries, **given)
+
+    def apply_as_sent(
+        self,
+        task: _BaseTask[Any, Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> EagerResult[Any]:
+        """Run a task here instead of sending it, for ``task_always_eager``."""
+        return run_as_sent(task, args, kwargs, self._eager_options(task, options))
+
+    def _eager_options(
+        self, task: _BaseTask[Any, Any], options: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        if not options.keys() <= _SEND_OPTIONS:
+            options = _without_foreign(task.name, options)
+        return task.send_options(options)
 
     def on_commit(self, call: Callable[[], object]) -> None:
         """Make a call when Django's open transaction commits; without one, now.

@@ -320,35 +320,9 @@ class Task(Generic[P, R]):
             options["shadow"] = self.shadow_name(args or (), kwargs or {}, options)
         return app.send_task(self.name, args, kwargs, task_type=self, **options)
 
-    def apply(
-        self,
-        args: Sequence[Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-        *,
-        throw: bool | None = None,
-        retries: int = 0,
-        logfile: str | None = None,
-        loglevel: int | None = None,
-        **options: Unpack[SendOptions],
-    ) -> EagerResult[R]:
-        """Run the task here and now, with its hooks and its retries, without a server or a worker.
-
-        Retries follow at once, whatever their countdown.
-
-        Args:
-            throw: raise the exception of a task that fails; None: if ``task_eager_propagates``.
-            retries: how often it was retried before.
-            logfile, loglevel: accepted for compatibility with Celery, no effect.
-            options: as for `apply_async`; those for the server have no effect.
-
-        Raises:
-            Exception: that of a task that fails, with `throw`.
-        """
-        return self.app.apply(self, args or (), kwargs or {}, options, throw=throw, retries=retries)
-
     def s(self, *args: Any, **kwargs: Any) -> Any:
         """Return a signature: this call, to be sent later or as part of a workflow."""
-        return self.signature(args, kwargs)
+        return Signature(self, args, kwargs)
 
     def si(self, *args: Any, **kwargs: Any) -> Any:
         """Return an immutable signature, which ignores what the task before it returned."""
@@ -376,6 +350,32 @@ class Task(Generic[P, R]):
     def chunks(self, it: Iterable[Sequence[Any]], n: int) -> Any:
         """Return a signature of several tasks: each a `starmap` of at most `n` items."""
         return chunks(self.s(), it, n)
+
+    def apply(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        throw: bool | None = None,
+        retries: int = 0,
+        logfile: str | None = None,
+        loglevel: int | None = None,
+        **options: Unpack[SendOptions],
+    ) -> EagerResult[R]:
+        """Run the task here and now, with its hooks and its retries, without a server or a worker.
+
+        Retries follow at once, whatever their countdown.
+
+        Args:
+            throw: raise the exception of a task that fails; None: if ``task_eager_propagates``.
+            retries: how often it was retried before.
+            logfile, loglevel: accepted for compatibility with Celery, no effect.
+            options: as for `apply_async`; those for the server have no effect.
+
+        Raises:
+            Exception: that of a task that fails, with `throw`.
+        """
+        return self.app.apply(self, args or (), kwargs or {}, options, throw=throw, retries=retries)
 
     def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Send the task when Django's open transaction commits; without one, at once.

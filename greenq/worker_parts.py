@@ -415,7 +415,7 @@ class _Builder:
         return Tasks(
             config=self.config.task,
             transport=self.transport,
-            registry=self.app.tasks,
+            registry=self.app.tasks.with_built_in(),
             fetcher=self.fetcher,
             outbox=self.outbox,
             pool=self.pool,

@@ -1,6 +1,6 @@
 """Celery's built-in tasks: what workers run for `map`, `starmap`, `chunks` and counted groups.
 
-Every app has them, without listing them among its own.
+Every worker has them.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from greenq.protocol.ids import TaskIds, new_id
+from greenq.protocol.ids import new_id
 from greenq.protocol.message import saferepr
 
 if TYPE_CHECKING:
@@ -104,11 +104,11 @@ def plan(
     """
     given = {name: value for name, value in options.items() if value is not None}
     task_id = given.pop("task_id", None)
-    sig = _updated(_normal(signature), given)
-    frozen, handle = freeze(sig if task_id is None else _with_id(sig, task_id))
+    sig = updated(_normal(signature), given)
+    frozen, handle = freeze(sig if task_id is None else with_id(sig, task_id))
     calls: list[Call] = []
     chords: list[ChordStart] = []
-    _Writer(calls, chords).write(frozen, args, kwargs or _EMPTY, {})
+    Writer(calls, chords).write(frozen, args, kwargs or _EMPTY, {})
     return Plan(calls, chords, handle)
 
 
@@ -187,8 +187,8 @@ def members(group: Mapping[str, Any]) -> list[Sig]:
     for each in group["kwargs"]["tasks"]:
         sig = _normal(each)
         if kind(sig) == "group":
-            given = _for_members(sig)
-            found += [_updated(inner, given) for inner in members(sig)]
+            given = for_members(sig)
+            found += [updated(inner, given) for inner in members(sig)]
         elif kind(sig) != "chain" or sig["kwargs"]["tasks"]:
             found.append(sig)
     return found
@@ -204,7 +204,7 @@ def freeze(signature: Mapping[str, Any], task_id: str | None = None) -> tuple[Si
 
     Ids that are there stay; `task_id` is for its end if that has none.
     """
-    return _freeze(_normal(signature), None, task_id, None)
+    return freeze_in(_normal(signature), None, task_id, None)
 
 
 # --- normal form ---------------------------------------------------------------------------------
@@ -227,7 +227,8 @@ def _signature(
     }
 
 
-def _group(tasks: Sequence[Any], options: Mapping[str, Any] = _EMPTY) -> Sig:
+def group_of(tasks: Sequence[Any], options: Mapping[str, Any] = _EMPTY) -> Sig:
+    """Return a group as plain data."""
     return _signature("celery.group", {"tasks": tasks}, options=options, subtask_type="group")
 
 
@@ -268,7 +269,7 @@ def _chunked(chunks: Sig) -> Sig:
         }
         for at in range(0, len(items), size)
     ]
-    return _group(parts, chunks["options"])
+    return group_of(parts, chunks["options"])
 
 
 def counted(group: Sig) -> Sig:
@@ -278,7 +279,7 @@ def counted(group: Sig) -> Sig:
     ends = {"link": on_done, "link_error": [*on_error, *on_done]}
     body = _signature("celery.accumulate", {"index": 0}, options=ends)
     own = chosen(options, "task_id")
-    return _chord(_group(group["kwargs"]["tasks"], own), body, options)
+    return _chord(group_of(group["kwargs"]["tasks"], own), body, options)
 
 
 def _flat(chain: Mapping[str, Any]) -> list[Sig]:
@@ -291,7 +292,7 @@ def _flat(chain: Mapping[str, Any]) -> list[Sig]:
         sig = _normal(each)
         inner = members(sig) if kind(sig) == "group" else []
         if len(inner) == 1:
-            sig = _updated(inner[0], _for_members(sig))
+            sig = updated(inner[0], for_members(sig))
         found += _settled(sig) if kind(sig) == "chain" else [sig]
     return [step for step in found if kind(step) != "group" or members(step)] or found[:1]
 
@@ -305,10 +306,10 @@ def _settled(chain: Sig) -> list[Sig]:
     errbacks = options.get("link_error")
     if errbacks:
         inner = [_with_errbacks(step, listed(errbacks)) for step in inner]
-    inner[0] = _updated(inner[0], _passed(chain))
-    inner[-1] = _updated(inner[-1], chosen(options, "link", "chord"))
+    inner[0] = updated(inner[0], passed_on(chain))
+    inner[-1] = updated(inner[-1], chosen(options, "link", "chord"))
     if options.get("task_id") and not inner[-1]["options"].get("task_id"):
-        inner[-1] = _with_id(inner[-1], options["task_id"])
+        inner[-1] = with_id(inner[-1], options["task_id"])
     return [*inner, *reversed(options.get("chain") or [])]
 
 
@@ -362,11 +363,12 @@ def merged(signature: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
-def _updated(signature: Sig, given: Mapping[str, Any]) -> Sig:
+def updated(signature: Sig, given: Mapping[str, Any]) -> Sig:
+    """Return a signature with more options: see `merged`."""
     return {**signature, "options": merged(signature, given)} if given else signature
 
 
-def _passed(signature: Mapping[str, Any]) -> dict[str, Any]:
+def passed_on(signature: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a whole that apply to the parts with which it starts."""
     left_out = _OWN | _ENDS | _POLLING
     return {
@@ -381,23 +383,23 @@ def chosen(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: options[name] for name in names if options.get(name)}
 
 
-def _for_members(group: Mapping[str, Any]) -> dict[str, Any]:
+def for_members(group: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a group that apply to each of its members."""
-    return _passed(group) | chosen(group["options"], "link", "link_error")
+    return passed_on(group) | chosen(group["options"], "link", "link_error")
 
 
-def _with_id(signature: Sig, task_id: str) -> Sig:
+def with_id(signature: Sig, task_id: str) -> Sig:
     """Return a signature whose end has the id `task_id`."""
     what = kind(signature)
     kwargs = signature["kwargs"]
     if what == "chord":
-        body = _with_id(_normal(kwargs["body"]), task_id)
+        body = with_id(_normal(kwargs["body"]), task_id)
         return {**signature, "kwargs": {**kwargs, "body": body}}
     signature = {**signature, "options": {**signature["options"], "task_id": task_id}}
     if what != "chain" or not kwargs["tasks"]:
         return signature
     *before, last = kwargs["tasks"]
-    tasks = [*before, _with_id(_normal(last), task_id)]
+    tasks = [*before, with_id(_normal(last), task_id)]
     return {**signature, "kwargs": {**kwargs, "tasks": tasks}}
 
 
@@ -412,16 +414,17 @@ def _with_errbacks(signature: Sig, errbacks: Sequence[Any]) -> Sig:
     if what == "chord":
         body = _with_errbacks(_normal(signature["kwargs"]["body"]), errbacks)
         return {**signature, "kwargs": {**signature["kwargs"], "body": body}}
-    return _updated(signature, {"link_error": list(errbacks)})
+    return updated(signature, {"link_error": list(errbacks)})
 
 
 # --- freezing ------------------------------------------------------------------------------------
 
 
-class _Place:
+class Place:
     """A group while ids are given: each task that ends one of its members has an index."""
 
     def __init__(self, group_id: str, first: int = 0) -> None:
+        """Number the members of `group_id` from `first`."""
         self.id = group_id
         self._first = first
         self.count = 0
@@ -433,20 +436,27 @@ class _Place:
         self.count += 1
 
 
-def _place_of(options: Mapping[str, Any]) -> _Place | None:
+def place_of(options: Mapping[str, Any]) -> Place | None:
     """Return the group of which a whole is a member, as its own options say."""
     group_id = options.get("group_id")
-    return None if group_id is None else _Place(group_id, options.get("group_index") or 0)
+    return None if group_id is None else Place(group_id, options.get("group_index") or 0)
 
 
-def _freeze(
-    sig: Sig, place: _Place | None, task_id: str | None, parent: Handle | None
+def freeze_in(
+    sig: Sig, place: Place | None, task_id: str | None, parent: Handle | None
 ) -> tuple[Sig, Handle]:
+    """Freeze a signature in normal form.
+
+    Args:
+        place: the group that it is a member of.
+        task_id: of its end, unless that has one.
+        parent: the handle of the step before it.
+    """
     what = kind(sig)
     if what == "task":
         return _freeze_task(sig, place, task_id, parent)
     if place is None:
-        place = _place_of(sig["options"])
+        place = place_of(sig["options"])
     if what == "chain":
         return _freeze_chain(sig, place, task_id, parent)
     if what == "group":
@@ -457,7 +467,7 @@ def _freeze(
 
 
 def _freeze_task(
-    sig: Sig, place: _Place | None, task_id: str | None, parent: Handle | None
+    sig: Sig, place: Place | None, task_id: str | None, parent: Handle | None
 ) -> tuple[Sig, Handle]:
     options = dict(sig["options"])
     own_id = options["task_id"] = options.get("task_id") or task_id or new_id()
@@ -467,7 +477,7 @@ def _freeze_task(
 
 
 def _freeze_chain(
-    sig: Sig, place: _Place | None, task_id: str | None, parent: Handle | None
+    sig: Sig, place: Place | None, task_id: str | None, parent: Handle | None
 ) -> tuple[Sig, Handle]:
     found = steps(sig)
     if not found:
@@ -477,7 +487,7 @@ def _freeze_chain(
     last = len(found) - 1
     for at, step in enumerate(found):
         ends = at == last
-        made, parent = _freeze(step, place if ends else None, task_id if ends else None, parent)
+        made, parent = freeze_in(step, place if ends else None, task_id if ends else None, parent)
         frozen.append(made)
     assert parent is not None
     options = {**sig["options"], "task_id": parent[0][0]}
@@ -485,26 +495,26 @@ def _freeze_chain(
 
 
 def _freeze_group(
-    sig: Sig, place: _Place | None, task_id: str | None, parent: Handle | None
+    sig: Sig, place: Place | None, task_id: str | None, parent: Handle | None
 ) -> tuple[Sig, Handle]:
     group_id = sig["options"].get("task_id") or task_id or new_id()
-    frozen, handles = _freeze_members(members(sig), place or _Place(group_id))
+    frozen, handles = _freeze_members(members(sig), place or Place(group_id))
     options = {**sig["options"], "task_id": group_id}
     kwargs = {**sig["kwargs"], "tasks": frozen}
     return {**sig, "kwargs": kwargs, "options": options}, ((group_id, parent), handles)
 
 
-def _freeze_members(found: Iterable[Sig], place: _Place) -> tuple[list[Sig], list[Handle]]:
-    pairs = [_freeze(each, place, None, None) for each in found]
+def _freeze_members(found: Iterable[Sig], place: Place) -> tuple[list[Sig], list[Handle]]:
+    pairs = [freeze_in(each, place, None, None) for each in found]
     return [sig for sig, _ in pairs], [handle for _, handle in pairs]
 
 
 def _freeze_chord(
-    sig: Sig, place: _Place | None, task_id: str | None, parent: Handle | None
+    sig: Sig, place: Place | None, task_id: str | None, parent: Handle | None
 ) -> tuple[Sig, Handle]:
     header = header_of(sig)
     group_id = header["options"].get("task_id") or new_id()
-    frozen, handles = _freeze_members(members(header), _Place(group_id))
+    frozen, handles = _freeze_members(members(header), Place(group_id))
     header = {
         **header,
         "kwargs": {"tasks": frozen},
@@ -513,7 +523,7 @@ def _freeze_chord(
     if sig["kwargs"].get("body") is None:
         raise ValueError("a chord without a body cannot be sent: there is no use for its results")
     body = _normal(sig["kwargs"]["body"])
-    made, handle = _freeze(body, place, task_id, ((group_id, parent), handles))
+    made, handle = freeze_in(body, place, task_id, ((group_id, parent), handles))
     options = {**sig["options"], "task_id": group_id}
     kwargs = {**sig["kwargs"], "header": header, "body": made}
     return {**sig, "kwargs": kwargs, "options": options}, handle
@@ -524,17 +534,18 @@ def header_of(chord: Mapping[str, Any]) -> Sig:
     header = chord["kwargs"]["header"]
     if isinstance(header, dict):
         sig = _normal(header)
-        return sig if kind(sig) == "group" else _group([sig])
-    return _group(list(header))
+        return sig if kind(sig) == "group" else group_of([sig])
+    return group_of(list(header))
 
 
 # --- writing -------------------------------------------------------------------------------------
 
 
-class _Writer:
+class Writer:
     """Turns frozen signatures into calls."""
 
     def __init__(self, calls: list[Call], chords: list[ChordStart]) -> None:
+        """Add to `calls` and to `chords`."""
         self._calls = calls
         self._chords = chords
 
@@ -542,17 +553,17 @@ class _Writer:
         self, sig: Sig, args: Sequence[Any], kwargs: Mapping[str, Any], given: Mapping[str, Any]
     ) -> int:
         """Write a frozen signature, and return how many of its tasks end it."""
-        sig = _updated(sig, given)
+        sig = updated(sig, given)
         what = kind(sig)
         if what == "task":
             return self._write_task(sig, args, kwargs)
         if what == "group":
-            return self._write_group(sig, _partial(sig, args), kwargs)
+            return self._write_group(sig, completed(sig, args), kwargs)
         group_id = sig["options"].get("group_id")
         if group_id is not None:
-            sig = _in_group(sig, group_id)
+            sig = in_group(sig, group_id)
         if what == "chain":
-            return self._write_chain(sig, _partial(sig, args), kwargs)
+            return self._write_chain(sig, completed(sig, args), kwargs)
         return self._write_chord(sig, args, kwargs)
 
     def _write_task(self, sig: Sig, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
@@ -563,7 +574,7 @@ class _Writer:
         stamped = options.get("stamped_headers")
         if stamped:
             options["stamps"] = {name: options.pop(name) for name in stamped if name in options}
-        self._calls.append(Call(sig["task"], [*_partial(sig, args)], own, options))
+        self._calls.append(Call(sig["task"], [*completed(sig, args)], own, options))
         return 1
 
     def _write_chain(self, sig: Sig, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
@@ -576,7 +587,7 @@ class _Writer:
         rest = sig["options"].get("chain")
         if rest:
             return self._write_chord(_followed_by(sig, rest), args, kwargs)
-        given = _for_members(sig) | chosen(sig["options"], "chord")
+        given = for_members(sig) | chosen(sig["options"], "chord")
         group_id = sig["options"].get("group_id") or sig["options"]["task_id"]
         return self._write_members(sig, group_id, args, kwargs, given)
 
@@ -588,17 +599,17 @@ class _Writer:
         kwargs: Mapping[str, Any],
         given: Mapping[str, Any],
     ) -> int:
-        found = (_in_group(each, group_id) for each in group["kwargs"]["tasks"])
+        found = (in_group(each, group_id) for each in group["kwargs"]["tasks"])
         return sum(self.write(each, args, kwargs, given) for each in found)
 
     def _write_chord(self, sig: Sig, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
         header, body = sig["kwargs"]["header"], body_of(sig)
-        partial = _partial(sig, args)
+        args = completed(sig, args)
         named = {**(sig["kwargs"].get("kwargs") or {}), **kwargs}
-        header = _updated(header, _passed(sig))
-        given = _for_members(header) | {"chord": body}
+        header = updated(header, passed_on(sig))
+        given = for_members(header) | {"chord": body}
         group_id = header["options"]["task_id"]
-        size = self._write_members(header, group_id, partial, named, given)
+        size = self._write_members(header, group_id, args, named, given)
         if size:
             self._chords.append(ChordStart(group_id, size, body))
         else:
@@ -606,13 +617,13 @@ class _Writer:
         return ends_of(body)
 
 
-def _partial(sig: Mapping[str, Any], args: Sequence[Any]) -> Sequence[Any]:
+def completed(sig: Mapping[str, Any], args: Sequence[Any]) -> Sequence[Any]:
     """Return the arguments of a call: the given ones first, unless it is immutable."""
     own = sig.get("args") or ()
     return own if sig.get("immutable") or not args else (*args, *own)
 
 
-def _in_group(sig: Sig, group_id: str) -> Sig:
+def in_group(sig: Sig, group_id: str) -> Sig:
     """Return a frozen signature whose end belongs to a group.
 
     It is written where it is sent only: Celery, given a chord that is to come, chooses its group
@@ -620,12 +631,12 @@ def _in_group(sig: Sig, group_id: str) -> Sig:
     """
     what, kwargs = kind(sig), sig["kwargs"]
     if what == "chord":
-        return {**sig, "kwargs": {**kwargs, "body": _in_group(kwargs["body"], group_id)}}
+        return {**sig, "kwargs": {**kwargs, "body": in_group(kwargs["body"], group_id)}}
     if what == "chain":
         *before, last = kwargs["tasks"]
-        return {**sig, "kwargs": {**kwargs, "tasks": [*before, _in_group(last, group_id)]}}
+        return {**sig, "kwargs": {**kwargs, "tasks": [*before, in_group(last, group_id)]}}
     if what == "group":
-        kwargs = {**kwargs, "tasks": [_in_group(each, group_id) for each in kwargs["tasks"]]}
+        kwargs = {**kwargs, "tasks": [in_group(each, group_id) for each in kwargs["tasks"]]}
     return {**sig, "kwargs": kwargs, "options": {**sig["options"], "group_id": group_id}}
 
 
@@ -650,142 +661,27 @@ def body_of(chord: Sig) -> Sig:
     options = chord["options"]
     # Unless it belongs to another group, it is marked as belonging to its header, as in Celery.
     if kind(body) == "task":
-        body = _updated(body, {"group_id": chord["kwargs"]["header"]["options"]["task_id"]})
+        body = updated(body, {"group_id": chord["kwargs"]["header"]["options"]["task_id"]})
     body = _with_errbacks(body, listed(options.get("link_error")))
     # The header is what waits, and the one of its tasks that ends last is the body's parent.
     passed = {
         name: value
-        for name, value in _passed(chord).items()
+        for name, value in passed_on(chord).items()
         if name not in ("countdown", "eta", "parent_id")
     }
-    body = _updated(body, passed | chosen(options, "link", "chord"))
+    body = updated(body, passed | chosen(options, "link", "chord"))
     rest = options.get("chain")
     if not rest:
         return body
     if kind(body) == "group":
         return _followed_by(body, rest)
-    return _updated(body, {"chain": [*rest, *listed(body["options"].get("chain"))]})
+    return updated(body, {"chain": [*rest, *listed(body["options"].get("chain"))]})
 
 
 def _followed_by(group: Sig, rest: Sequence[Any]) -> Sig:
     """Return the chord of a frozen group and what follows it, in reverse order."""
     *later, body = rest
-    return _updated(_followed(group, _normal(body)), {"chain": later} if later else {})
-
-
-# --- members that are still being made ----------------------------------------------------------
-
-
-class Stream:
-    """A group whose members come one by one: what to send for each, in constant memory.
-
-    Attributes:
-        group_id: the group's.
-        ids: one for each member, the id of its end.
-        count: how many members there were so far.
-        size: how many tasks end them: the parts of a chord.
-        special: handles of members with an id of their own, or with several ends, by position.
-        start: the chord, if it is one; its size is in `size`.
-        body_handle: the handle of the chord's body.
-    """
-
-    def __init__(
-        self,
-        group: Sig,
-        chord: Mapping[str, Any] | None,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: Mapping[str, Any],
-    ) -> None:
-        """Prepare to send `group`, which has no members yet, alone or as the header of `chord`."""
-        given = dict(options)
-        task_id = given.pop("task_id", None)
-        self.start: ChordStart | None = None
-        self.body_handle: Handle | None = None
-        if chord is None:
-            made = _updated(group, given)
-            header = freeze(made if task_id is None else _with_id(made, task_id))[0]
-            self._given = _for_members(header) | chosen(header["options"], "chord")
-        else:
-            parts = {**chord["kwargs"], "header": group}
-            made = _updated({**chord, "kwargs": parts}, given)
-            frozen, handle = freeze(made if task_id is None else _with_id(made, task_id))
-            header, body = frozen["kwargs"]["header"], body_of(frozen)
-            self._given = _for_members(_updated(header, _passed(frozen))) | {"chord": body}
-            args = _partial(frozen, args)
-            kwargs = {**(parts.get("kwargs") or {}), **kwargs}
-            self.start = ChordStart(header["options"]["task_id"], 0, body)
-            self.body_handle = _without_header(handle)
-        self.group_id: str = header["options"]["task_id"]
-        self.ids = TaskIds()
-        self.count = 0
-        self.special: dict[int, Handle] = {}
-        self._place = _place_of(header["options"]) or _Place(self.group_id)
-        self._given["group_id"] = self._place.id
-        self._args = _partial(group, args)
-        self._kwargs = kwargs
-
-    @property
-    def size(self) -> int:
-        """How many tasks end the members so far."""
-        return self._place.count
-
-    def calls(self, source: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Call, list[ChordStart]]]:
-        """Yield what to send for the members of `source`, with chords to start before that."""
-        ids = iter(self.ids)
-        for member in source:
-            # The common case, as fast as it can be.
-            if (
-                not member["options"]
-                and member.get("subtask_type") is None
-                and (member["task"] != "celery.chunks")
-            ):
-                options = {**self._given, "task_id": next(ids)}
-                self._place.take(options)
-                args = _partial(member, self._args)
-                own = member["kwargs"]
-                if self._kwargs and not member.get("immutable"):
-                    own = {**own, **self._kwargs}
-                self.count += 1
-                yield Call(member["task"], args, own, options), []
-                continue
-            for each in members(_group([member])):
-                yield from self._calls_of(each, next(ids))
-
-    def _calls_of(self, member: Sig, task_id: str) -> Iterator[tuple[Call, list[ChordStart]]]:
-        frozen, handle = _freeze(member, self._place, task_id, None)
-        if handle[1] is not None or handle[0][0] != task_id:
-            self.special[self.count] = handle
-        self.count += 1
-        calls: list[Call] = []
-        chords: list[ChordStart] = []
-        frozen = _in_group(frozen, self._place.id)
-        _Writer(calls, chords).write(frozen, self._args, self._kwargs, self._given)
-        for call in calls:
-            yield call, chords
-            chords = []
-
-
-def bare(group: Sig) -> Sig:
-    """Return a group without its members, which are not read, and without callbacks for all."""
-    get = dict.__getitem__
-    options = get(group, "options")
-    return {
-        "task": get(group, "task"),
-        "args": get(group, "args"),
-        "kwargs": {"tasks": []},
-        "options": {name: value for name, value in options.items() if name not in ONCE},
-        "subtask_type": "group",
-        "immutable": get(group, "immutable"),
-    }
-
-
-def _without_header(handle: Handle) -> Handle:
-    """Return the handle of a chord's body without that of its header, its first ancestor."""
-    (own_id, parent), members_ = handle
-    if parent is None or parent[1] is not None:
-        return (own_id, None), members_
-    return (own_id, _without_header(parent)), members_
+    return updated(_followed(group, _normal(body)), {"chain": later} if later else {})
 
 
 # --- what never runs -----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from greenq.canvas.here import after, first_failed, unreached, value_here
 from greenq.canvas.mistakes import not_a_signature
 from greenq.canvas.send import send_signature, send_stream
 from greenq.canvas.signature import Signature, checked
+from greenq.canvas.stream import bare
 from greenq.protocol.ids import new_id
 from greenq.protocol.message import saferepr
 from greenq.result import GroupResult
@@ -277,7 +278,7 @@ class group(_Whole):  # noqa: N801  Celery's name
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Any:
         is_streamed, app = self.is_streamed(), self.app
-        whole = plan.bare(self) if is_streamed else {**self}
+        whole = bare(self) if is_streamed else {**self}
         if not plan.is_counted({**whole, "options": self.options}):
             if is_streamed:
                 return send_stream(app, self, None, args, kwargs, options)

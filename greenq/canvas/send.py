@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from greenq.canvas import plan
+from greenq.canvas.stream import Stream, bare
 from greenq.context import current_context
-from greenq.errors import AccessRefused, NotAllSent
+from greenq.errors import AccessRefused, ConnectionLost, NotAllSent
 from greenq.result import AsyncResult, AsyncResults, GroupResult
 from greenq.sending.producer import CallsCutOff
 
@@ -60,7 +61,7 @@ def send_stream(
     """
     given, in_task = _in_task(options)
     source = group.take_source()
-    stream = plan.Stream(plan.bare(group), chord, args, kwargs, given)
+    stream = Stream(bare(group), chord, args, kwargs, given)
     listing = _Listing(app, lambda: [] if stream.start is None else [(stream.start, None)])
 
     def calls() -> Iterator[plan.Call]:
@@ -127,9 +128,12 @@ def _send(
     try:
         app.send_calls(calls, **hooks)
     except CallsCutOff as cut:
-        if not cut.sent:
+        lost = isinstance(cut.reason, ConnectionLost)
+        if not cut.sent and (lost or not cut.unknown):
+            # Nothing was sent, or the error itself says that it is unknown.
             raise cut.reason from cut.reason.__cause__
-        raise NotAllSent(f"in a {what}", ids(cut.sent), (), cut.reason) from cut.reason
+        sent, unknown = ids(cut.sent), ids(cut.sent + cut.unknown)[cut.sent :]
+        raise NotAllSent(f"in a {what}", sent, unknown, cut.reason) from cut.reason
 
 
 def _in_task(options: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -179,7 +183,7 @@ class _Listing:
 class _Members(Sequence[Any]):
     """The handles of a streamed group some of whose members are more than one new task."""
 
-    def __init__(self, stream: plan.Stream, app: Any) -> None:
+    def __init__(self, stream: Stream, app: Any) -> None:
         self._stream = stream
         self._app = app
 

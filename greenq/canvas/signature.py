@@ -80,23 +80,21 @@ class Signature(dict[str, Any]):
         """
         self._app = app
         self._type = type
-        if isinstance(task, Mapping):
-            super().__init__(read(task))
-            self["args"] = tuple(self["args"])
-            return
         if not isinstance(task, str):
+            if isinstance(task, Mapping):
+                super().__init__(read(task))
+                self["args"] = tuple(self["args"])
+                return
             self._type = task
             task = getattr(task, "name", None)
-        if not isinstance(task, str):
-            raise TypeError(f"a signature needs a task or its name, not {self._type!r}")
-        super().__init__(
-            task=task,
-            args=tuple(args or ()),
-            kwargs=dict(kwargs or {}),
-            options={**(options or {}), **more},
-            subtask_type=subtask_type,
-            immutable=immutable,
-        )
+            if not isinstance(task, str):
+                raise TypeError(f"a signature needs a task or its name, not {self._type!r}")
+        self["task"] = task
+        self["args"] = tuple(args) if args else ()
+        self["kwargs"] = dict(kwargs) if kwargs else {}
+        self["options"] = {**options, **more} if options else more
+        self["subtask_type"] = subtask_type
+        self["immutable"] = immutable
 
     @classmethod
     def register_type(cls, name: str | None = None) -> Callable[[type[Signature]], type[Signature]]:
@@ -336,8 +334,8 @@ class Signature(dict[str, Any]):
         return self.clone()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the data alone: unpickled, it belongs to the newest app."""
-        return Signature.from_dict, (plan.plain(self),)
+        """Pickle it as plain data, as in JSON: Celery's workers do not know this class."""
+        return dict, (plan.plain(self),)
 
     def __json__(self) -> dict[str, Any]:
         """Return it as plain data."""

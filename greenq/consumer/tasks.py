@@ -23,7 +23,7 @@ from greenq.execution.suspects import Suspects
 from greenq.hub import Event
 from greenq.protocol import envelope, fast_decode
 from greenq.protocol.event import NullEventSender
-from greenq.protocol.message import has_successors, parse_time
+from greenq.protocol.message import parse_time
 from greenq.protocol.rate import parse_rate
 from greenq.protocol.serialize import accepted
 from greenq.protocol.signature import check_following
@@ -380,10 +380,10 @@ class Admission:
         message = message or self._read_carefully(delivery)
         if message is None:
             return
-        if has_successors(message):
-            message = self._check_following(delivery, message)
-            if message is None:
-                return
+        # Not `has_successors`: this is on the path of every task.
+        is_step = message.chord or message.chain or message.callbacks or message.errbacks
+        if is_step and not self._may_follow(delivery, message):
+            return
         try:
             _check_ids(message)
             eta = None if message.eta is None else parse_time(message.eta, "eta")
@@ -396,7 +396,10 @@ class Admission:
             self._refusals.bury(delivery, NotRegistered(message.task), message.id, message)
             return
         acks_late = self._config.task_acks_late if task.acks_late is None else task.acks_late
-        request = Request(delivery, message, task, acks_late=acks_late, taken_s=self.taken_s)
+        request = Request(
+            delivery, message, task,
+            acks_late=acks_late, is_step=bool(is_step), taken_s=self.taken_s,
+        )  # fmt: skip
         if delivery.tag:
             self._state.reserved[delivery.tag] = request
         else:
@@ -450,18 +453,20 @@ class Admission:
         if not self.waiting.is_too_late(request):
             self._pool.submit(request)
 
-    def _check_following(self, delivery: Delivery, message: TaskMessage) -> TaskMessage | None:
+    def _may_follow(self, delivery: Delivery, message: TaskMessage) -> bool:
         """Check what a message says of its successors; bury it if that is wrong."""
         sound, reason = check_following(message)
         if not reason and message.chord and not self._stores_results:
-            reason = "it belongs to a chord, whose parts are counted among the results, and this "
-            reason += "worker has none: set result_backend"
+            reason = (
+                "it belongs to a chord, whose parts are counted among the results, and this worker "
+                "has none: set result_backend"
+            )
             sound = replace(message, chord=None)
         if not reason:
-            return message
+            return True
         error = DecodeError(f"task {message.task}: {reason}")
         self._refusals.bury(delivery, error, message.id, sound)
-        return None
+        return False
 
     def _read_carefully(self, delivery: Delivery) -> TaskMessage | None:
         """Read what is not quite common; bury what is no task call, and return None."""

@@ -36,7 +36,7 @@ from greenq.hub import Event, sleep
 from greenq.outcome import Outcome, call, call_hooks, text_of, trace_of
 from greenq.pool import AGAIN_S, Interrupt
 from greenq.protocol.event import NullEventSender
-from greenq.protocol.message import has_successors, saferepr
+from greenq.protocol.message import saferepr
 from greenq.protocol.meta import utc_now
 from greenq.sending.retry import expiration, following
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
@@ -180,7 +180,7 @@ class Executor:
             # It was requeued, unless it never had a reservation.
             return not request.delivery.tag
         # What waits for a step must fail if its worker dies: its record stays.
-        action: Action = "e" if has_successors(request.message) else "b"
+        action: Action = "e" if request.is_step else "b"
         confirmed = Event()
         answers: list[bool] = []
 
@@ -247,7 +247,7 @@ class Executor:
         elif context.retried is not None and tag and outcome.state in _WITH_NEXT_RUN:
             outcome, move = self._prepare_retry(request, outcome, context.retried)
         workflow: Workflow | None = None
-        if has_successors(request.message) or context.replacement is not None:
+        if request.is_step or context.replacement is not None:
             outcome, result, workflow = self._hand_over(request, context, outcome, move)
         elif outcome.state not in (IGNORED, REJECTED):
             outcome, result = self._encode_outcome(request, context, outcome)
@@ -486,7 +486,7 @@ class Executor:
             if tag and request.acks_late:
                 move = self._bury(request, _storable(what))
         workflow = None
-        if has_successors(request.message):
+        if request.is_step:
             failure = Failure(FAILURE, outcome.value, outcome.traceback)
             workflow = self._handover.surely_failed(self._step(request), failure)
         if request.acks_late and not request.settle():

@@ -242,6 +242,8 @@ class Handover:
         value: object,
     ) -> None:
         """Add a part of a chord whose body is `body`."""
+        if not self._transport.stores_results:
+            return
         backend = self._transport.backend
         part = backend.part(group_id, index, task_id, state, value)
         flow.parts.append(part)

@@ -183,12 +183,23 @@ def _dump_pickle(value: object) -> bytes:
 
 def _dump_yaml(value: object) -> bytes:
     # The C dumper folds long lines in other places than the one that Celery uses.
-    text: str = _optional("yaml", "yaml").safe_dump(value)
+    text: str = _optional("yaml", "yaml").safe_dump(_plain(value))
     return text.encode()
 
 
+def _plain(value: Any) -> Any:
+    """Replace objects with a ``__json__()``, such as signatures, by what that returns."""
+    kind = value.__class__
+    if kind is dict:
+        return {key: _plain(item) for key, item in value.items()}
+    if kind is list or kind is tuple:
+        return kind(map(_plain, value))
+    as_json = getattr(value, "__json__", None)
+    return value if as_json is None else _plain(as_json())
+
+
 def _dump_msgpack(value: object) -> bytes:
-    packed: bytes = _optional("msgpack", "msgpack").packb(value, use_bin_type=True)
+    packed: bytes = _optional("msgpack", "msgpack").packb(_plain(value), use_bin_type=True)
     return packed
 
 

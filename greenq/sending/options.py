@@ -97,6 +97,18 @@ def _mapping(value: object) -> object:
     return value
 
 
+def _signature(value: object) -> object:
+    if not isinstance(value, Mapping) or not isinstance(value.get("task"), str):
+        raise ValueError("must be a signature, as add.s(2) is one")
+    return value
+
+
+def _signatures(value: object) -> object:
+    for each in value if isinstance(value, (list, tuple)) else [value]:
+        _signature(each)
+    return value
+
+
 def _policy(value: object) -> object:
     given = {name: item for name, item in dict(_mapping(value)).items() if item is not None}  # type: ignore[call-overload]
     unknown = given.keys() - set(RetryPolicy.__dataclass_fields__)
@@ -167,6 +179,16 @@ _OF_SENDINGS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "task_id": _readable(_any_text, MESSAGE["id"]),
     "group_id": _readable(_any_text, MESSAGE["group"]),
     "group_index": _readable(validators.whole(0).accept, MESSAGE["group_index"]),
+    **dict.fromkeys(("chain", "link", "link_error"), _signatures),
+    "chord": _signature,
+    **{
+        name: _readable(accept, MESSAGE[name])
+        for name, accept in {
+            "replaced_task_nesting": validators.whole(0).accept,
+            "stamped_headers": validators.texts(validators.text()).accept,
+            "stamps": _mapping,
+        }.items()
+    },
     **dict.fromkeys(("correlation_id", "exchange", "reply_to", "routing_key"), _any_text),
     "countdown": _countdown,
     "eta": _moment,

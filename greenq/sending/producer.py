@@ -182,12 +182,19 @@ class _Plan(NamedTuple):
 
 
 class CallsCutOff(Exception):
-    """Sending several calls ended early, after the first `sent` of them."""
+    """Sending several calls ended early.
 
-    def __init__(self, sent: int, reason: Exception) -> None:
-        """Keep how many were sent, and why not more."""
-        super().__init__(sent, reason)
+    Attributes:
+        sent: how many were sent.
+        unknown: how many of those after them may have been.
+        reason: why not more.
+    """
+
+    def __init__(self, sent: int, unknown: int, reason: Exception) -> None:
+        """Keep all three."""
+        super().__init__(sent, unknown, reason)
         self.sent = sent
+        self.unknown = unknown
         self.reason = reason
 
 
@@ -196,6 +203,7 @@ class _Batch:
 
     def __init__(self) -> None:
         self.count = 0
+        self.tag_prefix = tag_prefix(time.time())
         self.events: list[Stamped] = []
         self._characters = 0
         self._ends_s = time.monotonic() + _CHUNK_S
@@ -208,6 +216,12 @@ class _Batch:
             or self._characters >= _CHUNK_CHARACTERS
             or (self.count > 0 and time.monotonic() >= self._ends_s)
         )
+
+    @property
+    def may_be_split(self) -> int:
+        """How many messages may be sent in part: all, if they go to several queues."""
+        split = len(self._places) > 1 or any(plan.exchange for plan, _, _ in self.by_plan())
+        return self.count if split else 0
 
     def add(self, plan: _Plan, task_id: str, text: str) -> None:
         """Add a message."""
@@ -236,6 +250,15 @@ class _KnownPlans:
         self._complete = complete
         # With the options, so that no other object can have the identity of one of their values.
         self._known: dict[tuple[object, ...], tuple[_Plan, Mapping[str, Any]]] = {}
+
+    def forget_times(self) -> None:
+        """Forget plans with a time: a countdown counts from each push."""
+        known = self._known.items()
+        self._known = {
+            key: each
+            for key, each in known
+            if each[0].message.eta is None and each[0].message.expires is None
+        }
 
     def plan(self, task: str, options: Mapping[str, Any]) -> _Plan:
         """Return the plan of a call; values of its options that are not text count by identity."""
@@ -351,8 +374,8 @@ class Producer:
         """Send calls of different tasks, in order, in as few pushes as `send_many`. Switches: yes.
 
         Args:
-            complete: adds to the options of a call what its task and the sender ask for; calls with
-                the same options are asked for once.
+            complete: adds to the options of a call what its task and the sender ask for; called
+                once for calls with the same options.
             on_more: called before the first push if there will be another one.
             on_last: called before the last push.
 
@@ -360,27 +383,34 @@ class Producer:
             CallsCutOff: a call is wrong, `calls` raised an error, or the server could not be
                 reached.
         """
-        known = _KnownPlans(self, complete)
-        batch = _Batch()
-        sent = 0
+        known, batch = _KnownPlans(self, complete), _Batch()
+        sent = unknown = 0
+        new_ids = iter(TaskIds())
         try:
             for task, args, kwargs, options in calls:
                 if batch.is_full():
                     if on_more is not None and not sent:
                         on_more()
+                    unknown = batch.may_be_split
                     self._push_batch(batch)
-                    sent += batch.count
+                    sent, unknown = sent + batch.count, 0
+                    known.forget_times()
                     batch = _Batch()
                 plan = known.plan(task, options)
-                task_id, text = self._fill(plan, args, kwargs, options)
-                batch.add(plan, task_id, text)
+                new = next(new_ids)
+                task_id = options.get("task_id") or new
+                tag = tag_of(batch.tag_prefix, new)
+                batch.add(plan, task_id, self._text(plan, task_id, tag, args, kwargs, options))
                 if self._events is not None:
                     batch.events.append(self._sent(plan, options, task_id, args, kwargs))
             if on_last is not None:
                 on_last()
+            unknown = batch.may_be_split
             self._push_batch(batch)
         except Exception as exc:
-            raise CallsCutOff(sent, exc) from exc
+            if isinstance(exc, ConnectionLost):
+                unknown = batch.count
+            raise CallsCutOff(sent, unknown, exc) from exc
 
     def _push_batch(self, batch: _Batch) -> None:
         for plan, ids, texts in batch.by_plan():
@@ -428,20 +458,32 @@ class Producer:
         task_id, text = self._fill(plan, args, kwargs, options)
         return Outgoing(task_id=task_id, queue=plan.queue, priority=plan.priority, text=text)
 
-    @staticmethod
+    @classmethod
     def _fill(
-        plan: _Plan, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+        cls, plan: _Plan, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> tuple[str, str]:
         """Return the id and the text of one message."""
         new = new_id()
         # An id made for this push alone also serves as delivery tag; a given id may be used again.
         task_id = options.get("task_id") or new
+        tag = tag_of(tag_prefix(time.time()), new)
+        return task_id, cls._text(plan, task_id, tag, args, kwargs, options)
+
+    @staticmethod
+    def _text(
+        plan: _Plan,
+        task_id: str,
+        tag: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> str:
         try:
-            text = plan.template.fill(
+            return plan.template.fill(
                 task_id,
                 args,
                 kwargs,
-                delivery_tag=tag_of(tag_prefix(time.time()), new),
+                delivery_tag=tag,
                 root_id=options.get("root_id"),
                 parent_id=options.get("parent_id"),
                 group_index=options.get("group_index"),
@@ -452,7 +494,6 @@ class Producer:
             # An id that is not text; the other options have been checked.
             check_send_options(plan.message.task, options)
             raise
-        return task_id, text
 
     def plan_of(self, task: str, options: Mapping[str, Any]) -> _Plan:
         """Return what all messages sent with these options have in common."""

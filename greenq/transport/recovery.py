@@ -234,10 +234,11 @@ class Recovery:
 
     def _give_back(self, tags: Sequence[str], lot: Lot) -> int:
         """Move one portion of records to their queues; return how many there were."""
-        records, begun = self._connection.pipeline(
+        begun_key = self._keys.begun(lot.owner)
+        records, *begun = self._connection.pipeline(
             [
                 ("HMGET", self._keys.unacked, *tags),
-                ("SMISMEMBER", self._keys.begun(lot.owner), *tags),
+                *(("SISMEMBER", begun_key, tag) for tag in tags),
             ]
         )
         gone = [tag for tag, record in zip(tags, records, strict=True) if record is None]

@@ -125,7 +125,7 @@ class Transport:
     @property
     def chords(self) -> Chords:
         """What senders of chords write."""
-        expires_s = int(self._config.result.result_expires or 0)
+        expires_s = 0 if self._backend is None else self._backend.chord_seconds
         return Chords(self.client, self.result_client, self.keys, expires_s)
 
     @property

@@ -1,8 +1,9 @@
-"""Workflows sent by greenq, run by Celery's workers."""
+"""Workflows sent by greenq, run by Celery's workers, by greenq's, and by both together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from greenq import Greenq, chain, chord, chunks, group, signature, xstarmap
 from greenq.result import GroupResult
 from tests.interop.conftest import greenq_client
-from tests.servers import Server, celery_worker
+from tests.servers import Server, celery_worker, greenq_worker
 from tests.support import wait_until
 
 pytestmark = [pytest.mark.interop]
@@ -18,15 +19,16 @@ pytestmark = [pytest.mark.interop]
 WAIT_S = 30
 
 
-@pytest.fixture(scope="module")
-def app(shared_server: Server) -> Iterator[Greenq]:
-    """A greenq client whose only worker is Celery's."""
+@pytest.fixture(scope="module", params=["celery", "greenq", "both"])
+def app(shared_server: Server, request: pytest.FixtureRequest) -> Iterator[Greenq]:
+    """A greenq client, with workers of one kind or of both."""
     shared_server.flush()
-    with (
-        celery_worker(shared_server.url),
-        greenq_client(shared_server.url) as client,
-    ):
-        yield client
+    with ExitStack() as stack:
+        if request.param != "greenq":
+            stack.enter_context(celery_worker(shared_server.url))
+        if request.param != "celery":
+            stack.enter_context(greenq_worker(shared_server.url))
+        yield stack.enter_context(greenq_client(shared_server.url))
 
 
 class Tasks:
@@ -112,7 +114,7 @@ SHAPES: dict[str, tuple[Callable[[Tasks], Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_celery_runs_it(app: Greenq, name: str) -> None:
+def test_it_is_run(app: Greenq, name: str) -> None:
     build, expected = SHAPES[name]
     sig = build(Tasks(app))
     sig._app = app
@@ -120,7 +122,7 @@ def test_celery_runs_it(app: Greenq, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_celery_runs_it_frozen_and_from_json(app: Greenq, name: str) -> None:
+def test_it_is_run_frozen_and_from_json(app: Greenq, name: str) -> None:
     build, expected = SHAPES[name]
     sig = build(Tasks(app))
     sig._app = app

@@ -27,6 +27,7 @@ import greenq.execution.handover
 import greenq.execution.lost
 import greenq.execution.state
 import greenq.execution.suspects
+import greenq.outcome
 import greenq.sending.producer
 import greenq.timer
 import greenq.transport.broker
@@ -170,7 +171,8 @@ def installed() -> Iterator[None]:
         for module, name, value in (
             (greenq.sending.producer, "new_id", _new_id),
             # Formatting tracebacks would take a tenth of the total time.
-            (greenq.execution.executor, "_trace", lambda _exc: "traceback"),
+            (greenq.execution.executor, "trace_of", lambda _exc: "traceback"),
+            (greenq.outcome, "trace_of", lambda _exc: "traceback"),
         ):
             before.append((module, name, getattr(module, name)))
             setattr(module, name, value)

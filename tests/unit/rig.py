@@ -107,6 +107,9 @@ class KeptOutbox(StartStopPart):
     def tags(self) -> set[str]:
         return set()
 
+    def expect(self, tag: str) -> None:
+        """Nothing is waited for here."""
+
     def put(self, entry: Entry) -> None:
         self.entries.append(entry)
         if entry.written is not None:

@@ -57,11 +57,12 @@ ELSEWHERE: dict[str, str] = {
     "commands/diagnostics.py": "unit/commands/test_commands.py",
     "commands/inspect.py": "unit/commands/test_commands.py",
     "commands/queues.py": "unit/commands/test_commands.py",
+    "canvas/__init__.py": "unit/canvas/test_primitives.py",
     # Scripts on the server and what waits there: only a real server shows whether they hold.
+    "transport/chords.py": "integration/test_canvas.py",
     "transport/backend.py": "integration/test_groups.py",
     "transport/callbacks.py": "integration/test_groups.py",
     "transport/listener.py": "integration/test_groups.py",
-    "transport/chords.py": "integration/test_canvas.py",
     "transport/embedded/keeper.py": "integration/test_embedded.py",
     "transport/embedded/server.py": "integration/test_embedded.py",
     "transport/facts.py": "integration/test_guard.py",

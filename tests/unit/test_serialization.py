@@ -14,8 +14,8 @@ import pytest
 
 from greenq import Greenq, compression, serialization
 from greenq.config import validators
-from greenq.execution.reader import MessageReader
 from greenq.errors import ConfigError, ContentDisallowed, DecodeError
+from greenq.execution.reader import MessageReader
 from greenq.protocol import compress, serialize
 from tests.servers import Server
 

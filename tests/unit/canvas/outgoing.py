@@ -21,7 +21,7 @@ class Outgoing:
         pushes: how many messages each push had.
         messages: all of them, in order.
         notes: what was written for chords, in order, and each push.
-        breaks_at: the number of the push at which the connection breaks.
+        breaks_at: the number of the push that fails, with `error`.
     """
 
     def __init__(self, app: Greenq, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,12 +29,13 @@ class Outgoing:
         self.messages: list[TaskMessage] = []
         self.notes: list[Any] = []
         self.breaks_at: int | None = None
+        self.error: Exception = ConnectionLost("gone")
         monkeypatch.setattr(app.transport.broker, "publish", self._publish)
         monkeypatch.setattr(type(app.transport), "chords", self)
 
     def _publish(self, queue: str, texts: Sequence[str], *_: Any, **__: Any) -> None:
         if self.breaks_at == len(self.pushes):
-            raise ConnectionLost("gone")
+            raise self.error
         self.pushes.append(len(texts))
         self.notes.append(f"push to {queue}")
         for text in texts:

@@ -1,4 +1,4 @@
-"""Celery's built-in tasks, which every app has without listing them."""
+"""Celery's built-in tasks, which every worker has."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from greenq import Greenq
+from greenq.canvas.built_in import BUILT_IN
 from greenq.errors import NotRegistered
 from tests.unit.canvas.outgoing import Outgoing
 
@@ -39,9 +40,11 @@ def test_nothing_needs_cleaning_up(app: Greenq) -> None:
     assert app.tasks["celery.backend_cleanup"]() is None
 
 
-def test_they_are_found_but_not_listed(app: Greenq) -> None:
+def test_they_are_made_for_workers_and_when_they_are_named(app: Greenq) -> None:
     assert sorted(app.tasks) == ["add", "total"]
-    assert app.tasks.get("celery.map") is app.tasks["celery.map"]
+    assert app.tasks["celery.map"] is app.tasks["celery.map"]
+    assert len(app.tasks) == 3
+    assert app.tasks.with_built_in().keys() == BUILT_IN.keys() | {"add", "total"}
     assert app.tasks.get("celery.nothing") is None
     with pytest.raises(NotRegistered):
         app.tasks["celery.nothing"]

@@ -306,18 +306,3 @@ def test_nested_chords_grow_with_their_tasks(depth: int) -> None:
     sig = nested(depth) | task("end")
     size = len(json.dumps(plan.freeze(sig)[0]))
     assert size <= 700 * count(sig)
-
-
-def test_stream_plans_what_a_group_plans() -> None:
-    members = [task("a", 1), task("b") | task("c"), chord([task("d")], task("e")), task("a", 2)]
-    stream = plan.Stream(plan.bare(group()), None, ("first",), {}, {"queue": "q"})
-    calls = [call for call, _chords in stream.calls(iter(members))]
-    whole = plan.plan(group(members), ("first",), queue="q")
-
-    def shown(call: plan.Call) -> tuple[Any, ...]:
-        options = {name: value for name, value in call.options.items() if not name.endswith("id")}
-        return call.task, [*call.args], call.kwargs, options.keys(), options.get("group_index")
-
-    assert list(map(shown, calls)) == list(map(shown, whole.calls))
-    assert (stream.count, stream.size) == (4, 4)
-    assert not stream.special

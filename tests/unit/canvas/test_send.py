@@ -9,7 +9,7 @@ import pytest
 
 from greenq import Greenq, chain, chord, group
 from greenq.context import Context, current_context
-from greenq.errors import EncodeError, NotAllSent
+from greenq.errors import EncodeError, NotAllSent, OperationalError
 from greenq.protocol.message import TaskMessage
 from greenq.result import GroupResult
 from tests.unit.canvas.outgoing import Outgoing
@@ -127,6 +127,17 @@ def test_what_was_sent_before_an_error_is_told(add: Any, outgoing: Outgoing) -> 
         group(add.s(n if n < 300 else object(), 1) for n in range(1000)).delay()
     assert isinstance(caught.value.__cause__, EncodeError)
     assert [*caught.value.ids] == [message.id for message in outgoing.messages]
+
+
+def test_what_may_have_been_sent_is_told(app: Greenq, add: Any, outgoing: Outgoing) -> None:
+    outgoing.breaks_at = 1
+    other = [add.s(n, n).set(queue=queue, retry=False) for n in range(3) for queue in "ab"]
+    outgoing.error = OperationalError("down")
+    with pytest.raises(NotAllSent, match="0 items were sent, the next 6 may have been") as caught:
+        group(other).delay()
+    assert len(caught.value.unknown) == 6
+    with pytest.raises(OperationalError, match="down"):
+        group(other[::2]).delay()
 
 
 def test_chord_cut_off_stays_listed(add: Any, total: Any, outgoing: Outgoing) -> None:

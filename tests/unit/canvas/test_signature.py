@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from greenq import Greenq, Signature, group, maybe_signature, signature
+from greenq import Greenq, Signature, chord, group, maybe_signature, signature
 from greenq.errors import NotRegistered
+from greenq.protocol.serialize import accepted, dumps, loads
 from tests.unit.canvas.outgoing import Outgoing
 
 
@@ -82,7 +83,7 @@ def test_copy_equals_it_and_shares_nothing(add: Any, copied: str) -> None:
     text = json.dumps(sig)
     made = {
         "json": lambda: signature(json.loads(text)),
-        "pickle": lambda: pickle.loads(pickle.dumps(sig)),
+        "pickle": lambda: signature(pickle.loads(pickle.dumps(sig))),
         "clone": sig.clone,
         "deepcopy": lambda: copy.deepcopy(sig),
         "signature": lambda: signature(sig),
@@ -93,6 +94,17 @@ def test_copy_equals_it_and_shares_nothing(add: Any, copied: str) -> None:
     made.set(queue="other")
     made.options["link"][0]["options"]["x"] = 1
     assert json.dumps(sig) == text
+
+
+@pytest.mark.parametrize("serializer", ["json", "msgpack", "pickle", "yaml"])
+def test_every_serializer_writes_it_as_plain_data(add: Any, serializer: str) -> None:
+    sig = add.s(1, 1) | chord(iter([add.s(2)]), add.s(3))
+    data, content_type, encoding = dumps([sig], serializer)
+    (found,) = loads(data, content_type, encoding, accepted([serializer]))
+    assert type(found) is dict
+    assert type(found["kwargs"]["tasks"][1]) is dict
+    assert json.dumps(found, sort_keys=True) == json.dumps(sig, sort_keys=True)
+    assert b"greenq" not in data
 
 
 def test_clone_takes_more_arguments_even_if_immutable(add: Any) -> None:

@@ -144,8 +144,11 @@ def test_template_is_filled_byte_for_byte(command):
 def is_repr_comparable(command):
     """Tell whether the arguments can be had back: JSON loses which lists were tuples."""
     wrapped = read(command)
-    return wrapped.headers["argsrepr"].startswith("(") and not (
-        b"__type__" in wrapped.body or wrapped.content_type not in ACCEPT
+    headers = wrapped.headers
+    return headers["argsrepr"].startswith("(") and not (
+        "(" in headers["kwargsrepr"]
+        or b"__type__" in wrapped.body
+        or wrapped.content_type not in ACCEPT
     )
 
 
