@@ -73,6 +73,9 @@ ELSEWHERE: dict[str, str] = {
     "transport/members.py": "integration/test_members.py",
     "transport/owner.py": "integration/test_owner.py",
     "transport/recovery.py": "integration/test_recovery.py",
+    "transport/workflow.py": "integration/test_settle_workflows.py",
+    # What a task does to its workflow is seen in what its end writes.
+    "canvas/inside.py": "unit/execution/test_handover.py",
     # A worker as a whole, or what it makes of a lost connection.
     "consumer/__init__.py": "integration/test_connections.py",
     "consumer/connection.py": "integration/test_connections.py",
