@@ -314,8 +314,6 @@ class Task(Generic[P, R]):
         self.argument_check.arguments(args or (), kwargs or {})
         if self.pydantic:
             args, kwargs = self._models.sent(args or (), kwargs or {}, self._dump_kwargs)
-        if app.config.task.task_always_eager:
-            return app.apply_as_sent(self, args or (), kwargs or {}, options)
         if type(self).shadow_name is not Task.shadow_name and not options.get("shadow"):
             options["shadow"] = self.shadow_name(args or (), kwargs or {}, options)
         return app.send_task(self.name, args, kwargs, task_type=self, **options)
@@ -432,11 +430,6 @@ class Task(Generic[P, R]):
         checked = map(self.argument_check.call, calls)
         if self.pydantic:
             checked = (self._models.sent(*call, self._dump_kwargs) for call in checked)
-        if app.config.task.task_always_eager:
-            # A sequence of handles as well.
-            return [  # type: ignore[return-value]
-                app.apply_as_sent(self, args, kwargs, options) for args, kwargs in checked
-            ]
         return app.send_task_many(self.name, checked, task_type=self, **options)
 
     def send_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
