@@ -515,6 +515,14 @@ class _Map(Signature):
         """Return one that was written as plain data."""
         return _rebuilt(cls(data["kwargs"]["task"], data["kwargs"]["it"], app=app), data, app)
 
+    def _send(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Any:
+        # It would be sent by its name, since built-in tasks are not among the app's own.
+        if self.app.config.task.task_always_eager:
+            return self.apply(args, kwargs, **options)
+        return super()._send(args, kwargs, options)
+
     def own_app(self) -> Any:
         """Return the app of the task that is called."""
         return self._app if self._app is not None else self.kwargs["task"].own_app()
