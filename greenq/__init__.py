@@ -12,6 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from greenq.app import Greenq as Greenq
+    from greenq.canvas.primitives import chain as chain
+    from greenq.canvas.primitives import chord as chord
+    from greenq.canvas.primitives import chunks as chunks
+    from greenq.canvas.primitives import group as group
+    from greenq.canvas.primitives import xmap as xmap
+    from greenq.canvas.primitives import xstarmap as xstarmap
+    from greenq.canvas.signature import Signature as Signature
+    from greenq.canvas.signature import maybe_signature as maybe_signature
+    from greenq.canvas.signature import signature as signature
+    from greenq.canvas.signature import subtask as subtask
+    from greenq.canvas.stamps import StampingVisitor as StampingVisitor
     from greenq.commands.registry import control_command as control_command
     from greenq.commands.registry import inspect_command as inspect_command
     from greenq.config.queues import Binding as Binding
@@ -24,6 +35,9 @@ if TYPE_CHECKING:
     from greenq.errors import Retry as Retry
     from greenq.result import AsyncResult as AsyncResult
     from greenq.result import AsyncResults as AsyncResults
+    from greenq.result import GroupResult as GroupResult
+    from greenq.result import ResultSet as ResultSet
+    from greenq.result import allow_join_result as allow_join_result
     from greenq.sending.routing import worker_direct as worker_direct
     from greenq.shared import shared_task as shared_task
     from greenq.task import Task as Task
@@ -37,35 +51,34 @@ _HOME = {
     "Broadcast": "greenq.config.queues",
     "Exchange": "greenq.config.queues",
     "Greenq": "greenq.app",
+    "GroupResult": "greenq.result",
     "GreenqError": "greenq.errors",
     "Ignore": "greenq.errors",
     "Queue": "greenq.config.queues",
     "Reject": "greenq.errors",
+    "ResultSet": "greenq.result",
     "Retry": "greenq.errors",
     "Task": "greenq.task",
+    "allow_join_result": "greenq.result",
     "control_command": "greenq.commands.registry",
     "inspect_command": "greenq.commands.registry",
     "worker_direct": "greenq.sending.routing",
     "shared_task": "greenq.shared",
+    "Signature": "greenq.canvas.signature",
+    "StampingVisitor": "greenq.canvas.stamps",
+    "maybe_signature": "greenq.canvas.signature",
+    "signature": "greenq.canvas.signature",
+    "subtask": "greenq.canvas.signature",
+    **dict.fromkeys(
+        ("chain", "chord", "chunks", "group", "xmap", "xstarmap"), "greenq.canvas.primitives"
+    ),
 }
 
 __all__ = [*sorted(_HOME), "__version__"]
 
 # Celery's names that a ported module may import.
-_CANVAS = (
-    "workflows (chain, group, chord, signatures) are not there yet: send the next task from the "
-    "one before"
-)
 _NOT_HERE = {
-    **dict.fromkeys(
-        (
-            "chain", "chord", "chunks", "group", "maybe_signature", "signature", "subtask", "xmap",
-            "xstarmap",
-        ),
-        _CANVAS,
-    ),
     "Celery": "the app's class is Greenq: from greenq import Greenq",
-    "Signature": _CANVAS,
     "beat": "there is no beat yet: `celery beat` can send its tasks to greenq's workers",
     "current_app": "there is none yet: import your own app",
     "current_task": "there is none yet: use @app.task(bind=True) and self.request",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import logging
@@ -26,14 +27,17 @@ from typing import (
 from zoneinfo import ZoneInfo
 
 from greenq.annotations import annotate
+from greenq.canvas.built_in import BUILT_IN
+from greenq.canvas.signature import signature
 from greenq.config.celery_names import SEND_OPTIONS, asks_for_something, name_what_is_not_here
 from greenq.config.loaders import CELERY_ENV, settings_from_env, settings_from_object
 from greenq.config.settings import Config, sift
 from greenq.config.validators import shown
 from greenq.context import Context, current_context
+from greenq.eager import run_as_sent, run_here
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
 from greenq.protocol.clock import LamportClock
-from greenq.result import AsyncResult, AsyncResults
+from greenq.result import AsyncResult, AsyncResults, GroupResult, ResultSet
 from greenq.sending.producer import Producer, SendOptions
 from greenq.shared import Definition, place, shared
 from greenq.signals import Signal, import_modules
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
     from greenq.bootsteps.steps import Option, Step
     from greenq.events.receiver import Events
     from greenq.remote.control import Control
+    from greenq.result import EagerResult
+    from greenq.sending.producer import Call, Outgoing
 
     _Packages = Callable[[], Iterable[str] | None]
 
@@ -64,14 +70,14 @@ _SETTINGS = Config.names()
 _SEND_OPTIONS = frozenset(SendOptions.__annotations__)
 
 
-# Of an unknown name, this many characters are compared with the known names.
-_COMPARED_CHARS = 200
-
 # All that live, for the child of a fork.
 _apps: weakref.WeakSet[Greenq] = weakref.WeakSet()
 
 # Under another name, since apps have an attribute `Task`.
 _BaseTask = Task
+
+# Of an unknown name, this many characters are compared with the known names.
+_COMPARED_CHARS = 200
 
 
 class Settings(Mapping[str, Any]):
@@ -206,11 +212,29 @@ class Settings(Mapping[str, Any]):
 
 
 class TaskRegistry(dict[str, Task[Any, Any]]):
-    """Name → task; for a missing name, it suggests a similar one."""
+    """Name → task; for a missing name, it suggests a similar one.
+
+    Celery's built-in tasks are made when they are named, or for a worker.
+    """
+
+    def __init__(self, app: Greenq) -> None:
+        """Hold the tasks of an app."""
+        super().__init__()
+        self._app = app
 
     def __missing__(self, name: str) -> Task[Any, Any]:
-        """Raise NotRegistered."""
-        raise NotRegistered(name)
+        """Return a built-in task, or raise NotRegistered."""
+        if name not in BUILT_IN:
+            raise NotRegistered(name)
+        made = Definition(BUILT_IN[name], name, True, _BaseTask, {"typing": False})
+        task = self[name] = made.make(lambda: self._app, "celery")
+        return task
+
+    def with_built_in(self) -> TaskRegistry:
+        """Return itself with all built-in tasks, as a worker needs it."""
+        for name in BUILT_IN:
+            _ = self[name]
+        return self
 
     def nearest(self, name: str) -> str:
         """Return a hint at a registered name similar to `name`, or nothing."""
@@ -290,7 +314,7 @@ class Greenq:
         self.leaders: dict[str, Callable[[Any], object]] = {}
         # Called in a worker after each task's code, in the task's own greenlet: `on_task_end`.
         self.task_end_hooks: list[Callable[[], object]] = []
-        self._tasks = TaskRegistry()
+        self._tasks = TaskRegistry(self)
         # Tasks are annotated on first use: there may be no settings before.
         self._unannotated: deque[Task[Any, Any]] = deque()
         self._annotating = self._annotated = False
@@ -617,12 +641,17 @@ class Greenq:
             OperationalError: the server could not be reached within the retry policy.
         """
         context = current_context.get()
+        add_to_parent = options.pop("add_to_parent", True)
+        if self.config.task.task_always_eager:
+            if task_type is not None:
+                return self.apply_as_sent(task_type, args or (), kwargs or {}, options)
+            _log.warning("task_always_eager has no effect on send_task: task %s is sent", name)
         sent = self._send_options(name, task_type, options, context)
         task_id = self.producer.send(name, args or (), kwargs or {}, sent)
         result: AsyncResult[Any] = AsyncResult(
             task_id, self.transport, name, app=self, ignored=bool(sent.get("ignore_result"))
         )
-        if context is not None:
+        if context is not None and add_to_parent:
             context.children.append(result)
         return result
 
@@ -651,8 +680,83 @@ class Greenq:
         """
         if "task_id" in options:
             raise TypeError(f"task {name}: task_id is for one task; ids of many are made here")
+        if task_type is not None and self.config.task.task_always_eager:
+            # A sequence of handles as well.
+            return [  # type: ignore[return-value]
+                self.apply_as_sent(task_type, *call, options) for call in calls
+            ]
         sent = self._send_options(name, task_type, options, current_context.get())
-        return AsyncResults(self.producer.send_many(name, calls, sent), self.transport, name)
+        ids = self.producer.send_many(name, calls, sent)
+        return AsyncResults(ids, self.transport, name, app=self)
+
+    def send_calls(self, calls: Iterable[Call], **hooks: Callable[[], object] | None) -> None:
+        """Send calls of different tasks in order, as the parts of a workflow. Switches: yes.
+
+        The options of the tasks apply as for `send_task`; `hooks` are those of
+        `Producer.send_calls`, which says what is raised.
+        """
+        context = current_context.get()
+
+        def complete(name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+            return self._send_options(name, self._tasks.get(name), options, context)
+
+        self.finalize()
+        self.producer.send_calls(self._checked_calls(calls), complete, **hooks)
+
+    def _checked_calls(self, calls: Iterable[Call]) -> Iterator[Call]:
+        """Yield calls whose arguments fit, each with the name to show instead of its task's."""
+        tasks = self._tasks
+        for call in calls:
+            task = tasks.get(call[0])
+            if task is not None:
+                name, args, kwargs, options = call
+                task.argument_check.arguments(args, kwargs)
+                if type(task).shadow_name is not _BaseTask.shadow_name:
+                    shadow = options.get("shadow") or task.shadow_name(args, kwargs, options)
+                    call = (name, args, kwargs, {**options, "shadow": shadow})
+            yield call
+
+    def prepare_call(self, call: Call) -> Outgoing:
+        """Write the message of one call without sending it; the task's options apply."""
+        name, args, kwargs, options = call
+        sent = self._send_options(name, self.tasks.get(name), options, None)
+        return self.producer.prepare(name, args, kwargs, sent)
+
+    def signature(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a signature of this app's: of a task, of a name, or from plain data."""
+        kwargs["app"] = self
+        return signature(*args, **kwargs)
+
+    def apply(
+        self,
+        task: _BaseTask[Any, Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        throw: bool | None = None,
+        retries: int = 0,
+    ) -> EagerResult[Any]:
+        """Run a task here and now: see `Task.apply`."""
+        given = self._eager_options(task, options)
+        return run_here(task, args, kwargs, throw=throw, retries=retries, **given)
+
+    def apply_as_sent(
+        self,
+        task: _BaseTask[Any, Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> EagerResult[Any]:
+        """Run a task here instead of sending it, for ``task_always_eager``."""
+        return run_as_sent(task, args, kwargs, self._eager_options(task, options))
+
+    def _eager_options(
+        self, task: _BaseTask[Any, Any], options: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        if not options.keys() <= _SEND_OPTIONS:
+            options = _without_foreign(task.name, options)
+        return task.send_options(options)
 
     def on_commit(self, call: Callable[[], object]) -> None:
         """Make a call when Django's open transaction commits; without one, now.
@@ -674,6 +778,8 @@ class Greenq:
         context: Context | None,
     ) -> dict[str, Any]:
         """Check send options; add the task's own and what the current task passes on."""
+        if options.get("stamped_headers") and "stamps" not in options:
+            options = _with_stamps(options)
         if not options.keys() <= _SEND_OPTIONS:
             options = _without_foreign(name, options)
         known = self.tasks.get(name) if task is None else task
@@ -691,6 +797,16 @@ class Greenq:
     def AsyncResult(self, task_id: str) -> AsyncResult[Any]:  # noqa: N802  Celery's name
         """Return the handle of a task that was sent earlier or elsewhere."""
         return AsyncResult(task_id, self.transport, app=self)
+
+    @functools.cached_property
+    def GroupResult(self) -> Any:  # noqa: N802  Celery's name
+        """The class of handles of groups, as in ``app.GroupResult.restore(group_id)``."""
+        return type("GroupResult", (GroupResult,), {"own_app": self, "__module__": __name__})
+
+    @functools.cached_property
+    def ResultSet(self) -> Any:  # noqa: N802  Celery's name
+        """The class of sets of handles, as in ``app.ResultSet([one, other])``."""
+        return type("ResultSet", (ResultSet,), {"own_app": self, "__module__": __name__})
 
     @property
     def transport(self) -> Transport:
@@ -771,6 +887,14 @@ def _again(app_class: type[Greenq], main: str, folder: Path, settings: Mapping[s
     made = app_class(main, set_as_current=False, **settings)
     made._folder = folder  # noqa: SLF001  of the same class
     return made
+
+
+def _with_stamps(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Gather the stamps, which come as options of their own, as Celery's senders give them."""
+    names = set(options["stamped_headers"])
+    kept = {name: value for name, value in options.items() if name not in names}
+    kept["stamps"] = {name: options[name] for name in names if name in options}
+    return kept
 
 
 def _without_foreign(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:

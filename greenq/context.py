@@ -51,13 +51,20 @@ class Context:
         sent: the same as `children`, but None as long as nothing was sent.
         retried: what ``retry(throw=False)`` has returned, or None.
         announced: the next run's message, if receivers of signals have seen it; or None.
+        replacement: the plan that ``replace`` has put in this task's place, or None.
+        additions: the plans that ``add_to_chord`` has added, or None.
         called_directly: True when the function was simply called.
     """
 
-    __slots__ = ("_delivered", "announced", "hostname", "message", "retried", "sent")
+    __slots__ = (
+        "_delivered", "additions", "announced", "hostname", "message", "replacement", "retried",
+        "sent",
+    )  # fmt: skip
 
-    # As in Celery. In this version tasks only run in workers.
+    # As in Celery; the context of a task that runs without a worker differs.
     is_eager = False
+    # Whether its states are written to the server.
+    stores = True
     utc = True
     lang = "py"
     logfile: str | None = None
@@ -77,6 +84,8 @@ class Context:
         self.sent: list[AsyncResult[Any]] | None = None
         self.retried: Retry | None = None
         self.announced: Announced | None = None
+        self.replacement: Any = None
+        self.additions: list[Any] | None = None
 
     @property
     def delivery_info(self) -> Mapping[str, Any] | None:
@@ -119,6 +128,12 @@ class Context:
         if self.sent is None:
             self.sent = []
         return self.sent
+
+    @property
+    def taskset(self) -> str | None:
+        """The group's id, under an old name."""
+        found: str | None = self.group
+        return found
 
     @property
     def called_directly(self) -> bool:

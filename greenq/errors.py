@@ -238,13 +238,25 @@ class AlreadyRegistered(GreenqError):
 
 
 class ResultTimeout(GreenqError, TimeoutError):
-    """``get(timeout=…)`` waited without success."""
+    """``get(timeout=…)`` waited without success.
 
-    def __init__(self, task_id: str, waited_s: float) -> None:
+    Attributes:
+        task_id: the task's.
+        waited_s: for how long.
+        others: how many other tasks were waited for and have not ended either.
+    """
+
+    def __init__(self, task_id: str, waited_s: float, others: int = 0) -> None:
         """Name the task and how long the wait was."""
         self.task_id = task_id
         self.waited_s = waited_s
-        super().__init__(f"no result of task {task_id} after {waited_s:g} s")
+        self.others = others
+        more = f", nor of {others} others," if others else ""
+        super().__init__(f"no result of task {task_id}{more} after {waited_s:g} s")
+
+
+class IncompleteStream(GreenqError):
+    """The tree of a task's children cannot be followed yet: one of them has not ended."""
 
 
 class ResultsDisabled(GreenqError):

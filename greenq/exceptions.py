@@ -6,6 +6,7 @@ from greenq.errors import (
     AlreadyRegistered,
     ChordError,
     Ignore,
+    IncompleteStream,
     MaxRetriesExceededError,
     NotRegistered,
     OperationalError,
@@ -20,7 +21,8 @@ from greenq.errors import ConfigError as ImproperlyConfigured
 from greenq.errors import ResultTimeout as TimeoutError
 
 __all__ = [
-    "AlreadyRegistered", "ChordError", "Ignore", "ImproperlyConfigured", "MaxRetriesExceededError",
-    "NotRegistered", "OperationalError", "Reject", "Retry", "SoftTimeLimitExceeded",
-    "TaskRevokedError", "TimeLimitExceeded", "TimeoutError", "WorkerLostError",
+    "AlreadyRegistered", "ChordError", "Ignore", "ImproperlyConfigured", "IncompleteStream",
+    "MaxRetriesExceededError", "NotRegistered", "OperationalError", "Reject", "Retry",
+    "SoftTimeLimitExceeded", "TaskRevokedError", "TimeLimitExceeded", "TimeoutError",
+    "WorkerLostError",
 ]  # fmt: skip

@@ -29,6 +29,7 @@ class Request:
         message: the decoded message.
         task: the task to call.
         acks_late: acknowledged after the run, not before.
+        is_step: its message says what follows it, or belongs to a chord.
         taken_s: just before the take, in seconds of the worker state's clock.
         greenlet: the one that runs it, None before and after.
         started_s: monotonic time of the start, None until then.
@@ -38,8 +39,8 @@ class Request:
     """
 
     __slots__ = (
-        "acks_late", "delivery", "greenlet", "hub_s", "in_code", "killed", "message", "settled",
-        "started_s", "taken_s", "task",
+        "acks_late", "delivery", "greenlet", "hub_s", "in_code", "is_step", "killed", "message",
+        "settled", "started_s", "taken_s", "task",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +50,7 @@ class Request:
         task: Task[..., Any],
         *,
         acks_late: bool,
+        is_step: bool = False,
         taken_s: float = 0.0,
     ) -> None:
         """Wrap one admitted delivery."""
@@ -56,6 +58,7 @@ class Request:
         self.message = message
         self.task = task
         self.acks_late = acks_late
+        self.is_step = is_step
         self.taken_s = taken_s
         self.greenlet: Greenlet | None = None
         self.started_s: float | None = None

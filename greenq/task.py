@@ -10,16 +10,21 @@ from datetime import datetime
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, TypeVarTuple
 
+from greenq.canvas.here import run_in_place
+from greenq.canvas.inside import addition, replacement
+from greenq.canvas.primitives import chunks, xmap, xstarmap
+from greenq.canvas.signature import Signature, maybe_signature
 from greenq.config.celery_names import TASK_OPTIONS, asks_for_something, name_what_is_not_here
 from greenq.context import Context, current_context
-from greenq.errors import MaxRetriesExceededError, Retry
+from greenq.errors import Ignore, MaxRetriesExceededError, OperationalError, Retry
 from greenq.protocol.rate import parse_rate
-from greenq.result import newest_app
+from greenq.result import newest_app, result_from_tuple
 from greenq.sending.arguments import ACCEPT_ALL, Check, checker
 from greenq.sending.options import check_task_option
 from greenq.sending.retry import check
 from greenq.sending.routing import merge_options
 from greenq.suggest import suggestion
+from greenq.validation import Models, validating
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from greenq.app import Greenq
-    from greenq.result import AsyncResult, AsyncResults
+    from greenq.result import AsyncResult, AsyncResults, EagerResult
     from greenq.sending.producer import SendOptions
 
 # By then the longest wait before a retry has long been reached.
@@ -98,6 +103,10 @@ class Task(Generic[P, R]):
     the decorator; None means the app's setting.
     """
 
+    # As in Celery: ``except self.MaxRetriesExceededError``.
+    MaxRetriesExceededError = MaxRetriesExceededError
+    OperationalError = OperationalError
+
     name: str = ""
     max_retries: int | None = 3
     default_retry_delay: float | None = None
@@ -126,6 +135,11 @@ class Task(Generic[P, R]):
     soft_time_limit: float | None = None
     rate_limit: str | float | None = None
     typing: bool | None = None
+    store_eager_result: bool | None = None
+    pydantic: bool = False
+    pydantic_strict: bool = False
+    pydantic_context: Mapping[str, Any] | None = None
+    pydantic_dump_kwargs: Mapping[str, Any] | None = None
 
     OPTIONS: ClassVar[tuple[str, ...]] = (
         "max_retries", "default_retry_delay", "autoretry_for", "dont_autoretry_for", "retry_kwargs",
@@ -133,7 +147,8 @@ class Task(Generic[P, R]):
         "store_errors_even_if_ignored", "acks_late", "acks_on_failure_or_timeout",
         "reject_on_worker_lost", "track_started", "throws", "serializer", "compression", "queue",
         "exchange", "routing_key", "priority", "expires", "delivery_mode", "time_limit",
-        "soft_time_limit", "rate_limit", "typing",
+        "soft_time_limit", "rate_limit", "typing", "store_eager_result",
+        "pydantic", "pydantic_strict", "pydantic_context", "pydantic_dump_kwargs",
     )  # fmt: skip
 
     # Options of the task that apply to each sending, unless the caller overrides them.
@@ -177,6 +192,7 @@ class Task(Generic[P, R]):
                 setattr(self, option, value)
         self._bound = bind
         self.check_options()
+        self._use_models()
         functools.update_wrapper(self, function, updated=())
 
     def _check_option(self, option: str, value: object) -> None:
@@ -209,6 +225,7 @@ class Task(Generic[P, R]):
         self.__name__, self.__qualname__ = cls.__name__, cls.__qualname__
         self._bound = False
         self.check_options()
+        self._use_models()
 
     def check_options(self) -> None:
         """Check the options from the decorator, the class and annotations.
@@ -228,12 +245,35 @@ class Task(Generic[P, R]):
         except ValueError as exc:
             raise ValueError(f"task {self.name}: {exc}") from None
 
+    def _use_models(self) -> None:
+        """Have the code called with pydantic models, with the option ``pydantic``."""
+        if self.pydantic:
+            self._models = Models(self.name, self.function, bound=self._bound)
+            self.run = validating(
+                self.run,
+                self._models,
+                strict=self.pydantic_strict,
+                context=self.pydantic_context,
+                dump=self._dump_kwargs,
+                # Names that validators may know from Celery.
+                about=lambda: {"celery_app": self.app, "celery_task_name": self.name},
+            )
+
+    @property
+    def _dump_kwargs(self) -> Mapping[str, Any]:
+        return {"mode": "json", **(self.pydantic_dump_kwargs or {})}
+
     @functools.cached_property
     def argument_check(self) -> Check:
         """Functions that raise a TypeError when arguments do not fit, unless ``typing=False``."""
         if self.typing is False:
             return ACCEPT_ALL
         return checker(self.name, self.function, bound=self._bound)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether its function's first parameter is the task itself."""
+        return self._bound
 
     @property
     def app(self) -> Greenq:
@@ -272,9 +312,68 @@ class Task(Generic[P, R]):
         # First, since accessing the app annotates the task.
         app = self.app
         self.argument_check.arguments(args or (), kwargs or {})
+        if self.pydantic:
+            args, kwargs = self._models.sent(args or (), kwargs or {}, self._dump_kwargs)
         if type(self).shadow_name is not Task.shadow_name and not options.get("shadow"):
             options["shadow"] = self.shadow_name(args or (), kwargs or {}, options)
         return app.send_task(self.name, args, kwargs, task_type=self, **options)
+
+    def s(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a signature: this call, to be sent later or as part of a workflow."""
+        return Signature(self, args, kwargs)
+
+    def si(self, *args: Any, **kwargs: Any) -> Any:
+        """Return an immutable signature, which ignores what the task before it returned."""
+        return self.signature(args, kwargs, immutable=True)
+
+    def signature(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Return a signature with options: of the sending, or ``immutable=True``."""
+        return Signature(self, args, kwargs, **options)
+
+    subtask = signature
+
+    def map(self, it: Iterable[Any]) -> Any:
+        """Return a signature of one task that calls this one with each item, one by one."""
+        return xmap(self.s(), it)
+
+    def starmap(self, it: Iterable[Sequence[Any]]) -> Any:
+        """Return a signature of one task that calls this one with the arguments in each item."""
+        return xstarmap(self.s(), it)
+
+    def chunks(self, it: Iterable[Sequence[Any]], n: int) -> Any:
+        """Return a signature of several tasks: each a `starmap` of at most `n` items."""
+        return chunks(self.s(), it, n)
+
+    def apply(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        throw: bool | None = None,
+        retries: int = 0,
+        logfile: str | None = None,
+        loglevel: int | None = None,
+        **options: Unpack[SendOptions],
+    ) -> EagerResult[R]:
+        """Run the task here and now, with its hooks and its retries, without a server or a worker.
+
+        Retries follow at once, whatever their countdown.
+
+        Args:
+            throw: raise the exception of a task that fails; None: if ``task_eager_propagates``.
+            retries: how often it was retried before.
+            logfile, loglevel: accepted for compatibility with Celery, no effect.
+            options: as for `apply_async`; those for the server have no effect.
+
+        Raises:
+            Exception: that of a task that fails, with `throw`.
+        """
+        return self.app.apply(self, args or (), kwargs or {}, options, throw=throw, retries=retries)
 
     def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Send the task when Django's open transaction commits; without one, at once.
@@ -327,7 +426,10 @@ class Task(Generic[P, R]):
             NotAllSent: sending ended early.
         """
         app = self.app
+        checked: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
         checked = map(self.argument_check.call, calls)
+        if self.pydantic:
+            checked = (self._models.sent(*call, self._dump_kwargs) for call in checked)
         return app.send_task_many(self.name, checked, task_type=self, **options)
 
     def send_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -359,7 +461,12 @@ class Task(Generic[P, R]):
     def update_state(
         self, task_id: str | None = None, state: str = "PROGRESS", meta: object = None
     ) -> None:
-        """Store a custom state, such as progress, for others to read. Switches: yes."""
+        """Store a custom state, such as progress, for others to read. Switches: yes.
+
+        A task that runs by `apply` stores none, unless its result is stored.
+        """
+        if not self.request.stores:
+            return
         self.app.transport.backend.store(task_id or self.request.id, state, meta)
 
     def retry(
@@ -422,6 +529,49 @@ class Task(Generic[P, R]):
             context.retried = retry
             return retry
         raise retry from exc
+
+    def replace(self, sig: Mapping[str, Any]) -> Any:
+        """End this run and let a signature take its place; write ``return self.replace(sig)``.
+
+        The end of the signature gets this task's id, its place in a group or a chord, and whatever
+        follows it. The results of a group are gathered in a list. The worker sends it and
+        acknowledges this message in one step; nothing is stored for this run. In a task that runs
+        by `apply`, the signature runs here, and its value is returned.
+
+        Raises:
+            Ignore: always, inside a worker.
+            ValueError: the signature cannot be sent.
+        """
+        context = self.request
+        if context.message is None:
+            raise ValueError(f"replace() of {self.name}: no worker runs this task")
+        if context.is_eager:
+            return run_in_place(maybe_signature(sig, self.app))
+        context.replacement = replacement(context.message, sig)
+        raise Ignore("Replaced by new task")
+
+    def add_to_chord(self, sig: Mapping[str, Any]) -> Any:
+        """Add a task to the chord that this one belongs to, and return its handle.
+
+        The worker sends it when this run ends, unless it fails; the chord's body then waits for it,
+        too, and gets its result after all others.
+
+        Raises:
+            ValueError: this task belongs to no chord, or no worker runs it.
+        """
+        context = self.request
+        if context.message is None:
+            raise ValueError(f"add_to_chord() of {self.name}: no worker runs this task")
+        added = addition(context.message, sig)
+        context.additions = [*(context.additions or ()), added]
+        result = result_from_tuple(added.handle, self.app)
+        context.children.append(result)
+        return result
+
+    def add_trail(self, result: Any) -> Any:
+        """Add a handle to this run's children, and return it."""
+        self.request.children.append(result)
+        return result
 
     def retry_delay(self, retries: int) -> float | None:
         """Return the seconds to wait before an automatic retry; None means the default."""

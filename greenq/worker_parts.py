@@ -26,6 +26,7 @@ from greenq.consumer.tasks import Tasks
 from greenq.diagnostics.stacks import all_stacks
 from greenq.errors import ConfigError, Problem
 from greenq.execution.executor import Executor, running_task
+from greenq.execution.handover import Handover
 from greenq.execution.lost import LostMessages
 from greenq.execution.processes import leave_process
 from greenq.execution.state import WorkerState
@@ -418,13 +419,14 @@ class _Builder:
         return Tasks(
             config=self.config.task,
             transport=self.transport,
-            registry=self.app.tasks,
+            registry=self.app.tasks.with_built_in(),
             fetcher=self.fetcher,
             outbox=self.outbox,
             pool=self.pool,
             timer=self.timer,
             state=self.state,
             hostname=self.hostname,
+            handover=self.handover,
             left_behind=self._left_behind,
             events=self.events,
             rate_limits=not self.config.worker.worker_disable_rate_limits,
@@ -453,8 +455,20 @@ class _Builder:
             outbox=self.outbox,
             state=self.state,
             hostname=self.hostname,
+            handover=self.handover,
             events=self.events,
             end_hooks=self.app.task_end_hooks,
+        )
+
+    @cached_property
+    def handover(self) -> Handover:
+        return Handover(
+            config=self.config.task,
+            transport=self.transport,
+            registry=self.app.tasks,
+            producer=self.app.producer,
+            outbox=self.outbox,
+            hostname=self.hostname,
         )
 
     @cached_property

@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from greenq.cli import argument_types, show
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from greenq.app import Greenq
+    from greenq.transport.chords import Unsealed
     from greenq.transport.members import Roll
 
 _APART_S: Final = 1.0
+
+# Sending a header takes no longer than this, unless its members are slow to make.
+_UNSEALED_S: Final = 60.0
 _TOP_LEFT: Final = "\033[H\033[J"
 
 # Prefix of the per-process queues of a broadcast, which are really channels.
@@ -141,11 +146,13 @@ class Look:
         at_s: monotonic time.
         queues: by name.
         incomplete: True if a worker has not replied.
+        unsealed: chords whose header has been under way for long.
     """
 
     at_s: float
     queues: Mapping[str, Queue]
     incomplete: bool = False
+    unsealed: Sequence[Unsealed] = ()
 
 
 def known_queues(app: Greenq, *, within_s: float | None = None) -> list[str]:
@@ -275,7 +282,8 @@ def _complete(
         )
         for name, queue in now.queues.items()
     }
-    return Look(now.at_s, queues, bool(absent))
+    unsealed = app.transport.chords.unsealed(_UNSEALED_S)
+    return Look(now.at_s, queues, bool(absent), unsealed)
 
 
 def change_per_s(before: Look | None, now: Look, name: str) -> float | None:
@@ -296,6 +304,18 @@ def _show(seen: Look, args: argparse.Namespace) -> None:
     queues = list(seen.queues.values())
     show.write_table(headings(queues), [row(queue) for queue in queues])
     show.write(total(queues))
+    for chord in seen.unsealed:
+        show.write(never_sent(chord))
+
+
+def never_sent(chord: Unsealed) -> str:
+    """Return a sentence about a chord whose header was not sent completely."""
+    since = datetime.fromtimestamp(chord.since, UTC).isoformat(timespec="seconds")
+    return (
+        f"chord {show.printable(chord.group_id)}: its header has not been sent completely since "
+        f"{since}; if its sender has died, its body {show.printable(chord.body)} "
+        f"(id {show.printable(chord.body_id)}) never runs: send it again"
+    )
 
 
 def headings(queues: Sequence[Queue]) -> tuple[str, ...]:

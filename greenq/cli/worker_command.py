@@ -146,7 +146,7 @@ def banner(app: Greenq, worker: Worker, *, color: bool) -> str:
     ]
     lines = [f"{green}{bold}greenq {greenq.__version__}{plain}  {bold}{worker.hostname}{plain}", ""]
     lines += [f"  {dim}{name:<12}{plain}{value}" for name, value in rows]
-    names = sorted(app.tasks)
+    names = sorted(name for name in app.tasks if not name.startswith("celery."))
     lines += ["", f"  {dim}tasks{plain}"] + [f"    {name}" for name in names[:_SHOWN_TASKS]]
     if not names:
         lines.append("    none: is the module with the tasks imported? (see include, imports)")

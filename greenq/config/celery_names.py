@@ -33,10 +33,9 @@ _RESULT_SOCKET = (
     "not needed: the timeouts in broker_transport_options apply to the results server, too"
 )
 _WRITTEN_AGAIN = "not needed: results are written again until the server has them"
-_CHORDS = "not needed: chords are not supported yet"
+_CHORDS = "not needed: nothing waits for a chord; its last part sends the body"
 _APART = "not supported; separate clusters by global_keyprefix in broker_transport_options instead"
 _SIGNED = "use security_signing_key instead, which signs results and remote control, too"
-_EAGER = "not needed: task_always_eager is not supported yet"
 _NO_CHILDREN = "not needed: tasks are greenlets in one process, there are no child processes"
 _MAILBOXES = "not needed: the queues of remote control and events disappear with their readers"
 _FORMATS = (
@@ -188,13 +187,10 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     (
         _CHORDS,
         {
-            "result_chord_expires": None,
             "result_chord_join_timeout": 3.0,
             "result_chord_retry_interval": 1.0,
-            "task_allow_error_cb_on_chord_header": False,
         },
     ),
-    (_EAGER, {"task_eager_propagates": False, "task_store_eager_result": False}),
     (
         "not needed: priorities are 0 to 9 in every queue (priority_steps in "
         "broker_transport_options)",
@@ -302,10 +298,6 @@ _REFUSED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         "use task_acks_on_failure_or_timeout instead, which applies to both",
         {"task_acks_on_failure": None, "task_acks_on_timeout": None},
     ),
-    (
-        "not supported yet; in a test call the task itself, as in add(1, 2), or run a worker",
-        {"task_always_eager": False},
-    ),
     ("not supported: greenq writes task messages of version 2", {"task_protocol": 2}),
     ("use task_reject_on_worker_lost instead", {"task_retry_on_worker_lost": False}),
     (
@@ -356,24 +348,17 @@ TRANSPORT_OPTIONS: Final[Mapping[str, Foreign]] = {
 _WORKFLOWS = "workflows are not supported yet: send the next task from the previous one"
 _OWN_CONNECTIONS = "not needed: the app manages its own connections"
 SEND_OPTIONS: Final[Mapping[str, Foreign]] = {
-    "add_to_parent": Foreign(True, False, "not supported: a task's children are all it has sent"),
-    "chain": Foreign(None, False, _WORKFLOWS),
-    "chord": Foreign(None, False, _WORKFLOWS),
     "connection": Foreign(None, False, _OWN_CONNECTIONS),
     "declare": Foreign(None, False, "not needed: a queue exists once it has a message"),
     "expiration": Foreign(None, False, "use expires instead"),
     "immediate": Foreign(None, False, "not supported: it concerns AMQP"),
-    "link": Foreign(None, False, _WORKFLOWS),
-    "link_error": Foreign(None, False, _WORKFLOWS),
     "mandatory": Foreign(None, False, "not supported: it concerns AMQP"),
     "producer": Foreign(None, False, _OWN_CONNECTIONS),
     "publisher": Foreign(None, False, _OWN_CONNECTIONS),
-    "replaced_task_nesting": Foreign(0, False, _WORKFLOWS),
     "result_cls": Foreign(None, False, "not supported: results are AsyncResult"),
     "retries": Foreign(0, False, "not supported: a task being sent has no retries yet"),
     "route_name": Foreign(None, False, "not supported: name the queue instead"),
     "router": Foreign(None, False, "not supported: name the queue instead"),
-    "stamped_headers": Foreign(None, False, "stamps are not supported yet; use headers instead"),
 }
 """The same for the options of ``apply_async`` and ``send_task``."""
 
@@ -381,7 +366,6 @@ TASK_OPTIONS: Final[Mapping[str, Foreign]] = {
     "backend": Foreign(None, False, "an app stores all results in one place, result_backend"),
     "link": Foreign(None, False, _WORKFLOWS),
     "link_error": Foreign(None, False, _WORKFLOWS),
-    "pydantic": Foreign(False, False, "validate the arguments in the task"),
     "send_events": Foreign(True, False, "a worker sends events for all tasks or for none (-E)"),
     "trail": Foreign(True, False, "a task's children are all the tasks it has sent"),
 }
@@ -399,16 +383,13 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
     "Task": {
         **dict.fromkeys(
             (
-                "add_to_chord", "chunks", "map", "replace", "s", "si", "signature",
-                "signature_from_request", "starmap", "subtask", "subtask_from_request",
+                "signature_from_request", "subtask_from_request",
             ),
             _WORKFLOWS,
         ),
         **dict.fromkeys(("annotate", "bind", "request_stack"), _INTERNAL),
-        "apply": "not supported yet; call the task itself, as in add(1, 2), or run a worker",
     },
     "Greenq": {
-        **dict.fromkeys(("GroupResult", "ResultSet", "signature"), _WORKFLOWS),
         **dict.fromkeys(
             (
                 "amqp", "broker_connection", "connection", "connection_for_read",
@@ -425,12 +406,7 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
         "worker_main": "run `greenq worker -A module` instead",
     },
     "AsyncResult": {
-        **dict.fromkeys(
-            ("build_graph", "collect", "get_leaf", "graph", "iterdeps"),
-            "not supported: walk through children, and the children of each",
-        ),
-        "on_ready": "not supported: call get() where the result is needed",
-        "then": "not supported: call get() where the result is needed",
+        "on_ready": "not supported: use then() instead",
     },
     "Events": {
         "Dispatcher": "use app.events.send, or a task's send_event, instead",

@@ -167,6 +167,12 @@ class ResultTransportOptions(Section):
         "",
         "Prefix of every result key; an underscore is added unless it ends in one of : _ - .",
     )
+    result_chord_ordered: bool = _setting(
+        validators.flag(),
+        True,
+        "Give a chord's body the results in the order of its header, not in that of their ends. "
+        "All workers must agree.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -240,7 +246,7 @@ class ResultConfig(Section):
         "The server that holds results. Empty means the broker; disabled:// stores none.",
     )
     result_serializer: str = _setting(
-        validators.choice(*validators.SERIALIZERS),
+        validators.serializer(),
         "json",
         "Serializer of results; their readers must use the same one.",
     )
@@ -250,7 +256,7 @@ class ResultConfig(Section):
         "Serializers accepted in results; None means `accept_content`, an empty list accepts none.",
     )
     result_compression: str | None = _setting(
-        validators.optional(validators.choice(*validators.COMPRESSIONS)),
+        validators.optional(validators.compression()),
         None,
         "Compression of results; None means none.",
     )
@@ -264,6 +270,13 @@ class ResultConfig(Section):
         validators.optional(validators.lifetime()),
         None,
         "How long failures are kept; 0 means for ever, None means `result_expires`.",
+        unit="s",
+    )
+    result_chord_expires: float | None = _setting(
+        validators.optional(validators.lifetime()),
+        None,
+        "How long a chord is kept after its last part has ended; 0 means for ever, None means "
+        "`result_expires`.",
         unit="s",
     )
     result_extended: bool = _setting(
@@ -327,24 +340,25 @@ class TaskConfig(Section):
     task_create_missing_queues: bool = _setting(
         validators.flag(), True, "Allow sending to queues that `task_queues` does not name."
     )
-    task_serializer: str = _setting(
-        validators.choice(*validators.SERIALIZERS), "json", "Serializer of task messages."
-    )
+    task_serializer: str = _setting(validators.serializer(), "json", "Serializer of task messages.")
     accept_content: tuple[str, ...] = _setting(
         validators.texts(validators.content()),
         ("json",),
         "Serializers or content types to accept. Accepting pickle lets senders run code here.",
     )
     accept_compression: tuple[str, ...] = _setting(
-        validators.texts(validators.choice(*validators.COMPRESSIONS)),
+        validators.texts(validators.compression()),
         ("gzip",),
         "greenq's own. Compressions accepted in messages and results, in addition to "
         "`task_compression` and `result_compression`.",
     )
     task_compression: str | None = _setting(
-        validators.optional(validators.choice(*validators.COMPRESSIONS)),
+        validators.optional(validators.compression()),
         None,
         "Compression of task messages; None means none.",
+    )
+    task_allow_error_cb_on_chord_header: bool = _setting(
+        validators.flag(), False, "`link_error` of a chord also links each task of its header."
     )
     task_ignore_result: bool = _setting(validators.flag(), False, "Store no results.")
     task_store_errors_even_if_ignored: bool = _setting(
@@ -380,6 +394,23 @@ class TaskConfig(Section):
         "greenq's own. A message becomes a dead letter after this many workers have died while "
         "running it, provided that the last of them was running nothing else. Messages that were "
         "only waiting in a worker that died are not counted.",
+    )
+    task_always_eager: bool = _setting(
+        validators.flag(),
+        False,
+        "Tasks run where they are sent, at once and without a server, for tests: `delay` and "
+        "`apply_async` return an `EagerResult`.",
+    )
+    task_eager_propagates: bool = _setting(
+        validators.flag(),
+        False,
+        "A task that fails where it is sent, by `apply` or with `task_always_eager`, raises its "
+        "exception there.",
+    )
+    task_store_eager_result: bool = _setting(
+        validators.flag(),
+        False,
+        "The results of tasks that run where they are sent are stored, too.",
     )
     task_track_started: bool = _setting(
         validators.flag(), False, "Store STARTED when a task starts."

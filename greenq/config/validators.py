@@ -10,7 +10,7 @@ import json
 import math
 import re
 import zoneinfo
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta, tzinfo
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -18,10 +18,11 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from greenq import suggest
 
-SERIALIZERS: Final = ("json", "msgpack", "pickle", "raw", "yaml")
-COMPRESSIONS: Final = (
+# Those built in; `greenq.serialization` and `greenq.compression` add others.
+SERIALIZERS: Final = ["json", "msgpack", "pickle", "raw", "yaml"]
+COMPRESSIONS: Final = [
     "brotli", "bzip", "bzip2", "gzip", "lzma", "xz", "zlib", "zstandard", "zstd",
-)  # fmt: skip
+]  # fmt: skip
 
 _SHOWN_CHARS: Final = 200
 _HIDDEN: Final = "********"
@@ -202,11 +203,23 @@ def text(*, empty_ok: bool = False) -> Validator:
 
 def choice(*choices: str) -> Validator:
     """Take one of `choices`."""
-    wanted = "must be one of " + ", ".join(choices)
+    return _one_of(choices)
 
+
+def serializer() -> Validator:
+    """Take the name of a serializer."""
+    return _one_of(SERIALIZERS)
+
+
+def compression() -> Validator:
+    """Take the name of a compression."""
+    return _one_of(COMPRESSIONS)
+
+
+def _one_of(choices: Sequence[str]) -> Validator:
     def accept(value: object) -> str:
         if not isinstance(value, str) or value not in choices:
-            raise ValueError(wanted)
+            raise ValueError("must be one of " + ", ".join(choices))
         return value
 
     return Validator(accept, _parse_text)

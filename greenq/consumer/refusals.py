@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from greenq.context import Context
 from greenq.errors import DecodeError, NotRegistered, TaskRevokedError
-from greenq.execution.results import Outcome, ResultWriter
+from greenq.execution.handover import Failure, Step
+from greenq.execution.results import ResultWriter
 from greenq.execution.task_signals import tell_revoked
-from greenq.protocol.envelope import Envelope
+from greenq.hub import spawn
+from greenq.outcome import Outcome
+from greenq.protocol.envelope import Envelope, without_refusal
 from greenq.protocol.limits import KEY
-from greenq.protocol.message import saferepr
+from greenq.protocol.message import has_successors, saferepr
 from greenq.signals import task_rejected, task_revoked, task_unknown
 from greenq.states import FAILURE, REVOKED
 from greenq.transport.settle import Entry
@@ -22,8 +25,10 @@ if TYPE_CHECKING:
 
     from greenq.app import TaskRegistry
     from greenq.config.settings import TaskConfig
+    from greenq.execution.handover import Handover
     from greenq.execution.state import WorkerState
     from greenq.protocol.event import EventSender
+    from greenq.protocol.message import TaskMessage
     from greenq.request import Request
     from greenq.transport.fetch import Delivery
     from greenq.transport.outbox import Outbox
@@ -31,6 +36,9 @@ if TYPE_CHECKING:
     from greenq.transport.transport import Transport
 
 _log = logging.getLogger(__name__)
+
+# In a message that another worker has marked as one that must not run.
+_REFUSED = b'"refused"'
 
 
 class RefusedMessage(NamedTuple):
@@ -70,8 +78,10 @@ class Refusals:
         events: EventSender,
         hostname: str,
         unwrap: Callable[[bytes], Envelope],
+        handover: Handover,
     ) -> None:
         """Take a worker's parts, its node name, and what reads the envelope of a message."""
+        self._handover = handover
         self._broker = transport.broker
         self._results = ResultWriter(config, transport, hostname)
         self._registry = registry
@@ -91,7 +101,8 @@ class Refusals:
         if request.settle():
             revoked = Outcome(REVOKED, TaskRevokedError(why))
             _outcome, result = self._results.write(request, revoked)
-            self._outbox.put(Entry(request.delivery.tag, result=result))
+            entry = Entry(request.delivery.tag, result=result)
+            self._put(entry, request.delivery, message, Failure(REVOKED, revoked.value))
         if self._events.tasks:
             how = {"terminated": False, "signum": None, "expired": why == "expired"}
             self._events.send("task-revoked", {"uuid": message.id, **how})
@@ -100,8 +111,17 @@ class Refusals:
             is_late = why == "expired"
             tell_revoked(request, context, terminated=False, signum=None, expired=is_late)
 
-    def bury(self, delivery: Delivery, error: Exception, task_id: object) -> None:
-        """Move a message that cannot run to the dead letters; a waiting caller gets the reason."""
+    def bury(
+        self,
+        delivery: Delivery,
+        error: Exception,
+        task_id: object,
+        message: TaskMessage | None = None,
+    ) -> None:
+        """Move a message that cannot run to the dead letters; a waiting caller gets the reason.
+
+        With the decoded `message`, so do the tasks that follow it and the chord it belongs to.
+        """
         reason = str(error)
         if isinstance(error, NotRegistered):
             _log.error(
@@ -115,21 +135,51 @@ class Refusals:
                 delivery.queue, task_id, reason, _fate(delivery),
             )  # fmt: skip
         if delivery.tag:
-            self._bury(delivery, error, task_id, reason)
+            self._bury(delivery, error, task_id, reason, message)
         self._send_signal(delivery, error, task_id)
 
-    def _bury(self, delivery: Delivery, error: Exception, task_id: object, reason: str) -> None:
+    def _bury(
+        self,
+        delivery: Delivery,
+        error: Exception,
+        task_id: object,
+        reason: str,
+        message: TaskMessage | None,
+    ) -> None:
         result: StateWrite | None = None
         if KEY.takes(task_id):
             result = self._results.write_plain(task_id, FAILURE, error)
             result = result and result.of_unrun()
-        move = self._broker.bury(
-            *delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
-        )
-        self._outbox.put(Entry.moving(move, result))
+        kept = delivery
+        if _REFUSED in delivery.raw:
+            plain = without_refusal(delivery.raw).decode()
+            text = self._broker.resealed(delivery.queue, delivery.raw, plain)
+            kept = delivery._replace(raw=text.encode() if isinstance(text, str) else text)
+        move = self._broker.bury(*kept, reason=reason, worker=self._hostname, now=datetime.now(UTC))
+        self._put(Entry.moving(move, result), delivery, message, Failure(FAILURE, error))
         if self._events.tasks and isinstance(error, NotRegistered):
             why = {"exception": saferepr(error)}
             self._events.send("task-failed", {"uuid": task_id, **why})
+
+    def _put(
+        self, entry: Entry, delivery: Delivery, message: TaskMessage | None, failure: Failure
+    ) -> None:
+        """Write the end of a message, with whatever that sets in motion. Switches: no."""
+        if message is None or not has_successors(message):
+            self._outbox.put(entry)
+            return
+        self._outbox.expect(entry.tag)
+        spawn(self._put_with_successors, entry, Step(delivery, message), failure, name="refusal")
+
+    def _put_with_successors(self, entry: Entry, step: Step, failure: Failure) -> None:
+        """Compute what follows: errbacks may run here. Switches: yes."""
+        calls = failure.state == FAILURE
+        try:
+            entry.workflow = self._handover.failed(step, failure, calls=calls)
+        except Exception:
+            _log.exception("could not call the errbacks of task %s", step.message.id)
+            entry.workflow = self._handover.surely_failed(step, failure)
+        self._outbox.put(entry)
 
     def _send_signal(self, delivery: Delivery, error: Exception, task_id: object) -> None:
         """Send task_unknown or task_rejected. Switches: as the receivers do."""

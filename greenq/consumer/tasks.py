@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from greenq.bootsteps.blueprint import StartStopPart
-from greenq.consumer.reader import MessageReader
 from greenq.consumer.refusals import Refusals
 from greenq.consumer.returns import Returns, is_recorded
 from greenq.consumer.waiting import Waiting
@@ -16,7 +16,9 @@ from greenq.errors import (
     NotRegistered,
     OperationalError,
     SignatureError,
+    WorkerLostError,
 )
+from greenq.execution.reader import MessageReader
 from greenq.execution.suspects import Suspects
 from greenq.hub import Event
 from greenq.protocol import envelope, fast_decode
@@ -25,6 +27,7 @@ from greenq.protocol.limits import KEY
 from greenq.protocol.message import parse_time
 from greenq.protocol.rate import parse_rate
 from greenq.protocol.serialize import accepted
+from greenq.protocol.signature import check_following
 from greenq.request import Request
 from greenq.signals import task_received
 from greenq.transport.recovery import is_suspect
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
     from greenq.app import TaskRegistry
     from greenq.config.settings import TaskConfig
+    from greenq.execution.handover import Handover
     from greenq.execution.state import WorkerState
     from greenq.pool import Pool
     from greenq.protocol.event import EventSender
@@ -81,6 +85,7 @@ class Tasks(StartStopPart):
         timer: Timer,
         state: WorkerState,
         hostname: str,
+        handover: Handover,
         left_behind: Callable[[], None],
         events: EventSender | None = None,
         rate_limits: bool = True,
@@ -90,6 +95,7 @@ class Tasks(StartStopPart):
         Args:
             config, transport, registry, fetcher, outbox, pool, timer, state: those of the worker.
             hostname: its node name.
+            handover: computes what ends set in motion.
             left_behind: called when a take leaves messages behind.
             events: gets the events of tasks.
             rate_limits: False lets tasks start without regard to their limits.
@@ -107,7 +113,7 @@ class Tasks(StartStopPart):
         self.admission = Admission(
             config=config, transport=transport, registry=registry, outbox=outbox, pool=pool,
             timer=timer, state=state, hostname=hostname, events=events or NullEventSender(),
-            rate_limits=rate_limits, returns=self._returns,
+            rate_limits=rate_limits, returns=self._returns, handover=handover,
         )  # fmt: skip
         self._suspects = self.admission.suspects
         # Own greenlet only.
@@ -328,6 +334,7 @@ class Admission:
         events: EventSender,
         rate_limits: bool,
         returns: Returns,
+        handover: Handover,
     ) -> None:
         """Take a worker's parts; see `Tasks`."""
         self._config = config
@@ -338,13 +345,15 @@ class Admission:
         self._events = events
         self._returns = returns
         self._signer = transport.signer
+        self._stores_results = transport.stores_results
         self._accept = accepted(config.accept_content)
         self._max_body_bytes = config.task_max_body_bytes
         self._default_rate = parse_rate(config.task_default_rate_limit)
         self.reader = MessageReader(config, self._accept)
         self._refusals = Refusals(
-            config, transport, registry, outbox, state, events, hostname, self.reader.unwrap
-        )
+            config, transport, registry, outbox, state, events, hostname, self.reader.unwrap,
+            handover,
+        )  # fmt: skip
         self.waiting = Waiting(
             transport,
             registry,
@@ -384,19 +393,26 @@ class Admission:
         message = message or self._read_carefully(delivery)
         if message is None:
             return
+        # Not `has_successors`: this is on the path of every task.
+        is_step = message.chord or message.chain or message.callbacks or message.errbacks
+        if is_step and not self._may_follow(delivery, message):
+            return
         try:
-            _check_supported(message)
+            _check_ids(message)
             eta = None if message.eta is None else parse_time(message.eta, "eta")
             expires = None if message.expires is None else parse_time(message.expires, "expires")
         except DecodeError as exc:
-            self._refusals.bury(delivery, exc, message.id)
+            self._refusals.bury(delivery, exc, message.id, message)
             return
         task = self._registry.get(message.task)
         if task is None:
-            self._refusals.bury(delivery, NotRegistered(message.task), message.id)
+            self._refusals.bury(delivery, NotRegistered(message.task), message.id, message)
             return
         acks_late = self._config.task_acks_late if task.acks_late is None else task.acks_late
-        request = Request(delivery, message, task, acks_late=acks_late, taken_s=self.taken_s)
+        request = Request(
+            delivery, message, task,
+            acks_late=acks_late, is_step=bool(is_step), taken_s=self.taken_s,
+        )  # fmt: skip
         if delivery.tag:
             self._state.reserved[delivery.tag] = request
         else:
@@ -456,6 +472,21 @@ class Admission:
         if not self.waiting.is_too_late(request):
             self._pool.submit(request)
 
+    def _may_follow(self, delivery: Delivery, message: TaskMessage) -> bool:
+        """Check what a message says of its successors; bury it if that is wrong."""
+        sound, reason = check_following(message)
+        if not reason and message.chord and not self._stores_results:
+            reason = (
+                "it belongs to a chord, whose parts are counted among the results, and this worker "
+                "has none: set result_backend"
+            )
+            sound = replace(message, chord=None)
+        if not reason:
+            return True
+        error = DecodeError(f"task {message.task}: {reason}")
+        self._refusals.bury(delivery, error, message.id, sound)
+        return False
+
     def _read_carefully(self, delivery: Delivery) -> TaskMessage | None:
         """Read what is not quite common; bury what is no task call, and return None."""
         try:
@@ -464,27 +495,27 @@ class Admission:
             self._refusals.bury(delivery, exc, envelope.header(delivery.raw, "id"))
             return None
         try:
-            return self.reader.decode(unwrapped)
+            message = self.reader.decode(unwrapped)
         except (DecodeError, ContentDisallowed) as exc:
             self._refusals.bury(delivery, exc, unwrapped.headers.get("id"))
             return None
+        reason = unwrapped.properties.get("refused")
+        if type(reason) is str:
+            # Another worker has found that it must not run; what follows it is computed here.
+            self._refusals.bury(delivery, WorkerLostError(reason), message.id, message)
+            return None
+        return message
 
 
-def _check_supported(message: TaskMessage) -> None:
-    """Refuse what this version would run only in part, and ids that would fill the server.
+def _check_ids(message: TaskMessage) -> None:
+    """Refuse ids that would fill the server.
 
     Raises:
-        DecodeError: the message belongs to a workflow, or an id is too long.
+        DecodeError: an id is too long.
     """
     # Added up, because this is on the path of every task.
     ids = len(message.id) + len(message.root_id or "") + len(message.parent_id or "")
     if ids + len(message.group or "") > KEY.most:
         raise DecodeError(
             f"task {message.task}: its ids have more than {KEY.most:,} characters together"
-        )
-    if message.callbacks or message.errbacks or message.chain or message.chord:
-        parts = ("callbacks", "errbacks", "chain", "chord")
-        used = [part for part in parts if getattr(message, part)]
-        raise DecodeError(
-            f"task {message.task}: workflows ({', '.join(used)}) are not supported by this version"
         )

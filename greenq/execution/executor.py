@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import time
-import traceback
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -23,7 +22,6 @@ from zoneinfo import ZoneInfo
 from greenq.context import Context, current_context
 from greenq.errors import (
     GreenqError,
-    Ignore,
     OperationalError,
     Reject,
     Retry,
@@ -32,7 +30,8 @@ from greenq.errors import (
     TaskTerminated,
     TimeLimitExceeded,
 )
-from greenq.execution.results import STORED_CHARS, Outcome, ResultWriter, text_of
+from greenq.execution.handover import Failure, Handover, Step
+from greenq.execution.results import STORED_CHARS, ResultWriter
 from greenq.execution.task_signals import (
     END_SIGNALS,
     tell_end,
@@ -42,13 +41,14 @@ from greenq.execution.task_signals import (
     tell_revoked,
 )
 from greenq.hub import Event, sleep
+from greenq.outcome import Outcome, call, call_hooks, text_of, trace_of
 from greenq.pool import AGAIN_S, Interrupt
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.message import saferepr
 from greenq.sending.retry import expiration, following
 from greenq.signals import task_internal_error, task_postrun, task_prerun, task_revoked
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
-from greenq.task import ExceptionInfo, Task, classes
+from greenq.task import classes
 from greenq.transport.settle import Entry
 
 if TYPE_CHECKING:
@@ -60,14 +60,13 @@ if TYPE_CHECKING:
     from greenq.protocol.event import EventSender
     from greenq.request import Request
     from greenq.sending.producer import Outgoing, Producer
+    from greenq.task import ExceptionInfo, Task
     from greenq.transport.outbox import Outbox
-    from greenq.transport.settle import Move, StateWrite
+    from greenq.transport.settle import Action, Move, StateWrite
     from greenq.transport.transport import Transport
+    from greenq.transport.workflow import Workflow
 
 _log = logging.getLogger(__name__)
-
-# Called for a task unless its class overrides it.
-_PLAIN_CALL = Task.__call__
 
 # Outcomes of a run that asked for a retry and went on (``retry(throw=False)``).
 _WITH_NEXT_RUN = frozenset({SUCCESS, FAILURE, IGNORED})
@@ -88,13 +87,14 @@ class Executor:
         outbox: Outbox,
         state: WorkerState,
         hostname: str,
+        handover: Handover,
         events: EventSender | None = None,
         end_hooks: Sequence[Callable[[], object]] = (),
     ) -> None:
         """Use the parts of one worker.
 
-        `hostname` is its node name, `events` sends the task events, `end_hooks` are called after
-        each task.
+        `hostname` is its node name, `handover` computes what ends set in motion, `events` sends
+        the task events, `end_hooks` are called after each task.
         """
         self._config = config
         self._broker = transport.broker
@@ -104,6 +104,7 @@ class Executor:
         self._state = state
         self._revoked = state.revoked
         self._hostname = hostname
+        self._handover = handover
         self._events = events or NullEventSender()
         self._end_hooks = end_hooks
         self._zone = ZoneInfo(config.timezone)
@@ -183,6 +184,8 @@ class Executor:
         if not request.settle():
             # It was requeued, unless it never had a reservation.
             return not request.delivery.tag
+        # What waits for a step must fail if its worker dies: its record stays.
+        action: Action = "e" if request.is_step else "b"
         confirmed = Event()
         answers: list[bool] = []
 
@@ -190,7 +193,7 @@ class Executor:
             answers.append(held)
             confirmed.set()
 
-        self._outbox.put(Entry(request.delivery.tag, "b", written=written))
+        self._outbox.put(Entry(request.delivery.tag, action, written=written))
         try:
             confirmed.wait()
         except BaseException:
@@ -224,10 +227,7 @@ class Executor:
         hard_s = hard_s or task.time_limit or config.task_time_limit
         soft_s = soft_s or task.soft_time_limit or config.task_soft_time_limit
         request.in_code = True
-        if hard_s or soft_s:
-            outcome = _run_limited(request, hard_s, soft_s)
-        else:
-            outcome = _call(task, message.id, message.args, message.kwargs)
+        outcome = _run_limited(request, hard_s, soft_s) if hard_s or soft_s else _call(request)
         request.in_code = False
         return outcome if request.killed is None else _override(request.killed, outcome)
 
@@ -248,7 +248,10 @@ class Executor:
             outcome, move = self._prepare_retry(request, context, outcome, outcome.value)
         elif context.retried is not None and tag and outcome.state in _WITH_NEXT_RUN:
             outcome, move = self._prepare_retry(request, context, outcome, context.retried)
-        if outcome.state not in (IGNORED, REJECTED):
+        workflow: Workflow | None = None
+        if request.is_step or context.replacement is not None:
+            outcome, result, workflow = self._hand_over(request, context, outcome, move)
+        elif outcome.state not in (IGNORED, REJECTED):
             children = _children(context) if context.sent else ()
             outcome, result = self._results.write(request, outcome, children)
         # A message acknowledged early has left a stub, to which the outcome belongs.
@@ -256,11 +259,61 @@ class Executor:
             move = self._choose_move(request, outcome)
         if request.acks_late and not request.settle():
             return None
-        if tag or result is not None:
-            self._outbox.put(Entry(tag, "a", result, move, None, request))
+        if tag or result is not None or workflow is not None:
+            self._outbox.put(Entry(tag, "a", result, move, None, request, workflow))
         if context.announced is not None:
             tell_published(request, context.announced)
         return outcome
+
+    def _hand_over(
+        self, request: Request, context: Context, outcome: Outcome, move: Move | None
+    ) -> tuple[Outcome, StateWrite | None, Workflow]:
+        """Return the outcome of a step, its state, and what its end sets in motion.
+
+        What cannot be sent or stored makes it fail, with everything that waits for it.
+        """
+        step = self._step(request)
+        if move is not None or outcome.state == REJECTED:
+            # The next run hands over.
+            result = None
+            if outcome.state != REJECTED:
+                outcome, result = self._results.write(request, outcome, _children(context))
+            workflow = Workflow()
+            if context.additions:
+                self._handover.added(workflow, step, context.additions)
+            return outcome, result, workflow
+        if context.replacement is not None and outcome.state == IGNORED:
+            try:
+                return outcome, None, self._handover.replaced(step, context.replacement)
+            except Exception as exc:
+                outcome = Outcome(FAILURE, exc, trace_of(exc))
+        if outcome.state == SUCCESS:
+            try:
+                workflow, sent = self._handover.succeeded(step, outcome.value)
+                if context.additions:
+                    self._handover.added(workflow, step, context.additions)
+                children = _children(context, sent)
+                encoded, result = self._results.write(request, outcome, children)
+                if encoded.state == SUCCESS:
+                    return encoded, result, workflow
+                outcome = encoded
+            except Exception as exc:
+                exc.add_note(f"raised while the successors of task {request} were being sent")
+                outcome = Outcome(FAILURE, exc, trace_of(exc))
+        failure = Failure(
+            FAILURE if outcome.state == IGNORED else outcome.state, outcome.value, outcome.traceback
+        )
+        calls = outcome.state == FAILURE
+        workflow = self._handover.failed(step, failure, context, calls=calls)
+        if outcome.state == IGNORED:
+            return outcome, None, workflow
+        outcome, result = self._results.write(request, outcome, _children(context))
+        return outcome, result, workflow
+
+    def _step(self, request: Request) -> Step:
+        inherits = self._config.task_inherit_parent_priority
+        priority = request.properties.get("priority") if inherits else None
+        return Step(request.delivery, request.message, priority)
 
     def _prepare_retry(
         self, request: Request, context: Context, outcome: Outcome, retry: Retry
@@ -271,7 +324,7 @@ class Executor:
         except Exception as exc:
             # The retry's options are wrong, and a task that cannot run again has failed.
             exc.add_note(f"raised while the retry of task {request} was being sent")
-            return Outcome(FAILURE, exc, _trace(exc)), None
+            return Outcome(FAILURE, exc, trace_of(exc)), None
 
     def _choose_move(self, request: Request, outcome: Outcome) -> Move | None:
         """Return where the message goes; None if it is acknowledged."""
@@ -349,7 +402,7 @@ class Executor:
 
         If not even that can be stored, its message goes to the dead letters.
         """
-        trace, tag = _trace(exc), request.delivery.tag
+        trace, tag = trace_of(exc), request.delivery.tag
         what = (
             f"the outcome of {request} could not be settled: {type(exc).__name__}: {text_of(exc)}"
         )
@@ -364,10 +417,14 @@ class Executor:
             _log.critical("cannot store any state of %s", request, exc_info=True)
             if tag and request.acks_late:
                 move = self._bury(request, _storable(what))
+        workflow = None
+        if request.is_step:
+            failure = Failure(FAILURE, outcome.value, outcome.traceback)
+            workflow = self._handover.surely_failed(self._step(request), failure)
         if request.acks_late and not request.settle():
             return None
         if tag or result is not None:
-            self._outbox.put(Entry(tag, result=result, move=move, about=request))
+            self._outbox.put(Entry(tag, result=result, move=move, about=request, workflow=workflow))
         if task_internal_error.receivers:
             tell_internal_error(request, exc, trace, hostname=self._hostname)
         return outcome
@@ -391,7 +448,13 @@ class Executor:
         except Exception:
             _log.exception("could not log the end of task %s", request)
         if outcome.state not in (REVOKED, IGNORED, REJECTED):
-            _call_hooks(request, context, outcome, runtime_s)
+            tell = None
+            if END_SIGNALS[outcome.state].receivers:
+
+                def tell(info: ExceptionInfo | None) -> None:
+                    tell_end(request, context, outcome, info, runtime_s)
+
+            call_hooks(request, outcome, tell)
         elif outcome.state == REVOKED and task_revoked.receivers:
             signum = _signum(request)
             is_killed = request.killed is not None
@@ -450,7 +513,7 @@ class Executor:
         elif state != IGNORED:
             if isinstance(value, Reject):
                 send("task-rejected", {"uuid": task_id, "requeue": bool(value.requeue)})
-            why = {"exception": saferepr(value), "traceback": trace or _trace(value)}
+            why = {"exception": saferepr(value), "traceback": trace or trace_of(value)}
             send("task-retried" if state == RETRY else "task-failed", {"uuid": task_id, **why})
 
 
@@ -477,8 +540,7 @@ def _run_limited(request: Request, hard_s: float | None, soft_s: float | None) -
             return TaskTerminated(TimeLimitExceeded(hard_s))
 
         interrupts.append(Interrupt(request, make_error, hard_s, again_s=AGAIN_S))
-    message = request.message
-    outcome = _call(request.task, message.id, message.args, message.kwargs)
+    outcome = _call(request)
     for interrupt in interrupts:
         interrupt.cancel()
     return outcome
@@ -490,100 +552,21 @@ def _override(killed: TaskTerminated, outcome: Outcome) -> Outcome:
     return Outcome(state, killed.reason, outcome.traceback)
 
 
-def _call(task: Task[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
-    """Call the task and turn every way it can end into an outcome."""
-    try:
-        if task_prerun.receivers:
-            task_prerun.send(task, task_id=task_id, task=task, args=args, kwargs=kwargs)
-        task.before_start(task_id, args, kwargs)
-        # A class's own `__call__` wraps the code.
-        code = task.run if type(task).__call__ is _PLAIN_CALL else task
-        return Outcome(SUCCESS, code(*args, **kwargs))
-    except BaseException as exc:
-        # The boundary to user code: SystemExit, KeyboardInterrupt, GreenletExit and the task's own
-        # gevent.Timeout fail the task like any exception, and the worker goes on.
-        try:
-            return _outcome_of(task, exc)
-        except BaseException as worse:
-            # One of the task's options is invalid; `exc` is the error's context.
-            return Outcome(FAILURE, worse, _trace(worse))
-
-
-def _outcome_of(task: Task[..., Any], exc: BaseException) -> Outcome:
-    """Return the outcome that an exception of the task's code means."""
-    if isinstance(exc, Retry):
-        return Outcome(RETRY, exc, _trace(exc))
-    if isinstance(exc, Ignore):
-        return Outcome(IGNORED, exc)
-    if isinstance(exc, Reject):
-        return Outcome(REJECTED if exc.requeue else FAILURE, exc)
-    again = bool(task.autoretry_for) and isinstance(exc, classes(task.autoretry_for))
-    if again and not isinstance(exc, classes(task.dont_autoretry_for)):
-        return _retry_by_itself(task, exc)
-    return Outcome(FAILURE, exc, _trace(exc))
-
-
-def _retry_by_itself(task: Task[..., Any], exc: BaseException) -> Outcome:
-    """Request the retry that ``autoretry_for`` promises."""
-    try:
-        options = dict(task.retry_kwargs)
-        delay_s = task.retry_delay(task.request.retries)
-        if delay_s is not None:
-            options["countdown"] = delay_s
-        task.retry(exc=exc, **options)
-    except Retry as retry:
-        return Outcome(RETRY, retry, _trace(retry))
-    except BaseException as last:
-        # No retries are left (`exc` itself or MaxRetriesExceededError), or one of the task's
-        # options is invalid.
-        return Outcome(FAILURE, last, _trace(last))
-    # An override of `retry` that does not raise.
-    return Outcome(FAILURE, exc, _trace(exc))
-
-
-def _children(context: Context) -> tuple[object, ...]:
-    return tuple([[child.id, None], None] for child in context.children)
-
-
-def _call_hooks(request: Request, context: Context, outcome: Outcome, runtime_s: float) -> None:
-    """Call the hooks of the task's class, and send the signal of its end in between.
-
-    An error in a hook is logged and changes nothing.
-    """
+def _call(request: Request) -> Outcome:
+    """Call the task's code, after the receivers of task_prerun."""
     task, message = request.task, request.message
-    state, value, trace = outcome
-    call = (message.id, message.args, message.kwargs)
-    info: ExceptionInfo | None = None
-    if isinstance(value, BaseException) and state != SUCCESS:
-        cause = value.exc or value if isinstance(value, Retry) else value
-        info = ExceptionInfo(cause, trace or _trace(value))
-    try:
-        if state == SUCCESS:
-            task.on_success(value, *call)
-        elif info is not None and state == RETRY:
-            task.on_retry(info.exception, *call, info)
-        elif info is not None:
-            task.on_failure(value, *call, info)
-    except BaseException:
-        _log.exception("a hook of task %s failed", request)
-    if END_SIGNALS[state].receivers:
-        tell_end(request, context, outcome, info, runtime_s)
-    if state == RETRY:
-        return
-    try:
-        task.after_return(state, value, *call, info)
-    except BaseException:
-        _log.exception("after_return of task %s failed", request)
+    if task_prerun.receivers:
+        try:
+            task_prerun.send(
+                task, task_id=message.id, task=task, args=message.args, kwargs=message.kwargs
+            )
+        except BaseException as exc:
+            return Outcome(FAILURE, exc, trace_of(exc))
+    return call(task, message.id, message.args, message.kwargs)
 
 
-def _trace(exc: BaseException) -> str:
-    """Return the traceback as text, without the worker's own frame at its top."""
-    try:
-        top = exc.__traceback__.tb_next if exc.__traceback__ is not None else None
-        return "".join(traceback.format_exception(type(exc), exc, top))
-    except Exception as error:
-        # The exception's own methods may fail in any way.
-        return f"{type(exc).__name__} (its traceback cannot be shown: {type(error).__name__})\n"
+def _children(context: Context, sent: Sequence[Any] = ()) -> tuple[object, ...]:
+    return (*(child.as_tuple() for child in context.sent or ()), *sent)
 
 
 def _storable(text: str) -> str:

@@ -6,10 +6,13 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from greenq.errors import WorkerLostError
-from greenq.protocol.envelope import header
+from greenq.errors import ContentDisallowed, DecodeError, WorkerLostError
+from greenq.execution.reader import MessageReader
+from greenq.protocol.envelope import header, mark_refused
+from greenq.protocol.message import has_successors
+from greenq.protocol.serialize import accepted
 from greenq.states import FAILURE
-from greenq.transport.settle import Entry
+from greenq.transport.settle import Entry, Move
 
 if TYPE_CHECKING:
     from greenq.app import Greenq
@@ -24,6 +27,8 @@ class LostMessages:
         """Decide by the tasks and settings of `app`; `hostname` is the worker that recovers."""
         self._app = app
         self._hostname = hostname
+        config = app.config.task
+        self._reader = MessageReader(config, accepted(config.accept_content))
 
     def may_run_again(self, name: str | None) -> bool:
         """Return whether a task runs again when its worker is lost."""
@@ -32,12 +37,24 @@ class LostMessages:
         return self._app.config.task.task_reject_on_worker_lost if own is None else own
 
     def bury(self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None) -> Entry:
-        """Return the entry that makes a message a dead letter and its task a failure."""
+        """Return the entry that makes a message a dead letter and its task a failure.
+
+        If others wait for it, a worker must compute what fails with it: then it goes to the inbox
+        of its queue, from which only greenq's workers take, with a mark.
+        """
+        transport = self._app.transport
+        if self._is_awaited(raw):
+            inbox = transport.keys.inbox(queue)
+            text = transport.broker.resealed(queue, raw, mark_refused(raw, reason))
+            _log.error(
+                "task %s[%s] of queue %s fails, and what waits for it: %s",
+                header(raw, "task"), task_id, queue, reason,
+            )  # fmt: skip
+            return Entry.moving(Move(tag, inbox, "next", text))
         _log.error(
             "task %s[%s] of queue %s is among the dead letters: %s",
             header(raw, "task"), task_id, queue, reason,
         )  # fmt: skip
-        transport = self._app.transport
         move = transport.broker.bury(
             tag, queue, raw, reason=reason, worker=self._hostname, now=datetime.now(UTC)
         )
@@ -45,3 +62,10 @@ class LostMessages:
             return Entry.moving(move)
         state = transport.backend.stored(task_id, FAILURE, WorkerLostError(reason))
         return Entry.moving(move, state)
+
+    def _is_awaited(self, raw: bytes) -> bool:
+        """Tell whether a message says what follows it, or belongs to a chord."""
+        try:
+            return has_successors(self._reader.read(raw))
+        except (DecodeError, ContentDisallowed):
+            return False

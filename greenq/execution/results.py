@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from greenq.errors import EncodeError, Retry
+from greenq.outcome import Outcome, text_of
 from greenq.states import FAILURE, RETRY, SUCCESS
 
 if TYPE_CHECKING:
@@ -16,14 +17,6 @@ if TYPE_CHECKING:
 
 # How much is kept of the texts of an outcome that cannot be stored as it is.
 STORED_CHARS = 4000
-
-
-class Outcome(NamedTuple):
-    """How a run ended: its state, its value or exception, and the traceback as text."""
-
-    state: str
-    value: Any
-    traceback: str | None = None
 
 
 class ResultWriter:
@@ -118,11 +111,3 @@ class ResultWriter:
                 f"{self._config.task_max_result_bytes}; store it elsewhere and return its place"
             )
         return result
-
-
-def text_of(exc: BaseException) -> str:
-    """Return an exception's text, or its class's name if it has none to give."""
-    try:
-        return str(exc)
-    except Exception:
-        return type(exc).__name__

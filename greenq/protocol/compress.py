@@ -7,9 +7,12 @@ import importlib
 import lzma
 import sys
 import zlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenq.errors import DecodeError, EncodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 GZIP = "application/x-gzip"
 BZIP2 = "application/x-bz2"
@@ -30,6 +33,9 @@ _CONTENT_TYPES = {
 }
 KNOWN = frozenset(_CONTENT_TYPES.values())
 
+# Those that were added, by content type: how to compress, and how to expand.
+_added: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {}
+
 # Small data may always expand to this size, larger data to this multiple of its own. Task texts
 # shrink to a tenth, very repetitive ones to a fiftieth.
 _FREE_BYTES = 1 << 20
@@ -38,6 +44,26 @@ _MOST_TIMES = 100
 # The memory a reader may take besides its output: the dictionary of xz's strongest preset needs
 # 65 MiB, of which it touches only what it writes; a header can ask for 4 GiB.
 _LZMA_MEMORY_BYTES = 80 << 20
+
+
+def register(
+    encoder: Callable[[bytes], bytes],
+    decoder: Callable[[bytes], bytes],
+    content_type: str,
+    aliases: Iterable[str] = (),
+) -> None:
+    """Add a compression under some names, or replace one that was added.
+
+    The size of what `decoder` returns is checked only when it has returned.
+
+    Raises:
+        ValueError: the content type or a name belongs to one that is built in.
+    """
+    names = [content_type, *aliases]
+    if any(_CONTENT_TYPES.get(name, name) in KNOWN for name in names):
+        raise ValueError(f"compression {', '.join(names)}: that is a built-in one")
+    _CONTENT_TYPES.update(dict.fromkeys(aliases, content_type))
+    _added[content_type] = encoder, decoder
 
 
 def compress(data: bytes, name: str) -> tuple[bytes, str]:
@@ -55,6 +81,8 @@ def compress(data: bytes, name: str) -> tuple[bytes, str]:
         return bz2.compress(data), content_type
     if content_type == LZMA:
         return lzma.compress(data), content_type
+    if content_type in _added:
+        return _added[content_type][0](data), content_type
     if content_type not in KNOWN:
         raise EncodeError(f"unknown compression {name!r}; known: {', '.join(_CONTENT_TYPES)}")
     try:
@@ -81,7 +109,7 @@ def decompress(
             bytes, or its compression is unknown, not in `accept`, or its package not installed.
     """
     kind = _CONTENT_TYPES.get(content_type, content_type)
-    if kind not in KNOWN:
+    if kind not in KNOWN and kind not in _added:
         raise DecodeError(f"unknown compression {content_type!r}", data)
     if kind not in accept:
         raise DecodeError(
@@ -107,6 +135,8 @@ def decompress(
 
 def _expand(data: bytes, kind: str, limit: int) -> tuple[bytes, bool]:
     """Return at most about `limit` bytes, and whether the data was one complete stream."""
+    if kind in _added:
+        return _added[kind][1](data), True
     if kind == BROTLI:
         return _expand_brotli(data, limit)
     reader: Any

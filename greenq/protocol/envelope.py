@@ -149,6 +149,32 @@ def mark_redelivered(raw: str | bytes, deliveries: int | None = None) -> str:
     return _marked(_parse(raw), deliveries, raw)
 
 
+def mark_refused(raw: str | bytes, reason: str) -> str:
+    """Write the same list element, marked: the worker that takes it fails it for this reason.
+
+    Shape: ``properties.refused`` is the reason.
+
+    Raises:
+        DecodeError: `raw` is not an envelope.
+    """
+    element = _parse(raw)
+    try:
+        element["properties"]["refused"] = reason
+    except (TypeError, KeyError) as exc:
+        raise DecodeError("the message is not an envelope", _bytes(raw)) from exc
+    return json.dumps(element)
+
+
+def without_refusal(raw: bytes) -> bytes:
+    """Write a list element without that mark, so that it can be replayed; never raises."""
+    try:
+        element = _parse(raw)
+        del element["properties"]["refused"]
+    except (DecodeError, TypeError, KeyError):
+        return raw
+    return json.dumps(element).encode()
+
+
 def _marked(element: Any, deliveries: int | None, raw: str | bytes) -> str:
     try:
         headers = element.get("headers")
@@ -232,6 +258,11 @@ class Held(NamedTuple):
         """Return a header if it is text, else None."""
         value = self._of("headers", name)
         return value if isinstance(value, str) else None
+
+    def number(self, name: str) -> int | None:
+        """Return a header if it is a whole number, else None."""
+        value = self._of("headers", name)
+        return value if type(value) is int else None
 
     def redelivered(self, deliveries: int | None = None) -> str:
         """Write the message as `mark_redelivered` does; this modifies `element`.

@@ -77,6 +77,11 @@ class Keys:
         return f"{self.prefix}greenq.clock"
 
     @property
+    def unsealed(self) -> str:
+        """Sorted set, greenq's own: chords whose header is being sent, by unix seconds, as JSON."""
+        return f"{self.prefix}greenq.unsealed"
+
+    @property
     def binding_deadlines(self) -> str:
         """Sorted set: exchanges of expiring queues by deadline, in unix milliseconds."""
         return f"{self.prefix}_kombu.binding_deadlines"
@@ -110,10 +115,22 @@ class Keys:
 
     def result(self, task_id: str) -> str:
         """Return the key, and the channel, of a task's result."""
+        return f"{self._result_prefix()}celery-task-meta-{task_id}"
+
+    def group(self, group_id: str) -> str:
+        """Return the key, and the channel, of a saved group.
+
+        The keys of its chord are this one with Celery's endings: ``.j`` the parts' values, ``.d``
+        the parts counted, ``.s`` the size, ``.t`` what was added to it, ``.c`` who sends the body;
+        and greenq's own ``.a``, the ids that were added.
+        """
+        return f"{self._result_prefix()}celery-taskset-meta-{group_id}"
+
+    def _result_prefix(self) -> str:
         prefix = self.result_prefix
         if prefix and not prefix.endswith(_RESULT_PREFIX_ENDS):
             prefix += "_"
-        return f"{prefix}celery-task-meta-{task_id}"
+        return prefix
 
     def inbox(self, queue: str) -> str:
         """List: messages on their way to a waiting greenq worker; no Celery process reads it."""

@@ -94,6 +94,11 @@ class TaskMessage:
     redelivered: bool = False
 
 
+def has_successors(message: TaskMessage) -> bool:
+    """Tell whether a message says what follows it, or belongs to a chord."""
+    return bool(message.callbacks or message.errbacks or message.chain or message.chord)
+
+
 class Encoded(NamedTuple):
     """A task message ready for `greenq.protocol.envelope.wrap`."""
 

@@ -135,6 +135,64 @@ def encode_result(
     if extended:
         meta.update(extended)
     meta["task_id"] = task_id
+    return _pack(meta, serializer, compression)
+
+
+def encode_group(
+    members: object, serializer: str = "json", compression: str | None = None
+) -> bytes:
+    """Write the payload of a saved group; `members` is its result tuple.
+
+    Shape: an object with the one field ``result``.
+    """
+    return _pack({"result": members}, serializer, compression)
+
+
+def encode_part(
+    task_id: str,
+    status: str,
+    result: object,
+    serializer: str = "json",
+    compression: str | None = None,
+) -> bytes:
+    """Write one part of a chord: what a task of its header ended with.
+
+    Shape: the list ``[1, task id, status, result]``; an exception becomes data, as in a result.
+
+    Raises:
+        EncodeError: the result cannot be serialized.
+    """
+    if status in EXCEPTION_STATES and isinstance(result, BaseException):
+        result = _exception_for(result, serializer)
+    return _pack([1, task_id, status, result], serializer, compression)
+
+
+def decode_part(
+    payload: bytes,
+    *,
+    serializer: str = "json",
+    accept: frozenset[str],
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    accept_compression: frozenset[str] = KNOWN,
+) -> tuple[str, str, Any]:
+    """Parse one part of a chord: the task's id, its state, and its value or exception.
+
+    Raises:
+        ContentDisallowed: the serializer's content type is not in `accept`.
+        DecodeError: damaged, too large, or not a part.
+    """
+    part = _unpack(payload, serializer, accept, max_bytes, accept_compression)
+    if not isinstance(part, (list, tuple)) or len(part) != 4:
+        raise DecodeError("a part of a chord is not a list of four", payload)
+    _, task_id, status, result = part
+    if not isinstance(task_id, str) or not isinstance(status, str):
+        raise DecodeError("a part of a chord has no task id or no status", payload)
+    if status in EXCEPTION_STATES:
+        result = exception_from_wire(result)
+    return task_id, status, result
+
+
+def _pack(meta: object, serializer: str, compression: str | None) -> bytes:
     payload = json_dumps(meta).encode() if serializer == "json" else dumps(meta, serializer).data
     if not compression:
         return payload
@@ -160,6 +218,37 @@ def decode_result(
         DecodeError: damaged, too large, or not a result.
         SecurityError: the stored exception names something that is not an exception class.
     """
+    meta = _unpack(payload, serializer, accept, max_bytes, accept_compression)
+    return _result_meta(meta, payload)
+
+
+def decode_group(
+    payload: bytes,
+    *,
+    serializer: str = "json",
+    accept: frozenset[str],
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    accept_compression: frozenset[str] = KNOWN,
+) -> Any:
+    """Parse the payload of a saved group and return its result tuple.
+
+    Raises:
+        ContentDisallowed: the serializer's content type is not in `accept`.
+        DecodeError: damaged, too large, or not a saved group.
+    """
+    meta = _unpack(payload, serializer, accept, max_bytes, accept_compression)
+    if not isinstance(meta, dict) or "result" not in meta:
+        raise DecodeError("it is not a saved group", payload)
+    return meta["result"]
+
+
+def _unpack(
+    payload: bytes,
+    serializer: str,
+    accept: frozenset[str],
+    max_bytes: int,
+    accept_compression: frozenset[str],
+) -> Any:
     if len(payload) > max_bytes:
         raise DecodeError(f"result of {len(payload)} bytes is larger than {max_bytes}", payload)
     data = payload
@@ -167,8 +256,7 @@ def decode_result(
         content_type, _, data = payload[len(COMPRESSED_MARK) :].partition(b"\x00")
         kind = content_type.decode("utf-8", "replace")
         data = decompress(data, kind, max_bytes, accept_compression)
-    meta = loads(data, content_type_of(serializer), "utf-8", accept, most_items(max_bytes))
-    return _result_meta(meta, payload)
+    return loads(data, content_type_of(serializer), "utf-8", accept, most_items(max_bytes))
 
 
 def _result_meta(meta: Any, payload: bytes) -> ResultMeta:

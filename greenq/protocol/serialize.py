@@ -183,12 +183,23 @@ def _dump_pickle(value: object) -> bytes:
 
 def _dump_yaml(value: object) -> bytes:
     # The C dumper folds long lines in other places than the one that Celery uses.
-    text: str = _optional("yaml", "yaml").safe_dump(value)
+    text: str = _optional("yaml", "yaml").safe_dump(_plain(value))
     return text.encode()
 
 
+def _plain(value: Any) -> Any:
+    """Replace objects with a ``__json__()``, such as signatures, by what that returns."""
+    kind = value.__class__
+    if kind is dict:
+        return {key: _plain(item) for key, item in value.items()}
+    if kind is list or kind is tuple:
+        return kind(map(_plain, value))
+    as_json = getattr(value, "__json__", None)
+    return value if as_json is None else _plain(as_json())
+
+
 def _dump_msgpack(value: object) -> bytes:
-    packed: bytes = _optional("msgpack", "msgpack").packb(value, use_bin_type=True)
+    packed: bytes = _optional("msgpack", "msgpack").packb(_plain(value), use_bin_type=True)
     return packed
 
 
@@ -259,6 +270,36 @@ _CONTENT_TYPES = {
     "raw": DATA_TYPE,
 }
 SERIALIZERS = tuple(_CONTENT_TYPES)
+_BUILT_IN = frozenset({*_LOADERS, DATA_TYPE, TEXT_TYPE})
+
+
+def register(
+    name: str,
+    encoder: Callable[[Any], bytes | str],
+    decoder: Callable[[bytes], Any],
+    content_type: str,
+    content_encoding: str = "utf-8",
+) -> None:
+    """Add a serializer, or replace one that was added.
+
+    Args:
+        encoder: turns a value into bytes, or into text of this encoding.
+        decoder: turns the bytes into the value.
+
+    Raises:
+        ValueError: the name or the content type belongs to one that is built in.
+    """
+    known = _CONTENT_TYPES.get(name)
+    if name in SERIALIZERS or (known != content_type and content_type in _BUILT_IN):
+        raise ValueError(f"serializer {name} ({content_type}): that is a built-in one")
+
+    def dump(value: object) -> bytes:
+        data = encoder(value)
+        return data.encode(content_encoding) if isinstance(data, str) else data
+
+    _FORMATS[name] = _Format(content_type, content_encoding, dump, decoder)
+    _LOADERS[content_type] = decoder
+    _CONTENT_TYPES[name] = content_type
 
 
 def content_type_of(serializer: str) -> str:
@@ -360,7 +401,7 @@ def _load_raw(data: bytes, content_encoding: str) -> bytes | str:
 
 
 def _unknown(serializer: str) -> str:
-    return f"unknown serializer {serializer!r}; known: {', '.join(SERIALIZERS)}"
+    return f"unknown serializer {serializer!r}; known: {', '.join(_CONTENT_TYPES)}"
 
 
 def _why(exc: Exception) -> str:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from greenq.protocol.message import TaskMessage
 
 # What differs between messages, in the order in which `Template.fill` provides it.
-_GAPS = ("body", "id", "root_id", "parent_id", "argsrepr", "kwargsrepr", "delivery_tag")
+_GAPS = (
+    "body", "id", "root_id", "parent_id", "argsrepr", "kwargsrepr", "delivery_tag", "group_index",
+)  # fmt: skip
 
 
 class Template:
@@ -78,6 +80,8 @@ class Template:
             id=marks["id"],
             root_id=marks["root_id"],
             parent_id=marks["parent_id"],
+            # A mark is text.
+            group_index=marks["group_index"],  # type: ignore[arg-type]
             argsrepr=marks["argsrepr"] if message.argsrepr is None else message.argsrepr,
             kwargsrepr=marks["kwargsrepr"] if message.kwargsrepr is None else message.kwargsrepr,
         )
@@ -104,6 +108,7 @@ class Template:
         delivery_tag: str,
         root_id: str | None = None,
         parent_id: str | None = None,
+        group_index: int | None = None,
     ) -> str:
         """Write one message; without a `root_id` it is the root itself.
 
@@ -124,6 +129,7 @@ class Template:
                 quote(saferepr(args)),
                 quote(saferepr(kwargs)) if kwargs else '"{}"',
                 quote(delivery_tag),
+                "null" if group_index is None else int.__repr__(group_index),
             )
         )
         return "".join(pieces)

@@ -113,6 +113,18 @@ def _mapping(value: object) -> object:
     return value
 
 
+def _signature(value: object) -> object:
+    if not isinstance(value, Mapping) or not isinstance(value.get("task"), str):
+        raise ValueError("must be a signature, as add.s(2) is one")
+    return value
+
+
+def _signatures(value: object) -> object:
+    for each in value if isinstance(value, (list, tuple)) else [value]:
+        _signature(each)
+    return value
+
+
 def _policy(value: object) -> object:
     given = {name: item for name, item in dict(_mapping(value)).items() if item is not None}  # type: ignore[call-overload]
     unknown = given.keys() - set(RetryPolicy.__dataclass_fields__)
@@ -154,11 +166,12 @@ _OF_TASKS: Final[Mapping[str, Callable[[Any], Any]]] = {
     **dict.fromkeys(
         (
             "acks_late", "acks_on_failure_or_timeout", "ignore_result", "reject_on_worker_lost",
-            "retry_jitter", "store_errors_even_if_ignored", "track_started", "typing",
+            "pydantic", "pydantic_strict", "retry_jitter", "store_eager_result",
+            "store_errors_even_if_ignored", "track_started", "typing",
         ),
         _flag,
     ),
-    "compression": validators.choice(*validators.COMPRESSIONS).accept,
+    "compression": validators.compression().accept,
     "default_retry_delay": validators.seconds().accept,
     "delivery_mode": validators.whole(1, 2).accept,
     "exchange": _exchange,
@@ -169,7 +182,7 @@ _OF_TASKS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "retry_backoff": _backoff,
     "retry_backoff_max": validators.seconds().accept,
     "routing_key": _text,
-    "serializer": validators.choice(*validators.SERIALIZERS).accept,
+    "serializer": validators.serializer().accept,
     "soft_time_limit": _limit,
     "time_limit": _limit,
 }  # fmt: skip
@@ -182,6 +195,16 @@ _OF_SENDINGS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "task_id": _readable(_any_text, MESSAGE["id"]),
     "group_id": _readable(_any_text, MESSAGE["group"]),
     "group_index": _readable(validators.whole(0).accept, MESSAGE["group_index"]),
+    **dict.fromkeys(("chain", "link", "link_error"), _signatures),
+    "chord": _signature,
+    **{
+        name: _readable(accept, MESSAGE[name])
+        for name, accept in {
+            "replaced_task_nesting": validators.whole(0).accept,
+            "stamped_headers": validators.texts(validators.text()).accept,
+            "stamps": _mapping,
+        }.items()
+    },
     **dict.fromkeys(("correlation_id", "reply_to", "routing_key"), _any_text),
     "exchange": _exchange,
     "exchange_type": check_type,

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby, islice
@@ -39,7 +40,7 @@ from greenq.sending.routing import Router
 from greenq.signals import after_task_publish, before_task_publish
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from greenq.config.queues import Exchange
     from greenq.config.settings import RetryPolicy, TaskConfig
@@ -63,10 +64,14 @@ _KEPT = frozenset({
 _KEPT_COUNT = 256
 
 # Options that fill gaps in a template.
-_OF_EACH = ("task_id", "root_id", "parent_id")
+_OF_EACH = ("task_id", "root_id", "parent_id", "group_index")
 
 # Send options that affect the envelope, not the task.
 _PROPERTIES = ("correlation_id", "reply_to", "delivery_mode")
+
+
+Call = tuple[str, Sequence[Any], Mapping[str, Any], Mapping[str, Any]]
+"""A task's name, its args, its kwargs, and options by the names of `SendOptions`."""
 
 
 class SendOptions(TypedDict, total=False):
@@ -83,6 +88,10 @@ class SendOptions(TypedDict, total=False):
     retry, retry_policy: whether and how to retry the sending itself.
     headers: extra headers, which the task sees.
     shadow: a name to show instead of the task's.
+    link, link_error: signatures to call when it returns or fails.
+    stamped_headers, stamps: names and values of its stamps.
+    add_to_parent: False leaves it out of the children of the task that sends it.
+    group_id, group_index, chain, chord, replaced_task_nesting: its place in a workflow.
     """
 
     task_id: str | None
@@ -112,6 +121,14 @@ class SendOptions(TypedDict, total=False):
     delivery_mode: int | None
     argsrepr: str | None
     kwargsrepr: str | None
+    link: Any
+    link_error: Any
+    chain: Sequence[Any] | None
+    chord: Mapping[str, Any] | None
+    stamped_headers: Sequence[str] | None
+    stamps: Mapping[str, Any] | None
+    replaced_task_nesting: int | None
+    add_to_parent: bool | None
 
 
 class Outgoing(TypedDict):
@@ -180,6 +197,121 @@ class _Plan(NamedTuple):
     properties: Mapping[str, Any]
     template: Template
 
+    @property
+    def place(self) -> tuple[object, ...]:
+        """Where its messages go: those of plans with the same place may share a push."""
+        exchange = self.exchange, self.routing_key
+        return self.queue, self.broadcast, self.priority, exchange, self.policy
+
+
+class CallsCutOff(Exception):
+    """Sending several calls ended early.
+
+    Attributes:
+        sent: how many were sent.
+        unknown: how many of those after them may have been.
+        reason: why not more.
+    """
+
+    def __init__(self, sent: int, unknown: int, reason: Exception) -> None:
+        """Keep all three."""
+        super().__init__(sent, unknown, reason)
+        self.sent = sent
+        self.unknown = unknown
+        self.reason = reason
+
+
+class _Batch:
+    """The messages of one round of pushes: one push for each place they go to."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.tag_prefix = tag_prefix(time.time())
+        self.events: list[Stamped] = []
+        self.announced: list[Announced] = []
+        self._characters = 0
+        self._ends_s = time.monotonic() + _CHUNK_S
+        self._places: dict[tuple[object, ...], tuple[_Plan, list[str], list[str]]] = {}
+
+    def is_full(self) -> bool:
+        """Tell whether the next message belongs to another round."""
+        return (
+            self.count >= _CHUNK_COUNT
+            or self._characters >= _CHUNK_CHARACTERS
+            or (self.count > 0 and time.monotonic() >= self._ends_s)
+        )
+
+    @property
+    def may_be_split(self) -> int:
+        """How many messages may be sent in part: all, if they go to several queues."""
+        split = len(self._places) > 1 or any(plan.exchange for plan, _, _ in self.by_plan())
+        return self.count if split else 0
+
+    def add(self, plan: _Plan, task_id: str, text: str) -> None:
+        """Add a message."""
+        place = self._places.get(plan.place)
+        if place is None:
+            place = self._places[plan.place] = (plan, [], [])
+        place[1].append(task_id)
+        place[2].append(text)
+        self.count += 1
+        self._characters += len(text)
+
+    def by_plan(self) -> Iterable[tuple[_Plan, list[str], list[str]]]:
+        """Return the ids and texts for each place, with a plan that leads there."""
+        return self._places.values()
+
+
+class _KnownPlans:
+    """The plans of calls that are sent together: most have one of a few sets of options."""
+
+    def __init__(
+        self,
+        producer: Producer,
+        complete: Callable[[str, Mapping[str, Any]], Mapping[str, Any]],
+    ) -> None:
+        self._producer = producer
+        self._complete = complete
+        # With the options, so that no other object can have the identity of one of their values.
+        self._known: dict[tuple[object, ...], tuple[_Plan, Mapping[str, Any]]] = {}
+
+    def forget_times(self) -> None:
+        """Forget plans with a time: a countdown counts from each push."""
+        known = self._known.items()
+        self._known = {
+            key: each
+            for key, each in known
+            if each[0].message.eta is None and each[0].message.expires is None
+        }
+
+    def plan(
+        self,
+        task: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> _Plan:
+        """Return the plan of a call; values of its options that are not text count by identity."""
+        producer = self._producer
+        if producer.router.asks:
+            completed = self._complete(task, options)
+            return producer.plan_of(task, producer.router.ask(task, args, kwargs, completed))
+        key = (
+            task,
+            *[
+                (name, value if value.__class__ is str else id(value))
+                for name, value in options.items()
+                if name not in _OF_EACH
+            ],
+        )
+        known = self._known.get(key)
+        if known is None:
+            plan = producer.plan_of(task, self._complete(task, options))
+            if len(self._known) >= _KEPT_COUNT:
+                self._known.clear()
+            known = self._known[key] = (plan, options)
+        return known[0]
+
 
 class Producer:
     """Writes task messages and pushes them; shared by all threads and greenlets of an app."""
@@ -197,7 +329,7 @@ class Producer:
         """
         self._broker = broker
         self._config = config
-        self._router = Router(config, find_task)
+        self.router = Router(config, find_task)
         self._zone = ZoneInfo(config.timezone)
         self._origin = f"gen{os.getpid()}@{socket.gethostname()}"
         # Redis needs no reply queue, but Celery's readers expect the field.
@@ -218,9 +350,9 @@ class Producer:
             EncodeError: an argument cannot be serialized; nothing was sent.
             OperationalError: the server could not be reached within the retry policy.
         """
-        if self._router.asks:
-            options = self._router.ask(task, args, kwargs, options)
-        plan = self._plan(task, options)
+        if self.router.asks:
+            options = self.router.ask(task, args, kwargs, options)
+        plan = self.plan_of(task, options)
         task_id, text, announced = self._fill(plan, args, kwargs, options)
         if announced is not None:
             plan = _changed(plan, announced)
@@ -251,12 +383,10 @@ class Producer:
         """
         ids = TaskIds()
         waiting = zip(ids, calls)  # noqa: B905  there is no end of ids
-        if not self._router.asks:
+        if not self.router.asks:
             return ids[: self._send_run(task, ids, 0, waiting, options)]
         sent = 0
-        runs = groupby(
-            waiting, lambda item: self._router.ask(task, item[1][0], item[1][1], options)
-        )
+        runs = groupby(waiting, lambda item: self.router.ask(task, item[1][0], item[1][1], options))
         while True:
             try:
                 run = next(runs, None)
@@ -276,7 +406,7 @@ class Producer:
     ) -> int:
         """Send what goes the same way; return how many of all have been sent by then."""
         while True:
-            plan = self._plan(task, options)
+            plan = self.plan_of(task, options)
             events: list[Stamped] = []
             announced: list[Announced] = []
 
@@ -321,6 +451,65 @@ class Producer:
             if not texts:
                 return sent
 
+    def send_calls(
+        self,
+        calls: Iterable[Call],
+        complete: Callable[[str, Mapping[str, Any]], Mapping[str, Any]],
+        *,
+        on_more: Callable[[], object] | None = None,
+        on_last: Callable[[], object] | None = None,
+    ) -> None:
+        """Send calls of different tasks, in order, in as few pushes as `send_many`. Switches: yes.
+
+        Args:
+            complete: adds to the options of a call what its task and the sender ask for; called
+                once for calls with the same options.
+            on_more: called before the first push if there will be another one.
+            on_last: called before the last push.
+
+        Raises:
+            CallsCutOff: a call is wrong, `calls` raised an error, or the server could not be
+                reached.
+        """
+        known, batch = _KnownPlans(self, complete), _Batch()
+        sent = unknown = 0
+        new_ids = iter(TaskIds())
+        try:
+            for task, args, kwargs, options in calls:
+                if batch.is_full():
+                    if on_more is not None and not sent:
+                        on_more()
+                    unknown = batch.may_be_split
+                    self._push_batch(batch)
+                    sent, unknown = sent + batch.count, 0
+                    known.forget_times()
+                    batch = _Batch()
+                plan = known.plan(task, args, kwargs, options)
+                new, prefix = next(new_ids), batch.tag_prefix
+                task_id, text, announced = self._fill(plan, args, kwargs, options, new, prefix)
+                if announced is not None:
+                    plan = _changed(plan, announced)
+                    batch.announced.append(announced)
+                batch.add(plan, task_id, text)
+                if self._events is not None:
+                    batch.events.append(self._sent(plan, options, task_id, args, kwargs))
+            if on_last is not None:
+                on_last()
+            unknown = batch.may_be_split
+            self._push_batch(batch)
+        except Exception as exc:
+            if isinstance(exc, ConnectionLost):
+                unknown = batch.count
+            raise CallsCutOff(sent, unknown, exc) from exc
+
+    def _push_batch(self, batch: _Batch) -> None:
+        for plan, ids, texts in batch.by_plan():
+            self._push(plan, texts, f"{len(texts)} tasks of a workflow", ids)
+        if batch.events:
+            self._publish_events(batch.events)
+        for each in batch.announced:
+            each.sent()
+
     def _sent(
         self, plan: _Plan, options: Mapping[str, Any], task_id: str, args: object, kwargs: object
     ) -> Stamped:
@@ -361,9 +550,9 @@ class Producer:
         Raises:
             ValueError: its exchange leads to none or several queues.
         """
-        if self._router.asks:
-            options = self._router.ask(task, args, kwargs, options)
-        plan = self._plan(task, options)
+        if self.router.asks:
+            options = self.router.ask(task, args, kwargs, options)
+        plan = self.plan_of(task, options)
         task_id, text, announced = self._fill(plan, args, kwargs, options)
         queue = self._one_queue(plan) if plan.exchange else plan.queue
         priority = plan.priority if announced is None else announced.priority
@@ -377,10 +566,17 @@ class Producer:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         options: Mapping[str, Any],
+        new: str = "",
+        prefix: str = "",
     ) -> tuple[str, str, Announced | None]:
-        """Return the id and the text of one message, announced if there are receivers."""
-        new = new_id()
-        # An id made for this push alone also serves as delivery tag; a given id may be used again.
+        """Return the id and the text of one message, announced if there are receivers.
+
+        Args:
+            new: an id made for this push alone, made here if there is none. It also serves as
+                delivery tag, with `prefix`: a given task id may be used again.
+        """
+        if not new:
+            new, prefix = new_id(), tag_prefix(time.time())
         task_id = options.get("task_id") or new
         try:
             if before_task_publish.receivers or after_task_publish.receivers:
@@ -390,9 +586,10 @@ class Producer:
                 task_id,
                 args,
                 kwargs,
-                delivery_tag=tag_of(tag_prefix(time.time()), new),
+                delivery_tag=tag_of(prefix, new),
                 root_id=options.get("root_id"),
                 parent_id=options.get("parent_id"),
+                group_index=options.get("group_index"),
             )
         except EncodeError as exc:
             raise _explained(plan, args, kwargs, exc) from exc
@@ -422,13 +619,14 @@ class Producer:
             kwargs=dict(kwargs),
             root_id=options.get("root_id"),
             parent_id=options.get("parent_id"),
+            group_index=options.get("group_index"),
         )
         policy = (plan.policy or self._default_policy)._asdict()
         return announce(
             message, plan.properties, retry_policy=policy, may_move=may_move, **plan.encoding
         )
 
-    def _plan(self, task: str, options: Mapping[str, Any]) -> _Plan:
+    def plan_of(self, task: str, options: Mapping[str, Any]) -> _Plan:
         """Return what all messages sent with these options have in common.
 
         If router functions decide, they have been asked already.
@@ -453,9 +651,9 @@ class Producer:
     def _make_plan(self, task: str, options: Mapping[str, Any]) -> _Plan:
         options = check_send_options(task, options)
         now = datetime.now(UTC)
-        if not self._router.asks:
-            options = self._router.merge(self._router.route(task), options)
-        target = self._router.target(options)
+        if not self.router.asks:
+            options = self.router.merge(self.router.route(task), options)
+        target = self.router.target(options)
         properties = {"reply_to": self._reply_to} | {
             name: options[name] for name in _PROPERTIES if options.get(name) is not None
         }
@@ -469,7 +667,6 @@ class Producer:
             eta=self._eta(options.get("countdown"), options.get("eta"), now),
             expires=expires,
             group=options.get("group_id"),
-            group_index=options.get("group_index"),
             retries=options.get("retries", 0),
             timelimit=(options.get("time_limit"), options.get("soft_time_limit")),
             argsrepr=options.get("argsrepr") or None,
@@ -477,9 +674,12 @@ class Producer:
             origin=self._origin,
             ignore_result=options.get("ignore_result"),
             headers=dict(options.get("headers") or {}),
-            callbacks=options.get("callbacks"),
-            errbacks=options.get("errbacks"),
-            chain=options.get("chain"),
+            replaced_task_nesting=options.get("replaced_task_nesting") or 0,
+            stamped_headers=_listed(options.get("stamped_headers")),
+            stamps=options.get("stamps") or {},
+            callbacks=_listed(options.get("link")),
+            errbacks=_listed(options.get("link_error")),
+            chain=_listed(options.get("chain")),
             chord=options.get("chord"),
         )
         priority = options.get("priority")
@@ -505,7 +705,7 @@ class Producer:
         )  # fmt: skip
 
     def _check_declared(self, task: str, queue: str) -> None:
-        known = self._router.queues
+        known = self.router.queues
         if queue not in known:
             reason = f"task {task} goes there, but task_queues has only {', '.join(known)}"
             raise ConfigError([Problem("queue", queue, reason)])
@@ -725,6 +925,13 @@ def _changed(plan: _Plan, announced: Announced) -> _Plan:
     )
 
 
+def _listed(value: Any) -> list[Any] | None:
+    """Return one signature, or several, as a list; None for none."""
+    if not value:
+        return None
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def _explained(
     plan: _Plan, args: Sequence[Any], kwargs: Mapping[str, Any], error: EncodeError
 ) -> EncodeError:
@@ -746,7 +953,7 @@ def _write_chunk(
     `note` is called with the id, args and kwargs of each. `announce_one` writes each if there are
     receivers of signals.
     """
-    root_id, parent_id = options.get("root_id"), options.get("parent_id")
+    root_id, parent_id, group_index = map(options.get, ("root_id", "parent_id", "group_index"))
     texts: list[str] = []
     characters = 0
     prefix = tag_prefix(time.time())
@@ -761,7 +968,13 @@ def _write_chunk(
             else:
                 tag = tag_of(prefix, task_id)
                 text = template.fill(
-                    task_id, args, kwargs, delivery_tag=tag, root_id=root_id, parent_id=parent_id
+                    task_id,
+                    args,
+                    kwargs,
+                    delivery_tag=tag,
+                    root_id=root_id,
+                    parent_id=parent_id,
+                    group_index=group_index,
                 )
             texts.append(text)
             if note is not None:

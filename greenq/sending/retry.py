@@ -33,6 +33,12 @@ _FIELDS = {
     "kwargsrepr": "kwargsrepr",
 }  # fmt: skip
 
+# A retry changes nothing about these.
+_KEPT = frozenset({
+    "link", "link_error", "chain", "chord", "stamped_headers", "stamps", "replaced_task_nesting",
+    "add_to_parent",
+})  # fmt: skip
+
 # Three centuries: datetimes are limited.
 _FARTHEST_S = 1e10
 
@@ -52,6 +58,11 @@ def check(
             raise TypeError(f"retry() has no option {name!r}{suggestion(name, known)}")
     if options.get("task_id") is not None:
         raise TypeError("retry() has no option 'task_id': the next run keeps the id of this one")
+    for name in sorted(_KEPT & options.keys()):
+        if options[name] is not None:
+            raise TypeError(
+                f"retry() has no option {name!r}: the next run keeps this one's place in a workflow"
+            )
     if args is not None and (isinstance(args, str) or not isinstance(args, (Sequence, set))):
         raise TypeError(f"retry(args={args!r}): must be a tuple or a list")
     if kwargs is not None and not isinstance(kwargs, Mapping):

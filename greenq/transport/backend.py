@@ -7,50 +7,53 @@ name. All waiting callers receive them through the process's one `Listener`: ten
 
 from __future__ import annotations
 
-import logging
-import os
+import math
 import queue
-import socket
-import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
-from greenq.backoff import Backoff
 from greenq.errors import (
     ConnectionLost,
     EncodeError,
     OperationalError,
+    ProtocolError,
     ResultTimeout,
     SignatureError,
 )
-from greenq.log import OutageLog
 from greenq.protocol import compress, serialize
 from greenq.protocol.limits import DENSE_BYTES, has_more_items, most_items
-from greenq.protocol.meta import ResultMeta, decode_result, encode_result, utc_now
+from greenq.protocol.meta import (
+    ResultMeta,
+    decode_group,
+    decode_part,
+    decode_result,
+    encode_group,
+    encode_part,
+    encode_result,
+    utc_now,
+)
 from greenq.states import FAILURE, PENDING, READY_STATES, REVOKED, SUCCESS
+from greenq.transport.callbacks import Callbacks
+from greenq.transport.listener import Heard, Listener, portions
+from greenq.transport.reads import Reads
 from greenq.transport.settle import Entry, StateWrite, settle
+from greenq.transport.workflow import Part, chord_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from greenq.config.settings import ResultConfig
     from greenq.protocol.keys import Keys
     from greenq.protocol.signer import Signer
-    from greenq.transport.client import Client, Connection
-
-_log = logging.getLogger(__name__)
-
-_RETRY_MOST_S = 1.0
-
-# A listening connection that does not answer for this long is dead.
-_ANSWER_S = 2.0
-
-# A thread without subscriptions checks this often whether it is to end.
-_IDLE_S = 60.0
+    from greenq.transport.client import Client
+    from greenq.transport.listener import Ear
 
 # A read gets at least this long, even if the caller has less left: it may have to connect first.
 _LEAST_READ_S = 1.0
+
+# While the server cannot be reached, waiting callers try to read this often.
+_READ_AGAIN_S = 1.0
 
 
 class Backend:
@@ -92,13 +95,20 @@ class Backend:
             SUCCESS: f"s{expiry}", FAILURE: f"f{failure_expiry}", REVOKED: f"f{expiry}"
         }  # fmt: skip
         self._rule = f"n{expiry}"
+        # How long a chord is kept once nothing happens to it, and what its parts are kept in.
+        chord_expiry = config.result_chord_expires
+        self.chord_seconds = expiry if chord_expiry is None else int(chord_expiry)
+        self._is_ordered = config.result_backend_transport_options.result_chord_ordered
+        self._chord_rule = chord_rule(self._is_ordered, self.chord_seconds, expiry)
         names = config.result_accept_content
         self._accept = serialize.accepted(accept_content if names is None else names)
         self._accept_compression = compress.accepted(*accept_compression, config.result_compression)
         self._max_bytes = max_bytes
         self._is_plain = config.result_serializer == "json" and config.result_compression is None
-        self._listener = Listener(client, silence_s)
         self._signer = signer
+        self._reads = Reads(self._read_each)
+        self._listener = Listener(client, silence_s)
+        self._callbacks = Callbacks(self._listener, self._follow)
 
     def stored(
         self,
@@ -142,98 +152,251 @@ class Backend:
             payload = self._signer.seal("result", "", payload)
         return StateWrite(key, self._rules.get(status, self._rule), payload)
 
+    def part(
+        self, group_id: str, index: int | None, task_id: str, status: str, result: object
+    ) -> Part:
+        """Return the part that a task of a chord's header adds when it ends.
+
+        Raises:
+            EncodeError: the result cannot be serialized.
+        """
+        place = "+inf" if index is None else str(index)
+        config = self._config
+        value = encode_part(
+            task_id, status, result, config.result_serializer, config.result_compression
+        )
+        key = self._keys.group(group_id)
+        return Part(key, f"{task_id}:{place}", place, value, self._chord_rule)
+
+    def read_chord(self, group: str) -> tuple[str | None, list[tuple[str, str, Any]], Any]:
+        """Read a chord by its group's key. Switches: yes.
+
+        Returns:
+            Who is to send its body; the parts that have ended, in their order, as `decode_part`
+            returns them; and the group as saved, None unless its members are groups, too.
+
+        Raises:
+            ProtocolError: a part cannot be read.
+        """
+        read = "ZRANGE" if self._is_ordered else "LRANGE"
+        claim, values, saved = self._client.pipeline(
+            [("GET", f"{group}.c"), (read, f"{group}.j", 0, -1), ("GET", group)]
+        )
+        how: dict[str, Any] = {
+            "serializer": self._config.result_serializer,
+            "accept": self._accept,
+            "max_bytes": self._max_bytes,
+            "accept_compression": self._accept_compression,
+        }
+        return (
+            None if claim is None else claim.decode(errors="replace"),
+            [decode_part(value, **how) for value in values],
+            None if saved is None else decode_group(saved, **how),
+        )
+
+    def read_claim(self, group: str) -> str | None:
+        """Read who is to send the body of a chord, by its group's key. Switches: yes."""
+        claim = self._client.call("GET", f"{group}.c")
+        return None if claim is None else claim.decode(errors="replace")
+
     def store(self, task_id: str, status: str, result: object, **fields: Any) -> None:
         """Store a state at once; `fields` are those of `stored`."""
         state = self.stored(task_id, status, result, **fields)
         settle(self._client, self._keys, [Entry("", "k", result=state)])
 
-    def get(self, task_id: str, *, timeout_s: float | None = None) -> ResultMeta:
-        """Read a task's stored state; a task without one is PENDING.
+    def get(self, task_id: str) -> ResultMeta:
+        """Read a task's stored state; a task without one is PENDING."""
+        return next(self.get_many((task_id,)))
 
-        Raises:
-            SignatureError: a signature is asked for, and it has none that is valid.
-        """
-        payload = self._read(self._keys.result(task_id), timeout_s)
-        return self._pending(task_id) if payload is None else self._decode(task_id, payload)
+    def get_many(self, task_ids: Iterable[str]) -> Iterator[ResultMeta]:
+        """Read the stored states of tasks, in order."""
+        for portion in portions(task_ids):
+            payloads = self._payloads([self._keys.result(task_id) for task_id in portion])
+            yield from map(self._meta, portion, payloads)
 
-    def _read(self, key: str, timeout_s: float | None) -> bytes | None:
-        """Read a key, in two attempts that get half of the time each."""
-        whole_s = self._client.call_timeout_s
-        if timeout_s is not None:
-            whole_s = min(max(timeout_s, _LEAST_READ_S), whole_s)
-        payload: bytes | None
+    def exists(self, task_id: str) -> bool:
+        """Return whether a state of a task is stored."""
+        return bool(self._client.call("EXISTS", self._keys.result(task_id)))
+
+    def _payloads(self, keys: Sequence[str], timeout_s: float = math.inf) -> list[bytes | None]:
+        """Read keys, in two attempts that get half of the time each."""
+        whole_s = min(max(timeout_s, _LEAST_READ_S), self._client.call_timeout_s)
+        if len(keys) == 1:
+            return [self._reads.one(keys[0], whole_s)]
+        return self._in_two_attempts([("MGET", *keys)], whole_s)[0]  # type: ignore[no-any-return]
+
+    def _read_each(self, keys: Sequence[str], timeout_s: float) -> list[Any]:
+        """Read keys of different callers, each as if alone."""
+        return self._in_two_attempts([("GET", key) for key in keys], timeout_s)
+
+    def _in_two_attempts(self, commands: list[tuple[str, ...]], whole_s: float) -> list[Any]:
+        half_s, each = whole_s / 2, len(commands) if len(commands) > 1 else 0
         try:
-            payload = self._client.call("GET", key, timeout_s=whole_s / 2)
+            return self._client.pipeline(commands, optional=each, timeout_s=half_s)
         except ConnectionLost:
             # The pooled connection died while idle, as after a restart; reading twice is harmless.
-            payload = self._client.call("GET", key, timeout_s=whole_s / 2)
-        return payload
+            return self._client.pipeline(commands, optional=each, timeout_s=half_s)
 
-    def forget(self, task_id: str) -> None:
-        """Delete a task's stored state."""
-        self._client.call("DEL", self._keys.result(task_id))
+    def forget(self, *task_ids: str) -> None:
+        """Delete the stored states of tasks."""
+        for portion in portions(task_ids):
+            self._client.call("DEL", *map(self._keys.result, portion))
 
-    def wait(
+    def save_group(self, group_id: str, members: object) -> None:
+        """Store a group's result tuple, as long as results are kept."""
+        key, config = self._keys.group(group_id), self._config
+        payload = encode_group(
+            members,
+            serializer=config.result_serializer,
+            compression=config.result_compression,
+        )
+        expiry_s = int(config.result_expires or 0)
+        store = ("SETEX", key, expiry_s, payload) if expiry_s else ("SET", key, payload)
+        self._client.pipeline([store, ("PUBLISH", key, payload)])
+
+    def restore_group(self, group_id: str) -> Any:
+        """Read a group's result tuple; None if none is stored."""
+        payload = self._payloads([self._keys.group(group_id)])[0]
+        if payload is None:
+            return None
+        return decode_group(
+            payload,
+            serializer=self._config.result_serializer,
+            accept=self._accept,
+            max_bytes=self._max_bytes,
+            accept_compression=self._accept_compression,
+        )
+
+    def delete_group(self, group_id: str) -> None:
+        """Delete a stored group, not the results of its tasks."""
+        self._client.call("DEL", self._keys.group(group_id))
+
+    def wait(self, task_id: str, **how: Any) -> ResultMeta:
+        """Wait until a task has ended and return its state; `how` is as for `wait_many`.
+
+        Raises:
+            ResultTimeout: the task did not end in time.
+        """
+        with closing(self.wait_many((task_id,), **how)) as ended:
+            return next(ended)
+
+    def wait_many(
         self,
-        task_id: str,
+        task_ids: Iterable[str],
         *,
         timeout_s: float | None = None,
         interval_s: float | None = None,
         on_message: Callable[[ResultMeta], object] | None = None,
-    ) -> ResultMeta:
-        """Wait until a task has ended and return its state.
+        on_interval: Callable[[], object] | None = None,
+    ) -> Generator[ResultMeta]:
+        """Yield the final state of each task as they end, first of those that have ended before.
 
         Args:
-            task_id: the task's.
-            timeout_s: longest wait; None waits for ever.
-            interval_s: read the stored state again after this much silence; None relies on the
-                notification only.
-            on_message: called with each state announced meanwhile, including the final one.
+            task_ids: the tasks'; each is yielded once.
+            timeout_s: longest wait for all of them; None waits for ever.
+            interval_s: read the stored states again after this much silence; None relies on the
+                notifications only.
+            on_message: called with each state announced meanwhile, including the final ones.
+            on_interval: called after each silence of `interval_s`.
 
         Raises:
-            ResultTimeout: the task did not end in time.
-            SignatureError: what is stored has no valid signature, and one is asked for. An
-                announcement without one is not used: anyone who may publish could end the wait.
+            ResultTimeout: a task did not end in time.
         """
-        started = time.monotonic()
-        meta = self.get(task_id, timeout_s=timeout_s)
-        if meta.status in READY_STATES:
+        ends_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        waiting = {self._keys.result(task_id): task_id for task_id in task_ids}
+        for portion in portions(list(waiting)):
+            for meta in self._final(self._read_stored(portion, ends_s), waiting, None):
+                if on_message is not None:
+                    on_message(meta)
+                yield meta
+        if waiting:
+            with self._listener.listen(*waiting) as ear:
+                following = self._follow(ear, waiting, ends_s, interval_s, on_message, on_interval)
+                yield from following
+        if waiting:
+            raise ResultTimeout(next(iter(waiting.values())), timeout_s or 0.0, len(waiting) - 1)
+
+    def call_when_ended(
+        self, task_ids: Iterable[str], call: Callable[[ResultMeta], object]
+    ) -> None:
+        """Have a function called with the final state of each of these tasks, in a thread.
+
+        One thread calls all of them, so `call` must be short, or at least not wait for another one.
+        """
+        self._callbacks.add({self._keys.result(each): each for each in task_ids}, call)
+
+    def _follow(
+        self,
+        ear: Ear,
+        waiting: dict[str, str],
+        ends_s: float = math.inf,
+        interval_s: float | None = None,
+        on_message: Callable[[ResultMeta], object] | None = None,
+        on_interval: Callable[[], object] | None = None,
+    ) -> Iterator[ResultMeta]:
+        """Yield final states heard by `ear`, until none is `waiting` or it is `ends_s`."""
+        unread: set[str] = set()
+        while waiting:
+            news = _hear(ear, ends_s, _READ_AGAIN_S if unread else interval_s)
+            heard = [each for each in news if each.payload]
+            yield from self._final(heard, waiting, on_message, unread)
+            if time.monotonic() >= ends_s:
+                return
+            if not news and on_interval is not None:
+                on_interval()
+            # A subscription has just begun (again), or nothing came for an interval: earlier news
+            # is stored.
+            unread.update((each.channel for each in news if not each.payload) if news else waiting)
+            for portion in portions([key for key in list(waiting) if key in unread]):
+                try:
+                    read = self._read_stored(portion, ends_s)
+                except OperationalError:
+                    # An outage: these are read again until it is over.
+                    continue
+                unread.difference_update(portion)
+                yield from self._final(read, waiting, on_message)
+
+    def _read_stored(self, keys: Sequence[str], ends_s: float) -> list[Heard]:
+        """Read what is stored under these keys, as if it were announced now."""
+        found = zip(keys, self._payloads(keys, ends_s - time.monotonic()), strict=True)
+        return [Heard(key, payload) for key, payload in found if payload]
+
+    def _final(
+        self,
+        news: Iterable[Heard],
+        waiting: dict[str, str],
+        on_message: Callable[[ResultMeta], object] | None,
+        forged: set[str] | None = None,
+    ) -> Iterator[ResultMeta]:
+        """Yield the final states among the news, and remove their keys from those `waiting`.
+
+        Anyone may publish: of announcements, those without a valid signature only add their keys to
+        `forged`. Without such a set, the news is what is stored.
+        """
+        for key, payload in news:
+            if key not in waiting:
+                continue
+            try:
+                meta = self._decode(waiting[key], payload)
+            except SignatureError:
+                if forged is None:
+                    del waiting[key]
+                    raise
+                forged.add(key)
+                continue
+            except ProtocolError:
+                del waiting[key]
+                raise
             if on_message is not None:
                 on_message(meta)
-            return meta
-        with self._listener.listen(self._keys.result(task_id)) as published:
-            while True:
-                payload = _next(published, started, timeout_s, interval_s)
-                news = self._announced(task_id, payload) if payload else None
-                waited_s = time.monotonic() - started
-                if news is None:
-                    if payload != b"" and timeout_s is not None and waited_s >= timeout_s:
-                        raise ResultTimeout(task_id, timeout_s)
-                    # The subscription has just begun (again), or nothing came for an interval:
-                    # earlier states are stored. The listener deals with outages, and calls when
-                    # they are over.
-                    stored = None
-                    with suppress(OperationalError):
-                        left_s = None if timeout_s is None else timeout_s - waited_s
-                        stored = self._read(self._keys.result(task_id), left_s)
-                    if not stored:
-                        continue
-                    news = self._decode(task_id, stored)
-                if on_message is not None:
-                    on_message(news)
-                if news.status in READY_STATES:
-                    return news
+            if meta.status in READY_STATES:
+                del waiting[key]
+                yield meta
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening, and call no more functions."""
+        self._callbacks.close()
         self._listener.close()
-
-    def _announced(self, task_id: str, payload: bytes) -> ResultMeta | None:
-        """Read an announced state; None if it is forged, since anyone may publish."""
-        try:
-            return self._decode(task_id, payload)
-        except SignatureError:
-            return None
 
     def _decode(self, task_id: str, payload: bytes) -> ResultMeta:
         """Read the state of a task.
@@ -264,164 +427,20 @@ class Backend:
             accept_compression=self._accept_compression,
         )
 
-    @staticmethod
-    def _pending(task_id: str) -> ResultMeta:
-        return ResultMeta(task_id=task_id, status=PENDING, result=None)
+    def _meta(self, task_id: str, payload: bytes | None) -> ResultMeta:
+        if payload is None:
+            return ResultMeta(task_id=task_id, status=PENDING, result=None)
+        return self._decode(task_id, payload)
 
 
-def _next(
-    published: queue.SimpleQueue[bytes],
-    started: float,
-    timeout_s: float | None,
-    interval_s: float | None,
-) -> bytes | None:
-    """Return the next announcement, b"" for a new subscription, None when it is time to read."""
-    left_s = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - started))
-    waits = [seconds for seconds in (left_s, interval_s) if seconds is not None]
-    try:
-        return published.get(timeout=min(waits) if waits else None)
-    except queue.Empty:
-        return None
-
-
-class Listener:
-    """Listens to channels over one connection, in one thread, for all callers in this process.
-
-    Only the thread touches the socket (two threads must not read and write a TLS socket at once);
-    the others signal it through a socket pair. After a reconnection it asks every waiting caller to
-    read the stored state again.
-    """
-
-    def __init__(self, client: Client, silence_s: float) -> None:
-        """Prepare; the connection and the thread start with the first wait.
-
-        After `silence_s` seconds of silence it checks the connection with a PING, and considers it
-        dead when no answer comes within the client's timeout.
-        """
-        self._client = client
-        self._silence_s = silence_s
-        self._lock = threading.Lock()
-        # The thread's own: when the server last sent anything (monotonic).
-        self._received_s = 0.0
-        self._reset()
-
-    def _reset(self) -> None:
-        self._pid = os.getpid()
-        # Under the lock: who listens to what, and what changed since the thread last looked.
-        self._channels: dict[str, list[queue.SimpleQueue[bytes]]] = {}
-        self._changes: list[tuple[str, str]] = []
-        self._thread: threading.Thread | None = None
-        self._closing = False
-        self._waker: socket.socket | None = None
-
-    @contextmanager
-    def listen(self, channel: str) -> Iterator[queue.SimpleQueue[bytes]]:
-        """Yield a queue of what is published; it gets b"" each time the subscription begins."""
-        published: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        with self._lock:
-            if self._pid != os.getpid():
-                self._reset()
-            listeners = self._channels.setdefault(channel, [])
-            listeners.append(published)
-            # Even for a second listener: the server confirms again, and all read the stored state
-            # again.
-            self._changes.append(("SUBSCRIBE", channel))
-            self._wake()
-        try:
-            yield published
-        finally:
-            with self._lock:
-                listeners.remove(published)
-                if not listeners and self._channels.get(channel) is listeners:
-                    del self._channels[channel]
-                    self._changes.append(("UNSUBSCRIBE", channel))
-                    self._wake()
-
-    def close(self) -> None:
-        """End the thread and its connection."""
-        with self._lock:
-            self._closing = True
-            if self._thread is not None:
-                self._wake()
-
-    def _wake(self) -> None:
-        """Make the thread look at the changes; start it if needed. The caller holds the lock."""
-        if self._thread is None:
-            self._waker, ours = socket.socketpair()
-            self._waker.setblocking(False)
-            ours.setblocking(False)
-            self._closing = False
-            self._thread = threading.Thread(
-                target=self._run, args=(ours,), name="greenq results", daemon=True
-            )
-            self._thread.start()
-        assert self._waker is not None
-        # A full pipe wakes it as well.
-        with suppress(BlockingIOError):
-            self._waker.send(b"!")
-
-    def _run(self, wakeups: socket.socket) -> None:
-        pauses = Backoff(0.05, _RETRY_MOST_S)
-        outage = OutageLog(_log)
-        connection = self._client.connection(timeout_s=_ANSWER_S)
-        while not self._closing:
-            try:
-                self._resubscribe(connection)
-                while not self._closing:
-                    if self._turn(connection, wakeups):
-                        pauses.reset()
-                        outage.recovered("results are received again")
-            except OperationalError as exc:
-                connection.close()
-                outage.failed("waiting for results is interrupted", exc)
-                time.sleep(pauses.next_s())
-        with self._lock:
-            self._thread = None
-            connection.close()
-            wakeups.close()
-            if self._waker is not None:
-                self._waker.close()
-
-    def _resubscribe(self, connection: Connection) -> None:
-        with self._lock:
-            self._changes.clear()
-            channels = list(self._channels)
-        if channels:
-            connection.send([("SUBSCRIBE", *channels)])
-        self._received_s = time.monotonic()
-
-    def _turn(self, connection: Connection, wakeups: socket.socket) -> bool:
-        """Send what changed, then read what came; True if anything did."""
-        with self._lock:
-            changes, self._changes = self._changes, []
-        if changes:
-            connection.send(changes)
-        left_s = self._received_s + self._silence_s - time.monotonic()
-        if left_s <= 0 and connection.connected and self._channels:
-            # Long silence: a dead peer does not answer the PING, and the read times out. New
-            # callers that start waiting meanwhile prove nothing about the connection.
-            connection.send([("PING",)])
-            self._deliver(connection.receive("PING"))
-            return True
-        if not connection.wait_readable(wakeups, max(0.0, left_s) if self._channels else _IDLE_S):
-            return False
-        with suppress(BlockingIOError):
-            wakeups.recv(4096)
-        received = False
-        while connection.has_answer():
-            self._deliver(connection.receive("SUBSCRIBE"))
-            received = True
-        return received
-
-    def _deliver(self, answer: Any) -> None:
-        """Pass one pub/sub answer to those who wait for it."""
-        if isinstance(answer, OperationalError):
-            raise answer
-        self._received_s = time.monotonic()
-        kind, channel = answer[0], answer[1]
-        if kind not in {b"message", b"subscribe"}:
-            return
-        payload = answer[2] if kind == b"message" else b""
-        with self._lock:
-            for listener in self._channels.get(channel.decode(), ()):
-                listener.put(payload)
+def _hear(ear: Ear, ends_s: float, interval_s: float | None) -> list[Heard]:
+    """Wait for news and return all there is; nothing when it is time to read, or to give up."""
+    wait_s = max(0.0, ends_s - time.monotonic())
+    if interval_s is not None:
+        wait_s = min(wait_s, interval_s)
+    news = []
+    with suppress(queue.Empty):
+        news.append(ear.get(timeout=None if wait_s == math.inf else wait_s))
+        while True:
+            news.append(ear.get_nowait())
+    return news

@@ -67,6 +67,8 @@ class Outbox(StartStopPart):
         # `stop` waits at least until then (monotonic): the end of the worker's grace period.
         self.until_s = 0.0
         self._entries: list[Entry] = []
+        # Tags of messages whose ending is still being prepared by another greenlet.
+        self._expected: set[str] = set()
         self._filled = Event()
         self._empty = Event()
         self._empty.set()
@@ -90,9 +92,7 @@ class Outbox(StartStopPart):
         while not self._empty.wait(_LOOK_S):
             if time.monotonic() < max(began_s + self._flush_timeout_s, self.until_s):
                 continue
-            _log.error(
-                "%d outcomes could not be written; their tasks will run again", len(self._entries)
-            )
+            _log.error("%d outcomes could not be written; their tasks will run again", len(self))
             break
         self._greenlet.kill()
         self._greenlet = None
@@ -107,8 +107,15 @@ class Outbox(StartStopPart):
 
     def put(self, entry: Entry) -> None:
         """Queue an entry to be written soon. Switches: no."""
+        if self._expected:
+            self._expected.discard(entry.tag)
         self._entries.append(entry)
         self._filled.set()
+        self._empty.clear()
+
+    def expect(self, tag: str) -> None:
+        """Count a message as not written until an entry with its tag is put. Switches: no."""
+        self._expected.add(tag)
         self._empty.clear()
 
     def unwritten(self) -> list[Entry]:
@@ -117,11 +124,12 @@ class Outbox(StartStopPart):
 
     def tags(self) -> set[str]:
         """Return the tags of what is not written yet; any thread may ask."""
-        return {entry.tag for entry in list(self._entries) if entry.tag}
+        tags = {entry.tag for entry in list(self._entries) if entry.tag}
+        return tags | self._expected.copy()
 
     def __len__(self) -> int:
         """Count the entries that are not written yet."""
-        return len(self._entries)
+        return len(self._entries) + len(self._expected)
 
     def wait_written(self, timeout_s: float) -> bool:
         """Wait until everything is written; False if time ran out. Switches: yes."""
@@ -135,7 +143,7 @@ class Outbox(StartStopPart):
             self._write_some()
             if self._entries:
                 self._filled.set()
-            elif not self._filled.is_set():
+            elif not (self._filled.is_set() or self._expected):
                 self._empty.set()
 
     def _write_some(self) -> None:
@@ -193,8 +201,13 @@ class Outbox(StartStopPart):
                 return _keep_certain(set().union(*not_held))
             _log.error("the server refused an outcome for good: %s", exc.reply)
             # Its state cannot be stored, and its message must not run for ever.
-            if entries and entries[0].result is not None:
-                refused = entries[0]
+            if not entries:
+                return set()
+            refused = entries[0]
+            if refused.workflow is not None and refused.workflow.refused is not None:
+                self.expect(refused.tag)
+                refused.workflow.refused(refused, exc.reply)
+            elif refused.result is not None:
                 return self._write([Entry(refused.tag, refused.action, move=refused.move)])
             return set()
 
@@ -211,8 +224,25 @@ class Outbox(StartStopPart):
         )
         self._note_unpublished(settled.unpublished)
         if settled.misplaced:
-            _log.error("messages stay reserved because they cannot be moved: %s", settled.misplaced)
+            self._note_misplaced(settled.misplaced, [entries[i] for i in settled.stuck])
+        for i in settled.withheld:
+            self._complete(entries[i])
         return {entries[i] for i in settled.not_held}
+
+    def _complete(self, entry: Entry) -> None:
+        """Have a chord completed: the body is to be sent by the ending of its last part."""
+        assert entry.workflow is not None
+        assert entry.workflow.complete is not None
+        self.expect(entry.tag)
+        entry.workflow.complete(entry)
+
+    def _note_misplaced(self, misplaced: str, stuck: list[Entry]) -> None:
+        """Log what cannot be moved; a message whose successors cannot be sent ends otherwise."""
+        _log.error("messages stay reserved because they cannot be moved: %s", misplaced)
+        for entry in stuck:
+            if entry.workflow is not None and entry.workflow.refused is not None:
+                self.expect(entry.tag)
+                entry.workflow.refused(entry, misplaced)
 
     def _note_unpublished(self, refused: str) -> None:
         if refused:

@@ -21,6 +21,7 @@ from greenq.protocol.message import parse_time
 from greenq.transport.client import load_script
 from greenq.transport.fetch import in_portions, tag_number, taken_apart
 from greenq.transport.settle import Entry, Guard, Move, settle
+from greenq.transport.workflow import Claim, Workflow, claim_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,6 +47,9 @@ _REMEMBERED_S = 86400
 _GONE = 100
 _GONE_S = 3600
 
+# Why a message is not run again that was acknowledged early.
+_BEGUN = "its worker was lost while running it, and it had been acknowledged before"
+
 # A message that this many workers died running is a suspect: it runs alone in its worker.
 _SUSPECT = 2
 
@@ -65,11 +69,13 @@ class Lot(NamedTuple):
 
     Attributes:
         guard: on whose behalf.
+        owner: whose they were, "" if that is not known.
         alone: the tag of the message that ran alone when its worker died, "" if none did.
         counts: True when their worker has died.
     """
 
     guard: Guard
+    owner: str = ""
     alone: str = ""
     counts: bool = False
 
@@ -167,7 +173,7 @@ class Recovery:
         if claim is None:
             return
         score, alone = claim
-        lot = Lot(Guard(incarnation, str(dead), score), alone, counts=True)
+        lot = Lot(Guard(incarnation, str(dead), score), incarnation, alone, counts=True)
         tags: set[str] = set()
         for found in self.tags_of(incarnation):
             tags.update(found)
@@ -216,7 +222,7 @@ class Recovery:
             How many were moved.
         """
         portions = self._portions(newest_first(self.held(incarnation) if tags is None else tags))
-        return sum(self._give_back(portion, Lot(Guard(""))) for portion in portions)
+        return sum(self._give_back(portion, Lot(Guard(""), incarnation)) for portion in portions)
 
     def _portions(self, tags: Sequence[str]) -> Iterator[list[str]]:
         """Split tags by number and by the size of their records."""
@@ -228,13 +234,19 @@ class Recovery:
 
     def _give_back(self, tags: Sequence[str], lot: Lot) -> int:
         """Move one portion of records to their queues; return how many there were."""
-        records = self._connection.call("HMGET", self._keys.unacked, *tags)
+        begun_key = self._keys.begun(lot.owner)
+        records, *begun = self._connection.pipeline(
+            [
+                ("HMGET", self._keys.unacked, *tags),
+                *(("SISMEMBER", begun_key, tag) for tag in tags),
+            ]
+        )
         gone = [tag for tag, record in zip(tags, records, strict=True) if record is None]
         if gone:
             self._connection.call("ZREM", self._keys.unacked_index, *gone)
         entries = [
-            self._decide(tag, record, lot)
-            for tag, record in zip(tags, records, strict=True)
+            self._decide(tag, record, lot, bool(early))
+            for tag, record, early in zip(tags, records, begun, strict=True)
             if record is not None
         ]
         if not entries:
@@ -246,8 +258,11 @@ class Recovery:
             _log.error("messages of a lost worker stay reserved: %s", settled.misplaced)
         return len(entries) - len(settled.not_held) - len(settled.stuck)
 
-    def _decide(self, tag: str, record: bytes, lot: Lot) -> Entry:
-        """Decide where a message of a lost worker goes."""
+    def _decide(self, tag: str, record: bytes, lot: Lot, early: bool) -> Entry:
+        """Decide where a message of a lost worker goes.
+
+        `early`: it was acknowledged before its run, and its record kept for what waits for it.
+        """
         try:
             held = envelope.unhold(record)
             queue = self._queue(held.exchange, held.routing_key)
@@ -257,16 +272,28 @@ class Recovery:
                 # It never ran, and may claim anything, such as deaths. The next taker buries it.
                 return Entry.moving(Move(tag, key, "next", held.text))
             deaths = self._count_deaths(tag, held, lot)
-            reason = self._find_guilt(tag, held, lot, deaths)
+            reason = _BEGUN if early else self._find_guilt(tag, held, lot, deaths)
             if reason is not None:
                 return self._bury(tag, queue, held.text.encode(), reason, held.header("id"))
             # A message that ran alone when its worker died goes last: it may be the killer.
             side: Literal["next", "last"] = "last" if tag == lot.alone else "next"
             text = self._broker.resealed(queue, held.text, held.redelivered(deaths))
-            return Entry.moving(Move(tag, key, side, text))
+            return Entry.moving(Move(tag, key, side, text), None, self._freed(held))
         except DecodeError as exc:
             queue, message = taken_apart(record)
             return self._bury(tag, queue, message, f"its record is not a message: {exc}", None)
+
+    def _freed(self, held: Held) -> Workflow | None:
+        """Let others complete the chord of a message whose worker is gone.
+
+        Its part may have been the last: the claim would keep Celery's workers from completing it.
+        """
+        group_id, task_id = held.header("group"), held.header("id")
+        if group_id is None or task_id is None:
+            return None
+        index = held.number("group_index")
+        claim = claim_of(f"{task_id}:{'+inf' if index is None else index}")
+        return Workflow(frees=[Claim(self._keys.group(group_id), claim)])
 
     def _count_deaths(self, tag: str, held: Held, lot: Lot) -> int | None:
         """Return how many workers have now died running a message; None if none did this time.

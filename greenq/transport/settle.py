@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from greenq.log import Repeated
 from greenq.transport.client import load_script
 from greenq.transport.dead_letters import DEAD_LIMIT
+from greenq.transport.workflow import StateWrite as StateWrite
+from greenq.transport.workflow import Workflow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,27 +31,7 @@ _crowded = Repeated(_log)
 _NOT_HELD = "-"
 
 # What to do with a message: the letters of the script.
-Action = Literal["a", "b", "k", "l", "m"]
-
-
-class StateWrite(NamedTuple):
-    """A task's state on its way to the results.
-
-    Attributes:
-        key: where it is stored, and the channel on which it is announced.
-        rule: ``s`` for a success, ``f`` for another final state, ``u`` for the failure of a message
-            that could not run, ``n`` for any other, followed by the seconds until it expires, 0
-            for never.
-        payload: the encoded state.
-    """
-
-    key: str
-    rule: str
-    payload: bytes | str
-
-    def of_unrun(self) -> StateWrite:
-        """Return it as the failure of a message that could not run: it replaces no final state."""
-        return self._replace(rule="u" + self.rule[1:])
+Action = Literal["a", "b", "e", "k", "l", "m"]
 
 
 class Move(NamedTuple):
@@ -83,9 +65,10 @@ class Entry:
         written: called with True when all of it is on the server, and with False when the message
             was no longer held; None if no one waits for that.
         about: names the message in the log; None logs nothing when it is not held.
+        workflow: what else the ending sets in motion; None for nothing.
     """
 
-    __slots__ = ("about", "action", "move", "result", "tag", "written")
+    __slots__ = ("about", "action", "move", "result", "tag", "workflow", "written")
 
     def __init__(
         self,
@@ -95,6 +78,7 @@ class Entry:
         move: Move | None = None,
         written: Callable[[bool], object] | None = None,
         about: object = None,
+        workflow: Workflow | None = None,
     ) -> None:
         """Keep the parts; without a move or another action, the message is acknowledged."""
         self.tag = tag
@@ -103,11 +87,14 @@ class Entry:
         self.move = move
         self.written = written
         self.about = about
+        self.workflow = workflow
 
     @classmethod
-    def moving(cls, move: Move, result: StateWrite | None = None) -> Entry:
+    def moving(
+        cls, move: Move, result: StateWrite | None = None, workflow: Workflow | None = None
+    ) -> Entry:
         """Move a message, with a state to store."""
-        return cls(move.tag, result=result, move=move)
+        return cls(move.tag, result=result, move=move, workflow=workflow)
 
 
 class Settled(NamedTuple):
@@ -119,12 +106,15 @@ class Settled(NamedTuple):
         misplaced: the target of a move that is not a queue, "" if all are; its messages stay
             reserved.
         stuck: the positions of the entries whose message stays reserved for that reason.
+        withheld: the positions of the entries that complete a chord: only their states are stored,
+            and their workflow knows how to go on.
     """
 
     not_held: frozenset[int]
     unpublished: str
     misplaced: str
     stuck: frozenset[int] = frozenset()
+    withheld: frozenset[int] = frozenset()
 
 
 class Guard(NamedTuple):
@@ -152,10 +142,12 @@ def settle_arguments(
     publications: Sequence[Publication] = (),
     *,
     guard: Guard | None,
+    looks: bool = False,
 ) -> tuple[list[str], list[Any]]:
     """Return the keys and arguments of `SETTLE`; without a guard there are only states.
 
-    States alone name no other keys, so they suit a server that holds nothing else.
+    States alone name no other keys, so they suit a server that holds nothing else. With `looks`,
+    no chord is cleared yet.
     """
     goals: dict[str, int] = {}
     results: list[str] = []
@@ -165,7 +157,7 @@ def settle_arguments(
         *[entry.tag for entry in entries],
     ]
     for entry in entries:
-        result, move = entry.result, entry.move
+        result, move, start = entry.result, entry.move, len(arguments)
         if result is None:
             arguments.append(f"{entry.action}-")
         else:
@@ -174,6 +166,9 @@ def settle_arguments(
         if move is not None:
             where = move.side if isinstance(move.side, str) else f"{move.side:.6f}"
             arguments += (goals.setdefault(move.key, len(goals) + 1), where, move.text)
+        if entry.workflow is not None:
+            arguments[start] = arguments[start].capitalize()
+            entry.workflow.write(arguments, goals, results, looks=looks)
     for channel, text in publications:
         arguments += (channel, text)
     if guard is None:
@@ -211,26 +206,71 @@ def settle(
             where it was.
         OperationalError: it may or may not have been carried out; repeating it is harmless.
     """
-    if results is not None and any(entry.result is not None for entry in entries):
-        _store_apart(server, keys, entries, guard, results)
-        entries = [
-            Entry(entry.tag, entry.action, move=entry.move, written=entry.written)
-            for entry in entries
-        ]
-    answer = server.script(SETTLE, *settle_arguments(keys, entries, publications, guard=guard))
+    if results is not None and any(entry.result or entry.workflow for entry in entries):
+        return _settle_apart(server, keys, entries, publications, guard, results)
+    arguments = settle_arguments(keys, entries, publications, guard=guard)
+    return _answered(server.script(SETTLE, *arguments))[0]
+
+
+def _answered(answer: list[Any]) -> tuple[Settled, frozenset[int]]:
+    """Read the script's reply; also return the positions of what someone else has completed."""
     unpublished, misplaced, crowded, *numbers = answer
+    withheld: frozenset[int] = frozenset()
+    void: frozenset[int] = frozenset()
+    if numbers and isinstance(numbers[-1], list):
+        *numbers, first, second = numbers
+        withheld = frozenset(number - 1 for number in first)
+        void = frozenset(number - 1 for number in second)
     if crowded:
         _crowded.log(
             "dead letters are close to their limit, and the oldest are dropped first: %s; inspect "
             "them (greenq dead list), then replay or purge them",
             crowded.decode(errors="replace"),
         )
-    return Settled(
+    settled = Settled(
         frozenset(number - 1 for number in numbers if number > 0),
         unpublished.decode(errors="replace"),
         misplaced.decode(errors="replace"),
         frozenset(-number - 1 for number in numbers if number < 0),
+        withheld,
     )
+    return settled, void
+
+
+def _settle_apart(
+    server: Client | Connection,
+    keys: Keys,
+    entries: Sequence[Entry],
+    publications: Sequence[Publication],
+    guard: Guard | None,
+    results: Client | Connection,
+) -> Settled:
+    """Settle with results on their own server.
+
+    First the states of held messages, and the parts of chords; then what is on the broker; at last
+    the chords whose body was sent there are cleared.
+    """
+    withheld, void = _store_apart(server, keys, entries, guard, results)
+    left = [_of_broker(entry, i in withheld, i in void) for i, entry in enumerate(entries)]
+    answer = server.script(SETTLE, *settle_arguments(keys, left, publications, guard=guard))
+    settled = _answered(answer)[0]
+    over = withheld | void | settled.not_held | settled.stuck
+    clears = [
+        Entry("", "k", workflow=Workflow(clears=entry.workflow.clears))
+        for i, entry in enumerate(entries)
+        if entry.workflow is not None and entry.workflow.clears and i not in over
+    ]
+    if clears:
+        results.script(SETTLE, *settle_arguments(keys, clears, guard=None))
+    return settled._replace(withheld=withheld - settled.not_held)
+
+
+def _of_broker(entry: Entry, withheld: bool, void: bool) -> Entry:
+    """Return what is left of an entry to be done on the broker, once its state is stored."""
+    if withheld:
+        return Entry(entry.tag, "k")
+    workflow = None if entry.workflow is None or void else entry.workflow.of_broker()
+    return Entry(entry.tag, entry.action, move=entry.move, written=entry.written, workflow=workflow)
 
 
 def _store_apart(
@@ -239,14 +279,23 @@ def _store_apart(
     entries: Sequence[Entry],
     guard: Guard | None,
     results: Client | Connection,
-) -> None:
-    """Store the states of held messages on their own server."""
-    stating = [entry for entry in entries if entry.result is not None]
-    looks = [Entry(entry.tag, "k") for entry in stating]
-    _, _, _, *numbers = server.script(SETTLE, *settle_arguments(keys, looks, guard=guard))
-    gone = {number - 1 for number in numbers}
-    states = [
-        Entry(_NOT_HELD if i in gone else "", "k", result=entry.result)
-        for i, entry in enumerate(stating)
-    ]
-    results.script(SETTLE, *settle_arguments(keys, states, guard=None))
+) -> tuple[frozenset[int], frozenset[int]]:
+    """Store what belongs to held messages on the results server.
+
+    Returns:
+        The positions of the entries that are withheld, and of those that someone else has
+        completed.
+    """
+    places = [i for i, entry in enumerate(entries) if entry.result or entry.workflow]
+    looks = [Entry(entries[i].tag, "k") for i in places]
+    looked, _ = _answered(server.script(SETTLE, *settle_arguments(keys, looks, guard=guard)))
+    states = []
+    for number, i in enumerate(places):
+        tag = _NOT_HELD if number in looked.not_held else ""
+        workflow = entries[i].workflow
+        states.append(
+            Entry(tag, "k", result=entries[i].result, workflow=workflow and workflow.of_results())
+        )
+    arguments = settle_arguments(keys, states, guard=None, looks=True)
+    settled, void = _answered(results.script(SETTLE, *arguments))
+    return frozenset(places[i] for i in settled.withheld), frozenset(places[i] for i in void)

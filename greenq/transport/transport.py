@@ -15,6 +15,7 @@ from greenq.protocol.keys import Keys
 from greenq.protocol.signer import Signer
 from greenq.transport.backend import Backend
 from greenq.transport.broker import Broker
+from greenq.transport.chords import Chords
 from greenq.transport.client import Client, database_of, nothing
 from greenq.transport.dead_letters import DeadLetters, DeadLimits
 from greenq.transport.embedded.server import EmbeddedServer, folder_of
@@ -127,6 +128,12 @@ class Transport:
         if self._backend is None:
             raise ResultsDisabled("results are disabled: set result_backend to keep them")
         return self._backend
+
+    @property
+    def chords(self) -> Chords:
+        """What senders of chords write."""
+        expires_s = 0 if self._backend is None else self._backend.chord_seconds
+        return Chords(self.client, self.result_client, self.keys, expires_s)
 
     @property
     def stores_results(self) -> bool:

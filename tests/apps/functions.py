@@ -26,6 +26,11 @@ def add(x: Any, y: Any) -> Any:
     return x + y
 
 
+def total(numbers: list[Any]) -> Any:
+    """Add up numbers, as the body of a chord."""
+    return sum(numbers)
+
+
 def echo(*args: Any, **kwargs: Any) -> list[Any]:
     return [list(args), kwargs]
 
@@ -130,7 +135,7 @@ def send_child(self: Any, x: int) -> str:
 
 
 PLAIN = (
-    add, echo, sleep, nothing, fail_value, fail_key, fail_nested, fail_opaque, fail_http,
+    add, total, echo, sleep, nothing, fail_value, fail_key, fail_nested, fail_opaque, fail_http,
 )  # fmt: skip
 BOUND = (
     inspect_request, retry_until, retry_for_ever, retry_late, retry_exhausted, progress, send_child,

@@ -22,6 +22,13 @@ def mark(self: Any, number: int) -> int:
     return number
 
 
+@app.task(name="faults.step", bind=True)
+def step(self: Any, *args: Any) -> list[Any]:
+    """Append a line with the delivery tag, which each sending makes anew; return what came."""
+    _append_line(f"{self.request.id}:{self.request.properties['delivery_tag']}")
+    return [self.request.id, *args]
+
+
 @app.task(name="faults.hold", bind=True)
 def hold(self: Any, number: int) -> int:
     """Append a line, then run until the common gate or this task's own is opened."""

@@ -87,6 +87,10 @@ def script(name: str) -> Kind:
     return lambda command: command[0] in {b"EVALSHA", b"EVAL"} and command[1] in texts
 
 
+# How many arguments each item of a workflow's lists takes.
+_ITEMS = (3, 5, 2, 3, 3, 3, 2)
+
+
 def endings(command: Command) -> list[str]:
     """Return the operations in a call of the settle script."""
     if not _SETTLE(command):
@@ -98,7 +102,11 @@ def endings(command: Command) -> list[str]:
     for _ in range(count):
         head = arguments[at].decode()
         heads.append(head)
-        at += 1 + (head[1] != "-") + 3 * (head[0] == "m")
+        at += 1 + (head[1] != "-") + 3 * (head[0] in "mM")
+        if head[0].isupper():
+            # The lists of a workflow, each behind its length.
+            for size in _ITEMS:
+                at += 1 + int(arguments[at]) * size
     return heads
 
 

@@ -271,7 +271,8 @@ def test_an_operator_does_everything_else(roles: Roles) -> None:
 
 # What stands for each parameter of a function that names keys.
 EXAMPLES: dict[str, Any] = {
-    "task_id": "an-id", "incarnation": "abc", "election_id": "an-id", "exchange": "celery",
+    "task_id": "an-id", "group_id": "an-id", "incarnation": "abc", "election_id": "an-id",
+    "exchange": "celery",
     "queue": "celery", "queues": ("celery",), "name": "other", "step": 3, "routing_key": "a.b",
 }  # fmt: skip
 NO_KEYS = {"step_of"}

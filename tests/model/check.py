@@ -3,7 +3,8 @@
 I1 nothing is lost; I2 nothing runs twice while its owner is alive, connected and has its lease (a
 task acknowledged early never runs twice); I3 nothing is stuck; I4 a final state is not replaced by
 an older one; I5 no ETA is early; I6 pausing and draining strand nothing; I8 a retry has one
-successor. I2, I4, I5 and I8 are checked during the run, in world.py.
+successor; I10 whatever belongs to a workflow ends, and its successors follow from its end. I2, I4,
+I5 and I8 are checked during the run, in world.py.
 """
 
 from __future__ import annotations
@@ -153,7 +154,16 @@ def _until_clear(world: World) -> Dump:
 
 
 def _are_ended(world: World) -> bool:
-    return all(world.states.get(each) in FINAL for each in world.sent)
+    return all(world.states.get(each) in FINAL for each in world.sent | _successors(world))
+
+
+def _successors(world: World) -> set[str]:
+    """Return what must end because everything before it has been sent."""
+    found: set[str] = set()
+    for message in world.scenario.messages:
+        if message.after and all(each in world.sent | found for each in message.after):
+            found.add(message.id)
+    return found
 
 
 def _turn(world: World) -> None:
@@ -186,7 +196,7 @@ def _check_end(world: World, dump: Dump) -> None:
         world.problem(f"{kind} left after healing: {dump.text()}")
     buried = _buried_ids(dump)
     gone = world.rolled_back
-    for task_id in sorted(world.sent):
+    for task_id in sorted(world.sent | _successors(world)):
         state = world.states.get(task_id) if dump.states[task_id] is not None else None
         if state in FINAL:
             continue
@@ -194,6 +204,11 @@ def _check_end(world: World, dump: Dump) -> None:
         if task_id in buried:
             if not gone:
                 world.problem(f"I4 {task_id} is buried and its state is {state}")
+            continue
+        flows = world.scenario.by_id[task_id]
+        if flows.after or flows.chain or flows.chord:
+            if dump.is_clear:
+                world.problem(f"I10 {task_id} belongs to a workflow, and its state is {state}")
             continue
         if runs and runs[-1].early and not runs[-1].worker.alive:
             # At most once: it began, and its worker died during the run.
@@ -210,10 +225,32 @@ def _check_end(world: World, dump: Dump) -> None:
             else:
                 world.problem(f"I4 {task_id} has ended, and its state is {state}")
     _check_guilt(world, buried)
+    _check_successors(world)
     if not gone:
         for task_id, count in _copies(world).items():
             if count > 1:
                 world.problem(f"I2 {task_id} was put on its queue {count} times")
+
+
+def _check_successors(world: World) -> None:
+    """Check that what follows has run if all before it succeeded, and has failed otherwise."""
+    states = world.states
+    for message in world.scenario.messages:
+        if not message.after or world.problems:
+            continue
+        before = [states.get(each) for each in message.after]
+        ran = any(task_id == message.id for task_id, _number in world.runs)
+        # The success of a worker that had lost the message stays, though another run decides.
+        is_plain = all(
+            run.outcome != "fail" and not run.excused
+            for (task_id, _number), runs in world.runs.items()
+            if task_id in message.after
+            for run in runs
+        )
+        if is_plain and all(each == "SUCCESS" for each in before) and not ran:
+            world.problem(f"I10 {message.id} never ran, although all before it succeeded")
+        if "REVOKED" in before and ran:
+            world.problem(f"I10 {message.id} ran, although one before it was revoked")
 
 
 def _check_guilt(world: World, buried: set[str]) -> None:

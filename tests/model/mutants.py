@@ -48,6 +48,9 @@ _DEATHS = ("recovery", "plain", "outcome")
 # Left out, since no promise depends on them: the order of a move and an acknowledgement (a script
 # is one step), TTLs (a schedule is shorter), what guards against users with partial permissions (no
 # schedule has them), a lease of a worker that has left (it ends by itself, and holds nothing).
+# Proved by tests of the script alone (test_settle_workflows.py), since no schedule has two copies
+# of one message, a part with another value, or a Celery worker with a chord: `is_void`, that a part
+# counts once, that a chord claimed by someone else is left to them, and `frees`.
 # Not detected by any scenario in some thousand schedules, so not proved: `closed` (take.lua,
 # leave.lua: only a take that arrives between two calls of a stop would show it), that a lease which
 # ended but was not removed answers "not held" (lease.lua), that a worker which has lost a message
@@ -99,6 +102,37 @@ MUTANTS: list[Mutant] = [
     Mutant(
         "settle", "redis.call('HSET', owner, 'alone', tag)", "redis.call('HLEN', owner)",
         "the message that runs alone is not recorded", ("suspects",),
+    ),
+    Mutant(
+        "settle", "if what == 98 then", "if true then",
+        "an early acknowledgement in a workflow leaves no record", ("chain_early", "chord_early"),
+        3000,
+    ),
+    Mutant(
+        "settle", "ending.withheld = true", "",
+        "the last part of a chord sends no body", ("chord", "chord_alone"),
+    ),
+    Mutant(
+        "settle", "if not claim or claim == own then", "if not claim then",
+        "a chord is completed only if the first answer arrives", ("chord_alone", "chord"), 3000,
+    ),
+    Mutant(
+        "settle", "elseif ending.held then", "else",
+        "who does not hold a message sends what follows it", ("chain", "chain_retry"),
+    ),
+    Mutant(
+        "settle", "taken[tag] = true\n    redis.call('HDEL', unacked, tag)", "taken[tag] = true",
+        "a step whose successor is sent stays reserved", ("chain",),
+    ),
+    Mutant(
+        "settle",
+        "store(KEYS[ending.first_key + i], string.sub(rule, 1, 1), string.sub(rule, 2), "
+        "ARGV[p + 1], '', true)",
+        "local _ = i .. rule", "what can no longer run has no state", ("chain", "chord"), 3000,
+    ),
+    Mutant(
+        "settle", "  push_all(ending)\n", "",
+        "what follows is not sent", ("chain", "chord_alone"),
     ),
     Mutant(
         "take", "elseif number <= tonumber(owner[2]) then", "elseif false then",

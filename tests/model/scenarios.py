@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.model.world import Site
 
@@ -21,6 +23,11 @@ class Message:
     eta_s: float | None = None
     later: bool = False
     priority: int = 0
+    # Its successors in a chain; the chord it belongs to, its place in it, and the chord's body.
+    chain: tuple[str, ...] = ()
+    chord: tuple[str, int, str] | None = None
+    # It is sent by others, at the end of these.
+    after: tuple[str, ...] = ()
 
 
 @dataclass
@@ -58,19 +65,43 @@ class Scenario:
         free = self.harmless | {label for label in self.env if "!send" in label}
         self.is_fault = frozenset(label for label in self.env if label not in free)
         self._texts: dict[str, str] | None = None
+        self.chords = Counter(each.chord[0] for each in self.messages if each.chord)
 
     def texts(self, site: Site) -> dict[str, str]:
         if self._texts is None:
-            self._texts = {
-                m.id: site.text(m.task, m.id, m.queue, m.eta_s, m.priority) for m in self.messages
-            }
+            self._texts = {m.id: site.text(m, self._options(m)) for m in self.messages}
         return self._texts
+
+    def signature(self, task_id: str, task: str, **options: Any) -> dict[str, Any]:
+        return {
+            "task": task, "args": [], "kwargs": {}, "immutable": False, "subtask_type": None,
+            "options": {"task_id": task_id, "queue": "q", **options},
+        }  # fmt: skip
+
+    def _options(self, message: Message) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        if message.chain:
+            steps = [self.signature(each, self.by_id[each].task) for each in message.chain]
+            options["chain"] = steps[::-1]
+        if message.chord:
+            group, place, body = message.chord
+            last = self.by_id[body]
+            options |= {"group_id": group, "group_index": place}
+            following = {}
+            if last.chord:
+                following = {
+                    "group_id": last.chord[0], "group_index": last.chord[1],
+                    "chord": self.signature(last.chord[2], self.by_id[last.chord[2]].task),
+                }  # fmt: skip
+            options["chord"] = self.signature(body, last.task, **following)
+        return options
 
 
 _Q = ("q",)
 _TWO: dict[str, tuple[int, tuple[str, ...]]] = {"A": (2, _Q), "B": (2, _Q)}
 _ONE_EACH: dict[str, tuple[int, tuple[str, ...]]] = {"A": (1, _Q), "B": (1, _Q)}
 _DEATHS = {"A!kill": 1, "A!kill:late": 1, "A!lease_end": 1, "B!lease_end": 1}
+_HEADER = ("g", 0, "z"), ("g", 1, "z")
 _STILL = {"A!freeze": 1, "A!lease_end": 2, "A!suspend": 1}
 
 
@@ -223,9 +254,58 @@ def _scenarios() -> list[Scenario]:
             {"A!lease_end": 1, "*!time:71": 1}, harmless=frozenset({"A!lease_end", "*!time:71"}),
             faults=1, fates=("lost", "late"),
         ),
+        *_workflows(),
         Scenario(
             "rollback", (m("x"), m("y", plan=("retry", "ok"))), _TWO,
             {"*!snap": 1, "*!rollback": 1, "A!lease_end": 1}, harmless=frozenset({"*!snap"}),
+        ),
+    ]  # fmt: skip
+
+
+def _workflows() -> list[Scenario]:
+    def chord(task: str, **plans: tuple[str, ...]) -> tuple[Message, ...]:
+        header = (
+            Message(name, task, plans.get(name, ("ok",)), chord=_HEADER[place])
+            for place, name in enumerate("xy")
+        )
+        return (*header, Message("z", after=("x", "y"), later=True))
+
+    def chain(task: str, *plan: str) -> tuple[Message, ...]:
+        return (
+            Message("x", task, plan or ("ok",), chain=("y", "z")),
+            Message("y", after=("x",), later=True),
+            Message("z", after=("y",), later=True),
+        )
+
+    # A chord whose body is the last part of another one.
+    nested = (
+        Message("x", chord=("g", 0, "y")),
+        Message("w", chord=("h", 0, "z")),
+        Message("y", chord=("h", 1, "z"), after=("x",), later=True),
+        Message("z", after=("w", "y"), later=True),
+    )
+    faults = _DEATHS | _STILL
+    return [
+        Scenario("chain", chain("late"), _TWO, faults, run_fates=("fail",), steps=40),
+        Scenario("chain_retry", chain("late", "retry", "ok"), _TWO, faults, steps=40),
+        Scenario("chain_early", chain("early"), _TWO, faults | {"A!cold": 1}, steps=40),
+        Scenario("replace", chain("late", "replace", "ok"), _TWO, faults, steps=40),
+        Scenario("chord", chord("late"), _ONE_EACH, faults, run_fates=("fail",), steps=40),
+        Scenario("chord_alone", chord("late"), {"A": (2, _Q)}, faults, steps=40),
+        Scenario(
+            "chord_early", chord("early"), _TWO, faults | {"A!cold": 1, "A!stop": 1},
+            run_fates=("fail",), steps=40,
+        ),
+        Scenario("chord_once", chord("once"), _TWO, faults, steps=40),
+        Scenario("chord_revoked", chord("late"), _TWO, {**_DEATHS, "*!revoke:x": 1}, steps=40),
+        Scenario(
+            "chord_killer", chord("late", x=("die",)), {"A": (2, _Q), "B": (1, _Q)}, faults=2,
+            fates=("lost", "dropped", "slow"), steps=40,
+        ),
+        Scenario("chord_nested", nested, _TWO, faults, run_fates=("fail",), steps=50),
+        Scenario(
+            "chord_apart", chord("late"), _ONE_EACH, faults, run_fates=("fail",), steps=40,
+            two_servers=True,
         ),
     ]  # fmt: skip
 

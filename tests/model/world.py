@@ -23,8 +23,11 @@ import greenq.consumer.refusals
 import greenq.consumer.tasks
 import greenq.consumer.waiting
 import greenq.execution.executor
+import greenq.execution.handover
+import greenq.execution.lost
 import greenq.execution.state
 import greenq.execution.suspects
+import greenq.outcome
 import greenq.sending.producer
 import greenq.timer
 import greenq.transport.broker
@@ -37,10 +40,11 @@ import greenq.watchdog.thread
 from greenq import Greenq
 from greenq.consumer.tasks import Tasks
 from greenq.context import current_context
-from greenq.errors import OperationalError, Retry, WorkerLostError
+from greenq.errors import Ignore, OperationalError, Retry
 from greenq.execution.executor import Executor
+from greenq.execution.handover import Handover
+from greenq.execution.lost import LostMessages
 from greenq.execution.state import WorkerState
-from greenq.states import FAILURE
 from greenq.timer import Timer
 from greenq.transport.fetch import Fetcher
 from greenq.transport.leases import Leases
@@ -113,12 +117,17 @@ class _Datetime(datetime):
 
 _MODULES: list[tuple[Any, dict[str, Any]]] = [
     (greenq.consumer.tasks, {"Event": SimEvent}),
-    (greenq.consumer.refusals, {"datetime": _Datetime}),
+    (greenq.consumer.refusals, {"datetime": _Datetime, "spawn": sim_spawn}),
+    (
+        greenq.execution.handover,
+        {"datetime": _Datetime, "sleep": sim_sleep, "spawn": sim_spawn},
+    ),
     (greenq.consumer.waiting, {"datetime": _Datetime}),
     (
         greenq.execution.executor,
         {"time": _Time, "datetime": _Datetime, "Event": SimEvent, "sleep": sim_sleep},
     ),
+    (greenq.execution.lost, {"datetime": _Datetime}),
     (greenq.sending.producer, {"time": _Time}),
     (greenq.execution.suspects, {"Event": SimEvent, "spawn": sim_spawn}),
     (greenq.timer, {"time": _Time, "Event": SimEvent, "spawn": sim_spawn}),
@@ -162,7 +171,8 @@ def installed() -> Iterator[None]:
         for module, name, value in (
             (greenq.sending.producer, "new_id", _new_id),
             # Formatting tracebacks would take a tenth of the total time.
-            (greenq.execution.executor, "_trace", lambda _exc: "traceback"),
+            (greenq.execution.executor, "trace_of", lambda _exc: "traceback"),
+            (greenq.outcome, "trace_of", lambda _exc: "traceback"),
         ):
             before.append((module, name, getattr(module, name)))
             setattr(module, name, value)
@@ -224,6 +234,7 @@ class Site:
         self.broker = transport.broker
         self.keys = transport.keys
         self.transport = transport
+        self.lost = LostMessages(app, "model")
 
     def reset(self) -> None:
         self.client.reset()
@@ -233,22 +244,23 @@ class Site:
         self.broker._takers.question = lambda _queue: []  # type: ignore[method-assign]
         _ids[0] = 0
 
-    def text(self, task: str, task_id: str, queue: str, eta_s: float | None, priority: int) -> str:
-        eta = None if eta_s is None else datetime.fromtimestamp(T0 + eta_s, UTC)
-        options: dict[str, Any] = {"task_id": task_id, "queue": queue, "priority": priority}
-        if eta is not None:
-            options["eta"] = eta
-        text: str = self.app.producer.prepare(task, (), {}, options)["text"]
+    def text(self, message: Any, options: dict[str, Any]) -> str:
+        options = {
+            **options, "task_id": message.id, "queue": message.queue, "priority": message.priority,
+        }  # fmt: skip
+        if message.eta_s is not None:
+            options["eta"] = datetime.fromtimestamp(T0 + message.eta_s, UTC)
+        text: str = self.app.producer.prepare(message.task, (), {}, options)["text"]
         return text
 
 
-def _body(task: Any) -> Any:
+def _body(task: Any, *_results: Any) -> Any:
     """The body of every task of the model: stop, then end as the step says."""
     actor = greenlet.getcurrent()
     world = actor.kernel.world
     try:
         return world.run_body(actor, task)
-    except (Body, Retry):
+    except (Body, Retry, Ignore):
         raise
     except Exception as exc:
         world.kernel.errors.append(f"a task's body: {exc!r}")
@@ -441,6 +453,14 @@ class SimWorker:
         self.watch.reclaimer.scores_at_s = 0.0 if world.scenario.overdue else 1e18
         self.outbox = Outbox(transport, name)
         self.pool = SimPool(self, size, lambda request: self.executor(request))
+        handover = Handover(
+            config=config.task,
+            transport=transport,
+            registry=app.tasks,
+            producer=app.producer,
+            outbox=self.outbox,
+            hostname=f"greenq@{name}",
+        )
         self.executor = Executor(
             config=config.task,
             transport=transport,
@@ -448,6 +468,7 @@ class SimWorker:
             outbox=self.outbox,
             state=self.state,
             hostname=f"greenq@{name}",
+            handover=handover,
         )
         self.fetcher = Fetcher(client, transport.keys, queues, name, member=str(self.owner))
         pool: Any = self.pool
@@ -461,6 +482,7 @@ class SimWorker:
             timer=self.timer,
             state=self.state,
             hostname=f"greenq@{name}",
+            handover=handover,
             left_behind=bool,
         )
         self.pool.abandoned = self.tasks.give_back
@@ -499,12 +521,7 @@ class SimWorker:
         return True if own is None else own
 
     def _bury(self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None) -> Entry:
-        transport = self.world.site.transport
-        now = datetime.fromtimestamp(T0, UTC)
-        move = transport.broker.bury(tag, queue, raw, reason=reason, worker=self.name, now=now)
-        assert task_id is not None
-        result = transport.backend.stored(task_id, FAILURE, WorkerLostError(reason))
-        return Entry.moving(move, result)
+        return self.world.site.lost.bury(tag, queue, raw, reason, task_id)
 
     def _pause(self, paused: frozenset[str]) -> None:
         if paused != self.state.paused:
@@ -732,6 +749,8 @@ class World:
                 key = self.site.keys.queue(message.queue, message.priority)
                 link.later(pack(("LPUSH", key, self.texts[message.id])))
                 self.sent.add(message.id)
+        for group, size in self.scenario.chords.items():
+            self.result_link.later(pack(("SET", f"{self.site.keys.group(group)}.s", size)))
         for name, (size, queues) in self.scenario.workers.items():
             self.add_worker(name, size, queues)
         for name in self.scenario.celery:
@@ -994,7 +1013,9 @@ class World:
         assert context is not None
         request = context._delivered
         assert request is not None
-        task_id, retries = request.message.id, request.message.retries
+        message = request.message
+        # A replacement is another run of the same id.
+        task_id, retries = message.id, message.retries + message.replaced_task_nesting
         text_tag = request.properties.get("delivery_tag", "")
         early = not request.acks_late
         self.begin(actor, request.delivery.tag, text_tag, task_id, retries, early=early)
@@ -1010,6 +1031,8 @@ class World:
             return "done"
         if outcome == "retry":
             raise task.retry(countdown=0)
+        if outcome == "replace":
+            task.replace(self.scenario.signature(task_id, self.scenario.by_id[task_id].task))
         raise Body("failed")
 
     def begin(

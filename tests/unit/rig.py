@@ -14,6 +14,7 @@ from greenq import Greenq
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.consumer.tasks import Tasks
 from greenq.execution.executor import Executor
+from greenq.execution.handover import Handover
 from greenq.execution.state import WorkerState
 from greenq.pool import Pool
 from greenq.protocol import envelope
@@ -119,6 +120,9 @@ class KeptOutbox(StartStopPart):
     def tags(self) -> set[str]:
         return set()
 
+    def expect(self, tag: str) -> None:
+        """Nothing is waited for here."""
+
     def put(self, entry: Entry) -> None:
         self.entries.append(entry)
         if entry.written is not None:
@@ -210,6 +214,14 @@ class Rig:
         self.abandoned: list[Request] = []
         outbox: Any = self.outbox
         fetcher: Any = self.fetcher
+        self.handover = Handover(
+            config=self.app.config.task,
+            transport=self.app.transport,
+            registry=self.app.tasks,
+            producer=self.app.producer,
+            outbox=outbox,
+            hostname="greenq@rig",
+        )
         self.executor = Executor(
             config=self.app.config.task,
             transport=self.app.transport,
@@ -217,6 +229,7 @@ class Rig:
             outbox=outbox,
             state=self.state,
             hostname="greenq@rig",
+            handover=self.handover,
             events=self.events,
             end_hooks=self.app.task_end_hooks,
         )
@@ -231,6 +244,7 @@ class Rig:
             timer=self.timer,
             state=self.state,
             hostname="greenq@rig",
+            handover=self.handover,
             left_behind=bool,
             events=self.events,
             rate_limits=rate_limits,

@@ -113,6 +113,7 @@ class Scene:
             "outbox": self.outbox,
             "state": self.state,
             "hostname": "node",
+            "handover": None,
         }
         self.tasks = Tasks(
             **parts,

@@ -12,11 +12,12 @@
 --         what to do there: 'next' (RPUSH: taken next), 'last' (LPUSH: taken last), a score (ZADD), or 'dead', bytes,
 --         seconds and a time (LPUSH, then drop the oldest: beyond the maximum length, beyond these bytes of memory, and
 --         those buried before that time; the list expires when none arrives for these seconds, unless they are 0), and
---         the text;
+--         the text; of an ending with a capital letter then its workflow, see below;
 --       for each publication: channel and text
 -- Reply {why something could not be published or '', the goal that is a key of another type or '' (its messages stay
 --        reserved, all else is done), the dead-letter list that is nearly full or '', the numbers of the endings that
---        were not held …, negative: whose goal was such a key}, or an error:
+--        were not held …, negative: whose goal was such a key; if there are workflows, then a list of the numbers of
+--        the endings that are withheld, and one of those whose chord someone else has completed}, or an error:
 --        FORGOTTEN the server does not know the owner: it has lost its data; nothing was done
 --        LAPSED    the owner's lease is not the one that was claimed; nothing was done
 --
@@ -24,6 +25,8 @@
 -- expires, 0 for never:
 --   a  acknowledge
 --   b  acknowledge before the run: the record becomes a stub, a member of begun, to which the outcome will belong
+--   e  the same for a message of a workflow: its record stays as well, so that whoever recovers it can fail what waits
+--      for it
 --   k  keep: only the state
 --   l  announce that this message runs alone in its worker; without a tag: that none does any more
 --   m  move
@@ -35,6 +38,25 @@
 -- the work was done. A stored success stays. A message without a tag has no record: its final state is stored, its
 -- other states replace no final one. Nor does the failure of a message that could not run: anyone can send one with
 -- the id of another task.
+--
+-- A workflow is what an ending (A, K or M) sets in motion. It is seven lists, each preceded by its length:
+--   adds    tasks that join a chord: the group's key, the id, seconds
+--   parts   of chords: the group's key, the member, its place, the value, and a rule: 'z' (ordered: a zset) or 'l' (a
+--           list), the seconds for which the chord is kept, a blank, and those for its group
+--   states  of other tasks: kind and seconds, and the state; its key is among KEYS, after that of the ending
+--   pushes  the number of the goal, 'next' or 'last', the text
+--   seals   chords that begin: the group's key, the size, seconds
+--   clears  chords whose body is sent or has failed: the group's key, the claim of the part that was the last, and the
+--           seconds for which the chord is remembered as done; '' only looks whether it is still to be done
+--   frees   chords whose last part has lost its worker: the group's key, and its claim
+-- The keys of a chord are its group's with Celery's endings: .j the values, .d the members counted, .s the size, .t what
+-- was added to the size, .c the claim, then 'done'; and greenq's own .a, the ids that were added.
+--
+-- Parts are counted first, each member once. The ending whose part is the last is withheld: its state is stored, but
+-- nothing is pushed or acknowledged, and its part's claim is written, so that no Celery worker sends the body as well.
+-- The worker then reads the values and ends the message again, with the body to be pushed and the chord to be cleared.
+-- If it dies before that, the message is still reserved and runs again; its part is counted, and the claim is its own:
+-- it is withheld again. A chord claimed by someone else is left to them.
 -- A script that fails halfway is not undone. So the state of each ending comes first: a server without memory
 -- refuses the first write of a script, and a message whose result is not stored is not acknowledged.
 -- A user who may delete but not push is refused beforehand (Redis 7 and later can tell).
@@ -173,6 +195,207 @@ for first = 1, goals < 0 and 0 or count, 1000 do
   end
 end
 
+-- What was read of the endings with workflows, to be done once all parts are counted.
+local endings, withheld, void = {}, {}, {}
+
+-- Returns where each item of a list begins; its length comes first.
+local function positions(size)
+  local found = {}
+  at = at + 1
+  for i = 1, tonumber(ARGV[at - 1]) do
+    found[i] = at
+    at = at + size
+  end
+  return found
+end
+
+local function read_workflow(ending)
+  ending.adds = positions(3)
+  ending.parts = positions(5)
+  ending.states = positions(2)
+  ending.first_key = key
+  key = key + #ending.states
+  ending.pushes = positions(3)
+  ending.seals = positions(3)
+  ending.clears = positions(3)
+  ending.frees = positions(2)
+  endings[#endings + 1] = ending
+end
+
+local function claim_of(member) return 'greenq ' .. member end
+
+-- Once for each id, whatever is repeated.
+local function add_to_chord(name, id, seconds)
+  if call('SADD', name .. '.a', id) == 0 then return end
+  call('INCR', name .. '.t')
+  if seconds ~= '0' then
+    call('EXPIRE', name .. '.a', seconds)
+    call('EXPIRE', name .. '.t', seconds)
+  end
+end
+
+-- Collects the parts of all endings by their chords.
+local function chords_in_order()
+  local chords, order = {}, {}
+  for _, ending in ipairs(endings) do
+    for _, p in ipairs(ending.held and ending.parts or {}) do
+      local name = ARGV[p]
+      local chord = chords[name]
+      if not chord then
+        local ordered, seconds, group_seconds = string.match(ARGV[p + 4], '^(%a)(%d+) (%d+)$')
+        chord = {
+          name = name, ordered = ordered == 'z', seconds = seconds, group_seconds = group_seconds,
+          members = {}, values = {}, listed = {}, last = {},
+        }
+        chords[name] = chord
+        order[#order + 1] = chord
+      end
+      local member = ARGV[p + 1]
+      chord.last[#chord.last + 1] = {ending, member}
+      if not chord.listed[member] then
+        chord.listed[member] = true
+        chord.members[#chord.members + 1] = member
+        chord.values[#chord.values + 1] = {ARGV[p + 2], ARGV[p + 3]}
+      end
+    end
+  end
+  return order
+end
+
+-- Adds the members that are not counted yet.
+local function add_parts(chord)
+  local name, members = chord.name, chord.members
+  for first = 1, #members, 1000 do
+    local last = math.min(first + 999, #members)
+    local known = call('SMISMEMBER', name .. '.d', unpack(members, first, last))
+    local values, new = {}, {}
+    for i = first, last do
+      if known[i - first + 1] == 0 then
+        new[#new + 1] = members[i]
+        if chord.ordered then values[#values + 1] = chord.values[i][1] end
+        values[#values + 1] = chord.values[i][2]
+      end
+    end
+    if #new > 0 then
+      call(chord.ordered and 'ZADD' or 'RPUSH', name .. '.j', unpack(values))
+      call('SADD', name .. '.d', unpack(new))
+    end
+  end
+end
+
+local function count_parts(chord)
+  local name = chord.name
+  local claim = call('GET', name .. '.c')
+  if claim == 'done' then return end
+  add_parts(chord)
+  if chord.seconds ~= '0' then
+    for _, ending in ipairs({'.j', '.t', '.s', '.d'}) do call('EXPIRE', name .. ending, chord.seconds) end
+  end
+  if chord.group_seconds ~= '0' then call('EXPIRE', name, chord.group_seconds) end
+  local size = tonumber(call('GET', name .. '.s') or nil)
+  if not size then return end
+  size = size + (tonumber(call('GET', name .. '.t') or 0) or 0)
+  if call(chord.ordered and 'ZCARD' or 'LLEN', name .. '.j') < size then return end
+  for i = #chord.last, 1, -1 do
+    local ending, own = chord.last[i][1], claim_of(chord.last[i][2])
+    if not claim or claim == own then
+      write(name .. '.c', chord.seconds, own)
+      ending.withheld = true
+      return
+    end
+  end
+end
+
+-- Whether the goals of an ending can be pushed to.
+local function may_push(ending)
+  for _, p in ipairs(ending.pushes) do
+    local goal = KEYS[5 + tonumber(ARGV[p])]
+    local type = redis.call('TYPE', goal).ok
+    if type ~= 'list' and type ~= 'none' then
+      reply[2] = 'WRONGTYPE ' .. goal .. ' is no list but a ' .. type
+      return false
+    elseif redis.acl_check_cmd and not (
+      redis.acl_check_cmd(commands[ARGV[p + 1]], goal, '') and redis.acl_check_cmd('ZREM', index, '')
+    ) then
+      problem = redis.error_reply('NOPERM what a task sends at its end needs RPUSH, LPUSH and ZREM')
+      return false
+    end
+  end
+  return true
+end
+
+local function push_all(ending)
+  local goal, how, texts
+  for _, p in ipairs(ending.pushes) do
+    local to = KEYS[5 + tonumber(ARGV[p])]
+    if texts and (to ~= goal or ARGV[p + 1] ~= how or #texts == 1000) then
+      redis.call(commands[how], goal, unpack(texts))
+      texts = nil
+    end
+    goal, how, texts = to, ARGV[p + 1], texts or {}
+    texts[#texts + 1] = ARGV[p + 2]
+  end
+  if texts then redis.call(commands[how], goal, unpack(texts)) end
+end
+
+-- Removes the record, before anything is pushed: an ending that is repeated must find it gone.
+local function leave(ending)
+  local tag = ending.tag
+  if ending.what == 109 then -- m
+    return move(tag, ending.is_stub, KEYS[5 + tonumber(ARGV[ending.move])], ARGV[ending.move + 1], ARGV[ending.move + 2])
+  elseif ending.what == 97 and tag ~= '' then -- a
+    if asks == 'own' then redis.call('SREM', begun, tag) end
+    taken[tag] = true
+    redis.call('HDEL', unacked, tag)
+    redis.call('ZREM', index, tag)
+  end
+  return true
+end
+
+local function is_void(ending)
+  for _, p in ipairs(ending.clears) do
+    local claim = call('GET', ARGV[p] .. '.c')
+    if claim and claim ~= ARGV[p + 1] then return true end
+  end
+  return false
+end
+
+local function finish(ending)
+  local is_over = is_void(ending)
+  if is_over then void[#void + 1] = ending.number end
+  if ending.tag ~= '' and taken[ending.tag] then return end
+  if not is_over then
+    if not may_push(ending) then
+      reply[#reply + 1] = -ending.number
+      return
+    end
+    for i, p in ipairs(ending.states) do
+      local rule = ARGV[p]
+      store(KEYS[ending.first_key + i], string.sub(rule, 1, 1), string.sub(rule, 2), ARGV[p + 1], '', true)
+    end
+    for _, p in ipairs(ending.seals) do
+      redis.call('DEL', ARGV[p] .. '.c')
+      write(ARGV[p] .. '.s', ARGV[p + 2], ARGV[p + 1])
+    end
+  end
+  for _, p in ipairs(ending.frees) do
+    if redis.call('GET', ARGV[p] .. '.c') == ARGV[p + 1] then redis.call('DEL', ARGV[p] .. '.c') end
+  end
+  if not leave(ending) then
+    reply[#reply + 1] = -ending.number
+    return
+  end
+  if is_over then return end
+  push_all(ending)
+  for _, p in ipairs(ending.clears) do
+    local name = ARGV[p]
+    if ARGV[p + 2] ~= '' then
+      redis.call('DEL', name .. '.j', name .. '.t', name .. '.s', name .. '.d', name .. '.a')
+      redis.call('SET', name .. '.c', 'done', 'EX', ARGV[p + 2])
+    end
+  end
+end
+
 -- There are few different heads, and parsing one takes as long as a command.
 local heads = {}
 
@@ -196,7 +419,14 @@ for number = 1, count do
     store(KEYS[key], kind, head[3], ARGV[at], tag, held)
     at = at + 1
   end
-  if what == 109 then -- m
+  if what < 97 then -- A, K, M
+    local ending = {number = number, tag = tag, what = what + 32, is_stub = is_stub, held = held}
+    if ending.what == 109 then
+      ending.move = at
+      at = at + 3
+    end
+    read_workflow(ending)
+  elseif what == 109 then -- m
     if held and not move(tag, is_stub, KEYS[5 + tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2]) then
       reply[#reply + 1] = -number
     end
@@ -207,18 +437,36 @@ for number = 1, count do
     elseif is_stub then
       redis.call('SREM', begun, tag)
     end
-  elseif what == 98 and is_record then -- b
+  elseif (what == 98 or what == 101) and is_record then -- b, e
     -- First: a server without memory refuses a script that begins with a write that may need some.
     redis.call('SREM', begun, tag)
     redis.call('SADD', begun, tag)
     redis.call('EXPIRE', begun, 604800)
-    redis.call('HDEL', unacked, tag)
-    redis.call('ZREM', index, tag)
-    taken[tag] = true
+    if what == 98 then
+      redis.call('HDEL', unacked, tag)
+      redis.call('ZREM', index, tag)
+      taken[tag] = true
+    end
   elseif what == 108 and held then -- l
     redis.call('HDEL', owner, 'alone')
     if tag ~= '' then redis.call('HSET', owner, 'alone', tag) end
   end
+end
+
+if #endings > 0 then
+  for _, ending in ipairs(endings) do
+    for _, p in ipairs(ending.held and ending.adds or {}) do add_to_chord(ARGV[p], ARGV[p + 1], ARGV[p + 2]) end
+  end
+  for _, chord in ipairs(chords_in_order()) do count_parts(chord) end
+  for _, ending in ipairs(endings) do
+    if ending.held and ending.withheld then
+      withheld[#withheld + 1] = ending.number
+    elseif ending.held then
+      finish(ending)
+    end
+  end
+  reply[#reply + 1] = withheld
+  reply[#reply + 1] = void
 end
 
 for goal, how in pairs(buried) do bound(goal, how) end

@@ -97,6 +97,7 @@ def filled(template: Template, call: TaskMessage) -> str:
         delivery_tag=TAG,
         root_id=call.root_id,
         parent_id=call.parent_id,
+        group_index=call.group_index,
     )
 
 

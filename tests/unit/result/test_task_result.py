@@ -93,12 +93,12 @@ def test_result_has_what_its_users_know() -> None:
     extra = {"args": [1], "kwargs": {"x": 2}, "worker": "w@h", "retries": 3, "queue": "mail"}
     result, _ = read(children=[[["b", None], None], [["c", ["a", None]], None], "odd"], extra=extra)
     assert [child.id for child in result.children] == ["b", "c", "odd"]
-    assert result.children[0].parent is result
-    assert result.children[0].root is result
+    assert [child.parent and child.parent.id for child in result.children] == [None, "a", None]
+    assert result.children[1].root.id == "a"
     assert (result.args, result.kwargs, result.worker) == ([1], {"x": 2}, "w@h")
     assert (result.retries, result.queue) == (3, "mail")
     assert result.as_tuple() == (("a", None), None)
-    assert result.children[0].as_tuple() == (("b", (("a", None), None)), None)
+    assert result.children[1].as_tuple() == (("c", (("a", None), None)), None)
     assert result.maybe_throw() == 3
 
 

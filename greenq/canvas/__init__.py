@@ -1,0 +1,12 @@
+"""Workflows: signatures, and what they send, in Celery's words and on its wire."""
+
+from __future__ import annotations
+
+from greenq.canvas.primitives import chain, chord, chunks, group, xmap, xstarmap
+from greenq.canvas.signature import Signature, maybe_signature, signature, subtask
+from greenq.canvas.stamps import StampingVisitor
+
+__all__ = [
+    "Signature", "StampingVisitor", "chain", "chord", "chunks", "group", "maybe_signature",
+    "signature", "subtask", "xmap", "xstarmap",
+]  # fmt: skip

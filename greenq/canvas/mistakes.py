@@ -1,0 +1,24 @@
+"""Errors in composing workflows: what was given instead of a signature, and what to write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from greenq.protocol.message import saferepr
+from greenq.result import ResultBase
+
+
+def not_a_signature(value: Any, where: str) -> TypeError:
+    """Return the error for something that is not a signature."""
+    if isinstance(value, ResultBase):
+        hint = "it was sent already; use s() instead of delay()"
+    elif hasattr(value, "apply_async"):
+        short = str(value.name).rpartition(".")[2]
+        hint = f"that is the task itself; write {short}.s(…)"
+    elif isinstance(value, dict):
+        hint = 'a signature as plain data has at least the key "task"'
+    elif value is None or not callable(value):
+        hint = "was the task called? Write add.s(2, 2), not add(2, 2)"
+    else:
+        hint = "only tasks have signatures; put @app.task on the function"
+    return TypeError(f"{where} takes signatures, not {saferepr(value)}: {hint}")

@@ -1,0 +1,200 @@
+"""Sending workflows: plans, and groups whose members are still being made."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from greenq.canvas import plan
+from greenq.canvas.stream import Stream, bare
+from greenq.context import current_context
+from greenq.errors import AccessRefused, ConnectionLost, NotAllSent
+from greenq.result import AsyncResult, AsyncResults, GroupResult
+from greenq.sending.producer import CallsCutOff
+
+_log = logging.getLogger(__name__)
+
+
+def send_signature(
+    app: Any,
+    signature: Mapping[str, Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Any:
+    """Send a signature of any kind through an app, and return its handle. Switches: yes.
+
+    Raises:
+        NotAllSent: sending ended early, with a part of the messages sent.
+    """
+    given, in_task = _in_task(options)
+    made = plan.plan(signature, args, kwargs, **given)
+    if made.chords:
+        app.transport.chords.seal((start.group_id, start.size) for start in made.chords)
+    with_chords = _Listing(app, lambda: [(start, start.size) for start in made.chords])
+    _send(
+        app,
+        made.calls,
+        plan.kind(signature),
+        lambda count: [call.options["task_id"] for call in made.calls[:count]],
+        on_more=with_chords.open,
+    )
+    with_chords.close()
+    return _noted(handle_of(made.handle, app), in_task)
+
+
+def send_stream(
+    app: Any,
+    group: Any,
+    chord: Mapping[str, Any] | None,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Any:
+    """Send a group, or a chord with that header, while its members are made. Switches: yes.
+
+    The size of the chord is written just before the last push, when it is known.
+
+    Raises:
+        NotAllSent: sending ended early; the body of a chord will not run.
+    """
+    given, in_task = _in_task(options)
+    source = group.take_source()
+    stream = Stream(bare(group), chord, args, kwargs, given)
+    listing = _Listing(app, lambda: [] if stream.start is None else [(stream.start, None)])
+
+    def calls() -> Iterator[plan.Call]:
+        for call, chords in stream.calls(source):
+            if chords:
+                app.transport.chords.seal((start.group_id, start.size) for start in chords)
+            yield call
+
+    def seal() -> None:
+        if chord is not None and stream.size:
+            app.transport.chords.seal([(stream.group_id, stream.size)])
+
+    if chord is not None:
+        # Without results there is nothing to collect: better known before anything is sent.
+        app.transport.chords.seal(())
+    _send(
+        app,
+        calls(),
+        "group",
+        lambda count: stream.ids[:count],
+        on_more=listing.open,
+        on_last=seal,
+    )
+    listing.close()
+    members = (
+        _Members(stream, app)
+        if stream.special
+        else AsyncResults(stream.ids[: stream.count], app.transport, app=app)
+    )
+    found = GroupResult(stream.group_id, members, app=app)
+    if stream.start is None or stream.body_handle is None:
+        return _noted(found, in_task)
+    if not stream.size:
+        _send(app, plan.plan(stream.start.body, ([],)).calls, "chord body", lambda count: [])
+    handle = handle_of(stream.body_handle, app)
+    first = handle
+    while first.parent is not None:
+        first = first.parent
+    first.parent = found
+    return _noted(handle, in_task)
+
+
+def handle_of(data: plan.Handle, app: Any) -> Any:
+    """Return the handle that is described; a long chain of parents needs no deep recursion."""
+    line = [data]
+    while line[-1][0][1] is not None:
+        line.append(line[-1][0][1])
+    made: Any = None
+    for (own_id, _parent), members in reversed(line):
+        if members is None:
+            made = AsyncResult(own_id, app=app, parent=made)
+        else:
+            made = GroupResult(own_id, [handle_of(each, app) for each in members], made, app=app)
+    return made
+
+
+def _send(
+    app: Any,
+    calls: Any,
+    what: str,
+    ids: Callable[[int], Sequence[str]],
+    **hooks: Any,
+) -> None:
+    try:
+        app.send_calls(calls, **hooks)
+    except CallsCutOff as cut:
+        lost = isinstance(cut.reason, ConnectionLost)
+        if not cut.sent and (lost or not cut.unknown):
+            # Nothing was sent, or the error itself says that it is unknown.
+            raise cut.reason from cut.reason.__cause__
+        sent, unknown = ids(cut.sent), ids(cut.sent + cut.unknown)[cut.sent :]
+        raise NotAllSent(f"in a {what}", sent, unknown, cut.reason) from cut.reason
+
+
+def _in_task(options: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Return the options with what the current task passes on, and where to note the handle."""
+    given = dict(options)
+    add = given.pop("add_to_parent", True)
+    context = current_context.get()
+    if context is not None and context.message is not None:
+        given = {"root_id": context.root_id, "parent_id": context.id, **given}
+    return given, context if add else None
+
+
+def _noted(handle: Any, context: Any) -> Any:
+    if context is not None:
+        context.children.append(handle)
+    return handle
+
+
+class _Listing:
+    """Lists chords as being sent, from a first push that is not the last one to the end."""
+
+    def __init__(
+        self, app: Any, starts: Callable[[], list[tuple[plan.ChordStart, int | None]]]
+    ) -> None:
+        self._app = app
+        self._starts = starts
+        self._entries: list[str] = []
+
+    def open(self) -> None:
+        """Put the chords on the list, if this user may: it is for those who look after it."""
+        chords = self._app.transport.chords
+        for start, size in self._starts():
+            body_id = start.body["options"]["task_id"]
+            try:
+                entry = chords.open(start.group_id, start.body["task"], body_id, size)
+            except AccessRefused as exc:
+                _log.info("chord %s is sent without being listed: %s", start.group_id, exc)
+                return
+            self._entries.append(entry)
+
+    def close(self) -> None:
+        """Take them off."""
+        for entry in self._entries:
+            self._app.transport.chords.close(entry)
+
+
+class _Members(Sequence[Any]):
+    """The handles of a streamed group some of whose members are more than one new task."""
+
+    def __init__(self, stream: Stream, app: Any) -> None:
+        self._stream = stream
+        self._app = app
+
+    def __len__(self) -> int:
+        return self._stream.count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        at = range(len(self))[index]
+        special = self._stream.special.get(at)
+        if special is not None:
+            return handle_of(special, self._app)
+        return AsyncResult(self._stream.ids[at], app=self._app)

@@ -1,0 +1,508 @@
+"""`Signature`: a call of a task that can be kept, passed on, combined with others, and sent.
+
+It is a dict with exactly Celery's six keys, so that it travels in messages as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from greenq.canvas import plan
+from greenq.canvas.mistakes import not_a_signature
+from greenq.canvas.stamps import stamp_signature
+from greenq.protocol.message import saferepr
+from greenq.result import AsyncResult, newest_app, result_from_tuple
+
+if TYPE_CHECKING:
+    from greenq.canvas.stamps import StampingVisitor
+
+KEYS = ("task", "args", "kwargs", "options", "subtask_type", "immutable")
+
+# Options of `freeze` that are kept as options of the signature.
+_PLACE = ("group_id", "chord", "root_id", "parent_id", "group_index")
+
+
+class _Key:
+    """A key of a signature as an attribute."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, signature: Signature | None, owner: type) -> Any:
+        return self if signature is None else signature[self._name]
+
+    def __set__(self, signature: Signature, value: Any) -> None:
+        signature[self._name] = value
+
+
+class Signature(dict[str, Any]):
+    """One call of a task: ``add.s(2, 2)``, or for a task known by name, ``signature("add", …)``.
+
+    Attributes:
+        task: the task's name.
+        args, kwargs: its arguments; those of a partial signature are completed when it is called.
+        options: for the sending (`SendOptions`).
+        subtask_type: ``chain``, ``group`` or ``chord``; None for a task.
+        immutable: it ignores what the task before it returned.
+    """
+
+    TYPES: ClassVar[dict[str, type[Signature]]] = {}
+    """The classes of composed signatures by `subtask_type`."""
+
+    task = _Key()
+    args = _Key()
+    kwargs = _Key()
+    options = _Key()
+    subtask_type = _Key()
+    immutable = _Key()
+
+    def __init__(
+        self,
+        task: Any = None,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        type: Any = None,
+        subtask_type: str | None = None,
+        immutable: bool = False,
+        app: Any = None,
+        **more: Any,
+    ) -> None:
+        """Describe a call.
+
+        Args:
+            task: a task, its name, or a signature as plain data.
+            args, kwargs: the arguments.
+            options: for the sending; `more` are options, too.
+            type: the task, if `task` is its name.
+            app: to which the task belongs; None means the task's, or the newest one.
+        """
+        self._app = app
+        self._type = type
+        if not isinstance(task, str):
+            if isinstance(task, Mapping):
+                super().__init__(read(task))
+                self["args"] = tuple(self["args"])
+                return
+            self._type = task
+            task = getattr(task, "name", None)
+            if not isinstance(task, str):
+                raise TypeError(f"a signature needs a task or its name, not {self._type!r}")
+        self["task"] = task
+        self["args"] = tuple(args) if args else ()
+        self["kwargs"] = dict(kwargs) if kwargs else {}
+        self["options"] = {**options, **more} if options else more
+        self["subtask_type"] = subtask_type
+        self["immutable"] = immutable
+
+    @classmethod
+    def register_type(cls, name: str | None = None) -> Callable[[type[Signature]], type[Signature]]:
+        """Make a class that of the composed signatures named `name`; a decorator."""
+
+        def register(made: type[Signature]) -> type[Signature]:
+            cls.TYPES[name or made.__name__] = made
+            return made
+
+        return register
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], app: Any = None) -> Signature:
+        """Return a signature that was written as plain data, of the class that it names."""
+        data = read(data)
+        made = cls.TYPES.get(data.get("subtask_type") or data["task"])
+        if made is None or made is cls:
+            return Signature(data, app=app)
+        return made.from_dict(data, app=app)
+
+    # --- what it is -------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str | None:
+        """The id with which it will be sent, once it is frozen."""
+        found: str | None = self.options.get("task_id")
+        return found
+
+    @id.setter
+    def id(self, task_id: str | None) -> None:
+        self.options["task_id"] = task_id
+
+    @property
+    def parent_id(self) -> str | None:
+        """The id of the task that sends it, if set."""
+        found: str | None = self.options.get("parent_id")
+        return found
+
+    @parent_id.setter
+    def parent_id(self, task_id: str | None) -> None:
+        self.options["parent_id"] = task_id
+
+    @property
+    def root_id(self) -> str | None:
+        """The id of the first task of its workflow, if set."""
+        found: str | None = self.options.get("root_id")
+        return found
+
+    @root_id.setter
+    def root_id(self, task_id: str | None) -> None:
+        self.options["root_id"] = task_id
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        name: str = self.task
+        return name
+
+    @property
+    def type(self) -> Any:
+        """The task itself.
+
+        Raises:
+            NotRegistered: this app has none of that name.
+        """
+        if self._type is None:
+            self._type = self.app.tasks[self.task]
+        return self._type
+
+    @property
+    def app(self) -> Any:
+        """The app through which it is sent: its own, its task's, or the newest one."""
+        found = self.own_app()
+        return newest_app() if found is None else found
+
+    def own_app(self) -> Any:
+        """Return the app that it, or a part of it, belongs to, or None."""
+        if self._app is not None:
+            return self._app
+        return None if self._type is None else self._type.app
+
+    @property
+    def AsyncResult(self) -> Callable[[str], AsyncResult[Any]]:  # noqa: N802  Celery's name
+        """A function that returns the handle of a task id."""
+        app = self.app
+        return lambda task_id: AsyncResult(task_id, app=app)
+
+    # --- sending ----------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the task here and now."""
+        args, kwargs, _ = self._merge(args, kwargs)
+        return self.type(*args, **kwargs)
+
+    def delay(self, *args: Any, **kwargs: Any) -> Any:
+        """Send it with these arguments before its own. Switches: yes."""
+        return self.apply_async(args, kwargs)
+
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Send it, and return the handle of its end. Switches: yes.
+
+        Args:
+            args, kwargs: before and over its own, unless it is immutable.
+            options: over its own.
+
+        Raises:
+            EncodeError, OperationalError: as for `Task.apply_async`.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        # Celery's name for the queue's route; greenq routes by the task's name.
+        given.pop("route_name", None)
+        return self._send(args or (), kwargs or {}, given)
+
+    def apply(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run it here and now, and return the handle of its end, an `EagerResult`.
+
+        The arguments are as for `apply_async`, and `throw` is as for `Task.apply`.
+        """
+        args, kwargs, options = self._merge(args or (), kwargs or {}, options)
+        return self.type.apply(args, kwargs, **options)
+
+    def _send(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Any:
+        args, kwargs, options = self._merge(args, kwargs, options)
+        app = self.app
+        task = app.tasks.get(self.task) if self._type is None else self._type
+        if task is None:
+            return app.send_task(self.task, args, kwargs, **options)
+        return task.apply_async(args, kwargs, **options)
+
+    def __invert__(self) -> Any:
+        """Send it and wait for the result: ``~sig``."""
+        return self.apply_async().get()
+
+    def freeze(
+        self,
+        _id: str | None = None,
+        group_id: str | None = None,
+        chord: Any = None,
+        root_id: str | None = None,
+        parent_id: str | None = None,
+        group_index: int | None = None,
+    ) -> Any:
+        """Choose the ids of all its tasks now, and return the handle of its end.
+
+        Sent twice after that, it would use the same ids twice.
+        """
+        given = dict(zip(_PLACE, (group_id, chord, root_id, parent_id, group_index), strict=True))
+        self.options.update({name: value for name, value in given.items() if value is not None})
+        frozen, handle = plan.freeze(self, _id)
+        self.update(self._adopted(frozen))
+        return result_from_tuple(handle, self.app)
+
+    def _adopted(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a signature made of plain data, for this one to become."""
+        return data
+
+    # --- partials and copies ----------------------------------------------------------------------
+
+    def _merge(
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        force: bool = False,
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        """Return its arguments and options with those given."""
+        merged = plan.merged(self, options or {})
+        if self.immutable and not force:
+            return self.args, self.kwargs, merged
+        return (*args, *self.args), {**self.kwargs, **(kwargs or {})}, merged
+
+    def clone(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Return a copy, with more arguments and options if given."""
+        new_args, new_kwargs, new_options = self._merge(args or (), kwargs, options, force=True)
+        made = Signature.from_dict(
+            {
+                **self,
+                "args": tuple(new_args),
+                "kwargs": {name: _copied(value) for name, value in new_kwargs.items()},
+                "options": {name: _copied(value) for name, value in new_options.items()},
+            },
+            app=self._app,
+        )
+        made._type = self._type  # noqa: SLF001  of the same class
+        return made
+
+    partial = clone
+
+    def replace(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return a copy with other arguments or options; None keeps them."""
+        made = self.clone()
+        for name, value in (("args", args), ("kwargs", kwargs), ("options", options)):
+            if value is not None:
+                made[name] = value
+        return made
+
+    def set(self, immutable: bool | None = None, **options: Any) -> Any:
+        """Set options of the sending, and return itself."""
+        if immutable is not None:
+            self.set_immutable(immutable)
+        self.options.update(options)
+        return self
+
+    def set_immutable(self, immutable: bool) -> None:
+        """Set whether it ignores what the task before it returned."""
+        self.immutable = immutable
+
+    def __copy__(self) -> Any:
+        """Copy it as `clone` does."""
+        return self.clone()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Copy it as `clone` does."""
+        return self.clone()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it as plain data, as in JSON: Celery's workers do not know this class."""
+        return dict, (plan.plain(self),)
+
+    def __json__(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return dict(self)
+
+    # --- callbacks --------------------------------------------------------------------------------
+
+    def append_to_list_option(self, key: str, value: Any) -> Any:
+        """Add a value to an option that is a list, unless it is there, and return the value."""
+        items = self._list_option(key)
+        if value not in items:
+            items.append(value)
+        return value
+
+    def extend_list_option(self, key: str, value: Any) -> None:
+        """Add several values to an option that is a list."""
+        self._list_option(key).extend(plan.listed(value))
+
+    def _list_option(self, key: str) -> list[Any]:
+        items: list[Any] = plan.listed(self.options.get(key))
+        self.options[key] = items
+        return items
+
+    def link(self, callback: Any) -> Any:
+        """Call another signature with its result when it succeeds; return that signature."""
+        return self.append_to_list_option("link", checked(callback, "link()", self.own_app()))
+
+    def link_error(self, errback: Any) -> Any:
+        """Call another signature when it fails; return that signature."""
+        return self.append_to_list_option(
+            "link_error", checked(errback, "link_error()", self.own_app())
+        )
+
+    def on_error(self, errback: Any) -> Any:
+        """Call another signature when it fails; return itself."""
+        self.link_error(errback)
+        return self
+
+    def flatten_links(self) -> list[Any]:
+        """Return itself and all signatures linked to it, and to those, and so on."""
+        found = [self]
+        for each in plan.listed(self.options.get("link")):
+            found += maybe_signature(each, app=self._app).flatten_links()
+        return found
+
+    # --- stamps -----------------------------------------------------------------------------------
+
+    def stamp(
+        self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: Any
+    ) -> Any:
+        """Put stamps on it and on all that belongs to it, and return it.
+
+        Args:
+            visitor: chooses stamps for each part.
+            append_stamps: keep a value that is there, in a list with the new one.
+            headers: stamps for every part.
+        """
+        stamp_signature(self, visitor, headers, append_stamps)
+        return self
+
+    # --- composing --------------------------------------------------------------------------------
+
+    def __or__(self, other: Any) -> Any:
+        """Return a chain: this one, then the other, which gets its result."""
+        if not isinstance(other, Mapping):
+            raise not_a_signature(other, f"{self.reprcall()} | …")
+        return self.TYPES["chain"].joined(self, other)  # type: ignore[attr-defined]
+
+    def __ior__(self, other: Any) -> Any:
+        """Return a chain; a dict would be updated."""
+        return self | other
+
+    def __ror__(self, other: Any) -> Any:
+        """Refuse what is no signature on the left; a dict would be merged."""
+        raise not_a_signature(other, f"… | {self.reprcall()}")
+
+    # --- showing ----------------------------------------------------------------------------------
+
+    def reprcall(self, *args: Any, **kwargs: Any) -> str:
+        """Return it as a call in text, with more arguments if given."""
+        args, kwargs, _ = self._merge(args, kwargs, force=True)
+        shown = [saferepr(value) for value in args]
+        shown += [f"{name}={saferepr(value)}" for name, value in kwargs.items()]
+        return f"{self.task}({', '.join(shown)})"
+
+    def __repr__(self) -> str:
+        """Show it as a call."""
+        return self.reprcall()
+
+
+def read(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain data with all keys of a signature.
+
+    Raises:
+        ValueError: it names no task, or a part has a wrong type.
+    """
+    full = {**_empty(), **data}
+    if isinstance(full["options"], dict):
+        full["options"] = _with_links(full["options"])
+    wrong = plan.wrong_in(full)
+    if wrong:
+        raise ValueError(f"not a signature: {wrong}: {saferepr(dict(data))}")
+    return full
+
+
+def _with_links(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with callbacks as signatures."""
+    made = dict(options)
+    for name in ("link", "link_error", *plan.ONCE):
+        if made.get(name):
+            made[name] = [checked(each, name) for each in plan.listed(made[name])]
+    return made
+
+
+def _empty() -> dict[str, Any]:
+    return {
+        "task": None,
+        "args": (),
+        "kwargs": {},
+        "options": {},
+        "subtask_type": None,
+        "immutable": False,
+    }
+
+
+def checked(value: Any, where: str, app: Any = None) -> Any:
+    """Return a signature given as such or as plain data.
+
+    Raises:
+        TypeError: it is something else; the text says what to write.
+    """
+    if isinstance(value, Signature):
+        return value
+    if isinstance(value, Mapping) and "task" in value:
+        return Signature.from_dict(value, app=app)
+    raise not_a_signature(value, where)
+
+
+def signature(varies: Any, *args: Any, **kwargs: Any) -> Any:
+    """Return a signature of a task, its name, or plain data; a copy of one that is a signature.
+
+    Otherwise the arguments are those of `Signature`.
+    """
+    if isinstance(varies, Signature):
+        return varies.clone()
+    if isinstance(varies, Mapping):
+        return Signature.from_dict(varies, app=kwargs.get("app"))
+    return Signature(varies, *args, **kwargs)
+
+
+subtask = signature
+
+
+def maybe_signature(value: Any, app: Any = None, clone: bool = False) -> Any:
+    """Return a signature given as such or as plain data; None stays None."""
+    if value is None:
+        return None
+    if isinstance(value, Signature):
+        value = value.clone() if clone else value
+        if app is not None:
+            value._app = app  # noqa: SLF001  of the same module
+        return value
+    return Signature.from_dict(value, app=app)
+
+
+def _copied(value: Any) -> Any:
+    """Copy a list, and signatures wherever they are, but not the tasks' arguments."""
+    if isinstance(value, Signature):
+        return value.clone()
+    return [_copied(each) for each in value] if isinstance(value, list) else value

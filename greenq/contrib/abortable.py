@@ -1,0 +1,56 @@
+"""Tasks that look from time to time whether they are to stop: `AbortableTask`.
+
+The one who wants that stores the state ABORTED; the task reads its own state.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ParamSpec, TypeVar
+
+from greenq.result import AsyncResult
+from greenq.task import Task
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ABORTED = "ABORTED"
+
+
+class AbortableAsyncResult(AsyncResult[R]):
+    """The handle of a task that can be aborted."""
+
+    def is_aborted(self) -> bool:
+        """Return whether the task is to stop."""
+        return self.state == ABORTED
+
+    def abort(self) -> None:
+        """Ask the task to stop; it goes on until it looks.
+
+        A task that has ended by now keeps its state. One that has not begun runs nevertheless, and
+        finds this when it looks first, unless it tracks its start: STARTED replaces the state.
+        """
+        self.backend.store(self.id, ABORTED, None)
+
+
+class AbortableTask(Task[P, R]):
+    """Base class of tasks that call `is_aborted` from time to time."""
+
+    def AsyncResult(self, task_id: str) -> AbortableAsyncResult[R]:  # noqa: N802  Celery's name
+        """Return the handle of an execution of this task."""
+        return AbortableAsyncResult(task_id, name=self.name, app=self.app)
+
+    def apply_async(self, *args: Any, **options: Any) -> Any:
+        """Send the task as `Task.apply_async` does; the handle can abort it."""
+        sent = super().apply_async(*args, **options)
+        if sent.is_eager:
+            return sent
+        return AbortableAsyncResult(sent.id, name=self.name, app=self.app, ignored=sent.ignored)
+
+    def is_aborted(self, task_id: str | None = None) -> bool:
+        """Read from the server whether this run, or the task `task_id`, is to stop. Switches: yes.
+
+        In a loop of short steps, do not call it in each: it is a round trip.
+        """
+        if task_id is None and not self.request.stores:
+            return False
+        return self.AsyncResult(task_id or self.request.id).is_aborted()

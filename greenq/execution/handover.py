@@ -1,0 +1,530 @@
+"""What a task's end sets in motion: links, errbacks, the next step, its part of a chord.
+
+All of it is computed here and written by the call that stores the state and acknowledges the
+message (`greenq.transport.workflow`), so a crash neither loses nor repeats a step.
+
+    succeeded    links and the next step are sent; the part of a chord is counted
+    failed       errbacks are called; whatever can no longer run fails, too, and so do the chords
+                 that wait for it
+    completed    the part was the last of its chord: its worker reads the others, and the message
+                 ends once more, together with the body
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from greenq.backoff import Backoff
+from greenq.canvas.plan import follow, ids_of, kind, members
+from greenq.context import Context
+from greenq.errors import ChordError, EncodeError, GreenqError, OperationalError, RemoteError
+from greenq.hub import sleep, spawn
+from greenq.log import OutageLog
+from greenq.outcome import takes_error
+from greenq.protocol.message import TaskMessage, saferepr
+from greenq.states import FAILURE, PROPAGATE_STATES, SUCCESS
+from greenq.transport.settle import Entry
+from greenq.transport.workflow import Addition, Claim, Push, Seal, Workflow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from greenq.app import TaskRegistry
+    from greenq.canvas.plan import Never, Plan
+    from greenq.config.settings import TaskConfig
+    from greenq.sending.producer import Producer
+    from greenq.task import Task
+    from greenq.transport.fetch import Delivery
+    from greenq.transport.outbox import Outbox
+    from greenq.transport.transport import Transport
+
+_log = logging.getLogger(__name__)
+
+# The messages that one ending sends may be this many times as large as the largest body: a chord's
+# body is written into each message of its header, so a small message could ask for a huge push.
+_MOST_BODIES = 16
+
+# The traceback of a failure is stored with each step that can no longer run, up to this much.
+_MOST_TRACEBACK_CHARS = 1 << 20
+
+# How many messages are written before others have their turn.
+_TURN = 200
+
+_RETRY_FIRST_S = 0.05
+_RETRY_MAX_S = 1.0
+
+# The bodies of chords, by the keys of their groups.
+_Bodies = dict[str, "Mapping[str, Any]"]
+
+
+class Failure(NamedTuple):
+    """How a task failed: its state, its exception, and the traceback as text."""
+
+    state: str
+    error: BaseException
+    traceback: str | None = None
+
+
+class Step:
+    """A message of a workflow that ends, and what it passes on.
+
+    Attributes:
+        delivery: the reserved message.
+        message: the decoded message.
+        priority: that of its successors, None for their own.
+    """
+
+    __slots__ = ("delivery", "message", "priority")
+
+    def __init__(
+        self, delivery: Delivery, message: TaskMessage, priority: int | None = None
+    ) -> None:
+        """Keep all three."""
+        self.delivery = delivery
+        self.message = message
+        self.priority = priority
+
+    @property
+    def inherited(self) -> dict[str, Any]:
+        """What its successors get from it."""
+        message = self.message
+        options: dict[str, Any] = {
+            "parent_id": message.id, "root_id": message.root_id or message.id,
+        }  # fmt: skip
+        if message.stamps:
+            options["stamps"] = message.stamps
+        if self.priority is not None:
+            options["priority"] = self.priority
+        return options
+
+
+class Handover:
+    """Computes what ends set in motion; one for a worker, used by its hub."""
+
+    def __init__(
+        self,
+        *,
+        config: TaskConfig,
+        transport: Transport,
+        registry: TaskRegistry,
+        producer: Producer,
+        outbox: Outbox,
+        hostname: str,
+    ) -> None:
+        """Use the parts of one worker; `hostname` is its node name."""
+        self._transport = transport
+        self._signer = transport.signer
+        self._keys = transport.keys
+        self._registry = registry
+        self._producer = producer
+        self._outbox = outbox
+        self._hostname = hostname
+        self._most_bytes = _MOST_BODIES * config.task_max_body_bytes
+        self._outage = OutageLog(_log)
+
+    # --- how a step ends --------------------------------------------------------------------------
+
+    def succeeded(self, step: Step, value: object) -> tuple[Workflow, list[Any]]:
+        """Return what a success sets in motion, and the handles of what is sent.
+
+        Raises:
+            Exception: something cannot be sent, such as a value that cannot be encoded.
+        """
+        message, flow, handles = step.message, _Flow(), list[Any]()
+        for link in message.callbacks or ():
+            handles.append(self._send(flow, follow(link, value, **step.inherited)))
+        if message.chain:
+            *rest, following = message.chain
+            given: dict[str, Any] = {"chain": rest} if rest else {}
+            handles.append(self._send(flow, follow(following, value, **step.inherited, **given)))
+        self._count(flow, message, SUCCESS, value)
+        return self._finished(flow, step), handles
+
+    def failed(
+        self, step: Step, failure: Failure, request: Context | None = None, *, calls: bool = True
+    ) -> Workflow:
+        """Return what a failure sets in motion. Switches: yes, if errbacks run here.
+
+        Args:
+            request: the run that failed, for errbacks.
+            calls: False calls no errbacks: the task was revoked, has expired or was ignored.
+        """
+        message, flow = step.message, _Flow()
+        if calls and message.errbacks:
+            root = message.root_id or message.id
+            context = request or Context(message, hostname=self._hostname)
+            self._call_errbacks(flow, message.errbacks, message.id, root, context, failure)
+        self._fail_all(flow, reversed(message.chain or ()), failure)
+        self._count(flow, message, failure.state, failure.error)
+        return self._finished(flow, step)
+
+    def surely_failed(self, step: Step, failure: Failure) -> Workflow:
+        """Return what a failure sets in motion without errbacks; if that fails, too, nothing."""
+        try:
+            return self.failed(step, failure, calls=False)
+        except Exception:
+            _log.critical("could not fail what follows task %s", step.message.id, exc_info=True)
+            return Workflow()
+
+    def replaced(self, step: Step, plan: Plan) -> Workflow:
+        """Return what replaces a message: the same task id, another task."""
+        flow = _Flow()
+        self._send(flow, plan)
+        return self._finished(flow, step)
+
+    def added(self, workflow: Workflow, step: Step, plans: Iterable[Plan]) -> None:
+        """Add tasks that join the chord of a step's message."""
+        flow = _Flow()
+        group = self._keys.group(step.message.group or "")
+        seconds = self._transport.backend.chord_seconds
+        for plan in plans:
+            self._send(flow, plan)
+            flow.adds += [Addition(group, task_id, seconds) for task_id in _ends(plan.handle)]
+        workflow.adds += flow.adds
+        workflow.pushes += flow.pushes
+        workflow.seals += flow.seals
+
+    def _finished(self, flow: _Flow, step: Step) -> Workflow:
+        if not step.delivery.tag:
+            # A broadcast runs in many workers; it is part of no chord.
+            flow.parts.clear()
+        elif flow.parts:
+            flow.complete = partial(self._complete_soon, step, flow.bodies)
+        flow.refused = partial(self._refused, step)
+        return flow
+
+    # --- sending ----------------------------------------------------------------------------------
+
+    def _send(self, flow: _Flow, plan: Plan) -> Any:
+        """Write the messages of a plan; return its handle. Switches: yes, if there are many."""
+        for number, call in enumerate(plan.calls, 1):
+            task = self._registry.get(call.task)
+            options = call.options if task is None else task.send_options(call.options)
+            message = self._producer.prepare(call.task, call.args, call.kwargs, options)
+            queue, text = message["queue"], message["text"]
+            if message["announced"] is not None:
+                message["announced"].sent()
+            key = self._keys.queue(queue, self._keys.step_of(message["priority"]))
+            if self._signer is not None:
+                text = self._signer.seal("message", queue, text)
+            flow.pushes.append(Push(key, "last", text))
+            flow.bytes += len(text)
+            if flow.bytes > self._most_bytes:
+                raise EncodeError(
+                    f"what follows takes more than {self._most_bytes:,} bytes in one call: send "
+                    "smaller groups, or raise task_max_body_bytes"
+                )
+            if number % _TURN == 0:
+                sleep(0)
+        seconds = self._chord_seconds()
+        flow.seals += [
+            Seal(self._keys.group(chord.group_id), chord.size, seconds) for chord in plan.chords
+        ]
+        return plan.handle
+
+    def _chord_seconds(self) -> int:
+        return self._transport.backend.chord_seconds if self._transport.stores_results else 0
+
+    # --- chords -----------------------------------------------------------------------------------
+
+    def _count(self, flow: _Flow, message: TaskMessage, state: str, value: object) -> None:
+        if message.chord and message.group:
+            self._add_part(
+                flow, message.chord, message.group, message.group_index, message.id, state, value
+            )
+
+    def _add_part(
+        self,
+        flow: _Flow,
+        body: Mapping[str, Any],
+        group_id: str,
+        index: int | None,
+        task_id: str,
+        state: str,
+        value: object,
+    ) -> None:
+        """Add a part of a chord whose body is `body`."""
+        if not self._transport.stores_results:
+            return
+        backend = self._transport.backend
+        part = backend.part(group_id, index, task_id, state, value)
+        flow.parts.append(part)
+        flow.bodies[part.group] = body
+
+    def _complete_soon(self, step: Step, bodies: _Bodies, entry: Entry) -> None:
+        spawn(self._complete, step, bodies, entry, name="chord")
+
+    def _complete(self, step: Step, bodies: _Bodies, entry: Entry) -> None:
+        """End a message whose part was the last of its chord. Switches: yes."""
+        pauses = Backoff(_RETRY_FIRST_S, _RETRY_MAX_S)
+        while True:
+            try:
+                self._outbox.put(self._completion(step, bodies, entry))
+            except OperationalError as exc:
+                self._outage.failed("a chord waits for its results to be read", exc)
+                sleep(pauses.next_s())
+            except Exception as exc:
+                _log.critical("could not complete a chord of %s", step.message.id, exc_info=True)
+                self._refused(step, entry, f"its chord could not be completed: {exc}")
+                return
+            else:
+                self._outage.recovered("chords are completed again")
+                return
+
+    def _completion(self, step: Step, bodies: _Bodies, first: Entry) -> Entry:
+        """Return the ending that carries the bodies of the chords that `first` completes."""
+        assert first.workflow is not None
+        flow = _Flow.after(first.workflow)
+        claims: dict[str, set[str]] = {}
+        for part in first.workflow.parts:
+            claims.setdefault(part.group, set()).add(part.claim)
+        for group, own in claims.items():
+            claim, parts, saved = self._read(group)
+            if claim in own:
+                flow.clears.append(Claim(group, claim))
+                self._end_chord(flow, step, bodies[group], parts, saved)
+            elif len(claims) == 1:
+                if claim is None:
+                    # The results server has lost the chord: count again what there is.
+                    return first
+                # Someone else has completed it: nothing is sent, the message is acknowledged.
+                flow.clears.append(Claim(group, min(own)))
+        workflow = self._finished(flow, step)
+        return Entry(first.tag, first.action, move=first.move, about=first.about, workflow=workflow)
+
+    def _read(self, group: str) -> tuple[str | None, list[tuple[str, str, Any]] | Exception, Any]:
+        """Read a chord; instead of its parts return why they cannot be read."""
+        try:
+            return self._transport.backend.read_chord(group)
+        except OperationalError:
+            raise
+        except Exception as exc:
+            claim = self._transport.backend.read_claim(group)
+            return claim, exc, None
+
+    def _end_chord(
+        self,
+        flow: _Flow,
+        step: Step,
+        body: Mapping[str, Any],
+        parts: list[tuple[str, str, Any]] | Exception,
+        saved: Any,
+    ) -> None:
+        """Add what the end of a chord's header sets in motion: its body, or the body's failure."""
+        try:
+            if isinstance(parts, Exception):
+                raise ChordError(f"Join error: {parts!r}") from parts
+            values = _values(parts, saved)
+            sent = _Flow()
+            try:
+                self._send(sent, follow(body, values, **step.inherited))
+            except Exception as exc:
+                raise ChordError(f"Callback error: {exc!r}") from exc
+            flow.add(sent)
+        except ChordError as error:
+            _log.error("the body of a chord cannot run: %s", error)
+            self._fail_body(flow, step, body, Failure(FAILURE, error))
+
+    def _fail_body(
+        self, flow: _Flow, step: Step, body: Mapping[str, Any], failure: Failure
+    ) -> None:
+        """Fail the body of a chord, and call the errbacks of what it would have begun with."""
+        root = step.message.root_id or step.message.id
+        for sig in _beginnings(body):
+            task_id = sig["options"].get("task_id") or ""
+            errbacks = sig["options"].get("link_error")
+            if errbacks and task_id:
+                message = TaskMessage(
+                    task=sig["task"], id=task_id, args=sig["args"], kwargs=sig["kwargs"],
+                    errbacks=_listed(errbacks), root_id=root, parent_id=step.message.id,
+                )  # fmt: skip
+                context = Context(message, hostname=self._hostname)
+                self._call_errbacks(flow, _listed(errbacks), task_id, root, context, failure)
+        self._fail_all(flow, [body], failure)
+
+    # --- failures ---------------------------------------------------------------------------------
+
+    def _fail_all(
+        self, flow: _Flow, signatures: Iterable[Mapping[str, Any]], failure: Failure
+    ) -> None:
+        """Fail every task that can no longer run, and the chords that wait for one of them."""
+        nevers: dict[str, Never] = {}
+        for signature in signatures:
+            for never in _nevers(signature):
+                nevers.setdefault(never.task_id, never)
+        trace = failure.traceback
+        if trace is not None and len(trace) * len(nevers) > _MOST_TRACEBACK_CHARS:
+            trace = None
+        stores = self._transport.stores_results
+        for never in nevers.values():
+            if stores:
+                state = self._transport.backend.stored(
+                    never.task_id,
+                    failure.state,
+                    failure.error,
+                    traceback=trace,
+                    group_id=never.group_id,
+                )
+                flow.states.append(state.of_unrun())
+            if never.chord and never.group_id:
+                self._add_part(
+                    flow, never.chord, never.group_id, never.group_index, never.task_id,
+                    failure.state, failure.error,
+                )  # fmt: skip
+
+    def _call_errbacks(
+        self,
+        flow: _Flow,
+        errbacks: Sequence[Any],
+        task_id: str,
+        root_id: str,
+        request: Context,
+        failure: Failure,
+    ) -> None:
+        """Call errbacks that take the error here; send the others the id of what failed."""
+        for errback in errbacks:
+            try:
+                task = None if kind(errback) != "task" else self._registry.get(errback["task"])
+                if task is not None and takes_error(task):
+                    _call(task, errback, request, failure)
+                else:
+                    sent = _Flow()
+                    self._send(sent, follow(errback, task_id, parent_id=task_id, root_id=root_id))
+                    flow.add(sent)
+            except Exception:
+                _log.exception("errback %s of task %s failed", errback.get("task"), task_id)
+
+    def _refused(self, step: Step, entry: Entry, reason: str) -> None:
+        """End a message whose ending the server refuses: it becomes a dead letter.
+
+        What waits for it fails, unless the server refuses that, too.
+        """
+        _log.error("what follows task %s cannot be written: %s", step.message.id, reason)
+        move = self._transport.broker.bury(
+            *step.delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
+        )
+        again = entry.move is not None and entry.move.key == move.key
+        failure = Failure(FAILURE, GreenqError(reason))
+        workflow = Workflow() if again else self.surely_failed(step, failure)
+        self._outbox.put(Entry.moving(move, None, workflow))
+
+
+class _Flow(Workflow):
+    """A workflow that is being computed.
+
+    Attributes:
+        bodies: of the chords whose parts it has.
+        bytes: the size of the messages so far.
+    """
+
+    __slots__ = ("bodies", "bytes")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bodies: _Bodies = {}
+        self.bytes = 0
+
+    @classmethod
+    def after(cls, first: Workflow) -> _Flow:
+        """Begin with what a withheld ending was to write; its parts are counted already."""
+        flow = cls()
+        flow.add(first)
+        flow.clears += first.clears
+        return flow
+
+    def add(self, other: Workflow) -> None:
+        """Add what another one sends and stores."""
+        self.states += other.states
+        self.pushes += other.pushes
+        self.seals += other.seals
+
+
+def _call(
+    task: Task[Any, Any], errback: Mapping[str, Any], request: Context, failure: Failure
+) -> None:
+    """Call an errback here. Switches: yes."""
+    own = errback.get("args") or ()
+    args = own if errback.get("immutable") else (request, failure.error, failure.traceback, *own)
+    try:
+        task(*args, **errback.get("kwargs") or {})
+    except BaseException as exc:
+        # The boundary to user code: whatever it raises, the task that failed still ends.
+        raise GreenqError(f"{type(exc).__name__}: {exc}") from exc
+
+
+def _values(parts: list[tuple[str, str, Any]], saved: Any) -> list[Any]:
+    """Return the results of a chord's header, nested as its groups were.
+
+    Raises:
+        ChordError: a part has failed; the first one in order is named.
+    """
+    for task_id, state, value in parts:
+        if state in PROPAGATE_STATES:
+            shown = str(value) if isinstance(value, RemoteError) else saferepr(value)
+            raise ChordError(f"Dependency {task_id} raised {shown}")
+    values = [value for _task_id, _state, value in parts]
+    if saved is None:
+        return values
+    try:
+        return [_arranged(each, {part[0]: part[2] for part in parts}) for each in saved[1]]
+    except (KeyError, TypeError, IndexError, ValueError, RecursionError):
+        # A member was added or is not among the saved ones.
+        return values
+
+
+def _ends(handle: Any) -> list[str]:
+    """Return the ids of the tasks that end what a handle stands for."""
+    (task_id, _parent), inner = handle
+    return [task_id] if inner is None else [each for part in inner for each in _ends(part)]
+
+
+def _arranged(handle: Any, values: Mapping[str, Any]) -> Any:
+    (task_id, _parent), inner = handle
+    return values[task_id] if inner is None else [_arranged(each, values) for each in inner]
+
+
+def _nevers(signature: Mapping[str, Any]) -> Iterator[Never]:
+    """Yield each task that a signature, and what follows it, would have run."""
+    for never in ids_of(signature):
+        yield never
+        for later in reversed(never.options.get("chain") or ()):
+            yield from _nevers(later)
+    if kind(signature) != "task":
+        for later in reversed(signature["options"].get("chain") or ()):
+            yield from _nevers(later)
+
+
+def _beginnings(signature: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield what a signature begins with, as far as it can fail: tasks, and bodies of chords."""
+    what = kind(signature)
+    errbacks = _listed(signature["options"].get("link_error"))
+    if what == "task":
+        yield signature
+    elif what == "chain":
+        tasks = signature["kwargs"]["tasks"]
+        ends = {"task_id": signature["options"].get("task_id")}
+        for first in tasks[:1]:
+            for sig in _beginnings(first):
+                yield _with_errbacks(sig, errbacks, ends if ends["task_id"] else {})
+    else:
+        inner = members(signature) if what == "group" else [signature["kwargs"]["body"]]
+        for each in inner:
+            for sig in _beginnings(each):
+                yield _with_errbacks(sig, errbacks, {})
+
+
+def _with_errbacks(
+    signature: Mapping[str, Any], errbacks: list[Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    own = _listed(signature["options"].get("link_error"))
+    found = own + [each for each in errbacks if each not in own]
+    return {**signature, "options": {**signature["options"], **options, "link_error": found}}
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]

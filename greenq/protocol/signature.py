@@ -1,0 +1,151 @@
+"""What a signature in a message may be: it is data from outside, and a worker sends what it says.
+
+A message carries signatures of what follows it: callbacks, errbacks, the rest of its chain, the
+body of its chord. They are checked when the message is read, all of them, so that code behind this
+may rely on their shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from greenq.protocol.limits import COUNT, KEY, NAME, ListOf, OneOf, Optional, refusal
+
+if TYPE_CHECKING:
+    from greenq.protocol.limits import Rule
+    from greenq.protocol.message import TaskMessage
+
+MOST_DEPTH: Final = 100
+"""How deeply signatures may be nested in one another."""
+
+FOLLOWING: Final = ("callbacks", "errbacks", "chain", "chord")
+"""The fields of a message that hold signatures."""
+
+_OBJECT = OneOf((dict,))
+_LIST = OneOf((list, tuple))
+
+_SIGNATURE: Final[Mapping[str, Rule]] = {
+    "task": KEY,
+    "args": _LIST,
+    "kwargs": _OBJECT,
+    "options": _OBJECT,
+    "subtask_type": Optional(NAME),
+}
+
+# Options that become part of a key, or are calculated with; the others are checked when they are
+# used, as those of any sending.
+_OPTIONS: Final[Mapping[str, Rule]] = {
+    "task_id": Optional(KEY),
+    "group_id": Optional(KEY),
+    "group_index": Optional(COUNT),
+    "root_id": Optional(KEY),
+    "parent_id": Optional(KEY),
+    "chain": Optional(_LIST),
+    "chord": Optional(_OBJECT),
+    "stamped_headers": Optional(ListOf(NAME, most=1000)),
+}
+
+_TYPES: Final = (None, "chain", "group", "chord")
+
+# Tasks that are a kind of workflow whatever else their signature says.
+_ITEMS = ("celery.chunks",)
+
+
+def check_following(message: TaskMessage) -> tuple[TaskMessage, str]:
+    """Check the signatures in a message.
+
+    Returns:
+        The message without the fields that are wrong, and what is wrong with the first of them,
+        "" if nothing is.
+    """
+    reasons = {}
+    for field in FOLLOWING:
+        value = getattr(message, field)
+        if value:
+            reason = _wrong_field(field, value)
+            if reason:
+                reasons[field] = reason
+    if not reasons:
+        return message, ""
+    without: dict[str, Any] = dict.fromkeys(reasons)
+    return replace(message, **without), next(iter(reasons.values()))
+
+
+def _wrong_field(field: str, value: Any) -> str:
+    found = [value] if field == "chord" else value
+    for number, signature in enumerate(found):
+        where = field if field == "chord" else f"{field}[{number}]"
+        reason = wrong_signature(signature)
+        if reason:
+            return f"{where} is not a signature: {reason}"
+    return ""
+
+
+def wrong_signature(signature: object) -> str:
+    """Say what is wrong with a signature; "" if nothing is."""
+    # No recursion: the depth is what is in question.
+    left: list[tuple[object, int]] = [(signature, 1)]
+    while left:
+        found, depth = left.pop()
+        if depth > MOST_DEPTH:
+            return f"signatures are nested more than {MOST_DEPTH} deep"
+        if not isinstance(found, dict):
+            return f"it is {type(found).__name__}, not an object"
+        reason = _wrong_shape(found)
+        if reason:
+            return reason
+        left += [(inner, depth + 1) for inner in _inside(found)]
+    return ""
+
+
+def _wrong_shape(signature: dict[str, Any]) -> str:
+    for name in ("task", "args", "kwargs", "options"):
+        if name not in signature:
+            return f"it has no {name}"
+    reason = refusal(signature, _SIGNATURE)
+    if reason:
+        return reason
+    kind = signature.get("subtask_type")
+    if kind not in _TYPES:
+        return f"its subtask_type is {kind!r:.50}"
+    options, kwargs = signature["options"], signature["kwargs"]
+    reason = refusal(options, _OPTIONS)
+    if reason:
+        return f"its option {reason}"
+    if kind in ("chain", "group") and not isinstance(kwargs.get("tasks"), (list, tuple)):
+        return f"a {kind} has no list of tasks"
+    if kind == "chord":
+        if not isinstance(kwargs.get("header"), (dict, list, tuple)):
+            return "a chord has no header"
+        if not isinstance(kwargs.get("kwargs"), (dict, type(None))):
+            return "the kwargs of a chord's header are not an object"
+    if signature["task"] in _ITEMS:
+        return _wrong_chunks(kwargs)
+    return ""
+
+
+def _wrong_chunks(kwargs: Mapping[str, Any]) -> str:
+    size = kwargs.get("n")
+    if type(size) is not int or size < 1 or not isinstance(kwargs.get("it"), (list, tuple)):
+        return "chunks need a list and a whole number, 1 or more"
+    return ""
+
+
+def _inside(signature: Mapping[str, Any]) -> Iterator[object]:
+    """Yield the signatures directly inside one."""
+    kwargs, options = signature["kwargs"], signature["options"]
+    kind = signature.get("subtask_type")
+    if kind in ("chain", "group"):
+        yield from kwargs["tasks"]
+    elif kind == "chord":
+        header = kwargs["header"]
+        yield from [header] if isinstance(header, dict) else header
+        yield kwargs.get("body")
+    if signature["task"] in _ITEMS:
+        yield kwargs.get("task")
+    for name in ("link", "link_error", "chain", "chord", "on_error_once", "on_done"):
+        value = options.get(name)
+        if value:
+            yield from value if isinstance(value, (list, tuple)) else [value]

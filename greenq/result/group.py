@@ -1,0 +1,451 @@
+"""`ResultSet` and `GroupResult`: the handles of many tasks, read and waited for together."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from greenq.errors import ResultTimeout
+from greenq.result.result_base import (
+    ResultBase,
+    as_dict,
+    fulfil,
+    makers,
+    newest_app,
+    refuse_in_task,
+    result_from_tuple,
+    value_of,
+)
+from greenq.result.task_result import INTERVAL_S, AsyncResult, forget, revoke
+from greenq.states import FAILURE, READY_STATES, SUCCESS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.protocol.meta import ResultMeta
+
+
+class ResultSet(ResultBase):
+    """Handles of tasks, or of groups, whose outcomes are read together.
+
+    Each question about them reads the states of all in portions of 1,000, and waiting for them
+    takes one subscription. All results must be on one server.
+
+    Attributes:
+        results: the handles, in order.
+    """
+
+    TimeoutError = ResultTimeout
+
+    # Of the classes that an app offers: its own.
+    own_app: Any = None
+    id: str | None = None
+    parent: ResultBase | None = None
+
+    def __init__(self, results: Iterable[Any] = (), app: Any = None) -> None:
+        """Hold `results`; `app` is whose results they are, by default that of the first."""
+        self.results: Any = results if isinstance(results, Sequence) else list(results)
+        self._app = self.own_app if app is None else app
+
+    @property
+    def app(self) -> Any:
+        """The app whose results they are."""
+        if self._app is None:
+            self._app = self.results[0].app if self.results else newest_app()
+        return self._app
+
+    @property
+    def backend(self) -> Any:
+        """What reads results from the server."""
+        return self.results[0].backend if self.results else self.app.backend
+
+    # --- its members ------------------------------------------------------------------------------
+
+    def add(self, result: ResultBase) -> None:
+        """Add a handle, unless it is there."""
+        self.update([result])
+
+    def update(self, results: Iterable[ResultBase]) -> None:
+        """Add those handles that are not there."""
+        own = self._own_list()
+        known = set(own)
+        for result in results:
+            if result not in known:
+                known.add(result)
+                own.append(result)
+
+    def remove(self, result: ResultBase | str) -> None:
+        """Remove a handle, given as such or as an id.
+
+        Raises:
+            KeyError: it is not there.
+        """
+        try:
+            self._own_list().remove(result)
+        except ValueError:
+            raise KeyError(result) from None
+
+    def discard(self, result: ResultBase | str) -> None:
+        """Remove a handle if it is there."""
+        if result in self.results:
+            self.remove(result)
+
+    def clear(self) -> None:
+        """Remove all handles."""
+        self._own_list().clear()
+
+    def _own_list(self) -> list[Any]:
+        """Return the handles as a list that may be changed."""
+        if not isinstance(self.results, list):
+            self.results = list(self.results)
+        return self.results
+
+    def handles(self) -> Iterator[AsyncResult[Any]]:
+        """Yield the handles of all tasks, also of those in groups among the results."""
+        for result in self.results:
+            yield from result.handles()
+
+    # --- what is stored now -----------------------------------------------------------------------
+
+    def _states(self) -> dict[str, ResultMeta]:
+        """Return the state of each task by id; those not known to be final are read."""
+        handles = list(self.handles())
+        states = {handle.id: handle.final for handle in handles if handle.final is not None}
+        unread = dict.fromkeys(handle.id for handle in handles if handle.final is None)
+        if unread:
+            states |= {meta.task_id: meta for meta in self.backend.get_many(unread)}
+        for handle in handles:
+            if states[handle.id].status in READY_STATES:
+                handle.final = states[handle.id]
+        return states
+
+    def _statuses(self) -> list[list[str]]:
+        """Return the state of each task, in one list for each result."""
+        states = self._states()
+        return [[states[each.id].status for each in result.handles()] for result in self.results]
+
+    def ready(self) -> bool:
+        """Return whether all tasks have ended, in success or failure."""
+        return all(status in READY_STATES for statuses in self._statuses() for status in statuses)
+
+    def waiting(self) -> bool:
+        """Return whether a task has not ended."""
+        return not self.ready()
+
+    def successful(self) -> bool:
+        """Return whether all tasks have returned."""
+        return all(status == SUCCESS for statuses in self._statuses() for status in statuses)
+
+    def failed(self) -> bool:
+        """Return whether a task has raised."""
+        return any(status == FAILURE for statuses in self._statuses() for status in statuses)
+
+    def completed_count(self) -> int:
+        """Return how many of the results are successful."""
+        return sum(all(each == SUCCESS for each in statuses) for statuses in self._statuses())
+
+    def maybe_throw(
+        self, callback: Callable[[str, Any], object] | None = None, propagate: bool = True
+    ) -> None:
+        """Raise what the first of the failed tasks has raised, if any.
+
+        `callback` is called with the id and the current result of each task before it.
+        """
+        states = self._states()
+        for handle in self.handles():
+            value = value_of(states[handle.id], propagate)
+            if callback is not None:
+                callback(handle.id, value)
+
+    maybe_reraise = maybe_throw
+
+    # --- waiting ----------------------------------------------------------------------------------
+
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float | None = None,
+        callback: Callable[[str, Any], object] | None = None,
+        no_ack: bool = True,
+        on_message: Callable[[dict[str, Any]], object] | None = None,
+        disable_sync_subtasks: bool = True,
+        on_interval: Callable[[], object] | None = None,
+    ) -> list[Any]:
+        """Wait for all tasks and return their values, in the order of the results. Switches: yes.
+
+        The value of a group among the results is the list of its values.
+
+        Args:
+            timeout: longest wait in seconds, for all together; None waits for ever.
+            propagate: raise the exception of the first task that fails; False returns it among
+                the values.
+            interval: as for `AsyncResult.get`.
+            callback: called with the id and the value of each result when it has ended, in any
+                order; then the list returned is empty.
+            no_ack: accepted for compatibility with Celery, no effect.
+            on_message: called with each state that is announced, as for `AsyncResult.get`.
+            disable_sync_subtasks: False allows it in a task, as `allow_join_result` does.
+            on_interval: called after each silence of `interval` (half a second by default).
+
+        Raises:
+            RuntimeError: a task waits for others, which may need the slot that it holds.
+            ResultTimeout: they did not all end in time.
+            Exception: what a task raised, with the worker's traceback as its cause.
+        """
+        if disable_sync_subtasks:
+            refuse_in_task(str(self))
+        states: dict[str, ResultMeta] = {}
+        ended = self._wait(states, timeout, interval, on_message, on_interval, propagate=propagate)
+        with closing(ended):
+            for result in ended:
+                if callback is not None:
+                    callback(result.id, _value(result, states))
+        return [] if callback is not None else [_value(each, states) for each in self.results]
+
+    join = get
+    join_native = get
+
+    def iterate(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float | None = None,
+    ) -> Iterator[Any]:
+        """Yield the value of each result when it has ended; the arguments are as for `get`."""
+        refuse_in_task(str(self))
+        states: dict[str, ResultMeta] = {}
+        for result in self._wait(states, timeout, interval, propagate=propagate):
+            yield _value(result, states)
+
+    def iter_native(
+        self,
+        timeout: float | None = None,
+        interval: float | None = None,
+        no_ack: bool = True,
+        on_message: Callable[[dict[str, Any]], object] | None = None,
+        on_interval: Callable[[], object] | None = None,
+    ) -> Iterator[tuple[str, Any]]:
+        """Yield the id of each result when it has ended, with its state as a dictionary.
+
+        A group among the results comes with the list of its handles instead.
+        """
+        states: dict[str, ResultMeta] = {}
+        for result in self._wait(states, timeout, interval, on_message, on_interval):
+            if isinstance(result, ResultSet):
+                yield str(result.id), result.results
+            else:
+                yield result.id, as_dict(states[result.id])
+
+    def _wait(
+        self,
+        states: dict[str, ResultMeta],
+        timeout_s: float | None,
+        interval_s: float | None,
+        on_message: Callable[[dict[str, Any]], object] | None = None,
+        on_interval: Callable[[], object] | None = None,
+        *,
+        propagate: bool = False,
+    ) -> Generator[Any]:
+        """Yield each result when all its tasks have ended, whose states are then in `states`."""
+        if on_interval is not None and interval_s is None:
+            interval_s = INTERVAL_S
+        needed, left = self._needs()
+        yield from (
+            result for result, missing in zip(self.results, left, strict=True) if not missing
+        )
+        for meta in self._ends(
+            needed,
+            timeout_s=timeout_s,
+            interval_s=interval_s,
+            on_message=None if on_message is None else lambda meta: on_message(as_dict(meta)),
+            on_interval=on_interval,
+        ):
+            value_of(meta, propagate)
+            states[meta.task_id] = meta
+            for handle, position in needed[meta.task_id]:
+                handle.final = meta
+                left[position] -= 1
+                if not left[position]:
+                    yield self.results[position]
+
+    def _needs(self) -> tuple[dict[str, list[tuple[AsyncResult[Any], int]]], list[int]]:
+        """Return by task which results need its end, and by result how many ends it needs."""
+        needed: dict[str, list[tuple[AsyncResult[Any], int]]] = {}
+        left = []
+        for position, result in enumerate(self.results):
+            handles = list(result.handles())
+            left.append(len(handles))
+            for handle in handles:
+                needed.setdefault(handle.id, []).append((handle, position))
+        return needed, left
+
+    def _ends(
+        self, needed: Mapping[str, Sequence[tuple[AsyncResult[Any], int]]], **how: Any
+    ) -> Iterator[ResultMeta]:
+        """Yield the final state of each task: what is known first, then what is waited for."""
+        waiting = []
+        for task_id, handles in needed.items():
+            known = handles[0][0].known()
+            if known is None:
+                waiting.append(task_id)
+            else:
+                yield known
+        if waiting:
+            yield from self.backend.wait_many(waiting, **how)
+
+    def then(
+        self,
+        callback: Callable[[Any], object],
+        on_error: Callable[[Exception], object] | None = None,
+        weak: bool = False,
+    ) -> ResultSet:
+        """Call `callback` with this set when all tasks have ended, as `AsyncResult.then` does."""
+        handles: dict[str, list[AsyncResult[Any]]] = {}
+        for handle in self.handles():
+            if handle.known() is None:
+                handles.setdefault(handle.id, []).append(handle)
+        if not handles:
+            fulfil(self, callback, on_error)
+            return self
+
+        def ended(meta: ResultMeta) -> None:
+            for handle in handles.pop(meta.task_id):
+                handle.final = meta
+            if not handles:
+                fulfil(self, callback, on_error)
+
+        self.backend.call_when_ended(list(handles), ended)
+        return self
+
+    # --- all of them ------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Delete the stored results, and those of their parents."""
+        forget(self.results, self.backend)
+
+    def revoke(
+        self,
+        *,
+        terminate: bool = False,
+        signal: str | None = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Prevent all tasks from running, with one message; see `AsyncResult.revoke`."""
+        ids = [handle.id for handle in self.handles()]
+        if ids:
+            first = next(self.handles())
+            revoke(first, ids, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
+
+    @property
+    def children(self) -> Any:
+        """The results."""
+        return self.results
+
+    def __len__(self) -> int:
+        """Count the results."""
+        return len(self.results)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the results in order."""
+        return iter(self.results)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return one result, or those of a slice."""
+        return self.results[index]
+
+    def __eq__(self, other: object) -> bool:
+        """Sets of the same results are equal."""
+        if isinstance(other, ResultSet):
+            return list(other.results) == list(self.results)
+        return NotImplemented
+
+    # Like other collections that change.
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        """Show the number of results."""
+        return f"<{type(self).__name__}: {len(self)} results>"
+
+
+class GroupResult(ResultSet):
+    """The handle of a group: its id, the handles of its tasks, and what ran before it."""
+
+    id: str
+
+    def __init__(
+        self,
+        id: str,
+        results: Iterable[Any] = (),
+        parent: ResultBase | None = None,
+        *,
+        app: Any = None,
+    ) -> None:
+        """Refer to the group `id`; `parent` is the handle of what precedes it in a chain."""
+        super().__init__(results, app)
+        self.id = id
+        self.parent = parent
+
+    def as_tuple(self) -> tuple[Any, Any]:
+        """Return ids and parents as plain data, in Celery's format."""
+        return self._own_tuple(), [result.as_tuple() for result in self.results]
+
+    def save(self) -> GroupResult:
+        """Store which tasks belong to it, for `restore`, as long as results are kept."""
+        self.backend.save_group(self.id, self.as_tuple())
+        return self
+
+    def delete(self) -> None:
+        """Delete what `save` has stored, not the results of its tasks."""
+        self.backend.delete_group(self.id)
+
+    @classmethod
+    def restore(cls, id: str, *, app: Any = None) -> GroupResult | None:
+        """Return the group that was saved under `id`, or None.
+
+        Raises:
+            DecodeError: what is stored there is not a group.
+        """
+        app = app or cls.own_app or newest_app()
+        value = app.backend.restore_group(id)
+        found: GroupResult | None = None if value is None else result_from_tuple(value, app)
+        return found
+
+    def __bool__(self) -> bool:
+        """Return True, even for an empty group."""
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        """Groups of the same id, results and parent are equal; so are a group and its id."""
+        if isinstance(other, GroupResult):
+            same = other.id == self.id and other.parent == self.parent
+            return same and list(other.results) == list(self.results)
+        return other == self.id if isinstance(other, str) else NotImplemented
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        """Hash the id."""
+        return hash(self.id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it without its app: unpickled, it belongs to the newest one."""
+        return GroupResult, (self.id, list(self.results), self.parent)
+
+    def __str__(self) -> str:
+        """Return the id."""
+        return self.id
+
+    def __repr__(self) -> str:
+        """Show the id and the number of results."""
+        return f"<GroupResult: {self.id} of {len(self)} results>"
+
+
+makers["group"] = GroupResult
+
+
+def _value(result: Any, states: Mapping[str, ResultMeta]) -> Any:
+    """Return the value, or the exception, of a task; for a group, the list of its tasks' values."""
+    if isinstance(result, ResultSet):
+        return [_value(each, states) for each in result.results]
+    return states[result.id].result

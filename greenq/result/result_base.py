@@ -1,0 +1,256 @@
+"""What the handles of tasks and of groups share: their app, their parent, and when one may wait."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from greenq.errors import ConfigError, IncompleteStream, Problem, RemoteTraceback
+from greenq.log import task_log_context
+from greenq.result.result_graph import ResultGraph
+from greenq.states import PENDING, PROPAGATE_STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from greenq.protocol.meta import ResultMeta
+
+# Whether this context may wait for results; None: only if no task runs in it.
+_joins: ContextVar[bool | None] = ContextVar("greenq_joins", default=None)
+
+
+@contextmanager
+def allow_join_result() -> Iterator[None]:
+    """Let a task wait for the results of others, in a ``with`` statement."""
+    with _set_joins(True):
+        yield
+
+
+@contextmanager
+def denied_join_result() -> Iterator[None]:
+    """Refuse to wait for results in a ``with`` statement, as in a task."""
+    with _set_joins(False):
+        yield
+
+
+@contextmanager
+def _set_joins(may: bool) -> Iterator[None]:
+    before = _joins.set(may)
+    try:
+        yield
+    finally:
+        _joins.reset(before)
+
+
+@contextmanager
+def join_as_here() -> Iterator[None]:
+    """Allow waiting in a ``with`` statement as outside it, even if a task begins there."""
+    with _set_joins(_may_wait()):
+        yield
+
+
+def _may_wait() -> bool:
+    may = _joins.get()
+    return task_log_context.get() is None if may is None else may
+
+
+def refuse_in_task(what: str) -> None:
+    """Raise a RuntimeError where a task runs, unless waiting is allowed; `what` is waited for."""
+    if _may_wait():
+        return
+    raise RuntimeError(
+        f"a task must not wait for the result of another one ({what}): "
+        "when all slots of the workers wait like this, none is left for the other tasks. "
+        "End the task and go on in the other one, or, where there is always a free slot, "
+        "call get(disable_sync_subtasks=False) or use allow_join_result()"
+    )
+
+
+def ask_for_app(newest: Callable[[], Any]) -> None:
+    """Register the function `newest` that provides the app for `newest_app`."""
+    _newest[:] = [newest]
+
+
+def newest_app() -> Any:
+    """Return the app for handles that name none.
+
+    Raises:
+        ConfigError: no app was made.
+    """
+    if not _newest:
+        reason = "a result is used before any Greenq app was made"
+        raise ConfigError([Problem("app", None, reason)])
+    return _newest[-1]()
+
+
+# Provided by the module of apps, which is in a layer above this one.
+_newest: list[Callable[[], Any]] = []
+
+
+class ResultBase:
+    """Base class of all handles.
+
+    Attributes:
+        id: the task's or the group's; None for a `ResultSet`.
+        parent: the handle of what ran before it in a chain, or None.
+    """
+
+    # As in Celery: results are waited for without polling.
+    supports_native_join = True
+
+    id: str | None
+    parent: ResultBase | None
+
+    def as_tuple(self) -> tuple[Any, Any]:
+        """Return ids and parents as plain data, in Celery's format; see `result_from_tuple`."""
+        raise NotImplementedError
+
+    def __json__(self) -> tuple[Any, Any]:
+        """Let a task return a handle: the result holds its tuple."""
+        return self.as_tuple()
+
+    @property
+    def app(self) -> Any:
+        """The app whose result it is."""
+        raise NotImplementedError
+
+    def handles(self) -> Iterator[Any]:
+        """Yield the handles of the tasks that belong to it."""
+        raise NotImplementedError
+
+    def ready(self) -> bool:
+        """Return whether it has ended."""
+        raise NotImplementedError
+
+    @property
+    def children(self) -> Any:
+        """The handles of what belongs below it: tasks that it sent, or the group's members."""
+        raise NotImplementedError
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        """Wait for it and return its value."""
+        raise NotImplementedError
+
+    def revoke_by_stamped_headers(self, headers: Mapping[str, Any], **how: Any) -> None:
+        """Revoke all tasks, of whatever group, that carry one of these stamps."""
+        self.app.control.revoke_by_stamped_headers(headers, **how)
+
+    def iterdeps(self, intermediate: bool = False) -> Iterator[tuple[ResultBase | None, Any]]:
+        """Yield pairs of parent and handle: this one, what it sent, what those sent, and so on.
+
+        Raises:
+            IncompleteStream: one has not ended, so that what it sends is not known yet;
+                `intermediate` skips that.
+        """
+        level: deque[tuple[ResultBase | None, ResultBase]] = deque([(None, self)])
+        while level:
+            parent, node = level.popleft()
+            yield parent, node
+            if node.ready():
+                level.extend((node, child) for child in node.children)
+            elif not intermediate:
+                raise IncompleteStream(f"{node} has not ended: what it sends is not known yet")
+
+    def collect(self, intermediate: bool = False, **how: Any) -> Iterator[tuple[Any, Any]]:
+        """Yield each handle of `iterdeps` with its value, waiting for it; `how` is as for `get`."""
+        for _, node in self.iterdeps(intermediate):
+            yield node, node.get(**how)
+
+    def get_leaf(self) -> Any:
+        """Return the value of the last one that `collect` yields."""
+        return deque(self.collect(), maxlen=1).pop()[1]
+
+    def build_graph(self, intermediate: bool = False) -> ResultGraph:
+        """Return the tree of `iterdeps` as a graph."""
+        graph = ResultGraph()
+        for parent, node in self.iterdeps(intermediate):
+            graph.add_arc(node)
+            if parent is not None:
+                graph.add_edge(parent, node)
+        return graph
+
+    @property
+    def graph(self) -> ResultGraph:
+        """The tree of what it sent; see `build_graph`."""
+        return self.build_graph()
+
+    def _own_tuple(self) -> tuple[Any, Any]:
+        return self.id, None if self.parent is None else self.parent.as_tuple()
+
+    def ancestors(self) -> Iterator[ResultBase]:
+        """Yield the parent, its parent, and so on."""
+        node = self.parent
+        while node is not None:
+            yield node
+            node = node.parent
+
+
+# How a handle is made of its tuple: the two classes register here, since each may hold the other.
+makers: dict[str, Callable[..., ResultBase]] = {}
+
+
+def result_from_tuple(value: Any, app: Any = None) -> Any:
+    """Return the handle that `as_tuple` has written: an `AsyncResult` or a `GroupResult`.
+
+    A handle is returned as it is.
+
+    Raises:
+        ValueError: it is no such tuple.
+    """
+    if isinstance(value, ResultBase):
+        return value
+    try:
+        own, members = value
+        found_id, parent = own if isinstance(own, (list, tuple)) else (own, None)
+    except (TypeError, ValueError):
+        raise ValueError(f"not a result tuple: {value!r}") from None
+    if not isinstance(found_id, str) or not isinstance(members, (list, tuple, type(None))):
+        raise ValueError(f"not a result tuple: {value!r}")
+    above = None if parent is None else result_from_tuple(parent, app)
+    if members is None:
+        return makers["task"](found_id, app=app, parent=above)
+    results = [result_from_tuple(member, app) for member in members]
+    return makers["group"](found_id, results, app=app, parent=above)
+
+
+def fulfil(
+    result: ResultBase,
+    callback: Callable[[Any], object],
+    on_error: Callable[[Exception], object] | None,
+) -> None:
+    """Call what `then` was given; `on_error` receives what the callback raises."""
+    try:
+        callback(result)
+    except Exception as exc:
+        if on_error is None:
+            raise
+        on_error(exc)
+
+
+def value_of(meta: ResultMeta, propagate: bool) -> Any:
+    """Return what a state holds; with `propagate`, raise the exception of a failed task."""
+    if propagate and meta.status in PROPAGATE_STATES and isinstance(meta.result, BaseException):
+        raise meta.result from RemoteTraceback.of(meta.traceback)
+    return meta.result
+
+
+def children_of(meta: ResultMeta, app: Any) -> list[Any]:
+    """Return the handles of what a task has sent; what is no result tuple is left out."""
+    found = []
+    for child in meta.children or ():
+        with suppress(ValueError):
+            found.append(result_from_tuple((child, None) if isinstance(child, str) else child, app))
+    return found
+
+
+def as_dict(meta: ResultMeta) -> dict[str, Any]:
+    """Return a state as ``on_message`` receives it."""
+    return {
+        "task_id": meta.task_id,
+        "status": meta.status or PENDING,
+        "result": meta.result,
+        "traceback": meta.traceback,
+        "children": meta.children,
+    }

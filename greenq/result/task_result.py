@@ -1,0 +1,426 @@
+"""`AsyncResult`: the handle of one task."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from greenq.config.celery_names import name_what_is_not_here
+from greenq.errors import ResultTimeout
+from greenq.protocol.meta import ResultMeta
+from greenq.result.result_base import (
+    ResultBase,
+    as_dict,
+    children_of,
+    fulfil,
+    makers,
+    newest_app,
+    refuse_in_task,
+    value_of,
+)
+from greenq.states import FAILURE, READY_STATES, SUCCESS
+from greenq.transport.mailbox import Mailbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from greenq.transport.transport import Transport
+
+R = TypeVar("R")
+
+# How often `on_interval` is called.
+INTERVAL_S = 0.5
+
+
+class AsyncResult(ResultBase, Generic[R]):
+    """The outcome of one task, read from the result server on demand.
+
+    A final state is remembered, so reading it again costs nothing. Works in plain threads and in
+    greenlets; all waiting callers of a process share one connection.
+    """
+
+    # As in Celery: ``except result.TimeoutError``.
+    TimeoutError = ResultTimeout
+
+    # Ran here, so that the server knows nothing of it: `EagerResult`.
+    is_eager = False
+    id: str
+
+    def __init__(
+        self,
+        id: str,
+        transport: Transport | None = None,
+        name: str | None = None,
+        *,
+        app: Any = None,
+        parent: ResultBase | None = None,
+        ignored: bool = False,
+    ) -> None:
+        """Refer to task `id`, whose result is read through `transport`.
+
+        Args:
+            id: the task's.
+            transport: where to read; None means that of the `app`, or of the newest app.
+            name: the task's, if known.
+            app: whose transport to use.
+            parent: the handle of what precedes it in a chain.
+            ignored: the sender wants no result, so there is nothing to wait for.
+        """
+        self.id = id
+        self._name = name
+        self.parent = parent
+        self.ignored = ignored
+        # The backend is looked up on demand: tasks can be sent even without one.
+        self._own_transport = transport
+        self._app = app
+        self.final: ResultMeta | None = None
+
+    @property
+    def transport(self) -> Transport:
+        """The way to the server that holds the result."""
+        if self._own_transport is None:
+            self._own_transport = self.app.transport
+        return self._own_transport
+
+    @property
+    def app(self) -> Any:
+        """The app it was made for, or else the newest one.
+
+        Raises:
+            ConfigError: no app was made.
+        """
+        return newest_app() if self._app is None else self._app
+
+    @property
+    def backend(self) -> Any:
+        """What reads results from the server."""
+        return self.transport.backend
+
+    @property
+    def task_id(self) -> str:
+        """The task's id."""
+        return self.id
+
+    @property
+    def state(self) -> str:
+        """The current state: PENDING, STARTED, RETRY, SUCCESS, FAILURE, REVOKED, or its own."""
+        return self._read().status
+
+    status = state
+
+    @property
+    def result(self) -> R | BaseException | Any:
+        """The return value, the exception, or a custom state's meta; None if nothing is stored."""
+        return self._read().result
+
+    info = result
+
+    @property
+    def traceback(self) -> str | None:
+        """The traceback of a failed task, as text."""
+        return self._read().traceback
+
+    @property
+    def date_done(self) -> str | None:
+        """When the task ended, ISO 8601, or None."""
+        return self._read().date_done
+
+    @property
+    def children(self) -> list[Any]:
+        """Handles of the tasks and groups that this one sent; known once it has ended."""
+        return children_of(self._read(), self._app)
+
+    @property
+    def root(self) -> ResultBase:
+        """The first of its ancestors, or itself."""
+        return next(reversed([self, *self.ancestors()]))
+
+    # Stored only with result_extended; otherwise None.
+
+    @property
+    def name(self) -> str | None:
+        """The task's name: known where it was sent, elsewhere read from the stored result."""
+        return self._read().extra.get("name") if self._name is None else self._name
+
+    @property
+    def args(self) -> Any:
+        """The task's positional arguments."""
+        return self._read().extra.get("args")
+
+    @property
+    def kwargs(self) -> Any:
+        """The task's keyword arguments."""
+        return self._read().extra.get("kwargs")
+
+    @property
+    def worker(self) -> str | None:
+        """The node name of the worker that ran it."""
+        return self._read().extra.get("worker")
+
+    @property
+    def retries(self) -> int | None:
+        """How often it was retried."""
+        return self._read().extra.get("retries")
+
+    @property
+    def queue(self) -> str | None:
+        """The queue it was taken from."""
+        return self._read().extra.get("queue")
+
+    def as_tuple(self) -> tuple[Any, None]:
+        """Return id and parents as plain data, in Celery's format."""
+        return self._own_tuple(), None
+
+    def as_list(self) -> list[str]:
+        """Return its id and those of its parents."""
+        return [self.id, *(node.id for node in self.ancestors() if node.id is not None)]
+
+    def maybe_throw(
+        self, propagate: bool = True, callback: Callable[[str, Any], object] | None = None
+    ) -> Any:
+        """Return the current result; raise it if the task has failed.
+
+        `callback` is called with the id and the value that is returned.
+        """
+        return self._deliver(self._read(), propagate, callback)
+
+    maybe_reraise = maybe_throw
+
+    def ready(self) -> bool:
+        """True when the task has ended, in success or failure."""
+        return self.state in READY_STATES
+
+    def successful(self) -> bool:
+        """True when the task has returned."""
+        return self.state == SUCCESS
+
+    def failed(self) -> bool:
+        """True when the task has raised."""
+        return self.state == FAILURE
+
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float | None = None,
+        on_message: Callable[[dict[str, Any]], object] | None = None,
+        *,
+        callback: Callable[[str, Any], object] | None = None,
+        on_interval: Callable[[], object] | None = None,
+        no_ack: bool = True,
+        follow_parents: bool = True,
+        disable_sync_subtasks: bool = True,
+    ) -> R:
+        """Wait for the task and return its value. Switches: yes.
+
+        Returns None at once if the result is `ignored`.
+
+        Args:
+            timeout: longest wait in seconds; None waits for ever.
+            propagate: raise the task's exception; False returns it.
+            interval: also read the stored result after this many seconds of silence; the
+                notification makes that unnecessary.
+            on_message: called with each state that is announced: task_id, status, result,
+                traceback, children.
+            callback: called with the id and the value that is returned.
+            on_interval: called after each silence of `interval` (half a second by default).
+            follow_parents: also raise the exception of a task before it in its chain: then this
+                one may never run.
+            no_ack: accepted for compatibility with Celery, no effect.
+            disable_sync_subtasks: False allows it in a task, as `allow_join_result` does.
+
+        Raises:
+            RuntimeError: a task waits for another one, which may need the slot that it holds.
+            ResultTimeout: it did not end in time.
+            Exception: what the task raised, with the worker's traceback as its cause.
+        """
+        if self.ignored:
+            return None  # type: ignore[return-value]  # whoever wants no result gets none
+        if disable_sync_subtasks:
+            refuse_in_task(self._name or self.id)
+
+        def announce(meta: ResultMeta) -> None:
+            if on_message is not None and meta.task_id == self.id:
+                on_message(as_dict(meta))
+
+        if self.final is None:
+            if on_interval is not None and interval is None:
+                interval = INTERVAL_S
+            self.final = self._wait(
+                follow_parents and propagate,
+                timeout_s=timeout,
+                interval_s=interval,
+                on_message=None if on_message is None else announce,
+                on_interval=on_interval,
+            )
+        value: R = self._deliver(self.final, propagate, callback)
+        return value
+
+    def _wait(self, follow_parents: bool, **how: Any) -> ResultMeta:
+        """Wait for the final state; raise the exception of a parent that fails before."""
+        above = [node for node in self.ancestors() if isinstance(node, AsyncResult)]
+        if not above or not follow_parents:
+            return self.backend.wait(self.id, **how)  # type: ignore[no-any-return]
+        ids = [self.id, *(node.id for node in above)]
+        with closing(self.backend.wait_many(ids, **how)) as ended:
+            meta: ResultMeta = next(ended)
+            while meta.task_id != self.id:
+                value_of(meta, propagate=True)
+                meta = next(ended)
+            return meta
+
+    def _deliver(
+        self, meta: ResultMeta, propagate: bool, callback: Callable[[str, Any], object] | None
+    ) -> Any:
+        value = value_of(meta, propagate)
+        if callback is not None:
+            callback(self.id, value)
+        return value
+
+    wait = get
+
+    def revoke(
+        self,
+        *,
+        terminate: bool = False,
+        signal: str | None = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Prevent the task from running; with `terminate`, end it if it is running.
+
+        Running workers are notified; workers that start later learn of it from them.
+
+        Args:
+            signal: a name shown in events; greenlets receive no signal.
+            wait: until every worker has answered, `timeout` seconds at most (1).
+
+        Raises:
+            OperationalError: the server could not be reached.
+        """
+        revoke(self, self.id, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
+
+    def forget(self) -> None:
+        """Delete the stored result, and those of its parents."""
+        forget([self], self.backend)
+
+    def known(self) -> ResultMeta | None:
+        """Return the final state without reading it: if it is known, or will not be stored."""
+        if self.final is None and self.ignored:
+            return ResultMeta(task_id=self.id, status=SUCCESS)
+        return self.final
+
+    def handles(self) -> Iterator[AsyncResult[Any]]:
+        """Yield the handles of tasks that this one stands for: itself."""
+        yield self
+
+    def exists(self) -> bool:
+        """Return whether a state is stored; PENDING alone does not tell."""
+        found: bool = self.backend.exists(self.id)
+        return found
+
+    def then(
+        self,
+        callback: Callable[[AsyncResult[R]], object],
+        on_error: Callable[[Exception], object] | None = None,
+        weak: bool = False,
+    ) -> AsyncResult[R]:
+        """Call `callback` with this handle when the task has ended, in success or failure.
+
+        At once if it is known to have ended, otherwise later in a thread (under gevent, a greenlet)
+        that calls all such callbacks of the process, one after another. A program that ends does
+        not wait for it.
+
+        Args:
+            on_error: called with the exception that the callback raises, such as the task's own
+                from ``result.get()``; otherwise that is logged.
+            weak: accepted for compatibility with Celery, no effect.
+        """
+
+        def ended(meta: ResultMeta) -> None:
+            self.final = meta
+            fulfil(self, callback, on_error)
+
+        if self.final is None:
+            self.backend.call_when_ended([self.id], ended)
+        else:
+            fulfil(self, callback, on_error)
+        return self
+
+    def _read(self) -> ResultMeta:
+        if self.final is not None:
+            return self.final
+        meta = self.transport.backend.get(self.id)
+        if meta.status in READY_STATES:
+            self.final = meta
+        return meta
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it without its app: unpickled, it belongs to the newest one."""
+        return _again, (self.id, self._name, self.parent, self.ignored)
+
+    def __repr__(self) -> str:
+        """Show the id."""
+        return f"<AsyncResult: {self.id}>"
+
+    def __str__(self) -> str:
+        """Return the id."""
+        return self.id
+
+    def __eq__(self, other: object) -> bool:
+        """Handles of the same task are equal; so are a handle and its id."""
+        if isinstance(other, AsyncResult):
+            return other.id == self.id
+        return other == self.id if isinstance(other, str) else NotImplemented
+
+    def __hash__(self) -> int:
+        """Hash the id."""
+        return hash(self.id)
+
+
+name_what_is_not_here(AsyncResult)
+
+
+makers["task"] = AsyncResult
+
+
+def revoke(
+    handle: AsyncResult[Any],
+    ids: str | list[str],
+    *,
+    terminate: bool,
+    signal: str | None,
+    wait: bool,
+    timeout: float | None,
+) -> None:
+    """Revoke one task or several, whose handles are like this one."""
+    signal = signal or "SIGTERM"
+    if wait:
+        handle.app.control.revoke(
+            ids,
+            terminate=terminate,
+            signal=signal,
+            reply=True,
+            timeout=1.0 if timeout is None else timeout,
+        )
+        return
+    transport = handle.transport
+    arguments = {"task_id": ids, "terminate": terminate, "signal": signal}
+    Mailbox(transport.client, transport.keys, signer=transport.signer).tell("revoke", arguments)
+
+
+def forget(results: Iterable[ResultBase], backend: Any) -> None:
+    """Delete the stored results of these handles and of their parents."""
+    ids: dict[str, None] = {}
+    for result in results:
+        for node in (result, *result.ancestors()):
+            for handle in node.handles():
+                if not handle.is_eager:
+                    handle.final = None
+                    ids[handle.id] = None
+    if ids:
+        backend.forget(*ids)
+
+
+def _again(id: str, name: str | None, parent: ResultBase | None, ignored: bool) -> AsyncResult[Any]:
+    return AsyncResult(id, name=name, parent=parent, ignored=ignored)

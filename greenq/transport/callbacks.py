@@ -1,0 +1,95 @@
+"""Call functions when tasks have ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from contextvars import Context
+from typing import TYPE_CHECKING
+
+from greenq.errors import ProtocolError
+from greenq.transport.listener import Heard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from greenq.protocol.meta import ResultMeta
+    from greenq.transport.listener import Ear, Listener
+
+_log = logging.getLogger(__name__)
+
+
+class Callbacks:
+    """Functions that wait for the end of tasks; one thread calls them, one after another.
+
+    The thread starts with the first function and ends when none is left.
+    """
+
+    def __init__(
+        self, listener: Listener, follow: Callable[[Ear, dict[str, str]], Iterator[ResultMeta]]
+    ) -> None:
+        """Subscribe through `listener`.
+
+        `follow` yields the final states of the tasks in a dictionary of channels and ids, removes
+        them from it, and ends when it is empty.
+        """
+        self._listener = listener
+        self._follow = follow
+        self._lock = threading.Lock()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._ear: Ear = queue.SimpleQueue()
+        # Under the lock: ids waited for, by channel; by id, the channel and what to call.
+        self._waiting: dict[str, str] = {}
+        self._calls: dict[str, tuple[str, list[Callable[[ResultMeta], object]]]] = {}
+        self._thread: threading.Thread | None = None
+
+    def add(self, tasks: dict[str, str], call: Callable[[ResultMeta], object]) -> None:
+        """Call a function at the end of each of these tasks, which are ids by channel."""
+        with self._lock:
+            if self._pid != os.getpid():
+                self._reset()
+            for channel, task_id in tasks.items():
+                self._calls.setdefault(task_id, (channel, []))[1].append(call)
+            self._waiting.update(tasks)
+            # Even to a channel that it listens to: each confirmation has the stored state read.
+            self._listener.subscribe(self._ear, list(tasks))
+            if self._thread is None:
+                # In an empty context: what a callback sends is not the child of a running task.
+                self._thread = threading.Thread(
+                    target=Context().run, args=(self._run,), name="greenq callbacks", daemon=True
+                )
+                self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; what it was to call is forgotten."""
+        with self._lock:
+            self._waiting.clear()
+            self._calls.clear()
+            self._ear.put(Heard("", b""))
+
+    def _run(self) -> None:
+        while True:
+            try:
+                for meta in self._follow(self._ear, self._waiting):
+                    self._call(meta)
+            except ProtocolError:
+                _log.exception("a result cannot be read: no callback is called for its task")
+            with self._lock:
+                if not self._waiting:
+                    self._thread = None
+                    return
+
+    def _call(self, meta: ResultMeta) -> None:
+        with self._lock:
+            channel, calls = self._calls.pop(meta.task_id, ("", []))
+            self._listener.unsubscribe(self._ear, [channel])
+        for call in calls:
+            try:
+                call(meta)
+            except Exception:
+                _log.exception("a callback failed at the end of task %s", meta.task_id)

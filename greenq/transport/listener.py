@@ -1,0 +1,223 @@
+"""Listen to channels over one connection, for all callers in this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import socket
+import threading
+import time
+from contextlib import contextmanager, suppress
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from greenq.backoff import Backoff
+from greenq.errors import OperationalError
+from greenq.log import OutageLog
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from greenq.transport.client import Client, Connection
+
+_log = logging.getLogger(__name__)
+
+_RETRY_MOST_S = 1.0
+
+# A listening connection that does not answer for this long is dead.
+_ANSWER_S = 2.0
+
+# A thread without subscriptions checks this often whether it is to end.
+_IDLE_S = 60.0
+
+
+# A command on many keys or channels gets so many of them.
+_PORTION = 1000
+
+T = TypeVar("T")
+
+
+def portions(items: Iterable[T]) -> Iterator[list[T]]:
+    """Split what one command might be too large for."""
+    rest = iter(items)
+    while portion := list(islice(rest, _PORTION)):
+        yield portion
+
+
+class Heard(NamedTuple):
+    """One thing that a caller hears.
+
+    Attributes:
+        channel: where.
+        payload: what was published; empty when the subscription has begun, or begun again.
+    """
+
+    channel: str
+    payload: bytes
+
+
+Ear = queue.SimpleQueue[Heard]
+
+
+class Listener:
+    """Listens to channels over one connection, in one thread, for all callers in this process.
+
+    Only the thread touches the socket (two threads must not read and write a TLS socket at once);
+    the others signal it through a socket pair. After a reconnection it asks every waiting caller to
+    read the stored state again.
+    """
+
+    def __init__(self, client: Client, silence_s: float) -> None:
+        """Prepare; the connection and the thread start with the first wait.
+
+        After `silence_s` seconds of silence it checks the connection with a PING, and considers it
+        dead when no answer comes within the client's timeout.
+        """
+        self._client = client
+        self._silence_s = silence_s
+        self._lock = threading.Lock()
+        # The thread's own: when the server last sent anything (monotonic).
+        self._heard_s = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        # Under the lock: who listens to what, and what changed since the thread last looked.
+        self._channels: dict[str, list[Ear]] = {}
+        self._changes: list[tuple[str, ...]] = []
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._waker: socket.socket | None = None
+
+    @contextmanager
+    def listen(self, *channels: str) -> Iterator[Ear]:
+        """Yield a queue of what is published on these channels."""
+        ear: Ear = queue.SimpleQueue()
+        self.subscribe(ear, channels)
+        try:
+            yield ear
+        finally:
+            self.unsubscribe(ear, channels)
+
+    def subscribe(self, ear: Ear, channels: Sequence[str]) -> None:
+        """Put into `ear` what is published on these channels.
+
+        It also gets an empty payload for a channel each time the subscription begins.
+        """
+        with self._lock:
+            if self._pid != os.getpid():
+                self._reset()
+            for channel in channels:
+                self._channels.setdefault(channel, []).append(ear)
+            # Even for a second listener: the server confirms again, and all read the stored state
+            # again.
+            self._change("SUBSCRIBE", channels)
+
+    def unsubscribe(self, ear: Ear, channels: Iterable[str]) -> None:
+        """Put nothing more into `ear` from these channels."""
+        with self._lock:
+            unused = []
+            for channel in channels:
+                # A forked process has forgotten the subscriptions of its parent.
+                ears = self._channels.get(channel, [])
+                if ear in ears:
+                    ears[:] = [each for each in ears if each is not ear]
+                    if not ears:
+                        del self._channels[channel]
+                        unused.append(channel)
+            if unused:
+                self._change("UNSUBSCRIBE", unused)
+
+    def close(self) -> None:
+        """End the thread and its connection."""
+        with self._lock:
+            self._closing = True
+            if self._thread is not None:
+                self._wake()
+
+    def _change(self, verb: str, channels: Iterable[str]) -> None:
+        self._changes += [(verb, *portion) for portion in portions(channels)]
+        self._wake()
+
+    def _wake(self) -> None:
+        """Make the thread look at the changes; start it if needed. The caller holds the lock."""
+        if self._thread is None:
+            self._waker, ours = socket.socketpair()
+            self._waker.setblocking(False)
+            ours.setblocking(False)
+            self._closing = False
+            self._thread = threading.Thread(
+                target=self._run, args=(ours,), name="greenq results", daemon=True
+            )
+            self._thread.start()
+        assert self._waker is not None
+        # A full pipe wakes it as well.
+        with suppress(BlockingIOError):
+            self._waker.send(b"!")
+
+    def _run(self, wakeups: socket.socket) -> None:
+        pauses = Backoff(0.05, _RETRY_MOST_S)
+        outage = OutageLog(_log)
+        connection = self._client.connection(timeout_s=_ANSWER_S)
+        while not self._closing:
+            try:
+                self._resubscribe(connection)
+                while not self._closing:
+                    if self._turn(connection, wakeups):
+                        pauses.reset()
+                        outage.recovered("results are received again")
+            except OperationalError as exc:
+                connection.close()
+                outage.failed("waiting for results is interrupted", exc)
+                time.sleep(pauses.next_s())
+        with self._lock:
+            self._thread = None
+            connection.close()
+            wakeups.close()
+            if self._waker is not None:
+                self._waker.close()
+
+    def _resubscribe(self, connection: Connection) -> None:
+        with self._lock:
+            self._changes.clear()
+            channels = list(self._channels)
+        if channels:
+            connection.send([("SUBSCRIBE", *portion) for portion in portions(channels)])
+        self._heard_s = time.monotonic()
+
+    def _turn(self, connection: Connection, wakeups: socket.socket) -> bool:
+        """Send what changed, then read what came; True if anything did."""
+        with self._lock:
+            changes, self._changes = self._changes, []
+        if changes:
+            connection.send(changes)
+        left_s = self._heard_s + self._silence_s - time.monotonic()
+        if left_s <= 0 and connection.connected and self._channels:
+            # Long silence: a dead peer does not answer the PING, and the read times out. New
+            # callers that start waiting meanwhile prove nothing about the connection.
+            connection.send([("PING",)])
+            self._hear(connection.receive("PING"))
+            return True
+        if not connection.wait_readable(wakeups, max(0.0, left_s) if self._channels else _IDLE_S):
+            return False
+        with suppress(BlockingIOError):
+            wakeups.recv(4096)
+        heard = False
+        while connection.has_answer():
+            self._hear(connection.receive("SUBSCRIBE"))
+            heard = True
+        return heard
+
+    def _hear(self, answer: Any) -> None:
+        """Pass one pub/sub answer to those who wait for it."""
+        if isinstance(answer, OperationalError):
+            raise answer
+        self._heard_s = time.monotonic()
+        kind, channel = answer[0], answer[1]
+        if kind not in {b"message", b"subscribe"}:
+            return
+        heard = Heard(channel.decode(), answer[2] if kind == b"message" else b"")
+        with self._lock:
+            for ear in self._channels.get(heard.channel, ()):
+                ear.put(heard)

@@ -1,0 +1,192 @@
+"""What a task's end sets in motion besides its state: written by the call that settles it.
+
+See lua/settle.lua for what becomes of each list, and docs/design.md for why there is one call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+# For how long a chord that is over is remembered, as in Celery: late copies of its parts then
+# change nothing.
+_DONE_S = 300
+
+
+class StateWrite(NamedTuple):
+    """A task's state on its way to the results.
+
+    Attributes:
+        key: where it is stored, and the channel on which it is announced.
+        rule: ``s`` for a success, ``f`` for another final state, ``u`` for the failure of a message
+            that could not run, ``n`` for any other, followed by the seconds until it expires, 0
+            for never.
+        payload: the encoded state.
+    """
+
+    key: str
+    rule: str
+    payload: bytes | str
+
+    def of_unrun(self) -> StateWrite:
+        """Return it as the failure of a message that could not run: it replaces no final state."""
+        return self._replace(rule="u" + self.rule[1:])
+
+
+class Part(NamedTuple):
+    """One part of a chord.
+
+    Attributes:
+        group: the key of its group.
+        member: ``<task id>:<place>``; it is counted once.
+        place: the group index, or ``+inf``.
+        value: the encoded state and result.
+        rule: ``z`` or ``l`` (see `ChordRule`), and how long the keys live.
+    """
+
+    group: str
+    member: str
+    place: str
+    value: bytes | str
+    rule: str
+
+    @property
+    def claim(self) -> str:
+        """What the chord's claim says once this part was the last."""
+        return claim_of(self.member)
+
+
+class Push(NamedTuple):
+    """A message to be sent: the key of its list, the end of that list, and its text."""
+
+    key: str
+    side: str
+    text: str | bytes
+
+
+class Seal(NamedTuple):
+    """A chord that begins: its group's key, the number of its parts, how long it is kept."""
+
+    group: str
+    size: int
+    seconds: int
+
+
+class Addition(NamedTuple):
+    """A task that joins a chord: the group's key, the task's id, how long the chord is kept."""
+
+    group: str
+    task_id: str
+    seconds: int
+
+
+class Claim(NamedTuple):
+    """A chord that one of its parts has completed: the group's key, and the part's claim."""
+
+    group: str
+    claim: str
+
+
+def claim_of(member: str) -> str:
+    """Return what a chord's claim says once this member was the last."""
+    return f"greenq {member}"
+
+
+def chord_rule(ordered: bool, chord_seconds: int, group_seconds: int) -> str:
+    """Write the rule of a chord's parts: whether they are ordered, how long the keys live."""
+    return f"{'z' if ordered else 'l'}{chord_seconds} {group_seconds}"
+
+
+class Workflow:
+    """What one ending sets in motion.
+
+    Attributes:
+        adds: tasks that join a chord, before its parts are counted.
+        parts: parts of chords to be counted.
+        states: states of other tasks.
+        pushes: messages to send.
+        seals: chords that begin.
+        clears: chords whose body is among the pushes, or has failed.
+        frees: chords that someone else may complete from now on.
+        complete: called when the ending is withheld, because a part was the last of its chord;
+            whoever is called puts the ending that completes it. Switches: no.
+        refused: called with the reason when the server refuses the ending for good; likewise.
+    """
+
+    __slots__ = (
+        "adds", "clears", "complete", "frees", "parts", "pushes", "refused", "seals", "states",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        adds: list[Addition] | None = None,
+        parts: list[Part] | None = None,
+        states: list[StateWrite] | None = None,
+        pushes: list[Push] | None = None,
+        seals: list[Seal] | None = None,
+        clears: list[Claim] | None = None,
+        frees: list[Claim] | None = None,
+        complete: Callable[[Any], object] | None = None,
+        refused: Callable[[Any, str], object] | None = None,
+    ) -> None:
+        """Collect the lists; what is not given is empty."""
+        self.adds = adds or []
+        self.parts = parts or []
+        self.states = states or []
+        self.pushes = pushes or []
+        self.seals = seals or []
+        self.clears = clears or []
+        self.frees = frees or []
+        self.complete = complete
+        self.refused = refused
+
+    def is_empty(self) -> bool:
+        """Tell whether nothing is set in motion."""
+        return not (
+            self.parts or self.pushes or self.states or self.seals
+            or self.clears or self.frees or self.adds
+        )  # fmt: skip
+
+    def write(
+        self, arguments: list[Any], goals: dict[str, int], results: list[str], *, looks: bool
+    ) -> None:
+        """Append the arguments of the script; name the lists and the keys of the states.
+
+        With `looks`, chords are not cleared yet.
+        """
+        write = arguments.extend
+        for listed in (self.adds, self.parts):
+            arguments.append(len(listed))
+            for item in listed:
+                write(item)
+        arguments.append(len(self.states))
+        for state in self.states:
+            results.append(state.key)
+            write((state.rule, state.payload))
+        arguments.append(len(self.pushes))
+        for push in self.pushes:
+            write((goals.setdefault(push.key, len(goals) + 1), push.side, push.text))
+        arguments.append(len(self.seals))
+        for seal in self.seals:
+            write(seal)
+        arguments.append(len(self.clears))
+        for clear in self.clears:
+            write((*clear, "" if looks else _DONE_S))
+        arguments.append(len(self.frees))
+        for free in self.frees:
+            write(free)
+
+    def of_results(self) -> Workflow:
+        """Return the part that belongs on a results server of its own, before the rest."""
+        return Workflow(
+            adds=self.adds, parts=self.parts, states=self.states, seals=self.seals,
+            clears=self.clears, frees=self.frees,
+        )  # fmt: skip
+
+    def of_broker(self) -> Workflow:
+        """Return the part that belongs on the broker then."""
+        return Workflow(pushes=self.pushes)
