@@ -248,6 +248,9 @@ def _check_successors(world: World) -> None:
         )
         if is_plain and all(each == "SUCCESS" for each in before) and not ran:
             world.problem(f"I10 {message.id} never ran, although all before it succeeded")
+        faultless = not (world.was_killed or world.scenario.run_fates or world.revoked)
+        if faultless and is_plain and states.get(message.id) == "FAILURE":
+            world.problem(f"I10 {message.id} has failed, although nothing before it did")
         if "REVOKED" in before and ran:
             world.problem(f"I10 {message.id} ran, although one before it was revoked")
 
