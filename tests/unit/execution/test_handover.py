@@ -277,7 +277,9 @@ def test_a_wrong_signature_makes_a_dead_letter(
     rig: Rig, options: dict[str, Any], reason: str
 ) -> None:
 
-    rig.tasks.admission.receive(Delivery("rig:1", "celery", wrong["text"].encode()))
+    message = TaskMessage(task="add", id="x", args=[1], **options)
+    text = rig.app.producer.write(message, queue="celery", priority=0)
+    rig.tasks.admission.receive(Delivery("rig:1", "celery", text.encode()))
     wait_for(lambda: bool(rig.outbox.moves()))
 
     (move,) = rig.outbox.moves()
