@@ -176,18 +176,18 @@ def settle_arguments(
         *[entry.tag for entry in entries],
     ]
     for entry in entries:
-        result, move, start = entry.result, entry.move, len(arguments)
+        result, move, workflow = entry.result, entry.move, entry.workflow
+        action = entry.action if workflow is None else entry.action.upper()
         if result is None:
-            arguments.append(f"{entry.action}-")
+            arguments.append(f"{action}-")
         else:
             results.append(result.key)
-            arguments += (entry.action + result.rule, result.payload)
+            arguments += (action + result.rule, result.payload)
         if move is not None:
             where = move.side if isinstance(move.side, str) else f"{move.side:.6f}"
             arguments += (goals.setdefault(move.key, len(goals) + 1), where, move.text)
-        if entry.workflow is not None:
-            arguments[start] = arguments[start].capitalize()
-            entry.workflow.write(arguments, goals, results, looks=looks)
+        if workflow is not None:
+            workflow.write(arguments, goals, results, looks=looks)
     for channel, text in news:
         arguments += (channel, text)
     if guard is None:
