@@ -30,7 +30,7 @@ _crowded = Repeated(_log)
 _NOT_HELD = "-"
 
 # What to do with a message: the letters of the script.
-Action = Literal["a", "b", "e", "k", "l", "m"]
+Action = Literal["a", "b", "e", "g", "k", "l", "m"]
 
 
 class StateWrite(NamedTuple):
@@ -101,7 +101,7 @@ class Entry:
     ) -> None:
         """Keep the parts; without a move or another action, the message is acknowledged."""
         self.tag = tag
-        self.action: Action = "m" if move else action
+        self.action: Action = "m" if move and action != "g" else action
         self.result = result
         self.move = move
         self.written = written
