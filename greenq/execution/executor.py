@@ -50,6 +50,7 @@ from greenq.signals import task_internal_error, task_postrun, task_prerun, task_
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
 from greenq.task import classes
 from greenq.transport.settle import Entry
+from greenq.transport.workflow import Workflow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
     from greenq.transport.outbox import Outbox
     from greenq.transport.settle import Action, Move, StateWrite
     from greenq.transport.transport import Transport
-    from greenq.transport.workflow import Workflow
 
 _log = logging.getLogger(__name__)
 

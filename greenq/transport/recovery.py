@@ -278,7 +278,9 @@ class Recovery:
             # A message that ran alone when its worker died goes last: it may be the killer.
             side: Literal["next", "last"] = "last" if tag == lot.alone else "next"
             text = self._broker.resealed(queue, held.text, held.redelivered(deaths))
-            return Entry.moving(Move(tag, key, side, text), None, self._freed(held))
+            # Its owner may be back and begin it in this instant.
+            move = Move(tag, key, side, text)
+            return Entry(tag, "g", move=move, workflow=self._freed(held))
         except DecodeError as exc:
             queue, message = taken_apart(record)
             return self._bury(tag, queue, message, f"its record is not a message: {exc}", None)
