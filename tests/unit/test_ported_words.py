@@ -113,8 +113,8 @@ def test_an_attribute_of_ones_own_may_have_such_a_name(app: Greenq) -> None:
     class Mapped(Task[Any, Any]):
         map = "of the class"
 
-    made: Any = app.task(name="t.mapped", base=Mapped, chunks=7)(double)
-    assert (made.map, made.chunks) == ("of the class", 7)
+    made: Any = app.task(name="t.mapped", base=Mapped, pages=7)(double)
+    assert (made.map, made.pages) == ("of the class", 7)
 
 
 def test_what_is_wrong_within_a_property_is_told(app: Greenq) -> None:

@@ -99,7 +99,7 @@ def test_results_are_written_with_it(server: Server) -> None:
         "own", broker=server.url, result_serializer="rot13", result_compression="turned",
         accept_content=["json", "rot13"], set_as_current=False,
     )  # fmt: skip
-    app.backend.store("a", "SUCCESS", {"n": 1}, date_done="now")
+    app.backend.store("a", "SUCCESS", {"n": 1})
     assert app.AsyncResult("a").get(timeout=10) == {"n": 1}
     app.GroupResult("g", [app.AsyncResult("a")]).save()
     assert app.GroupResult.restore("g").get(timeout=10) == [{"n": 1}]

@@ -278,8 +278,8 @@ def test_a_wrong_signature_makes_a_dead_letter(
 ) -> None:
 
     message = TaskMessage(task="add", id="x", args=[1], **options)
-    text = rig.app.producer.write(message, queue="celery", priority=0)
-    rig.tasks.admission.receive(Delivery("rig:1", "celery", text.encode()))
+    text = rig.app.producer.write(message, queue="celery", priority=0)["text"]
+    rig.tasks.admission.receive(Delivery("rig:1", "celery", str(text).encode()))
     wait_for(lambda: bool(rig.outbox.moves()))
 
     (move,) = rig.outbox.moves()
