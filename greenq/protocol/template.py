@@ -103,7 +103,7 @@ class Template:
         # Each part but the last ends in a gap. Without a regular expression: a step of a chain has
         # a template to itself, and to compile one takes longer than all the rest.
         *parts, last = text.replace(written, marks["body"]).split(f'{secret}"')
-        self._pieces = []
+        self._pieces: list[str] = []
         for part in parts:
             self._pieces += part[: -_GAP_CHARS - 1], ""
         self._pieces.append(last)
