@@ -42,6 +42,7 @@ from greenq.sending.retry import expiration, following
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
 from greenq.task import classes
 from greenq.transport.settle import Entry
+from greenq.transport.workflow import Workflow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
     from greenq.transport.outbox import Outbox
     from greenq.transport.settle import Action, Move, StateWrite
     from greenq.transport.transport import Transport
-    from greenq.transport.workflow import Workflow
 
 _log = logging.getLogger(__name__)
 

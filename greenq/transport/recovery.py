@@ -274,7 +274,9 @@ class Recovery:
             side: Literal["next", "last"] = "last" if tag == lot.alone else "next"
             key = self._keys.queue(queue, self._keys.step_of(held.priority))
             workflow = self._freed(held)
-            return Entry.moving(Move(tag, key, side, held.redelivered(deaths)), None, workflow)
+            move = Move(tag, key, side, held.redelivered(deaths))
+            # Its owner may be back and begin it in this instant.
+            return Entry(tag, "g", move=move, workflow=workflow)
         except DecodeError as exc:
             queue, message = taken_apart(record)
             return self._bury(tag, queue, message, f"its record is not a message: {exc}", None)

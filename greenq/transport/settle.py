@@ -30,7 +30,7 @@ _crowded = Repeated(_log)
 _NOT_HELD = "-"
 
 # What to do with a message: the letters of the script.
-Action = Literal["a", "b", "e", "k", "l", "m"]
+Action = Literal["a", "b", "e", "g", "k", "l", "m"]
 
 
 class StateWrite(NamedTuple):
@@ -101,7 +101,7 @@ class Entry:
     ) -> None:
         """Keep the parts; without a move or another action, the message is acknowledged."""
         self.tag = tag
-        self.action: Action = "m" if move else action
+        self.action: Action = "m" if move and action != "g" else action
         self.result = result
         self.move = move
         self.written = written
@@ -176,18 +176,18 @@ def settle_arguments(
         *[entry.tag for entry in entries],
     ]
     for entry in entries:
-        result, move, start = entry.result, entry.move, len(arguments)
+        result, move, workflow = entry.result, entry.move, entry.workflow
+        action = entry.action if workflow is None else entry.action.upper()
         if result is None:
-            arguments.append(f"{entry.action}-")
+            arguments.append(f"{action}-")
         else:
             results.append(result.key)
-            arguments += (entry.action + result.rule, result.payload)
+            arguments += (action + result.rule, result.payload)
         if move is not None:
             where = move.side if isinstance(move.side, str) else f"{move.side:.6f}"
             arguments += (goals.setdefault(move.key, len(goals) + 1), where, move.text)
-        if entry.workflow is not None:
-            arguments[start] = arguments[start].capitalize()
-            entry.workflow.write(arguments, goals, results, looks=looks)
+        if workflow is not None:
+            workflow.write(arguments, goals, results, looks=looks)
     for channel, text in news:
         arguments += (channel, text)
     if guard is None:

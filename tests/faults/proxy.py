@@ -102,7 +102,7 @@ def endings(command: Command) -> list[str]:
     for _ in range(count):
         head = arguments[at].decode()
         heads.append(head)
-        at += 1 + (head[1] != "-") + 3 * (head[0] in "mM")
+        at += 1 + (head[1] != "-") + 3 * (head[0] in "gGmM")
         if head[0].isupper():
             # The lists of a workflow, each behind its length.
             for size in _ITEMS:

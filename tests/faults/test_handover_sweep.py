@@ -30,7 +30,9 @@ def send(scene: Scene) -> None:
     def step(name: str) -> object:
         return app.signature("faults.step", task_id=name)
 
-    chain(step("a"), group(step("b"), step("c")), step("d"), step("e")).apply_async(app=app)
+    chain(
+        step("a"), group(step("b"), step("c"), app=app), step("d"), step("e"), app=app
+    ).apply_async()
 
 
 def result(scene: Scene, task_id: str) -> object:

@@ -327,3 +327,18 @@ def test_many_parts_and_pushes_of_one_call(desk: Desk) -> None:
     assert values(desk) == list(range(2500))
     assert desk.texts("queue") == tags[:-1][::-1]
     assert desk.reserved() == {"a:2499"}
+
+
+def test_what_was_begun_meanwhile_is_not_given_back(desk: Desk) -> None:
+    desk.reserve("a:1", "a:2")
+    desk.settle(Entry("a:1", "e"))
+    desk.client.zadd("greenq.leases", {"a|n|p": 7})
+
+    settled = desk.settle(
+        *(Entry(tag, "g", move=Move(tag, "queue", "next", tag)) for tag in ("a:1", "a:2")),
+        guard=Guard("a", "a|n|p", "7"),
+    )
+
+    assert settled.not_held == {0}
+    assert desk.texts("queue") == ["a:2"]
+    assert desk.reserved() == {"a:1"}

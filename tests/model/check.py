@@ -248,6 +248,12 @@ def _check_successors(world: World) -> None:
         )
         if is_plain and all(each == "SUCCESS" for each in before) and not ran:
             world.problem(f"I10 {message.id} never ran, although all before it succeeded")
+        # All runs have ended by themselves.
+        faultless = not (world.was_killed or world.scenario.run_fates or world.revoked) and all(
+            run.outcome and not run.excused for runs in world.runs.values() for run in runs
+        )
+        if faultless and is_plain and states.get(message.id) == "FAILURE":
+            world.problem(f"I10 {message.id} has failed, although nothing before it did")
         if "REVOKED" in before and ran:
             world.problem(f"I10 {message.id} ran, although one before it was revoked")
 

@@ -27,6 +27,7 @@
 --   b  acknowledge before the run: the record becomes a stub, a member of begun, to which the outcome will belong
 --   e  the same for a message of a workflow: its record stays as well, so that whoever recovers it can fail what waits
 --      for it
+--   g  give back: move, unless its owner has begun it after an early acknowledgement
 --   k  keep: only the state
 --   l  announce that this message runs alone in its worker; without a tag: that none does any more
 --   m  move
@@ -39,7 +40,7 @@
 -- other states replace no final one. Nor does the failure of a message that could not run: anyone can send one with
 -- the id of another task.
 --
--- A workflow is what an ending (A, K or M) sets in motion. It is seven lists, each preceded by its length:
+-- A workflow is what an ending (A, G, K or M) sets in motion. It is seven lists, each preceded by its length:
 --   adds    tasks that join a chord: the group's key, the id, seconds
 --   parts   of chords: the group's key, the member, its place, the value, and a rule: 'z' (ordered: a zset) or 'l' (a
 --           list), the seconds for which the chord is kept, a blank, and those for its group
@@ -411,6 +412,10 @@ for number = 1, count do
   local what, kind = head[1], head[2]
   at = at + 1
   local is_record = answers[number] ~= -2 and tag ~= '' and goals >= 0 and not taken[tag]
+  if what == 103 or what == 71 then -- g, G
+    what = what + 6
+    if redis.call('SISMEMBER', begun, tag) == 1 then is_record = false end
+  end
   local is_stub = asks == 'own' and not is_record and tag ~= '' and redis.call('SISMEMBER', begun, tag) == 1
   local held = tag == '' or is_record or is_stub
   if not held then reply[#reply + 1] = number end

@@ -10,6 +10,7 @@ import pytest
 
 from greenq.errors import Ignore
 from greenq.protocol.envelope import mark_refused
+from greenq.protocol.message import TaskMessage
 from greenq.transport.fetch import Delivery
 from greenq.transport.settle import Entry
 from greenq.transport.workflow import Workflow
@@ -268,16 +269,17 @@ def test_links_of_stamped_tasks_are_stamped(rig: Rig) -> None:
     ("options", "reason"),
     [
         ({"chain": ["no signature"]}, "chain[0] is not a signature: it is str, not an object"),
-        ({"link": [{"task": "t"}]}, "callbacks[0] is not a signature: it has no args"),
-        ({"chord": {**sig("b"), "subtask_type": "odd"}, "group_id": "g"}, "its subtask_type"),
+        ({"callbacks": [{"task": "t"}]}, "callbacks[0] is not a signature: it has no args"),
+        ({"chord": {**sig("b"), "subtask_type": "odd"}, "group": "g"}, "its subtask_type"),
     ],
 )
 def test_a_wrong_signature_makes_a_dead_letter(
     rig: Rig, options: dict[str, Any], reason: str
 ) -> None:
-    wrong = rig.app.producer.prepare("add", (1,), {}, {**options, "task_id": "x"})
 
-    rig.tasks.admission.receive(Delivery("rig:1", "celery", wrong["text"].encode()))
+    message = TaskMessage(task="add", id="x", args=[1], **options)
+    text = rig.app.producer.write(message, queue="celery", priority=0)
+    rig.tasks.admission.receive(Delivery("rig:1", "celery", text.encode()))
     wait_for(lambda: bool(rig.outbox.moves()))
 
     (move,) = rig.outbox.moves()
