@@ -557,7 +557,7 @@ class chunks(Signature):  # noqa: N801  Celery's name
         self, task: Any, it: Iterable[Any], n: int, app: Any = None, **options: Any
     ) -> None:
         """Take the task's signature, the items, and how many make a part."""
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        if type(n) is not int or n < 1:
             raise ValueError(f"chunks(…, n={n!r}): must be a whole number of at least 1")
         data = {"task": checked(task, "chunks()", app), "it": list(it), "n": n}
         super().__init__("celery.chunks", (), data, options, immutable=True, app=app)

@@ -404,7 +404,7 @@ class Signature(dict[str, Any]):
             raise not_a_signature(other, f"{self.reprcall()} | …")
         return self.TYPES["chain"].joined(self, other)  # type: ignore[attr-defined]
 
-    def __ior__(self, other: Any) -> Any:  # type: ignore[misc]
+    def __ior__(self, other: Any) -> Any:
         """Return a chain; a dict would be updated."""
         return self | other
 

@@ -310,7 +310,8 @@ class Producer:
             OperationalError: the server could not be reached within the retry policy.
         """
         plan = self.plan_of(task, options)
-        task_id, text = self._fill(plan, args, kwargs, options)
+        prefix = tag_prefix(time.time())
+        task_id, text = self._fill(plan, args, kwargs, options, new_id(), prefix)
         # Stamped first: the task may be done before the event is published.
         events = [] if self._events is None else [self._sent(plan, options, task_id, args, kwargs)]
         self._push(plan, [text], f"task {task_id}", () if options.get("task_id") else (task_id,))
@@ -397,10 +398,9 @@ class Producer:
                     known.forget_times()
                     batch = _Batch()
                 plan = known.plan(task, options)
-                new = next(new_ids)
-                task_id = options.get("task_id") or new
-                tag = tag_of(batch.tag_prefix, new)
-                batch.add(plan, task_id, self._text(plan, task_id, tag, args, kwargs, options))
+                new, prefix = next(new_ids), batch.tag_prefix
+                task_id, text = self._fill(plan, args, kwargs, options, new, prefix)
+                batch.add(plan, task_id, text)
                 if self._events is not None:
                     batch.events.append(self._sent(plan, options, task_id, args, kwargs))
             if on_last is not None:
@@ -455,35 +455,32 @@ class Producer:
     ) -> Outgoing:
         """Write the message of a task without sending it; options are those of `SendOptions`."""
         plan = self.plan_of(task, options)
-        task_id, text = self._fill(plan, args, kwargs, options)
+        prefix = tag_prefix(time.time())
+        task_id, text = self._fill(plan, args, kwargs, options, new_id(), prefix)
         return Outgoing(task_id=task_id, queue=plan.queue, priority=plan.priority, text=text)
 
-    @classmethod
-    def _fill(
-        cls, plan: _Plan, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> tuple[str, str]:
-        """Return the id and the text of one message."""
-        new = new_id()
-        # An id made for this push alone also serves as delivery tag; a given id may be used again.
-        task_id = options.get("task_id") or new
-        tag = tag_of(tag_prefix(time.time()), new)
-        return task_id, cls._text(plan, task_id, tag, args, kwargs, options)
-
     @staticmethod
-    def _text(
+    def _fill(
         plan: _Plan,
-        task_id: str,
-        tag: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         options: Mapping[str, Any],
-    ) -> str:
+        new: str,
+        prefix: str,
+    ) -> tuple[str, str]:
+        """Return the id and the text of one message.
+
+        Args:
+            new: an id made for this push alone. It also serves as delivery tag, with `prefix`: a
+                given task id may be used again.
+        """
+        task_id = options.get("task_id") or new
         try:
-            return plan.template.fill(
+            text = plan.template.fill(
                 task_id,
                 args,
                 kwargs,
-                delivery_tag=tag,
+                delivery_tag=tag_of(prefix, new),
                 root_id=options.get("root_id"),
                 parent_id=options.get("parent_id"),
                 group_index=options.get("group_index"),
@@ -494,6 +491,7 @@ class Producer:
             # An id that is not text; the other options have been checked.
             check_send_options(plan.message.task, options)
             raise
+        return task_id, text
 
     def plan_of(self, task: str, options: Mapping[str, Any]) -> _Plan:
         """Return what all messages sent with these options have in common."""

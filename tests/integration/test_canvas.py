@@ -11,8 +11,10 @@ import pytest
 
 from greenq import Greenq, chord, group
 from greenq.cli import main
-from greenq.errors import NotAllSent, ResultsDisabled
-from tests.servers import Server
+from greenq.errors import ChordError, NotAllSent, ResultsDisabled
+from tests.servers import Server, greenq_worker
+
+WAIT_S = 20
 
 
 @pytest.fixture
@@ -90,6 +92,37 @@ def test_old_entries_are_dropped(app: Greenq, server: Server) -> None:
     app.transport.chords.open("g", "total", "i", 3)
     (entry,) = app.transport.chords.unsealed()
     assert entry.group_id == "g"
+
+
+def test_stamped_workflow_is_revoked_by_its_stamp(server: Server) -> None:
+    with (
+        greenq_worker(server.url),
+        closing(Greenq("sender", broker=server.url, set_as_current=False)) as app,
+    ):
+        app.control.revoke_by_stamped_headers({"customer": ["c-17"]}, reply=True, timeout=5)
+        sig = group(app.signature("shared.add", (1, 1)), app.signature("shared.add", (2, 2)))
+        sig |= app.signature("shared.total")
+        other = sig.clone()
+        sig.stamp(customer="c-17")
+        handle = sig.delay()
+        with pytest.raises(ChordError):
+            handle.get(timeout=WAIT_S)
+        states = [member.state for member in handle.parent.results]
+        assert states == ["REVOKED", "REVOKED"]
+        other.stamp(customer="c-18")
+        assert other.delay().get(timeout=WAIT_S) == 6
+
+
+def test_task_sees_its_stamps_and_its_place(server: Server) -> None:
+    with (
+        greenq_worker(server.url),
+        closing(Greenq("sender", broker=server.url, set_as_current=False)) as app,
+    ):
+        sig = app.signature("shared.add", (1, 1)) | app.signature("shared.inspect_request")
+        handle = sig.delay()
+        seen = handle.get(timeout=WAIT_S)
+        first = handle.parent.id
+        assert (seen["root_id"], seen["parent_id"], seen["args"]) == (first, first, [2])
 
 
 def test_chord_without_results_is_refused_before_anything_is_sent(server: Server) -> None:

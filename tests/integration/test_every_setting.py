@@ -46,6 +46,9 @@ ELSEWHERE = {
     "task_annotations": (
         "tests/unit/test_annotations.py::test_the_worker_runs_what_the_annotation_says"
     ),
+    "task_allow_error_cb_on_chord_header": (
+        "tests/unit/canvas/test_primitives.py::test_links_of_a_chord_are_those_of_its_body"
+    ),
     "worker_hub_blocked_limit": (
         "tests/integration/test_always_ends.py::"
         "test_hub_that_is_blocked_for_too_long_ends_the_worker"
