@@ -58,6 +58,7 @@ ELEMENTS: dict[str, Shape] = {
     "chain to a group": Chain((_T, Group((_T, _T)))),
     "chain from a group": Chain((Group((_T, _T)), _T)),
     "immutable chord": Chord((_I, _I), _I),
+    "chord of one": Chord((_T,), _T),
 }
 
 PLACES: dict[str, Callable[[Shape], Shape]] = {
@@ -82,6 +83,35 @@ SHAPES: dict[str, Shape] = {
     f"{element}, {place}": put(shape)
     for (place, put), (element, shape) in itertools.product(PLACES.items(), ELEMENTS.items())
 }
+
+
+def ends_in_group(shape: Shape) -> bool:
+    """Tell whether a shape is a group behind something else."""
+    match shape:
+        case Chain(steps):
+            return isinstance(steps[-1], Group) or ends_in_group(steps[-1])
+        case Chord(_, body):
+            return isinstance(body, Group) or ends_in_group(body)
+        case Group(members):
+            return any(map(ends_in_group, members))
+    return False
+
+
+def collects_ends_of_groups(shape: Shape) -> bool:
+    """Tell whether a header has a member that ends in a group, which Celery's workers nest."""
+    match shape:
+        case Chain(steps):
+            return any(map(collects_ends_of_groups, steps)) or any(
+                isinstance(step, Group) and ends_in_group(step) for step in steps[:-1]
+            )
+        case Group(members):
+            return any(map(collects_ends_of_groups, members))
+        case Chord(header, body):
+            return any(map(ends_in_group, header)) or any(
+                map(collects_ends_of_groups, (*header, body))
+            )
+    return False
+
 
 # Where a task runs: in the header of a chord, or anywhere else.
 Queues = tuple[str | None, str | None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -13,12 +13,24 @@ from celery.result import GroupResult as CeleryGroup
 
 import greenq
 from tests.interop.conftest import celery_client, greenq_client
-from tests.interop.shapes import SHAPES, Builder, Many, Queues, flat, unordered, value
+from tests.interop.shapes import (
+    SHAPES,
+    Builder,
+    Many,
+    Queues,
+    collects_ends_of_groups,
+    flat,
+    unordered,
+    value,
+)
 from tests.servers import Server, celery_worker, greenq_worker
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
-WAIT_S = 60
+WAIT_S = 45
+# In the others a Celery client or worker nests the results of a group that ends a member of a
+# header, or collects them in another order.
+COMMON = [name for name, shape in SHAPES.items() if not collects_ends_of_groups(shape)]
 OURS, THEIRS = "for-greenq", "for-celery"
 
 
@@ -47,12 +59,11 @@ def values(handle: Any, until_s: float) -> Any:
     return handle.get(timeout=max(0.5, until_s - time.monotonic()))
 
 
-def run(app: Any, canvas: Any, queues: Queues, *, ordered: bool = True) -> dict[str, str]:
-    """Send all shapes, then join them; return those that went wrong, and how."""
-    sent = {
-        name: Builder(app, canvas, queues).build(shape).apply_async()
-        for name, shape in SHAPES.items()
-    }
+def run(
+    app: Any, canvas: Any, queues: Queues, names: Iterable[str], *, ordered: bool = True
+) -> dict[str, str]:
+    """Send all these shapes, then join them; return those that went wrong, and how."""
+    sent = {name: Builder(app, canvas, queues).build(SHAPES[name]).apply_async() for name in names}
     until_s = time.monotonic() + WAIT_S
     wrong = {}
     for name, handle in sent.items():
@@ -68,7 +79,7 @@ def run(app: Any, canvas: Any, queues: Queues, *, ordered: bool = True) -> dict[
 
 
 def test_there_are_enough() -> None:
-    assert len(SHAPES) >= 150
+    assert len(COMMON) >= 150
 
 
 @pytest.mark.parametrize(
@@ -77,10 +88,11 @@ def test_there_are_enough() -> None:
     ids=["greenq alone", "header on greenq, body on Celery", "header on Celery, body on greenq"],
 )
 def test_sent_by_greenq(flow: Flow, queues: Queues) -> None:
-    assert run(flow.ours, greenq, queues) == {}
+    names = SHAPES if queues == (OURS, OURS) else COMMON
+    assert run(flow.ours, greenq, queues, names) == {}
     flow.server.wait_settled()
 
 
 def test_sent_by_celery_to_greenq(flow: Flow) -> None:
-    assert run(flow.theirs, celery, (OURS, OURS), ordered=False) == {}
+    assert run(flow.theirs, celery, (OURS, OURS), COMMON, ordered=False) == {}
     flow.server.wait_settled()
