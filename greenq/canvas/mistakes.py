@@ -17,6 +17,8 @@ def not_a_signature(value: Any, where: str) -> TypeError:
         hint = f"that is the task itself; write {short}.s(…)"
     elif isinstance(value, dict):
         hint = 'a signature as plain data has at least the key "task"'
+    elif isinstance(value, (list, tuple)):
+        hint = "several signatures are a group(…) or a chain(…)"
     elif value is None or not callable(value):
         hint = "was the task called? Write add.s(2, 2), not add(2, 2)"
     else:

@@ -199,8 +199,25 @@ def result_from_tuple(value: Any, app: Any = None) -> Any:
     Raises:
         ValueError: it is no such tuple.
     """
-    if isinstance(value, ResultBase):
-        return value
+    # Without recursion for parents: a chain may be long.
+    line, above = [], value
+    while not isinstance(above, ResultBase):
+        found_id, above, members = _read_tuple(above)
+        line.append((found_id, members))
+        if above is None:
+            break
+    made: Any = above
+    for found_id, members in reversed(line):
+        if members is None:
+            made = makers["task"](found_id, app=app, parent=made)
+        else:
+            results = [result_from_tuple(member, app) for member in members]
+            made = makers["group"](found_id, results, app=app, parent=made)
+    return made
+
+
+def _read_tuple(value: Any) -> tuple[str, Any, Any]:
+    """Return the id, the parent and the members of a tuple of `as_tuple`."""
     try:
         own, members = value
         found_id, parent = own if isinstance(own, (list, tuple)) else (own, None)
@@ -208,11 +225,7 @@ def result_from_tuple(value: Any, app: Any = None) -> Any:
         raise ValueError(f"not a result tuple: {value!r}") from None
     if not isinstance(found_id, str) or not isinstance(members, (list, tuple, type(None))):
         raise ValueError(f"not a result tuple: {value!r}")
-    above = None if parent is None else result_from_tuple(parent, app)
-    if members is None:
-        return makers["task"](found_id, app=app, parent=above)
-    results = [result_from_tuple(member, app) for member in members]
-    return makers["group"](found_id, results, app=app, parent=above)
+    return found_id, parent, members
 
 
 def fulfil(

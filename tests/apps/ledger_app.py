@@ -12,7 +12,7 @@ import os
 import signal
 import time
 
-from greenq import Greenq
+from greenq import Greenq, Task
 
 app = Greenq("ledger", broker=os.environ["TEST_BROKER"], **json.loads(os.environ["TEST_SETTINGS"]))
 
@@ -107,6 +107,15 @@ def entry_crash(number: int, seconds: float) -> None:
     _write_line("start", number)
     time.sleep(seconds)
     os._exit(1)
+
+
+@app.task(name="ledger.step", bind=True)
+def step(self: Task, before: object, number: int, seconds: float, expected: object = None) -> int:
+    """One task of a workflow: also write its delivery tag and whether it got `expected`."""
+    tag = (self.request.properties or {})["delivery_tag"]
+    with open(os.environ["TEST_LEDGER"] + ".tags", "a", encoding="ascii") as lines:
+        lines.write(f"{number} {tag} {'right' if before == expected else 'wrong'}\n")
+    return entry_nap(number, seconds)
 
 
 def _compute(seconds: float) -> None:

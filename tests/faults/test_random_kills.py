@@ -18,6 +18,7 @@ from tests.faults.long.scenarios import (
     random_kills,
     server_away,
 )
+from tests.faults.long.workflows import Size, workflows
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -80,3 +81,12 @@ def test_what_a_server_forgets_of_the_last_second_is_done_again(lab: Lab) -> Non
     server_away(lab, "power cut")
 
     assert lab.row("away-power").problems == ()
+
+
+def test_each_step_of_a_workflow_is_sent_once_whatever_is_killed(lab: Lab) -> None:
+    workflows(lab, Size(workflows=20, worker_kills=5, producer_kills=1, restarts=1))
+
+    row = lab.row("workflows")
+    assert row.problems == ()
+    assert row.figures["workflows"] == 20 - int(str(row.figures["of killed producers"]))
+    assert row.executed == row.sent > 0

@@ -20,6 +20,7 @@ from greenq.errors import GreenqError
 from greenq.result import AsyncResult
 from tests.faults.long.lab import Lab, wait_quietly
 from tests.faults.long.ledger import Cut
+from tests.faults.long.workflows import workflows
 from tests.servers import Process
 from tests.support import wait_until
 
@@ -623,5 +624,6 @@ SCENARIOS = (
     Scenario("silent-stop", partial(silent, how="stop"), "each runs once"),
     Scenario("silent-gil", partial(silent, how="GIL held"), "each runs once", in_quick=False),
     Scenario("memory", memory_full, "nothing is lost, each runs once"),
+    Scenario("workflows", workflows, "each step is sent once; only what was running runs twice"),
     Scenario("soak", soak, "nothing is lost, nothing grows"),
 )  # fmt: skip

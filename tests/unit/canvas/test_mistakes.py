@@ -30,6 +30,10 @@ MISTAKES: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "link": (lambda add: add.s().link(add), TypeError, r"link\(\) takes .* write add.s"),
     "body": (lambda add: chord([add.s(1, 1)], add), TypeError, "chord body takes .* add.s"),
     "header": (lambda add: chord(add, add.s()), TypeError, "chord header takes .* add.s"),
+    "list as body": (
+        lambda add: chord([add.s(1, 1)], [add.s()]), TypeError, r"are a group\(…\) or a chain",
+    ),
+    "list after |": (lambda add: add.s(1) | [add.s(2)], TypeError, r"are a group\(…\)"),
     "no body": (lambda add: chord([add.s(1, 1)])(), ValueError, "no body"),
     "link without body": (lambda add: chord([]).link(add.s()), ValueError, "none yet"),
     "empty chain": (lambda add: chain().delay(), ValueError, "empty chain cannot be sent"),

@@ -164,3 +164,8 @@ def test_maps_are_one_task_and_chunks_are_several(add: Any, outgoing: Outgoing) 
     for sig in (add.map([1]), add.starmap([[1, 1]]), add.chunks([[1, 1]], 1)):
         assert signature(json.loads(json.dumps(sig))) == sig
         assert type(sig.clone()) is type(sig)
+
+
+def test_long_chain_is_frozen(add: Any) -> None:
+    handle = chain(add.s(1, 1), *(add.s(n) for n in range(2000))).freeze()
+    assert sum(1 for _ in handle.ancestors()) == 2000

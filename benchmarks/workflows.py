@@ -1,0 +1,156 @@
+"""Workflows by greenq beside Celery's gevent pool: ``python -m benchmarks.workflows``.
+
+Prints Markdown; takes two minutes. Each contender has a new server, its own client, and one worker
+that runs 500 no-ops at once; the rounds alternate. The last part sends without any worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import resource
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.launch import run_client, workers
+from benchmarks.peer import Peer, Setup
+from benchmarks.peers.celery.peer import TUNED as CELERY
+from benchmarks.peers.greenq.peer import PEER as GREENQ
+from benchmarks.server import valkey
+
+_WAIT_S = 120.0
+# For each contender: the tasks of a rate, and the members of the large group.
+_SIZES = {"greenq": (10_000, 100_000), "celery": (1_000, 10_000)}
+_CHAIN = 100
+_CHORD = 1_000
+_GROUP = 2_000
+
+Figures = dict[str, float]
+
+
+class Client:
+    """One contender's calling side."""
+
+    def __init__(self, name: str) -> None:
+        """Load its tasks."""
+        self.tasks = importlib.import_module(f"benchmarks.peers.{name}.tasks")
+        # Both have the same names.
+        self.canvas = importlib.import_module(name)
+        self.count, self.large = _SIZES[name]
+
+    def members(self, count: int) -> Iterable[Any]:
+        """Make so many signatures."""
+        return (self.tasks.noop.si() for _ in range(count))
+
+    def chain(self, length: int) -> Any:
+        """Return a chain of no-ops."""
+        return self.canvas.chain(*self.members(length))
+
+    def chord(self, size: int) -> Any:
+        """Return a chord of no-ops."""
+        return self.canvas.chord(list(self.members(size)), self.tasks.noop.si())
+
+    def run(self) -> Figures:
+        """Measure what workers run."""
+        self.tasks.noop.delay().get(_WAIT_S)
+        chord_s = _timed(lambda: self.chord(_CHORD).apply_async().get(_WAIT_S))
+        chain_s = _timed(lambda: self.chain(_CHAIN).apply_async().get(_WAIT_S))
+        began_s = time.perf_counter()
+        sent = self.canvas.group(self.members(_GROUP)).apply_async()
+        sent_s = time.perf_counter() - began_s
+        sent.get(timeout=_WAIT_S)
+        joined_s = time.perf_counter() - began_s
+        parts = self.count // _CHAIN
+        return {
+            f"chord of {_CHORD:,}: s": chord_s,
+            f"chain of {_CHAIN}: s": chain_s,
+            f"group of {_GROUP:,}: s until sent": sent_s,
+            f"group of {_GROUP:,}: s until joined": joined_s,
+            "plain tasks a second": self._rate(lambda: self.tasks.noop.delay(), self.count, 1),
+            "in chains of 100: tasks a second": self._rate(
+                lambda: self.chain(_CHAIN).apply_async(), parts, _CHAIN
+            ),
+            "in chords of 100: tasks a second": self._rate(
+                lambda: self.chord(_CHAIN - 1).apply_async(), parts, _CHAIN
+            ),
+        }
+
+    def send(self) -> Figures:
+        """Measure the sending of a large group, whose members are made meanwhile."""
+        self.tasks.noop.delay()
+        before_kb = _peak_kb()
+        sent_s = _timed(lambda: self.canvas.group(self.members(self.large)).apply_async())
+        return {
+            "large group: members": self.large,
+            "large group: sent a second": self.large / sent_s,
+            "large group: client's memory, bytes a member": (
+                1024 * (_peak_kb() - before_kb) / self.large
+            ),
+        }
+
+    def _rate(self, send: Callable[[], Any], count: int, tasks: int) -> float:
+        """Return tasks per second from the first sending until the last result is here."""
+
+        def run() -> None:
+            for each in [send() for _ in range(count)]:
+                each.get(_WAIT_S)
+
+        return count * tasks / _timed(run)
+
+
+def measure(peer: Peer, name: str) -> Figures:
+    """Measure a contender once."""
+    found: Figures = {}
+    for part in ("run", "send"):
+        with ExitStack() as stack:
+            server = stack.enter_context(valkey())
+            if part == "run":
+                stack.enter_context(workers(server, peer, Setup()))
+            found |= json.loads(run_client(server, peer, Setup(), "--client", name, part))
+    return found
+
+
+def _timed(action: Callable[[], Any]) -> float:
+    began_s = time.perf_counter()
+    action()
+    return time.perf_counter() - began_s
+
+
+def _peak_kb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def main() -> None:
+    """Measure both contenders and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.workflows", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--client", nargs=2, metavar=("NAME", "PART"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.client:
+        name, part = given.client
+        print(json.dumps(getattr(Client(name), part)()))
+        return
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for _ in range(given.rounds):
+        for name, peer in (("greenq", GREENQ), ("celery", CELERY)):
+            client = replace(peer, client=("python", "-m", "benchmarks.workflows"))
+            for figure, value in measure(client, name).items():
+                found[figure][name].append(value)
+    print("| | greenq | Celery gevent, tuned |\n| --- | --- | --- |")
+    for figure, by_name in found.items():
+        cells = [_shown(statistics.median(by_name[name])) for name in ("greenq", "celery")]
+        print(f"| {figure} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
