@@ -123,6 +123,11 @@ class Context:
         return None if self._delivered is None else self._delivered.properties.get("reply_to")
 
     @property
+    def stamps(self) -> dict[str, Any] | None:
+        """The stamps of the message: name to value or list of values."""
+        return None if self.message is None else dict(self.message.stamps)
+
+    @property
     def children(self) -> list[AsyncResult[Any]]:
         """Handles of the tasks sent by this one."""
         if self.sent is None:

@@ -52,6 +52,8 @@ def celery_client(url: str, **settings: Any) -> Iterator[Celery]:
     finally:
         # Celery's results speak with the server when they are collected.
         gc.collect()
+        # Those that live on must not: their connection would be left open.
+        app.backend.remove_pending_result = lambda _result: None
         app.backend.result_consumer.stop()
         app.backend.client.close()
         app.close()

@@ -41,6 +41,10 @@ class Flow:
         self.server.wait_settled()
         return self.seen(start)
 
+    def outcome(self, result: Any) -> Any:
+        """Return or raise what a task itself ended with; Celery's `get` looks at its parents first."""
+        return self.app.AsyncResult(result.id).get(timeout=WAIT_S)
+
     def state(self, task_id: str) -> str:
         return str(self.app.AsyncResult(task_id).state)
 
@@ -166,7 +170,7 @@ def test_a_failed_header_fails_the_body_and_calls_its_errback(flow: Flow) -> Non
     body = flow.s("total").on_error(flow.s("old_errback"))
     result = chord([flow.s("add", 1), flow.s("fail"), flow.s("add", 2)], app=flow.app)(body)
     with pytest.raises(ChordError, match=r"Dependency .* raised ValueError\('kaboom', 42\)"):
-        result.get(timeout=WAIT_S)
+        flow.outcome(result)
     assert flow.wait_seen("old_errback") == [f"old_errback {result.id}"]
     assert flow.seen("total") == []
 
@@ -177,7 +181,7 @@ def test_a_failed_header_fails_what_follows_the_body(flow: Flow) -> None:
         app=flow.app,
     )()  # fmt: skip
     with pytest.raises(ChordError):
-        result.get(timeout=WAIT_S)
+        flow.outcome(result)
     assert flow.state(result.parent.id) == "FAILURE"
 
 
@@ -185,21 +189,21 @@ def test_a_failed_chain_in_a_header_fails_the_body(flow: Flow) -> None:
     steps = chain(flow.s("fail"), flow.s("add", 4), app=flow.app)
     result = chord([steps, flow.s("add", 5)], app=flow.app)(flow.s("total"))
     with pytest.raises(ChordError):
-        result.get(timeout=WAIT_S)
+        flow.outcome(result)
 
 
 def test_a_revoked_header_task_fails_the_body(flow: Flow) -> None:
     late = flow.s("add", 1, expires=-1)
     result = chord([late, flow.s("add", 2)], app=flow.app)(flow.s("total"))
     with pytest.raises(ChordError, match="expired"):
-        result.get(timeout=WAIT_S)
+        flow.outcome(result)
 
 
 def test_stamps_are_passed_on(flow: Flow) -> None:
     first = flow.s("add", 1)
     steps = chain(first, flow.s("place"), app=flow.app)
     steps.stamp(customer="c1")
-    assert steps.apply_async().get(timeout=WAIT_S)["stamps"] == {"customer": ["c1"]}
+    assert steps.apply_async().get(timeout=WAIT_S)["stamps"] == {"customer": "c1"}
 
 
 def test_many_chords_at_once_send_one_body_each(flow: Flow) -> None:
