@@ -141,7 +141,7 @@ class _Policy(NamedTuple):
         return sum(self.pause_s(tries) for tries in range(self.max_retries))
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """What all sendings of one task with the same options have in common.
 
     With `broadcast`, the queue's messages are published instead of pushed.
@@ -173,7 +173,7 @@ class Producer:
         # Redis needs no reply queue, but Celery's readers expect the field.
         self._reply_to = str(uuid.uuid4())
         # Two threads may both make an entry; that is harmless, so no lock.
-        self._kept: dict[tuple[object, ...], _Plan] = {}
+        self._kept: dict[tuple[object, ...], Plan] = {}
         self._events: EventWriter | None = None
         if config.task_send_sent_event:
             self._events = EventWriter(self._origin, clock or LamportClock())
@@ -220,7 +220,7 @@ class Producer:
             plan = self._plan(task, options)
             events: list[Stamped] = []
 
-            def note(*call: Any, plan: _Plan = plan, told: list[Stamped] = events) -> None:
+            def note(*call: Any, plan: Plan = plan, told: list[Stamped] = events) -> None:
                 told.append(self._sent(plan, options, *call))
 
             texts, error = _write_chunk(
@@ -243,7 +243,7 @@ class Producer:
                 return ids[:sent]
 
     def _sent(
-        self, plan: _Plan, options: Mapping[str, Any], task_id: str, args: object, kwargs: object
+        self, plan: Plan, options: Mapping[str, Any], task_id: str, args: object, kwargs: object
     ) -> Stamped:
         """Return the task-sent event of one message."""
         assert self._events is not None
@@ -282,9 +282,29 @@ class Producer:
         task_id, text = self._fill(plan, args, kwargs, options)
         return Outgoing(task_id=task_id, queue=plan.queue, priority=plan.priority, text=text)
 
+    def draft(self, task: str, options: Mapping[str, Any]) -> Plan:
+        """Return a plan that `fill` writes messages by; expiries count from now."""
+        return self._make_plan(task, options)
+
+    def fill(self, plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the new id and the text of one message."""
+        return self._fill(plan, args, kwargs, {})
+
+    def places(self, plan: Plan, what: str) -> tuple[tuple[str, ...], str]:
+        """Return the lists a message is pushed to, and the channel it is published on, or ``""``.
+
+        Raises:
+            OperationalError: its exchange leads nowhere, or the server could not be asked.
+        """
+        keys = self._broker.keys
+        if plan.broadcast:
+            return (), keys.fanout(plan.queue, plan.routing_key or "")
+        step = keys.step_of(plan.priority)
+        return tuple(keys.queue(queue, step) for queue in self._queues(plan, what)), ""
+
     @staticmethod
     def _fill(
-        plan: _Plan, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+        plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> tuple[str, str]:
         """Return the id and the text of one message."""
         new = new_id()
@@ -307,7 +327,7 @@ class Producer:
             raise
         return task_id, text
 
-    def _plan(self, task: str, options: Mapping[str, Any]) -> _Plan:
+    def _plan(self, task: str, options: Mapping[str, Any]) -> Plan:
         """Return what all messages sent with these options have in common."""
         shared = {name: value for name, value in options.items() if name not in _OF_EACH}
         if not shared.keys() <= _KEPT:
@@ -326,7 +346,7 @@ class Producer:
             self._kept[key] = plan
         return plan
 
-    def _make_plan(self, task: str, options: Mapping[str, Any]) -> _Plan:
+    def _make_plan(self, task: str, options: Mapping[str, Any]) -> Plan:
         options = check_send_options(task, options)
         now = datetime.now(UTC)
         route = self._router.route(task)
@@ -381,7 +401,7 @@ class Producer:
             **properties,
         )
         policy = self._policy(options)
-        return _Plan(
+        return Plan(
             queue, broadcast, priority, exchange, routing_key, policy, message, serializer, template
         )
 
@@ -444,7 +464,7 @@ class Producer:
             )
         return queues[0]
 
-    def _queues(self, plan: _Plan, what: str) -> list[str]:
+    def _queues(self, plan: Plan, what: str) -> list[str]:
         """Return the queues to push to: the queue itself, or those bound to the exchange."""
         if plan.broadcast or not plan.exchange:
             return [plan.queue]
@@ -459,7 +479,7 @@ class Producer:
             )
         return queues
 
-    def _push(self, plan: _Plan, texts: Sequence[str], what: str, new_ids: Sequence[str]) -> None:
+    def _push(self, plan: Plan, texts: Sequence[str], what: str, new_ids: Sequence[str]) -> None:
         """Push messages together to each of their queues, within the time of one call.
 
         Args:
@@ -477,7 +497,7 @@ class Producer:
     def _push_to(
         self,
         queue: str,
-        plan: _Plan,
+        plan: Plan,
         texts: Sequence[str],
         what: str,
         new_ids: Sequence[str],
@@ -566,7 +586,7 @@ class Producer:
 
 
 def _explained(
-    plan: _Plan, args: Sequence[Any], kwargs: Mapping[str, Any], error: EncodeError
+    plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any], error: EncodeError
 ) -> EncodeError:
     """Say in which task, and where in its arguments, something cannot be written."""
     if not isinstance(args, (list, tuple)) or not hasattr(kwargs, "keys"):
@@ -575,7 +595,7 @@ def _explained(
 
 
 def _write_chunk(
-    plan: _Plan,
+    plan: Plan,
     waiting: Iterator[tuple[str, tuple[Sequence[Any], Mapping[str, Any]]]],
     options: Mapping[str, Any],
     note: Callable[[str, Any, Any], object] | None,
