@@ -60,10 +60,8 @@ _NOT_HERE = {
     ),
     "Celery": "the app's class is Greenq: from greenq import Greenq",
     "Signature": _CANVAS,
-    "beat": "there is no beat yet: `celery beat` can send its tasks to greenq's workers",
     "current_app": "there is none yet: import your own app",
     "current_task": "there is none yet: use @app.task(bind=True) and self.request",
-    "schedules": "there is no beat yet: `celery beat` can send its tasks to greenq's workers",
     "signals": (
         "there are no signals yet: use the hooks of a Task class (before_start, on_success, "
         "on_failure, on_retry, after_return), or steps of the worker (app.steps)"

@@ -563,6 +563,17 @@ class WorkerConfig(Section):
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class BeatConfig(Section):
+    """What is sent periodically, by `greenq beat` or a worker with -B."""
+
+    beat_schedule: Mapping[str, Mapping[str, Any]] = _setting(
+        validators.beat_schedule(),
+        None,
+        "Periodic tasks by name: [their fields](periodic-tasks.md).",
+    )
+
+
 # --- the whole -----------------------------------------------------------------------------------
 
 
@@ -574,6 +585,7 @@ class Config:
     result: ResultConfig = field(default_factory=ResultConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
+    beat: BeatConfig = field(default_factory=BeatConfig)
 
     @classmethod
     def build(cls, settings: Mapping[str, object]) -> Self:
@@ -614,6 +626,7 @@ SECTIONS: Final[Mapping[str, type[Section]]] = {
     "result": ResultConfig,
     "task": TaskConfig,
     "worker": WorkerConfig,
+    "beat": BeatConfig,
 }
 _OWNERS: Final[Mapping[str, str]] = {
     name: part for part, section in SECTIONS.items() for name in _names(section)

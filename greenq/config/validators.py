@@ -13,6 +13,7 @@ import zoneinfo
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta, tzinfo
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -405,6 +406,24 @@ def routes() -> Validator:
         if routers and all(_is_pair(each) for each in routers):
             routers = [dict(routers)]
         return tuple(_router(router) for router in routers)
+
+    return Validator(accept, parse_json)
+
+
+def beat_schedule() -> Validator:
+    """Take a mapping of names to mappings, whose fields a beat checks when it starts."""
+
+    def accept(value: object) -> Mapping[str, Any]:
+        if value is None:
+            # Read-only, so that nobody adds entries to a default that they do not keep.
+            return MappingProxyType({})
+        if not isinstance(value, Mapping):
+            raise ValueError('must be a mapping such as {"name": {"task": ..., "schedule": ...}}')
+        for name, entry in value.items():
+            if not isinstance(name, str) or not isinstance(entry, Mapping):
+                raise ValueError(f"entry {name!r} must be a mapping with task and schedule")
+        # Not a copy: code may add entries to the setting that it has set.
+        return value
 
     return Validator(accept, parse_json)
 

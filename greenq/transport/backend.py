@@ -17,7 +17,13 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from greenq.backoff import Backoff
-from greenq.errors import ConnectionLost, EncodeError, OperationalError, ResultTimeout
+from greenq.errors import (
+    ConnectionLost,
+    EncodeError,
+    GreenqError,
+    OperationalError,
+    ResultTimeout,
+)
 from greenq.log import OutageLog
 from greenq.protocol import compress, serialize
 from greenq.protocol.limits import DENSE_BYTES, has_more_items, most_items
@@ -26,7 +32,7 @@ from greenq.states import FAILURE, PENDING, READY_STATES, REVOKED, SUCCESS
 from greenq.transport.settle import Entry, StateWrite, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from greenq.config.settings import ResultConfig
     from greenq.protocol.keys import Keys
@@ -139,6 +145,22 @@ class Backend:
         """Read a task's stored state; a task without one is PENDING."""
         payload = self._read(self._keys.result(task_id), timeout_s)
         return self._pending(task_id) if payload is None else self._decode(payload)
+
+    def get_many(self, task_ids: Sequence[str]) -> list[ResultMeta]:
+        """Read the stored states of tasks in one round trip; a task without one is PENDING.
+
+        A state that cannot be read counts as PENDING, too: one bad result must not hide the others.
+        """
+        payloads = self._client.call("MGET", *map(self._keys.result, task_ids)) if task_ids else []
+        found = []
+        for task_id, payload in zip(task_ids, payloads, strict=True):
+            try:
+                meta = self._pending(task_id) if payload is None else self._decode(payload)
+            except GreenqError as exc:
+                _log.debug("the result of task %s cannot be read: %s", task_id, exc)
+                meta = self._pending(task_id)
+            found.append(meta)
+        return found
 
     def _read(self, key: str, timeout_s: float | None) -> bytes | None:
         """Read a key, in two attempts that get half of the time each."""

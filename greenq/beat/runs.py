@@ -1,0 +1,99 @@
+"""How the last run of each entry went, as far as its result tells."""
+
+from __future__ import annotations
+
+import heapq
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from greenq.beat.entries import to_us
+from greenq.states import READY_STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from greenq.app import Greenq
+    from greenq.protocol.meta import ResultMeta
+    from greenq.transport.schedule_store import ScheduleStore, State
+
+# A run's result is looked for after one second, then after two more, and so on up to this.
+_FIRST_US: Final = 1_000_000
+_LONGEST_US: Final = 60_000_000
+
+# Results read in one go: each may be large.
+_PORTION: Final = 100
+
+# A result that was ready later than this is not seen, if results never expire.
+_DAY_S: Final = 86400.0
+
+
+class Runs:
+    """Follows the runs that have not ended, and keeps on the server how each last one ended."""
+
+    def __init__(self, app: Greenq, store: ScheduleStore) -> None:
+        """Read the results of `app`, if it has any."""
+        self._transport = app.transport
+        self._store = store
+        # As long as this a result is there if the run has ended.
+        self._limit_us = int((app.config.result.result_expires or _DAY_S) * 1_000_000)
+        self._states: dict[str, State] = {}
+        self._heap: list[tuple[int, int, str, str]] = []
+
+    def follow(self, states: Mapping[str, State]) -> None:
+        """Look for the results of the last runs of these entries from now on."""
+        if not self._transport.stores_results:
+            return
+        for name, state in states.items():
+            known = self._states.get(name)
+            if state.task_id and (known is None or known.task_id != state.task_id):
+                heapq.heappush(
+                    self._heap, (state.sent + _FIRST_US, _FIRST_US, name, state.task_id)
+                )
+            self._states[name] = state
+
+    def look(self, now: int) -> None:
+        """Look for results that may be there by now, a portion at a time."""
+        due: list[tuple[int, str, str]] = []
+        while self._heap and self._heap[0][0] <= now and len(due) < _PORTION:
+            _, pause, name, task_id = heapq.heappop(self._heap)
+            state = self._states.get(name)
+            # A later run counts, or the result has expired.
+            if state is not None and state.task_id == task_id and self._is_young(state, now):
+                due.append((pause, name, task_id))
+        if not due:
+            return
+        notes: dict[str, dict[str, Any]] = {}
+        metas = self._transport.backend.get_many([task_id for _, _, task_id in due])
+        for (pause, name, task_id), meta in zip(due, metas, strict=True):
+            if meta.status in READY_STATES:
+                notes[name] = run_note(self._states[name], meta)
+            else:
+                longer = min(2 * pause, _LONGEST_US)
+                heapq.heappush(self._heap, (now + longer, longer, name, task_id))
+        if notes:
+            self._store.note_runs(notes)
+
+    def running(self, asked: Iterable[tuple[str, State]], now: int) -> set[str]:
+        """Return the entries whose last run has not ended, as far as its result tells."""
+        young = [(name, state.task_id) for name, state in asked if self._is_young(state, now)]
+        if not young:
+            return set()
+        metas = self._transport.backend.get_many([task_id or "" for _, task_id in young])
+        return {
+            name
+            for (name, _), meta in zip(young, metas, strict=True)
+            if meta.status not in READY_STATES
+        }
+
+    def _is_young(self, state: State, now: int) -> bool:
+        return state.task_id is not None and now - state.sent < self._limit_us
+
+
+def run_note(state: State, meta: ResultMeta) -> dict[str, Any]:
+    """Return what is kept of a run: its state, and how long it took, waiting included."""
+    note: dict[str, Any] = {"id": state.task_id, "state": meta.status, "sent": state.sent / 1e6}
+    if meta.date_done:
+        done = datetime.fromisoformat(meta.date_done)
+        done = done if done.tzinfo is not None else done.replace(tzinfo=UTC)
+        note["took"] = max(0.0, round((to_us(done) - state.sent) / 1e6, 3))
+    return note
