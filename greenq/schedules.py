@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from functools import lru_cache
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 __all__ = ["BaseSchedule", "crontab", "maybe_schedule", "schedule"]
 
@@ -92,7 +92,9 @@ class schedule(BaseSchedule):  # noqa: N801  Celery's name
                 raise ValueError(f"an interval must be finite, not {run_every}")
             run_every = timedelta(seconds=run_every)
         if not isinstance(run_every, timedelta):
-            raise ValueError(f"an interval is a number of seconds or a timedelta, not {run_every!r}")
+            raise ValueError(
+                f"an interval is a number of seconds or a timedelta, not {run_every!r}"
+            )
         if run_every < _LEAST_EVERY:
             raise ValueError(f"an interval is at least 0.1 s, not {run_every.total_seconds():g} s")
         self.run_every = run_every
@@ -305,7 +307,7 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
             day += _DAY
         last = date(min(day.year + _YEARS, date.max.year - 1), 1, 1)
         while day <= last:
-            start, end, is_even = _bounds(zone, day)
+            start, _, is_even = _bounds(zone, day)
             if is_even:
                 if self._has_date(day):
                     found = self._due_on_even_day(max(after - start, -_MINUTE))
@@ -363,9 +365,10 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
         while now <= end:
             wall = now.astimezone(zone)
             is_repeated, wall = wall.fold == 1, wall.replace(tzinfo=None, fold=0)
-            if not self._flows and self._gap_has_due(expected, min(wall, midnight + _DAY)):
-                found.append(now)
-            elif now < end and self._has_wall_time(wall) and (self._flows or not is_repeated):
+            is_new = self._flows or not is_repeated
+            is_due = now < end and is_new and self._has_wall_time(wall)
+            gap_end = min(wall, midnight + _DAY)
+            if is_due or (not self._flows and self._gap_has_due(expected, gap_end)):
                 found.append(now)
             expected = wall + _MINUTE
             now += _MINUTE

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from greenq.autoscale import Autoscaler
+from greenq.beat.step import Beat
 from greenq.bootsteps.blueprint import Blueprint, DisabledPart, custom
 from greenq.config.node_names import node_name
 from greenq.config.settings import DEFAULT_CONCURRENCY
@@ -66,6 +67,7 @@ class WorkerOptions:
         mingle, gossip, heartbeat: whether the consumer has these steps.
         heartbeat_interval_s: seconds between two heartbeats; None means two.
         control: whether to answer remote control; None means the setting.
+        beat: whether to send periodic tasks, too.
         step_options: values of the app's own command line options, for its own steps.
     """
 
@@ -80,6 +82,7 @@ class WorkerOptions:
     heartbeat: bool = True
     heartbeat_interval_s: float | None = None
     control: bool | None = None
+    beat: bool = False
     step_options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -109,7 +112,7 @@ class Parts:
         owner: this incarnation of the worker as an owner of messages.
         started_s: when the worker was made, seconds of the monotonic clock.
         life: stops the worker.
-        autoscaler, mingle, gossip, control, heart: None if switched off.
+        autoscaler, beat, mingle, gossip, control, heart: None if switched off.
     """
 
     app: Greenq
@@ -129,6 +132,7 @@ class Parts:
     tasks: Tasks
     queues: QueueSet
     autoscaler: Autoscaler | None
+    beat: Beat | None
     connection: Connection
     mingle: Mingle | None
     gossip: Gossip | None
@@ -200,6 +204,7 @@ def build_blueprint(
         parts.outbox,
         parts.pool,
         parts.autoscaler or DisabledPart(Autoscaler),
+        parts.beat or DisabledPart(Beat),
         consumer,
         *custom(parts.app.steps["worker"], worker, options.step_options),
     ]
@@ -254,6 +259,7 @@ class _Builder:
             tasks=self.tasks,
             queues=self.queues,
             autoscaler=self.autoscaler,
+            beat=self.beat,
             connection=self.connection,
             mingle=self.mingle,
             gossip=self.gossip,
@@ -472,6 +478,10 @@ class _Builder:
             interval_s=self.config.worker.worker_autoscale_interval,
             backlog=self.tasks.backlog,
         )
+
+    @cached_property
+    def beat(self) -> Beat | None:
+        return Beat(self.app, self.hostname) if self.options.beat else None
 
     def _left_behind(self) -> None:
         """Tell the autoscaler at once that more messages wait than the pool has room for."""

@@ -150,7 +150,9 @@ class _Reader:
         for unknown in sorted(map(str, self._given.keys() - _FIELDS)):
             self._complain(unknown, f"no such field{suggestion(unknown, _FIELDS)}")
         task = self._read("task", _task_name)
-        plan = self._read("schedule", lambda value: read_schedule(value, self._given.get("relative")))
+        plan = self._read(
+            "schedule", lambda value: read_schedule(value, self._given.get("relative"))
+        )
         own_zone = self._read("timezone", _zone, zone)
         missed, skip_after_s = self._read("missed", _missed, ("run_once", 0.0)) or ("run_once", 0.0)
         made = {

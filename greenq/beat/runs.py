@@ -46,9 +46,7 @@ class Runs:
         for name, state in states.items():
             known = self._states.get(name)
             if state.task_id and (known is None or known.task_id != state.task_id):
-                heapq.heappush(
-                    self._heap, (state.sent + _FIRST_US, _FIRST_US, name, state.task_id)
-                )
+                heapq.heappush(self._heap, (state.sent + _FIRST_US, _FIRST_US, name, state.task_id))
             self._states[name] = state
 
     def look(self, now: int) -> None:

@@ -22,7 +22,6 @@ _REFUSED: Final = {
 }
 
 COMMANDS: Final = {
-    "beat": "there is no beat yet: run `celery beat` beside the workers, which run what it sends",
     "multi": "there is no multi: start workers with a supervisor (greenq deploy supervisord), or "
     "one with a larger -c",
     "flower": "Flower is a separate program that works with greenq's workers: "
@@ -35,13 +34,12 @@ COMMANDS: Final = {
 
 # Options of Celery's worker and what to do instead; True means that they take a value.
 _INSTEAD: Final[tuple[tuple[tuple[str, ...], bool, str], ...]] = (
-    (("-B", "--beat"), False, "there is no beat yet: run `celery beat` beside the workers"),
     (
         ("-s", "--schedule", "--schedule-filename"),
         True,
-        "there is no beat yet: run `celery beat` beside the workers",
+        "not needed: the beat keeps its state on the server",
     ),
-    (("--scheduler",), True, "there is no beat yet: run `celery beat` beside the workers"),
+    (("--scheduler",), True, "there is one scheduler; app.periodic changes entries at run time"),
     (
         ("--max-tasks-per-child",),
         True,

@@ -238,7 +238,9 @@ class ScheduleStore:
         self._client.call("HSET", self._keys.beat_runs, *fields)
 
     def _set(self, key: str, name: str, text: str) -> None:
-        if not self._client.script(_SET, [key, self._keys.beat_changes], [name, text, MOST_ENTRIES]):
+        if not self._client.script(
+            _SET, [key, self._keys.beat_changes], [name, text, MOST_ENTRIES]
+        ):
             raise ValueError(f"there are {MOST_ENTRIES:,} already; remove some first")
 
 
