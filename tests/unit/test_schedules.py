@@ -223,7 +223,11 @@ def test_both_days_must_match() -> None:
     plan = crontab(0, 0, day_of_week="fri", day_of_month=13)
     start = datetime(2026, 1, 1, tzinfo=UTC)
     found = list(due_times(plan, start, start + 365 * DAY, "UTC"))
-    assert [due.date() for due in found] == [date(2026, 2, 13), date(2026, 3, 13), date(2026, 11, 13)]
+    assert [due.date() for due in found] == [
+        date(2026, 2, 13),
+        date(2026, 3, 13),
+        date(2026, 11, 13),
+    ]
 
 
 def test_a_rare_date_is_found_and_an_impossible_one_is_not() -> None:
