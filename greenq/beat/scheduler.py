@@ -49,6 +49,10 @@ _WAIT_US: Final = 500_000
 # A beat whose server has been silent for this long does not answer pings.
 _ALIVE_S: Final = 15.0
 
+# Longer than a year, for entries that other programs send once a year.
+_FORGOTTEN_US: Final = 400 * 86400 * 1_000_000
+_FORGOTTEN_AT_ONCE: Final = 1000
+
 # Relative to the time of sending, so the message is written anew each time.
 _RELATIVE: Final = frozenset({"countdown", "expires"})
 
@@ -219,6 +223,7 @@ class Scheduler:
         if missing:
             known = {name: slot.seen for name, slot in self._slots.items() if name in entries}
             states |= self._store.begin(missing, known)
+        self._forget(states.keys() - entries.keys(), states)
         kept, self._slots, self._heap = self._slots, {}, []
         for name, entry in entries.items():
             slot = kept.get(name)
@@ -235,6 +240,13 @@ class Scheduler:
             else:
                 self._plan(slot)
         self._runs.follow({name: slot.state for name, slot in self._slots.items()})
+
+    def _forget(self, names: Iterable[str], states: Mapping[str, str]) -> None:
+        """Forget entries that no beat has sent for long: renamed ones, or those of old code."""
+        before = self.now() - _FORGOTTEN_US
+        old = [name for name in names if int(states[name].partition(" ")[0]) < before]
+        if old:
+            self._store.forget(old[:_FORGOTTEN_AT_ONCE])
 
     def _note_state(self, slot: _Slot, text: str) -> bool:
         try:

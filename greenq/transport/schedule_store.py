@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from greenq.transport.client import load_script
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client
@@ -166,6 +166,11 @@ class ScheduleStore:
             states.update(zip(part, (each.decode() for each in answer), strict=True))
         return states
 
+    def forget(self, names: Sequence[str]) -> None:
+        """Forget how far entries have come that are no longer there."""
+        keys = self._keys
+        self._client.pipeline([("HDEL", key, *names) for key in (keys.beat_states, keys.beat_runs)])
+
     # --- what anyone may read ---------------------------------------------------------------------
 
     def states(self) -> dict[str, str]:
@@ -232,9 +237,7 @@ class ScheduleStore:
 
     def note_runs(self, notes: Mapping[str, Mapping[str, Any]]) -> None:
         """Keep how runs ended, by entry."""
-        fields: Iterable[str] = (
-            each for name, note in notes.items() for each in (name, json.dumps(note))
-        )
+        fields = [each for name, note in notes.items() for each in (name, json.dumps(note))]
         self._client.call("HSET", self._keys.beat_runs, *fields)
 
     def _set(self, key: str, name: str, text: str) -> None:

@@ -382,8 +382,6 @@ def test_module_of_tasks_that_does_not_exist_is_named(app: Greenq) -> None:
         ("from greenq import current_task", "bind=True"),
         ("from greenq import signals", "there are no signals yet"),
         ("from greenq.signals import task_prerun", "there are no signals yet"),
-        ("import greenq.schedules", "no beat yet"),
-        ("from greenq.schedules import crontab", "no beat yet"),
         ("from greenq import no_such_thing", "cannot import name 'no_such_thing'"),
     ],
 )

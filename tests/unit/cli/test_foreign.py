@@ -35,11 +35,10 @@ def test_options_before_the_command_belong_to_it(given: list[str], meant: list[s
     "argv",
     [
         *([name] for name in foreign.COMMANDS),
-        ["-A", "proj", "beat"],
+        ["-A", "proj", "flower"],
         ["multi", "start", "4", "-A", "proj"],
         ["--config=conf", "worker"],
         ["--loader", "x", "worker"],
-        ["worker", "-B"],
         ["worker", "-D"],
         ["worker", "--max-tasks-per-child", "5"],
         ["worker", "--max-tasks-per-child=5"],
