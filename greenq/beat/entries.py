@@ -154,7 +154,8 @@ class _Reader:
             "schedule", lambda value: read_schedule(value, self._given.get("relative"))
         )
         own_zone = self._read("timezone", _zone, zone)
-        missed, skip_after_s = self._read("missed", _missed, ("run_once", 0.0)) or ("run_once", 0.0)
+        default: tuple[Missed, float] = ("run_once", 0.0)
+        missed, skip_after_s = self._read("missed", _missed, default) or default
         made = {
             "args": self._read("args", _args, ()),
             "kwargs": self._read("kwargs", _mapping, {}),

@@ -67,7 +67,7 @@ class PeriodicTasks:
         self._store = ScheduleStore(app.transport.client, app.transport.keys)
         self._zone = ZoneInfo(app.config.task.timezone)
 
-    def list(self) -> list[Listed]:
+    def entries(self) -> list[Listed]:
         """Return all entries by name: those of the code, and those added at run time.
 
         Raises:
@@ -95,7 +95,7 @@ class PeriodicTasks:
         Raises:
             GreenqError: there is none of this name.
         """
-        entries = {each.entry.name: each for each in self.list()}
+        entries = {each.entry.name: each for each in self.entries()}
         if name not in entries:
             hint = suggestion(name, entries)
             raise GreenqError(f"there is no periodic entry {name!r}{hint}")

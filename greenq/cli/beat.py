@@ -74,7 +74,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 def _list(app: Greenq, args: argparse.Namespace) -> None:
     _words(args)
-    entries = app.periodic.list()
+    entries = app.periodic.entries()
     now = datetime.now(UTC)
     if args.json:
         for each in entries:
@@ -90,7 +90,7 @@ def _next(app: Greenq, args: argparse.Namespace) -> None:
     most = int(words.pop()) if words and words[-1].isdecimal() else _SHOWN_NEXT
     if len(words) > 1:
         raise GreenqError("greenq beat next takes a name and a number, or one of them")
-    entries = [app.periodic.get(words[0])] if words else app.periodic.list()
+    entries = [app.periodic.get(words[0])] if words else app.periodic.entries()
     now = datetime.now(UTC)
     found = sorted(
         ((due, each) for each in entries for due in each.next(most, now)),

@@ -258,7 +258,7 @@ def test_add_periodic_task_takes_a_task_a_name_or_a_signature(server: Server) ->
     with pytest.raises(TypeError, match="a task or its name"):
         app.add_periodic_task(1, object())
 
-    found = {each.entry.name: each.entry for each in app.periodic.list()}
+    found = {each.entry.name: each.entry for each in app.periodic.entries()}
     assert sorted(found) == ["proj.add(1, 2)", "proj.mul(x=1)", "sub"]
     assert found["sub"].options == {"queue": "q"}
     assert found["sub"].overlap == "skip"
