@@ -54,6 +54,7 @@ class Faulty:
         def made(*args: Any) -> Any:
             fate = self._sim.random.choices(list(fates), list(fates.values()))[0]
             self._sim.met[name, fate] += 1
+            self._sim.pass_time(0.005)
             if fate == "kill_before":
                 raise Killed
             if fate == "lost_before":
