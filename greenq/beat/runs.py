@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from greenq.protocol.meta import ResultMeta
     from greenq.transport.schedule_store import ScheduleStore, State
 
-# A run's result is looked for after one second, then after two more, and so on up to this.
+# A run's result is looked for after one second, then after four more, and so on up to this.
 _FIRST_US: Final = 1_000_000
+_LONGER: Final = 4
 _LONGEST_US: Final = 60_000_000
 
-# Results read in one go: each may be large.
+# Results read in one go, since each may be large, and the most in one turn of the beat's loop.
 _PORTION: Final = 100
+_PORTIONS: Final = 10
 
 # A result that was ready later than this is not seen, if results never expire.
 _DAY_S: Final = 86400.0
@@ -50,7 +52,13 @@ class Runs:
             self._states[name] = state
 
     def look(self, now: int) -> None:
-        """Look for results that may be there by now, a portion at a time."""
+        """Look for results that may be there by now."""
+        for _ in range(_PORTIONS):
+            if not self._look_at_portion(now):
+                return
+
+    def _look_at_portion(self, now: int) -> bool:
+        """Look for some results; return whether there may be more to look for."""
         due: list[tuple[int, str, str]] = []
         while self._heap and self._heap[0][0] <= now and len(due) < _PORTION:
             _, pause, name, task_id = heapq.heappop(self._heap)
@@ -59,17 +67,18 @@ class Runs:
             if state is not None and state.task_id == task_id and self._is_young(state, now):
                 due.append((pause, name, task_id))
         if not due:
-            return
+            return False
         notes: dict[str, dict[str, Any]] = {}
         metas = self._transport.backend.get_many([task_id for _, _, task_id in due])
         for (pause, name, task_id), meta in zip(due, metas, strict=True):
             if meta.status in READY_STATES:
                 notes[name] = run_note(self._states[name], meta)
             else:
-                longer = min(2 * pause, _LONGEST_US)
+                longer = min(_LONGER * pause, _LONGEST_US)
                 heapq.heappush(self._heap, (now + longer, longer, name, task_id))
         if notes:
             self._store.note_runs(notes)
+        return len(due) == _PORTION
 
     def running(self, asked: Iterable[tuple[str, State]], now: int) -> set[str]:
         """Return the entries whose last run has not ended, as far as its result tells."""

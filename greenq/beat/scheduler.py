@@ -145,7 +145,9 @@ class Scheduler:
 
     def run(self) -> None:
         """Send what is due until `stop`. Switches: yes."""
-        _log.info("beat %s: %d entries in the settings and the code", self.name, len(self._coded))
+        _log.info(
+            "beat %s starts; entries in the settings and the code: %d", self.name, len(self._coded)
+        )
         while not self._is_stopping:
             time.sleep(self.try_tick())
         if self.leads:
