@@ -169,7 +169,7 @@ _MONTHS = _Field(
     ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"),
 )
 
-_PART = re.compile(r"(?:(\*)|(\w+)(?:-(\w+))?)(?:/(\d+))?")
+_PART = re.compile(r"(?:(\*)(?:/(\d+))?|(\w+)(?:-(\w+)(?:/(\d+))?)?)")
 
 
 def _values(field: _Field, spec: object) -> tuple[int, ...]:
@@ -202,7 +202,8 @@ def _part_values(field: _Field, part: str) -> Iterable[int]:
     match = _PART.fullmatch(part)
     if match is None:
         raise ValueError(f"{field.title}: {part!r} is not *, */n, n, n-m or n-m/k")
-    star, low, high, step = match.groups()
+    star, star_step, low, high, span_step = match.groups()
+    step = star_step or span_step
     if step is not None and int(step) < 1:
         raise ValueError(f"{field.title}: the step in {part!r} must be at least 1")
     if star:
@@ -211,9 +212,6 @@ def _part_values(field: _Field, part: str) -> Iterable[int]:
         start = _number(field, low)
         end = start if high is None else _number(field, high)
         values = range(start, end + 1)
-        if high is None and step is not None:
-            # As in Celery, `n/k` is n alone.
-            return (start,)
         if end < start:
             # `fri-mon` goes on at the beginning of the week.
             around = [*range(start, field.last + 1), *range(field.first, end + 1)]

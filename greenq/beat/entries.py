@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 from zoneinfo import ZoneInfo
 
@@ -79,8 +80,12 @@ class Entry:
 
     def next_due(self, after_us: int) -> int | None:
         """Return the first due time later than `after_us`, or None."""
-        due = self.schedule.next_due(self._from(after_us), self.zone)
-        return None if due is None or (self.end is not None and due > self.end) else to_us(due)
+        if self.start is not None:
+            after_us = to_us(self._from(after_us))
+        due = _next_due(self.schedule, self.zone, after_us)
+        if due is None or self.end is None:
+            return due
+        return due if due <= to_us(self.end) else None
 
     def latest_due(self, after_us: int, until_us: int) -> int | None:
         """Return the last due time later than `after_us` and not later than `until_us`."""
@@ -108,6 +113,13 @@ class Entry:
             return due_us
         share = zlib.crc32(f"{self.name}:{due_us}".encode()) / 2**32
         return due_us + int(share * self.jitter_s * 1_000_000)
+
+
+# Thousands of entries may have the same crontab.
+@lru_cache(4096)
+def _next_due(plan: BaseSchedule, zone: tzinfo, after_us: int) -> int | None:
+    due = plan.next_due(from_us(after_us), zone)
+    return None if due is None else to_us(due)
 
 
 _FIELDS: Final = frozenset({
@@ -214,6 +226,8 @@ def read_schedule(value: Any, relative: Any = False) -> BaseSchedule:
         ValueError: it is none of these.
     """
     if isinstance(value, BaseSchedule):
+        if type(value).__hash__ is None:
+            raise ValueError(f"{type(value).__name__} has __eq__ and needs __hash__, too")
         return value
     if isinstance(value, str):
         return crontab.from_string(value)

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from greenq.sending.producer import Plan
     from greenq.transport.schedule_store import Outcome
 
+    # A plan, and the lists and the channel that its messages go to.
+    _Draft = tuple[Plan, tuple[tuple[str, ...], str]]
+
 _log = logging.getLogger(__name__)
 
 # How often a beat asks the server who leads, and whether entries were changed.
@@ -55,6 +58,12 @@ _FORGOTTEN_AT_ONCE: Final = 1000
 # Relative to the time of sending, so the message is written anew each time.
 _RELATIVE: Final = frozenset({"countdown", "expires"})
 
+# How many drafts of messages are shared; beyond that, they are made again.
+_DRAFTS: Final = 1000
+
+# A due time that is sent within this is on time, whatever the policy for missed ones.
+_PROMPT_US: Final = 1_000_000
+
 _HEADERS: Final = {"celery_beat_task": True}
 
 
@@ -67,17 +76,18 @@ class _Slot:
         seen: its state as text, compared by the server.
         state: the same, read.
         step: what to do next; None if nothing will be due any more, or it is paused.
+        following: the due time after that of `step`, once it is known.
         at: when to do it, and the mark of the slot's valid place in the heap.
-        plan, places: what all its messages have in common, and where they go.
+        draft: what all its messages have in common, and where they go.
     """
 
     entry: Entry
     seen: str
     state: State
     step: Step | None = None
+    following: int | None = None
     at: int = 0
-    plan: Plan | None = None
-    places: tuple[tuple[str, ...], str] = ((), "")
+    draft: _Draft | None = None
 
 
 @dataclass(slots=True)
@@ -133,7 +143,7 @@ class Scheduler:
         self._changes = -1
         self._polled_s = -POLL_S
         self._is_stopping = False
-        self._declared: set[str] = set()
+        self._drafts: dict[str, _Draft] = {}
         self._outage = OutageLog(_log)
         self._repeated = Repeated(_log)
         self._faults = _Faults()
@@ -245,7 +255,8 @@ class Scheduler:
     def _forget(self, names: Iterable[str], states: Mapping[str, str]) -> None:
         """Forget entries that no beat has sent for long: renamed ones, or those of old code."""
         before = self.now() - _FORGOTTEN_US
-        old = [name for name in names if int(states[name].partition(" ")[0]) < before]
+        dues = {name: states[name].partition(" ")[0] for name in names}
+        old = [name for name, due in dues.items() if not due.isdecimal() or int(due) < before]
         if old:
             self._store.forget(old[:_FORGOTTEN_AT_ONCE])
 
@@ -259,8 +270,15 @@ class Scheduler:
 
     def _plan(self, slot: _Slot, *, not_before: int = 0) -> None:
         """Find out what to do next for an entry, and when."""
+        now, following = self.now(), slot.following
+        slot.following = None
         try:
-            slot.step = next_step(slot.entry, slot.state.due, self.now())
+            if following is not None and slot.step is not None and slot.state.due == slot.step.due:
+                ready = slot.entry.ready(following)
+                slot.step = Step(following, ready, "send") if ready > now else None
+            else:
+                slot.step = None
+            slot.step = slot.step or next_step(slot.entry, slot.state.due, now)
         # A schedule class of the user's own may raise anything; the other entries go on.
         except Exception:
             slot.step = None
@@ -302,8 +320,7 @@ class Scheduler:
         claims: list[Claim] = []
         claimed: list[_Slot] = []
         for slot in due:
-            is_running = slot.entry.name in running
-            step = next_step(slot.entry, slot.state.due, now, is_running=is_running)
+            step = self._step_now(slot, now, is_running=slot.entry.name in running)
             if step is None or step.ready > now:
                 self._plan(slot)
                 continue
@@ -327,25 +344,46 @@ class Scheduler:
             for slot, claim, outcome in zip(claimed, claims, outcomes, strict=True):
                 self._settle(slot, claim, outcome)
 
+    @staticmethod
+    def _step_now(slot: _Slot, now: int, *, is_running: bool) -> Step | None:
+        """Return what to do for an entry whose time has come: usually what was planned."""
+        entry, step = slot.entry, slot.step
+        assert step is not None
+        slot.following = following = entry.next_due(step.due)
+        is_only_one = following is None or entry.ready(following) > now
+        if is_only_one and not is_running and now - step.ready < _PROMPT_US:
+            return step
+        return next_step(entry, slot.state.due, now, is_running=is_running)
+
     def _write(self, slot: _Slot, step: Step) -> Claim:
         """Write the claim of a due time, with its message unless it is skipped."""
         entry = slot.entry
         if step.action == "skip":
             return Claim(entry.name, slot.seen, step.due, step.ready)
         producer = self._app.producer
-        plan = slot.plan
-        if plan is None:
-            options = send_options(self._app, entry)
-            plan = producer.draft(entry.task, options)
-            slot.places = producer.places(plan, f"entry {entry.name}")
-            if not plan.broadcast and plan.queue not in self._declared and not plan.exchange:
-                self._app.transport.broker.declare([plan.queue])
-                self._declared.add(plan.queue)
-            if all(options.get(each) is None for each in _RELATIVE):
-                slot.plan = plan
+        plan, places = slot.draft or self._draft(slot)
         task_id, text = producer.fill(plan, entry.args, entry.kwargs)
-        lists, channel = slot.places
+        lists, channel = places
         return Claim(entry.name, slot.seen, step.due, step.ready, task_id, text, lists, channel)
+
+    def _draft(self, slot: _Slot) -> _Draft:
+        """Return what the messages of an entry have in common; entries of one task share it."""
+        entry, producer = slot.entry, self._app.producer
+        options = send_options(self._app, entry)
+        key = f"{entry.task} {sorted(options.items())!r}"
+        draft = self._drafts.get(key)
+        if draft is None:
+            plan = producer.draft(entry.task, options)
+            draft = plan, producer.places(plan, f"entry {entry.name}")
+            if not plan.broadcast and not plan.exchange:
+                self._app.transport.broker.declare([plan.queue])
+            if any(options.get(each) is not None for each in _RELATIVE):
+                return draft
+            if len(self._drafts) >= _DRAFTS:
+                self._drafts.clear()
+            self._drafts[key] = draft
+        slot.draft = draft
+        return draft
 
     def _settle(self, slot: _Slot, claim: Claim, outcome: Outcome) -> None:
         """Go on after a claim: what is next follows from the state on the server."""
