@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from greenq.beat.entries import to_us
 from greenq.states import READY_STATES
@@ -29,6 +29,16 @@ _PORTIONS: Final = 10
 _DAY_S: Final = 86400.0
 
 
+class _Run(NamedTuple):
+    """A run that is looked for; the next one to look for sorts first. Times in microseconds."""
+
+    at: int
+    pause: int
+    name: str
+    task_id: str
+    sent: int
+
+
 class Runs:
     """Follows the runs that have not ended, and keeps on the server how each last one ended."""
 
@@ -38,18 +48,20 @@ class Runs:
         self._store = store
         # As long as this a result is there if the run has ended.
         self._limit_us = int((app.config.result.result_expires or _DAY_S) * 1_000_000)
-        self._states: dict[str, State] = {}
-        self._heap: list[tuple[int, int, str, str]] = []
+        # When the last run of each entry was sent, and the last one that was seen to have ended.
+        self._last: dict[str, int] = {}
+        self._ended: dict[str, int] = {}
+        self._heap: list[_Run] = []
 
     def follow(self, states: Mapping[str, State]) -> None:
         """Look for the results of the last runs of these entries from now on."""
         if not self._transport.stores_results:
             return
         for name, state in states.items():
-            known = self._states.get(name)
-            if state.task_id and (known is None or known.task_id != state.task_id):
-                heapq.heappush(self._heap, (state.sent + _FIRST_US, _FIRST_US, name, state.task_id))
-            self._states[name] = state
+            if state.task_id and self._last.get(name) != state.sent:
+                self._last[name] = state.sent
+                run = _Run(state.sent + _FIRST_US, _FIRST_US, name, state.task_id, state.sent)
+                heapq.heappush(self._heap, run)
 
     def look(self, now: int) -> None:
         """Look for results that may be there by now."""
@@ -59,23 +71,24 @@ class Runs:
 
     def _look_at_portion(self, now: int) -> bool:
         """Look for some results; return whether there may be more to look for."""
-        due: list[tuple[int, str, str]] = []
-        while self._heap and self._heap[0][0] <= now and len(due) < _PORTION:
-            _, pause, name, task_id = heapq.heappop(self._heap)
-            state = self._states.get(name)
-            # A later run counts, or the result has expired.
-            if state is not None and state.task_id == task_id and self._is_young(state, now):
-                due.append((pause, name, task_id))
+        due: list[_Run] = []
+        while self._heap and self._heap[0].at <= now and len(due) < _PORTION:
+            run = heapq.heappop(self._heap)
+            if now - run.sent < self._limit_us and run.sent > self._ended.get(run.name, 0):
+                due.append(run)
         if not due:
             return False
         notes: dict[str, dict[str, Any]] = {}
-        metas = self._transport.backend.get_many([task_id for _, _, task_id in due])
-        for (pause, name, task_id), meta in zip(due, metas, strict=True):
+        metas = self._transport.backend.get_many([run.task_id for run in due])
+        for run, meta in zip(due, metas, strict=True):
             if meta.status in READY_STATES:
-                notes[name] = run_note(self._states[name], meta)
-            else:
-                longer = min(_LONGER * pause, _LONGEST_US)
-                heapq.heappush(self._heap, (now + longer, longer, name, task_id))
+                if run.sent > self._ended.get(run.name, 0):
+                    self._ended[run.name] = run.sent
+                    notes[run.name] = run_note(run.task_id, run.sent, meta)
+            elif run.sent == self._last.get(run.name):
+                # Of earlier runs, one look is enough.
+                pause = min(_LONGER * run.pause, _LONGEST_US)
+                heapq.heappush(self._heap, run._replace(at=now + pause, pause=pause))
         if notes:
             self._store.note_runs(notes)
         return len(due) == _PORTION
@@ -96,11 +109,11 @@ class Runs:
         return state.task_id is not None and now - state.sent < self._limit_us
 
 
-def run_note(state: State, meta: ResultMeta) -> dict[str, Any]:
+def run_note(task_id: str, sent: int, meta: ResultMeta) -> dict[str, Any]:
     """Return what is kept of a run: its state, and how long it took, waiting included."""
-    note: dict[str, Any] = {"id": state.task_id, "state": meta.status, "sent": state.sent / 1e6}
+    note: dict[str, Any] = {"id": task_id, "state": meta.status, "sent": sent / 1e6}
     if meta.date_done:
         done = datetime.fromisoformat(meta.date_done)
         done = done if done.tzinfo is not None else done.replace(tzinfo=UTC)
-        note["took"] = max(0.0, round((to_us(done) - state.sent) / 1e6, 3))
+        note["took"] = max(0.0, round((to_us(done) - sent) / 1e6, 3))
     return note

@@ -217,7 +217,7 @@ def test_an_entry_added_at_run_time_is_seen_by_a_running_beat(server: Server) ->
         app.periodic.add("late", "shared.other", 0.5, missed="run_all")
         tick_until(
             beat,
-            lambda: json.loads(server.queued()[0])["headers"]["task"] == "shared.other",
+            lambda: json.loads(server.queued()[-1])["headers"]["task"] == "shared.other",
         )
         assert app.periodic.remove("late")
         assert not app.periodic.remove("late")
@@ -314,7 +314,8 @@ def test_cancel_ends_the_last_run(server: Server) -> None:
             "task": "shared.sleep", "schedule": 2.0, "args": [60], "overlap": "cancel",
         },
     }  # fmt: skip
-    with greenq_worker(server.url), scheduler(server, schedule) as beat:
+    settings = {"worker_shutdown_grace": 1}
+    with greenq_worker(server.url, settings=settings), scheduler(server, schedule) as beat:
         tick_until(beat, lambda: len(history(server)) >= 2)
         first = history(server)[0][2]
         wait_until(lambda: beat._app.backend.get(first).status == "REVOKED", 20)
