@@ -107,13 +107,17 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         {"beat_cron_starting_deadline": None},
     ),
     (
+        "greenq's beat has one scheduler: entries in the database of another one are not sent; add "
+        "them to beat_schedule, or with app.periodic.add",
+        {"beat_scheduler": "celery.beat:PersistentScheduler"},
+    ),
+    (
         _BEAT,
         {
             "beat_enable_remote_control": False,
             "beat_max_loop_interval": 0,
             "beat_remote_control_max_tick_age": None,
             "beat_schedule_filename": "celerybeat-schedule",
-            "beat_scheduler": "celery.beat:PersistentScheduler",
             "beat_sync_every": 0,
         },
     ),

@@ -13,8 +13,7 @@ import zoneinfo
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta, tzinfo
-from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from greenq import suggest
@@ -410,13 +409,19 @@ def routes() -> Validator:
     return Validator(accept, parse_json)
 
 
+class _NoEntries(dict[str, Any]):
+    """The default of ``beat_schedule``: an entry added to it would be lost with the next setting."""
+
+    def __setitem__(self, name: str, entry: object) -> NoReturn:
+        raise TypeError(f"beat_schedule is not set: app.conf.beat_schedule = {{{name!r}: ...}}")
+
+
 def beat_schedule() -> Validator:
     """Take a mapping of names to mappings, whose fields a beat checks when it starts."""
 
     def accept(value: object) -> Mapping[str, Any]:
         if value is None:
-            # Read-only, so that nobody adds entries to a default that they do not keep.
-            return MappingProxyType({})
+            return _NoEntries()
         if not isinstance(value, Mapping):
             raise ValueError('must be a mapping such as {"name": {"task": ..., "schedule": ...}}')
         for name, entry in value.items():
