@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from greenq.cli import argument_types
+from greenq.cli import argument_types, foreign
 from greenq.cli.call import json_list, json_object, moment, seconds
 
 ACTIONS = (
@@ -30,6 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_entry_options(parser.add_argument_group("add"))
     _add_time_options(parser.add_argument_group("backfill and history"))
     _add_service_options(parser.add_argument_group("sending"))
+    foreign.add_beat_options(parser)
 
 
 def _add_entry_options(group: argparse._ArgumentGroup) -> None:

@@ -74,6 +74,18 @@ _INSTEAD: Final[tuple[tuple[tuple[str, ...], bool, str], ...]] = (
     (("--executable",), True, "run greenq with the Python you want: python -m greenq worker"),
 )
 
+# The same of Celery's beat.
+_INSTEAD_OF_BEATS: Final[tuple[tuple[tuple[str, ...], bool, str], ...]] = (
+    *_INSTEAD[:1],
+    (("-S", "--scheduler"), True, _INSTEAD[1][2]),
+    (("--max-interval",), True, "not needed: the beat sleeps until the next due time"),
+    (
+        ("--detach",),
+        False,
+        "a beat does not detach itself: start it with a supervisor (greenq deploy supervisord)",
+    ),
+)
+
 _GREEN: Final = ("gevent", "green", "greenlet")
 _POOLS: Final = {
     "eventlet": "greenq uses gevent's greenlets: leave -P out",
@@ -176,6 +188,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=("default", "fair"))  # fmt: skip
     add("--events", dest="task_events", action="store_true", default=None,
         help=argparse.SUPPRESS)  # fmt: skip
-    for names, has_value, text in _INSTEAD:
-        add(*names, action=_Instead, nargs=None if has_value else 0, metavar=text,
-            help=argparse.SUPPRESS)  # fmt: skip
+    _add_refused(parser, _INSTEAD)
+
+
+def add_beat_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of Celery's beat to `parser`; help does not show them."""
+    _add_refused(parser, _INSTEAD_OF_BEATS)
+
+
+def _add_refused(
+    parser: argparse.ArgumentParser, options: Sequence[tuple[tuple[str, ...], bool, str]]
+) -> None:
+    for names, has_value, text in options:
+        parser.add_argument(
+            *names, action=_Instead, nargs=None if has_value else 0, metavar=text,
+            help=argparse.SUPPRESS,
+        )  # fmt: skip

@@ -410,7 +410,7 @@ def routes() -> Validator:
 
 
 class _NoEntries(dict[str, Any]):
-    """The default of ``beat_schedule``: an entry added to it would be lost with the next setting."""
+    """The default of ``beat_schedule``: an entry added to it would be lost later."""
 
     def __setitem__(self, name: str, entry: object) -> NoReturn:
         raise TypeError(f"beat_schedule is not set: app.conf.beat_schedule = {{{name!r}: ...}}")
