@@ -107,8 +107,8 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         {"beat_cron_starting_deadline": None},
     ),
     (
-        "greenq's beat has one scheduler: entries in the database of another one are not sent; add "
-        "them to beat_schedule, or with app.periodic.add",
+        "not supported: greenq's beat has one scheduler, and entries in the database of another "
+        "one are not sent; add them to beat_schedule, or with app.periodic.add",
         {"beat_scheduler": "celery.beat:PersistentScheduler"},
     ),
     (
