@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 from hashlib import sha1
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
 from greenq.beat.entries import Entry, make_entry, read_entry
@@ -28,15 +28,11 @@ from greenq.protocol.ids import new_id
 from greenq.transport.schedule_store import MOST_CLAIMS, Claim, ScheduleStore, State, read_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from greenq.app import Greenq
     from greenq.sending.producer import Plan
     from greenq.transport.schedule_store import Outcome
-
-    # A plan, and the lists and the channel that its messages go to.
-    _Draft = tuple[Plan, tuple[tuple[str, ...], str]]
-
 _log = logging.getLogger(__name__)
 
 # How often a beat asks the server who leads, and whether entries were changed.
@@ -67,6 +63,15 @@ _PROMPT_US: Final = 1_000_000
 _HEADERS: Final = {"celery_beat_task": True}
 
 
+class _Draft(NamedTuple):
+    """What all messages of some entries have in common, and where they go."""
+
+    plan: Plan
+    queues: Sequence[str]
+    lists: tuple[str, ...]
+    channel: str
+
+
 @dataclass(slots=True, eq=False)
 class _Slot:
     """An entry as this beat knows it.
@@ -78,7 +83,7 @@ class _Slot:
         step: what to do next; None if nothing will be due any more, or it is paused.
         following: the due time after that of `step`, once it is known.
         at: when to do it, and the mark of the slot's valid place in the heap.
-        draft: what all its messages have in common, and where they go.
+        draft: what its messages have in common.
     """
 
     entry: Entry
@@ -361,10 +366,10 @@ class Scheduler:
         if step.action == "skip":
             return Claim(entry.name, slot.seen, step.due, step.ready)
         producer = self._app.producer
-        plan, places = slot.draft or self._draft(slot)
-        task_id, text = producer.fill(plan, entry.args, entry.kwargs)
-        lists, channel = places
-        return Claim(entry.name, slot.seen, step.due, step.ready, task_id, text, lists, channel)
+        draft = slot.draft or self._draft(slot)
+        task_id, texts = producer.fill(draft.plan, draft.queues, entry.args, entry.kwargs)
+        lists, channel = draft.lists, draft.channel
+        return Claim(entry.name, slot.seen, step.due, step.ready, task_id, texts, lists, channel)
 
     def _draft(self, slot: _Slot) -> _Draft:
         """Return what the messages of an entry have in common; entries of one task share it."""
@@ -374,9 +379,9 @@ class Scheduler:
         draft = self._drafts.get(key)
         if draft is None:
             plan = producer.draft(entry.task, options)
-            draft = plan, producer.places(plan, f"entry {entry.name}")
+            draft = self._draft_of(plan, producer.queues(plan, f"entry {entry.name}"))
             if not plan.broadcast and not plan.exchange:
-                self._app.transport.broker.declare([plan.queue])
+                self._app.transport.broker.declare(draft.queues)
             if any(options.get(each) is not None for each in _RELATIVE):
                 return draft
             if len(self._drafts) >= _DRAFTS:
@@ -384,6 +389,13 @@ class Scheduler:
             self._drafts[key] = draft
         slot.draft = draft
         return draft
+
+    def _draft_of(self, plan: Plan, queues: Sequence[str]) -> _Draft:
+        keys = self._app.transport.keys
+        if plan.broadcast:
+            return _Draft(plan, queues, (), keys.fanout(plan.queue, plan.routing_key or ""))
+        step = keys.step_of(plan.priority)
+        return _Draft(plan, queues, tuple(keys.queue(queue, step) for queue in queues), "")
 
     def _settle(self, slot: _Slot, claim: Claim, outcome: Outcome) -> None:
         """Go on after a claim: what is next follows from the state on the server."""

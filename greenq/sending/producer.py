@@ -286,21 +286,20 @@ class Producer:
         """Return a plan that `fill` writes messages by; expiries count from now."""
         return self._make_plan(task, options)
 
-    def fill(self, plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, str]:
-        """Return the new id and the text of one message."""
-        return self._fill(plan, args, kwargs, {})
+    def fill(
+        self, plan: Plan, queues: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[str, tuple[str, ...]]:
+        """Return the new id of one message, and its text for each of the queues it goes to."""
+        task_id, text = self._fill(plan, args, kwargs, {})
+        return task_id, (text,) * len(queues)
 
-    def places(self, plan: Plan, what: str) -> tuple[tuple[str, ...], str]:
-        """Return the lists a message is pushed to, and the channel it is published on, or ``""``.
+    def queues(self, plan: Plan, what: str) -> list[str]:
+        """Return the queues that a message goes to; one, of a plan for a broadcast.
 
         Raises:
             OperationalError: its exchange leads nowhere, or the server could not be asked.
         """
-        keys = self._broker.keys
-        if plan.broadcast:
-            return (), keys.fanout(plan.queue, plan.routing_key or "")
-        step = keys.step_of(plan.priority)
-        return tuple(keys.queue(queue, step) for queue in self._queues(plan, what)), ""
+        return self._queues(plan, what)
 
     @staticmethod
     def _fill(

@@ -62,15 +62,16 @@ def read_state(text: str) -> State:
 
 
 class Claim(NamedTuple):
-    """A due time to be sent, or to be skipped if there is no text.
+    """A due time to be sent, or to be skipped if there are no texts.
 
     Attributes:
         name: the entry's.
         seen: its state, as the text last read.
         due: the due time.
         ready: when it may be sent: later than `due` if the entry has jitter.
-        task_id, text: the message.
-        lists, channel: where to push or to publish it.
+        task_id: the message's.
+        texts: the message, as it is for each of the lists, or once for the channel.
+        lists, channel: where to push it, or to publish it.
     """
 
     name: str
@@ -78,7 +79,7 @@ class Claim(NamedTuple):
     due: int
     ready: int
     task_id: str = ""
-    text: str = ""
+    texts: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
     channel: str = ""
 
@@ -151,7 +152,7 @@ class ScheduleStore:
         args: list[Any] = [MOST_HISTORY]
         for claim in claims:
             keys += claim.lists
-            args += [*claim[:6], claim.channel, len(claim.lists)]
+            args += [*claim[:5], claim.channel, len(claim.texts), *claim.texts]
         now, *said = self._client.script(_CLAIM, keys, args)
         texts = [each.decode(errors="replace") for each in said]
         return int(now), list(map(Outcome, texts[::2], texts[1::2]))

@@ -386,7 +386,7 @@ def test_commands_as_text(server: Server, capsys: pytest.CaptureFixture[str]) ->
         (["backfill", "x"], "--from and --to"),
         (["next", "a", "b"], "a name and a number"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "said",
 )
 def test_wrong_commands_are_explained(
     server: Server, capsys: pytest.CaptureFixture[str], words: Sequence[str], complaint: str

@@ -3,8 +3,9 @@
 --
 -- KEYS  1 the states: a hash, 2 the paused entries: a hash, 3 the history: a list, 4… the lists of the messages
 -- ARGV  1 how many records the history keeps, then for each entry: its name, its state as the caller saw it, the due
---       time, when it may be sent, the task's id, the message, a channel, and how many lists are its own, in the order
---       of KEYS. Times are whole microseconds. Without a message the due time is recorded as skipped.
+--       time, when it may be sent, the task's id, a channel, how many texts follow, and these: the message as it is for
+--       each of the entry's lists, in the order of KEYS, or for the channel. Times are whole microseconds. Without a
+--       text the due time is recorded as skipped.
 -- Reply {the server's time, then for each entry what became of it and its state}: sent, skipped, changed (another
 --       beat was first, or the server lost the entry), early, paused, or the error of a push that was refused
 --
@@ -15,24 +16,25 @@ local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local reply, place, sent = {string.format('%.0f', now)}, 4, 0
 local any_paused = redis.call('HLEN', KEYS[2]) > 0
 
--- Pushes a message to its lists, all or none.
-local function push(text, channel, first, count)
-  for i = first, first + count - 1 do
-    local pushed = redis.pcall('LPUSH', KEYS[i], text)
+-- Publishes a message, or pushes it to its lists, all or none. Returns the refusal, if there is one.
+local function push(channel, first, from, count)
+  if channel ~= '' then
+    local published = redis.pcall('PUBLISH', channel, ARGV[from])
+    return type(published) == 'table' and published.err
+  end
+  for i = 0, count - 1 do
+    local pushed = redis.pcall('LPUSH', KEYS[first + i], ARGV[from + i])
     if type(pushed) == 'table' and pushed.err then
-      for undone = first, i - 1 do redis.call('LPOP', KEYS[undone]) end
+      for undone = 0, i - 1 do redis.call('LPOP', KEYS[first + undone]) end
       return pushed.err
     end
   end
-  if channel ~= '' then
-    local published = redis.pcall('PUBLISH', channel, text)
-    if type(published) == 'table' and published.err then return published.err end
-  end
 end
 
-for i = 2, #ARGV, 8 do
-  local name, seen, due, ready, id, text, channel = unpack(ARGV, i, i + 6)
-  local lists = tonumber(ARGV[i + 7])
+local i = 2
+while i < #ARGV do
+  local name, seen, due, ready, id, channel = unpack(ARGV, i, i + 5)
+  local texts = tonumber(ARGV[i + 6])
   local state, said = redis.call('HGET', KEYS[1], name) or '', nil
   if state == '' or state ~= seen then
     said = 'changed'
@@ -44,14 +46,14 @@ for i = 2, #ARGV, 8 do
     local last_due, last_sent, last_id, runs = string.match(state, '^(%d+) (%d+) (%S+) (%d+)$')
     if not last_due or tonumber(last_due) >= tonumber(due) then
       said = 'changed'
-    elseif text == '' then
+    elseif texts == 0 then
       said, state = 'skipped', due .. ' ' .. last_sent .. ' ' .. last_id .. ' ' .. runs
       redis.call('HSET', KEYS[1], name, state)
     else
       local record = due .. ' ' .. reply[1] .. ' ' .. id
       local new = record .. ' ' .. string.format('%.0f', tonumber(runs) + 1)
       redis.call('HSET', KEYS[1], name, new)
-      local refusal = push(text, channel, place, lists)
+      local refusal = push(channel, place, i + 7, texts)
       if refusal then
         redis.call('HSET', KEYS[1], name, state)
         said = refusal
@@ -61,7 +63,8 @@ for i = 2, #ARGV, 8 do
       end
     end
   end
-  place = place + lists
+  if channel == '' then place = place + texts end
+  i = i + 7 + texts
   reply[#reply + 1] = said
   reply[#reply + 1] = state
 end
