@@ -212,11 +212,11 @@ def replace(monkeypatch: pytest.MonkeyPatch, name: str, old: str, new: str) -> N
 def test_each_due_time_is_sent_exactly_once_over_all_kills(
     server: Server, simulated: pytest.MonkeyPatch, seed: int
 ) -> None:
-    problems, met = run(server, f"kills-{seed}", 1500)
+    problems, met = run(server, f"kills-{seed}", 2200)
 
     assert problems == []
     kills = sum(count for (_, fate), count in met.items() if fate.startswith("kill"))
-    assert kills > 150
+    assert kills > 200
     for fate in ("kill_before", "kill_after", "lost_before", "lost_after"):
         assert met["claim", fate] >= 5
 
