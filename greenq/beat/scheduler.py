@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha1
 from itertools import islice
@@ -22,17 +23,31 @@ from zoneinfo import ZoneInfo
 from greenq.beat.entries import Entry, make_entry, read_entry
 from greenq.beat.policies import Step, next_step
 from greenq.beat.runs import Runs
-from greenq.errors import ConfigError, GreenqError, OperationalError, Problem
+from greenq.errors import (
+    AccessRefused,
+    ConfigError,
+    ConnectFailed,
+    ConnectionLost,
+    GreenqError,
+    OperationalError,
+    Problem,
+)
 from greenq.log import OutageLog, Repeated
 from greenq.protocol.ids import new_id
-from greenq.transport.schedule_store import MOST_CLAIMS, Claim, ScheduleStore, State, read_state
+from greenq.transport.schedule_store import (
+    MOST_CLAIMS,
+    Claim,
+    Outcome,
+    ScheduleStore,
+    State,
+    read_state,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from greenq.app import Greenq
     from greenq.sending.producer import Plan
-    from greenq.transport.schedule_store import Outcome
 _log = logging.getLogger(__name__)
 
 # How often a beat asks the server who leads, and whether entries were changed.
@@ -149,7 +164,7 @@ class Scheduler:
         self._polled_s = -POLL_S
         self._is_stopping = False
         self._drafts: dict[str, _Draft] = {}
-        self._outage = OutageLog(_log)
+        self._outage, self._result_outage = OutageLog(_log), OutageLog(_log)
         self._repeated = Repeated(_log)
         self._faults = _Faults()
         self.leads = False
@@ -197,11 +212,20 @@ class Scheduler:
             self._poll()
         if self.leads:
             self._send_due()
-            self._runs.look(self.now())
+            self._look_at_runs()
         next_s = self._polled_s + POLL_S - self._clock()
         if self.leads and self._heap:
             next_s = min(next_s, (self._heap[0][0] - self.now()) / 1_000_000)
         return max(0.0, next_s)
+
+    def _look_at_runs(self) -> None:
+        """Look how runs ended; results may be on another server, which must not keep this one."""
+        try:
+            self._runs.look(self.now())
+        except OperationalError as exc:
+            self._result_outage.failed("how periodic tasks end is not known", exc)
+        else:
+            self._result_outage.recovered("results of periodic tasks are read again")
 
     def now(self) -> int:
         """Return the server's time in microseconds, as far as this beat knows it."""
@@ -284,10 +308,8 @@ class Scheduler:
             else:
                 slot.step = None
             slot.step = slot.step or next_step(slot.entry, slot.state.due, now)
-        # A schedule class of the user's own may raise anything; the other entries go on.
         except Exception:
-            slot.step = None
-            _log.exception("entry %s is not sent any more: its schedule failed", slot.entry.name)
+            self._give_up(slot)
         if slot.step is not None:
             slot.at = max(slot.step.ready, not_before)
             heapq.heappush(self._heap, (slot.at, slot.entry.name))
@@ -319,35 +341,70 @@ class Scheduler:
 
     def _claim(self, due: list[_Slot]) -> None:
         now = self.now()
-        running = self._runs.running(
-            [(slot.entry.name, slot.state) for slot in due if slot.entry.overlap != "allow"], now
-        )
         claims: list[Claim] = []
         claimed: list[_Slot] = []
-        for slot in due:
-            step = self._step_now(slot, now, is_running=slot.entry.name in running)
+        for slot, is_running in self._with_running(due, now):
+            try:
+                step = self._step_now(slot, now, is_running=is_running)
+            except Exception:
+                self._give_up(slot)
+                continue
             if step is None or step.ready > now:
                 self._plan(slot)
                 continue
             if step.action == "wait":
                 self._plan(slot, not_before=now + _WAIT_US)
                 continue
-            if step.action == "cancel" and slot.state.task_id is not None:
-                self._app.control.revoke(slot.state.task_id, terminate=True)
             try:
+                if step.action == "cancel" and slot.state.task_id is not None:
+                    self._app.control.revoke(slot.state.task_id, terminate=True)
                 claims.append(self._write(slot, step))
-            except OperationalError:
+            except (ConnectFailed, ConnectionLost):
                 raise
             except GreenqError as exc:
-                self._faults.failed(slot.entry.name, exc)
-                self._plan(slot, not_before=now + _RETRY_US)
+                self._retry(slot, exc)
                 continue
             claimed.append(slot)
         if claims:
-            server_now, outcomes = self._store.claim(claims)
-            self._note_time(server_now)
+            outcomes = self._claimed(claims)
             for slot, claim, outcome in zip(claimed, claims, outcomes, strict=True):
                 self._settle(slot, claim, outcome)
+
+    def _claimed(self, claims: Sequence[Claim]) -> list[Outcome]:
+        """Make claims together; one by one if this user may not push to one of the queues."""
+        try:
+            now, outcomes = self._store.claim(claims)
+        except AccessRefused as exc:
+            if len(claims) == 1:
+                return [Outcome(str(exc), claims[0].seen)]
+            return [outcome for claim in claims for outcome in self._claimed([claim])]
+        self._note_time(now)
+        return outcomes
+
+    def _with_running(self, due: Sequence[_Slot], now: int) -> Iterator[tuple[_Slot, bool]]:
+        """Add to each slot whether its last run lasts; leave out those of which it is unknown."""
+        asking = [(slot.entry.name, slot.state) for slot in due if slot.entry.overlap != "allow"]
+        try:
+            running = self._runs.running(asking, now)
+        except OperationalError as exc:
+            running, unknown = set(), dict(asking)
+            for slot in due:
+                if slot.entry.name in unknown:
+                    self._retry(slot, exc)
+        else:
+            unknown = {}
+        for slot in due:
+            if slot.entry.name not in unknown:
+                yield slot, slot.entry.name in running
+
+    def _retry(self, slot: _Slot, reason: object) -> None:
+        self._faults.failed(slot.entry.name, reason)
+        self._plan(slot, not_before=self.now() + _RETRY_US)
+
+    def _give_up(self, slot: _Slot) -> None:
+        """Log the error of a schedule: a class of the user's own may raise anything."""
+        slot.step = None
+        _log.exception("entry %s is not sent any more: its schedule failed", slot.entry.name)
 
     @staticmethod
     def _step_now(slot: _Slot, now: int, *, is_running: bool) -> Step | None:
@@ -381,7 +438,9 @@ class Scheduler:
             plan = producer.draft(entry.task, options)
             draft = self._draft_of(plan, producer.queues(plan, f"entry {entry.name}"))
             if not plan.broadcast and not plan.exchange:
-                self._app.transport.broker.declare(draft.queues)
+                # The workers declare it, too.
+                with suppress(AccessRefused):
+                    self._app.transport.broker.declare(draft.queues)
             if any(options.get(each) is not None for each in _RELATIVE):
                 return draft
             if len(self._drafts) >= _DRAFTS:
@@ -420,8 +479,7 @@ class Scheduler:
                 slot.step = None
                 return
             case refusal:
-                self._faults.failed(name, refusal)
-                self._plan(slot, not_before=self.now() + _RETRY_US)
+                self._retry(slot, refusal)
                 return
         self._plan(slot)
 

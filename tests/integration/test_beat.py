@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from greenq import Greenq
 from greenq.beat.scheduler import Scheduler
 from greenq.cli import main
 from greenq.errors import ConfigError, GreenqError
+from greenq.schedules import BaseSchedule
 from greenq.states import SUCCESS
 from tests.servers import APPS, Process, Server, _environment, greenq_worker
 from tests.support import wait_until
@@ -203,6 +205,51 @@ def test_a_failed_send_is_tried_again(server: Server, caplog: pytest.LogCaptureF
     require_each_once(server)
     begun = history(server)[0][0] - 1_000_000
     assert history(server)[0][1] - begun >= 1_000_000
+
+
+class Failing(BaseSchedule):
+    """Fails when it is asked for the second time."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def next_due(self, after: datetime, zone: tzinfo) -> datetime:
+        self.asked += 1
+        if self.asked > 1:
+            raise RuntimeError("asked too often")
+        return after + timedelta(seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("bad", "settings"),
+    [
+        ({"schedule": 0.5, "options": {"exchange": "nowhere"}}, {}),
+        ({"schedule": Failing()}, {}),
+        ({"schedule": 0.5, "options": {"queue": "forbidden"}}, {}),
+        ({"schedule": 0.5, "overlap": "skip"}, {"result_backend": "redis://127.0.0.1:1/0"}),
+    ],
+    ids=["exchange", "schedule", "rights", "results"],
+)
+def test_an_entry_that_fails_does_not_keep_the_others(
+    server: Server, bad: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    rights = ("reset", "on", ">pass", "~greenq.beat.*", "~celery*", "&*", "+@all")
+    server.client.execute_command("ACL", "SETUSER", "beat", *rights)
+    schedule = EACH_SECOND | {"bad": {"task": "t", **bad}}
+    login = server.url.replace("redis://", "redis://beat:pass@")
+    app = Greenq("here", broker=login, set_as_current=False, beat_schedule=schedule, **settings)
+    beat = Scheduler(app)
+    # Without results there is never a first run that another could wait for.
+    first = f"{time.time_ns() // 1000} {time.time_ns() // 1000} id 1"
+    server.client.hset("greenq.beat.states", "bad", first)
+
+    def sent_three() -> bool:
+        beat.try_tick()
+        return sum(each[3] == "each" for each in history(server)) >= 3
+
+    wait_until(sent_three, 20)
+    app.close()
+    require_each_once(server)
 
 
 # --- at run time ---------------------------------------------------------------------------------
