@@ -141,7 +141,7 @@ class _Policy(NamedTuple):
         return sum(self.pause_s(tries) for tries in range(self.max_retries))
 
 
-class Plan(NamedTuple):
+class _Plan(NamedTuple):
     """What all sendings of one task with the same options have in common.
 
     With `broadcast`, the queue's messages are published instead of pushed.
@@ -156,6 +156,10 @@ class Plan(NamedTuple):
     message: TaskMessage
     serializer: str
     template: Template
+
+
+# For those who keep one and send by it again and again.
+Plan = _Plan
 
 
 class Producer:
@@ -173,7 +177,7 @@ class Producer:
         # Redis needs no reply queue, but Celery's readers expect the field.
         self._reply_to = str(uuid.uuid4())
         # Two threads may both make an entry; that is harmless, so no lock.
-        self._kept: dict[tuple[object, ...], Plan] = {}
+        self._kept: dict[tuple[object, ...], _Plan] = {}
         self._events: EventWriter | None = None
         if config.task_send_sent_event:
             self._events = EventWriter(self._origin, clock or LamportClock())
@@ -220,7 +224,7 @@ class Producer:
             plan = self._plan(task, options)
             events: list[Stamped] = []
 
-            def note(*call: Any, plan: Plan = plan, told: list[Stamped] = events) -> None:
+            def note(*call: Any, plan: _Plan = plan, told: list[Stamped] = events) -> None:
                 told.append(self._sent(plan, options, *call))
 
             texts, error = _write_chunk(
@@ -243,7 +247,7 @@ class Producer:
                 return ids[:sent]
 
     def _sent(
-        self, plan: Plan, options: Mapping[str, Any], task_id: str, args: object, kwargs: object
+        self, plan: _Plan, options: Mapping[str, Any], task_id: str, args: object, kwargs: object
     ) -> Stamped:
         """Return the task-sent event of one message."""
         assert self._events is not None
@@ -282,18 +286,18 @@ class Producer:
         task_id, text = self._fill(plan, args, kwargs, options)
         return Outgoing(task_id=task_id, queue=plan.queue, priority=plan.priority, text=text)
 
-    def draft(self, task: str, options: Mapping[str, Any]) -> Plan:
+    def draft(self, task: str, options: Mapping[str, Any]) -> _Plan:
         """Return a plan that `fill` writes messages by; expiries count from now."""
         return self._make_plan(task, options)
 
     def fill(
-        self, plan: Plan, queues: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, plan: _Plan, queues: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[str, tuple[str, ...]]:
         """Return the new id of one message, and its text for each of the queues it goes to."""
         task_id, text = self._fill(plan, args, kwargs, {})
         return task_id, (text,) * len(queues)
 
-    def queues(self, plan: Plan, what: str) -> list[str]:
+    def queues(self, plan: _Plan, what: str) -> list[str]:
         """Return the queues that a message goes to; one, of a plan for a broadcast.
 
         Raises:
@@ -303,7 +307,7 @@ class Producer:
 
     @staticmethod
     def _fill(
-        plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+        plan: _Plan, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> tuple[str, str]:
         """Return the id and the text of one message."""
         new = new_id()
@@ -326,7 +330,7 @@ class Producer:
             raise
         return task_id, text
 
-    def _plan(self, task: str, options: Mapping[str, Any]) -> Plan:
+    def _plan(self, task: str, options: Mapping[str, Any]) -> _Plan:
         """Return what all messages sent with these options have in common."""
         shared = {name: value for name, value in options.items() if name not in _OF_EACH}
         if not shared.keys() <= _KEPT:
@@ -345,7 +349,7 @@ class Producer:
             self._kept[key] = plan
         return plan
 
-    def _make_plan(self, task: str, options: Mapping[str, Any]) -> Plan:
+    def _make_plan(self, task: str, options: Mapping[str, Any]) -> _Plan:
         options = check_send_options(task, options)
         now = datetime.now(UTC)
         route = self._router.route(task)
@@ -400,7 +404,7 @@ class Producer:
             **properties,
         )
         policy = self._policy(options)
-        return Plan(
+        return _Plan(
             queue, broadcast, priority, exchange, routing_key, policy, message, serializer, template
         )
 
@@ -463,7 +467,7 @@ class Producer:
             )
         return queues[0]
 
-    def _queues(self, plan: Plan, what: str) -> list[str]:
+    def _queues(self, plan: _Plan, what: str) -> list[str]:
         """Return the queues to push to: the queue itself, or those bound to the exchange."""
         if plan.broadcast or not plan.exchange:
             return [plan.queue]
@@ -478,7 +482,7 @@ class Producer:
             )
         return queues
 
-    def _push(self, plan: Plan, texts: Sequence[str], what: str, new_ids: Sequence[str]) -> None:
+    def _push(self, plan: _Plan, texts: Sequence[str], what: str, new_ids: Sequence[str]) -> None:
         """Push messages together to each of their queues, within the time of one call.
 
         Args:
@@ -496,7 +500,7 @@ class Producer:
     def _push_to(
         self,
         queue: str,
-        plan: Plan,
+        plan: _Plan,
         texts: Sequence[str],
         what: str,
         new_ids: Sequence[str],
@@ -585,7 +589,7 @@ class Producer:
 
 
 def _explained(
-    plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any], error: EncodeError
+    plan: _Plan, args: Sequence[Any], kwargs: Mapping[str, Any], error: EncodeError
 ) -> EncodeError:
     """Say in which task, and where in its arguments, something cannot be written."""
     if not isinstance(args, (list, tuple)) or not hasattr(kwargs, "keys"):
@@ -594,7 +598,7 @@ def _explained(
 
 
 def _write_chunk(
-    plan: Plan,
+    plan: _Plan,
     waiting: Iterator[tuple[str, tuple[Sequence[Any], Mapping[str, Any]]]],
     options: Mapping[str, Any],
     note: Callable[[str, Any, Any], object] | None,
