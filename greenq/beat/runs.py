@@ -10,7 +10,7 @@ from greenq.beat.entries import to_us
 from greenq.states import READY_STATES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
     from greenq.app import Greenq
     from greenq.protocol.meta import ResultMeta
@@ -62,6 +62,12 @@ class Runs:
                 self._last[name] = state.sent
                 run = _Run(state.sent + _FIRST_US, _FIRST_US, name, state.task_id, state.sent)
                 heapq.heappush(self._heap, run)
+
+    def keep_only(self, names: Container[str]) -> None:
+        """Forget the entries that are not among `names`."""
+        for known in (self._last, self._ended):
+            for name in [name for name in known if name not in names]:
+                del known[name]
 
     def look(self, now: int) -> None:
         """Look for results that may be there by now."""

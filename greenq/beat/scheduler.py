@@ -279,6 +279,8 @@ class Scheduler:
                 heapq.heappush(self._heap, (slot.at, name))
             else:
                 self._plan(slot)
+        self._faults.failing &= self._slots.keys()
+        self._runs.keep_only(self._slots)
         self._runs.follow({name: slot.state for name, slot in self._slots.items()})
 
     def _forget(self, names: Iterable[str], states: Mapping[str, str]) -> None:

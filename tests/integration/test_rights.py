@@ -273,6 +273,7 @@ def test_an_operator_does_everything_else(roles: Roles) -> None:
 EXAMPLES: dict[str, Any] = {
     "task_id": "an-id", "incarnation": "abc", "election_id": "an-id", "exchange": "celery",
     "queue": "celery", "queues": ("celery",), "name": "other", "step": 3, "routing_key": "a.b",
+    "schedule": "0123456789abcdef",
 }  # fmt: skip
 NO_KEYS = {"queue_name", "step_of"}
 
