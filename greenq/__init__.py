@@ -79,10 +79,8 @@ __all__ = [*sorted(_HOME), "__version__"]
 # Celery's names that a ported module may import.
 _NOT_HERE = {
     "Celery": "the app's class is Greenq: from greenq import Greenq",
-    "beat": "there is no beat yet: `celery beat` can send its tasks to greenq's workers",
     "current_app": "there is none yet: import your own app",
     "current_task": "there is none yet: use @app.task(bind=True) and self.request",
-    "schedules": "there is no beat yet: `celery beat` can send its tasks to greenq's workers",
     "uuid": "use str(uuid.uuid4())",
 }  # fmt: skip
 

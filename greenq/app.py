@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from types import FrameType, ModuleType
     from typing import Unpack
 
+    from greenq.beat.periodic import PeriodicTasks
     from greenq.bootsteps.steps import Option, Step
     from greenq.events.receiver import Events
     from greenq.remote.control import Control
@@ -314,6 +315,9 @@ class Greenq:
         self.leaders: dict[str, Callable[[Any], object]] = {}
         # Called in a worker after each task's code, in the task's own greenlet: `on_task_end`.
         self.task_end_hooks: list[Callable[[], object]] = []
+        # What `add_periodic_task` has added, by name, as in `beat_schedule`.
+        self.periodic_tasks: dict[str, dict[str, Any]] = {}
+        self._periodic: PeriodicTasks | None = None
         self._tasks = TaskRegistry(self)
         # Tasks are annotated on first use: there may be no settings before.
         self._unannotated: deque[Task[Any, Any]] = deque()
@@ -597,6 +601,57 @@ class Greenq:
                 continue
             if find_spec(f"{package}.{related_name}") is not None:
                 importlib.import_module(f"{package}.{related_name}")
+
+    # --- periodic tasks ---------------------------------------------------------------------------
+
+    def add_periodic_task(
+        self,
+        schedule: Any,
+        sig: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        *,
+        fields: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> str:
+        """Have a task sent periodically by the beats that run this code; return the entry's name.
+
+        Args:
+            schedule: seconds, a timedelta, a crontab or another schedule.
+            sig: the task, its name, or a signature of it.
+            args, kwargs: its arguments, after and over those of a signature.
+            name: the entry's; by default the text of the call, so that another call of the same
+                task with the same arguments replaces the entry.
+            fields: further fields of the entry, as in ``beat_schedule``: ``missed``, ``overlap``…
+            options: send options.
+
+        Raises:
+            TypeError: `sig` is none of these.
+        """
+        task, kwargs = sig, dict(kwargs or {})
+        if isinstance(sig, Mapping):
+            task = sig.get("task")
+            args = (*sig.get("args", ()), *args)
+            kwargs = {**sig.get("kwargs", {}), **kwargs}
+            options = {**sig.get("options", {}), **options}
+        task = getattr(task, "name", task)
+        if not isinstance(task, str):
+            raise TypeError(f"add_periodic_task takes a task or its name, not {sig!r}")
+        if name is None:
+            shown = [*map(repr, args), *(f"{key}={value!r}" for key, value in kwargs.items())]
+            name = f"{task}({', '.join(shown)})"
+        entry = {"task": task, "schedule": schedule, "args": tuple(args), "kwargs": kwargs}
+        self.periodic_tasks[name] = {**entry, "options": options, **(fields or {})}
+        return name
+
+    @property
+    def periodic(self) -> PeriodicTasks:
+        """The periodic entries on the server: list, add, change, pause, run, remove."""
+        if self._periodic is None:
+            made = importlib.import_module("greenq.beat.periodic").PeriodicTasks(self)
+            self._periodic = made
+        return self._periodic
 
     # --- the cluster ------------------------------------------------------------------------------
 

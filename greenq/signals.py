@@ -275,6 +275,11 @@ worker_shutting_down: Final = _signal("worker_shutting_down", "sig", "how", "exi
 worker_process_shutdown: Final = _signal("worker_process_shutdown", "pid", "exitcode")
 worker_shutdown: Final = _signal("worker_shutdown")
 
+# --- periodic tasks -------------------------------------------------------------------------------
+
+beat_init: Final = _signal("beat_init")
+beat_embedded_init: Final = _signal("beat_embedded_init")
+
 # --- logging --------------------------------------------------------------------------------------
 
 _OF_LOGGING = ("loglevel", "logfile", "format", "colorize")
@@ -291,7 +296,6 @@ _NOT_HERE = {
         ),
         _POOL,
     ),
-    **dict.fromkeys(("beat_embedded_init", "beat_init"), "there is no beat yet"),
     "task_sent": "use after_task_publish, as Celery recommends",
     "user_preload_options": (
         "options of an app's own go on `greenq worker`: app.user_options['worker']"

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from greenq.autoscale import Autoscaler
+from greenq.beat.step import Beat
 from greenq.bootsteps.blueprint import Blueprint, DisabledPart, custom
 from greenq.config.node_names import node_name
 from greenq.config.queues import Broadcast, Queue, declared
@@ -68,6 +69,7 @@ class WorkerOptions:
         mingle, gossip, heartbeat: whether the consumer has these steps.
         heartbeat_interval_s: seconds between two heartbeats; None means two.
         control: whether to answer remote control; None means the setting.
+        beat: whether to send periodic tasks, too.
         step_options: values of the app's own command line options, for its own steps.
     """
 
@@ -82,6 +84,7 @@ class WorkerOptions:
     heartbeat: bool = True
     heartbeat_interval_s: float | None = None
     control: bool | None = None
+    beat: bool = False
     step_options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -111,7 +114,7 @@ class Parts:
         owner: this incarnation of the worker as an owner of messages.
         started_s: when the worker was made, seconds of the monotonic clock.
         life: stops the worker.
-        autoscaler, mingle, gossip, control, heart: None if switched off.
+        autoscaler, beat, mingle, gossip, control, heart: None if switched off.
     """
 
     app: Greenq
@@ -131,6 +134,7 @@ class Parts:
     tasks: Tasks
     queues: QueueSet
     autoscaler: Autoscaler | None
+    beat: Beat | None
     connection: Connection
     mingle: Mingle | None
     gossip: Gossip | None
@@ -204,6 +208,7 @@ def build_blueprint(
         parts.outbox,
         parts.pool,
         parts.autoscaler or DisabledPart(Autoscaler),
+        parts.beat or DisabledPart(Beat),
         consumer,
         *custom(parts.app.steps["worker"], worker, options.step_options),
     ]
@@ -258,6 +263,7 @@ class _Builder:
             tasks=self.tasks,
             queues=self.queues,
             autoscaler=self.autoscaler,
+            beat=self.beat,
             connection=self.connection,
             mingle=self.mingle,
             gossip=self.gossip,
@@ -490,6 +496,10 @@ class _Builder:
             interval_s=self.config.worker.worker_autoscale_interval,
             backlog=self.tasks.backlog,
         )
+
+    @cached_property
+    def beat(self) -> Beat | None:
+        return Beat(self.app, self.hostname) if self.options.beat else None
 
     def _left_behind(self) -> None:
         """Tell the autoscaler at once that more messages wait than the pool has room for."""

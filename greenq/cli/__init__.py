@@ -102,6 +102,12 @@ _COMMANDS = (
         patched=True,
         extended=True,
     ),
+    _Command(
+        "beat",
+        "send periodic tasks, or look at them",
+        "greenq.cli.beat",
+        "greenq.cli.beat_options:add_options",
+    ),
     _Command("status", "show the state of each worker", "greenq.cli.status"),
     _Command("ping", "show which workers answer, and how fast", "greenq.cli.ping"),
     _Command(

@@ -22,7 +22,6 @@ _REFUSED: Final = {
 }
 
 COMMANDS: Final = {
-    "beat": "there is no beat yet: run `celery beat` beside the workers, which run what it sends",
     "multi": "there is no multi: start workers with a supervisor (greenq deploy supervisord), or "
     "one with a larger -c",
     "flower": "Flower is a separate program that works with greenq's workers: "
@@ -35,13 +34,12 @@ COMMANDS: Final = {
 
 # Options of Celery's worker and what to do instead; True means that they take a value.
 _INSTEAD: Final[tuple[tuple[tuple[str, ...], bool, str], ...]] = (
-    (("-B", "--beat"), False, "there is no beat yet: run `celery beat` beside the workers"),
     (
         ("-s", "--schedule", "--schedule-filename"),
         True,
-        "there is no beat yet: run `celery beat` beside the workers",
+        "not needed: the beat keeps its state on the server",
     ),
-    (("--scheduler",), True, "there is no beat yet: run `celery beat` beside the workers"),
+    (("--scheduler",), True, "there is one scheduler; app.periodic changes entries at run time"),
     (
         ("--max-tasks-per-child",),
         True,
@@ -74,6 +72,18 @@ _INSTEAD: Final[tuple[tuple[tuple[str, ...], bool, str], ...]] = (
     (("--gid",), True, "have the supervisor change the group"),
     (("--umask",), True, "have the supervisor set the umask"),
     (("--executable",), True, "run greenq with the Python you want: python -m greenq worker"),
+)
+
+# The same of Celery's beat.
+_INSTEAD_OF_BEATS: Final[tuple[tuple[tuple[str, ...], bool, str], ...]] = (
+    *_INSTEAD[:1],
+    (("-S", "--scheduler"), True, _INSTEAD[1][2]),
+    (("--max-interval",), True, "not needed: the beat sleeps until the next due time"),
+    (
+        ("--detach",),
+        False,
+        "a beat does not detach itself: start it with a supervisor (greenq deploy supervisord)",
+    ),
 )
 
 _GREEN: Final = ("gevent", "green", "greenlet")
@@ -178,6 +188,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=("default", "fair"))  # fmt: skip
     add("--events", dest="task_events", action="store_true", default=None,
         help=argparse.SUPPRESS)  # fmt: skip
-    for names, has_value, text in _INSTEAD:
-        add(*names, action=_Instead, nargs=None if has_value else 0, metavar=text,
-            help=argparse.SUPPRESS)  # fmt: skip
+    _add_refused(parser, _INSTEAD)
+
+
+def add_beat_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of Celery's beat to `parser`; help does not show them."""
+    _add_refused(parser, _INSTEAD_OF_BEATS)
+
+
+def _add_refused(
+    parser: argparse.ArgumentParser, options: Sequence[tuple[tuple[str, ...], bool, str]]
+) -> None:
+    for names, has_value, text in options:
+        parser.add_argument(
+            *names, action=_Instead, nargs=None if has_value else 0, metavar=text,
+            help=argparse.SUPPRESS,
+        )  # fmt: skip

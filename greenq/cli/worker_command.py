@@ -124,6 +124,7 @@ def _worker(app: Greenq, args: argparse.Namespace, options: dict[str, Any]) -> W
             heartbeat=args.heartbeat,
             heartbeat_interval_s=args.heartbeat_interval,
             control=args.control,
+            beat=args.beat,
             step_options=options,
         ),
     )

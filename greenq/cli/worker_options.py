@@ -109,6 +109,12 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
         help="send task events, for `greenq events` and Flower",
     )
     add(
+        "-B",
+        "--beat",
+        action="store_true",
+        help="also send periodic tasks; any number of workers may",
+    )
+    add(
         "--heartbeat-interval",
         type=argument_types.seconds,
         metavar="S",

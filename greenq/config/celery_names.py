@@ -25,7 +25,7 @@ class Foreign(NamedTuple):
 
 
 _OTHER_STORE = "not needed: results are kept in Redis or Valkey (result_backend)"
-_BEAT = "greenq has no beat yet; `celery beat` can send its tasks to greenq's workers"
+_BEAT = "not needed: greenq's beat keeps its state on the server, and any number of beats may run"
 _AMQP = "not needed: it concerns AMQP, and greenq uses only Redis and Valkey"
 _BROKER_PART = "use broker_url instead, as in redis://user:password@host:6379/0"
 _RESULT_PART = "no effect: give it in result_backend, as in redis://user:password@host:6379/0"
@@ -101,15 +101,21 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         },
     ),
     (
+        'use "missed": "skip(seconds)" in the entries of beat_schedule',
+        {"beat_cron_starting_deadline": None},
+    ),
+    (
+        "not supported: greenq's beat has one scheduler, and entries in the database of another "
+        "one are not sent; add them to beat_schedule, or with app.periodic.add",
+        {"beat_scheduler": "celery.beat:PersistentScheduler"},
+    ),
+    (
         _BEAT,
         {
-            "beat_cron_starting_deadline": None,
             "beat_enable_remote_control": False,
             "beat_max_loop_interval": 0,
             "beat_remote_control_max_tick_age": None,
-            "beat_schedule": {},
             "beat_schedule_filename": "celerybeat-schedule",
-            "beat_scheduler": "celery.beat:PersistentScheduler",
             "beat_sync_every": 0,
         },
     ),
@@ -399,7 +405,6 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
             _NO_CONNECTION,
         ),
         "Worker": "run `greenq worker -A module` instead",
-        "add_periodic_task": _BEAT,
         "loader": "not supported: app.import_task_modules() imports the tasks",
         "log": "not supported: use greenq.utils.log.get_task_logger and the module logging",
         "start": "run `greenq` instead",

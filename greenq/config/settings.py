@@ -644,6 +644,17 @@ class SecurityConfig(Section):
             raise ConfigError([Problem(name, validators.shown(name, ()), reason)])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class BeatConfig(Section):
+    """What is sent periodically, by `greenq beat` or a worker with -B."""
+
+    beat_schedule: Mapping[str, Mapping[str, Any]] = _setting(
+        validators.beat_schedule(),
+        None,
+        "Periodic tasks by name: [their fields](periodic-tasks.md).",
+    )
+
+
 # --- the whole -----------------------------------------------------------------------------------
 
 
@@ -656,6 +667,7 @@ class Config:
     task: TaskConfig = field(default_factory=TaskConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
+    beat: BeatConfig = field(default_factory=BeatConfig)
 
     @classmethod
     def build(cls, settings: Mapping[str, object]) -> Self:
@@ -699,6 +711,7 @@ SECTIONS: Final[Mapping[str, type[Section]]] = {
     "task": TaskConfig,
     "worker": WorkerConfig,
     "security": SecurityConfig,
+    "beat": BeatConfig,
 }
 _OWNERS: Final[Mapping[str, str]] = {
     name: part for part, section in SECTIONS.items() for name in _names(section)

@@ -13,7 +13,7 @@ import zoneinfo
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta, tzinfo
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from greenq import suggest
@@ -389,6 +389,30 @@ def lifetime() -> Validator:
         return float(lifetime_s)
 
     return Validator(accept, _parse_number)
+
+
+class _NoEntries(dict[str, Any]):
+    """The default of ``beat_schedule``: an entry added to it would be lost later."""
+
+    def __setitem__(self, name: str, entry: object) -> NoReturn:
+        raise TypeError(f"beat_schedule is not set: app.conf.beat_schedule = {{{name!r}: ...}}")
+
+
+def beat_schedule() -> Validator:
+    """Take a mapping of names to mappings, whose fields a beat checks when it starts."""
+
+    def accept(value: object) -> Mapping[str, Any]:
+        if value is None:
+            return _NoEntries()
+        if not isinstance(value, Mapping):
+            raise ValueError('must be a mapping such as {"name": {"task": ..., "schedule": ...}}')
+        for name, entry in value.items():
+            if not isinstance(name, str) or not isinstance(entry, Mapping):
+                raise ValueError(f"entry {name!r} must be a mapping with task and schedule")
+        # Not a copy: code may add entries to the setting that it has set.
+        return value
+
+    return Validator(accept, parse_json)
 
 
 def task_annotations() -> Validator:

@@ -165,6 +165,40 @@ class Keys:
         """Hash, greenq's own: queues that no greenq worker takes from, and who paused them."""
         return f"{self.prefix}greenq.paused"
 
+    @property
+    def beat_states(self) -> str:
+        """Hash, greenq's own: periodic entry to its last due time, and what was sent then."""
+        return f"{self.prefix}greenq.beat.states"
+
+    @property
+    def beat_entries(self) -> str:
+        """Hash, greenq's own: the periodic entries added at run time, as JSON, by name."""
+        return f"{self.prefix}greenq.beat.entries"
+
+    @property
+    def beat_paused(self) -> str:
+        """Hash, greenq's own: the paused periodic entries, and who paused them."""
+        return f"{self.prefix}greenq.beat.paused"
+
+    @property
+    def beat_runs(self) -> str:
+        """Hash, greenq's own: how the last finished run of each periodic entry ended, as JSON."""
+        return f"{self.prefix}greenq.beat.runs"
+
+    @property
+    def beat_history(self) -> str:
+        """List, greenq's own: the latest periodic tasks sent, the newest first."""
+        return f"{self.prefix}greenq.beat.history"
+
+    @property
+    def beat_changes(self) -> str:
+        """Number, greenq's own: how often entries were added, changed, removed or paused."""
+        return f"{self.prefix}greenq.beat.changes"
+
+    def beat_leader(self, schedule: str) -> str:
+        """Text, greenq's own: which beat with these entries does the work; expires after 10 s."""
+        return f"{self.prefix}greenq.beat.leader.{schedule}"
+
     def elected(self, election_id: str) -> str:
         """Text, greenq's own: which node acts as the winner of an election; expires after 1 h."""
         return f"{self.prefix}greenq.elected.{election_id}"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SIGNATURE: Final = "greenq_sig"
 
-Kind: TypeAlias = Literal["message", "request", "reply", "event", "result"]
+Kind: TypeAlias = Literal["message", "request", "reply", "event", "result", "entry"]
 
 _KEY_DIGITS = 8
 _MAC_DIGITS = 32

@@ -204,6 +204,20 @@ class _Plan(NamedTuple):
         return self.queue, self.broadcast, self.priority, exchange, self.policy
 
 
+class Filled(NamedTuple):
+    """A message of a plan, with its new id.
+
+    Attributes:
+        task_id: the id.
+        texts: the message, as it is for each of its queues.
+        announced: not None if receivers of signals have seen it; see `Outgoing`.
+    """
+
+    task_id: str
+    texts: tuple[str | bytes, ...]
+    announced: Announced | None
+
+
 class CallsCutOff(Exception):
     """Sending several calls ended early.
 
@@ -311,6 +325,10 @@ class _KnownPlans:
                 self._known.clear()
             known = self._known[key] = (plan, options)
         return known[0]
+
+
+# For those who keep one and send by it again and again.
+Plan = _Plan
 
 
 class Producer:
@@ -559,6 +577,33 @@ class Producer:
         return Outgoing(
             task_id=task_id, queue=queue, priority=priority, text=text, announced=announced
         )
+
+    def draft(
+        self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> _Plan:
+        """Return a plan that `fill` writes messages by; expiries count from now."""
+        if self.router.asks:
+            options = self.router.ask(task, args, kwargs, options)
+        return self._make_plan(task, options)
+
+    def fill(
+        self, plan: _Plan, queues: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Filled:
+        """Write one message for each of the queues it goes to."""
+        task_id, text, announced = self._fill(plan, args, kwargs, {})
+        signer = self._broker.signer
+        texts: tuple[str | bytes, ...] = (text,) * len(queues)
+        if signer is not None:
+            texts = tuple(signer.seal("message", queue, text) for queue in queues)
+        return Filled(task_id, texts, announced)
+
+    def queues(self, plan: _Plan, what: str) -> list[str]:
+        """Return the queues that a message goes to; one, of a plan for a broadcast.
+
+        Raises:
+            OperationalError: its exchange leads nowhere, or the server could not be asked.
+        """
+        return self._queues(plan, what)
 
     def _fill(
         self,

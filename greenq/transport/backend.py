@@ -7,6 +7,7 @@ name. All waiting callers receive them through the process's one `Listener`: ten
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 import time
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from greenq.protocol.signer import Signer
     from greenq.transport.client import Client
     from greenq.transport.listener import Ear
+
+_log = logging.getLogger(__name__)
 
 # A read gets at least this long, even if the caller has less left: it may have to connect first.
 _LEAST_READ_S = 1.0
@@ -213,6 +216,23 @@ class Backend:
         for portion in portions(task_ids):
             payloads = self._payloads([self._keys.result(task_id) for task_id in portion])
             yield from map(self._meta, portion, payloads)
+
+    def get_readable(self, task_ids: Iterable[str]) -> list[ResultMeta]:
+        """Read the stored states of tasks, in order; one that cannot be read counts as PENDING.
+
+        For lists of many tasks, where one bad result must not hide the others.
+        """
+        found = []
+        for portion in portions(task_ids):
+            payloads = self._payloads([self._keys.result(task_id) for task_id in portion])
+            for task_id, payload in zip(portion, payloads, strict=True):
+                try:
+                    meta = self._meta(task_id, payload)
+                except ProtocolError as exc:
+                    _log.debug("the result of task %s cannot be read: %s", task_id, exc)
+                    meta = self._meta(task_id, None)
+                found.append(meta)
+        return found
 
     def exists(self, task_id: str) -> bool:
         """Return whether a state of a task is stored."""

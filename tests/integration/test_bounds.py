@@ -7,6 +7,7 @@ import fnmatch
 import json
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from greenq import Greenq, log
+from greenq.beat.scheduler import Scheduler
 from greenq.cli.events import Lines
 from greenq.cli.top.model import Tally
 from greenq.config.queues import Binding, Exchange
@@ -42,6 +44,7 @@ from greenq.transport.dead_letters import DeadLimits, read_letter
 from greenq.transport.leases import Leases
 from greenq.transport.mailbox import Mailbox
 from greenq.transport.owner import Owner
+from greenq.transport.schedule_store import ScheduleStore
 from greenq.transport.settle import SETTLE, Entry, Guard, Move, settle
 from greenq.transport.takers import Takers
 from greenq.watchdog.subscriber import Subscriber
@@ -657,6 +660,77 @@ def flood_gone(server: Server, client: Client) -> None:
 
     assert server.client.llen("greenq.gone") == 100
     assert 0 < server.client.ttl("greenq.gone") <= HOUR_S
+
+
+@on_server("greenq.beat.entries", "greenq.beat.paused")
+def flood_periodic(server: Server, client: Client) -> None:
+    store = ScheduleStore(client, Keys())
+    with server.client.pipeline() as many:
+        for number in range(100_000):
+            many.hset("greenq.beat.entries", f"{number}", "{}")
+            many.hset("greenq.beat.paused", f"{number}", "{}")
+        many.execute()
+    store.put("1", "again")
+    store.pause("1", {})
+    for name, text in (("one more", "{}"), ("x" * 256, "{}"), ("2", "x" * MIB)):
+        with pytest.raises(ValueError, match=r"already|characters|bytes"):
+            store.put(name, text)
+    with pytest.raises(ValueError, match="already"):
+        store.pause("one more", {})
+
+    assert server.client.hlen("greenq.beat.entries") == 100_000
+    assert server.client.hlen("greenq.beat.paused") == 100_000
+
+
+@on_server("greenq.beat.states", "greenq.beat.runs")
+def flood_states(server: Server, client: Client) -> None:
+    now_us = time.time_ns() // 1000
+    for number in range(100):
+        age_us = (399 + number % 2 * 2) * 24 * HOUR_S * 1_000_000
+        server.client.hset("greenq.beat.states", f"{number}", f"{now_us - age_us} 0 - 0")
+        server.client.hset("greenq.beat.runs", f"{number}", "{}")
+    beat_once(server)
+
+    assert server.client.hlen("greenq.beat.states") == 51
+    assert server.client.hlen("greenq.beat.runs") == 50
+
+
+@on_server("greenq.beat.history")
+def flood_history(server: Server, client: Client) -> None:
+    server.client.rpush("greenq.beat.history", *["1 1 id old"] * 10_000)
+    beat_once(server)
+
+    assert server.client.llen("greenq.beat.history") == 10_000
+    assert server.client.lindex("greenq.beat.history", 0).endswith(b" each")
+
+
+@on_server("greenq.beat.changes")
+def flood_changes(server: Server, client: Client) -> None:
+    store = ScheduleStore(client, Keys())
+    for _ in range(100):
+        store.put("each", "{}")
+    assert server.client.get("greenq.beat.changes") == b"100"
+
+
+@on_server("greenq.beat.leader.*")
+def flood_leaders(server: Server, client: Client) -> None:
+    beat_once(server)
+    assert len(server.client.keys("greenq.beat.leader.*")) == 1
+    assert ttl_in(server, "greenq.beat.leader.*", 10)
+
+
+def beat_once(server: Server) -> None:
+    """Have a beat send one task."""
+    schedule = {"each": {"task": "t", "schedule": 0.2}}
+    app = Greenq("bounds", broker=server.url, set_as_current=False, beat_schedule=schedule)
+    beat = Scheduler(app)
+
+    def sent() -> object:
+        beat.tick()
+        return server.client.llen("celery")
+
+    wait_until(sent)
+    app.close()
 
 
 @on_server("unacked_mutex")

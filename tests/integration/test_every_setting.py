@@ -90,6 +90,7 @@ ELSEWHERE = {
         "test_every_worker_runs_what_either_sends_to_a_broadcast_queue"
     ),
     "task_send_sent_event": "tests/integration/test_task_sent.py::test_one_event_tells_of_one_task",
+    "beat_schedule": "tests/integration/test_beat.py::test_a_worker_runs_what_a_beat_sends",
     "worker_agent": (
         "tests/integration/test_cluster.py::test_an_agent_lives_as_long_as_the_connection"
     ),

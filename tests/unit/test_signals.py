@@ -228,7 +228,6 @@ def test_what_cannot_receive_is_refused(signal: Signal) -> None:
     ("name", "why"),
     [
         ("task_sent", "after_task_publish"),
-        ("beat_init", "no beat"),
         ("worker_before_create_process", "greenlets"),
         ("eventlet_pool_started", "worker_ready"),
         ("user_preload_options", "user_options"),

@@ -1,0 +1,179 @@
+"""`app.periodic`: what programs and the command line do with the periodic entries."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from greenq.beat.entries import Entry, from_us, read_entry, to_us, write_entry
+from greenq.beat.scheduler import code_entries, send_options, upcoming
+from greenq.errors import GreenqError
+from greenq.suggest import suggestion
+from greenq.transport.schedule_store import ScheduleStore, State, read_state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from greenq.app import Greenq
+    from greenq.protocol.ids import TaskIds
+    from greenq.transport.schedule_store import Sent
+
+# A backfill of more due times is refused.
+MOST_BACKFILL = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An entry, and how it stands.
+
+    Attributes:
+        entry: the entry.
+        is_added: whether it was added at run time, not in the settings or the code.
+        state: how far it has come; None before a beat has seen it.
+        paused: who paused it, and when; None if it is not paused.
+        last_run: how its last finished run ended: ``id``, ``state``, ``sent``, ``took``.
+    """
+
+    entry: Entry
+    is_added: bool
+    state: State | None
+    paused: dict[str, Any] | None
+    last_run: dict[str, Any]
+
+    def next(self, most: int, now: datetime) -> list[datetime]:
+        """Return when it is due next, at most `most` times; never while it is paused."""
+        if self.paused is not None:
+            return []
+        now_us = to_us(now)
+        state = self.state or State(now_us, 0, None, 0)
+        return [from_us(due) for due in upcoming(self.entry, state, now_us, most)]
+
+
+class PeriodicTasks:
+    """The periodic entries of an app and of its server. Switches: yes.
+
+    Changes are seen by every beat within a second. Those of `add` are kept on the server, until
+    `remove`; they replace an entry of the same name in the settings or the code.
+    """
+
+    def __init__(self, app: Greenq) -> None:
+        """Use the app's server."""
+        self._app = app
+        self._store = ScheduleStore(app.transport.client, app.transport.keys, app.transport.signer)
+        self._zone = ZoneInfo(app.config.task.timezone)
+
+    def entries(self) -> list[Listed]:
+        """Return all entries by name: those of the code, and those added at run time.
+
+        Raises:
+            ConfigError: an entry is wrong.
+            SignatureError: one added at run time has no valid signature, and settings ask for it.
+        """
+        coded = code_entries(self._app)
+        added = {
+            name: read_entry(name, self._store.open_entry(name, data), self._zone)
+            for name, data in self._store.entries().items()
+        }
+        states, paused, runs = self._store.states(), self._store.paused(), self._store.runs()
+        return [
+            Listed(
+                entry,
+                name in added,
+                read_state(states[name]) if name in states else None,
+                paused.get(name),
+                runs.get(name, {}),
+            )
+            for name, entry in sorted({**coded, **added}.items())
+        ]
+
+    def get(self, name: str) -> Listed:
+        """Return one entry.
+
+        Raises:
+            GreenqError: there is none of this name.
+        """
+        entries = {each.entry.name: each for each in self.entries()}
+        if name not in entries:
+            hint = suggestion(name, entries)
+            raise GreenqError(f"there is no periodic entry {name!r}{hint}")
+        return entries[name]
+
+    def add(self, name: str, task: Any, schedule: Any, **fields: Any) -> None:
+        """Add an entry, or replace the one of this name; `fields` are those of ``beat_schedule``.
+
+        Raises:
+            ConfigError: a field is wrong, or not JSON.
+            ValueError: it is too large, or there are too many entries.
+        """
+        text = write_entry(name, {"task": task, "schedule": schedule, **fields}, self._zone)
+        self._store.put(name, text)
+
+    def remove(self, name: str) -> bool:
+        """Remove an entry that was added at run time; False if there is none of this name."""
+        return self._store.remove(name)
+
+    def pause(self, name: str) -> None:
+        """Have nothing sent for an entry, by any beat, until it is resumed.
+
+        Raises:
+            GreenqError: there is no such entry.
+        """
+        self.get(name)
+        by = f"{socket.gethostname()}/{os.getpid()}"
+        self._store.pause(name, {"by": by, "at": time.time()})
+
+    def resume(self, name: str) -> bool:
+        """Have a paused entry count again, from now; False if it was not paused."""
+        return self._store.resume(name)
+
+    def run(self, name: str) -> str:
+        """Send an entry's task now, and return its id; its due times stay as they are.
+
+        Raises:
+            GreenqError: there is no such entry, or it could not be sent.
+        """
+        entry = self.get(name).entry
+        options = send_options(self._app, entry)
+        return self._app.producer.send(entry.task, entry.args, entry.kwargs, options)
+
+    def due_times(self, name: str, start: datetime, end: datetime) -> list[datetime]:
+        """Return an entry's due times from `start` up to `end`.
+
+        Raises:
+            GreenqError: there is no such entry, or there are more than 10,000.
+        """
+        found = list(self._due_times(self.get(name).entry, start, end))
+        if len(found) > MOST_BACKFILL:
+            raise GreenqError(
+                f"entry {name!r} has more than {MOST_BACKFILL:,} due times then; choose less time"
+            )
+        return found
+
+    def backfill(self, name: str, start: datetime, end: datetime) -> TaskIds:
+        """Send an entry's task once for each due time from `start` up to `end`; return the ids.
+
+        Raises:
+            GreenqError: there is no such entry, there are too many, or not all could be sent.
+        """
+        count = len(self.due_times(name, start, end))
+        entry = self.get(name).entry
+        calls = ((entry.args, entry.kwargs) for _ in range(count))
+        return self._app.producer.send_many(entry.task, calls, send_options(self._app, entry))
+
+    @staticmethod
+    def _due_times(entry: Entry, start: datetime, end: datetime) -> Iterator[datetime]:
+        due = entry.next_due(to_us(start) - 1)
+        for _ in range(MOST_BACKFILL + 1):
+            if due is None or due >= to_us(end):
+                return
+            yield from_us(due)
+            due = entry.next_due(due)
+
+    def history(self, limit: int = 100) -> list[Sent]:
+        """Return what was sent last, the newest first; at most 10,000 are kept."""
+        return self._store.history(limit)

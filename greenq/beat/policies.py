@@ -1,0 +1,67 @@
+"""What an entry does next: a pure function of its schedule, its last due time, and the time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from greenq.beat.entries import Entry
+
+Action = Literal["send", "skip", "wait", "cancel"]
+
+
+class Step(NamedTuple):
+    """The next thing to do for an entry. Times are unix microseconds of the server's clock.
+
+    Attributes:
+        due: the due time it is for; earlier ones that are still open are settled with it.
+        ready: when to do it.
+        action: ``send`` it, ``skip`` it, ``wait`` for the last run, or ``cancel`` that and send.
+    """
+
+    due: int
+    ready: int
+    action: Action
+
+
+def next_step(entry: Entry, last_due: int, now: int, *, is_running: bool = False) -> Step | None:
+    """Return what to do next, None if nothing will ever be due again.
+
+    Args:
+        entry: the entry.
+        last_due: the last due time that was sent or skipped.
+        now: the server's time. A step for a later time is only a forecast.
+        is_running: whether the last run has not ended.
+    """
+    first = entry.next_due(last_due)
+    if first is None:
+        return None
+    ready = entry.ready(first)
+    if ready > now:
+        return Step(first, ready, "send")
+    due = first if entry.missed == "run_all" else _latest_ready(entry, first, now)
+    ready = entry.ready(due)
+    if entry.missed == "skip" and now - ready > entry.skip_after_s * 1_000_000:
+        return Step(due, ready, "skip")
+    return Step(due, ready, _on_overlap(entry) if is_running else "send")
+
+
+def _latest_ready(entry: Entry, first: int, now: int) -> int:
+    """Return the last due time that is ready by now; `first` is."""
+    # Whatever the jitter, this one is.
+    due = entry.latest_due(first, now - int(entry.jitter_s * 1_000_000)) or first
+    while (later := entry.next_due(due)) is not None and entry.ready(later) <= now:
+        due = later
+    return due
+
+
+def _on_overlap(entry: Entry) -> Action:
+    match entry.overlap:
+        case "skip":
+            return "skip"
+        case "queue_one":
+            return "wait"
+        case "cancel":
+            return "cancel"
+        case _:
+            return "send"

@@ -1,0 +1,125 @@
+"""How the last run of each entry went, as far as its result tells."""
+
+from __future__ import annotations
+
+import heapq
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from greenq.beat.entries import to_us
+from greenq.states import READY_STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Mapping
+
+    from greenq.app import Greenq
+    from greenq.protocol.meta import ResultMeta
+    from greenq.transport.schedule_store import ScheduleStore, State
+
+# A run's result is looked for after one second, then after four more, and so on up to this.
+_FIRST_US: Final = 1_000_000
+_LONGER: Final = 4
+_LONGEST_US: Final = 60_000_000
+
+# Results read in one go, since each may be large, and the most in one turn of the beat's loop.
+_PORTION: Final = 100
+_PORTIONS: Final = 10
+
+# A result that was ready later than this is not seen, if results never expire.
+_DAY_S: Final = 86400.0
+
+
+class _Run(NamedTuple):
+    """A run that is looked for; the next one to look for sorts first. Times in microseconds."""
+
+    at: int
+    pause: int
+    name: str
+    task_id: str
+    sent: int
+
+
+class Runs:
+    """Follows the runs that have not ended, and keeps on the server how each last one ended."""
+
+    def __init__(self, app: Greenq, store: ScheduleStore) -> None:
+        """Read the results of `app`, if it has any."""
+        self._transport = app.transport
+        self._store = store
+        # As long as this a result is there if the run has ended.
+        self._limit_us = int((app.config.result.result_expires or _DAY_S) * 1_000_000)
+        # When the last run of each entry was sent, and the last one that was seen to have ended.
+        self._last: dict[str, int] = {}
+        self._ended: dict[str, int] = {}
+        self._heap: list[_Run] = []
+
+    def follow(self, states: Mapping[str, State]) -> None:
+        """Look for the results of the last runs of these entries from now on."""
+        if not self._transport.stores_results:
+            return
+        for name, state in states.items():
+            if state.task_id and self._last.get(name) != state.sent:
+                self._last[name] = state.sent
+                run = _Run(state.sent + _FIRST_US, _FIRST_US, name, state.task_id, state.sent)
+                heapq.heappush(self._heap, run)
+
+    def keep_only(self, names: Container[str]) -> None:
+        """Forget the entries that are not among `names`."""
+        for known in (self._last, self._ended):
+            for name in [name for name in known if name not in names]:
+                del known[name]
+
+    def look(self, now: int) -> None:
+        """Look for results that may be there by now."""
+        for _ in range(_PORTIONS):
+            if not self._look_at_portion(now):
+                return
+
+    def _look_at_portion(self, now: int) -> bool:
+        """Look for some results; return whether there may be more to look for."""
+        due: list[_Run] = []
+        while self._heap and self._heap[0].at <= now and len(due) < _PORTION:
+            run = heapq.heappop(self._heap)
+            if now - run.sent < self._limit_us and run.sent > self._ended.get(run.name, 0):
+                due.append(run)
+        if not due:
+            return False
+        notes: dict[str, dict[str, Any]] = {}
+        metas = self._transport.backend.get_readable([run.task_id for run in due])
+        for run, meta in zip(due, metas, strict=True):
+            if meta.status in READY_STATES:
+                if run.sent > self._ended.get(run.name, 0):
+                    self._ended[run.name] = run.sent
+                    notes[run.name] = run_note(run.task_id, run.sent, meta)
+            elif run.sent == self._last.get(run.name):
+                # Of earlier runs, one look is enough.
+                pause = min(_LONGER * run.pause, _LONGEST_US)
+                heapq.heappush(self._heap, run._replace(at=now + pause, pause=pause))
+        if notes:
+            self._store.note_runs(notes)
+        return len(due) == _PORTION
+
+    def running(self, asked: Iterable[tuple[str, State]], now: int) -> set[str]:
+        """Return the entries whose last run has not ended, as far as its result tells."""
+        young = [(name, state.task_id) for name, state in asked if self._is_young(state, now)]
+        if not young:
+            return set()
+        metas = self._transport.backend.get_readable([task_id or "" for _, task_id in young])
+        return {
+            name
+            for (name, _), meta in zip(young, metas, strict=True)
+            if meta.status not in READY_STATES
+        }
+
+    def _is_young(self, state: State, now: int) -> bool:
+        return state.task_id is not None and now - state.sent < self._limit_us
+
+
+def run_note(task_id: str, sent: int, meta: ResultMeta) -> dict[str, Any]:
+    """Return what is kept of a run: its state, and how long it took, waiting included."""
+    note: dict[str, Any] = {"id": task_id, "state": meta.status, "sent": sent / 1e6}
+    if meta.date_done:
+        done = datetime.fromisoformat(meta.date_done)
+        done = done if done.tzinfo is not None else done.replace(tzinfo=UTC)
+        note["took"] = max(0.0, round((to_us(done) - sent) / 1e6, 3))
+    return note

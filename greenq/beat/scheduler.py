@@ -1,0 +1,575 @@
+"""The loop of one beat: see what is due, claim it, and leave everything else to the server.
+
+Any number of beats may run this loop. Among those with the same entries one leads and the others
+only ask whether it still does; but nothing depends on that, since each due time is claimed by a
+script on the server (lua/beat_claim.lua) and a claim that comes second does nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import logging
+import os
+import socket
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import sha1
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from zoneinfo import ZoneInfo
+
+from greenq.beat.entries import Entry, make_entry, read_entry
+from greenq.beat.policies import Step, next_step
+from greenq.beat.runs import Runs
+from greenq.errors import (
+    AccessRefused,
+    ConfigError,
+    ConnectFailed,
+    ConnectionLost,
+    GreenqError,
+    OperationalError,
+    Problem,
+    SignatureError,
+)
+from greenq.log import OutageLog, Repeated
+from greenq.protocol.ids import new_id
+from greenq.transport.schedule_store import (
+    MOST_CLAIMS,
+    Claim,
+    Outcome,
+    ScheduleStore,
+    State,
+    read_state,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from greenq.app import Greenq
+    from greenq.sending.announced import Announced
+    from greenq.sending.producer import Plan
+_log = logging.getLogger(__name__)
+
+# How often a beat asks the server who leads, and whether entries were changed.
+POLL_S: Final = 0.5
+
+# An entry whose sending was refused is tried again after this.
+_RETRY_US: Final = 1_000_000
+
+# How soon to look again whether the last run has ended.
+_WAIT_US: Final = 500_000
+
+# A beat whose server has been silent for this long does not answer pings.
+_ALIVE_S: Final = 15.0
+
+# Longer than a year, for entries that other programs send once a year.
+_FORGOTTEN_US: Final = 400 * 86400 * 1_000_000
+_FORGOTTEN_AT_ONCE: Final = 1000
+
+# Relative to the time of sending, so the message is written anew each time.
+_RELATIVE: Final = frozenset({"countdown", "expires"})
+
+# How many drafts of messages are shared; beyond that, they are made again.
+_DRAFTS: Final = 1000
+
+# A due time that is sent within this is on time, whatever the policy for missed ones.
+_PROMPT_US: Final = 1_000_000
+
+_HEADERS: Final = {"celery_beat_task": True}
+
+
+class _Draft(NamedTuple):
+    """What all messages of some entries have in common, and where they go."""
+
+    plan: Plan
+    queues: Sequence[str]
+    lists: tuple[str, ...]
+    channel: str
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """An entry as this beat knows it.
+
+    Attributes:
+        entry: what is sent, and when.
+        seen: its state as text, compared by the server.
+        state: the same, read.
+        step: what to do next; None if nothing will be due any more, or it is paused.
+        following: the due time after that of `step`, once it is known.
+        at: when to do it, and the mark of the slot's valid place in the heap.
+        draft: what its messages have in common.
+    """
+
+    entry: Entry
+    seen: str
+    state: State
+    step: Step | None = None
+    following: int | None = None
+    at: int = 0
+    draft: _Draft | None = None
+
+
+@dataclass(slots=True)
+class _Faults:
+    """Which entries fail, so that each outage is logged once."""
+
+    failing: set[str] = field(default_factory=set)
+
+    def failed(self, name: str, reason: object) -> None:
+        level = logging.DEBUG if name in self.failing else logging.ERROR
+        self.failing.add(name)
+        _log.log(level, "entry %s was not sent and is tried again each second: %s", name, reason)
+
+    def worked(self, name: str) -> None:
+        if name in self.failing:
+            self.failing.discard(name)
+            _log.info("entry %s is sent again", name)
+
+
+class Scheduler:
+    """Sends what is due for one app, until stopped. One thread or greenlet runs it."""
+
+    def __init__(
+        self,
+        app: Greenq,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        name: str | None = None,
+    ) -> None:
+        """Send the entries of `app`, whose task modules are imported.
+
+        Args:
+            app: the app.
+            clock: seconds since any moment; only differences count.
+            name: who this beat is, for people; by default host and process.
+
+        Raises:
+            ConfigError: an entry in the settings or in the code is wrong.
+        """
+        self._app = app
+        self._clock = clock
+        transport = app.transport
+        self._store = ScheduleStore(transport.client, transport.keys, transport.signer)
+        self._zone = ZoneInfo(app.config.task.timezone)
+        self._coded = code_entries(app)
+        self._schedule = fingerprint(self._coded.values())
+        self.name = f"{name or f'{socket.gethostname()}/{os.getpid()}'}/{new_id()[:8]}"
+        self._runs = Runs(app, self._store)
+        self._slots: dict[str, _Slot] = {}
+        self._heap: list[tuple[int, str]] = []
+        # How far the server's time is ahead of `clock`, in microseconds.
+        self._offset = 0
+        self._changes = -1
+        self._polled_s = -POLL_S
+        self._is_stopping = False
+        self._drafts: dict[str, _Draft] = {}
+        self._outage, self._result_outage = OutageLog(_log), OutageLog(_log)
+        self._repeated = Repeated(_log)
+        self._faults = _Faults()
+        self.leads = False
+        # When the server last answered, by `clock`.
+        self.ticked_s = clock()
+
+    # --- the loop ---------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Send what is due until `stop`. Switches: yes."""
+        _log.info(
+            "beat %s starts; entries in the settings and the code: %d", self.name, len(self._coded)
+        )
+        while not self._is_stopping:
+            time.sleep(self.try_tick())
+        if self.leads:
+            try:
+                self._store.resign(self._schedule, self.name)
+            except OperationalError as exc:
+                _log.debug("the lead was not given up: %s", exc)
+
+    def stop(self) -> None:
+        """Have `run` end within half a second. Safe in a signal handler, unlike a lock."""
+        self._is_stopping = True
+
+    def try_tick(self) -> float:
+        """Make one turn of the loop, log an outage; return after how many seconds to come again."""
+        try:
+            wait_s = self.tick()
+        except OperationalError as exc:
+            self._polled_s = -POLL_S
+            self._outage.failed("beat sends nothing until the server answers again", exc)
+            return POLL_S
+        self.ticked_s = self._clock()
+        self._outage.recovered("beat has its server again")
+        return wait_s
+
+    def tick(self) -> float:
+        """Make one turn: poll if it is time, send what is due; return when to come again.
+
+        Raises:
+            OperationalError: the server did not answer; nothing is lost, the next turn repeats it.
+        """
+        if self._clock() - self._polled_s >= POLL_S:
+            self._poll()
+        if self.leads:
+            self._send_due()
+            self._look_at_runs()
+        next_s = self._polled_s + POLL_S - self._clock()
+        if self.leads and self._heap:
+            next_s = min(next_s, (self._heap[0][0] - self.now()) / 1_000_000)
+        return max(0.0, next_s)
+
+    def _look_at_runs(self) -> None:
+        """Look how runs ended; results may be on another server, which must not keep this one."""
+        try:
+            self._runs.look(self.now())
+        except OperationalError as exc:
+            self._result_outage.failed("how periodic tasks end is not known", exc)
+        else:
+            self._result_outage.recovered("results of periodic tasks are read again")
+
+    def now(self) -> int:
+        """Return the server's time in microseconds, as far as this beat knows it."""
+        return int(self._clock() * 1_000_000) + self._offset
+
+    def _note_time(self, now: int) -> None:
+        # Taken when the answer is here: behind the server's time rather than ahead of it.
+        self._offset = now - int(self._clock() * 1_000_000)
+
+    def _poll(self) -> None:
+        """Ask who leads and what has changed; take over if no one leads."""
+        lead = self._store.lead(self._schedule, self.name)
+        self._polled_s = self._clock()
+        self._note_time(lead.now)
+        if lead.leads != self.leads:
+            text = "this beat sends" if lead.leads else f"beat {lead.leader} sends; this one waits"
+            _log.info("%s", text)
+        if lead.leads and (not self.leads or lead.changes != self._changes):
+            # The states are those of whoever led before; `leads` only once they are known.
+            self._load()
+        self.leads, self._changes = lead.leads, lead.changes
+
+    # --- entries ----------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        """Read entries, pauses and states from the server."""
+        entries = dict(self._coded)
+        for name, data in self._store.entries().items():
+            try:
+                entries[name] = read_entry(name, self._store.open_entry(name, data), self._zone)
+            except (ConfigError, SignatureError) as exc:
+                self._repeated.log("an entry added at run time is not used: %s", exc)
+        paused, states = self._store.paused(), self._store.states()
+        missing = [name for name in entries if name not in states]
+        if missing:
+            known = {name: slot.seen for name, slot in self._slots.items() if name in entries}
+            states |= self._store.begin(missing, known)
+        self._forget(states.keys() - entries.keys(), states)
+        kept, self._slots, self._heap = self._slots, {}, []
+        for name, entry in entries.items():
+            slot = kept.get(name)
+            if slot is None or slot.entry != entry:
+                slot = _Slot(entry, "", State(0, 0, None, 0))
+            self._slots[name] = slot
+            is_known = slot.seen == states[name]
+            if not is_known and not self._note_state(slot, states[name]):
+                continue
+            if name in paused:
+                slot.step = None
+            elif is_known and slot.step is not None:
+                heapq.heappush(self._heap, (slot.at, name))
+            else:
+                self._plan(slot)
+        self._faults.failing &= self._slots.keys()
+        self._runs.keep_only(self._slots)
+        self._runs.follow({name: slot.state for name, slot in self._slots.items()})
+
+    def _forget(self, names: Iterable[str], states: Mapping[str, str]) -> None:
+        """Forget entries that no beat has sent for long: renamed ones, or those of old code."""
+        before = self.now() - _FORGOTTEN_US
+        dues = {name: states[name].partition(" ")[0] for name in names}
+        old = [name for name, due in dues.items() if not due.isdecimal() or int(due) < before]
+        if old:
+            self._store.forget(old[:_FORGOTTEN_AT_ONCE])
+
+    def _note_state(self, slot: _Slot, text: str) -> bool:
+        try:
+            slot.seen, slot.state = text, read_state(text)
+        except ValueError:
+            self._repeated.log("entry %s has an unreadable state: %.100r", slot.entry.name, text)
+            return False
+        return True
+
+    def _plan(self, slot: _Slot, *, not_before: int = 0) -> None:
+        """Find out what to do next for an entry, and when."""
+        now, following = self.now(), slot.following
+        slot.following = None
+        try:
+            if following is not None and slot.step is not None and slot.state.due == slot.step.due:
+                ready = slot.entry.ready(following)
+                slot.step = Step(following, ready, "send") if ready > now else None
+            else:
+                slot.step = None
+            slot.step = slot.step or next_step(slot.entry, slot.state.due, now)
+        except Exception:
+            self._give_up(slot)
+        if slot.step is not None:
+            slot.at = max(slot.step.ready, not_before)
+            heapq.heappush(self._heap, (slot.at, slot.entry.name))
+
+    # --- sending ----------------------------------------------------------------------------------
+
+    def _send_due(self) -> None:
+        """Claim all due times that have come, in portions."""
+        while due := self._pop_due(MOST_CLAIMS):
+            try:
+                self._claim(due)
+            except OperationalError:
+                # Whether they were sent is unknown: the next claim finds out.
+                for slot in due:
+                    heapq.heappush(self._heap, (slot.at, slot.entry.name))
+                raise
+            if self._is_stopping or self._clock() - self._polled_s >= POLL_S:
+                return
+
+    def _pop_due(self, most: int) -> list[_Slot]:
+        found: list[_Slot] = []
+        now = self.now()
+        while self._heap and self._heap[0][0] <= now and len(found) < most:
+            at, name = heapq.heappop(self._heap)
+            slot = self._slots.get(name)
+            if slot is not None and slot.step is not None and slot.at == at:
+                found.append(slot)
+        return found
+
+    def _claim(self, due: list[_Slot]) -> None:
+        now = self.now()
+        claims: list[Claim] = []
+        claimed: list[tuple[_Slot, Announced | None]] = []
+        for slot, is_running in self._with_running(due, now):
+            try:
+                step = self._step_now(slot, now, is_running=is_running)
+            except Exception:
+                self._give_up(slot)
+                continue
+            if step is None or step.ready > now:
+                self._plan(slot)
+                continue
+            if step.action == "wait":
+                self._plan(slot, not_before=now + _WAIT_US)
+                continue
+            try:
+                if step.action == "cancel" and slot.state.task_id is not None:
+                    self._app.control.revoke(slot.state.task_id, terminate=True)
+                claim, announced = self._write(slot, step)
+            except (ConnectFailed, ConnectionLost):
+                raise
+            except GreenqError as exc:
+                self._retry(slot, exc)
+                continue
+            claims.append(claim)
+            claimed.append((slot, announced))
+        if claims:
+            outcomes = self._claimed(claims)
+            for (slot, announced), claim, outcome in zip(claimed, claims, outcomes, strict=True):
+                self._settle(slot, claim, outcome)
+                if announced is not None and outcome.said == "sent":
+                    announced.sent()
+
+    def _claimed(self, claims: Sequence[Claim]) -> list[Outcome]:
+        """Make claims together; one by one if this user may not push to one of the queues."""
+        try:
+            now, outcomes = self._store.claim(claims)
+        except AccessRefused as exc:
+            if len(claims) == 1:
+                return [Outcome(str(exc), claims[0].seen)]
+            return [outcome for claim in claims for outcome in self._claimed([claim])]
+        self._note_time(now)
+        return outcomes
+
+    def _with_running(self, due: Sequence[_Slot], now: int) -> Iterator[tuple[_Slot, bool]]:
+        """Add to each slot whether its last run lasts; leave out those of which it is unknown."""
+        asking = [(slot.entry.name, slot.state) for slot in due if slot.entry.overlap != "allow"]
+        try:
+            running = self._runs.running(asking, now)
+        except OperationalError as exc:
+            running, unknown = set(), dict(asking)
+            for slot in due:
+                if slot.entry.name in unknown:
+                    self._retry(slot, exc)
+        else:
+            unknown = {}
+        for slot in due:
+            if slot.entry.name not in unknown:
+                yield slot, slot.entry.name in running
+
+    def _retry(self, slot: _Slot, reason: object) -> None:
+        self._faults.failed(slot.entry.name, reason)
+        self._plan(slot, not_before=self.now() + _RETRY_US)
+
+    def _give_up(self, slot: _Slot) -> None:
+        """Log the error of a schedule: a class of the user's own may raise anything."""
+        slot.step = None
+        _log.exception("entry %s is not sent any more: its schedule failed", slot.entry.name)
+
+    @staticmethod
+    def _step_now(slot: _Slot, now: int, *, is_running: bool) -> Step | None:
+        """Return what to do for an entry whose time has come: usually what was planned."""
+        entry, step = slot.entry, slot.step
+        assert step is not None
+        slot.following = following = entry.next_due(step.due)
+        is_only_one = following is None or entry.ready(following) > now
+        if is_only_one and not is_running and now - step.ready < _PROMPT_US:
+            return step
+        return next_step(entry, slot.state.due, now, is_running=is_running)
+
+    def _write(self, slot: _Slot, step: Step) -> tuple[Claim, Announced | None]:
+        """Write the claim of a due time, with its message unless it is skipped."""
+        entry = slot.entry
+        claim = Claim(entry.name, slot.seen, step.due, step.ready)
+        if step.action == "skip":
+            return claim, None
+        draft = slot.draft or self._draft(slot)
+        task_id, texts, announced = self._app.producer.fill(
+            draft.plan, draft.queues, entry.args, entry.kwargs
+        )
+        lists = draft.lists
+        if lists and announced is not None:
+            # Receivers may have changed the priority.
+            lists = self._lists(draft.queues, announced.priority)
+        claim = claim._replace(task_id=task_id, texts=texts, lists=lists, channel=draft.channel)
+        return claim, announced
+
+    def _draft(self, slot: _Slot) -> _Draft:
+        """Return what the messages of an entry have in common; entries of one task share it."""
+        entry, producer = slot.entry, self._app.producer
+        options = send_options(self._app, entry)
+        # The answer of a router function holds for one message.
+        is_kept = not producer.router.asks and all(options.get(each) is None for each in _RELATIVE)
+        key = f"{entry.task} {sorted(options.items())!r}"
+        draft = self._drafts.get(key) if is_kept else None
+        if draft is None:
+            plan = producer.draft(entry.task, entry.args, entry.kwargs, options)
+            draft = self._draft_of(plan, producer.queues(plan, f"entry {entry.name}"))
+            if not plan.broadcast and not plan.exchange:
+                # The workers declare it, too.
+                with suppress(AccessRefused):
+                    self._app.transport.broker.declare(draft.queues)
+            if not is_kept:
+                return draft
+            if len(self._drafts) >= _DRAFTS:
+                self._drafts.clear()
+            self._drafts[key] = draft
+        slot.draft = draft
+        return draft
+
+    def _draft_of(self, plan: Plan, queues: Sequence[str]) -> _Draft:
+        if plan.broadcast:
+            channel = self._app.transport.keys.fanout(plan.exchange, plan.routing_key)
+            return _Draft(plan, queues, (), channel)
+        return _Draft(plan, queues, self._lists(queues, plan.priority), "")
+
+    def _lists(self, queues: Sequence[str], priority: int) -> tuple[str, ...]:
+        keys = self._app.transport.keys
+        step = keys.step_of(priority)
+        return tuple(keys.queue(queue, step) for queue in queues)
+
+    def _settle(self, slot: _Slot, claim: Claim, outcome: Outcome) -> None:
+        """Go on after a claim: what is next follows from the state on the server."""
+        name = slot.entry.name
+        if not outcome.state:
+            # The server has lost it, or the entry was removed.
+            slot.step = None
+            self.leads, self._polled_s = False, -POLL_S
+            return
+        if outcome.state != slot.seen and not self._note_state(slot, outcome.state):
+            return
+        match outcome.said:
+            case "sent":
+                self._faults.worked(name)
+                self._runs.follow({name: slot.state})
+                _log.debug("entry %s: sent task %s", name, claim.task_id)
+            case "skipped":
+                _log.info("entry %s: a due time was skipped", name)
+            case "changed" | "early":
+                pass
+            case "paused":
+                slot.step = None
+                return
+            case refusal:
+                self._retry(slot, refusal)
+                return
+        self._plan(slot)
+
+    # --- for others -------------------------------------------------------------------------------
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the server has answered lately."""
+        return self._clock() - self.ticked_s < _ALIVE_S
+
+
+def send_options(app: Greenq, entry: Entry) -> dict[str, Any]:
+    """Return the options of an entry's sendings: its own, the task's, and Celery's header."""
+    known = app.tasks.get(entry.task)
+    options = dict(entry.options) if known is None else known.send_options(dict(entry.options))
+    options["headers"] = {**(options.get("headers") or {}), **_HEADERS}
+    return options
+
+
+def code_entries(app: Greenq) -> dict[str, Entry]:
+    """Return the entries of ``beat_schedule`` and ``add_periodic_task``, checked.
+
+    Raises:
+        ConfigError: entries are wrong; all problems are listed.
+    """
+    zone = ZoneInfo(app.config.task.timezone)
+    app.finalize()
+    found: dict[str, Entry] = {}
+    problems: list[Problem] = []
+    given: Mapping[str, Any] = {**app.config.beat.beat_schedule, **app.periodic_tasks}
+    for name, fields in given.items():
+        try:
+            entry = found[name] = make_entry(name, fields, zone)
+        except ConfigError as exc:
+            problems += exc.problems
+            continue
+        task = app.tasks.get(entry.task)
+        ignores = app.config.task.task_ignore_result
+        if task is not None and task.ignore_result is not None:
+            ignores = task.ignore_result
+        if entry.overlap != "allow" and (ignores or not app.transport.stores_results):
+            reason = f"needs results to see whether a run has ended, but {entry.task} stores none"
+            problems.append(Problem(f"beat_schedule[{name!r}].overlap", entry.overlap, reason))
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def fingerprint(entries: Iterable[Entry]) -> str:
+    """Return what tells these entries from others: beats with the same ones share a leader.
+
+    During a deployment the old and the new beats each have a leader; the claims keep both from
+    sending the same due time.
+    """
+    lines = sorted(
+        json.dumps([each.name, each.task, str(each.schedule), str(each.zone)], sort_keys=True)
+        for each in entries
+    )
+    return sha1("\n".join(lines).encode(), usedforsecurity=False).hexdigest()[:16]
+
+
+def upcoming(entry: Entry, state: State, now: int, most: int) -> list[int]:
+    """Return when an entry is due next, at most `most` times."""
+    step = next_step(entry, state.due, now)
+    if step is None:
+        return []
+
+    def walk() -> Iterable[int]:
+        due: int | None = step.due
+        while due is not None:
+            yield due
+            due = entry.next_due(due)
+
+    return list(islice(walk(), most))

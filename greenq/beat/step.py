@@ -1,0 +1,50 @@
+"""The beat inside a worker, with ``-B``."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from greenq.beat.scheduler import Scheduler
+from greenq.bootsteps.blueprint import StartStopPart
+from greenq.hub import join_all, spawn
+from greenq.signals import beat_embedded_init
+
+if TYPE_CHECKING:
+    from greenq.app import Greenq
+    from greenq.hub import Greenlet
+
+_log = logging.getLogger(__name__)
+
+# At the end it has at most one call to the server to finish.
+_STOP_S = 10.0
+
+
+class Beat(StartStopPart):
+    """Sends periodic tasks from a greenlet of the worker; any number of workers may."""
+
+    requires = ("Hub",)
+
+    def __init__(self, app: Greenq, hostname: str) -> None:
+        """Check the entries of `app`.
+
+        Raises:
+            ConfigError: an entry is wrong.
+        """
+        self._scheduler = Scheduler(app, name=hostname)
+        self._greenlet: Greenlet | None = None
+
+    def start(self) -> None:
+        """Start the greenlet."""
+        beat_embedded_init.send(self._scheduler)
+        self._greenlet = spawn(self._scheduler.run, name="beat", lasts=True)
+
+    def stop(self) -> None:
+        """Stop sending, and give up the lead."""
+        self._scheduler.stop()
+        if self._greenlet is not None and not join_all([self._greenlet], _STOP_S):
+            _log.warning("the beat did not end within %g s", _STOP_S)
+
+    def info(self) -> dict[str, object]:
+        """Return what `stats` shows."""
+        return {"name": self._scheduler.name, "leads": self._scheduler.leads}

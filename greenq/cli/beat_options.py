@@ -1,0 +1,68 @@
+"""The options of ``greenq beat``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from greenq.cli import argument_types, foreign
+from greenq.cli.call import json_list, json_object, moment, seconds
+
+ACTIONS = (
+    "list", "next", "run", "pause", "resume", "add", "remove", "backfill", "history",
+)  # fmt: skip
+
+_HELP = """without a word: send periodic tasks until stopped; list: show the entries; next [NAME]
+[N]: when they are due; run NAME: send its task now; pause NAME, resume NAME; add NAME TASK: an
+entry kept on the server; remove NAME: one that was added; backfill NAME --from TIME --to TIME:
+send it for each due time; history [NAME]: what was sent last"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options to `parser`."""
+    add = parser.add_argument
+    add("action", nargs="?", choices=ACTIONS, help=_HELP)
+    add("words", nargs="*", metavar="WORD", help="NAME, TASK or a number, as the action takes them")
+    add("-A", "--app", default=os.environ.get("GREENQ_APP"), help="the app: module or module:name")
+    add("-b", "--broker", type=argument_types.server, metavar="URL",
+        help="instead of the app's broker_url; @FILE reads it from a file")  # fmt: skip
+    add("--json", action="store_true", help="JSON instead of text")
+    _add_entry_options(parser.add_argument_group("add"))
+    _add_time_options(parser.add_argument_group("backfill and history"))
+    _add_service_options(parser.add_argument_group("sending"))
+    foreign.add_beat_options(parser)
+
+
+def _add_entry_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--every", type=argument_types.seconds, metavar="S", help="due each S seconds")
+    add("--crontab", metavar="FIELDS",
+        help="due at these wall times: 'minute hour day month weekday'")  # fmt: skip
+    add("-a", "--args", dest="task_args", type=json_list, metavar="JSON",
+        help="the task's arguments, as '[2, 2]'")  # fmt: skip
+    add("-k", "--kwargs", dest="task_kwargs", type=json_object, metavar="JSON",
+        help="its keyword arguments, as '{\"x\": 2}'")  # fmt: skip
+    add("--queue", metavar="NAME", help="send to this queue")
+    add("--timezone", metavar="ZONE", help="of the wall times, as Europe/Berlin")
+    add("--missed", metavar="POLICY", help="run_once, run_all or skip(SECONDS)")
+    add("--overlap", metavar="POLICY", help="allow, skip, queue_one or cancel")
+    add("--jitter", type=seconds, metavar="S", help="send each up to this much later")
+    add("--start", type=moment, metavar="TIME", help="nothing is due before")
+    add("--end", type=moment, metavar="TIME", help="nothing is due after")
+
+
+def _add_time_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--from", dest="begin", type=moment, metavar="TIME", help="backfill from this time")
+    add("--to", dest="until", type=moment, metavar="TIME", help="backfill up to this time")
+    add("--yes", action="store_true", help="backfill without asking")
+    add("--limit", type=argument_types.count, metavar="N", help="show this many lines")
+
+
+def _add_service_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("-l", "--loglevel", type=argument_types.level, default="INFO", metavar="LEVEL",
+        help="DEBUG, INFO, WARNING, ERROR or CRITICAL (default INFO)")  # fmt: skip
+    add("-f", "--logfile", metavar="FILE", help="log to this file instead of stderr")
+    add("--pidfile", metavar="FILE",
+        help="write the process id to this file; a second beat with it does not start")  # fmt: skip

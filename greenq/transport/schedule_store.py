@@ -1,0 +1,287 @@
+"""What all beats share on the server: entries added at run time, states, pauses, and the history.
+
+A due time is claimed and sent by one script on the server's time (lua/beat_claim.lua), so that any
+number of beats may run.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from greenq.errors import SignatureError
+from greenq.transport.client import load_script
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from greenq.protocol.keys import Keys
+    from greenq.protocol.signer import Signer
+    from greenq.transport.client import Client
+
+_CLAIM = load_script("beat_claim")
+_BEGIN = load_script("beat_begin")
+_SET = load_script("beat_set")
+_LEAD = load_script("beat_lead")
+
+# Another beat takes over when the leader has not asked for this long.
+LEAD_S: Final = 10.0
+
+MOST_ENTRIES: Final = 100_000
+MOST_HISTORY: Final = 10_000
+_NAME_CHARS: Final = 255
+_ENTRY_BYTES: Final = 64 * 1024
+
+# The server runs one script at a time: how many claims, and how many new states, one call has.
+MOST_CLAIMS: Final = 200
+_MOST_BEGUN: Final = 1000
+
+
+class State(NamedTuple):
+    """How far an entry has come. Times are unix microseconds of the server's clock.
+
+    Attributes:
+        due: its last due time that was sent or skipped, or when it began to count.
+        sent: when its last task was sent; 0 if none was.
+        task_id: of that task.
+        runs: how many were sent.
+    """
+
+    due: int
+    sent: int
+    task_id: str | None
+    runs: int
+
+
+def read_state(text: str) -> State:
+    """Read a state as the server has it.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    due, sent, task_id, runs = text.split(" ")
+    return State(int(due), int(sent), None if task_id == "-" else task_id, int(runs))
+
+
+class Claim(NamedTuple):
+    """A due time to be sent, or to be skipped if there are no texts.
+
+    Attributes:
+        name: the entry's.
+        seen: its state, as the text last read.
+        due: the due time.
+        ready: when it may be sent: later than `due` if the entry has jitter.
+        task_id: the message's.
+        texts: the message, as it is for each of the lists, or once for the channel.
+        lists, channel: where to push it, or to publish it.
+    """
+
+    name: str
+    seen: str
+    due: int
+    ready: int
+    task_id: str = ""
+    texts: tuple[str | bytes, ...] = ()
+    lists: tuple[str, ...] = ()
+    channel: str = ""
+
+
+class Outcome(NamedTuple):
+    """What became of a claim: ``sent``, ``skipped``, ``changed``, ``early``, ``paused``, an error.
+
+    Attributes:
+        said: one of these.
+        state: the entry's state now, as text; empty if the server has none.
+    """
+
+    said: str
+    state: str
+
+
+class Lead(NamedTuple):
+    """The server's answer to a beat that would lead.
+
+    Attributes:
+        now: the server's time, in microseconds.
+        leads: whether the asker leads.
+        changes: how often entries have been changed at run time.
+        leader: who leads.
+    """
+
+    now: int
+    leads: bool
+    changes: int
+    leader: str
+
+
+class Sent(NamedTuple):
+    """A line of the history; times in unix microseconds."""
+
+    due: int
+    sent: int
+    task_id: str
+    name: str
+
+
+class ScheduleStore:
+    """The periodic entries of one server. Switches: yes."""
+
+    def __init__(self, client: Client, keys: Keys, signer: Signer | None = None) -> None:
+        """Use `client`'s server with the key names of `keys`.
+
+        `signer` signs and checks entries added at run time; None for neither.
+        """
+        self._client = client
+        self._keys = keys
+        self._signer = signer
+
+    # --- what a beat does -------------------------------------------------------------------------
+
+    def lead(self, schedule: str, who: str) -> Lead:
+        """Ask for the lead among the beats with the same entries, or keep it."""
+        keys = [self._keys.beat_leader(schedule), self._keys.beat_changes]
+        now, leads, changes, leader = self._client.script(_LEAD, keys, [who, int(LEAD_S * 1000)])
+        return Lead(int(now), bool(leads), int(changes), leader.decode(errors="replace"))
+
+    def resign(self, schedule: str, who: str) -> None:
+        """Give the lead up, so that another beat need not wait for its end."""
+        key = self._keys.beat_leader(schedule)
+        if self._client.call("GET", key) == who.encode():
+            self._client.call("DEL", key)
+
+    def claim(self, claims: Sequence[Claim]) -> tuple[int, list[Outcome]]:
+        """Claim due times, at most `MOST_CLAIMS`; return the server's time and what became of each.
+
+        Repeating a call whose answer was lost sends nothing twice.
+        """
+        keys = [self._keys.beat_states, self._keys.beat_paused, self._keys.beat_history]
+        args: list[Any] = [MOST_HISTORY]
+        for claim in claims:
+            keys += claim.lists
+            args += [*claim[:5], claim.channel, len(claim.texts), *claim.texts]
+        now, *said = self._client.script(_CLAIM, keys, args)
+        texts = [each.decode(errors="replace") for each in said]
+        return int(now), list(map(Outcome, texts[::2], texts[1::2]))
+
+    def begin(self, names: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
+        """Give entries without a state one: the `known` one, or one that counts from now."""
+        states: dict[str, str] = {}
+        for at in range(0, len(names), _MOST_BEGUN):
+            part = names[at : at + _MOST_BEGUN]
+            args = [each for name in part for each in (name, known.get(name, ""))]
+            answer = self._client.script(_BEGIN, [self._keys.beat_states], args)
+            states.update(zip(part, (each.decode() for each in answer), strict=True))
+        return states
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Forget how far entries have come that are no longer there."""
+        keys = self._keys
+        self._client.pipeline([("HDEL", key, *names) for key in (keys.beat_states, keys.beat_runs)])
+
+    # --- what anyone may read ---------------------------------------------------------------------
+
+    def states(self) -> dict[str, str]:
+        """Return the state of each entry, as text."""
+        return self._texts(self._keys.beat_states)
+
+    def entries(self) -> dict[str, bytes]:
+        """Return the entries added at run time as the server has them, for `open_entry`."""
+        return self._fields(self._keys.beat_entries)
+
+    def open_entry(self, name: str, data: bytes) -> str:
+        """Return an entry added at run time as JSON.
+
+        Raises:
+            SignatureError: a signature is asked for, and it has none that is valid for this name.
+        """
+        if self._signer is not None:
+            try:
+                data = self._signer.open("entry", name, data)
+            except SignatureError as exc:
+                raise SignatureError(
+                    f"the periodic entry {name!r} added at run time is refused: {exc}; remove it "
+                    "with greenq beat remove, or add it again with the security_signing_key"
+                ) from exc
+        return data.decode(errors="replace")
+
+    def paused(self) -> dict[str, dict[str, Any]]:
+        """Return the paused entries: ``{name: {"by": who, "at": unix seconds}}``."""
+        found = self._texts(self._keys.beat_paused)
+        return {name: _note(text) for name, text in found.items()}
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """Return how the last finished run of each entry ended."""
+        return {name: _note(text) for name, text in self._texts(self._keys.beat_runs).items()}
+
+    def history(self, limit: int) -> list[Sent]:
+        """Return what was sent, the newest first."""
+        lines = self._client.call("LRANGE", self._keys.beat_history, 0, limit - 1)
+        found = []
+        for line in lines:
+            due, sent, task_id, name = line.decode(errors="replace").split(" ", 3)
+            found.append(Sent(int(due), int(sent), task_id, name))
+        return found
+
+    def _texts(self, key: str) -> dict[str, str]:
+        return {name: data.decode(errors="replace") for name, data in self._fields(key).items()}
+
+    def _fields(self, key: str) -> dict[str, bytes]:
+        answer = self._client.call("HGETALL", key)
+        names = [name.decode(errors="replace") for name in answer[::2]]
+        return dict(zip(names, answer[1::2], strict=True))
+
+    # --- changes ----------------------------------------------------------------------------------
+
+    def put(self, name: str, text: str) -> None:
+        """Add an entry, or replace the one of this name.
+
+        Raises:
+            ValueError: the name or the entry is too long, or there are too many.
+        """
+        _check_name(name)
+        if len(text.encode()) > _ENTRY_BYTES:
+            raise ValueError(f"entry {name!r} is longer than {_ENTRY_BYTES:,} bytes")
+        sealed = text if self._signer is None else self._signer.seal("entry", name, text)
+        self._set(self._keys.beat_entries, name, sealed)
+
+    def remove(self, name: str) -> bool:
+        """Remove an entry that was added at run time; False if there is none."""
+        keys = self._keys
+        hashes = (keys.beat_entries, keys.beat_states, keys.beat_paused, keys.beat_runs)
+        deleting = [("HDEL", key, name) for key in hashes]
+        commands = [("MULTI",), *deleting, ("INCR", keys.beat_changes), ("EXEC",)]
+        return bool(self._client.pipeline(commands)[-1][0])
+
+    def pause(self, name: str, note: Mapping[str, Any]) -> None:
+        """Have nothing sent for an entry until it is resumed."""
+        _check_name(name)
+        self._set(self._keys.beat_paused, name, json.dumps(note))
+
+    def resume(self, name: str) -> bool:
+        """Have a paused entry count again, from now; False if it was not paused."""
+        keys = [self._keys.beat_states, self._keys.beat_paused, self._keys.beat_changes]
+        return bool(self._client.script(_BEGIN, keys, [name, ""]))
+
+    def note_runs(self, notes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep how runs ended, by entry."""
+        fields = [each for name, note in notes.items() for each in (name, json.dumps(note))]
+        self._client.call("HSET", self._keys.beat_runs, *fields)
+
+    def _set(self, key: str, name: str, text: str | bytes) -> None:
+        if not self._client.script(
+            _SET, [key, self._keys.beat_changes], [name, text, MOST_ENTRIES]
+        ):
+            raise ValueError(f"there are {MOST_ENTRIES:,} already; remove some first")
+
+
+def _check_name(name: str) -> None:
+    if not 0 < len(name) <= _NAME_CHARS:
+        raise ValueError(f"the name of an entry has 1 to {_NAME_CHARS} characters")
+
+
+def _note(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
