@@ -601,7 +601,9 @@ class Greenq:
         """
         context = current_context.get()
         add_to_parent = options.pop("add_to_parent", True)
-        if task_type is None and self.config.task.task_always_eager:
+        if self.config.task.task_always_eager:
+            if task_type is not None:
+                return self.apply_as_sent(task_type, args or (), kwargs or {}, options)
             _log.warning("task_always_eager has no effect on send_task: task %s is sent", name)
         sent = self._send_options(name, task_type, options, context)
         task_id = self.producer.send(name, args or (), kwargs or {}, sent)
@@ -637,6 +639,11 @@ class Greenq:
         """
         if "task_id" in options:
             raise TypeError(f"task {name}: task_id is for one task; ids of many are made here")
+        if task_type is not None and self.config.task.task_always_eager:
+            # A sequence of handles as well.
+            return [  # type: ignore[return-value]
+                self.apply_as_sent(task_type, *call, options) for call in calls
+            ]
         sent = self._send_options(name, task_type, options, current_context.get())
         ids = self.producer.send_many(name, calls, sent)
         return AsyncResults(ids, self.transport, name, app=self)

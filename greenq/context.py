@@ -121,6 +121,12 @@ class Context:
         return self.sent
 
     @property
+    def taskset(self) -> str | None:
+        """The group's id, under an old name."""
+        found: str | None = self.group
+        return found
+
+    @property
     def called_directly(self) -> bool:
         """True when no worker runs this."""
         return self.message is None

@@ -6,14 +6,16 @@ import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from greenq.canvas.plan import listed
+from greenq.canvas.signature import maybe_signature
 from greenq.context import Context, current_context
-from greenq.outcome import Outcome, call, call_hooks
+from greenq.outcome import Outcome, call, call_hooks, takes_error
 from greenq.protocol.ids import new_id
 from greenq.protocol.message import TaskMessage
 from greenq.protocol.meta import utc_now
 from greenq.protocol.serialize import dumps, loads
 from greenq.result import EagerResult, denied_join_result, join_as_here
-from greenq.states import FAILURE, IGNORED, REJECTED, RETRY
+from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, SUCCESS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -91,6 +93,7 @@ def run_here(
     state, value, trace = outcome
     if context.stores and state not in (IGNORED, REJECTED):
         app.backend.store(message.id, state, value, traceback=trace, date_done=utc_now())
+    _go_on(task, context, outcome, options)
     if state == FAILURE and (config.task_eager_propagates if throw is None else throw):
         raise value
     return EagerResult(message.id, value, state, trace, task.name, app=app)
@@ -158,6 +161,23 @@ def _run(task: Task[..., Any], context: EagerContext, message: TaskMessage) -> O
         finally:
             current_context.reset(before)
     return outcome
+
+
+def _go_on(
+    task: Task[..., Any], context: EagerContext, outcome: Outcome, options: Mapping[str, Any]
+) -> None:
+    """Run what is linked to the task."""
+    state, value, trace = outcome
+    if state == SUCCESS:
+        for callback in listed(options.get("link")):
+            maybe_signature(callback, task.app).apply((value,))
+    elif state == FAILURE:
+        for errback in listed(options.get("link_error")):
+            sig = maybe_signature(errback, task.app)
+            if takes_error(sig.type):
+                sig(context, value, trace)
+            else:
+                sig.apply((context.id,))
 
 
 def _next_run(context: EagerContext, outcome: Outcome) -> tuple[Any, Any] | None:

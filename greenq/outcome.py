@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -130,3 +131,19 @@ def text_of(exc: BaseException) -> str:
         return str(exc)
     except Exception:
         return type(exc).__name__
+
+
+def takes_error(task: Task[Any, Any]) -> bool:
+    """Tell whether a task is an errback that takes the request, the error and the traceback.
+
+    As in Celery: one that takes more than one positional argument.
+    """
+    try:
+        found = inspect.signature(task.function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    kinds = [each.kind for each in found]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return True
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(each in positional for each in kinds) - task.is_bound > 1

@@ -8,17 +8,17 @@ import random
 from collections.abc import Iterable
 from datetime import datetime
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, TypeVarTuple
 
+from greenq.canvas.here import run_in_place
 from greenq.canvas.inside import addition, replacement
 from greenq.canvas.primitives import chunks, xmap, xstarmap
-from greenq.canvas.signature import Signature
+from greenq.canvas.signature import Signature, maybe_signature
 from greenq.config.celery_names import TASK_OPTIONS, asks_for_something, name_what_is_not_here
 from greenq.context import Context, current_context
-from greenq.errors import Ignore, MaxRetriesExceededError, Retry
+from greenq.errors import Ignore, MaxRetriesExceededError, OperationalError, Retry
 from greenq.protocol.rate import parse_rate
-from greenq.result import newest_app
-from greenq.result.base import result_from_tuple
+from greenq.result import newest_app, result_from_tuple
 from greenq.sending.arguments import ACCEPT_ALL, Check, checker
 from greenq.sending.options import check_task_option
 from greenq.sending.retry import check
@@ -102,6 +102,10 @@ class Task(Generic[P, R]):
     constructor, it is called without arguments. The options below may be set on the class or in
     the decorator; None means the app's setting.
     """
+
+    # As in Celery: ``except self.MaxRetriesExceededError``.
+    MaxRetriesExceededError = MaxRetriesExceededError
+    OperationalError = OperationalError
 
     name: str = ""
     max_retries: int | None = 3
@@ -310,8 +314,6 @@ class Task(Generic[P, R]):
         self.argument_check.arguments(args or (), kwargs or {})
         if self.pydantic:
             args, kwargs = self._models.sent(args or (), kwargs or {}, self._dump_kwargs)
-        if app.config.task.task_always_eager:
-            return app.apply_as_sent(self, args or (), kwargs or {}, options)
         if type(self).shadow_name is not Task.shadow_name and not options.get("shadow"):
             options["shadow"] = self.shadow_name(args or (), kwargs or {}, options)
         return app.send_task(self.name, args, kwargs, task_type=self, **options)
@@ -428,11 +430,6 @@ class Task(Generic[P, R]):
         checked = map(self.argument_check.call, calls)
         if self.pydantic:
             checked = (self._models.sent(*call, self._dump_kwargs) for call in checked)
-        if app.config.task.task_always_eager:
-            # A sequence of handles as well.
-            return [  # type: ignore[return-value]
-                app.apply_as_sent(self, args, kwargs, options) for args, kwargs in checked
-            ]
         return app.send_task_many(self.name, checked, task_type=self, **options)
 
     def send_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -533,12 +530,13 @@ class Task(Generic[P, R]):
             return retry
         raise retry from exc
 
-    def replace(self, sig: Mapping[str, Any]) -> NoReturn:
+    def replace(self, sig: Mapping[str, Any]) -> Any:
         """End this run and let a signature take its place; write ``return self.replace(sig)``.
 
         The end of the signature gets this task's id, its place in a group or a chord, and whatever
         follows it. The results of a group are gathered in a list. The worker sends it and
-        acknowledges this message in one step; nothing is stored for this run.
+        acknowledges this message in one step; nothing is stored for this run. In a task that runs
+        by `apply`, the signature runs here, and its value is returned.
 
         Raises:
             Ignore: always, inside a worker.
@@ -547,6 +545,8 @@ class Task(Generic[P, R]):
         context = self.request
         if context.message is None:
             raise ValueError(f"replace() of {self.name}: no worker runs this task")
+        if context.is_eager:
+            return run_in_place(maybe_signature(sig, self.app))
         context.replacement = replacement(context.message, sig)
         raise Ignore("Replaced by new task")
 

@@ -7,17 +7,34 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from greenq.canvas import plan
+from greenq.canvas.here import after, first_failed, unreached, value_here
 from greenq.canvas.mistakes import not_a_signature
 from greenq.canvas.send import send_signature, send_stream
 from greenq.canvas.signature import Signature, checked
 from greenq.canvas.stream import bare
+from greenq.protocol.ids import new_id
 from greenq.protocol.message import saferepr
+from greenq.result import GroupResult
 
 W = TypeVar("W", bound=Signature)
 
 
 class _Whole(Signature):
     """A signature made of others, which belong to it as `kwargs`."""
+
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Send it, and return the handle of its end. Switches: yes.
+
+        The arguments are as for `Signature.apply_async`.
+        """
+        if self.app.config.task.task_always_eager:
+            return self.apply(args, kwargs, **options)
+        return super().apply_async(args, kwargs, **options)
 
     def _send(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
@@ -93,6 +110,24 @@ class chain(_Whole):  # noqa: N801  Celery's name
             # A chain with options of its own stays one step, so that they stay its own.
             tasks += part.tasks if isinstance(part, chain) and not part.options else [part]
         return cls(*tasks, app=first._app)  # noqa: SLF001  a signature's own
+
+    def apply(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run the steps here and now; return the handle of the last one, or of a failed one."""
+        last: Any = None
+        given: tuple[Sequence[Any], Mapping[str, Any]] = (args or (), kwargs or {})
+        for step in self.unchain_tasks():
+            failed = None if last is None else first_failed(last)
+            if failed is not None:
+                return unreached(step, last, failed) if isinstance(last, GroupResult) else last
+            if last is not None:
+                given = ((value_here(last),), {})
+            last = after(last, step.apply(*given, **options))
+        return last
 
     def unchain_tasks(self) -> list[Any]:
         """Return copies of its steps, with the callbacks of the chain itself."""
@@ -253,6 +288,25 @@ class group(_Whole):  # noqa: N801  Celery's name
             return send_stream(app, self, made, args, kwargs, options).parent
         return send_signature(app, made, args, kwargs, options).parent
 
+    def apply(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run the members here and now, one after another, and return a `GroupResult`.
+
+        What `on_done` and ``on_error(once=True)`` have asked for is not called.
+        """
+        group_id = self.id or new_id()
+        results = []
+        for index, member in enumerate(self.take_source() or self.tasks):
+            # What a member is made of has a place in that.
+            is_whole = isinstance(member, _Whole)
+            place = {} if is_whole else {"group_id": group_id, "group_index": index}
+            results.append(member.apply(args, kwargs, **options, **place))
+        return GroupResult(group_id, results, app=self._app)
+
     def freeze(self, _id: str | None = None, *args: Any, **kwargs: Any) -> Any:
         """Choose the ids of all members now, and return the group's handle."""
         once = plan.chosen(self.options, *plan.ONCE)
@@ -383,14 +437,34 @@ class chord(_Whole):  # noqa: N801  Celery's name
             made.body = body
         return made.apply_async(**options)
 
-    def _send(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    def apply(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Any:
+        """Run header and body here and now, and return the handle of the body.
+
+        If a header task fails, the body has failed with a `ChordError`.
+        """
+        self._need_body()
+        header = self.tasks.apply(args, kwargs, **options)
+        failed = first_failed(header)
+        if failed is not None:
+            return unreached(self.body, header, failed)
+        return after(header, self.body.apply((value_here(header),), **options))
+
+    def _need_body(self) -> None:
         if self.body is None:
             raise ValueError(
                 "this chord has no body to send its results to: write chord(header)(body), or a "
                 "group for a header alone"
             )
+
+    def _send(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Any:
+        self._need_body()
         if self.tasks.is_streamed():
             return send_stream(self.app, self.tasks, self, args, kwargs, options)
         return send_signature(self.app, self, args, kwargs, options)
@@ -440,6 +514,14 @@ class _Map(Signature):
     def from_dict(cls, data: Mapping[str, Any], app: Any = None) -> Signature:
         """Return one that was written as plain data."""
         return _rebuilt(cls(data["kwargs"]["task"], data["kwargs"]["it"], app=app), data, app)
+
+    def _send(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Any:
+        # It would be sent by its name, since built-in tasks are not among the app's own.
+        if self.app.config.task.task_always_eager:
+            return self.apply(args, kwargs, **options)
+        return super()._send(args, kwargs, options)
 
     def own_app(self) -> Any:
         """Return the app of the task that is called."""
@@ -501,6 +583,15 @@ class chunks(Signature):  # noqa: N801  Celery's name
     def __call__(self, **options: Any) -> Any:
         """Send it."""
         return self.apply_async(**options)
+
+    def apply(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run the parts here and now, and return a `GroupResult`."""
+        return self.group().apply(args, kwargs, **options)
 
     def _send(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]

@@ -213,6 +213,19 @@ class Signature(dict[str, Any]):
         given.pop("route_name", None)
         return self._send(args or (), kwargs or {}, given)
 
+    def apply(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run it here and now, and return the handle of its end, an `EagerResult`.
+
+        The arguments are as for `apply_async`, and `throw` is as for `Task.apply`.
+        """
+        args, kwargs, options = self._merge(args or (), kwargs or {}, options)
+        return self.type.apply(args, kwargs, **options)
+
     def _send(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Any:

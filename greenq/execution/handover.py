@@ -12,7 +12,6 @@ message (`greenq.transport.workflow`), so a crash neither loses nor repeats a st
 
 from __future__ import annotations
 
-import inspect
 import logging
 from datetime import UTC, datetime
 from functools import partial
@@ -24,6 +23,7 @@ from greenq.context import Context
 from greenq.errors import ChordError, EncodeError, GreenqError, OperationalError, RemoteError
 from greenq.hub import sleep, spawn
 from greenq.log import OutageLog
+from greenq.outcome import takes_error
 from greenq.protocol.message import TaskMessage, saferepr
 from greenq.protocol.meta import utc_now
 from greenq.states import FAILURE, PROPAGATE_STATES, SUCCESS
@@ -436,22 +436,6 @@ class _Flow(Workflow):
         self.states += other.states
         self.pushes += other.pushes
         self.seals += other.seals
-
-
-def takes_error(task: Task[Any, Any]) -> bool:
-    """Tell whether a task is an errback that takes the request, the error and the traceback.
-
-    As in Celery: one that takes more than one positional argument.
-    """
-    try:
-        found = inspect.signature(task.function).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    kinds = [each.kind for each in found]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return True
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(each in positional for each in kinds) - task.is_bound > 1
 
 
 def _call(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from greenq.result.base import (
+from greenq.result.eager_result import EagerResult
+from greenq.result.group import GroupResult, ResultSet
+from greenq.result.many import AsyncResults
+from greenq.result.result_base import (
     ResultBase,
     allow_join_result,
     ask_for_app,
@@ -11,9 +14,6 @@ from greenq.result.base import (
     newest_app,
     result_from_tuple,
 )
-from greenq.result.eager import EagerResult
-from greenq.result.group import GroupResult, ResultSet
-from greenq.result.many import AsyncResults
 from greenq.result.task_result import AsyncResult
 
 __all__ = [

@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from greenq.errors import ResultTimeout
-from greenq.result.base import (
+from greenq.result.result_base import (
     ResultBase,
     as_dict,
     fulfil,
@@ -37,7 +37,6 @@ class ResultSet(ResultBase):
     """
 
     TimeoutError = ResultTimeout
-    supports_native_join = True
 
     # Of the classes that an app offers: its own.
     own_app: Any = None

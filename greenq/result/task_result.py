@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from greenq.config.celery_names import name_what_is_not_here
 from greenq.errors import ResultTimeout
 from greenq.protocol.meta import ResultMeta
-from greenq.result.base import (
+from greenq.result.result_base import (
     ResultBase,
     as_dict,
     children_of,

@@ -34,6 +34,7 @@ from greenq.protocol.meta import (
 from greenq.states import FAILURE, PENDING, READY_STATES, REVOKED, SUCCESS
 from greenq.transport.callbacks import Callbacks
 from greenq.transport.listener import Heard, Listener, portions
+from greenq.transport.reads import Reads
 from greenq.transport.settle import Entry, StateWrite, settle
 from greenq.transport.workflow import Part, chord_rule
 
@@ -99,6 +100,7 @@ class Backend:
         self._accept_compression = compress.accepted(*accept_compression, config.result_compression)
         self._max_bytes = max_bytes
         self._is_plain = config.result_serializer == "json" and config.result_compression is None
+        self._reads = Reads(self._read_each)
         self._listener = Listener(client, silence_s)
         self._callbacks = Callbacks(self._listener, self._follow)
 
@@ -210,14 +212,22 @@ class Backend:
 
     def _payloads(self, keys: Sequence[str], timeout_s: float = math.inf) -> list[bytes | None]:
         """Read keys, in two attempts that get half of the time each."""
-        command = ("GET" if len(keys) == 1 else "MGET", *keys)
         whole_s = min(max(timeout_s, _LEAST_READ_S), self._client.call_timeout_s)
+        if len(keys) == 1:
+            return [self._reads.one(keys[0], whole_s)]
+        return self._in_two_attempts([("MGET", *keys)], whole_s)[0]  # type: ignore[no-any-return]
+
+    def _read_each(self, keys: Sequence[str], timeout_s: float) -> list[Any]:
+        """Read keys of different callers, each as if alone."""
+        return self._in_two_attempts([("GET", key) for key in keys], timeout_s)
+
+    def _in_two_attempts(self, commands: list[tuple[str, ...]], whole_s: float) -> list[Any]:
+        half_s, each = whole_s / 2, len(commands) if len(commands) > 1 else 0
         try:
-            found = self._client.call(*command, timeout_s=whole_s / 2)
+            return self._client.pipeline(commands, optional=each, timeout_s=half_s)
         except ConnectionLost:
             # The pooled connection died while idle, as after a restart; reading twice is harmless.
-            found = self._client.call(*command, timeout_s=whole_s / 2)
-        return [found] if len(keys) == 1 else found
+            return self._client.pipeline(commands, optional=each, timeout_s=half_s)
 
     def forget(self, *task_ids: str) -> None:
         """Delete the stored states of tasks."""
@@ -364,7 +374,8 @@ class Backend:
                 yield meta
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening, and call no more functions."""
+        self._callbacks.close()
         self._listener.close()
 
     def _decode(self, payload: bytes) -> ResultMeta:

@@ -10,6 +10,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING
 
 from greenq.errors import ProtocolError
+from greenq.transport.listener import Heard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,6 +64,13 @@ class Callbacks:
                     target=Context().run, args=(self._run,), name="greenq callbacks", daemon=True
                 )
                 self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; what it was to call is forgotten."""
+        with self._lock:
+            self._waiting.clear()
+            self._calls.clear()
+            self._ear.put(Heard("", b""))
 
     def _run(self) -> None:
         while True:

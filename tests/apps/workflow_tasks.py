@@ -70,6 +70,11 @@ def register(app: Any) -> None:
             "stamps": request.stamps, "chord": bool(request.chord), "args": list(args),
         }  # fmt: skip
 
+    @app.task(name="flow.hang")
+    def hang(*args: Any) -> None:
+        _seen.set("hangs", 1)
+        time.sleep(600)
+
     @app.task(name="flow.ignored")
     def ignored(*args: Any) -> None:
         from celery.exceptions import Ignore as TheirIgnore  # noqa: PLC0415

@@ -289,6 +289,14 @@ def test_failing_callback_is_logged_and_the_others_are_called(
     assert "a callback failed at the end of task a" in caplog.text
 
 
+def test_callbacks_end_with_the_app(app: Greenq) -> None:
+    app.AsyncResult("never").then(print)
+    [thread] = [each for each in threading.enumerate() if each.name == "greenq callbacks"]
+    app.close()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_tree_of_children_is_followed(app: Greenq) -> None:
     end(app, "root", "r", children=([["one", None], None], [["g", None], [[["x", None], None]]]))
     root = app.AsyncResult("root")

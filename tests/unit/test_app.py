@@ -283,7 +283,7 @@ def test_unknown_setting_is_an_attribute_or_key_error_that_says_which_is_meant(
     with pytest.raises(KeyError, match="did you mean task_acks_late"):
         _ = app.conf["task_ack_late"]
     with pytest.raises(AttributeError, match="is a Celery setting: not supported yet"):
-        _ = app.conf.task_always_eager
+        _ = app.conf.worker_deduplicate_successful_tasks
     with pytest.raises(ConfigError, match="did you mean task_acks_late"):
         app.conf.task_ack_late = True
 

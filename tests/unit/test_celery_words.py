@@ -9,11 +9,16 @@ from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
+import celery.result
 import pytest
+from celery.app.task import Context as CelerysContext
 
-from greenq import Greenq, Task
-from greenq.errors import Reject, Retry
+from greenq import Greenq, Task, result
+from greenq.context import Context
+from greenq.eager import EagerContext
+from greenq.errors import MaxRetriesExceededError, OperationalError, Reject, Retry
 from greenq.protocol.envelope import unwrap
+from greenq.protocol.message import TaskMessage
 from tests.unit.rig import Rig, wait_for
 
 
@@ -457,3 +462,29 @@ def test_hooks_at_the_end_of_a_task(rig: Rig, caplog: pytest.LogCaptureFixture) 
         ("after_return", None), ("end", ("fails", "a", 1)),
     ]  # fmt: skip
     assert "failed at the end of task work[a]" in caplog.text
+
+
+# Of Celery's own names: what changes a request in place, which nothing does here.
+CHANGES = {"clear", "update"}
+
+
+def test_request_has_every_field_of_celerys() -> None:
+    fields = {name for name in dir(CelerysContext) if not name.startswith("_")} - CHANGES
+    message = TaskMessage(task="a", id="b", group="g")
+    for context in (Context(), Context(message), EagerContext(message, {}, stores=False)):
+        assert {name for name in fields if not hasattr(context, name)} == set()
+    assert Context(message).taskset == "g"
+
+
+@pytest.mark.parametrize("name", ["AsyncResult", "ResultSet", "GroupResult", "EagerResult"])
+def test_handles_have_what_celerys_have(name: str) -> None:
+    ours, theirs = getattr(result, name), getattr(celery.result, name)
+    # What an instance gets in its constructor, and the parts of a promise.
+    others = {"id", "ignored", "parent", "results", "throw", "on_ready"}
+    names = {each for each in dir(theirs) if not each.startswith("_")} - others
+    assert {each for each in names if not hasattr(ours, each)} == set()
+
+
+def test_task_has_the_exceptions_of_its_retries() -> None:
+    assert Task.MaxRetriesExceededError is MaxRetriesExceededError
+    assert Task.OperationalError is OperationalError

@@ -44,9 +44,9 @@ ELSEWHERE: dict[str, str] = {
     "consumer/queue_set.py": "unit/commands/test_commands.py",
     "outcome.py": "unit/execution/test_executor.py",
     "result/__init__.py": "unit/result/test_task_result.py",
-    "result/base.py": "integration/test_groups.py",
-    "result/eager.py": "unit/test_eager.py",
-    "result/graph.py": "integration/test_groups.py",
+    "result/result_base.py": "integration/test_groups.py",
+    "result/eager_result.py": "unit/test_eager.py",
+    "result/result_graph.py": "integration/test_groups.py",
     "result/group.py": "integration/test_groups.py",
     "result/many.py": "unit/result/test_task_result.py",
     "compression.py": "unit/test_serialization.py",
@@ -73,6 +73,9 @@ ELSEWHERE: dict[str, str] = {
     "transport/members.py": "integration/test_members.py",
     "transport/owner.py": "integration/test_owner.py",
     "transport/recovery.py": "integration/test_recovery.py",
+    "transport/workflow.py": "integration/test_settle_workflows.py",
+    # What a task does to its workflow is seen in what its end writes.
+    "canvas/inside.py": "unit/execution/test_handover.py",
     # A worker as a whole, or what it makes of a lost connection.
     "consumer/__init__.py": "integration/test_connections.py",
     "consumer/connection.py": "integration/test_connections.py",

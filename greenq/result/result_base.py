@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenq.errors import ConfigError, IncompleteStream, Problem, RemoteTraceback
 from greenq.log import task_log_context
-from greenq.result.graph import ResultGraph
+from greenq.result.result_graph import ResultGraph
 from greenq.states import PENDING, PROPAGATE_STATES
 
 if TYPE_CHECKING:
@@ -96,6 +96,9 @@ class ResultBase:
         id: the task's or the group's; None for a `ResultSet`.
         parent: the handle of what ran before it in a chain, or None.
     """
+
+    # As in Celery: results are waited for without polling.
+    supports_native_join = True
 
     id: str | None
     parent: ResultBase | None

@@ -1,0 +1,53 @@
+"""Workflows that run here and now: what passes from one part to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from greenq.errors import ChordError
+from greenq.protocol.ids import new_id
+from greenq.result import EagerResult, GroupResult
+from greenq.states import FAILURE, SUCCESS
+
+
+def value_here(result: Any) -> Any:
+    """Return the value of what has run; for a group, the list of its values."""
+    if isinstance(result, GroupResult):
+        return [value_here(each) for each in result.results]
+    return result.result
+
+
+def first_failed(result: Any) -> Any:
+    """Return the handle of the first task that has not returned, or None."""
+    return next((each for each in result.handles() if each.state != SUCCESS), None)
+
+
+def run_in_place(sig: Any) -> Any:
+    """Run a signature for a task that it replaces, and return its value.
+
+    Raises:
+        Exception: that of a task that failed.
+    """
+    result = sig.apply()
+    failed = first_failed(result)
+    if failed is not None:
+        raise failed.result
+    return value_here(result)
+
+
+def after(before: Any, result: Any) -> Any:
+    """Make `before` the parent of what has run next, and return that."""
+    first = result
+    while first.parent is not None:
+        first = first.parent
+    first.parent = before
+    return result
+
+
+def unreached(body: Mapping[str, Any], header: Any, failed: Any) -> EagerResult[Any]:
+    """Return the handle of a body that does not run, since a task before it has failed."""
+    error = ChordError(f"Dependency {failed.id} raised {failed.result!r}")
+    task_id = body["options"].get("task_id") or new_id()
+    result: EagerResult[Any] = EagerResult(task_id, error, FAILURE, name=body["task"])
+    return after(header, result)  # type: ignore[no-any-return]

@@ -1,0 +1,117 @@
+"""Reads of many callers at once, put together."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from greenq.errors import OperationalError, TransportTimeout
+
+# So many callers read at the same time, each for others, too.
+_READERS: Final = 4
+
+# And each of them so many keys at once.
+_PORTION: Final = 1000
+
+# Put into a caller's queue: it is its turn to read.
+_TURN: Final = object()
+
+
+class _Read:
+    """One caller's read: its key, and where the answer, or the turn to read, arrives."""
+
+    __slots__ = ("answer", "key")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+
+class Reads:
+    """Reads one key for each of many callers, with few commands and few connections.
+
+    A few callers read at a time. The keys of those who come meanwhile gather; whose turn it is next
+    reads them in one round trip and hands out the answers.
+    """
+
+    def __init__(self, read: Callable[[Sequence[str], float], list[Any]]) -> None:
+        """Read with `read`: an answer or an error for each key, within some seconds."""
+        self._read = read
+        self._lock = threading.Lock()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        # Under the lock: what nobody reads yet, and how many turns there are.
+        self._gathered: deque[_Read] = deque()
+        self._turns = 0
+
+    def one(self, key: str, timeout_s: float) -> bytes | None:
+        """Read a key. Switches: yes.
+
+        Raises:
+            OperationalError: it could not be read in time.
+        """
+        if self._pid != os.getpid():
+            self._reset()
+        own = _Read(key)
+        with self._lock:
+            self._gathered.append(own)
+            if self._turns < _READERS:
+                self._turns += 1
+                own.answer.put(_TURN)
+        answer: Any = _TURN
+        try:
+            while answer is _TURN:
+                answer = own.answer.get(timeout=timeout_s)
+                if answer is _TURN:
+                    self._take_turn(timeout_s)
+        except queue.Empty:
+            raise TransportTimeout(f"no answer to GET within {timeout_s:g} s") from None
+        finally:
+            if answer is _TURN or not own.answer.empty():
+                self._leave(own)
+        if isinstance(answer, OperationalError):
+            raise answer
+        found: bytes | None = answer
+        return found
+
+    def _take_turn(self, timeout_s: float) -> None:
+        """Read what has gathered, then pass the turn on."""
+        with self._lock:
+            portion = [self._gathered.popleft() for _ in range(min(_PORTION, len(self._gathered)))]
+        answers: list[Any] | None = None
+        try:
+            answers = self._read([each.key for each in portion], timeout_s) if portion else []
+        except OperationalError as exc:
+            answers = [exc] * len(portion)
+        finally:
+            if answers is None:
+                # This greenlet is being ended: another one reads for those who still wait.
+                with self._lock:
+                    self._gathered.extendleft(reversed(portion))
+            else:
+                for each, answer in zip(portion, answers, strict=True):
+                    each.answer.put(answer)
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        with self._lock:
+            if self._gathered:
+                self._gathered[0].answer.put(_TURN)
+            else:
+                self._turns -= 1
+
+    def _leave(self, own: _Read) -> None:
+        """Wait for nothing more; the turns that this caller was given are others'."""
+        with self._lock, suppress(ValueError):
+            self._gathered.remove(own)
+        with suppress(queue.Empty):
+            while True:
+                if own.answer.get_nowait() is _TURN:
+                    self._pass_on()
