@@ -380,7 +380,9 @@ def test_option_that_tasks_do_not_know_is_an_attribute(rig: Rig) -> None:
     for wrong, text in (
         ({"acks_lat": True}, "did you mean acks_late?"),
         ({"delay": 3}, "tasks have it"),
-        ({"link": [1]}, "workflows are not supported yet"),
+        ({"link": [1]}, "link each call instead"),
+        ({"acks_on_failure": False}, "acks_on_failure_or_timeout instead"),
+        ({"retry_on_worker_lost": True}, "reject_on_worker_lost instead"),
     ):
         with pytest.raises(TypeError, match=text):
             rig.task("wrong", **wrong)(own.function)
