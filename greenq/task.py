@@ -199,8 +199,10 @@ class Task(Generic[P, R]):
         if option in self.OPTIONS:
             return
         foreign = TASK_OPTIONS.get(option)
-        if foreign is not None and asks_for_something(foreign, value):
-            raise TypeError(f"task {self.name}: {option} is not supported: {foreign.advice}")
+        if foreign is not None:
+            if asks_for_something(foreign, value):
+                raise TypeError(f"task {self.name}: {option} is not supported: {foreign.advice}")
+            return
         hint = suggestion(option, self.OPTIONS, cutoff=0.8)
         if hint:
             raise TypeError(f"task {self.name}: no option {option!r}{hint}")

@@ -389,6 +389,7 @@ TASK_OPTIONS: Final[Mapping[str, Foreign]] = {
     "acks_on_failure": Foreign(None, False, _ONE_SETTING),
     "acks_on_timeout": Foreign(None, False, _ONE_SETTING),
     "backend": Foreign(None, False, "an app stores all results in one place, result_backend"),
+    "exchange_type": Foreign(None, False, "name the exchange's type in task_queues instead"),
     "immediate": Foreign(None, False, "it concerns AMQP"),
     "link": Foreign(None, False, _LINKS),
     "link_error": Foreign(None, False, _LINKS),

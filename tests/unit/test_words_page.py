@@ -133,7 +133,7 @@ def _task_options() -> set[str]:
     attributes = _public(celery.Task) - _methods(celery.Task)
     settings = {name for name, _ in celery.Task.from_config}
     retries = _quoted(add_autoretry_behaviour, r"getattr\(task, '(\w+)'")
-    routing = _quoted(celery.Task.bind, r"'(\w+)'(?=[,)])") - {"queue"}
+    routing = _quoted(celery.Task.bind, r"'(\w+)'(?=[,)])")
     made = _parameters(celery.Celery._task_from_fun) - {"fun"}
     return (attributes | settings | retries | routing | made | _sent_options()) - {"app", "request"}
 
@@ -148,18 +148,21 @@ def _signature_words() -> set[str]:
 # --- what greenq has ------------------------------------------------------------------------------
 
 
-def _has(owner: object, name: str, kind: str = "") -> bool:
-    """Tell whether an object has an attribute, without reading it, and not just advice."""
+def _has(owner: object, name: str) -> bool:
+    """Tell whether an object or a class has an attribute, without reading it, and not advice."""
     try:
         inspect.getattr_static(owner, name)
     except AttributeError:
         return False
-    return name not in ATTRIBUTES.get(kind, {})
+    kind = owner if isinstance(owner, type) else type(owner)
+    return all(name not in ATTRIBUTES.get(each.__name__, {}) for each in kind.__mro__)
 
 
 def _takes_task_option(name: str) -> bool:
-    own = {"base", "bind", "name"}
-    return name in {*greenq.Task.OPTIONS, *own} or _has(our_task, name, "Task")
+    if name in TASK_OPTIONS:
+        return False
+    # Those of the decorator itself.
+    return name in {*greenq.Task.OPTIONS, "base", "bind"} or _has(our_task, name)
 
 
 def _has_signature_word(name: str) -> bool:
@@ -179,6 +182,12 @@ def _has_signal(name: str) -> bool:
         return False
 
 
+CELERYS_HANDLES = {
+    "AsyncResult": celery.result.AsyncResult("a", app=celerys),
+    "GroupResult": celery.result.GroupResult("a", [], app=celerys),
+    "ResultSet": celery.result.ResultSet([], app=celerys),
+    "EagerResult": celery.result.EagerResult("a", None, "SUCCESS"),
+}
 HANDLES = {
     "AsyncResult": greenq.result.AsyncResult("a", app=ours),
     "GroupResult": greenq.result.GroupResult("a", [], app=ours),
@@ -203,28 +212,26 @@ SECTIONS = {
         lambda name: name in {*SendOptions.__annotations__, "task_type"},
         SEND_OPTIONS,
     ),
-    "Canvas primitives": Section(
-        set(celery.canvas.__all__), lambda name: hasattr(greenq, name)
-    ),
+    "Canvas primitives": Section(set(celery.canvas.__all__), lambda name: hasattr(greenq, name)),
     "Signatures": Section(_signature_words(), _has_signature_word),
     **{
         kind: Section(
-            _public(getattr(celery.result, kind)),
-            functools.partial(_has, handle, kind=kind),
+            _public(CELERYS_HANDLES[kind]),
+            functools.partial(_has, handle),
             ATTRIBUTES.get(kind, {}),
         )
         for kind, handle in HANDLES.items()
     },
-    "Task options": Section(_task_options(), _takes_task_option, TASK_OPTIONS),
+    "Task options": Section(
+        _task_options(), _takes_task_option, {**ATTRIBUTES["Task"], **TASK_OPTIONS}
+    ),
     "The request": Section(_public(CelerysContext), lambda name: hasattr(_CONTEXT, name)),
     "Task methods": Section(
         _methods(celery.Task) | {"app", "request"},
-        lambda name: _has(our_task, name, "Task"),
+        lambda name: _has(our_task, name),
         ATTRIBUTES["Task"],
     ),
-    "The app": Section(
-        _public(celerys), lambda name: _has(ours, name, "Greenq"), ATTRIBUTES["Greenq"]
-    ),
+    "The app": Section(_public(celerys), lambda name: _has(ours, name), ATTRIBUTES["Greenq"]),
     "Signals": Section(set(celery.signals.__all__), _has_signal),
 }
 
@@ -280,8 +287,7 @@ def _both(section: str, word: str) -> list[tuple[Any, Any]]:
             (getattr(celery.canvas, kind), getattr(greenq, kind)) for kind in PRIMITIVES
         ],
         **{
-            kind: [(getattr(celery.result, kind), getattr(greenq.result, kind))]
-            for kind in HANDLES
+            kind: [(getattr(celery.result, kind), getattr(greenq.result, kind))] for kind in HANDLES
         },
     }
     found = []
