@@ -298,6 +298,22 @@ def test_request_has_what_its_users_know(rig: Rig) -> None:
     assert options["headers"] == {"x_own": 1}
 
 
+def test_execution_options_have_the_place_in_a_workflow(rig: Rig) -> None:
+    seen: dict[str, Any] = {}
+
+    @rig.task("look", bind=True)
+    def look(self: Any) -> None:
+        seen.update(self.request.as_execution_options())
+
+    place = {
+        "link": [{"task": "b"}], "link_error": [{"task": "c"}], "chain": [{"task": "d"}],
+        "replaced_task_nesting": 2, "stamped_headers": ["team"], "stamps": {"team": "mail"},
+    }  # fmt: skip
+    run(rig, "look", **place)
+    assert {name: seen[name] for name in place} == place
+    assert seen["chord"] is None
+
+
 def test_request_of_a_direct_call_is_empty(rig: Rig) -> None:
     @rig.task("look", bind=True)
     def look(self: Any) -> Any:
