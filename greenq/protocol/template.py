@@ -78,7 +78,8 @@ class Template:
             id=marks["id"],
             root_id=marks["root_id"],
             parent_id=marks["parent_id"],
-            group_index=marks["group_index"],  # type: ignore[arg-type]  a mark is text
+            # A mark is text.
+            group_index=marks["group_index"],  # type: ignore[arg-type]
             argsrepr=marks["argsrepr"] if message.argsrepr is None else message.argsrepr,
             kwargsrepr=marks["kwargsrepr"] if message.kwargsrepr is None else message.kwargsrepr,
         )

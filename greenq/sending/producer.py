@@ -310,8 +310,7 @@ class Producer:
             OperationalError: the server could not be reached within the retry policy.
         """
         plan = self.plan_of(task, options)
-        prefix = tag_prefix(time.time())
-        task_id, text = self._fill(plan, args, kwargs, options, new_id(), prefix)
+        task_id, text = self._fill(plan, args, kwargs, options)
         # Stamped first: the task may be done before the event is published.
         events = [] if self._events is None else [self._sent(plan, options, task_id, args, kwargs)]
         self._push(plan, [text], f"task {task_id}", () if options.get("task_id") else (task_id,))
@@ -455,8 +454,7 @@ class Producer:
     ) -> Outgoing:
         """Write the message of a task without sending it; options are those of `SendOptions`."""
         plan = self.plan_of(task, options)
-        prefix = tag_prefix(time.time())
-        task_id, text = self._fill(plan, args, kwargs, options, new_id(), prefix)
+        task_id, text = self._fill(plan, args, kwargs, options)
         return Outgoing(task_id=task_id, queue=plan.queue, priority=plan.priority, text=text)
 
     @staticmethod
@@ -465,15 +463,17 @@ class Producer:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         options: Mapping[str, Any],
-        new: str,
-        prefix: str,
+        new: str = "",
+        prefix: str = "",
     ) -> tuple[str, str]:
         """Return the id and the text of one message.
 
         Args:
-            new: an id made for this push alone. It also serves as delivery tag, with `prefix`: a
-                given task id may be used again.
+            new: an id made for this push alone, made here if there is none. It also serves as
+                delivery tag, with `prefix`: a given task id may be used again.
         """
+        if not new:
+            new, prefix = new_id(), tag_prefix(time.time())
         task_id = options.get("task_id") or new
         try:
             text = plan.template.fill(
