@@ -68,11 +68,6 @@ celerys = celery.Celery("celerys", set_as_current=False, backend="cache+memory:/
 ours = greenq.Greenq("ours", broker=NOWHERE, set_as_current=False)
 
 
-@celerys.task(name="words.task", shared=False)
-def their_task() -> None:
-    """Only looked at."""
-
-
 @ours.task(name="words.task")
 def our_task() -> None:
     """Only looked at."""
@@ -176,8 +171,7 @@ def _has_signature_word(name: str) -> bool:
 
 def _has_signal(name: str) -> bool:
     try:
-        signals = importlib.import_module("greenq.signals")
-        return bool(getattr(signals, name))
+        return bool(getattr(importlib.import_module("greenq.signals"), name))
     except ImportError:
         return False
 
