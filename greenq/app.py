@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import FrameType, ModuleType
-    from typing import Unpack
+    from typing import Self, Unpack
 
     from greenq.beat.periodic import PeriodicTasks
     from greenq.bootsteps.steps import Option, Step
@@ -346,20 +346,42 @@ class Greenq:
         """All settings, checked, by section."""
         return self.conf.config
 
-    def config_from_object(self, source: object, *, namespace: str | None = None) -> None:
+    def config_from_object(
+        self, source: object, *, force: bool = False, namespace: str | None = None
+    ) -> None:
         """Read settings, on first use, from a module, its name, an object or a mapping.
 
-        With a `namespace` such as ``"CELERY"``, the upper-case names that begin with it count, as
-        in Django's settings.
+        Args:
+            source: where they are.
+            force: read them now.
+            namespace: one such as ``"CELERY"``: the upper-case names that begin with it count, as
+                in Django's settings.
+
+        Raises:
+            ConfigError: with `force`, a setting is unknown or wrong.
         """
         self.conf.read_later(lambda notes: settings_from_object(source, namespace, notes))
+        if force:
+            _ = self.config
 
-    def config_from_envvar(self, variable: str) -> None:
-        """Read settings from the module that an environment variable names."""
+    def config_from_envvar(
+        self, variable: str, *, silent: bool = False, force: bool = False
+    ) -> None:
+        """Read settings from the module that an environment variable names.
+
+        Args:
+            variable: its name.
+            silent: it need not be set.
+            force: read the settings now.
+
+        Raises:
+            ConfigError: the variable is not set.
+        """
         module = os.environ.get(variable)
-        if not module:
+        if module:
+            self.config_from_object(module, force=force)
+        elif not silent:
             raise ConfigError([Problem(variable, module, "the environment variable is not set")])
-        self.config_from_object(module)
 
     # --- tasks ------------------------------------------------------------------------------------
 
@@ -894,9 +916,14 @@ class Greenq:
         """Reads and writes results on the server."""
         return self.transport.backend
 
+    @property
+    def timezone(self) -> ZoneInfo:
+        """The time zone of the setting `timezone`."""
+        return ZoneInfo(self.config.task.timezone)
+
     def now(self) -> datetime:
         """Return the time in the app's `timezone`."""
-        return datetime.now(ZoneInfo(self.config.task.timezone))
+        return datetime.now(self.timezone)
 
     def finalize(self, auto: bool = False) -> None:
         """Take the shared tasks and apply the annotations now, not on the tasks' first use.
@@ -916,6 +943,14 @@ class Greenq:
             if self._transport is not None:
                 self._transport.close()
                 self._transport = self._producer = None
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Close it."""
+        self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle its name and its settings, with their passwords, but none of its tasks."""

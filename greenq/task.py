@@ -199,8 +199,10 @@ class Task(Generic[P, R]):
         if option in self.OPTIONS:
             return
         foreign = TASK_OPTIONS.get(option)
-        if foreign is not None and asks_for_something(foreign, value):
-            raise TypeError(f"task {self.name}: {option} is not supported: {foreign.advice}")
+        if foreign is not None:
+            if asks_for_something(foreign, value):
+                raise TypeError(f"task {self.name}: {option} is not supported: {foreign.advice}")
+            return
         hint = suggestion(option, self.OPTIONS, cutoff=0.8)
         if hint:
             raise TypeError(f"task {self.name}: no option {option!r}{hint}")
@@ -579,7 +581,8 @@ class Task(Generic[P, R]):
             return None
         # A message may claim any number of retries; beyond the limit the longest wait applies.
         doubled = 2 ** min(max(retries, 0), _MOST_DOUBLINGS)
-        longest = min(int(self.retry_backoff) * doubled, self.retry_backoff_max)
+        # A factor below one second would never grow.
+        longest = min(max(1, int(self.retry_backoff)) * doubled, self.retry_backoff_max)
         return random.randrange(longest + 1) if self.retry_jitter else longest
 
     def before_start(self, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

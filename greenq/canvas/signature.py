@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from greenq.canvas import plan
 from greenq.canvas.mistakes import not_a_signature
 from greenq.canvas.stamps import stamp_signature
+from greenq.protocol.ids import new_id
 from greenq.protocol.message import saferepr
 from greenq.result import AsyncResult, newest_app, result_from_tuple
 
@@ -209,8 +210,6 @@ class Signature(dict[str, Any]):
             EncodeError, OperationalError: as for `Task.apply_async`.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        # Celery's name for the queue's route; greenq routes by the task's name.
-        given.pop("route_name", None)
         return self._send(args or (), kwargs or {}, given)
 
     def apply(
@@ -239,6 +238,15 @@ class Signature(dict[str, Any]):
     def __invert__(self) -> Any:
         """Send it and wait for the result: ``~sig``."""
         return self.apply_async().get()
+
+    def election(self) -> Any:
+        """Have the workers elect one of them to send it, and return its handle.
+
+        For calls that several processes make and that are meant once.
+        """
+        task_id = self.id or new_id()
+        self.app.control.election(task_id, "task", self.clone(task_id=task_id))
+        return self.app.AsyncResult(task_id)
 
     def freeze(
         self,

@@ -351,27 +351,50 @@ TRANSPORT_OPTIONS: Final[Mapping[str, Foreign]] = {
 }
 """The same for `broker_transport_options`, as Celery's Redis transport has them."""
 
-_WORKFLOWS = "workflows are not supported yet: send the next task from the previous one"
+_ENVELOPE = "not supported: greenq writes the message itself"
 _OWN_CONNECTIONS = "not needed: the app manages its own connections"
 SEND_OPTIONS: Final[Mapping[str, Foreign]] = {
+    "callbacks": Foreign(None, False, "use link instead"),
+    "confirm_timeout": Foreign(None, False, "not supported: it concerns AMQP"),
     "connection": Foreign(None, False, _OWN_CONNECTIONS),
+    "content_encoding": Foreign(None, False, "use serializer instead"),
+    "content_type": Foreign(None, False, "use serializer instead"),
+    "create_sent_event": Foreign(False, False, "use the setting task_send_sent_event instead"),
     "declare": Foreign(None, False, "not needed: a queue exists once it has a message"),
+    "errbacks": Foreign(None, False, "use link_error instead"),
+    "event_dispatcher": Foreign(None, False, _OWN_CONNECTIONS),
     "expiration": Foreign(None, False, "use expires instead"),
     "immediate": Foreign(None, False, "not supported: it concerns AMQP"),
     "mandatory": Foreign(None, False, "not supported: it concerns AMQP"),
+    "now": Foreign(None, False, "not supported: countdown and expires count from the sending"),
+    "origin": Foreign(None, False, _ENVELOPE),
     "producer": Foreign(None, False, _OWN_CONNECTIONS),
     "publisher": Foreign(None, False, _OWN_CONNECTIONS),
     "result_cls": Foreign(None, False, "not supported: results are AsyncResult"),
     "retries": Foreign(0, False, "not supported: a task being sent has no retries yet"),
     "route_name": Foreign(None, False, "not supported: name the queue instead"),
     "router": Foreign(None, False, "not supported: name the queue instead"),
+    "timeout": Foreign(None, False, "use socket_timeout in broker_transport_options instead"),
+    "timezone": Foreign(None, False, "give an eta or expires with a time zone instead"),
 }
 """The same for the options of ``apply_async`` and ``send_task``."""
 
+_LINKS = "link each call instead, as in add.s(2).link(other.s()), or use the hooks of a Task class"
+_ONE_SETTING = "use acks_on_failure_or_timeout instead, which applies to both"
+_OWN_EXECUTION = "not supported: use worker steps instead (app.steps)"
 TASK_OPTIONS: Final[Mapping[str, Foreign]] = {
+    "Request": Foreign("celery.worker.request:Request", False, _OWN_EXECUTION),
+    "Strategy": Foreign("celery.worker.strategy:default", False, _OWN_EXECUTION),
+    "acks_on_failure": Foreign(True, False, _ONE_SETTING),
+    "acks_on_timeout": Foreign(True, False, _ONE_SETTING),
     "backend": Foreign(None, False, "an app stores all results in one place, result_backend"),
-    "link": Foreign(None, False, _WORKFLOWS),
-    "link_error": Foreign(None, False, _WORKFLOWS),
+    "exchange_type": Foreign(None, False, "name the exchange's type in task_queues instead"),
+    "immediate": Foreign(None, False, "it concerns AMQP"),
+    "link": Foreign(None, False, _LINKS),
+    "link_error": Foreign(None, False, _LINKS),
+    "mandatory": Foreign(None, False, "it concerns AMQP"),
+    "resultrepr_maxsize": Foreign(1024, False, "representations of results have a fixed limit"),
+    "retry_on_worker_lost": Foreign(None, False, "use reject_on_worker_lost instead"),
     "send_events": Foreign(True, False, "a worker sends events for all tasks or for none (-E)"),
     "trail": Foreign(True, False, "a task's children are all the tasks it has sent"),
 }
@@ -389,11 +412,25 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
     "Task": {
         **dict.fromkeys(
             (
-                "signature_from_request", "subtask_from_request",
+                "add_around", "annotate", "bind", "from_config", "pop_request", "push_request",
+                "request_stack", "start_strategy",
             ),
-            _WORKFLOWS,
+            _INTERNAL,
         ),
-        **dict.fromkeys(("annotate", "bind", "request_stack"), _INTERNAL),
+        **dict.fromkeys(
+            ("signature_from_request", "subtask_from_request"),
+            "use self.retry() to run again, or self.signature(...) to send another call",
+        ),
+        "Request": _OWN_EXECUTION,
+        "Strategy": _OWN_EXECUTION,
+        "abstract": "not needed: a class without run() is no task",
+        "acks_on_failure": _ONE_SETTING,
+        "acks_on_timeout": _ONE_SETTING,
+        "on_replace": "override replace() instead",
+        "resultrepr_maxsize": "representations of results have a fixed limit",
+        "retry_on_worker_lost": "use reject_on_worker_lost instead",
+        "send_events": "a worker sends events for all tasks or for none (-E)",
+        "trail": "a task's children are all the tasks it has sent",
     },
     "Greenq": {
         **dict.fromkeys(
@@ -404,7 +441,33 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
             ),
             _NO_CONNECTION,
         ),
+        **dict.fromkeys(
+            (
+                "IS_WINDOWS", "IS_macOS", "Pickler", "SYSTEM", "amqp_cls", "autofinalize",
+                "backend_cls", "builtin_fixups", "configured", "control_cls", "create_task_cls",
+                "events_cls", "finalized", "fixups", "loader_cls", "log_cls", "namespace", "oid",
+                "prepare_config", "registry_cls", "set_as_current", "subclass_with_self",
+                "thread_oid", "use_fast_trace_task",
+            ),
+            _INTERNAL,
+        ),
+        "Beat": "run `greenq beat` or `greenq worker -B` instead",
+        "WorkController": "use greenq.worker.Worker instead",
         "Worker": "run `greenq worker -A module` instead",
+        "add_defaults": "use app.conf.update instead",
+        "annotations": "use app.conf.task_annotations instead",
+        "bugreport": "run `greenq report` instead",
+        "config_from_cmdline": "give settings by the environment: GREENQ_TASK_ACKS_LATE=false",
+        "default_connection": _NO_CONNECTION,
+        "default_producer": _NO_CONNECTION,
+        "either": "read app.conf instead",
+        "on_init": "override __init__ instead",
+        "select_queues": "use `greenq worker -Q` instead",
+        "setup_security": "use security_signing_key instead",
+        "strict_typing": "use the task option typing instead",
+        "task_cls": "use app.Task instead",
+        "type_checker": "use the task option typing instead",
+        "uses_utc_timezone": "compare app.timezone instead",
         "loader": "not supported: app.import_task_modules() imports the tasks",
         "log": "not supported: use greenq.utils.log.get_task_logger and the module logging",
         "start": "run `greenq` instead",
@@ -412,6 +475,7 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "AsyncResult": {
         "on_ready": "not supported: use then() instead",
+        "throw": "use maybe_throw() instead",
     },
     "Events": {
         "Dispatcher": "use app.events.send, or a task's send_event, instead",

@@ -42,7 +42,7 @@ class Flow:
         return self.seen(start)
 
     def outcome(self, result: Any) -> Any:
-        """Return or raise what a task itself ended with; Celery's `get` looks at its parents first."""
+        """Return or raise what a task itself ended with: `get` looks at its parents first."""
         return self.app.AsyncResult(result.id).get(timeout=WAIT_S)
 
     def state(self, task_id: str) -> str:

@@ -298,6 +298,28 @@ def test_request_has_what_its_users_know(rig: Rig) -> None:
     assert options["headers"] == {"x_own": 1}
 
 
+def test_execution_options_have_the_place_in_a_workflow(rig: Rig) -> None:
+    seen: dict[str, Any] = {}
+
+    @rig.task("look", bind=True)
+    def look(self: Any) -> None:
+        seen.update(self.request.as_execution_options())
+
+    def sig(name: str) -> dict[str, Any]:
+        return {
+            "task": name, "args": [], "kwargs": {}, "options": {}, "subtask_type": None,
+            "immutable": False,
+        }  # fmt: skip
+
+    place = {
+        "link": [sig("b")], "link_error": [sig("c")], "chain": [sig("d")],
+        "replaced_task_nesting": 2, "stamped_headers": ["team"], "stamps": {"team": "mail"},
+    }  # fmt: skip
+    run(rig, "look", **place)
+    assert {name: seen[name] for name in place} == place
+    assert seen["chord"] is None
+
+
 def test_request_of_a_direct_call_is_empty(rig: Rig) -> None:
     @rig.task("look", bind=True)
     def look(self: Any) -> Any:
@@ -380,7 +402,9 @@ def test_option_that_tasks_do_not_know_is_an_attribute(rig: Rig) -> None:
     for wrong, text in (
         ({"acks_lat": True}, "did you mean acks_late?"),
         ({"delay": 3}, "tasks have it"),
-        ({"link": [1]}, "workflows are not supported yet"),
+        ({"link": [1]}, "link each call instead"),
+        ({"acks_on_failure": False}, "acks_on_failure_or_timeout instead"),
+        ({"retry_on_worker_lost": True}, "reject_on_worker_lost instead"),
     ):
         with pytest.raises(TypeError, match=text):
             rig.task("wrong", **wrong)(own.function)

@@ -14,13 +14,15 @@ from celery.result import AsyncResult as CelerysResult
 
 from greenq import Greenq, Task
 from greenq.config.celery_names import ATTRIBUTES, SEND_OPTIONS, TASK_OPTIONS
+from greenq.errors import ConfigError
 from greenq.result import AsyncResult
 from tests.unit.rig import NOWHERE, keep_sent
 
 # Attributes that instances of Celery's have, and not their classes.
 MADE_LATER = {
-    "Dispatcher", "on_after_configure", "on_after_finalize", "on_after_fork", "on_configure",
-    "on_ready", "request_stack",
+    "Dispatcher", "autofinalize", "configured", "finalized", "fixups", "namespace",
+    "on_after_configure", "on_after_finalize", "on_after_fork", "on_configure", "on_ready",
+    "request_stack", "set_as_current", "strict_typing", "use_fast_trace_task",
 }  # fmt: skip
 
 
@@ -128,8 +130,33 @@ def test_what_is_wrong_within_a_property_is_told(app: Greenq) -> None:
         _ = made.db
 
 
+def test_settings_are_read_now_or_need_not_be_there_if_the_caller_says_so(
+    app: Greenq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.config_from_envvar("UNIT_NO_SUCH_VARIABLE", silent=True)
+    monkeypatch.setenv("UNIT_SETTINGS", "tests.no_such_module")
+    with pytest.raises(ConfigError, match=r"tests\.no_such_module"):
+        app.config_from_envvar("UNIT_SETTINGS", force=True)
+    other = Greenq("other", broker=NOWHERE)
+    with pytest.raises(ConfigError, match="task_acks_lat"):
+        other.config_from_object({"task_acks_lat": True}, force=True)
+
+
+def test_app_is_closed_at_the_end_of_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Greenq] = []
+    monkeypatch.setattr(Greenq, "close", lambda app: closed.append(app))
+    with Greenq("block", broker=NOWHERE) as made:
+        assert closed == []
+    assert closed == [made]
+
+
+def test_backoff_below_a_second_begins_with_one(app: Greenq) -> None:
+    made = app.task(name="t.soon", retry_backoff=0.5, retry_jitter=False)(double)
+    assert [made.retry_delay(retries) for retries in range(3)] == [1, 2, 4]
+
+
 def test_app_has_what_its_users_know(app: Greenq, task: Task[Any, Any]) -> None:
-    assert str(app.now().tzinfo) == "Asia/Tokyo"
+    assert str(app.now().tzinfo) == str(app.timezone) == "Asia/Tokyo"
     app.conf.task_annotations = {"t.double": {"priority": 3}}
     assert task.priority is None
     app.finalize(auto=True)

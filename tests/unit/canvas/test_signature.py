@@ -34,6 +34,22 @@ def test_has_exactly_six_keys(add: Any) -> None:
     assert add.subtask((1,), immutable=True).immutable
 
 
+def test_election_is_held_for_the_call_under_the_id_of_its_handle(
+    add: Any, app: Greenq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[Any] = []
+    monkeypatch.setattr(app.control, "election", lambda *given: held.append(given))
+    handle = add.s(1, 2).election()
+    ((task_id, topic, action),) = held
+    assert (task_id, topic, action["task"], action["args"]) == (handle.id, "task", "add", (1, 2))
+    assert action["options"]["task_id"] == handle.id
+
+
+def test_route_name_is_refused_and_not_dropped(add: Any) -> None:
+    with pytest.raises(TypeError, match="name the queue instead"):
+        add.s(1, 2).apply_async(route_name="other")
+
+
 def test_partial_is_completed_from_the_front_and_immutable_is_not(
     add: Any, outgoing: Outgoing
 ) -> None:
