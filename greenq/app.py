@@ -64,10 +64,10 @@ _SETTINGS = Config.names()
 _SEND_OPTIONS = frozenset(SendOptions.__annotations__)
 
 
-# Of an unknown name, this many characters are compared with the known names.
+# Only this many characters of an unknown name are compared with the known names.
 _COMPARED_CHARS = 200
 
-# All that live, for the child of a fork.
+# All live apps, for the child of a fork.
 _apps: weakref.WeakSet[Greenq] = weakref.WeakSet()
 
 # Under another name, since apps have an attribute `Task`.
@@ -139,7 +139,7 @@ class Settings(Mapping[str, Any]):
         # Receivers use the settings, too.
         object.__setattr__(self, "_around", ())
         before()
-        # Raises if one is wrong.
+        # This raises if a setting is wrong.
         _ = self.config
         after()
 
@@ -214,7 +214,7 @@ class TaskRegistry(dict[str, Task[Any, Any]]):
 
     def nearest(self, name: str) -> str:
         """Return a hint at a registered name similar to `name`, or nothing."""
-        # The time to compare grows with the name, which may come from outside.
+        # Comparing takes longer for longer names, and the name may come from outside.
         return suggestion(name[:_COMPARED_CHARS], self)
 
 
@@ -295,7 +295,7 @@ class Greenq:
         self._unannotated: deque[Task[Any, Any]] = deque()
         self._annotating = self._annotated = False
         self._task_lock = threading.RLock()
-        # Made from the first shared tasks, in order, with this app's own class.
+        # This app's versions of the shared tasks, in order of definition, as far as they are made.
         self._shared_tasks: list[Task[Any, Any]] = []
         self._autodiscovered: list[tuple[_Packages, str | None]] = []
         self._lock = threading.Lock()
@@ -368,7 +368,7 @@ class Greenq:
         annotations = self.conf["task_annotations"]
         with self._task_lock:
             if self._annotating:
-                return  # an annotation is accessing its task's app
+                return  # an annotation accesses its task's app
             self._annotating = True
             try:
                 while self._unannotated:
@@ -482,7 +482,7 @@ class Greenq:
         self._unannotated.append(task)
         task.on_bound(self)
         if self._annotated:
-            # A worker may run it without accessing `tasks` again.
+            # A worker may run the task without reading `tasks` again.
             self._annotate()
         return task
 
@@ -554,7 +554,8 @@ class Greenq:
             self._discover(packages(), related_name)
         django = _django()
         if django is not None:
-            # Now logging is set up, and settings or tasks that patch a driver have done so.
+            # By now logging is set up, and any setting or task module that patches a driver has
+            # been imported.
             django.warn_of_blocking()
 
     def _discover(self, packages: Iterable[str] | None, related_name: str | None) -> None:
@@ -805,7 +806,7 @@ def _folder_of(frame: FrameType | None) -> Path:
     while frame is not None and frame.f_code.co_name == "__init__":
         frame = frame.f_back
     name = str(frame.f_globals.get("__file__") or "") if frame is not None else ""
-    # There is none at a prompt, or under `python -c`.
+    # `__main__` has no file at a prompt, or under `python -c`.
     return Path(os.path.realpath(Path(name).parent if name else Path.cwd()))
 
 

@@ -45,7 +45,7 @@ class UnknownSetting(ConfigError, AttributeError, KeyError):
         """Name the `setting`, and suggest which one may be meant."""
         super().__init__([Problem(setting, None, reason)])
         self.name = setting
-        # There was no value, so none is shown.
+        # No value was given, so none is shown.
         self.args = (f"no setting {setting!r}: {reason}",)
 
     # KeyError would show the text as a literal.
@@ -176,7 +176,7 @@ _CLUSTER = (
     "(cluster-enabled no)"
 )
 
-# Replies unrelated to the command itself: the server refuses for the time being.
+# Error replies that do not concern the command itself: the server is temporarily unavailable.
 _REFUSALS = {
     "OOM": "the server's memory is full (maxmemory): it accepts no more until some is free",
     "READONLY": "the server is a read-only replica: it accepts nothing until it is the primary",

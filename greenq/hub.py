@@ -38,7 +38,7 @@ __all__ = [
 if TYPE_CHECKING:
     Greenlet: TypeAlias = gevent.Greenlet[..., Any]
 else:
-    # It is generic in the stubs, but not at run time.
+    # This class is generic in the stubs, but not at run time.
     Greenlet = gevent.Greenlet
 sleep = gevent.sleep
 
@@ -191,7 +191,7 @@ class NativeThread:
         """Start the thread; `run` gets this object and returns soon after `wait` returns True."""
         self.name = name
         self.ended = False
-        # In the thread: whether the last wait has timed out rather than been woken.
+        # Used by the thread: True if the last wait timed out, False if it was woken.
         self.timed_out = False
         self._run = run
         self._stopping = self._woken = False
@@ -252,7 +252,7 @@ class NativeThread:
             self.ended = True
 
 
-# Upper bounds of the histogram's buckets in seconds; one more bucket holds what is above.
+# Upper bounds of the histogram's buckets in seconds; a further bucket counts everything above.
 _LAGS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 

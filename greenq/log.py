@@ -98,8 +98,8 @@ def reopen() -> None:
             handler.renew()
 
 
-# Above the loggers of tasks, without handlers of its own: a place for those of
-# after_setup_task_logger. Not below ``greenq``, whose level is that of greenq's own lines.
+# The parent of the task loggers. It has no handlers of its own; after_setup_task_logger may add
+# some. Not below ``greenq``, whose level is that of greenq's own lines.
 task_logger: Final = logging.getLogger("greenq_task")
 
 
@@ -315,7 +315,7 @@ class Repeated:
         self._log = log
         self._at_once = at_once
         self._clock = clock
-        # For each kind: when its minute began, and how many lines there were since.
+        # For each kind: when its current minute began, and how many lines there have been since.
         self._minutes: dict[str, tuple[float, int]] = {}
 
     def log(self, text: str, *arguments: object, level: int = logging.WARNING) -> None:

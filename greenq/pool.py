@@ -31,9 +31,9 @@ _log = logging.getLogger(__name__)
 # calls it. There is no public way to look without creating one.
 _threads: dict[int, threading.Thread] = threading._active  # type: ignore[attr-defined]  # noqa: SLF001
 
-# A greenlet whose tasks never wait lets the others run after this time.
+# A greenlet whose tasks never wait yields to the others after this time.
 _TURN_S = 0.005
-# The exception is thrown again at this interval into code that does not end. After a termination,
+# How often the exception is thrown again into code that does not end. After a termination,
 # the first interval is longer, for its `finally` blocks.
 AGAIN_S = 0.5
 _FINALLY_S = 1.0
@@ -155,7 +155,7 @@ class Pool(StartStopPart):
         self._multiplier = prefetch_multiplier
         self._grace_s = grace_s
         self._keep_locals = keep_locals
-        # How many attributes an untouched thread object of a greenlet has.
+        # How many attributes a greenlet's thread object has before any task changes it.
         self._thread_size: int | None = None
         self.abandoned = abandoned
         self._greenlets = gevent.pool.Pool(greenlet_class=PoolGreenlet)
@@ -169,12 +169,12 @@ class Pool(StartStopPart):
         self._room = Event()
         # The requests that run.
         self.active: set[Request] = set()
-        # What the resting greenlets wait on, the last to rest last. Each removes itself when the
-        # pool ends. `_coming` is True while a greenlet is on its way to `_waiting`.
+        # The waiters of idle greenlets, the one that became idle last at the end. Each removes
+        # itself when the pool ends. `_coming` is True while a greenlet is on its way to `_waiting`.
         self._resting: dict[Waiter[None], None] = {}
         self._coming = False
         self._ending = False
-        # Set when running requests have ended, or when `stop` must not wait for them any longer.
+        # Set when the running requests have ended, or when `stop` must no longer wait for them.
         self._leave = Event()
         # Set while nothing runs and nothing waits.
         self._idle = Event()
@@ -287,7 +287,7 @@ class Pool(StartStopPart):
         if self.active:
             self.abandoned(list(self.active))
         self.hub_time.stop()
-        # The code of each gets a GreenletExit and has a moment for its `finally` blocks.
+        # GreenletExit is raised in each task, which then has a moment for its `finally` blocks.
         self._greenlets.kill(timeout=1.0)
 
     def info(self) -> dict[str, object]:
@@ -320,7 +320,7 @@ class Pool(StartStopPart):
             self._thread_size = len(vars(threading.current_thread()))
         turn, began_s = None, 0.0
         while True:
-            # The greenlet that was sent for is here.
+            # The greenlet that was on its way has arrived.
             self._coming = False
             while self._waiting and len(self.active) < self.size and not self._ending:
                 # Tasks that never wait must not block the loop for all others. The loop's own clock
@@ -363,7 +363,7 @@ class Pool(StartStopPart):
     def put_back(self, requests: Iterable[Request]) -> None:
         """Queue withdrawn requests again, given newest first; any thread may call."""
         self._waiting.extendleft(requests)
-        # The greenlet that was coming for them may have found nothing meanwhile.
+        # The greenlet that was on its way may have found nothing and gone idle.
         self._loop.run_callback_threadsafe(self._resume)
 
     def _resume(self) -> None:

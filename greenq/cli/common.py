@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # No worker replied; Celery's commands exit with the same code (sysexits.h).
 EX_UNAVAILABLE: Final = 69
 
-# A living worker has not replied: trying again may help.
+# A live worker has not replied: trying again may help.
 EX_TEMPFAIL: Final = 75
 
 # How long to wait for replies by default. A longer timeout waits for blocked workers, too.

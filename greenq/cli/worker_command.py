@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.workdir:
         os.chdir(args.workdir)
     app = find_app(args.app)
-    # Before our own logging set-up, which a framework's would undo.
+    # Before our own logging set-up, which the framework's set-up would undo.
     app.set_up_framework()
     app.conf.update(_settings(app, args))
     options = read_custom(args, app.user_options["worker"])

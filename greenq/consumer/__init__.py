@@ -125,7 +125,8 @@ class Consumer(StartStopPart):
                 self.blueprint.start()
                 is_first, was_up, failures = not was_up, True, 0
                 if self._stopping.is_set():
-                    # Stopped while a step waited, for example for answers of other workers.
+                    # The worker was stopped while a step waited, for example for other workers'
+                    # answers.
                     return
                 self._queues.announce()
                 _log.info("%s is ready", self.hostname)
@@ -134,7 +135,7 @@ class Consumer(StartStopPart):
                 self.tasks.consume()
             except OperationalError as exc:
                 if self.tasks.working:
-                    # A new outage, not the one before.
+                    # This is a new outage: the last connection had worked.
                     pauses.reset()
                     self._outage.recovered("another interruption")
                 self.blueprint.stop()

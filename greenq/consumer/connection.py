@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 _LEASE_TIMEOUT_S = 5.0
 _PING_TIMEOUT_S = 2.0
 
-# For each batch of messages that are registered again.
+# The timeout for each batch of messages that are registered again.
 _REGISTER_TIMEOUT_S = 5.0
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 # How many events go into one write, so that a script call stays short.
 _BATCH = 1000
 
-# How many events wait for a server that is away, and how many bytes of the worker's own; beyond
-# that, the oldest are dropped.
+# How many events, and how many bytes of the worker's own events, are kept while the server is away;
+# beyond that, the oldest are dropped.
 _KEPT = 10_000
 _KEPT_BYTES = 16 * 1024 * 1024
 

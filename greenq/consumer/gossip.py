@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Always subscribed to: rare events, which say who comes, who goes and who votes.
+# Rare events, always subscribed to: workers that join, leave or vote.
 _RARE = ("worker.online", "worker.offline", "worker.elect")
 
-# Subscribed to only while there may be workers that are known by nothing else. The acknowledgements
-# of votes move the clock, as heartbeats do.
+# Subscribed to only while there may be workers that show themselves in no other way.
+# Acknowledgements of votes advance the clock, as heartbeats do.
 _FREQUENT = ("worker.heartbeat", "worker.elect.ack")
 
 # After its start, and at intervals, a worker listens to all heartbeats for this long: for two of
@@ -47,36 +47,36 @@ _LISTEN_EVERY_S = 300.0
 # for two intervals of a worker whose heartbeats are less frequent.
 _LINGER_S = 120.0
 
-# How often silent neighbours are looked for while heartbeats are listened to.
+# How often to look for silent neighbours while subscribed to heartbeats.
 _CHECK_S = 5.0
 
-# How often the leases of a small fleet are read. In a large fleet, where this takes long, less
-# often: the pause is this many seconds for each member.
+# How often to read the leases of a small fleet. Reading takes long in a large fleet, so it happens
+# less often: the pause is this many seconds for each member.
 _LOOK_S = 10.0
 _LOOK_EACH_S = 0.1
 
-# A vote that has not come after this time is not waited for.
+# How long to wait for votes.
 _VOTES_S = 2.0
 
-# A timer that is later than this shows that this worker was blocked.
+# If a timer fires later than this, this worker was blocked.
 _LATE_S = 0.5
 
-# Then this long is left to read what the others, who may not have been, have sent.
+# It then gets this long to read what other workers have sent in the meantime.
 _HEAR_S = 0.2
 
-# How many elections at once; the worker takes no part in more.
+# The most elections at once; the worker ignores any more.
 _ELECTIONS = 1000
 
-# How many votes of all elections at once; more do not count.
+# The most votes of all elections at once; any more do not count.
 _VOTES = 20_000
 
 # How many lines of each kind are logged in a minute; enough for a fleet that starts.
 _LINES = 100
 
-# How many neighbours at once; more are not kept.
+# The most neighbours at once; any more are ignored.
 _NEIGHBOURS = 10_000
 
-# What workers with leases call themselves, and the kinds of events that say so.
+# The software name (`sw_ident`) of workers with leases, and the event types that carry it.
 _OURS = "greenq"
 _TELLING = ("worker-online", "worker-heartbeat")
 
@@ -189,13 +189,14 @@ class Gossip(StartStopPart):
         self._decided: deque[str] = deque(maxlen=_ELECTIONS)
         self._check: Entry | None = None
         self._timers: list[Entry] = []
-        # Since when, and until when at least, heartbeats are listened to; infinite: not at all.
+        # When listening to heartbeats began, and its earliest end; infinite: not listening.
         self._listens_from_s = math.inf
         self._listens_until_s = 0.0
         self._is_looking = self._looks_again = False
-        # Messages that came as events and could not be read.
+        # How many messages on the event channels could not be read.
         self.ignored = 0
-        # The nodes that have answered this worker's hello, until it is known which hold a lease.
+        # The nodes that have answered this worker's hello, kept until it is known which of them
+        # hold a lease.
         self._strangers: set[str] = set()
         self._repeated = Repeated(_log, at_once=_LINES)
 
@@ -322,17 +323,17 @@ class Gossip(StartStopPart):
             while self._looks_again:
                 self._looks_again = False
                 timers, begun = self._timers, list(self._elections.values())
-                # A node that comes meanwhile need not be in the answer.
+                # A node that joins during the call may be missing from the answer.
                 before = {each.node for each in self.neighbours.values() if each.leased}
                 leased = {*self._leased()} - {self._hostname, ""}
-                # Stopped meanwhile, and perhaps started again.
+                # Gossip was stopped during the call, and perhaps started again.
                 if self._timers is timers:
                     self._follow(before, leased)
                     for election in begun:
                         election.is_known = True
                     self._decide_all()
         except OperationalError as exc:
-            # Elections end without this: after two seconds.
+            # Elections end without the answer, too: after two seconds.
             _log.debug("the leases could not be read: %s", exc)
         finally:
             self._is_looking = False
@@ -346,7 +347,7 @@ class Gossip(StartStopPart):
         for node in before - leased:
             if node in self.neighbours:
                 self._lose(self.neighbours[node])
-        # Some may be known only by a vote.
+        # Some nodes may be known only from a vote.
         strangers = {each.node for each in self.neighbours.values() if not each.leased}
         if strangers or not leased.issuperset(self._strangers):
             self._listen(_LINGER_S)
@@ -376,7 +377,7 @@ class Gossip(StartStopPart):
             neighbour.freq_s = float(freq_s)
         neighbour.heard_s = self._now_s()
         if event.get("sw_ident") == _OURS:
-            # It has written its lease before its first event.
+            # A worker writes its lease before its first event.
             neighbour.leased = True
         elif kind in _TELLING and not neighbour.leased:
             self._listen(max(_LINGER_S, SILENT_INTERVALS * neighbour.freq_s))
@@ -441,7 +442,7 @@ class Gossip(StartStopPart):
         """Decide without the votes that have not come."""
         election = self._elections[election_id]
         if self._stood_still(election.deadline):
-            # It may know only its own vote so far, which would make it a second leader.
+            # After a block it may have read only its own vote, which would make it a second leader.
             election.deadline = self._timer.call_after(_HEAR_S, lambda: self._close(election_id))
         else:
             self._decide(election_id)

@@ -60,7 +60,7 @@ class Heart(StartStopPart):
         self._state = state
         self._interval_s = interval_s
         self._spawn_soon = spawn_soon
-        # True from one call of the receivers until they have returned.
+        # True while the receivers of a heartbeat run.
         self._telling = False
 
     def start(self) -> None:

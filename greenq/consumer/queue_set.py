@@ -57,7 +57,8 @@ class QueueSet:
         self._fetcher = fetcher
         self._watch = watch
         self._strategy = strategy
-        # All queues added since the start: each has left a binding on the server.
+        # All queues added since the start, including cancelled ones: each has left a binding on the
+        # server.
         self._added: set[tuple[str, QueueSource]] = set()
 
     @property

@@ -80,7 +80,7 @@ class Refusals:
         self._events = events
         self._hostname = hostname
         self._unwrap = unwrap
-        # Who sends the signals: the consumer, which is built later.
+        # The sender of the signals: the consumer, which is built later.
         self.sender: object = None
 
     def discard(self, request: Request, why: Literal["revoked", "expired"]) -> None:

@@ -180,11 +180,12 @@ class Control(StartStopPart):
             except RuntimeError as exc:
                 if connection is None or "changed size" not in str(exc):
                     raise
-                # The hub has started to move while the watchdog thread read: once more.
+                # The hub began to move and changed a table that the watchdog thread was reading:
+                # read again.
                 return self._run(request.method, request.arguments)
         except Exception as exc:
-            # Commands may be users': the error goes to the sender of the request. Even making the
-            # text of a user's exception may fail.
+            # A command may be user code: its error goes to the sender of the request. Even
+            # converting a user's exception to text may fail.
             text = saferepr(exc)
             if isinstance(exc, LookupError | TypeError | ValueError):
                 self._repeated.log("control command %.100s failed: %s", request.method, text)

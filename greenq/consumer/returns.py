@@ -63,10 +63,11 @@ class Returns:
         try:
             settle(connection, self._transport.keys, entries, guard=Guard(owner))
         except OperationalError:
-            # The server may have done it all the same: each asks whose it is before it begins.
+            # The server may have done it all the same, so each message asks who holds it before it
+            # begins.
             for request in requests:
                 request.taken_s = -math.inf
-            # The pool's line is a deque, which any thread may change.
+            # The pool's waiting line is a deque, which any thread may change.
             self._pool.put_back(requests)
             raise
         for request in requests:

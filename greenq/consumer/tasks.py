@@ -47,14 +47,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How long a full worker rests before it looks at the depth of its queues again, for the autoscaler.
+# How often a full worker reads the depth of its queues for the autoscaler.
 _LOOK_S = 0.5
 
-# A server that does not return the depth in this time is away.
+# A server that takes longer to return the depth is considered away.
 _ANSWER_S = 2.0
 
-# Taking pauses while this many outcomes are not written yet: messages that only pass through, such
-# as far ETAs, must not gather here.
+# Taking pauses while this many outcomes are unwritten, so that messages that only pass through,
+# such as far ETAs, do not pile up here.
 _UNWRITTEN = 2000
 
 
@@ -112,12 +112,12 @@ class Tasks(StartStopPart):
         self._suspects = self.admission.suspects
         # Own greenlet only.
         self._stopping = False
-        # What is being admitted; any thread may look.
+        # The messages being admitted; any thread may read this.
         self._admitting: list[Delivery] = []
-        # True while nothing is to be taken; the event is set when that may be over.
+        # True while the worker must take nothing; the event is set when that may have changed.
         self.draining = False
         self._changed = Event()
-        # Messages that the last look left in the queues.
+        # How many messages the last take left in the queues.
         self.depth = 0
 
     def start(self) -> None:
@@ -146,7 +146,8 @@ class Tasks(StartStopPart):
     def turn(self) -> None:
         """Take once and admit it, or wait until something may be taken. Switches: yes."""
         if self._fetcher.unsure:
-            # Even before there is room, or draining is over: nobody else can take what may be here.
+            # Even without room, or while draining: no other worker can take what may already be
+            # reserved here.
             self._admit_all(self._fetcher.take(0).deliveries)
             return
         if self.draining:
@@ -161,7 +162,7 @@ class Tasks(StartStopPart):
             self._rest()
             return
         self.admission.taken_s = self._state.now_s()
-        # At most half of what fits: one half runs while the other is fetched.
+        # Ask for at most half the capacity: one half runs while the other is fetched.
         deliveries, self.depth = self._fetcher.take(min(room, (self._pool.size + 1) // 2))
         self._admit_all(deliveries)
         if self.depth:
@@ -358,7 +359,7 @@ class Admission:
             hand_over=self._hand_over,
         )
         self.suspects = Suspects(pool, outbox, self._begin)
-        # When what is being admitted was asked for.
+        # When the messages being admitted were requested.
         self.taken_s = 0.0
 
     def receive(self, delivery: Delivery) -> None:
@@ -377,7 +378,7 @@ class Admission:
             try:
                 raw = self._signer.open("message", delivery.queue, raw)
             except SignatureError as exc:
-                # Without the id, which may be another task's: no result is stored for it.
+                # The id is left out, since it may be another task's: no result is stored under it.
                 self._refusals.bury(delivery, exc, None)
                 return
         message = fast_decode.read(raw, accept=accept, max_body_bytes=most)
@@ -401,7 +402,7 @@ class Admission:
             self._state.reserved[delivery.tag] = request
         else:
             request.acks_late, request.settled = False, True
-        # By the registered name: the sender makes up the other one.
+        # Counted under the registered name: `shadow` is whatever the sender chose.
         self._state.total[task.name] += 1
         if self._revoked.any and self._revoked.matches(message):
             self._refusals.discard(request, "revoked")
@@ -427,7 +428,7 @@ class Admission:
         if message.redelivered and self._is_suspect(request):
             self.suspects.add(request)
         elif self.suspects.alone and request.delivery.tag:
-            # It has become due while another one must be alone: others run it, or this worker does
+            # It became due while a suspect runs alone: another worker runs it, or this one does
             # later.
             self._returns.give_back([request])
         else:
@@ -476,7 +477,7 @@ def _check_supported(message: TaskMessage) -> None:
     Raises:
         DecodeError: the message belongs to a workflow, or an id is too long.
     """
-    # Added up, because this is on the path of every task.
+    # Their sum is compared, since this is on the path of every task.
     ids = len(message.id) + len(message.root_id or "") + len(message.parent_id or "")
     if ids + len(message.group or "") > KEY.most:
         raise DecodeError(

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from greenq.transport.outbox import Outbox
     from greenq.transport.transport import Transport
 
-# How many ETAs of the near future wait here, and how many tasks for their rate limits. More are
-# parked, like ETAs of the far future: whatever their number, each of both takes no more than some
-# 10 MB of a worker, and what is behind them in the queues has its turn.
+# The most tasks that wait here for a near ETA, and the most that wait for their rate limit. Any
+# more are parked like far ETAs, so each kind takes at most about 10 MB of a worker, and the
+# messages behind them in the queues get their turn.
 _ETAS_HELD = 4000
 
-# A message that is larger waits for its ETA on the server in any case.
+# A larger message always waits for its ETA on the server.
 _LARGE_BYTES = 16_384
 
 
@@ -74,7 +74,7 @@ class Waiting:
         self._default_rate = default_rate
         self._obeys_rates = obeys_rates
         self._hand_over = hand_over
-        # What waits for its ETA, and for the rate limit of its task, by the task's name.
+        # Requests that wait for their ETA, and by task name those that wait for a rate limit.
         self._scheduled: dict[Request, tuple[TimerEntry, datetime]] = {}
         self._lines: dict[str, RateLimitedQueue] = {}
 

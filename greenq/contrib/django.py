@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# What databases say when they have no connection left. Their texts are all there is to go by: for
-# an error during connecting, psycopg has no code.
+# Error texts of databases that have no connection left. The text is the only clue: psycopg has no
+# error code for an error during connecting.
 _FULL = ("too many clients", "too many connections", "connection slots are reserved",
          "no more connections allowed")  # fmt: skip
 
-# How long a task waits for a connection in all, and how often it tries again unless another task of
-# this worker closes one and wakes it.
+# How long a task waits for a connection in all, and the interval at which it tries again unless
+# another task of this worker closes one and wakes it.
 _PATIENCE_S = 60.0
 _LOOK_AGAIN_S = 0.25
 
-# Between two warnings about a full database.
+# The shortest time between two warnings about a full database.
 _WARN_EVERY_S = 60.0
 
 
@@ -84,7 +84,7 @@ def close_connections() -> None:
     """
     close_caches()
     ident = threading.get_ident()
-    # Merely looking at Django's connections would leave something in this greenlet's locals.
+    # Merely reading Django's connections would leave values in this greenlet's locals.
     if ident in _users:
         _users.discard(ident)
         for connection in connections.all(initialized_only=True):
@@ -186,7 +186,7 @@ def _is_full(exc: BaseException) -> bool:
 
 def warn_of_blocking() -> None:
     """Log a warning if a database driver blocks the whole worker during each query."""
-    # Must come first: it imports the drivers.
+    # This must come first, since it imports the drivers.
     aliases = {each.alias: getattr(each, "Database", None) for each in connections.all()}
     psycopg2 = sys.modules.get("psycopg2")
     if psycopg2 is None or sys.modules["psycopg2.extensions"].get_wait_callback() is not None:

@@ -67,7 +67,7 @@ _RESOLVER_CALLS = {
     "gethostbyaddr": "ip_address",
 }
 
-# By module and qualified name; of nested calls, the outermost says most.
+# By module and qualified name; among nested calls, the outermost is the most telling.
 _PRIMITIVES = {
     ("concurrent.futures._base", "Future.exception"): "future",
     ("concurrent.futures._base", "Future.result"): "future",
@@ -334,7 +334,7 @@ def _number(found: Any) -> int:
     try:
         number = found.fileno()
     except Exception:
-        # It may be any object, and closed by now: then it is shown without an address.
+        # It may be any object, or a closed socket, which is shown without an address.
         return -1
     return number if isinstance(number, int) else -1
 

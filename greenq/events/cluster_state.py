@@ -40,7 +40,7 @@ _FREQ_S = 60.0
 # How many heartbeats of a worker are remembered.
 _HEARTBEATS = 4
 
-# The fields taken over from events, and what they must be; None is valid for all but freq.
+# The fields copied from events, and the rule for each; None is valid for all but freq.
 _WORKER_FIELDS: dict[str, Rule] = {
     "pid": COUNT,
     "freq": INTERVAL,
@@ -226,7 +226,7 @@ class Task:
     def _is_late(self, state: str, timestamp: float) -> bool:
         """Tell whether an event for that state precedes what is already known."""
         if state == states.RETRY:
-            # It follows a start and precedes the next attempt's start; only the end is final.
+            # A retry comes between two starts; only an end is final.
             return self.ready and timestamp < (self.timestamp or 0.0)
         return states.precedence(state) > states.precedence(self.state)
 

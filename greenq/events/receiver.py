@@ -46,10 +46,10 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-# How long a wait for events may outlast `Receiver.stop`.
+# How long a wait for events may continue after `Receiver.stop`.
 _TURN_S = 0.5
 
-# A server that was silent for this long is asked whether it is still there.
+# After this much silence, check that the server is still there.
 _SILENCE_S = 5.0
 
 # Pause between two attempts to reconnect.
@@ -263,7 +263,7 @@ class Receiver:
         self._heard_s = time.monotonic()
         self._outage.recovered("events are received again")
         if self._wakeup:
-            # Only now: the answers to an earlier request could be missed.
+            # Only after subscribing, or the answers could be missed.
             self.wakeup_workers()
 
     def _read(self, raw: bytes) -> list[Event]:
@@ -284,7 +284,7 @@ class Receiver:
         time zones, which makes it wrong.)
         """
         if event["type"] == "task-sent":
-            # Clients take no part in the cluster's clock: theirs is meaningless.
+            # Clients do not take part in the cluster's clock, so their own is meaningless.
             event["clock"] = max(self._clock.value - 1, 0)
         self._clock.adjust(event["clock"])
         event["local_received"] = time.time()

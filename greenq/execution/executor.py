@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Called for a task unless its class overrides it.
+# A task whose class does not override `__call__` runs its code directly.
 _PLAIN_CALL = Task.__call__
 
 # Outcomes of a run that asked for a retry and went on (``retry(throw=False)``).
@@ -139,7 +139,7 @@ class Executor:
     def _run_unless_revoked(self, request: Request) -> Outcome | None:
         """Run the code unless revoked; None if another worker has the task. Switches: yes."""
         if self._revoked.any and self._revoked.matches(request.message):
-            # It may have been revoked while it waited here for a slot.
+            # It may have been revoked while it waited for a slot.
             return Outcome(REVOKED, TaskRevokedError("revoked"))
         return self._run(request) if self._begin(request) else None
 
@@ -181,7 +181,7 @@ class Executor:
         Return False if there was nothing left to acknowledge: another worker runs the task.
         """
         if not request.settle():
-            # It was requeued, unless it never had a reservation.
+            # The message was requeued, unless it never had a reservation.
             return not request.delivery.tag
         confirmed = Event()
         answers: list[bool] = []
@@ -242,7 +242,7 @@ class Executor:
         move: Move | None = None
         tag = request.delivery.tag
         if not tag and outcome.state in (RETRY, REJECTED):
-            # It was a broadcast: there is no message to replace or requeue.
+            # A broadcast has no message to replace or requeue.
             outcome = Outcome(FAILURE, outcome.value, outcome.traceback)
         if outcome.state == RETRY:
             outcome, move = self._prepare_retry(request, context, outcome, outcome.value)
@@ -269,7 +269,7 @@ class Executor:
         try:
             return outcome, self._next_run(request, context, retry)
         except Exception as exc:
-            # The retry's options are wrong, and a task that cannot run again has failed.
+            # The retry's options are invalid, and a task that cannot run again has failed.
             exc.add_note(f"raised while the retry of task {request} was being sent")
             return Outcome(FAILURE, exc, _trace(exc)), None
 

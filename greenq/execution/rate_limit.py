@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from greenq.timer import Entry, Timer
 
 
-# A request that the queue has no room for is looked at again after this long at most, since the
-# limit may have changed by then.
+# A request that finds no room is checked again after at most this long, since the limit may have
+# changed.
 _ASIDE_MOST_S = 600.0
 
 
@@ -59,7 +59,7 @@ class RateLimitedQueue:
         self._waiting: deque[Request] = deque()
         self._entry: Entry | None = None
         self._bucket: TokenBucket | None = None
-        # When the last of the requests that were put aside may begin.
+        # When the last of the parked requests may begin.
         self._aside_s = 0.0
         self._set(a_second)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from greenq.transport.settle import StateWrite
     from greenq.transport.transport import Transport
 
-# How much is kept of the texts of an outcome that cannot be stored as it is.
+# How many characters are kept of the texts of an outcome that cannot be stored as it is.
 STORED_CHARS = 4000
 
 

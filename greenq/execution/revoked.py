@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _MOST = 50_000
 _KEEP_S = 10_800.0
 
-# In all. A limit is needed because everyone who may publish can revoke.
+# In all. A limit is needed because anyone who may publish can revoke.
 _MOST_CHARS = 4_000_000
 
 

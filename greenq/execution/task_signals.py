@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# What is sent at an end, by the final state; after the hook of the task's class for it.
+# The signal for each final state; it is sent after the matching hook of the task's class.
 END_SIGNALS = {SUCCESS: task_success, RETRY: task_retry, FAILURE: task_failure}
 
 
@@ -142,5 +142,5 @@ def _contained(signal: Signal, about: Request) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # The end of a receiver, such as its own timeout, is not the end of the greenlet.
+        # A receiver's own timeout or exit must not end the greenlet.
         _log.exception("a receiver of signal %s failed for task %s", signal.name, about)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from greenq.cli.demo.figures import Figures, Sample
 
-# A redraw takes a few milliseconds of the processor that runs the worker.
+# A redraw takes a few milliseconds of CPU, on the machine that also runs the worker.
 _REDRAW_S = 0.2
 _LINE_S = 0.5
 _MOST_WIDTH = 100

@@ -348,7 +348,7 @@ def _process(*command: str) -> Iterator[subprocess.Popen[str]]:
 @contextmanager
 def _web_server() -> Iterator[int]:
     """Run the local web server; yield its port."""
-    # A proxy for the web must not be used for this server.
+    # A configured web proxy must not be used for this local server.
     exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     os.environ["no_proxy"] = f"{exempt},127.0.0.1" if exempt else "127.0.0.1"
     with _process("-I", "-S", str(http_server.__file__)) as process:

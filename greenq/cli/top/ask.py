@@ -25,7 +25,7 @@ T = TypeVar("T")
 # How many greenlets, oldest first, are shown in detail.
 _GREENLETS: Final = 20
 
-# How late a thread may notice that it must end.
+# A thread notices at most this late that it must end.
 _TURN_S: Final = 0.25
 
 _ENABLED: Final = "task events enabled"
@@ -124,7 +124,7 @@ class Asker:
         if node is None:
             return None
         if node not in ours or show.part(statuses[node], "blocked") is not None:
-            # It would not reply before it is back or its hub runs again.
+            # This worker cannot reply until it is back or its hub runs again.
             return Greenlets(node=node)
         return self.greenlets(node)
 
@@ -278,7 +278,7 @@ class Listener(Thread["dict[str, Any]"]):
         Raises:
             OperationalError: the server cannot be reached, or refuses.
         """
-        # No need to request heartbeats: replies show which workers live.
+        # No need to request heartbeats: replies show which workers are alive.
         self._receiver.open(wakeup=False)
         return super().__enter__()
 

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
     from greenq.cli.queues import Queue
 
-# How many looks the charts keep: more than the widest terminal shows.
+# How many samples the charts keep: more than the widest terminal shows.
 _HISTORY: Final = 400
 
-# Rates are taken over this many looks, since those of single looks jump.
+# Rates are averaged over this many samples, since the rate between two samples jumps about.
 _RATE_LOOKS: Final = 5
 
-# Late turns of the hub are counted over this many looks, not since the worker started.
+# Late turns of the hub are counted over this many samples, not since the worker started.
 _LAG_LOOKS: Final = 60
 
-# How long a worker that does not reply is still shown.
+# How long a worker stays on screen after it has stopped replying.
 _SILENT_S: Final = 60.0
 
 # How many tasks have their own line; a limit is needed since anyone may publish events.
@@ -43,7 +43,7 @@ KINDS: Final = ("received", "started", "succeeded", "failed", "retried", "revoke
 ORDERS: Final = ("rate", "failures", "runtime")
 """The orders in which tasks can be sorted."""
 
-# The most seconds that are plausible in a reply or an event.
+# The longest plausible time, in seconds, in a reply or an event.
 _MOST_S: Final = 1e12
 
 _ENDS: Final = frozenset({"succeeded", "failed", "revoked", "rejected"})
@@ -411,7 +411,7 @@ class _Worker:
         if word == "ok":
             # Paused queues have their own lines.
             details = ""
-        # A blocked turn of the hub is late already.
+        # A hub that is blocked now counts as a late turn.
         blocked_s = _seconds(show.part(self._reply, "blocked", "for_s")) or 0.0
         lags = [_seconds(show.part(self._hub, "lag_s")), self._lag_p99_s()]
         lag_s, lag_p99_s = (blocked_s or None if s is None else max(s, blocked_s) for s in lags)
@@ -436,7 +436,7 @@ class _Worker:
             return None
         first, last = self._lags[0], self._lags[-1]
         recent = {upper_s: count - first.get(upper_s, 0) for upper_s, count in last.items()}
-        # The first look has only the values since the worker started.
+        # The first sample has only the totals since the worker started.
         return quantile_s(recent if len(self._lags) > 1 else last, 0.99)
 
 

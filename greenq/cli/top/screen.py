@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from greenq.cli.top.ask import Listener, Sampler
     from greenq.cli.top.model import Model, Picture
 
-# How long news may take to be drawn.
+# How long a change may take to be drawn.
 _TURN_S: Final = 0.1
 
 # A readable width for output that is not a terminal.
