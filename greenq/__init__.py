@@ -84,7 +84,7 @@ def __getattr__(name: str) -> Any:
 
 
 def why_not_here(name: str) -> str:
-    """Say what there is instead of one of Celery's names that greenq does not have."""
+    """Return what replaces one of Celery's names that greenq does not have."""
     return f"greenq has no {name!r}: {_NOT_HERE[name]}"
 
 

@@ -1,4 +1,4 @@
-"""`Greenq`: the app. It holds tasks and settings, and the way to its server."""
+"""`Greenq`: the app. It holds the tasks, the settings and the connection to the server."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _BaseTask = Task
 
 
 class Settings(Mapping[str, Any]):
-    """An app's settings, `app.conf`: attributes and a mapping. Read, set one, `update` several.
+    """An app's settings, `app.conf`: attributes and a mapping. Read one, set one, `update` several.
 
     Unknown names and wrong values are refused at once, with the nearest valid name. Once the app
     has connected, its transport keeps the settings it was opened with.
@@ -146,8 +146,8 @@ class Settings(Mapping[str, Any]):
     def warn(self, *, foreign: bool = True) -> None:
         """Log one warning for each name that is not read or has no effect.
 
-        Without `foreign`, Celery settings that greenq does not need are left out: they concern
-        workers, so programs that only send need not see them at each start.
+        Without `foreign`, Celery settings that greenq does not need are not logged: they concern
+        workers, and would only clutter the start of programs that only send.
         """
         config = self.config
         lines = [*self._unread]
@@ -213,13 +213,13 @@ class TaskRegistry(dict[str, Task[Any, Any]]):
         raise NotRegistered(name)
 
     def nearest(self, name: str) -> str:
-        """Return a hint at a registered name similar to `name`, or nothing."""
+        """Return a hint that names a registered task similar to `name`, or empty text."""
         # Comparing takes longer for longer names, and the name may come from outside.
         return suggestion(name[:_COMPARED_CHARS], self)
 
 
 class Greenq:
-    """An application: tasks, settings, and the way to the server.
+    """An application: its tasks, its settings and its connection to the server.
 
     Creating one opens nothing and imports no module; the first sending does. Safe to share between
     threads, greenlets and forked processes.
@@ -342,9 +342,9 @@ class Greenq:
         return self._tasks
 
     def take_shared(self) -> Sequence[Task[Any, Any]]:
-        """Make this app's own version of each shared task, and return them in definition order.
+        """Create this app's version of each shared task; return them in definition order.
 
-        If the app has a task of another function under the same name, that one stays.
+        If the app has a task of another function under the same name, that task stays.
         """
         if len(self._shared_tasks) < len(shared.definitions):
             with self._task_lock:
@@ -455,14 +455,14 @@ class Greenq:
 
     @property
     def current_task(self) -> Any:
-        """The task that is running here, None outside a worker."""
+        """The task that runs in this greenlet or thread; None outside a worker."""
         context = current_context.get()
         return None if context is None else self.tasks.get(context.task)
 
     current_worker_task = current_task
 
     def gen_task_name(self, name: str, module: str) -> str:
-        """Return the name of a task that was not given one."""
+        """Return the default name of a task."""
         return f"{self.main if module == '__main__' else module}.{name}"
 
     def _register(self, task: _BaseTask[Any, Any]) -> _BaseTask[Any, Any]:
@@ -656,7 +656,7 @@ class Greenq:
         return AsyncResults(self.producer.send_many(name, calls, sent), self.transport, name)
 
     def on_commit(self, call: Callable[[], object]) -> None:
-        """Make a call when Django's open transaction commits; without one, now.
+        """Make a call when Django's open transaction commits, or now if none is open.
 
         Raises:
             ConfigError: Django is not in use.
@@ -695,7 +695,7 @@ class Greenq:
 
     @property
     def transport(self) -> Transport:
-        """The way to the server, created on first use; an embedded server is started then."""
+        """The connection to the server; first use creates it, and starts an embedded server."""
         made = self._transport
         if made is not None:
             return made
@@ -727,7 +727,7 @@ class Greenq:
         return datetime.now(ZoneInfo(self.config.task.timezone))
 
     def finalize(self, auto: bool = False) -> None:
-        """Take the shared tasks and apply the annotations now, not on the tasks' first use.
+        """Create the shared tasks and apply the annotations now, not when tasks are first used.
 
         Args:
             auto: accepted for compatibility with Celery, no effect.
@@ -811,7 +811,7 @@ def _folder_of(frame: FrameType | None) -> Path:
 
 
 def _django() -> ModuleType | None:
-    """Return the bridge to Django if that is in use; otherwise None, and Django stays unloaded."""
+    """Return greenq's Django module if Django is in use, else None without loading Django."""
     if not os.environ.get("DJANGO_SETTINGS_MODULE"):
         return None
     if "django" not in sys.modules and find_spec("django") is None:

@@ -116,7 +116,7 @@ def row(node: str, reply: Any) -> tuple[str, ...]:
 def state(reply: Any) -> tuple[str, str]:
     """Return the state of a worker in one word, and the details.
 
-    A Celery worker replies that it does not know the command, which shows that it is well.
+    A Celery worker's reply that it does not know the command counts as ok.
     """
     error = show.part(reply, "error")
     if error is not None:

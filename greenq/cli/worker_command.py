@@ -77,11 +77,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _set_up_log(level: str, *, logfile: str | None, color: bool | None, hijack_root: bool) -> None:
-    """Have receivers set the log up, or else do it and show it to others.
+    """Let receivers of setup_logging set up the log; without any, set it up and notify the others.
 
     Raises:
-        ConfigError: there is no such level, or the file cannot be written. What a receiver of
-            setup_logging raises is passed on.
+        ConfigError: there is no such level, or the file cannot be written. Errors raised by a
+            receiver of setup_logging are passed on.
     """
     number = logging.getLevelName(level.upper())
     named = {"loglevel": number, "logfile": logfile, "colorize": color}

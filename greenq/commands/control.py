@@ -228,7 +228,7 @@ def shutdown(worker: Parts, msg: str = "Got shutdown from remote", **_ignored: A
 
 @control_command(args=[("on", bool)], signature="[on=True]")
 def drain(worker: Parts, on: bool = True) -> dict[str, object]:
-    """Take nothing more and let running tasks end, without stopping; undo with ``on=False``."""
+    """Take nothing more but let running tasks finish, and stay up; undo with ``on=False``."""
     worker.tasks.drain(bool(on))
     if not on:
         return ok("takes tasks again")

@@ -49,7 +49,7 @@ class Connection(StartStopPart):
         default_queue: str,
         receive: Callable[[Delivery], object],
     ) -> None:
-        """Reach the server for a worker.
+        """Connect a worker to its server.
 
         Args:
             transport, owner, watch, queues, fetcher, outbox, state: those of the worker.
@@ -113,14 +113,14 @@ class Connection(StartStopPart):
             )
 
     def try_register(self) -> None:
-        """Register if the server can be reached; otherwise the next renewal asks for it again."""
+        """Register if the server can be reached; otherwise the next renewal requests it again."""
         try:
             self.register()
         except OperationalError as exc:
             _log.info("this worker could not be registered on the server yet: %s", exc)
 
     def _look_at_server(self) -> None:
-        """Warn once of a server that may evict keys and of a worker with this name.
+        """Warn once if the server may evict keys, or if another worker has this node name.
 
         Switches: yes.
         """
@@ -148,7 +148,7 @@ class Connection(StartStopPart):
         return other.node == self._owner.node and other != self._owner and not other.is_dead
 
     def _channel(self, queue: str) -> str:
-        """Return the channel of a broadcast queue, which lies under the default queue's key."""
+        """Return the channel of a broadcast queue, whose name extends the default queue's key."""
         return self._transport.keys.fanout(queue, self._default_queue)
 
     def _broadcast(self, queue: str, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Gossip: which other workers are alive, and the election of one of them for a duty."""
+"""Gossip: tracks which other workers are alive, and elects one worker for a duty."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Neighbour:
     Attributes:
         node: its name.
         freq_s: its heartbeat's interval; infinite if only its lease is known.
-        heard_s: when its last event came, monotonic.
+        heard_s: when its last event arrived, monotonic.
         leased: it holds a lease, so its heartbeats are not needed.
     """
 
@@ -107,7 +107,7 @@ class _Election:
 
     Attributes:
         action: what this worker does if it wins.
-        is_known: the leases were read since it began: it is known who may vote.
+        is_known: whether the leases were read since it began, so that all voters are known.
     """
 
     deadline: Entry
@@ -124,14 +124,14 @@ class Gossip(StartStopPart):
     """Listens to the events of workers.
 
     1. Keep the list of live neighbours. Workers of greenq hold leases, which are read for each
-       election and at intervals (the workers leave their clocks there). So their heartbeats, which
-       become more the larger the fleet is, are not needed.
+       election and at intervals (the workers leave their clocks there). So their heartbeats, whose
+       number grows with the fleet, are not needed.
     2. Listen to heartbeats while there are workers of another kind (Celery's), which have no
-       leases. They answer the hello of a worker that starts, or send events; those that were missed
-       by both are listened for at intervals.
-    3. Hold elections. A request for one has all workers vote: each publishes its clock. The lowest
-       clock wins; of equal ones, the smallest name. Each worker decides by itself, with the same
-       result, as soon as it has the vote of each live neighbour, or after two seconds.
+       leases. They are found by their answer to a starting worker's hello or by their events; to
+       find any others, gossip listens at intervals.
+    3. Hold elections. On a request for an election, each worker votes by publishing its clock. The
+       lowest clock wins; among equal ones, the smallest name. Each worker decides by itself, with
+       the same result, as soon as it has the vote of each live neighbour, or after two seconds.
     """
 
     name = "Gossip"
@@ -159,8 +159,9 @@ class Gossip(StartStopPart):
 
         Args:
             accept: content types of events.
-            leaders: what the winner of an election on a topic does with its action.
-            claim: asks the server whether no other worker has acted as the winner of an election.
+            leaders: by topic, the function that the winner of an election calls with its action.
+            claim: claims the win of an election on the server; False if another worker has claimed
+                it.
             leased: asks the server for the nodes that hold a lease, and for their clock; may
                 switch.
             greeted: returns the nodes that have answered this worker's hello.
@@ -214,7 +215,7 @@ class Gossip(StartStopPart):
         self._look()
 
     def stop(self) -> None:
-        """Stop listening, and forget what may change meanwhile."""
+        """Stop listening, and forget everything that may change until the next start."""
         for channel in self._rare:
             self._subscriber.unsubscribe(channel)
         self._listen_no_longer()
@@ -228,7 +229,7 @@ class Gossip(StartStopPart):
         self.neighbours.clear()
 
     def elect(self, election_id: str, topic: str, action: object) -> None:
-        """Vote in an election that was asked for.
+        """Vote in an election that was requested.
 
         Raises:
             ValueError: its id or its topic is too long.
@@ -249,12 +250,12 @@ class Gossip(StartStopPart):
             self._events.send("worker-elect", vote)
 
     def _vote_late(self, election_id: str, vote: Mapping[str, Any]) -> None:
-        """Vote after this worker was blocked, unless others have voted: they may have decided."""
+        """Vote after this worker was blocked, unless others have voted and may have decided."""
         if election_id not in self._elections and election_id not in self._decided:
             self._events.send("worker-elect", vote)
 
     def receive(self, data: bytes) -> None:
-        """Take note of a worker's event."""
+        """Record a worker's event."""
         try:
             if self._signer is not None:
                 data = self._signer.open("event", EXCHANGE, data)
@@ -269,7 +270,7 @@ class Gossip(StartStopPart):
     # --- who is there -----------------------------------------------------------------------------
 
     def _listen(self, seconds: float) -> None:
-        """Listen to heartbeats for at least this long from now on."""
+        """Listen to heartbeats for at least this long."""
         now_s = self._now_s()
         self._listens_until_s = max(self._listens_until_s, now_s + seconds)
         if self._check is None:
@@ -311,7 +312,7 @@ class Gossip(StartStopPart):
         self._timers[-1] = self._timer.call_after(pause_s, self._look_on)
 
     def _look(self) -> None:
-        """Have the leases read; once more if they are being read already."""
+        """Schedule a read of the leases; if one is in progress, read again after it."""
         self._looks_again = True
         if not self._is_looking:
             self._is_looking = True
@@ -427,7 +428,7 @@ class Gossip(StartStopPart):
             self._decide_if_complete(election_id)
 
     def _decide_if_complete(self, election_id: str) -> None:
-        """Decide if all nodes have voted that are not known to be lost."""
+        """Decide if all nodes have voted except those known to be lost."""
         election = self._elections.get(election_id)
         if election is None or not election.is_known:
             return
@@ -439,7 +440,7 @@ class Gossip(StartStopPart):
             self._decide(election_id)
 
     def _close(self, election_id: str) -> None:
-        """Decide without the votes that have not come."""
+        """Decide without the missing votes."""
         election = self._elections[election_id]
         if self._stood_still(election.deadline):
             # After a block it may have read only its own vote, which would make it a second leader.
@@ -448,7 +449,7 @@ class Gossip(StartStopPart):
             self._decide(election_id)
 
     def _stood_still(self, due: Entry) -> bool:
-        """Tell whether this worker was blocked, and still has to read what others have sent."""
+        """Tell whether this worker was blocked and still has unread events of others."""
         is_late = self._timer.clock() - due.due_s > _LATE_S
         has_waiting = self._subscriber.has_waiting
         return is_late or any(map(has_waiting, (*self._rare, *self._frequent)))
@@ -481,7 +482,7 @@ class Gossip(StartStopPart):
         )
 
     def _lead(self, election_id: str, topic: str, act: Callable[[], object]) -> None:
-        """Act as the winner, unless a worker has that decided without this one's vote."""
+        """Act as the winner, unless a worker that decided without this one's vote already has."""
         try:
             if self._claim(election_id):
                 act()

@@ -48,7 +48,7 @@ class QueueSet:
         watch: Watch,
         strategy: str,
     ) -> None:
-        """Begin with the queues of the start; `strategy` is the queue order strategy."""
+        """Start with the given queues; `strategy` is the queue order strategy."""
         self.names = names
         self.broadcasts = broadcasts
         self.sources = dict(sources)
@@ -70,8 +70,8 @@ class QueueSet:
         """Start taking from a queue and bind it to its exchange. Switches: yes.
 
         Raises:
-            ValueError: the key of this name is not a queue, or too many queues were added to this
-                worker.
+            ValueError: a key of this name exists and is not a queue, or too many queues were added
+                to this worker.
             OperationalError: the queue could not be declared; the worker does not take from it.
         """
         if (queue, source) not in self._added and len(self._added) >= _MAX_ADDED:

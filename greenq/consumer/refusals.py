@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class RefusedMessage(NamedTuple):
-    """What receivers of task_unknown and task_rejected see of a message.
+    """A message as receivers of task_unknown and task_rejected see it.
 
     Attributes:
         body: serialized, as it came; empty when the message cannot be read at all.
@@ -58,7 +58,7 @@ class RefusedMessage(NamedTuple):
 
 
 class Refusals:
-    """Settles messages that must not run; callers that wait for their result get the reason."""
+    """Settles messages that must not run; a caller that waits for the result gets the reason."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Refusals:
         hostname: str,
         unwrap: Callable[[bytes], Envelope],
     ) -> None:
-        """Take a worker's parts, its node name, and what reads the envelope of a message."""
+        """Use a worker's parts and node name, and a function that reads a message's envelope."""
         self._broker = transport.broker
         self._results = ResultWriter(config, transport, hostname)
         self._registry = registry
@@ -84,7 +84,7 @@ class Refusals:
         self.sender: object = None
 
     def discard(self, request: Request, why: Literal["revoked", "expired"]) -> None:
-        """Settle a task that must not run; a caller that waits for it gets the reason."""
+        """Settle a task that must not run; a caller that waits for its result gets the reason."""
         _log.info("Discarding %s task %s", why, request)
         message = request.message
         self._state.reserved.pop(request.delivery.tag, None)
@@ -140,7 +140,7 @@ class Refusals:
             signal.send(self.sender, message=self._shown(delivery), exc=error, **named)
 
     def _shown(self, delivery: Delivery) -> RefusedMessage:
-        """Read what can be read of a message."""
+        """Read as much of a message as possible."""
         tag, queue, raw = delivery
         try:
             found = self._unwrap(raw)
@@ -150,5 +150,5 @@ class Refusals:
 
 
 def _fate(delivery: Delivery) -> str:
-    """Say what becomes of a message that cannot run."""
+    """Return what happens to a message that cannot run, in words."""
     return "is among the dead letters" if delivery.tag else "came for all, and is dropped"

@@ -26,7 +26,7 @@ _SPARKS = 60
 
 
 class Display:
-    """Shows samples as they arrive, and the figures at the end."""
+    """Shows samples as they arrive, and the results at the end."""
 
     def __init__(self, total: int) -> None:
         """Show the progress towards `total` fetches on standard output."""

@@ -77,7 +77,7 @@ class Look:
         queues: the queues.
         takers: which workers take from them.
         greenlets: of the chosen worker.
-        trouble: why the look failed; the rest is then empty.
+        trouble: why the sample could not be taken; the rest is then empty.
     """
 
     at_s: float
@@ -246,7 +246,7 @@ class Picture:
 
     @property
     def last(self) -> Point:
-        """The present totals of workers and queues."""
+        """The current totals of workers and queues."""
         return self.points[-1] if self.points else Point()
 
     def as_json(self) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def _queue(queue: Queue) -> dict[str, Any]:
 
 
 class Model:
-    """Remembers looks and events for as long as rates and charts need them."""
+    """Keeps samples and events for as long as rates and charts need them."""
 
     def __init__(self, only: Filter | None = None, order: str = ORDERS[0]) -> None:
         """Start empty; pictures are filtered by `only`, their tasks sorted by `order`."""
@@ -299,7 +299,7 @@ class Model:
         self._trouble: str | None = None
 
     def look(self, look: Look) -> None:
-        """Add a look at the cluster."""
+        """Add a sample of the cluster."""
         self._trouble = look.trouble
         if look.trouble is not None:
             return
@@ -399,7 +399,7 @@ class _Worker:
 
     @property
     def last_per_s(self) -> float:
-        """Tasks per second between the last two looks."""
+        """Tasks per second between the last two samples."""
         return _per_s(*list(self._processed)[-2:]) or 0.0
 
     def shown(self, now_s: float) -> Worker:
@@ -489,7 +489,7 @@ class Tally:
             self._runtimes[name] = total_s + runtime_s, count + 1
 
     def mark(self, at_s: float) -> None:
-        """Store the present counts: rates are taken between marks."""
+        """Mark the current counts: rates are computed between marks."""
         counts = {name: counts.copy() for name, counts in self._counts.items()}
         self._marks.append((at_s, counts))
 
