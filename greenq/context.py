@@ -50,8 +50,8 @@ class Context:
         hostname: node name of the worker, None when called directly.
         sent: the same as `children`, but None as long as nothing was sent.
         retried: what ``retry(throw=False)`` has returned, or None.
-        announced: the next run's message, if receivers of signals have seen it; or None.
-        called_directly: True when the function was simply called.
+        announced: the next run's message if receivers of signals have seen it, else None.
+        called_directly: True when code called the function itself, without a worker.
     """
 
     __slots__ = ("_delivered", "announced", "hostname", "message", "retried", "sent")
@@ -135,7 +135,7 @@ class Context:
         return getattr(self, name, default)
 
     def as_execution_options(self) -> dict[str, Any]:
-        """Return the options with which this run was sent, as far as they apply to a run."""
+        """Return those options with which this run was sent that also apply to a next run."""
         return {
             "task_id": self.id,
             "root_id": self.root_id,

@@ -46,7 +46,7 @@ def ask_for_app(newest: Callable[[], Any]) -> None:
 
 
 def newest_app() -> Any:
-    """Return the app for handles that name none.
+    """Return the app for handles created without one.
 
     Raises:
         ConfigError: no app was made.
@@ -86,7 +86,7 @@ class AsyncResult(Generic[R]):
             name: the task's, if known.
             app: whose transport to use.
             parent: the result of the task that sent this one.
-            ignored: the sender wants no result, so there is nothing to wait for.
+            ignored: no result is stored, so there is nothing to wait for.
         """
         self.id = id
         self._name = name
@@ -148,7 +148,7 @@ class AsyncResult(Generic[R]):
 
     @property
     def children(self) -> list[AsyncResult[Any]]:
-        """Handles of the tasks that this one sent; known once it has ended."""
+        """Handles of the tasks that this one sent; available once it has ended."""
         found: list[AsyncResult[Any]] = []
         for child in self._read().children or ():
             task_id = child
@@ -239,13 +239,13 @@ class AsyncResult(Generic[R]):
         Args:
             timeout: longest wait in seconds; None waits for ever.
             propagate: raise the task's exception; False returns it.
-            interval: also read the stored result after this many seconds of silence; the
-                notification makes that unnecessary.
+            interval: also read the stored result after this many seconds of silence; not needed,
+                since each result is announced.
             on_message: called with each state that is announced: task_id, status, result,
                 traceback, children.
             callback: called with the id and the value that is returned.
             no_ack, follow_parents: accepted for compatibility with Celery, no effect.
-            disable_sync_subtasks: False allows it in a task, as `allow_join_result` does.
+            disable_sync_subtasks: False allows waiting in a task, as `allow_join_result` does.
 
         Raises:
             RuntimeError: a task waits for another one, which may need the slot that it holds.
@@ -289,7 +289,7 @@ class AsyncResult(Generic[R]):
     ) -> None:
         """Prevent the task from running; with `terminate`, end it if it is running.
 
-        Running workers are notified; workers that start later learn of it from them.
+        Running workers are notified; workers that start later get it from them.
 
         Args:
             signal: a name shown in events; greenlets receive no signal.
@@ -349,7 +349,7 @@ name_what_is_not_here(AsyncResult)
 
 
 class AsyncResults(Sequence[AsyncResult[R]], Generic[R]):
-    """The handles of tasks that were sent together, in order, created on access.
+    """The handles of tasks that were sent together, in order; created on access.
 
     It has a length, an index and slices, and takes no memory for its handles; each access returns
     a new one.

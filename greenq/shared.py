@@ -64,7 +64,7 @@ class Definition(NamedTuple):
 
 
 def place(function: Callable[..., Any]) -> str:
-    """Say where a function is defined, to tell apart two of the same name."""
+    """Return where a function is defined, to distinguish two of the same name."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     where = f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
     return f"{function.__module__}.{getattr(function, '__qualname__', '?')} ({where})"
@@ -137,7 +137,7 @@ class SharedTask:
         raise TypeError("the class of a shared task is that of the app's own")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function here and now."""
+        """Call the function directly, here and now."""
         return self._task(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -205,7 +205,7 @@ def shared_task(
 
 
 def _refuse_what_does_not_run(task_name: str, function: Callable[..., Any]) -> None:
-    """Refuse functions that return something to be run instead of running.
+    """Refuse functions whose call only returns something to run: generators and coroutines.
 
     A decorator may turn them into proper tasks, so the function that it wraps is not checked.
     """

@@ -212,14 +212,14 @@ class Tasks(StartStopPart):
         self._interrupt()
 
     def leave(self) -> None:
-        """Put back what only this worker would find; nothing is taken any more. Switches: yes."""
+        """Put back messages that only this worker would find, when it stops. Switches: yes."""
         try:
             self._fetcher.leave()
         except OperationalError as exc:
             _log.info("what was handed over here is left to other greenq workers: %s", exc)
 
     def drain(self, on: bool) -> None:
-        """Take nothing more and give back what has not started; what runs goes on. Switches: yes.
+        """Take nothing more and give back what has not started; running tasks go on. Switches: yes.
 
         With `on` False, take messages again.
         """

@@ -1,4 +1,4 @@
-"""Django: set it up before the task modules are imported, and close what tasks leave open.
+"""Django: set it up before task modules are imported, and close connections that tasks leave open.
 
 `greenq.app` imports this module, and with it Django, only if DJANGO_SETTINGS_MODULE names a
 project's settings and Django is installed.
@@ -78,9 +78,9 @@ def on_commit(call: Callable[[], object]) -> None:
 def close_connections() -> None:
     """Close the database and cache connections that the running task has opened.
 
-    Each greenlet has its own. Whatever CONN_MAX_AGE says, none is kept for the next task: a pool of
-    five hundred greenlets would keep five hundred. With Django's own connection pool, closing
-    returns the connection to it.
+    Each greenlet has its own. CONN_MAX_AGE has no effect: no connection is kept for the next task,
+    or a pool of five hundred greenlets would keep five hundred. With Django's own connection pool,
+    closing returns the connection to it.
     """
     close_caches()
     ident = threading.get_ident()
@@ -113,7 +113,7 @@ class _Queue:
         self.waiting = 0
 
     def wait(self) -> None:
-        """Wait briefly for a task here to close a connection; other processes may, too."""
+        """Wait for a task here to close a connection, but briefly: other processes may, too."""
         with self._changed:
             self.waiting += 1
             try:

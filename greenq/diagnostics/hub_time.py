@@ -1,8 +1,8 @@
 """How long each running task has held the hub: the time for which its greenlet itself has run.
 
-The age of a task says little if it waits for a server; the time for which it kept all others
-waiting says more. It is wall time between being switched in and being switched out, so it includes
-what the operating system gives to other processes meanwhile.
+The age of a task that waits for a server says little; the time for which it kept all other tasks
+waiting says more. This is wall time from switching in to switching out, so it includes time that
+the operating system gives to other processes.
 """
 
 from __future__ import annotations

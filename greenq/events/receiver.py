@@ -83,7 +83,7 @@ class Events:
         )
 
     def send(self, kind: str, *, hostname: str | None = None, **fields: Any) -> None:
-        """Publish an event of the program's own, at once. Switches: yes.
+        """Publish a custom event at once. Switches: yes.
 
         Args:
             kind: its type, such as ``task-progress``; one that begins with ``task-`` is about the
@@ -146,8 +146,9 @@ class Receiver:
             keys: names of its channels.
             clock: advances beyond every number received.
             handlers: functions of one event, by its type.
-            routing_key: ``#`` receives all events, ``task.#`` those of tasks. Single types of task
-                events do not work: workers send them in batches, with the key ``task.multi``.
+            routing_key: ``#`` receives all events, ``task.#`` those of tasks. Keys for single types
+                of task events match nothing, since workers send task events in batches with the key
+                ``task.multi``.
             accept: serializers and content types of events.
             signer: signs the request that has workers send their heartbeats.
         """
@@ -183,7 +184,7 @@ class Receiver:
     def itercapture(
         self, limit: int | None = None, timeout: float | None = None, wakeup: bool = True
     ) -> Iterator[Event]:
-        """Like `capture`, and yield each event when its handler has returned."""
+        """Like `capture`, but also yield each event after its handler has returned."""
         count = 0
         self.open(wakeup=wakeup)
         try:
@@ -251,7 +252,7 @@ class Receiver:
             handler(event)
 
     def wakeup_workers(self) -> None:
-        """Ask all workers for a heartbeat, so that they are known at once."""
+        """Ask all workers for a heartbeat, so that they appear at once."""
         self._mailbox.tell("heartbeat")
 
     def close(self) -> None:

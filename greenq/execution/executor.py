@@ -6,7 +6,8 @@
     settle   write state and notification, acknowledge or move the message: one outbox entry
     report   send one event, write one log line, call the hooks of the task's class
 
-Every ending is one branch of `_call` or of `_override`. None of them leaves the message unsettled.
+Every way a task can end is one branch of `_call` or of `_override`, and each of them settles the
+message.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Executor:
         events: EventSender | None = None,
         end_hooks: Sequence[Callable[[], object]] = (),
     ) -> None:
-        """Use the parts of one worker.
+        """Run tasks with the parts of one worker.
 
         `hostname` is its node name, `events` sends the task events, `end_hooks` are called after
         each task.
@@ -109,7 +110,7 @@ class Executor:
         self._zone = ZoneInfo(config.timezone)
 
     def __call__(self, request: Request) -> None:
-        """Run one request to its end, whatever its code, its hooks and the log's handlers raise."""
+        """Run one request to its end, even if its code, its hooks or log handlers raise errors."""
         if not self._state.surely_holds(request) and not self._is_still_ours(request):
             return
         context = Context(request.message, hostname=self._hostname, delivered=request)
@@ -146,7 +147,7 @@ class Executor:
     # --- begin ------------------------------------------------------------------------------------
 
     def _begin(self, request: Request) -> bool:
-        """Do what precedes the code: acknowledge, store STARTED, send the event. Switches: yes.
+        """Acknowledge early if wanted, store STARTED, send the event. Switches: yes.
 
         Return False if the task must not start because another worker has it by now.
         """
@@ -265,7 +266,7 @@ class Executor:
     def _prepare_retry(
         self, request: Request, context: Context, outcome: Outcome, retry: Retry
     ) -> tuple[Outcome, Move | None]:
-        """Return the outcome and the move that sends the next run; if that fails, a failure."""
+        """Return the outcome and the move that sends the next run, or a failure without a move."""
         try:
             return outcome, self._next_run(request, context, retry)
         except Exception as exc:
@@ -290,7 +291,7 @@ class Executor:
         return None if reason is None else self._bury(request, reason)
 
     def _bury(self, request: Request, reason: str) -> Move:
-        """Return the move to the dead letters."""
+        """Return the move that makes the message a dead letter."""
         return self._broker.bury(
             *request.delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
         )
@@ -345,9 +346,9 @@ class Executor:
         return written
 
     def _settle_fault(self, request: Request, exc: BaseException) -> Outcome | None:
-        """Settle a task whose outcome could not be settled as it is: it fails, with the reason.
+        """Settle a task whose own outcome could not be settled: it fails, with the reason.
 
-        If not even that can be stored, its message goes to the dead letters.
+        If even that cannot be stored, its message becomes a dead letter.
         """
         trace, tag = _trace(exc), request.delivery.tag
         what = (
@@ -457,7 +458,7 @@ class Executor:
 def running_task(frame: FrameType | None) -> str | None:
     """Return the name and id of the task that a frame belongs to, or None.
 
-    For the watchdog thread, which can tell only from the frames which greenlet runs.
+    For the watchdog thread, which can see only from the frames which greenlet runs.
     """
     while frame is not None:
         if frame.f_code is Executor.__call__.__code__:
@@ -510,7 +511,7 @@ def _call(task: Task[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome
 
 
 def _outcome_of(task: Task[..., Any], exc: BaseException) -> Outcome:
-    """Return the outcome that an exception of the task's code means."""
+    """Turn an exception of the task's code into an outcome."""
     if isinstance(exc, Retry):
         return Outcome(RETRY, exc, _trace(exc))
     if isinstance(exc, Ignore):
@@ -524,7 +525,7 @@ def _outcome_of(task: Task[..., Any], exc: BaseException) -> Outcome:
 
 
 def _retry_by_itself(task: Task[..., Any], exc: BaseException) -> Outcome:
-    """Request the retry that ``autoretry_for`` promises."""
+    """Request the retry that ``autoretry_for`` asks for."""
     try:
         options = dict(task.retry_kwargs)
         delay_s = task.retry_delay(task.request.retries)
@@ -594,7 +595,7 @@ def _storable(text: str) -> str:
 def _signum(request: Request) -> int | str | None:
     """Return the number of the signal by which a request was ended, as events have it.
 
-    None if it was not ended; a name that is unknown stays a name.
+    None if no signal ended it; an unknown name is returned as it is.
     """
     name = None if request.killed is None else request.killed.signum
     if not name:

@@ -1,4 +1,4 @@
-"""The messages of a lost worker: which of them run again, and how the others end."""
+"""Decides which messages of a lost worker run again, and how the others end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LostMessages:
     """Decides about the messages of lost workers on behalf of the worker that recovers them."""
 
     def __init__(self, app: Greenq, hostname: str) -> None:
-        """Decide by the tasks and settings of `app`; `hostname` is the worker that recovers."""
+        """Use the tasks and settings of `app`; `hostname` is the recovering worker."""
         self._app = app
         self._hostname = hostname
 

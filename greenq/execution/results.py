@@ -1,4 +1,4 @@
-"""The outcome of a task as a state for the results: whether it is stored, and what it says."""
+"""The outcome of a task as a stored state: whether to store it, and its content."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ResultWriter:
     def write_plain(
         self, task_id: str, state: str, value: object, traceback: str | None = None
     ) -> StateWrite | None:
-        """Return the write of a state that is stored whatever the task's options say.
+        """Return the write of a state that is stored regardless of the task's options.
 
         None if results are disabled.
 
@@ -121,7 +121,7 @@ class ResultWriter:
 
 
 def text_of(exc: BaseException) -> str:
-    """Return an exception's text, or its class's name if it has none to give."""
+    """Return an exception's text, or its class's name if it has no text."""
     try:
         return str(exc)
     except Exception:

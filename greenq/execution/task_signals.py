@@ -1,7 +1,6 @@
 """Sends the signals of a task's run and end; called only when they have receivers.
 
-The task is settled by then, or nothing of it has run: whatever a receiver raises is logged, and
-changes nothing.
+By then the task is settled, or nothing of it has run, so an error in a receiver is only logged.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ def decompress(
 ) -> bytes:
     """Expand `data`, stopping as soon as the output exceeds its limit.
 
-    Units: `max_bytes` limits the output; so does a hundred times the size of `data`, though a MiB
-        is always allowed.
+    Units: the output is limited to `max_bytes`, and to a hundred times the size of `data` or a MiB,
+        whichever is more.
 
     Raises:
         DecodeError: the output is too large, or the data is damaged, truncated or followed by other

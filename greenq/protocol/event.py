@@ -214,9 +214,9 @@ class EventWriter:
         )  # fmt: skip
 
     def stamp(self, kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Stamp any event with its time and its place in the order of all.
+        """Stamp any event with its time and the logical clock.
 
-        Fields that every event has are not taken from `fields`.
+        `fields` cannot override the fields that every event has.
 
         Raises:
             EncodeError: a field of a program's own event has no JSON form.

@@ -1,4 +1,4 @@
-"""What a number, a text or a whole JSON text from outside may be, all in one place.
+"""The limits on numbers, texts and whole JSON texts from outside, all in one place.
 
 Messages, events, control requests and results come from anyone who may write to the server. Each of
 their fields has a rule below; code that reads a field checks the rule, and refuses or skips what
@@ -18,7 +18,7 @@ from greenq.errors import DecodeError
 
 
 class Rule(Protocol):
-    """What the values of a field may be."""
+    """A rule for the values of a field."""
 
     def wrong(self, value: object) -> str:
         """Say what is wrong with a value, to follow the field's name; "" if nothing is."""
@@ -153,7 +153,7 @@ class ListOf:
 
 
 class _Moment:
-    """A moment: ISO 8601 text, which is parsed later, or what a serializer has made of one."""
+    """A time: ISO 8601 text, which is parsed later, or a datetime that a serializer has made."""
 
     def wrong(self, value: object) -> str:
         """Say what is wrong with a value."""
@@ -260,7 +260,7 @@ RESULT: Final[Mapping[str, Rule]] = {
 
 
 def refusal(fields: Mapping[Any, Any], rules: Mapping[str, Rule]) -> str:
-    """Say which of the fields present is wrong, and why; "" if all are valid."""
+    """Return which of the fields present is wrong, and why; "" if all are valid."""
     for name, rule in rules.items():
         if name in fields:
             reason = rule.wrong(fields[name])
@@ -316,7 +316,7 @@ _OTHERS = bytes(set(range(256)) - set(_SIGNS))
 
 
 def most_raw(max_body_bytes: int) -> int:
-    """Return how large a message may be whose body, in base64, is at most this large."""
+    """Return the largest size of a message whose body, in base64, is at most this large."""
     return _AROUND_BYTES + (max_body_bytes + 2) // 3 * 4
 
 

@@ -41,8 +41,7 @@ class TaskMessage:
         id: the call's id; any text.
         args: positional arguments.
         kwargs: keyword arguments.
-        shadow: name to show in logs and events instead of `task`, cut when it is long; None for
-            none.
+        shadow: name to show in logs and events instead of `task`, shortened if long; None for none.
         eta: earliest time to run, ISO 8601 text; None: at once. See `parse_time`.
         expires: latest time to run, ISO 8601 text; None: never too late.
         group: id of the group it belongs to; None for none.
@@ -53,8 +52,8 @@ class TaskMessage:
         parent_id: the call that sent this one; None if no task did.
         argsrepr: short text of the arguments for people; None generates it when encoding.
         kwargsrepr: likewise for the keyword arguments.
-        origin: node name of the sender; None if it did not say.
-        ignore_result: store no result; None: as the task says.
+        origin: node name of the sender; None if not given.
+        ignore_result: store no result; None: the task decides.
         replaced_task_nesting: how often the call was replaced; 0 for never.
         stamped_headers: names of the stamps; None for none.
         stamps: name of a stamp to its value or list of values.
@@ -134,7 +133,7 @@ def encode(
 
 
 def check_args(task: str, args: object) -> None:
-    """Refuse arguments that are no list and no tuple.
+    """Refuse arguments that are neither a list nor a tuple.
 
     Raises:
         EncodeError: they are of another type.
@@ -164,7 +163,7 @@ def check_size(body: bytes, max_bytes: int, *, is_json: bool) -> None:
 
 
 def embed_of(message: TaskMessage) -> dict[str, Any]:
-    """Return the third part of a body: what follows after the call."""
+    """Return the third part of a body (`embed`): what to do after the call."""
     return {
         "callbacks": message.callbacks,
         "errbacks": message.errbacks,

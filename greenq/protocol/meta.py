@@ -72,7 +72,7 @@ _last_second = (0, "")
 def utc_now() -> str:
     """Return the time as `date_done` has it: ISO 8601, UTC, with microseconds.
 
-    The text of the second is kept: a busy worker asks many times in each.
+    The text is cached for each second, since a busy worker asks many times a second.
     """
     global _last_second
     now_us = time.time_ns() // 1000
@@ -203,7 +203,7 @@ def _result_meta(meta: Any, payload: bytes) -> ResultMeta:
 def exception_to_wire(exc: BaseException, encodable: Callable[[object], object]) -> dict[str, Any]:
     """Turn an exception into data: its class, its arguments, its module.
 
-    Where a reader could not rebuild the same exception from the arguments, its text travels, too:
+    If a reader could not rebuild the same exception from its arguments, the text is included:
     as ``exc_text``, and as the only argument if the constructor refuses the original ones.
 
     Args:
@@ -303,7 +303,7 @@ def _with_text(exc: Exception, args: Sequence[Any], text: str | None) -> Excepti
 
 
 def _text_in(traceback: str, names: tuple[str, ...]) -> str | None:
-    """Return the text that a traceback ends with, of an exception with one of these names."""
+    """Return the text of the exception at the end of a traceback, if it has one of these names."""
     for name in names:
         _, found, text = f"\n{traceback}".rpartition(f"\n{name}: ")
         if found:
@@ -325,7 +325,7 @@ def _require_name(module: str | None, name: str) -> None:
 
 
 def _exception_for(exc: BaseException, serializer: str) -> object:
-    """Choose the form: pickle carries the exception itself where that works."""
+    """Choose the form: pickle carries the exception itself if it can."""
     if serializer == "pickle" and type(exc) not in CELERY_NAMES and _survives_pickle(exc):
         return exc
     check = _pickle_both_ways if serializer == "pickle" else lambda value: dumps(value, serializer)
@@ -342,7 +342,7 @@ def _survives_pickle(exc: BaseException) -> bool:
 
 
 def _pickle_both_ways(value: object) -> None:
-    """Check that a value can be pickled and unpickled: many exceptions manage only the former."""
+    """Check that a value can be pickled and unpickled; many exceptions can only be pickled."""
     data = dumps(value, "pickle").data
     try:
         pickle.loads(data)

@@ -1,7 +1,7 @@
 """Patterns of node names in remote control requests, which anyone who may publish can send.
 
-None of them may keep a worker busy: the time to match a glob grows only with the lengths of pattern
-and name, and a regular expression is refused unless the same is known of it.
+None of them may keep a worker busy: the time to match a glob is bounded by the lengths of pattern
+and name, and a regular expression is refused unless its time is bounded, too.
 """
 
 from __future__ import annotations
@@ -98,10 +98,10 @@ def regex_matches(name: str, pattern: str) -> bool:
 
 
 def _too_much(name: str, pattern: str) -> str:
-    """Say why an expression is not tried, "" if it may be.
+    """Return why an expression is refused; "" if it is accepted.
 
-    What is allowed has no repeated group, so repeats are not nested, and has so few repeats and
-    bars that the ways to try can be counted beforehand.
+    An accepted expression repeats no group, so repeats are not nested, and has so few repeats and
+    bars that the number of ways to match is known beforehand.
     """
     if len(pattern) > MOST_CHARS:
         return f"a pattern has at most {MOST_CHARS} characters"

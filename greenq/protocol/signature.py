@@ -1,14 +1,14 @@
-"""Signatures: an HMAC over what is acted on, in the JSON object that it is about.
+"""Signatures: an HMAC over a message, request, reply, event or result, stored inside its JSON.
 
 Shape: the last member of a list element, of an event or of a JSON result is ``greenq_sig``: 8
     hexadecimal digits that name the key, then 32 of the HMAC-SHA-256, which are its first 128 bits.
     A result in another format is followed by a line feed, ``greenq_sig``, a space and the same
     digits.
 
-Signed are all bytes except the signature, preceded by a heading: the version, the kind, and the
-length and the text of the place. The kind keeps a result from passing as a message; the place keeps
-a message from passing on another queue. A result names its task itself, which its reader compares.
-The heading says where it ends, so that no two different things are signed as the same bytes.
+The signature covers all other bytes, preceded by a heading: the version, the kind, and the length
+and the text of the place. The kind keeps a result from passing as a message; the place keeps a
+message from passing on another queue. A result contains its task's id, which the reader compares.
+The heading contains its own length, so two different inputs are never signed as the same bytes.
 
 A worker that changes a signed message, such as by marking it as redelivered, signs it again. So
 nothing is left out of the signature, and no canonical form of JSON is needed.
@@ -68,7 +68,7 @@ class Signer:
     ) -> None:
         """Sign with `key`; accept it and the keys `accepted`.
 
-        With `required` False, what has no signature is accepted, too.
+        With `required` False, unsigned content is accepted, too.
         """
         self._key = key
         self._name = _name_of(key)
@@ -86,7 +86,7 @@ class Signer:
         return b"".join((data, _BEHIND, self._name, mac))
 
     def open(self, kind: Kind, place: str, data: bytes) -> bytes:
-        """Return what was signed, without the signature; count what is refused.
+        """Check the signature and return the content without it; count refusals.
 
         Raises:
             SignatureError: it is unsigned, signed with an unknown key, or the signature does not
@@ -109,7 +109,7 @@ class Signer:
     def reseal(self, kind: Kind, place: str, data: bytes, changed: str) -> str | bytes:
         """Return `changed`, which was made from `data`, signed if `data` is.
 
-        What is refused stays `data`: a signature is never given to what had none.
+        If `data` has no valid signature, it is returned unchanged, so this never signs a forgery.
         """
         try:
             content = self._open(kind, place, data)
@@ -149,7 +149,7 @@ def _name_of(key: bytes) -> bytes:
 
 
 def _begin(key: bytes, kind: Kind, place: str) -> tuple[Callable[[], _Hash], Callable[[], _Hash]]:
-    """Return what makes the two hashes of an HMAC, the inner one with the heading in it."""
+    """Return the two hash states of an HMAC, the inner one already fed with the heading."""
     block = (sha256(key).digest() if len(key) > _BLOCK_BYTES else key).ljust(_BLOCK_BYTES, b"\0")
     where = place.encode("utf-8", "surrogatepass")
     heading = b"greenq 1 %b %d %b\n" % (kind.encode(), len(where), where)

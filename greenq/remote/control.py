@@ -1,7 +1,7 @@
-"""Remote control for programs: `app.control`, with Celery's names and Celery's answers.
+"""Remote control for programs: `app.control`, with Celery's names and shapes of replies.
 
-Every method works with both Celery and greenq workers unless it says otherwise. A question returns
-as soon as all workers have replied; `timeout` is for those that do not.
+Every method works with both Celery and greenq workers unless it says otherwise. A call returns as
+soon as all workers have replied; `timeout` matters only if some do not.
 """
 
 from __future__ import annotations
@@ -160,16 +160,16 @@ class Control:
         destination: Nodes = None,
         **options: Unpack[Options],
     ) -> Replies:
-        """Return the workers that answer, ``[{node name: {"ok": "pong"}}]``."""
+        """Return the replies of the workers that answer: ``[{node name: {"ok": "pong"}}]``."""
         asked: Options = {**options, "reply": True}
         return self.broadcast("ping", {}, destination, **asked) or []
 
     def shutdown(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
-        """Have workers finish their tasks and stop; they never reply to that."""
+        """Make workers finish their tasks and stop; they never reply."""
         return self.broadcast("shutdown", {}, destination, **options)
 
     def drain(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
-        """Have greenq workers finish what they hold and take nothing more; Celery's cannot."""
+        """Make greenq workers finish what they hold and take no more; Celery's cannot."""
         return self.broadcast("drain", {}, destination, **options)
 
     def heartbeat(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
@@ -191,7 +191,7 @@ class Control:
     def election(
         self, id: str, topic: str, action: Any = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Have workers elect one that performs `action`: for topic ``task``, a signature."""
+        """Make workers elect one that performs `action` (for topic ``task``, a signature)."""
         arguments = {"id": id, "topic": topic, "action": action}
         return self.broadcast("election", arguments, **options)
 
@@ -329,7 +329,8 @@ class Control:
     def pause(self, queue: str) -> None:
         """Keep all greenq workers, even those yet to start, off a queue until `resume`.
 
-        Each obeys at the next renewal of its lease, within a second or two. Celery workers go on.
+        Each worker learns of it at its next lease renewal, within a second or two. Celery workers
+        go on.
         """
         self._app.transport.broker.pause(queue, f"gen{os.getpid()}@{socket.gethostname()}")
 
@@ -382,7 +383,7 @@ class Inspect:
         }
 
     def ask(self, command: str, /, **arguments: Any) -> Any:
-        """Ask with any command, including those that a program has added."""
+        """Send any inspect command, including those that a program has added."""
         return self._ask(command, arguments, self._destination)
 
     def _ask(
@@ -424,7 +425,7 @@ class Inspect:
         return self.ask("clock")
 
     def hello(self, from_node: str, revoked: Any = None) -> Any:
-        """Greet as the worker `from_node` and ask for revoked ids and the clock."""
+        """Send a hello as the worker `from_node`, to get revoked ids and the clock."""
         return self.ask("hello", from_node=from_node, revoked=revoked)
 
     # --- tasks ------------------------------------------------------------------------------------
@@ -494,5 +495,5 @@ class Inspect:
         return self.ask("memdump", samples=samples)
 
     def objgraph(self, type: str = "Request", n: int = 200, max_depth: int = 10) -> Any:
-        """Have a graph of objects of a type drawn: ``{"filename": path}``."""
+        """Make workers draw a graph of objects of a type: ``{"filename": path}``."""
         return self.ask("objgraph", num=n, max_depth=max_depth, type=type)

@@ -1,6 +1,6 @@
-"""Checks of a task's arguments on sending: whether they fit, and what in them cannot be written.
+"""Checks a task's arguments on sending: whether they fit, and which value cannot be written.
 
-Both errors belong at the caller's line: a worker could only report them later, and elsewhere.
+Both errors belong at the caller's line; a worker could only report them later and elsewhere.
 """
 
 from __future__ import annotations

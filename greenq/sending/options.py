@@ -1,4 +1,4 @@
-"""Checks of the options of tasks and sendings: a wrong one is refused where it is written."""
+"""Checks the options of tasks and sendings: a wrong one is refused where it is set."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ _any_text = validators.text(empty_ok=True).accept
 
 
 def _readable(accept: Callable[[Any], Any], rule: Rule) -> Callable[[Any], Any]:
-    """Accept what `accept` does, if workers can read it in a message's header."""
+    """Accept what `accept` accepts, if workers can read it in a message's header."""
 
     def check(value: object) -> object:
         accepted = accept(value)

@@ -366,7 +366,7 @@ class Producer:
         *,
         may_move: bool = True,
     ) -> Announced:
-        """Write one message as the receivers of before_task_publish want it."""
+        """Write one message with the changes of before_task_publish's receivers."""
         # Templates find out by themselves that an id is no text.
         check_send_options(plan.message.task, options)
         message = replace(
@@ -566,7 +566,7 @@ class Producer:
     ) -> None:
         """Push to one queue, as often as the policy allows; an attempt gets half a call's time.
 
-        A broadcast leaves no trace, so it is not repeated when it may have been received.
+        A broadcast leaves no trace, so it is not repeated if it may have been received.
         """
         broker, policy, signer = self._broker, plan.policy, self._broker.signer
         if signer is not None:
@@ -654,7 +654,7 @@ def _has_receivers() -> bool:
 
 
 def _changed(plan: _Plan, announced: Announced) -> _Plan:
-    """Return the plan with what receivers have made of it."""
+    """Return the plan with the receivers' changes."""
     policy = announced.retry_policy
     known = {name: policy[name] for name in _Policy._fields if name in policy}
     return plan._replace(
@@ -665,7 +665,7 @@ def _changed(plan: _Plan, announced: Announced) -> _Plan:
 def _explained(
     plan: _Plan, args: Sequence[Any], kwargs: Mapping[str, Any], error: EncodeError
 ) -> EncodeError:
-    """Say in which task, and where in its arguments, something cannot be written."""
+    """Add to an encoding error the task and the place in its arguments."""
     if not isinstance(args, (list, tuple)) or not hasattr(kwargs, "keys"):
         return error
     return explained(plan.message.task, args, kwargs, plan.encoding["serializer"], error)
@@ -680,8 +680,8 @@ def _write_chunk(
 ) -> tuple[list[str], Exception | None]:
     """Write the messages of one push, and return the error that ended it early, if any.
 
-    `note` is called with the id, args and kwargs of each. `announce_one` writes each if there are
-    receivers of signals.
+    `note` is called with the id, args and kwargs of each. If there are receivers of signals,
+    `announce_one` writes each message.
     """
     root_id, parent_id = options.get("root_id"), options.get("parent_id")
     texts: list[str] = []

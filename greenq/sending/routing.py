@@ -106,7 +106,7 @@ def select_queues(
     Args:
         config: names the existing queues, and whether others may be created.
         wanted: names; none means all that the settings name, or the default queue.
-        excluded: names to leave out; an unknown one only causes a warning.
+        excluded: names to leave out; an unknown name only causes a warning.
 
     Raises:
         ConfigError: a wanted queue is unknown, and `task_create_missing_queues` is off.

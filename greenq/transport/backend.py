@@ -148,7 +148,7 @@ class Backend:
         settle(self._client, self._keys, [Entry("", "k", result=state)])
 
     def get(self, task_id: str, *, timeout_s: float | None = None) -> ResultMeta:
-        """Read a task's stored state; a task without one is PENDING.
+        """Read a task's stored state; PENDING if there is none.
 
         Raises:
             SignatureError: a signature is asked for, and it has none that is valid.
@@ -157,7 +157,7 @@ class Backend:
         return self._pending(task_id) if payload is None else self._decode(task_id, payload)
 
     def _read(self, key: str, timeout_s: float | None) -> bytes | None:
-        """Read a key, in two attempts that get half of the time each."""
+        """Read a key in two attempts, each with half of the time."""
         whole_s = self._client.call_timeout_s
         if timeout_s is not None:
             whole_s = min(max(timeout_s, _LEAST_READ_S), whole_s)
@@ -193,7 +193,8 @@ class Backend:
         Raises:
             ResultTimeout: the task did not end in time.
             SignatureError: what is stored has no valid signature, and one is asked for. An
-                announcement without one is not used: anyone who may publish could end the wait.
+                announcement without one is ignored; otherwise, anyone who may publish could end the
+                wait.
         """
         started = time.monotonic()
         meta = self.get(task_id, timeout_s=timeout_s)
@@ -316,7 +317,7 @@ class Listener:
 
     @contextmanager
     def listen(self, channel: str) -> Iterator[queue.SimpleQueue[bytes]]:
-        """Yield a queue of what is published; it gets b"" each time the subscription begins."""
+        """Yield a queue of published messages, with b"" each time the subscription begins."""
         published: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         with self._lock:
             if self._pid != os.getpid():
@@ -391,7 +392,7 @@ class Listener:
         self._received_s = time.monotonic()
 
     def _turn(self, connection: Connection, wakeups: socket.socket) -> bool:
-        """Send what changed, then read what came; True if anything did."""
+        """Send subscription changes, then read messages; True if any arrived."""
         with self._lock:
             changes, self._changes = self._changes, []
         if changes:
@@ -414,7 +415,7 @@ class Listener:
         return received
 
     def _deliver(self, answer: Any) -> None:
-        """Pass one pub/sub answer to those who wait for it."""
+        """Pass one pub/sub answer to its waiting callers."""
         if isinstance(answer, OperationalError):
             raise answer
         self._received_s = time.monotonic()

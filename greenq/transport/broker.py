@@ -86,7 +86,7 @@ class Broker:
         )
 
     def declare_commands(self, queue: str) -> list[Command]:
-        """Return the commands that make a queue known, or none if this process already sent them.
+        """Return the commands that declare a queue, or none if this process has already sent them.
 
         They write both binding sets, as for a queue without expiry: with only the first, a Celery
         process that sweeps expired bindings could remove it. A queue's default exchange is named
@@ -118,7 +118,7 @@ class Broker:
         self.client.pipeline(self._bind_commands(queue, exchange, routing_key, pattern))
 
     def declare(self, queues: Iterable[str]) -> None:
-        """Make queues known to everyone who publishes by exchange."""
+        """Declare queues for senders that publish by exchange."""
         names = list(queues)
         commands = [command for queue in names for command in self.declare_commands(queue)]
         if commands:
@@ -145,8 +145,8 @@ class Broker:
     ) -> None:
         """Push messages in one command and one round trip: all of them or none, in this order.
 
-        The first push declares the queue, unless this user may not: the workers declare it, too.
-        Now and then the same round trip also asks who takes from the queue.
+        The first push declares the queue, unless this user lacks the right; workers declare it,
+        too. Occasionally, the same round trip also asks who takes from the queue.
         """
         declare, question = self.declare_commands(queue), self._takers.question(queue)
         key = self._list(queue, priority)
@@ -172,9 +172,9 @@ class Broker:
         new_ids: Iterable[str] = (),
         timeout_s: float | None = None,
     ) -> bool:
-        """Push messages that an earlier push may have delivered; False if traces of it are found.
+        """Push messages unless an earlier push delivered them; False if there are traces of it.
 
-        They are pushed together or not at all, so a trace of one is a trace of all. `new_ids` are
+        They are pushed all or none, so a trace of one is a trace of all. `new_ids` are
         their task ids if generated for this sending: then a result counts as a trace, too.
         """
         keys = self.keys
@@ -361,7 +361,7 @@ class Broker:
     def resealed(self, queue: str, raw: str | bytes, changed: str) -> str | bytes:
         """Return `changed`, made from a message of `queue`, signed if the message was.
 
-        A message that workers refuse stays as it was.
+        A message without a valid signature stays as it was.
         """
         if self.signer is None:
             return changed
@@ -402,8 +402,7 @@ class Broker:
     def is_taken_away(self, tag: str) -> bool:
         """Tell whether a message reserved under a tag has since been given to another worker.
 
-        A server that has lost its data has not given it away: such a server does not know the
-        owner.
+        A server that has lost its data does not know the owner, so it counts as not given.
         """
         owner, _, number = tag.rpartition(":")
         held, first_unused = self.client.pipeline(

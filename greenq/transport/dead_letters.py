@@ -1,8 +1,8 @@
 """Dead letters: messages that no worker may run, with the reason; inspected, replayed, purged.
 
 A queue's dead letters are one list, newest first, of JSON texts. Each keeps its message as base64,
-so that bytes which are not text survive, too. Workers write them (`Broker.bury`); people decide
-what to do with them.
+so that bytes that are not text are preserved, too. Workers write them (`Broker.bury`); people
+decide what to do with them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class DeadLimits(NamedTuple):
-    """How much the dead letters of one queue may take.
+    """How much space the dead letters of one queue may take.
 
     Attributes:
         most_bytes: of the server's memory.
@@ -61,7 +61,7 @@ class DeadLimits(NamedTuple):
 
     @property
     def most_letter_bytes(self) -> int:
-        """How much of a message one letter keeps; base64 makes it a third longer."""
+        """The most bytes of a message that one letter keeps; base64 adds a third."""
         return self.most_bytes * 3 // 4 // _SHARE
 
     def side(self, now: datetime) -> str:
@@ -128,7 +128,7 @@ def write_letter(
 ) -> str:
     """Write a message as a dead letter.
 
-    Only the beginning is kept of a message larger than `most_bytes`, and of one that names no task
+    Only the beginning is kept if the message is larger than `most_bytes`, or if it names no task
     and so can never run.
     """
     task_id, task = (_read_header(raw, name) for name in ("id", "task"))
@@ -218,8 +218,8 @@ class DeadLetters:
     ) -> Iterator[DeadLetter]:
         """Put messages back on their queues unchanged, queue by queue, oldest first.
 
-        Yields each letter that was moved. Truncated letters stay. Whatever happens on the way, a
-        message is either still a dead letter or on its queue.
+        Yields each letter that was moved. Truncated letters stay. At any moment, a message is
+        either still a dead letter or back on its queue.
 
         Args:
             queues: whose dead letters.
@@ -276,7 +276,7 @@ class DeadLetters:
     def _carry_out(
         self, command: Callable[[DeadLetter], Command], letters: Sequence[DeadLetter]
     ) -> Iterator[DeadLetter]:
-        """Remove letters in one round trip; yields those that no one else had already removed."""
+        """Remove letters in one round trip; yields those that nobody else had already removed."""
         if not letters:
             return
         with self._client.pooled() as connection:

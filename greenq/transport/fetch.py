@@ -1,4 +1,4 @@
-"""Taking messages: one atomic script, and waiting for work without losing any or waking too many.
+"""Taking messages in one atomic script, and waiting for work without losing any or waking too many.
 
 How a worker waits (docs/design.md, decision 3, has the measurements):
 
@@ -10,10 +10,10 @@ How a worker waits (docs/design.md, decision 3, has the measurements):
 * The other lists (less urgent priority steps; queues beyond the first few) are watched by one idle
   worker among those with the same queues: its watchdog thread has the server announce changes
   (client-side caching) and moves a message to the first list of its queue, where the others wait
-  (lua/relay.lua). So a push there wakes one worker, too.
-* The renewal of the lease sees whether any of the lists has messages, and if so ends the wait. So
-  a wait may be long although its connection may be dead, and what a worker that died left in an
-  inbox is found.
+  (lua/relay.lua). So such a push wakes only one worker, too.
+* The renewal of the lease checks whether any of the lists has messages, and if so ends the wait. So
+  long waits are safe even if a connection is dead, and messages that a dead worker left in an inbox
+  are found.
 
 A plain ``BRPOP`` loses what was popped when the worker dies before recording it; ``BLMOVE queue
 queue`` (a blocking peek) wakes the whole fleet, since the list never gets empty.
@@ -99,7 +99,7 @@ def _ending(queue: str) -> str:
 
 
 def taken_apart(record: bytes) -> tuple[str, bytes]:
-    """Split a record that a take has joined into queue and message, whatever the message is."""
+    """Split a record that a take has joined into queue and message; any bytes are safe."""
     ending = _ENDING.search(record)
     if ending is None:
         return "celery", record
@@ -132,7 +132,7 @@ class Batch(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What takes and waits on the same queues have in common.
+    """Everything that takes and waits on one set of queues share.
 
     Attributes:
         queues: the queues to take from.
@@ -175,7 +175,7 @@ class Fetcher:
             queues: to take from.
             owner: the incarnation that delivery tags name.
             rotate: serve the queues in turn.
-            member: the owner's member of the leases, if that is more than its name.
+            member: the owner's member of the leases, if not just its name.
         """
         self._client = client
         self._keys = keys
@@ -234,7 +234,7 @@ class Fetcher:
     def take(self, most: int) -> Batch:
         """Reserve up to `most` messages, most urgent first, and return them. Switches: yes.
 
-        With 0 it returns what is already reserved but was lost with an answer.
+        With 0, it returns only messages whose reservation was lost with an answer.
 
         Raises:
             OperationalError: nothing is lost; the next call returns what this one may have
@@ -271,16 +271,16 @@ class Fetcher:
     def register(
         self, question: str, held: Iterable[Delivery], begun: Iterable[str], timeout_s: float
     ) -> bool:
-        """Make this owner known to a server that does not know it. Switches: yes.
+        """Register this owner on a server that does not know it. Switches: yes.
 
         Args:
-            question: the question that the last renewal of the lease returned.
-            held: what it believes to hold.
-            begun: the tags of messages acknowledged before their run, whose outcome is unwritten.
-            timeout_s: for each call; what is held is sent in portions.
+            question: the question that the last renewal of the lease returned. held: the deliveries
+                that this owner believes it holds. begun: the tags of messages acknowledged before
+                their run, whose outcome is unwritten. timeout_s: for each call; held deliveries are
+                sent in portions.
 
         Returns:
-            True if the server did not know it: it is new, or has lost its data.
+            True if the server did not know it: the owner is new, or the server has lost its data.
         """
         keys, owner = self._keys, self._owner
         names = [
@@ -317,9 +317,9 @@ class Fetcher:
         )
 
     def wait(self) -> bool:
-        """Wait for work, for `wake` or for a minute; True when a take may find something.
+        """Wait for work, for `wake`, or for at most a minute; True when a take may find something.
 
-        Call it after a take that left nothing: anything that arrived in between ends the wait at
+        Call it after a take that left nothing; a message that has arrived since ends the wait at
         once. Switches: yes. Raises OperationalError when the server is lost.
         """
         plan = self._plan
@@ -335,7 +335,7 @@ class Fetcher:
         return found or look
 
     def _arrange(self, plan: _Plan) -> None:
-        """Set up a waiter for each of the first few queues; no wait is in progress.
+        """Set up a waiter for each of the first few queues; call it only between waits.
 
         Connections are reused by position; only surplus ones are closed.
         """
@@ -373,7 +373,7 @@ class Fetcher:
         self._rested.set()
 
     def leave(self) -> None:
-        """Put back what a wait was handed and no take has fetched: only greenq reads inboxes.
+        """Put back inbox messages that no take has fetched, since only greenq reads inboxes.
 
         Raises:
             OperationalError: what is left there will be found by another worker's next take.
@@ -426,7 +426,7 @@ class Fetcher:
         return answer is not None
 
     def _is_former(self, waiter: _Waiter) -> bool:
-        """True if a waiter's queue is no longer one to take from."""
+        """True if a waiter's queue has been dropped."""
         return all(waiter.inbox != self._keys.inbox(queue) for queue in self._plan.queues)
 
     def _receive(self, waiter: _Waiter) -> bytes | None:
@@ -479,10 +479,10 @@ class Fetcher:
         return bool(waiter.ended.is_set())
 
     def _unblock(self, waiter: _Waiter) -> bool:
-        """Unblock one BLMOVE: it returns nil, or the message that it got just before.
+        """Unblock one BLMOVE; it returns nil, or a message that arrived just before.
 
-        False when the server did not find it blocked: it has answered, or has not read the command
-        yet, which travels on another socket.
+        False when the server did not find it blocked: it has already answered, or has not read the
+        BLMOVE yet, which travels on another socket.
         """
         number = waiter.connection.number
         return bool(self._client.call("CLIENT", "UNBLOCK", number, timeout_s=_GRACE_S))

@@ -1,18 +1,19 @@
 """Keeps a worker's lease while no Python runs in the worker, and ends it when the worker dies.
 
-`greenq.watchdog.guard_process` runs this file by its path, alone (``python -I -S guard.py …``), as
-a child of each worker, in its own session: signals to the worker's process group do not reach it.
-It imports only the smallest parts of the standard library until it has to act; most guards never
-have to. Then it has half a lease, on a machine that may be too busy for the worker itself:
-importing a client takes 0.2 s of CPU, too long. So for a server without TLS it uses a plain socket.
+`greenq.watchdog.guard_process` runs this file by its path (``python -I -S guard.py …``) as a child
+of each worker, in its own session, so signals to the worker's process group do not reach it. Until
+it has to act, which most guards never do, it imports only the smallest parts of the standard
+library. To act, it has half a lease, on a machine that may be too busy for the worker itself.
+Importing a client would take 0.2 s of CPU, which is too long, so for a server without TLS it uses a
+plain socket.
 
 1. The worker's watchdog thread writes one byte to standard input after each renewal of its lease.
 2. When the worker is silent for more than half of the lease but alive (a call holds the GIL, or the
    process is stopped), the guard extends the lease on its behalf, up to the silence limit.
 3. When the worker's process has died, the guard ends the lease at once and then exits. Waiting for
    the lease to expire would cost its tasks three more seconds.
-4. When the worker says goodbye, or is alive but has closed the pipe (another program now runs in
-   its process), the guard exits without contacting the server.
+4. When the worker sends its farewell, or is alive but has closed the pipe (another program now runs
+    in its process), the guard exits without contacting the server.
 
 The kernel decides whether the process is dead, not the pipe: programs started by tasks may hold a
 copy of its other end, and a task may close it.
@@ -59,7 +60,7 @@ def now_s() -> float:
 
 
 class Worker:
-    """The worker's process and the pipe from it: whether it lives, and what it sends."""
+    """The worker's process and the pipe from it: whether the process lives, and what it sends."""
 
     def __init__(self, pid: int, pipe: int) -> None:
         """Watch the parent's process id and the reading end of the pipe."""
@@ -241,7 +242,7 @@ class Guard:
         self._is_failing = False
 
     def run(self) -> None:
-        """Guard until the worker is gone or says goodbye."""
+        """Guard until the worker dies or sends its farewell."""
         while True:
             pause_s = None if self._extend_at_s is None else self._extend_at_s - now_s()
             data = self._worker.read(pause_s)

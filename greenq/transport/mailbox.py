@@ -120,8 +120,8 @@ class Mailbox:
         """Send a request and return the replies by node name; empty when no worker replied.
 
         It returns as soon as everyone who can reply has: all subscribers, all nodes named in
-        `destination`, or `limit` of them. With a `pattern` their number is unknown, and a
-        subscriber may be busy or not a worker at all: then it returns after `timeout_s`.
+        `destination`, or `limit` of them. With a `pattern`, their number is unknown, and a
+        subscriber may be busy, or not a worker at all; it then returns after `timeout_s`.
 
         Args:
             method: a command's name.
@@ -133,8 +133,8 @@ class Mailbox:
             limit: stop after this many replies.
             on_reply: called with node name and reply as each one arrives, including all of those
                 from workers that share a name, of which only one is returned.
-            on_quiet: called once with the replies, when no more have arrived for a moment; True
-                stops waiting.
+            on_quiet: called once with the replies when none has arrived for a moment; True stops
+                waiting.
 
         Raises:
             EncodeError: an argument cannot be serialized; nothing was sent.
@@ -225,7 +225,7 @@ class Mailbox:
         *,
         connection: Connection | None = None,
     ) -> bool:
-        """Answer a request as the worker `node`; False when no one waits for it any more.
+        """Answer a request as the worker `node`; False if nobody waits for the reply any more.
 
         Raises:
             EncodeError: the reply cannot be serialized.

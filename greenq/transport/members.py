@@ -1,4 +1,4 @@
-"""What greenq's live workers know of each other through the server: names, and the shared clock.
+"""What greenq's workers know of each other through the server: names, and the shared clock.
 
 Anyone with a client may ask.
 """
@@ -43,7 +43,7 @@ class Gone(NamedTuple):
 
 
 class Roll(NamedTuple):
-    """Which workers hold a lease, and which no longer do.
+    """The workers that hold a lease, and those that no longer do.
 
     Attributes:
         living: by node, for how many more seconds its lease holds.

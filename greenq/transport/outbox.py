@@ -1,13 +1,13 @@
-"""Group commit: everything that finishes during one write goes out together in the next.
+"""Group commit: all outcomes that arrive during one write go out together in the next.
 
-Neither a timer nor a size decides when to write: an idle outbox writes an entry at once, a busy one
-gathers entries meanwhile. Each write is one script, in which a message is acknowledged or moved
-only together with storing its outcome: a server without memory refuses both. The same call ends by
-publishing events for all listeners.
+There is no timer and no batch size: an idle outbox writes an entry at once, and a busy one collects
+entries until the current write is done. Each write is one script, in which a message is
+acknowledged or moved only together with storing its outcome: a server without memory refuses both.
+The same call also publishes events.
 
-What cannot be written is kept and written again with the same content until the server takes it.
-Repeating is harmless, and so is writing late: an entry whose message is no longer held changes
-nothing. The number of entries is bounded by the number of running tasks.
+A write that fails is repeated with the same content until the server accepts it. Repeated and late
+writes are harmless: an entry whose message is no longer held changes nothing. The number of entries
+is bounded by the number of running tasks.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _RETRY_MAX_S = 1.0
 class Outbox(StartStopPart):
     """Writes entries in the order in which they were put, in one greenlet.
 
-    Over one connection, or two when results have their own server; then results are written first.
+    It uses one connection, or two if results have their own server; then results are written first.
     """
 
     name = "Outbox"
@@ -101,7 +101,7 @@ class Outbox(StartStopPart):
                 connection.close()
 
     def wake(self) -> None:
-        """Have the events collected and written soon. Switches: no."""
+        """Schedule a write of the collected events. Switches: no."""
         self._filled.set()
         self._empty.clear()
 
@@ -112,15 +112,15 @@ class Outbox(StartStopPart):
         self._empty.clear()
 
     def unwritten(self) -> list[Entry]:
-        """Return what is not written yet, in order; any thread may ask."""
+        """Return the unwritten entries in order; any thread may call this."""
         return list(self._entries)
 
     def tags(self) -> set[str]:
-        """Return the tags of what is not written yet; any thread may ask."""
+        """Return the tags of the unwritten entries; any thread may call this."""
         return {entry.tag for entry in list(self._entries) if entry.tag}
 
     def __len__(self) -> int:
-        """Count the entries that are not written yet."""
+        """Return the number of unwritten entries."""
         return len(self._entries)
 
     def wait_written(self, timeout_s: float) -> bool:
@@ -139,7 +139,7 @@ class Outbox(StartStopPart):
                 self._empty.set()
 
     def _write_some(self) -> None:
-        """Write the oldest entries, again and again until the server has accepted them."""
+        """Write the oldest entries, and repeat until the server has accepted them."""
         pauses: Backoff | None = None
         publications = self.collect()
         while True:
@@ -179,7 +179,7 @@ class Outbox(StartStopPart):
     def _write(self, entries: list[Entry], publications: Sequence[Publication] = ()) -> set[Entry]:
         """Write entries and return those whose message was not held.
 
-        Among several, one that the server refuses for good does not stop the others.
+        One entry that the server refuses for good does not stop the others.
         """
         try:
             return self._settle(entries, publications)
@@ -226,7 +226,7 @@ def _keep_certain(not_held: set[Entry]) -> set[Entry]:
 
 
 def _describe_fate(entry: Entry) -> str:
-    """Say what happens to the state of a message that was no longer held."""
+    """Return, in words, what happens to the state of a message that was no longer held."""
     if entry.result is None:
         return ""
     if entry.result.rule.startswith("s"):

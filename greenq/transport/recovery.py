@@ -1,10 +1,10 @@
 """Recovery: giving back the messages of lost workers, in portions that cost milliseconds.
 
 Messages pass through this process, since their content decides whether they run again and how they
-are marked. They do so over a separate connection: a subscribed one may not receive more than a few
-MB. Each portion is moved by one script that does nothing if the owner's lease was renewed
-meanwhile. So a worker that comes back keeps what has not been moved, and two that recover at once,
-or one that dies in the middle, neither lose nor duplicate a message.
+are marked. This uses a separate connection, since a subscribed one may receive only a few MB. Each
+portion is moved by one script that does nothing if the owner's lease was renewed meanwhile. So a
+worker that comes back keeps the messages not yet moved, and no message is lost or duplicated when
+two workers recover at once or one dies in the middle.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def is_suspect(deliveries: int, max_deliveries: int) -> bool:
 
 
 def newest_first(tags: Iterable[str]) -> list[str]:
-    """Order one owner's tags so that pushing them back in turn leaves the oldest to be next."""
+    """Sort one owner's tags so that after pushing them back in this order, the oldest is next."""
     return sorted(tags, key=tag_number, reverse=True)
 
 
@@ -64,8 +64,8 @@ class Lot(NamedTuple):
     """Messages to be given back, and why.
 
     Attributes:
-        guard: on whose behalf.
-        alone: the tag of the message that ran alone when its worker died, "" if none did.
+        guard: on whose behalf they are moved. alone: the tag of the message that ran alone when its
+            worker died, "" if none did.
         counts: True when their worker has died.
     """
 
@@ -132,7 +132,7 @@ class Recovery:
             self._jobs.append((name, job))
 
     def step(self) -> None:
-        """Do the next portion. A failure with one owner does not keep the others waiting."""
+        """Do the next portion. A failure with one owner does not delay the others."""
         _name, job = self._jobs[0]
         try:
             next(job)
@@ -271,9 +271,9 @@ class Recovery:
     def _count_deaths(self, tag: str, held: Held, lot: Lot) -> int | None:
         """Return how many workers have now died running a message; None if none did this time.
 
-        A suspect that was not announced as running alone was still waiting for its turn: so several
-        kills from outside while it waits do not add up. (If it ran beside tasks that took too long
-        to end, that death is not counted, either.)
+        A suspect that was not announced as running alone was still waiting for its turn, so kills
+        from outside while it waits do not add up. (A death while it ran beside tasks that took too
+        long to end is not counted, either.)
         """
         is_other = tag != lot.alone and (
             bool(lot.alone) or is_suspect(held.deliveries, self._max_deliveries)
@@ -283,7 +283,7 @@ class Recovery:
         return held.deliveries + 1
 
     def _find_guilt(self, tag: str, held: Held, lot: Lot, deaths: int | None) -> str | None:
-        """Say why a message must not run again; None if it may."""
+        """Return why a message must not run again; None if it may."""
         if deaths is None:
             return None
         if not self._may_run_again(held.header("task")):

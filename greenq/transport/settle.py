@@ -1,4 +1,4 @@
-"""How messages end: states, moves and acknowledgements in one script call, all or nothing.
+"""Settling messages: states, moves and acknowledgements in one script call, all or nothing.
 
 Events about them are published at the end of the same call.
 """
@@ -53,7 +53,7 @@ class StateWrite(NamedTuple):
 
 
 class Move(NamedTuple):
-    """One reserved message on its way elsewhere.
+    """A move of one reserved message.
 
     `side` is the end of the list ``key``, or a score in the zset ``key``; for a list of dead
     letters it is ``dead`` and the limits of that list (`DeadLimits.side`).
@@ -73,7 +73,7 @@ class Publication(NamedTuple):
 
 
 class Entry:
-    """What to write at a message's end, or at a step on its way; see lua/settle.lua.
+    """What to write when a message ends or changes its place; see lua/settle.lua.
 
     Attributes:
         tag: the delivery tag whose record makes it valid; "" for a message without a record.
@@ -81,8 +81,8 @@ class Entry:
         result: a state to store and announce.
         move: where it goes.
         written: called with True when all of it is on the server, and with False when the message
-            was no longer held; None if no one waits for that.
-        about: names the message in the log; None logs nothing when it is not held.
+            was no longer held; None if nobody waits for that.
+        about: the message's name in the log; None logs nothing if it is not held.
     """
 
     __slots__ = ("about", "action", "move", "result", "tag", "written")
@@ -142,7 +142,7 @@ class Guard(NamedTuple):
 
     @property
     def asks(self) -> str:
-        """The argument that says so to the script."""
+        """The script's argument for this rule."""
         return self.score or ("own" if self.incarnation else "any")
 
 

@@ -1,8 +1,7 @@
 """Queues that no worker takes from: sending to one logs a warning, since it is often a typo.
 
-What is known: the queues of greenq's workers, which report them to the server
-(`Leases.announce_queues`), and how many Celery workers listen for commands; these may take from any
-queue.
+greenq's workers report their queues to the server (`Leases.announce_queues`). Of Celery workers,
+only the number that listens for commands is known; they may take from any queue.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The way from an app to its server or servers, built from its settings in one place."""
+"""An app's connection to its server or servers, built from its settings in one place."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Connected(Protocol):
 
     @property
     def transport(self) -> Transport:
-        """The way to the server, created on first use."""
+        """The connection to the server, created on first use."""
 
 
 class Transport:
@@ -134,7 +134,7 @@ class Transport:
     def warn_of_default(self) -> None:
         """Warn where messages go if no setting says so and no one is at a terminal to notice.
 
-        Senders and workers on other machines would each have their own server.
+        Senders and workers on other machines would each use their own server.
         """
         if self._config.broker.broker_url or os.environ.get("GREENQ_DATA") or _is_terminal():
             return

