@@ -111,7 +111,7 @@ class Pool(StartStopPart):
        more, and runs it. A task that waits thus costs one more switch, and tasks that never wait
        run one after another in the same greenlet.
     2. A greenlet without work becomes idle; the last to become idle is woken first. Greenlets are
-        created only as needed, at most `size`.
+       created only as needed, at most `size`.
     3. `resize` acts at once: growing starts queued requests and wakes those who wait for room;
        shrinking ends each surplus greenlet after its present request.
     4. `stop` gives running requests the grace time to finish, then ends the rest.

@@ -55,7 +55,7 @@ EXIT_FAILED = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
-    """What a program or the command line may choose for one worker.
+    """The options of one worker, from a program or the command line.
 
     Attributes:
         queues: the queues to take from; none means those of the settings.
@@ -216,9 +216,9 @@ def stacks(pool: Pool) -> str:
 
 
 class _Builder:
-    """Builds each part on first use, so the order follows from what a part needs.
+    """Builds each part on first use, so the order follows from their dependencies.
 
-    Parts that need each other are joined by a lambda, which looks the other part up when called.
+    If two parts need each other, one gets a lambda that looks the other up when called.
     """
 
     def __init__(self, app: Greenq, options: WorkerOptions, life: Life, commands: Commands) -> None:
@@ -477,7 +477,7 @@ class _Builder:
         )
 
     def _left_behind(self) -> None:
-        """Tell the autoscaler at once that more messages wait than the pool has room for."""
+        """Inform the autoscaler at once that more messages wait than the pool has room for."""
         if self.autoscaler is not None and self.pool.room <= 0:
             self.autoscaler.tick()
 

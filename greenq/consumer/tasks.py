@@ -311,7 +311,7 @@ class Admission:
     1. Messages that cannot run are settled: undecodable, unknown and refused messages are buried,
        revoked and expired ones discarded.
     2. Messages that may not run yet wait for their ETA or rate limit (`Waiting`), or until they can
-        run alone (`Suspects`).
+       run alone (`Suspects`).
     3. The rest goes to the pool.
     """
 

@@ -27,9 +27,9 @@ class Suspects:
     """Runs messages one at a time, each alone in its worker.
 
     1. It first waits, for a limited time, until all running tasks have ended; nothing is taken
-        meanwhile.
+       meanwhile.
     2. Before the run it records on the server which message runs, so that a death of the worker
-        counts against this message only.
+       counts against this message only.
     3. After the last suspect, it clears this record before anything else is taken.
     """
 

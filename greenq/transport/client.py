@@ -1,7 +1,7 @@
 """The only user of redis-py: addresses, connections, commands, scripts, and translated errors.
 
 1. `Client` has one server address and a small pool of connections for callers that only run a
-    command. A caller waits if none is free.
+   command. A caller waits if none is free.
 2. `Connection` is one socket used by one greenlet or thread at a time: a pipeline is one write and
    one batch of reads, scripts go by their SHA.
 3. redis-py's errors are translated here and nowhere else; the cause stays chained.
@@ -90,7 +90,7 @@ def load_script(name: str) -> Script:
 
 @dataclass(slots=True)
 class Traffic:
-    """What a process sent to one server: commands, and round trips (one write and its answers)."""
+    """Counts of what a process sent to one server; a round trip is one write and its answers."""
 
     commands: int = 0
     round_trips: int = 0
@@ -420,7 +420,7 @@ class Connection:
             raise TimeoutError("nothing arrived in time")
 
     def _has_input(self, timeout_s: float) -> bool:
-        """Wait with the holder's poll until there is something to read or the socket is closed."""
+        """Wait in the holder's own way until there is something to read or the socket is closed."""
         link = self._link
         parser, sock = link._get_parser(), link._get_socket()  # noqa: SLF001  as above
         reader = getattr(parser, "_reader", None)

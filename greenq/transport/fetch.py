@@ -384,7 +384,7 @@ class Fetcher:
                 moved = self._client.call("LMOVE", inbox, source, "LEFT", "RIGHT")
 
     def cut(self, connection: Connection) -> None:
-        """End the waits and put back what they were handed, from another thread while this blocks.
+        """From another thread, while this one is blocked: end the waits, put back their messages.
 
         Raises:
             OperationalError: what is left there will be found by another worker's next take.
@@ -489,7 +489,7 @@ class Fetcher:
 
 
 def _pauses() -> Iterator[float]:
-    """Yield pauses: short at first, for an answer on its way; finitely many, in case it is dead."""
+    """Yield growing pauses for an answer on its way; they end, since the connection may be dead."""
     pause_s, left_s = _RETRY_FIRST_S, _GRACE_S
     while left_s > 0:
         yield pause_s

@@ -13,7 +13,7 @@ plain socket.
 3. When the worker's process has died, the guard ends the lease at once and then exits. Waiting for
    the lease to expire would cost its tasks three more seconds.
 4. When the worker sends its farewell, or is alive but has closed the pipe (another program now runs
-    in its process), the guard exits without contacting the server.
+   in its process), the guard exits without contacting the server.
 
 The kernel decides whether the process is dead, not the pipe: programs started by tasks may hold a
 copy of its other end, and a task may close it.

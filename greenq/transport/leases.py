@@ -211,7 +211,7 @@ class Leases:
         return sum(promote(connection, queue, _PROMOTED) for queue in self._looks.queues)
 
     def renew_scores(self, tags: Sequence[str]) -> None:
-        """Make held records look recent, so that Celery workers beside us leave them alone."""
+        """Make held records look recent, so that Celery workers leave them alone."""
         now, keys = self._server_time(), self._keys
         for portion in in_portions(tags, len):
             pairs = [part for tag in portion for part in (f"{now:.6f}", tag)]

@@ -83,7 +83,7 @@ class Outbox(StartStopPart):
         self._greenlet = spawn(self._run, name="outbox", lasts=True)
 
     def stop(self) -> None:
-        """Write what is left; if the server stays away too long, log what stays reserved."""
+        """Write what is left; if the server is away for too long, log what stays reserved."""
         if self._greenlet is None:
             return
         began_s = time.monotonic()
@@ -221,7 +221,7 @@ class Outbox(StartStopPart):
 
 
 def _keep_certain(not_held: set[Entry]) -> set[Entry]:
-    """Leave out entries that an earlier attempt of the same write may have settled itself."""
+    """Leave out the entries that an earlier attempt of the same write may have settled."""
     return {entry for entry in not_held if entry.action not in "am"}
 
 

@@ -33,7 +33,7 @@ _KNOWN = 10_000
 
 
 class Takers:
-    """Asks who takes from the queues this process sends to, along with an occasional send."""
+    """Asks, together with an occasional send, who takes from the queues this process sends to."""
 
     def __init__(self, keys: Keys, clock: Callable[[], float] = time.monotonic) -> None:
         """Use the key names of `keys`; no queue has been asked about yet."""

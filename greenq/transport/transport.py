@@ -132,7 +132,7 @@ class Transport:
         return self._backend is not None
 
     def warn_of_default(self) -> None:
-        """Warn where messages go if no setting says so and no one is at a terminal to notice.
+        """Warn of the embedded server if broker_url is not set and nobody is at a terminal.
 
         Senders and workers on other machines would each use their own server.
         """

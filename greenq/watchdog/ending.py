@@ -1,4 +1,4 @@
-"""How a worker ends: its messages go back, its lease is given up, with or without the hub."""
+"""The end of a worker, with or without its hub: requeue its messages, give up its lease."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _LAST_WORDS_S = 2
 
 
 class Ending:
-    """Gives back what the server still holds of this owner, then gives up the lease.
+    """Gives back what the server still holds for this owner, then gives up the lease.
 
-    If the hub cannot be waited for, it ends the process, too.
+    It also ends the process if the hub is blocked.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class Ending:
     def abandon(self, why: str, *, by_task: bool = False) -> None:
         """End the process without its hub.
 
-        With `by_task` its messages come back as those of a dead worker do, so that the death counts
-        against the tasks that ran: a task that blocks every worker must not go round for ever.
-        Without, a person asked for it, and nothing is counted.
+        With `by_task`, its messages are recovered like those of a dead worker, so that the death
+        counts against the tasks that ran: a task that blocks every worker must not be requeued for
+        ever. Otherwise a person requested the end, and no death is counted.
         """
         # Whatever hangs from here on, a server or a log that nobody reads, the kernel ends it.
         signal.alarm(int(LEAVE_S))
@@ -95,5 +95,5 @@ class Ending:
 
 
 def _end_process() -> None:
-    """End at once: nothing that needs the hub would ever end."""
+    """End at once: anything that needs the hub would never end."""
     os._exit(1)

@@ -44,7 +44,7 @@ _BLOCKED_SIGNALS = (
 
 
 class Guard:
-    """Starts the guard, reports each renewal to it, starts it again if it ended, and ends it.
+    """Starts the guard, reports each renewal to it, restarts it if it has died, and ends it.
 
     The watchdog thread calls `beat` while the hub may be blocked, so nothing here needs the hub:
     gevent's replacements for subprocess and os.waitpid work in the hub's thread only.
@@ -68,8 +68,8 @@ class Guard:
             key: the zset of leases.
             member: the owner, as its lease names it.
             lease_s: how long a lease holds.
-            silence_limit_s: how long it is kept for a worker that does not renew it.
-            embedded: True: the server must be a process of this user.
+            silence_limit_s: how long the guard keeps it for a worker that does not renew it.
+            embedded: True requires that the server is a process of this user.
             clock: seconds, monotonic.
         """
         self._description = {
@@ -88,7 +88,7 @@ class Guard:
 
     @property
     def pid(self) -> int | None:
-        """The process id of the guard, as long as it is assumed to run."""
+        """The process id of the guard; None unless it is assumed to run."""
         return self._pid
 
     def start(self) -> None:
@@ -203,7 +203,7 @@ class Guard:
             os.close(pipe)
 
     def forget(self) -> None:
-        """In a forked child: close the pipe, whose open end would mean that the parent lives."""
+        """In a forked child: close the pipe, since an open end would mean that the parent lives."""
         self._is_over = True
         self._close()
 

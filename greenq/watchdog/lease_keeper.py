@@ -1,4 +1,4 @@
-"""The lease of this worker: renewed in good time, and noted when it is lost."""
+"""This worker's lease: renews it in time, and notes when it is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NAMED = 20
 
 
 class LeaseKeeper:
-    """Renews the lease in good time, whatever the hub does."""
+    """Renews the lease in time, even if the hub is blocked."""
 
     def __init__(
         self,
@@ -70,12 +70,12 @@ class LeaseKeeper:
         return self._is_wanted or self._clock() >= self.due_s
 
     def announce_queues(self, queues: Sequence[str]) -> None:
-        """Have the next turn tell the server which queues are taken from; any thread may call."""
+        """Make the next renewal report the queues taken from; any thread may call this."""
         self._leases.announce_queues(queues)
         self._is_wanted = True
 
     def wait_held(self, timeout_s: float) -> bool:
-        """Wait until the lease is written for the first time; for the hub. Switches: yes."""
+        """In the hub: wait until the lease has been written for the first time. Switches: yes."""
         deadline_s = self._clock() + timeout_s
         while not self.held and self._clock() < deadline_s:
             sleep(0.005)
@@ -122,7 +122,7 @@ class LeaseKeeper:
         self.due_s = now_s + min(_RETRY_S, self._renew_every_s)
 
     def _lost(self, now_s: float, renewal: Renewal) -> None:
-        """Note that the lease has ended, and log which tasks were given to others meanwhile."""
+        """Note that the lease has ended, and log which tasks were given to other workers."""
         self._state.lease_lost_s = self._state.now_s()
         self._reclaimer.lost(now_s)
         if renewal.first_unused:

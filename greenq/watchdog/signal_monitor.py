@@ -1,4 +1,4 @@
-"""Signals that come while the hub is blocked."""
+"""Signals that arrive while the hub is blocked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LEAVE_AFTER_S = 1.0
 
 
 class SignalMonitor:
-    """Notes signals, and acts on them in place of a hub that is blocked."""
+    """Notes signals, and acts on them in place of a blocked hub."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class SignalMonitor:
         return -1 if self._signals is None else self._signals.fileno()
 
     def check(self) -> None:
-        """Note the signals that have come; a hub that moves acts on them itself."""
+        """Note the signals that have arrived; a hub that moves acts on them itself."""
         if self._signals is None:
             return
         for number in self._signals.read():
@@ -74,7 +74,7 @@ class SignalMonitor:
                 self._act(self._signals, waiting)
 
     def _act(self, signals: Signals, waiting: set[int]) -> None:
-        """Do in the hub's place what the signals ask for."""
+        """Act on the signals in the hub's place."""
         blocked = self._hub_thread.blocker(
             self._clock() - min(self._monitor.asked_s, self._signalled_s)
         )
