@@ -651,7 +651,7 @@ class Greenq:
                 not be reached; it says what was sent before that.
         """
         if "task_id" in options:
-            raise TypeError(f"task {name}: task_id is for one task; ids of many are made here")
+            raise TypeError(f"task {name}: task_id is for a single task, not for many")
         sent = self._send_options(name, task_type, options, current_context.get())
         return AsyncResults(self.producer.send_many(name, calls, sent), self.transport, name)
 

@@ -134,7 +134,7 @@ class SharedTask:
 
     @__class__.setter
     def __class__(self, value: type[Any]) -> None:
-        raise TypeError("the class of a shared task is that of the app's own")
+        raise TypeError("the class of a shared task cannot be set: each app has its own task")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function directly, here and now."""

@@ -189,7 +189,10 @@ class Task(Generic[P, R]):
         if hint:
             raise TypeError(f"task {self.name}: no option {option!r}{hint}")
         if option.startswith("__") or callable(getattr(Task, option, None)):
-            raise TypeError(f"task {self.name}: {option!r} cannot be an option: tasks have it")
+            raise TypeError(
+                f"task {self.name}: {option!r} cannot be an option: tasks have an attribute of "
+                "that name"
+            )
 
     def complete(self, app: Callable[[], Greenq], main: str) -> None:
         """Complete a class-based task with its own ``run``; called by apps.

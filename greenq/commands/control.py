@@ -82,14 +82,14 @@ def _stamps(headers: object) -> dict[str, list[str]]:
     if isinstance(headers, list):
         pairs = [each.partition("=") for each in texts(headers)]
         if not all(sep for _name, sep, _value in pairs):
-            raise ValueError(f"stamps are given as name=value, not as {headers!r}")
+            raise ValueError(f"stamps must be name=value, not {headers!r}")
         stamps: dict[str, list[str]] = {}
         for name, _sep, value in pairs:
             stamps.setdefault(name, []).append(value)
         return stamps
     if isinstance(headers, dict):
         return {text("a stamp", name): texts(value) for name, value in headers.items()}
-    raise ValueError(f"stamps are an object or a list of name=value, not {headers!r}")
+    raise ValueError(f"stamps must be an object or a list of name=value, not {headers!r}")
 
 
 def _end(worker: Parts, which: Callable[[Request], bool], signal_name: str) -> list[str]:

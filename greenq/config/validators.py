@@ -237,7 +237,7 @@ def queue() -> Validator:
                 f"queue {name!r} has an exchange that is not direct; for messages to every worker "
                 "use Broadcast(name)"
             )
-        raise ValueError("must be text, not empty, or Broadcast(name)")
+        raise ValueError("must be non-empty text or Broadcast(name)")
 
     return Validator(accept, _parse_text)
 

@@ -139,8 +139,8 @@ class Connection(StartStopPart):
         owners = [Owner.parse(each.decode(errors="replace")) for each in leases]
         if any(self._is_twin(each) for each in owners):
             _log.warning(
-                "another worker is named %s, or was until a moment ago: the replies of two workers "
-                "with one name hide each other; give each its own name with -n",
+                "another worker is named %s, or was until a moment ago: two workers with one "
+                "name hide each other's replies; give each its own name with -n",
                 self._owner.node,
             )
 

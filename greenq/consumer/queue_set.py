@@ -76,8 +76,8 @@ class QueueSet:
         """
         if (queue, source) not in self._added and len(self._added) >= _MAX_ADDED:
             raise ValueError(
-                f"{_MAX_ADDED:,} queues were added to this worker since its start, which is the "
-                "most: name its queues with -Q"
+                f"{_MAX_ADDED:,} queues, the maximum, were added to this worker since its start: "
+                "name its queues with -Q"
             )
         broker = self._transport.broker
         kind = broker.kind(queue)

@@ -151,4 +151,4 @@ class Refusals:
 
 def _fate(delivery: Delivery) -> str:
     """Return what happens to a message that cannot run, in words."""
-    return "is among the dead letters" if delivery.tag else "came for all, and is dropped"
+    return "is now a dead letter" if delivery.tag else "was a broadcast, and is dropped"

@@ -216,7 +216,7 @@ class Tasks(StartStopPart):
         try:
             self._fetcher.leave()
         except OperationalError as exc:
-            _log.info("what was handed over here is left to other greenq workers: %s", exc)
+            _log.info("messages in this worker's inboxes are left to other greenq workers: %s", exc)
 
     def drain(self, on: bool) -> None:
         """Take nothing more and give back what has not started; running tasks go on. Switches: yes.
@@ -227,11 +227,12 @@ class Tasks(StartStopPart):
             return
         self.draining = on
         if on:
-            _log.warning("draining: nothing is taken any more, %d tasks run", self._pool.running)
+            running = self._pool.running
+            _log.warning("draining: this worker takes no more messages, %d tasks run", running)
             self.depth = 0
             self.give_back(self.admission.withdraw(is_recorded))
         else:
-            _log.warning("draining is over: tasks are taken again")
+            _log.warning("draining is over: this worker takes messages again")
         self._interrupt()
 
     def give_back_unstarted(self) -> None:

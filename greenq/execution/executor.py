@@ -419,7 +419,7 @@ class Executor:
                 _log.warning("Task %s was terminated (%s)", request, request.killed.signum)
         elif isinstance(value, Reject) and request.acks_late:
             self._state.failed += 1
-            _log.info("Task %s rejected: %s; it is among the dead letters", request, value.reason)
+            _log.info("Task %s rejected: %s; it is now a dead letter", request, value.reason)
         else:
             self._state.failed += 1
             expected = isinstance(value, classes(request.task.throws))

@@ -34,7 +34,7 @@ class LostMessages:
     def bury(self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None) -> Entry:
         """Return the entry that makes a message a dead letter and its task a failure."""
         _log.error(
-            "task %s[%s] of queue %s is among the dead letters: %s",
+            "task %s[%s] of queue %s is now a dead letter: %s",
             header(raw, "task"), task_id, queue, reason,
         )  # fmt: skip
         transport = self._app.transport

@@ -115,7 +115,7 @@ class ResultWriter:
         if size_bytes > self._config.task_max_result_bytes and not bare:
             raise EncodeError(
                 f"it has {size_bytes} bytes, more than task_max_result_bytes = "
-                f"{self._config.task_max_result_bytes}; store it elsewhere and return its place"
+                f"{self._config.task_max_result_bytes}; store it elsewhere and return its location"
             )
         return result
 

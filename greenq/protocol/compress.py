@@ -101,7 +101,7 @@ def decompress(
         why = "" if most == max_bytes else f", more than {_MOST_TIMES} times its size"
         raise DecodeError(f"{content_type} data expands beyond {most} bytes{why}", data)
     if not whole:
-        raise DecodeError(f"{content_type} data is cut off or has other bytes after it", data)
+        raise DecodeError(f"{content_type} data is truncated or followed by other bytes", data)
     return expanded
 
 

@@ -262,7 +262,7 @@ def unhold(value: str | bytes) -> Held:
     if not (
         isinstance(message, dict) and isinstance(exchange, str) and isinstance(routing_key, str)
     ):
-        raise DecodeError("a held message is an object and two texts", _bytes(value))
+        raise DecodeError("a held message must be an object and two texts", _bytes(value))
     return Held(text[start:end], exchange, routing_key, message)
 
 

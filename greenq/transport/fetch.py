@@ -459,7 +459,7 @@ class Fetcher:
             except OperationalError as exc:
                 ended, problem = False, exc
             if not ended:
-                _log.info("reconnecting: the wait on %s does not end: %s", other.source, problem)
+                _log.info("reconnecting: could not end the wait on %s: %s", other.source, problem)
                 for each in others:
                     each.connection.close()
                 return

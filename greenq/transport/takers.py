@@ -65,7 +65,7 @@ class Takers:
             # A user who may only send: finding out once is enough.
             self._may_ask = False
         if isinstance(answer, OperationalError):
-            _log.debug("who takes from queue %s is not known: %s", queue, answer)
+            _log.debug("could not find out who takes from queue %s: %s", queue, answer)
             return
         living, taking, others, taken = answer
         if taking or others or not living:

@@ -90,7 +90,7 @@ class Ending:
             self._leases.recovery.close()
             self._leases.connection.close()
         if count:
-            _log.warning("%d messages whose outcome is not written are back on their queues", count)
+            _log.warning("%d messages with unwritten outcomes are back on their queues", count)
         return True
 
 

@@ -133,7 +133,7 @@ class HubMonitor:
         try:
             self._give_away()
         except OperationalError as exc:
-            _log.info("what has not begun here waits until the hub moves: %s", exc)
+            _log.info("messages that have not begun here wait until the hub moves: %s", exc)
 
     def _still_blocked(self, blocked: Blocker) -> None:
         """Log a lasting blocker again; end the process if it lasts too long."""

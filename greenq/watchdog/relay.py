@@ -47,11 +47,13 @@ class Relay:
             if self._leases.relay():
                 self._notifier.look_for_work()
         except (AccessRefused, ServerError) as exc:
-            # Some proxies and managed servers refuse it; the renewals see what has come.
+            # Some proxies and managed servers refuse it; the renewals find the messages.
             self.due_s = math.inf
-            _log.info("changes of queues' less urgent lists are not announced: %s", exc)
+            _log.info(
+                "the server announces no messages on less urgent lists; renewals find them: %s", exc
+            )
         except OperationalError as exc:
-            _log.debug("nothing is handed on: %s", exc)
+            _log.debug("could not relay messages: %s", exc)
             self._leases.connection.close()
             return False
         return True

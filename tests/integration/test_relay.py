@@ -209,7 +209,7 @@ def test_where_changes_may_not_be_announced_renewals_see_what_has_come(server: S
             greenq_worker(url, "-Q", ",".join(QUEUES)) as worker,
             closing(Greenq("sender", broker=server.url, set_as_current=False)) as app,
         ):
-            worker.wait_text("less urgent lists are not announced")
+            worker.wait_text("announces no messages on less urgent lists")
             for queue, priority in (("q", 3), ("fifth", 0)):
                 sent_s = time.monotonic()
                 result = app.send_task("shared.add", (1, 2), queue=queue, priority=priority)

@@ -373,7 +373,7 @@ def test_option_that_tasks_do_not_know_is_an_attribute(rig: Rig) -> None:
     assert own.tenant == "acme"
     for wrong, text in (
         ({"acks_lat": True}, "did you mean acks_late?"),
-        ({"delay": 3}, "tasks have it"),
+        ({"delay": 3}, "tasks have an attribute"),
         ({"link": [1]}, "workflows are not supported yet"),
     ):
         with pytest.raises(TypeError, match=text):

@@ -80,7 +80,7 @@ def test_queue_takes_names_and_broadcast_queues() -> None:
 
 @pytest.mark.parametrize("wrong", ["", 5, None, b"a"])
 def test_what_is_no_name_is_no_queue_and_no_broadcast_queue(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="must be text, not empty, or Broadcast"):
+    with pytest.raises(ValueError, match="must be non-empty text or Broadcast"):
         validators.queue().accept(wrong)
     with pytest.raises(ValueError, match="must be text, not empty"):
         validators.Broadcast(wrong)

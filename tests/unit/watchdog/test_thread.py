@@ -811,7 +811,7 @@ def test_at_the_end_all_that_the_server_still_holds_is_given_back(
 
     world.watch.leave()
 
-    assert "3 messages whose outcome is not written are back on their queues" in caplog.text
+    assert "3 messages with unwritten outcomes are back on their queues" in caplog.text
     assert not world.connected
     assert world.recovery.closed
 
@@ -860,7 +860,7 @@ def test_a_hub_that_is_blocked_has_others_run_what_waits_here(
     world.run(5.0)
 
     assert world.given_away == 1
-    assert "what has not begun here waits until the hub moves" in caplog.text
+    assert "messages that have not begun here wait until the hub moves" in caplog.text
 
 
 def test_whoever_waits_would_relay_and_the_one_that_does_hands_on_what_is_announced() -> None:
