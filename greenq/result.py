@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-# True in a context that may wait for results although a task runs there.
+# True in a context where even a task may wait for results.
 _joins: ContextVar[bool] = ContextVar("greenq_joins", default=False)
 
 
@@ -57,7 +57,7 @@ def newest_app() -> Any:
     return _newest[-1]()
 
 
-# Provided by the module of apps, which is in a layer above this one.
+# Provided by `greenq.app`, which is in a layer above this one.
 _newest: list[Callable[[], Any]] = []
 
 

@@ -75,7 +75,7 @@ class _Shared:
 
     def __init__(self) -> None:
         self.app: Greenq | None = None
-        # Append-only, so that an app knows by their count which ones it has taken.
+        # Append-only, so that a count tells each app which ones it has already created.
         self.definitions: list[Definition] = []
 
     def current(self) -> Greenq:
@@ -87,7 +87,7 @@ class _Shared:
         return self.app
 
 
-# A task without an app must find one when it is used: it is kept here and nowhere else.
+# A strong reference: nothing else keeps the app alive that tasks without an app look up.
 shared = _Shared()
 ask_for_app(shared.current)
 
@@ -104,7 +104,7 @@ class SharedTask:
         Raises:
             TypeError: an option is wrong, or the function cannot be a task.
         """
-        # Made once and discarded, so that errors are raised where the task is defined.
+        # Create a task and discard it, so that errors are raised where the task is defined.
         definition._replace(base=None).make(shared.current, "__main__")
         function = definition.function
         own = vars(self)

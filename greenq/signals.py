@@ -73,7 +73,8 @@ class Signal:
         """Start without receivers."""
         self.name = name
         self.providing_args = frozenset(providing_args or ())
-        # Replaced by each change, never changed: a `send` goes through the list it has found.
+        # Each change replaces the list and never modifies it, so a `send` iterates over the list it
+        # found.
         self.receivers: list[_Connection] = []
         # A real lock, also in a patched process: any thread may connect, and a collected receiver
         # is removed wherever the garbage collector runs. Nothing waits while it is held.
@@ -219,7 +220,7 @@ def _check(receiver: Any, signal: Signal) -> None:
     try:
         parameters = inspect.signature(receiver).parameters.values()
     except (TypeError, ValueError):
-        # Some functions written in C do not say.
+        # Some functions written in C have no signature.
         return
     if all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in parameters):
         raise ValueError(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from greenq.result import AsyncResult, AsyncResults
     from greenq.sending.producer import SendOptions
 
-# By then the longest wait before a retry has long been reached.
+# The longest wait before a retry is reached well before this.
 _MOST_DOUBLINGS = 64
 
 P = ParamSpec("P")
@@ -272,7 +272,7 @@ class Task(Generic[P, R]):
         **options: Unpack[SendOptions],
     ) -> AsyncResult[R]:
         """Send the task with options (`SendOptions`). Switches: yes. Raises as `delay`."""
-        # First, since accessing the app annotates the task.
+        # This comes first, since accessing the app annotates the task.
         app = self.app
         self.argument_check.arguments(args or (), kwargs or {})
         if type(self).shadow_name is not Task.shadow_name and not options.get("shadow"):

@@ -96,7 +96,7 @@ class Worker:
         app.import_task_modules()
         self.app, self.hostname = app, node_name(options.hostname)
         chosen = {field.name: getattr(options, field.name) for field in fields(options)}
-        # Both before anything is built: receivers may change settings.
+        # Send both before anything is built, since receivers may change settings.
         celeryd_init.send(self.hostname, instance=self, conf=app.conf, options=chosen)
         worker_init.send(self)
         self.exit_code = EXIT_OK

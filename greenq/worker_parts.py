@@ -352,7 +352,7 @@ class _Builder:
 
     def _held(self) -> tuple[set[str], int]:
         """Return the tags that are not settled on the server, and the next tag. Thread-safe."""
-        # In this order: a message taken in between has a number beyond the first unused one.
+        # Read in this order: a message taken in between has a number beyond the first unused one.
         first_unused = self.fetcher.first_unused
         return self.tasks.unfinished | self.outbox.tags(), first_unused
 

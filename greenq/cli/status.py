@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         show.write(total(replies, len(absent), len(gone)))
     for warning in warnings:
         show.complain(f"warning: {warning}")
-    # What the table shows is not repeated.
+    # Leave out what the table already shows.
     code = report_missing(args, replies, absent if args.json else {})
     code = EX_TEMPFAIL if absent and (replies or not args.destination) else code
     if args.expect and len(replies) < args.expect:

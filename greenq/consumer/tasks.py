@@ -227,8 +227,9 @@ class Tasks(StartStopPart):
             return
         self.draining = on
         if on:
-            running = self._pool.running
-            _log.warning("draining: this worker takes no more messages, %d tasks run", running)
+            _log.warning(
+                "draining: this worker takes no more messages, %d tasks run", self._pool.running
+            )
             self.depth = 0
             self.give_back(self.admission.withdraw(is_recorded))
         else:

@@ -161,7 +161,7 @@ def _wait_when_full() -> None:
             return
         until_s = time.monotonic() + _PATIENCE_S
         if _queue.waiting:
-            # Tasks that came earlier go first.
+            # Earlier tasks go first.
             _queue.wait()
         while True:
             try:

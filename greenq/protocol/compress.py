@@ -94,7 +94,7 @@ def decompress(
         expanded, whole = _expand(data, kind, most + 1)
     except ImportError as exc:
         raise DecodeError(f"cannot expand {content_type}: {exc}", data) from exc
-    # Each package has its own errors; all of them mean that the bytes are damaged.
+    # Each package has its own exceptions; all of them mean that the data is damaged.
     except Exception as exc:
         raise DecodeError(f"damaged {content_type} data: {exc}", data) from exc
     if len(expanded) > most:

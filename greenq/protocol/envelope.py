@@ -155,7 +155,7 @@ def _marked(element: Any, deliveries: int | None, raw: str | bytes) -> str:
         if headers is None:
             headers = element["headers"] = {}
         headers["redelivered"] = True
-        # It was the signature of another text.
+        # The old signature does not match the new text.
         element.pop(SIGNATURE, None)
         element["properties"].setdefault("delivery_info", {})["redelivered"] = True
         if deliveries is not None:

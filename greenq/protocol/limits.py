@@ -299,7 +299,7 @@ def _shown(value: object, numbers: tuple[type, ...] = ()) -> str:
 # An empty list, two characters and a comma, takes 80 bytes: text can grow thirtyfold when parsed,
 # and nothing else runs in the process meanwhile. So the number of values is limited, too: one per
 # this many bytes of the maximum size. For 8 MiB that is 131,072 values, which take at most about
-# 20 MB and 0.1 s. Smaller texts may be as dense as they like.
+# 20 MB and 0.1 s. Smaller texts may be of any density.
 _BYTES_EACH = 64
 
 DENSE_BYTES: Final = 10_000
@@ -355,9 +355,8 @@ def has_more_items(data: bytes, most: int) -> bool:
     """
     if len(data) <= most or _count(data) <= most:
         return False
-    # Strings may contain these signs: leave them out. Without escapes and all else, anything
-    # between two quotes belongs to a string; two adjacent quotes do not affect what is between
-    # others.
+    # Strings may contain these signs: leave them out. Without escapes, everything between two
+    # quotes belongs to a string; two adjacent quotes do not affect the others.
     signs = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _OTHERS)
     return _count(b"".join(signs.replace(b'""', b"").split(b'"')[::2])) > most
 

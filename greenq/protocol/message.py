@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from greenq.protocol.envelope import Envelope
 
 
-# How much is kept of a sender's texts for people: of `shadow` and `origin`, and of the descriptions
-# of the arguments.
+# How many characters are kept of a sender's descriptive texts: of `shadow` and `origin`, and of
+# `argsrepr` and `kwargsrepr`.
 MOST_SHADOW_CHARS = 200
 MOST_REPR_CHARS = 2000
 
@@ -222,7 +222,7 @@ def decode(
     own = _check_fields(envelope, headers)
     body = _load_body(envelope, accept, max_body_bytes, accept_compression)
     if isinstance(body, dict):
-        # Code that buries the message finds the id where version 2 has it.
+        # Put the id where version 2 has it, for the code that buries the message.
         headers.setdefault("id", body.get("id"))
         headers, body = _fields_of_version_1(envelope, body)
     if not isinstance(body, (list, tuple)) or len(body) != 3:

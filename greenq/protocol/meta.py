@@ -62,10 +62,10 @@ class ResultMeta:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-# Ids that stand in JSON as they are.
+# Ids that need no escaping in JSON.
 _PLAIN = re.compile(r"[\w-]+", re.ASCII).fullmatch
 
-# The last second for which `utc_now` was asked, and its text.
+# The last second for which `utc_now` was called, and its text.
 _last_second = (0, "")
 
 
@@ -109,7 +109,7 @@ def encode_result(
     if status in EXCEPTION_STATES and isinstance(result, BaseException):
         result = _exception_for(result, serializer)
     elif (
-        # What nearly every result is: written in a third of the time.
+        # A typed form for nearly every result, written in a third of the time.
         status == SUCCESS
         and serializer == "json"
         and children == ()
@@ -375,7 +375,7 @@ def _exception_class(module: str | None, name: str) -> type[BaseException] | Non
     if twin is not None:
         return twin
     found: Any = sys.modules.get(module) if module else None
-    # Not getattr: it would run a lazy module's code for a name chosen by a stranger.
+    # Not getattr, which would run a lazy module's code for a name from outside.
     for part in name.split("."):
         found = vars(found).get(part) if isinstance(found, (ModuleType, type)) else None
     if found is None:

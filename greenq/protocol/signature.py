@@ -36,14 +36,14 @@ _KEY_DIGITS = 8
 _MAC_DIGITS = 32
 _DIGITS = _KEY_DIGITS + _MAC_DIGITS
 
-# Of how many kinds and places a program remembers the beginning of the computation.
+# For how many kinds and places a program caches the start of the computation.
 _PLACES = 1000
 
 # RFC 2104: the key fills one block of the hash, whose bits are changed in two ways.
 _BLOCK_BYTES = 64
 _INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))
 
-# What stands before and after the digits: in a JSON object, and behind anything else.
+# The text before and after the digits, in a JSON object and after any other payload.
 _IN_JSON, _JSON_END = f', "{SIGNATURE}": "'.encode(), b'"}'
 _BEHIND = f"\n{SIGNATURE} ".encode()
 

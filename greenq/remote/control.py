@@ -468,7 +468,7 @@ class Inspect:
         """Ask for the queues that are consumed."""
         return self.ask("active_queues")
 
-    # --- what goes on inside ----------------------------------------------------------------------
+    # --- internals --------------------------------------------------------------------------------
 
     def greenlets(self, limit: int | None = None) -> Any:
         """Ask greenq workers for the greenlets of their tasks, the oldest first."""

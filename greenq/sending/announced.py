@@ -107,7 +107,7 @@ def _changed(
 ) -> TaskMessage:
     """Return the message with the receivers' changes."""
     args, kwargs, embed = body
-    # The headers include the standard ones, and win over the message's fields.
+    # The headers include the standard ones, and override the message's fields.
     changed = replace(
         message, args=args, kwargs=kwargs, headers=headers, argsrepr="", kwargsrepr=""
     )

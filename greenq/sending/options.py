@@ -42,7 +42,7 @@ def _checked(task: str, option: str, value: Any, known: Mapping[str, Callable[[A
     except (ValueError, TypeError, ConfigError) as exc:
         reason = exc.problems[0].reason if isinstance(exc, ConfigError) else exc
         raise WrongOption(task, option, validators.shown(option, value), str(reason)) from None
-    # Otherwise keep what was written: a whole number of seconds stays one on the wire.
+    # Otherwise keep the value as given: a whole number of seconds stays whole on the wire.
     return accepted if isinstance(value, timedelta) or option in _NORMALISED else value
 
 
@@ -136,7 +136,7 @@ def _readable(accept: Callable[[Any], Any], rule: Rule) -> Callable[[Any], Any]:
 
 _limit = _readable(validators.seconds().accept, SECONDS)
 
-# Options whose normal form is used instead of what was written.
+# Options whose normal form replaces the given value.
 _NORMALISED: Final = frozenset({"priority", "queue"})
 
 _OF_TASKS: Final[Mapping[str, Callable[[Any], Any]]] = {

@@ -367,7 +367,7 @@ class Producer:
         may_move: bool = True,
     ) -> Announced:
         """Write one message with the changes of before_task_publish's receivers."""
-        # Templates find out by themselves that an id is no text.
+        # Templates check themselves that an id is text.
         check_send_options(plan.message.task, options)
         message = replace(
             plan.message,
@@ -387,12 +387,12 @@ class Producer:
         shared = {name: value for name, value in options.items() if name not in _OF_EACH}
         if not shared.keys() <= _KEPT:
             return self._make_plan(task, shared)
-        # The types belong to the key: 1, 1.0 and True are equal but written differently.
+        # The types are part of the key, since 1, 1.0 and True are equal but written differently.
         key = (task, *shared.items(), *map(type, shared.values()))
         try:
             plan = self._kept.get(key)
         except TypeError:
-            # An unhashable value is a wrong one: let the check name it.
+            # An unhashable value is invalid: let the check report it.
             return self._make_plan(task, shared)
         if plan is None:
             plan = self._make_plan(task, shared)
@@ -530,7 +530,7 @@ class Producer:
         if plan.broadcast or not plan.exchange:
             return [plan.queue]
         client = self._broker.client
-        # Half of the whole time, so that as much is left for the push.
+        # Half of the total time, so that half is left for the push.
         with client.pooled(client.call_timeout_s / 2) as connection:
             queues = self._broker.bound_queues(connection, plan.exchange, plan.routing_key or "")
         if not queues:
@@ -570,7 +570,7 @@ class Producer:
         """
         broker, policy, signer = self._broker, plan.policy, self._broker.signer
         if signer is not None:
-            # Here, since the queue is signed, too, and an exchange may lead to several.
+            # Sign here, since the signature covers the queue and an exchange may lead to several.
             texts = [signer.seal("message", queue, text) for text in texts]
         whole_s = broker.client.call_timeout_s
         left_s = began_s + whole_s - time.monotonic()
@@ -706,7 +706,7 @@ def _write_chunk(
             characters += len(text)
             if characters >= _CHUNK_CHARACTERS or time.monotonic() >= ends_s:
                 break
-    # Whether an item is wrong or its source fails: those before it are sent.
+    # If an item is wrong or its source fails, the items before it are still sent.
     except EncodeError as exc:
         return texts, _explained(plan, args, kwargs, exc)
     except Exception as exc:

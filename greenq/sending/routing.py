@@ -26,7 +26,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-# How many names have their routes kept; a program may send tasks by any name.
+# For how many names routes are cached; a program may send tasks by any name.
 _KNOWN = 10_000
 
 

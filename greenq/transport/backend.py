@@ -46,10 +46,11 @@ _RETRY_MOST_S = 1.0
 # A listening connection that does not answer for this long is dead.
 _ANSWER_S = 2.0
 
-# A thread without subscriptions checks this often whether it is to end.
+# How often a thread without subscriptions checks whether it should end.
 _IDLE_S = 60.0
 
-# A read gets at least this long, even if the caller has less left: it may have to connect first.
+# A read gets at least this long, even if the caller has less time left, since it may have to
+# connect first.
 _LEAST_READ_S = 1.0
 
 
@@ -325,8 +326,8 @@ class Listener:
                 self._reset()
             listeners = self._channels.setdefault(channel, [])
             listeners.append(published)
-            # Even for a second listener: the server confirms again, and all read the stored state
-            # again.
+            # Subscribe even for a second listener: the server confirms again, and all read the
+            # stored state again.
             self._changes.append(("SUBSCRIBE", channel))
             self._wake()
         try:
@@ -358,7 +359,7 @@ class Listener:
             )
             self._thread.start()
         assert self._waker is not None
-        # A full pipe wakes it as well.
+        # If the pipe is full, the thread wakes anyway.
         with suppress(BlockingIOError):
             self._waker.send(b"!")
 
@@ -401,7 +402,7 @@ class Listener:
         left_s = self._received_s + self._silence_s - time.monotonic()
         if left_s <= 0 and connection.connected and self._channels:
             # Long silence: a dead peer does not answer the PING, and the read times out. New
-            # callers that start waiting meanwhile prove nothing about the connection.
+            # waiting callers do not show that the connection works.
             connection.send([("PING",)])
             self._deliver(connection.receive("PING"))
             return True

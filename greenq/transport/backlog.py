@@ -57,7 +57,7 @@ class Backlog(Generic[T]):
             try:
                 self._added_bytes -= self._size(self._items.popleft())
             except IndexError:
-                # The other thread has popped it meanwhile.
+                # The other thread has already popped it.
                 return
             self.dropped += 1
 

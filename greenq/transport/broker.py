@@ -80,7 +80,7 @@ class Broker:
         # Queues whose binding this process has written. Writing twice is harmless, so no lock.
         self._declared: set[str] = set()
         self._takers = Takers(keys)
-        # Senders use a few lists again and again.
+        # Cached, since senders use the same few lists repeatedly.
         self._list: Callable[[str, object], str] = lru_cache(_DECLARED)(
             lambda queue, priority: keys.queue(queue, keys.step_of(priority))
         )
@@ -184,7 +184,7 @@ class Broker:
             *map(keys.result, new_ids),
         ]
         newest = texts[-1]
-        # How the message looks after being requeued meanwhile, even after its first workers died.
+        # The forms the message may have if it was requeued, also after workers died running it.
         marked = [self._marked(queue, newest, deaths) for deaths in _DEATHS]
         args = [
             *(f', "", {json.dumps(queue)}]', f"{keys.steps.index(step) + 1}|"),

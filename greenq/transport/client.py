@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 Command = tuple[Any, ...]
 
-# A pooled connection that rested this long is checked before use: a server restarted meanwhile has
+# A pooled connection that was idle for this long is checked before use: a restarted server has
 # closed it, and a command that was never sent can safely be sent on a new one.
 _RESTED_S = 1.0
 
@@ -113,7 +113,7 @@ class Message(NamedTuple):
     data: bytes
 
 
-# How many messages, and bytes, a connection keeps for its holder; beyond that it drops the oldest.
+# How many messages and bytes a connection keeps for its holder; beyond that, it drops the oldest.
 _KEPT_COUNT = 10_000
 _KEPT_BYTES = 32 * 1024 * 1024
 
@@ -191,7 +191,7 @@ class Connection:
                 ) from exc
             raise _translate(exc, "connect", self._client.address, connecting=True) from exc
         except BaseException:
-            # Killed in the middle of the handshake: the next caller would read its answers.
+            # The greenlet was killed during the handshake; the next caller would read its answers.
             self.close()
             raise
         finally:
@@ -316,7 +316,7 @@ class Connection:
             try:
                 stale = self._link.can_read(timeout=0)
             except Exception:
-                # Whatever is wrong, a new socket fixes it.
+                # Whatever is wrong, a new socket is the remedy.
                 stale = True
             if stale:
                 self.close()
@@ -375,7 +375,7 @@ class Connection:
             self.close()
             raise _translate(exc, str(commands[0][0]), self._client.address) from exc
         except BaseException:
-            # Killed with half of it written.
+            # The greenlet was killed with half of the command written.
             self.close()
             raise
 
@@ -404,7 +404,8 @@ class Connection:
             self.close()
             raise _translate(exc, name, self._client.address) from exc
         except BaseException:
-            # Killed while an answer is on its way: the next caller would read it.
+            # The greenlet was killed while an answer was on its way, which the next caller would
+            # read.
             self.close()
             raise
         self.used_at = time.monotonic()
@@ -426,7 +427,7 @@ class Connection:
         reader = getattr(parser, "_reader", None)
         if sock is None or reader is None or reader.has_data():
             return True
-        # What TLS has already decrypted no longer shows on the socket.
+        # Bytes that TLS has already decrypted no longer show on the socket.
         pending = getattr(sock, "pending", None)
         if pending is not None and pending():
             return True
@@ -676,7 +677,7 @@ def _redis_py_url(url: str) -> str:
     return f"{scheme}://{parts.netloc}{path}?{urlencode(query)}"
 
 
-# All that is needed to open a connection without TLS or options.
+# Everything needed to open a connection without TLS or options.
 _PLAIN = frozenset({"host", "port", "path", "username", "password", "db"})
 
 
@@ -705,7 +706,7 @@ _CODES = (
 )
 
 
-# As worded since version 7, and before.
+# The wording since version 7, and the older one.
 _ACL_IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 
 # Before version 7, a server wraps the refusal of a script's command in a text of its own.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # How many dead letters a queue keeps; the oldest are dropped first.
 DEAD_LIMIT = 10_000
 
-# How much is kept of bytes that no worker can read: enough to see what they are.
+# How many bytes are kept of a message that no worker can read: enough to see what it is.
 _UNREADABLE_BYTES = 65_536
 
 # One letter may take at most this share of what all letters of a queue may take.
@@ -135,7 +135,7 @@ def write_letter(
     most = most_bytes if task is not None else min(most_bytes, _UNREADABLE_BYTES)
     kept = raw if len(raw) <= most else raw[: min(most, _UNREADABLE_BYTES)]
     letter: dict[str, object] = {
-        # First: the script that drops old letters looks for it here.
+        # This comes first, where the script that drops old letters expects it.
         "buried_at": now.astimezone(UTC).isoformat(),
         "reason": cut(reason, _REASON_CHARS),
         "worker": worker,
@@ -263,7 +263,7 @@ class DeadLetters:
         """Carry out `command`, which removes one letter, for all wanted letters."""
         left = sys.maxsize if limit is None else limit
         for queue in queues:
-            # Letters buried again meanwhile, for the same reason, are left for next time.
+            # Letters that were buried again during the replay are left for next time.
             unseen, kept = self._client.call("LLEN", self._keys.dead(queue)), 0
             while left > 0 and (portion := self._oldest(queue, kept, min(unseen, _PORTION))):
                 unseen -= len(portion)

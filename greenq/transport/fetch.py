@@ -44,11 +44,11 @@ TAKE_LIMIT = 1000
 # After this many bytes a take stops; one message may be larger.
 TAKE_BYTES = 4_000_000
 
-# The server forgets an owner it has not heard from for a week: much longer than any call can be on
-# its way, or a process that was cut off be waited for.
+# The server forgets an owner after a week of silence: far longer than a call can be delayed, or
+# than anyone waits for a process that was cut off.
 KNOWN_S = 7 * 86400
 
-# How many messages one call carries when they pass through the worker, so that it takes a few ms.
+# The most messages in one call that sends them from the worker, so that the call takes a few ms.
 PORTION_COUNT = 500
 PORTION_BYTES = 1_000_000
 
@@ -58,8 +58,8 @@ _BLOCK_S = 60
 # How long a take may last before its connection is considered dead.
 _ANSWER_S = 3.5
 
-# How long ending a BLMOVE may last, on request or on time. With the lease renewal before it and the
-# pause after it, work that arrives meanwhile starts within five seconds.
+# How long ending a BLMOVE may take, whether on request or by its timeout. With the lease renewal
+# before it and the pause after it, work that arrives meanwhile starts within five seconds.
 _GRACE_S = 1.5
 
 # First and longest pause before trying again to unblock a BLMOVE that was not found waiting.
@@ -72,7 +72,7 @@ BLOCKING_QUEUES = 4
 _TAKE = load_script("take")
 _REGISTER = load_script("register")
 
-# The end of a record that a take has written.
+# How a record that a take has written ends.
 _ENDING = re.compile(rb', "", ("(?:[^"\\\\]|\\\\.)*")\]\Z')
 
 _T = TypeVar("_T")
@@ -185,24 +185,25 @@ class Fetcher:
         self._member = member or owner
         self._next = 1
         self._calls = 0
-        # True while it is unknown what the last take has reserved.
+        # True while it is unknown what the last take reserved.
         self.unsure = False
         self._turn = 0
         self._plan = self._make_plan(queues)
         # The first connection takes, and waits on the first queue.
         self._connection = client.connection(timeout_s=_ANSWER_S)
-        # The queues for which the last wait has set up its connections.
+        # The queues for which the last wait set up its connections.
         self._arranged: tuple[str, ...] = ()
         self._waiters: list[_Waiter] = []
         self._arrange(self._plan)
         # Set to end a wait that has no queue.
         self._rested = Event()
-        # `_woken`: the current wait is to end. `_look`: a take may find something that no wait has
-        # been told about.
+        # `_woken`: the current wait must end. `_look`: a take may find messages that no wait was
+        # notified of.
         self._woken = self._look = False
-        # True while it only waits; any thread may ask.
+        # True during a wait; any thread may read this.
         self.waiting = False
-        # True when the server has given messages or let us wait since the connections were closed.
+        # True if the server has returned messages or accepted a wait since the connections were
+        # closed.
         self.working = False
 
     @property
@@ -417,11 +418,12 @@ class Fetcher:
             answer = self._receive(waiter)
         finally:
             waiter.ended.set()
-            # When one wait is over, for whatever reason, all are.
+            # When one wait ends, for whatever reason, all end.
             if not self._woken:
                 self._wake_others(waiter)
         if answer is not None and self._plan.queues != self._arranged and self._is_former(waiter):
-            # It arrived together with the change. No one else may read this inbox for long.
+            # It arrived together with the change. It may be long before anyone else reads this
+            # inbox.
             connection.call("LMOVE", waiter.inbox, waiter.source, "LEFT", "RIGHT")
         return answer is not None
 
@@ -442,7 +444,7 @@ class Fetcher:
             limit_s = _GRACE_S
         answer = connection.receive("BLMOVE", timeout_s=limit_s)
         if isinstance(answer, OperationalError):
-            # A server without memory lets us look for messages, but not wait for them.
+            # A server without memory accepts takes that find nothing, but refuses to wait.
             self.working = False
             raise answer
         moved: bytes | None = answer

@@ -50,7 +50,7 @@ _END_S = 5.0
 # How often to check where the kernel cannot report that a process has ended.
 _LOOK_S = 0.5
 
-# A process closes its end of the pipe shortly before it is dead.
+# A dying process closes its end of the pipe shortly before it is dead.
 _DYING_S = 1.0
 
 
@@ -227,7 +227,7 @@ class Lease:
 
 
 class Guard:
-    """One worker's guard, from the first byte to the last."""
+    """Guards one worker for as long as it lives."""
 
     def __init__(self, worker: Worker, lease: Lease, lease_s: float, limit_s: float) -> None:
         """Guard `lease`, which holds for `lease_s`, for up to `limit_s` of silence."""
@@ -337,7 +337,7 @@ def _read_description(worker: Worker) -> tuple[bytes, bytes] | None:
 def main() -> None:
     """Guard a worker; arguments: its process id, its lease and the silence limit in seconds."""
     pid, lease_s, limit_s = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
-    # Anything else the worker left open, such as its sockets, must not live on in here.
+    # Close everything else that the worker left open, such as its sockets.
     os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 16))
     worker = Worker(pid, 0)
     read = _read_description(worker)

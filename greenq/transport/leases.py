@@ -118,7 +118,7 @@ class Leases:
         self._owner = owner
         self.incarnation = owner.incarnation
         self._looks = self._looks_at(queues)
-        # The queues that the server should know, and those that it does.
+        # The queues that the server should know, and those that it knows.
         self._queues_json = self._reported_json = ""
         self._lease_s = lease_s
         self._visibility_timeout_s = visibility_timeout_s
@@ -129,7 +129,7 @@ class Leases:
         The parked messages of a queue left out are promoted by another worker that takes from it.
         """
         self._looks = self._looks_at(queues)
-        # In the opposite order of `relay`. No change of the new lists has been announced yet.
+        # In the reverse order of `relay`. The server has announced no change of the new lists yet.
         self.connection.noticed = True
 
     def announce_queues(self, queues: Iterable[str]) -> None:
@@ -279,7 +279,7 @@ class Leases:
         """
         names = [self._keys.leases, self._keys.owner(self.incarnation)]
         member = str(self._owner)
-        # Nothing more can be taken in its name, however late the call arrives.
+        # From now on, no take succeeds for this owner, however late the call arrives.
         self.connection.script(_LEAVE, names, [member, "close", _REMEMBERED_S])
         moves = [entry for entry in unwritten if entry.result is None]
         for portion in in_portions(moves, _size_of):

@@ -52,14 +52,14 @@ _log = logging.getLogger(__name__)
 _ASK = load_script("ask")
 _REPLY = load_script("reply")
 
-# After this much silence everyone who can reply has done so, except for busy workers.
+# After this much silence, everyone but busy workers has replied.
 _QUIET_S = 0.05
 
 # How long Celery processes must leave the asker's binding alone; Celery's own figure.
 _BINDING_KEPT_MS = 3_600_000
 # No one reads the list of an asker that died; a live one reads a reply within milliseconds.
 _REPLY_KEPT_MS = 60_000
-# The most askers whose bindings are kept, and the most replies that wait for one.
+# The most askers whose bindings are kept, and the most waiting replies per asker.
 _ASKERS = 1000
 _REPLIES = 10_000
 # The most nodes whose replies are accepted.
@@ -68,7 +68,7 @@ _NODES = 10_000
 _LEAST_WAIT_S = 0.001
 _MOST_AT_ONCE = 1000
 
-# A line a minute about what others may push.
+# Log at most one line a minute about data that others may push.
 _forged = Repeated(_log)
 
 _TWINS = "several workers are named %s, so their replies hide each other: name them with -n"
@@ -175,7 +175,8 @@ class Mailbox:
                     if is_enough or (wanted and wanted <= answers.keys()):
                         break
             except (ConnectFailed, ConnectionLost) as exc:
-                # An unreachable server knows nothing of the request. The asker reports it once.
+                # If the server cannot be reached, nothing needs to be removed from it. The asker
+                # reports it once.
                 was_reached, is_lost = not isinstance(exc, ConnectFailed), True
                 raise
             finally:

@@ -162,8 +162,8 @@ class Outbox(StartStopPart):
             self._outage.recovered("outcomes are written again")
         self._batch = min(_BATCH, self._batch * 2)
         del self._entries[: len(entries)]
-        # What is not held on a repeated write was most likely written by the first one; only a
-        # stub tells for certain.
+        # On a repeated write, a message that is no longer held was most likely settled by the first
+        # attempt; only a stub shows it for certain.
         if not_held and pauses is not None:
             not_held = _keep_certain(not_held)
         for entry in entries:
@@ -189,7 +189,7 @@ class Outbox(StartStopPart):
             if len(entries) > 1:
                 not_held = [self._write([entry]) for entry in entries]
                 self._settle([], publications)
-                # The refused call may have got as far as this one.
+                # The refused call may have settled entries up to this one.
                 return _keep_certain(set().union(*not_held))
             _log.error("the server refused an outcome for good: %s", exc.reply)
             # Its state cannot be stored, and its message must not run for ever.

@@ -35,11 +35,11 @@ _log = logging.getLogger(__name__)
 _CLAIM = load_script("claim")
 _LEAVE = load_script("leave")
 
-# How many tags to ask for the size of their records at a time.
+# For how many records the size is read at a time.
 _SIZES = 500
 
-# How long the server remembers that an owner was recovered: should it come back, what it writes is
-# then recognised as no longer its own.
+# How long the server remembers that an owner was recovered, so that writes of an owner that comes
+# back are refused.
 _REMEMBERED_S = 86400
 
 # How many dead workers are reported, and for how long.
@@ -178,7 +178,7 @@ class Recovery:
                 return
             moved += self._give_back(portion, lot)
             yield
-        # For a lease that was ended early, its end does not tell when.
+        # The score of a lease that was ended early does not show when that happened.
         now = self._now_s()
         died = float(score) if 0 <= now - float(score) < _GONE_S else now
         entry = json.dumps({"node": dead.node, "at": died, "moved": moved})
@@ -254,7 +254,8 @@ class Recovery:
             key = self._keys.queue(queue, self._keys.step_of(held.priority))
             signer = self._broker.signer
             if signer is not None and not signer.trusts("message", queue, held.text.encode()):
-                # It never ran, and may claim anything, such as deaths. The next taker buries it.
+                # It never ran, and its content, such as the number of deaths, cannot be trusted.
+                # The next taker buries it.
                 return Entry.moving(Move(tag, key, "next", held.text))
             deaths = self._count_deaths(tag, held, lot)
             reason = self._find_guilt(tag, held, lot, deaths)
@@ -300,7 +301,7 @@ class Recovery:
         try:
             return eta is not None and parse_time(eta).timestamp() > self._now_s()
         except DecodeError:
-            # The worker that takes it will say what is wrong with it.
+            # The worker that takes it reports what is wrong with it.
             return False
 
     def _queue(self, exchange: str, routing_key: str) -> str:

@@ -22,7 +22,8 @@ _log = logging.getLogger(__name__)
 
 SETTLE = load_script("settle")
 
-# Any settling call may find a dead-letter list nearly full; one line reports them together.
+# Any settling call may find a dead-letter list nearly full; their reports share one limit of log
+# lines.
 _crowded = Repeated(_log)
 
 # The tag of a message that is known not to be held.

@@ -28,7 +28,7 @@ _TAKERS = load_script("takers")
 # Each queue is asked about this often at most.
 _EVERY_S = 60.0
 
-# So many queues are remembered.
+# How many queues are remembered.
 _KNOWN = 10_000
 
 
@@ -51,7 +51,8 @@ class Takers:
             self._ask_at_s.clear()
         self._ask_at_s[queue] = now_s + _EVERY_S
         keys = self._keys
-        # With its source: it runs rarely, among other commands, and must not fail as unknown.
+        # Sent with its source: it runs rarely, in a batch of commands, where an unknown script
+        # cannot be retried.
         return [
             ("EVAL", _TAKERS.source, 2, keys.leases, keys.binding(EXCHANGE), queue, keys.owner(""))
         ]
@@ -62,7 +63,7 @@ class Takers:
         Without any workers, as before the first one starts, it stays silent.
         """
         if isinstance(answer, AccessRefused):
-            # A user who may only send: finding out once is enough.
+            # This user may only send; one refusal is enough.
             self._may_ask = False
         if isinstance(answer, OperationalError):
             _log.debug("could not find out who takes from queue %s: %s", queue, answer)

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 _DISABLED = "disabled://"
 
-# Listening connections are checked after this when health_check_interval is 0: not on every use.
+# The check interval of listening connections if health_check_interval is 0.
 _SILENCE_S = 2.0
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# A hub that has not begun with a message by now, or owes an answer for this long, is taken for
-# blocked when the message must be answered.
+# After this long without beginning with a message or answering a ping, the hub counts as blocked
+# for messages that must be answered.
 _PATIENCE_S = 0.05
 
 
@@ -81,7 +81,8 @@ class ClusterLink:
         self.is_behind = False
         has_called = True
         try:
-            # What comes along with an answer is here already, and no wait would report it.
+            # Messages that arrive together with an answer are already here, and no wait would
+            # report them.
             while has_called and connection.connected:
                 has_called = False
                 if self.subscriber.poll(connection):

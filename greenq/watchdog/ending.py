@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How long the end may take: what the server still holds is given back then.
+# How long giving back the messages at the end may take.
 LEAVE_S = 10.0
 
-# For the last line of the log; then the kernel ends the process.
+# Time for the last log line; then the kernel ends the process.
 _LAST_WORDS_S = 2
 
 
@@ -50,7 +50,7 @@ class Ending:
 
     def leave(self) -> None:
         """Give back what the server still holds of this owner, then give up its lease."""
-        # Once more over new connections: what is not given back here counts as a death's.
+        # Try again over new connections: messages not given back here count as lost by a death.
         if not self._left():
             self._left(is_last=True)
 
@@ -61,7 +61,8 @@ class Ending:
         counts against the tasks that ran: a task that blocks every worker must not be requeued for
         ever. Otherwise a person requested the end, and no death is counted.
         """
-        # Whatever hangs from here on, a server or a log that nobody reads, the kernel ends it.
+        # If anything hangs from here on, such as a server or an unread log pipe, the kernel ends
+        # the process.
         signal.alarm(int(LEAVE_S))
         text = f"\n{self._hub_thread.stacks()}" if by_task else ""
         try:

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 # At least this long between two starts of the guard.
 _RESTART_S = 10.0
 
-# A guard that lived this long worked: if it ends then, that is logged as a new problem.
+# A guard that lived this long was working, so its end is logged as a new problem.
 _STEADY_S = 60.0
 
 # How long it may take to end after the farewell; a server that does not answer may delay it.
@@ -160,7 +160,7 @@ class Guard:
             )
         finally:
             os.close(reader)
-        # The pipe may not take it at once; the guard reads it, or ends.
+        # The pipe may be full; the guard then reads from it, or ends.
         line = description.encode() + b"\n"
         while line:
             line = line[os.write(self._pipe, line) :]
@@ -185,7 +185,7 @@ class Guard:
         if pid is None:
             return
         if not _has_ended(pid):
-            # One end of the pipe is closed: nothing will reach it any more.
+            # One end of the pipe is closed, so the guard can no longer be reached.
             _kill(pid)
         self._close()
         if self._clock() - self._started_s >= _STEADY_S:

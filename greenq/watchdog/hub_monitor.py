@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The hub is asked this often whether it moves.
+# How often the hub is pinged.
 LOOK_S = 0.5
 
-# What blocks the hub is named again after these times, then as often as the last one says.
+# After how long the blocker is logged again; the last interval repeats.
 _NAMED_AGAIN_S = (10.0, 60.0, 300.0)
 
 # Blockers that are remembered.
@@ -64,9 +64,9 @@ class HubMonitor:
         self._blocked_limit_s = blocked_limit_s
         self._give_away = give_away
         self._clock = clock
-        # When the hub was last asked whether it moves, and when to look for its answer.
+        # When the hub was last pinged, and when to check for its answer.
         self.asked_s = self.due_s = -math.inf
-        # Set while the hub is known to be blocked, and when to name the blocker again.
+        # Set while the hub is known to be blocked; and when to log the blocker again.
         self._blocked: Blocker | None = None
         self._name_again_s = math.inf
         # Written by the watchdog thread, read by any.

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Between two tries to renew a lease.
+# Pause between two attempts to renew a lease.
 _RETRY_S = 0.25
 
-# Tasks that a log line names.
+# How many tasks a log line names.
 _NAMED = 20
 
 
@@ -57,7 +57,7 @@ class LeaseKeeper:
         self._clock = clock
         self._outage = OutageLog(_log)
         self.due_s = 0.0
-        # Set by any thread: renew before that.
+        # Any thread may set this, to request an earlier renewal.
         self._is_wanted = False
         # Written by the watchdog thread, read by any.
         self.held = False
@@ -97,8 +97,8 @@ class LeaseKeeper:
         renewal = self._leases.renew(
             self._cluster.heartbeats.with_renewal(now_s), would_relay=self._is_waiting()
         )
-        # Before anything else is asked, which takes its time. An answer that took long says what
-        # the server's clock said when it was sent, not now.
+        # Before any other call, which would take time. A slow answer shows the server's time when
+        # it was sent, not the time now.
         if self._state.now_s() - asked_s < self._lease_s / 2:
             self._state.clock_offset_s = renewal.server_time - time.time()
         if self._guard is not None:

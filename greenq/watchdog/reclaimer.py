@@ -36,11 +36,11 @@ class Reclaimer:
         self._renew_every_s = renew_every_s
         self._scores_every_s = scores_every_s
         self.scores_at_s = 0.0
-        # From when on an ended lease means a dead owner; None: not yet.
+        # From when on an expired lease means a dead owner; None if not yet known.
         self._recover_from_s: float | None = None
         self._was_connected = self._was_away = False
-        # After a reconnection: how many looks for forgotten messages are left, when the next one
-        # is due, and what the last one has found.
+        # After a reconnection: how many searches for forgotten messages are left, when the next one
+        # is due, and what the last one found.
         self.looks = 0
         self._look_again_s = 0.0
         self.forgotten: set[str] = set()
@@ -53,8 +53,8 @@ class Reclaimer:
         elif self._was_away:
             grace_s = self._lease_s
         else:
-            # A first start. If the server itself is young, the others may still be on their way
-            # back.
+            # A first start. If the server has only just started, other workers may still be
+            # reconnecting.
             grace_s = max(0.0, 2 * self._lease_s - self._leases.uptime_s())
             for owner in self._leases.others():
                 if owner.is_dead:
@@ -65,7 +65,7 @@ class Reclaimer:
     def failed(self) -> None:
         """Note that the server could not be reached."""
         if not self._was_connected:
-            # A worker that starts in an outage: the others are away, too, and not dead.
+            # If a worker starts during an outage, the others are cut off, too, and not dead.
             self._was_away = True
 
     def lost(self, now_s: float) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# At least this long between two looks at lists on which nobody waits.
+# The shortest time between two checks of lists on which no worker waits.
 _RELAY_S = 0.005
 
 

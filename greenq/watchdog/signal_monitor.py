@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from greenq.watchdog.hub_monitor import HubMonitor
     from greenq.watchdog.hub_thread import HubThread
 
-# How much each signal asks to stop: at two the process ends, with or without its hub.
+# How urgently each signal asks to stop; at a sum of two, the process ends with or without its hub.
 _STOPPING: dict[int, int] = {signal.SIGTERM: 1, signal.SIGINT: 1, signal.SIGQUIT: 2}
 
-# How long the hub has to stop by itself when it is to end at once.
+# How long the hub has to stop by itself at an immediate end.
 _LEAVE_AFTER_S = 1.0
 
 
@@ -42,10 +42,10 @@ class SignalMonitor:
         self._hub_thread = hub_thread
         self._ending = ending
         self._clock = clock
-        # How much the worker was asked to stop, and when the last signal came.
+        # The sum so far, and when the last signal arrived.
         self._stops = 0
         self._signalled_s = -math.inf
-        # Signals on which the hub has yet to act, and when to see whether it has.
+        # Signals that the hub has not acted on yet, and when to check again.
         self._waiting: set[int] = set()
         self.due_s = math.inf
 

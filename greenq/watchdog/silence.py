@@ -48,7 +48,7 @@ class SilenceMonitor:
         late_s = self._now_s() - began_s - pause_s
         if late_s >= self._noticeable_s:
             suspended_s = late_s - (self._clock() - awake_s - pause_s)
-            # Whoever held the GIL has only just released it.
+            # The thread that held the GIL has only just released it.
             blocker = self._hub_thread.blocker(late_s)
             self._found(blocker)
             _log.warning(

@@ -58,7 +58,7 @@ class _Message:
         self.channel = channel
         self.data = data
         self.read_s = read_s
-        # True once the thread has tried to answer this itself.
+        # True once the watchdog thread has tried to answer this.
         self.offered = channel.urgent is None
 
 
@@ -161,13 +161,13 @@ class Subscriber:
         assert message.channel.urgent is not None
         try:
             answer = message.channel.urgent(message.data)
-            # Only if the hub has not begun with it.
+            # Remove it only if the hub has not begun with it.
             if answer is not None and self._waiting.remove(message):
                 answer(connection)
         except OperationalError:
             raise
         except Exception:
-            # The thread that keeps the lease must go on.
+            # An error must not stop the thread that keeps the lease.
             _log.exception("a message on channel %s was not answered", message.channel.name)
 
     # --- hub's thread -----------------------------------------------------------------------------

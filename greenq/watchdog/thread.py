@@ -38,10 +38,11 @@ if TYPE_CHECKING:
     from greenq.watchdog.hub_thread import Blocker
     from greenq.watchdog.subscriber import Subscriber
 
-# At least this long between two moves of parked messages.
+# The shortest time between two moves of parked messages.
 _SOON_S = 0.02
 
-# Renewing is due after this share of the lease. So two tries with their timeouts fit in.
+# Renewing is due after this share of the lease. This leaves room for two attempts with their
+# timeouts.
 _RENEW_AFTER = 0.4
 
 
@@ -234,7 +235,7 @@ class Watch(StartStopPart):
         self._signals.check()
         if self._clock() >= self.monitor.due_s:
             self.monitor.look()
-        # With an answer, something that was published may have come along.
+        # A published message may have arrived together with an answer.
         if self._clock() >= self._parked.due_s:
             self.promote()
             published = True
@@ -244,7 +245,7 @@ class Watch(StartStopPart):
         if self._clock() >= self._relay.due_s and self._leases.connection.noticed:
             self._reached(self._relay.relay())
             published = True
-        # Last of what uses this connection. Most wake-ups are looks at the hub alone.
+        # This is the last duty on this connection. Most wake-ups only check the hub.
         if published or self.cluster.is_behind or self._clock() >= self.cluster.due_s:
             self.attend()
         while self._leases.recovery.busy and self._clock() < self._next_duty_s():
@@ -263,7 +264,7 @@ class Watch(StartStopPart):
             self.lease.failed(now, exc)
             self.reclaimer.failed()
             if isinstance(exc, TransportTimeout):
-                # A closed connection is noticed by itself, one that is silent is not.
+                # A closed connection is noticed anyway, a silent one is not.
                 self._notifier.look_for_server()
 
     def promote(self) -> None:

@@ -63,7 +63,7 @@ def require_private(folder: Path) -> None:
         NotPrivate: it is a link, another user's, or open to others.
         FileNotFoundError: it does not exist.
     """
-    # Not stat: the creator of a link decides where it leads, now and later.
+    # Not stat: the owner of a link can change its target at any time.
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode):
         raise NotPrivate(f"{folder} is a link or a file: name the folder itself")
@@ -155,7 +155,7 @@ class Keeper:
             _on_signals(signal.SIG_IGN)
             self._stop()
             self._clean()
-            # Before users.lock is released at exit: the next process to join may start a keeper.
+            # Before exit releases users.lock: the next process to join may start a keeper.
             fcntl.flock(self._keeper_fd, fcntl.LOCK_UN)
 
     def _serve(self) -> None:
@@ -267,7 +267,7 @@ class Keeper:
             if self._socket_path.parent != Path.cwd():
                 with suppress(OSError):
                     self._socket_path.parent.rmdir()
-        # At once: the next keeper would take the lock for a running server.
+        # Release it now, or the next keeper would believe that the server still runs.
         os.close(lock)
 
 
@@ -340,7 +340,7 @@ def main() -> None:
     if os.fork():
         os._exit(0)
     os.setsid()
-    # Anything else the starter left open, such as its sockets, must not live on in here.
+    # Close everything else that the starter left open, such as its sockets.
     os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 16))
     os.chdir(folder)
     os.umask(0o077)

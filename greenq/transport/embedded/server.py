@@ -40,7 +40,7 @@ _SOCKET = "valkey.sock"
 _SOCKET_NAMED = "socket"
 _POLL_S = 0.005
 _PING_S = 1.0
-# A second attempt, in case the keeper was killed meanwhile.
+# Two attempts, in case the keeper is killed during the first.
 _STARTS = 2
 _LOG_BYTES = 1 << 20
 _TAIL_BYTES = 2000
@@ -168,7 +168,8 @@ class EmbeddedServer:
                 if place is not None and self._server_runs():
                     self._start_keeper(place, time.monotonic() + self._start_timeout_s)
         finally:
-            # Unlock, do not only close: a program forked at a bad moment may have a copy of it.
+            # Unlock explicitly: closing is not enough if a process forked just now has a copy of
+            # it.
             fcntl.flock(fd, fcntl.LOCK_UN)
             self._close(fd)
 
@@ -268,7 +269,7 @@ def _is_reaped(pid: int) -> bool:
     try:
         return posix.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
-        # Another handler of SIGCHLD was faster.
+        # Another handler of SIGCHLD has already reaped it.
         return True
 
 
@@ -312,7 +313,7 @@ def _socket_path(folder: Path) -> Path:
         named = (folder / _SOCKET_NAMED).read_text()
     except FileNotFoundError:
         named = ""
-        # A folder that exists only during a login may be gone, with all that was in it.
+        # A folder that exists only during a login may be gone, with all its contents.
     if named and Path(named).parent.parent.is_dir():
         return Path(named)
     return _short_socket_path(folder)
