@@ -87,7 +87,7 @@ class _Shared:
         return self.app
 
 
-# A strong reference: nothing else keeps the app alive that tasks without an app look up.
+# The current app is kept here and nowhere else; tasks without an app find it here when used.
 shared = _Shared()
 ask_for_app(shared.current)
 

@@ -109,7 +109,7 @@ def encode_result(
     if status in EXCEPTION_STATES and isinstance(result, BaseException):
         result = _exception_for(result, serializer)
     elif (
-        # A typed form for nearly every result, written in a third of the time.
+        # True for nearly every result, which is then written in a third of the time.
         status == SUCCESS
         and serializer == "json"
         and children == ()

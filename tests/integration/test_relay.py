@@ -216,7 +216,7 @@ def test_where_changes_may_not_be_announced_renewals_see_what_has_come(server: S
                 assert result.get(timeout=WAIT_S) == 3
                 assert time.monotonic() - sent_s < WAIT_S
             # It says so once, and nothing else is wrong.
-            assert worker.text.count("are not announced") == 1
+            assert worker.text.count("announces no messages on less urgent lists") == 1
             assert "WARNING" not in worker.text
             assert "ERROR" not in worker.text
     finally:

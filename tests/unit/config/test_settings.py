@@ -120,7 +120,7 @@ def test_settings_cannot_be_changed() -> None:
         ("task_default_queue", "", "not empty"),
         ("task_default_priority", 10, "from 0 to 9"),
         ("task_queues", "celery", "must be a list"),
-        ("task_queues", [{"name": "a"}], "must be text"),
+        ("task_queues", [{"name": "a"}], "must be non-empty text"),
         ("task_routes", "slow", "must be {task name or glob"),
         ("task_routes", [print], "router functions do not work"),
         ("task_routes", {"a": {"exchange": "x"}}, "the route of 'a' must be"),

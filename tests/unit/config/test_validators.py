@@ -82,7 +82,7 @@ def test_queue_takes_names_and_broadcast_queues() -> None:
 def test_what_is_no_name_is_no_queue_and_no_broadcast_queue(wrong: Any) -> None:
     with pytest.raises(ValueError, match="must be non-empty text or Broadcast"):
         validators.queue().accept(wrong)
-    with pytest.raises(ValueError, match="must be text, not empty"):
+    with pytest.raises(ValueError, match="must be non-empty text"):
         validators.Broadcast(wrong)
 
 

@@ -837,7 +837,7 @@ def test_a_connection_that_is_lost_at_the_end_is_replaced_once(
 
     # Each time over a new one.
     assert tried == [True, False]
-    assert ("3 messages whose outcome" in caplog.text) is (fails == 1)
+    assert ("3 messages with unwritten outcomes" in caplog.text) is (fails == 1)
     assert ("could not be given up" in caplog.text) is (fails == 2)
     assert not world.connected
 
@@ -920,5 +920,5 @@ def test_where_changes_are_not_announced_the_renewals_look_alone(
     world.watch.turn()
 
     assert world.relayed == 1
-    assert "are not announced" in caplog.text
+    assert "announces no messages on less urgent lists" in caplog.text
     assert world.connected
