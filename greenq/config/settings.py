@@ -585,7 +585,7 @@ class SecurityConfig(Section):
     security_require_signatures: bool = _setting(
         validators.flag(),
         True,
-        "greenq's own. With a signing key, refuse what has no signature. False also accepts that, "
+        "greenq's own. With a signing key, refuse unsigned data. False also accepts it, "
         "while signing is being introduced; a wrong signature is refused all the same.",
     )
 

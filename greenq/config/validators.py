@@ -195,7 +195,7 @@ def text(*, empty_ok: bool = False) -> Validator:
 
     def accept(value: object) -> str:
         if not isinstance(value, str) or not (value or empty_ok):
-            raise ValueError("must be text" if empty_ok else "must be text, not empty")
+            raise ValueError("must be text" if empty_ok else "must be non-empty text")
         return value
 
     return Validator(accept, _parse_text)
