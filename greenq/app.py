@@ -821,7 +821,7 @@ def _django() -> ModuleType | None:
 
 
 def _package(entry: str) -> str:
-    """Import the package named by an entry, itself or by its AppConfig, and return its name."""
+    """Import the package that an entry names, directly or by an AppConfig; return its name."""
     try:
         importlib.import_module(entry)
     except ModuleNotFoundError as error:

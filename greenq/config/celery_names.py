@@ -305,7 +305,7 @@ _REFUSED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         {"task_acks_on_failure": None, "task_acks_on_timeout": None},
     ),
     (
-        "not supported yet; in a test call the task itself, as in add(1, 2), or run a worker",
+        "not supported yet; in a test, call the task itself, as in add(1, 2), or run a worker",
         {"task_always_eager": False},
     ),
     (

@@ -26,7 +26,7 @@ _TEXTS = (
 )  # fmt: skip
 _WHOLE = ("priority", "group_index", "delivery_mode")
 
-# Send options that go into the message unchanged, and their names there.
+# Send options that are copied into the message unchanged, and the names of its fields.
 _FIELDS = {
     "shadow": "shadow", "root_id": "root_id", "parent_id": "parent_id", "group_id": "group",
     "group_index": "group_index", "ignore_result": "ignore_result", "argsrepr": "argsrepr",

@@ -51,8 +51,8 @@ _PAUSE = load_script("pause")
 # How many queues may be paused at once.
 _PAUSED = 1000
 
-# How many queues are remembered as declared, and of how many lists the names are kept; beyond that,
-# they are declared and named again.
+# How many declared queues, and how many names of lists, are cached; beyond that, queues are
+# declared again and names computed again.
 _DECLARED = 10_000
 
 # The death counts a message may carry, for finding it on the server while it is sent again.
