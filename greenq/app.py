@@ -487,7 +487,7 @@ class Greenq:
         return task
 
     def leader(self, function: L) -> L:
-        """Have a function called in the one worker that wins an election on its name.
+        """Register a function that is called in the one worker that wins an election on its name.
 
         ``app.control.election(id, "module.function", action)`` holds one; the function receives
         `action`, and runs in the worker's greenlet for events: send a task for longer work.
@@ -497,7 +497,7 @@ class Greenq:
         return function
 
     def on_task_end(self, function: H) -> H:
-        """Have a function called in the worker at the end of each task: ``@app.on_task_end``.
+        """Register a function that the worker calls at the end of each task: ``@app.on_task_end``.
 
         It is called without arguments after the task's code and the hooks of its class, in the same
         greenlet: what the task left in ``threading.local`` and in context variables is still

@@ -167,7 +167,7 @@ class _Unfailing(logging.Logger):
     """A logger whose handlers may raise; records that they cannot write go to file descriptor 2."""
 
     def handle(self, record: logging.LogRecord) -> None:
-        """Have the handlers write a record."""
+        """Pass a record to the handlers."""
         try:
             super().handle(record)
         except Exception as exc:

@@ -173,19 +173,19 @@ class Control:
         return self.broadcast("drain", {}, destination, **options)
 
     def heartbeat(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
-        """Have workers send a heartbeat now."""
+        """Make workers send a heartbeat now."""
         return self.broadcast("heartbeat", {}, destination, **options)
 
     def enable_events(
         self, destination: Nodes = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Have workers send events about their tasks."""
+        """Make workers send events about their tasks."""
         return self.broadcast("enable_events", {}, destination, **options)
 
     def disable_events(
         self, destination: Nodes = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Have workers stop sending events about their tasks."""
+        """Make workers stop sending events about their tasks."""
         return self.broadcast("disable_events", {}, destination, **options)
 
     def election(
@@ -307,7 +307,7 @@ class Control:
         destination: Nodes = None,
         **others: Unpack[Options],
     ) -> Replies | None:
-        """Have workers also take from a queue; `options` are its further arguments."""
+        """Make workers also take from a queue; `options` are its further arguments."""
         arguments = {
             "queue": queue,
             "exchange": exchange,
@@ -323,7 +323,7 @@ class Control:
         destination: Nodes = None,
         **options: Unpack[Options],
     ) -> Replies | None:
-        """Have workers stop taking from a queue."""
+        """Make workers stop taking from a queue."""
         return self.broadcast("cancel_consumer", {"queue": queue}, destination, **options)
 
     def pause(self, queue: str) -> None:
@@ -335,7 +335,7 @@ class Control:
         self._app.transport.broker.pause(queue, f"gen{os.getpid()}@{socket.gethostname()}")
 
     def resume(self, queue: str) -> None:
-        """Have greenq workers take from a paused queue again."""
+        """Make greenq workers take from a paused queue again."""
         self._app.transport.broker.resume(queue)
 
     def purge(self) -> int:

@@ -192,7 +192,7 @@ class Thread(Generic[T]):
         return found
 
     def end(self) -> None:
-        """Have it end soon."""
+        """Ask the thread to end soon."""
         self._ended.set()
 
     def run(self) -> None:
@@ -229,7 +229,7 @@ class Sampler(Thread["Look | Greenlets"]):
         self._woken.set()
 
     def end(self) -> None:
-        """Have it end soon."""
+        """Ask the thread to end soon."""
         super().end()
         self._woken.set()
 
