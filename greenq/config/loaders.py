@@ -221,7 +221,8 @@ def settings_from_env(
         environ: the environment.
         notes: receives a warning for each variable that is not read.
 
-    Raises: ConfigError: a variable looks like a misspelt setting, or cannot be parsed as its type.
+    Raises:
+        ConfigError: a variable looks like a misspelt setting, or cannot be parsed as its type.
     """
     notes = [] if notes is None else notes
     kinds = {

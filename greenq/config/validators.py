@@ -95,8 +95,8 @@ class Validator(NamedTuple):
     """The values that a setting accepts.
 
     Attributes:
-        accept: returns the normalised value; raises ValueError with what is accepted. parse: turns
-            text from the environment into a value for `accept`; may raise ValueError.
+        accept: returns the normalised value; raises ValueError with what is accepted.
+        parse: turns text from the environment into a value for `accept`; may raise ValueError.
     """
 
     accept: Callable[[Any], Any]

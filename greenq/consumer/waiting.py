@@ -37,8 +37,8 @@ class Waiting:
 
     1. A task with a near ETA waits in the timer, reserved; one with a far ETA, or for which there
        is no room here, is parked on the server.
-    2. A task with a rate limit waits in its own line, reserved. 3. A task that expires while it
-       waits is discarded.
+    2. A task with a rate limit waits in its own line, reserved.
+    3. A task that expires while it waits is discarded.
     """
 
     def __init__(

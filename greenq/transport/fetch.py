@@ -275,10 +275,10 @@ class Fetcher:
         """Register this owner on a server that does not know it. Switches: yes.
 
         Args:
-            question: the question that the last renewal of the lease returned. held: the deliveries
-                that this owner believes it holds. begun: the tags of messages acknowledged before
-                their run, whose outcome is unwritten. timeout_s: for each call; held deliveries are
-                sent in portions.
+            question: the question that the last renewal of the lease returned.
+            held: the deliveries that this owner believes it holds.
+            begun: the tags of messages acknowledged before their run, whose outcome is unwritten.
+            timeout_s: for each call; held deliveries are sent in portions.
 
         Returns:
             True if the server did not know it: the owner is new, or the server has lost its data.

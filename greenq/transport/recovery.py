@@ -64,8 +64,8 @@ class Lot(NamedTuple):
     """Messages to be given back, and why.
 
     Attributes:
-        guard: on whose behalf they are moved. alone: the tag of the message that ran alone when its
-            worker died, "" if none did.
+        guard: on whose behalf they are moved.
+        alone: the tag of the message that ran alone when its worker died, "" if none did.
         counts: True when their worker has died.
     """
 

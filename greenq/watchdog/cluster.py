@@ -39,7 +39,8 @@ class ClusterLink:
         """Use the connection of `leases`.
 
         Args:
-            leases: provides the connection. hub: handles the published messages.
+            leases: provides the connection.
+            hub: handles the published messages.
             monitor: knows whether the hub is blocked.
             wake: makes the watchdog thread run soon.
             renew_every_s: how often the lease is renewed.

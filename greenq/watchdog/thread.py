@@ -106,8 +106,8 @@ class Watch(StartStopPart):
             held: returns the tags that are not settled on the server yet, as far as this process
                 knows, and the first number that no tag had had before.
             first_unused: returns the first number that no tag has had, as far as it knows.
-            is_waiting: tells whether this worker waits for messages, so that it may relay. look:
-                called in the hub's thread, in a greenlet, when a waiting consumer should look for
+            is_waiting: tells whether this worker waits for messages, so that it may relay.
+            look: called in the hub's thread, in a greenlet, when a waiting consumer should look for
                 messages itself.
             paused: called in the same way with the queues that are paused.
             forgotten: called in the same way when the server does not know this owner.
