@@ -89,7 +89,7 @@ def __getattr__(name: str) -> Any:
     """Load a public name's module when the name is first used."""
     if name in _NOT_HERE:
         sentence = why_not_here(name)
-        # Of an AttributeError an import statement would keep nothing but the name.
+        # An import statement would replace an AttributeError's text and keep only the name.
         if sys._getframe(1).f_code.co_name == "_handle_fromlist":  # noqa: SLF001  inspect is slow
             raise ImportError(sentence, name="greenq")
         raise AttributeError(sentence)
@@ -101,7 +101,7 @@ def __getattr__(name: str) -> Any:
 
 
 def why_not_here(name: str) -> str:
-    """Say what there is instead of one of Celery's names that greenq does not have."""
+    """Return what replaces one of Celery's names that greenq does not have."""
     return f"greenq has no {name!r}: {_NOT_HERE[name]}"
 
 

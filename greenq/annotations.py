@@ -18,13 +18,13 @@ _ALL = "*"
 
 
 def annotate(task: Task[Any, Any], annotations: Sequence[Any]) -> None:
-    """Change a task as the setting says: first by its name, then by what is for all tasks.
+    """Apply the setting to a task: first the entry for its name, then the entry for all tasks.
 
-    Of several annotations, the first that has something for the name counts, and the first that has
-    something for all. The latter wins, as in Celery.
+    Of several annotations, the first with an entry for the name counts, and so does the first with
+    an entry for all tasks. As in Celery, the latter wins.
 
     Raises:
-        ConfigError: an option is invalid, an attribute is almost one that tasks have, or something
+        ConfigError: an option is invalid, an attribute looks like a misspelt one, or something
             named in the setting cannot be imported.
     """
     made = [_made(each) for each in annotations]

@@ -1,4 +1,4 @@
-"""`Greenq`: the app. It holds tasks and settings, and the way to its server."""
+"""`Greenq`: the app. It holds the tasks, the settings and the connection to the server."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ _COMPARED_CHARS = 200
 
 
 class Settings(Mapping[str, Any]):
-    """An app's settings, `app.conf`: attributes and a mapping. Read, set one, `update` several.
+    """An app's settings, `app.conf`: attributes and a mapping. Read one, set one, `update` several.
 
     Unknown names and wrong values are refused at once, with the nearest valid name. Once the app
     has connected, its transport keeps the settings it was opened with.
@@ -146,15 +146,15 @@ class Settings(Mapping[str, Any]):
         # Receivers use the settings, too.
         object.__setattr__(self, "_around", ())
         before()
-        # Raises if one is wrong.
+        # This raises if a setting is wrong.
         _ = self.config
         after()
 
     def warn(self, *, foreign: bool = True) -> None:
         """Log one warning for each name that is not read or has no effect.
 
-        Without `foreign`, Celery settings that greenq does not need are left out: they concern
-        workers, so programs that only send need not see them at each start.
+        Without `foreign`, Celery settings that greenq does not need are not logged: they concern
+        workers, and would only clutter the start of programs that only send.
         """
         config = self.config
         lines = [*self._unread]
@@ -238,13 +238,13 @@ class TaskRegistry(dict[str, Task[Any, Any]]):
         return self
 
     def nearest(self, name: str) -> str:
-        """Return a hint at a registered name similar to `name`, or nothing."""
-        # The time to compare grows with the name, which may come from outside.
+        """Return a hint that names a registered task similar to `name`, or empty text."""
+        # Comparing takes longer for longer names, and the name may come from outside.
         return suggestion(name[:_COMPARED_CHARS], self)
 
 
 class Greenq:
-    """An application: tasks, settings, and the way to the server.
+    """An application: its tasks, its settings and its connection to the server.
 
     Creating one opens nothing and imports no module; the first sending does. Safe to share between
     threads, greenlets and forked processes.
@@ -323,7 +323,7 @@ class Greenq:
         self._unannotated: deque[Task[Any, Any]] = deque()
         self._annotating = self._annotated = False
         self._task_lock = threading.RLock()
-        # Made from the first shared tasks, in order, with this app's own class.
+        # This app's versions of the shared tasks, in order of definition, as far as they are made.
         self._shared_tasks: list[Task[Any, Any]] = []
         self._autodiscovered: list[tuple[_Packages, str | None]] = []
         self._lock = threading.Lock()
@@ -392,9 +392,9 @@ class Greenq:
         return self._tasks
 
     def take_shared(self) -> Sequence[Task[Any, Any]]:
-        """Make this app's own version of each shared task, and return them in definition order.
+        """Create this app's version of each shared task; return them in definition order.
 
-        If the app has a task of another function under the same name, that one stays.
+        If the app has a task of another function under the same name, that task stays.
         """
         if len(self._shared_tasks) < len(shared.definitions):
             with self._task_lock:
@@ -418,7 +418,7 @@ class Greenq:
         annotations = self.conf["task_annotations"]
         with self._task_lock:
             if self._annotating:
-                return  # an annotation is accessing its task's app
+                return  # an annotation accesses its task's app
             self._annotating = True
             try:
                 while self._unannotated:
@@ -505,14 +505,14 @@ class Greenq:
 
     @property
     def current_task(self) -> Any:
-        """The task that is running here, None outside a worker."""
+        """The task that runs in this greenlet or thread; None outside a worker."""
         context = current_context.get()
         return None if context is None else self.tasks.get(context.task)
 
     current_worker_task = current_task
 
     def gen_task_name(self, name: str, module: str) -> str:
-        """Return the name of a task that was not given one."""
+        """Return the default name of a task."""
         return f"{self.main if module == '__main__' else module}.{name}"
 
     def _register(self, task: _BaseTask[Any, Any]) -> _BaseTask[Any, Any]:
@@ -532,12 +532,12 @@ class Greenq:
         self._unannotated.append(task)
         task.on_bound(self)
         if self._annotated:
-            # A worker may run it without accessing `tasks` again.
+            # A worker may run the task without reading `tasks` again.
             self._annotate()
         return task
 
     def leader(self, function: L) -> L:
-        """Have a function called in the one worker that wins an election on its name.
+        """Register a function that is called in the one worker that wins an election on its name.
 
         ``app.control.election(id, "module.function", action)`` holds one; the function receives
         `action`, and runs in the worker's greenlet for events: send a task for longer work.
@@ -547,7 +547,7 @@ class Greenq:
         return function
 
     def on_task_end(self, function: H) -> H:
-        """Have a function called in the worker at the end of each task: ``@app.on_task_end``.
+        """Register a function that the worker calls at the end of each task: ``@app.on_task_end``.
 
         It is called without arguments after the task's code and the hooks of its class, in the same
         greenlet: what the task left in ``threading.local`` and in context variables is still
@@ -604,7 +604,8 @@ class Greenq:
             self._discover(packages(), related_name)
         django = _django()
         if django is not None:
-            # Now logging is set up, and settings or tasks that patch a driver have done so.
+            # By now logging is set up, and any setting or task module that patches a driver has
+            # been imported.
             django.warn_of_blocking()
 
     def _discover(self, packages: Iterable[str] | None, related_name: str | None) -> None:
@@ -836,7 +837,7 @@ class Greenq:
         return task.send_options(options)
 
     def on_commit(self, call: Callable[[], object]) -> None:
-        """Make a call when Django's open transaction commits; without one, now.
+        """Make a call when Django's open transaction commits, or now if none is open.
 
         Raises:
             ConfigError: Django is not in use.
@@ -887,7 +888,7 @@ class Greenq:
 
     @property
     def transport(self) -> Transport:
-        """The way to the server, created on first use; an embedded server is started then."""
+        """The connection to the server; first use creates it, and starts an embedded server."""
         made = self._transport
         if made is not None:
             return made
@@ -926,7 +927,7 @@ class Greenq:
         return datetime.now(self.timezone)
 
     def finalize(self, auto: bool = False) -> None:
-        """Take the shared tasks and apply the annotations now, not on the tasks' first use.
+        """Create the shared tasks and apply the annotations now, not when tasks are first used.
 
         Args:
             auto: accepted for compatibility with Celery, no effect.
@@ -1021,12 +1022,12 @@ def _folder_of(frame: FrameType | None) -> Path:
     while frame is not None and frame.f_code.co_name == "__init__":
         frame = frame.f_back
     name = str(frame.f_globals.get("__file__") or "") if frame is not None else ""
-    # There is none at a prompt, or under `python -c`.
+    # `__main__` has no file at a prompt, or under `python -c`.
     return Path(os.path.realpath(Path(name).parent if name else Path.cwd()))
 
 
 def _django() -> ModuleType | None:
-    """Return the bridge to Django if that is in use; otherwise None, and Django stays unloaded."""
+    """Return greenq's Django module if Django is in use, else None without loading Django."""
     if not os.environ.get("DJANGO_SETTINGS_MODULE"):
         return None
     if "django" not in sys.modules and find_spec("django") is None:
@@ -1036,7 +1037,7 @@ def _django() -> ModuleType | None:
 
 
 def _package(entry: str) -> str:
-    """Import the package named by an entry, itself or by its AppConfig, and return its name."""
+    """Import the package that an entry names, directly or by an AppConfig; return its name."""
     try:
         importlib.import_module(entry)
     except ModuleNotFoundError as error:

@@ -155,7 +155,7 @@ class Context:
         return getattr(self, name, default)
 
     def as_execution_options(self) -> dict[str, Any]:
-        """Return the options with which this run was sent, as far as they apply to a run."""
+        """Return those options with which this run was sent that also apply to a next run."""
         return {
             "task_id": self.id,
             "root_id": self.root_id,

@@ -1,8 +1,8 @@
 """Every exception of greenq, in one tree.
 
-Each says when it is raised and carries its facts as fields, from which its message is built. Those
-with a counterpart in Celery travel on the wire under Celery's module and name (`CELERY_NAMES`), so
-that a Celery client sees the class it knows.
+Each docstring says when the exception is raised; its facts are fields, from which its message is
+built. Those with a counterpart in Celery travel on the wire under Celery's module and name
+(`CELERY_NAMES`), so that a Celery client sees the class it knows.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class UnknownSetting(ConfigError, AttributeError, KeyError):
     """A setting that does not exist was read, as an attribute or as a key."""
 
     def __init__(self, setting: str, reason: str) -> None:
-        """Name the `setting`, and suggest which one may be meant."""
+        """Build the message from the `setting`, and suggest the one that may be meant."""
         super().__init__([Problem(setting, None, reason)])
         self.name = setting
-        # There was no value, so none is shown.
+        # No value was given, so none is shown.
         self.args = (f"no setting {setting!r}: {reason}",)
 
     # KeyError would show the text as a literal.
@@ -56,7 +56,7 @@ class WrongOption(GreenqError, TypeError, ValueError):
     """An option of a task, or of one sending, is invalid; nothing was sent."""
 
     def __init__(self, task: str, option: str, value: object, reason: str) -> None:
-        """Name `task` and `option`; `value` must be free of secrets."""
+        """Build the message; `value` must be free of secrets."""
         self.task = task
         self.option = option
         super().__init__(f"task {task}: {option} = {value!r}: {reason}")
@@ -71,10 +71,10 @@ class EmbeddedServerError(GreenqError):
 
 
 class ImportedTooEarly(GreenqError):
-    """Modules imported the unpatched standard library before gevent could patch it."""
+    """Modules had imported blocking functions of the standard library before gevent patched it."""
 
     def __init__(self, modules: Sequence[str]) -> None:
-        """Name the `modules` that were imported too early."""
+        """Build the message from the `modules` that were imported too early."""
         self.modules = tuple(modules)
         named = ", ".join(self.modules)
         super().__init__(
@@ -94,7 +94,7 @@ class DecodeError(ProtocolError):
     """Bytes cannot be read; `raw` holds them as received."""
 
     def __init__(self, reason: str, raw: bytes = b"") -> None:
-        """Give the `reason`; the raw bytes stay out of the message."""
+        """Store the `reason` and the raw bytes; the message does not contain the bytes."""
         self.reason = reason
         self.raw = raw
         super().__init__(reason)
@@ -108,7 +108,7 @@ class ContentDisallowed(ProtocolError):
     """A body's content type is not in ``accept_content``."""
 
     def __init__(self, content_type: str, accept: Sequence[str] = ()) -> None:
-        """Name the refused type and the accepted ones."""
+        """Build the message from the refused type and the accepted ones."""
         self.content_type = content_type
         self.accept = tuple(accept)
         allowed = ", ".join(self.accept) or "nothing"
@@ -123,7 +123,7 @@ class SecurityError(ProtocolError):
 
 
 class SignatureError(ProtocolError):
-    """Something is unsigned, or its signature is wrong, and settings ask for a valid one."""
+    """A message or result lacks the valid signature that the settings require."""
 
 
 # --- Redis ---------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ class NotAllSent(GreenqError):
     def __init__(
         self, task: str, ids: Sequence[str], unknown: Sequence[str], reason: Exception
     ) -> None:
-        """Count what was sent, and give the reason why sending stopped."""
+        """Build the message from the number of tasks sent and the reason why sending stopped."""
         self.ids = ids
         self.unknown = unknown
         then = len(ids)
@@ -184,7 +184,7 @@ _CLUSTER = (
     "(cluster-enabled no)"
 )
 
-# Replies unrelated to the command itself: the server refuses for the time being.
+# Error replies that do not concern the command itself: the server is temporarily unavailable.
 _REFUSALS = {
     "OOM": "the server's memory is full (maxmemory): it accepts no more until some is free",
     "READONLY": "the server is a read-only replica: it accepts nothing until it is the primary",
@@ -214,7 +214,7 @@ class ServerError(OperationalError):
     """
 
     def __init__(self, command: str, reply: str) -> None:
-        """Keep the facts; a known reply is also explained in words."""
+        """Store the facts; the message also explains a known reply in words."""
         self.command = command
         self.reply = reply
         meaning = _REFUSALS.get(reply.split(" ", 1)[0])
@@ -315,7 +315,7 @@ class WorkerLostError(GreenqError):
 
 
 class WorkerFault(GreenqError):
-    """A part of the worker itself has failed, not a task."""
+    """A part of the worker itself, not a task, has failed."""
 
 
 class TimeLimitExceeded(GreenqError):
@@ -327,7 +327,7 @@ class SoftTimeLimitExceeded(GreenqError):
 
 
 class TaskTerminated(BaseException):
-    """Thrown into the code of a task that must end; the code should let it pass.
+    """Thrown into the code of a task that must end; the code should let it propagate.
 
     Attributes:
         reason: becomes the task's result.
@@ -342,7 +342,7 @@ class TaskTerminated(BaseException):
 
 
 class TaskPredicate(GreenqError):
-    """Base of the exceptions by which a task steers its worker; none of them is a failure."""
+    """Base of the exceptions by which a task controls its worker; none of them is a failure."""
 
 
 class Retry(TaskPredicate):
@@ -358,7 +358,7 @@ class Retry(TaskPredicate):
     def __init__(
         self, message: str | None = None, exc: BaseException | None = None, when: object = None
     ) -> None:
-        """Keep the three facts in the order in which Celery's reader passes them."""
+        """Store the three facts in the order in which Celery's reader passes them."""
         self.message = message
         self.exc = exc
         self.when = when
@@ -366,14 +366,14 @@ class Retry(TaskPredicate):
         super().__init__(message, exc, when)
 
     def __str__(self) -> str:
-        """Say when, and why if known."""
+        """Build the message from the time of the retry and its reason, if known."""
         when = f"in {self.when:g}s" if isinstance(self.when, (int, float)) else f"at {self.when}"
         why = self.message or (repr(self.exc) if self.exc is not None else "")
         return f"Retry {when}: {why}" if why else f"Retry {when}"
 
 
 class Ignore(TaskPredicate):
-    """Raised by a task whose state must not be stored: acknowledged, no result."""
+    """Raised by a task to be acknowledged without storing a result."""
 
 
 class Reject(TaskPredicate):
@@ -385,7 +385,7 @@ class Reject(TaskPredicate):
     """
 
     def __init__(self, reason: object = None, requeue: bool = False) -> None:
-        """Keep both facts, in the order in which Celery's reader passes them."""
+        """Store both facts in the order in which Celery's reader passes them."""
         self.reason = reason
         self.requeue = requeue
         super().__init__(reason, requeue)

@@ -38,7 +38,7 @@ __all__ = [
 if TYPE_CHECKING:
     Greenlet: TypeAlias = gevent.Greenlet[..., Any]
 else:
-    # It is generic in the stubs, but not at run time.
+    # This class is generic in the stubs, but not at run time.
     Greenlet = gevent.Greenlet
 sleep = gevent.sleep
 
@@ -110,7 +110,7 @@ def _imported_too_early() -> list[str]:
 def spawn(run: Callable[..., Any], *args: Any, name: str, lasts: bool = False) -> Greenlet:
     """Start a named greenlet; if it crashes, log the error and end this process's workers.
 
-    With `lasts`, they also end if it is killed: its owner kills it only when they end anyway.
+    With `lasts`, they also end if it is killed, which its owner does only when they end anyway.
     """
     greenlet: Greenlet = gevent.Greenlet(run, *args)
     greenlet.name = name
@@ -162,7 +162,7 @@ def _note_kill(greenlet: Greenlet) -> None:
 
 
 def _report_crash(what: str, error: BaseException) -> None:
-    """End the workers of this process: one that has lost a part only seems to be alive."""
+    """End the workers of this process: a worker that has lost a part would only seem alive."""
     for hub in _hubs:
         hub.crashed(what, error)
 
@@ -184,14 +184,15 @@ def poll_readable(descriptor: int, timeout_s: float) -> bool:
 class NativeThread:
     """A native thread beside the hub, which keeps running while the hub is blocked.
 
-    What it calls may use gevent's sockets and sleeps: they use a separate hub in this thread.
+    Functions that it calls may use gevent's sockets and sleeps, which use a separate hub in this
+    thread.
     """
 
     def __init__(self, run: Callable[[NativeThread], None], *, name: str) -> None:
-        """Start the thread; `run` gets this object and returns soon after `wait` returns True."""
+        """Start the thread; `run` gets this object, and must return once `wait` returns True."""
         self.name = name
         self.ended = False
-        # In the thread: whether the last wait has timed out rather than been woken.
+        # Used by the thread: True if the last wait timed out, False if it was woken.
         self.timed_out = False
         self._run = run
         self._stopping = self._woken = False
@@ -252,7 +253,7 @@ class NativeThread:
             self.ended = True
 
 
-# Upper bounds of the histogram's buckets in seconds; one more bucket holds what is above.
+# Upper bounds of the histogram's buckets in seconds; a further bucket counts everything above.
 _LAGS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
@@ -270,7 +271,7 @@ class Lags:
         self.max_s = max(self.max_s, lag_s)
 
     def quantile_s(self, share: float) -> float:
-        """Return the lag that `share` of them did not exceed, as precisely as the buckets allow."""
+        """Return the lag that this `share` of pings did not exceed, within a bucket's precision."""
         wanted, seen = share * sum(self.counts), 0
         for upper_s, count in zip(_LAGS_S, self.counts, strict=False):
             seen += count
@@ -300,9 +301,10 @@ _WAITING = gevent.hub.Hub.run.__code__
 class Hub(StartStopPart):
     """The event loop's step: its lag, signals, and crashes outside any greenlet.
 
-    Duties: (1) show other threads whether the loop runs, and how late; (2) start greenlets for
-    them; (3) log what gevent would print to stderr; (4) disappear in a forked child, which must not
-    continue its parent's work; (5) end the worker when one of its greenlets or threads crashes.
+    Duties: (1) show other threads whether the loop runs, and with how much lag; (2) start greenlets
+    for them; (3) log what gevent would print to stderr; (4) do nothing in a forked child, which
+    must not continue its parent's work; (5) end the worker when one of its greenlets or threads
+    crashes.
     """
 
     name = "Hub"
@@ -311,7 +313,7 @@ class Hub(StartStopPart):
     def __init__(self, *, crashed: Callable[[str, BaseException], object] | None = None) -> None:
         """Use the hub of this thread.
 
-        `crashed` is called in this thread with the name of what has crashed and the error.
+        `crashed` is called in this thread with the name of the crashed part and the error.
         """
         self._hub = gevent.get_hub()
         self._end = crashed
@@ -362,7 +364,7 @@ class Hub(StartStopPart):
         self._hub.loop.run_callback_threadsafe(self._spawn, run, name)
 
     def forget(self) -> None:
-        """In a forked child: never run what waits here; later waits use a new loop.
+        """In a forked child: drop all waiting callbacks; later waits use a new loop.
 
         The child has copies of all the parent's greenlets: with the parent's loop they would take
         and run its messages a second time.

@@ -1,7 +1,7 @@
 """Logging: set up only for the command line; each line logged by a task names it and its id.
 
-The logging of a program that only sends is never touched: nothing here acts before `setup` is
-called.
+Nothing here takes effect before `setup` is called, so a program that only sends keeps its own
+logging.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 class Running(Protocol):
-    """What a log line needs to know of a task."""
+    """What a log line shows of a task."""
 
     @property
     def task(self) -> str:
@@ -98,16 +98,16 @@ def reopen() -> None:
             handler.renew()
 
 
-# Above the loggers of tasks, without handlers of its own: a place for those of
-# after_setup_task_logger. Not below ``greenq``, whose level is that of greenq's own lines.
+# The parent of the task loggers. It has no handlers of its own; after_setup_task_logger may add
+# some. Not below ``greenq``, whose level is that of greenq's own lines.
 task_logger: Final = logging.getLogger("greenq_task")
 
 
 def get_task_logger(name: str) -> logging.Logger:
     """Return the logger `name`; what a task logs through it is marked with the task and its id.
 
-    So is what it logs through any other logger: this function is provided for Celery users. What
-    is logged here also passes `task_logger`, unless a logger above it is in use.
+    The same holds for any other logger; this function exists for users of Celery. Its records also
+    pass `task_logger`, unless a parent logger is in use.
     """
     logger = logging.getLogger(name)
     if logger.parent is logging.root and logger is not task_logger:
@@ -164,10 +164,10 @@ def keep_going() -> None:
 
 
 class _Unfailing(logging.Logger):
-    """A logger whose handlers may raise: lines they could not write go to file descriptor 2."""
+    """A logger whose handlers may raise; records that they cannot write go to file descriptor 2."""
 
     def handle(self, record: logging.LogRecord) -> None:
-        """Have the handlers write a record."""
+        """Pass a record to the handlers."""
         try:
             super().handle(record)
         except Exception as exc:
@@ -186,10 +186,10 @@ def _write_plainly(record: logging.LogRecord, error: BaseException) -> None:
 
 
 class _Keeping(logging.Handler):
-    """A handler whose own errors never reach the caller, and lose no line."""
+    """A handler whose errors never reach the caller and never lose a line."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
-        """Report the error as logging does; where that is not possible, keep the line."""
+        """Report the error as logging does; if that fails, still write the record."""
         try:
             super().handleError(record)
         except Exception as exc:
@@ -197,7 +197,7 @@ class _Keeping(logging.Handler):
 
 
 class _Stream(_Keeping, logging.StreamHandler[TextIO]):
-    """A stream that may be closed by a task: that must not stop a worker."""
+    """A stream that a task may close without stopping the worker."""
 
 
 class _File(_Keeping, logging.handlers.WatchedFileHandler):
@@ -216,7 +216,7 @@ class _File(_Keeping, logging.handlers.WatchedFileHandler):
         return super()._open()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line; whatever fails, the caller goes on."""
+        """Write a line; no failure reaches the caller."""
         try:
             super().emit(record)
         except Exception:
@@ -245,7 +245,7 @@ class _File(_Keeping, logging.handlers.WatchedFileHandler):
 
 
 class _Formatter(logging.Formatter):
-    """Formats records so that no part can look like another record, or control a terminal."""
+    """Formats records so that no part of one can imitate another record or control a terminal."""
 
     def __init__(self, *, colored: bool) -> None:
         super().__init__(FORMAT)
@@ -270,7 +270,7 @@ _plain = _Formatter(colored=False)
 class OutageLog:
     """Logs an outage of one part, which keeps retrying, when it begins and when it ends.
 
-    Each kind of error is logged once per outage; further attempts are logged at DEBUG.
+    Each kind of error is logged once per outage; repetitions are logged at DEBUG.
     """
 
     def __init__(self, log: logging.Logger) -> None:
@@ -298,10 +298,10 @@ _MINUTE_S: Final = 60.0
 
 
 class Repeated:
-    """Limits lines about what others send: a few of each kind at once, then only their number.
+    """Limits log lines about what others send: a few of each kind, then only their number.
 
-    A kind is a text before formatting, so there are only as many as the code contains. The number
-    is logged with the first line of its kind after the minute.
+    A kind is a line's text before formatting, so their number is limited by the code. The number is
+    logged with the first line of that kind after the minute.
     """
 
     def __init__(
@@ -311,11 +311,11 @@ class Repeated:
         at_once: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Write to `log`, of each kind at most `at_once` lines a minute."""
+        """Write to `log` at most `at_once` lines of each kind a minute."""
         self._log = log
         self._at_once = at_once
         self._clock = clock
-        # For each kind: when its minute began, and how many lines there were since.
+        # For each kind: when its current minute began, and how many lines there have been since.
         self._minutes: dict[str, tuple[float, int]] = {}
 
     def log(self, text: str, *arguments: object, level: int = logging.WARNING) -> None:

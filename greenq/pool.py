@@ -31,9 +31,9 @@ _log = logging.getLogger(__name__)
 # calls it. There is no public way to look without creating one.
 _threads: dict[int, threading.Thread] = threading._active  # type: ignore[attr-defined]  # noqa: SLF001
 
-# A greenlet whose tasks never wait lets the others run after this time.
+# A greenlet whose tasks never wait yields to the others after this time.
 _TURN_S = 0.005
-# The exception is thrown again at this interval into code that does not end. After a termination,
+# How often the exception is thrown again into code that does not end. After a termination,
 # the first interval is longer, for its `finally` blocks.
 AGAIN_S = 0.5
 _FINALLY_S = 1.0
@@ -50,9 +50,9 @@ class PoolGreenlet(gevent.Greenlet):  # type: ignore[type-arg]  # the class itse
 class Interrupt:
     """Throws an exception into a request's code after a delay.
 
-    With `again_s` it throws again after that time and then every half second until the code has
-    ended, since the code may catch everything. It uses a timer of the loop, which is gone once
-    cancelled; an entry of the worker's timer would stay until it is due, and limits are long.
+    With `again_s`, it throws again after that time and then every half second until the code has
+    ended, since the code may catch the exception. It uses a timer of the loop, which is freed when
+    cancelled; an entry of the worker's timer would stay until it is due, and time limits are long.
     """
 
     __slots__ = ("_again_s", "_make", "_request", "_timer")
@@ -65,7 +65,7 @@ class Interrupt:
         *,
         again_s: float | None = None,
     ) -> None:
-        """Throw what `make` returns; outside its code a request is never interrupted."""
+        """Throw what `make` returns; only the task's own code is ever interrupted."""
         self._request = request
         self._make = make
         self._again_s = again_s
@@ -93,7 +93,7 @@ class Interrupt:
 
 
 def _find_interruptible() -> Any:
-    """Return what a timeout started here interrupts: the request, so not a later one."""
+    """Return what a timeout started here interrupts: this request, and not a later one."""
     current = gevent.getcurrent()
     request = current.request if type(current) is PoolGreenlet else None
     return current if request is None else request
@@ -108,22 +108,22 @@ class Pool(StartStopPart):
 
     1. `submit` never waits: a request queues here until a greenlet takes it. At most one greenlet
        at a time is *coming*: it takes the first request, sends for the next greenlet if there are
-       more, and runs it. So a task that waits costs one more switch, and tasks that never wait run
-       one after the other in the same greenlet.
-    2. A greenlet without work rests; the last to rest is the first to be woken. There are as many
-       greenlets as have run at once, and never more than `size`.
+       more, and runs it. A task that waits thus costs one more switch, and tasks that never wait
+       run one after another in the same greenlet.
+    2. A greenlet without work becomes idle; the last to become idle is woken first. Greenlets are
+       created only as needed, at most `size`.
     3. `resize` acts at once: growing starts queued requests and wakes those who wait for room;
        shrinking ends each surplus greenlet after its present request.
-    4. `stop` waits for running requests for the grace time, and ends the rest.
+    4. `stop` gives running requests the grace time to finish, then ends the rest.
 
     Each request gets its own context (`contextvars`), and a `gevent.Timeout` that its task left
     running never fires in another request. If a task touches a `threading.local`, or sets an
     attribute of its greenlet or of its `threading.current_thread()`, its greenlet ends after it,
-    and what was left there goes with it. With `keep_locals` all greenlets are reused, like the
+    and the values left there go with it. With `keep_locals` all greenlets are reused, like the
     threads of a thread pool.
 
-    gevent's pool keeps the greenlets. Its own bound is not used: a resize could not wake a caller
-    that waits in it, nor could the caller leave at shutdown.
+    gevent's pool holds the greenlets. Its size limit is not used, since a caller that waits for it
+    could neither be woken by a resize nor leave at shutdown.
     """
 
     name = "Pool"
@@ -144,10 +144,12 @@ class Pool(StartStopPart):
         Args:
             size: how many may run at once.
             run: runs one request to its end, whatever happens in it.
-            prefetch_multiplier: `size` times this many are held here, including running ones.
+            prefetch_multiplier: the pool holds this many times `size` requests, including running
+                ones.
             grace_s: how long `stop` waits for running requests.
             keep_locals: keep what tasks put into `threading.local` for later ones.
-            abandoned: called with the requests that still run after that, before they are ended.
+            abandoned: called with the requests that still run after the grace time, before they are
+                ended.
         """
         self.size = size
         self.peak = 0
@@ -155,7 +157,7 @@ class Pool(StartStopPart):
         self._multiplier = prefetch_multiplier
         self._grace_s = grace_s
         self._keep_locals = keep_locals
-        # How many attributes an untouched thread object of a greenlet has.
+        # How many attributes a greenlet's thread object has before any task changes it.
         self._thread_size: int | None = None
         self.abandoned = abandoned
         self._greenlets = gevent.pool.Pool(greenlet_class=PoolGreenlet)
@@ -169,12 +171,12 @@ class Pool(StartStopPart):
         self._room = Event()
         # The requests that run.
         self.active: set[Request] = set()
-        # What the resting greenlets wait on, the last to rest last. Each removes itself when the
-        # pool ends. `_coming` is True while a greenlet is on its way to `_waiting`.
+        # The waiters of idle greenlets, the one that became idle last at the end. Each removes
+        # itself when the pool ends. `_coming` is True while a greenlet is on its way to `_waiting`.
         self._resting: dict[Waiter[None], None] = {}
         self._coming = False
         self._ending = False
-        # Set when running requests have ended, or when `stop` must not wait for them any longer.
+        # Set when the running requests have ended, or when `stop` must no longer wait for them.
         self._leave = Event()
         # Set while nothing runs and nothing waits.
         self._idle = Event()
@@ -227,7 +229,7 @@ class Pool(StartStopPart):
         return list(self._waiting)
 
     def take_back(self, which: Callable[[Request], bool] | None = None) -> list[Request]:
-        """Remove and return the requests without a slot (if `which` is true of them), in order."""
+        """Remove and return, in order, the requests without a slot for which `which` is true."""
         taken = self.withdraw(which)
         if not self.active and not self._waiting:
             self._idle.set()
@@ -235,10 +237,10 @@ class Pool(StartStopPart):
         return taken
 
     def withdraw(self, which: Callable[[Request], bool] | None = None) -> list[Request]:
-        """Do the same as `take_back`, but wake nothing; any thread may call.
+        """Like `take_back`, but wake nothing; any thread may call this.
 
-        A request belongs to the caller that removes it from the queue: a removal is one atomic step
-        of the interpreter, both here and in the greenlet that would run it.
+        A request belongs to the caller that removes it from the queue: both here and in the
+        greenlet that would run it, removal is one atomic step of the interpreter.
         """
         taken = []
         for request in list(self._waiting):
@@ -251,7 +253,7 @@ class Pool(StartStopPart):
     def end(self, request: Request, signum: str = "SIGTERM") -> None:
         """End a request's code: its `finally` blocks run, its state is REVOKED. Switches: no.
 
-        If its code has not begun, it never will; if it has ended, nothing happens.
+        If its code has not begun, it never does; if it has ended, nothing happens.
         """
 
         def make_error() -> TaskTerminated:
@@ -278,7 +280,7 @@ class Pool(StartStopPart):
         self._end_rest()
 
     def end_grace(self) -> None:
-        """End the grace time of a present or later `stop`."""
+        """Cut short the grace time of the current or a later `stop`."""
         self._grace_s = 0.0
         self._leave.set()
 
@@ -287,7 +289,7 @@ class Pool(StartStopPart):
         if self.active:
             self.abandoned(list(self.active))
         self.hub_time.stop()
-        # The code of each gets a GreenletExit and has a moment for its `finally` blocks.
+        # GreenletExit is raised in each task, which then has a moment for its `finally` blocks.
         self._greenlets.kill(timeout=1.0)
 
     def info(self) -> dict[str, object]:
@@ -300,7 +302,7 @@ class Pool(StartStopPart):
         }
 
     def _send_for_one(self) -> None:
-        """Wake or start one greenlet for work, unless one is coming or there is no slot."""
+        """Wake or start one greenlet, unless one is already coming or all slots are in use."""
         if self._coming or not self._waiting or len(self.active) >= self.size:
             return
         self._coming = True
@@ -310,7 +312,7 @@ class Pool(StartStopPart):
             self._greenlets.spawn(self._work)
 
     def _work(self) -> None:
-        """Run requests, rest when there are none; end with the pool or when it shrinks."""
+        """Run requests, idle when there are none; end with the pool or when it shrinks."""
         me = cast("PoolGreenlet", gevent.getcurrent())
         me.request = None
         # Each `threading.local` touched in this greenlet adds a key to it.
@@ -320,7 +322,7 @@ class Pool(StartStopPart):
             self._thread_size = len(vars(threading.current_thread()))
         turn, began_s = None, 0.0
         while True:
-            # The greenlet that was sent for is here.
+            # The greenlet that was on its way has arrived.
             self._coming = False
             while self._waiting and len(self.active) < self.size and not self._ending:
                 # Tasks that never wait must not block the loop for all others. The loop's own clock
@@ -363,7 +365,7 @@ class Pool(StartStopPart):
     def put_back(self, requests: Iterable[Request]) -> None:
         """Queue withdrawn requests again, given newest first; any thread may call."""
         self._waiting.extendleft(requests)
-        # The greenlet that was coming for them may have found nothing meanwhile.
+        # The greenlet that was on its way may have found nothing and gone idle.
         self._loop.run_callback_threadsafe(self._resume)
 
     def _resume(self) -> None:
@@ -416,6 +418,6 @@ class Pool(StartStopPart):
             _log.warning("%r was raised after the task that caused it had ended: ignored", exc)
 
     def _end_surplus(self) -> None:
-        """Wake the surplus resting greenlets; each sees that the pool has shrunk and ends."""
+        """Wake the surplus idle greenlets; each sees that the pool has shrunk, and ends."""
         for _ in range(min(len(self._resting), len(self._greenlets) - self.size)):
             self._loop.run_callback(self._resting.popitem()[0].switch, None)

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 class Request:
     """A reserved message on its way through the worker.
 
-    Its reservation is settled once: acknowledged, or moved elsewhere. Code that settles it calls
-    `settle` first, so a task that ends while it is being given back at shutdown is not settled
-    twice. A broadcast message has no reservation and no tag: it is settled from the beginning.
+    Its reservation is settled exactly once: the message is acknowledged, or moved elsewhere. Code
+    that settles it calls `settle` first, so a task that ends while shutdown gives it back is not
+    settled twice. A broadcast message has no reservation and no tag: it is settled from the
+    beginning.
 
     Attributes:
         delivery: tag, queue and raw bytes.
@@ -35,7 +36,8 @@ class Request:
         started_s: monotonic time of the start, None until then.
         hub_s: seconds for which its greenlet has held the hub, as far as they are counted.
         in_code: True while the task's own code runs, None before and False after.
-        killed: what was thrown into its code to end it, or will be when that begins; or None.
+        killed: the exception thrown into its code to end it, or to be thrown when the code begins;
+            else None.
     """
 
     __slots__ = (
@@ -68,7 +70,7 @@ class Request:
         self.settled = False
 
     def settle(self) -> bool:
-        """Claim the right to acknowledge or move the message; True for the first caller only."""
+        """Claim the right to acknowledge or move the message; only the first caller gets True."""
         if self.settled:
             return False
         self.settled = True

@@ -64,7 +64,7 @@ class Definition(NamedTuple):
 
 
 def place(function: Callable[..., Any]) -> str:
-    """Say where a function is defined, to tell apart two of the same name."""
+    """Return where a function is defined, to distinguish two of the same name."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     where = f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
     return f"{function.__module__}.{getattr(function, '__qualname__', '?')} ({where})"
@@ -75,7 +75,7 @@ class _Shared:
 
     def __init__(self) -> None:
         self.app: Greenq | None = None
-        # Append-only, so that an app knows by their count which ones it has taken.
+        # Append-only, so that a count tells each app which ones it has already created.
         self.definitions: list[Definition] = []
 
     def current(self) -> Greenq:
@@ -87,7 +87,7 @@ class _Shared:
         return self.app
 
 
-# A task without an app must find one when it is used: it is kept here and nowhere else.
+# The current app is kept here and nowhere else; tasks without an app find it here when used.
 shared = _Shared()
 ask_for_app(shared.current)
 
@@ -104,7 +104,7 @@ class SharedTask:
         Raises:
             TypeError: an option is wrong, or the function cannot be a task.
         """
-        # Made once and discarded, so that errors are raised where the task is defined.
+        # Create a task and discard it, so that errors are raised where the task is defined.
         definition._replace(base=None).make(shared.current, "__main__")
         function = definition.function
         own = vars(self)
@@ -134,10 +134,10 @@ class SharedTask:
 
     @__class__.setter
     def __class__(self, value: type[Any]) -> None:
-        raise TypeError("the class of a shared task is that of the app's own")
+        raise TypeError("the class of a shared task cannot be set: each app has its own task")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function here and now."""
+        """Call the function directly, here and now."""
         return self._task(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -205,7 +205,7 @@ def shared_task(
 
 
 def _refuse_what_does_not_run(task_name: str, function: Callable[..., Any]) -> None:
-    """Refuse functions that return something to be run instead of running.
+    """Refuse functions whose call only returns something to run: generators and coroutines.
 
     A decorator may turn them into proper tasks, so the function that it wraps is not checked.
     """

@@ -1,7 +1,7 @@
-"""Signals: functions of an app's own, called when something happens; by Celery's names.
+"""Signals, under Celery's names: an app's own functions, called when something happens.
 
-A signal without receivers costs its sender one look at `Signal.receivers`, so code on the path of a
-task tests that before it calls `send`.
+Code on the path of a task tests `Signal.receivers` before it calls `send`, so a signal without
+receivers costs only this test.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RETRY_MAX_S = 30.0
 
 
 class _Connection:
-    """A receiver, as it is connected to one signal.
+    """The connection of a receiver to a signal.
 
     Attributes:
         find: returns the receiver, None if it has been collected.
@@ -73,7 +73,8 @@ class Signal:
         """Start without receivers."""
         self.name = name
         self.providing_args = frozenset(providing_args or ())
-        # Replaced by each change, never changed: a `send` goes through the list it has found.
+        # Each change replaces the list and never modifies it, so a `send` iterates over the list it
+        # found.
         self.receivers: list[_Connection] = []
         # A real lock, also in a patched process: any thread may connect, and a collected receiver
         # is removed wherever the garbage collector runs. Nothing waits while it is held.
@@ -93,7 +94,7 @@ class Signal:
             receiver: a function that takes keyword arguments; left out in a decorator with
                 arguments.
             sender: call it only for this sender, compared with ``is`` and ``==``.
-            weak: keep only a weak reference, so a local function or a lambda is soon gone.
+            weak: keep only a weak reference, so a local function or a lambda soon disappears.
             dispatch_uid: connect only once under this id.
             retry: when it raises an exception call it again, with pauses, until it succeeds. The
                 code that sends the signal waits; the reference is strong.
@@ -141,7 +142,7 @@ class Signal:
         weak: bool | None = None,
         dispatch_uid: Hashable | None = None,
     ) -> bool:
-        """Call a receiver no more; return whether it was connected.
+        """Disconnect a receiver; return whether it was connected.
 
         Args:
             receiver: as it was connected; may be left out with `dispatch_uid`.
@@ -157,7 +158,7 @@ class Signal:
             return len(self.receivers) < len(before)
 
     def has_listeners(self, sender: object = None) -> bool:
-        """Tell whether sending from `sender` would call anything."""
+        """Tell whether a signal from `sender` would call any receiver."""
         return any(
             each.sender is None or each.sender == sender
             for each in self.receivers
@@ -167,8 +168,8 @@ class Signal:
     def send(self, sender: object = None, **named: Any) -> list[tuple[Any, Any]]:
         """Call the receivers of `sender`, in the order in which they were connected.
 
-        An exception of a receiver is logged, and is its response. What is not an `Exception`, such
-        as SystemExit, passes.
+        If a receiver raises an `Exception`, it is logged and returned as the receiver's response.
+        Others, such as SystemExit, propagate.
 
         Returns:
             Each receiver with what it has returned or raised.
@@ -213,13 +214,13 @@ class Signal:
 
 
 def _check(receiver: Any, signal: Signal) -> None:
-    """Refuse what cannot be a receiver."""
+    """Raise an error if `receiver` cannot be a receiver."""
     if not callable(receiver):
         raise TypeError(f"a receiver of signal {signal.name} must be a function, not {receiver!r}")
     try:
         parameters = inspect.signature(receiver).parameters.values()
     except (TypeError, ValueError):
-        # Some functions written in C do not say.
+        # Some functions written in C have no signature.
         return
     if all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in parameters):
         raise ValueError(
@@ -305,7 +306,7 @@ _NOT_HERE = {
 
 
 def __getattr__(name: str) -> Any:
-    """Say why there is none of Celery's signals that have no meaning here."""
+    """Explain why greenq does not have one of Celery's signals."""
     if name in _NOT_HERE:
         raise ImportError(f"greenq has no signal {name!r}: {_NOT_HERE[name]}", name=__name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

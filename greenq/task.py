@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from greenq.result import AsyncResult, AsyncResults, EagerResult
     from greenq.sending.producer import SendOptions
 
-# By then the longest wait before a retry has long been reached.
+# The longest wait before a retry is reached well before this.
 _MOST_DOUBLINGS = 64
 
 P = ParamSpec("P")
@@ -68,7 +68,7 @@ class ExceptionInfo:
 
     @property
     def tb(self) -> TracebackType | None:
-        """The traceback as Python has it."""
+        """The traceback as Python formats it."""
         return self.exception.__traceback__
 
     def __str__(self) -> str:
@@ -98,9 +98,9 @@ def classes(given: Any) -> tuple[type[BaseException], ...]:
 class Task(Generic[P, R]):
     """A function that workers run.
 
-    Subclass it and pass the class as ``base=`` to share options or hooks; if the class has its own
-    constructor, it is called without arguments. The options below may be set on the class or in
-    the decorator; None means the app's setting.
+    Subclass it and pass the class as ``base=`` to share options or hooks; a constructor of the
+    class is called without arguments. The options below may be set on the class or in the
+    decorator; None means the app's setting.
     """
 
     # As in Celery: ``except self.MaxRetriesExceededError``.
@@ -207,7 +207,10 @@ class Task(Generic[P, R]):
         if hint:
             raise TypeError(f"task {self.name}: no option {option!r}{hint}")
         if option.startswith("__") or callable(getattr(Task, option, None)):
-            raise TypeError(f"task {self.name}: {option!r} cannot be an option: tasks have it")
+            raise TypeError(
+                f"task {self.name}: {option!r} cannot be an option: tasks have an attribute of "
+                "that name"
+            )
 
     def complete(self, app: Callable[[], Greenq], main: str) -> None:
         """Complete a class-based task with its own ``run``; called by apps.
@@ -311,7 +314,7 @@ class Task(Generic[P, R]):
         **options: Unpack[SendOptions],
     ) -> AsyncResult[R]:
         """Send the task with options (`SendOptions`). Switches: yes. Raises as `delay`."""
-        # First, since accessing the app annotates the task.
+        # This comes first, since accessing the app annotates the task.
         app = self.app
         self.argument_check.arguments(args or (), kwargs or {})
         if self.pydantic:
@@ -378,7 +381,7 @@ class Task(Generic[P, R]):
         return self.app.apply(self, args or (), kwargs or {}, options, throw=throw, retries=retries)
 
     def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Send the task when Django's open transaction commits; without one, at once.
+        """Send the task when Django's open transaction commits, or at once if none is open.
 
         If the transaction rolls back, nothing is sent. Returns no handle, since there is no task id
         yet.
@@ -401,8 +404,8 @@ class Task(Generic[P, R]):
         """Send the task once for each tuple of arguments. Switches: yes.
 
         ``add.delay_many((n, 1) for n in range(10_000_000))`` has sent all of them when it returns
-        their handles, which are created on access. `Greenq.send_task_many` says what is guaranteed
-        when something fails on the way.
+        their handles, which are created on access. See `Greenq.send_task_many` for what is
+        guaranteed when something fails on the way.
 
         A type checker requires each tuple to have all parameters, even those with a default;
         `apply_async_many` takes any.
@@ -437,7 +440,8 @@ class Task(Generic[P, R]):
     def send_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of one sending by name: the task's own, overridden by those given.
 
-        Without ``ignore_result``: a sender that only knows the name leaves it to the worker.
+        ``ignore_result`` is left out, since a sender that only knows the name leaves it to the
+        worker.
         """
         own = {name: value for name in self._SENT if (value := getattr(self, name)) is not None}
         if not options:
@@ -482,8 +486,8 @@ class Task(Generic[P, R]):
     ) -> Retry:
         """End this run and have the task run again later; write ``raise self.retry(...)``.
 
-        The worker replaces this message by the new one in a single step when it sees the `Retry`
-        that is raised, so a crash neither loses nor duplicates it.
+        When the worker catches the `Retry`, it replaces this message by the new one in a single
+        step, so a crash neither loses nor duplicates it.
 
         Args:
             args, kwargs: other arguments for the next run; None keeps them.

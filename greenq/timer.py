@@ -61,7 +61,7 @@ class Timer(StartStopPart):
         return self._add(delay_s, call, None)
 
     def call_repeatedly(self, every_s: float, call: Callable[[], object]) -> Entry:
-        """Call every `every_s`, first after `every_s`; missed calls are not made up for."""
+        """Call every `every_s`, first after `every_s`; missed calls are skipped."""
         return self._add(every_s, call, every_s)
 
     def __len__(self) -> int:

@@ -59,7 +59,7 @@ def _forget(reference: weakref.ref[Worker]) -> None:
 
 
 def _end_child(entry: Entry) -> None:
-    """End a forked child that has reached the end of its parent's task: only the parent settles."""
+    """End a forked child at the end of its parent's task, which only the parent settles."""
     sys.stderr.write(
         f"process {os.getpid()} was forked in the task {entry.about or '?'} and ends with it here; "
         "the worker alone settles a task (end a forked child with os._exit)\n"
@@ -77,7 +77,7 @@ class Worker:
 
     Attributes:
         parts: everything it is made of.
-        app, hostname, state, timer, hub, pool: some of these, for the app's own steps.
+        app, hostname, state, timer, hub, pool: some of the parts, for the app's own steps.
         consumer: the parts that restart with the connection.
         exit_code: what `run` returns.
     """
@@ -96,7 +96,7 @@ class Worker:
         app.import_task_modules()
         self.app, self.hostname = app, node_name(options.hostname)
         chosen = {field.name: getattr(options, field.name) for field in fields(options)}
-        # Both before anything is built: receivers may change settings.
+        # Send both before anything is built, since receivers may change settings.
         celeryd_init.send(self.hostname, instance=self, conf=app.conf, options=chosen)
         worker_init.send(self)
         self.exit_code = EXIT_OK
@@ -115,7 +115,7 @@ class Worker:
         return self.parts.uptime_s
 
     def run(self, *, signals: bool = True) -> int:
-        """Work until stopped and return the exit code. Switches: yes.
+        """Run until stopped, and return the exit code. Switches: yes.
 
         With `signals`, SIGTERM and SIGINT stop warm (running tasks finish), a second one cold;
         SIGQUIT stops cold at once; SIGUSR1 logs all stacks; SIGHUP reopens the log file, or stops
@@ -163,7 +163,7 @@ class Worker:
         spawn(partial(self.run, signals=False), name="worker")
 
     def stop(self, why: str = "") -> None:
-        """Stop warm: take nothing more, finish in time what runs, requeue the rest."""
+        """Stop warm: take nothing more, finish running tasks in time, requeue the rest."""
         self._ended.set()
         grace_s = self.app.config.worker.worker_shutdown_grace
         self.parts.outbox.until_s = time.monotonic() + grace_s
@@ -196,7 +196,7 @@ class Worker:
         self.give_up(WorkerFault(f"its {what} has ended: {type(error).__name__}: {error}"))
 
     def forget(self) -> None:
-        """In a forked child: take nothing, run nothing, and end where the task ends."""
+        """In a forked child: take nothing, run nothing, and exit when the task ends."""
         if not self._runs:
             return
         self.parts.signals.forget()

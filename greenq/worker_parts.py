@@ -57,7 +57,7 @@ EXIT_FAILED = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
-    """What a program or the command line may choose for one worker.
+    """The options of one worker, from a program or the command line.
 
     Attributes:
         queues: the queues to take from; none means those of the settings.
@@ -222,9 +222,9 @@ def stacks(pool: Pool) -> str:
 
 
 class _Builder:
-    """Builds each part on first use, so the order follows from what a part needs.
+    """Builds each part on first use, so the order follows from their dependencies.
 
-    Parts that need each other are joined by a lambda, which looks the other part up when called.
+    If two parts need each other, one gets a lambda that looks the other up when called.
     """
 
     def __init__(self, app: Greenq, options: WorkerOptions, life: Life, commands: Commands) -> None:
@@ -359,7 +359,7 @@ class _Builder:
 
     def _held(self) -> tuple[set[str], int]:
         """Return the tags that are not settled on the server, and the next tag. Thread-safe."""
-        # In this order: a message taken in between has a number beyond the first unused one.
+        # Read in this order: a message taken in between has a number beyond the first unused one.
         first_unused = self.fetcher.first_unused
         return self.tasks.unfinished | self.outbox.tags(), first_unused
 
@@ -502,7 +502,7 @@ class _Builder:
         return Beat(self.app, self.hostname) if self.options.beat else None
 
     def _left_behind(self) -> None:
-        """Tell the autoscaler at once that more messages wait than the pool has room for."""
+        """Inform the autoscaler at once that more messages wait than the pool has room for."""
         if self.autoscaler is not None and self.pool.room <= 0:
             self.autoscaler.tick()
 

@@ -2,7 +2,7 @@
 
 A `Part` names what it requires. A `Blueprint` orders its steps with `graphlib` so that each starts
 after everything it requires, and stops them in reverse. An app's own steps
-(greenq/bootsteps/steps.py) join through `custom`, which binds them to their worker or consumer.
+(greenq/bootsteps/steps.py) are added by `custom`, which binds them to their worker or consumer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class StepFailed(GreenqError):
     """An app's step could not be created or started; ``__cause__`` is the reason."""
 
     def __init__(self, step: str, doing: str, reason: BaseException) -> None:
-        """Name the step and what it failed to do."""
+        """Store the step's name and what it failed to do."""
         self.step = step
         super().__init__(f"the app's step {step} could not {doing}: {reason!r}")
 
@@ -108,7 +108,7 @@ class Blueprint:
         """Order the steps.
 
         Args:
-            name: of the object whose parts they are.
+            name: the name of the object whose parts they are.
             steps: in the order to keep as far as requirements allow. A step that requires one that
                 is not included starts without it.
 
@@ -134,7 +134,7 @@ class Blueprint:
                     raise
 
     def stop(self) -> None:
-        """Stop the started steps, last first; if one fails, the others are stopped all the same."""
+        """Stop the started steps, last first, even if some fail to stop."""
         self._end("stop")
 
     def terminate(self) -> None:

@@ -6,7 +6,7 @@
 
 A worker step starts before the consumer, so it is up before the first task runs, and stops after
 it. A consumer step starts after all of greenq's own steps. `requires` and `last` change the order.
-`start` must return quickly: nothing else starts meanwhile.
+`start` must return quickly, since nothing else starts until it does.
 """
 
 from __future__ import annotations

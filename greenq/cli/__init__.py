@@ -199,7 +199,7 @@ def build_parser() -> Parser:
     """Return the parser of all commands."""
     parser = Parser(
         prog="greenq",
-        # The meaning of an abbreviation would change when options are added.
+        # No abbreviations: their meaning could change when options are added.
         allow_abbrev=False,
         description="Thousands of I/O-bound tasks at once, in Celery's wire protocol.",
     )

@@ -89,7 +89,7 @@ def seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    # The comparison is also false for NaN.
+    # Also refuses NaN, for which every comparison is false.
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value

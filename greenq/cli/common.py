@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # No worker replied; Celery's commands exit with the same code (sysexits.h).
 EX_UNAVAILABLE: Final = 69
 
-# A living worker has not replied: trying again may help.
+# A live worker has not replied: trying again may help.
 EX_TEMPFAIL: Final = 75
 
 # How long to wait for replies by default. A longer timeout waits for blocked workers, too.
@@ -37,7 +37,7 @@ _BROKER_VARIABLE: Final = "GREENQ_BROKER_URL"
 def add_app_options(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
     """Add the options that select the app or the server, and ``--json``.
 
-    With `again` they keep the values that the same options have set before.
+    With `again`, they keep the values that the same options have already set.
     """
     add = parser.add_argument
     unset = argparse.SUPPRESS if again else None
@@ -72,7 +72,7 @@ def nodes(text: str) -> tuple[str, ...]:
 
 
 def is_named(args: argparse.Namespace) -> bool:
-    """Return whether an app or a server is named at all."""
+    """Return whether the command line or the environment names an app or a server."""
     return bool(args.app or args.broker or os.environ.get(_BROKER_VARIABLE))
 
 
@@ -212,7 +212,7 @@ def _why(node: str, timeout_s: float, roll: Roll, pongs: Mapping[str, Any]) -> s
 
 
 def gone_text(gone: Gone) -> str:
-    """Return how long a worker has been gone, and what became of its messages."""
+    """Return how long ago a worker died, and what happened to its messages."""
     return f"gone {show.age(gone.for_s)}, {gone.moved:,} messages given back"
 
 
@@ -231,7 +231,7 @@ def missing(app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any]) -
     """Print on stderr which nodes have not replied, and why; return the exit code.
 
     Returns:
-        0: all have replied; 69: there is no worker; 75: a living worker has not replied.
+        0: all have replied; 69: there is no worker; 75: a live worker has not replied.
     """
     absent = silent(app, args, replies)
     return report_missing(args, replies, absent)

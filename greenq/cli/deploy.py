@@ -36,7 +36,7 @@ def file(what: str, app: str | None = None) -> str:
         GreenqError: this installation has no such file.
     """
     package = Path(greenq.__file__).parent
-    # The installed place, then the source tree.
+    # The installed location, then the source tree.
     for folder in (package / "deploy", package.parent / "deploy"):
         path = folder / _FILES[what]
         if path.is_file():

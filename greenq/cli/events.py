@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from greenq.events.receiver import Receiver
 
-# How often the table is redrawn; also how late the end of the time may be noticed.
+# How often the table is redrawn; the end of the time is noticed at most this late.
 _TURN_S = 0.25
 
 # How many task names are remembered: most events of a task carry only its id.
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
                 with live.Display(app.events.State(), app.transport.broker_address) as display:
                     follow(receiver, display, args.timeout, args.limit)
         except KeyboardInterrupt:
-            # The normal way to end it.
+            # Ctrl-C is the normal way to end this command.
             pass
         finally:
             receiver.close()

@@ -1,4 +1,4 @@
-"""Celery's command line where it differs: the order of words, and what greenq does not have.
+"""Celery's command line where it differs: option order, and options that greenq does not have.
 
 An option or command that only Celery has is answered with one sentence: what to do instead.
 """
@@ -166,7 +166,7 @@ class _Instead(argparse.Action):
 
 
 class _Ignored(argparse.Action):
-    """A Celery option for what is always the case here."""
+    """A Celery option whose effect is always on in greenq."""
 
     def __call__(self, *_arguments: Any, **_options: Any) -> None:
         """Do nothing."""

@@ -28,7 +28,7 @@ def pid_file(path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    # The app may change the current folder.
+    # Make it absolute: the app may change the current folder.
     path = os.path.abspath(path)
     number = _lock(path)
     try:
@@ -82,7 +82,7 @@ def _require_own(number: int, path: str) -> None:
         reason = "has another name (a hard link)"
     if reason is not None:
         raise ConfigError([Problem("pidfile", path, f"{reason}: use a separate file")])
-    # Anyone who can open it can lock it.
+    # Private, since anyone who can open the file can lock it.
     os.fchmod(number, 0o600)
 
 

@@ -48,7 +48,7 @@ class Queue:
         untaken: True if certainly no worker takes from it.
         paused: who paused it and when; None if it is not paused.
         oldest_s: the age of the oldest waiting message; None if unknown.
-        change_per_s: growth of the waiting messages per second; None after a single look.
+        change_per_s: growth of the waiting messages per second; None after a single count.
     """
 
     name: str
@@ -257,7 +257,7 @@ def held(replies: Mapping[str, Any]) -> dict[str, int]:
 def _complete(
     app: Greenq, args: argparse.Namespace, names: Iterable[str], before: Look | None
 ) -> Look:
-    """Look, and add what the server alone does not know."""
+    """Count, and add what only the workers know."""
     roll = called_roll(app)
     replies = ask(app, args, "active_queues")
     absent = silent(app, args, replies, roll)

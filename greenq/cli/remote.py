@@ -182,7 +182,7 @@ def _tell(app: Greenq, args: argparse.Namespace, request: Request) -> int:
 
 
 def _keep(app: Greenq, request: Request) -> str | None:
-    """Store on the server what also applies to nodes that start later; return it in words."""
+    """Store on the server a command's effect on nodes that start later; return it in words."""
     broker, arguments = app.transport.broker, request.arguments
     if request.command is find("control", "pause"):
         arguments["by"] = _who()
@@ -207,7 +207,7 @@ def _untaken(app: Greenq, args: argparse.Namespace, request: Request) -> str:
 
 
 def _who() -> str:
-    """Return user and host, for those who wonder why a queue is paused."""
+    """Return user and host, to show who has paused a queue."""
     user = os.environ.get("LOGNAME") or os.environ.get("USER") or f"gen{os.getpid()}"
     return f"{user}@{socket.gethostname()}"
 
@@ -291,7 +291,7 @@ def lines(
 
 
 def _foreign(method: str, arguments: Mapping[str, Any]) -> str:
-    """Return what a Celery node does that does not know one of greenq's own commands."""
+    """Return what a Celery node does with one of greenq's own commands, which it does not know."""
     queue = show.printable(str(arguments.get("queue", "?")))
     does = {
         "pause": f"it still takes from {queue} (cancel_consumer {queue} stops that)",

@@ -56,7 +56,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
             yield from _named(name, [show.text(value)])
     if found.get("traceback"):
         yield ""
-        # Indented, since this text comes from the task and may look like anything.
+        # Indented, since this text comes from the task and could imitate our own output.
         yield from (f"  {show.printable(line)}" for line in str(found["traceback"]).splitlines())
 
 

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         show.write(total(replies, len(absent), len(gone)))
     for warning in warnings:
         show.complain(f"warning: {warning}")
-    # What the table shows is not repeated.
+    # Leave out what the table already shows.
     code = report_missing(args, replies, absent if args.json else {})
     code = EX_TEMPFAIL if absent and (replies or not args.destination) else code
     if args.expect and len(replies) < args.expect:
@@ -116,7 +116,7 @@ def row(node: str, reply: Any) -> tuple[str, ...]:
 def state(reply: Any) -> tuple[str, str]:
     """Return the state of a worker in one word, and the details.
 
-    A Celery worker replies that it does not know the command, which shows that it is well.
+    A Celery worker's reply that it does not know the command counts as ok.
     """
     error = show.part(reply, "error")
     if error is not None:

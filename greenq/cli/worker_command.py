@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.workdir:
         os.chdir(args.workdir)
     app = find_app(args.app)
-    # Before our own logging set-up, which a framework's would undo.
+    # Before our own logging set-up, which the framework's set-up would undo.
     app.set_up_framework()
     app.conf.update(_settings(app, args))
     options = read_custom(args, app.user_options["worker"])
@@ -77,11 +77,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _set_up_log(level: str, *, logfile: str | None, color: bool | None, hijack_root: bool) -> None:
-    """Have receivers set the log up, or else do it and show it to others.
+    """Let receivers of setup_logging set up the log; without any, set it up and notify the others.
 
     Raises:
-        ConfigError: there is no such level, or the file cannot be written. What a receiver of
-            setup_logging raises is passed on.
+        ConfigError: there is no such level, or the file cannot be written. Errors raised by a
+            receiver of setup_logging are passed on.
     """
     number = logging.getLevelName(level.upper())
     named = {"loglevel": number, "logfile": logfile, "colorize": color}

@@ -33,7 +33,7 @@ def texts(value: object) -> list[str]:
         return []
     many = value if isinstance(value, list | tuple | set) else [value]
     if len(many) > _MAX_TEXTS:
-        raise ValueError(f"{len(many):,} are more than {_MAX_TEXTS:,} at once")
+        raise ValueError(f"{len(many):,} values: at most {_MAX_TEXTS:,} are allowed at once")
     return [text("one of them", each) for each in many]
 
 

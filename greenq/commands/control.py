@@ -82,14 +82,14 @@ def _stamps(headers: object) -> dict[str, list[str]]:
     if isinstance(headers, list):
         pairs = [each.partition("=") for each in texts(headers)]
         if not all(sep for _name, sep, _value in pairs):
-            raise ValueError(f"stamps are given as name=value, not as {headers!r}")
+            raise ValueError(f"stamps must be name=value, not {headers!r}")
         stamps: dict[str, list[str]] = {}
         for name, _sep, value in pairs:
             stamps.setdefault(name, []).append(value)
         return stamps
     if isinstance(headers, dict):
         return {text("a stamp", name): texts(value) for name, value in headers.items()}
-    raise ValueError(f"stamps are an object or a list of name=value, not {headers!r}")
+    raise ValueError(f"stamps must be an object or a list of name=value, not {headers!r}")
 
 
 def _end(worker: Parts, which: Callable[[Request], bool], signal_name: str) -> list[str]:
@@ -228,7 +228,7 @@ def shutdown(worker: Parts, msg: str = "Got shutdown from remote", **_ignored: A
 
 @control_command(args=[("on", bool)], signature="[on=True]")
 def drain(worker: Parts, on: bool = True) -> dict[str, object]:
-    """Take nothing more and let running tasks end, without stopping; undo with ``on=False``."""
+    """Take nothing more but let running tasks finish, and stay up; undo with ``on=False``."""
     worker.tasks.drain(bool(on))
     if not on:
         return ok("takes tasks again")

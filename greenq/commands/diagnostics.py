@@ -71,7 +71,7 @@ def _megabytes(size_bytes: int) -> str:
 
 @inspect_command(urgent=True, args=[("limit", int)], signature="[limit=100]")
 def greenlets(worker: Parts, limit: int = 100) -> dict[str, Any]:
-    """Show what every running task waits on; for the oldest, also age, hub time and stack."""
+    """Show what each running task waits for; for the oldest, also age, hub time and stack."""
     hub_s_of = worker.pool.hub_time.hub_s_of
     now = time.monotonic()
     return describe(worker.pool.active, limit=number("limit", limit), now=now, hub_s_of=hub_s_of)

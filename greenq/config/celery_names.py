@@ -1,7 +1,7 @@
-"""Celery's settings that greenq does not have: what each would mean here, and its old names.
+"""Celery's settings that greenq does not have, with advice for each, and old names of settings.
 
-A name that is neither in these tables nor a greenq setting is not Celery's. Celery's own default
-value asks for nothing, so it is accepted silently.
+A name that is neither in these tables nor a greenq setting is not Celery's. A setting at Celery's
+own default value has no effect, so it is accepted silently.
 """
 
 from __future__ import annotations
@@ -499,7 +499,7 @@ class _NotHere:
 
 
 def name_what_is_not_here(owner: type) -> None:
-    """Give a class an attribute with advice for each that its Celery twin has and it lacks.
+    """Add to a class each attribute that only its Celery counterpart has; reading it raises advice.
 
     `__getattr__` would hide errors inside the properties of users' subclasses.
     """

@@ -44,7 +44,7 @@ def settings_from_object(
     """Return the settings in `source`: a mapping, any object, or one named "module[:attribute]".
 
     Of an object, the public lower-case attributes count, except modules, functions and classes;
-    those that are not settings are taken for the module's own helpers. With a `namespace`, such as
+    those that are not settings are considered the module's own helpers. With a `namespace`, such as
     "CELERY" in Django's settings, the upper-case names that begin with it and an underscore count,
     without that prefix. The values are not checked yet.
 
@@ -54,8 +54,8 @@ def settings_from_object(
         notes: receives a warning for each name that is not read.
 
     Raises:
-        ConfigError: the module or attribute does not exist; a name is almost a setting, or a
-            setting in another spelling; no name begins with the namespace.
+        ConfigError: the module or attribute does not exist; a name looks like a misspelt setting,
+            or is a setting in another spelling; no name begins with the namespace.
     """
     where = source if isinstance(source, str) else _describe(source)
     if isinstance(source, str):
@@ -222,7 +222,7 @@ def settings_from_env(
         notes: receives a warning for each variable that is not read.
 
     Raises:
-        ConfigError: a variable is almost a setting, or cannot be parsed as its type.
+        ConfigError: a variable looks like a misspelt setting, or cannot be parsed as its type.
     """
     notes = [] if notes is None else notes
     kinds = {
@@ -255,7 +255,7 @@ def settings_from_env(
 
 
 def _not_read(variable: str, kinds: Mapping[str, object]) -> str | None:
-    """Say why a GREENQ_ variable is not a setting; None if it was not meant as one."""
+    """Return why a GREENQ_ variable is not a setting; None if it was not meant as one."""
     if variable in _NOT_SETTINGS or _KUBERNETES.fullmatch(variable):
         return None
     setting = variable.removeprefix(ENV_PREFIX).lower()

@@ -179,7 +179,7 @@ class ResultTransportOptions(Section):
 class RetryPolicy(Section):
     """`task_publish_retry_policy`: how often and when to retry sending.
 
-    However slowly the attempts fail, sending ends after the sum of `broker_connection_timeout` and
+    However slowly attempts fail, sending gives up after `broker_connection_timeout` plus
     `socket_timeout`, or after the sum of the waits if that is longer.
     """
 
@@ -631,7 +631,7 @@ class SecurityConfig(Section):
     security_require_signatures: bool = _setting(
         validators.flag(),
         True,
-        "greenq's own. With a signing key, refuse what has no signature. False also accepts that, "
+        "greenq's own. With a signing key, refuse unsigned data. False also accepts it, "
         "while signing is being introduced; a wrong signature is refused all the same.",
     )
 
@@ -751,7 +751,7 @@ def sift(settings: Mapping[str, object]) -> Sifted:
 
 
 def _sift(values: Mapping[str, object], foreign: Mapping[str, celery_names.Foreign]) -> Sifted:
-    """Sort out of `values` what Celery knows; `kept` is the rest."""
+    """Remove from `values` the settings that only Celery has; `kept` holds the rest."""
     notes, problems, rest = [], [], {}
     for name, value in values.items():
         about = foreign.get(name)
@@ -772,7 +772,7 @@ def _asks_for_nothing(value: object, default: object) -> bool:
 
 
 def unknown_reason(name: str, known: Iterable[str] | None = None) -> str:
-    """Say why there is no setting `name`, and suggest the one that may be meant."""
+    """Explain why there is no setting `name`, and suggest the one that may be meant."""
     known = _OWNERS if known is None else known
     about = celery_names.SETTINGS.get(name)
     if about is not None:

@@ -1,7 +1,7 @@
 """Kinds of values that settings take: how each is checked, normalised and parsed from text.
 
-A function here returns a `Validator`; greenq.config.settings gives every setting one. It is also
-decided here how a wrong value appears in a message, so that no secret is shown.
+A function here returns a `Validator`; greenq.config.settings gives every setting one. This module
+also decides how a wrong value is shown in a message, so that no secret appears.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SECRET: Final = re.compile(
 def mask_url(url: str) -> str:
     """Return `url` with every password replaced by asterisks; several URLs may be listed.
 
-    When in doubt it hides too much: an unquoted "@" or "/" in a password stays covered.
+    When in doubt it hides too much: an unquoted "@" or "/" in a password stays hidden.
     """
     parts = re.split(r"([;,]\s*)(?=[a-zA-Z][\w+.-]*://)", url)
     return "".join(_mask_one_url(part) for part in parts)
@@ -74,7 +74,7 @@ def insecure_options(url: str) -> list[str]:
 
 
 def shown(name: str, value: object) -> object:
-    """Return `value` in a form fit for a message or a repr: without secrets and not too long."""
+    """Return `value` for a message or a repr: without secrets, and shortened."""
     if _SECRET.search(name):
         return _HIDDEN
     if isinstance(value, Mapping):
@@ -92,11 +92,11 @@ def shown(name: str, value: object) -> object:
 
 
 class Validator(NamedTuple):
-    """What values a setting takes.
+    """The values that a setting accepts.
 
     Attributes:
-        accept: returns the normalised value; raises ValueError saying what is accepted.
-        parse: turns text from the environment into what `accept` takes; may raise ValueError.
+        accept: returns the normalised value; raises ValueError with what is accepted.
+        parse: turns text from the environment into a value for `accept`; may raise ValueError.
     """
 
     accept: Callable[[Any], Any]
@@ -144,7 +144,7 @@ def flag() -> Validator:
 
 
 def flag_or(word: str) -> Validator:
-    """Take True, False or `word`."""
+    """Accept True, False or `word`."""
     plain = flag()
 
     def accept(value: object) -> bool | str:
@@ -161,7 +161,7 @@ def flag_or(word: str) -> Validator:
 
 
 def seconds(*, zero_ok: bool = True) -> Validator:
-    """Take a duration as a number or a `timedelta`; the normal form is seconds as a float."""
+    """Accept a duration as a number or a `timedelta`; the normal form is seconds as a float."""
     wanted = "must be a number of seconds, " + ("0 or more" if zero_ok else "more than 0")
 
     def accept(value: object) -> float:
@@ -177,7 +177,7 @@ def seconds(*, zero_ok: bool = True) -> Validator:
 
 
 def whole(least: int, most: int | None = None) -> Validator:
-    """Take a whole number from `least` to `most`."""
+    """Accept a whole number from `least` to `most`."""
     bounds = f"{least} or more" if most is None else f"from {least} to {most}"
 
     def accept(value: object) -> int:
@@ -191,11 +191,11 @@ def whole(least: int, most: int | None = None) -> Validator:
 
 
 def text(*, empty_ok: bool = False) -> Validator:
-    """Take text; empty text only if `empty_ok`."""
+    """Accept text; empty text only if `empty_ok`."""
 
     def accept(value: object) -> str:
         if not isinstance(value, str) or not (value or empty_ok):
-            raise ValueError("must be text" if empty_ok else "must be text, not empty")
+            raise ValueError("must be text" if empty_ok else "must be non-empty text")
         return value
 
     return Validator(accept, _parse_text)
@@ -226,7 +226,7 @@ def _one_of(choices: Sequence[str]) -> Validator:
 
 
 def texts(item: Validator) -> Validator:
-    """Take a list of what `item` takes; the normal form is a tuple."""
+    """Accept a list whose items `item` accepts; the normal form is a tuple."""
 
     def accept(value: object) -> tuple[Any, ...]:
         # Without this check a bare "json" would pass as the four names j, s, o, n.
@@ -243,7 +243,7 @@ def texts(item: Validator) -> Validator:
 
 
 def content() -> Validator:
-    """Take the name of a serializer or a content type."""
+    """Accept the name of a serializer or a content type."""
 
     def accept(value: object) -> str:
         if isinstance(value, str) and (value in SERIALIZERS or "/" in value):
@@ -261,7 +261,7 @@ def _nearest(value: object) -> str:
 
 
 def steps() -> Validator:
-    """Take priority steps: increasing whole numbers from 0 to 9, starting with 0."""
+    """Accept priority steps: increasing whole numbers from 0 to 9, starting with 0."""
     wanted = "must be increasing whole numbers from 0 to 9, starting with 0"
 
     def accept(value: object) -> tuple[int, ...]:
@@ -280,7 +280,7 @@ _URL = re.compile(r"(embedded|unix|(redis|rediss|valkey|valkeys)(\+[a-z]+)?)://\
 
 
 def url(*, also: str = "") -> Validator:
-    """Take a server URL, empty text, or `also`; None means empty text."""
+    """Accept a server URL, empty text, or `also`; None means empty text."""
 
     def accept(value: object) -> str:
         # Celery's own default, which a program may pass on to mean "not set".
@@ -316,7 +316,7 @@ def _check_url(value: str, also: str) -> None:
 
 
 def timezone() -> Validator:
-    """Take the name of a time zone."""
+    """Accept the name of a time zone."""
 
     def accept(value: object) -> str:
         # Django and Celery take tzinfo objects, too, from the standard library or from pytz.
@@ -334,9 +334,9 @@ _KEY_BYTES: Final = 32
 
 
 def signing_key() -> Validator:
-    """Take a key as bytes, as text, or as "@" and the path of its file; the normal form is bytes.
+    """Accept a key: bytes, text, or "@" and the path of its file; the normal form is bytes.
 
-    Space around a key in a file is not part of the key.
+    White space around a key in a file is stripped.
     """
 
     def accept(value: object) -> bytes:
@@ -357,7 +357,7 @@ def signing_key() -> Validator:
 
 
 def optional(kind: Validator) -> Validator:
-    """Take None, and what `kind` takes."""
+    """Accept None, and everything that `kind` accepts."""
 
     def accept(value: object) -> Any:
         return None if value is None else kind.accept(value)
@@ -369,7 +369,7 @@ def optional(kind: Validator) -> Validator:
 
 
 def or_default(kind: Validator, default: object) -> Validator:
-    """Take what `kind` takes; None means `default`."""
+    """Accept everything that `kind` accepts; None means `default`."""
     taken = optional(kind)
 
     def accept(value: object) -> Any:
@@ -379,7 +379,7 @@ def or_default(kind: Validator, default: object) -> Validator:
 
 
 def lifetime() -> Validator:
-    """Take the lifetime of a key in seconds, 0 for ever; Redis counts whole seconds."""
+    """Accept the lifetime of a key in seconds; 0 means for ever. Redis counts whole seconds."""
     duration = seconds()
 
     def accept(value: object) -> float:
@@ -416,7 +416,7 @@ def beat_schedule() -> Validator:
 
 
 def task_annotations() -> Validator:
-    """Take one task annotation or a list of them; the normal form is a tuple."""
+    """Accept one task annotation or a list of them; the normal form is a tuple."""
 
     def accept(value: object) -> tuple[object, ...]:
         return tuple(map(_annotation, value if isinstance(value, (list, tuple)) else [value]))

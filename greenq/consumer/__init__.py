@@ -34,9 +34,9 @@ class Consumer(StartStopPart):
     2. When the server is lost, stop them, pause, and start again; running tasks go on meanwhile.
     3. Refused access at the first start ends the worker: waiting would not help.
 
-    The steps in the order of their start: Connection, Events, Mingle, Gossip, Tasks, Control,
-    Heart, Agent, and the app's own where these ask to be; then the event loop. All but Connection,
-    Events and Tasks can be switched off.
+    The steps in starting order: Connection, Events, Mingle, Gossip, Tasks, Control, Heart, Agent;
+    then the event loop. The app's own steps go where their requirements put them. All but
+    Connection, Events and Tasks can be switched off.
     """
 
     name = "Consumer"
@@ -88,7 +88,7 @@ class Consumer(StartStopPart):
         self._greenlet: Greenlet | None = None
 
     def start(self) -> None:
-        """Begin to consume, or to try to."""
+        """Start consuming, or trying to."""
         names = " > ".join(step.name for step in self.blueprint.steps)
         _log.info("consumer: %s > event loop", names)
         self._stopping.clear()
@@ -125,7 +125,8 @@ class Consumer(StartStopPart):
                 self.blueprint.start()
                 is_first, was_up, failures = not was_up, True, 0
                 if self._stopping.is_set():
-                    # Stopped while a step waited, for example for answers of other workers.
+                    # The worker was stopped while a step waited, for example for other workers'
+                    # answers.
                     return
                 self._queues.announce()
                 _log.info("%s is ready", self.hostname)
@@ -134,7 +135,7 @@ class Consumer(StartStopPart):
                 self.tasks.consume()
             except OperationalError as exc:
                 if self.tasks.working:
-                    # A new outage, not the one before.
+                    # This is a new outage: the last connection had worked.
                     pauses.reset()
                     self._outage.recovered("another interruption")
                 self.blueprint.stop()
@@ -151,6 +152,6 @@ class Consumer(StartStopPart):
                 return
 
     def _pause(self, exc: OperationalError, wait_s: float) -> None:
-        """Wait before the next try."""
+        """Wait before the next attempt."""
         self._outage.failed(f"consumer: no tasks are taken; trying again in {wait_s:.1f} s", exc)
         self._stopping.wait(wait_s)

@@ -1,4 +1,4 @@
-"""Agent: an object of the user that lives as long as the connection."""
+"""Agent: a user-defined object that lives as long as the connection."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Agent(StartStopPart):
     requires = ("Connection",)
 
     def __init__(self, path: str, worker: object) -> None:
-        """Find the class and make the object.
+        """Import the class and create the object.
 
         Raises:
             ConfigError: `path` does not name a class that can be imported.

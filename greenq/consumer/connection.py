@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 _LEASE_TIMEOUT_S = 5.0
 _PING_TIMEOUT_S = 2.0
 
-# For each batch of messages that are registered again.
+# The timeout for each batch of messages that are registered again.
 _REGISTER_TIMEOUT_S = 5.0
 
 
@@ -49,7 +49,7 @@ class Connection(StartStopPart):
         state: WorkerState,
         receive: Callable[[Delivery], object],
     ) -> None:
-        """Reach the server for a worker.
+        """Connect a worker to its server.
 
         Args:
             transport, owner, watch, queues, fetcher, outbox, state: those of the worker.
@@ -111,14 +111,14 @@ class Connection(StartStopPart):
             )
 
     def try_register(self) -> None:
-        """Register if the server can be reached; otherwise the next renewal asks for it again."""
+        """Register if the server can be reached; otherwise the next renewal requests it again."""
         try:
             self.register()
         except OperationalError as exc:
             _log.info("this worker could not be registered on the server yet: %s", exc)
 
     def _look_at_server(self) -> None:
-        """Warn once of a server that may evict keys and of a worker with this name.
+        """Warn once if the server may evict keys, or if another worker has this node name.
 
         Switches: yes.
         """
@@ -137,8 +137,8 @@ class Connection(StartStopPart):
         owners = [Owner.parse(each.decode(errors="replace")) for each in leases]
         if any(self._is_twin(each) for each in owners):
             _log.warning(
-                "another worker is named %s, or was until a moment ago: the replies of two workers "
-                "with one name hide each other; give each its own name with -n",
+                "another worker is named %s, or was until a moment ago: two workers with one "
+                "name hide each other's replies; give each its own name with -n",
                 self._owner.node,
             )
 

@@ -16,10 +16,10 @@ _ELECTED_S = 3600
 
 
 class Elections:
-    """The voters, the claim of the winner, and the task that an election is held for."""
+    """Finds the voters, claims the win on the server, and sends the task of an election."""
 
     def __init__(self, app: Greenq, hostname: str) -> None:
-        """Speak for the node `hostname`, with the server of `app`."""
+        """Act for the node `hostname` on the server of `app`."""
         self._app = app
         self._hostname = hostname
 
@@ -39,7 +39,7 @@ class Elections:
         return set_now is not None
 
     def send(self, action: Any) -> None:
-        """Send the task that an election was held for.
+        """Send the task that the election was about.
 
         Raises:
             ConfigError: `action` is not the signature of a task.

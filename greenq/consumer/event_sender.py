@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 # How many events go into one write, so that a script call stays short.
 _BATCH = 1000
 
-# How many events wait for a server that is away, and how many bytes of the worker's own; beyond
-# that, the oldest are dropped.
+# How many events, and how many bytes of the worker's own events, are kept while the server is away;
+# beyond that, the oldest are dropped.
 _KEPT = 10_000
 _KEPT_BYTES = 16 * 1024 * 1024
 
 
 class Events(StartStopPart):
-    """Gathers events; the outbox publishes them with what it writes anyway.
+    """Collects events; the outbox publishes them with its next write.
 
-    The worker's own events are always sent; those of its tasks on request: by ``-E``, a setting, or
-    remote control.
+    The worker's own events are always sent, those of its tasks only on request: by ``-E``, a
+    setting, or remote control.
     """
 
     name = "Events"
@@ -49,7 +49,7 @@ class Events(StartStopPart):
         tasks: bool,
         signer: Signer | None = None,
     ) -> None:
-        """Send events of the node `hostname`; with `tasks`, of its tasks, too.
+        """Send events of the node `hostname` and, with `tasks`, of its tasks.
 
         `signer` signs the worker's own.
         """
@@ -84,7 +84,7 @@ class Events(StartStopPart):
         self._batch.append(self._succeeded(uuid, result, runtime))
 
     def send(self, kind: str, fields: Mapping[str, Any]) -> None:
-        """Have any event published soon. Switches: no.
+        """Queue an event for publication. Switches: no.
 
         Args:
             kind: such as ``task-failed``.
@@ -105,7 +105,7 @@ class Events(StartStopPart):
         return self._keys.fanout(EXCHANGE, routing_key(kind))
 
     def _take(self) -> list[Publication]:
-        """Return what to publish: one message for the tasks, and each other event."""
+        """Return what to publish: one message for all task events, and one for each other event."""
         publications = self._others.take_all()
         batch = self._batch
         if batch:

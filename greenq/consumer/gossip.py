@@ -1,4 +1,4 @@
-"""Gossip: which other workers are alive, and the election of one of them for a duty."""
+"""Gossip: tracks which other workers are alive, and elects one worker for a duty."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Always subscribed to: rare events, which say who comes, who goes and who votes.
+# Rare events, always subscribed to: workers that join, leave or vote.
 _RARE = ("worker.online", "worker.offline", "worker.elect")
 
-# Subscribed to only while there may be workers that are known by nothing else. The acknowledgements
-# of votes move the clock, as heartbeats do.
+# Subscribed to only while there may be workers that show themselves in no other way.
+# Acknowledgements of votes advance the clock, as heartbeats do.
 _FREQUENT = ("worker.heartbeat", "worker.elect.ack")
 
 # After its start, and at intervals, a worker listens to all heartbeats for this long: for two of
@@ -47,36 +47,36 @@ _LISTEN_EVERY_S = 300.0
 # for two intervals of a worker whose heartbeats are less frequent.
 _LINGER_S = 120.0
 
-# How often silent neighbours are looked for while heartbeats are listened to.
+# How often to look for silent neighbours while subscribed to heartbeats.
 _CHECK_S = 5.0
 
-# How often the leases of a small fleet are read. In a large fleet, where this takes long, less
-# often: the pause is this many seconds for each member.
+# How often to read the leases of a small fleet. Reading takes long in a large fleet, so it happens
+# less often: the pause is this many seconds for each member.
 _LOOK_S = 10.0
 _LOOK_EACH_S = 0.1
 
-# A vote that has not come after this time is not waited for.
+# How long to wait for votes.
 _VOTES_S = 2.0
 
-# A timer that is later than this shows that this worker was blocked.
+# If a timer fires later than this, this worker was blocked.
 _LATE_S = 0.5
 
-# Then this long is left to read what the others, who may not have been, have sent.
+# It then gets this long to read what other workers have sent in the meantime.
 _HEAR_S = 0.2
 
-# How many elections at once; the worker takes no part in more.
+# The most elections at once; the worker ignores any more.
 _ELECTIONS = 1000
 
-# How many votes of all elections at once; more do not count.
+# The most votes of all elections at once; any more do not count.
 _VOTES = 20_000
 
 # How many lines of each kind are logged in a minute; enough for a fleet that starts.
 _LINES = 100
 
-# How many neighbours at once; more are not kept.
+# The most neighbours at once; any more are ignored.
 _NEIGHBOURS = 10_000
 
-# What workers with leases call themselves, and the kinds of events that say so.
+# The software name (`sw_ident`) of workers with leases, and the event types that carry it.
 _OURS = "greenq"
 _TELLING = ("worker-online", "worker-heartbeat")
 
@@ -91,7 +91,7 @@ class Neighbour:
     Attributes:
         node: its name.
         freq_s: its heartbeat's interval; infinite if only its lease is known.
-        heard_s: when its last event came, monotonic.
+        heard_s: when its last event arrived, monotonic.
         leased: it holds a lease, so its heartbeats are not needed.
     """
 
@@ -107,7 +107,7 @@ class _Election:
 
     Attributes:
         action: what this worker does if it wins.
-        is_known: the leases were read since it began: it is known who may vote.
+        is_known: whether the leases were read since it began, so that all voters are known.
     """
 
     deadline: Entry
@@ -124,14 +124,14 @@ class Gossip(StartStopPart):
     """Listens to the events of workers.
 
     1. Keep the list of live neighbours. Workers of greenq hold leases, which are read for each
-       election and at intervals (the workers leave their clocks there). So their heartbeats, which
-       become more the larger the fleet is, are not needed.
+       election and at intervals (the workers leave their clocks there). So their heartbeats, whose
+       number grows with the fleet, are not needed.
     2. Listen to heartbeats while there are workers of another kind (Celery's), which have no
-       leases. They answer the hello of a worker that starts, or send events; those that were missed
-       by both are listened for at intervals.
-    3. Hold elections. A request for one has all workers vote: each publishes its clock. The lowest
-       clock wins; of equal ones, the smallest name. Each worker decides by itself, with the same
-       result, as soon as it has the vote of each live neighbour, or after two seconds.
+       leases. They are found by their answer to a starting worker's hello or by their events; to
+       find any others, gossip listens at intervals.
+    3. Hold elections. On a request for an election, each worker votes by publishing its clock. The
+       lowest clock wins; among equal ones, the smallest name. Each worker decides by itself, with
+       the same result, as soon as it has the vote of each live neighbour, or after two seconds.
     """
 
     name = "Gossip"
@@ -159,8 +159,9 @@ class Gossip(StartStopPart):
 
         Args:
             accept: content types of events.
-            leaders: what the winner of an election on a topic does with its action.
-            claim: asks the server whether no other worker has acted as the winner of an election.
+            leaders: by topic, the function that the winner of an election calls with its action.
+            claim: claims the win of an election on the server; False if another worker has claimed
+                it.
             leased: asks the server for the nodes that hold a lease, and for their clock; may
                 switch.
             greeted: returns the nodes that have answered this worker's hello.
@@ -189,13 +190,14 @@ class Gossip(StartStopPart):
         self._decided: deque[str] = deque(maxlen=_ELECTIONS)
         self._check: Entry | None = None
         self._timers: list[Entry] = []
-        # Since when, and until when at least, heartbeats are listened to; infinite: not at all.
+        # When listening to heartbeats began, and its earliest end; infinite: not listening.
         self._listens_from_s = math.inf
         self._listens_until_s = 0.0
         self._is_looking = self._looks_again = False
-        # Messages that came as events and could not be read.
+        # How many messages on the event channels could not be read.
         self.ignored = 0
-        # The nodes that have answered this worker's hello, until it is known which hold a lease.
+        # The nodes that have answered this worker's hello, kept until it is known which of them
+        # hold a lease.
         self._strangers: set[str] = set()
         self._repeated = Repeated(_log, at_once=_LINES)
 
@@ -213,7 +215,7 @@ class Gossip(StartStopPart):
         self._look()
 
     def stop(self) -> None:
-        """Stop listening, and forget what may change meanwhile."""
+        """Stop listening, and forget everything that may change until the next start."""
         for channel in self._rare:
             self._subscriber.unsubscribe(channel)
         self._listen_no_longer()
@@ -227,7 +229,7 @@ class Gossip(StartStopPart):
         self.neighbours.clear()
 
     def elect(self, election_id: str, topic: str, action: object) -> None:
-        """Vote in an election that was asked for.
+        """Vote in an election that was requested.
 
         Raises:
             ValueError: its id or its topic is too long.
@@ -248,12 +250,12 @@ class Gossip(StartStopPart):
             self._events.send("worker-elect", vote)
 
     def _vote_late(self, election_id: str, vote: Mapping[str, Any]) -> None:
-        """Vote after this worker was blocked, unless others have voted: they may have decided."""
+        """Vote after this worker was blocked, unless others have voted and may have decided."""
         if election_id not in self._elections and election_id not in self._decided:
             self._events.send("worker-elect", vote)
 
     def receive(self, data: bytes) -> None:
-        """Take note of a worker's event."""
+        """Record a worker's event."""
         try:
             if self._signer is not None:
                 data = self._signer.open("event", EXCHANGE, data)
@@ -268,7 +270,7 @@ class Gossip(StartStopPart):
     # --- who is there -----------------------------------------------------------------------------
 
     def _listen(self, seconds: float) -> None:
-        """Listen to heartbeats for at least this long from now on."""
+        """Listen to heartbeats for at least this long."""
         now_s = self._now_s()
         self._listens_until_s = max(self._listens_until_s, now_s + seconds)
         if self._check is None:
@@ -310,7 +312,7 @@ class Gossip(StartStopPart):
         self._timers[-1] = self._timer.call_after(pause_s, self._look_on)
 
     def _look(self) -> None:
-        """Have the leases read; once more if they are being read already."""
+        """Schedule a read of the leases; if one is in progress, read again after it."""
         self._looks_again = True
         if not self._is_looking:
             self._is_looking = True
@@ -322,17 +324,17 @@ class Gossip(StartStopPart):
             while self._looks_again:
                 self._looks_again = False
                 timers, begun = self._timers, list(self._elections.values())
-                # A node that comes meanwhile need not be in the answer.
+                # A node that joins during the call may be missing from the answer.
                 before = {each.node for each in self.neighbours.values() if each.leased}
                 leased = {*self._leased()} - {self._hostname, ""}
-                # Stopped meanwhile, and perhaps started again.
+                # Gossip was stopped during the call, and perhaps started again.
                 if self._timers is timers:
                     self._follow(before, leased)
                     for election in begun:
                         election.is_known = True
                     self._decide_all()
         except OperationalError as exc:
-            # Elections end without this: after two seconds.
+            # Elections end without the answer, too: after two seconds.
             _log.debug("the leases could not be read: %s", exc)
         finally:
             self._is_looking = False
@@ -346,7 +348,7 @@ class Gossip(StartStopPart):
         for node in before - leased:
             if node in self.neighbours:
                 self._lose(self.neighbours[node])
-        # Some may be known only by a vote.
+        # Some nodes may be known only from a vote.
         strangers = {each.node for each in self.neighbours.values() if not each.leased}
         if strangers or not leased.issuperset(self._strangers):
             self._listen(_LINGER_S)
@@ -376,7 +378,7 @@ class Gossip(StartStopPart):
             neighbour.freq_s = float(freq_s)
         neighbour.heard_s = self._now_s()
         if event.get("sw_ident") == _OURS:
-            # It has written its lease before its first event.
+            # A worker writes its lease before its first event.
             neighbour.leased = True
         elif kind in _TELLING and not neighbour.leased:
             self._listen(max(_LINGER_S, SILENT_INTERVALS * neighbour.freq_s))
@@ -426,7 +428,7 @@ class Gossip(StartStopPart):
             self._decide_if_complete(election_id)
 
     def _decide_if_complete(self, election_id: str) -> None:
-        """Decide if all nodes have voted that are not known to be lost."""
+        """Decide if all nodes have voted except those known to be lost."""
         election = self._elections.get(election_id)
         if election is None or not election.is_known:
             return
@@ -438,16 +440,16 @@ class Gossip(StartStopPart):
             self._decide(election_id)
 
     def _close(self, election_id: str) -> None:
-        """Decide without the votes that have not come."""
+        """Decide without the missing votes."""
         election = self._elections[election_id]
         if self._stood_still(election.deadline):
-            # It may know only its own vote so far, which would make it a second leader.
+            # After a block it may have read only its own vote, which would make it a second leader.
             election.deadline = self._timer.call_after(_HEAR_S, lambda: self._close(election_id))
         else:
             self._decide(election_id)
 
     def _stood_still(self, due: Entry) -> bool:
-        """Tell whether this worker was blocked, and still has to read what others have sent."""
+        """Tell whether this worker was blocked and still has unread events of others."""
         is_late = self._timer.clock() - due.due_s > _LATE_S
         has_waiting = self._subscriber.has_waiting
         return is_late or any(map(has_waiting, (*self._rare, *self._frequent)))
@@ -480,7 +482,7 @@ class Gossip(StartStopPart):
         )
 
     def _lead(self, election_id: str, topic: str, act: Callable[[], object]) -> None:
-        """Act as the winner, unless a worker has that decided without this one's vote."""
+        """Act as the winner, unless a worker that decided without this one's vote already has."""
         try:
             if self._claim(election_id):
                 act()

@@ -60,25 +60,25 @@ class Heart(StartStopPart):
         self._state = state
         self._interval_s = interval_s
         self._spawn_soon = spawn_soon
-        # True from one call of the receivers until they have returned.
+        # True while the receivers of a heartbeat run.
         self._telling = False
 
     def start(self) -> None:
-        """Announce this worker, and begin with the heartbeats."""
+        """Announce this worker and start the heartbeats."""
         self._events.send("worker-online", self.fields())
         self.beat()
 
     def stop(self) -> None:
-        """End the heartbeats, and announce that this worker is going."""
+        """Stop the heartbeats and announce that this worker is leaving."""
         self._watch.beat(None)
         self._events.send("worker-offline", self.fields())
 
     def beat(self) -> None:
-        """Send a heartbeat at once, and go on in the same interval."""
+        """Send a heartbeat at once, then continue at the same interval."""
         self._watch.beat(Heartbeat(self._interval_s, self._write))
 
     def fields(self) -> dict[str, Any]:
-        """Return the fields of a worker's events; any thread may call."""
+        """Return the fields of a worker's events; any thread may call this."""
         return {
             "freq": self._interval_s,
             "active": self._pool.running,
@@ -101,7 +101,7 @@ class Heart(StartStopPart):
         return Publication(self._events.channel(_BEAT), text)
 
     def _tell(self) -> None:
-        """Send heartbeat_sent, in a greenlet: in the watchdog thread a receiver could stop it."""
+        """Send heartbeat_sent in a greenlet: a receiver could block the watchdog thread."""
         try:
             heartbeat_sent.send(self)
         finally:

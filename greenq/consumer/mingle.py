@@ -1,4 +1,4 @@
-"""Mingle: before the first task, learn what the other workers know."""
+"""Mingle: before the first task, copy revoked ids and the clock from other workers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TIMEOUT_S = 1.0
 class Mingle(StartStopPart):
     """Sends ``hello`` to all other workers, and adopts their revoked ids and their clock.
 
-    Gossip learns from the answers which workers may have no lease. With no other worker, it costs
+    The answers also show gossip which workers may have no lease. With no other worker, it costs
     one round trip.
     """
 
@@ -33,7 +33,7 @@ class Mingle(StartStopPart):
     requires = ("Events",)
 
     def __init__(self, mailbox: Mailbox, state: WorkerState, hostname: str) -> None:
-        """Ask over `mailbox`, whose clock is that of the worker."""
+        """Ask over `mailbox`, which uses the worker's clock."""
         self._mailbox = mailbox
         self._state = state
         self._hostname = hostname
@@ -41,7 +41,7 @@ class Mingle(StartStopPart):
         self.met: frozenset[str] = frozenset()
 
     def start(self) -> None:
-        """Say hello and read the answers; go on without if the server refuses. Switches: yes.
+        """Send hello and read the answers; go on without them if the server refuses. Switches: yes.
 
         Raises:
             OperationalError: the server is lost.

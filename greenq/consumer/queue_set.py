@@ -50,7 +50,7 @@ class QueueSet:
         timer: Timer,
         strategy: str,
     ) -> None:
-        """Begin with the queues of the start; `strategy` is the queue order strategy."""
+        """Start with the given queues; `strategy` is the queue order strategy."""
         self.names = names
         self.broadcasts = broadcasts
         self._transport = transport
@@ -86,15 +86,15 @@ class QueueSet:
         Without `source`, its bindings are those of the settings.
 
         Raises:
-            ValueError: the key of this name is not a queue, or too many queues were added to this
-                worker.
+            ValueError: a key of this name exists and is not a queue, or too many queues were added
+                to this worker.
             OperationalError: the queue could not be declared; the worker does not take from it.
         """
         binding = source or self.bindings_of(queue)[0]
         if (queue, binding) not in self._added and len(self._added) >= _MAX_ADDED:
             raise ValueError(
-                f"{_MAX_ADDED:,} queues were added to this worker since its start, which is the "
-                "most: name its queues with -Q"
+                f"{_MAX_ADDED:,} queues, the maximum, were added to this worker since its start: "
+                "name its queues with -Q"
             )
         broker = self._transport.broker
         kind = broker.kind(queue)

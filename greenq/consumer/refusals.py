@@ -42,7 +42,7 @@ _REFUSED = b'"refused"'
 
 
 class RefusedMessage(NamedTuple):
-    """What receivers of task_unknown and task_rejected see of a message.
+    """A message as receivers of task_unknown and task_rejected see it.
 
     Attributes:
         body: serialized, as it came; empty when the message cannot be read at all.
@@ -66,7 +66,7 @@ class RefusedMessage(NamedTuple):
 
 
 class Refusals:
-    """Settles messages that must not run; callers that wait for their result get the reason."""
+    """Settles messages that must not run; a caller that waits for the result gets the reason."""
 
     def __init__(
         self,
@@ -90,11 +90,11 @@ class Refusals:
         self._events = events
         self._hostname = hostname
         self._unwrap = unwrap
-        # Who sends the signals: the consumer, which is built later.
+        # The sender of the signals: the consumer, which is built later.
         self.sender: object = None
 
     def discard(self, request: Request, why: Literal["revoked", "expired"]) -> None:
-        """Settle a task that must not run; a caller that waits for it gets the reason."""
+        """Settle a task that must not run; a caller that waits for its result gets the reason."""
         _log.info("Discarding %s task %s", why, request)
         message = request.message
         self._state.reserved.pop(request.delivery.tag, None)
@@ -190,7 +190,7 @@ class Refusals:
             signal.send(self.sender, message=self._shown(delivery), exc=error, **named)
 
     def _shown(self, delivery: Delivery) -> RefusedMessage:
-        """Read what can be read of a message."""
+        """Read as much of a message as possible."""
         tag, queue, raw = delivery
         try:
             found = self._unwrap(raw)
@@ -200,5 +200,5 @@ class Refusals:
 
 
 def _fate(delivery: Delivery) -> str:
-    """Say what becomes of a message that cannot run."""
-    return "is among the dead letters" if delivery.tag else "came for all, and is dropped"
+    """Return what happens to a message that cannot run, in words."""
+    return "is now a dead letter" if delivery.tag else "was a broadcast, and is dropped"

@@ -48,8 +48,8 @@ class Commands(Protocol):
 class Control(StartStopPart):
     """Answers requests to this worker, to a group of workers, or to all.
 
-    The hub carries out one request after the other; while it is blocked, the watchdog thread
-    answers those that it can. A faulty request ends in an error reply or a line of the log.
+    The hub carries out requests one by one; while it is blocked, the watchdog thread answers those
+    that do not need the hub. A faulty request gets an error reply or a log line.
     """
 
     name = "Control"
@@ -81,7 +81,7 @@ class Control(StartStopPart):
             hostname: the worker's node name.
             accept: the accepted content types of requests.
             accept_pcre: whether requests may select nodes by regular expressions.
-            looks_only: whether commands that change something are refused.
+            looks_only: True refuses commands that change something.
             signer: checks requests; None accepts them unsigned.
         """
         self._commands = commands
@@ -115,10 +115,10 @@ class Control(StartStopPart):
             self._answer(request, None)
 
     def urgent(self, data: bytes) -> Callable[[Connection], object] | None:
-        """Return how the watchdog thread answers a request; None if only the hub can.
+        """Return what answers a request in the watchdog thread; None if only the hub can.
 
-        Faulty and forged requests and regular expressions are for the hub: a pattern that takes
-        long to match must not delay the thread that keeps the lease.
+        Requests that are faulty, forged or use a regular expression are left to the hub: a slow
+        match must not delay the thread that keeps the lease.
         """
         if self._signer is not None and not self._signer.trusts("request", self._channel, data):
             return None
@@ -138,7 +138,7 @@ class Control(StartStopPart):
     def _read(self, data: bytes, *, counts: bool = False) -> ControlRequest | None:
         """Read a request; return None if it cannot be read.
 
-        The watchdog thread may read what the hub will read again: only the hub counts it.
+        The watchdog thread may read a request that the hub reads again, so only the hub counts it.
         """
         try:
             if self._signer is not None:
@@ -180,11 +180,12 @@ class Control(StartStopPart):
             except RuntimeError as exc:
                 if connection is None or "changed size" not in str(exc):
                     raise
-                # The hub has started to move while the watchdog thread read: once more.
+                # The hub began to move and changed a table that the watchdog thread was reading:
+                # read again.
                 return self._run(request.method, request.arguments)
         except Exception as exc:
-            # Commands may be users': the error goes to the sender of the request. Even making the
-            # text of a user's exception may fail.
+            # A command may be user code: its error goes to the sender of the request. Even
+            # converting a user's exception to text may fail.
             text = saferepr(exc)
             if isinstance(exc, LookupError | TypeError | ValueError):
                 self._repeated.log("control command %.100s failed: %s", request.method, text)

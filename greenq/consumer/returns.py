@@ -1,4 +1,4 @@
-"""Messages that go back to their queues, because they have not begun here."""
+"""Returns messages that have not begun here to their queues."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _log = logging.getLogger(__name__)
 
 
 class Returns:
-    """Gives messages back, to be taken next and in the order in which they were taken."""
+    """Gives messages back so that they are taken next, in their original order."""
 
     def __init__(
         self, transport: Transport, outbox: Outbox, pool: Pool, state: WorkerState
     ) -> None:
-        """Write to `outbox`; give away what waits in `pool`."""
+        """Write to `outbox`; give back the requests that wait in `pool`."""
         self._transport = transport
         self._outbox = outbox
         self._pool = pool
@@ -42,7 +42,7 @@ class Returns:
         self.give_back_deliveries([request.delivery for request in given_back])
 
     def give_back_deliveries(self, deliveries: list[Delivery]) -> None:
-        """Return deliveries to their queues; they come oldest first."""
+        """Return deliveries, given oldest first, to their queues."""
         # The last one pushed is taken first, so the newest is pushed first.
         for delivery in reversed(deliveries):
             self._outbox.put(self._returned(delivery))
@@ -63,10 +63,11 @@ class Returns:
         try:
             settle(connection, self._transport.keys, entries, guard=Guard(owner))
         except OperationalError:
-            # The server may have done it all the same: each asks whose it is before it begins.
+            # The server may have done it all the same, so each message asks who holds it before it
+            # begins.
             for request in requests:
                 request.taken_s = -math.inf
-            # The pool's line is a deque, which any thread may change.
+            # The pool's waiting line is a deque, which any thread may change.
             self._pool.put_back(requests)
             raise
         for request in requests:

@@ -51,23 +51,23 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How long a full worker rests before it looks at the depth of its queues again, for the autoscaler.
+# How often a full worker reads the depth of its queues for the autoscaler.
 _LOOK_S = 0.5
 
-# A server that does not return the depth in this time is away.
+# A server that takes longer to return the depth is considered away.
 _ANSWER_S = 2.0
 
-# Taking pauses while this many outcomes are not written yet: messages that only pass through, such
-# as far ETAs, must not gather here.
+# Taking pauses while this many outcomes are unwritten, so that messages that only pass through,
+# such as far ETAs, do not pile up here.
 _UNWRITTEN = 2000
 
 
 class Tasks(StartStopPart):
-    """Takes messages from their queues, as many as the worker has room for.
+    """Takes as many messages from their queues as the worker has room for.
 
     1. `consume` asks for no more than the pool has room for, and waits when there is none.
-    2. `Admission` has each message run, wait, or be settled here.
-    3. `drain` and `stop` give back whatever has not started, in its order.
+    2. `Admission` decides whether each message runs, waits, or is settled here.
+    3. `drain` and `stop` give back everything that has not started, in order.
     """
 
     name = "Tasks"
@@ -118,12 +118,12 @@ class Tasks(StartStopPart):
         self._suspects = self.admission.suspects
         # Own greenlet only.
         self._stopping = False
-        # What is being admitted; any thread may look.
+        # The messages being admitted; any thread may read this.
         self._admitting: list[Delivery] = []
-        # True while nothing is to be taken; the event is set when that may be over.
+        # True while the worker must take nothing; the event is set when that may have changed.
         self.draining = False
         self._changed = Event()
-        # Messages that the last look left in the queues.
+        # How many messages the last take left in the queues.
         self.depth = 0
 
     def start(self) -> None:
@@ -145,14 +145,15 @@ class Tasks(StartStopPart):
         return self.depth + self._pool.waiting
 
     def consume(self) -> None:
-        """Take and admit until told to stop. Switches: yes. Raises OperationalError."""
+        """Take and admit messages until stopped. Switches: yes. Raises OperationalError."""
         while not self._stopping:
             self.turn()
 
     def turn(self) -> None:
-        """Take once and admit it, or wait until something may be taken. Switches: yes."""
+        """Take and admit messages once, or wait until there may be some. Switches: yes."""
         if self._fetcher.unsure:
-            # Even before there is room, or draining is over: nobody else can take what may be here.
+            # Even without room, or while draining: no other worker can take what may already be
+            # reserved here.
             self._admit_all(self._fetcher.take(0).deliveries)
             return
         if self.draining:
@@ -167,7 +168,7 @@ class Tasks(StartStopPart):
             self._rest()
             return
         self.admission.taken_s = self._state.now_s()
-        # At most half of what fits: one half runs while the other is fetched.
+        # Ask for at most half the capacity: one half runs while the other is fetched.
         deliveries, self.depth = self._fetcher.take(min(room, (self._pool.size + 1) // 2))
         self._admit_all(deliveries)
         if self.depth:
@@ -176,12 +177,12 @@ class Tasks(StartStopPart):
             pass
 
     def _may_wait(self) -> bool:
-        """Tell whether there is nothing else to do than wait for work."""
+        """Tell whether this worker is idle, waiting for work."""
         is_full = self.depth or self._pool.room <= 0 or self._suspects.busy
         return self._may_take() and not is_full
 
     def _admit_all(self, deliveries: list[Delivery]) -> None:
-        """Admit what was taken, or return it if nothing is to be taken any more."""
+        """Admit the taken messages, or give them back if the worker stops or drains."""
         if not self._may_take():
             self._returns.give_back_deliveries(deliveries)
             return
@@ -192,14 +193,14 @@ class Tasks(StartStopPart):
 
     @property
     def unfinished(self) -> set[str]:
-        """The tags of what is here and not settled; any thread may ask."""
+        """The tags of the unsettled messages held here; any thread may read this."""
         return {*list(self._state.reserved), *(each.tag for each in self._admitting)}
 
     def _may_take(self) -> bool:
         return not (self._stopping or self.draining)
 
     def _rest(self) -> None:
-        """Wait for room, here or in the outbox; meanwhile keep an eye on the queues' depth."""
+        """Wait for room, here or in the outbox, and meanwhile check the depth of the queues."""
         if self._pool.room > 0:
             self._outbox.wait_written(_LOOK_S)
             return
@@ -217,30 +218,32 @@ class Tasks(StartStopPart):
         self._interrupt()
 
     def leave(self) -> None:
-        """Put back what only this worker would find; nothing is taken any more. Switches: yes."""
+        """Put back messages that only this worker would find, when it stops. Switches: yes."""
         try:
             self._fetcher.leave()
         except OperationalError as exc:
-            _log.info("what was handed over here is left to other greenq workers: %s", exc)
+            _log.info("messages in this worker's inboxes are left to other greenq workers: %s", exc)
 
     def drain(self, on: bool) -> None:
-        """Take nothing more and give back what has not started; what runs goes on. Switches: yes.
+        """Take nothing more and give back what has not started; running tasks go on. Switches: yes.
 
-        With `on` False it takes again.
+        With `on` False, take messages again.
         """
         if on == self.draining:
             return
         self.draining = on
         if on:
-            _log.warning("draining: nothing is taken any more, %d tasks run", self._pool.running)
+            _log.warning(
+                "draining: this worker takes no more messages, %d tasks run", self._pool.running
+            )
             self.depth = 0
             self.give_back(self.admission.withdraw(is_recorded))
         else:
-            _log.warning("draining is over: tasks are taken again")
+            _log.warning("draining is over: this worker takes messages again")
         self._interrupt()
 
     def give_back_unstarted(self) -> None:
-        """Return all messages that wait here for their ETA, their rate limit, or a slot."""
+        """Give back all messages that wait here for their ETA, their rate limit, or a slot."""
         self.give_back(self.admission.withdraw(lambda _request: True))
 
     def give_back(self, requests: list[Request]) -> None:
@@ -256,7 +259,7 @@ class Tasks(StartStopPart):
         self._returns.give_away(connection, owner)
 
     def _interrupt(self) -> None:
-        """Have `consume` look what it is to do."""
+        """Wake `consume`, so that it checks what to do next."""
         self._changed.set()
         self._pool.wake()
         try:
@@ -268,11 +271,11 @@ class Tasks(StartStopPart):
     # --- remote control ---------------------------------------------------------------------------
 
     def receive(self, delivery: Delivery) -> None:
-        """Run what was published to all workers; the server has no record of it. Switches: no."""
+        """Run a broadcast message, of which the server has no record. Switches: no."""
         self.admission.receive(delivery._replace(tag=""))
 
     def read(self, raw: bytes) -> TaskMessage:
-        """Read a message as it is read when it is taken.
+        """Decode a message in the same way as one that was taken.
 
         Raises:
             DecodeError, ContentDisallowed: it is no task call that this worker accepts.
@@ -280,20 +283,20 @@ class Tasks(StartStopPart):
         return self.admission.reader.read(raw)
 
     def scheduled(self) -> list[tuple[datetime, Request]]:
-        """Return what waits here for its ETA, with the ETA, the next one first."""
+        """Return the requests that wait here for their ETA, with the ETA, the soonest first."""
         return self.admission.waiting.scheduled()
 
     def waiting(self) -> list[Request]:
-        """Return what waits here for its rate limit or for a slot."""
+        """Return the requests that wait here for their rate limit or for a slot."""
         limited = self.admission.waiting.limited()
         return limited + self._suspects.waiting() + self._pool.unstarted()
 
     def revoke(
         self, ids: Iterable[str] = (), stamps: Mapping[str, Any] | None = None
     ) -> list[Request]:
-        """Let no task run with one of these ids or stamps; return those that run here already.
+        """Revoke tasks by id or stamp; return those that already run here.
 
-        What waits here is discarded now; what turns up later, then.
+        Waiting tasks are discarded now, others when they arrive.
         """
         self._state.revoked.update(ids)
         self._state.revoked.add_stamps(stamps or {})
@@ -301,7 +304,7 @@ class Tasks(StartStopPart):
         return [each for each in self._pool.active if self._state.revoked.matches(each.message)]
 
     def set_rate_limit(self, name: str, rate: str | float | None) -> None:
-        """Give a task another rate limit in this worker, also for what waits here.
+        """Change a task's rate limit in this worker, also for its waiting requests.
 
         Raises:
             NotRegistered: there is no such task.
@@ -311,12 +314,12 @@ class Tasks(StartStopPart):
 
 
 class Admission:
-    """Has each message run, wait, or be settled here.
+    """Decides whether each message runs, waits, or is settled here.
 
-    1. What cannot run is settled: undecodable, unknown and refused messages are buried, revoked and
-       expired ones discarded.
-    2. What may not run yet waits: for its ETA or rate limit (`Waiting`), or until it is alone
-       (`Suspects`).
+    1. Messages that cannot run are settled: undecodable, unknown and refused messages are buried,
+       revoked and expired ones discarded.
+    2. Messages that may not run yet wait for their ETA or rate limit (`Waiting`), or until they can
+       run alone (`Suspects`).
     3. The rest goes to the pool.
     """
 
@@ -367,11 +370,11 @@ class Admission:
             hand_over=self._hand_over,
         )
         self.suspects = Suspects(pool, outbox, self._begin)
-        # When what is being admitted was asked for.
+        # When the messages being admitted were requested.
         self.taken_s = 0.0
 
     def receive(self, delivery: Delivery) -> None:
-        """Admit a delivery; a fault of ours with one message must not stop those behind it."""
+        """Admit a delivery; a bug that one message triggers must not stop those behind it."""
         try:
             self._admit(delivery)
         except Exception as exc:
@@ -380,13 +383,13 @@ class Admission:
             self._refusals.bury(delivery, exc, None)
 
     def _admit(self, delivery: Delivery) -> None:
-        """Decode a delivery and hand it to the pool or the timer; settle what cannot run."""
+        """Decode a delivery and hand it to the pool or the timer, or settle it if it cannot run."""
         accept, most, raw = self._accept, self._max_body_bytes, delivery.raw
         if self._signer is not None:
             try:
                 raw = self._signer.open("message", delivery.queue, raw)
             except SignatureError as exc:
-                # Without the id, which may be another task's: no result is stored for it.
+                # The id is left out, since it may be another task's: no result is stored under it.
                 self._refusals.bury(delivery, exc, None)
                 return
         message = fast_decode.read(raw, accept=accept, max_body_bytes=most)
@@ -417,7 +420,7 @@ class Admission:
             self._state.reserved[delivery.tag] = request
         else:
             request.acks_late, request.settled = False, True
-        # By the registered name: the sender makes up the other one.
+        # Counted under the registered name: `shadow` is whatever the sender chose.
         self._state.total[task.name] += 1
         if self._revoked.any and self._revoked.matches(message):
             self._refusals.discard(request, "revoked")
@@ -443,7 +446,7 @@ class Admission:
         if message.redelivered and self._is_suspect(request):
             self.suspects.add(request)
         elif self.suspects.alone and request.delivery.tag:
-            # It has become due while another one must be alone: others run it, or this worker does
+            # It became due while a suspect runs alone: another worker runs it, or this one does
             # later.
             self._returns.give_back([request])
         else:
@@ -454,12 +457,12 @@ class Admission:
         self._refusals.sender = sender
 
     def withdraw(self, which: Callable[[Request], bool]) -> list[Request]:
-        """Give up the requests that have not started and for which `which` is true."""
+        """Remove and return the requests that have not started and for which `which` is true."""
         taken = self.waiting.withdraw(which)
         return taken + self.suspects.take_out(which) + self._pool.take_back(which)
 
     def discard_revoked(self) -> None:
-        """Discard what waits here and is revoked by now."""
+        """Discard the waiting requests that have been revoked."""
         for request in self.withdraw(lambda request: self._revoked.matches(request.message)):
             self._refusals.discard(request, "revoked")
 
@@ -488,7 +491,7 @@ class Admission:
         return False
 
     def _read_carefully(self, delivery: Delivery) -> TaskMessage | None:
-        """Read what is not quite common; bury what is no task call, and return None."""
+        """Read a less common message; bury one that is not a valid task call, and return None."""
         try:
             unwrapped = self.reader.unwrap(delivery.raw)
         except DecodeError as exc:
@@ -513,7 +516,7 @@ def _check_ids(message: TaskMessage) -> None:
     Raises:
         DecodeError: an id is too long.
     """
-    # Added up, because this is on the path of every task.
+    # Their sum is compared, since this is on the path of every task.
     ids = len(message.id) + len(message.root_id or "") + len(message.parent_id or "")
     if ids + len(message.group or "") > KEY.most:
         raise DecodeError(

@@ -1,4 +1,4 @@
-"""Tasks that wait here for their ETA or for their rate limit, and take no slot meanwhile."""
+"""Tasks that wait here, without a slot, for their ETA or their rate limit."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from greenq.transport.outbox import Outbox
     from greenq.transport.transport import Transport
 
-# How many ETAs of the near future wait here, and how many tasks for their rate limits. More are
-# parked, like ETAs of the far future: whatever their number, each of both takes no more than some
-# 10 MB of a worker, and what is behind them in the queues has its turn.
+# The most tasks that wait here for a near ETA, and the most that wait for their rate limit. Any
+# more are parked like far ETAs, so each kind takes at most about 10 MB of a worker, and the
+# messages behind them in the queues get their turn.
 _ETAS_HELD = 4000
 
-# A message that is larger waits for its ETA on the server in any case.
+# A larger message always waits for its ETA on the server.
 _LARGE_BYTES = 16_384
 
 
 class Waiting:
     """Holds requests until their time has come.
 
-    1. An ETA in the near future waits in the timer, reserved; a far one, and what is too much for
-       that, is parked on the server.
-    2. A task with a rate limit waits in its line, reserved.
-    3. What has expired meanwhile is discarded.
+    1. A task with a near ETA waits in the timer, reserved; one with a far ETA, or for which there
+       is no room here, is parked on the server.
+    2. A task with a rate limit waits in its own line, reserved.
+    3. A task that expires while it waits is discarded.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Waiting:
         Args:
             transport, registry, outbox, timer, state, refusals: those of the worker.
             eta_horizon_s: a later ETA waits on the server.
-            default_rate: how many may start a second of a task that has no limit of its own.
+            default_rate: starts per second of a task without a limit of its own.
             obeys_rates: False lets tasks start without regard to their limits.
             hand_over: called with a request whose time has come.
         """
@@ -74,7 +74,7 @@ class Waiting:
         self._default_rate = default_rate
         self._obeys_rates = obeys_rates
         self._hand_over = hand_over
-        # What waits for its ETA, and for the rate limit of its task, by the task's name.
+        # Requests that wait for their ETA, and by task name those that wait for a rate limit.
         self._scheduled: dict[Request, tuple[TimerEntry, datetime]] = {}
         self._lines: dict[str, RateLimitedQueue] = {}
 
@@ -98,7 +98,7 @@ class Waiting:
         self._scheduled[request] = self._timer.call_after(wait_s, due), eta
 
     def limit(self, request: Request) -> None:
-        """Hold a request as long as the rate limit of its task says; there may be none."""
+        """Hold a request until the rate limit of its task, if any, lets it start."""
         task = request.task
         line, rate = self._lines.get(task.name), self._rate_of(task)
         if line is None:
@@ -112,7 +112,7 @@ class Waiting:
             self._park(request, self.now() + timedelta(seconds=line.put_aside_s()))
 
     def set_rate_limit(self, name: str, rate: str | float | None) -> None:
-        """Give a task another rate limit, also for what waits here.
+        """Change a task's rate limit, also for its waiting requests.
 
         Raises:
             NotRegistered: there is no such task.
@@ -125,7 +125,7 @@ class Waiting:
             self._lines[name].set_rate(self._rate_of(task))
 
     def is_too_late(self, request: Request) -> bool:
-        """Tell whether a request has expired while it waited here; discard it then."""
+        """Discard a request that has expired while it waited here; return whether it has."""
         expires = request.message.expires
         if expires is None or parse_time(expires) > self.now():
             return False
@@ -133,16 +133,16 @@ class Waiting:
         return True
 
     def scheduled(self) -> list[tuple[datetime, Request]]:
-        """Return what waits for its ETA, with the ETA, the next one first."""
+        """Return the requests that wait for their ETA, with the ETA, the soonest first."""
         found = [(eta, request) for request, (_entry, eta) in self._scheduled.items()]
         return sorted(found, key=lambda pair: pair[0])
 
     def limited(self) -> list[Request]:
-        """Return what waits for its rate limit."""
+        """Return the requests that wait for their rate limit."""
         return [request for line in self._lines.values() for request in line.waiting()]
 
     def withdraw(self, which: Callable[[Request], bool]) -> list[Request]:
-        """Give up the requests for which `which` is true."""
+        """Remove and return the requests for which `which` is true."""
         taken = [request for request in self._scheduled if which(request)]
         for request in taken:
             entry, _eta = self._scheduled.pop(request)
@@ -157,7 +157,7 @@ class Waiting:
             self._hand_over(request)
 
     def _rate_of(self, task: Task[..., Any]) -> float | None:
-        """Return how many of a task may start a second, None for any number."""
+        """Return how often a task may start, per second; None means without limit."""
         if not self._obeys_rates:
             return None
         return self._default_rate if task.rate_limit is None else parse_rate(task.rate_limit)

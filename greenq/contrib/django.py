@@ -1,4 +1,4 @@
-"""Django: set it up before the task modules are imported, and close what tasks leave open.
+"""Django: set it up before task modules are imported, and close connections that tasks leave open.
 
 `greenq.app` imports this module, and with it Django, only if DJANGO_SETTINGS_MODULE names a
 project's settings and Django is installed.
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# What databases say when they have no connection left. Their texts are all there is to go by: for
-# an error during connecting, psycopg has no code.
+# Error texts of databases that have no connection left. The text is the only clue: psycopg has no
+# error code for an error during connecting.
 _FULL = ("too many clients", "too many connections", "connection slots are reserved",
          "no more connections allowed")  # fmt: skip
 
-# How long a task waits for a connection in all, and how often it tries again unless another task of
-# this worker closes one and wakes it.
+# How long a task waits for a connection in all, and the interval at which it tries again unless
+# another task of this worker closes one and wakes it.
 _PATIENCE_S = 60.0
 _LOOK_AGAIN_S = 0.25
 
-# Between two warnings about a full database.
+# The shortest time between two warnings about a full database.
 _WARN_EVERY_S = 60.0
 
 
@@ -78,13 +78,13 @@ def on_commit(call: Callable[[], object]) -> None:
 def close_connections() -> None:
     """Close the database and cache connections that the running task has opened.
 
-    Each greenlet has its own. Whatever CONN_MAX_AGE says, none is kept for the next task: a pool of
-    five hundred greenlets would keep five hundred. With Django's own connection pool, closing
-    returns the connection to it.
+    Each greenlet has its own. CONN_MAX_AGE has no effect: no connection is kept for the next task,
+    or a pool of five hundred greenlets would keep five hundred. With Django's own connection pool,
+    closing returns the connection to it.
     """
     close_caches()
     ident = threading.get_ident()
-    # Merely looking at Django's connections would leave something in this greenlet's locals.
+    # Merely reading Django's connections would leave values in this greenlet's locals.
     if ident in _users:
         _users.discard(ident)
         for connection in connections.all(initialized_only=True):
@@ -113,7 +113,7 @@ class _Queue:
         self.waiting = 0
 
     def wait(self) -> None:
-        """Wait briefly for a task here to close a connection; other processes may, too."""
+        """Wait for a task here to close a connection, but briefly: other processes may, too."""
         with self._changed:
             self.waiting += 1
             try:
@@ -161,7 +161,7 @@ def _wait_when_full() -> None:
             return
         until_s = time.monotonic() + _PATIENCE_S
         if _queue.waiting:
-            # Tasks that came earlier go first.
+            # Earlier tasks go first.
             _queue.wait()
         while True:
             try:
@@ -186,7 +186,7 @@ def _is_full(exc: BaseException) -> bool:
 
 def warn_of_blocking() -> None:
     """Log a warning if a database driver blocks the whole worker during each query."""
-    # Must come first: it imports the drivers.
+    # This must come first, since it imports the drivers.
     aliases = {each.alias: getattr(each, "Database", None) for each in connections.all()}
     psycopg2 = sys.modules.get("psycopg2")
     if psycopg2 is None or sys.modules["psycopg2.extensions"].get_wait_callback() is not None:

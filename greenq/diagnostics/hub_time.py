@@ -1,8 +1,8 @@
 """How long each running task has held the hub: the time for which its greenlet itself has run.
 
-The age of a task says little if it waits for a server; the time for which it kept all others
-waiting says more. It is wall time between being switched in and being switched out, so it includes
-what the operating system gives to other processes meanwhile.
+The age of a task that waits for a server says little; the time for which it kept all other tasks
+waiting says more. This is wall time from switching in to switching out, so it includes time that
+the operating system gives to other processes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class HubTime:
         """
         self._greenlet_class = greenlet_class
         self._clock = clock
-        # None while switched off: no greenlet has that class.
+        # None while switched off: no greenlet is then counted.
         self._counted: type[Any] | None = None
         self._switched_s = 0.0
         self._trace: Any = None
@@ -76,7 +76,7 @@ class HubTime:
         counted_s, started_s, own = request.hub_s, request.started_s, request.greenlet
         if not self.on or own is None or started_s is None:
             return counted_s
-        # Of all greenlets that have started and not ended, only the running one has no frame.
+        # Among the greenlets that have started and not ended, only the running one has no frame.
         if own.gr_frame is None:
             counted_s += self._clock() - max(started_s, self._switched_s)
         return counted_s

@@ -67,7 +67,7 @@ _RESOLVER_CALLS = {
     "gethostbyaddr": "ip_address",
 }
 
-# By module and qualified name; of nested calls, the outermost says most.
+# By module and qualified name; among nested calls, the outermost is the most telling.
 _PRIMITIVES = {
     ("concurrent.futures._base", "Future.exception"): "future",
     ("concurrent.futures._base", "Future.result"): "future",
@@ -145,7 +145,7 @@ def _threads() -> list[tuple[str, str]]:
 
 
 def _role(frame: FrameType) -> str:
-    """Return the role of a frame's thread, as far as its callers show it."""
+    """Return the role of a frame's thread, if the stack shows it."""
     for each, _line in traceback.walk_stack(frame):
         if each.f_code is all_stacks.__code__:
             return ", the hub's; it is writing this"
@@ -210,7 +210,7 @@ def describe(
 
 
 def _round_sleep(waits_for: str) -> str:
-    """Round the seconds of a sleep: with random ones, each task would be a kind of its own."""
+    """Round the seconds of a sleep, so that random delays do not each form a group of their own."""
     verb, _, seconds = waits_for.partition(" ")
     if verb != "sleep" or not seconds:
         return waits_for
@@ -219,7 +219,7 @@ def _round_sleep(waits_for: str) -> str:
 
 
 def _count_waits(waits: Counter[str], limit: int) -> list[dict[str, object]]:
-    """Return the most frequent kinds of wait; the rest become one."""
+    """Return the most frequent kinds of wait; the rest are merged into one."""
     ordered = sorted(waits.items(), key=lambda item: (-item[1], item[0]))
     others = sum(count for _, count in ordered[limit:])
     counts = ordered[:limit] + ([("others", others)] if others else [])
@@ -227,7 +227,7 @@ def _count_waits(waits: Counter[str], limit: int) -> list[dict[str, object]]:
 
 
 def _task_stack(frame: FrameType | None) -> list[str]:
-    """Return a stack from the task's own code inwards, or all of it if that is not reached."""
+    """Return a stack from the task's own code inwards, or all of it if it contains no task code."""
     stack = list(traceback.walk_stack(frame))[::-1] if frame is not None else []
     own = next((at for at, (each, _) in enumerate(stack) if not _is_ours(each)), 0)
     return [f"{each.f_code.co_filename}:{line} {each.f_code.co_name}" for each, line in stack[own:]]
@@ -334,7 +334,7 @@ def _number(found: Any) -> int:
     try:
         number = found.fileno()
     except Exception:
-        # It may be any object, and closed by now: then it is shown without an address.
+        # It may be any object, or a closed socket, which is shown without an address.
         return -1
     return number if isinstance(number, int) else -1
 

@@ -40,7 +40,7 @@ _FREQ_S = 60.0
 # How many heartbeats of a worker are remembered.
 _HEARTBEATS = 4
 
-# The fields taken over from events, and what they must be; None is valid for all but freq.
+# The fields copied from events, and the rule for each; None is valid for all but freq.
 _WORKER_FIELDS: dict[str, Rule] = {
     "pid": COUNT,
     "freq": INTERVAL,
@@ -79,7 +79,7 @@ class Worker:
     Attributes:
         hostname: the node's name.
         freq: seconds between two of its heartbeats.
-        heartbeats: when it was last heard from, unix time by our clock; the latest at the end.
+        heartbeats: arrival times of its last events, unix time by our clock; the latest at the end.
         loadavg: of its machine, over 1, 5 and 15 minutes.
         blocked: for greenq workers: what blocks the hub, or None.
     """
@@ -104,12 +104,12 @@ class Worker:
 
     @property
     def heartbeat_expires(self) -> float:
-        """The unix time after which it is considered dead without more news; 0 if offline."""
+        """The unix time after which it is considered dead if no event arrives; 0 if offline."""
         return self.heartbeats[-1] + self.freq * SILENT_INTERVALS if self.heartbeats else 0.0
 
     @property
     def alive(self) -> bool:
-        """True while it was heard from within two intervals and has not signed off."""
+        """True if it sent an event within the last two intervals and has not signed off."""
         return time.time() < self.heartbeat_expires
 
     @property
@@ -126,7 +126,7 @@ class Worker:
         return hash(self.hostname)
 
     def heard(self, at: float) -> None:
-        """Record a sign of life."""
+        """Record the arrival of an event."""
         self.heartbeats.append(at)
         self.heartbeats.sort()
         del self.heartbeats[:-_HEARTBEATS]
@@ -211,7 +211,7 @@ class Task:
         return hash(self.uuid)
 
     def event(self, subject: str, event: Event) -> None:
-        """Take over the fields of a ``task-<subject>`` event."""
+        """Copy the fields of a ``task-<subject>`` event."""
         timestamp = event["timestamp"]
         state = _TASK_STATES.get(subject)
         if state is not None:
@@ -224,9 +224,9 @@ class Task:
         _take_over(self, event, _TASK_FIELDS)
 
     def _is_late(self, state: str, timestamp: float) -> bool:
-        """Tell whether an event for that state precedes what is already known."""
+        """Tell whether an event for that state is older than the state already known."""
         if state == states.RETRY:
-            # It follows a start and precedes the next attempt's start; only the end is final.
+            # A retry comes between two starts; only an end is final.
             return self.ready and timestamp < (self.timestamp or 0.0)
         return states.precedence(state) > states.precedence(self.state)
 
@@ -276,7 +276,7 @@ class TaskIndex(Mapping[str, set[Task]]):
 class State:
     """What is known of a cluster from its events. Any thread may use it.
 
-    It remembers a limited number of workers and tasks, and drops those without news for longest.
+    It keeps a limited number of workers and tasks, and drops those whose last event is oldest.
 
     Attributes:
         workers: by node name.
@@ -360,7 +360,7 @@ class State:
         return task, is_new
 
     def _worker(self, event: Event) -> tuple[Worker, bool]:
-        """Return the worker that sent an event, and whether it is new."""
+        """Return the worker that sent an event, and whether the worker is new."""
         known = _latest(self.workers, event["hostname"], Worker, self.max_workers_in_memory)
         known[0].clock = max(known[0].clock, event["clock"])
         return known
@@ -397,7 +397,7 @@ class State:
     def freeze_while(
         self, fun: Callable[..., R], *args: Any, clear_after: bool = False, **kwargs: Any
     ) -> R:
-        """Call a function while nothing changes; with `clear_after`, call `clear` afterwards."""
+        """Call a function while holding the lock; with `clear_after`, call `clear` afterwards."""
         with self._lock:
             try:
                 return fun(*args, **kwargs)
@@ -429,7 +429,7 @@ def _order(task: Task) -> tuple[int, float]:
 
 
 def _latest(things: dict[str, T], name: str, make: Callable[[str], T], most: int) -> tuple[T, bool]:
-    """Return the entry for a name, made if missing, and whether it was; drop it last from now."""
+    """Return a name's entry, made if missing, and whether it is new; it is now the last to drop."""
     is_new = name not in things
     thing = things[name] = make(name) if is_new else things.pop(name)
     if len(things) > most:

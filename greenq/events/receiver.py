@@ -46,10 +46,10 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-# How long a wait for events may outlast `Receiver.stop`.
+# How long a wait for events may continue after `Receiver.stop`.
 _TURN_S = 0.5
 
-# A server that was silent for this long is asked whether it is still there.
+# After this much silence, check that the server is still there.
 _SILENCE_S = 5.0
 
 # Pause between two attempts to reconnect.
@@ -83,7 +83,7 @@ class Events:
         )
 
     def send(self, kind: str, *, hostname: str | None = None, **fields: Any) -> None:
-        """Publish an event of the program's own, at once. Switches: yes.
+        """Publish a custom event at once. Switches: yes.
 
         Args:
             kind: its type, such as ``task-progress``; one that begins with ``task-`` is about the
@@ -146,8 +146,9 @@ class Receiver:
             keys: names of its channels.
             clock: advances beyond every number received.
             handlers: functions of one event, by its type.
-            routing_key: ``#`` receives all events, ``task.#`` those of tasks. Single types of task
-                events do not work: workers send them in batches, with the key ``task.multi``.
+            routing_key: ``#`` receives all events, ``task.#`` those of tasks. Keys for single types
+                of task events match nothing, since workers send task events in batches with the key
+                ``task.multi``.
             accept: serializers and content types of events.
             signer: signs the request that has workers send their heartbeats.
         """
@@ -183,7 +184,7 @@ class Receiver:
     def itercapture(
         self, limit: int | None = None, timeout: float | None = None, wakeup: bool = True
     ) -> Iterator[Event]:
-        """Like `capture`, and yield each event when its handler has returned."""
+        """Like `capture`, but also yield each event after its handler has returned."""
         count = 0
         self.open(wakeup=wakeup)
         try:
@@ -251,7 +252,7 @@ class Receiver:
             handler(event)
 
     def wakeup_workers(self) -> None:
-        """Ask all workers for a heartbeat, so that they are known at once."""
+        """Ask all workers for a heartbeat, so that they appear at once."""
         self._mailbox.tell("heartbeat")
 
     def close(self) -> None:
@@ -263,7 +264,7 @@ class Receiver:
         self._heard_s = time.monotonic()
         self._outage.recovered("events are received again")
         if self._wakeup:
-            # Only now: the answers to an earlier request could be missed.
+            # Only after subscribing, or the answers could be missed.
             self.wakeup_workers()
 
     def _read(self, raw: bytes) -> list[Event]:
@@ -284,7 +285,7 @@ class Receiver:
         time zones, which makes it wrong.)
         """
         if event["type"] == "task-sent":
-            # Clients take no part in the cluster's clock: theirs is meaningless.
+            # Clients do not take part in the cluster's clock, so their own is meaningless.
             event["clock"] = max(self._clock.value - 1, 0)
         self._clock.adjust(event["clock"])
         event["local_received"] = time.time()

@@ -1,4 +1,4 @@
-"""From a free slot to a stored state: running deliveries, and what the worker knows of them.
+"""Running deliveries, from a free slot to a stored state, and the worker's record of them.
 
 Used by the worker, its consumer, its commands and its watchdog.
 """

@@ -6,7 +6,8 @@
     settle   write state and notification, acknowledge or move the message: one outbox entry
     report   send one event, write one log line, call the hooks of the task's class
 
-Every ending is one branch of `_call` or of `_override`. None of them leaves the message unsettled.
+Every way a task can end is one branch of `_call` or of `_override`, and each of them settles the
+message.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Executor:
         events: EventSender | None = None,
         end_hooks: Sequence[Callable[[], object]] = (),
     ) -> None:
-        """Use the parts of one worker.
+        """Run tasks with the parts of one worker.
 
         `hostname` is its node name, `handover` computes what ends set in motion, `events` sends
         the task events, `end_hooks` are called after each task.
@@ -110,7 +111,7 @@ class Executor:
         self._zone = ZoneInfo(config.timezone)
 
     def __call__(self, request: Request) -> None:
-        """Run one request to its end, whatever its code, its hooks and the log's handlers raise."""
+        """Run one request to its end, even if its code, its hooks or log handlers raise errors."""
         if not self._state.surely_holds(request) and not self._is_still_ours(request):
             return
         context = Context(request.message, hostname=self._hostname, delivered=request)
@@ -140,14 +141,14 @@ class Executor:
     def _run_unless_revoked(self, request: Request) -> Outcome | None:
         """Run the code unless revoked; None if another worker has the task. Switches: yes."""
         if self._revoked.any and self._revoked.matches(request.message):
-            # It may have been revoked while it waited here for a slot.
+            # It may have been revoked while it waited for a slot.
             return Outcome(REVOKED, TaskRevokedError("revoked"))
         return self._run(request) if self._begin(request) else None
 
     # --- begin ------------------------------------------------------------------------------------
 
     def _begin(self, request: Request) -> bool:
-        """Do what precedes the code: acknowledge, store STARTED, send the event. Switches: yes.
+        """Acknowledge early if wanted, store STARTED, send the event. Switches: yes.
 
         Return False if the task must not start because another worker has it by now.
         """
@@ -182,7 +183,7 @@ class Executor:
         Return False if there was nothing left to acknowledge: another worker runs the task.
         """
         if not request.settle():
-            # It was requeued, unless it never had a reservation.
+            # The message was requeued, unless it never had a reservation.
             return not request.delivery.tag
         # What waits for a step must fail if its worker dies: its record stays.
         action: Action = "e" if request.is_step else "b"
@@ -242,7 +243,7 @@ class Executor:
         move: Move | None = None
         tag = request.delivery.tag
         if not tag and outcome.state in (RETRY, REJECTED):
-            # It was a broadcast: there is no message to replace or requeue.
+            # A broadcast has no message to replace or requeue.
             outcome = Outcome(FAILURE, outcome.value, outcome.traceback)
         if outcome.state == RETRY:
             outcome, move = self._prepare_retry(request, context, outcome, outcome.value)
@@ -318,11 +319,11 @@ class Executor:
     def _prepare_retry(
         self, request: Request, context: Context, outcome: Outcome, retry: Retry
     ) -> tuple[Outcome, Move | None]:
-        """Return the outcome and the move that sends the next run; if that fails, a failure."""
+        """Return the outcome and the move that sends the next run, or a failure without a move."""
         try:
             return outcome, self._next_run(request, context, retry)
         except Exception as exc:
-            # The retry's options are wrong, and a task that cannot run again has failed.
+            # The retry's options are invalid, and a task that cannot run again has failed.
             exc.add_note(f"raised while the retry of task {request} was being sent")
             return Outcome(FAILURE, exc, trace_of(exc)), None
 
@@ -343,7 +344,7 @@ class Executor:
         return None if reason is None else self._bury(request, reason)
 
     def _bury(self, request: Request, reason: str) -> Move:
-        """Return the move to the dead letters."""
+        """Return the move that makes the message a dead letter."""
         return self._broker.bury(
             *request.delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
         )
@@ -398,9 +399,9 @@ class Executor:
         return written
 
     def _settle_fault(self, request: Request, exc: BaseException) -> Outcome | None:
-        """Settle a task whose outcome could not be settled as it is: it fails, with the reason.
+        """Settle a task whose own outcome could not be settled: it fails, with the reason.
 
-        If not even that can be stored, its message goes to the dead letters.
+        If even that cannot be stored, its message becomes a dead letter.
         """
         trace, tag = trace_of(exc), request.delivery.tag
         what = (
@@ -481,7 +482,7 @@ class Executor:
                 _log.warning("Task %s was terminated (%s)", request, request.killed.signum)
         elif isinstance(value, Reject) and request.acks_late:
             self._state.failed += 1
-            _log.info("Task %s rejected: %s; it is among the dead letters", request, value.reason)
+            _log.info("Task %s rejected: %s; it is now a dead letter", request, value.reason)
         else:
             self._state.failed += 1
             expected = isinstance(value, classes(request.task.throws))
@@ -520,7 +521,7 @@ class Executor:
 def running_task(frame: FrameType | None) -> str | None:
     """Return the name and id of the task that a frame belongs to, or None.
 
-    For the watchdog thread, which can tell only from the frames which greenlet runs.
+    For the watchdog thread, which can see only from the frames which greenlet runs.
     """
     while frame is not None:
         if frame.f_code is Executor.__call__.__code__:
@@ -577,7 +578,7 @@ def _storable(text: str) -> str:
 def _signum(request: Request) -> int | str | None:
     """Return the number of the signal by which a request was ended, as events have it.
 
-    None if it was not ended; a name that is unknown stays a name.
+    None if no signal ended it; an unknown name is returned as it is.
     """
     name = None if request.killed is None else request.killed.signum
     if not name:

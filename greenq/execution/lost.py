@@ -1,4 +1,4 @@
-"""The messages of a lost worker: which of them run again, and how the others end."""
+"""Decides which messages of a lost worker run again, and how the others end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LostMessages:
     """Decides about the messages of lost workers on behalf of the worker that recovers them."""
 
     def __init__(self, app: Greenq, hostname: str) -> None:
-        """Decide by the tasks and settings of `app`; `hostname` is the worker that recovers."""
+        """Use the tasks and settings of `app`; `hostname` is the recovering worker."""
         self._app = app
         self._hostname = hostname
         config = app.config.task
@@ -52,7 +52,7 @@ class LostMessages:
             )  # fmt: skip
             return Entry.moving(Move(tag, inbox, "next", text))
         _log.error(
-            "task %s[%s] of queue %s is among the dead letters: %s",
+            "task %s[%s] of queue %s is now a dead letter: %s",
             header(raw, "task"), task_id, queue, reason,
         )  # fmt: skip
         move = transport.broker.bury(

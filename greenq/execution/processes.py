@@ -1,6 +1,6 @@
 """Processes that a task starts with `multiprocessing`: spawned, never forked from the worker.
 
-A fork copies the worker with its connections, and all greenlets in the middle of their work.
+A fork would copy the worker with its connections and all its half-finished greenlets.
 `subprocess` is different: gevent's version works, and waits for its child without blocking the hub.
 """
 
@@ -28,7 +28,7 @@ _NO_POOL = (
 
 
 def refuse_fork() -> None:
-    """Make `multiprocessing` spawn its processes, and refuse what would hang.
+    """Make `multiprocessing` spawn its processes, and refuse calls that would hang.
 
     A start method that the program has chosen is kept: a fork is then refused when it happens.
     """

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from greenq.timer import Entry, Timer
 
 
-# A request that the queue has no room for is looked at again after this long at most, since the
-# limit may have changed by then.
+# A request that finds no room is checked again after at most this long, since the limit may have
+# changed.
 _ASIDE_MOST_S = 600.0
 
 
 class TokenBucket:
-    """Holds at most one token, which comes back at a steady rate.
+    """Holds at most one token, which is refilled at a steady rate.
 
     Attributes:
-        every_s: seconds until a token that was taken is back; may be changed.
+        every_s: seconds until a taken token is refilled; may be changed.
     """
 
     def __init__(self, a_second: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,7 +45,7 @@ class TokenBucket:
 
 
 class RateLimitedQueue:
-    """The waiting requests of one task: each begins in its turn, when there is a token for it."""
+    """The waiting requests of one task: each begins in turn, when there is a token for it."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class RateLimitedQueue:
         self._waiting: deque[Request] = deque()
         self._entry: Entry | None = None
         self._bucket: TokenBucket | None = None
-        # When the last of the requests that were put aside may begin.
+        # When the last of the parked requests may begin.
         self._aside_s = 0.0
         self._set(a_second)
 
@@ -85,13 +85,13 @@ class RateLimitedQueue:
         return list(self._waiting)
 
     def take_out(self, which: Callable[[Request], bool]) -> list[Request]:
-        """Remove and return the requests that `which` is true of, in order."""
+        """Remove and return the requests for which `which` is true, in order."""
         taken = [request for request in self._waiting if which(request)]
         self._waiting = deque(request for request in self._waiting if not which(request))
         return taken
 
     def put_aside_s(self) -> float:
-        """Return after how many seconds a request that finds no room here may come back."""
+        """Return how many seconds to park a request that finds no room here."""
         now_s = self._timer.clock()
         every_s = 0.0 if self._bucket is None else self._bucket.every_s
         self._aside_s = max(self._aside_s, now_s + len(self._waiting) * every_s) + every_s

@@ -1,4 +1,4 @@
-"""Reading a message with care: what the fast reader leaves, and what a command asks about."""
+"""The careful message reader: for what the fast reader cannot read, and for remote commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class MessageReader:
-    """Reads messages as the settings of this worker accept them."""
+    """Reads messages of the formats that this worker's settings accept."""
 
     def __init__(self, config: TaskConfig, accept: frozenset[str]) -> None:
         """Accept the content types of `accept`."""

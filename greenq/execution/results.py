@@ -1,4 +1,4 @@
-"""The outcome of a task as a state for the results: whether it is stored, and what it says."""
+"""The outcome of a task as a stored state: whether to store it, and its content."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from greenq.transport.settle import StateWrite
     from greenq.transport.transport import Transport
 
-# How much is kept of the texts of an outcome that cannot be stored as it is.
+# How many characters are kept of the texts of an outcome that cannot be stored as it is.
 STORED_CHARS = 4000
 
 
@@ -59,7 +59,7 @@ class ResultWriter:
     def write_plain(
         self, task_id: str, state: str, value: object, traceback: str | None = None
     ) -> StateWrite | None:
-        """Return the write of a state that is stored whatever the task's options say.
+        """Return the write of a state that is stored regardless of the task's options.
 
         None if results are disabled.
 
@@ -108,6 +108,6 @@ class ResultWriter:
         if size_bytes > self._config.task_max_result_bytes and not bare:
             raise EncodeError(
                 f"it has {size_bytes} bytes, more than task_max_result_bytes = "
-                f"{self._config.task_max_result_bytes}; store it elsewhere and return its place"
+                f"{self._config.task_max_result_bytes}; store it elsewhere and return its location"
             )
         return result

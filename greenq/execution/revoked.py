@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _MOST = 50_000
 _KEEP_S = 10_800.0
 
-# In all. A limit is needed because everyone who may publish can revoke.
+# In all. A limit is needed because anyone who may publish can revoke.
 _MOST_CHARS = 4_000_000
 
 
@@ -61,12 +61,12 @@ class _Aging:
 class Revoked:
     """Ids and stamps of tasks that must not run: at most 50,000 of each, kept for three hours each.
 
-    It holds explicit revocations only, not expired messages: those expire again if they come again,
-    and any sender could use them to push revocations out, or to revoke another sender's task by its
-    id.
+    It holds only explicit revocations. Expired messages are not added: they expire again when
+    redelivered, and any sender could use them to push revocations out, or to revoke another
+    sender's task by its id.
 
     Attributes:
-        any: False as long as nothing was revoked: then messages need not be checked.
+        any: False as long as nothing was revoked, so that messages need no check.
     """
 
     __slots__ = ("_ids", "_stamps", "any")
@@ -85,7 +85,7 @@ class Revoked:
         self.any = False
 
     def add(self, task_id: str) -> None:
-        """Revoke a task; an id longer than `KEY` allows is left out: no task has it."""
+        """Revoke a task; an id longer than `KEY` allows is ignored, since no task can have it."""
         self._ids.add(task_id)
         self.any = True
 
@@ -135,6 +135,6 @@ class Revoked:
 
 
 def _texts(given: object) -> list[str]:
-    """Return the one or several values of a stamp as strings, as the command line gives them."""
+    """Return the value or values of a stamp as strings, the form that the command line uses."""
     several = given if isinstance(given, (list, tuple, set, frozenset)) else [given]
     return [str(value) for value in several]

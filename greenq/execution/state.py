@@ -1,4 +1,4 @@
-"""What one worker holds and has done, for the log, remote control and the demo."""
+"""The messages that one worker holds and its counters, for the log, remote control and the demo."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class WorkerState:
         reserved: all unsettled requests, including running ones.
         total: how many messages of each task were taken.
         succeeded, failed, retried: how many runs ended this way.
-        lease_until_s, lease_lost_s: until when the lease surely holds, and when it was found to
+        lease_until_s, lease_lost_s: until when the lease certainly holds, and when it was found to
             have ended, in seconds of `now_s`.
         now_s: a clock that keeps running while the machine is suspended.
         paused: all paused queues of the cluster; each renewal of the lease updates them.

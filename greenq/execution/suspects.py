@@ -1,4 +1,4 @@
-"""Suspects: messages whose workers died run alone, to find the one that kills its worker."""
+"""Suspects: messages whose workers died each run alone, to find the one that kills its worker."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _PATIENCE_S = 10.0
 class Suspects:
     """Runs messages one at a time, each alone in its worker.
 
-    1. It waits until everything that runs has ended, but not too long; nothing is taken meanwhile.
-    2. It first tells the server which message runs: if the worker dies, the death counts against
-       this message only.
-    3. When the last suspect has ended, it tells the server that, too, before anything else is
-       taken.
+    1. It first waits, for a limited time, until all running tasks have ended; nothing is taken
+       meanwhile.
+    2. Before the run it records on the server which message runs, so that a death of the worker
+       counts against this message only.
+    3. After the last suspect, it clears this record before anything else is taken.
     """
 
     def __init__(self, pool: Pool, outbox: Outbox, begin: Callable[[Request], object]) -> None:
@@ -50,7 +50,7 @@ class Suspects:
 
     @property
     def busy(self) -> bool:
-        """True from the first suspect until after the last: nothing else may be taken."""
+        """True from the first suspect until after the last; nothing else may be taken."""
         return not self._over.is_set()
 
     def wait_over(self, timeout_s: float) -> bool:
@@ -58,7 +58,7 @@ class Suspects:
         return bool(self._over.wait(timeout_s))
 
     def add(self, request: Request) -> None:
-        """Run a request alone, in its turn. Switches: no."""
+        """Run a request alone when its turn comes. Switches: no."""
         self._line.append(request)
         if not self.busy:
             self._over.clear()
@@ -69,7 +69,7 @@ class Suspects:
         return list(self._line)
 
     def take_out(self, which: Callable[[Request], bool]) -> list[Request]:
-        """Remove and return the waiting suspects that `which` is true of."""
+        """Remove and return the waiting suspects for which `which` is true."""
         taken = [request for request in self._line if which(request)]
         for request in taken:
             self._line.remove(request)
@@ -99,7 +99,7 @@ class Suspects:
             self._over.set()
 
     def _announce(self, tag: str) -> None:
-        """Tell the server which message runs alone, and wait for its confirmation."""
+        """Record on the server which message runs alone, and wait for the confirmation."""
         known = Event()
         self._outbox.put(Entry(tag, "l", written=lambda _held: known.set()))
         known.wait()

@@ -1,7 +1,6 @@
 """Sends the signals of a task's run and end; called only when they have receivers.
 
-The task is settled by then, or nothing of it has run: whatever a receiver raises is logged, and
-changes nothing.
+By then the task is settled, or nothing of it has run, so an error in a receiver is only logged.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# What is sent at an end, by the final state; after the hook of the task's class for it.
+# The signal for each final state; it is sent after the matching hook of the task's class.
 END_SIGNALS = {SUCCESS: task_success, RETRY: task_retry, FAILURE: task_failure}
 
 
@@ -142,5 +141,5 @@ def _contained(signal: Signal, about: Request) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # The end of a receiver, such as its own timeout, is not the end of the greenlet.
+        # A receiver's own timeout or exit must not end the greenlet.
         _log.exception("a receiver of signal %s failed for task %s", signal.name, about)

@@ -9,7 +9,7 @@ _MOST = 1 << 53
 
 
 class LamportClock:
-    """A number that grows with everything sent, and beyond every number received.
+    """A counter that each send advances, and each receipt moves beyond the number received.
 
     Source: wire format, section 12.4: *forward* adds one, *adjust* takes the larger of both
         numbers and adds one.

@@ -101,8 +101,8 @@ def decompress(
 ) -> bytes:
     """Expand `data`, stopping as soon as the output exceeds its limit.
 
-    Units: `max_bytes` limits the output; so does a hundred times the size of `data`, though a MiB
-        is always allowed.
+    Units: the output is limited to `max_bytes`, and to a hundred times the size of `data` or a MiB,
+        whichever is more.
 
     Raises:
         DecodeError: the output is too large, or the data is damaged, truncated or followed by other
@@ -122,14 +122,14 @@ def decompress(
         expanded, whole = _expand(data, kind, most + 1)
     except ImportError as exc:
         raise DecodeError(f"cannot expand {content_type}: {exc}", data) from exc
-    # Each package has its own errors; all of them mean that the bytes are damaged.
+    # Each package has its own exceptions; all of them mean that the data is damaged.
     except Exception as exc:
         raise DecodeError(f"damaged {content_type} data: {exc}", data) from exc
     if len(expanded) > most:
         why = "" if most == max_bytes else f", more than {_MOST_TIMES} times its size"
         raise DecodeError(f"{content_type} data expands beyond {most} bytes{why}", data)
     if not whole:
-        raise DecodeError(f"{content_type} data is cut off or has other bytes after it", data)
+        raise DecodeError(f"{content_type} data is truncated or followed by other bytes", data)
     return expanded
 
 

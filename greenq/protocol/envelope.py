@@ -1,4 +1,4 @@
-"""The list element: one JSON object around a serialized body, and how it is held while unacked."""
+"""The list element: a JSON object around a serialized body, and the record of it in `unacked`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def task_properties(
     Args:
         queue: the routing key, unless `routing_key` is given.
         exchange: "" sends straight to the list that the routing key names.
-        routing_key: kept for restoring, which goes by exchange and routing key.
+        routing_key: needed to restore the message, which goes by exchange and routing key.
         priority: written as given; 0 is served first.
         correlation_id: the task's id, unless the caller chose another.
         reply_to: id of the sender; nothing on Redis uses it.
@@ -181,7 +181,7 @@ def _marked(element: Any, deliveries: int | None, raw: str | bytes) -> str:
         if headers is None:
             headers = element["headers"] = {}
         headers["redelivered"] = True
-        # It was the signature of another text.
+        # The old signature does not match the new text.
         element.pop(SIGNATURE, None)
         element["properties"].setdefault("delivery_info", {})["redelivered"] = True
         if deliveries is not None:
@@ -211,7 +211,7 @@ def text_headers(raw: bytes) -> dict[str, str]:
 
 
 def deliveries_of(raw: str | bytes) -> int:
-    """Return how many workers died while running this message; 0 if it does not say."""
+    """Return how many workers died while running this message, as it records; 0 if it does not."""
     try:
         return _count(_parse(raw)["properties"].get("deliveries"))
     except (DecodeError, TypeError, KeyError, AttributeError):
@@ -225,7 +225,7 @@ def _count(value: object) -> int:
 def hold(raw_envelope_text: str, exchange: str, routing_key: str) -> str:
     """Write the value kept in the ``unacked`` hash while a message is being worked on.
 
-    The message is inserted as text, so it comes back exactly as it went in.
+    The message is inserted as text, so it is read back unchanged.
     """
     return f"[{raw_envelope_text}, {json.dumps(exchange)}, {json.dumps(routing_key)}]"
 
@@ -293,7 +293,7 @@ def unhold(value: str | bytes) -> Held:
     if not (
         isinstance(message, dict) and isinstance(exchange, str) and isinstance(routing_key, str)
     ):
-        raise DecodeError("a held message is an object and two texts", _bytes(value))
+        raise DecodeError("a held message must be an object and two texts", _bytes(value))
     return Held(text[start:end], exchange, routing_key, message)
 
 

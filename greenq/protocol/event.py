@@ -39,7 +39,7 @@ MULTI = "task.multi"
 SILENT_INTERVALS = 2
 
 # Events that only greenq sends: their fields are text, numbers, lists of numbers and None. Fields
-# of all others may be of any type that has a JSON form.
+# of other events may have any type with a JSON form.
 _PLAIN = frozenset(
     {
         *("task-sent", "task-received", "task-started", "task-succeeded", "task-failed"),
@@ -174,8 +174,8 @@ class EventWriter:
         self._signer = signer
         self._hostname, self._utcoffset, self._pid = hostname, utcoffset(), os.getpid()
         self._forward = clock.forward
-        # By routing key: the envelope before and after its delivery tag, which comes last of what
-        # it holds besides the body.
+        # By routing key: the envelope before and after its delivery tag, which is its last part
+        # besides the body.
         self._frames: dict[str, tuple[bytes, bytes]] = {}
 
     # These three are on the hot path of every task.
@@ -214,9 +214,9 @@ class EventWriter:
         )  # fmt: skip
 
     def stamp(self, kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Stamp any event with its time and its place in the order of all.
+        """Stamp any event with its time and the logical clock.
 
-        Fields that every event has are not taken from `fields`.
+        `fields` cannot override the fields that every event has.
 
         Raises:
             EncodeError: a field of a program's own event has no JSON form.

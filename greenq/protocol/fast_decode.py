@@ -25,8 +25,8 @@ _JSON = "application/json"
 _NO_LIMITS = (None, None)
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
-# Celery's tag for a value of an extended type. A body may contain it anywhere; around the body, the
-# types leave no place for it. Its characters may also be spelled as one of these escapes.
+# Celery's tag for a value of an extended type. A body may contain it anywhere; the typed fields
+# around the body cannot. Its characters may also be spelled as one of these escapes.
 _TAG = b"__type__"
 _ESCAPES = (b"\\u005", b"\\u006", b"\\u007")
 
@@ -86,7 +86,7 @@ class _Element(msgspec.Struct, forbid_unknown_fields=True):
     properties: _Properties
     content_type: str = msgspec.field(name="content-type")
     content_encoding: str = msgspec.field(name="content-encoding")
-    # Of a signed message in a worker without a key; one with a key has checked and removed it.
+    # Present only in a worker without a key; with a key, it has been checked and removed.
     greenq_sig: str | None = None
 
 
@@ -140,7 +140,7 @@ def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMess
         group_index=headers.group_index,
         retries=headers.retries or 0,
         timelimit=_NO_LIMITS if timelimit is None or timelimit == _NO_LIMITS else timelimit,
-        # Share what is usually the same: many messages are held at a time.
+        # Share values that are usually equal, since many messages are held at a time.
         stamps=_NOTHING,
         headers=_NOTHING,
         root_id=headers.id if headers.root_id == headers.id else headers.root_id,

@@ -1,7 +1,7 @@
 """Task ids: random UUIDs as text, one by one, or any number derived from a few random bytes.
 
-And delivery tags: such ids with the time of sending in front (UUID version 7), so that a queue
-shows how old its messages are.
+Also delivery tags: ids that start with the time of sending (UUID version 7), so that a queue shows
+how old its messages are.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def sent_at(tag: str) -> float | None:
 
 
 class TaskIds(Sequence[str]):
-    """Random UUIDs as text, computed when asked for: any number of them takes no memory.
+    """Random UUIDs as text, computed on access, so any number of them takes no memory.
 
     They are derived by a random key from the numbers 0, 1, 2 and so on, so no id can be guessed
     from another, which a plain counter could not guarantee.

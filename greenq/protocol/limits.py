@@ -1,4 +1,4 @@
-"""What a number, a text or a whole JSON text from outside may be, all in one place.
+"""The limits on numbers, texts and whole JSON texts from outside, all in one place.
 
 Messages, events, control requests and results come from anyone who may write to the server. Each of
 their fields has a rule below; code that reads a field checks the rule, and refuses or skips what
@@ -18,7 +18,7 @@ from greenq.errors import DecodeError
 
 
 class Rule(Protocol):
-    """What the values of a field may be."""
+    """A rule for the values of a field."""
 
     def wrong(self, value: object) -> str:
         """Say what is wrong with a value, to follow the field's name; "" if nothing is."""
@@ -153,7 +153,7 @@ class ListOf:
 
 
 class _Moment:
-    """A moment: ISO 8601 text, which is parsed later, or what a serializer has made of one."""
+    """A time: ISO 8601 text, which is parsed later, or a datetime that a serializer has made."""
 
     def wrong(self, value: object) -> str:
         """Say what is wrong with a value."""
@@ -260,7 +260,7 @@ RESULT: Final[Mapping[str, Rule]] = {
 
 
 def refusal(fields: Mapping[Any, Any], rules: Mapping[str, Rule]) -> str:
-    """Say which of the fields present is wrong, and why; "" if all are valid."""
+    """Return which of the fields present is wrong, and why; "" if all are valid."""
     for name, rule in rules.items():
         if name in fields:
             reason = rule.wrong(fields[name])
@@ -299,7 +299,7 @@ def _shown(value: object, numbers: tuple[type, ...] = ()) -> str:
 # An empty list, two characters and a comma, takes 80 bytes: text can grow thirtyfold when parsed,
 # and nothing else runs in the process meanwhile. So the number of values is limited, too: one per
 # this many bytes of the maximum size. For 8 MiB that is 131,072 values, which take at most about
-# 20 MB and 0.1 s. Smaller texts may be as dense as they like.
+# 20 MB and 0.1 s. Smaller texts may be of any density.
 _BYTES_EACH = 64
 
 DENSE_BYTES: Final = 10_000
@@ -316,7 +316,7 @@ _OTHERS = bytes(set(range(256)) - set(_SIGNS))
 
 
 def most_raw(max_body_bytes: int) -> int:
-    """Return how large a message may be whose body, in base64, is at most this large."""
+    """Return the largest size of a message whose body, in base64, is at most this large."""
     return _AROUND_BYTES + (max_body_bytes + 2) // 3 * 4
 
 
@@ -355,9 +355,8 @@ def has_more_items(data: bytes, most: int) -> bool:
     """
     if len(data) <= most or _count(data) <= most:
         return False
-    # Strings may contain these signs: leave them out. Without escapes and all else, anything
-    # between two quotes belongs to a string; two adjacent quotes do not affect what is between
-    # others.
+    # Strings may contain these signs: leave them out. Without escapes, everything between two
+    # quotes belongs to a string; two adjacent quotes do not affect the others.
     signs = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _OTHERS)
     return _count(b"".join(signs.replace(b'""', b"").split(b'"')[::2])) > most
 

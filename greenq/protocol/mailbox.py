@@ -68,7 +68,7 @@ class ControlRequest:
         ticket: identifies the replies; None when none are wanted.
         reply_to: where they go.
         clock: the sender's logical clock.
-        expires: unix time after which no one waits for the reply; 0 if no one does at all.
+        expires: unix time after which no one waits for the reply; 0 if no one waits for one.
     """
 
     method: str
@@ -90,8 +90,8 @@ class ControlRequest:
         """Tell whether it is for a node: by its name, else by the pattern, else for all.
 
         Raises:
-            ValueError: the pattern is too long; or it is a regular expression, and these are not
-                accepted, or this one could take long.
+            ValueError: the pattern is too long; or it is a regular expression, and those are not
+                accepted, or matching this one could take long.
         """
         if self.destination:
             return node in self.destination
@@ -109,7 +109,7 @@ class ControlRequest:
 
 
 class Reply(NamedTuple):
-    """One worker's reply; `replies` would hold several nodes if it spoke for them."""
+    """One worker's reply; `replies` maps node names to replies, normally just its own."""
 
     ticket: str | None
     clock: int

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from greenq.protocol.envelope import Envelope
 
 
-# How much is kept of a sender's texts for people: of `shadow` and `origin`, and of the descriptions
-# of the arguments.
+# How many characters are kept of a sender's descriptive texts: of `shadow` and `origin`, and of
+# `argsrepr` and `kwargsrepr`.
 MOST_SHADOW_CHARS = 200
 MOST_REPR_CHARS = 2000
 
@@ -41,8 +41,7 @@ class TaskMessage:
         id: the call's id; any text.
         args: positional arguments.
         kwargs: keyword arguments.
-        shadow: name to show in logs and events instead of `task`, cut when it is long; None for
-            none.
+        shadow: name to show in logs and events instead of `task`, shortened if long; None for none.
         eta: earliest time to run, ISO 8601 text; None: at once. See `parse_time`.
         expires: latest time to run, ISO 8601 text; None: never too late.
         group: id of the group it belongs to; None for none.
@@ -53,8 +52,8 @@ class TaskMessage:
         parent_id: the call that sent this one; None if no task did.
         argsrepr: short text of the arguments for people; None generates it when encoding.
         kwargsrepr: likewise for the keyword arguments.
-        origin: node name of the sender; None if it did not say.
-        ignore_result: store no result; None: as the task says.
+        origin: node name of the sender; None if not given.
+        ignore_result: store no result; None: the task decides.
         replaced_task_nesting: how often the call was replaced; 0 for never.
         stamped_headers: names of the stamps; None for none.
         stamps: name of a stamp to its value or list of values.
@@ -139,7 +138,7 @@ def encode(
 
 
 def check_args(task: str, args: object) -> None:
-    """Refuse arguments that are no list and no tuple.
+    """Refuse arguments that are neither a list nor a tuple.
 
     Raises:
         EncodeError: they are of another type.
@@ -169,7 +168,7 @@ def check_size(body: bytes, max_bytes: int, *, is_json: bool) -> None:
 
 
 def embed_of(message: TaskMessage) -> dict[str, Any]:
-    """Return the third part of a body: what follows after the call."""
+    """Return the third part of a body (`embed`): what to do after the call."""
     return {
         "callbacks": message.callbacks,
         "errbacks": message.errbacks,
@@ -228,7 +227,7 @@ def decode(
     own = _check_fields(envelope, headers)
     body = _load_body(envelope, accept, max_body_bytes, accept_compression)
     if isinstance(body, dict):
-        # Code that buries the message finds the id where version 2 has it.
+        # Put the id where version 2 has it, for the code that buries the message.
         headers.setdefault("id", body.get("id"))
         headers, body = _fields_of_version_1(envelope, body)
     if not isinstance(body, (list, tuple)) or len(body) != 3:

@@ -62,17 +62,17 @@ class ResultMeta:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-# Ids that stand in JSON as they are.
+# Ids that need no escaping in JSON.
 _PLAIN = re.compile(r"[\w-]+", re.ASCII).fullmatch
 
-# The last second for which `utc_now` was asked, and its text.
+# The last second for which `utc_now` was called, and its text.
 _last_second = (0, "")
 
 
 def utc_now() -> str:
     """Return the time as `date_done` has it: ISO 8601, UTC, with microseconds.
 
-    The text of the second is kept: a busy worker asks many times in each.
+    The text is cached for each second, since a busy worker asks many times a second.
     """
     global _last_second
     now_us = time.time_ns() // 1000
@@ -109,7 +109,7 @@ def encode_result(
     if status in EXCEPTION_STATES and isinstance(result, BaseException):
         result = _exception_for(result, serializer)
     elif (
-        # What nearly every result is: written in a third of the time.
+        # True for nearly every result, which is then written in a third of the time.
         status == SUCCESS
         and serializer == "json"
         and children == ()
@@ -291,7 +291,7 @@ def _result_meta(meta: Any, payload: bytes) -> ResultMeta:
 def exception_to_wire(exc: BaseException, encodable: Callable[[object], object]) -> dict[str, Any]:
     """Turn an exception into data: its class, its arguments, its module.
 
-    Where a reader could not rebuild the same exception from the arguments, its text travels, too:
+    If a reader could not rebuild the same exception from its arguments, the text is included:
     as ``exc_text``, and as the only argument if the constructor refuses the original ones.
 
     Args:
@@ -391,7 +391,7 @@ def _with_text(exc: Exception, args: Sequence[Any], text: str | None) -> Excepti
 
 
 def _text_in(traceback: str, names: tuple[str, ...]) -> str | None:
-    """Return the text that a traceback ends with, of an exception with one of these names."""
+    """Return the text of the exception at the end of a traceback, if it has one of these names."""
     for name in names:
         _, found, text = f"\n{traceback}".rpartition(f"\n{name}: ")
         if found:
@@ -413,7 +413,7 @@ def _require_name(module: str | None, name: str) -> None:
 
 
 def _exception_for(exc: BaseException, serializer: str) -> object:
-    """Choose the form: pickle carries the exception itself where that works."""
+    """Choose the form: pickle carries the exception itself if it can."""
     if serializer == "pickle" and type(exc) not in CELERY_NAMES and _survives_pickle(exc):
         return exc
     check = _pickle_both_ways if serializer == "pickle" else lambda value: dumps(value, serializer)
@@ -430,7 +430,7 @@ def _survives_pickle(exc: BaseException) -> bool:
 
 
 def _pickle_both_ways(value: object) -> None:
-    """Check that a value can be pickled and unpickled: many exceptions manage only the former."""
+    """Check that a value can be pickled and unpickled; many exceptions can only be pickled."""
     data = dumps(value, "pickle").data
     try:
         pickle.loads(data)
@@ -463,7 +463,7 @@ def _exception_class(module: str | None, name: str) -> type[BaseException] | Non
     if twin is not None:
         return twin
     found: Any = sys.modules.get(module) if module else None
-    # Not getattr: it would run a lazy module's code for a name chosen by a stranger.
+    # Not getattr, which would run a lazy module's code for a name from outside.
     for part in name.split("."):
         found = vars(found).get(part) if isinstance(found, (ModuleType, type)) else None
     if found is None:

@@ -1,7 +1,7 @@
 """Patterns of node names in remote control requests, which anyone who may publish can send.
 
-None of them may keep a worker busy: the time to match a glob grows only with the lengths of pattern
-and name, and a regular expression is refused unless the same is known of it.
+None of them may keep a worker busy: the time to match a glob is bounded by the lengths of pattern
+and name, and a regular expression is refused unless its time is bounded, too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 MOST_CHARS: Final = 200
 
 # The most ways to match a regular expression against a name. Each repeat may end anywhere in the
-# name, each bar is a choice of two; together they multiply.
+# name, and each bar doubles the choices; these numbers multiply.
 _MOST_WAYS: Final = 100_000
 
 _REPEATS: Final = frozenset("*+?{")
@@ -98,23 +98,23 @@ def regex_matches(name: str, pattern: str) -> bool:
 
 
 def _too_much(name: str, pattern: str) -> str:
-    """Say why an expression is not tried, "" if it may be.
+    """Return why an expression is refused; "" if it is accepted.
 
-    What is allowed has no repeated group, so repeats are not nested, and has so few repeats and
-    bars that the ways to try can be counted beforehand.
+    An accepted expression repeats no group, so repeats are not nested, and has so few repeats and
+    bars that the number of ways to match is known beforehand.
     """
     if len(pattern) > MOST_CHARS:
         return f"a pattern has at most {MOST_CHARS} characters"
-    # A character after a backslash, or in a set, repeats nothing.
+    # A character after a backslash, or in a set, is not a repeat.
     plain = re.sub(r"\\.", "x", pattern, flags=re.DOTALL)
     if re.search(r"\[\^?\]?[^]]*(\[|--|&&|~~|\|\|)", plain):
-        # Python warns of these on stderr: they may get another meaning some day.
+        # Refuse these: Python warns of them on stderr, since their meaning may change.
         return "a set must not hold [, --, &&, ~~ or ||"
     plain = re.sub(r"\[\^?\]?[^]]*\]", "x", plain)
     plain = plain.replace("(?:", "(")
     if "(?" in plain:
         return "of the groups that begin with (? only (?: is allowed"
-    # What makes a repeat lazy is not another repeat.
+    # A question mark that makes a repeat lazy is not another repeat.
     plain = re.sub(r"([*+?}])[?+]", r"\1", plain)
     if re.search(r"\)[*+?{]", plain):
         return "a group must not be repeated"

@@ -1,4 +1,4 @@
-"""Rates as text: "10/m" means ten a minute."""
+"""Rate limits as text: "10/m" means ten a minute."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def parse_rate(rate: str | float | None) -> float | None:
-    """Return how many a second a rate limit allows; None if there is no limit.
+    """Return a rate limit as starts per second; None if there is no limit.
 
     Shape: a number, which is per second, or text: ``10``, ``10/s``, ``100/m``, ``0.5/h``; 0, None
         and empty text mean no limit.

@@ -151,7 +151,8 @@ def _json_encoder() -> Callable[[object], str]:
         try:
             return "".join(fast(value, 0))
         except RecursionError:
-            # The fast encoder does not track its path; this one tells cycles from deep nesting.
+            # The fast encoder does not track its path; this one distinguishes cycles from deep
+            # nesting.
             return checking(value)
 
     return encode
@@ -409,7 +410,7 @@ def _why(exc: Exception) -> str:
         return "nested too deeply"
     try:
         return str(exc) or type(exc).__name__
-    # Converting an exception raised by user code to text may itself raise.
+    # Converting an exception from user code to text may itself raise.
     except Exception:
         return type(exc).__name__
 

@@ -57,11 +57,11 @@ class Template:
         max_bytes: int | None = None,
         **properties: Any,
     ) -> None:
-        """Take everything but the gaps from `message` and `properties` (`task_properties`).
+        """Build the text around the gaps from `message` and `properties` (`task_properties`).
 
         A description of the arguments, or a correlation id, becomes part of the text if given. A
-        body of more than `max_bytes`, before compression, is refused, and so is one with more
-        values than workers read at that size.
+        body is refused if it has more than `max_bytes` before compression, or more values than
+        workers read at that size.
 
         Raises:
             EncodeError: an option cannot be written, or the serializer or compression is unknown.

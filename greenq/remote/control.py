@@ -1,7 +1,7 @@
-"""Remote control for programs: `app.control`, with Celery's names and Celery's answers.
+"""Remote control for programs: `app.control`, with Celery's names and shapes of replies.
 
-Every method works with both Celery and greenq workers unless it says otherwise. A question returns
-as soon as all workers have replied; `timeout` is for those that do not.
+Every method works with both Celery and greenq workers unless it says otherwise. A call returns as
+soon as all workers have replied; `timeout` matters only if some do not.
 """
 
 from __future__ import annotations
@@ -161,38 +161,38 @@ class Control:
         destination: Nodes = None,
         **options: Unpack[Options],
     ) -> Replies:
-        """Return the workers that answer, ``[{node name: {"ok": "pong"}}]``."""
+        """Return the replies of the workers that answer: ``[{node name: {"ok": "pong"}}]``."""
         asked: Options = {**options, "reply": True}
         return self.broadcast("ping", {}, destination, **asked) or []
 
     def shutdown(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
-        """Have workers finish their tasks and stop; they never reply to that."""
+        """Make workers finish their tasks and stop; they never reply."""
         return self.broadcast("shutdown", {}, destination, **options)
 
     def drain(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
-        """Have greenq workers finish what they hold and take nothing more; Celery's cannot."""
+        """Make greenq workers finish what they hold and take no more; Celery's cannot."""
         return self.broadcast("drain", {}, destination, **options)
 
     def heartbeat(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
-        """Have workers send a heartbeat now."""
+        """Make workers send a heartbeat now."""
         return self.broadcast("heartbeat", {}, destination, **options)
 
     def enable_events(
         self, destination: Nodes = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Have workers send events about their tasks."""
+        """Make workers send events about their tasks."""
         return self.broadcast("enable_events", {}, destination, **options)
 
     def disable_events(
         self, destination: Nodes = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Have workers stop sending events about their tasks."""
+        """Make workers stop sending events about their tasks."""
         return self.broadcast("disable_events", {}, destination, **options)
 
     def election(
         self, id: str, topic: str, action: Any = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Have workers elect one that performs `action`: for topic ``task``, a signature."""
+        """Make workers elect one that performs `action` (for topic ``task``, a signature)."""
         arguments = {"id": id, "topic": topic, "action": action}
         return self.broadcast("election", arguments, **options)
 
@@ -308,7 +308,7 @@ class Control:
         destination: Nodes = None,
         **others: Unpack[Options],
     ) -> Replies | None:
-        """Have workers also take from a queue; `options` are its further arguments."""
+        """Make workers also take from a queue; `options` are its further arguments."""
         arguments = {
             "queue": queue,
             "exchange": exchange,
@@ -324,18 +324,19 @@ class Control:
         destination: Nodes = None,
         **options: Unpack[Options],
     ) -> Replies | None:
-        """Have workers stop taking from a queue."""
+        """Make workers stop taking from a queue."""
         return self.broadcast("cancel_consumer", {"queue": queue}, destination, **options)
 
     def pause(self, queue: str) -> None:
         """Keep all greenq workers, even those yet to start, off a queue until `resume`.
 
-        Each obeys at the next renewal of its lease, within a second or two. Celery workers go on.
+        Each worker learns of it at its next lease renewal, within a second or two. Celery workers
+        go on.
         """
         self._app.transport.broker.pause(queue, f"gen{os.getpid()}@{socket.gethostname()}")
 
     def resume(self, queue: str) -> None:
-        """Have greenq workers take from a paused queue again."""
+        """Make greenq workers take from a paused queue again."""
         self._app.transport.broker.resume(queue)
 
     def purge(self) -> int:
@@ -383,7 +384,7 @@ class Inspect:
         }
 
     def ask(self, command: str, /, **arguments: Any) -> Any:
-        """Ask with any command, including those that a program has added."""
+        """Send any inspect command, including those that a program has added."""
         return self._ask(command, arguments, self._destination)
 
     def _ask(
@@ -425,7 +426,7 @@ class Inspect:
         return self.ask("clock")
 
     def hello(self, from_node: str, revoked: Any = None) -> Any:
-        """Greet as the worker `from_node` and ask for revoked ids and the clock."""
+        """Send a hello as the worker `from_node`, to get revoked ids and the clock."""
         return self.ask("hello", from_node=from_node, revoked=revoked)
 
     # --- tasks ------------------------------------------------------------------------------------
@@ -468,7 +469,7 @@ class Inspect:
         """Ask for the queues that are consumed."""
         return self.ask("active_queues")
 
-    # --- what goes on inside ----------------------------------------------------------------------
+    # --- internals --------------------------------------------------------------------------------
 
     def greenlets(self, limit: int | None = None) -> Any:
         """Ask greenq workers for the greenlets of their tasks, the oldest first."""
@@ -495,5 +496,5 @@ class Inspect:
         return self.ask("memdump", samples=samples)
 
     def objgraph(self, type: str = "Request", n: int = 200, max_depth: int = 10) -> Any:
-        """Have a graph of objects of a type drawn: ``{"filename": path}``."""
+        """Make workers draw a graph of objects of a type: ``{"filename": path}``."""
         return self.ask("objgraph", num=n, max_depth=max_depth, type=type)

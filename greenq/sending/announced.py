@@ -30,7 +30,7 @@ class Announced(NamedTuple):
 
     Attributes:
         text: the list element.
-        priority: decides about the list.
+        priority: decides which list the message goes to.
         retry_policy: how the sending is retried.
         arguments: of after_task_publish.
     """
@@ -56,14 +56,14 @@ def announce(
     max_bytes: int | None,
     may_move: bool = True,
 ) -> Announced:
-    """Send before_task_publish, and write the message as its receivers have left it.
+    """Send before_task_publish, then write the message with its receivers' changes.
 
     Args:
         message: complete, with its id and arguments.
         properties: those of the envelope (`task_properties`), without a delivery tag.
         retry_policy: how the sending is retried.
         serializer, compression, max_bytes: as for `encode`.
-        may_move: False keeps the priority, whatever receivers make of it.
+        may_move: False ignores a changed priority.
 
     Raises:
         EncodeError: an argument, or what a receiver has added, cannot be written.
@@ -105,9 +105,9 @@ def announce(
 def _changed(
     message: TaskMessage, body: tuple[Any, dict[str, Any], dict[str, Any]], headers: dict[str, Any]
 ) -> TaskMessage:
-    """Return the message with what receivers have made of it."""
+    """Return the message with the receivers' changes."""
     args, kwargs, embed = body
-    # The headers include the standard ones, and win over the message's fields.
+    # The headers include the standard ones, and override the message's fields.
     changed = replace(
         message, args=args, kwargs=kwargs, headers=headers, argsrepr="", kwargsrepr=""
     )

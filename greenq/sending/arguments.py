@@ -1,6 +1,6 @@
-"""Checks of a task's arguments on sending: whether they fit, and what in them cannot be written.
+"""Checks a task's arguments on sending: whether they fit, and which value cannot be written.
 
-Both errors belong at the caller's line: a worker could only report them later, and elsewhere.
+Both errors belong at the caller's line; a worker could only report them later and elsewhere.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _MANY = 1 << 30
 
-# Deeper than this, a path helps no one; a structure that contains itself has no end at all.
+# A deeper path would help nobody, and a structure that contains itself has no end.
 _DEPTH = 30
 
 
@@ -74,13 +74,13 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
         for each in parameters
         if each.default is each.empty and each.kind in (*_POSITIONAL, *_BY_NAME)
     }
-    # For each name, the number of positional arguments up to which it is free.
+    # For each name, up to how many positional arguments leave it free for a keyword.
     free_up_to = {
         each.name: positional.index(each) if each in positional else _MANY
         for each in parameters
         if each.kind in _BY_NAME
     }
-    # By number of positional arguments: how many required parameters must come by name.
+    # By number of positional arguments: how many required parameters must be passed by name.
     left = [
         len(required - {each.name for each in positional[:count]})
         for count in range(len(positional) + 1)
@@ -107,7 +107,8 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
     least = left.index(0) if 0 in left else _MANY + 1
 
     def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        # The common case. What is not a list is refused, with a better text, when it is written.
+        # The common case. A value that is not a list is refused later, on writing, with a better
+        # message.
         if not isinstance(args, (tuple, list)) or (not kwargs and least <= len(args) <= most):
             return
         if not fits(args, kwargs):

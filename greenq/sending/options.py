@@ -1,4 +1,4 @@
-"""Checks of the options of tasks and sendings: a wrong one is refused where it is written."""
+"""Checks the options of tasks and sendings: a wrong one is refused where it is set."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _checked(task: str, option: str, value: Any, known: Mapping[str, Callable[[A
     except (ValueError, TypeError, ConfigError) as exc:
         reason = exc.problems[0].reason if isinstance(exc, ConfigError) else exc
         raise WrongOption(task, option, validators.shown(option, value), str(reason)) from None
-    # Otherwise keep what was written: a whole number of seconds stays one on the wire.
+    # Otherwise keep the value as given: a whole number of seconds stays whole on the wire.
     return accepted if isinstance(value, timedelta) or option in _NORMALISED else value
 
 
@@ -145,7 +145,7 @@ _any_text = validators.text(empty_ok=True).accept
 
 
 def _readable(accept: Callable[[Any], Any], rule: Rule) -> Callable[[Any], Any]:
-    """Accept what `accept` does, if workers can read it in a message's header."""
+    """Accept what `accept` accepts, if workers can read it in a message's header."""
 
     def check(value: object) -> object:
         accepted = accept(value)

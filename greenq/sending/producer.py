@@ -654,8 +654,8 @@ class Producer:
         *,
         may_move: bool = True,
     ) -> Announced:
-        """Write one message as the receivers of before_task_publish want it."""
-        # Templates find out by themselves that an id is no text.
+        """Write one message with the changes of before_task_publish's receivers."""
+        # Templates check themselves that an id is text.
         check_send_options(plan.message.task, options)
         message = replace(
             plan.message,
@@ -679,12 +679,12 @@ class Producer:
         shared = {name: value for name, value in options.items() if name not in _OF_EACH}
         if not shared.keys() <= _KEPT:
             return self._make_plan(task, shared)
-        # The types belong to the key: 1, 1.0 and True are equal but written differently.
+        # The types are part of the key, since 1, 1.0 and True are equal but written differently.
         key = (task, *shared.items(), *map(type, shared.values()))
         try:
             plan = self._kept.get(key)
         except TypeError:
-            # An unhashable value is a wrong one: let the check name it.
+            # An unhashable value is invalid: let the check report it.
             return self._make_plan(task, shared)
         if plan is None:
             plan = self._make_plan(task, shared)
@@ -826,7 +826,7 @@ class Producer:
         if plan.queue:
             return [plan.queue]
         client = self._broker.client
-        # Half of the whole time, so that as much is left for the push.
+        # Half of the total time, so that half is left for the push.
         with client.pooled(client.call_timeout_s / 2) as connection:
             queues = self._broker.bound_queues(connection, plan.exchange, plan.routing_key)
         if not queues:
@@ -862,11 +862,11 @@ class Producer:
     ) -> None:
         """Push to one queue, as often as the policy allows; an attempt gets half a call's time.
 
-        A broadcast leaves no trace, so it is not repeated when it may have been received.
+        A broadcast leaves no trace, so it is not repeated if it may have been received.
         """
         broker, policy, signer = self._broker, plan.policy, self._broker.signer
         if signer is not None:
-            # Here, since the queue is signed, too, and an exchange may lead to several.
+            # Sign here, since the signature covers the queue and an exchange may lead to several.
             texts = [signer.seal("message", queue, text) for text in texts]
         whole_s = broker.client.call_timeout_s
         left_s = began_s + whole_s - time.monotonic()
@@ -962,7 +962,7 @@ def _has_receivers() -> bool:
 
 
 def _changed(plan: _Plan, announced: Announced) -> _Plan:
-    """Return the plan with what receivers have made of it."""
+    """Return the plan with the receivers' changes."""
     policy = announced.retry_policy
     known = {name: policy[name] for name in _Policy._fields if name in policy}
     return plan._replace(
@@ -980,7 +980,7 @@ def _listed(value: Any) -> list[Any] | None:
 def _explained(
     plan: _Plan, args: Sequence[Any], kwargs: Mapping[str, Any], error: EncodeError
 ) -> EncodeError:
-    """Say in which task, and where in its arguments, something cannot be written."""
+    """Add to an encoding error the task and the place in its arguments."""
     if not isinstance(args, (list, tuple)) or not hasattr(kwargs, "keys"):
         return error
     return explained(plan.message.task, args, kwargs, plan.encoding["serializer"], error)
@@ -995,8 +995,8 @@ def _write_chunk(
 ) -> tuple[list[str], Exception | None]:
     """Write the messages of one push, and return the error that ended it early, if any.
 
-    `note` is called with the id, args and kwargs of each. `announce_one` writes each if there are
-    receivers of signals.
+    `note` is called with the id, args and kwargs of each. If there are receivers of signals,
+    `announce_one` writes each message.
     """
     root_id, parent_id, group_index = map(options.get, ("root_id", "parent_id", "group_index"))
     texts: list[str] = []
@@ -1027,7 +1027,7 @@ def _write_chunk(
             characters += len(text)
             if characters >= _CHUNK_CHARACTERS or time.monotonic() >= ends_s:
                 break
-    # Whether an item is wrong or its source fails: those before it are sent.
+    # If an item is wrong or its source fails, the items before it are still sent.
     except EncodeError as exc:
         return texts, _explained(plan, args, kwargs, exc)
     except Exception as exc:

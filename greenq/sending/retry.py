@@ -26,7 +26,7 @@ _TEXTS = (
 )  # fmt: skip
 _WHOLE = ("priority", "group_index", "delivery_mode")
 
-# Send options that go into the message unchanged, and their names there.
+# Send options that are copied into the message unchanged, and the names of its fields.
 _FIELDS = {
     "shadow": "shadow", "root_id": "root_id", "parent_id": "parent_id", "group_id": "group",
     "group_index": "group_index", "ignore_result": "ignore_result", "argsrepr": "argsrepr",
@@ -75,7 +75,7 @@ def check(
 
 
 def _wrong(name: str, value: Any) -> str | None:
-    """Say what an option must be; None if it is that."""
+    """Return what an option must be; None if it is valid."""
     if name == "countdown":
         return None if _is_seconds(value) else "a number of seconds"
     if name in _LIMITS:
@@ -126,7 +126,7 @@ def following(
 ) -> TaskMessage:
     """Return the next run's message: same id, one more retry, unset options as before.
 
-    `clock_offset_s`: how far the server's clock, by which workers read times, is ahead of this one.
+    `clock_offset_s`: how far the server's clock, which workers use for times, is ahead of ours.
     """
     now = datetime.now(UTC) + timedelta(seconds=clock_offset_s)
     changes = {field: options[name] for name, field in _FIELDS.items() if name in options}

@@ -30,7 +30,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-# How many names have their routes kept; a program may send tasks by any name.
+# For how many names routes are cached; a program may send tasks by any name.
 _KNOWN = 10_000
 
 # The options of a route that say where to.
@@ -250,7 +250,7 @@ def select_queues(
     Args:
         config: names the existing queues, and whether others may be created.
         wanted: names; none means all that the settings name, or the default queue.
-        excluded: names to leave out; an unknown one only causes a warning.
+        excluded: names to leave out; an unknown name only causes a warning.
 
     Raises:
         ConfigError: a wanted queue is unknown, and `task_create_missing_queues` is off.

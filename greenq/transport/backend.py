@@ -148,7 +148,8 @@ class Backend:
             if has_more_items(payload, most):
                 raise EncodeError(
                     f"it has more than {most} values, the limit for reading with "
-                    f"task_max_result_bytes = {self._max_bytes}; store it elsewhere, return where"
+                    f"task_max_result_bytes = {self._max_bytes}; store it elsewhere "
+                    "and return its location"
                 )
         key = self._keys.result(task_id)
         if self._signer is not None:

@@ -1,4 +1,4 @@
-"""A bounded queue for items whose rate of arrival others decide."""
+"""A bounded queue for items that others produce at any rate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Backlog(Generic[T]):
-    """A queue, oldest first, that drops the oldest items when it holds too many or too large ones.
+    """A queue that drops its oldest items when it holds too many, or too many bytes.
 
     One thread may add and remove while another one pops: each counts the bytes by itself, so no
     lock is needed.
@@ -33,31 +33,31 @@ class Backlog(Generic[T]):
 
     @property
     def bytes(self) -> int:
-        """The bytes of the items that wait."""
+        """The total bytes of the waiting items."""
         return self._added_bytes - self._popped_bytes
 
     @property
     def full(self) -> bool:
-        """True when adding another item may drop one."""
+        """True if adding another item may drop one."""
         return len(self._items) >= self._most or self.bytes >= self._most_bytes
 
     def __len__(self) -> int:
-        """Count the items that wait."""
+        """Return the number of waiting items."""
         return len(self._items)
 
     def __iter__(self) -> Iterator[T]:
-        """Iterate over the items that wait at this moment; any thread may."""
+        """Iterate over a copy of the waiting items; any thread may call this."""
         return iter(list(self._items))
 
     def add(self, item: T) -> None:
-        """Add an item; drop the oldest ones if that is too much."""
+        """Add an item; drop the oldest ones if there is no room."""
         self._items.append(item)
         self._added_bytes += self._size(item)
         while len(self._items) > self._most or self.bytes > self._most_bytes:
             try:
                 self._added_bytes -= self._size(self._items.popleft())
             except IndexError:
-                # The other thread has popped it meanwhile.
+                # The other thread has already popped it.
                 return
             self.dropped += 1
 

@@ -52,8 +52,8 @@ _PUSH_LIMITED = load_script("push_limited")
 # How many queues may be paused at once.
 _PAUSED = 1000
 
-# How many queues are remembered as declared, and of how many lists the names are kept; beyond that,
-# they are declared and named again.
+# How many declared queues, and how many names of lists, are cached; beyond that, queues are
+# declared again and names computed again.
 _DECLARED = 10_000
 
 # The death counts a message may carry, for finding it on the server while it is sent again.
@@ -115,7 +115,7 @@ class Broker:
         # Queues whose binding this process has written. Writing twice is harmless, so no lock.
         self._declared: set[str] = set()
         self._takers = Takers(keys)
-        # Senders use a few lists again and again.
+        # Cached, since senders use the same few lists repeatedly.
         self._list: Callable[[str, object], str] = lru_cache(_DECLARED)(
             lambda queue, priority: keys.queue(queue, keys.step_of(priority))
         )
@@ -129,7 +129,7 @@ class Broker:
         return known.sources
 
     def declare_commands(self, queue: str) -> list[Command]:
-        """Return the commands that make a queue known, or none if this process already sent them.
+        """Return the commands that declare a queue, or none if this process has already sent them.
 
         They write both binding sets, unless the queue expires: with only the first, a Celery
         process that sweeps expired bindings could remove it.
@@ -215,7 +215,7 @@ class Broker:
         return ("EVAL", _PUSH_LIMITED.source, len(keys), *keys, limited.max_length, *texts)
 
     def declare(self, queues: Iterable[str]) -> None:
-        """Make queues known to everyone who publishes by exchange."""
+        """Declare queues for senders that publish by exchange."""
         names = list(queues)
         commands = [command for queue in names for command in self.declare_commands(queue)]
         if commands:
@@ -281,9 +281,9 @@ class Broker:
         new_ids: Iterable[str] = (),
         timeout_s: float | None = None,
     ) -> bool:
-        """Push messages that an earlier push may have delivered; False if traces of it are found.
+        """Push messages unless an earlier push delivered them; False if there are traces of it.
 
-        They are pushed together or not at all, so a trace of one is a trace of all. `new_ids` are
+        They are pushed all or none, so a trace of one is a trace of all. `new_ids` are
         their task ids if generated for this sending: then a result counts as a trace, too.
         """
         keys = self.keys
@@ -293,7 +293,7 @@ class Broker:
             *map(keys.result, new_ids),
         ]
         newest = texts[-1]
-        # How the message looks after being requeued meanwhile, even after its first workers died.
+        # The forms the message may have if it was requeued, also after workers died running it.
         marked = [self._marked(queue, newest, deaths) for deaths in _DEATHS]
         args = [
             *(f', "", {json.dumps(queue)}]', f"{keys.steps.index(step) + 1}|"),
@@ -467,7 +467,7 @@ class Broker:
     def resealed(self, queue: str, raw: str | bytes, changed: str) -> str | bytes:
         """Return `changed`, made from a message of `queue`, signed if the message was.
 
-        A message that workers refuse stays as it was.
+        A message without a valid signature stays as it was.
         """
         if self.signer is None:
             return changed
@@ -508,8 +508,7 @@ class Broker:
     def is_taken_away(self, tag: str) -> bool:
         """Tell whether a message reserved under a tag has since been given to another worker.
 
-        A server that has lost its data has not given it away: such a server does not know the
-        owner.
+        A server that has lost its data does not know the owner, so it counts as not given.
         """
         owner, _, number = tag.rpartition(":")
         held, first_unused = self.client.pipeline(

@@ -1,13 +1,13 @@
 """The only user of redis-py: addresses, connections, commands, scripts, and translated errors.
 
-1. `Client` knows one server address and keeps a small pool of connections for callers that just
-   want a command carried out. Waiting for a free one is queueing, not an error.
+1. `Client` has one server address and a small pool of connections for callers that only run a
+   command. A caller waits if none is free.
 2. `Connection` is one socket used by one greenlet or thread at a time: a pipeline is one write and
    one batch of reads, scripts go by their SHA.
 3. redis-py's errors are translated here and nowhere else; the cause stays chained.
 
-redis-py's own pool and pipeline are not used: a checkout there polls the socket each time and a
-pipeline wraps each command in three objects, which together cost more than the command itself.
+redis-py's own pool and pipeline are not used: its pool polls the socket at each checkout, and its
+pipeline wraps each command in three objects; together they cost more than the command itself.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 Command = tuple[Any, ...]
 
-# A pooled connection that rested this long is checked before use: a server restarted meanwhile has
+# A pooled connection that was idle for this long is checked before use: a restarted server has
 # closed it, and a command that was never sent can safely be sent on a new one.
 _RESTED_S = 1.0
 
@@ -90,14 +90,14 @@ def load_script(name: str) -> Script:
 
 @dataclass(slots=True)
 class Traffic:
-    """What a process sent to one server: commands, and round trips (one write and its answers)."""
+    """Counts of what a process sent to one server; a round trip is one write and its answers."""
 
     commands: int = 0
     round_trips: int = 0
 
 
 class Push(NamedTuple):
-    """An out-of-band message from the server, not the answer to a command."""
+    """An out-of-band message from the server, as opposed to the answer to a command."""
 
     kind: str
 
@@ -113,7 +113,7 @@ class Message(NamedTuple):
     data: bytes
 
 
-# How many messages, and bytes, a connection keeps for its holder; beyond that it drops the oldest.
+# How many messages and bytes a connection keeps for its holder; beyond that, it drops the oldest.
 _KEPT_COUNT = 10_000
 _KEPT_BYTES = 32 * 1024 * 1024
 
@@ -191,7 +191,7 @@ class Connection:
                 ) from exc
             raise _translate(exc, "connect", self._client.address, connecting=True) from exc
         except BaseException:
-            # Killed in the middle of the handshake: the next caller would read its answers.
+            # The greenlet was killed during the handshake; the next caller would read its answers.
             self.close()
             raise
         finally:
@@ -228,7 +228,7 @@ class Connection:
             raise AccessRefused(f"{self._client.address}: {exc}") from exc
 
     def _left_s(self, name: str) -> float:
-        """Return the time left for a call with a deadline.
+        """Return how much time is left for a call with a deadline.
 
         Raises:
             ConnectFailed: none is left; nothing has been sent.
@@ -258,8 +258,8 @@ class Connection:
     def subscribe(self, channels: Sequence[str] = (), patterns: Sequence[str] = ()) -> None:
         """Receive what is published from now on, on channels by name and by glob pattern.
 
-        Only a connection made with `pushes` can; it can still carry out commands. A new socket has
-        no subscriptions.
+        This needs a connection made with `pushes`, which can still carry out commands. A new socket
+        has no subscriptions.
 
         Raises:
             AccessRefused: this user may not subscribe there; the connection stays usable.
@@ -277,7 +277,7 @@ class Connection:
         self._announce([("UNSUBSCRIBE", *channels), ("PUNSUBSCRIBE", *patterns)])
 
     def _announce(self, commands: Sequence[Command]) -> None:
-        """Carry out commands whose success is confirmed only by pushes."""
+        """Carry out commands whose success only pushes confirm."""
         named = [command for command in commands if len(command) > 1]
         if not named:
             return
@@ -294,10 +294,10 @@ class Connection:
             raise refusal
 
     def messages(self, timeout_s: float = 0.0) -> list[Message]:
-        """Return what was published meanwhile, oldest first; wait for the first one if need be.
+        """Return the published messages, oldest first; if there are none, wait for the first.
 
-        Returns nothing after the timeout. A connection whose other end vanished silently receives
-        nothing either: call `PING` now and then.
+        Returns nothing after the timeout. If the other end has vanished silently, nothing arrives
+        either: send a `PING` now and then.
 
         Raises:
             ConnectionLost: the server has hung up; what is published before the connection is
@@ -311,12 +311,12 @@ class Connection:
         return self._published.take_all()
 
     def check_rested(self) -> None:
-        """Drop the socket if it has rested for a while and the server has closed it meanwhile."""
+        """Drop the socket if it was idle for a while and the server has closed it."""
         if self._link.is_connected and time.monotonic() - self.used_at > _RESTED_S:
             try:
                 stale = self._link.can_read(timeout=0)
             except Exception:
-                # Whatever is wrong, a new socket fixes it.
+                # Whatever is wrong, a new socket is the remedy.
                 stale = True
             if stale:
                 self.close()
@@ -342,7 +342,7 @@ class Connection:
 
         Args:
             commands: what to carry out.
-            optional: for this many commands at the end, an error is returned among the answers.
+            optional: for this many commands at the end, an error is returned in place of an answer.
 
         Raises:
             ServerError, AccessRefused: the server refused a command.
@@ -355,7 +355,7 @@ class Connection:
         return answers
 
     def try_pipeline(self, commands: Sequence[Command]) -> list[Any]:
-        """Like `pipeline`, but errors of refused commands are returned among the answers."""
+        """Like `pipeline`, but a refused command's error is returned in place of its answer."""
         self.send(commands)
         return [_add_right(self.receive(command[0]), command) for command in commands]
 
@@ -375,7 +375,7 @@ class Connection:
             self.close()
             raise _translate(exc, str(commands[0][0]), self._client.address) from exc
         except BaseException:
-            # Killed with half of it written.
+            # The greenlet was killed with half of the command written.
             self.close()
             raise
 
@@ -404,7 +404,8 @@ class Connection:
             self.close()
             raise _translate(exc, name, self._client.address) from exc
         except BaseException:
-            # Killed while an answer is on its way: the next caller would read it.
+            # The greenlet was killed while an answer was on its way, which the next caller would
+            # read.
             self.close()
             raise
         self.used_at = time.monotonic()
@@ -420,13 +421,13 @@ class Connection:
             raise TimeoutError("nothing arrived in time")
 
     def _has_input(self, timeout_s: float) -> bool:
-        """Wait with the holder's poll until there is something to read or the socket is closed."""
+        """Wait in the holder's own way until there is something to read or the socket is closed."""
         link = self._link
         parser, sock = link._get_parser(), link._get_socket()  # noqa: SLF001  as above
         reader = getattr(parser, "_reader", None)
         if sock is None or reader is None or reader.has_data():
             return True
-        # What TLS has already decrypted no longer shows on the socket.
+        # Bytes that TLS has already decrypted no longer show on the socket.
         pending = getattr(sock, "pending", None)
         if pending is not None and pending():
             return True
@@ -551,7 +552,7 @@ class Client:
     def is_plain_not_tls(self, failure: Exception) -> bool:
         """Tell whether connecting over TLS failed because the server speaks without it.
 
-        Such a server takes the handshake for a command and waits for its end.
+        Such a server mistakes the handshake for a command and waits for its end.
         """
         parts = urlsplit(self.url)
         if _SCHEMES[parts.scheme] != "rediss" or isinstance(failure, redis_errors.ResponseError):
@@ -676,7 +677,7 @@ def _redis_py_url(url: str) -> str:
     return f"{scheme}://{parts.netloc}{path}?{urlencode(query)}"
 
 
-# All that is needed to open a connection without TLS or options.
+# Everything needed to open a connection without TLS or options.
 _PLAIN = frozenset({"host", "port", "path", "username", "password", "db"})
 
 
@@ -705,7 +706,7 @@ _CODES = (
 )
 
 
-# As worded since version 7, and before.
+# The wording since version 7, and the older one.
 _ACL_IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 
 # Before version 7, a server wraps the refusal of a script's command in a text of its own.
@@ -721,7 +722,7 @@ def _reply(exc: Exception, text: str) -> str:
 
 
 def _add_right(answer: Any, command: Command) -> Any:
-    """Return an answer; if the command was not allowed, add the right that the user lacks."""
+    """Return an answer; if the command was refused, add the right that the user lacks."""
     if not isinstance(answer, AccessRefused):
         return answer
     return _add_lacking_right(answer, _right(command, str(answer)))
@@ -732,7 +733,7 @@ def _add_lacking_right(refusal: AccessRefused, right: str) -> AccessRefused:
 
 
 def _right(command: Command, reason: str) -> str:
-    """Name the right that a refused command lacks, in ACL notation and as far as is known."""
+    """Return the right that a refused command lacks, in ACL notation, as far as it is known."""
     name = str(command[0])
     if "to access" in reason or "to use" in reason:
         if "channel" in reason:

@@ -1,8 +1,8 @@
 """Dead letters: messages that no worker may run, with the reason; inspected, replayed, purged.
 
 A queue's dead letters are one list, newest first, of JSON texts. Each keeps its message as base64,
-so that bytes which are not text survive, too. Workers write them (`Broker.bury`); people decide
-what to do with them.
+so that bytes that are not text are preserved, too. Workers write them (`Broker.bury`); people
+decide what to do with them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # How many dead letters a queue keeps; the oldest are dropped first.
 DEAD_LIMIT = 10_000
 
-# How much is kept of bytes that no worker can read: enough to see what they are.
+# How many bytes are kept of a message that no worker can read: enough to see what it is.
 _UNREADABLE_BYTES = 65_536
 
 # One letter may take at most this share of what all letters of a queue may take.
@@ -49,7 +49,7 @@ _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class DeadLimits(NamedTuple):
-    """How much the dead letters of one queue may take.
+    """How much space the dead letters of one queue may take.
 
     Attributes:
         most_bytes: of the server's memory.
@@ -61,7 +61,7 @@ class DeadLimits(NamedTuple):
 
     @property
     def most_letter_bytes(self) -> int:
-        """How much of a message one letter keeps; base64 makes it a third longer."""
+        """The most bytes of a message that one letter keeps; base64 adds a third."""
         return self.most_bytes * 3 // 4 // _SHARE
 
     def side(self, now: datetime) -> str:
@@ -128,14 +128,14 @@ def write_letter(
 ) -> str:
     """Write a message as a dead letter.
 
-    Only the beginning is kept of a message larger than `most_bytes`, and of one that names no task
+    Only the beginning is kept if the message is larger than `most_bytes`, or if it names no task
     and so can never run.
     """
     task_id, task = (_read_header(raw, name) for name in ("id", "task"))
     most = most_bytes if task is not None else min(most_bytes, _UNREADABLE_BYTES)
     kept = raw if len(raw) <= most else raw[: min(most, _UNREADABLE_BYTES)]
     letter: dict[str, object] = {
-        # First: the script that drops old letters looks for it here.
+        # This comes first, where the script that drops old letters expects it.
         "buried_at": now.astimezone(UTC).isoformat(),
         "reason": cut(reason, _REASON_CHARS),
         "worker": worker,
@@ -218,8 +218,8 @@ class DeadLetters:
     ) -> Iterator[DeadLetter]:
         """Put messages back on their queues unchanged, queue by queue, oldest first.
 
-        Yields each letter that was moved. Truncated letters stay. Whatever happens on the way, a
-        message is either still a dead letter or on its queue.
+        Yields each letter that was moved. Truncated letters stay. At any moment, a message is
+        either still a dead letter or back on its queue.
 
         Args:
             queues: whose dead letters.
@@ -263,7 +263,7 @@ class DeadLetters:
         """Carry out `command`, which removes one letter, for all wanted letters."""
         left = sys.maxsize if limit is None else limit
         for queue in queues:
-            # Letters buried again meanwhile, for the same reason, are left for next time.
+            # Letters that were buried again during the replay are left for next time.
             unseen, kept = self._client.call("LLEN", self._keys.dead(queue)), 0
             while left > 0 and (portion := self._oldest(queue, kept, min(unseen, _PORTION))):
                 unseen -= len(portion)
@@ -276,7 +276,7 @@ class DeadLetters:
     def _carry_out(
         self, command: Callable[[DeadLetter], Command], letters: Sequence[DeadLetter]
     ) -> Iterator[DeadLetter]:
-        """Remove letters in one round trip; yields those that no one else had already removed."""
+        """Remove letters in one round trip; yields those that nobody else had already removed."""
         if not letters:
             return
         with self._client.pooled() as connection:

@@ -12,7 +12,7 @@ _SAFE_POLICY = "noeviction"
 
 
 class Facts(NamedTuple):
-    """What a server reports about itself; empty text or None for what it does not report.
+    """What a server reports about itself; a missing fact is empty text or None.
 
     Attributes:
         name, version: such as ``valkey`` and ``8.0.1``.
@@ -79,7 +79,7 @@ def server_facts(client: Client) -> Facts:
 
 
 def eviction_warning(facts: Facts) -> str | None:
-    """Say what a full memory does to queues on this server; None if it only refuses writes."""
+    """Return what full memory does to queues on this server; None if it only refuses writes."""
     if facts.policy in ("", _SAFE_POLICY):
         return None
     when = "when its memory is full (maxmemory)"

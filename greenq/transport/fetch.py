@@ -1,4 +1,4 @@
-"""Taking messages: one atomic script, and waiting for work without losing any or waking too many.
+"""Taking messages in one atomic script, and waiting for work without losing any or waking too many.
 
 How a worker waits (docs/design.md, decision 3, has the measurements):
 
@@ -10,10 +10,10 @@ How a worker waits (docs/design.md, decision 3, has the measurements):
 * The other lists (less urgent priority steps; queues beyond the first few) are watched by one idle
   worker among those with the same queues: its watchdog thread has the server announce changes
   (client-side caching) and moves a message to the first list of its queue, where the others wait
-  (lua/relay.lua). So a push there wakes one worker, too.
-* The renewal of the lease sees whether any of the lists has messages, and if so ends the wait. So
-  a wait may be long although its connection may be dead, and what a worker that died left in an
-  inbox is found.
+  (lua/relay.lua). So such a push wakes only one worker, too.
+* The renewal of the lease checks whether any of the lists has messages, and if so ends the wait. So
+  long waits are safe even if a connection is dead, and messages that a dead worker left in an inbox
+  are found.
 
 A plain ``BRPOP`` loses what was popped when the worker dies before recording it; ``BLMOVE queue
 queue`` (a blocking peek) wakes the whole fleet, since the list never gets empty.
@@ -45,11 +45,11 @@ TAKE_LIMIT = 1000
 # After this many bytes a take stops; one message may be larger.
 TAKE_BYTES = 4_000_000
 
-# The server forgets an owner it has not heard from for a week: much longer than any call can be on
-# its way, or a process that was cut off be waited for.
+# The server forgets an owner after a week of silence: far longer than a call can be delayed, or
+# than anyone waits for a process that was cut off.
 KNOWN_S = 7 * 86400
 
-# How many messages one call carries when they pass through the worker, so that it takes a few ms.
+# The most messages in one call that sends them from the worker, so that the call takes a few ms.
 PORTION_COUNT = 500
 PORTION_BYTES = 1_000_000
 
@@ -59,8 +59,8 @@ _BLOCK_S = 60
 # How long a take may last before its connection is considered dead.
 _ANSWER_S = 3.5
 
-# How long ending a BLMOVE may last, on request or on time. With the lease renewal before it and the
-# pause after it, work that arrives meanwhile starts within five seconds.
+# How long ending a BLMOVE may take, whether on request or by its timeout. With the lease renewal
+# before it and the pause after it, work that arrives meanwhile starts within five seconds.
 _GRACE_S = 1.5
 
 # First and longest pause before trying again to unblock a BLMOVE that was not found waiting.
@@ -73,7 +73,7 @@ BLOCKING_QUEUES = 4
 _TAKE = load_script("take")
 _REGISTER = load_script("register")
 
-# The end of a record that a take has written.
+# How a record that a take has written ends.
 _ENDING = re.compile(rb', "", ("(?:[^"\\\\]|\\\\.)*")\]\Z')
 
 _T = TypeVar("_T")
@@ -100,7 +100,7 @@ def _ending(queue: str) -> str:
 
 
 def taken_apart(record: bytes) -> tuple[str, bytes]:
-    """Split a record that a take has joined into queue and message, whatever the message is."""
+    """Split a record that a take has joined into queue and message; any bytes are safe."""
     ending = _ENDING.search(record)
     if ending is None:
         return "celery", record
@@ -153,7 +153,7 @@ class Batch(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What takes and waits on the same queues have in common.
+    """Everything that takes and waits on one set of queues share.
 
     Attributes:
         queues: the queues to take from.
@@ -211,25 +211,26 @@ class Fetcher:
         self._member = member or owner
         self._next = 1
         self._calls = 0
-        # True while it is unknown what the last take has reserved.
+        # True while it is unknown what the last take reserved.
         self.unsure = False
         # Which turn is the first of the next take; negative: the queues have no turns.
         self._turn = 0 if rotate else -1
         self._plan = self._make_plan(queues)
         # The first connection takes, and waits on the first queue.
         self._connection = client.connection(timeout_s=_ANSWER_S)
-        # The queues for which the last wait has set up its connections.
+        # The queues for which the last wait set up its connections.
         self._arranged: tuple[str, ...] = ()
         self._waiters: list[_Waiter] = []
         self._arrange(self._plan)
         # Set to end a wait that has no queue.
         self._rested = Event()
-        # `_woken`: the current wait is to end. `_look`: a take may find something that no wait has
-        # been told about.
+        # `_woken`: the current wait must end. `_look`: a take may find messages that no wait was
+        # notified of.
         self._woken = self._look = False
-        # True while it only waits; any thread may ask.
+        # True during a wait; any thread may read this.
         self.waiting = False
-        # True when the server has given messages or let us wait since the connections were closed.
+        # True if the server has returned messages or accepted a wait since the connections were
+        # closed.
         self.working = False
 
     @property
@@ -261,7 +262,7 @@ class Fetcher:
     def take(self, most: int) -> Batch:
         """Reserve up to `most` messages, most urgent first, and return them. Switches: yes.
 
-        With 0 it returns what is already reserved but was lost with an answer.
+        With 0, it returns only messages whose reservation was lost with an answer.
 
         Raises:
             OperationalError: nothing is lost; the next call returns what this one may have
@@ -298,16 +299,16 @@ class Fetcher:
     def register(
         self, question: str, held: Iterable[Delivery], begun: Iterable[str], timeout_s: float
     ) -> bool:
-        """Make this owner known to a server that does not know it. Switches: yes.
+        """Register this owner on a server that does not know it. Switches: yes.
 
         Args:
             question: the question that the last renewal of the lease returned.
-            held: what it believes to hold.
+            held: the deliveries that this owner believes it holds.
             begun: the tags of messages acknowledged before their run, whose outcome is unwritten.
-            timeout_s: for each call; what is held is sent in portions.
+            timeout_s: for each call; held deliveries are sent in portions.
 
         Returns:
-            True if the server did not know it: it is new, or has lost its data.
+            True if the server did not know it: the owner is new, or the server has lost its data.
         """
         keys, owner = self._keys, self._owner
         names = [
@@ -346,9 +347,9 @@ class Fetcher:
         )
 
     def wait(self) -> bool:
-        """Wait for work, for `wake` or for a minute; True when a take may find something.
+        """Wait for work, for `wake`, or for at most a minute; True when a take may find something.
 
-        Call it after a take that left nothing: anything that arrived in between ends the wait at
+        Call it after a take that left nothing; a message that has arrived since ends the wait at
         once. Switches: yes. Raises OperationalError when the server is lost.
         """
         plan = self._plan
@@ -364,7 +365,7 @@ class Fetcher:
         return found or look
 
     def _arrange(self, plan: _Plan) -> None:
-        """Set up a waiter for each of the first few queues; no wait is in progress.
+        """Set up a waiter for each of the first few queues; call it only between waits.
 
         Connections are reused by position; only surplus ones are closed.
         """
@@ -402,7 +403,7 @@ class Fetcher:
         self._rested.set()
 
     def leave(self) -> None:
-        """Put back what a wait was handed and no take has fetched: only greenq reads inboxes.
+        """Put back inbox messages that no take has fetched, since only greenq reads inboxes.
 
         Raises:
             OperationalError: what is left there will be found by another worker's next take.
@@ -413,7 +414,7 @@ class Fetcher:
                 moved = self._client.call("LMOVE", inbox, source, "LEFT", "RIGHT")
 
     def cut(self, connection: Connection) -> None:
-        """End the waits and put back what they were handed, from another thread while this blocks.
+        """From another thread, while this one is blocked: end the waits, put back their messages.
 
         Raises:
             OperationalError: what is left there will be found by another worker's next take.
@@ -446,16 +447,17 @@ class Fetcher:
             answer = self._receive(waiter)
         finally:
             waiter.ended.set()
-            # When one wait is over, for whatever reason, all are.
+            # When one wait ends, for whatever reason, all end.
             if not self._woken:
                 self._wake_others(waiter)
         if answer is not None and self._plan.queues != self._arranged and self._is_former(waiter):
-            # It arrived together with the change. No one else may read this inbox for long.
+            # It arrived together with the change. It may be long before anyone else reads this
+            # inbox.
             connection.call("LMOVE", waiter.inbox, waiter.source, "LEFT", "RIGHT")
         return answer is not None
 
     def _is_former(self, waiter: _Waiter) -> bool:
-        """True if a waiter's queue is no longer one to take from."""
+        """True if a waiter's queue has been dropped."""
         return all(waiter.inbox != self._keys.inbox(queue) for queue in self._plan.queues)
 
     def _receive(self, waiter: _Waiter) -> bytes | None:
@@ -471,7 +473,7 @@ class Fetcher:
             limit_s = _GRACE_S
         answer = connection.receive("BLMOVE", timeout_s=limit_s)
         if isinstance(answer, OperationalError):
-            # A server without memory lets us look for messages, but not wait for them.
+            # A server without memory accepts takes that find nothing, but refuses to wait.
             self.working = False
             raise answer
         moved: bytes | None = answer
@@ -488,7 +490,7 @@ class Fetcher:
             except OperationalError as exc:
                 ended, problem = False, exc
             if not ended:
-                _log.info("reconnecting: the wait on %s does not end: %s", other.source, problem)
+                _log.info("reconnecting: could not end the wait on %s: %s", other.source, problem)
                 for each in others:
                     each.connection.close()
                 return
@@ -508,17 +510,17 @@ class Fetcher:
         return bool(waiter.ended.is_set())
 
     def _unblock(self, waiter: _Waiter) -> bool:
-        """Unblock one BLMOVE: it returns nil, or the message that it got just before.
+        """Unblock one BLMOVE; it returns nil, or a message that arrived just before.
 
-        False when the server did not find it blocked: it has answered, or has not read the command
-        yet, which travels on another socket.
+        False when the server did not find it blocked: it has already answered, or has not read the
+        BLMOVE yet, which travels on another socket.
         """
         number = waiter.connection.number
         return bool(self._client.call("CLIENT", "UNBLOCK", number, timeout_s=_GRACE_S))
 
 
 def _pauses() -> Iterator[float]:
-    """Yield pauses: short at first, for an answer on its way; finitely many, in case it is dead."""
+    """Yield growing pauses for an answer on its way; they end, since the connection may be dead."""
     pause_s, left_s = _RETRY_FIRST_S, _GRACE_S
     while left_s > 0:
         yield pause_s

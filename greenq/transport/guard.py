@@ -1,18 +1,19 @@
 """Keeps a worker's lease while no Python runs in the worker, and ends it when the worker dies.
 
-`greenq.watchdog.guard_process` runs this file by its path, alone (``python -I -S guard.py …``), as
-a child of each worker, in its own session: signals to the worker's process group do not reach it.
-It imports only the smallest parts of the standard library until it has to act; most guards never
-have to. Then it has half a lease, on a machine that may be too busy for the worker itself:
-importing a client takes 0.2 s of CPU, too long. So for a server without TLS it uses a plain socket.
+`greenq.watchdog.guard_process` runs this file by its path (``python -I -S guard.py …``) as a child
+of each worker, in its own session, so signals to the worker's process group do not reach it. Until
+it has to act, which most guards never do, it imports only the smallest parts of the standard
+library. To act, it has half a lease, on a machine that may be too busy for the worker itself.
+Importing a client would take 0.2 s of CPU, which is too long, so for a server without TLS it uses a
+plain socket.
 
 1. The worker's watchdog thread writes one byte to standard input after each renewal of its lease.
 2. When the worker is silent for more than half of the lease but alive (a call holds the GIL, or the
    process is stopped), the guard extends the lease on its behalf, up to the silence limit.
 3. When the worker's process has died, the guard ends the lease at once and then exits. Waiting for
    the lease to expire would cost its tasks three more seconds.
-4. When the worker says goodbye, or is alive but has closed the pipe (another program now runs in
-   its process), the guard exits without contacting the server.
+4. When the worker sends its farewell, or is alive but has closed the pipe (another program now runs
+   in its process), the guard exits without contacting the server.
 
 The kernel decides whether the process is dead, not the pipe: programs started by tasks may hold a
 copy of its other end, and a task may close it.
@@ -49,7 +50,7 @@ _END_S = 5.0
 # How often to check where the kernel cannot report that a process has ended.
 _LOOK_S = 0.5
 
-# A process closes its end of the pipe shortly before it is dead.
+# A dying process closes its end of the pipe shortly before it is dead.
 _DYING_S = 1.0
 
 
@@ -59,7 +60,7 @@ def now_s() -> float:
 
 
 class Worker:
-    """The worker's process and the pipe from it: whether it lives, and what it sends."""
+    """The worker's process and the pipe from it: whether the process lives, and what it sends."""
 
     def __init__(self, pid: int, pipe: int) -> None:
         """Watch the parent's process id and the reading end of the pipe."""
@@ -226,7 +227,7 @@ class Lease:
 
 
 class Guard:
-    """One worker's guard, from the first byte to the last."""
+    """Guards one worker for as long as it lives."""
 
     def __init__(self, worker: Worker, lease: Lease, lease_s: float, limit_s: float) -> None:
         """Guard `lease`, which holds for `lease_s`, for up to `limit_s` of silence."""
@@ -241,7 +242,7 @@ class Guard:
         self._is_failing = False
 
     def run(self) -> None:
-        """Guard until the worker is gone or says goodbye."""
+        """Guard until the worker dies or sends its farewell."""
         while True:
             pause_s = None if self._extend_at_s is None else self._extend_at_s - now_s()
             data = self._worker.read(pause_s)
@@ -336,7 +337,7 @@ def _read_description(worker: Worker) -> tuple[bytes, bytes] | None:
 def main() -> None:
     """Guard a worker; arguments: its process id, its lease and the silence limit in seconds."""
     pid, lease_s, limit_s = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
-    # Anything else the worker left open, such as its sockets, must not live on in here.
+    # Close everything else that the worker left open, such as its sockets.
     os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 16))
     worker = Worker(pid, 0)
     read = _read_description(worker)

@@ -42,7 +42,7 @@ _REMEMBERED_S = 3600
 
 
 class Renewal(NamedTuple):
-    """What renewing a lease has returned.
+    """The answer to a lease renewal.
 
     Attributes:
         held: False when the lease had ended meanwhile, or there was none.
@@ -55,8 +55,7 @@ class Renewal(NamedTuple):
         first_unused: the number of this owner's first unused tag; 0 when the server does not know
             this owner: it is new, or the server has lost its data.
         question: what it must then return when it registers.
-        relays: True when this worker is the one to relay messages from lists that no worker waits
-            on.
+        relays: True if this worker is to relay messages from lists that no worker waits on.
     """
 
     held: bool
@@ -72,7 +71,7 @@ class Renewal(NamedTuple):
 
 
 class _Looks(NamedTuple):
-    """What a renewal looks at besides the leases.
+    """What a renewal checks besides the leases.
 
     Attributes:
         queues: this worker's.
@@ -119,18 +118,18 @@ class Leases:
         self._owner = owner
         self.incarnation = owner.incarnation
         self._looks = self._looks_at(queues)
-        # The queues that the server should know, and those that it does.
+        # The queues that the server should know, and those that it knows.
         self._queues_json = self._reported_json = ""
         self._lease_s = lease_s
         self._visibility_timeout_s = visibility_timeout_s
 
     def set_queues(self, queues: Iterable[str]) -> None:
-        """Look at these queues from now on; any thread may call it.
+        """Check these queues from the next renewal on; any thread may call this.
 
         The parked messages of a queue left out are promoted by another worker that takes from it.
         """
         self._looks = self._looks_at(queues)
-        # In the opposite order of `relay`. No change of the new lists has been announced yet.
+        # In the reverse order of `relay`. The server has announced no change of the new lists yet.
         self.connection.noticed = True
 
     def announce_queues(self, queues: Iterable[str]) -> None:
@@ -154,9 +153,9 @@ class Leases:
     def renew(
         self, publication: Publication | None = None, *, would_relay: bool = False
     ) -> Renewal:
-        """Renew the lease, publish `publication`, and read what the server knows of others.
+        """Renew the lease, publish `publication`, and read the state of other workers.
 
-        Of the workers that would relay the same queues, only one does.
+        Among the workers with the same queues, only one relays.
         """
         looks = self._looks
         would = int(would_relay and bool(looks.unwatched))
@@ -212,7 +211,7 @@ class Leases:
         return sum(promote(connection, queue, _PROMOTED) for queue in self._looks.queues)
 
     def renew_scores(self, tags: Sequence[str]) -> None:
-        """Make held records look recent, so that Celery workers beside us leave them alone."""
+        """Make held records look recent, so that Celery workers leave them alone."""
         now, keys = self._server_time(), self._keys
         for portion in in_portions(tags, len):
             pairs = [part for tag in portion for part in (f"{now:.6f}", tag)]
@@ -257,7 +256,7 @@ class Leases:
     def forgotten(self, known: Container[str], first_unused: int) -> set[str]:
         """Return the used tags of this owner's records that it does not know as held.
 
-        It has settled them, but the server has since lost its last writes: a power cut, or a
+        It has settled them, but the server has since lost its last writes, after a power cut or a
         failover to a replica that was behind.
         """
         return {tag for tag in self.held() if tag not in known and tag_number(tag) < first_unused}
@@ -273,14 +272,14 @@ class Leases:
 
         Args:
             unwritten: outcomes that could not be written; moves among them are tried once more,
-                since no one else gives a stub back.
+                since nobody else gives a stub back.
 
         Returns:
             How many messages were given back: those whose outcome could not be written.
         """
         names = [self._keys.leases, self._keys.owner(self.incarnation)]
         member = str(self._owner)
-        # Nothing more can be taken in its name, however late the call arrives.
+        # From now on, no take succeeds for this owner, however late the call arrives.
         self.connection.script(_LEAVE, names, [member, "close", _REMEMBERED_S])
         moves = [entry for entry in unwritten if entry.result is None]
         for portion in in_portions(moves, _size_of):

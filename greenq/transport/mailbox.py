@@ -52,14 +52,14 @@ _log = logging.getLogger(__name__)
 _ASK = load_script("ask")
 _REPLY = load_script("reply")
 
-# After this much silence everyone who can reply has done so, except for busy workers.
+# After this much silence, everyone but busy workers has replied.
 _QUIET_S = 0.05
 
 # How long Celery processes must leave the asker's binding alone; Celery's own figure.
 _BINDING_KEPT_MS = 3_600_000
 # No one reads the list of an asker that died; a live one reads a reply within milliseconds.
 _REPLY_KEPT_MS = 60_000
-# The most askers whose bindings are kept, and the most replies that wait for one.
+# The most askers whose bindings are kept, and the most waiting replies per asker.
 _ASKERS = 1000
 _REPLIES = 10_000
 # The most nodes whose replies are accepted.
@@ -68,7 +68,7 @@ _NODES = 10_000
 _LEAST_WAIT_S = 0.001
 _MOST_AT_ONCE = 1000
 
-# A line a minute about what others may push.
+# Log at most one line a minute about data that others may push.
 _forged = Repeated(_log)
 
 _TWINS = "several workers are named %s, so their replies hide each other: name them with -n"
@@ -120,8 +120,8 @@ class Mailbox:
         """Send a request and return the replies by node name; empty when no worker replied.
 
         It returns as soon as everyone who can reply has: all subscribers, all nodes named in
-        `destination`, or `limit` of them. With a `pattern` their number is unknown, and a
-        subscriber may be busy or not a worker at all: then it returns after `timeout_s`.
+        `destination`, or `limit` of them. With a `pattern`, their number is unknown, and a
+        subscriber may be busy, or not a worker at all; it then returns after `timeout_s`.
 
         Args:
             method: a command's name.
@@ -133,8 +133,8 @@ class Mailbox:
             limit: stop after this many replies.
             on_reply: called with node name and reply as each one arrives, including all of those
                 from workers that share a name, of which only one is returned.
-            on_quiet: called once with the replies, when no more have arrived for a moment; True
-                stops waiting.
+            on_quiet: called once with the replies when none has arrived for a moment; True stops
+                waiting.
 
         Raises:
             EncodeError: an argument cannot be serialized; nothing was sent.
@@ -175,7 +175,8 @@ class Mailbox:
                     if is_enough or (wanted and wanted <= answers.keys()):
                         break
             except (ConnectFailed, ConnectionLost) as exc:
-                # An unreachable server knows nothing of the request. The asker reports it once.
+                # If the server cannot be reached, nothing needs to be removed from it. The asker
+                # reports it once.
                 was_reached, is_lost = not isinstance(exc, ConnectFailed), True
                 raise
             finally:
@@ -225,7 +226,7 @@ class Mailbox:
         *,
         connection: Connection | None = None,
     ) -> bool:
-        """Answer a request as the worker `node`; False when no one waits for it any more.
+        """Answer a request as the worker `node`; False if nobody waits for the reply any more.
 
         Raises:
             EncodeError: the reply cannot be serialized.

@@ -1,6 +1,6 @@
-"""What greenq's live workers know of each other through the server: names, and the shared clock.
+"""What greenq's workers know of each other through the server: names, and the shared clock.
 
-Anyone with a client may ask.
+Any program with a client may read this.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Gone(NamedTuple):
 
 
 class Roll(NamedTuple):
-    """Which workers hold a lease, and which no longer do.
+    """The workers that hold a lease, and those that no longer do.
 
     Attributes:
         living: by node, for how many more seconds its lease holds.
@@ -133,7 +133,7 @@ def _parse_queues(text: Any) -> list[str] | None:
 def _parse_strangers(members: list[bytes] | OperationalError, sep: str) -> set[str]:
     """Parse the nodes that are bound to the command exchange, as Celery's are."""
     if isinstance(members, OperationalError):
-        # A user who may not ask must assume that there is one.
+        # A user without the right to ask must assume that a Celery worker is there.
         return {""}
     queues = (member.decode(errors="replace").rpartition(sep)[2] for member in members)
     return {queue.removesuffix(f".{EXCHANGE}") for queue in queues}

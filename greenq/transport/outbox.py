@@ -1,13 +1,13 @@
-"""Group commit: everything that finishes during one write goes out together in the next.
+"""Group commit: all outcomes that arrive during one write go out together in the next.
 
-Neither a timer nor a size decides when to write: an idle outbox writes an entry at once, a busy one
-gathers entries meanwhile. Each write is one script, in which a message is acknowledged or moved
-only together with storing its outcome: a server without memory refuses both. The same call ends by
-publishing events for all listeners.
+There is no timer and no batch size: an idle outbox writes an entry at once, and a busy one collects
+entries until the current write is done. Each write is one script, in which a message is
+acknowledged or moved only together with storing its outcome: a server without memory refuses both.
+The same call also publishes events.
 
-What cannot be written is kept and written again with the same content until the server takes it.
-Repeating is harmless, and so is writing late: an entry whose message is no longer held changes
-nothing. The number of entries is bounded by the number of running tasks.
+A write that fails is repeated with the same content until the server accepts it. Repeated and late
+writes are harmless: an entry whose message is no longer held changes nothing. The number of entries
+is bounded by the number of running tasks.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _RETRY_MAX_S = 1.0
 class Outbox(StartStopPart):
     """Writes entries in the order in which they were put, in one greenlet.
 
-    Over one connection, or two when results have their own server; then results are written first.
+    It uses one connection, or two if results have their own server; then results are written first.
     """
 
     name = "Outbox"
@@ -85,7 +85,7 @@ class Outbox(StartStopPart):
         self._greenlet = spawn(self._run, name="outbox", lasts=True)
 
     def stop(self) -> None:
-        """Write what is left; if the server stays away too long, log what stays reserved."""
+        """Write what is left; if the server is away for too long, log what stays reserved."""
         if self._greenlet is None:
             return
         began_s = time.monotonic()
@@ -101,7 +101,7 @@ class Outbox(StartStopPart):
                 connection.close()
 
     def wake(self) -> None:
-        """Have the events collected and written soon. Switches: no."""
+        """Schedule a write of the collected events. Switches: no."""
         self._filled.set()
         self._empty.clear()
 
@@ -119,7 +119,7 @@ class Outbox(StartStopPart):
         self._empty.clear()
 
     def unwritten(self) -> list[Entry]:
-        """Return what is not written yet, in order; any thread may ask."""
+        """Return the unwritten entries in order; any thread may call this."""
         return list(self._entries)
 
     def tags(self) -> set[str]:
@@ -147,7 +147,7 @@ class Outbox(StartStopPart):
                 self._empty.set()
 
     def _write_some(self) -> None:
-        """Write the oldest entries, again and again until the server has accepted them."""
+        """Write the oldest entries, and repeat until the server has accepted them."""
         pauses: Backoff | None = None
         publications = self.collect()
         while True:
@@ -170,8 +170,8 @@ class Outbox(StartStopPart):
             self._outage.recovered("outcomes are written again")
         self._batch = min(_BATCH, self._batch * 2)
         del self._entries[: len(entries)]
-        # What is not held on a repeated write was most likely written by the first one; only a
-        # stub tells for certain.
+        # On a repeated write, a message that is no longer held was most likely settled by the first
+        # attempt; only a stub shows it for certain.
         if not_held and pauses is not None:
             not_held = _keep_certain(not_held)
         for entry in entries:
@@ -187,7 +187,7 @@ class Outbox(StartStopPart):
     def _write(self, entries: list[Entry], publications: Sequence[Publication] = ()) -> set[Entry]:
         """Write entries and return those whose message was not held.
 
-        Among several, one that the server refuses for good does not stop the others.
+        One entry that the server refuses for good does not stop the others.
         """
         try:
             return self._settle(entries, publications)
@@ -197,7 +197,7 @@ class Outbox(StartStopPart):
             if len(entries) > 1:
                 not_held = [self._write([entry]) for entry in entries]
                 self._settle([], publications)
-                # The refused call may have got as far as this one.
+                # The refused call may have settled entries up to this one.
                 return _keep_certain(set().union(*not_held))
             _log.error("the server refused an outcome for good: %s", exc.reply)
             # Its state cannot be stored, and its message must not run for ever.
@@ -251,12 +251,12 @@ class Outbox(StartStopPart):
 
 
 def _keep_certain(not_held: set[Entry]) -> set[Entry]:
-    """Leave out entries that an earlier attempt of the same write may have settled itself."""
+    """Leave out the entries that an earlier attempt of the same write may have settled."""
     return {entry for entry in not_held if entry.action not in "am"}
 
 
 def _describe_fate(entry: Entry) -> str:
-    """Say what happens to the state of a message that was no longer held."""
+    """Return, in words, what happens to the state of a message that was no longer held."""
     if entry.result is None:
         return ""
     if entry.result.rule.startswith("s"):

@@ -17,7 +17,7 @@ class Owner(NamedTuple):
     Attributes:
         incarnation: the prefix of its delivery tags; never used twice.
         node: its node name, for people.
-        process: shows on this machine whether its process lives; empty if nothing can.
+        process: lets this machine check whether the process lives; empty if that is impossible.
     """
 
     incarnation: str
@@ -36,7 +36,7 @@ class Owner(NamedTuple):
 
     @property
     def is_dead(self) -> bool:
-        """True when its process has provably ended: it ran on this machine and is gone now."""
+        """True if its process has certainly ended: it ran on this machine and is gone now."""
         where, _, pid_and_start = self.process.rpartition("/")
         pid, _, start = pid_and_start.partition(":")
         return bool(where) and where == _where() and _start_of(pid) != start

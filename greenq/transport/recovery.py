@@ -1,10 +1,10 @@
 """Recovery: giving back the messages of lost workers, in portions that cost milliseconds.
 
 Messages pass through this process, since their content decides whether they run again and how they
-are marked. They do so over a separate connection: a subscribed one may not receive more than a few
-MB. Each portion is moved by one script that does nothing if the owner's lease was renewed
-meanwhile. So a worker that comes back keeps what has not been moved, and two that recover at once,
-or one that dies in the middle, neither lose nor duplicate a message.
+are marked. This uses a separate connection, since a subscribed one may receive only a few MB. Each
+portion is moved by one script that does nothing if the owner's lease was renewed meanwhile. So a
+worker that comes back keeps the messages not yet moved, and no message is lost or duplicated when
+two workers recover at once or one dies in the middle.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _log = logging.getLogger(__name__)
 _CLAIM = load_script("claim")
 _LEAVE = load_script("leave")
 
-# How many tags to ask for the size of their records at a time.
+# For how many records the size is read at a time.
 _SIZES = 500
 
-# How long the server remembers that an owner was recovered: should it come back, what it writes is
-# then recognised as no longer its own.
+# How long the server remembers that an owner was recovered, so that writes of an owner that comes
+# back are refused.
 _REMEMBERED_S = 86400
 
 # How many dead workers are reported, and for how long.
@@ -60,7 +60,7 @@ def is_suspect(deliveries: int, max_deliveries: int) -> bool:
 
 
 def newest_first(tags: Iterable[str]) -> list[str]:
-    """Order one owner's tags so that pushing them back in turn leaves the oldest to be next."""
+    """Sort one owner's tags so that after pushing them back in this order, the oldest is next."""
     return sorted(tags, key=tag_number, reverse=True)
 
 
@@ -138,7 +138,7 @@ class Recovery:
             self._jobs.append((name, job))
 
     def step(self) -> None:
-        """Do the next portion. A failure with one owner does not keep the others waiting."""
+        """Do the next portion. A failure with one owner does not delay the others."""
         _name, job = self._jobs[0]
         try:
             next(job)
@@ -184,7 +184,7 @@ class Recovery:
                 return
             moved += self._give_back(portion, lot)
             yield
-        # For a lease that was ended early, its end does not tell when.
+        # The score of a lease that was ended early does not show when that happened.
         now = self._now_s()
         died = float(score) if 0 <= now - float(score) < _GONE_S else now
         entry = json.dumps({"node": dead.node, "at": died, "moved": moved})
@@ -269,7 +269,8 @@ class Recovery:
             key = self._keys.queue(queue, self._keys.step_of(held.priority))
             signer = self._broker.signer
             if signer is not None and not signer.trusts("message", queue, held.text.encode()):
-                # It never ran, and may claim anything, such as deaths. The next taker buries it.
+                # It never ran, and its content, such as the number of deaths, cannot be trusted.
+                # The next taker buries it.
                 return Entry.moving(Move(tag, key, "next", held.text))
             deaths = self._count_deaths(tag, held, lot)
             reason = _BEGUN if early else self._find_guilt(tag, held, lot, deaths)
@@ -300,9 +301,9 @@ class Recovery:
     def _count_deaths(self, tag: str, held: Held, lot: Lot) -> int | None:
         """Return how many workers have now died running a message; None if none did this time.
 
-        A suspect that was not announced as running alone was still waiting for its turn: so several
-        kills from outside while it waits do not add up. (If it ran beside tasks that took too long
-        to end, that death is not counted, either.)
+        A suspect that was not announced as running alone was still waiting for its turn, so kills
+        from outside while it waits do not add up. (A death while it ran beside tasks that took too
+        long to end is not counted, either.)
         """
         is_other = tag != lot.alone and (
             bool(lot.alone) or is_suspect(held.deliveries, self._max_deliveries)
@@ -312,7 +313,7 @@ class Recovery:
         return held.deliveries + 1
 
     def _find_guilt(self, tag: str, held: Held, lot: Lot, deaths: int | None) -> str | None:
-        """Say why a message must not run again; None if it may."""
+        """Return why a message must not run again; None if it may."""
         if deaths is None:
             return None
         if not self._may_run_again(held.header("task")):
@@ -329,7 +330,7 @@ class Recovery:
         try:
             return eta is not None and parse_time(eta).timestamp() > self._now_s()
         except DecodeError:
-            # The worker that takes it will say what is wrong with it.
+            # The worker that takes it reports what is wrong with it.
             return False
 
     def _queue(self, exchange: str, routing_key: str) -> str:

@@ -1,4 +1,4 @@
-"""How messages end: states, moves and acknowledgements in one script call, all or nothing.
+"""Settling messages: states, moves and acknowledgements in one script call, all or nothing.
 
 Events about them are published at the end of the same call.
 """
@@ -24,7 +24,8 @@ _log = logging.getLogger(__name__)
 
 SETTLE = load_script("settle")
 
-# Any settling call may find a dead-letter list nearly full; one line reports them together.
+# Any settling call may find a dead-letter list nearly full; their reports share one limit of log
+# lines.
 _crowded = Repeated(_log)
 
 # The tag of a message that is known not to be held.
@@ -35,7 +36,7 @@ Action = Literal["a", "b", "e", "g", "k", "l", "m"]
 
 
 class Move(NamedTuple):
-    """One reserved message on its way elsewhere.
+    """A move of one reserved message.
 
     `side` is the end of the list ``key``, or a score in the zset ``key``; for a list of dead
     letters it is ``dead`` and the limits of that list (`DeadLimits.side`).
@@ -55,7 +56,7 @@ class Publication(NamedTuple):
 
 
 class Entry:
-    """What to write at a message's end, or at a step on its way; see lua/settle.lua.
+    """What to write when a message ends or changes its place; see lua/settle.lua.
 
     Attributes:
         tag: the delivery tag whose record makes it valid; "" for a message without a record.
@@ -132,7 +133,7 @@ class Guard(NamedTuple):
 
     @property
     def asks(self) -> str:
-        """The argument that says so to the script."""
+        """The script's argument for this rule."""
         return self.score or ("own" if self.incarnation else "any")
 
 

@@ -1,8 +1,7 @@
 """Queues that no worker takes from: sending to one logs a warning, since it is often a typo.
 
-What is known: the queues of greenq's workers, which report them to the server
-(`Leases.announce_queues`), and how many Celery workers listen for commands; these may take from any
-queue.
+greenq's workers report their queues to the server (`Leases.announce_queues`). Of Celery workers,
+only the number that listens for commands is known; they may take from any queue.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ _TAKERS = load_script("takers")
 # Each queue is asked about this often at most.
 _EVERY_S = 60.0
 
-# So many queues are remembered.
+# How many queues are remembered.
 _KNOWN = 10_000
 
 
 class Takers:
-    """Asks who takes from the queues this process sends to, along with an occasional send."""
+    """Asks, together with an occasional send, who takes from the queues this process sends to."""
 
     def __init__(self, keys: Keys, clock: Callable[[], float] = time.monotonic) -> None:
         """Use the key names of `keys`; no queue has been asked about yet."""
@@ -52,7 +51,8 @@ class Takers:
             self._ask_at_s.clear()
         self._ask_at_s[queue] = now_s + _EVERY_S
         keys = self._keys
-        # With its source: it runs rarely, among other commands, and must not fail as unknown.
+        # Sent with its source: it runs rarely, in a batch of commands, where an unknown script
+        # cannot be retried.
         return [
             ("EVAL", _TAKERS.source, 2, keys.leases, keys.binding(EXCHANGE), queue, keys.owner(""))
         ]
@@ -63,10 +63,10 @@ class Takers:
         Without any workers, as before the first one starts, it stays silent.
         """
         if isinstance(answer, AccessRefused):
-            # A user who may only send: finding out once is enough.
+            # This user may only send; one refusal is enough.
             self._may_ask = False
         if isinstance(answer, OperationalError):
-            _log.debug("who takes from queue %s is not known: %s", queue, answer)
+            _log.debug("could not find out who takes from queue %s: %s", queue, answer)
             return
         living, taking, others, taken = answer
         if taking or others or not living:

@@ -1,4 +1,4 @@
-"""The way from an app to its server or servers, built from its settings in one place."""
+"""An app's connection to its server or servers, built from its settings in one place."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 _DISABLED = "disabled://"
 
-# Listening connections are checked after this when health_check_interval is 0: not on every use.
+# The check interval of listening connections if health_check_interval is 0.
 _SILENCE_S = 2.0
 
 
@@ -49,7 +49,7 @@ class Connected(Protocol):
 
     @property
     def transport(self) -> Transport:
-        """The way to the server, created on first use."""
+        """The connection to the server, created on first use."""
 
 
 class Transport:
@@ -141,9 +141,9 @@ class Transport:
         return self._backend is not None
 
     def warn_of_default(self) -> None:
-        """Warn where messages go if no setting says so and no one is at a terminal to notice.
+        """Warn of the embedded server if broker_url is not set and nobody is at a terminal.
 
-        Senders and workers on other machines would each have their own server.
+        Senders and workers on other machines would each use their own server.
         """
         if self._config.broker.broker_url or os.environ.get("GREENQ_DATA") or _is_terminal():
             return

@@ -1,4 +1,4 @@
-"""The worker's place in its cluster: what is published to it, and its own heartbeat."""
+"""The worker's link to its cluster: messages published to it, and its own heartbeat."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# A hub that has not begun with a message by now, or owes an answer for this long, is taken for
-# blocked when the message must be answered.
+# After this long without beginning with a message or answering a ping, the hub counts as blocked
+# for messages that must be answered.
 _PATIENCE_S = 0.05
 
 
 class ClusterLink:
-    """Reads what is published to the worker, and publishes its heartbeat, over the lease's link."""
+    """Reads messages for the worker and publishes its heartbeat, over the lease's connection."""
 
     def __init__(
         self,
@@ -39,10 +39,10 @@ class ClusterLink:
         """Use the connection of `leases`.
 
         Args:
-            leases: has the connection.
-            hub: handles what is published to the worker.
+            leases: provides the connection.
+            hub: handles the published messages.
             monitor: knows whether the hub is blocked.
-            wake: has the watchdog thread attend soon.
+            wake: makes the watchdog thread run soon.
             renew_every_s: how often the lease is renewed.
             clock: seconds, monotonic.
         """
@@ -58,7 +58,7 @@ class ClusterLink:
 
     @property
     def due_s(self) -> float:
-        """When to publish the heartbeat, or to answer in the hub's place, monotonic."""
+        """When to publish the heartbeat or answer in the hub's place, monotonic."""
         return min(self.heartbeats.latest_s, self._impatient_s())
 
     def reconnected(self) -> None:
@@ -67,22 +67,23 @@ class ClusterLink:
         self._is_refused = False
 
     def refused(self, why: object) -> None:
-        """Log that this worker may not listen or publish, once for each connection."""
+        """Log, once for each connection, that this worker may not listen or publish."""
         level = logging.DEBUG if self._is_refused else logging.WARNING
         self._is_refused = True
         _log.log(level, "this worker is no full member of its cluster: %s", why)
 
     def attend(self, until_s: float) -> bool:
-        """Read what has been published, answer what the hub does not, publish the heartbeat.
+        """Read published messages, answer those the hub cannot, publish the heartbeat.
 
-        Until nothing of that is left, or another duty is due at `until_s`. Return False if the
+        Repeat until nothing is left, or another duty is due at `until_s`. Return False if the
         connection was lost.
         """
         connection = self._leases.connection
         self.is_behind = False
         has_called = True
         try:
-            # What comes along with an answer is here already, and no wait would report it.
+            # Messages that arrive together with an answer are already here, and no wait would
+            # report them.
             while has_called and connection.connected:
                 has_called = False
                 if self.subscriber.poll(connection):
@@ -106,6 +107,6 @@ class ClusterLink:
         return True
 
     def _impatient_s(self) -> float:
-        """Return when to answer in the hub's place: at once if it is known to be blocked."""
+        """Return when to answer in the hub's place; at once if it is known to be blocked."""
         patience_s = 0.0 if self._monitor.is_still(_PATIENCE_S) else _PATIENCE_S
         return self.subscriber.oldest_s + patience_s

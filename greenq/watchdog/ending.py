@@ -1,4 +1,4 @@
-"""How a worker ends: its messages go back, its lease is given up, with or without the hub."""
+"""The end of a worker, with or without its hub: requeue its messages, give up its lease."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How long the end may take: what the server still holds is given back then.
+# How long giving back the messages at the end may take.
 LEAVE_S = 10.0
 
-# For the last line of the log; then the kernel ends the process.
+# Time for the last log line; then the kernel ends the process.
 _LAST_WORDS_S = 2
 
 
 class Ending:
-    """Gives back what the server still holds of this owner, then gives up the lease.
+    """Gives back what the server still holds for this owner, then gives up the lease.
 
-    If the hub cannot be waited for, it ends the process, too.
+    It also ends the process if the hub is blocked.
     """
 
     def __init__(
@@ -50,18 +50,19 @@ class Ending:
 
     def leave(self) -> None:
         """Give back what the server still holds of this owner, then give up its lease."""
-        # Once more over new connections: what is not given back here counts as a death's.
+        # Try again over new connections: messages not given back here count as lost by a death.
         if not self._left():
             self._left(is_last=True)
 
     def abandon(self, why: str, *, by_task: bool = False) -> None:
         """End the process without its hub.
 
-        With `by_task` its messages come back as those of a dead worker do, so that the death counts
-        against the tasks that ran: a task that blocks every worker must not go round for ever.
-        Without, a person asked for it, and nothing is counted.
+        With `by_task`, its messages are recovered like those of a dead worker, so that the death
+        counts against the tasks that ran: a task that blocks every worker must not be requeued for
+        ever. Otherwise a person requested the end, and no death is counted.
         """
-        # Whatever hangs from here on, a server or a log that nobody reads, the kernel ends it.
+        # If anything hangs from here on, such as a server or an unread log pipe, the kernel ends
+        # the process.
         signal.alarm(int(LEAVE_S))
         text = f"\n{self._hub_thread.stacks()}" if by_task else ""
         try:
@@ -90,10 +91,10 @@ class Ending:
             self._leases.recovery.close()
             self._leases.connection.close()
         if count:
-            _log.warning("%d messages whose outcome is not written are back on their queues", count)
+            _log.warning("%d messages with unwritten outcomes are back on their queues", count)
         return True
 
 
 def _end_process() -> None:
-    """End at once: nothing that needs the hub would ever end."""
+    """End at once: anything that needs the hub would never end."""
     os._exit(1)

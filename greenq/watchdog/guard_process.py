@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 # At least this long between two starts of the guard.
 _RESTART_S = 10.0
 
-# A guard that lived this long worked: if it ends then, that is logged as a new problem.
+# A guard that lived this long was working, so its end is logged as a new problem.
 _STEADY_S = 60.0
 
 # How long it may take to end after the farewell; a server that does not answer may delay it.
@@ -44,7 +44,7 @@ _BLOCKED_SIGNALS = (
 
 
 class Guard:
-    """Starts the guard, reports each renewal to it, starts it again if it ended, and ends it.
+    """Starts the guard, reports each renewal to it, restarts it if it has died, and ends it.
 
     The watchdog thread calls `beat` while the hub may be blocked, so nothing here needs the hub:
     gevent's replacements for subprocess and os.waitpid work in the hub's thread only.
@@ -68,8 +68,8 @@ class Guard:
             key: the zset of leases.
             member: the owner, as its lease names it.
             lease_s: how long a lease holds.
-            silence_limit_s: how long it is kept for a worker that does not renew it.
-            embedded: True: the server must be a process of this user.
+            silence_limit_s: how long the guard keeps it for a worker that does not renew it.
+            embedded: True requires that the server is a process of this user.
             clock: seconds, monotonic.
         """
         self._description = {
@@ -88,7 +88,7 @@ class Guard:
 
     @property
     def pid(self) -> int | None:
-        """The process id of the guard, as long as it is assumed to run."""
+        """The process id of the guard; None unless it is assumed to run."""
         return self._pid
 
     def start(self) -> None:
@@ -160,7 +160,7 @@ class Guard:
             )
         finally:
             os.close(reader)
-        # The pipe may not take it at once; the guard reads it, or ends.
+        # The pipe may be full; the guard then reads from it, or ends.
         line = description.encode() + b"\n"
         while line:
             line = line[os.write(self._pipe, line) :]
@@ -185,7 +185,7 @@ class Guard:
         if pid is None:
             return
         if not _has_ended(pid):
-            # One end of the pipe is closed: nothing will reach it any more.
+            # One end of the pipe is closed, so the guard can no longer be reached.
             _kill(pid)
         self._close()
         if self._clock() - self._started_s >= _STEADY_S:
@@ -203,7 +203,7 @@ class Guard:
             os.close(pipe)
 
     def forget(self) -> None:
-        """In a forked child: close the pipe, whose open end would mean that the parent lives."""
+        """In a forked child: close the pipe, since an open end would mean that the parent lives."""
         self._is_over = True
         self._close()
 

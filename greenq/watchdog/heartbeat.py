@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Heartbeat(NamedTuple):
-    """What is published regularly: how often, in seconds, and a function that writes it.
+    """A heartbeat: its interval in seconds, and a function that writes it.
 
     The function is called in the watchdog thread with what blocks the hub, None if nothing does.
     """
@@ -29,7 +29,7 @@ class HeartbeatSchedule:
     def __init__(
         self, monitor: HubMonitor, *, renew_every_s: float, clock: Callable[[], float]
     ) -> None:
-        """Have nothing to publish yet; the lease is renewed every `renew_every_s`."""
+        """Start without a heartbeat; the lease is renewed every `renew_every_s`."""
         self._monitor = monitor
         self._renew_every_s = renew_every_s
         self._clock = clock
@@ -50,15 +50,15 @@ class HeartbeatSchedule:
 
     @property
     def latest_s(self) -> float:
-        """When the heartbeat is published by itself, if no renewal has taken it along."""
+        """When to publish the heartbeat by itself if no renewal has included it."""
         return self._due_s + self._slack_s
 
     def with_renewal(self, now_s: float) -> Publication | None:
-        """Return the heartbeat if it is to go with a renewal at `now_s`."""
+        """Return the heartbeat if a renewal at `now_s` is to include it."""
         return self._next(now_s + self._slack_s)
 
     def alone(self) -> Publication | None:
-        """Return the heartbeat if no renewal has taken it along in time."""
+        """Return the heartbeat if no renewal has included it in time."""
         return self._next(self._clock() - self._slack_s)
 
     def _next(self, until_s: float) -> Publication | None:

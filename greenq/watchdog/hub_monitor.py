@@ -1,4 +1,4 @@
-"""Noticing that the hub is blocked: by whom, for how long, and when it is too long."""
+"""Detects a blocked hub: what blocks it, for how long, and whether that is too long."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The hub is asked this often whether it moves.
+# How often the hub is pinged.
 LOOK_S = 0.5
 
-# What blocks the hub is named again after these times, then as often as the last one says.
+# After how long the blocker is logged again; the last interval repeats.
 _NAMED_AGAIN_S = (10.0, 60.0, 300.0)
 
 # Blockers that are remembered.
@@ -29,11 +29,11 @@ _BLOCKERS = 100
 
 
 class HubMonitor:
-    """Asks the hub whether it moves, and acts when it does not answer.
+    """Pings the hub, and acts when it does not answer.
 
     1. Log when the hub has not moved for a while, with the task, its line and its stack, and log
        when it moves again.
-    2. Have the messages that have not begun here given to other workers meanwhile.
+    2. Meanwhile, give the messages that have not begun here to other workers.
     3. End the process when the hub has been blocked for too long.
     """
 
@@ -64,16 +64,16 @@ class HubMonitor:
         self._blocked_limit_s = blocked_limit_s
         self._give_away = give_away
         self._clock = clock
-        # When the hub was last asked whether it moves, and when to look for its answer.
+        # When the hub was last pinged, and when to check for its answer.
         self.asked_s = self.due_s = -math.inf
-        # Set while the hub is known to be blocked, and when to name the blocker again.
+        # Set while the hub is known to be blocked; and when to log the blocker again.
         self._blocked: Blocker | None = None
         self._name_again_s = math.inf
         # Written by the watchdog thread, read by any.
         self.blockers: deque[Blocker] = deque(maxlen=_BLOCKERS)
 
     def look(self) -> None:
-        """Ask the hub whether it moves; if it has not answered for long, log who blocks it."""
+        """Ping the hub; if it has not answered for long, log what blocks it."""
         now = self._clock()
         self.due_s = now + min(LOOK_S, self._blocked_after_s)
         blocked = self._blocked
@@ -91,7 +91,7 @@ class HubMonitor:
             self._newly_blocked(still_s)
 
     def ask(self) -> None:
-        """Have the hub note that it moves, unless it owes an answer; a late answer is logged."""
+        """Ping the hub unless an answer is outstanding; log a late answer."""
         if self._hub.moved_s < self.asked_s:
             return
         blocked, self._blocked = self._blocked, None
@@ -102,15 +102,15 @@ class HubMonitor:
         self._hub.ping()
 
     def has_moved_since(self, moment_s: float) -> bool:
-        """Tell whether the hub has moved since a moment of the clock."""
+        """Tell whether the hub has moved since a time of the clock."""
         return self._hub.moved_s >= moment_s
 
     def is_still(self, patience_s: float) -> bool:
-        """Tell whether the hub has owed an answer for this long."""
+        """Tell whether the hub's answer has been outstanding for this long."""
         return self._hub.moved_s < self.asked_s <= self._clock() - patience_s
 
     def blocking(self, patience_s: float = LOOK_S) -> Blocker | None:
-        """Return what blocks the hub, None while it moves; not for the hub's own thread.
+        """Return what blocks the hub, None while it moves; not to be called in the hub's thread.
 
         Args:
             patience_s: call a hub blocked that has not answered for this long.
@@ -133,10 +133,10 @@ class HubMonitor:
         try:
             self._give_away()
         except OperationalError as exc:
-            _log.info("what has not begun here waits until the hub moves: %s", exc)
+            _log.info("messages that have not begun here wait until the hub moves: %s", exc)
 
     def _still_blocked(self, blocked: Blocker) -> None:
-        """Name a lasting blocker again; end the process when it has lasted too long."""
+        """Log a lasting blocker again; end the process if it lasts too long."""
         if 0 < self._blocked_limit_s <= blocked.for_s:
             self._ending.abandon(
                 f"the hub has been blocked for {blocked.for_s:.0f} s by {blocked.by} at "
@@ -157,7 +157,7 @@ class HubMonitor:
 
 
 def _next_naming_s(blocked_s: float) -> float:
-    """Return after which blocked time to name a blocker that has just been named."""
+    """Return after how many blocked seconds to log a blocker again."""
     for due_s in _NAMED_AGAIN_S:
         if blocked_s < due_s:
             return due_s

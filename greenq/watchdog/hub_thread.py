@@ -1,4 +1,4 @@
-"""The hub's thread as another thread sees it: what runs there, and where."""
+"""The hub's thread, seen from another thread: what runs there, and where."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Blocker:
 
 
 class HubThread:
-    """Finds what runs on the hub's thread; any other thread may ask."""
+    """Finds what runs on the hub's thread; for any other thread."""
 
     def __init__(
         self,
@@ -57,11 +57,11 @@ class HubThread:
         self.watcher: NativeThread | None = None
 
     def is_other(self) -> bool:
-        """Tell whether the watchdog thread asks, and not the hub's."""
+        """Tell whether the caller is the watchdog thread, not the hub's."""
         return self.watcher is not None and self.watcher.runs_here()
 
     def blocker(self, for_s: float) -> Blocker:
-        """Describe what has been running there for `for_s`."""
+        """Describe what has been running there for the last `for_s`."""
         frame = self._frame()
         by = self._blocking_task(frame) or "no task"
         where = "?" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
@@ -77,10 +77,10 @@ class HubThread:
         return self.stack() if self._all_stacks is None else self._all_stacks()
 
     def log(self, level: int, text: str, *arguments: object) -> None:
-        """Log a line about a blocked hub, unless logging itself blocks it.
+        """Log a line about a blocked hub, unless logging itself is blocked.
 
-        A thread that writes to a pipe that nobody reads holds the lock of the log's handler:
-        the watchdog thread would wait for that lock, too.
+        A thread that writes to a pipe that nobody reads holds the log handler's lock, and the
+        watchdog thread would wait for that lock, too.
         """
         frame = self._frame()
         while frame is not None:

@@ -1,4 +1,4 @@
-"""The lease of this worker: renewed in good time, and noted when it is lost."""
+"""This worker's lease: renews it in time, and notes when it is lost."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Between two tries to renew a lease.
+# Pause between two attempts to renew a lease.
 _RETRY_S = 0.25
 
-# Tasks that a log line names.
+# How many tasks a log line names.
 _NAMED = 20
 
 
 class LeaseKeeper:
-    """Renews the lease in good time, whatever the hub does."""
+    """Renews the lease in time, even if the hub is blocked."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class LeaseKeeper:
         self._clock = clock
         self._outage = OutageLog(_log)
         self.due_s = 0.0
-        # Set by any thread: renew before that.
+        # Any thread may set this, to request an earlier renewal.
         self._is_wanted = False
         # Written by the watchdog thread, read by any.
         self.held = False
@@ -70,12 +70,12 @@ class LeaseKeeper:
         return self._is_wanted or self._clock() >= self.due_s
 
     def announce_queues(self, queues: Sequence[str]) -> None:
-        """Have the next turn tell the server which queues are taken from; any thread may call."""
+        """Make the next renewal report the queues taken from; any thread may call this."""
         self._leases.announce_queues(queues)
         self._is_wanted = True
 
     def wait_held(self, timeout_s: float) -> bool:
-        """Wait until the lease is written for the first time; for the hub. Switches: yes."""
+        """In the hub: wait until the lease has been written for the first time. Switches: yes."""
         deadline_s = self._clock() + timeout_s
         while not self.held and self._clock() < deadline_s:
             sleep(0.005)
@@ -97,8 +97,8 @@ class LeaseKeeper:
         renewal = self._leases.renew(
             self._cluster.heartbeats.with_renewal(now_s), would_relay=self._is_waiting()
         )
-        # Before anything else is asked, which takes its time. An answer that took long says what
-        # the server's clock said when it was sent, not now.
+        # Before any other call, which would take time. A slow answer shows the server's time when
+        # it was sent, not the time now.
         if self._state.now_s() - asked_s < self._lease_s / 2:
             self._state.clock_offset_s = renewal.server_time - time.time()
         if self._guard is not None:
@@ -122,7 +122,7 @@ class LeaseKeeper:
         self.due_s = now_s + min(_RETRY_S, self._renew_every_s)
 
     def _lost(self, now_s: float, renewal: Renewal) -> None:
-        """Note that the lease has ended, and log which tasks were given to others meanwhile."""
+        """Note that the lease has ended, and log which tasks were given to other workers."""
         self._state.lease_lost_s = self._state.now_s()
         self._reclaimer.lost(now_s)
         if renewal.first_unused:

@@ -1,4 +1,4 @@
-"""What the watchdog thread has the hub do."""
+"""Work that the watchdog thread passes to the hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Notifier:
-    """Has the hub act on what the watchdog thread has learned from the server."""
+    """Makes the hub act on what the watchdog thread has learned from the server."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Notifier:
         self._forgotten = forgotten
 
     def renewed(self, renewal: Renewal) -> None:
-        """Have the hub do what a renewal gives rise to."""
+        """Make the hub act on the answer to a renewal."""
         if not renewal.first_unused:
             self._hub.spawn_soon(self._forgotten, name="register")
         if renewal.paused != self._state.paused:
@@ -45,9 +45,9 @@ class Notifier:
             self.look_for_work()
 
     def look_for_work(self) -> None:
-        """Have a consumer that waits look for messages itself."""
+        """Make a waiting consumer look for messages itself."""
         self._hub.spawn_soon(self._look, name="look for work")
 
     def look_for_server(self) -> None:
-        """Have a consumer that waits find out whether its connection still works."""
+        """Make a waiting consumer check whether its connection still works."""
         self._hub.spawn_soon(self._look, name="look for the server")

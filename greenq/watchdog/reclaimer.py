@@ -1,4 +1,4 @@
-"""Messages that nobody works on go back to their queues."""
+"""Returns messages that no worker holds any more to their queues."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class Reclaimer:
-    """Finds messages whose owner is dead, or does not know of them, and has them given back.
+    """Finds messages whose owner is dead or does not know of them, and has them given back.
 
-    1. Those of owners whose lease has ended, or whose process on this machine has. Not right after
-       this worker was without the server: the others may just be coming back, too.
+    1. Messages of owners whose lease has expired, or whose process on this machine has ended. Not
+       just after an outage of the server, when other workers may still be coming back.
     2. Those that the server has given to this worker in an answer that was lost with a connection.
     3. Those of Celery workers whose scores nobody renews; the scores of this worker's own records
        are renewed often enough for Celery workers beside it.
@@ -36,11 +36,11 @@ class Reclaimer:
         self._renew_every_s = renew_every_s
         self._scores_every_s = scores_every_s
         self.scores_at_s = 0.0
-        # From when on an ended lease means a dead owner; None: not yet.
+        # From when on an expired lease means a dead owner; None if not yet known.
         self._recover_from_s: float | None = None
         self._was_connected = self._was_away = False
-        # After a reconnection: how many looks for forgotten messages are left, when the next one
-        # is due, and what the last one has found.
+        # After a reconnection: how many searches for forgotten messages are left, when the next one
+        # is due, and what the last one found.
         self.looks = 0
         self._look_again_s = 0.0
         self.forgotten: set[str] = set()
@@ -53,8 +53,8 @@ class Reclaimer:
         elif self._was_away:
             grace_s = self._lease_s
         else:
-            # A first start. If the server itself is young, the others may still be on their way
-            # back.
+            # A first start. If the server has only just started, other workers may still be
+            # reconnecting.
             grace_s = max(0.0, 2 * self._lease_s - self._leases.uptime_s())
             for owner in self._leases.others():
                 if owner.is_dead:
@@ -65,11 +65,11 @@ class Reclaimer:
     def failed(self) -> None:
         """Note that the server could not be reached."""
         if not self._was_connected:
-            # A worker that starts in an outage: the others are away, too, and not dead.
+            # If a worker starts during an outage, the others are cut off, too, and not dead.
             self._was_away = True
 
     def lost(self, now_s: float) -> None:
-        """Note that this worker lost its lease: it cannot tell who else was away."""
+        """Note that this worker lost its lease, so that it cannot tell which others were away."""
         self._recover_from_s = now_s + self._lease_s
 
     def recovers(self, now_s: float) -> bool:
@@ -77,7 +77,7 @@ class Reclaimer:
         return self._recover_from_s is not None and now_s >= self._recover_from_s
 
     def renewed(self, renewal: Renewal, now_s: float) -> None:
-        """Recover from the dead, and look for what is forgotten or overdue.
+        """Recover the messages of dead workers, and look for forgotten and overdue ones.
 
         Raises:
             OperationalError: the connection is lost.
@@ -94,7 +94,7 @@ class Reclaimer:
             self._leases.recovery.add_overdue(self._leases.overdue)
 
     def _look_for_forgotten(self) -> None:
-        """Give back what two looks have found: what one has found may still be on its way."""
+        """Give back what two searches have found: after one, it may still be on its way here."""
         self.looks -= 1
         known, first_unused = self._held()
         found = self._leases.forgotten(known, first_unused)

@@ -1,4 +1,4 @@
-"""Moving messages on the server: announced ones to a worker that waits, parked ones when due."""
+"""Moves messages on the server: announced ones to a waiting worker, parked ones when due."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# At least this long between two looks at lists on which nobody waits.
+# The shortest time between two checks of lists on which no worker waits.
 _RELAY_S = 0.005
 
 
 class Relay:
-    """Hands on what comes to lists on which nobody waits, if the server has chosen this worker."""
+    """Moves messages from lists on which no worker waits, if the server has chosen this worker."""
 
     def __init__(self, leases: Leases, notifier: Notifier, *, clock: Callable[[], float]) -> None:
         """Relay over the connection of `leases`."""
@@ -31,27 +31,29 @@ class Relay:
         self.due_s = math.inf
 
     def renewed(self, renewal: Renewal, now_s: float) -> None:
-        """Note whether this worker is the one to relay."""
+        """Note whether this worker is to relay."""
         if not renewal.relays:
             self.due_s = math.inf
         elif self.due_s == math.inf:
             self.due_s = now_s
 
     def relay(self) -> bool:
-        """Hand on what has come; False if the connection was lost.
+        """Relay messages that have arrived; False if the connection was lost.
 
-        When many changes come at once, it looks only so often.
+        There is a minimum interval, for when many changes arrive at once.
         """
         self.due_s = self._clock() + _RELAY_S
         try:
             if self._leases.relay():
                 self._notifier.look_for_work()
         except (AccessRefused, ServerError) as exc:
-            # Some proxies and managed servers refuse it; the renewals see what has come.
+            # Some proxies and managed servers refuse it; the renewals find the messages.
             self.due_s = math.inf
-            _log.info("changes of queues' less urgent lists are not announced: %s", exc)
+            _log.info(
+                "the server announces no messages on less urgent lists; renewals find them: %s", exc
+            )
         except OperationalError as exc:
-            _log.debug("nothing is handed on: %s", exc)
+            _log.debug("could not relay messages: %s", exc)
             self._leases.connection.close()
             return False
         return True
@@ -73,7 +75,7 @@ class Parked:
             self.due_s = self._clock() + renewal.next_due - renewal.server_time
 
     def promote(self, until_s: float) -> bool:
-        """Move what is due, until another duty is due; True if nothing is left of it."""
+        """Move due messages until another duty is due; True if none is left."""
         try:
             while self._leases.promote():
                 if self._clock() >= until_s:

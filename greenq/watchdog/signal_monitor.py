@@ -1,4 +1,4 @@
-"""Signals that come while the hub is blocked."""
+"""Signals that arrive while the hub is blocked."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from greenq.watchdog.hub_monitor import HubMonitor
     from greenq.watchdog.hub_thread import HubThread
 
-# How much each signal asks to stop: at two the process ends, with or without its hub.
+# How urgently each signal asks to stop; at a sum of two, the process ends with or without its hub.
 _STOPPING: dict[int, int] = {signal.SIGTERM: 1, signal.SIGINT: 1, signal.SIGQUIT: 2}
 
-# How long the hub has to stop by itself when it is to end at once.
+# How long the hub has to stop by itself at an immediate end.
 _LEAVE_AFTER_S = 1.0
 
 
 class SignalMonitor:
-    """Notes signals, and acts on them in place of a hub that is blocked."""
+    """Notes signals, and acts on them in place of a blocked hub."""
 
     def __init__(
         self,
@@ -42,10 +42,10 @@ class SignalMonitor:
         self._hub_thread = hub_thread
         self._ending = ending
         self._clock = clock
-        # How much the worker was asked to stop, and when the last signal came.
+        # The sum so far, and when the last signal arrived.
         self._stops = 0
         self._signalled_s = -math.inf
-        # Signals on which the hub has yet to act, and when to see whether it has.
+        # Signals that the hub has not acted on yet, and when to check again.
         self._waiting: set[int] = set()
         self.due_s = math.inf
 
@@ -54,7 +54,7 @@ class SignalMonitor:
         return -1 if self._signals is None else self._signals.fileno()
 
     def check(self) -> None:
-        """Note the signals that have come; a hub that moves acts on them itself."""
+        """Note the signals that have arrived; a hub that moves acts on them itself."""
         if self._signals is None:
             return
         for number in self._signals.read():
@@ -74,7 +74,7 @@ class SignalMonitor:
                 self._act(self._signals, waiting)
 
     def _act(self, signals: Signals, waiting: set[int]) -> None:
-        """Do in the hub's place what the signals ask for."""
+        """Act on the signals in the hub's place."""
         blocked = self._hub_thread.blocker(
             self._clock() - min(self._monitor.asked_s, self._signalled_s)
         )

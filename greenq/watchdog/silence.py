@@ -1,4 +1,4 @@
-"""Times in which no Python ran in this process, and why."""
+"""Finds times in which no Python ran in this process, and why."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class SilenceMonitor:
-    """Notices that the watchdog thread slept for much longer than it wanted to."""
+    """Notices when the watchdog thread slept for much longer than intended."""
 
     def __init__(
         self,
@@ -42,13 +42,13 @@ class SilenceMonitor:
         self._clock = clock
 
     def wait(self, thread: NativeThread, pause_s: float, *descriptors: int) -> bool:
-        """Have `thread` wait, and log it if no Python ran for much longer; True: it is to end."""
+        """Let `thread` wait, and log if no Python ran for much longer; True if it is to end."""
         began_s, awake_s, cpu_s = self._now_s(), self._clock(), time.process_time()
         is_over = thread.wait(pause_s, *descriptors)
         late_s = self._now_s() - began_s - pause_s
         if late_s >= self._noticeable_s:
             suspended_s = late_s - (self._clock() - awake_s - pause_s)
-            # Whoever held the GIL has only just released it.
+            # The thread that held the GIL has only just released it.
             blocker = self._hub_thread.blocker(late_s)
             self._found(blocker)
             _log.warning(
@@ -64,8 +64,9 @@ def account(gap_s: float, cpu_s: float, suspended_s: float = 0.0) -> str:
 
     Args:
         gap_s: seconds of wall time.
-        cpu_s: the CPU time that the process used meanwhile. A call that computes without releasing
-            the GIL uses all of it; a call that waits with the GIL cannot be told apart.
+        cpu_s: the CPU time that the process used meanwhile. A call that computes while holding the
+            GIL uses all of it; a call that waits while holding the GIL cannot be told from a
+            stopped process.
         suspended_s: how long the machine was suspended meanwhile (by how much CLOCK_BOOTTIME went
             further than CLOCK_MONOTONIC).
     """

@@ -1,8 +1,8 @@
 """Messages published to a worker: read by the watchdog thread, handled in the hub's thread.
 
-The thread has the subscriptions because it can read while the hub is blocked. What it reads waits
-for the hub in one queue. If the hub has not begun with a message after a moment, and the message
-can be answered without the hub, the thread answers it.
+The thread owns the subscriptions because it can read while the hub is blocked. It queues what it
+reads for the hub. If the hub has not begun with a message after a moment, the thread answers it if
+that does not need the hub.
 """
 
 from __future__ import annotations
@@ -58,20 +58,20 @@ class _Message:
         self.channel = channel
         self.data = data
         self.read_s = read_s
-        # True once the thread has tried to answer this itself.
+        # True once the watchdog thread has tried to answer this.
         self.offered = channel.urgent is None
 
 
 class Subscriber:
-    """Hands what is published on channels to their handlers, in one greenlet, in order.
+    """Hands messages published on channels to their handlers, in one greenlet, in order.
 
-    1. `subscribe` and `unsubscribe`, in the hub's thread, say which channels are wanted.
+    1. `subscribe` and `unsubscribe`, in the hub's thread, select the channels.
     2. `poll`, in the watchdog thread, updates the connection's subscriptions and reads.
-    3. If a handler fails, this is logged, and the next message is handled.
+    3. If a handler fails, the error is logged, and the next message is handled.
     """
 
     def __init__(self, hub: Hub, *, changed: Callable[[], object]) -> None:
-        """Handle messages in `hub`; `changed` has the thread call `poll` soon."""
+        """Handle messages in `hub`; `changed` makes the thread call `poll` soon."""
         self._hub = hub
         self._changed = changed
         # Replaced as a whole, so that the thread may read it at any time.
@@ -103,7 +103,7 @@ class Subscriber:
         self._changed()
 
     def has_waiting(self, channel: str) -> bool:
-        """Tell whether a message of a channel was read and not handled yet."""
+        """Tell whether a message of a channel was read but not handled yet."""
         return any(message.channel.name == channel for message in self._waiting)
 
     # --- watchdog thread --------------------------------------------------------------------------
@@ -113,7 +113,7 @@ class Subscriber:
         self._subscribed.clear()
 
     def poll(self, connection: Connection) -> bool:
-        """Subscribe to what is wanted, and queue what has been published; True if it may be urgent.
+        """Update the subscriptions, and queue published messages; True if any may be urgent.
 
         Raises:
             OperationalError: the connection is lost, or this user may not subscribe.
@@ -142,12 +142,12 @@ class Subscriber:
 
     @property
     def oldest_s(self) -> float:
-        """Since when the oldest message that may be urgent waits, monotonic; infinite if none."""
+        """Arrival time of the oldest message that may be urgent, monotonic; infinite if none."""
         waiting = [each.read_s for each in self._waiting if not each.offered]
         return min(waiting, default=math.inf)
 
     def answer_urgent(self, connection: Connection) -> None:
-        """Answer those of the waiting messages that can be answered without the hub.
+        """Answer the waiting messages that do not need the hub.
 
         Raises:
             OperationalError: the connection is lost, or this user may not answer.
@@ -161,13 +161,13 @@ class Subscriber:
         assert message.channel.urgent is not None
         try:
             answer = message.channel.urgent(message.data)
-            # Only if the hub has not begun with it.
+            # Remove it only if the hub has not begun with it.
             if answer is not None and self._waiting.remove(message):
                 answer(connection)
         except OperationalError:
             raise
         except Exception:
-            # The thread that keeps the lease must go on.
+            # An error must not stop the thread that keeps the lease.
             _log.exception("a message on channel %s was not answered", message.channel.name)
 
     # --- hub's thread -----------------------------------------------------------------------------
@@ -189,7 +189,7 @@ class Subscriber:
             self._busy = False
 
     def _log_dropped(self) -> None:
-        """Log here what was dropped: a blocked log must not stop the watchdog thread."""
+        """Log drops in the hub, since a blocked log must not stop the watchdog thread."""
         dropped = self._waiting.dropped
         if dropped > self._logged_dropped:
             self._repeated.log(

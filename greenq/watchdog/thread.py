@@ -1,8 +1,8 @@
-"""The OS thread beside the hub: it keeps the lease and sees when the hub is blocked.
+"""The OS thread beside the hub, which keeps the lease and notices when the hub is blocked.
 
 A task that computes for twenty seconds delays its neighbours. It must not also cost the worker its
 lease or its place in the cluster, nor keep the messages of a dead worker from coming back. So all
-that is done here, on a thread and a connection that need nothing from the hub.
+of this happens here, on a thread and a connection that do not need the hub.
 """
 
 from __future__ import annotations
@@ -38,28 +38,29 @@ if TYPE_CHECKING:
     from greenq.watchdog.hub_thread import Blocker
     from greenq.watchdog.subscriber import Subscriber
 
-# At least this long between two moves of parked messages.
+# The shortest time between two moves of parked messages.
 _SOON_S = 0.02
 
-# Renewing is due after this share of the lease. So two tries with their timeouts fit in.
+# Renewing is due after this share of the lease. This leaves room for two attempts with their
+# timeouts.
 _RENEW_AFTER = 0.4
 
 
 class Watch(StartStopPart):
-    """The watchdog thread, and its timetable: which duty is done when.
+    """The watchdog thread, and its schedule: which duty runs when.
 
     Each duty has a class of its own:
 
-    1. `LeaseKeeper` renews the lease, whatever the hub does, and `Notifier` has the hub act on the
-       answer. A consumer that waits may wait in vain: its connection may be dead, or a worker died
-       to which a message was handed.
+    1. `LeaseKeeper` renews the lease, even if the hub is blocked, and `Notifier` makes the hub act
+       on the answer: a consumer may wait in vain because its connection is dead, or because a
+       message was handed to a worker that died.
     2. `Reclaimer` has the messages of dead owners given back, a portion at a time.
-    3. `Parked` moves parked messages back when they are due; `Relay` hands on what comes to lists
-       on which nobody waits.
+    3. `Parked` moves parked messages back when they are due; `Relay` moves messages from lists on
+       which no worker waits.
     4. `HubMonitor` logs what blocks the hub, `SignalMonitor` acts on signals in its place, and
        `SilenceMonitor` logs when no Python ran at all.
-    5. `ClusterLink` reads what is published to the worker, and publishes its heartbeat.
-    6. `Ending` gives back what the server still holds of this owner, then gives up the lease.
+    5. `ClusterLink` reads messages published to the worker, and publishes its heartbeat.
+    6. `Ending` gives back what the server still holds for this owner, then gives up the lease.
     """
 
     name = "Watch"
@@ -91,30 +92,30 @@ class Watch(StartStopPart):
         end_process: Callable[[], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Watch `hub` and speak for the owner of `leases`.
+        """Watch `hub` and act for the owner of `leases`.
 
         Args:
             leases: what the owner asks of the server, over a connection of its own.
             hub: the hub to watch.
             state: what this worker holds.
             lease_s: how long a lease holds.
-            visibility_timeout_s: that of the fleet.
+            visibility_timeout_s: the visibility timeout of the fleet.
             blocked_after_s: log a hub that has been blocked for this long.
             blocking_task: names the task to which a frame of the hub's thread belongs, None if it
                 belongs to no task.
             held: returns the tags that are not settled on the server yet, as far as this process
                 knows, and the first number that no tag had had before.
             first_unused: returns the first number that no tag has had, as far as it knows.
-            is_waiting: tells whether this worker waits for messages: then it may relay.
-            look: called in the hub's thread, in a greenlet, when a consumer that waits should look
-                itself.
+            is_waiting: tells whether this worker waits for messages, so that it may relay.
+            look: called in the hub's thread, in a greenlet, when a waiting consumer should look for
+                messages itself.
             paused: called in the same way with the queues that are paused.
             forgotten: called in the same way when the server does not know this owner.
             give_away: called in the watchdog thread when the hub is blocked, to give back what has
                 not begun over a connection.
-            unwritten: called at the end; returns what could not be written before.
-            guard: keeps the lease while no Python runs in this process; None: nothing does.
-            signals: those that must work while the hub is blocked, too.
+            unwritten: called at the end; returns the outcomes that could not be written before.
+            guard: keeps the lease while no Python runs in this process; None for no guard.
+            signals: the signals that must also work while the hub is blocked.
             blocked_limit_s: end the process when its hub has been blocked for this long; 0: never.
             stacks: returns the stacks of all greenlets and threads, for the log.
             cut: called in the watchdog thread before it ends the process, to stop waiting for
@@ -181,12 +182,12 @@ class Watch(StartStopPart):
 
     @property
     def question(self) -> str:
-        """What this owner has to answer when it registers."""
+        """The question that this owner must answer when it registers."""
         return self.lease.question
 
     @property
     def subscriber(self) -> Subscriber:
-        """Hands on what is published to this worker."""
+        """Passes on messages published to this worker."""
         return self.cluster.subscriber
 
     @property
@@ -209,7 +210,7 @@ class Watch(StartStopPart):
         self._wake()
 
     def announce_queues(self, queues: Sequence[str]) -> None:
-        """Have the server know soon which queues are taken from."""
+        """Report the queues taken from to the server soon."""
         self.lease.announce_queues(queues)
         self._wake()
 
@@ -230,11 +231,11 @@ class Watch(StartStopPart):
         self.leave()
 
     def turn(self, *, published: bool = True) -> None:
-        """Do what is due; `published`: something may have been published to this worker."""
+        """Run the due duties; `published`: a message may have been published to this worker."""
         self._signals.check()
         if self._clock() >= self.monitor.due_s:
             self.monitor.look()
-        # With an answer, something that was published may have come along.
+        # A published message may have arrived together with an answer.
         if self._clock() >= self._parked.due_s:
             self.promote()
             published = True
@@ -244,14 +245,14 @@ class Watch(StartStopPart):
         if self._clock() >= self._relay.due_s and self._leases.connection.noticed:
             self._reached(self._relay.relay())
             published = True
-        # Last of what uses this connection. Most wake-ups are looks at the hub alone.
+        # This is the last duty on this connection. Most wake-ups only check the hub.
         if published or self.cluster.is_behind or self._clock() >= self.cluster.due_s:
             self.attend()
         while self._leases.recovery.busy and self._clock() < self._next_duty_s():
             self._leases.recovery.step()
 
     def renew(self) -> None:
-        """Renew the lease, and have each duty note what the server answers."""
+        """Renew the lease, and pass the server's answer to each duty."""
         now = self._clock()
         try:
             renewal = self.lease.renew(now)
@@ -263,7 +264,7 @@ class Watch(StartStopPart):
             self.lease.failed(now, exc)
             self.reclaimer.failed()
             if isinstance(exc, TransportTimeout):
-                # A closed connection is noticed by itself, one that is silent is not.
+                # A closed connection is noticed anyway, a silent one is not.
                 self._notifier.look_for_server()
 
     def promote(self) -> None:
@@ -272,7 +273,7 @@ class Watch(StartStopPart):
             self.lease.due_s = self._clock()
 
     def attend(self) -> None:
-        """Read what is published, and publish the heartbeat, until another duty is due."""
+        """Read published messages, and publish the heartbeat, until another duty is due."""
         self._reached(self.cluster.attend(self._next_duty_s()))
 
     def leave(self) -> None:
@@ -280,7 +281,7 @@ class Watch(StartStopPart):
         self._ending.leave()
 
     def pause_s(self) -> float:
-        """Return how long nothing is due."""
+        """Return the seconds until the next duty is due."""
         if self._leases.recovery.busy:
             return 0.0
         due_s = self._next_duty_s()

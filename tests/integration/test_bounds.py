@@ -213,7 +213,7 @@ def flood_elections() -> None:
         world.gossip.elect("x" * 256, "lead", None)
 
 
-@memory("what was heard")
+@memory("published messages received")
 def flood_ear() -> None:
     hub: Any = SimpleNamespace(spawn_soon=lambda *_arguments, **_options: None)
     connection: Any = SimpleNamespace(subscribe=lambda *_kinds: None, unsubscribe=lambda *_kinds: 0)
@@ -227,7 +227,7 @@ def flood_ear() -> None:
         assert sum(len(each.data) for each in subscriber._waiting) <= 32 * MIB
 
 
-@memory("what a connection has read")
+@memory("published messages on a connection")
 def flood_connection() -> None:
     connection = Client("redis://127.0.0.1:1/0").connection(pushes=True)
     for size, count in ((10, 12_000), (MIB, 50)):
@@ -242,7 +242,7 @@ def kept_events() -> Events:
     return Events(outbox, Keys(), "me@host", LamportClock(), tasks=True)
 
 
-@memory("events of tasks to tell")
+@memory("events of tasks to publish")
 def flood_task_events() -> None:
     events = kept_events()
     for _ in range(11_000):
@@ -251,7 +251,7 @@ def flood_task_events() -> None:
     assert len(events._batch) == 10_000
 
 
-@memory("events of the worker to tell")
+@memory("events of the worker to publish")
 def flood_worker_events() -> None:
     events = kept_events()
     for _ in range(11_000):

@@ -209,7 +209,7 @@ def test_many_sent_from_a_task_know_it_and_it_does_not_hold_them(
 
 
 def test_many_cannot_have_one_id(app: Greenq, producer: FakeProducer) -> None:
-    with pytest.raises(TypeError, match=r"task proj\.add: task_id is for one task"):
+    with pytest.raises(TypeError, match=r"task proj\.add: task_id is for a single task"):
         app.send_task_many("proj.add", [((), {})], task_id="mine")
     with pytest.raises(TypeError, match="no send option 'contdown'"):
         app.send_task_many("proj.add", [((), {})], contdown=5)  # type: ignore[call-arg]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from greenq.cli.demo.figures import Figures, Sample
 
-# A redraw takes a few milliseconds of the processor that runs the worker.
+# A redraw takes a few milliseconds of CPU, on the machine that also runs the worker.
 _REDRAW_S = 0.2
 _LINE_S = 0.5
 _MOST_WIDTH = 100
@@ -26,7 +26,7 @@ _SPARKS = 60
 
 
 class Display:
-    """Shows samples as they arrive, and the figures at the end."""
+    """Shows samples as they arrive, and the results at the end."""
 
     def __init__(self, total: int) -> None:
         """Show the progress towards `total` fetches on standard output."""

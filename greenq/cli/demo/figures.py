@@ -1,4 +1,4 @@
-"""What `greenq demo` measured, and its presentation: figures, table rows, two charts. No I/O."""
+"""The measurements of `greenq demo` and how they are shown: table rows and two charts. No I/O."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Figures:
 
 
 def rows(figures: Figures) -> list[tuple[str, str, str]]:
-    """Return the table's rows: what, how much, and a comparison."""
+    """Return the table's rows: name, value and a comparison."""
     f = figures
     if f.ideal_s is None:
         beside = f"the {f.succeeded:,} response times add up to {f.response_s:,.1f}"

@@ -48,14 +48,14 @@ class Answer(asyncio.Protocol):
 
 
 class UntilClosed(asyncio.Protocol):
-    """Watches standard input for its end."""
+    """Waits for the end of standard input."""
 
     def __init__(self) -> None:
         """Start watching."""
         self.closed = asyncio.Event()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Signal that the parent process is gone."""
+        """Note that the parent process has ended."""
         self.closed.set()
 
 

@@ -256,7 +256,7 @@ class Sending:
 
 
 def _read(app: Greenq, task_ids: Sequence[str]) -> tuple[int, dict[str, int], float]:
-    """Read all results; return how many succeeded, why others failed, and the response times."""
+    """Read all results; return the number of successes, the errors and the response times."""
     succeeded, response_s = 0, 0.0
     value: Any
     reasons: Counter[str] = Counter()
@@ -280,7 +280,7 @@ def _read(app: Greenq, task_ids: Sequence[str]) -> tuple[int, dict[str, int], fl
 
 @contextmanager
 def _interruptible() -> Iterator[Interrupt]:
-    """Turn Ctrl-C and the like into an event, which the demo checks where it can stop."""
+    """Turn Ctrl-C and other signals into an event, which the demo checks where it can stop."""
     interrupt, signals = Interrupt(), Signals(Hub())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signals.on(number, interrupt)
@@ -348,7 +348,7 @@ def _process(*command: str) -> Iterator[subprocess.Popen[str]]:
 @contextmanager
 def _web_server() -> Iterator[int]:
     """Run the local web server; yield its port."""
-    # A proxy for the web must not be used for this server.
+    # A configured web proxy must not be used for this local server.
     exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     os.environ["no_proxy"] = f"{exempt},127.0.0.1" if exempt else "127.0.0.1"
     with _process("-I", "-S", str(http_server.__file__)) as process:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 # How many greenlets, oldest first, are shown in detail.
 _GREENLETS: Final = 20
 
-# How late a thread may notice that it must end.
+# A thread notices at most this late that it must end.
 _TURN_S: Final = 0.25
 
 _ENABLED: Final = "task events enabled"
@@ -34,9 +34,9 @@ _ENABLED: Final = "task events enabled"
 class Asker:
     """Asks the workers that the command line selects.
 
-    A look is a broadcast of status, then hub to those that have replied, and greenlets to one of
-    them. If some nodes do not know status (Celery's log a traceback then), a broadcast of ping
-    finds all nodes, and status goes to the others only.
+    Each round sends `status` to all workers, then `hub` to those that have replied, and `greenlets`
+    to one of them. If some nodes do not know status (Celery's log a traceback then), a broadcast of
+    ping finds all nodes, and status goes to the others only.
     """
 
     def __init__(self, app: Greenq, args: argparse.Namespace, state: State) -> None:
@@ -59,7 +59,7 @@ class Asker:
             self._app.control.mailbox.tell("disable_events", destination=sorted(self._changed))
 
     def look(self, chosen: str | None = None) -> Look:
-        """Look at everything, and at the greenlets of the chosen worker, by default the first.
+        """Ask for everything, and for the greenlets of the chosen worker, by default the first.
 
         Raises:
             OperationalError: the server cannot be reached, or refuses.
@@ -124,7 +124,7 @@ class Asker:
         if node is None:
             return None
         if node not in ours or show.part(statuses[node], "blocked") is not None:
-            # It would not reply before it is back or its hub runs again.
+            # This worker cannot reply until it is back or its hub runs again.
             return Greenlets(node=node)
         return self.greenlets(node)
 
@@ -158,10 +158,10 @@ class Asker:
 
 
 class Thread(Generic[T]):
-    """A thread that queues what it finds for another thread."""
+    """A thread that queues its findings for another thread."""
 
     def __init__(self, name: str) -> None:
-        """Create the thread; `with` starts it."""
+        """Create the thread; entering the `with` block starts it."""
         self._found: SimpleQueue[T | Exception] = SimpleQueue()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
@@ -192,7 +192,7 @@ class Thread(Generic[T]):
         return found
 
     def end(self) -> None:
-        """Have it end soon."""
+        """Ask the thread to end soon."""
         self._ended.set()
 
     def run(self) -> None:
@@ -210,7 +210,7 @@ class Sampler(Thread["Look | Greenlets"]):
     """Looks at regular intervals."""
 
     def __init__(self, asker: Asker, interval_s: float) -> None:
-        """Look with `asker` every `interval_s`."""
+        """Poll with `asker` every `interval_s`."""
         super().__init__("greenq top: asks")
         self._asker = asker
         self._interval_s = interval_s
@@ -219,17 +219,17 @@ class Sampler(Thread["Look | Greenlets"]):
         self._chosen: str | None = None
 
     def choose(self, node: str | None) -> None:
-        """Look at the greenlets of this worker from now on, the first time at once."""
+        """From now on ask for the greenlets of this worker, the first time at once."""
         self._chosen = node
         self._woken.set()
 
     def pause(self, *, on: bool) -> None:
-        """Pause looking, or go on."""
+        """Pause or resume polling."""
         self._paused = on
         self._woken.set()
 
     def end(self) -> None:
-        """Have it end soon."""
+        """Ask the thread to end soon."""
         super().end()
         self._woken.set()
 
@@ -278,7 +278,7 @@ class Listener(Thread["dict[str, Any]"]):
         Raises:
             OperationalError: the server cannot be reached, or refuses.
         """
-        # No need to request heartbeats: replies show which workers live.
+        # No need to request heartbeats: replies show which workers are alive.
         self._receiver.open(wakeup=False)
         return super().__enter__()
 

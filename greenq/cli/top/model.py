@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
     from greenq.cli.queues import Queue
 
-# How many looks the charts keep: more than the widest terminal shows.
+# How many samples the charts keep: more than the widest terminal shows.
 _HISTORY: Final = 400
 
-# Rates are taken over this many looks, since those of single looks jump.
+# Rates are averaged over this many samples, since the rate between two samples jumps about.
 _RATE_LOOKS: Final = 5
 
-# Late turns of the hub are counted over this many looks, not since the worker started.
+# Late turns of the hub are counted over this many samples, not since the worker started.
 _LAG_LOOKS: Final = 60
 
-# How long a worker that does not reply is still shown.
+# How long a worker stays on screen after it has stopped replying.
 _SILENT_S: Final = 60.0
 
 # How many tasks have their own line; a limit is needed since anyone may publish events.
@@ -43,7 +43,7 @@ KINDS: Final = ("received", "started", "succeeded", "failed", "retried", "revoke
 ORDERS: Final = ("rate", "failures", "runtime")
 """The orders in which tasks can be sorted."""
 
-# The most seconds that are plausible in a reply or an event.
+# The longest plausible time, in seconds, in a reply or an event.
 _MOST_S: Final = 1e12
 
 _ENDS: Final = frozenset({"succeeded", "failed", "revoked", "rejected"})
@@ -77,7 +77,7 @@ class Look:
         queues: the queues.
         takers: which workers take from them.
         greenlets: of the chosen worker.
-        trouble: why the look failed; the rest is then empty.
+        trouble: why the sample could not be taken; the rest is then empty.
     """
 
     at_s: float
@@ -246,7 +246,7 @@ class Picture:
 
     @property
     def last(self) -> Point:
-        """The present totals of workers and queues."""
+        """The current totals of workers and queues."""
         return self.points[-1] if self.points else Point()
 
     def as_json(self) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def _queue(queue: Queue) -> dict[str, Any]:
 
 
 class Model:
-    """Remembers looks and events for as long as rates and charts need them."""
+    """Keeps samples and events for as long as rates and charts need them."""
 
     def __init__(self, only: Filter | None = None, order: str = ORDERS[0]) -> None:
         """Start empty; pictures are filtered by `only`, their tasks sorted by `order`."""
@@ -299,7 +299,7 @@ class Model:
         self._trouble: str | None = None
 
     def look(self, look: Look) -> None:
-        """Add a look at the cluster."""
+        """Add a sample of the cluster."""
         self._trouble = look.trouble
         if look.trouble is not None:
             return
@@ -399,7 +399,7 @@ class _Worker:
 
     @property
     def last_per_s(self) -> float:
-        """Tasks per second between the last two looks."""
+        """Tasks per second between the last two samples."""
         return _per_s(*list(self._processed)[-2:]) or 0.0
 
     def shown(self, now_s: float) -> Worker:
@@ -411,7 +411,7 @@ class _Worker:
         if word == "ok":
             # Paused queues have their own lines.
             details = ""
-        # A blocked turn of the hub is late already.
+        # A hub that is blocked now counts as a late turn.
         blocked_s = _seconds(show.part(self._reply, "blocked", "for_s")) or 0.0
         lags = [_seconds(show.part(self._hub, "lag_s")), self._lag_p99_s()]
         lag_s, lag_p99_s = (blocked_s or None if s is None else max(s, blocked_s) for s in lags)
@@ -436,7 +436,7 @@ class _Worker:
             return None
         first, last = self._lags[0], self._lags[-1]
         recent = {upper_s: count - first.get(upper_s, 0) for upper_s, count in last.items()}
-        # The first look has only the values since the worker started.
+        # The first sample has only the totals since the worker started.
         return quantile_s(recent if len(self._lags) > 1 else last, 0.99)
 
 
@@ -489,7 +489,7 @@ class Tally:
             self._runtimes[name] = total_s + runtime_s, count + 1
 
     def mark(self, at_s: float) -> None:
-        """Store the present counts: rates are taken between marks."""
+        """Mark the current counts: rates are computed between marks."""
         counts = {name: counts.copy() for name, counts in self._counts.items()}
         self._marks.append((at_s, counts))
 

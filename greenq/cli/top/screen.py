@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from greenq.cli.top.ask import Listener, Sampler
     from greenq.cli.top.model import Model, Picture
 
-# How long news may take to be drawn.
+# How long a change may take to be drawn.
 _TURN_S: Final = 0.1
 
 # A readable width for output that is not a terminal.
@@ -42,7 +42,7 @@ def write(picture: Picture, address: str, order: str) -> None:
 
 
 class Screen:
-    """Shows a model, which looks and events keep up to date."""
+    """Shows a model, which samples and events keep up to date."""
 
     def __init__(
         self, model: Model, sampler: Sampler, listener: Listener, address: str, *, order: str
@@ -107,7 +107,7 @@ class Screen:
         return Group(*draw(self._picture, view, *self._console.size))
 
     def _take(self) -> bool:
-        """Add new looks and events; return whether they change the picture."""
+        """Add new samples and events; return whether they change the picture."""
         self._model.add_events(self._listener.take())
         found = self._sampler.take()
         for each in found:

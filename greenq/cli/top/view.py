@@ -39,11 +39,11 @@ _LABEL: Final = 9
 _VALUE: Final = 11
 _GAP: Final = 2
 
-# A name is not cut below this width, a column is dropped instead; other cells are cut to it.
+# Names are not cut below this width (a column is dropped instead); other cells are cut to it.
 _NARROWEST: Final = 14
 _WIDEST: Final = 40
 
-# From these numbers, thousands and seconds are shown instead.
+# From these numbers on, thousands and seconds are shown instead.
 _MANY: Final = 10_000
 _LONG_S: Final = 10
 
@@ -191,7 +191,7 @@ def _charts(picture: Picture, width: int, height: int | None) -> list[Text]:
         texts = (f"{chart.name} {chart.value}" for chart in charts)
         return [_fitted(Text(f" {'   '.join(texts)}"), width)]
     if height < _HIGH:
-        # The workers' lines show it, too.
+        # The workers' rows already show it.
         del charts[3:]
     rows = _CHART_ROWS if height >= _TALL else 1
     if width < _WIDE:

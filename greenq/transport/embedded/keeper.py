@@ -1,18 +1,19 @@
 """Keeps one embedded Valkey running for as long as any process uses it.
 
-`greenq.transport.embedded.server` runs this file by its path, alone (``python -I -S keeper.py …``),
-detached from the process that needed the server first; so it imports only the standard library.
+`greenq.transport.embedded.server` runs this file by its path (``python -I -S keeper.py …``),
+detached from the process that first needed the server; so it imports only the standard library.
 
 Three files in the data folder show which processes are alive. Each carries a lock that the kernel
-releases with its holder, so no crash leaves a wrong answer behind, and nothing relies on a pid:
+releases when its holder ends, so no crash leaves a stale lock behind, and nothing relies on a pid:
 
-- ``users.lock``, shared: every process that uses the server. The keeper waits for it exclusively
-  and gets it when the last user is gone; while it holds it (to stop the server), no process joins.
+- ``users.lock``, shared: every process that uses the server. The keeper waits for an exclusive lock
+  on it, and gets that when the last user is gone; while the keeper holds it to stop the server, no
+  process can join.
 - ``keeper.lock``, exclusive: the keeper. A process that starts a keeper locks the file and passes
   it on.
 - ``server.lock``, exclusive: Valkey itself, which inherits it open. It holds Valkey's process id.
-  Valkey leads a process group of its own, so while the file is locked that number names this group
-  and nothing else.
+  Valkey leads its own process group, so while the file is locked, that number can only name this
+  group.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _REFUSED = 1
 
 
 class NotPrivate(PermissionError):
-    """A folder or server that another user may control; the text says which, and what to do."""
+    """Another user may control the folder or server; the text says which, and what to do."""
 
 
 def require_private(folder: Path) -> None:
@@ -62,7 +63,7 @@ def require_private(folder: Path) -> None:
         NotPrivate: it is a link, another user's, or open to others.
         FileNotFoundError: it does not exist.
     """
-    # Not stat: the creator of a link decides where it leads, now and later.
+    # Not stat: the owner of a link can change its target at any time.
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode):
         raise NotPrivate(f"{folder} is a link or a file: name the folder itself")
@@ -82,7 +83,8 @@ def require_own_server(link: socket.socket) -> None:
     """Check that the process at the other end of a unix socket belongs to the user.
 
     Raises:
-        NotPrivate: it does not. Where the system cannot tell, the folder's check must do.
+        NotPrivate: it does not. On systems that cannot tell, the check of the folder has to
+            suffice.
     """
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
@@ -153,7 +155,7 @@ class Keeper:
             _on_signals(signal.SIG_IGN)
             self._stop()
             self._clean()
-            # Before users.lock is released at exit: the next process to join may start a keeper.
+            # Before exit releases users.lock: the next process to join may start a keeper.
             fcntl.flock(self._keeper_fd, fcntl.LOCK_UN)
 
     def _serve(self) -> None:
@@ -265,7 +267,7 @@ class Keeper:
             if self._socket_path.parent != Path.cwd():
                 with suppress(OSError):
                     self._socket_path.parent.rmdir()
-        # At once: the next keeper would take the lock for a running server.
+        # Release it now, or the next keeper would believe that the server still runs.
         os.close(lock)
 
 
@@ -338,7 +340,7 @@ def main() -> None:
     if os.fork():
         os._exit(0)
     os.setsid()
-    # Anything else the starter left open, such as its sockets, must not live on in here.
+    # Close everything else that the starter left open, such as its sockets.
     os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 16))
     os.chdir(folder)
     os.umask(0o077)

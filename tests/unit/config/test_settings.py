@@ -122,7 +122,7 @@ def test_settings_cannot_be_changed() -> None:
         ("accept_content", [1], "must list content types"),
         ("task_acks_late", 1, "True or False"),
         ("task_acks_late", "false", "True or False"),
-        ("task_default_queue", "", "not empty"),
+        ("task_default_queue", "", "non-empty"),
         ("task_default_priority", 10, "from 0 to 9"),
         ("task_queues", "celery", "must be a list"),
         ("task_queues", [{"name": "a"}], "must be text"),

@@ -436,7 +436,7 @@ def test_message_to_all_that_cannot_run_is_dropped(
 
     assert rig.outbox.entries == []
     (record,) = [each for each in caplog.records if each.name.startswith("greenq.consumer.")]
-    assert how == "revoked" or "came for all, and is dropped" in record.getMessage()
+    assert how == "revoked" or "was a broadcast, and is dropped" in record.getMessage()
 
 
 # --- drain ----------------------------------------------------------------------------------------
