@@ -757,7 +757,9 @@ class Greenq:
                 not be reached; it says what was sent before that.
         """
         if "task_id" in options:
-            raise TypeError(f"task {name}: task_id is for one task; ids of many are made here")
+            raise TypeError(
+                f"task {name}: task_id is for a single task; the ids of many are made here"
+            )
         if task_type is not None and self.config.task.task_always_eager:
             # A sequence of handles as well.
             return [  # type: ignore[return-value]

@@ -62,11 +62,11 @@ def test_task_queues_take_names_queues_and_what_celery_takes(given: Any, accepte
     [
         (lambda: Exchange("x", "headers"), "do not exist on Redis"),
         (lambda: Exchange("x", "topics"), "direct, topic or fanout, not 'topics'"),
-        (lambda: Exchange(""), "the name of an exchange must be text"),
-        (lambda: Queue(""), "must be text, not empty"),
+        (lambda: Exchange(""), "the name of an exchange must be non-empty text"),
+        (lambda: Queue(""), "must be non-empty text"),
         (lambda: Queue("q", expires=0), "queue 'q': expires must be a number of seconds, more"),
         (lambda: Queue("q", expires="1"), "queue 'q': expires must be a number of seconds, more"),  # type: ignore[arg-type]
-        (lambda: Queue("q", routing_key=5), "queue 'q': routing_key must be text"),  # type: ignore[arg-type]
+        (lambda: Queue("q", routing_key=5), "queue 'q': routing_key must be non-empty text"),  # type: ignore[arg-type]
         (lambda: Queue("q", max_length=0), "queue 'q': max_length must be a whole number, 1"),
         (lambda: Queue("q", weight=11), "queue 'q': weight must be a whole number, from 1 to 10"),
         (

@@ -81,9 +81,9 @@ def test_queues_are_names_and_broadcast_queues() -> None:
 
 @pytest.mark.parametrize("wrong", ["", 5, None, b"a"])
 def test_what_is_no_name_is_no_queue_and_no_broadcast_queue(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="must be text, not empty, or a Queue or Broadcast"):
+    with pytest.raises(ValueError, match="must be non-empty text, or a Queue or Broadcast"):
         queues.queue().accept(wrong)
-    with pytest.raises(ValueError, match="must be text, not empty"):
+    with pytest.raises(ValueError, match="must be non-empty text"):
         queues.Broadcast(wrong)
 
 
