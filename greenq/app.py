@@ -758,7 +758,7 @@ class Greenq:
         """
         if "task_id" in options:
             raise TypeError(
-                f"task {name}: task_id is for a single task; the ids of many are made here"
+                f"task {name}: task_id is for a single task, not for many"
             )
         if task_type is not None and self.config.task.task_always_eager:
             # A sequence of handles as well.

@@ -192,7 +192,7 @@ def queue() -> Validator:
             return value
         if hasattr(value, "exchange") and getattr(value, "name", None):
             return _of_kombu(value)
-        raise ValueError("must be text, not empty, or a Queue or Broadcast")
+        raise ValueError("must be non-empty text, or a Queue or Broadcast")
 
     return Validator(accept, str)
 
