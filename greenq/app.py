@@ -757,9 +757,7 @@ class Greenq:
                 not be reached; it says what was sent before that.
         """
         if "task_id" in options:
-            raise TypeError(
-                f"task {name}: task_id is for a single task, not for many"
-            )
+            raise TypeError(f"task {name}: task_id is for a single task, not for many")
         if task_type is not None and self.config.task.task_always_eager:
             # A sequence of handles as well.
             return [  # type: ignore[return-value]

@@ -125,7 +125,7 @@ def test_settings_cannot_be_changed() -> None:
         ("task_default_queue", "", "non-empty"),
         ("task_default_priority", 10, "from 0 to 9"),
         ("task_queues", "celery", "must be a list"),
-        ("task_queues", [{"name": "a"}], "must be text"),
+        ("task_queues", [{"name": "a"}], "must be non-empty text"),
         ("task_routes", "slow", "must be {task name, glob or regular expression"),
         ("task_routes", [5], "5: must be {task name, glob or regular expression"),
         ("task_routes", {"a": {"exchanges": "x"}}, "the route of 'a' must be"),
