@@ -21,6 +21,7 @@ from greenq import Greenq
 from greenq.beat.pings import Pings
 from greenq.beat.scheduler import Scheduler
 from greenq.cli import main
+from greenq.config.queues import Queue
 from greenq.errors import ConfigError, GreenqError, SignatureError
 from greenq.schedules import BaseSchedule
 from greenq.signals import after_task_publish, before_task_publish
@@ -322,6 +323,27 @@ def test_router_functions_are_asked_for_each_message(server: Server) -> None:
     sent = Counter(each[3] for each in history(server))
     assert [server.client.llen(queue) for queue in ("q1", "q2")] == [sent["e1"], sent["e2"]]
     assert len(asked) >= sum(sent.values())
+
+
+def test_limits_of_queues_hold_for_beats(server: Server) -> None:
+    queues = [Queue("short", max_length=2), Queue("brief", expires=600)]
+    schedule = {
+        name: {**EACH_SECOND["each"], "schedule": 0.5, "options": {"queue": name}}
+        for name in ("short", "brief")
+    }
+    with scheduler(server, schedule, task_queues=queues) as beat:
+        tick_until(beat, lambda: server.client.llen("brief") >= 4)
+        assert server.client.llen("short") == 2
+        assert 0 < server.client.ttl("brief") <= 600
+        # As when a waiting worker has been handed all of them, and has not begun.
+        server.client.rename("short", "greenq.inbox.short")
+        sent = len(history(server))
+        tick_until(beat, lambda: len(history(server)) >= sent + 2)
+        assert server.client.llen("short") == 0
+        server.client.delete("greenq.inbox.short")
+        tick_until(beat, lambda: server.client.llen("short") == 2)
+    require_each_once(server, "short", 0.5)
+    require_each_once(server, "brief", 0.5)
 
 
 def test_receivers_see_and_change_what_a_beat_sends(server: Server) -> None:
