@@ -37,7 +37,9 @@ from greenq.log import OutageLog, Repeated
 from greenq.protocol.ids import new_id
 from greenq.transport.schedule_store import (
     MOST_CLAIMS,
+    NO_LIMITS,
     Claim,
+    Limits,
     Outcome,
     ScheduleStore,
     State,
@@ -87,6 +89,7 @@ class _Draft(NamedTuple):
     queues: Sequence[str]
     lists: tuple[str, ...]
     channel: str
+    limits: tuple[Limits, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -438,8 +441,10 @@ class Scheduler:
         if lists and announced is not None:
             # Receivers may have changed the priority.
             lists = self._lists(draft.queues, announced.priority)
-        claim = claim._replace(task_id=task_id, texts=texts, lists=lists, channel=draft.channel)
-        return claim, announced
+        channel, limits = draft.channel, draft.limits
+        return claim._replace(
+            task_id=task_id, texts=texts, lists=lists, channel=channel, limits=limits
+        ), announced
 
     def _draft(self, slot: _Slot) -> _Draft:
         """Return what the messages of an entry have in common; entries of one task share it."""
@@ -467,8 +472,16 @@ class Scheduler:
     def _draft_of(self, plan: Plan, queues: Sequence[str]) -> _Draft:
         if plan.broadcast:
             channel = self._app.transport.keys.fanout(plan.exchange, plan.routing_key)
-            return _Draft(plan, queues, (), channel)
-        return _Draft(plan, queues, self._lists(queues, plan.priority), "")
+            return _Draft(plan, queues, (), channel, ())
+        limits = tuple(map(self._limits, queues))
+        return _Draft(plan, queues, self._lists(queues, plan.priority), "", limits)
+
+    def _limits(self, queue: str) -> Limits:
+        broker = self._app.transport.broker
+        expires, most = broker.limits_of(queue)
+        if expires is None and most is None:
+            return NO_LIMITS
+        return Limits(most or 0, round((expires or 0) * 1000), tuple(broker.lists([queue])))
 
     def _lists(self, queues: Sequence[str], priority: int) -> tuple[str, ...]:
         keys = self._app.transport.keys

@@ -205,13 +205,13 @@ class Broker:
         if limited is None or limited.expires is None:
             return []
         left_ms = round(limited.expires * 1000)
-        return [("PEXPIRE", key, left_ms) for key in self._lists([queue])]
+        return [("PEXPIRE", key, left_ms) for key in self.lists([queue])]
 
     def _push_command(self, queue: str, key: str, texts: Sequence[str | bytes]) -> Command:
         limited = self._limited.get(queue)
         if limited is None or limited.max_length is None:
             return ("LPUSH", key, *texts)
-        keys = (key, *self._lists([queue]))
+        keys = (key, *self.lists([queue]))
         return ("EVAL", _PUSH_LIMITED.source, len(keys), *keys, limited.max_length, *texts)
 
     def declare(self, queues: Iterable[str]) -> None:
@@ -326,7 +326,7 @@ class Broker:
 
     def depth(self, queues: Iterable[str], *, timeout_s: float | None = None) -> int:
         """Count the messages waiting in queues, all priorities together."""
-        commands: list[Command] = [("LLEN", key) for key in self._lists(queues)]
+        commands: list[Command] = [("LLEN", key) for key in self.lists(queues)]
         return sum(self.client.pipeline(commands, timeout_s=timeout_s)) if commands else 0
 
     def depths(self, queues: Iterable[str]) -> dict[str, dict[int | str, int]]:
@@ -383,9 +383,9 @@ class Broker:
         """
         names = tuple(dict.fromkeys(queues))
         commands: list[Command] = [
-            ("LINDEX", key, -1) for queue in names for key in self._lists([queue])
+            ("LINDEX", key, -1) for queue in names for key in self.lists([queue])
         ]
-        lists = len(self._lists(names[:1]))
+        lists = len(self.lists(names[:1]))
         firsts = self.client.pipeline(commands) if commands else []
         found: dict[str, float] = {}
         for number, queue in enumerate(names):
@@ -431,7 +431,7 @@ class Broker:
 
     def purge(self, queue: str) -> int:
         """Delete all waiting messages of a queue and return their number."""
-        lists = self._lists([queue])
+        lists = self.lists([queue])
         commands: list[Command] = [("MULTI",), *(("LLEN", key) for key in lists)]
         answers = self.client.pipeline([*commands, ("DEL", *lists), ("EXEC",)])
         return sum(answers[-1][:-1])
@@ -536,7 +536,8 @@ class Broker:
         members = connection.call("SMEMBERS", self.keys.binding(exchange))
         return matching_queues(members, routing_key, self.keys.sep)
 
-    def _lists(self, queues: Iterable[str]) -> list[str]:
+    def lists(self, queues: Iterable[str]) -> list[str]:
+        """Return all lists in which messages of these queues wait."""
         return [
             key
             for queue in queues

@@ -63,6 +63,23 @@ def read_state(text: str) -> State:
     return State(int(due), int(sent), None if task_id == "-" else task_id, int(runs))
 
 
+class Limits(NamedTuple):
+    """The limits of a queue.
+
+    Attributes:
+        most: how many messages may wait; 0 for any number.
+        lives_ms: how long its lists are kept without use; 0 for ever.
+        lists: all of them; none are needed without limits.
+    """
+
+    most: int = 0
+    lives_ms: int = 0
+    lists: tuple[str, ...] = ()
+
+
+NO_LIMITS: Final = Limits()
+
+
 class Claim(NamedTuple):
     """A due time to be sent, or to be skipped if there are no texts.
 
@@ -74,6 +91,7 @@ class Claim(NamedTuple):
         task_id: the message's.
         texts: the message, as it is for each of the lists, or once for the channel.
         lists, channel: where to push it, or to publish it.
+        limits: of the queue of each list; empty if none has any.
     """
 
     name: str
@@ -84,6 +102,7 @@ class Claim(NamedTuple):
     texts: tuple[str | bytes, ...] = ()
     lists: tuple[str, ...] = ()
     channel: str = ""
+    limits: tuple[Limits, ...] = ()
 
 
 class Outcome(NamedTuple):
@@ -157,8 +176,12 @@ class ScheduleStore:
         keys = [self._keys.beat_states, self._keys.beat_paused, self._keys.beat_history]
         args: list[Any] = [MOST_HISTORY]
         for claim in claims:
-            keys += claim.lists
-            args += [*claim[:5], claim.channel, len(claim.texts), *claim.texts]
+            limits = claim.limits or (NO_LIMITS,) * len(claim.texts)
+            args += [*claim[:5], claim.channel, len(claim.texts)]
+            for text, limit in zip(claim.texts, limits, strict=True):
+                args += [limit.most, limit.lives_ms, len(limit.lists), text]
+            for key, limit in zip(claim.lists, limits, strict=False):
+                keys += [key, *limit.lists]
         now, *said = self._client.script(_CLAIM, keys, args)
         texts = [each.decode(errors="replace") for each in said]
         return int(now), list(map(Outcome, texts[::2], texts[1::2]))

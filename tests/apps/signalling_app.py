@@ -49,6 +49,13 @@ def stopping(sig: str, how: str, exitcode: int, **_: Any) -> None:
     say("stopping", sig=sig, how=how, exitcode=exitcode)
 
 
+@signals.beat_init.connect
+@signals.beat_embedded_init.connect
+def beat_begins(signal: Any, sender: Any, **_: Any) -> None:
+    """Say which beat it is."""
+    say("beat", signal=signal.name, leads=sender.leads)
+
+
 @signals.task_postrun.connect
 def ran(task_id: str, state: str | None, **_: Any) -> None:
     """Say how it ended."""

@@ -18,10 +18,13 @@ from typing import Any
 import pytest
 
 from greenq import Greenq
+from greenq.beat.pings import Pings
 from greenq.beat.scheduler import Scheduler
 from greenq.cli import main
-from greenq.errors import ConfigError, GreenqError
+from greenq.config.queues import Queue
+from greenq.errors import ConfigError, GreenqError, SignatureError
 from greenq.schedules import BaseSchedule
+from greenq.signals import after_task_publish, before_task_publish
 from greenq.states import SUCCESS
 from tests.servers import APPS, Process, Server, _environment, greenq_worker
 from tests.support import wait_until
@@ -250,6 +253,120 @@ def test_an_entry_that_fails_does_not_keep_the_others(
     wait_until(sent_three, 20)
     app.close()
     require_each_once(server)
+
+
+# --- what a sender has, too ----------------------------------------------------------------------
+
+KEY = "key-" * 8
+
+
+def test_what_a_beat_sends_is_signed_and_its_pings_are(server: Server) -> None:
+    settings = {"security_signing_key": KEY}
+    with (
+        greenq_worker(server.url, settings=settings),
+        scheduler(server, EACH_SECOND, **settings) as beat,
+    ):
+        tick_until(beat, lambda: history(server))
+        result = beat._app.AsyncResult(history(server)[0][2])
+        assert result.get(timeout=20) == 3
+        pings = Pings(beat._app, lambda: True)
+        pings.start()
+        try:
+            wait_until(lambda: pings.node in _pinged(beat._app), 20)
+            stranger = Greenq("stranger", broker=server.url, set_as_current=False)
+            assert _pinged(stranger) == {}
+            stranger.close()
+        finally:
+            pings.stop()
+            pings.join()
+    assert server.dead_letters() == []
+
+
+def _pinged(app: Greenq) -> dict[str, Any]:
+    return app.control.inspect(timeout=1).ping() or {}
+
+
+def test_an_entry_on_the_server_counts_only_if_it_is_signed(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scheduler(server, {}, security_signing_key=KEY) as beat:
+        app = beat._app
+        app.periodic.add("ours", "shared.add", 0.5, args=[1, 1])
+        stranger = Greenq("stranger", broker=server.url, set_as_current=False)
+        stranger.periodic.add("theirs", "shared.add", 0.5, args=[1, 1])
+        stranger.close()
+        ours = server.client.hget("greenq.beat.entries", "ours")
+        server.client.hset("greenq.beat.entries", "moved", ours)
+        tick_until(beat, lambda: len(history(server)) >= 3)
+        assert {each[3] for each in history(server)} == {"ours"}
+        assert "the periodic entry 'theirs' added at run time is refused: unsigned" in caplog.text
+        with pytest.raises(SignatureError, match=r"'(theirs|moved)' added at run time is refused"):
+            app.periodic.entries()
+        assert app.periodic.remove("theirs")
+        assert app.periodic.remove("moved")
+        assert [each.entry.name for each in app.periodic.entries()] == ["ours"]
+
+
+def test_router_functions_are_asked_for_each_message(server: Server) -> None:
+    asked: list[Any] = []
+
+    def route(name: str, args: Any, kwargs: Any, options: Any, **_: Any) -> str:
+        asked.append(args)
+        return f"q{args[0]}"
+
+    schedule = {
+        f"e{number}": {**EACH_SECOND["each"], "args": [number], "schedule": 0.5}
+        for number in (1, 2)
+    }
+    with scheduler(server, schedule, task_routes=[route]) as beat:
+        tick_until(beat, lambda: min(map(server.client.llen, ("q1", "q2"))) >= 2)
+    sent = Counter(each[3] for each in history(server))
+    assert [server.client.llen(queue) for queue in ("q1", "q2")] == [sent["e1"], sent["e2"]]
+    assert len(asked) >= sum(sent.values())
+
+
+def test_limits_of_queues_hold_for_beats(server: Server) -> None:
+    queues = [Queue("short", max_length=2), Queue("brief", expires=600)]
+    schedule = {
+        name: {**EACH_SECOND["each"], "schedule": 0.5, "options": {"queue": name}}
+        for name in ("short", "brief")
+    }
+    with scheduler(server, schedule, task_queues=queues) as beat:
+        tick_until(beat, lambda: server.client.llen("brief") >= 4)
+        assert server.client.llen("short") == 2
+        assert 0 < server.client.ttl("brief") <= 600
+        # As when a waiting worker has been handed all of them, and has not begun.
+        server.client.rename("short", "greenq.inbox.short")
+        sent = len(history(server))
+        tick_until(beat, lambda: len(history(server)) >= sent + 2)
+        assert server.client.llen("short") == 0
+        server.client.delete("greenq.inbox.short")
+        tick_until(beat, lambda: server.client.llen("short") == 2)
+    require_each_once(server, "short", 0.5)
+    require_each_once(server, "brief", 0.5)
+
+
+def test_receivers_see_and_change_what_a_beat_sends(server: Server) -> None:
+    after: list[str] = []
+
+    @before_task_publish.connect
+    def change(headers: dict[str, Any], properties: dict[str, Any], **_: Any) -> None:
+        headers["seen"] = "yes"
+        properties["priority"] = 9
+
+    @after_task_publish.connect
+    def note(headers: dict[str, Any], **_: Any) -> None:
+        after.append(headers["id"])
+
+    try:
+        with scheduler(server, EACH_SECOND) as beat:
+            tick_until(beat, lambda: len(history(server)) >= 2)
+    finally:
+        before_task_publish.disconnect(change)
+        after_task_publish.disconnect(note)
+    assert after == [each[2] for each in history(server)]
+    last = server.client.lrange("celery\x06\x169", 0, -1)
+    assert [json.loads(text)["headers"]["seen"] for text in last] == ["yes"] * len(after)
 
 
 # --- at run time ---------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,7 +13,15 @@ from typing import Any
 import pytest
 
 from greenq import Greenq
-from tests.servers import Process, Server, greenq_worker, spawn_greenq, valkey
+from tests.servers import (
+    APPS,
+    Process,
+    Server,
+    _environment,
+    greenq_worker,
+    spawn_greenq,
+    valkey,
+)
 from tests.support import wait_until
 
 
@@ -54,6 +63,24 @@ def test_the_life_of_a_worker(server: Server, client: Greenq) -> None:
         assert said(worker, "end") == [{"pid": worker.pid, "exitcode": 0}]
         # The last signal comes after the tasks' last.
         assert worker.text.index('"ran"') < worker.text.index('"end"')
+
+
+def test_a_beat_of_its_own_and_one_in_a_worker_each_have_their_signal(
+    server: Server, tmp_path: Path
+) -> None:
+    env = _environment(server.url, {}) | {"TEST_SIGNALLING": ""}
+    command = [sys.executable, "-m", "greenq", "beat", "-A", "signalling_app"]
+    beat = Process(command, tmp_path / "beat.log", env, APPS)
+    try:
+        wait_until(lambda: said(beat, "beat"), 20)
+        assert said(beat, "beat") == [{"signal": "beat_init", "leads": False}]
+    finally:
+        beat.stop()
+    with greenq_worker(
+        server.url, "-B", app="signalling_app", env={"TEST_SIGNALLING": ""}
+    ) as worker:
+        wait_until(lambda: said(worker, "beat"), 20)
+        assert said(worker, "beat") == [{"signal": "beat_embedded_init", "leads": False}]
 
 
 def test_a_run_that_a_stopping_worker_ends_has_its_postrun(server: Server, client: Greenq) -> None:

@@ -1,11 +1,13 @@
 -- Claims due times and sends their messages: a due time counts only if its entry is still where the caller saw it, so
 -- of any number of beats one sends it, and a call repeated after a lost answer sends nothing.
 --
--- KEYS  1 the states: a hash, 2 the paused entries: a hash, 3 the history: a list, 4… the lists of the messages
+-- KEYS  1 the states: a hash, 2 the paused entries: a hash, 3 the history: a list, 4… the lists of the messages, each
+--       followed by all lists of its queue if that has limits
 -- ARGV  1 how many records the history keeps, then for each entry: its name, its state as the caller saw it, the due
 --       time, when it may be sent, the task's id, a channel, how many texts follow, and these: the message as it is for
---       each of the entry's lists, in the order of KEYS, or for the channel. Times are whole microseconds. Without a
---       text the due time is recorded as skipped.
+--       each of the entry's lists, in the order of KEYS, or for the channel. Before each text stand the limits of its
+--       queue: the most messages that may wait, the milliseconds it lives without use (0 is none of either), and how
+--       many lists it has. Times are whole microseconds. Without a text the due time is recorded as skipped.
 -- Reply {the server's time, then for each entry what became of it and its state}: sent, skipped, changed (another
 --       beat was first, or the server lost the entry), early, paused, or the error of a push that was refused
 --
@@ -16,17 +18,33 @@ local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local reply, place, sent = {string.format('%.0f', now)}, 4, 0
 local any_paused = redis.call('HLEN', KEYS[2]) > 0
 
+-- Pushes one message to its list, at `place` in KEYS, with its limits and its text from `at` on in ARGV. Returns the
+-- refusal, if there is one.
+local function push(place, at)
+  local most, lives_ms, lists = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  if most > 0 then
+    local waiting = 0
+    for i = 1, lists do waiting = waiting + redis.call('LLEN', KEYS[place + i]) end
+    if waiting >= most then return 'QUEUEFULL ' .. waiting .. ' messages wait, and max_length is ' .. most end
+  end
+  local pushed = redis.pcall('LPUSH', KEYS[place], ARGV[at + 3])
+  if type(pushed) == 'table' and pushed.err then return pushed.err end
+  if lives_ms > 0 then
+    for i = 1, lists do redis.call('PEXPIRE', KEYS[place + i], lives_ms) end
+  end
+end
+
 -- Publishes a message, or pushes it to its lists, all or none. Returns the refusal, if there is one.
-local function push(channel, first, from, count)
+local function send(channel, places, from)
   if channel ~= '' then
-    local published = redis.pcall('PUBLISH', channel, ARGV[from])
+    local published = redis.pcall('PUBLISH', channel, ARGV[from + 3])
     return type(published) == 'table' and published.err
   end
-  for i = 0, count - 1 do
-    local pushed = redis.pcall('LPUSH', KEYS[first + i], ARGV[from + i])
-    if type(pushed) == 'table' and pushed.err then
-      for undone = 0, i - 1 do redis.call('LPOP', KEYS[first + undone]) end
-      return pushed.err
+  for i, place in ipairs(places) do
+    local refusal = push(place, from + 4 * (i - 1))
+    if refusal then
+      for undone = 1, i - 1 do redis.call('LPOP', KEYS[places[undone]]) end
+      return refusal
     end
   end
 end
@@ -34,7 +52,13 @@ end
 local i = 2
 while i < #ARGV do
   local name, seen, due, ready, id, channel = unpack(ARGV, i, i + 5)
-  local texts = tonumber(ARGV[i + 6])
+  local texts, places = tonumber(ARGV[i + 6]), {}
+  if channel == '' then
+    for each = 1, texts do
+      places[each] = place
+      place = place + 1 + tonumber(ARGV[i + 4 * each + 5])
+    end
+  end
   local state, said = redis.call('HGET', KEYS[1], name) or '', nil
   if state == '' or state ~= seen then
     said = 'changed'
@@ -53,7 +77,7 @@ while i < #ARGV do
       local record = due .. ' ' .. reply[1] .. ' ' .. id
       local new = record .. ' ' .. string.format('%.0f', tonumber(runs) + 1)
       redis.call('HSET', KEYS[1], name, new)
-      local refusal = push(channel, place, i + 7, texts)
+      local refusal = send(channel, places, i + 7)
       if refusal then
         redis.call('HSET', KEYS[1], name, state)
         said = refusal
@@ -63,8 +87,7 @@ while i < #ARGV do
       end
     end
   end
-  if channel == '' then place = place + texts end
-  i = i + 7 + texts
+  i = i + 7 + 4 * texts
   reply[#reply + 1] = said
   reply[#reply + 1] = state
 end
