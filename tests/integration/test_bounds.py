@@ -39,6 +39,7 @@ from greenq.protocol.signer import Signer
 from greenq.sending.routing import Router
 from greenq.transport import recovery
 from greenq.transport.broker import Broker
+from greenq.transport.chords import Chords
 from greenq.transport.client import Client, Message
 from greenq.transport.dead_letters import DeadLimits, read_letter
 from greenq.transport.leases import Leases
@@ -646,6 +647,28 @@ def flood_deadlines(server: Server, client: Client) -> None:
     flood_askers(server, client)
 
     assert server.client.zcard("_kombu.binding_deadlines") == 1
+
+
+@on_server("greenq.unsealed")
+def flood_unsealed(server: Server, client: Client) -> None:
+    day_s, now_s = 86400, time.time()
+    old = {f'{{"group": "{number}"}}': now_s - 8 * day_s for number in range(500)}
+    server.client.zadd("greenq.unsealed", {**old, '{"group": "new"}': now_s - 6 * day_s})
+
+    Chords(client, None, Keys(), 60).open("g", "proj.total", "b", None)
+
+    assert server.client.zcard("greenq.unsealed") == 2
+
+
+@on_server("celery-taskset-meta-*")
+def flood_groups(server: Server, client: Client) -> None:
+    app = Greenq("bounds", broker=server.url, set_as_current=False, result_expires=600)
+    for number in range(50):
+        app.GroupResult(f"g{number}", [app.AsyncResult("a")]).save()
+    app.close()
+
+    assert len(server.client.keys("celery-taskset-meta-*")) == 50
+    assert ttl_in(server, "celery-taskset-meta-*", 600)
 
 
 @on_server("greenq.gone")

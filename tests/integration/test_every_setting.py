@@ -61,6 +61,19 @@ ELSEWHERE = {
     "task_allow_error_cb_on_chord_header": (
         "tests/unit/canvas/test_primitives.py::test_links_of_a_chord_are_those_of_its_body"
     ),
+    "result_chord_expires": (
+        "tests/integration/test_workflow_settings.py::test_keys_of_a_chord_expire"
+    ),
+    "result_backend_transport_options.result_chord_ordered": (
+        "tests/integration/test_workflow_settings.py::"
+        "test_parts_of_a_chord_are_kept_in_order_or_as_they_come"
+    ),
+    "task_always_eager": "tests/unit/test_eager.py::test_always_eager_runs_instead_of_sending",
+    "task_eager_propagates": "tests/unit/test_eager.py::test_failure_is_held_or_raised",
+    "task_store_eager_result": (
+        "tests/integration/test_workflow_settings.py::"
+        "test_task_store_eager_result_writes_what_ran_here"
+    ),
     "worker_hub_blocked_limit": (
         "tests/integration/test_always_ends.py::"
         "test_hub_that_is_blocked_for_too_long_ends_the_worker"
