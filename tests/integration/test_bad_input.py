@@ -290,7 +290,7 @@ JSON_BODIES = {
     "JSON: callbacks are text": Kind(_body([[], {}, EMBED | {"callbacks": "x"}]), "callbacks"),
     "JSON: chain is a number": Kind(_body([[], {}, EMBED | {"chain": 5}]), "chain"),
     "JSON: chord is a list": Kind(_body([[], {}, EMBED | {"chord": [1]}]), "chord"),
-    "JSON: a callback": Kind(_body([[], {}, {"callbacks": [{"task": "x"}]}]), "not supported"),
+    "JSON: a callback": Kind(_body([[], {}, {"callbacks": [{"task": "x"}]}]), "is not a signature"),
     "JSON: deep": Kind(_body(b"[[" + b"[" * DEPTH + b"]" * DEPTH + b"], {}, {}]"), "deeply"),
     "JSON: too large": Kind(_arg("x" * MAX_BODY_BYTES), "larger than"),
     "tag: unknown": Kind(_tagged("complex", "1j"), "complex"),
@@ -353,15 +353,15 @@ BOMBS = {
 
 COMPRESSED = {
     "gzip: a lie": Kind(_body(b"no gzip", JSON, GZIP), "damaged"),
-    "gzip: empty": Kind(_body(b"", JSON, GZIP), "cut off"),
-    "gzip: cut off": Kind(_body(zlib.compress(GOOD_BODY)[:-6], JSON, GZIP), "cut off"),
+    "gzip: empty": Kind(_body(b"", JSON, GZIP), "truncated"),
+    "gzip: cut off": Kind(_body(zlib.compress(GOOD_BODY)[:-6], JSON, GZIP), "truncated"),
     "gzip: more behind": Kind(_body(zlib.compress(GOOD_BODY) + b"x", JSON, GZIP), "other bytes"),
     "gzip: bad checksum": Kind(
         _body(zlib.compress(GOOD_BODY)[:-4] + b"xxxx", JSON, GZIP), "damaged"
     ),
-    "bzip2: cut off": Kind(_body(bz2.compress(GOOD_BODY)[:-6], JSON, BZIP2), "cut off"),
+    "bzip2: cut off": Kind(_body(bz2.compress(GOOD_BODY)[:-6], JSON, BZIP2), "truncated"),
     "bzip2: a lie": Kind(_body(b"no bzip2", JSON, BZIP2), "damaged"),
-    "lzma: cut off": Kind(_body(lzma.compress(GOOD_BODY)[:-6], JSON, LZMA), "cut off"),
+    "lzma: cut off": Kind(_body(lzma.compress(GOOD_BODY)[:-6], JSON, LZMA), "truncated"),
     "lzma: a lie": Kind(_body(b"no lzma", JSON, LZMA), "damaged"),
     "gzip: deep inside": Kind(_body(zlib.compress(b"[" * DEPTH), JSON, GZIP), "deeply"),
     "unknown compression": Kind(_body(b"[]", JSON, "application/x-none"), "unknown compression"),

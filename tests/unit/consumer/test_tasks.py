@@ -282,10 +282,11 @@ def test_rate_limit_holds_for_what_has_waited_for_its_eta(rig: Rig) -> None:
     rig.give_all(rig.delivery("add", name, 1, 2, eta=soon(10)) for name in "ab")
 
     rig.pass_time(10.5)
-    assert succeeded(rig) == ["a"]
+    # Which is first depends on the time that passed while they were taken.
+    assert len(succeeded(rig)) == 1
     rig.pass_time(1)
 
-    assert succeeded(rig) == ["a", "b"]
+    assert sorted(succeeded(rig)) == ["a", "b"]
 
 
 def test_default_rate_limit_holds_for_tasks_that_have_none_of_their_own() -> None:
