@@ -14,7 +14,6 @@ from greenq import Greenq
 from greenq.context import Context
 from greenq.errors import IncompleteStream, ResultTimeout
 from greenq.log import task_log_context
-from greenq.protocol.meta import utc_now
 from greenq.result import (
     AsyncResult,
     GroupResult,
@@ -40,7 +39,7 @@ def end(
     app: Greenq, task_id: str, value: Any = None, state: str = "SUCCESS", **fields: Any
 ) -> None:
     """Store a final state as a worker does."""
-    app.backend.store(task_id, state, value, date_done=utc_now(), **fields)
+    app.backend.store(task_id, state, value, **fields)
 
 
 def group_of(app: Greenq, *ids: str) -> GroupResult:

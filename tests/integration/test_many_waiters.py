@@ -33,7 +33,7 @@ while len(store.call("PUBSUB", "CHANNELS", "celery-task-meta-id-*")) < count:
 clients = store.call("CLIENT", "LIST").decode().splitlines()
 connected = [line for line in clients if " sub=0 " not in line]
 for n in range(count):
-    app.backend.store(f"id-{n}", "SUCCESS", n, date_done=utc_now())
+    app.backend.store(f"id-{n}", "SUCCESS", n)
 gevent.joinall(waiting)
 print(len(found), all(found), len(connected), flush=True)
 app.AsyncResult("never").then(print)

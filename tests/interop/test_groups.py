@@ -8,7 +8,6 @@ from celery.result import AsyncResult as CelerysResult
 from celery.result import GroupResult as CelerysGroup
 
 from greenq import AsyncResult, GroupResult
-from greenq.protocol.meta import utc_now
 from tests.interop.conftest import celery_client, greenq_client
 from tests.servers import Server
 
@@ -56,7 +55,7 @@ def test_group_saved_here_is_restored_by_celery(server: Server, compression: str
         first = AsyncResult("first", app=ours)
         GroupResult("outer", members, first, app=ours).save()
         for task_id in "abc":
-            ours.backend.store(task_id, "SUCCESS", task_id.upper(), date_done=utc_now())
+            ours.backend.store(task_id, "SUCCESS", task_id.upper())
 
         restored = theirs.GroupResult.restore("outer")
         assert restored.as_tuple() == GroupResult("outer", members, first).as_tuple()
@@ -86,7 +85,7 @@ def test_group_that_celery_sends_is_joined_here(server: Server) -> None:
         sent.save()
         restored = ours.GroupResult.restore(sent.id)
         for number, result in enumerate(restored):
-            ours.backend.store(result.id, "SUCCESS", number, date_done=utc_now())
+            ours.backend.store(result.id, "SUCCESS", number)
         assert restored.get(timeout=10) == [0, 1, 2]
         assert sent.get(timeout=10) == [0, 1, 2]
         del sent
