@@ -51,7 +51,6 @@ def test_one_worker_is_killed_again_and_again_under_load(lab: Lab) -> None:
     assert row.problems == ()
     assert row.sent > 100
     assert row.executed == row.sent
-    assert row.twice <= int(str(row.figures["running when killed"]))
 
 
 def test_what_a_killed_worker_held_starts_on_the_survivor(lab: Lab) -> None:
