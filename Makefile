@@ -15,7 +15,7 @@ install = $(if $(IS_LOCKED),,sed 's/ *--hash=[^ ]*//; s/ *\\$$//; /^ *$$/d' requ
 INSTALL_GREENQ := $(PIP) install --no-deps --no-build-isolation --editable .
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults explore fuzz check coverage bench bench-all docs lock audit wheel clean .part-one .part-two .part-three .part-one-again .part-two-again .part-three-again
+.PHONY: help setup demo test faults explore fuzz check coverage bench bench-all docs lock audit wheel clean .part-one .part-two .part-three .part-four .part-one-again .part-two-again .part-three-again .part-four-again
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -54,10 +54,10 @@ check: $(DEV_STAMP)  ## run everything that must pass before a change is accepte
 	@$(BIN)/lint-imports --no-logo
 	@echo "==> docs/settings.md is up to date"
 	@$(BIN)/python docs/make_settings.py --check
-	$(call side_by_side,$(TESTER) --durations=25 -m "not heavy",$(PART_ONE),$(PART_TWO),$(PART_THREE))
+	$(call side_by_side,$(TESTER) --durations=25 -m "not heavy",$(PART_ONE),$(PART_TWO),$(PART_THREE),$(PART_FOUR))
 	@echo "==> the slowest tests"
 	@cat .part-*.log | grep -E '^[0-9.]+s (call|setup|teardown) ' | sort -rn | head -25
-	@$(MAKE) --no-print-directory .part-one-again .part-two-again .part-three-again
+	@$(MAKE) --no-print-directory .part-one-again .part-two-again .part-three-again .part-four-again
 	@rm -rf .part-*
 
 coverage: $(DEV_STAMP)  ## run the checks with coverage and show the lines that no test reaches
@@ -70,13 +70,14 @@ coverage: $(DEV_STAMP)  ## run the checks with coverage and show the lines that 
 # line of dots is shown.
 TESTER := $(BIN)/python -m pytest
 PART_ONE := tests/unit tests/model tests/fuzz tests/interop
-PART_TWO := tests/integration
+PART_TWO := tests/integration/test_[a-g]*.py
 PART_THREE := tests/faults
+PART_FOUR := tests/integration/test_[!a-g]*.py
 define side_by_side
 @echo "==> tests: parts side by side"
 @rm -rf .part-*
-@$(MAKE) --no-print-directory -j3 .part-one .part-two $(if $(4),.part-three) \
-  RUN='$(1)' ONE='$(2)' TWO='$(3)' THREE='$(4)'
+@$(MAKE) --no-print-directory -j4 .part-one .part-two $(if $(4),.part-three .part-four) \
+  RUN='$(1)' ONE='$(2)' TWO='$(3)' THREE='$(4)' FOUR='$(5)'
 @grep -hvE '^[[:alpha:]./_ ]*\[ *[0-9]+%\]$$|^$$' .part-*.log || true
 endef
 
@@ -84,12 +85,13 @@ endef
 .part-one: TESTS = $(ONE)
 .part-two: TESTS = $(TWO)
 .part-three: TESTS = $(THREE)
-.part-one .part-two .part-three: .part-%:
+.part-four: TESTS = $(FOUR)
+.part-one .part-two .part-three .part-four: .part-%:
 	@$(RUN) -o cache_dir=.part-$*.cache $(TESTS) >.part-$*.log 2>&1 || touch .part-$*.failed
 
 # With all parts running, a test may not get the time it needs, so failed tests run again alone. A
 # test that then passes is listed: it has a defect.
-.part-one-again .part-two-again .part-three-again: .part-%-again:
+.part-one-again .part-two-again .part-three-again .part-four-again: .part-%-again:
 	@if [ -e .part-$*.failed ]; then \
 	  echo "==> running the failed tests of part $* again, alone"; \
 	  $(TESTER) -m "not heavy" -o cache_dir=.part-$*.cache \
