@@ -10,7 +10,7 @@ from greenq.canvas import plan
 from greenq.canvas.stream import Stream, bare
 from greenq.context import current_context
 from greenq.errors import AccessRefused, ConnectionLost, NotAllSent
-from greenq.result import AsyncResult, AsyncResults, GroupResult
+from greenq.result import AsyncResult, AsyncResults, GroupResult, result_from_tuple
 from greenq.sending.producer import CallsCutOff
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def send_signature(
         on_more=with_chords.open,
     )
     with_chords.close()
-    return _noted(handle_of(made.handle, app), in_task)
+    return _noted(result_from_tuple(made.handle, app), in_task)
 
 
 def send_stream(
@@ -96,26 +96,12 @@ def send_stream(
         return _noted(found, in_task)
     if not stream.size:
         _send(app, plan.plan(stream.start.body, ([],)).calls, "chord body", lambda count: [])
-    handle = handle_of(stream.body_handle, app)
+    handle = result_from_tuple(stream.body_handle, app)
     first = handle
     while first.parent is not None:
         first = first.parent
     first.parent = found
     return _noted(handle, in_task)
-
-
-def handle_of(data: plan.Handle, app: Any) -> Any:
-    """Return the handle that is described; a long chain of parents needs no deep recursion."""
-    line = [data]
-    while line[-1][0][1] is not None:
-        line.append(line[-1][0][1])
-    made: Any = None
-    for (own_id, _parent), members in reversed(line):
-        if members is None:
-            made = AsyncResult(own_id, app=app, parent=made)
-        else:
-            made = GroupResult(own_id, [handle_of(each, app) for each in members], made, app=app)
-    return made
 
 
 def _send(
@@ -196,5 +182,5 @@ class _Members(Sequence[Any]):
         at = range(len(self))[index]
         special = self._stream.special.get(at)
         if special is not None:
-            return handle_of(special, self._app)
+            return result_from_tuple(special, self._app)
         return AsyncResult(self._stream.ids[at], app=self._app)

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenq.backoff import Backoff
-from greenq.canvas.plan import follow, ids_of, kind, members
+from greenq.canvas.plan import follow, ids_of, kind, listed, members
 from greenq.context import Context
 from greenq.errors import ChordError, EncodeError, GreenqError, OperationalError, RemoteError
 from greenq.hub import sleep, spawn
@@ -339,10 +339,10 @@ class Handover:
             if errbacks and task_id:
                 message = TaskMessage(
                     task=sig["task"], id=task_id, args=sig["args"], kwargs=sig["kwargs"],
-                    errbacks=_listed(errbacks), root_id=root, parent_id=step.message.id,
+                    errbacks=listed(errbacks), root_id=root, parent_id=step.message.id,
                 )  # fmt: skip
                 context = Context(message, hostname=self._hostname)
-                self._call_errbacks(flow, _listed(errbacks), task_id, root, context, failure)
+                self._call_errbacks(flow, listed(errbacks), task_id, root, context, failure)
         self._fail_all(flow, [body], failure)
 
     # --- failures ---------------------------------------------------------------------------------
@@ -500,7 +500,7 @@ def _nevers(signature: Mapping[str, Any]) -> Iterator[Never]:
 def _beginnings(signature: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yield what a signature begins with, as far as it can fail: tasks, and bodies of chords."""
     what = kind(signature)
-    errbacks = _listed(signature["options"].get("link_error"))
+    errbacks = listed(signature["options"].get("link_error"))
     if what == "task":
         yield signature
     elif what == "chain":
@@ -519,12 +519,6 @@ def _beginnings(signature: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def _with_errbacks(
     signature: Mapping[str, Any], errbacks: list[Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    own = _listed(signature["options"].get("link_error"))
+    own = listed(signature["options"].get("link_error"))
     found = own + [each for each in errbacks if each not in own]
     return {**signature, "options": {**signature["options"], **options, "link_error": found}}
-
-
-def _listed(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]

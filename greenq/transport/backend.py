@@ -104,9 +104,14 @@ class Backend:
         self._is_ordered = config.result_backend_transport_options.result_chord_ordered
         self._chord_rule = chord_rule(self._is_ordered, self.chord_seconds, expiry)
         names = config.result_accept_content
-        self._accept = serialize.accepted(accept_content if names is None else names)
-        self._accept_compression = compress.accepted(*accept_compression, config.result_compression)
         self._max_bytes = max_bytes
+        # How everything that is stored here is decoded.
+        self._reading: dict[str, Any] = {
+            "serializer": config.result_serializer,
+            "accept": serialize.accepted(accept_content if names is None else names),
+            "max_bytes": max_bytes,
+            "accept_compression": compress.accepted(*accept_compression, config.result_compression),
+        }
         self._is_plain = config.result_serializer == "json" and config.result_compression is None
         self._signer = signer
         self._reads = Reads(self._read_each)
@@ -186,16 +191,10 @@ class Backend:
         claim, values, saved = self._client.pipeline(
             [("GET", f"{group}.c"), (read, f"{group}.j", 0, -1), ("GET", group)]
         )
-        how: dict[str, Any] = {
-            "serializer": self._config.result_serializer,
-            "accept": self._accept,
-            "max_bytes": self._max_bytes,
-            "accept_compression": self._accept_compression,
-        }
         return (
             None if claim is None else claim.decode(errors="replace"),
-            [decode_part(value, **how) for value in values],
-            None if saved is None else decode_group(saved, **how),
+            [decode_part(value, **self._reading) for value in values],
+            None if saved is None else decode_group(saved, **self._reading),
         )
 
     def read_claim(self, group: str) -> str | None:
@@ -280,13 +279,7 @@ class Backend:
         payload = self._payloads([self._keys.group(group_id)])[0]
         if payload is None:
             return None
-        return decode_group(
-            payload,
-            serializer=self._config.result_serializer,
-            accept=self._accept,
-            max_bytes=self._max_bytes,
-            accept_compression=self._accept_compression,
-        )
+        return decode_group(payload, **self._reading)
 
     def delete_group(self, group_id: str) -> None:
         """Delete a stored group, not the results of its tasks."""
@@ -440,13 +433,7 @@ class Backend:
         return meta
 
     def _read_state(self, payload: bytes) -> ResultMeta:
-        return decode_result(
-            payload,
-            serializer=self._config.result_serializer,
-            accept=self._accept,
-            max_bytes=self._max_bytes,
-            accept_compression=self._accept_compression,
-        )
+        return decode_result(payload, **self._reading)
 
     def _meta(self, task_id: str, payload: bytes | None) -> ResultMeta:
         if payload is None:
