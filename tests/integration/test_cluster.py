@@ -341,7 +341,17 @@ def test_a_user_without_channels_runs_tasks_and_says_once_what_is_missing(cluste
 
 # --- steps ----------------------------------------------------------------------------------------
 
-ORDER = ["Connection", "Events", "Mingle", "Gossip", "Tasks", "Control", "Heart", "Agent"]
+ORDER = [
+    "Connection",
+    "Events",
+    "Mingle",
+    "Revokes",
+    "Gossip",
+    "Tasks",
+    "Control",
+    "Heart",
+    "Agent",
+]
 AGENT = {"worker_agent": "cluster_app:Agent"}
 
 
