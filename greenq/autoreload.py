@@ -137,7 +137,7 @@ class Sources:
             stop_event=self,
             raise_interrupt=interrupts,
         ):
-            changed = sorted(path for _kind, path in changes)
+            changed: list[str] = sorted(path for _kind, path in changes)
             if not self._find_broken(changed):
                 return changed[0]
         return None

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
 from greenq.errors import ConfigError, OperationalError, Problem, ServerError
 from greenq.protocol.text import printable
@@ -314,9 +314,8 @@ def _task_of(record: logging.LogRecord) -> dict[str, str]:
         }
     # Such as "Task %s received", which the worker logs about a request outside of its context.
     for argument in record.args if isinstance(record.args, tuple) else ():
-        message = getattr(argument, "message", None)
-        if hasattr(message, "root_id") and hasattr(message, "task"):
-            found: Running = message
+        found: Any = getattr(argument, "message", None)
+        if hasattr(found, "root_id") and hasattr(found, "task"):
             root_id = found.root_id or found.id
             return {"task_name": found.task, "task_id": found.id, "root_id": root_id}
     return {}
@@ -336,13 +335,16 @@ class Redirected(io.TextIOBase):
     """
 
     def __init__(self, name: str, level: int, original: TextIO) -> None:
-        """Log as ``greenq_task.<name>``; errors of the log itself go to `original`."""
-        self._log = logging.getLogger(f"{task_logger.name}.{name}")
+        """Log as ``greenq_redirected.<name>``; errors of the log itself go to `original`."""
+        self._log = logging.getLogger(f"greenq_redirected.{name}")
         self._log.__class__ = _Unfailing
         self._level = level
         self._original = original
+        # What waits for its line's end, and who has written it. A real lock, since tasks have
+        # threads; nothing waits while it is held.
         self._text = ""
         self._running: Running | None = None
+        self._lock = _thread.RLock()
         # The greenlets and threads whose line is being logged just now.
         self._busy: set[int] = set()
 
@@ -373,23 +375,33 @@ class Redirected(io.TextIOBase):
         if _thread.get_ident() in self._busy:
             # A handler of the log writes to the stream that it logs.
             return self._original.write(text)
-        running = task_log_context.get()
-        if self._text and running is not self._running:
-            self.flush()
-        *lines, rest = (self._text + text).split("\n")
-        if len(rest) > _MOST_CHARS:
-            lines, rest = [*lines, rest], ""
-        # No reference to a task that has ended.
-        self._text, self._running = rest, running if rest else None
-        for line in lines:
+        for line, running in self._add(text, task_log_context.get()):
             self._emit(line, running)
         return len(text)
 
     def flush(self) -> None:
         """Log what waits for its line's end."""
-        text, running = self._text, self._running
-        self._text, self._running = "", None
+        with self._lock:
+            text, running = self._text, self._running
+            self._text, self._running = "", None
         self._emit(text, running)
+
+    def _add(self, text: str, running: Running | None) -> list[tuple[str, Running | None]]:
+        """Add text that `running` writes; return the lines that are complete, and whose they are.
+
+        Text of another one that waits for its line's end is complete by now.
+        """
+        with self._lock:
+            complete: list[tuple[str, Running | None]] = []
+            if self._text and running is not self._running:
+                complete.append((self._text, self._running))
+                self._text = ""
+            *lines, rest = (self._text + text).split("\n")
+            if len(rest) > _MOST_CHARS:
+                lines, rest = [*lines, rest], ""
+            # No reference to a task that has ended.
+            self._text, self._running = rest, running if rest else None
+        return complete + [(line, running) for line in lines]
 
     def _emit(self, line: str, running: Running | None) -> None:
         line = line.rstrip()

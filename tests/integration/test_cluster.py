@@ -407,7 +407,7 @@ def test_all_optional_steps_can_be_switched_off_together(cluster: Cluster) -> No
 
     worker = cluster.worker("w", *options, settings=settings, loglevel="DEBUG")
 
-    assert started(worker) == ["Connection", "Events", "Tasks"]
+    assert started(worker) == ["Connection", "Events", "Revokes", "Tasks"]
     assert cluster.send("add", 1, 2).get(timeout=WAIT_S) == 3
 
 
