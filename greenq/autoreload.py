@@ -1,4 +1,4 @@
-"""Autoreload: has the worker start anew when a source file of the app changes; for development.
+"""Autoreload: restarts the worker when a source file of the app changes; for development.
 
 The package watchfiles waits for changes in a native thread beside the hub.
 """
@@ -158,7 +158,7 @@ class Sources:
 
 
 class Autoreloader(StartStopPart):
-    """Has the worker start anew when a source file of the app has changed."""
+    """Restarts the worker when a source file of the app has changed."""
 
     name = "Autoreloader"
     requires = ("Hub",)

@@ -80,7 +80,7 @@ class Worker:
         app, hostname, state, timer, hub, pool: some of the parts, for the app's own steps.
         consumer: the parts that restart with the connection.
         exit_code: what `run` returns.
-        restarts: True if the process is to start anew after `run`, with the same command line.
+        restarts: True if the process is to restart after `run`, with the same command line.
     """
 
     def __init__(self, app: Greenq, options: WorkerOptions = _DEFAULTS, **given: Any) -> None:
@@ -183,7 +183,7 @@ class Worker:
         _log.info("warm shutdown%s: %d tasks run", text, self.pool.running)
 
     def restart(self, why: str = "") -> None:
-        """Stop warm, and have the process start anew with the same command line."""
+        """Stop warm, and have the process restart with the same command line."""
         if self._ended.is_set():
             return
         self.restarts = True

@@ -106,7 +106,7 @@ class Life(Protocol):
         """Stop warm."""
 
     def restart(self, why: str = "") -> None:
-        """Stop warm, and have the process start anew."""
+        """Stop warm, and have the process restart."""
 
     def recycle(self, why: str) -> None:
         """Stop warm at a limit."""

@@ -23,7 +23,7 @@ def pid_file(path: str | None, inherited: int = -1) -> Iterator[int]:
 
     Args:
         path: of the file.
-        inherited: a descriptor of the file that this process has locked before it started anew.
+        inherited: a descriptor of the file that this process has locked before its restart.
 
     Returns:
         The descriptor of the file; -1 for none.

@@ -1,4 +1,4 @@
-"""Starting a worker's process anew in its place: the same command line, folder and process id."""
+"""Restarting a process in place: the same command line, folder and process id."""
 
 from __future__ import annotations
 
@@ -24,14 +24,12 @@ class Origin:
         command: the program and its arguments.
         folder: the working folder, "" if it is gone.
         environ: the environment.
-        is_again: whether it is a process that started anew.
         pid_file: the descriptor of the pid file that it has locked before; -1 for none.
     """
 
     command: tuple[str, ...]
     folder: str
     environ: dict[str, str]
-    is_again: bool
     pid_file: int
 
     @classmethod
@@ -48,12 +46,11 @@ class Origin:
             command=(sys.executable, *sys.orig_argv[1:]),
             folder=folder,
             environ=dict(os.environ),
-            is_again=bool(left),
-            pid_file=int(number or -1),
+            pid_file=int(number) if number.isdecimal() else -1,
         )
 
     def again(self, pid_file: int = -1) -> NoReturn:
-        """Start this process anew, with the pid file locked all the while.
+        """Restart this process, with the pid file locked all the while.
 
         Raises:
             GreenqError: it cannot be started; this process has nothing left to do.
@@ -72,7 +69,7 @@ class Origin:
             left = f"{pid_file},{int(handles_hangups)}"
             os.execve(self.command[0], self.command, {**self.environ, _LEFT: left})
         except OSError as exc:
-            raise GreenqError(f"this worker could not start anew: {exc}") from exc
+            raise GreenqError(f"this worker could not restart: {exc}") from exc
 
 
 def hold_hangups() -> bool:

@@ -44,7 +44,7 @@ _SHOWN_TASKS = 30
 def run(args: argparse.Namespace) -> int:
     """Run a worker until it is stopped; errors in its set-up are raised as GreenqError.
 
-    With a reason to start anew, the process does so in its place and this function never returns.
+    If the worker is to restart, so does the process, and this function never returns.
     """
     # Before anything is opened or imported.
     drop_rights(args.uid, args.gid)
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_until_stopped(args: argparse.Namespace, node: str) -> int | None:
-    """Run a worker, and return its exit code; None if the process is to start anew."""
+    """Run a worker, and return its exit code; None if the process is to restart."""
     try:
         worker = _run(args, node)
     except GreenqError as exc:

@@ -648,7 +648,7 @@ class WorkerConfig(Section):
         validators.choice("exit", "exec"),
         "exit",
         "greenq's own. `exit` ends the process with exit code 75, for a supervisor to start it "
-        "again; `exec` starts it anew in the same process, as SIGHUP does.",
+        "again; `exec` restarts it in the same process, as SIGHUP does.",
     )
     worker_log_color: bool | None = _setting(
         validators.optional(validators.flag()),

@@ -1,4 +1,4 @@
-"""SIGHUP: the worker starts anew in its own process, and no task is lost or runs twice."""
+"""SIGHUP: the worker restarts in its own process, and no task is lost or runs twice."""
 
 from __future__ import annotations
 
@@ -45,12 +45,18 @@ def children(pid: int) -> set[int]:
     return found
 
 
+def open_files(pid: int) -> int:
+    """Count the open files of a process."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 def test_nothing_is_lost_or_runs_twice_over_restarts(server: Server, client: Greenq) -> None:
     options = ("-c", "20")
     with greenq_worker(server.url, *options, app="ledger_app") as worker:
-        pid, sent = worker.pid, 0
+        pid, sent, files = worker.pid, 0, 0
         for restart in range(1, 5):
             wait_ready(worker, restart)
+            files = files or open_files(pid)
             for _ in range(100):
                 client.send_task("ledger.nap", (f"t{sent}", 0.2))
                 sent += 1
@@ -65,6 +71,7 @@ def test_nothing_is_lost_or_runs_twice_over_restarts(server: Server, client: Gre
         # One lease, one guard, and nothing left of those before.
         assert server.client.zcard("greenq.leases") == 1
         assert len(children(pid)) == 1
+        assert open_files(pid) <= files + 2
 
 
 def test_it_finishes_what_runs_and_gives_back_the_rest(server: Server, client: Greenq) -> None:
