@@ -150,7 +150,8 @@ ELSEWHERE = {
         "tests/integration/test_revokes.py::test_revoke_holds_for_as_long_as_the_setting_says"
     ),
     "worker_recycle_jitter": (
-        "tests/unit/test_recycle.py::test_jitter_lowers_a_limit_and_never_raises_it"
+        "tests/integration/test_recycle.py::"
+        "test_what_a_worker_has_not_begun_at_its_limit_goes_to_others"
     ),
     "worker_silence_limit": "tests/integration/test_guard.py::test_silence_has_a_limit",
     **dict.fromkeys(

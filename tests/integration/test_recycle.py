@@ -96,8 +96,12 @@ def fleet(server: Server, size: int, *options: str, **settings: Any) -> Iterator
 def test_workers_end_one_at_a_time_and_nothing_is_lost_or_runs_twice(
     server: Server, client: Greenq
 ) -> None:
-    options = ("-c", "10", "--max-tasks", "50")
-    with fleet(server, 3, *options, worker_recycle_jitter=0.5) as workers:
+    settings = {
+        "worker_max_tasks_per_child": 50,
+        "worker_recycle_jitter": 0.5,
+        "worker_recycle_at_once": 1,
+    }
+    with fleet(server, 3, "-c", "10", **settings) as workers:
         workers.watch()
         sent = 0
         # Until each has ended once, at least; meanwhile there is always work.
@@ -131,9 +135,8 @@ def test_what_a_worker_has_not_begun_at_its_limit_goes_to_others(
 
 
 def test_a_worker_that_grows_ends_at_its_memory_limit(server: Server, client: Greenq) -> None:
-    settings = {"worker_recycle_jitter": 0}
-    options = ("--max-memory", "256M")
-    with greenq_worker(server.url, *options, app="ledger_app", settings=settings) as worker:
+    settings = {"worker_recycle_jitter": 0, "worker_max_memory_per_child": 256 * 1024}
+    with greenq_worker(server.url, app="ledger_app", settings=settings) as worker:
         client.send_task("ledger.keep", (300,)).get(timeout=WAIT_S)
         assert worker.wait_exit() == EXIT_RECYCLED
         assert "MB of memory, its limit is 256.0 MB" in worker.text

@@ -63,7 +63,8 @@ def test_revoke_and_clock_survive_in_the_file_without_the_server(
         (clock,) = [each["clock"] for each in client.control.inspect().stats().values()]
     assert (tmp_path / "w1.state").exists()
     server.flush()
-    with greenq_worker(server.url, *options, app="ledger_app"):
+    settings = {"worker_state_db": str(tmp_path / "%n.state")}
+    with greenq_worker(server.url, "-n", "w1@host", app="ledger_app", settings=settings):
         inspect = client.control.inspect()
         assert inspect.revoked() == {"w1@host": ["some-id"]}
         (again,) = [each["clock"] for each in inspect.stats().values()]

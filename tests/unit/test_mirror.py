@@ -12,7 +12,6 @@ ELSEWHERE: dict[str, str] = {
     # What is seen at the command line alone is tested there.
     "__main__.py": "unit/test_cli.py",
     "cli/__init__.py": "unit/test_cli.py",
-    "cli/argument_types.py": "unit/test_cli.py",
     "beat/periodic.py": "integration/test_beat.py",
     "beat/pings.py": "integration/test_beat.py",
     "beat/runs.py": "integration/test_beat.py",
