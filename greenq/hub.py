@@ -203,16 +203,19 @@ class NativeThread:
         start_new_thread = gevent.monkey.get_original("_thread", "start_new_thread")
         start_new_thread(self._main, ())
 
-    def wait(self, timeout_s: float, *descriptors: int) -> bool:
+    def wait(self, timeout_s: float, *descriptors: int, writable: Iterable[int] = ()) -> bool:
         """In the thread: wait; return True if the thread must end.
 
-        `wake`, `stop`, and data to read from one of `descriptors` end the wait early.
+        `wake`, `stop`, data to read from one of `descriptors`, and room to write to one of
+        `writable` end the wait early.
         """
         poll = _poll()
         poll.register(self._reader, select.POLLIN)
         for descriptor in descriptors:
             if descriptor >= 0:
                 poll.register(descriptor, select.POLLIN)
+        for descriptor in writable:
+            poll.register(descriptor, select.POLLOUT)
         found = poll.poll(timeout_s * 1000)
         self.timed_out = not found
         for ready, _events in found:

@@ -104,6 +104,7 @@ def _settings(app: Greenq, args: argparse.Namespace) -> dict[str, Any]:
         "worker_prefetch_multiplier": args.prefetch_multiplier,
         "task_time_limit": args.time_limit,
         "task_soft_time_limit": args.soft_time_limit,
+        "worker_health_address": args.health_address,
         "include": (*app.config.task.include, *args.include) if args.include else None,
     }
     return {name: value for name, value in given.items() if value}

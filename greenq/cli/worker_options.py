@@ -120,6 +120,12 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
         metavar="S",
         help="seconds between heartbeats (default 2)",
     )
+    add(
+        "--health",
+        dest="health_address",
+        metavar="ADDRESS",
+        help="answer health probes on a port, HOST:PORT or unix:PATH (see `greenq health`)",
+    )
     without = {
         "mingle": "learn nothing from the other workers at startup",
         "gossip": "do not follow the other workers or take part in elections",

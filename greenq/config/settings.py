@@ -572,6 +572,12 @@ class WorkerConfig(Section):
         "stacks and exits (exit code 1), and its messages go to other workers; 0 means never.",
         unit="s",
     )
+    worker_health_address: str | None = _setting(
+        validators.optional(validators.address()),
+        None,
+        "greenq's own. Where the worker answers `/livez`, `/readyz`, `/startupz`, `/stats.json`: a "
+        "port (of 127.0.0.1), a host and a port, or `unix:/path`; None means nowhere.",
+    )
     worker_lease: float = _setting(
         validators.seconds(zero_ok=False),
         3.0,

@@ -12,6 +12,7 @@ from greenq.cli import queues, show, status
 from greenq.cli.common import ask, called_roll
 from greenq.cli.top.model import Greenlets, Look
 from greenq.errors import OperationalError
+from greenq.remote.queue_counts import from_counts
 
 if TYPE_CHECKING:
     import argparse
@@ -112,7 +113,7 @@ class Asker:
         broker = self._app.transport.broker
         paused = broker.paused()
         found = {
-            name: queues.from_counts(name, counts, paused.get(name))
+            name: from_counts(name, counts, paused.get(name))
             for name, counts in broker.depths(sorted(self._queues)).items()
         }
         return queues.Look(time.monotonic(), found)
