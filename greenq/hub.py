@@ -349,6 +349,10 @@ class Hub(StartStopPart):
         """Ask the loop to note the time as soon as it runs; any thread may call."""
         self._hub.loop.run_callback_threadsafe(self._answer_ping, time.monotonic())
 
+    def cpu_s(self) -> float:
+        """Return the CPU time of the hub's thread so far, in seconds; any thread may call."""
+        return time.clock_gettime(time.pthread_getcpuclockid(self._thread))
+
     def rests(self) -> bool:
         """From another thread: return whether the loop is idle, and if so count a lag of 0.
 

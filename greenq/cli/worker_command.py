@@ -105,6 +105,8 @@ def _settings(app: Greenq, args: argparse.Namespace) -> dict[str, Any]:
         "task_time_limit": args.time_limit,
         "task_soft_time_limit": args.soft_time_limit,
         "worker_health_address": args.health_address,
+        "worker_metrics_address": args.metrics_address,
+        "worker_metrics_names": args.metrics_names,
         "include": (*app.config.task.include, *args.include) if args.include else None,
     }
     return {name: value for name, value in given.items() if value}

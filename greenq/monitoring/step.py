@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from greenq.bootsteps.blueprint import DisabledPart, Part, StartStopPart
 from greenq.config.node_names import file_name
-from greenq.errors import OperationalError
+from greenq.errors import ConfigError, OperationalError, Problem
+from greenq.execution.tally import Tally
 from greenq.monitoring.cluster_stats import ClusterStats
 from greenq.monitoring.health import Health, Report
 from greenq.monitoring.http_server import HttpServer, Response, json_response
@@ -55,7 +57,7 @@ class Monitoring(StartStopPart):
 def build_monitoring(parts: Parts, consumer: Consumer) -> Part:
     """Build the step for a worker; it is switched off if no setting names an address."""
     config = parts.app.config.worker
-    chosen = (config.worker_health_address,)
+    chosen = (config.worker_health_address, config.worker_metrics_address)
     addresses = [_address(text, parts.hostname) for text in dict.fromkeys(chosen) if text]
     if not addresses:
         return DisabledPart(Monitoring)
@@ -74,7 +76,28 @@ def build_monitoring(parts: Parts, consumer: Consumer) -> Part:
             return json_response(503, {"error": str(exc)})
 
     slow = {"/stats.json": cluster}
+    if config.worker_metrics_address:
+        module = _metrics_module(config.worker_metrics_address)
+        parts.state.tally = tally = Tally()
+        names = config.worker_metrics_names
+        metrics = module.Metrics(parts, consumer, tally, stats, health, names)
+        slow["/metrics"] = lambda: Response(200, metrics.text(), module.CONTENT_TYPE)
     return Monitoring(HttpServer(addresses, quick=quick, slow=slow))
+
+
+def _metrics_module(address: str) -> Any:
+    """Import the module that needs prometheus_client.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return importlib.import_module("greenq.monitoring.metrics")
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] != "prometheus_client":
+            raise
+        reason = "metrics need prometheus_client: pip install 'greenq[metrics]'"
+        raise ConfigError([Problem("worker_metrics_address", address, reason)]) from exc
 
 
 def _address(text: str, node: str) -> Address:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -11,10 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from greenq import Greenq
 from greenq.probe import Address, ask, parse_address
-from tests.servers import Process, Server, free_port, greenq_worker, spawn_greenq, valkey
+from tests.servers import (
+    APPS,
+    ROOT,
+    Process,
+    Server,
+    free_port,
+    greenq_worker,
+    spawn_greenq,
+    valkey,
+)
 from tests.support import wait_until
 
 WAIT_S = 15
@@ -138,6 +149,140 @@ def test_workers_of_one_setting_have_sockets_of_their_own(server: Server, tmp_pa
     unhealthy = subprocess.run(command, capture_output=True, text=True, check=False)
     assert unhealthy.returncode == 1
     assert "no worker answers" in unhealthy.stderr
+
+
+def values(port: int) -> dict[str, float]:
+    """Return the worker's metrics: the value of each sample by its name and labels."""
+    status, text = ask(parse_address(str(port)), "/metrics", WAIT_S)
+    assert status == 200, text
+    return {
+        sample.name
+        + "".join(f",{name}={value}" for name, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+@pytest.mark.smoke
+def test_metrics_of_a_real_worker_by_all_names(server: Server) -> None:
+    port = free_port()
+    names = "greenq,celery-exporter,flower"
+    options = ("--metrics-port", str(port), "--metrics-names", names, "-n", "me@host")
+    with (
+        greenq_worker(server.url, *options, app="stuck_app"),
+        Greenq("client", broker=server.url, set_as_current=False) as client,
+    ):
+        for _ in range(3):
+            client.send_task("stuck_app.wait", (0,)).get(timeout=WAIT_S)
+        task = "stuck_app.wait"
+        own = f"greenq_tasks_total,queue=celery,state=SUCCESS,task={task}"
+        wait_until(lambda: values(port).get(own) == 3, WAIT_S)
+        found = values(port)
+        assert (
+            found[f"celery_task_succeeded_total,hostname=host,name={task},queue_name=celery"] == 3
+        )
+        assert found[f"flower_events_total,task={task},type=task-succeeded,worker=me@host"] == 3
+        assert found["greenq_worker_ready"] == found["greenq_server_up"] == 1
+        assert found["greenq_queue_workers,queue=celery"] == 1
+        assert found["greenq_hub_cpu_seconds_total"] > 0
+        assert found["greenq_server_commands_total"] > 3
+        # Health is answered there, too.
+        assert get(port, "/readyz")[0] == 200
+
+
+@pytest.mark.faults
+def test_metrics_outlive_the_server_and_count_its_loss(tmp_path: Path) -> None:
+    port = free_port()
+    with valkey() as own, greenq_worker(own.url, "--metrics-port", str(port)):
+        wait_until(lambda: values(port)["greenq_worker_ready"] == 1, WAIT_S)
+        own.stop()
+        wait_until(lambda: values(port)["greenq_server_up"] == 0, WAIT_S)
+        assert get(port, "/stats.json")[0] == 503
+        wait_until(lambda: values(port)["greenq_lease_seconds"] == 0, WAIT_S)
+        own.start()
+        wait_until(lambda: values(port)["greenq_server_up"] == 1, WAIT_S)
+        wait_until(lambda: values(port)["greenq_worker_ready"] == 1, WAIT_S)
+        assert values(port)["greenq_server_interruptions_total"] >= 1
+
+
+def test_metrics_are_answered_while_the_hub_is_blocked(server: Server) -> None:
+    port = free_port()
+    with (
+        greenq_worker(server.url, "--metrics-port", str(port), app="stuck_app"),
+        Greenq("client", broker=server.url, set_as_current=False) as client,
+    ):
+        task = client.send_task("stuck_app.block", (3,))
+        wait_until(lambda: values(port)["greenq_hub_blocked_seconds"] > 1, WAIT_S)
+        task.get(timeout=WAIT_S)
+        wait_until(lambda: values(port)["greenq_hub_blocked_seconds"] == 0, WAIT_S)
+        assert values(port)["greenq_hub_blocks_total"] == 1
+        assert values(port)["greenq_hub_longest_block_seconds"] > 1
+
+
+def test_without_prometheus_client_the_extra_is_named(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "prometheus_client.py").write_text(
+        "raise ModuleNotFoundError('none', name='prometheus_client')"
+    )
+    path = f"{tmp_path}{os.pathsep}{ROOT}{os.pathsep}{APPS}"
+    worker = spawn_greenq(
+        server.url, tmp_path / "log", "--metrics-port", "0", env={"PYTHONPATH": path}
+    )
+    assert worker.wait_exit() == 1
+    assert "pip install 'greenq[metrics]'" in worker.text
+    assert "Traceback" not in worker.text
+
+
+def test_a_wrong_address_or_name_is_refused_before_the_start(
+    server: Server, tmp_path: Path
+) -> None:
+    for options, told in (
+        (("--metrics-port", ":9808"), "0.0.0.0:9808"),
+        (("--health", "here"), "worker_health_address"),
+        (("--metrics-port", "0", "--metrics-names", "grafana"), "celery-exporter"),
+    ):
+        worker = spawn_greenq(server.url, tmp_path / "log", *options)
+        assert worker.wait_exit() == 1
+        assert told in worker.text
+        assert "Traceback" not in worker.text
+
+
+def test_the_backlog_of_the_cluster_is_the_same_from_any_worker(server: Server) -> None:
+    one, other = free_port(), free_port()
+    settings = {"task_queues": ["mail", "idle"]}
+    with (
+        greenq_worker(
+            server.url, "--health", str(one), "-n", "one@h", "-Q", "mail", "-c", "2",
+            app="stuck_app", settings=settings,
+        ),
+        greenq_worker(
+            server.url, "--health", str(other), "-n", "other@h", "-Q", "web", "-c", "10",
+            app="stuck_app", settings=settings,
+        ),
+        Greenq("client", broker=server.url, set_as_current=False) as client,
+    ):  # fmt: skip
+        for _ in range(22):
+            client.send_task("stuck_app.wait", (3600,), queue="mail")
+
+        def mail(port: int) -> Any:
+            return get(port, "/stats.json")[1]["queues"]["mail"]
+
+        wait_until(lambda: mail(one)["backlog"] == mail(other)["backlog"] == 20, WAIT_S)
+        status, found = get(other, "/stats.json")
+        assert (status, found["workers"], found["in_flight"], found["slots"]) == (200, 2, 2, 10)
+        assert found["queues"].keys() == {"mail", "idle", "web"}
+        assert found["queues"]["mail"]["workers"] == found["queues"]["web"]["workers"] == 1
+        assert found["queues"]["mail"]["oldest_s"] > 0
+        idle = found["queues"]["idle"]
+        assert (idle["backlog"], idle["workers"], idle["wanted_workers"]) == (0, 0, 0)
+        assert (idle["drain_s"], idle["oldest_s"]) == (0, 0)
+        # 20 wait; of the 2 in flight, half counts for each of the two queues with a worker.
+        assert mail(other)["wanted_workers"] == 3
+        assert mail(one)["wanted_workers"] == 11
+        client.control.broadcast("pause", arguments={"queue": "mail"}, reply=True)
+        wait_until(lambda: mail(one)["paused"], WAIT_S)
+        assert mail(one)["wanted_workers"] == 1
+        server.client.delete("mail")
+        client.control.broadcast("shutdown")
 
 
 def test_nothing_listens_by_default(server: Server) -> None:
