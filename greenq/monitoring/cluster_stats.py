@@ -134,6 +134,11 @@ class ClusterStats:
             raise self._last
         return self._last
 
+    def close(self) -> None:
+        """Close the connection; the next count opens it again."""
+        if self._broker is not None:
+            self._broker.client.close()
+
     def _count(self, now: float) -> Stats:
         broker = self._broker = self._broker or self._connect()
         roll = call_roll(broker.client, broker.keys)

@@ -13,8 +13,10 @@ import logging
 import os
 import stat
 import time
+import weakref
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from greenq.errors import GreenqError
@@ -85,12 +87,17 @@ class HttpServer:
         *,
         quick: Mapping[str, Callable[[], Response]],
         slow: Mapping[str, Callable[[], Response]],
+        finish: Callable[[], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Answer `quick` and `slow` paths on `addresses`."""
+        """Answer `quick` and `slow` paths on `addresses`.
+
+        `finish` is called at the end of the thread of slow answers, to close what they use.
+        """
         self._addresses = addresses
         self._quick = quick
         self._slow = slow
+        self._finish = finish
         self._clock = clock
         # The addresses it listens on, with the ports that were chosen for port 0.
         self.bound: list[Address] = []
@@ -120,6 +127,7 @@ class HttpServer:
         except BaseException:
             self._close_listeners()
             raise
+        os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
         self._thread = NativeThread(self._serve, name="greenq http")
 
     def stop(self) -> None:
@@ -135,6 +143,13 @@ class HttpServer:
             if thread.ended:
                 thread.close()
         self._close_listeners()
+
+    def forget(self) -> None:
+        """In a forked child: close what it has of the sockets; nobody answers there."""
+        for listener in self._listeners:
+            listener.close()
+        for exchange in self._exchanges:
+            exchange.connection.close()
 
     def _listen(self, address: Address) -> None:
         try:
@@ -281,7 +296,9 @@ class HttpServer:
                 if self._thread is not None:
                     self._thread.wake()
             if thread.wait(_IDLE_S):
-                return
+                break
+        if self._finish is not None:
+            self._finish()
 
 
 class _Exchange:
@@ -346,6 +363,12 @@ class _Exchange:
         while self.rest:
             self.rest = self.rest[self.connection.send(self.rest[:_CHUNK]) :]
         return True
+
+
+def _forget(reference: weakref.ref[HttpServer]) -> None:
+    server = reference()
+    if server is not None:
+        server.forget()
 
 
 def _computed(path: str, compute: Callable[[], Response]) -> Response:

@@ -82,7 +82,7 @@ def build_monitoring(parts: Parts, consumer: Consumer) -> Part:
         names = config.worker_metrics_names
         metrics = module.Metrics(parts, consumer, tally, stats, health, names)
         slow["/metrics"] = lambda: Response(200, metrics.text(), module.CONTENT_TYPE)
-    return Monitoring(HttpServer(addresses, quick=quick, slow=slow))
+    return Monitoring(HttpServer(addresses, quick=quick, slow=slow, finish=stats.close))
 
 
 def _metrics_module(address: str) -> Any:

@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -250,6 +251,39 @@ def test_a_file_is_not_replaced_by_a_socket(tmp_path: Path) -> None:
     with pytest.raises(CannotListen, match="is no socket"):
         HttpServer([Address(path=str(path))], quick={}, slow={}).start()
     assert path.read_text() == "data"
+
+
+def test_a_forked_child_keeps_no_port(server: HttpServer) -> None:
+    address = Address("127.0.0.1", port_of(server))
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        # Later Pythons warn of the threads that the child lacks.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        os.close(writer)
+        # Until the parent has closed its end.
+        os.read(reader, 1)
+        os._exit(0)
+    server.stop()
+    again = HttpServer([address], quick={}, slow={})
+    again.start()
+    again.stop()
+    os.close(writer)
+    os.close(reader)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_what_slow_answers_use_is_closed_at_the_end() -> None:
+    closed: list[bool] = []
+    slow = {"/slow": lambda: json_response(200, {})}
+    server = HttpServer(
+        [Address("127.0.0.1", 0)], quick={}, slow=slow, finish=lambda: closed.append(True)
+    )
+    server.start()
+    get(server, "/slow")
+    server.stop()
+    assert closed == [True]
 
 
 def test_it_ends_with_its_clients(server: HttpServer) -> None:
