@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenq.bootsteps.blueprint import DisabledPart, Part, StartStopPart
@@ -63,26 +64,26 @@ def build_monitoring(parts: Parts, consumer: Consumer) -> Part:
         return DisabledPart(Monitoring)
     health = Health(parts, consumer)
     quick = {
-        "/livez": _answer(health.live),
-        "/readyz": _answer(health.ready),
-        "/startupz": _answer(health.started),
+        "/livez": partial(_answer_probe, health.live),
+        "/readyz": partial(_answer_probe, health.ready),
+        "/startupz": partial(_answer_probe, health.started),
     }
     stats = ClusterStats(parts)
-
-    def cluster() -> Response:
-        try:
-            return json_response(200, stats.read().as_json())
-        except OperationalError as exc:
-            return json_response(503, {"error": str(exc)})
-
-    slow = {"/stats.json": cluster}
+    slow = {"/stats.json": partial(_answer_stats, stats)}
     if config.worker_metrics_address:
-        module = _metrics_module(config.worker_metrics_address)
-        parts.state.tally = tally = Tally()
-        names = config.worker_metrics_names
-        metrics = module.Metrics(parts, consumer, tally, stats, health, names)
-        slow["/metrics"] = lambda: Response(200, metrics.text(), module.CONTENT_TYPE)
+        slow["/metrics"] = _metrics(parts, consumer, stats, health)
     return Monitoring(HttpServer(addresses, quick=quick, slow=slow, finish=stats.close))
+
+
+def _metrics(
+    parts: Parts, consumer: Consumer, stats: ClusterStats, health: Health
+) -> Callable[[], Response]:
+    """Make the worker count for metrics; return what answers them."""
+    config = parts.app.config.worker
+    module = _metrics_module(str(config.worker_metrics_address))
+    parts.state.tally = tally = Tally()
+    metrics = module.Metrics(parts, consumer, tally, stats, health, config.worker_metrics_names)
+    return lambda: Response(200, metrics.text(), module.CONTENT_TYPE)
 
 
 def _metrics_module(address: str) -> Any:
@@ -106,9 +107,13 @@ def _address(text: str, node: str) -> Address:
     return address._replace(path=file_name(address.path, node)) if address.path else address
 
 
-def _answer(look: Callable[[], Report]) -> Callable[[], Response]:
-    def answer() -> Response:
-        report = look()
-        return json_response(200 if report.ok else 503, report.as_json())
+def _answer_probe(look: Callable[[], Report]) -> Response:
+    report = look()
+    return json_response(200 if report.ok else 503, report.as_json())
 
-    return answer
+
+def _answer_stats(stats: ClusterStats) -> Response:
+    try:
+        return json_response(200, stats.read().as_json())
+    except OperationalError as exc:
+        return json_response(503, {"error": str(exc)})

@@ -166,10 +166,12 @@ def values(port: int) -> dict[str, float]:
 @pytest.mark.smoke
 def test_metrics_of_a_real_worker_by_all_names(server: Server) -> None:
     port = free_port()
-    names = "greenq,celery-exporter,flower"
-    options = ("--metrics-port", str(port), "--metrics-names", names, "-n", "me@host")
+    settings = {
+        "worker_metrics_address": port,
+        "worker_metrics_names": ["greenq", "celery-exporter", "flower"],
+    }
     with (
-        greenq_worker(server.url, *options, app="stuck_app"),
+        greenq_worker(server.url, "-n", "me@host", app="stuck_app", settings=settings),
         Greenq("client", broker=server.url, set_as_current=False) as client,
     ):
         for _ in range(3):

@@ -116,7 +116,6 @@ ELSEWHERE: dict[str, str] = {
         "unit/watchdog/test_thread.py",
     ),
     "worker.py": "integration/test_worker.py",
-    "monitoring/cluster_stats.py": "integration/test_monitoring.py",
     "monitoring/step.py": "integration/test_monitoring.py",
     "remote/queue_counts.py": "unit/cli/test_queues.py",
     # Small parts that are tested with what uses them.

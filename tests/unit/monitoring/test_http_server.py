@@ -256,21 +256,24 @@ def test_a_file_is_not_replaced_by_a_socket(tmp_path: Path) -> None:
 def test_a_forked_child_keeps_no_port(server: HttpServer) -> None:
     address = Address("127.0.0.1", port_of(server))
     reader, writer = os.pipe()
+    ready, forked = os.pipe()
     with warnings.catch_warnings():
         # Later Pythons warn of the threads that the child lacks.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
         os.close(writer)
+        os.write(forked, b"!")
         # Until the parent has closed its end.
         os.read(reader, 1)
         os._exit(0)
+    os.read(ready, 1)
     server.stop()
     again = HttpServer([address], quick={}, slow={})
     again.start()
     again.stop()
-    os.close(writer)
-    os.close(reader)
+    for each in (reader, writer, ready, forked):
+        os.close(each)
     assert os.waitpid(pid, 0)[1] == 0
 
 
