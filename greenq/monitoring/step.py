@@ -69,7 +69,7 @@ def build_monitoring(parts: Parts, consumer: Consumer) -> Part:
         "/startupz": partial(_answer_probe, health.started),
     }
     stats = ClusterStats(parts)
-    slow = {"/stats.json": partial(_answer_stats, stats)}
+    slow: dict[str, Callable[[], Response]] = {"/stats.json": partial(_answer_stats, stats)}
     if config.worker_metrics_address:
         slow["/metrics"] = _metrics(parts, consumer, stats, health)
     return Monitoring(HttpServer(addresses, quick=quick, slow=slow, finish=stats.close))
