@@ -147,7 +147,11 @@ def test_a_request_may_come_byte_by_byte(server: HttpServer) -> None:
         assert client.recv(1000).startswith(b"HTTP/1.1 200")
 
 
-def test_silent_clients_do_not_keep_others_waiting(server: HttpServer) -> None:
+def test_silent_clients_do_not_keep_others_waiting(
+    server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Their time does not run out.
+    monkeypatch.setattr(http_server, "CLIENT_S", 3600.0)
     with ExitStack() as open_clients:
         silent = [
             open_clients.enter_context(
