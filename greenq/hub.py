@@ -210,16 +210,19 @@ class NativeThread:
         start_new_thread = gevent.monkey.get_original("_thread", "start_new_thread")
         start_new_thread(self._main, ())
 
-    def wait(self, timeout_s: float, *descriptors: int) -> bool:
+    def wait(self, timeout_s: float, *descriptors: int, writable: Iterable[int] = ()) -> bool:
         """In the thread: wait; return True if the thread must end.
 
-        `wake`, `stop`, and data to read from one of `descriptors` end the wait early.
+        `wake`, `stop`, data to read from one of `descriptors`, and room to write to one of
+        `writable` end the wait early.
         """
         poll = _poll()
         poll.register(self._reader, select.POLLIN)
         for descriptor in descriptors:
             if descriptor >= 0:
                 poll.register(descriptor, select.POLLIN)
+        for descriptor in writable:
+            poll.register(descriptor, select.POLLOUT)
         found = poll.poll(timeout_s * 1000)
         self.timed_out = not found
         for ready, _events in found:
@@ -352,6 +355,10 @@ class Hub(StartStopPart):
     def ping(self) -> None:
         """Ask the loop to note the time as soon as it runs; any thread may call."""
         self._hub.loop.run_callback_threadsafe(self._answer_ping, time.monotonic())
+
+    def cpu_s(self) -> float:
+        """Return the CPU time of the hub's thread so far, in seconds; any thread may call."""
+        return time.clock_gettime(time.pthread_getcpuclockid(self._thread))
 
     def rests(self) -> bool:
         """From another thread: return whether the loop is idle, and if so count a lag of 0.

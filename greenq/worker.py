@@ -18,6 +18,7 @@ from greenq.errors import WorkerFault
 from greenq.execution.processes import refuse_fork
 from greenq.hub import Event, GreenletExit, spawn
 from greenq.log import keep_going
+from greenq.monitoring.step import build_monitoring
 from greenq.signals import (
     celeryd_after_setup,
     celeryd_init,
@@ -71,9 +72,9 @@ def _end_child(entry: Entry) -> None:
 class Worker:
     """A worker of an app, in this process.
 
-    Its blueprint starts Timer, Hub, Watch, Outbox, Pool, Autoscaler, Beat, Consumer, in this order,
-    and stops them in reverse: first taking stops, then the running tasks end, then their outcomes
-    are written, then the lease is given up.
+    Its blueprint starts Timer, Hub, Monitoring, Watch, Outbox, Pool, Autoscaler, Beat, Consumer, in
+    this order, and stops them in reverse: first taking stops, then the running tasks end, then
+    their outcomes are written, then the lease is given up.
 
     Attributes:
         parts: everything it is made of.
@@ -107,7 +108,8 @@ class Worker:
         self.state = parts.state
         self.timer, self.hub, self.pool = parts.timer, parts.hub, parts.pool
         self.consumer = build_consumer(parts, options, self)
-        self.blueprint = build_blueprint(parts, options, self, self.consumer)
+        monitoring = build_monitoring(parts, self.consumer)
+        self.blueprint = build_blueprint(parts, options, self, self.consumer, monitoring)
         celeryd_after_setup.send(self.hostname, instance=self, conf=app.conf)
 
     @property

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from greenq.app import Greenq
+    from greenq.bootsteps.blueprint import Part
     from greenq.consumer.remote_control import Commands
 
 EXIT_OK = 0
@@ -221,12 +222,13 @@ def build_consumer(parts: Parts, options: WorkerOptions, worker: object) -> Cons
 
 
 def build_blueprint(
-    parts: Parts, options: WorkerOptions, worker: object, consumer: Consumer
+    parts: Parts, options: WorkerOptions, worker: object, consumer: Consumer, monitoring: Part
 ) -> Blueprint:
     """Order the parts of `worker`, the app's own steps included."""
     steps = [
         parts.timer,
         parts.hub,
+        monitoring,
         parts.watch,
         parts.outbox,
         parts.pool,

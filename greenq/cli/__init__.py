@@ -109,6 +109,8 @@ _COMMANDS = (
         "greenq.cli.beat",
         "greenq.cli.beat_options:add_options",
     ),
+    # `greenq.__main__` calls it without this module, which takes longer to load.
+    _Command("health", "ask the worker on this machine whether it is well", "greenq.probe"),
     _Command("status", "show the state of each worker", "greenq.cli.status"),
     _Command("ping", "show which workers answer, and how fast", "greenq.cli.ping"),
     _Command(

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from greenq.cli import argument_types, show
 from greenq.cli.common import add_app_options, confirmed, opened
-from greenq.cli.queues import app_queues, look
 from greenq.errors import GreenqError
+from greenq.remote.queue_counts import app_queues, look
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Mapping
 
-    from greenq.cli.queues import Queue
+    from greenq.remote.queue_counts import Queue
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +29,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Delete waiting messages; parked and running ones and dead letters stay."""
     with opened(args) as app:
-        names = args.queues or app_queues(app)
+        names = args.queues or app_queues(app.config.task)
         if not args.yes:
-            before = look(app, names).queues
+            before = look(app.transport.broker, names).queues
             if not sys.stdin.isatty():
                 raise GreenqError(
                     f"this would delete for good: {described(before.values())}; add --yes to do so"

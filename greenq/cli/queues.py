@@ -5,20 +5,21 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from greenq.cli import argument_types, show
 from greenq.cli.bindings import bindings
 from greenq.cli.common import EX_TEMPFAIL, add_asking_options, ask, called_roll, opened, silent
-from greenq.config.queues import Broadcast
+from greenq.remote.queue_counts import Look, app_queues, change_per_s, look
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Mapping, Sequence
 
     from greenq.app import Greenq
+    from greenq.remote.queue_counts import Queue
     from greenq.transport.chords import Unsealed
     from greenq.transport.members import Roll
 
@@ -30,70 +31,6 @@ _TOP_LEFT: Final = "\033[H\033[J"
 
 # Prefix of the per-process queues of a broadcast, which are really channels.
 _BROADCAST: Final = "bcast."
-
-
-@dataclass(frozen=True, slots=True)
-class Queue:
-    """One queue at one moment.
-
-    Attributes:
-        name: its name.
-        depth: waiting messages by priority step.
-        inbox: messages on their way to a waiting worker.
-        parked: messages with a far ETA.
-        dead: dead letters.
-        held: messages that wait in workers for their ETA, a retry or a rate limit; None if
-            unknown.
-        consumers: nodes that take from it.
-        untaken: True if certainly no worker takes from it.
-        paused: who paused it and when; None if it is not paused.
-        oldest_s: the age of the oldest waiting message; None if unknown.
-        change_per_s: growth of the waiting messages per second; None after a single count.
-    """
-
-    name: str
-    depth: Mapping[int, int] = field(default_factory=dict)
-    inbox: int = 0
-    parked: int = 0
-    dead: int = 0
-    held: int | None = None
-    consumers: Sequence[str] = ()
-    untaken: bool = False
-    paused: Mapping[str, Any] | None = None
-    oldest_s: float | None = None
-    change_per_s: float | None = None
-
-    @property
-    def waiting(self) -> int:
-        """How many messages a worker could take now."""
-        return sum(self.depth.values()) + self.inbox
-
-    @property
-    def drained_in_s(self) -> float | None:
-        """Seconds until the queue is empty at the present rate; None if it does not shrink."""
-        if not self.waiting or self.change_per_s is None or self.change_per_s >= 0:
-            return None
-        return self.waiting / -self.change_per_s
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the queue for JSON."""
-        shown: dict[str, Any] = {
-            "waiting": self.waiting,
-            "depth": {str(step): count for step, count in self.depth.items()},
-            "inbox": self.inbox,
-            "parked": self.parked,
-            "dead": self.dead,
-            "held": self.held,
-            "consumers": list(self.consumers),
-            "untaken": self.untaken,
-            "paused": self.paused,
-            "oldest_s": None if self.oldest_s is None else round(self.oldest_s, 3),
-        }
-        if self.change_per_s is not None:
-            shown["change_per_s"] = round(self.change_per_s, 2)
-            left_s = self.drained_in_s
-            shown["drained_in_s"] = None if left_s is None else round(left_s)
-        return shown
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     with opened(args) as app:
         names = args.queues or known_queues(app)
         if not args.watch:
-            before = look(app, names) if args.rates else None
+            before = look(app.transport.broker, names) if args.rates else None
             if before is not None:
                 time.sleep(_APART_S)
             seen = _complete(app, args, names, before)
@@ -138,23 +75,6 @@ def _watch(app: Greenq, args: argparse.Namespace, names: Iterable[str]) -> None:
 # --- reading --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """The queues at one moment.
-
-    Attributes:
-        at_s: monotonic time.
-        queues: by name.
-        incomplete: True if a worker has not replied.
-        unsealed: chords whose header has been under way for long.
-    """
-
-    at_s: float
-    queues: Mapping[str, Queue]
-    incomplete: bool = False
-    unsealed: Sequence[Unsealed] = ()
-
-
 def known_queues(app: Greenq, *, within_s: float | None = None) -> list[str]:
     """Return all queues that were ever declared, and the app's, by name.
 
@@ -162,47 +82,7 @@ def known_queues(app: Greenq, *, within_s: float | None = None) -> list[str]:
     """
     found = {binding.queue for binding in bindings(app, within_s=within_s)}
     found = {name for name in found if not name.startswith(_BROADCAST)}
-    return sorted(found.union(app_queues(app)))
-
-
-def app_queues(app: Greenq) -> list[str]:
-    """Return the queues that the app's workers consume by default.
-
-    Broadcasts are left out: no messages wait in them.
-    """
-    task = app.config.task
-    if not task.task_queues:
-        return [task.task_default_queue]
-    return [str(queue) for queue in task.task_queues if not isinstance(queue, Broadcast)]
-
-
-def look(app: Greenq, names: Iterable[str]) -> Look:
-    """Count the messages of queues; ask only the server."""
-    broker = app.transport.broker
-    names = tuple(names)
-    paused, oldest, now = broker.paused(), broker.oldest(names), time.time()
-    queues = {
-        name: replace(
-            from_counts(name, counts, paused.get(name)),
-            oldest_s=max(0.0, now - oldest[name]) if name in oldest else None,
-        )
-        for name, counts in broker.depths(names).items()
-    }
-    return Look(time.monotonic(), queues)
-
-
-def from_counts(
-    name: str, counts: Mapping[int | str, int], paused: Mapping[str, Any] | None
-) -> Queue:
-    """Create a `Queue` from the broker's counts."""
-    return Queue(
-        name,
-        depth={step: count for step, count in counts.items() if isinstance(step, int)},
-        inbox=counts["inbox"],
-        parked=counts["parked"],
-        dead=counts["dead"],
-        paused=paused,
-    )
+    return sorted(found.union(app_queues(app.config.task)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +146,7 @@ def _complete(
     # Ask only workers that have replied; Celery's do not know this command.
     waiting = held(ask(app, args, "status", destination=tuple(replies))) if replies else {}
     taking = takers(roll, replies)
-    now = look(app, names)
+    now = look(app.transport.broker, names)
     queues = {
         name: replace(
             queue,
@@ -284,14 +164,6 @@ def _complete(
     }
     unsealed = app.transport.chords.unsealed(_UNSEALED_S)
     return Look(now.at_s, queues, bool(absent), unsealed)
-
-
-def change_per_s(before: Look | None, now: Look, name: str) -> float | None:
-    """Return the growth of a queue's waiting messages per second; None if unknown."""
-    if before is None or name not in before.queues or now.at_s <= before.at_s:
-        return None
-    grown = now.queues[name].waiting - before.queues[name].waiting
-    return grown / (now.at_s - before.at_s)
 
 
 # --- output ---------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from greenq.cli.common import (
     report_missing,
     silent,
 )
-from greenq.cli.queues import from_counts, known_queues, takers
+from greenq.cli.queues import known_queues, takers
+from greenq.remote.queue_counts import from_counts
 
 if TYPE_CHECKING:
     import argparse

@@ -167,6 +167,9 @@ def _settings(app: Greenq, args: argparse.Namespace) -> dict[str, Any]:
         "worker_max_tasks_per_child": args.max_tasks,
         "worker_max_memory_per_child": args.max_memory,
         "worker_max_lifetime": args.max_lifetime,
+        "worker_health_address": args.health_address,
+        "worker_metrics_address": args.metrics_address,
+        "worker_metrics_names": args.metrics_names,
         "include": (*app.config.task.include, *args.include) if args.include else None,
     }
     return {name: value for name, value in given.items() if value}

@@ -162,6 +162,25 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
         metavar="S",
         help="seconds between heartbeats (default 2)",
     )
+    add(
+        "--health",
+        dest="health_address",
+        metavar="ADDRESS",
+        help="answer health probes on a port, HOST:PORT or unix:PATH (see `greenq health`)",
+    )
+    add(
+        "--metrics-port",
+        dest="metrics_address",
+        metavar="[HOST:]PORT",
+        help="answer Prometheus, and health probes, on this port (needs greenq[metrics])",
+    )
+    add(
+        "--metrics-names",
+        type=argument_types.names,
+        default=(),
+        metavar="A,B",
+        help="names of metrics: greenq (default), celery-exporter, flower",
+    )
     without = {
         "mingle": "learn nothing from the other workers at startup",
         "gossip": "do not follow the other workers or take part in elections",

@@ -572,6 +572,24 @@ class WorkerConfig(Section):
         "stacks and exits (exit code 1), and its messages go to other workers; 0 means never.",
         unit="s",
     )
+    worker_health_address: str | None = _setting(
+        validators.optional(validators.address()),
+        None,
+        "greenq's own. Where the worker answers `/livez`, `/readyz`, `/startupz`, `/stats.json`: a "
+        "port (of 127.0.0.1), a host and a port, or `unix:/path`; None means nowhere.",
+    )
+    worker_metrics_address: str | None = _setting(
+        validators.optional(validators.address()),
+        None,
+        "greenq's own. Where the worker answers `/metrics` for Prometheus, beside all that "
+        "`worker_health_address` answers; both may be the same. Needs `greenq[metrics]`.",
+    )
+    worker_metrics_names: tuple[str, ...] = _setting(
+        validators.texts(validators.choice("greenq", "celery-exporter", "flower")),
+        ("greenq",),
+        "greenq's own. Which names the metrics have: `greenq`, and for existing dashboards also "
+        "`celery-exporter` and `flower`.",
+    )
     worker_lease: float = _setting(
         validators.seconds(zero_ok=False),
         3.0,

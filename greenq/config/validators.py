@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from greenq import suggest
+from greenq.probe import parse_address
 
 # Those built in; `greenq.serialization` and `greenq.compression` add others.
 SERIALIZERS: Final = ["json", "msgpack", "pickle", "raw", "yaml"]
@@ -355,6 +356,18 @@ def _check_url(value: str, also: str) -> None:
             f"cannot be parsed ({error}); expected a form such as redis://:password@host:6379/0, "
             "with special characters in the password percent-encoded"
         ) from error
+
+
+def address() -> Validator:
+    """Take what a worker listens on: a port, a host and a port, or a unix socket."""
+
+    def accept(value: object) -> str:
+        text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        if not isinstance(text, str):
+            raise ValueError("must be an address: a port, HOST:PORT or unix:PATH")
+        return str(parse_address(text))
+
+    return Validator(accept, _parse_text)
 
 
 def timezone() -> Validator:

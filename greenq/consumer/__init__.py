@@ -86,6 +86,11 @@ class Consumer(StartStopPart):
         self._stopping = Event()
         self._outage = OutageLog(_log)
         self._greenlet: Greenlet | None = None
+        # Any thread may read these: whether messages are taken, why not, and how often the server
+        # was lost.
+        self.has_started = self.is_stopping = self.is_consuming = False
+        self.problem: Exception | None = None
+        self.interruptions = 0
 
     def start(self) -> None:
         """Start consuming, or trying to."""
@@ -93,6 +98,7 @@ class Consumer(StartStopPart):
         _log.info("consumer: %s > event loop", names)
         self._stopping.clear()
         self._greenlet = spawn(self._run, name="consumer", lasts=True)
+        self.has_started = True
 
     def stop(self) -> None:
         """Stop taking and requeue what has not started."""
@@ -106,6 +112,7 @@ class Consumer(StartStopPart):
 
     def _stop_consuming(self) -> None:
         self._stopping.set()
+        self.is_stopping = True
         self._queues.retract()
         self.tasks.stop_consuming()
         if self._greenlet is not None and not self._greenlet.dead:
@@ -132,8 +139,11 @@ class Consumer(StartStopPart):
                 _log.info("%s is ready", self.hostname)
                 if is_first:
                     worker_ready.send(self)
+                self.problem, self.is_consuming = None, True
                 self.tasks.consume()
             except OperationalError as exc:
+                self.interruptions += self.is_consuming
+                self.problem, self.is_consuming = exc, False
                 if self.tasks.working:
                     # This is a new outage: the last connection had worked.
                     pauses.reset()

@@ -96,6 +96,8 @@ class Refusals:
     def discard(self, request: Request, why: Literal["revoked", "expired"]) -> None:
         """Settle a task that must not run; a caller that waits for its result gets the reason."""
         _log.info("Discarding %s task %s", why, request)
+        if self._state.tally is not None:
+            self._state.tally.discarded(request)
         message = request.message
         self._state.reserved.pop(request.delivery.tag, None)
         if request.settle():

@@ -422,6 +422,8 @@ class Admission:
             request.acks_late, request.settled = False, True
         # Counted under the registered name: `shadow` is whatever the sender chose.
         self._state.total[task.name] += 1
+        if self._state.tally is not None:
+            self._state.tally.received(request)
         if self._revoked.any and self._revoked.matches(message):
             self._refusals.discard(request, "revoked")
             return

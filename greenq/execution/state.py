@@ -12,6 +12,7 @@ from greenq.protocol.clock import LamportClock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from greenq.execution.tally import Tally
     from greenq.request import Request
 
 
@@ -22,6 +23,7 @@ class WorkerState:
         reserved: all unsettled requests, including running ones.
         total: how many messages of each task were taken.
         succeeded, failed, retried: how many runs ended this way.
+        tally: counts for metrics; None unless somebody may ask for them.
         lease_until_s, lease_lost_s: until when the lease certainly holds, and when it was found to
             have ended, in seconds of `now_s`.
         now_s: a clock that keeps running while the machine is suspended.
@@ -33,7 +35,7 @@ class WorkerState:
 
     __slots__ = (
         "clock", "clock_offset_s", "failed", "lease_lost_s", "lease_until_s", "now_s", "paused",
-        "reserved", "retried", "revoked", "succeeded", "total",
+        "reserved", "retried", "revoked", "succeeded", "tally", "total",
     )  # fmt: skip
 
     def __init__(
@@ -51,6 +53,7 @@ class WorkerState:
         self.succeeded = 0
         self.failed = 0
         self.retried = 0
+        self.tally: Tally | None = None
 
     def finished(self) -> int:
         """Return how many of the messages taken are settled, or given back."""

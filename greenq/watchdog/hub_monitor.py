@@ -69,7 +69,8 @@ class HubMonitor:
         # Set while the hub is known to be blocked; and when to log the blocker again.
         self._blocked: Blocker | None = None
         self._name_again_s = math.inf
-        # Written by the watchdog thread, read by any.
+        # Written by the watchdog thread, read by any: how often the hub was blocked, and by what.
+        self.block_count = 0
         self.blockers: deque[Blocker] = deque(maxlen=_BLOCKERS)
 
     def look(self) -> None:
@@ -123,6 +124,7 @@ class HubMonitor:
         """Log what blocks the hub, and let other workers run what waits here."""
         blocked = self._hub_thread.blocker(still_s)
         self._blocked = blocked
+        self.block_count += 1
         self.blockers.append(blocked)
         self._name_again_s = _next_naming_s(still_s)
         self._hub_thread.log(

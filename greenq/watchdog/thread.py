@@ -7,6 +7,7 @@ of this happens here, on a thread and a connection that do not need the hub.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -126,6 +127,8 @@ class Watch(StartStopPart):
         self._leases = leases
         self._guard = guard
         self._clock = clock
+        # When the thread last ran, monotonic; written by it, read by any.
+        self.turned_s = math.inf
         renew_every_s, scores_every_s = lease_s * _RENEW_AFTER, visibility_timeout_s / 4
         self.hub_thread = HubThread(blocking_task, stacks)
         self._ending = Ending(
@@ -232,6 +235,7 @@ class Watch(StartStopPart):
 
     def turn(self, *, published: bool = True) -> None:
         """Run the due duties; `published`: a message may have been published to this worker."""
+        self.turned_s = self._clock()
         self._signals.check()
         if self._clock() >= self.monitor.due_s:
             self.monitor.look()

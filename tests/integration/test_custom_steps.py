@@ -144,6 +144,7 @@ def test_graph_shows_the_own_steps_in_their_places_without_a_server() -> None:
         "Autoreloader",
         "Autoscaler",
         "Beat",
+        "Monitoring",
         "Recycle",
         "StateDB",
         "Agent",

@@ -74,6 +74,16 @@ ELSEWHERE = {
         "tests/integration/test_workflow_settings.py::"
         "test_task_store_eager_result_writes_what_ran_here"
     ),
+    "worker_health_address": (
+        "tests/integration/test_monitoring.py::"
+        "test_workers_of_one_setting_have_sockets_of_their_own"
+    ),
+    "worker_metrics_address": (
+        "tests/integration/test_monitoring.py::test_metrics_of_a_real_worker_by_all_names"
+    ),
+    "worker_metrics_names": (
+        "tests/integration/test_monitoring.py::test_metrics_of_a_real_worker_by_all_names"
+    ),
     "worker_hub_blocked_limit": (
         "tests/integration/test_always_ends.py::"
         "test_hub_that_is_blocked_for_too_long_ends_the_worker"

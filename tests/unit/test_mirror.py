@@ -117,6 +117,8 @@ ELSEWHERE: dict[str, str] = {
         "unit/watchdog/test_thread.py",
     ),
     "worker.py": "integration/test_worker.py",
+    "monitoring/step.py": "integration/test_monitoring.py",
+    "remote/queue_counts.py": "unit/cli/test_queues.py",
     # Small parts that are tested with what uses them.
     "__init__.py": "unit/test_project.py",
     "context.py": "unit/test_task.py",

@@ -112,7 +112,9 @@ def test_everything_is_installed_by_hash() -> None:
     assert [line for line in others if "apt install" not in line] == []
 
 
-@pytest.mark.parametrize("section", ["dependencies", "embedded", "deploy", "yaml"])
+@pytest.mark.parametrize(
+    "section", ["dependencies", "embedded", "deploy", "metrics", "otel", "yaml"]
+)
 def test_what_users_install_has_an_upper_bound(section: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = project.get(section) or project["optional-dependencies"][section]

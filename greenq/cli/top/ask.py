@@ -12,6 +12,8 @@ from greenq.cli import queues, show, status
 from greenq.cli.common import ask, called_roll
 from greenq.cli.top.model import Greenlets, Look
 from greenq.errors import OperationalError
+from greenq.remote.queue_counts import Look as QueuesLook
+from greenq.remote.queue_counts import from_counts
 
 if TYPE_CHECKING:
     import argparse
@@ -107,15 +109,15 @@ class Asker:
                 self._foreign.add(node)
         return replies
 
-    def _depths(self) -> queues.Look:
+    def _depths(self) -> QueuesLook:
         """Count the waiting messages without reading them."""
         broker = self._app.transport.broker
         paused = broker.paused()
         found = {
-            name: queues.from_counts(name, counts, paused.get(name))
+            name: from_counts(name, counts, paused.get(name))
             for name, counts in broker.depths(sorted(self._queues)).items()
         }
-        return queues.Look(time.monotonic(), found)
+        return QueuesLook(time.monotonic(), found)
 
     def _greenlets(
         self, chosen: str | None, statuses: Mapping[str, Any], ours: list[str]

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from greenq.cli import show, status
-from greenq.cli.queues import Look as QueuesLook
-from greenq.cli.queues import Takers, change_per_s
+from greenq.cli.queues import Takers
+from greenq.remote.queue_counts import Look as QueuesLook
+from greenq.remote.queue_counts import change_per_s
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from greenq.cli.queues import Queue
+    from greenq.remote.queue_counts import Queue
 
 # How many samples the charts keep: more than the widest terminal shows.
 _HISTORY: Final = 400

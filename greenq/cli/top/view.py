@@ -14,8 +14,8 @@ from greenq.cli.top.model import KINDS, sparkline
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from greenq.cli.queues import Queue
     from greenq.cli.top.model import Picture, Task, Worker
+    from greenq.remote.queue_counts import Queue
 
     Cell = str | Text
 

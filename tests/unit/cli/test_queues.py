@@ -8,17 +8,10 @@ import pytest
 
 from greenq.cli.bindings import Binding, parsed
 from greenq.cli.purge import described, total
-from greenq.cli.queues import (
-    Look,
-    Queue,
-    change_per_s,
-    from_counts,
-    headings,
-    row,
-    takers,
-)
+from greenq.cli.queues import headings, row, takers
 from greenq.cli.queues import total as total_of
 from greenq.protocol.keys import SEP
+from greenq.remote.queue_counts import Look, Queue, change_per_s, from_counts
 from greenq.transport.members import Roll
 
 MAIL = from_counts(

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from greenq.cli import top
-from greenq.cli.queues import Look as QueuesLook
-from greenq.cli.queues import Takers, from_counts
+from greenq.cli.queues import Takers
 from greenq.cli.top import ask as top_ask
 from greenq.cli.top.ask import Asker, Sampler
 from greenq.cli.top.keyboard import read_keys
@@ -30,6 +29,8 @@ from greenq.cli.top.model import (
 from greenq.cli.top.view import View, draw, lag, rate
 from greenq.errors import ConnectionLost
 from greenq.events.cluster_state import State
+from greenq.remote.queue_counts import Look as QueuesLook
+from greenq.remote.queue_counts import from_counts
 from greenq.transport.members import Roll
 from tests.support import wait_until
 

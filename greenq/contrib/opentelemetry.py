@@ -1,0 +1,230 @@
+"""OpenTelemetry: one trace from the sender through the queue to the task and what it sends.
+
+    from greenq.contrib.opentelemetry import instrument
+
+    instrument()
+
+Call it once in each process, senders and workers alike, after the tracer provider is set up. The
+context travels in the message's headers, in the form in which Celery's instrumentation writes and
+reads it, so a trace goes through Celery's clients and workers, too. It uses greenq's signals:
+without `instrument`, nothing is paid.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from greenq import __version__
+from greenq.signals import (
+    after_task_publish,
+    before_task_publish,
+    task_failure,
+    task_postrun,
+    task_prerun,
+    task_retry,
+)
+from greenq.states import SUCCESS
+from greenq.task import classes
+
+try:
+    from opentelemetry import context as contexts
+    from opentelemetry import metrics, propagate, trace
+    from opentelemetry.propagators.textmap import Getter
+    from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+except ModuleNotFoundError as exc:
+    raise ImportError(
+        "greenq.contrib.opentelemetry needs OpenTelemetry: pip install 'greenq[otel]'"
+    ) from exc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextvars import Token
+
+_SYSTEM: Final = "redis"
+
+# Upper bounds that the semantic conventions recommend, in seconds.
+_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+
+# Sendings under way; one whose end is never announced, since it failed, is ended when others come.
+_MOST_SENDING: Final = 1000
+
+_UID: Final = "greenq.contrib.opentelemetry"
+
+
+class _Run(NamedTuple):
+    """A task's run: its span, how to leave its context, and when it began (monotonic)."""
+
+    span: Span
+    token: Token[Any]
+    began_s: float
+
+
+# The run in this greenlet; each run has a context of its own.
+_current: ContextVar[_Run | None] = ContextVar("greenq_otel_run", default=None)
+
+
+class _Headers(Getter[Any]):
+    """Reads the trace's context from a task's request; headers of other types are not ours."""
+
+    def get(self, carrier: Any, key: str) -> list[str] | None:
+        value = carrier.get(key)
+        return [value] if isinstance(value, str) else None
+
+    def keys(self, carrier: Any) -> list[str]:
+        return [name for name in carrier.headers or () if isinstance(name, str)]
+
+
+class _Instrumentation:
+    """The receivers of the signals."""
+
+    def __init__(self, tracer_provider: Any, meter_provider: Any) -> None:
+        self._tracer = trace.get_tracer(_UID, __version__, tracer_provider)
+        meter = metrics.get_meter(_UID, __version__, meter_provider)
+        self._duration = meter.create_histogram(
+            "messaging.process.duration",
+            unit="s",
+            description="Duration of processing a message.",
+            explicit_bucket_boundaries_advisory=_BUCKETS,
+        )
+        self._sent = meter.create_counter(
+            "messaging.client.sent.messages",
+            unit="{message}",
+            description="Number of messages sent.",
+        )
+        self._sending: OrderedDict[tuple[str, int], Span] = OrderedDict()
+        self._getter = _Headers()
+
+    def signals(self) -> Iterator[tuple[Any, Any]]:
+        """Yield each signal with its receiver."""
+        yield before_task_publish, self.sending
+        yield after_task_publish, self.sent
+        yield task_prerun, self.starts
+        yield task_failure, self.failed
+        yield task_retry, self.retried
+        yield task_postrun, self.ended
+
+    # --- sending ----------------------------------------------------------------------------------
+
+    def sending(self, sender: str, headers: dict[str, Any], routing_key: str, **_: Any) -> None:
+        """Start the span of a message, and put its context into the headers."""
+        task_id = str(headers.get("id"))
+        span = self._tracer.start_span(
+            f"send {routing_key}",
+            kind=SpanKind.PRODUCER,
+            attributes=_attributes("send", routing_key, task_id, sender)
+            | {"celery.action": "apply_async"},
+        )
+        propagate.inject(headers, trace.set_span_in_context(span))
+        self._sending[task_id, id(headers)] = span
+        if len(self._sending) > _MOST_SENDING:
+            _key, lost = self._sending.popitem(last=False)
+            lost.set_status(Status(StatusCode.ERROR, "not sent"))
+            lost.end()
+
+    def sent(self, sender: str, headers: dict[str, Any], routing_key: str, **_: Any) -> None:
+        """End the span of a message."""
+        span = self._sending.pop((str(headers.get("id")), id(headers)), None)
+        if span is not None:
+            span.end()
+            self._sent.add(1, _dimensions("send", routing_key, sender))
+
+    # --- a run ------------------------------------------------------------------------------------
+
+    def starts(self, task: Any, task_id: str, **_: Any) -> None:
+        """Start the span of a run, in the context that the message brought."""
+        request = task.request
+        queue = (request.delivery_info or {}).get("routing_key") or ""
+        attributes = _attributes("process", queue, task_id, task.name) | {"celery.action": "run"}
+        if request.retries:
+            attributes["celery.retries"] = request.retries
+        span = self._tracer.start_span(
+            f"process {queue}" if queue else f"process {task.name}",
+            context=propagate.extract(request, getter=self._getter),
+            kind=SpanKind.CONSUMER,
+            attributes=attributes,
+        )
+        token = contexts.attach(trace.set_span_in_context(span))
+        _current.set(_Run(span, token, time.monotonic()))
+
+    def failed(self, sender: Any, exception: BaseException, **_: Any) -> None:
+        """Note why a run failed; an expected exception is recorded and is no error."""
+        run = _current.get()
+        if run is None:
+            return
+        run.span.record_exception(exception)
+        if not isinstance(exception, classes(sender.throws)):
+            run.span.set_attribute("error.type", type(exception).__qualname__)
+            run.span.set_status(Status(StatusCode.ERROR, str(exception)))
+
+    def retried(self, reason: object, **_: Any) -> None:
+        """Note why a run is repeated."""
+        run = _current.get()
+        if run is not None:
+            run.span.set_attribute("celery.retry.reason", str(reason))
+
+    def ended(self, task: Any, state: str | None, **_: Any) -> None:
+        """End the span of a run."""
+        run = _current.get()
+        if run is None:
+            return
+        _current.set(None)
+        request = task.request
+        queue = (request.delivery_info or {}).get("routing_key") or ""
+        dimensions = _dimensions("process", queue, task.name)
+        if state is not None:
+            run.span.set_attribute("celery.state", state)
+            if state != SUCCESS:
+                dimensions["celery.state"] = state
+        contexts.detach(run.token)
+        run.span.end()
+        self._duration.record(time.monotonic() - run.began_s, dimensions)
+
+
+_active: _Instrumentation | None = None
+
+
+def instrument(*, tracer_provider: Any = None, meter_provider: Any = None) -> None:
+    """Trace what this process sends and runs; calling it again replaces the providers.
+
+    Args:
+        tracer_provider, meter_provider: None takes the global ones.
+    """
+    global _active
+    uninstrument()
+    _active = _Instrumentation(tracer_provider, meter_provider)
+    for signal, receiver in _active.signals():
+        signal.connect(receiver, weak=False, dispatch_uid=_UID)
+
+
+def uninstrument() -> None:
+    """Trace no more."""
+    global _active
+    if _active is not None:
+        for signal, _receiver in _active.signals():
+            signal.disconnect(dispatch_uid=_UID)
+        _active = None
+
+
+def _attributes(operation: str, queue: str, task_id: str, task: str) -> dict[str, Any]:
+    """Return the attributes of a span: the conventions' names, and those of Celery's spans."""
+    return {
+        "messaging.operation.type": operation,
+        "messaging.message.id": task_id,
+        "celery.task_name": task,
+        **_dimensions(operation, queue, task),
+    }
+
+
+def _dimensions(operation: str, queue: str, task: str) -> dict[str, Any]:
+    """Return the attributes of a metric."""
+    found: dict[str, Any] = {
+        "messaging.system": _SYSTEM,
+        "messaging.operation.name": operation,
+        "celery.task_name": task,
+    }
+    if queue:
+        found["messaging.destination.name"] = queue
+    return found

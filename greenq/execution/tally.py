@@ -1,0 +1,122 @@
+"""Counts for metrics: what became of the tasks, how long they ran, how long they waited.
+
+Kept only while somebody may ask for them. They are written by the hub on the path of every task,
+so they are a few additions each; whoever reads them does the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+from greenq.errors import Reject
+from greenq.protocol.ids import sent_at
+from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, SUCCESS
+
+if TYPE_CHECKING:
+    from greenq.request import Request
+
+# Upper bounds of the buckets in seconds; those up to 10 are what Prometheus clients use by default.
+RUNTIMES_S: Final = (
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    30.0, 60.0, 300.0, 1800.0,
+)  # fmt: skip
+WAITS_S: Final = (
+    0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0,
+)  # fmt: skip
+
+# The states in which a run ends.
+STATES: Final = (SUCCESS, FAILURE, RETRY, REVOKED, REJECTED, IGNORED)
+
+# How many pairs of task and queue, and how many kinds of failures, are told apart. Queues may be
+# added from outside, and exceptions have whatever names a task's libraries give them.
+MOST_SERIES: Final = 1000
+OTHER: Final = "other"
+
+_TAG: Final = b'"delivery_tag": "'
+_TAG_CHARS: Final = 36
+
+
+class Series:
+    """Counts of one task in one queue.
+
+    Attributes:
+        received: how many messages were taken.
+        ended: by state, how many runs ended.
+        runtime_s, wait_s: sums.
+        runtimes, waits: by bucket; the last one holds everything above.
+        prefetch_s: how long the last one waited here for its start.
+    """
+
+    __slots__ = ("ended", "prefetch_s", "received", "runtime_s", "runtimes", "wait_s", "waits")
+
+    def __init__(self) -> None:
+        """Start at zero, in all states: the first failure is then an increase."""
+        self.received = 0
+        self.ended = dict.fromkeys(STATES, 0)
+        self.runtime_s = self.wait_s = self.prefetch_s = 0.0
+        self.runtimes = [0] * (len(RUNTIMES_S) + 1)
+        self.waits = [0] * (len(WAITS_S) + 1)
+
+
+class Tally:
+    """Counts by task and queue; the names of tasks are those that are registered here.
+
+    Attributes:
+        series: by task and queue.
+        failures: by task, queue and exception.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.series: dict[tuple[str, str], Series] = {}
+        self.failures: Counter[tuple[str, str, str]] = Counter()
+
+    def received(self, request: Request) -> None:
+        """Count a message that was taken."""
+        key = request.task.name, request.delivery.queue
+        (self.series.get(key) or self._new(key)).received += 1
+
+    def ended(self, request: Request, state: str, value: Any, runtime_s: float) -> None:
+        """Count a run that has ended in `state` with `value`."""
+        key = request.task.name, request.delivery.queue
+        series = self.series.get(key) or self._new(key)
+        if state == FAILURE and isinstance(value, Reject):
+            state = REJECTED
+        series.ended[state] += 1
+        series.runtime_s += runtime_s
+        series.runtimes[bisect_left(RUNTIMES_S, runtime_s)] += 1
+        raw = request.delivery.raw
+        # Taken out of the text: parsing the envelope again would take longer than all the rest.
+        place = raw.rfind(_TAG) + len(_TAG)
+        # Those with an ETA wait on purpose.
+        if raw[place + 14 : place + 15] == b"7" and request.message.eta is None:
+            sent_s = sent_at(raw[place : place + _TAG_CHARS].decode("ascii", "replace"))
+            if sent_s is not None:
+                wait_s = max(0.0, time.time() - runtime_s - sent_s)
+                series.wait_s += wait_s
+                series.waits[bisect_left(WAITS_S, wait_s)] += 1
+        if request.started_s is not None:
+            series.prefetch_s = max(0.0, request.started_s - request.taken_s)
+        if state == FAILURE:
+            self._failed(key, type(value).__name__)
+
+    def discarded(self, request: Request) -> None:
+        """Count a message that was revoked or has expired before its run."""
+        key = request.task.name, request.delivery.queue
+        (self.series.get(key) or self._new(key)).ended[REVOKED] += 1
+
+    def _new(self, key: tuple[str, str]) -> Series:
+        if len(self.series) >= MOST_SERIES:
+            key = OTHER, OTHER
+        return self.series.setdefault(key, Series())
+
+    def _failed(self, key: tuple[str, str], exception: str) -> None:
+        if key not in self.series:
+            key = OTHER, OTHER
+        found = (*key, exception)
+        if len(self.failures) >= MOST_SERIES and found not in self.failures:
+            found = OTHER, OTHER, OTHER
+        self.failures[found] += 1
