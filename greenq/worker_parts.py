@@ -35,8 +35,12 @@ from greenq.hub import Hub, Signals
 from greenq.pool import Pool
 from greenq.protocol.serialize import accepted
 from greenq.sending.routing import select_queues, worker_direct
+from greenq.supervision.controller import Processes
+from greenq.supervision.sizing import Rules
+from greenq.supervision.supervisor import membership
 from greenq.timer import Timer
 from greenq.transport.fetch import Fetcher
+from greenq.transport.group_store import GroupStore
 from greenq.transport.leases import Leases
 from greenq.transport.mailbox import Mailbox
 from greenq.transport.outbox import Outbox
@@ -64,6 +68,7 @@ class WorkerOptions:
         exclude_queues: queues not to take from.
         concurrency: the number of tasks at once; None means the setting.
         autoscale: (most, least) instead of a fixed concurrency.
+        processes: (most, least) processes of the supervisord group; None leaves them alone.
         hostname: the node name, ``greenq@host`` by default.
         task_events: whether to send task events; None means the setting.
         mingle, gossip, heartbeat: whether the consumer has these steps.
@@ -77,6 +82,7 @@ class WorkerOptions:
     exclude_queues: tuple[str, ...] = ()
     concurrency: int | None = None
     autoscale: tuple[int, int] | None = None
+    processes: tuple[int, int] | None = None
     hostname: str | None = None
     task_events: bool | None = None
     mingle: bool = True
@@ -114,7 +120,7 @@ class Parts:
         owner: this incarnation of the worker as an owner of messages.
         started_s: when the worker was made, seconds of the monotonic clock.
         life: stops the worker.
-        autoscaler, beat, mingle, gossip, control, heart: None if switched off.
+        autoscaler, processes, beat, mingle, gossip, control, heart: None if switched off.
     """
 
     app: Greenq
@@ -134,6 +140,7 @@ class Parts:
     tasks: Tasks
     queues: QueueSet
     autoscaler: Autoscaler | None
+    processes: Processes | None
     beat: Beat | None
     connection: Connection
     mingle: Mingle | None
@@ -208,6 +215,7 @@ def build_blueprint(
         parts.outbox,
         parts.pool,
         parts.autoscaler or DisabledPart(Autoscaler),
+        parts.processes or DisabledPart(Processes),
         parts.beat or DisabledPart(Beat),
         consumer,
         *custom(parts.app.steps["worker"], worker, options.step_options),
@@ -263,6 +271,7 @@ class _Builder:
             tasks=self.tasks,
             queues=self.queues,
             autoscaler=self.autoscaler,
+            processes=self.processes,
             beat=self.beat,
             connection=self.connection,
             mingle=self.mingle,
@@ -495,6 +504,36 @@ class _Builder:
             keepalive_s=self.config.worker.worker_autoscale_keepalive,
             interval_s=self.config.worker.worker_autoscale_interval,
             backlog=self.tasks.backlog,
+        )
+
+    @cached_property
+    def processes(self) -> Processes | None:
+        if self.options.processes is None:
+            return None
+        config, (most, least) = self.config.worker, self.options.processes
+        place = membership()
+        interval_s = config.worker_processes_interval
+        store = GroupStore(
+            self.transport.client,
+            self.transport.keys,
+            group=place.fingerprint(self.owner.where),
+            process=place.process,
+            interval_s=interval_s,
+        )
+        return Processes(
+            place,
+            store,
+            rules=Rules(
+                most=most,
+                least=least,
+                grow_after_s=config.worker_processes_grow_after,
+                keepalive_s=config.worker_processes_keepalive,
+            ),
+            interval_s=interval_s,
+            pool=self.pool,
+            tasks=self.tasks,
+            broker=self.transport.broker,
+            queues=lambda: self.fetcher.queues,
         )
 
     @cached_property

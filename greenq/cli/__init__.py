@@ -140,7 +140,12 @@ _COMMANDS = (
         extended=True,
     ),
     _Command(
-        "deploy", "write a configuration file that runs workers in production", "greenq.cli.deploy"
+        "deploy", "write a configuration that runs workers, or restart them", "greenq.cli.deploy"
+    ),
+    _Command(
+        "supervisor-listener",
+        "restart mute or large workers, started by supervisord",
+        "greenq.cli.supervisor_listener",
     ),
     _Command("shell", "open a Python prompt with the app loaded", "greenq.cli.shell"),
     _Command("demo", "watch 5,000 web requests run as tasks", "greenq.cli.demo", patched=True),

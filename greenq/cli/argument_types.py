@@ -18,6 +18,7 @@ _DURATIONS: Final = {
     "h": timedelta(hours=1),
     "d": timedelta(days=1),
 }
+_SIZES: Final = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -54,6 +55,14 @@ def seconds(text: str) -> float:
     if not 0 < found < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return found
+
+
+def size(text: str) -> int:
+    """Read an amount of memory in bytes: ``500M`` or ``2G``."""
+    unit = _SIZES.get(text[-1:].upper())
+    if unit is None or not text[:-1].isdecimal() or int(text[:-1]) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory, such as 500M or 2G")
+    return int(text[:-1]) * unit
 
 
 def duration(text: str) -> timedelta:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenq.errors import OperationalError
 from greenq.protocol.mailbox import EXCHANGE
-from greenq.transport.owner import Owner
+from greenq.transport.owner import Owner, here
 
 if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
@@ -180,6 +180,23 @@ def look_around(client: Client, keys: Keys, clock: int) -> tuple[set[str], int]:
     # A server without memory refuses the clock; that must not hide who is alive.
     highest = 0 if isinstance(rest[-1], OperationalError) else int(float(rest[-1] or 0))
     return _parse_living(leases, float(clock_now[0])), highest
+
+
+def nodes_here(client: Client, keys: Keys) -> dict[int, str]:
+    """Return the nodes of this machine whose lease holds, by process id.
+
+    Raises:
+        OperationalError: the server is lost, or refuses to answer.
+    """
+    with client.pooled(_TIMEOUT_S) as connection:
+        seconds, leases = connection.pipeline(
+            [("TIME",), ("ZRANGE", keys.leases, 0, -1, "WITHSCORES")]
+        )
+    ends = zip(leases[::2], leases[1::2], strict=True)
+    held = [member for member, end in ends if float(end) > float(seconds[0])]
+    owners = [Owner.parse(member.decode(errors="replace")) for member in held]
+    machine = here()
+    return {owner.pid: owner.node for owner in owners if machine and owner.where == machine}
 
 
 def _parse_living(leases: list[bytes], now: float) -> set[str]:

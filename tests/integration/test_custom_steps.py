@@ -139,7 +139,7 @@ def test_graph_shows_the_own_steps_in_their_places_without_a_server() -> None:
     assert consumer.index("Tasks") < consumer.index("ReadyFile")
     # Their options are not given, nor those of two of greenq's own.
     off = {step["name"] for part in shown.values() for step in part if not step["included"]}
-    assert off == {"Autoscaler", "Beat", "Agent", "Health", "ReadyFile"}
+    assert off == {"Autoscaler", "Processes", "Beat", "Agent", "Health", "ReadyFile"}
     assert all(step["description"] for part in shown.values() for step in part)
 
 
