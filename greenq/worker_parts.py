@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from greenq.adaptive import Adaptive
 from greenq.autoscale import Autoscaler
 from greenq.beat.step import Beat
 from greenq.bootsteps.blueprint import Blueprint, DisabledPart, custom
@@ -504,6 +505,8 @@ class _Builder:
             keepalive_s=self.config.worker.worker_autoscale_keepalive,
             interval_s=self.config.worker.worker_autoscale_interval,
             backlog=self.tasks.backlog,
+            adaptive=Adaptive() if self.config.worker.worker_autoscale_adaptive else None,
+            ended=lambda: (self.state.ended, self.state.ended_s),
         )
 
     @cached_property

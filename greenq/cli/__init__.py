@@ -122,6 +122,7 @@ _COMMANDS = (
         "greenq.cli.remote",
         "greenq.cli.remote:add_control_options",
     ),
+    _Command("autoscale", "show the decisions of the autoscalers", "greenq.cli.autoscale"),
     _Command("top", "watch workers, queues, tasks and greenlets on one screen", "greenq.cli.top"),
     _Command("events", "watch tasks and workers", "greenq.cli.events"),
     _Command("queues", "show depth, consumers and growth of queues", "greenq.cli.queues"),

@@ -70,7 +70,7 @@ def _add_writer(kinds: Any, what: str, text: str) -> None:
         add("--directory", type=plain, default=str(Path.cwd()), metavar="DIR",
             help="the folder that contains the app (default: this one)")  # fmt: skip
         add("--user", type=plain, default="greenq", help="runs the workers (default greenq)")
-        add("--command", type=plain, default=_command(), metavar="PATH",
+        add("--binary", type=plain, default=_binary(), metavar="PATH",
             help="the greenq command (default: this one)")  # fmt: skip
     if what == "docker":
         add("--python", type=plain, default="3.12", metavar="VERSION",
@@ -108,7 +108,7 @@ def plain(text: str) -> str:
     return text
 
 
-def _command() -> str:
+def _binary() -> str:
     """Return the path of this greenq command."""
     return shutil.which("greenq") or str(Path(sys.executable).with_name("greenq"))
 
@@ -137,7 +137,7 @@ def file(what: str, options: Mapping[str, Any]) -> str:
     if what == "supervisord":
         return _supervisord(text, app, options.get("processes"))
     replaced = {
-        "/srv/proj/.venv/bin/greenq": options.get("command"),
+        "/srv/proj/.venv/bin/greenq": options.get("binary"),
         "/srv/proj": options.get("directory"),
         "User=greenq": options.get("user") and f"User={options['user']}",
         "python:3.12": options.get("python") and f"python:{options['python']}",
@@ -156,8 +156,8 @@ def _supervisord(text: str, app: str | None, processes: tuple[int, int] | None) 
     if processes is not None:
         most, least = processes
         text = text.replace(f"--processes {_PROCESSES}", f"--processes {most},{least}")
-        text = text.replace("numprocs=1\n", f"numprocs={least}\n")
         text = text.replace("numprocs=3\n", f"numprocs={most - least}\n")
+        text = text.replace("numprocs=1\n", f"numprocs={least}\n", 1)
         if most == least:
             # A program needs at least one process.
             text = re.sub(r"(?ms)^\[program:greenq-more\].*?^(?=; ---)", "", text)
@@ -231,7 +231,7 @@ def _supervisor(url: str | None, configuration: Path | None) -> Supervisor:
     if url:
         return supervisor_at(url)
     path = configuration or Path("supervisord.conf")
-    parser = configparser.RawConfigParser(inline_comment_prefixes=(" ;",), strict=False)
+    parser = configparser.RawConfigParser(inline_comment_prefixes=(";",), strict=False)
     try:
         parser.read_string(path.read_text("utf-8"))
         section = dict(parser["supervisorctl"])

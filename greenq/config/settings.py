@@ -525,6 +525,12 @@ class WorkerConfig(Section):
         "greenq's own. Time between two autoscaling decisions.",
         unit="s",
     )
+    worker_autoscale_adaptive: bool = _setting(
+        validators.flag(),
+        False,
+        "greenq's own. With --autoscale: find out how many tasks at once pay, and use no more, "
+        "for downstream services that answer no faster when asked more at once.",
+    )
     worker_processes_interval: float = _setting(
         validators.seconds(zero_ok=False),
         2.0,

@@ -22,6 +22,7 @@ class WorkerState:
         reserved: all unsettled requests, including running ones.
         total: how many messages of each task were taken.
         succeeded, failed, retried: how many runs ended this way.
+        ended, ended_s: how many runs ended in any way, and how long they took together.
         lease_until_s, lease_lost_s: until when the lease certainly holds, and when it was found to
             have ended, in seconds of `now_s`.
         now_s: a clock that keeps running while the machine is suspended.
@@ -32,8 +33,8 @@ class WorkerState:
     """
 
     __slots__ = (
-        "clock", "clock_offset_s", "failed", "lease_lost_s", "lease_until_s", "now_s", "paused",
-        "reserved", "retried", "revoked", "succeeded", "total",
+        "clock", "clock_offset_s", "ended", "ended_s", "failed", "lease_lost_s", "lease_until_s",
+        "now_s", "paused", "reserved", "retried", "revoked", "succeeded", "total",
     )  # fmt: skip
 
     def __init__(self, now_s: Callable[[], float] = boottime) -> None:
@@ -49,6 +50,8 @@ class WorkerState:
         self.succeeded = 0
         self.failed = 0
         self.retried = 0
+        self.ended = 0
+        self.ended_s = 0.0
 
     def surely_holds(self, request: Request) -> bool:
         """Return whether the lease has held without a break since `request` was taken.

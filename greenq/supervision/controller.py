@@ -37,6 +37,9 @@ _log = logging.getLogger(__name__)
 # How many changes the history keeps.
 _HISTORY: Final = 1000
 
+# How many of them `stats` shows.
+_SHOWN: Final = 20
+
 # At the end there is at most one call to the server and one to supervisord to finish.
 _STOP_S: Final = 15.0
 
@@ -145,6 +148,10 @@ class Processes(StartStopPart):
             "max": self.rules.most,
             "min": self.rules.least,
             "leads": self.leads,
+            "changes": [
+                {"at": at_s, "workers": workers, "change": change, "reason": reason}
+                for at_s, workers, change, reason in list(self.history)[-_SHOWN:]
+            ],
         }
 
     def _run(self) -> None:

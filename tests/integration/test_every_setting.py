@@ -43,6 +43,10 @@ NAMES = [each.name for part in SECTIONS.values() for each in dataclasses.fields(
 
 # Setting -> file and test. The file names the setting.
 ELSEWHERE = {
+    "worker_autoscale_adaptive": (
+        "tests/integration/test_adaptive.py::"
+        "test_a_saturated_service_limits_the_pool_if_the_setting_says_so"
+    ),
     **dict.fromkeys(
         (
             "worker_processes_interval",

@@ -28,7 +28,6 @@ ELSEWHERE: dict[str, str] = {
     "cli/demo/http_server.py": "integration/test_demo.py",
     "cli/demo/run.py": "integration/test_demo.py",
     "cli/demo/sender.py": "integration/test_demo.py",
-    "cli/deploy.py": "integration/test_supervisor.py",
     "cli/events.py": "integration/test_events_receiver.py",
     "cli/events_live.py": "integration/test_events_receiver.py",
     "cli/graph.py": "integration/test_cli_cluster.py",

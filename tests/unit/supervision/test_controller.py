@@ -230,9 +230,11 @@ def test_there_are_never_more_processes_than_cores() -> None:
     lab.run(20)
 
     assert lab.done == []
-    assert lab.controller.info() == {
-        "group": "g", "process": "a", "max": 1, "min": 1, "leads": True,
-    }  # fmt: skip
+    info = lab.controller.info()
+    assert (info.pop("changes"), info) == (
+        [{"at": lab.controller.history[0].at_s, "workers": 1, "change": 0, "reason": "steady"}],
+        {"group": "g", "process": "a", "max": 1, "min": 1, "leads": True},
+    )
 
 
 def test_the_history_has_each_change_with_its_reason() -> None:
