@@ -7,6 +7,7 @@ the operating system gives to other processes.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ class HubTime:
         self._hub = hub
         # The time of the loop's own greenlet, and since when it counts.
         self._loop_s = self._began_s = 0.0
+        # When `times` was last asked.
+        self._asked_s = -math.inf
         self._switched_s = 0.0
         self._trace: Any = None
         self._previous: Any = None
@@ -80,9 +83,15 @@ class HubTime:
     def times(self) -> tuple[float, float]:
         """Return the seconds since `start`, and in how many of them some greenlet has run.
 
-        For the rest of the time the loop waited or looked for events. Ask in a greenlet.
+        For the rest of the time the loop waited or looked for events. For one greenlet to ask, which
+        waits in between: if no switch was seen, another tracer has taken the place of this one, and
+        nothing counts.
         """
-        since_s = self._clock() - self._began_s
+        now = self._clock()
+        if self._switched_s <= self._asked_s:
+            self._loop_s += now - self._asked_s
+        self._asked_s = now
+        since_s = now - self._began_s
         return since_s, since_s - self._loop_s
 
     def hub_s_of(self, request: Request) -> float:

@@ -219,3 +219,22 @@ def test_times_tell_the_loop_from_the_greenlets() -> None:
         assert times.times() == (5.5, 1.5)
     finally:
         times.stop()
+
+
+def test_time_in_which_another_tracer_sees_the_switches_does_not_count() -> None:
+    clock = Clock()
+    times = HubTime(FakeRequest, hub=object(), clock=clock)
+
+    def work() -> None:
+        clock.now_s += 1.0
+
+    times.start()
+    try:
+        clock.now_s += 1.0
+        greenlet.greenlet(work).switch()
+        assert times.times() == (2.0, 2.0)
+        greenlet.settrace(lambda *_switch: None)
+        greenlet.greenlet(work).switch()
+        assert times.times() == (3.0, 2.0)
+    finally:
+        greenlet.settrace(None)
