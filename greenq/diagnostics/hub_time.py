@@ -83,9 +83,9 @@ class HubTime:
     def times(self) -> tuple[float, float]:
         """Return the seconds since `start`, and in how many of them some greenlet has run.
 
-        For the rest of the time the loop waited or looked for events. For one greenlet to ask, which
-        waits in between: if no switch was seen, another tracer has taken the place of this one, and
-        nothing counts.
+        For the rest of the time the loop waited or looked for events. For one greenlet to ask,
+        which waits in between: if no switch was seen, another tracer has taken the place of this
+        one, and nothing counts.
         """
         now = self._clock()
         if self._switched_s <= self._asked_s:
