@@ -108,6 +108,7 @@ class Judge:
     def _note(self, now_s: float, seen: Collection[Seen]) -> None:
         pids = {each.pid for each in seen}
         self._known &= pids
+        self._said &= pids
         self._silent_since = {
             each.pid: self._silent_since.get(each.pid, now_s) for each in seen if not each.answers
         }
