@@ -2,6 +2,7 @@
 
 The decision is a pure function of numbers (`decide`). It is made at every tick, and at once when a
 take leaves messages behind. It only resizes the pool; how much is taken follows the pool's size.
+With `worker_autoscale_adaptive`, more slots than pay are not used (greenq/adaptive.py).
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from greenq.adaptive import Look
 from greenq.bootsteps.blueprint import StartStopPart
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from greenq.adaptive import Adaptive
     from greenq.hub import Hub
     from greenq.pool import Pool
     from greenq.timer import Entry, Timer
@@ -108,6 +111,8 @@ class Autoscaler(StartStopPart):
         keepalive_s: float,
         interval_s: float,
         backlog: Callable[[], int],
+        adaptive: Adaptive | None = None,
+        ended: Callable[[], tuple[int, float]] = lambda: (0, 0.0),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Resize `pool` between `least` and `most`.
@@ -116,6 +121,8 @@ class Autoscaler(StartStopPart):
             keepalive_s: how long an unneeded size is kept.
             interval_s: seconds between ticks.
             backlog: returns the number of messages waiting here and in the queues; must not wait.
+            adaptive: finds out how many slots pay; None uses all that are needed.
+            ended: returns how many tasks have ended, and for how long all of them have run.
             clock: monotonic time in seconds.
         """
         self.most, self.least = most, least
@@ -123,6 +130,7 @@ class Autoscaler(StartStopPart):
         self._pool, self._timer, self._hub = pool, timer, hub
         self._keepalive_s, self._interval_s = keepalive_s, interval_s
         self._backlog, self._clock = backlog, clock
+        self._adaptive, self._ended = adaptive, ended
         # Needs seen within the keepalive as (expiry, slots), most slots first.
         self._needs: deque[tuple[float, int]] = deque()
         self._entry: Entry | None = None
@@ -145,6 +153,8 @@ class Autoscaler(StartStopPart):
     def tick(self) -> None:
         """Decide and resize. Switches: no."""
         load = self._load()
+        if self._adaptive is not None:
+            load = self._adapt(self._adaptive, load)
         decision = decide(load)
         last = self.history[-1] if self.history else None
         if last is None or (decision.size, decision.reason) != (last.size, last.reason):
@@ -172,15 +182,17 @@ class Autoscaler(StartStopPart):
         while self._needs and self._needs[-1][1] <= need:
             self._needs.pop()
         self._needs.append((now + self._keepalive_s, need))
-        return Load(
-            size=load.size,
-            running=load.running,
-            backlog=load.backlog,
-            recent_need=self._needs[0][1],
-            least=self.least,
-            most=self.most,
-            lag_s=load.lag_s,
-        )
+        return replace(load, recent_need=self._needs[0][1])
+
+    def _adapt(self, adaptive: Adaptive, load: Load) -> Load:
+        """Lower the maximum to what pays."""
+        look = Look(self._clock(), load.size, load.running, load.backlog, *self._ended())
+        found = adaptive.look(look, self.most, self.least)
+        most = adaptive.limit(self.most, self.least)
+        if found is not None:
+            _log.info("pool limited to %d: %s", most, found)
+            self.history.append(Record(time.time(), load.backlog, load.running, most, found))
+        return replace(load, most=most)
 
     def info(self) -> dict[str, object]:
         """Return the limits and the pool's size."""

@@ -70,6 +70,10 @@ class EmbeddedServerError(GreenqError):
     """The embedded Valkey is not installed, or did not start."""
 
 
+class SupervisorError(GreenqError):
+    """supervisord is missing, does not answer, or refuses a request."""
+
+
 class ImportedTooEarly(GreenqError):
     """Modules had imported blocking functions of the standard library before gevent patched it."""
 

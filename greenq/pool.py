@@ -162,7 +162,7 @@ class Pool(StartStopPart):
         self.abandoned = abandoned
         self._greenlets = gevent.pool.Pool(greenlet_class=PoolGreenlet)
         # How long each running request has held the hub.
-        self.hub_time = HubTime(PoolGreenlet)
+        self.hub_time = HubTime(PoolGreenlet, hub=gevent.get_hub())
         # gevent calls this to find out which greenlet a timeout interrupts.
         gevent.timeout.getcurrent = _find_interruptible  # type: ignore[attr-defined]
         self._loop = gevent.get_hub().loop

@@ -72,9 +72,10 @@ def _end_child(entry: Entry) -> None:
 class Worker:
     """A worker of an app, in this process.
 
-    Its blueprint starts Timer, Hub, Monitoring, Watch, Outbox, Pool, Autoscaler, Beat, Consumer, in
-    this order, and stops them in reverse: first taking stops, then the running tasks end, then
-    their outcomes are written, then the lease is given up.
+    Its blueprint starts Timer, Hub, Monitoring, Watch, Outbox, Pool, Autoreloader, Autoscaler,
+    Processes, Beat, Recycle, StateDB, Consumer, in this order, and stops them in reverse: first
+    taking stops, then the running tasks end, then their outcomes are written, then the lease is
+    given up.
 
     Attributes:
         parts: everything it is made of.

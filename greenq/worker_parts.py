@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from greenq.adaptive import Adaptive
 from greenq.autoreload import Autoreloader
 from greenq.autoscale import Autoscaler
 from greenq.beat.step import Beat
@@ -40,8 +41,12 @@ from greenq.pool import Pool
 from greenq.protocol.serialize import accepted
 from greenq.recycle import Limits, Recycle
 from greenq.sending.routing import select_queues, worker_direct
+from greenq.supervision.controller import Processes
+from greenq.supervision.sizing import Rules
+from greenq.supervision.supervisor import membership
 from greenq.timer import Timer
 from greenq.transport.fetch import Fetcher
+from greenq.transport.group_store import GroupStore
 from greenq.transport.leases import Leases
 from greenq.transport.mailbox import Mailbox
 from greenq.transport.members import Recycling
@@ -74,6 +79,7 @@ class WorkerOptions:
         exclude_queues: queues not to take from.
         concurrency: the number of tasks at once; None means the setting.
         autoscale: (most, least) instead of a fixed concurrency.
+        processes: (most, least) processes of the supervisord group; None leaves them alone.
         hostname: the node name, ``greenq@host`` by default.
         task_events: whether to send task events; None means the setting.
         mingle, gossip, heartbeat: whether the consumer has these steps.
@@ -88,6 +94,7 @@ class WorkerOptions:
     exclude_queues: tuple[str, ...] = ()
     concurrency: int | None = None
     autoscale: tuple[int, int] | None = None
+    processes: tuple[int, int] | None = None
     hostname: str | None = None
     task_events: bool | None = None
     mingle: bool = True
@@ -132,8 +139,8 @@ class Parts:
         owner: this incarnation of the worker as an owner of messages.
         started_s: when the worker was made, seconds of the monotonic clock.
         life: stops the worker.
-        autoreloader, autoscaler, beat, recycle, state_db, mingle, gossip, control, heart: None if
-            switched off.
+        autoreloader, autoscaler, processes, beat, recycle, state_db, mingle, gossip, control,
+            heart: None if switched off.
     """
 
     app: Greenq
@@ -154,6 +161,7 @@ class Parts:
     queues: QueueSet
     autoreloader: Autoreloader | None
     autoscaler: Autoscaler | None
+    processes: Processes | None
     beat: Beat | None
     recycle: Recycle | None
     state_db: StateDB | None
@@ -234,6 +242,7 @@ def build_blueprint(
         parts.pool,
         parts.autoreloader or DisabledPart(Autoreloader),
         parts.autoscaler or DisabledPart(Autoscaler),
+        parts.processes or DisabledPart(Processes),
         parts.beat or DisabledPart(Beat),
         parts.recycle or DisabledPart(Recycle),
         parts.state_db or DisabledPart(StateDB),
@@ -292,6 +301,7 @@ class _Builder:
             queues=self.queues,
             autoreloader=self.autoreloader,
             autoscaler=self.autoscaler,
+            processes=self.processes,
             beat=self.beat,
             recycle=self.recycle,
             state_db=self.state_db,
@@ -533,6 +543,38 @@ class _Builder:
             keepalive_s=self.config.worker.worker_autoscale_keepalive,
             interval_s=self.config.worker.worker_autoscale_interval,
             backlog=self.tasks.backlog,
+            adaptive=Adaptive() if self.config.worker.worker_autoscale_adaptive else None,
+            ended=lambda: (self.state.ended, self.state.ended_s),
+        )
+
+    @cached_property
+    def processes(self) -> Processes | None:
+        if self.options.processes is None:
+            return None
+        config, (most, least) = self.config.worker, self.options.processes
+        place = membership()
+        interval_s = config.worker_processes_interval
+        store = GroupStore(
+            self.transport.client,
+            self.transport.keys,
+            group=place.fingerprint(self.owner.where),
+            process=place.process,
+            interval_s=interval_s,
+        )
+        return Processes(
+            place,
+            store,
+            rules=Rules(
+                most=most,
+                least=least,
+                grow_after_s=config.worker_processes_grow_after,
+                keepalive_s=config.worker_processes_keepalive,
+            ),
+            interval_s=interval_s,
+            pool=self.pool,
+            tasks=self.tasks,
+            broker=self.transport.broker,
+            queues=lambda: self.fetcher.queues,
         )
 
     @cached_property

@@ -125,6 +125,7 @@ _COMMANDS = (
         "greenq.cli.remote",
         "greenq.cli.remote:add_control_options",
     ),
+    _Command("autoscale", "show the decisions of the autoscalers", "greenq.cli.autoscale"),
     _Command("top", "watch workers, queues, tasks and greenlets on one screen", "greenq.cli.top"),
     _Command("events", "watch tasks and workers", "greenq.cli.events"),
     _Command("queues", "show depth, consumers and growth of queues", "greenq.cli.queues"),
@@ -144,7 +145,12 @@ _COMMANDS = (
         extended=True,
     ),
     _Command(
-        "deploy", "write a configuration file that runs workers in production", "greenq.cli.deploy"
+        "deploy", "write a configuration that runs workers, or restart them", "greenq.cli.deploy"
+    ),
+    _Command(
+        "supervisor-listener",
+        "restart mute or large workers, started by supervisord",
+        "greenq.cli.supervisor_listener",
     ),
     _Command("shell", "open a Python prompt with the app loaded", "greenq.cli.shell"),
     _Command("demo", "watch 5,000 web requests run as tasks", "greenq.cli.demo", patched=True),

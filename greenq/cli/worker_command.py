@@ -183,6 +183,7 @@ def _worker(app: Greenq, args: argparse.Namespace, options: dict[str, Any]) -> W
             exclude_queues=tuple(args.exclude_queues),
             concurrency=args.concurrency,
             autoscale=args.autoscale,
+            processes=args.processes,
             hostname=args.hostname,
             task_events=args.task_events,
             mingle=args.mingle,
@@ -205,6 +206,10 @@ def banner(app: Greenq, worker: Worker, *, color: bool) -> str:
     size, autoscaler = f"{worker.pool.size} greenlets", worker.parts.autoscaler
     if autoscaler is not None:
         size = f"{autoscaler.least} to {autoscaler.most} greenlets, by queue depth"
+    processes = worker.parts.processes
+    if processes is not None:
+        limits = processes.rules
+        size += f", {limits.least} to {limits.most} processes, by their load"
     rows = [
         ("app", app.main),
         ("transport", transport.broker_address),

@@ -92,6 +92,12 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
         help="let the number of tasks at once follow the queue's depth",
     )
     add(
+        "--processes",
+        type=argument_types.limits,
+        metavar="MAX,MIN",
+        help="under supervisord: let the number of processes follow the load of their hubs",
+    )
+    add(
         "--prefetch-multiplier",
         type=argument_types.count,
         metavar="N",

@@ -525,6 +525,32 @@ class WorkerConfig(Section):
         "greenq's own. Time between two autoscaling decisions.",
         unit="s",
     )
+    worker_autoscale_adaptive: bool = _setting(
+        validators.flag(),
+        False,
+        "greenq's own. With --autoscale: find out how many tasks at once pay, and use no more, "
+        "for downstream services that answer no faster when asked more at once.",
+    )
+    worker_processes_interval: float = _setting(
+        validators.seconds(zero_ok=False),
+        2.0,
+        "greenq's own. With --processes: time between two reports of a process's load.",
+        unit="s",
+    )
+    worker_processes_grow_after: float = _setting(
+        validators.seconds(),
+        10.0,
+        "greenq's own. With --processes: start another process when the hubs have been saturated "
+        "for this long.",
+        unit="s",
+    )
+    worker_processes_keepalive: float = _setting(
+        validators.seconds(),
+        120.0,
+        "greenq's own. With --processes: drain a process when one less has been enough for this "
+        "long.",
+        unit="s",
+    )
     worker_send_task_events: bool = _setting(
         validators.flag(), False, "Workers publish task events, as with -E."
     )

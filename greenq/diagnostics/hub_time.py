@@ -7,6 +7,7 @@ the operating system gives to other processes.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ class HubTime:
         self,
         greenlet_class: type[Any],
         *,
+        hub: object = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Count for the greenlets of one class.
@@ -37,12 +39,18 @@ class HubTime:
         Args:
             greenlet_class: class of the pool's greenlets; their `request` is the one they run, or
                 None.
+            hub: the loop's own greenlet, which runs when no other can.
             clock: in seconds; the one that sets `Request.started_s`.
         """
         self._greenlet_class = greenlet_class
         self._clock = clock
         # None while switched off: no greenlet is then counted.
         self._counted: type[Any] | None = None
+        self._hub = hub
+        # The time of the loop's own greenlet, and since when it counts.
+        self._loop_s = self._began_s = 0.0
+        # When `times` was last asked.
+        self._asked_s = -math.inf
         self._switched_s = 0.0
         self._trace: Any = None
         self._previous: Any = None
@@ -56,7 +64,8 @@ class HubTime:
         """Start counting in this thread; a tracer that is already set is still called."""
         if self.on:
             return
-        self._switched_s = self._clock()
+        self._began_s = self._switched_s = self._clock()
+        self._loop_s = 0.0
         self._counted = self._greenlet_class
         self._previous = greenlet.gettrace()
         self._trace = self._count_switch if self._previous is None else self._chain(self._previous)
@@ -70,6 +79,20 @@ class HubTime:
         if greenlet.gettrace() is self._trace:
             greenlet.settrace(self._previous)
         self._trace = self._previous = None
+
+    def times(self) -> tuple[float, float]:
+        """Return the seconds since `start`, and in how many of them some greenlet has run.
+
+        For the rest of the time the loop waited or looked for events. For one greenlet to ask,
+        which waits in between: if no switch was seen, another tracer has taken the place of this
+        one, and nothing counts.
+        """
+        now = self._clock()
+        if self._switched_s <= self._asked_s:
+            self._loop_s += now - self._asked_s
+        self._asked_s = now
+        since_s = now - self._began_s
+        return since_s, since_s - self._loop_s
 
     def hub_s_of(self, request: Request) -> float:
         """Return how long a request has run; up to now if it is running right now."""
@@ -99,6 +122,8 @@ class HubTime:
                 if started_s is not None:
                     since_s = self._switched_s
                     request.hub_s += now - (started_s if started_s > since_s else since_s)
+        elif origin is self._hub:
+            self._loop_s += now - self._switched_s
         self._switched_s = now
 
     def _chain(self, previous: Any) -> Any:

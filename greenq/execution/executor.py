@@ -464,6 +464,8 @@ class Executor:
     def _note(self, request: Request, outcome: Outcome, runtime_s: float) -> None:
         """Count and log an outcome."""
         state, value, trace = outcome
+        self._state.ended += 1
+        self._state.ended_s += runtime_s
         if self._state.tally is not None:
             self._state.tally.ended(request, state, value, runtime_s)
         if state == SUCCESS:

@@ -208,6 +208,18 @@ class Keys:
         """Text, greenq's own: which beat with these entries does the work; expires after 10 s."""
         return f"{self.prefix}greenq.beat.leader.{schedule}"
 
+    def group_leader(self, group: str) -> str:
+        """Text, greenq's own: which worker sizes a supervisord group; expires."""
+        return f"{self.prefix}greenq.processes.leader.{group}"
+
+    def group_reports(self, group: str) -> str:
+        """Hash, greenq's own: process of a supervisord group to its load, as JSON; expires."""
+        return f"{self.prefix}greenq.processes.reports.{group}"
+
+    def group_draining(self, group: str) -> str:
+        """Set, greenq's own: the processes of a supervisord group that must drain; expires."""
+        return f"{self.prefix}greenq.processes.draining.{group}"
+
     def elected(self, election_id: str) -> str:
         """Text, greenq's own: which node acts as the winner of an election; expires after 1 h."""
         return f"{self.prefix}greenq.elected.{election_id}"

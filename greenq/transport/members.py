@@ -13,7 +13,7 @@ from greenq.errors import OperationalError
 from greenq.protocol.keys import DIRECT_SUFFIX
 from greenq.protocol.mailbox import EXCHANGE
 from greenq.transport.client import load_script
-from greenq.transport.owner import Owner
+from greenq.transport.owner import Owner, here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -185,7 +185,23 @@ def look_around(client: Client, keys: Keys, clock: int) -> tuple[set[str], int]:
             raise answer
     # A server without memory refuses the clock; that must not hide who is alive.
     highest = 0 if isinstance(rest[-1], OperationalError) else int(float(rest[-1] or 0))
-    return _parse_living(leases, float(clock_now[0])), highest
+    living = {owner.node for owner in _parse_living(leases, float(clock_now[0]))}
+    return living, highest
+
+
+def nodes_here(client: Client, keys: Keys) -> dict[int, str]:
+    """Return the nodes of this machine whose lease holds, by process id.
+
+    Raises:
+        OperationalError: the server is lost, or refuses to answer.
+    """
+    with client.pooled(_TIMEOUT_S) as connection:
+        seconds, leases = connection.pipeline(
+            [("TIME",), ("ZRANGE", keys.leases, 0, -1, "WITHSCORES")]
+        )
+    owners = _parse_living(leases, float(seconds[0]))
+    machine = here()
+    return {owner.pid: owner.node for owner in owners if machine and owner.where == machine}
 
 
 def count_peers(client: Client, keys: Keys, queues: Collection[str]) -> int:
@@ -197,11 +213,7 @@ def count_peers(client: Client, keys: Keys, queues: Collection[str]) -> int:
         OperationalError: the server is lost, or refuses to answer.
     """
     clock, leases = client.pipeline([("TIME",), ("ZRANGE", keys.leases, 0, -1, "WITHSCORES")])
-    owners = [
-        Owner.parse(member.decode(errors="replace"))
-        for member, end in zip(leases[::2], leases[1::2], strict=True)
-        if float(end) > float(clock[0])
-    ]
+    owners = _parse_living(leases, float(clock[0]))
     if not owners:
         return 0
     texts = client.pipeline([("HGET", keys.owner(each.incarnation), "queues") for each in owners])
@@ -253,7 +265,7 @@ class Recycling:
         return self._keys.recycling(shared_queues(self._queues()))
 
 
-def _parse_living(leases: list[bytes], now: float) -> set[str]:
+def _parse_living(leases: list[bytes], now: float) -> list[Owner]:
     ends = zip(leases[::2], leases[1::2], strict=True)
     living = [member for member, end in ends if float(end) > now]
-    return {Owner.parse(member.decode(errors="replace")).node for member in living}
+    return [Owner.parse(member.decode(errors="replace")) for member in living]

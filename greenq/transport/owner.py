@@ -35,21 +35,32 @@ class Owner(NamedTuple):
         return cls(incarnation, node, process)
 
     @property
+    def where(self) -> str:
+        """This boot of its machine and its pid namespace; empty if unknown."""
+        return self.process.rpartition("/")[0]
+
+    @property
+    def pid(self) -> int:
+        """Its process id there; 0 if unknown."""
+        pid = self.process.rpartition("/")[2].partition(":")[0]
+        return int(pid) if pid.isdecimal() else 0
+
+    @property
     def is_dead(self) -> bool:
         """True if its process has certainly ended: it ran on this machine and is gone now."""
         where, _, pid_and_start = self.process.rpartition("/")
         pid, _, start = pid_and_start.partition(":")
-        return bool(where) and where == _where() and _start_of(pid) != start
+        return bool(where) and where == here() and _start_of(pid) != start
 
 
 def new_owner(node: str) -> Owner:
     """Return this process as a new incarnation of `node`."""
-    where, pid = _where(), str(os.getpid())
+    where, pid = here(), str(os.getpid())
     process = f"{where}/{pid}:{_start_of(pid)}" if where else ""
     return Owner(uuid.uuid4().hex, node, process)
 
 
-def _where() -> str:
+def here() -> str:
     """Identify this boot of this machine and this pid namespace; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()

@@ -42,6 +42,7 @@ from greenq.transport.broker import Broker
 from greenq.transport.chords import Chords
 from greenq.transport.client import Client, Message
 from greenq.transport.dead_letters import DeadLimits, read_letter
+from greenq.transport.group_store import GroupStore, Report
 from greenq.transport.leases import Leases
 from greenq.transport.mailbox import Mailbox
 from greenq.transport.owner import Owner
@@ -740,6 +741,20 @@ def flood_leaders(server: Server, client: Client) -> None:
     beat_once(server)
     assert len(server.client.keys("greenq.beat.leader.*")) == 1
     assert ttl_in(server, "greenq.beat.leader.*", 10)
+
+
+@on_server("greenq.processes.*")
+def flood_processes(server: Server, client: Client) -> None:
+    """Processes that come and go leave their reports for some seconds, their marks for a day."""
+    report = Report(busy=0.5, running=1, waiting=0, draining=False)
+    for number in range(20):
+        store = GroupStore(client, Keys(), group="g", process=f"p{number}", interval_s=1.0)
+        store.report(report)
+        store.mark(f"p{number}", drain=True)
+    assert len(server.client.keys("greenq.processes.*")) == 3
+    assert ttl_in(server, "greenq.processes.leader.*", 6)
+    assert ttl_in(server, "greenq.processes.reports.*", 6)
+    assert ttl_in(server, "greenq.processes.draining.*", 24 * HOUR_S)
 
 
 def beat_once(server: Server) -> None:

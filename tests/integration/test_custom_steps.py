@@ -145,6 +145,7 @@ def test_graph_shows_the_own_steps_in_their_places_without_a_server() -> None:
         "Autoscaler",
         "Beat",
         "Monitoring",
+        "Processes",
         "Recycle",
         "StateDB",
         "Agent",

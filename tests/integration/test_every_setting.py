@@ -43,6 +43,19 @@ NAMES = [each.name for part in SECTIONS.values() for each in dataclasses.fields(
 
 # Setting -> file and test. The file names the setting.
 ELSEWHERE = {
+    "worker_autoscale_adaptive": (
+        "tests/integration/test_adaptive.py::"
+        "test_a_saturated_service_limits_the_pool_if_the_setting_says_so"
+    ),
+    **dict.fromkeys(
+        (
+            "worker_processes_interval",
+            "worker_processes_grow_after",
+            "worker_processes_keepalive",
+        ),
+        "tests/integration/test_processes.py::"
+        "test_a_saturated_hub_gets_a_second_process_which_is_drained_after",
+    ),
     "security_signing_key": (
         "tests/integration/test_signing.py::"
         "test_an_unsigned_message_is_a_dead_letter_without_a_result"

@@ -279,7 +279,7 @@ EXAMPLES: dict[str, Any] = {
     "task_id": "an-id", "group_id": "an-id", "incarnation": "abc", "election_id": "an-id",
     "exchange": "celery",
     "queue": "celery", "queues": ("celery",), "name": "other", "step": 3, "routing_key": "a.b",
-    "schedule": "0123456789abcdef",
+    "schedule": "0123456789abcdef", "group": "0123456789abcdef",
 }  # fmt: skip
 NO_KEYS = {"step_of"}
 

@@ -198,3 +198,43 @@ def test_greenlets_that_have_no_request_do_not_end_the_tracing(lab: Lab) -> None
     request = FakeRequest(1, 0)
     lab.all(request)
     assert request.hub_s == pytest.approx(1)
+
+
+def test_times_tell_the_loop_from_the_greenlets() -> None:
+    """The loop waits in its own greenlet; everything else counts as busy."""
+    clock = Clock()
+    loop = greenlet.greenlet(lambda: wait(4.0))
+    times = HubTime(FakeRequest, hub=loop, clock=clock)
+
+    def wait(seconds: float) -> None:
+        clock.now_s += seconds
+
+    def work() -> None:
+        clock.now_s += 1.5
+
+    times.start()
+    try:
+        for each in (loop, greenlet.greenlet(work)):
+            each.switch()
+        assert times.times() == (5.5, 1.5)
+    finally:
+        times.stop()
+
+
+def test_time_in_which_another_tracer_sees_the_switches_does_not_count() -> None:
+    clock = Clock()
+    times = HubTime(FakeRequest, hub=object(), clock=clock)
+
+    def work() -> None:
+        clock.now_s += 1.0
+
+    times.start()
+    try:
+        clock.now_s += 1.0
+        greenlet.greenlet(work).switch()
+        assert times.times() == (2.0, 2.0)
+        greenlet.settrace(lambda *_switch: None)
+        greenlet.greenlet(work).switch()
+        assert times.times() == (3.0, 2.0)
+    finally:
+        greenlet.settrace(None)

@@ -1,0 +1,114 @@
+"""How many processes a group needs: a pure function of samples.
+
+One process uses one core. A second one helps when the hub of the first is busy nearly all the time
+and messages wait; it does not help when tasks wait for others. The bounds for growing and shrinking
+are far apart: right after one more or one less, neither is reached by the same load.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+# A hub that is busy for this share of the time is saturated.
+SATURATED: Final = 0.8
+
+# One process less is enough if the others would be busy for no more than this share.
+RELAXED: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """The load of a group at one moment.
+
+    Attributes:
+        at_s: when, monotonic.
+        workers: how many processes take messages.
+        coming: how many more have been started and have not reported.
+        busy: the sum of the shares of time for which their hubs were busy.
+        backlog: how many messages wait, in the queues and in the processes.
+        age_s: for how long the oldest message in the queues has waited.
+    """
+
+    at_s: float
+    workers: int
+    coming: int
+    busy: float
+    backlog: int
+    age_s: float
+
+    @property
+    def is_saturated(self) -> bool:
+        """Whether the hubs are busy nearly all the time."""
+        return self.workers > 0 and self.busy >= SATURATED * self.workers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """The limits of a group.
+
+    Attributes:
+        most, least: how many processes may run.
+        grow_after_s: how long the hubs must have been saturated.
+        keepalive_s: how long an unneeded process is kept.
+    """
+
+    most: int
+    least: int
+    grow_after_s: float
+    keepalive_s: float
+
+
+class Decision(NamedTuple):
+    """One process more (1), one less (-1) or no change (0), and the reason."""
+
+    change: int
+    reason: str
+
+
+def decide(samples: Sequence[Sample], rules: Rules) -> Decision:
+    """Decide by the samples since the last change, oldest first, at least one."""
+    now = samples[-1]
+    there = now.workers + now.coming
+    if there > rules.most:
+        return Decision(-1, f"{there} processes: at most {rules.most}")
+    if there < rules.least:
+        short = lasted(samples, lambda each: each.workers + each.coming < rules.least)
+        if short < rules.grow_after_s:
+            return Decision(0, f"{there} processes: at least {rules.least} soon")
+        return Decision(1, f"{there} processes: at least {rules.least}")
+    if now.coming:
+        return Decision(0, "a started process has not reported yet")
+    share = now.busy / now.workers if now.workers else 0.0
+    busy_s = lasted(samples, lambda each: _needs_more(each, now.workers))
+    if busy_s >= rules.grow_after_s:
+        text = f"hubs busy for {share:.0%} of the time over {busy_s:.0f} s, {now.backlog} waiting"
+        if there == rules.most:
+            return Decision(0, f"{text}: at the maximum")
+        return Decision(1, text)
+    quiet_s = lasted(samples, lambda each: _needs_less(each, now.workers, rules.grow_after_s))
+    if there > rules.least and quiet_s >= rules.keepalive_s:
+        return Decision(-1, f"one process less was enough for {quiet_s:.0f} s")
+    return Decision(0, "steady")
+
+
+def lasted(samples: Sequence[Sample], holds: Callable[[Sample], bool]) -> float:
+    """Return for how many seconds something has held up to the last sample; -1 if it does not."""
+    since_s = None
+    for sample in reversed(samples):
+        if not holds(sample):
+            break
+        since_s = sample.at_s
+    return -1.0 if since_s is None else samples[-1].at_s - since_s
+
+
+def _needs_more(sample: Sample, workers: int) -> bool:
+    return sample.workers == workers and sample.is_saturated and sample.backlog > 0
+
+
+def _needs_less(sample: Sample, workers: int, patience_s: float) -> bool:
+    fits = sample.busy <= RELAXED * (workers - 1)
+    return sample.workers == workers and fits and sample.age_s <= patience_s

@@ -1,0 +1,121 @@
+"""What the processes of a supervisord group share on the server: a leader, loads, drain marks.
+
+One process leads. It alone decides how many run; the others report their load and drain when they
+are marked.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from greenq.transport.client import load_script
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from greenq.protocol.keys import Keys
+    from greenq.transport.client import Client
+
+_REPORT = load_script("processes_report")
+_MARK = load_script("processes_mark")
+
+# A silent leader is replaced, and a silent process no longer counted, after so many intervals, and
+# not before so many seconds.
+_SILENT_INTERVALS: Final = 4
+_SILENT_S: Final = 6.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The load of one process.
+
+    Attributes:
+        busy: for which share of the time some greenlet ran, 0 to 1.
+        running: how many tasks run.
+        waiting: how many messages wait here for a slot.
+        draining: whether it takes no messages.
+    """
+
+    busy: float
+    running: int
+    waiting: int
+    draining: bool
+
+
+class Answer(NamedTuple):
+    """What a process learns when it reports.
+
+    Attributes:
+        leads: whether it leads.
+        draining: the processes that must drain; for one that does not lead, itself or none.
+        reports: the recent reports by process; empty unless it leads.
+    """
+
+    leads: bool
+    draining: frozenset[str]
+    reports: Mapping[str, Report]
+
+
+class GroupStore:
+    """The shared state of one supervisord group, as one of its processes uses it."""
+
+    def __init__(
+        self, client: Client, keys: Keys, *, group: str, process: str, interval_s: float
+    ) -> None:
+        """Report as `process` of `group` every `interval_s` seconds."""
+        self._client = client
+        self._leader = keys.group_leader(group)
+        self._reports = keys.group_reports(group)
+        self._draining = keys.group_draining(group)
+        self._process = process
+        self._silent_ms = round(max(_SILENT_S, _SILENT_INTERVALS * interval_s) * 1000)
+
+    def report(self, report: Report) -> Answer:
+        """Report this process's load; lead if nobody does. Switches: yes.
+
+        Raises:
+            OperationalError: the server is lost, or refuses the call.
+        """
+        leads, draining, recent = self._call(json.dumps(asdict(report)))
+        texts = [each.decode("utf-8", "replace") for each in recent]
+        reports = {
+            name: read
+            for name, text in zip(texts[::2], texts[1::2], strict=True)
+            if (read := _read(text)) is not None
+        }
+        return Answer(bool(leads), frozenset(each.decode() for each in draining), reports)
+
+    def leave(self) -> None:
+        """Report that this process ends; another one may lead. Switches: yes.
+
+        Raises:
+            OperationalError: the server is lost, or refuses the call.
+        """
+        self._call("")
+
+    def mark(self, process: str, *, drain: bool) -> bool:
+        """Have a process drain, or take messages again; False if this one no longer leads.
+
+        Raises:
+            OperationalError: the server is lost, or refuses the call.
+        """
+        keys = [self._leader, self._draining]
+        asked = [self._process, process, "1" if drain else "0"]
+        return bool(self._client.script(_MARK, keys, asked))
+
+    def _call(self, report: str) -> tuple[int, list[bytes], list[bytes]]:
+        keys = [self._leader, self._reports, self._draining]
+        # Reports and the lead expire together.
+        arguments = [self._process, report, self._silent_ms, self._silent_ms]
+        leads, draining, recent = self._client.script(_REPORT, keys, arguments)
+        return leads, draining, recent
+
+
+def _read(text: str) -> Report | None:
+    """Parse a report; None if another version of greenq wrote it."""
+    try:
+        return Report(**json.loads(text))
+    except (ValueError, TypeError):
+        return None
