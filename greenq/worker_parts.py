@@ -31,6 +31,8 @@ from greenq.execution.handover import Handover
 from greenq.execution.lost import LostMessages
 from greenq.execution.processes import leave_process
 from greenq.execution.state import WorkerState
+from greenq.execution.stopped_workflows import StoppedWorkflows
+from greenq.execution.workflow_index import WorkflowIndex
 from greenq.hub import Hub, Signals
 from greenq.pool import Pool
 from greenq.protocol.serialize import accepted
@@ -114,7 +116,7 @@ class Parts:
         owner: this incarnation of the worker as an owner of messages.
         started_s: when the worker was made, seconds of the monotonic clock.
         life: stops the worker.
-        autoscaler, beat, mingle, gossip, control, heart: None if switched off.
+        autoscaler, beat, mingle, gossip, control, heart, stopped_workflows: None if switched off.
     """
 
     app: Greenq
@@ -140,6 +142,7 @@ class Parts:
     gossip: Gossip | None
     control: Control | None
     heart: Heart | None
+    stopped_workflows: StoppedWorkflows | None
 
     @property
     def uptime_s(self) -> float:
@@ -209,6 +212,7 @@ def build_blueprint(
         parts.pool,
         parts.autoscaler or DisabledPart(Autoscaler),
         parts.beat or DisabledPart(Beat),
+        *([] if parts.stopped_workflows is None else [parts.stopped_workflows]),
         consumer,
         *custom(parts.app.steps["worker"], worker, options.step_options),
     ]
@@ -269,6 +273,7 @@ class _Builder:
             gossip=self.gossip,
             control=self.control,
             heart=self.heart,
+            stopped_workflows=self.stopped_workflows,
         )
 
     # --- queues -----------------------------------------------------------------------------------
@@ -475,6 +480,24 @@ class _Builder:
             producer=self.app.producer,
             outbox=self.outbox,
             hostname=self.hostname,
+            index=self.index,
+        )
+
+    @cached_property
+    def index(self) -> WorkflowIndex | None:
+        if not self.config.task.workflow_index:
+            return None
+        seconds = self.transport.workflows.seconds
+        return WorkflowIndex(self.transport.broker, self.state.revoked, self.hostname, seconds)
+
+    @cached_property
+    def stopped_workflows(self) -> StoppedWorkflows | None:
+        if self.index is None:
+            return None
+        return StoppedWorkflows(
+            self.transport.workflows,
+            self.outbox,
+            lambda stopped: self.tasks.stop_workflows(stopped),
         )
 
     @cached_property

@@ -111,6 +111,14 @@ class Refusals:
             is_late = why == "expired"
             tell_revoked(request, context, terminated=False, signum=None, expired=is_late)
 
+    def hold(self, request: Request) -> None:
+        """Keep the message of a paused workflow until that goes on."""
+        self._state.reserved.pop(request.delivery.tag, None)
+        if not request.settle():
+            return
+        assert self._handover.index is not None
+        self._outbox.put(self._handover.index.held(request))
+
     def bury(
         self,
         delivery: Delivery,
@@ -165,7 +173,12 @@ class Refusals:
         self, entry: Entry, delivery: Delivery, message: TaskMessage | None, failure: Failure
     ) -> None:
         """Write the end of a message, with whatever that sets in motion. Switches: no."""
+        index = self._handover.index
+        if message is not None and index is not None:
+            index.adopt(message)
         if message is None or not has_successors(message):
+            if message is not None and index is not None:
+                entry.workflow = index.ended(delivery, message, failure.state, None)
             self._outbox.put(entry)
             return
         self._outbox.expect(entry.tag)
@@ -179,6 +192,10 @@ class Refusals:
         except Exception:
             _log.exception("could not call the errbacks of task %s", step.message.id)
             entry.workflow = self._handover.surely_failed(step, failure)
+        if self._handover.index is not None:
+            entry.workflow = self._handover.index.ended(
+                step.delivery, step.message, failure.state, entry.workflow
+            )
         self._outbox.put(entry)
 
     def _send_signal(self, delivery: Delivery, error: Exception, task_id: object) -> None:

@@ -20,12 +20,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from greenq.backoff import Backoff
 from greenq.canvas.plan import follow, ids_of, kind, listed, members
 from greenq.context import Context
-from greenq.errors import ChordError, EncodeError, GreenqError, OperationalError, RemoteError
+from greenq.errors import (
+    ChordError,
+    EncodeError,
+    GreenqError,
+    OperationalError,
+    RemoteError,
+    TaskRevokedError,
+)
 from greenq.hub import sleep, spawn
 from greenq.log import OutageLog
 from greenq.outcome import takes_error
 from greenq.protocol.message import TaskMessage, saferepr
-from greenq.states import FAILURE, PROPAGATE_STATES, SUCCESS
+from greenq.states import FAILURE, PROPAGATE_STATES, REVOKED, SUCCESS
 from greenq.transport.settle import Entry
 from greenq.transport.workflow import Addition, Claim, Push, Seal, Workflow
 
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
     from greenq.app import TaskRegistry
     from greenq.canvas.plan import Never, Plan
     from greenq.config.settings import TaskConfig
+    from greenq.execution.workflow_index import WorkflowIndex
     from greenq.sending.producer import Producer
     from greenq.task import Task
     from greenq.transport.fetch import Delivery
@@ -113,8 +121,13 @@ class Handover:
         producer: Producer,
         outbox: Outbox,
         hostname: str,
+        index: WorkflowIndex | None = None,
     ) -> None:
-        """Use the parts of one worker; `hostname` is its node name."""
+        """Use the parts of one worker; `hostname` is its node name.
+
+        `index` enters what happens into the index of workflows; None for none.
+        """
+        self.index = index
         self._transport = transport
         self._signer = transport.signer
         self._keys = transport.keys
@@ -186,6 +199,7 @@ class Handover:
         workflow.adds += flow.adds
         workflow.pushes += flow.pushes
         workflow.seals += flow.seals
+        workflow.index += flow.index
 
     def _finished(self, flow: _Flow, step: Step) -> Workflow:
         if not step.delivery.tag:
@@ -194,6 +208,8 @@ class Handover:
         elif flow.parts:
             flow.complete = partial(self._complete_soon, step, flow.bodies)
         flow.refused = partial(self._refused, step)
+        if self.index is not None:
+            flow.index += self.index.never(step.message, flow.never)
         return flow
 
     # --- sending ----------------------------------------------------------------------------------
@@ -219,6 +235,8 @@ class Handover:
                 )
             if number % _TURN == 0:
                 sleep(0)
+        if self.index is not None:
+            flow.index += self.index.sent(plan.calls)
         seconds = self._chord_seconds()
         flow.seals += [
             Seal(self._keys.group(chord.group_id), chord.size, seconds) for chord in plan.chords
@@ -325,6 +343,9 @@ class Handover:
                 raise ChordError(f"Callback error: {exc!r}") from exc
             flow.add(sent)
         except ChordError as error:
+            if self.index is not None and self.index.is_cancelled(step.message):
+                self._fail_all(flow, [body], Failure(REVOKED, TaskRevokedError("revoked")))
+                return
             _log.error("the body of a chord cannot run: %s", error)
             self._fail_body(flow, step, body, Failure(FAILURE, error))
 
@@ -359,6 +380,7 @@ class Handover:
         if trace is not None and len(trace) * len(nevers) > _MOST_TRACEBACK_CHARS:
             trace = None
         stores = self._transport.stores_results
+        flow.never += ((task_id, failure.state) for task_id in nevers)
         for never in nevers.values():
             if stores:
                 state = self._transport.backend.stored(
@@ -418,14 +440,16 @@ class _Flow(Workflow):
     Attributes:
         bodies: of the chords whose parts it has.
         bytes: the size of the messages so far.
+        never: the tasks that can no longer run, and their states.
     """
 
-    __slots__ = ("bodies", "bytes")
+    __slots__ = ("bodies", "bytes", "never")
 
     def __init__(self) -> None:
         super().__init__()
         self.bodies: _Bodies = {}
         self.bytes = 0
+        self.never: list[tuple[str, str]] = []
 
     @classmethod
     def after(cls, first: Workflow) -> _Flow:
@@ -440,6 +464,7 @@ class _Flow(Workflow):
         self.states += other.states
         self.pushes += other.pushes
         self.seals += other.seals
+        self.index += other.index
 
 
 def _call(

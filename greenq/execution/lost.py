@@ -6,6 +6,7 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from greenq.canvas.nodes import workflow_of
 from greenq.errors import ContentDisallowed, DecodeError, WorkerLostError
 from greenq.execution.reader import MessageReader
 from greenq.protocol.envelope import header, mark_refused
@@ -64,8 +65,11 @@ class LostMessages:
         return Entry.moving(move, state)
 
     def _is_awaited(self, raw: bytes) -> bool:
-        """Tell whether a message says what follows it, or belongs to a chord."""
+        """Tell whether a message says what follows it, or belongs to a chord or the index."""
         try:
-            return has_successors(self._reader.read(raw))
+            message = self._reader.read(raw)
+            if self._app.config.task.workflow_index and workflow_of(message) is not None:
+                return True
+            return has_successors(message)
         except (DecodeError, ContentDisallowed):
             return False

@@ -67,9 +67,10 @@ class Revoked:
 
     Attributes:
         any: False as long as nothing was revoked, so that messages need no check.
+        workflows: by root id those that are ``cancelled`` or ``paused``.
     """
 
-    __slots__ = ("_ids", "_stamps", "any")
+    __slots__ = ("_ids", "_stamps", "any", "workflows")
 
     def __init__(
         self,
@@ -83,6 +84,16 @@ class Revoked:
         # Pairs of name and value.
         self._stamps = _Aging(most, keep_s, clock)
         self.any = False
+        self.workflows: Mapping[str, str] = {}
+
+    def stop_workflows(self, stopped: Mapping[str, str]) -> None:
+        """Replace the workflows that are stopped: root id to ``cancelled`` or ``paused``."""
+        self.workflows = stopped
+        self.any = self.any or bool(stopped)
+
+    def is_paused(self, message: TaskMessage) -> bool:
+        """Return whether a call belongs to a paused workflow."""
+        return self.workflows.get(message.root_id or message.id) == "paused"
 
     def add(self, task_id: str) -> None:
         """Revoke a task; an id longer than `KEY` allows is ignored, since no task can have it."""
@@ -122,8 +133,12 @@ class Revoked:
                 self.any = True
 
     def matches(self, message: TaskMessage) -> bool:
-        """Return whether a call was revoked by its id or by a stamp."""
-        return self._ids.has(message.id) or self.is_stamped(message)
+        """Return whether a call was revoked by its id, by a stamp, or with its workflow."""
+        return (
+            self._ids.has(message.id)
+            or self.is_stamped(message)
+            or self.workflows.get(message.root_id or message.id) == "cancelled"
+        )
 
     def is_stamped(self, message: TaskMessage) -> bool:
         """Return whether a call carries a revoked stamp."""

@@ -21,7 +21,7 @@ from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import OperationalError, ServerError, TransportTimeout
 from greenq.hub import Event, Greenlet, sleep, spawn
 from greenq.log import OutageLog
-from greenq.transport.settle import Entry, Guard, settle
+from greenq.transport.settle import INDEX, Entry, Guard, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,6 +78,7 @@ class Outbox(StartStopPart):
         # Own greenlet only.
         self._outage = OutageLog(_log)
         self._publish_outage = OutageLog(_log)
+        self._index_outage = OutageLog(_log)
         self._batch = _BATCH
 
     def start(self) -> None:
@@ -245,7 +246,10 @@ class Outbox(StartStopPart):
                 entry.workflow.refused(entry, misplaced)
 
     def _note_unpublished(self, refused: str) -> None:
-        if refused:
+        if refused.startswith(INDEX):
+            text = "the index of workflows is incomplete: it cannot be written"
+            self._index_outage.failed(text, ServerError("HSET", refused.removeprefix(INDEX)))
+        elif refused:
             text = "results and events are not published: their listeners receive nothing"
             self._publish_outage.failed(text, ServerError("PUBLISH", refused))
 

@@ -12,13 +12,14 @@ from greenq.log import Repeated
 from greenq.transport.client import load_script
 from greenq.transport.dead_letters import DEAD_LIMIT
 from greenq.transport.workflow import StateWrite as StateWrite
-from greenq.transport.workflow import Workflow
+from greenq.transport.workflow import Workflow, index_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Connection
+    from greenq.transport.workflow import Noted
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +31,9 @@ _crowded = Repeated(_log)
 
 # The tag of a message that is known not to be held.
 _NOT_HELD = "-"
+
+# Before the reason for which the index of workflows could not be written.
+INDEX = "INDEX "
 
 # What to do with a message: the letters of the script.
 Action = Literal["a", "b", "e", "g", "k", "l", "m"]
@@ -103,7 +107,8 @@ class Settled(NamedTuple):
 
     Attributes:
         not_held: the positions of the entries whose message was not held.
-        unpublished: why something could not be published, "" if all was.
+        unpublished: why something could not be published, "" if all was; after `INDEX`, why the
+            index of workflows could not be written.
         misplaced: the target of a move that is not a queue, "" if all are; its messages stay
             reserved.
         stuck: the positions of the entries whose message stays reserved for that reason.
@@ -157,7 +162,8 @@ def settle_arguments(
         *(("", "") if guard is None else (guard.asks, guard.member)),
         *[entry.tag for entry in entries],
     ]
-    for entry in entries:
+    noted: list[tuple[int, Sequence[Noted]]] = []
+    for number, entry in enumerate(entries, 1):
         result, move, workflow = entry.result, entry.move, entry.workflow
         action = entry.action if workflow is None else entry.action.upper()
         if result is None:
@@ -170,8 +176,12 @@ def settle_arguments(
             arguments += (goals.setdefault(move.key, len(goals) + 1), where, move.text)
         if workflow is not None:
             workflow.write(arguments, goals, results, looks=looks)
+            if workflow.index:
+                noted.append((number, workflow.index))
     for channel, text in publications:
         arguments += (channel, text)
+    if noted:
+        arguments += index_arguments(keys, noted)
     if guard is None:
         arguments[1] = -1
         return results, arguments
