@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from greenq.canvas import plan
 from greenq.canvas.index import first_of
 from greenq.canvas.nodes import FAILED, OPEN, REVOKED, WAITING
+from greenq.canvas.send import send_signature
 from greenq.errors import GreenqError, TaskRevokedError
 from greenq.states import FAILURE, PENDING, STARTED, SUCCESS
 from greenq.states import REVOKED as REVOKED_STATE
@@ -239,7 +240,10 @@ class Workflow:
     def add(self, signature: Mapping[str, Any], **options: Any) -> Any:
         """Send a signature as a further part of the workflow; return its handle. Switches: yes."""
         self._known()
-        return self._app.signature(signature).apply_async(root_id=self.id, **options)
+        sig, given = self._app.signature(signature), {**options, "root_id": self.id}
+        if plan.kind(sig) != "task":
+            return sig.apply_async(**given)
+        return send_signature(self._app, sig, (), {}, given)
 
     def on_success(self, signature: Mapping[str, Any]) -> None:
         """Send a signature, once, when all tasks have ended and none has failed. Switches: yes.
