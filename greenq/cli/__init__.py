@@ -129,6 +129,9 @@ _COMMANDS = (
     _Command("list", "list the bindings of queues to exchanges", "greenq.cli.bindings"),
     _Command("call", "send a task by its name", "greenq.cli.call"),
     _Command("result", "show the state and result of a task", "greenq.cli.result_command"),
+    _Command(
+        "workflow", "list, show, cancel, pause, resume or retry workflows", "greenq.cli.workflow"
+    ),
     _Command("dead", "list, replay or purge dead letters", "greenq.cli.dead"),
     _Command("report", "show versions and settings, for a bug report", "greenq.cli.report"),
     _Command(

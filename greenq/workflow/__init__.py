@@ -26,6 +26,7 @@ from greenq.workflow.tree import STATES, Task, Tree
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from greenq.transport.workflow import Part
     from greenq.transport.workflows import Record, Workflows
 
 # Pauses between two looks while waiting, at first and at most.
@@ -206,11 +207,18 @@ class Workflow:
         for task in tree.tasks.values():
             if task.node.is_part and task.node.group is not None:
                 parts[task.node.group].append(task)
-        for group, tasks in parts.items():
-            if any(task.id in failed for task in tasks):
-                self._reopen_chord(group, tasks, failed)
+        # All are looked at before the first is changed.
+        for size, out, kept in [
+            (len(tasks), *self._parts(group, tasks, failed))
+            for group, tasks in parts.items()
+            if any(task.id in failed for task in tasks)
+        ]:
+            self._reopen_chord(size, out, kept)
 
-    def _reopen_chord(self, group: str, tasks: list[Task], failed: Mapping[str, Task]) -> None:
+    def _parts(
+        self, group: str, tasks: list[Task], failed: Mapping[str, Task]
+    ) -> tuple[list[Part], list[Part]]:
+        """Return the parts of a chord that have failed, and those that have finished."""
         backend = self._app.transport.backend
         finished = [task for task in tasks if task.state == SUCCESS]
         metas = list(backend.get_many([task.id for task in finished]))
@@ -229,10 +237,14 @@ class Workflow:
             for task in tasks
             if task.id in failed
         ]
+        return out, kept
+
+    def _reopen_chord(self, size: int, out: list[Part], kept: list[Part]) -> None:
+        seconds = self._app.transport.backend.chord_seconds
         ends_s = time.monotonic() + _COMPLETED_S
-        while not self._index.reopen(len(tasks), backend.chord_seconds, out, kept):
+        while not self._index.reopen(size, seconds, out, kept):
             if time.monotonic() > ends_s:
-                raise GreenqError(f"chord {group} is just being completed: try again")
+                raise GreenqError(f"workflow {self.id}: a chord is just being completed: try again")
             time.sleep(_LOOK_S)
 
     # --- more of it -------------------------------------------------------------------------------
