@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from greenq.protocol.limits import KEY
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 # Celery's limits. Source: wire format, section 15.
 _MOST = 50_000
 _KEEP_S = 10_800.0
+
+# As many as the server keeps.
+_MOST_WORKFLOWS = 10_000
 
 # In all. A limit is needed because anyone who may publish can revoke.
 _MOST_CHARS = 4_000_000
@@ -88,7 +92,7 @@ class Revoked:
 
     def stop_workflows(self, stopped: Mapping[str, str]) -> None:
         """Replace the workflows that are stopped: root id to ``cancelled`` or ``paused``."""
-        self.workflows = stopped
+        self.workflows = dict(islice(stopped.items(), _MOST_WORKFLOWS))
         self.any = self.any or bool(stopped)
 
     def is_paused(self, message: TaskMessage) -> bool:

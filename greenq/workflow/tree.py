@@ -132,6 +132,7 @@ class Tree:
         }
         # The line and the step in which each task and each group stands.
         self._places: dict[str, tuple[list[Step], Step]] = {}
+        self._group_places: dict[str, tuple[list[Step], Step]] = {}
         self._arrange()
 
     def _arrange(self) -> None:
@@ -181,33 +182,22 @@ class Tree:
         """Put a task behind what is before it, or at the beginning of a member of a group."""
         lines, line = self._continued(before)
         for group_id in self._within(task):
-            known = self._places.get(group_id)
-            if known is None:
+            group = self.groups.get(group_id)
+            if group is None:
                 group = self.groups[group_id] = Group(group_id)
-                self._append(lines, line, group, group_id)
-            else:
-                group = self.groups[group_id]
+                self._group_places[group_id] = _append(lines, line, group)
             lines, line = group.members, None
         if task.node.is_part and task.node.group in self.groups:
             self.groups[task.node.group].is_chord = True
-        self._append(lines, line, task, task.id)
+        self._places[task.id] = _append(lines, line, task)
 
     def _continued(self, before: str | None) -> tuple[list[list[Step]], list[Step] | None]:
         """Return the line that goes on after a step, or None, and where to begin another one."""
-        if before is None or before not in self._places:
+        place = self._places.get(before or "") or self._group_places.get(before or "")
+        if place is None:
             return self.lines, None
-        line, step = self._places[before]
+        line, step = place
         return step.others, line if line[-1] is step else None
-
-    def _append(
-        self, lines: list[list[Step]], line: list[Step] | None, what: Task | Group, name: str
-    ) -> None:
-        if line is None:
-            line = []
-            lines.append(line)
-        step = Step(what)
-        line.append(step)
-        self._places[name] = (line, step)
 
     # --- times ------------------------------------------------------------------------------------
 
@@ -275,10 +265,22 @@ def _longest_s(lines: Iterable[list[Step]], left: Mapping[str, float]) -> float:
     return longest
 
 
+def _append(
+    lines: list[list[Step]], line: list[Step] | None, what: Task | Group
+) -> tuple[list[Step], Step]:
+    """Put a task or a group at the end of a line, or of a new one; return where it stands."""
+    if line is None:
+        line = []
+        lines.append(line)
+    step = Step(what)
+    line.append(step)
+    return line, step
+
+
 def _order(task: Task) -> tuple[float, float, str]:
     place = task.node.place
     return (0 if place is None else place, task.began or float("inf"), task.id)
 
 
-def _last_s(task: Task) -> float:
-    return task.ended or task.began or 0.0
+def _last_s(task: Task) -> tuple[float, float]:
+    return (task.ended or task.began or 0.0, task.began or 0.0)
