@@ -222,6 +222,8 @@ def text(workflow_id: str, record: Record, tree: Tree, limit: int, now_s: float)
     left_s = None if record.over is not None else tree.left_s(now_s)
     yield ", ".join([head, ended, took, *([] if left_s is None else [f"{show.age(left_s)} left"])])
     yield ", ".join(f"{count:,} {state}" for state, count in counts.items())
+    if record.counts.get("+"):
+        yield "it is still being sent; if its sender has died, it stays open: cancel it"
     if record.left_out:
         yield f"{record.left_out:,} notes were too many for the index"
     if record.error:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from greenq import Greenq, chain, chord, group
-from greenq.errors import ChordError, GreenqError
+from greenq.cli import main
+from greenq.errors import ChordError, GreenqError, NotAllSent
 from greenq.workflow import Workflow
 from greenq.workflow.tree import Group, Step, Task
 from tests.servers import Process, Server, celery_worker, greenq_worker
@@ -216,6 +217,67 @@ def test_kill_in_the_middle(rig: Rig) -> None:
     assert rig.states("body") == ["SUCCESS"]
 
 
+def test_a_sender_that_dies_leaves_something_visible(
+    rig: Rig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def members() -> Iterator[Any]:
+        for number in range(450):
+            if number == 430:
+                raise RuntimeError("as if it were killed")
+            yield rig.s("add", number, task_id=f"m{number}")
+
+    rig.worker("-c", "4")
+    header = group(members(), app=rig.app)
+    with pytest.raises(NotAllSent):
+        chord(header, rig.s("total", task_id="body"), app=rig.app).apply_async()
+    (workflow,) = rig.app.workflows()
+    # A push that was not complete did not go out.
+    wait_until(lambda: workflow.counts.get("SUCCESS") == 400, WAIT_S)
+    assert workflow.counts["WAITING"] == 30
+    # Neither it nor its body is over, and the command says why.
+    assert workflow.state == "STARTED"
+    assert workflow.tree().tasks["body"].state == "PLANNED"
+    (entry,) = rig.server.client.zrange("greenq.unsealed", 0, -1)
+    rig.server.client.zadd("greenq.unsealed", {entry: time.time() - 100})
+    assert main(["workflow", "show", "-b", rig.server.url, workflow.id]) == 0
+    out = capsys.readouterr().out
+    assert "it is still being sent; if its sender has died, it stays open" in out
+    assert f"chord {workflow.id}: its header has not been sent completely since 20" in out
+    assert main(["workflow", "cancel", "-b", rig.server.url, workflow.id]) == 0
+    assert rig.states("body") == ["REVOKED"]
+
+
+def test_the_command_lists_shows_and_steers(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*words: str) -> str:
+        assert main(["workflow", *words, "-b", rig.server.url]) == 0
+        return capsys.readouterr().out
+
+    assert "no workflows; is workflow_index set?" in run("list")
+    rig.server.client.set("bad", 1)
+    steps = [rig.s("add", 1, task_id="a"), rig.s("flaky", "bad", task_id="b").set(immutable=True)]
+    rig.send(chain(*steps, rig.s("echo", task_id="c")))
+    assert run("list").splitlines()[1].split()[1:] == ["a", "PENDING", "0%", "3", "0", "flow.add"]
+    assert "paused: what runs goes on" in run("pause", "a")
+    assert json.loads(run("show", "a", "--json"))["state"] == "PAUSED"
+    assert run("resume", "a") == "a: resumed\n"
+    rig.worker()
+    shown = run("watch", "a")
+    assert "workflow a: FAILURE, 100% of 3 tasks have ended" in shown
+    assert "- flow.add  a  SUCCESS" in shown
+    assert "> flow.flaky  b  FAILURE" in shown
+    assert '"b" -> "c";' in run("show", "a", "--dot")
+    rig.server.client.delete("bad")
+    assert json.loads(run("retry", "a", "--json")) == {"id": "a", "sent": 1}
+    assert rig.app.workflow("a").wait(WAIT_S) == "SUCCESS"
+    assert run("cancel", "a") == "a: cancelled, 0 had not ended\n"
+    with pytest.raises(SystemExit, match="2"):
+        main(["workflow", "stop"])
+    assert json.loads(run("show", "--json", "a"))["id"] == "a"
+    assert main(["workflow", "show", "-b", rig.server.url, "x\x1b[31m"]) == 1
+    assert main(["workflow", "show", "-b", rig.server.url]) == 1
+    assert "\x1b" not in capsys.readouterr().err
+
+
 # --- stopping -------------------------------------------------------------------------------------
 
 
@@ -317,9 +379,15 @@ def test_retry_from_the_failed_step_of_a_chain(rig: Rig) -> None:
         workflow.retry()
 
 
-@pytest.mark.parametrize("ordered", [True, False])
-def test_retry_of_a_chord_keeps_what_has_finished(rig: Rig, ordered: bool) -> None:
-    settings = {"result_backend_transport_options": {"result_chord_ordered": ordered}}
+@pytest.mark.parametrize(
+    ("ordered", "apart"), [(True, False), (False, False), (True, True)], ids=str
+)
+def test_retry_of_a_chord_keeps_what_has_finished(rig: Rig, ordered: bool, apart: bool) -> None:
+    settings: dict[str, Any] = {
+        "result_backend_transport_options": {"result_chord_ordered": ordered}
+    }
+    if apart:
+        settings["result_backend"] = rig.server.url.removesuffix("0") + "1"
     rig.app.conf.update(settings)
     rig.worker(**settings)
     rig.server.client.set("bad", 1)
@@ -327,7 +395,8 @@ def test_retry_of_a_chord_keeps_what_has_finished(rig: Rig, ordered: bool) -> No
     header = [rig.s("add", 100), inner, rig.s("flaky", "bad", 1000), rig.s("add", 10000)]
     workflow = rig.send(chord(header, rig.s("total", task_id="outer")))
     assert workflow.wait(WAIT_S) == "FAILURE"
-    assert rig.states("inner", "outer") == ["FAILURE"] * 2
+    for task_id in ("inner", "outer"):
+        assert rig.app.AsyncResult(task_id).state == "FAILURE"
     with pytest.raises(ChordError):
         rig.app.AsyncResult("outer").get(timeout=WAIT_S)
     rig.server.client.delete("bad")
