@@ -166,6 +166,10 @@ class Workflow:
             raise GreenqError(f"workflow {self.id} was cancelled: retry() runs it again")
         self._index.stop(self.id, "")
         self._index.release(self.id)
+        # Workers that did not know yet put further ones away. Each of them releases those, too,
+        # unless it dies.
+        time.sleep(_KNOWN_S)
+        self._index.release(self.id)
 
     # --- running again ----------------------------------------------------------------------------
 
@@ -330,7 +334,7 @@ def all_workflows(app: Any, limit: int) -> Iterator[tuple[Workflow, Record]]:
 def state_of(record: Record) -> str:
     """Return the state of a workflow as a whole."""
     counts = record.counts
-    if record.stop == CANCELLED:
+    if record.stop == CANCELLED and (record.over is None or counts.get(REVOKED)):
         return REVOKED_STATE
     if record.over is not None:
         return FAILURE if counts.get(FAILED) or counts.get(REVOKED) else SUCCESS

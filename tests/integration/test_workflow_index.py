@@ -17,7 +17,7 @@ from greenq.errors import ChordError, GreenqError, NotAllSent
 from greenq.workflow import Workflow
 from greenq.workflow.tree import Group, Step, Task
 from tests.servers import Process, Server, celery_worker, greenq_worker
-from tests.support import wait_until
+from tests.support import FairTime, wait_until
 
 WAIT_S = 20
 INDEXED = {"workflow_index": True}
@@ -270,6 +270,7 @@ def test_the_command_lists_shows_and_steers(rig: Rig, capsys: pytest.CaptureFixt
     assert json.loads(run("retry", "a", "--json")) == {"id": "a", "sent": 1}
     assert rig.app.workflow("a").wait(WAIT_S) == "SUCCESS"
     assert run("cancel", "a") == "a: cancelled, 0 had not ended\n"
+    assert rig.app.workflow("a").state == "SUCCESS"
     with pytest.raises(SystemExit, match="2"):
         main(["workflow", "stop"])
     assert json.loads(run("show", "--json", "a"))["id"] == "a"
@@ -301,6 +302,25 @@ def test_cancel_reaches_every_place(rig: Rig) -> None:
     assert workflow.wait(WAIT_S) == "REVOKED"
     assert rig.ran() == {"gate": 1}
     assert workflow.counts == {"REVOKED": 7}
+
+
+def test_nothing_begins_a_second_after_a_large_workflow_was_cancelled(rig: Rig) -> None:
+    for name in ("w1@here", "w2@here"):
+        rig.worker("-c", "4", "-n", name)
+    header = [rig.s("slow_add", 0.2, 1) for _ in range(2000)]
+    workflow = rig.send(chord(header, rig.s("total", task_id="body")))
+    wait_until(lambda: workflow.counts.get("SUCCESS", 0) > 8, WAIT_S)
+
+    time_passed = FairTime()
+    workflow.cancel()
+    wait_until(lambda: time_passed.passed_s() > 1, WAIT_S)
+    ended = workflow.counts["SUCCESS"]
+    rig.server.wait_settled(WAIT_S)
+    assert workflow.wait(WAIT_S) == "REVOKED"
+    # What had begun before may have ended after that; nothing else has.
+    assert workflow.counts["SUCCESS"] == ended
+    assert workflow.counts == {"SUCCESS": ended, "REVOKED": 2001 - ended}
+    assert rig.states("body") == ["REVOKED"]
 
 
 def test_steps_that_a_running_step_would_begin_are_revoked(rig: Rig) -> None:
