@@ -431,6 +431,8 @@ class Handover:
         again = entry.move is not None and entry.move.key == move.key
         failure = Failure(FAILURE, GreenqError(reason))
         workflow = Workflow() if again else self.surely_failed(step, failure)
+        if self.index is not None:
+            workflow = self.index.ended(step.delivery, step.message, FAILURE, workflow) or workflow
         self._outbox.put(Entry.moving(move, None, workflow))
 
 

@@ -280,7 +280,10 @@ def _of_broker(entry: Entry, withheld: bool, void: bool) -> Entry:
     """Return what is left of an entry to be done on the broker, once its state is stored."""
     if withheld:
         return Entry(entry.tag, "k")
-    workflow = None if entry.workflow is None or void else entry.workflow.of_broker()
+    workflow = None
+    if entry.workflow is not None:
+        index = entry.workflow.index
+        workflow = Workflow(index=index) if void else entry.workflow.of_broker()
     return Entry(entry.tag, entry.action, move=entry.move, written=entry.written, workflow=workflow)
 
 
