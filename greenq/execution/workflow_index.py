@@ -56,7 +56,8 @@ class WorkflowIndex:
         """Write as the node `hostname`; the index keeps a workflow for `seconds`."""
         self._broker = broker
         self._revoked = revoked
-        self._hostname = hostname
+        # A bar ends the times of a node, of which it is the last.
+        self._hostname = hostname.replace("|", "/")
         self._seconds = seconds
         # Groups of clients whose followers have been entered, the latest last.
         self._groups: OrderedDict[str, None] = OrderedDict()
@@ -138,7 +139,10 @@ class WorkflowIndex:
         message, delivery = request.message, request.delivery
         back = self._broker.requeue(*delivery, "next")
         key = self._broker.keys.workflow(message.root_id or message.id)
-        return Entry.moving(Move(delivery.tag, f"{key}.held", "next", item(back.key, back.text)))
+        move = Move(delivery.tag, f"{key}.held", "next", item(back.key, back.text))
+        # The note sees to it that the list expires.
+        note = self._noted(message.root_id or message.id, of_message(message), WAITING, "")
+        return Entry.moving(move, workflow=Workflow(index=[note]))
 
     def sent(self, calls: Iterable[Call]) -> list[Noted]:
         """Return what to note of the calls that a task's end sends."""

@@ -373,6 +373,7 @@ def test_a_worker_that_starts_knows_what_is_stopped(rig: Rig) -> None:
     rig.worker()
     wait_until(lambda: rig.server.client.llen(f"greenq.workflow.{other.id}.held") == 1, WAIT_S)
     rig.server.wait_settled()
+    assert rig.server.client.ttl(f"greenq.workflow.{other.id}.held") > 20 * 86400
     assert not rig.ran()
     assert rig.states("a", "b", "c") == ["REVOKED", "REVOKED", "None"]
 

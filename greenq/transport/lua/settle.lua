@@ -492,116 +492,119 @@ end
 --   p planned, w waiting, r running, y to run again: these are open; s succeeded, f failed, v revoked
 --   + and -  sending a part of the workflow begins, and is done: it is open meanwhile
 -- When no node is open, the calls of the workflow are sent: each once, since they are removed with that.
-local function keep_index()
-  local most_nodes, most_workflows, most_kept, least_paused = 100000, 10000, 16777216, 2592000
-  local open, lost = {p = true, w = true, r = true, y = true, ['+'] = true}, {}
-  for i = 4, #reply do
-    if type(reply[i]) == 'number' then lost[math.abs(reply[i])] = true end
-  end
-  local list, time = ARGV[at + 2 * news], redis.call('TIME')
-  local now = time[1] .. '.' .. string.format('%06d', tonumber(time[2]))
-
-  local function may_follow(state, before)
-    if state == 'p' then return not before end
-    if state == 'w' then return not before or before == 'p' end
-    return before ~= 's'
-  end
-
-  local function note(name, notes)
-    local nodes, seen, written, changes = name .. '.nodes', {}, {}, {}
-    local function count(state, by) changes[state] = (changes[state] or 0) + by end
-    for first = 1, #notes, 1000 do
-      local ids = {}
-      for i = first, math.min(first + 999, #notes) do ids[#ids + 1] = ARGV[notes[i] + 1] end
-      for i, text in ipairs(redis.call('HMGET', nodes, unpack(ids))) do seen[ids[i]] = text or nil end
-    end
-    local room = most_nodes - redis.call('HLEN', nodes)
-    for _, p in ipairs(notes) do
-      local id, state, was = ARGV[p + 1], ARGV[p + 2], seen[ARGV[p + 1]]
-      local before = was and string.sub(was, 1, 1)
-      if state == '+' or state == '-' then
-        count('+', state == '+' and 1 or -1)
-      elseif may_follow(state, before) and (was or room > 0) then
-        if was then count(before, -1) else room = room - 1 end
-        count(state, 1)
-        local text = was and string.match(was, '|(.*)$') or ''
-        if text == '' then text = ARGV[p + 4] end
-        seen[id] = state .. ARGV[p + 3] .. '|' .. text
-        written[id] = true
-        if ARGV[p + 5] ~= '' and #ARGV[p + 5] <= most_kept - tonumber(redis.call('HGET', name, 'kept') or 0) then
-          redis.call('HINCRBY', name, 'kept', #ARGV[p + 5] - redis.call('HSTRLEN', name .. '.failed', id))
-          redis.call('HSET', name .. '.failed', id, ARGV[p + 5])
-        end
-      elseif not was then
-        redis.call('HINCRBY', name, 'left_out', 1)
-      end
-    end
-    local pairs_ = {}
-    for id in pairs(written) do
-      pairs_[#pairs_ + 1] = id
-      pairs_[#pairs_ + 1] = seen[id]
-    end
-    for first = 1, #pairs_, 1000 do redis.call('HSET', nodes, unpack(pairs_, first, math.min(first + 999, #pairs_))) end
-    for state, by in pairs(changes) do
-      if by ~= 0 then redis.call('HINCRBY', name, 'n.' .. state, by) end
-    end
-  end
-
-  local keys = {'', '.nodes', '.failed', '.held', '.calls'}
-  local function begin(name, id, task)
-    redis.call('HSET', name, 'since', now, 'task', string.match(task, '^%["([^"]*)"') or '')
-    redis.call('ZADD', list, now, id)
-    for _ = 1, math.min(10, redis.call('ZCARD', list) - most_workflows) do
-      local oldest = redis.call('ZPOPMIN', list)[1]
-      local place = string.sub(name, 1, #name - #id) .. oldest
-      for _, ending in ipairs(keys) do redis.call('DEL', place .. ending) end
-    end
-  end
-
-  local function call_all(name, how)
-    for _, text in ipairs(redis.call('LRANGE', name .. '.calls', 0, -1)) do
-      local when, size, from = string.match(text, '^(%a)(%d+):()')
-      if when == 'e' or when == how then
-        local sent = redis.pcall('LPUSH', string.sub(text, from, from + size - 1), string.sub(text, from + size))
-        if type(sent) == 'table' then redis.call('HSET', name, 'error', sent.err) end
-      end
-    end
-    redis.call('DEL', name .. '.calls')
-  end
-
-  local p = at + 2 * news + 1
-  while ARGV[p] do
-    local name, id, seconds, notes = ARGV[p], ARGV[p + 1], tonumber(ARGV[p + 2]), {}
-    local last = p + 4 + 6 * (tonumber(ARGV[p + 3]) - 1)
-    for q = p + 4, last, 6 do
-      if not lost[tonumber(ARGV[q])] then notes[#notes + 1] = q end
-    end
-    if #notes > 0 then
-      if redis.call('HEXISTS', name, 'since') == 0 then begin(name, id, ARGV[notes[1] + 4]) end
-      note(name, notes)
-      local seen = redis.call('HMGET', name, 'n.p', 'n.w', 'n.r', 'n.y', 'n.+', 'stop', 'over', 'n.f', 'n.v')
-      local still = 0
-      for i = 1, 5 do still = still + (tonumber(seen[i] or 0) or 0) end
-      if still > 0 and seen[7] then
-        redis.call('HDEL', name, 'over')
-      elseif still == 0 and not seen[7] then
-        redis.call('HSET', name, 'over', now)
-        local failed = (tonumber(seen[8] or 0) or 0) + (tonumber(seen[9] or 0) or 0)
-        call_all(name, failed == 0 and 's' or 'f')
-      end
-      if seen[6] == 'paused' then seconds = math.max(seconds, least_paused) end
-      for _, ending in ipairs(keys) do redis.call('EXPIRE', name .. ending, seconds) end
-      redis.call('ZREMRANGEBYSCORE', list, '-inf', '(' .. string.format('%.6f', tonumber(now) - least_paused))
-      redis.call('EXPIRE', list, math.max(seconds, least_paused))
-    end
-    p = last + 6
-  end
-end
-
 if ARGV[at + 2 * news] then
+  local function keep_index()
+    local most_nodes, most_workflows, most_kept, least_paused = 100000, 10000, 16777216, 2592000
+    local lost = {}
+    for i = 4, #reply do
+      if type(reply[i]) == 'number' then lost[math.abs(reply[i])] = true end
+    end
+    local list, time = ARGV[at + 2 * news], redis.call('TIME')
+    local now = time[1] .. '.' .. string.format('%06d', tonumber(time[2]))
+
+    local function may_follow(state, before)
+      if state == 'p' then return not before end
+      if state == 'w' then return not before or before == 'p' end
+      return before ~= 's'
+    end
+
+    local function note(name, notes)
+      local nodes, seen, written, changes = name .. '.nodes', {}, {}, {}
+      local function count(state, by) changes[state] = (changes[state] or 0) + by end
+      for first = 1, #notes, 1000 do
+        local ids = {}
+        for i = first, math.min(first + 999, #notes) do ids[#ids + 1] = ARGV[notes[i] + 1] end
+        for i, text in ipairs(redis.call('HMGET', nodes, unpack(ids))) do seen[ids[i]] = text or nil end
+      end
+      local room = most_nodes - redis.call('HLEN', nodes)
+      for _, p in ipairs(notes) do
+        local id, state, was = ARGV[p + 1], ARGV[p + 2], seen[ARGV[p + 1]]
+        local before = was and string.sub(was, 1, 1)
+        if state == '+' or state == '-' then
+          count('+', state == '+' and 1 or -1)
+        elseif may_follow(state, before) and (was or room > 0) then
+          if was then count(before, -1) else room = room - 1 end
+          count(state, 1)
+          local text = was and string.match(was, '|(.*)$') or ''
+          if text == '' then text = ARGV[p + 4] end
+          seen[id] = state .. ARGV[p + 3] .. '|' .. text
+          written[id] = true
+          local kept = ARGV[p + 5]
+          if kept ~= '' and #kept <= most_kept - tonumber(redis.call('HGET', name, 'kept') or 0) then
+            redis.call('HINCRBY', name, 'kept', #kept - redis.call('HSTRLEN', name .. '.failed', id))
+            redis.call('HSET', name .. '.failed', id, kept)
+          end
+        elseif not was then
+          redis.call('HINCRBY', name, 'left_out', 1)
+        end
+      end
+      local fields = {}
+      for id in pairs(written) do
+        fields[#fields + 1] = id
+        fields[#fields + 1] = seen[id]
+      end
+      for first = 1, #fields, 1000 do
+        redis.call('HSET', nodes, unpack(fields, first, math.min(first + 999, #fields)))
+      end
+      for state, by in pairs(changes) do
+        if by ~= 0 then redis.call('HINCRBY', name, 'n.' .. state, by) end
+      end
+    end
+
+    local keys = {'', '.nodes', '.failed', '.held', '.calls'}
+    local function begin(name, id, task)
+      redis.call('HSET', name, 'since', now, 'task', string.match(task, '^%["([^"]*)"') or '')
+      redis.call('ZADD', list, now, id)
+      for _ = 1, math.min(10, redis.call('ZCARD', list) - most_workflows) do
+        local oldest = redis.call('ZPOPMIN', list)[1]
+        local place = string.sub(name, 1, #name - #id) .. oldest
+        for _, ending in ipairs(keys) do redis.call('DEL', place .. ending) end
+      end
+    end
+
+    local function call_all(name, how)
+      for _, text in ipairs(redis.call('LRANGE', name .. '.calls', 0, -1)) do
+        local when, size, from = string.match(text, '^(%a)(%d+):()')
+        if when == 'e' or when == how then
+          local sent = redis.pcall('LPUSH', string.sub(text, from, from + size - 1), string.sub(text, from + size))
+          if type(sent) == 'table' then redis.call('HSET', name, 'error', sent.err) end
+        end
+      end
+      redis.call('DEL', name .. '.calls')
+    end
+
+    local p = at + 2 * news + 1
+    while ARGV[p] do
+      local name, id, seconds, notes = ARGV[p], ARGV[p + 1], tonumber(ARGV[p + 2]), {}
+      local last = p + 4 + 6 * (tonumber(ARGV[p + 3]) - 1)
+      for q = p + 4, last, 6 do
+        if not lost[tonumber(ARGV[q])] then notes[#notes + 1] = q end
+      end
+      if #notes > 0 then
+        if redis.call('HEXISTS', name, 'since') == 0 then begin(name, id, ARGV[notes[1] + 4]) end
+        note(name, notes)
+        local seen = redis.call('HMGET', name, 'n.p', 'n.w', 'n.r', 'n.y', 'n.+', 'stop', 'over', 'n.f', 'n.v')
+        local still = 0
+        for i = 1, 5 do still = still + (tonumber(seen[i] or 0) or 0) end
+        if still > 0 and seen[7] then
+          redis.call('HDEL', name, 'over')
+        elseif still == 0 and not seen[7] then
+          redis.call('HSET', name, 'over', now)
+          local failed = (tonumber(seen[8] or 0) or 0) + (tonumber(seen[9] or 0) or 0)
+          call_all(name, failed == 0 and 's' or 'f')
+        end
+        if seen[6] == 'paused' then seconds = math.max(seconds, least_paused) end
+        for _, ending in ipairs(keys) do redis.call('EXPIRE', name .. ending, seconds) end
+        redis.call('ZREMRANGEBYSCORE', list, '-inf', '(' .. string.format('%.6f', tonumber(now) - least_paused))
+        redis.call('EXPIRE', list, math.max(seconds, least_paused))
+      end
+      p = last + 6
+    end
+  end
+
   -- A user who may not write there, or a key of another type, must not keep messages from ending.
-  local done, problem = pcall(keep_index)
-  if not done then reply[1] = 'INDEX ' .. (type(problem) == 'table' and problem.err or tostring(problem)) end
+  local done, failure = pcall(keep_index)
+  if not done then reply[1] = 'INDEX ' .. (type(failure) == 'table' and failure.err or tostring(failure)) end
 end
 
 -- Last, so that anyone notified of an outcome finds it stored.
