@@ -30,8 +30,7 @@ def send_signature(
     """
     given, in_task = _in_task(options)
     made = plan.plan(signature, args, kwargs, **given)
-    if made.chords:
-        app.transport.chords.seal((start.group_id, start.size) for start in made.chords)
+    _seal(app, made.chords)
     with_chords = _Listing(app, lambda: [(start, start.size) for start in made.chords])
     _send(
         app,
@@ -66,8 +65,7 @@ def send_stream(
 
     def calls() -> Iterator[plan.Call]:
         for call, chords in stream.calls(source):
-            if chords:
-                app.transport.chords.seal((start.group_id, start.size) for start in chords)
+            _seal(app, chords)
             yield call
 
     def seal() -> None:
@@ -102,6 +100,15 @@ def send_stream(
         first = first.parent
     first.parent = found
     return _noted(handle, in_task)
+
+
+def _seal(app: Any, starts: Sequence[plan.ChordStart]) -> None:
+    """Write what workers must know about chords before the last part of their headers ends."""
+    if starts:
+        app.transport.chords.seal((start.group_id, start.size) for start in starts)
+    for start in starts:
+        if start.saved is not None:
+            app.backend.save_group(start.group_id, start.saved)
 
 
 def _send(

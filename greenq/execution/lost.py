@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from greenq.errors import ContentDisallowed, DecodeError, WorkerLostError
 from greenq.execution.reader import MessageReader
 from greenq.protocol.envelope import header, mark_refused
-from greenq.protocol.message import has_successors
+from greenq.protocol.message import has_successors, part_of
 from greenq.protocol.serialize import accepted
 from greenq.states import FAILURE
 from greenq.transport.settle import Entry, Move
@@ -66,6 +66,10 @@ class LostMessages:
     def _is_awaited(self, raw: bytes) -> bool:
         """Tell whether a message says what follows it, or belongs to a chord."""
         try:
-            return has_successors(self._reader.read(raw))
-        except (DecodeError, ContentDisallowed):
+            unwrapped = self._reader.unwrap(raw)
+        except DecodeError:
             return False
+        try:
+            return has_successors(self._reader.decode(unwrapped))
+        except (DecodeError, ContentDisallowed):
+            return part_of(unwrapped) is not None

@@ -45,7 +45,7 @@
 --   parts   of chords: the group's key, the member, its place, the value, and a rule: 'z' (ordered: a zset) or 'l' (a
 --           list), the seconds for which the chord is kept, a blank, and those for its group
 --   states  of other tasks: kind and seconds, and the state; its key is among KEYS, after that of the ending
---   pushes  the number of the goal, 'next' or 'last', the text
+--   pushes  the number of the goal, 'next' or 'last', the text; or a channel, 'all', the text: it is published
 --   seals   chords that begin: the group's key, the size, seconds
 --   clears  chords whose body is sent or has failed: the group's key, the claim of the part that was the last, and the
 --           seconds for which the chord is remembered as done; '' only looks whether it is still to be done
@@ -310,12 +310,13 @@ end
 -- Whether the goals of an ending can be pushed to.
 local function may_push(ending)
   for _, p in ipairs(ending.pushes) do
-    local goal = KEYS[5 + tonumber(ARGV[p])]
-    local type = redis.call('TYPE', goal).ok
+    local is_list = ARGV[p + 1] ~= 'all'
+    local goal = is_list and KEYS[5 + tonumber(ARGV[p])]
+    local type = is_list and redis.call('TYPE', goal).ok or 'none'
     if type ~= 'list' and type ~= 'none' then
       reply[2] = 'WRONGTYPE ' .. goal .. ' is no list but a ' .. type
       return false
-    elseif redis.acl_check_cmd and not (
+    elseif is_list and redis.acl_check_cmd and not (
       redis.acl_check_cmd(commands[ARGV[p + 1]], goal, '') and redis.acl_check_cmd('ZREM', index, '')
     ) then
       problem = redis.error_reply('NOPERM what a task sends at its end needs RPUSH, LPUSH and ZREM')
@@ -328,13 +329,18 @@ end
 local function push_all(ending)
   local goal, how, texts
   for _, p in ipairs(ending.pushes) do
-    local to = KEYS[5 + tonumber(ARGV[p])]
-    if texts and (to ~= goal or ARGV[p + 1] ~= how or #texts == 1000) then
-      redis.call(commands[how], goal, unpack(texts))
-      texts = nil
+    local side = ARGV[p + 1]
+    if side == 'all' then
+      publish(ARGV[p], ARGV[p + 2])
+    else
+      local to = KEYS[5 + tonumber(ARGV[p])]
+      if texts and (to ~= goal or side ~= how or #texts == 1000) then
+        redis.call(commands[how], goal, unpack(texts))
+        texts = nil
+      end
+      goal, how, texts = to, side, texts or {}
+      texts[#texts + 1] = ARGV[p + 2]
     end
-    goal, how, texts = to, ARGV[p + 1], texts or {}
-    texts[#texts + 1] = ARGV[p + 2]
   end
   if texts then redis.call(commands[how], goal, unpack(texts)) end
 end
