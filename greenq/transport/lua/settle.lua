@@ -196,6 +196,10 @@ for first = 1, goals < 0 and 0 or count, 1000 do
   end
 end
 
+-- Making functions takes as long as ending a plain task. So all that only workflows need is made when one is read: this
+-- function goes on to finish_workflows, and is not indented. It returns what reads one workflow, and what does them all.
+local function workflow_functions()
+
 -- What was read of the endings with workflows, to be done once all parts are counted.
 local endings, withheld, void = {}, {}, {}
 
@@ -403,6 +407,27 @@ local function finish(ending)
   end
 end
 
+local function finish_workflows()
+  for _, ending in ipairs(endings) do
+    for _, p in ipairs(ending.held and ending.adds or {}) do add_to_chord(ARGV[p], ARGV[p + 1], ARGV[p + 2]) end
+  end
+  for _, chord in ipairs(chords_in_order()) do count_parts(chord) end
+  for _, ending in ipairs(endings) do
+    if ending.held and ending.withheld then
+      withheld[#withheld + 1] = ending.number
+    elseif ending.held then
+      finish(ending)
+    end
+  end
+  reply[#reply + 1] = withheld
+  reply[#reply + 1] = void
+end
+
+return read_workflow, finish_workflows
+end
+
+local read_workflow, finish_workflows
+
 -- There are few different heads, and parsing one takes as long as a command.
 local heads = {}
 
@@ -436,6 +461,7 @@ for number = 1, count do
       ending.move = at
       at = at + 3
     end
+    if not read_workflow then read_workflow, finish_workflows = workflow_functions() end
     read_workflow(ending)
   elseif what == 109 then -- m
     if held and not move(tag, is_stub, KEYS[5 + tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2]) then
@@ -464,21 +490,7 @@ for number = 1, count do
   end
 end
 
-if #endings > 0 then
-  for _, ending in ipairs(endings) do
-    for _, p in ipairs(ending.held and ending.adds or {}) do add_to_chord(ARGV[p], ARGV[p + 1], ARGV[p + 2]) end
-  end
-  for _, chord in ipairs(chords_in_order()) do count_parts(chord) end
-  for _, ending in ipairs(endings) do
-    if ending.held and ending.withheld then
-      withheld[#withheld + 1] = ending.number
-    elseif ending.held then
-      finish(ending)
-    end
-  end
-  reply[#reply + 1] = withheld
-  reply[#reply + 1] = void
-end
+if finish_workflows then finish_workflows() end
 
 for goal, how in pairs(buried) do bound(goal, how) end
 
