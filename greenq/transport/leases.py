@@ -190,20 +190,24 @@ class Leases:
         """
         connection = self.connection
         connection.noticed = False
-        looks = self._looks
+        # First, since a message waits for it; once more if others have arrived by the time the
+        # server announces changes again.
+        beyond = self._relay()
         *_, there = connection.pipeline(
             [
                 ("CLIENT", "TRACKING", "ON", "OPTIN"),
                 ("CLIENT", "CACHING", "YES"),
-                ("EXISTS", *looks.unwatched),
+                ("EXISTS", *self._looks.unwatched),
             ]
         )
-        if not there:
-            return False
+        return self._relay() if there else beyond
+
+    def _relay(self) -> bool:
+        """Relay messages that are there; True when a queue without a connection has some."""
+        steps, connection = self._looks.steps, self.connection
         waited = len(self._keys.steps) * BLOCKING_QUEUES
-        connection.script(_RELAY, looks.steps[:waited], [len(self._keys.steps)])
-        beyond = looks.steps[waited:]
-        return bool(beyond and connection.call("EXISTS", *beyond))
+        connection.script(_RELAY, steps[:waited], [len(self._keys.steps)])
+        return bool(steps[waited:] and connection.call("EXISTS", *steps[waited:]))
 
     def promote(self) -> int:
         """Move parked messages that are due to their queues; return how many were moved."""

@@ -178,12 +178,18 @@ class Recovery:
         for found in self.tags_of(incarnation):
             tags.update(found)
             yield
-        moved = 0
-        for portion in self._portions(newest_first(tags)):
-            if self._claim(dead) != claim:
-                return
-            moved += self._give_back(portion, lot)
-            yield
+        moved, left = 0, newest_first(tags)
+        while left:
+            portions, left = self._portions(left), []
+            for portion in portions:
+                if self._claim(dead) != claim:
+                    return
+                given, not_held = self._give_back(portion, lot)
+                moved += given
+                # A late acknowledgement may have begun some of them since they were read: these
+                # are decided again. What others have moved is gone then.
+                left += not_held
+                yield
         # The score of a lease that was ended early does not show when that happened.
         now = self._now_s()
         died = float(score) if 0 <= now - float(score) < _GONE_S else now
@@ -208,7 +214,7 @@ class Recovery:
     def _overdue(self, find: Callable[[], list[str]]) -> Iterator[None]:
         moved = 0
         for portion in self._portions(find()[::-1]):
-            moved += self._give_back(portion, Lot(Guard("")))
+            moved += self._give_back(portion, Lot(Guard("")))[0]
             yield
         if moved:
             _log.warning("%d messages were abandoned and are back on their queues", moved)
@@ -222,7 +228,8 @@ class Recovery:
             How many were moved.
         """
         portions = self._portions(newest_first(self.held(incarnation) if tags is None else tags))
-        return sum(self._give_back(portion, Lot(Guard(""), incarnation)) for portion in portions)
+        lot = Lot(Guard(""), incarnation)
+        return sum(self._give_back(portion, lot)[0] for portion in portions)
 
     def _portions(self, tags: Sequence[str]) -> Iterator[list[str]]:
         """Split tags by number and by the size of their records."""
@@ -232,8 +239,12 @@ class Recovery:
             sizes = dict(zip(some, self._connection.pipeline(commands), strict=True))
             yield from in_portions(some, sizes.__getitem__)
 
-    def _give_back(self, tags: Sequence[str], lot: Lot) -> int:
-        """Move one portion of records to their queues; return how many there were."""
+    def _give_back(self, tags: Sequence[str], lot: Lot) -> tuple[int, list[str]]:
+        """Move one portion of records to their queues.
+
+        Returns:
+            How many were moved, and the tags of those that were read but not held.
+        """
         begun_key = self._keys.begun(lot.owner)
         records, *begun = self._connection.pipeline(
             [
@@ -250,13 +261,14 @@ class Recovery:
             if record is not None
         ]
         if not entries:
-            return 0
+            return 0, []
         settled = settle(
             self._connection, self._keys, entries, guard=lot.guard, results=self._results
         )
         if settled.misplaced:
             _log.error("messages of a lost worker stay reserved: %s", settled.misplaced)
-        return len(entries) - len(settled.not_held) - len(settled.stuck)
+        not_held = [entries[i].tag for i in sorted(settled.not_held)]
+        return len(entries) - len(not_held) - len(settled.stuck), not_held
 
     def _decide(self, tag: str, record: bytes, lot: Lot, early: bool) -> Entry:
         """Decide where a message of a lost worker goes.
