@@ -32,8 +32,7 @@ def send_signature(
     made = plan.plan(signature, args, kwargs, **given)
     if app.config.task.workflow_index:
         index.announce(app, made, given.get("root_id"))
-    if made.chords:
-        app.transport.chords.seal((start.group_id, start.size) for start in made.chords)
+    _seal(app, made.chords)
     with_chords = _Listing(app, lambda: [(start, start.size) for start in made.chords])
     _send(
         app,
@@ -71,8 +70,7 @@ def send_stream(
         if app.config.task.workflow_index:
             found = index.announced(app, stream, found, given.get("root_id"))
         for call, chords in found:
-            if chords:
-                app.transport.chords.seal((start.group_id, start.size) for start in chords)
+            _seal(app, chords)
             yield call
 
     def seal() -> None:
@@ -110,6 +108,15 @@ def send_stream(
         first = first.parent
     first.parent = found
     return _noted(handle, in_task)
+
+
+def _seal(app: Any, starts: Sequence[plan.ChordStart]) -> None:
+    """Write what workers must know about chords before the last part of their headers ends."""
+    if starts:
+        app.transport.chords.seal((start.group_id, start.size) for start in starts)
+    for start in starts:
+        if start.saved is not None:
+            app.backend.save_group(start.group_id, start.saved)
 
 
 def _send(

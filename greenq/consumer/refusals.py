@@ -10,7 +10,6 @@ from greenq.context import Context
 from greenq.errors import DecodeError, NotRegistered, TaskRevokedError
 from greenq.execution.handover import Failure, Step
 from greenq.execution.results import ResultWriter
-from greenq.execution.task_signals import tell_revoked
 from greenq.hub import spawn
 from greenq.outcome import Outcome
 from greenq.protocol.envelope import Envelope, without_refusal
@@ -18,6 +17,7 @@ from greenq.protocol.limits import KEY
 from greenq.protocol.message import has_successors, saferepr
 from greenq.signals import task_rejected, task_revoked, task_unknown
 from greenq.states import FAILURE, REVOKED
+from greenq.task_signals import tell_revoked
 from greenq.transport.settle import Entry
 
 if TYPE_CHECKING:

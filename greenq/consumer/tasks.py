@@ -24,7 +24,7 @@ from greenq.hub import Event
 from greenq.protocol import envelope, fast_decode
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.limits import KEY
-from greenq.protocol.message import parse_time
+from greenq.protocol.message import parse_time, part_of
 from greenq.protocol.rate import parse_rate
 from greenq.protocol.serialize import accepted
 from greenq.protocol.signature import check_following
@@ -524,7 +524,9 @@ class Admission:
         try:
             message = self.reader.decode(unwrapped)
         except (DecodeError, ContentDisallowed) as exc:
-            self._refusals.bury(delivery, exc, unwrapped.headers.get("id"))
+            # A chord must not wait for it.
+            part = part_of(unwrapped)
+            self._refusals.bury(delivery, exc, unwrapped.headers.get("id"), part)
             return None
         reason = unwrapped.properties.get("refused")
         if type(reason) is str:

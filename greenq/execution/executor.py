@@ -33,14 +33,6 @@ from greenq.errors import (
 )
 from greenq.execution.handover import Failure, Handover, Step
 from greenq.execution.results import STORED_CHARS, ResultWriter
-from greenq.execution.task_signals import (
-    END_SIGNALS,
-    tell_end,
-    tell_internal_error,
-    tell_postrun,
-    tell_published,
-    tell_revoked,
-)
 from greenq.hub import Event, sleep
 from greenq.outcome import Outcome, call, call_hooks, text_of, trace_of
 from greenq.pool import AGAIN_S, Interrupt
@@ -50,6 +42,14 @@ from greenq.sending.retry import expiration, following
 from greenq.signals import task_internal_error, task_postrun, task_prerun, task_revoked
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
 from greenq.task import classes
+from greenq.task_signals import (
+    END_SIGNALS,
+    tell_end,
+    tell_internal_error,
+    tell_postrun,
+    tell_published,
+    tell_revoked,
+)
 from greenq.transport.settle import Entry
 from greenq.transport.workflow import Workflow
 

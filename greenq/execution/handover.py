@@ -31,7 +31,7 @@ from greenq.errors import (
 from greenq.hub import sleep, spawn
 from greenq.log import OutageLog
 from greenq.outcome import takes_error
-from greenq.protocol.message import TaskMessage, saferepr
+from greenq.protocol.message import UNREADABLE, TaskMessage, saferepr
 from greenq.states import FAILURE, PROPAGATE_STATES, REVOKED, SUCCESS
 from greenq.transport.settle import Entry
 from greenq.transport.workflow import Addition, Claim, Push, Seal, Workflow
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from greenq.canvas.plan import Never, Plan
     from greenq.config.settings import TaskConfig
     from greenq.execution.workflow_index import WorkflowIndex
-    from greenq.sending.producer import Producer
+    from greenq.sending.producer import Outgoing, Producer
     from greenq.task import Task
     from greenq.transport.fetch import Delivery
     from greenq.transport.outbox import Outbox
@@ -198,8 +198,10 @@ class Handover:
             flow.adds += [Addition(group, task_id, seconds) for task_id in _ends(plan.handle)]
         workflow.adds += flow.adds
         workflow.pushes += flow.pushes
+        workflow.states += flow.states
         workflow.seals += flow.seals
         workflow.index += flow.index
+        workflow.written += flow.written
 
     def _finished(self, flow: _Flow, step: Step) -> Workflow:
         if not step.delivery.tag:
@@ -219,15 +221,8 @@ class Handover:
         for number, call in enumerate(plan.calls, 1):
             task = self._registry.get(call.task)
             options = call.options if task is None else task.send_options(call.options)
-            message = self._producer.prepare(call.task, call.args, call.kwargs, options)
-            queue, text = message["queue"], message["text"]
-            if message["announced"] is not None:
-                message["announced"].sent()
-            key = self._keys.queue(queue, self._keys.step_of(message["priority"]))
-            if self._signer is not None:
-                text = self._signer.seal("message", queue, text)
-            flow.pushes.append(Push(key, "last", text))
-            flow.bytes += len(text)
+            for message in self._producer.prepare_each(call.task, call.args, call.kwargs, options):
+                self._push(flow, message)
             if flow.bytes > self._most_bytes:
                 raise EncodeError(
                     f"what follows takes more than {self._most_bytes:,} bytes in one call: send "
@@ -237,11 +232,26 @@ class Handover:
                 sleep(0)
         if self.index is not None:
             flow.index += self.index.sent(plan.calls)
-        seconds = self._chord_seconds()
-        flow.seals += [
-            Seal(self._keys.group(chord.group_id), chord.size, seconds) for chord in plan.chords
-        ]
+        backend = self._transport.backend
+        for chord in plan.chords:
+            seconds = self._chord_seconds()
+            flow.seals.append(Seal(self._keys.group(chord.group_id), chord.size, seconds))
+            if chord.saved is not None and self._transport.stores_results:
+                flow.states.append(backend.saved_group(chord.group_id, chord.saved))
         return plan.handle
+
+    def _push(self, flow: _Flow, message: Outgoing) -> None:
+        queue, text = message["queue"], message["text"]
+        if self._signer is not None:
+            text = self._signer.seal("message", queue, text)
+        if message["channel"]:
+            flow.pushes.append(Push(message["channel"], "all", text))
+        else:
+            key = self._keys.queue(queue, self._keys.step_of(message["priority"]))
+            flow.pushes.append(Push(key, "last", text))
+        flow.bytes += len(text)
+        if message["announced"] is not None:
+            flow.written.append(message["announced"].sent)
 
     def _chord_seconds(self) -> int:
         return self._transport.backend.chord_seconds if self._transport.stores_results else 0
@@ -301,7 +311,13 @@ class Handover:
             claims.setdefault(part.group, set()).add(part.claim)
         for group, own in claims.items():
             claim, parts, saved = self._read(group)
-            if claim in own:
+            if claim in own and bodies[group] is UNREADABLE:
+                _log.error(
+                    "the body of chord %s cannot fail: the message of its last part, task %s, is a "
+                    "dead letter that cannot be read; replay it when it can be (greenq dead)",
+                    step.message.group, step.message.id,
+                )  # fmt: skip
+            elif claim in own:
                 flow.clears.append(Claim(group, claim))
                 self._end_chord(flow, step, bodies[group], parts, saved)
             elif len(claims) == 1:
@@ -467,6 +483,7 @@ class _Flow(Workflow):
         self.pushes += other.pushes
         self.seals += other.seals
         self.index += other.index
+        self.written += other.written
 
 
 def _call(

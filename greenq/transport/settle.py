@@ -114,6 +114,8 @@ class Settled(NamedTuple):
         stuck: the positions of the entries whose message stays reserved for that reason.
         withheld: the positions of the entries that complete a chord: only their states are stored,
             and their workflow knows how to go on.
+        void: the positions of the entries that send nothing, because someone else has completed
+            their chord.
     """
 
     not_held: frozenset[int]
@@ -121,6 +123,7 @@ class Settled(NamedTuple):
     misplaced: str
     stuck: frozenset[int] = frozenset()
     withheld: frozenset[int] = frozenset()
+    void: frozenset[int] = frozenset()
 
 
 class Guard(NamedTuple):
@@ -220,11 +223,11 @@ def settle(
     if results is not None and any(entry.result or entry.workflow for entry in entries):
         return _settle_apart(server, keys, entries, publications, guard, results)
     arguments = settle_arguments(keys, entries, publications, guard=guard)
-    return _answered(server.script(SETTLE, *arguments))[0]
+    return _answered(server.script(SETTLE, *arguments))
 
 
-def _answered(answer: list[Any]) -> tuple[Settled, frozenset[int]]:
-    """Read the script's reply; also return the positions of what someone else has completed."""
+def _answered(answer: list[Any]) -> Settled:
+    """Read the script's reply."""
     unpublished, misplaced, crowded, *numbers = answer
     withheld: frozenset[int] = frozenset()
     void: frozenset[int] = frozenset()
@@ -238,14 +241,14 @@ def _answered(answer: list[Any]) -> tuple[Settled, frozenset[int]]:
             "them (greenq dead list), then replay or purge them",
             crowded.decode(errors="replace"),
         )
-    settled = Settled(
+    return Settled(
         frozenset(number - 1 for number in numbers if number > 0),
         unpublished.decode(errors="replace"),
         misplaced.decode(errors="replace"),
         frozenset(-number - 1 for number in numbers if number < 0),
         withheld,
+        void,
     )
-    return settled, void
 
 
 def _settle_apart(
@@ -264,7 +267,7 @@ def _settle_apart(
     withheld, void = _store_apart(server, keys, entries, guard, results)
     left = [_of_broker(entry, i in withheld, i in void) for i, entry in enumerate(entries)]
     answer = server.script(SETTLE, *settle_arguments(keys, left, publications, guard=guard))
-    settled = _answered(answer)[0]
+    settled = _answered(answer)
     over = withheld | void | settled.not_held | settled.stuck
     clears = [
         Entry("", "k", workflow=Workflow(clears=entry.workflow.clears))
@@ -273,7 +276,7 @@ def _settle_apart(
     ]
     if clears:
         results.script(SETTLE, *settle_arguments(keys, clears, guard=None))
-    return settled._replace(withheld=withheld - settled.not_held)
+    return settled._replace(withheld=withheld - settled.not_held, void=void)
 
 
 def _of_broker(entry: Entry, withheld: bool, void: bool) -> Entry:
@@ -302,7 +305,7 @@ def _store_apart(
     """
     places = [i for i, entry in enumerate(entries) if entry.result or entry.workflow]
     looks = [Entry(entries[i].tag, "k") for i in places]
-    looked, _ = _answered(server.script(SETTLE, *settle_arguments(keys, looks, guard=guard)))
+    looked = _answered(server.script(SETTLE, *settle_arguments(keys, looks, guard=guard)))
     states = []
     for number, i in enumerate(places):
         tag = _NOT_HELD if number in looked.not_held else ""
@@ -311,5 +314,8 @@ def _store_apart(
             Entry(tag, "k", result=entries[i].result, workflow=workflow and workflow.of_results())
         )
     arguments = settle_arguments(keys, states, guard=None, looks=True)
-    settled, void = _answered(results.script(SETTLE, *arguments))
-    return frozenset(places[i] for i in settled.withheld), frozenset(places[i] for i in void)
+    settled = _answered(results.script(SETTLE, *arguments))
+    return (
+        frozenset(places[i] for i in settled.withheld),
+        frozenset(places[i] for i in settled.void),
+    )

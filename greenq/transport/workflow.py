@@ -62,7 +62,10 @@ class Part(NamedTuple):
 
 
 class Push(NamedTuple):
-    """A message to be sent: the key of its list, the end of that list, and its text."""
+    """A message to be sent: the key of its list, the end of that list, and its text.
+
+    With the side ``all``, `key` is the channel on which the message is published.
+    """
 
     key: str
     side: str
@@ -136,6 +139,7 @@ class Workflow:
         clears: chords whose body is among the pushes, or has failed.
         frees: chords that someone else may complete from now on.
         index: what happens to its tasks, if workflows are indexed.
+        written: called, in a greenlet of their own, when the pushes are on the server.
         complete: called when the ending is withheld, because a part was the last of its chord;
             whoever is called puts the ending that completes it. Switches: no.
         refused: called with the reason when the server refuses the ending for good; likewise.
@@ -143,7 +147,7 @@ class Workflow:
 
     __slots__ = (
         "adds", "clears", "complete", "frees", "index", "parts", "pushes", "refused", "seals",
-        "states",
+        "states", "written",
     )  # fmt: skip
 
     def __init__(
@@ -157,6 +161,7 @@ class Workflow:
         clears: list[Claim] | None = None,
         frees: list[Claim] | None = None,
         index: list[Noted] | None = None,
+        written: list[Callable[[], object]] | None = None,
         complete: Callable[[Any], object] | None = None,
         refused: Callable[[Any, str], object] | None = None,
     ) -> None:
@@ -169,6 +174,7 @@ class Workflow:
         self.clears = clears or []
         self.frees = frees or []
         self.index = index or []
+        self.written = written or []
         self.complete = complete
         self.refused = refused
 
@@ -197,7 +203,9 @@ class Workflow:
             write((state.rule, state.payload))
         arguments.append(len(self.pushes))
         for push in self.pushes:
-            write((goals.setdefault(push.key, len(goals) + 1), push.side, push.text))
+            is_channel = push.side == "all"
+            goal = push.key if is_channel else goals.setdefault(push.key, len(goals) + 1)
+            write((goal, push.side, push.text))
         arguments.append(len(self.seals))
         for seal in self.seals:
             write(seal)

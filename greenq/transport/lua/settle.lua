@@ -47,7 +47,7 @@
 --   parts   of chords: the group's key, the member, its place, the value, and a rule: 'z' (ordered: a zset) or 'l' (a
 --           list), the seconds for which the chord is kept, a blank, and those for its group
 --   states  of other tasks: kind and seconds, and the state; its key is among KEYS, after that of the ending
---   pushes  the number of the goal, 'next' or 'last', the text
+--   pushes  the number of the goal, 'next' or 'last', the text; or a channel, 'all', the text: it is published
 --   seals   chords that begin: the group's key, the size, seconds
 --   clears  chords whose body is sent or has failed: the group's key, the claim of the part that was the last, and the
 --           seconds for which the chord is remembered as done; '' only looks whether it is still to be done
@@ -198,6 +198,10 @@ for first = 1, goals < 0 and 0 or count, 1000 do
   end
 end
 
+-- Making functions takes as long as ending a plain task. So all that only workflows need is made when one is read: this
+-- function goes on to finish_workflows, and is not indented. It returns what reads one workflow, and what does them all.
+local function workflow_functions()
+
 -- What was read of the endings with workflows, to be done once all parts are counted.
 local endings, withheld, void = {}, {}, {}
 
@@ -312,12 +316,13 @@ end
 -- Whether the goals of an ending can be pushed to.
 local function may_push(ending)
   for _, p in ipairs(ending.pushes) do
-    local goal = KEYS[5 + tonumber(ARGV[p])]
-    local type = redis.call('TYPE', goal).ok
+    local is_list = ARGV[p + 1] ~= 'all'
+    local goal = is_list and KEYS[5 + tonumber(ARGV[p])]
+    local type = is_list and redis.call('TYPE', goal).ok or 'none'
     if type ~= 'list' and type ~= 'none' then
       reply[2] = 'WRONGTYPE ' .. goal .. ' is no list but a ' .. type
       return false
-    elseif redis.acl_check_cmd and not (
+    elseif is_list and redis.acl_check_cmd and not (
       redis.acl_check_cmd(commands[ARGV[p + 1]], goal, '') and redis.acl_check_cmd('ZREM', index, '')
     ) then
       problem = redis.error_reply('NOPERM what a task sends at its end needs RPUSH, LPUSH and ZREM')
@@ -330,13 +335,18 @@ end
 local function push_all(ending)
   local goal, how, texts
   for _, p in ipairs(ending.pushes) do
-    local to = KEYS[5 + tonumber(ARGV[p])]
-    if texts and (to ~= goal or ARGV[p + 1] ~= how or #texts == 1000) then
-      redis.call(commands[how], goal, unpack(texts))
-      texts = nil
+    local side = ARGV[p + 1]
+    if side == 'all' then
+      publish(ARGV[p], ARGV[p + 2])
+    else
+      local to = KEYS[5 + tonumber(ARGV[p])]
+      if texts and (to ~= goal or side ~= how or #texts == 1000) then
+        redis.call(commands[how], goal, unpack(texts))
+        texts = nil
+      end
+      goal, how, texts = to, side, texts or {}
+      texts[#texts + 1] = ARGV[p + 2]
     end
-    goal, how, texts = to, ARGV[p + 1], texts or {}
-    texts[#texts + 1] = ARGV[p + 2]
   end
   if texts then redis.call(commands[how], goal, unpack(texts)) end
 end
@@ -399,6 +409,27 @@ local function finish(ending)
   end
 end
 
+local function finish_workflows()
+  for _, ending in ipairs(endings) do
+    for _, p in ipairs(ending.held and ending.adds or {}) do add_to_chord(ARGV[p], ARGV[p + 1], ARGV[p + 2]) end
+  end
+  for _, chord in ipairs(chords_in_order()) do count_parts(chord) end
+  for _, ending in ipairs(endings) do
+    if ending.held and ending.withheld then
+      withheld[#withheld + 1] = ending.number
+    elseif ending.held then
+      finish(ending)
+    end
+  end
+  reply[#reply + 1] = withheld
+  reply[#reply + 1] = void
+end
+
+return read_workflow, finish_workflows
+end
+
+local read_workflow, finish_workflows
+
 -- There are few different heads, and parsing one takes as long as a command.
 local heads = {}
 
@@ -432,6 +463,7 @@ for number = 1, count do
       ending.move = at
       at = at + 3
     end
+    if not read_workflow then read_workflow, finish_workflows = workflow_functions() end
     read_workflow(ending)
   elseif what == 109 then -- m
     if held and not move(tag, is_stub, KEYS[5 + tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2]) then
@@ -460,21 +492,7 @@ for number = 1, count do
   end
 end
 
-if #endings > 0 then
-  for _, ending in ipairs(endings) do
-    for _, p in ipairs(ending.held and ending.adds or {}) do add_to_chord(ARGV[p], ARGV[p + 1], ARGV[p + 2]) end
-  end
-  for _, chord in ipairs(chords_in_order()) do count_parts(chord) end
-  for _, ending in ipairs(endings) do
-    if ending.held and ending.withheld then
-      withheld[#withheld + 1] = ending.number
-    elseif ending.held then
-      finish(ending)
-    end
-  end
-  reply[#reply + 1] = withheld
-  reply[#reply + 1] = void
-end
+if finish_workflows then finish_workflows() end
 
 for goal, how in pairs(buried) do bound(goal, how) end
 
