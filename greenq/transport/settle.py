@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Connection
-    from greenq.transport.workflow import Noted
 
 _log = logging.getLogger(__name__)
 
@@ -165,8 +164,8 @@ def settle_arguments(
         *(("", "") if guard is None else (guard.asks, guard.member)),
         *[entry.tag for entry in entries],
     ]
-    noted: list[tuple[int, Sequence[Noted]]] = []
-    for number, entry in enumerate(entries, 1):
+    is_indexed = False
+    for entry in entries:
         result, move, workflow = entry.result, entry.move, entry.workflow
         action = entry.action if workflow is None else entry.action.upper()
         if result is None:
@@ -179,11 +178,15 @@ def settle_arguments(
             arguments += (goals.setdefault(move.key, len(goals) + 1), where, move.text)
         if workflow is not None:
             workflow.write(arguments, goals, results, looks=looks)
-            if workflow.index:
-                noted.append((number, workflow.index))
+            is_indexed = is_indexed or bool(workflow.index)
     for channel, text in publications:
         arguments += (channel, text)
-    if noted:
+    if is_indexed:
+        noted = [
+            (number, entry.workflow.index)
+            for number, entry in enumerate(entries, 1)
+            if entry.workflow is not None
+        ]
         arguments += index_arguments(keys, noted)
     if guard is None:
         arguments[1] = -1
