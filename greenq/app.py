@@ -30,7 +30,12 @@ from greenq.annotations import annotate
 from greenq.canvas.built_in import BUILT_IN
 from greenq.canvas.signature import signature
 from greenq.config.celery_names import SEND_OPTIONS, asks_for_something, name_what_is_not_here
-from greenq.config.loaders import CELERY_ENV, settings_from_env, settings_from_object
+from greenq.config.loaders import (
+    CELERY_ENV,
+    describe,
+    settings_from_env,
+    settings_from_object,
+)
 from greenq.config.settings import Config, sift
 from greenq.config.validators import shown
 from greenq.context import Context, current_context
@@ -90,7 +95,7 @@ class Settings(Mapping[str, Any]):
     has connected, its transport keeps the settings it was opened with.
     """
 
-    __slots__ = ("_around", "_built", "_lazy", "_said", "_unread", "_values")
+    __slots__ = ("_around", "_built", "_lazy", "_said", "_sources", "_unread", "_values")
 
     def __init__(
         self,
@@ -104,6 +109,8 @@ class Settings(Mapping[str, Any]):
         unread: list[str] = []
         environment = settings_from_env(os.environ, unread)
         object.__setattr__(self, "_values", dict(environment) | dict(values))
+        sources = dict.fromkeys(environment, "environment")
+        object.__setattr__(self, "_sources", sources | dict.fromkeys(values, "code"))
         object.__setattr__(self, "_lazy", [])
         object.__setattr__(self, "_built", None)
         object.__setattr__(self, "_unread", unread)
@@ -116,16 +123,34 @@ class Settings(Mapping[str, Any]):
         Raises:
             ConfigError: one of them is unknown or wrong; then none is set.
         """
-        new = dict(self._values)
+        given: dict[str, Any] = {}
         for mapping in (*mappings, values):
-            new.update(mapping)
+            given.update(mapping)
+        self.update_from("code", given)
+
+    def update_from(self, source: str, values: Mapping[str, Any]) -> None:
+        """Set several settings, and note where they come from.
+
+        Raises:
+            ConfigError: one of them is unknown or wrong; then none is set.
+        """
+        new = dict(self._values) | dict(values)
         built = Config.build(new)
         object.__setattr__(self, "_values", new)
         object.__setattr__(self, "_built", None if self._lazy else built)
+        self._sources.update(dict.fromkeys(values, source))
 
-    def read_later(self, load: Callable[[list[str]], Mapping[str, Any]]) -> None:
-        """Have `load` read settings on first use; it receives a list for its notes."""
-        self._lazy.append(load)
+    def source_of(self, name: str) -> str:
+        """Return where a setting comes from: default, environment, code, or one that was named."""
+        _ = self.config
+        source: str = self._sources.get(name, "default")
+        return source
+
+    def read_later(
+        self, load: Callable[[list[str]], Mapping[str, Any]], source: str = "code"
+    ) -> None:
+        """Have `load` read settings of `source` on first use; it receives a list for its notes."""
+        self._lazy.append((load, source))
         object.__setattr__(self, "_built", None)
 
     @property
@@ -135,7 +160,10 @@ class Settings(Mapping[str, Any]):
             self._read_first()
         while self._lazy:
             notes: list[str] = []
-            self._values.update(self._lazy[0](notes))
+            load, source = self._lazy[0]
+            found = load(notes)
+            self._values.update(found)
+            self._sources.update(dict.fromkeys(found, source))
             self._unread.extend(notes)
             self._lazy.pop(0)
         if self._built is None:
@@ -362,7 +390,9 @@ class Greenq:
         Raises:
             ConfigError: with `force`, a setting is unknown or wrong.
         """
-        self.conf.read_later(lambda notes: settings_from_object(source, namespace, notes))
+        self.conf.read_later(
+            lambda notes: settings_from_object(source, namespace, notes), describe(source)
+        )
         if force:
             _ = self.config
 

@@ -15,7 +15,7 @@ import time
 from bisect import bisect_left
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import gevent
 import gevent._hub_local
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Event", "Greenlet", "GreenletExit", "Hub", "Lags", "NativeThread", "Signals", "boottime",
-    "join_all", "patch", "run_all", "sleep", "spawn", "timer_s",
+    "in_thread", "join_all", "patch", "run_all", "sleep", "spawn", "timer_s",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ else:
     # This class is generic in the stubs, but not at run time.
     Greenlet = gevent.Greenlet
 sleep = gevent.sleep
+T = TypeVar("T")
 
 
 def timer_s(seconds: float) -> float:
@@ -119,6 +120,12 @@ def spawn(run: Callable[..., Any], *args: Any, name: str, lasts: bool = False) -
         greenlet.link_value(_note_kill)
     greenlet.start()
     return greenlet
+
+
+def in_thread(call: Callable[..., T], *args: Any) -> T:
+    """Run a call that blocks, such as one that waits for a disk, in a thread. Switches: yes."""
+    result: T = gevent.get_hub().threadpool.apply(call, args)
+    return result
 
 
 def join_all(greenlets: Iterable[Greenlet], timeout_s: float | None = None) -> bool:

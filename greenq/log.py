@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import _thread
 import errno
+import io
+import json
 import logging
 import logging.handlers
 import os
 import stat
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final, Protocol, TextIO
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
 from greenq.errors import ConfigError, OperationalError, Problem, ServerError
 from greenq.protocol.text import printable
@@ -34,6 +38,23 @@ TASK_FORMAT: Final = (
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Style:
+    """What log lines look like.
+
+    Attributes:
+        format, task_format: format strings of logging, for lines outside and inside of tasks.
+        date_format, task_date_format: of their times; None: as logging writes them.
+        json: write each line as a JSON object instead.
+    """
+
+    format: str = FORMAT
+    task_format: str = TASK_FORMAT
+    date_format: str | None = None
+    task_date_format: str | None = None
+    json: bool = False
+
+
 class Running(Protocol):
     """What a log line shows of a task."""
 
@@ -44,6 +65,10 @@ class Running(Protocol):
     @property
     def id(self) -> str:
         """The execution's id."""
+
+    @property
+    def root_id(self) -> str | None:
+        """The id of the first task of its workflow."""
 
 
 # The task running in this greenlet or thread; `greenq.context.current_context` is the same
@@ -59,6 +84,9 @@ _COLORS: Final = {
 }
 
 
+_PLAIN_STYLE: Final = Style()
+
+
 def setup(
     level: str,
     *,
@@ -66,6 +94,7 @@ def setup(
     color: bool | None = None,
     stream: TextIO | None = None,
     hijack_root: bool = True,
+    style: Style = _PLAIN_STYLE,
 ) -> None:
     """Send the log to `logfile`, or else to `stream` (standard error).
 
@@ -75,6 +104,7 @@ def setup(
         color: None colours when the log goes to a terminal and NO_COLOR is not set.
         stream: where the log goes without a logfile.
         hijack_root: replace the root logger's handlers; False keeps existing ones.
+        style: what its lines look like.
 
     Raises:
         ConfigError: there is no such level, or the file cannot be written.
@@ -83,19 +113,12 @@ def setup(
         raise ConfigError([Problem("loglevel", level, "must be one of " + ", ".join(LEVELS))])
     root = logging.getLogger()
     if hijack_root or not root.handlers:
-        handler = _handler(logfile, stream or sys.stderr, color)
+        handler = _handler(logfile, stream or sys.stderr, color, style)
         for old in root.handlers[:]:
             root.removeHandler(old)
             old.close()
         root.addHandler(handler)
     root.setLevel(level.upper())
-
-
-def reopen() -> None:
-    """Reopen the log file by its name, as after rotation; without a file nothing happens."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, _File):
-            handler.renew()
 
 
 # The parent of the task loggers. It has no handlers of its own; after_setup_task_logger may add
@@ -122,7 +145,9 @@ def wants_color(stream: TextIO, wanted: bool | None = None) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
-def _handler(logfile: str | Path | None, stream: TextIO, color: bool | None) -> logging.Handler:
+def _handler(
+    logfile: str | Path | None, stream: TextIO, color: bool | None, style: Style
+) -> logging.Handler:
     handler: logging.Handler
     if logfile is None:
         handler = _Stream(stream)
@@ -135,15 +160,19 @@ def _handler(logfile: str | Path | None, stream: TextIO, color: bool | None) -> 
             raise ConfigError([Problem("logfile", str(logfile), reason)]) from error
         colored = bool(color)
     handler.addFilter(add_task)
-    handler.setFormatter(_Formatter(colored=colored))
+    handler.setFormatter(_JsonFormatter() if style.json else _Formatter(style, colored=colored))
     return handler
 
 
 def add_task(record: logging.LogRecord) -> bool:
-    """Give `record` the fields task_name and task_id; also usable as a filter of other handlers."""
+    """Give `record` the fields task_name, task_id and root_id.
+
+    Also usable as a filter of other handlers.
+    """
     running = task_log_context.get()
     record.task_name = None if running is None else printable(running.task)
     record.task_id = None if running is None else printable(running.id)
+    record.root_id = None if running is None else printable(running.root_id or running.id)
     return True
 
 
@@ -223,34 +252,14 @@ class _File(_Keeping, logging.handlers.WatchedFileHandler):
             # The folder is gone, or no longer ours.
             self.handleError(record)
 
-    def renew(self) -> None:
-        """Close the file and reopen it by its name."""
-        self.acquire()
-        try:
-            # Before the old one is closed: if this fails, the old one still works.
-            opened = self._open()
-            old, self.stream = self.stream, opened
-            self._statstream()
-        except OSError as error:
-            self.release()
-            logging.getLogger(__name__).warning(
-                "the log file %s could not be reopened: %s", self.baseFilename, error
-            )
-            self.acquire()
-        else:
-            if old is not None:
-                old.close()
-        finally:
-            self.release()
-
 
 class _Formatter(logging.Formatter):
     """Formats records so that no part of one can imitate another record or control a terminal."""
 
-    def __init__(self, *, colored: bool) -> None:
-        super().__init__(FORMAT)
+    def __init__(self, style: Style = _PLAIN_STYLE, *, colored: bool) -> None:
+        super().__init__(style.format, style.date_format)
         self._colored = colored
-        self._of_tasks = logging.Formatter(TASK_FORMAT)
+        self._of_tasks = logging.Formatter(style.task_format, style.task_date_format)
 
     def format(self, record: logging.LogRecord) -> str:
         # greenq's own lines about a task already name it.
@@ -262,6 +271,167 @@ class _Formatter(logging.Formatter):
 
 
 _plain = _Formatter(colored=False)
+
+
+class _JsonFormatter(logging.Formatter):
+    """Formats each record as one JSON object in one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        fields: dict[str, object] = {
+            "time": at.replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "pid": record.process,
+            **_task_of(record),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            fields["stack"] = self.formatStack(record.stack_info)
+        own = {name: value for name, value in vars(record).items() if name not in _OF_RECORDS}
+        return json.dumps(fields | own, default=repr)
+
+
+# What logging and the filter put into every record: anything else was given as `extra`.
+_OF_RECORDS: Final = frozenset(
+    {
+        *vars(logging.makeLogRecord({})),
+        *("message", "asctime", "task_name", "task_id", "root_id", "taskName"),
+    }
+)
+
+
+def _task_of(record: logging.LogRecord) -> dict[str, str]:
+    """Return name and ids of the task that a record is about: the running one, or an argument."""
+    task_id = getattr(record, "task_id", None)
+    if task_id is not None:
+        return {
+            "task_name": getattr(record, "task_name", ""),
+            "task_id": task_id,
+            "root_id": getattr(record, "root_id", task_id),
+        }
+    # Such as "Task %s received", which the worker logs about a request outside of its context.
+    for argument in record.args if isinstance(record.args, tuple) else ():
+        found: Any = getattr(argument, "message", None)
+        if hasattr(found, "root_id") and hasattr(found, "task"):
+            root_id = found.root_id or found.id
+            return {"task_name": found.task, "task_id": found.id, "root_id": root_id}
+    return {}
+
+
+# --- standard output and standard error ---
+
+# Longer text without a line's end is logged in pieces.
+_MOST_CHARS: Final = 8192
+
+
+class Redirected(io.TextIOBase):
+    """Takes the place of sys.stdout or sys.stderr, and logs each line that is written to it.
+
+    The line is marked with the task that has written it. Text without a line's end waits for it,
+    until another task writes, or `flush`.
+    """
+
+    def __init__(self, name: str, level: int, original: TextIO) -> None:
+        """Log as ``greenq_redirected.<name>``; errors of the log itself go to `original`."""
+        self._log = logging.getLogger(f"greenq_redirected.{name}")
+        self._log.__class__ = _Unfailing
+        self._level = level
+        self._original = original
+        # What waits for its line's end, and who has written it. A real lock, since tasks have
+        # threads; nothing waits while it is held.
+        self._text = ""
+        self._running: Running | None = None
+        self._lock = _thread.RLock()
+        # The greenlets and threads whose line is being logged just now.
+        self._busy: set[int] = set()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """That of the original stream."""
+        return self._original.encoding
+
+    @property
+    def buffer(self) -> object:
+        """That of the original stream: bytes are not redirected."""
+        return self._original.buffer
+
+    def fileno(self) -> int:
+        """Return the original's descriptor, for child processes."""
+        return self._original.fileno()
+
+    def isatty(self) -> bool:
+        """Return False: there are no colours in a log line."""
+        return False
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Log the lines of `text`."""
+        if _thread.get_ident() in self._busy:
+            # A handler of the log writes to the stream that it logs.
+            return self._original.write(text)
+        for line, running in self._add(text, task_log_context.get()):
+            self._emit(line, running)
+        return len(text)
+
+    def flush(self) -> None:
+        """Log what waits for its line's end."""
+        with self._lock:
+            text, running = self._text, self._running
+            self._text, self._running = "", None
+        self._emit(text, running)
+
+    def _add(self, text: str, running: Running | None) -> list[tuple[str, Running | None]]:
+        """Add text that `running` writes; return the lines that are complete, and whose they are.
+
+        Text of another one that waits for its line's end is complete by now.
+        """
+        with self._lock:
+            complete: list[tuple[str, Running | None]] = []
+            if self._text and running is not self._running:
+                complete.append((self._text, self._running))
+                self._text = ""
+            *lines, rest = (self._text + text).split("\n")
+            if len(rest) > _MOST_CHARS:
+                lines, rest = [*lines, rest], ""
+            # No reference to a task that has ended.
+            self._text, self._running = rest, running if rest else None
+        return complete + [(line, running) for line in lines]
+
+    def _emit(self, line: str, running: Running | None) -> None:
+        line = line.rstrip()
+        if not line:
+            return
+        ident, token = _thread.get_ident(), task_log_context.set(running)
+        self._busy.add(ident)
+        try:
+            self._log.log(self._level, "%s", line)
+        finally:
+            self._busy.discard(ident)
+            task_log_context.reset(token)
+
+
+@contextmanager
+def redirect(level: str) -> Iterator[None]:
+    """Log at `level` what is written to sys.stdout and sys.stderr during the block."""
+    number = logging.getLevelNamesMapping()[level]
+    before = sys.stdout, sys.stderr
+    redirected = tuple(
+        Redirected(name, number, stream)
+        for name, stream in zip(("stdout", "stderr"), before, strict=True)
+    )
+    sys.stdout, sys.stderr = redirected
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+        for each in redirected:
+            each.flush()
 
 
 # --- outages ---

@@ -12,7 +12,6 @@ from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from greenq import log
 from greenq.commands.registry import panel
 from greenq.config.node_names import node_name
 from greenq.errors import WorkerFault
@@ -31,6 +30,7 @@ from greenq.signals import (
 from greenq.worker_parts import (
     EXIT_FAILED,
     EXIT_OK,
+    EXIT_RECYCLED,
     WorkerOptions,
     build,
     build_blueprint,
@@ -80,6 +80,7 @@ class Worker:
         app, hostname, state, timer, hub, pool: some of the parts, for the app's own steps.
         consumer: the parts that restart with the connection.
         exit_code: what `run` returns.
+        restarts: True if the process is to restart after `run`, with the same command line.
     """
 
     def __init__(self, app: Greenq, options: WorkerOptions = _DEFAULTS, **given: Any) -> None:
@@ -101,7 +102,7 @@ class Worker:
         worker_init.send(self)
         self.exit_code = EXIT_OK
         self._ended = Event()
-        self._is_cold = self._runs = False
+        self._is_cold = self._runs = self.restarts = False
         parts = self.parts = build(app, options, life=self, commands=panel, **given)
         self.state = parts.state
         self.timer, self.hub, self.pool = parts.timer, parts.hub, parts.pool
@@ -118,8 +119,8 @@ class Worker:
         """Run until stopped, and return the exit code. Switches: yes.
 
         With `signals`, SIGTERM and SIGINT stop warm (running tasks finish), a second one cold;
-        SIGQUIT stops cold at once; SIGUSR1 logs all stacks; SIGHUP reopens the log file, or stops
-        warm if the terminal was closed. Signals also work while the hub is blocked: the
+        SIGQUIT stops cold at once; SIGUSR1 logs all stacks; SIGHUP stops warm, and sets
+        `restarts` unless the terminal was closed. Signals also work while the hub is blocked: the
         watchdog thread receives them.
         """
         os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
@@ -164,15 +165,43 @@ class Worker:
 
     def stop(self, why: str = "") -> None:
         """Stop warm: take nothing more, finish running tasks in time, requeue the rest."""
+        if self._returns:
+            self.exit_code, self.restarts = EXIT_OK, False
+            _log.info("asked to stop: this worker does not start again")
+        self._stop(why)
+
+    @property
+    def _returns(self) -> bool:
+        """Whether the process, or a new one in its place, starts again after this stop."""
+        return self.restarts or self.exit_code == EXIT_RECYCLED
+
+    def _stop(self, why: str) -> None:
         self._ended.set()
         grace_s = self.app.config.worker.worker_shutdown_grace
         self.parts.outbox.until_s = time.monotonic() + grace_s
         text = f" ({why})" if why else ""
         _log.info("warm shutdown%s: %d tasks run", text, self.pool.running)
 
+    def restart(self, why: str = "") -> None:
+        """Stop warm, and have the process restart with the same command line."""
+        if self._ended.is_set():
+            return
+        self.restarts = True
+        self._stop(f"{why}; then a restart")
+
+    def recycle(self, why: str) -> None:
+        """Stop warm at a limit, so that a new worker takes this one's place."""
+        if self._ended.is_set():
+            return
+        if self.app.config.worker.worker_recycle_by == "exec":
+            self.restart(why)
+        else:
+            self.exit_code = EXIT_RECYCLED
+            self._stop(why)
+
     def stop_cold(self) -> None:
         """Stop now: everything unfinished goes back to its queue."""
-        self.exit_code = EXIT_FAILED
+        self.exit_code, self.restarts = EXIT_FAILED, False
         self._is_cold = True
         self.parts.outbox.until_s = 0.0
         self.pool.end_grace()
@@ -181,7 +210,7 @@ class Worker:
 
     def give_up(self, error: Exception) -> None:
         """End a worker that cannot continue."""
-        self.exit_code = EXIT_FAILED
+        self.exit_code, self.restarts = EXIT_FAILED, False
         self._ended.set()
         _log.critical("the worker ends: %s", error)
 
@@ -208,7 +237,7 @@ class Worker:
         return {**self.blueprint.info(), **self.consumer.blueprint.info()}
 
     def _on_stop_signal(self, sig: str) -> None:
-        if self._ended.is_set():
+        if self._ended.is_set() and not self._returns:
             self._on_cold_signal(sig)
         else:
             self.stop()
@@ -219,11 +248,13 @@ class Worker:
         worker_shutting_down.send(self.hostname, sig=sig, how="Cold", exitcode=EXIT_FAILED)
 
     def _on_hangup(self, terminals: set[int]) -> None:
-        """Reopen the log file, as after its rotation, unless a terminal was closed."""
+        """Restart, unless a terminal was closed: then nobody would see the new worker."""
         if terminals - _terminals():
             self.stop("its terminal was closed")
-        else:
-            log.reopen()
+        elif not self._ended.is_set():
+            self.restart("SIGHUP")
+            name = signal.SIGHUP.name
+            worker_shutting_down.send(self.hostname, sig=name, how="Warm", exitcode=EXIT_OK)
 
     def _log_stacks(self) -> None:
         _log.warning("%s", stacks(self.pool))

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from greenq.autoreload import Autoreloader
 from greenq.autoscale import Autoscaler
 from greenq.beat.step import Beat
 from greenq.bootsteps.blueprint import Blueprint, DisabledPart, custom
-from greenq.config.node_names import node_name
+from greenq.config.node_names import file_name, node_name
 from greenq.config.queues import Broadcast, Queue, declared
 from greenq.config.settings import DEFAULT_CONCURRENCY
 from greenq.consumer import Consumer
@@ -23,6 +24,7 @@ from greenq.consumer.heart import INTERVAL_S, Heart
 from greenq.consumer.mingle import Mingle
 from greenq.consumer.queue_set import QueueSet, in_order
 from greenq.consumer.remote_control import Control
+from greenq.consumer.revokes import Revokes
 from greenq.consumer.tasks import Tasks
 from greenq.diagnostics.stacks import all_stacks
 from greenq.errors import ConfigError, Problem
@@ -30,20 +32,25 @@ from greenq.execution.executor import Executor, running_task
 from greenq.execution.handover import Handover
 from greenq.execution.lost import LostMessages
 from greenq.execution.processes import leave_process
+from greenq.execution.revoked import Revoked
 from greenq.execution.state import WorkerState
+from greenq.execution.statedb import StateDB
 from greenq.execution.stopped_workflows import StoppedWorkflows
 from greenq.execution.workflow_index import WorkflowIndex
 from greenq.hub import Hub, Signals
 from greenq.pool import Pool
 from greenq.protocol.serialize import accepted
+from greenq.recycle import Limits, Recycle
 from greenq.sending.routing import select_queues, worker_direct
 from greenq.timer import Timer
 from greenq.transport.fetch import Fetcher
 from greenq.transport.leases import Leases
 from greenq.transport.mailbox import Mailbox
+from greenq.transport.members import Recycling
 from greenq.transport.outbox import Outbox
 from greenq.transport.owner import Owner, new_owner
 from greenq.transport.recovery import Recovery
+from greenq.transport.revokes import RevokeStore
 from greenq.watchdog.guard_process import Guard
 from greenq.watchdog.thread import Watch
 
@@ -55,6 +62,8 @@ if TYPE_CHECKING:
 
 EXIT_OK = 0
 EXIT_FAILED = 1
+# At a limit: a supervisor starts the worker again after any exit code but 0 (EX_TEMPFAIL).
+EXIT_RECYCLED = 75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +81,7 @@ class WorkerOptions:
         heartbeat_interval_s: seconds between two heartbeats; None means two.
         control: whether to answer remote control; None means the setting.
         beat: whether to send periodic tasks, too.
+        autoreload: whether to restart when a source file of the app has changed.
         step_options: values of the app's own command line options, for its own steps.
     """
 
@@ -87,6 +97,7 @@ class WorkerOptions:
     heartbeat_interval_s: float | None = None
     control: bool | None = None
     beat: bool = False
+    autoreload: bool = False
     step_options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -95,6 +106,12 @@ class Life(Protocol):
 
     def stop(self, why: str = "") -> None:
         """Stop warm."""
+
+    def restart(self, why: str = "") -> None:
+        """Stop warm, and have the process restart."""
+
+    def recycle(self, why: str) -> None:
+        """Stop warm at a limit."""
 
     def give_up(self, error: Exception) -> None:
         """End a worker that cannot continue."""
@@ -116,7 +133,8 @@ class Parts:
         owner: this incarnation of the worker as an owner of messages.
         started_s: when the worker was made, seconds of the monotonic clock.
         life: stops the worker.
-        autoscaler, beat, mingle, gossip, control, heart, stopped_workflows: None if switched off.
+        autoreloader, autoscaler, beat, recycle, state_db, mingle, gossip, control, heart,
+            stopped_workflows: None if switched off.
     """
 
     app: Greenq
@@ -135,8 +153,12 @@ class Parts:
     fetcher: Fetcher
     tasks: Tasks
     queues: QueueSet
+    autoreloader: Autoreloader | None
     autoscaler: Autoscaler | None
     beat: Beat | None
+    recycle: Recycle | None
+    state_db: StateDB | None
+    revokes: Revokes
     connection: Connection
     mingle: Mingle | None
     gossip: Gossip | None
@@ -177,6 +199,7 @@ def build_consumer(parts: Parts, options: WorkerOptions, worker: object) -> Cons
         parts.connection,
         parts.events,
         parts.mingle or DisabledPart(Mingle),
+        parts.revokes,
         parts.gossip or DisabledPart(Gossip),
         parts.tasks,
         parts.control or DisabledPart(Control),
@@ -210,8 +233,11 @@ def build_blueprint(
         parts.watch,
         parts.outbox,
         parts.pool,
+        parts.autoreloader or DisabledPart(Autoreloader),
         parts.autoscaler or DisabledPart(Autoscaler),
         parts.beat or DisabledPart(Beat),
+        parts.recycle or DisabledPart(Recycle),
+        parts.state_db or DisabledPart(StateDB),
         *([] if parts.stopped_workflows is None else [parts.stopped_workflows]),
         consumer,
         *custom(parts.app.steps["worker"], worker, options.step_options),
@@ -266,8 +292,12 @@ class _Builder:
             fetcher=self.fetcher,
             tasks=self.tasks,
             queues=self.queues,
+            autoreloader=self.autoreloader,
             autoscaler=self.autoscaler,
             beat=self.beat,
+            recycle=self.recycle,
+            state_db=self.state_db,
+            revokes=self.revokes,
             connection=self.connection,
             mingle=self.mingle,
             gossip=self.gossip,
@@ -317,7 +347,7 @@ class _Builder:
 
     @cached_property
     def state(self) -> WorkerState:
-        state = WorkerState()
+        state = WorkerState(revoked=Revoked(keep_s=self.config.worker.worker_revoke_expires))
         state.clock = self.app.clock
         return state
 
@@ -505,6 +535,12 @@ class _Builder:
         return Outbox(self.transport, self.owner.incarnation)
 
     @cached_property
+    def autoreloader(self) -> Autoreloader | None:
+        if not self.options.autoreload:
+            return None
+        return Autoreloader(lambda why: self.life.restart(why), spawn_soon=self.hub.spawn_soon)
+
+    @cached_property
     def autoscaler(self) -> Autoscaler | None:
         if not self.options.autoscale:
             return None
@@ -523,6 +559,35 @@ class _Builder:
     @cached_property
     def beat(self) -> Beat | None:
         return Beat(self.app, self.hostname) if self.options.beat else None
+
+    @cached_property
+    def recycle(self) -> Recycle | None:
+        config = self.config.worker
+        limits = Limits(
+            tasks=config.worker_max_tasks_per_child,
+            memory_kb=config.worker_max_memory_per_child,
+            lifetime_s=config.worker_max_lifetime,
+        )
+        if not limits:
+            return None
+        client, keys = self.transport.client, self.transport.keys
+        return Recycle(
+            limits,
+            self.timer,
+            Recycling(client, keys, self.hostname, lambda: self.queues.taken),
+            slots=self.pool.size,
+            done=self.state.finished,
+            is_ready=lambda: self.fetcher.waiting or self.fetcher.working,
+            end=lambda why: self.life.recycle(why),
+            at_once=config.worker_recycle_at_once,
+            jitter=config.worker_recycle_jitter,
+            grace_s=config.worker_shutdown_grace,
+        )
+
+    @cached_property
+    def state_db(self) -> StateDB | None:
+        path = self.config.worker.worker_state_db
+        return StateDB(file_name(path, self.hostname), self.state, self.timer) if path else None
 
     def _left_behind(self) -> None:
         """Inform the autoscaler at once that more messages wait than the pool has room for."""
@@ -570,6 +635,16 @@ class _Builder:
     @cached_property
     def mingle(self) -> Mingle | None:
         return Mingle(self.mailbox, self.state, self.hostname) if self.options.mingle else None
+
+    @cached_property
+    def revokes(self) -> Revokes:
+        keep_s = self.config.worker.worker_revoke_expires
+        return Revokes(
+            RevokeStore(self.transport.client, self.transport.keys, keep_s=keep_s),
+            self.state.revoked,
+            spawn_soon=self.hub.spawn_soon,
+            discard=lambda: self.tasks.revoke(),
+        )
 
     @cached_property
     def gossip(self) -> Gossip | None:

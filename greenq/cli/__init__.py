@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import greenq
 from greenq.cli import foreign
+from greenq.cli.restart import Origin
 from greenq.errors import GreenqError
 from greenq.protocol.text import printable
 from greenq.suggest import suggestion
@@ -144,6 +145,7 @@ _COMMANDS = (
         mixed=True,
     ),
     _Command("dead", "list, replay or purge dead letters", "greenq.cli.dead"),
+    _Command("config", "show each setting: its value, source and meaning", "greenq.cli.config"),
     _Command("report", "show versions and settings, for a bug report", "greenq.cli.report"),
     _Command(
         "graph",
@@ -163,6 +165,7 @@ _COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    origin = Origin.note()
     parser = build_parser()
     given = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -180,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Options of the app's own steps are known only after the app is loaded.
     if rest and not (command.extended and args.app):
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    args.rest = rest
+    args.rest, args.origin = rest, origin
     try:
         return _run(command, args)
     except GreenqError as exc:

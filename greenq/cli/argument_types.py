@@ -18,6 +18,7 @@ _DURATIONS: Final = {
     "h": timedelta(hours=1),
     "d": timedelta(days=1),
 }
+_UNITS_KB: Final = {"K": 1, "M": 1024, "G": 1024 * 1024}
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -65,6 +66,29 @@ def duration(text: str) -> timedelta:
         return int(text[:-1]) * unit
     except (OverflowError, ValueError):
         raise argparse.ArgumentTypeError(f"{text!r} is too long ago") from None
+
+
+def lifetime(text: str) -> float:
+    """Read a time: ``30s``, ``10m``, ``2h``, ``7d``, or a number of seconds."""
+    try:
+        return seconds(text)
+    except argparse.ArgumentTypeError:
+        found = duration(text).total_seconds()
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0")
+    return found
+
+
+def memory(text: str) -> int:
+    """Read an amount of memory in KiB: ``512M``, ``2G``, or a number of KiB."""
+    number, unit = text, 1
+    if text[-1:].upper() in _UNITS_KB:
+        number, unit = text[:-1], _UNITS_KB[text[-1].upper()]
+    if not number.isdecimal() or int(number) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an amount of memory, such as 512M, 2G or a number of KiB"
+        )
+    return int(number) * unit
 
 
 def limits(text: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from greenq.beat.entries import from_us
 from greenq.beat.pings import Pings
 from greenq.beat.scheduler import Scheduler
 from greenq.cli import show
-from greenq.cli.common import confirmed, opened
+from greenq.cli.common import confirmed, log_style, opened
 from greenq.cli.load import find_app, import_tasks
 from greenq.cli.pidfile import pid_file
 from greenq.cli.show import printable
@@ -51,8 +51,8 @@ def _serve(args: argparse.Namespace) -> int:
     app = find_app(args.app)
     app.set_up_framework()
     if args.broker:
-        app.conf.broker_url = args.broker
-    log.setup(args.loglevel, logfile=args.logfile)
+        app.conf.update_from("command line", {"broker_url": args.broker})
+    log.setup(args.loglevel, logfile=args.logfile, style=log_style(app.config.worker))
     app.conf.warn()
     with pid_file(args.pidfile):
         import_tasks(app)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from greenq import log
 from greenq.cli import argument_types, show
 from greenq.errors import AppNotFound, OperationalError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from greenq.app import Greenq
+    from greenq.config.settings import WorkerConfig
     from greenq.transport.members import Gone, Roll
 
 # No worker replied; Celery's commands exit with the same code (sysexits.h).
@@ -102,12 +104,23 @@ def _app(args: argparse.Namespace) -> Greenq:
     if args.app:
         app: Greenq = importlib.import_module("greenq.cli.load").find_app(args.app)
         if args.broker:
-            app.conf.broker_url = args.broker
+            app.conf.update_from("command line", {"broker_url": args.broker})
         return app
     plain: Greenq = importlib.import_module("greenq.app").Greenq(
         "greenq", broker=args.broker, set_as_current=False
     )
     return plain
+
+
+def log_style(settings: WorkerConfig) -> log.Style:
+    """Return what the lines of a log look like by the settings."""
+    return log.Style(
+        format=settings.worker_log_format,
+        task_format=settings.worker_task_log_format,
+        date_format=settings.worker_log_datefmt,
+        task_date_format=settings.worker_task_log_datefmt,
+        json=settings.worker_log_json,
+    )
 
 
 def ask(

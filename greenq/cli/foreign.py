@@ -40,17 +40,6 @@ _INSTEAD: Final[tuple[tuple[tuple[str, ...], bool, str], ...]] = (
         "not needed: the beat keeps its state on the server",
     ),
     (("--scheduler",), True, "there is one scheduler; app.periodic changes entries at run time"),
-    (
-        ("--max-tasks-per-child",),
-        True,
-        "there are no child processes: a supervisor may restart a worker that grows",
-    ),
-    (
-        ("--max-memory-per-child",),
-        True,
-        "there are no child processes: limit the memory of the whole worker, as systemd's "
-        "MemoryMax or a container does",
-    ),
     (("--pool-start-method",), True, "there are no child processes"),
     (
         ("-D", "--detach"),
@@ -58,18 +47,11 @@ _INSTEAD: Final[tuple[tuple[tuple[str, ...], bool, str], ...]] = (
         "a worker does not detach itself: start it with a supervisor (greenq deploy supervisord)",
     ),
     (
-        ("-S", "--statedb"),
-        True,
-        "there is no state database: a worker learns revoked ids from the others (mingle)",
-    ),
-    (
         ("--disable-prefetch",),
         False,
         "by default a worker takes no more than its pool's size (worker_prefetch_multiplier = 1)",
     ),
     (("--purge", "--discard"), False, "use greenq purge before the worker starts"),
-    (("--uid",), True, "have the supervisor change the user"),
-    (("--gid",), True, "have the supervisor change the group"),
     (("--umask",), True, "have the supervisor set the umask"),
     (("--executable",), True, "run greenq with the Python you want: python -m greenq worker"),
 )

@@ -16,30 +16,48 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def pid_file(path: str | None) -> Iterator[None]:
+def pid_file(path: str | None, inherited: int = -1) -> Iterator[int]:
     """Keep this process's id in the file `path` during the block; with None, do nothing.
 
     The lock shows that its owner lives, so a file left behind by a crash does no harm.
+
+    Args:
+        path: of the file.
+        inherited: a descriptor of the file that this process has locked before its restart.
+
+    Returns:
+        The descriptor of the file; -1 for none.
 
     Raises:
         ConfigError: the file cannot be written or does not belong to the user.
         GreenqError: another living process has locked it.
     """
     if path is None:
-        yield
+        yield -1
         return
     # Make it absolute: the app may change the current folder.
     path = os.path.abspath(path)
-    number = _lock(path)
+    number = _adopt(inherited, path) or _lock(path)
     try:
         os.ftruncate(number, 0)
-        os.write(number, f"{os.getpid()}\n".encode())
-        yield
+        os.pwrite(number, f"{os.getpid()}\n".encode(), 0)
+        yield number
     finally:
         # It may have been deleted by hand, and replaced by another process.
         if _is_file(number, path):
             Path(path).unlink(missing_ok=True)
         os.close(number)
+
+
+def _adopt(inherited: int, path: str) -> int | None:
+    """Return `inherited` if it is the file; close it if it is another one, deleted meanwhile."""
+    if inherited < 0:
+        return None
+    os.set_inheritable(inherited, False)
+    if _is_file(inherited, path):
+        return inherited
+    os.close(inherited)
+    return None
 
 
 def _lock(path: str) -> int:

@@ -6,15 +6,20 @@ import gc
 import logging
 import os
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import greenq
 from greenq import log
+from greenq.autoreload import Sources, app_folders, require_watchfiles
+from greenq.cli.common import log_style
 from greenq.cli.load import find_app, import_tasks
 from greenq.cli.pidfile import pid_file
+from greenq.cli.privileges import drop_rights, warn_of_root
+from greenq.cli.restart import Origin, hold_hangups
 from greenq.cli.worker_options import read_custom
 from greenq.config.node_names import file_name, node_name
+from greenq.errors import GreenqError
 from greenq.protocol.text import printable
 from greenq.signals import after_setup_logger, after_setup_task_logger, setup_logging
 from greenq.worker import Worker
@@ -29,20 +34,65 @@ _log = logging.getLogger(__name__)
 
 _GREEN, _DIM, _BOLD, _PLAIN = "\033[32m", "\033[2m", "\033[1m", "\033[0m"
 
+# A shell's exit code for a program ended by SIGINT.
+_INTERRUPTED = 130
+
 # How many tasks the banner names; the rest are counted.
 _SHOWN_TASKS = 30
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run a worker until it is stopped; errors in its set-up are raised as GreenqError."""
+    """Run a worker until it is stopped; errors in its set-up are raised as GreenqError.
+
+    If the worker is to restart, so does the process, and this function never returns.
+    """
+    # Before anything is opened or imported.
+    drop_rights(args.uid, args.gid)
     if args.workdir:
         os.chdir(args.workdir)
+    if args.autoreload:
+        require_watchfiles()
+    node = node_name(args.hostname)
+    file = args.pidfile and file_name(args.pidfile, node)
+    origin: Origin = args.origin
+    with pid_file(file, origin.pid_file) as descriptor:
+        code = _run_until_stopped(args, node)
+        if code is None:
+            logging.shutdown()
+            origin.again(descriptor)
+    return code
+
+
+def _run_until_stopped(args: argparse.Namespace, node: str) -> int | None:
+    """Run a worker, and return its exit code; None if the process is to restart."""
+    try:
+        worker = _run(args, node)
+    except GreenqError as exc:
+        if not args.autoreload:
+            raise
+        return None if _wait_for_change(exc) else _INTERRUPTED
+    return None if worker.restarts else worker.exit_code
+
+
+def _wait_for_change(error: GreenqError) -> bool:
+    """Show why the worker could not start, and wait for a change; False after Ctrl-C."""
+    lines = f"greenq worker: {error}".split("\n")
+    sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
+    sys.stderr.write("greenq worker: waiting for a change of a source file\n")
+    try:
+        Sources(app_folders()).wait(interrupts=True)
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def _run(args: argparse.Namespace, node: str) -> Worker:
+    """Run a worker until it is stopped; return it."""
     app = find_app(args.app)
     # Before our own logging set-up, which the framework's set-up would undo.
     app.set_up_framework()
-    app.conf.update(_settings(app, args))
+    app.conf.update_from("command line", _settings(app, args))
     options = read_custom(args, app.user_options["worker"])
-    node = node_name(args.hostname)
     settings = app.config.worker
     color = False if args.no_color else settings.worker_log_color
     is_set_up_by_receivers = bool(setup_logging.receivers)
@@ -51,32 +101,40 @@ def run(args: argparse.Namespace) -> int:
         logfile=args.logfile and file_name(args.logfile, node),
         color=color,
         hijack_root=settings.worker_hijack_root_logger,
+        style=log_style(settings),
     )
     app.conf.warn()
-    with pid_file(args.pidfile and file_name(args.pidfile, node)):
-        import_tasks(app)
-        if setup_logging.receivers and not is_set_up_by_receivers:
-            _log.warning(
-                "a task module has connected a receiver to setup_logging, but the log is set up "
-                "before task modules are imported: connect it in the module of the app"
-            )
-        worker = _worker(app, args, options)
-        if not args.quiet:
-            # A full disk or a closed pipe must not keep the worker from starting.
-            with suppress(OSError):
-                sys.stdout.write(banner(app, worker, color=log.wants_color(sys.stdout, color)))
-                sys.stdout.flush()
-        # Everything allocated so far outlives every task, so keep the garbage collector away from
-        # it: that saves a sixth of a task's cost with ten thousand in flight.
-        gc.collect()
-        gc.freeze()
-        try:
-            return worker.run()
-        finally:
-            app.close()
+    warn_of_root()
+    import_tasks(app)
+    if setup_logging.receivers and not is_set_up_by_receivers:
+        _log.warning(
+            "a task module has connected a receiver to setup_logging, but the log is set up "
+            "before task modules are imported: connect it in the module of the app"
+        )
+    worker = _worker(app, args, options)
+    if not args.quiet:
+        # A full disk or a closed pipe must not keep the worker from starting.
+        with suppress(OSError):
+            sys.stdout.write(banner(app, worker, color=log.wants_color(sys.stdout, color)))
+            sys.stdout.flush()
+    # Everything allocated so far outlives every task, so keep the garbage collector away from
+    # it: that saves a sixth of a task's cost with ten thousand in flight.
+    gc.collect()
+    gc.freeze()
+    # Between the worker's end and its restart, and before the new one handles it.
+    hold_hangups()
+    redirects = settings.worker_redirect_stdouts and not is_set_up_by_receivers
+    try:
+        with log.redirect(settings.worker_redirect_stdouts_level) if redirects else nullcontext():
+            worker.run()
+    finally:
+        app.close()
+    return worker
 
 
-def _set_up_log(level: str, *, logfile: str | None, color: bool | None, hijack_root: bool) -> None:
+def _set_up_log(
+    level: str, *, logfile: str | None, color: bool | None, hijack_root: bool, style: log.Style
+) -> None:
     """Let receivers of setup_logging set up the log; without any, set it up and notify the others.
 
     Raises:
@@ -86,14 +144,14 @@ def _set_up_log(level: str, *, logfile: str | None, color: bool | None, hijack_r
     number = logging.getLevelName(level.upper())
     named = {"loglevel": number, "logfile": logfile, "colorize": color}
     if setup_logging.receivers:
-        for _receiver, response in setup_logging.send(format=log.FORMAT, **named):
+        for _receiver, response in setup_logging.send(format=style.format, **named):
             if isinstance(response, Exception):
                 raise response
         return
-    log.setup(level, logfile=logfile, color=color, hijack_root=hijack_root)
+    log.setup(level, logfile=logfile, color=color, hijack_root=hijack_root, style=style)
     root = logging.getLogger()
-    after_setup_logger.send(logger=root, format=log.FORMAT, **named)
-    after_setup_task_logger.send(logger=log.task_logger, format=log.TASK_FORMAT, **named)
+    after_setup_logger.send(logger=root, format=style.format, **named)
+    after_setup_task_logger.send(logger=log.task_logger, format=style.task_format, **named)
 
 
 def _settings(app: Greenq, args: argparse.Namespace) -> dict[str, Any]:
@@ -104,6 +162,11 @@ def _settings(app: Greenq, args: argparse.Namespace) -> dict[str, Any]:
         "worker_prefetch_multiplier": args.prefetch_multiplier,
         "task_time_limit": args.time_limit,
         "task_soft_time_limit": args.soft_time_limit,
+        "worker_log_json": args.log_json,
+        "worker_state_db": args.statedb,
+        "worker_max_tasks_per_child": args.max_tasks,
+        "worker_max_memory_per_child": args.max_memory,
+        "worker_max_lifetime": args.max_lifetime,
         "include": (*app.config.task.include, *args.include) if args.include else None,
     }
     return {name: value for name, value in given.items() if value}
@@ -125,6 +188,7 @@ def _worker(app: Greenq, args: argparse.Namespace, options: dict[str, Any]) -> W
             heartbeat_interval_s=args.heartbeat_interval,
             control=args.control,
             beat=args.beat,
+            autoreload=args.autoreload,
             step_options=options,
         ),
     )

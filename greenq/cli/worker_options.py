@@ -41,7 +41,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="task modules to import besides the app's",
     )
     add("--workdir", metavar="DIR", help="change to this folder first")
+    add(
+        "--uid",
+        metavar="USER",
+        help="as root: become this user, with its groups, before anything is opened",
+    )
+    add("--gid", metavar="GROUP", help="the same with this group instead of the user's own")
     _add_work_options(parser.add_argument_group("tasks"))
+    _add_restart_options(parser.add_argument_group("restarts"))
     _add_cluster_options(parser.add_argument_group("cluster"))
     _add_output_options(parser.add_argument_group("name and output"))
     foreign.add_options(parser)
@@ -96,6 +103,41 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
         type=argument_types.seconds,
         metavar="S",
         help="raise SoftTimeLimitExceeded in tasks that run longer",
+    )
+
+
+def _add_restart_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--autoreload",
+        action="store_true",
+        help="for development: restart when a source file of the app changes",
+    )
+    add(
+        "-S",
+        "--statedb",
+        metavar="FILE",
+        help="keep revoked tasks and the clock in this file; %%p is the node name",
+    )
+    add(
+        "--max-tasks",
+        "--max-tasks-per-child",
+        type=argument_types.count,
+        metavar="N",
+        help="end after N tasks (exit code 75), for a supervisor to start it again",
+    )
+    add(
+        "--max-memory",
+        "--max-memory-per-child",
+        type=argument_types.memory,
+        metavar="SIZE",
+        help="the same at this resident memory, such as 512M or 2G; a plain number is in KiB",
+    )
+    add(
+        "--max-lifetime",
+        type=argument_types.lifetime,
+        metavar="TIME",
+        help="the same after this time, such as 12h; a plain number is in seconds",
     )
 
 
@@ -154,6 +196,7 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="log to this file instead of stderr; %%p is the node name, %%n its part before the @",
     )
+    add("--log-json", action="store_true", help="log each line as a JSON object")
     add(
         "--pidfile",
         metavar="FILE",

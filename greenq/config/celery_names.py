@@ -38,9 +38,6 @@ _APART = "not supported; separate clusters by global_keyprefix in broker_transpo
 _SIGNED = "use security_signing_key instead, which signs results and remote control, too"
 _NO_CHILDREN = "not needed: tasks are greenlets in one process, there are no child processes"
 _MAILBOXES = "not needed: the queues of remote control and events disappear with their readers"
-_FORMATS = (
-    "not supported yet; set up logging yourself and set worker_hijack_root_logger = False instead"
-)
 
 _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     (
@@ -214,11 +211,6 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
             "worker_proc_alive_timeout": 4.0,
         },
     ),
-    (
-        f"{_NO_CHILDREN.removeprefix('not needed: ')}; have the supervisor restart the worker "
-        "instead",
-        {"worker_max_memory_per_child": None, "worker_max_tasks_per_child": None},
-    ),
     ("not needed: greenq's pool always consists of greenlets", {"worker_pool": "prefork"}),
     (
         "not needed: a worker's lease decides whether it may go on with what it holds",
@@ -236,26 +228,6 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     (
         "not needed: tasks due later than task_eta_horizon wait on the server",
         {"worker_eta_task_limit": None},
-    ),
-    (
-        _FORMATS,
-        {
-            "worker_log_datefmt": None,
-            "worker_log_format": "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s",
-            "worker_task_log_datefmt": None,
-            "worker_task_log_format": (
-                "[%(asctime)s: %(levelname)s/%(processName)s] "
-                "%(task_name)s[%(task_id)s]: %(message)s"
-            ),
-        },
-    ),
-    (
-        "not needed: greenq leaves standard output and standard error as they are",
-        {"worker_redirect_stdouts": True, "worker_redirect_stdouts_level": "WARNING"},
-    ),
-    (
-        "not supported yet; a worker that starts learns from the others what was revoked",
-        {"worker_state_db": None},
     ),
     (
         "not needed: the event loop provides the timer",

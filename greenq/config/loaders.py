@@ -57,7 +57,7 @@ def settings_from_object(
         ConfigError: the module or attribute does not exist; a name looks like a misspelt setting,
             or is a setting in another spelling; no name begins with the namespace.
     """
-    where = source if isinstance(source, str) else _describe(source)
+    where = describe(source)
     if isinstance(source, str):
         source = _load(source)
     if isinstance(source, Mapping) and not namespace:
@@ -84,7 +84,10 @@ def _public(source: object) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _describe(source: object) -> str:
+def describe(source: object) -> str:
+    """Name a source of settings, for messages."""
+    if isinstance(source, str):
+        return source
     return str(getattr(source, "__name__", None) or f"a {type(source).__name__}")
 
 

@@ -606,10 +606,96 @@ class WorkerConfig(Section):
         "something else.)",
         unit="s",
     )
+    worker_state_db: str | None = _setting(
+        validators.optional(validators.text()),
+        None,
+        "A file in which revoked tasks and the logical clock survive a restart, one for each "
+        "worker: %p is the node name, %n its part before the @, %h the host. JSON; one of "
+        "Celery's, a shelve, is refused.",
+    )
+    worker_revoke_expires: float = _setting(
+        validators.seconds(zero_ok=False),
+        604_800.0,
+        "greenq's own. How long a revoke holds, in workers, on the server and in the file: make it "
+        "longer than the longest time that tasks wait for their ETA. (Celery: 3 hours.)",
+        unit="s",
+    )
+    worker_max_tasks_per_child: int | None = _setting(
+        validators.optional(validators.whole(1)),
+        None,
+        "End the worker after so many tasks, so that a new one takes its place; None means never. "
+        "All its tasks count, since it has no child processes (Celery: those of each child).",
+    )
+    worker_max_memory_per_child: int | None = _setting(
+        validators.optional(validators.whole(1)),
+        None,
+        "The same when its resident memory reaches this size. (Celery: that of each child.)",
+        unit="KiB",
+    )
+    worker_max_lifetime: float | None = _setting(
+        validators.optional(validators.seconds(zero_ok=False)),
+        None,
+        "greenq's own. The same after so much time.",
+        unit="s",
+    )
+    worker_recycle_jitter: float = _setting(
+        validators.share(),
+        0.1,
+        "greenq's own. Each worker lowers these limits by a random share, at most this one, so "
+        "that workers started together do not end together.",
+    )
+    worker_recycle_at_once: int = _setting(
+        validators.whole(1),
+        1,
+        "greenq's own. How many of the workers with the same queues may be away at once for such "
+        "a restart; one always stays if there are several.",
+    )
+    worker_recycle_by: str = _setting(
+        validators.choice("exit", "exec"),
+        "exit",
+        "greenq's own. `exit` ends the process with exit code 75, for a supervisor to start it "
+        "again; `exec` restarts it in the same process, as SIGHUP does.",
+    )
     worker_log_color: bool | None = _setting(
         validators.optional(validators.flag()),
         None,
         "Colour the log; None means only when it goes to a terminal.",
+    )
+    worker_log_json: bool = _setting(
+        validators.flag(),
+        False,
+        "greenq's own. Write each line of the log as a JSON object; the formats below have no "
+        "effect then.",
+    )
+    worker_log_format: str = _setting(
+        validators.log_format(),
+        "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s",
+        "The format of log lines, as of Python's logging.",
+        none_ok=True,
+    )
+    worker_task_log_format: str = _setting(
+        validators.log_format(),
+        "[%(asctime)s: %(levelname)s/%(processName)s] %(task_name)s[%(task_id)s]: %(message)s",
+        "The format of what is logged in tasks, with task_name, task_id and root_id.",
+        none_ok=True,
+    )
+    worker_log_datefmt: str | None = _setting(
+        validators.optional(validators.text()),
+        None,
+        "The format of the time in log lines, as of time.strftime.",
+    )
+    worker_task_log_datefmt: str | None = _setting(
+        validators.optional(validators.text()),
+        None,
+        "The same for what is logged in tasks.",
+    )
+    worker_redirect_stdouts: bool = _setting(
+        validators.flag(),
+        True,
+        "Log what tasks write to sys.stdout and sys.stderr, with their name and id.",
+    )
+    worker_redirect_stdouts_level: str = _setting(
+        validators.log_level(), "WARNING", "The level of these lines."
     )
     worker_hijack_root_logger: bool = _setting(
         validators.flag(), True, "Set up the root logger, replacing its existing handlers."

@@ -7,6 +7,7 @@ also decides how a wrong value is shown in a message, so that no secret appears.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import zoneinfo
@@ -176,6 +177,17 @@ def seconds(*, zero_ok: bool = True) -> Validator:
     return Validator(accept, _parse_number)
 
 
+def share() -> Validator:
+    """Accept a number from 0 up to, but not including, 1."""
+
+    def accept(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise ValueError("must be a share, from 0 to less than 1")
+        return float(value)
+
+    return Validator(accept, _parse_number)
+
+
 def whole(least: int, most: int | None = None) -> Validator:
     """Accept a whole number from `least` to `most`."""
     bounds = f"{least} or more" if most is None else f"from {least} to {most}"
@@ -204,6 +216,36 @@ def text(*, empty_ok: bool = False) -> Validator:
 def choice(*choices: str) -> Validator:
     """Take one of `choices`."""
     return _one_of(choices)
+
+
+def log_format() -> Validator:
+    """Accept a format string of logging; tasks' fields may be in it."""
+
+    def accept(value: object) -> str:
+        if not isinstance(value, str) or not value:
+            raise ValueError("must be non-empty text")
+        record = logging.makeLogRecord({"task_name": "", "task_id": "", "root_id": ""})
+        try:
+            logging.Formatter(value).format(record)
+        except (ValueError, KeyError, TypeError) as exc:
+            raise ValueError(f"must be a format string of logging: {exc}") from exc
+        return value
+
+    return Validator(accept, _parse_text)
+
+
+def log_level() -> Validator:
+    """Accept the name of a level of logging, or its number as in ``logging.WARNING``."""
+    levels = logging.getLevelNamesMapping()
+
+    def accept(value: object) -> str:
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = logging.getLevelName(value)
+        if not isinstance(value, str) or value.upper() not in levels:
+            raise ValueError("must be a log level, such as WARNING or INFO")
+        return value.upper()
+
+    return Validator(accept, _parse_text)
 
 
 def serializer() -> Validator:

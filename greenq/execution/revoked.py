@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from greenq.protocol.message import TaskMessage
 
-# Celery's limits. Source: wire format, section 15.
+# How many; Celery's limit. Source: wire format, section 15.
 _MOST = 50_000
 _KEEP_S = 10_800.0
 
@@ -36,15 +36,19 @@ class _Aging:
         self._added_s: OrderedDict[tuple[str, ...], float] = OrderedDict()
         self._chars = 0
 
-    def add(self, *texts: str) -> None:
+    def add(self, *texts: str, age_s: float = 0.0) -> None:
         """Keep some texts together as the newest entry, unless one of them is too long."""
         if max(map(len, texts)) > KEY.most:
             return
         self.discard(*texts)
-        self._added_s[texts] = self._clock()
+        self._added_s[texts] = self._clock() - age_s
         self._chars += sum(map(len, texts))
         while len(self._added_s) > self._most or self._chars > _MOST_CHARS:
             self.discard(*next(iter(self._added_s)))
+
+    def emptied(self) -> _Aging:
+        """Return an empty one with the same limits."""
+        return _Aging(self._most, self._keep_s, self._clock)
 
     def discard(self, *texts: str) -> None:
         if self._added_s.pop(texts, None) is not None:
@@ -56,14 +60,20 @@ class _Aging:
 
     def all(self) -> list[tuple[str, ...]]:
         """Drop what has expired and return the rest, oldest first."""
-        limit_s = self._clock() - self._keep_s
-        while self._added_s and next(iter(self._added_s.values())) <= limit_s:
-            self.discard(*next(iter(self._added_s)))
-        return list(self._added_s)
+        return [texts for texts, _age_s in self.aged()]
+
+    def aged(self) -> list[tuple[tuple[str, ...], float]]:
+        """Do the same, and return the age of each."""
+        now_s = self._clock()
+        # Of what was read from a file or the server, an older one may come behind a newer one.
+        for texts, added_s in list(self._added_s.items()):
+            if now_s - added_s >= self._keep_s:
+                self.discard(*texts)
+        return [(texts, now_s - added_s) for texts, added_s in self._added_s.items()]
 
 
 class Revoked:
-    """Ids and stamps of tasks that must not run: at most 50,000 of each, kept for three hours each.
+    """Ids and stamps of tasks that must not run: at most 50,000 of each, kept for a while.
 
     It holds only explicit revocations. Expired messages are not added: they expire again when
     redelivered, and any sender could use them to push revocations out, or to revoke another
@@ -71,10 +81,12 @@ class Revoked:
 
     Attributes:
         any: False as long as nothing was revoked, so that messages need no check.
+        changes: how often something was revoked.
+        on_new: called when something was revoked that `take_new` has not returned yet.
         workflows: by root id those that are ``cancelled`` or ``paused``.
     """
 
-    __slots__ = ("_ids", "_stamps", "any", "workflows")
+    __slots__ = ("_ids", "_new", "_stamps", "any", "changes", "on_new", "workflows")
 
     def __init__(
         self,
@@ -87,7 +99,11 @@ class Revoked:
         self._ids = _Aging(most, keep_s, clock)
         # Pairs of name and value.
         self._stamps = _Aging(most, keep_s, clock)
+        # What was revoked by commands, not by `put`: ids, and pairs of name and value.
+        self._new = _Aging(most, keep_s, clock)
         self.any = False
+        self.changes = 0
+        self.on_new: Callable[[], object] = _nothing
         self.workflows: Mapping[str, str] = {}
 
     def stop_workflows(self, stopped: Mapping[str, str]) -> None:
@@ -102,7 +118,35 @@ class Revoked:
     def add(self, task_id: str) -> None:
         """Revoke a task; an id longer than `KEY` allows is ignored, since no task can have it."""
         self._ids.add(task_id)
+        self._note(task_id)
+
+    def put(self, texts: tuple[str, ...], *, age_s: float) -> None:
+        """Take over what was revoked some time ago: an id, or a stamp's name and value."""
+        known = self._ids if len(texts) == 1 else self._stamps
+        if not known.has(*texts):
+            known.add(*texts, age_s=age_s)
+            self.any = True
+            self.changes += 1
+
+    def aged(self) -> list[tuple[tuple[str, ...], float]]:
+        """Return all ids and stamps, each with its age in seconds."""
+        return self._ids.aged() + self._stamps.aged()
+
+    def take_new(self) -> list[tuple[str, ...]]:
+        """Return what was revoked since the last call, `put` left out."""
+        new, self._new = self._new, self._new.emptied()
+        return new.all()
+
+    def return_new(self, new: list[tuple[str, ...]]) -> None:
+        """Have the next `take_new` return these, too."""
+        for texts in new:
+            self._new.add(*texts)
+
+    def _note(self, *texts: str) -> None:
+        self._new.add(*texts)
         self.any = True
+        self.changes += 1
+        self.on_new()
 
     def update(self, task_ids: Iterable[str]) -> None:
         """Revoke several tasks, given oldest first."""
@@ -134,7 +178,7 @@ class Revoked:
         for name, given in stamps.items():
             for value in _texts(given):
                 self._stamps.add(name, value)
-                self.any = True
+                self._note(name, value)
 
     def matches(self, message: TaskMessage) -> bool:
         """Return whether a call was revoked by its id, by a stamp, or with its workflow."""
@@ -151,6 +195,10 @@ class Revoked:
             for name in message.stamped_headers or ()
             for value in _texts(message.stamps.get(name))
         )
+
+
+def _nothing() -> None:
+    """Do nothing: what is new waits for `take_new`."""
 
 
 def _texts(given: object) -> list[str]:

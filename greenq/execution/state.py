@@ -36,19 +36,25 @@ class WorkerState:
         "reserved", "retried", "revoked", "succeeded", "total",
     )  # fmt: skip
 
-    def __init__(self, now_s: Callable[[], float] = boottime) -> None:
-        """Start empty."""
+    def __init__(
+        self, now_s: Callable[[], float] = boottime, *, revoked: Revoked | None = None
+    ) -> None:
+        """Start empty, but for what is `revoked`."""
         self.now_s = now_s
         self.paused: frozenset[str] = frozenset()
         self.reserved: dict[str, Request] = {}
         self.total: Counter[str] = Counter()
-        self.revoked = Revoked()
+        self.revoked = Revoked() if revoked is None else revoked
         self.clock = LamportClock()
         self.clock_offset_s = 0.0
         self.lease_until_s = self.lease_lost_s = 0.0
         self.succeeded = 0
         self.failed = 0
         self.retried = 0
+
+    def finished(self) -> int:
+        """Return how many of the messages taken are settled, or given back."""
+        return sum(self.total.values()) - len(self.reserved)
 
     def surely_holds(self, request: Request) -> bool:
         """Return whether the lease has held without a break since `request` was taken.

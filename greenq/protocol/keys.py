@@ -72,6 +72,11 @@ class Keys:
         return f"{self.prefix}greenq.gone"
 
     @property
+    def revoked(self) -> str:
+        """Sorted set, greenq's own: revoked ids and stamps as JSON, since when in unix seconds."""
+        return f"{self.prefix}greenq.revoked"
+
+    @property
     def clock(self) -> str:
         """Sorted set, greenq's own: one member, whose score is the highest logical clock."""
         return f"{self.prefix}greenq.clock"
@@ -178,10 +183,14 @@ class Keys:
 
         One for each set of queues; expires with the lease of that worker.
         """
-        names = SEP.join(sorted(queues))
-        return (
-            f"{self.prefix}greenq.relay.{sha1(names.encode(), usedforsecurity=False).hexdigest()}"
-        )
+        return f"{self.prefix}greenq.relay.{_digest(queues)}"
+
+    def recycling(self, queues: Iterable[str]) -> str:
+        """Sorted set, greenq's own: workers that are away for their restart, by node name.
+
+        One for each set of queues; the score is until when that counts, in unix seconds.
+        """
+        return f"{self.prefix}greenq.recycling.{_digest(queues)}"
 
     @property
     def paused(self) -> str:
@@ -234,6 +243,11 @@ class Keys:
     def dead(self, queue: str) -> str:
         """List, greenq's own: the dead letters of a queue; no Celery process reads them."""
         return f"{self.prefix}greenq.dead.{queue}"
+
+
+def _digest(queues: Iterable[str]) -> str:
+    """Return a short name of a set of queues."""
+    return sha1(SEP.join(sorted(queues)).encode(), usedforsecurity=False).hexdigest()
 
 
 def binding_member(routing_key: str, pattern: str, queue: str, sep: str = SEP) -> str:

@@ -289,8 +289,8 @@ class Broker:
         keys = self.keys
         step = keys.step_of(priority)
         names = [
-            *(keys.queue(queue, step), keys.inbox(queue), keys.unacked, keys.eta(queue)),
-            *map(keys.result, new_ids),
+            *(keys.queue(queue, step), keys.queue(queue, keys.steps[0]), keys.inbox(queue)),
+            *(keys.unacked, keys.eta(queue), *map(keys.result, new_ids)),
         ]
         newest = texts[-1]
         # The forms the message may have if it was requeued, also after workers died running it.

@@ -10,12 +10,18 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenq.errors import OperationalError
+from greenq.protocol.keys import DIRECT_SUFFIX
 from greenq.protocol.mailbox import EXCHANGE
+from greenq.transport.client import load_script
 from greenq.transport.owner import Owner
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client
+
+_RECYCLE = load_script("recycle")
 
 # How long a death is reported.
 _GONE_S = 3600
@@ -180,6 +186,71 @@ def look_around(client: Client, keys: Keys, clock: int) -> tuple[set[str], int]:
     # A server without memory refuses the clock; that must not hide who is alive.
     highest = 0 if isinstance(rest[-1], OperationalError) else int(float(rest[-1] or 0))
     return _parse_living(leases, float(clock_now[0])), highest
+
+
+def count_peers(client: Client, keys: Keys, queues: Collection[str]) -> int:
+    """Return how many workers with a lease take from exactly these queues.
+
+    The queue that each worker may have for itself (`worker_direct`) does not count.
+
+    Raises:
+        OperationalError: the server is lost, or refuses to answer.
+    """
+    clock, leases = client.pipeline([("TIME",), ("ZRANGE", keys.leases, 0, -1, "WITHSCORES")])
+    owners = [
+        Owner.parse(member.decode(errors="replace"))
+        for member, end in zip(leases[::2], leases[1::2], strict=True)
+        if float(end) > float(clock[0])
+    ]
+    if not owners:
+        return 0
+    texts = client.pipeline([("HGET", keys.owner(each.incarnation), "queues") for each in owners])
+    wanted = shared_queues(queues)
+    return sum(shared_queues(_parse_queues(text) or ()) == wanted for text in texts)
+
+
+def shared_queues(queues: Iterable[str]) -> frozenset[str]:
+    """Return these queues without those of single workers."""
+    return frozenset(queue for queue in queues if not queue.endswith(DIRECT_SUFFIX))
+
+
+class Recycling:
+    """Which workers of one group are away for their restart; the group has the same queues."""
+
+    def __init__(
+        self, client: Client, keys: Keys, node: str, queues: Callable[[], Collection[str]]
+    ) -> None:
+        """Act for `node`, which takes from what `queues` returns."""
+        self._client = client
+        self._keys = keys
+        self._node = node
+        self._queues = queues
+
+    def claim(self, most: int, hold_s: float) -> list[str]:
+        """Ask to leave for a restart; return who is away if that must wait. Switches: yes.
+
+        Args:
+            most: how many of the group may be away at once; one always stays if there are several.
+            hold_s: how long the leave counts unless `returned` ends it.
+
+        Raises:
+            OperationalError: the server is lost, or refuses.
+        """
+        peers = count_peers(self._client, self._keys, self._queues())
+        allowed = max(1, min(most, peers - 1))
+        away = self._client.script(_RECYCLE, [self._key()], [self._node, allowed, hold_s])
+        return [node.decode(errors="replace") for node in away]
+
+    def returned(self) -> None:
+        """Note that this node is back. Switches: yes.
+
+        Raises:
+            OperationalError: the server is lost, or refuses.
+        """
+        self._client.call("ZREM", self._key(), self._node)
+
+    def _key(self) -> str:
+        return self._keys.recycling(shared_queues(self._queues()))
 
 
 def _parse_living(leases: list[bytes], now: float) -> set[str]:

@@ -45,6 +45,15 @@ def burn(what: str, seconds: float) -> str:
     return what
 
 
+_kept: list[bytearray] = []
+
+
+@app.task(name="ledger.keep")
+def keep(megabytes: int) -> None:
+    """Use memory and never free it."""
+    _kept.append(bytearray(b"x" * (megabytes * 1024 * 1024)))
+
+
 @app.task(name="ledger.hold")
 def hold(what: str, seconds: int) -> str:
     """Hold the GIL in a C call: no Python runs in this process meanwhile."""

@@ -26,6 +26,11 @@ def add(x: Any, y: Any) -> Any:
 
 
 @app.task
+def say(text: str) -> None:
+    print(text)  # noqa: T201
+
+
+@app.task
 def fail() -> None:
     raise ValueError("on purpose")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ctypes
+import gc
 import json
 import resource
 import time
@@ -81,8 +83,9 @@ class Rig:
             raise Broken(f"the hub stood still for {still_s:.3f} s of processor time")
         if grown > GROWTH_BYTES:
             raise Broken(f"the worker has grown by {grown >> 20} MiB")
-        if _own_bytes() - own_bytes > GROWTH_BYTES:
-            raise Broken(f"the client has grown by {_own_bytes() - own_bytes >> 20} MiB")
+        own_grown = _own_bytes() - own_bytes
+        if own_grown > GROWTH_BYTES:
+            raise Broken(f"the client has grown by {own_grown >> 20} MiB")
         return f"{still_s * 1000:.0f} ms still, {grown / (1 << 20):+.1f} MiB"
 
     def _send(self, case: Case) -> None:
@@ -243,4 +246,7 @@ def _rss_bytes(pid: int) -> int:
 
 
 def _own_bytes() -> int:
+    """Return what this process keeps: freed memory goes back to the system first."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     return _rss_bytes(int(Path("/proc/self").resolve().name))

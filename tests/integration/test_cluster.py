@@ -341,7 +341,17 @@ def test_a_user_without_channels_runs_tasks_and_says_once_what_is_missing(cluste
 
 # --- steps ----------------------------------------------------------------------------------------
 
-ORDER = ["Connection", "Events", "Mingle", "Gossip", "Tasks", "Control", "Heart", "Agent"]
+ORDER = [
+    "Connection",
+    "Events",
+    "Mingle",
+    "Revokes",
+    "Gossip",
+    "Tasks",
+    "Control",
+    "Heart",
+    "Agent",
+]
 AGENT = {"worker_agent": "cluster_app:Agent"}
 
 
@@ -397,7 +407,7 @@ def test_all_optional_steps_can_be_switched_off_together(cluster: Cluster) -> No
 
     worker = cluster.worker("w", *options, settings=settings, loglevel="DEBUG")
 
-    assert started(worker) == ["Connection", "Events", "Tasks"]
+    assert started(worker) == ["Connection", "Events", "Revokes", "Tasks"]
     assert cluster.send("add", 1, 2).get(timeout=WAIT_S) == 3
 
 

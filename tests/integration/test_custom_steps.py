@@ -134,12 +134,22 @@ def test_graph_shows_the_own_steps_in_their_places_without_a_server() -> None:
     worker, consumer = names(shown["worker"]), names(shown["consumer"])
     assert worker.index("Pool") < worker.index("Health") < worker.index("Consumer")
     assert [name for name in consumer if name != "ReadyFile"] == [
-        "Connection", "Events", "Mingle", "Gossip", "Tasks", "Control", "Heart", "Agent",
+        "Connection", "Events", "Mingle", "Revokes", "Gossip", "Tasks", "Control", "Heart",
+        "Agent",
     ]  # fmt: skip
     assert consumer.index("Tasks") < consumer.index("ReadyFile")
     # Their options are not given, nor those of two of greenq's own.
     off = {step["name"] for part in shown.values() for step in part if not step["included"]}
-    assert off == {"Autoscaler", "Beat", "Agent", "Health", "ReadyFile"}
+    assert off == {
+        "Autoreloader",
+        "Autoscaler",
+        "Beat",
+        "Recycle",
+        "StateDB",
+        "Agent",
+        "Health",
+        "ReadyFile",
+    }
     assert all(step["description"] for part in shown.values() for step in part)
 
 

@@ -132,6 +132,30 @@ ELSEWHERE = {
     "worker_shutdown_grace": (
         "tests/integration/test_shutdown.py::test_tasks_that_outlast_the_grace_time_are_returned"
     ),
+    **dict.fromkeys(
+        ("worker_max_tasks_per_child", "worker_recycle_at_once"),
+        "tests/integration/test_recycle.py::"
+        "test_workers_end_one_at_a_time_and_nothing_is_lost_or_runs_twice",
+    ),
+    "worker_max_memory_per_child": (
+        "tests/integration/test_recycle.py::test_a_worker_that_grows_ends_at_its_memory_limit"
+    ),
+    **dict.fromkeys(
+        ("worker_max_lifetime", "worker_recycle_by"),
+        "tests/integration/test_recycle.py::"
+        "test_with_exec_the_worker_comes_back_in_its_own_process",
+    ),
+    "worker_state_db": (
+        "tests/integration/test_revokes.py::"
+        "test_revoke_and_clock_survive_in_the_file_without_the_server"
+    ),
+    "worker_revoke_expires": (
+        "tests/integration/test_revokes.py::test_revoke_holds_for_as_long_as_the_setting_says"
+    ),
+    "worker_recycle_jitter": (
+        "tests/integration/test_recycle.py::"
+        "test_what_a_worker_has_not_begun_at_its_limit_goes_to_others"
+    ),
     "worker_silence_limit": "tests/integration/test_guard.py::test_silence_has_a_limit",
     **dict.fromkeys(
         (
@@ -175,6 +199,10 @@ class Rig:
             result = app.send_task(f"settings_app.{task}", args, **options or {})
             wait_until(lambda: result.state in ("SUCCESS", "FAILURE"), WAIT_S)
         return result
+
+    def send(self, task: str, *args: Any) -> Any:
+        """Send a task to a worker that runs."""
+        return self.app().send_task(f"settings_app.{task}", args)
 
     def properties(self, queue: str = "celery") -> Mapping[str, Any]:
         (raw,) = self.server.queued(queue)
@@ -800,3 +828,62 @@ def greenq_worker_of_own_log(rig: Rig, settings: Mapping[str, Any]) -> Iterator[
 def tempfile_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="greenq-test-") as folder:
         yield Path(folder)
+
+
+# --- the log --------------------------------------------------------------------------------------
+
+
+def lines_of(worker: Process) -> list[str]:
+    return worker.text.splitlines()
+
+
+def check_worker_log_json(rig: Rig) -> None:
+    with rig.worker("-l", "INFO", worker_log_json=True) as worker:
+        result = rig.send("add", 1, 2)
+        result.get(timeout=WAIT_S)
+        worker.wait_text("succeeded")
+        found = [json.loads(line) for line in lines_of(worker) if line.startswith("{")]
+    about = [each for each in found if each.get("task_id") == result.id]
+    assert {each["message"].partition("] ")[2].split()[0] for each in about} >= {
+        "received",
+        "succeeded",
+    }
+    assert {each["root_id"] for each in about} == {result.id}
+
+
+def check_worker_log_format(rig: Rig) -> None:
+    with rig.worker("-l", "INFO", worker_log_format="<%(levelname)s> %(message)s") as worker:
+        worker.wait_text("<INFO> Connected to")
+
+
+def check_worker_log_datefmt(rig: Rig) -> None:
+    with rig.worker("-l", "INFO", worker_log_datefmt="day %j") as worker:
+        worker.wait_text("[day ")
+
+
+def check_worker_task_log_format(rig: Rig) -> None:
+    settings = {"worker_task_log_format": "in %(task_name)s of %(root_id)s: %(message)s"}
+    with rig.worker("-l", "INFO", **settings) as worker:
+        result = rig.send("say", "hello")
+        worker.wait_text(f"in settings_app.say of {result.id}: hello")
+
+
+def check_worker_task_log_datefmt(rig: Rig) -> None:
+    with rig.worker("-l", "INFO", worker_task_log_datefmt="day %j") as worker:
+        rig.send("say", "hello")
+        worker.wait_text("]: hello")
+        assert any("[day " in line and "hello" in line for line in lines_of(worker))
+
+
+def check_worker_redirect_stdouts(rig: Rig) -> None:
+    with rig.worker(worker_redirect_stdouts=False) as worker:
+        rig.send("say", "hello")
+        worker.wait_text("hello")
+        assert "hello" in lines_of(worker)
+
+
+def check_worker_redirect_stdouts_level(rig: Rig) -> None:
+    with rig.worker(worker_redirect_stdouts_level="ERROR") as worker:
+        result = rig.send("say", "hello")
+        worker.wait_text(f"[{result.id}]: hello")
+        assert any("ERROR/" in line and "hello" in line for line in lines_of(worker))

@@ -253,6 +253,13 @@ def _check_successors(world: World) -> None:
         faultless = not (world.was_killed or world.scenario.run_fates or world.revoked) and all(
             run.outcome and not run.excused for runs in world.runs.values() for run in runs
         )
+        # A task that must not run twice fails when its worker's lease ends, even before its run.
+        given_up = any(
+            world.scenario.by_id[each].task == "once"
+            and all(task_id != each for task_id, _number in world.runs)
+            for each in message.after
+        )
+        is_plain = is_plain and not given_up
         if faultless and is_plain and states.get(message.id) == "FAILURE":
             world.problem(f"I10 {message.id} has failed, although nothing before it did")
         if "REVOKED" in before and ran:

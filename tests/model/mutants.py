@@ -208,17 +208,26 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         "publish_once",
-        "if redis.call('LPOS', KEYS[2], ARGV[i], 'MAXLEN', 1000) then return 0 end", "",
+        "if redis.call('LPOS', KEYS[3], ARGV[i], 'MAXLEN', 1000) then return 0 end", "",
         "a message in an inbox is sent again", ("send",), 4000,
     ),
     Mutant(
-        "publish_once", "if redis.call('HLEN', KEYS[3]) <= 1000 then", "if false then",
+        "publish_once", "if redis.call('HLEN', KEYS[4]) <= 1000 then", "if false then",
         "a reserved message is sent again", ("send",), 3000,
     ),
     Mutant(
         "publish_once",
-        "if #KEYS > 4 and redis.call('EXISTS', unpack(KEYS, 5)) > 0 then", "if false then",
+        "if #KEYS > 5 and redis.call('EXISTS', unpack(KEYS, 6)) > 0 then", "if false then",
         "a finished task is sent again", ("send",), 3000,
+    ),
+    Mutant(
+        "publish_once", "or KEYS[2] ~= KEYS[1] and is_in(KEYS[2], text)", "",
+        "a relayed message is sent again", ("relay",), found="n10_relayed_and_pushed_again",
+    ),
+    Mutant(
+        "settle", "redis.call('SREM', begun, tag)\n  if not is_stub then",
+        "if is_stub then\n    redis.call('SREM', begun, tag)\n  else",
+        "the stub of a moved step stays", ("chord_early",), found="w3_record_and_stub_of_a_step",
     ),
     Mutant(
         "extend", "if not ends or tonumber(ends) < now then return 0 end", "",

@@ -295,7 +295,7 @@ def test_setting_that_is_not_needed_is_accepted_and_named_in_one_warning(
     app: Greenq, caplog: pytest.LogCaptureFixture
 ) -> None:
     app.conf.worker_pool = "gevent"
-    app.conf.update(worker_max_tasks_per_child=1000, task_always_eager=False)
+    app.conf.update(worker_lost_wait=1000, task_always_eager=False)
 
     app.conf.warn(foreign=False)
     assert caplog.messages == []
@@ -304,7 +304,7 @@ def test_setting_that_is_not_needed_is_accepted_and_named_in_one_warning(
 
     assert [line.partition(": ")[0] for line in caplog.messages] == [
         "the setting worker_pool = 'gevent'",
-        "the setting worker_max_tasks_per_child = 1000",
+        "the setting worker_lost_wait = 1000",
     ]
     assert app.conf.worker_pool == "gevent"
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextvars
 import io
+import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,9 +181,7 @@ def test_log_file_whose_folder_is_gone_raises_nowhere(tmp_path: Path) -> None:
     log.setup("INFO", logfile=folder / "w.log")
     folder.rename(tmp_path / "moved")
     logging.getLogger("x").warning("lost")
-    log.reopen()
     (tmp_path / "moved").rename(folder)
-    log.reopen()
     logging.getLogger("x").warning("found")
     assert "found" in (folder / "w.log").read_text()
 
@@ -237,3 +237,153 @@ def test_log_file_may_be_a_link_of_one_s_own(tmp_path: Path) -> None:
     log.setup("INFO", logfile=link)
     logging.getLogger("x").warning("one")
     assert "one" in file.read_text()
+
+
+# --- what lines look like -------------------------------------------------------------------------
+
+
+class Task:
+    """A running task, as log lines see it."""
+
+    task = "shop.pay"
+    id = "id-1"
+    root_id = "root-1"
+
+
+@pytest.fixture
+def as_task() -> Iterator[None]:
+    token = log.task_log_context.set(Task())
+    yield
+    log.task_log_context.reset(token)
+
+
+@pytest.fixture
+def out() -> Iterator[io.StringIO]:
+    yield io.StringIO()
+    logging.getLogger().handlers.clear()
+
+
+def test_formats_are_those_given(out: io.StringIO, as_task: None) -> None:
+    style = log.Style(
+        format="%(levelname)s|%(message)s|%(asctime)s",
+        task_format="%(task_name)s %(task_id)s %(root_id)s %(asctime)s|%(message)s",
+        date_format="outside",
+        task_date_format="inside",
+    )
+    log.setup("INFO", stream=out, style=style)
+    logging.getLogger("x").info("one")
+    logging.getLogger("greenq.x").info("two")
+    assert out.getvalue().splitlines() == [
+        "shop.pay id-1 root-1 inside|one",
+        "INFO|two|outside",
+    ]
+
+
+def test_json_lines_have_the_task_its_root_and_what_was_given_as_extra(
+    out: io.StringIO, as_task: None
+) -> None:
+    log.setup("INFO", stream=out, style=log.Style(json=True))
+    try:
+        raise ValueError("a\nb")
+    except ValueError:
+        logging.getLogger("x").exception("line one\nline two %s", "é", extra={"order": 7})
+    (line,) = out.getvalue().splitlines()
+    found = json.loads(line)
+    assert found["message"] == "line one\nline two é"
+    assert (found["task_name"], found["task_id"], found["root_id"]) == (
+        "shop.pay", "id-1", "root-1",
+    )  # fmt: skip
+    assert (found["level"], found["logger"], found["order"]) == ("ERROR", "x", 7)
+    assert found["exception"].startswith("Traceback")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found["time"])
+    assert found["pid"] == os.getpid()
+    assert "args" not in found
+
+
+def test_json_line_of_the_worker_names_the_task_that_it_is_about(out: io.StringIO) -> None:
+    log.setup("INFO", stream=out, style=log.Style(json=True))
+
+    class Request:
+        message = Task()
+
+        def __str__(self) -> str:
+            return "shop.pay[id-1]"
+
+    logging.getLogger("greenq.x").info("Task %s received", Request())
+    logging.getLogger("greenq.x").info("nothing about %s", "a task")
+    first, second = map(json.loads, out.getvalue().splitlines())
+    assert first["message"] == "Task shop.pay[id-1] received"
+    assert first["root_id"] == "root-1"
+    assert "task_id" not in second
+
+
+# --- standard output ------------------------------------------------------------------------------
+
+
+def test_lines_that_a_task_prints_are_logged_with_its_name(
+    out: io.StringIO, as_task: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    log.setup("INFO", stream=out)
+    with log.redirect("WARNING"):
+        print("one", "two", 3)  # noqa: T201
+        print("a\nb\n\nc")  # noqa: T201
+        sys.stderr.write("error")
+        sys.stderr.flush()
+    lines = [line.partition(": ")[2] for line in out.getvalue().splitlines()]
+    assert lines == [
+        "WARNING/MainProcess] shop.pay[id-1]: one two 3",
+        "WARNING/MainProcess] shop.pay[id-1]: a",
+        "WARNING/MainProcess] shop.pay[id-1]: b",
+        "WARNING/MainProcess] shop.pay[id-1]: c",
+        "WARNING/MainProcess] shop.pay[id-1]: error",
+    ]
+
+
+def test_line_without_an_end_belongs_to_the_task_that_wrote_it(
+    out: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    log.setup("INFO", stream=out)
+    with log.redirect("INFO"):
+        token = log.task_log_context.set(Task())
+        sys.stdout.write("half")
+        log.task_log_context.reset(token)
+        sys.stdout.write("outside\n")
+        sys.stdout.write("last")
+    lines = [line.partition("] ")[2] for line in out.getvalue().splitlines()]
+    assert lines == ["shop.pay[id-1]: half", "outside", "last"]
+
+
+def test_handler_that_prints_or_fails_does_not_recurse(
+    monkeypatch: pytest.MonkeyPatch, out: io.StringIO
+) -> None:
+    original = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", original)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    log.setup("INFO", stream=out)
+
+    class Printing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            print("handled", record.getMessage())  # noqa: T201
+            self.handleError(record)
+
+    logging.getLogger().addHandler(Printing())
+    with log.redirect("INFO"):
+        print("text")  # noqa: T201
+    assert original.getvalue().startswith("handled text\n")
+    assert original.getvalue().count("handled text") == 1
+
+
+def test_redirected_stream_still_serves_child_processes_and_bytes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with open(tmp_path / "out", "w", encoding="utf-8") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        with log.redirect("INFO"):
+            assert sys.stdout.fileno() == file.fileno()
+            assert not sys.stdout.isatty()
+            assert sys.stdout.encoding == "utf-8"
+            sys.stdout.buffer.write(b"bytes")
+        assert sys.stdout is file
+    assert (tmp_path / "out").read_bytes() == b"bytes"

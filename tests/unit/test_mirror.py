@@ -12,7 +12,6 @@ ELSEWHERE: dict[str, str] = {
     # What is seen at the command line alone is tested there.
     "__main__.py": "unit/test_cli.py",
     "cli/__init__.py": "unit/test_cli.py",
-    "cli/argument_types.py": "unit/test_cli.py",
     "beat/periodic.py": "integration/test_beat.py",
     "beat/pings.py": "integration/test_beat.py",
     "beat/runs.py": "integration/test_beat.py",
@@ -37,6 +36,7 @@ ELSEWHERE: dict[str, str] = {
     "cli/purge.py": "integration/test_cli_cluster.py",
     "cli/remote_commands.py": "unit/cli/test_remote.py",
     "cli/report.py": "integration/test_cli_cluster.py",
+    "cli/restart.py": "integration/test_restart.py",
     "cli/result_command.py": "integration/test_cli_cluster.py",
     "cli/shell.py": "unit/test_cli.py",
     "cli/top/__init__.py": "unit/cli/test_top.py",
@@ -82,6 +82,7 @@ ELSEWHERE: dict[str, str] = {
     "transport/mailbox.py": "integration/test_mailbox.py",
     "transport/members.py": "integration/test_members.py",
     "transport/owner.py": "integration/test_owner.py",
+    "transport/revokes.py": "integration/test_revokes.py",
     "transport/schedule_store.py": "faults/test_due_times.py",
     "transport/recovery.py": "integration/test_recovery.py",
     "transport/workflow.py": "integration/test_settle_workflows.py",

@@ -1,8 +1,8 @@
 -- Pushes messages again, whose first push may have arrived, unless there is a trace of one of them: they were pushed in
 -- one command, so either all of them arrived or none.
 --
--- KEYS  1 their list, 2 their queue's inbox, 3 unacked, 4 their queue's parked ETAs, 5…: their results, if
---       only this sending can have produced them
+-- KEYS  1 their list, 2 their queue's first list, to which a relay may have moved them, 3 its inbox, 4 unacked,
+--       5 its parked ETAs, 6…: their results, if only this sending can have produced them
 -- ARGV  1 what follows a message in its record when it is reserved, 2 what precedes it when it is parked,
 --       3 A: how many other texts the newest message may have become by being given back; these texts; then
 --       the messages, at most a thousand or so, the one to be taken first at the head
@@ -11,28 +11,32 @@ local others = tonumber(ARGV[3])
 local from = 4 + others
 
 -- The newest leaves the list last. A message that was given back is at either end.
+local function is_in(list, text)
+  return redis.call('LPOS', list, text, 'MAXLEN', 1000) or redis.call('LPOS', list, text, 'RANK', -1, 'MAXLEN', 1000)
+end
+
 local function is_queued(text)
-  return redis.call('LPOS', KEYS[1], text, 'MAXLEN', 1000) or redis.call('LPOS', KEYS[1], text, 'RANK', -1, 'MAXLEN', 1000)
+  return is_in(KEYS[1], text) or KEYS[2] ~= KEYS[1] and is_in(KEYS[2], text)
 end
 
 if is_queued(ARGV[#ARGV]) then return 0 end
 for i = 4, from - 1 do
   if is_queued(ARGV[i]) then return 0 end
 end
-if #KEYS > 4 and redis.call('EXISTS', unpack(KEYS, 5)) > 0 then return 0 end
+if #KEYS > 5 and redis.call('EXISTS', unpack(KEYS, 6)) > 0 then return 0 end
 for i = 4, #ARGV do
-  if redis.call('LPOS', KEYS[2], ARGV[i], 'MAXLEN', 1000) then return 0 end
-  if redis.call('ZSCORE', KEYS[4], ARGV[2] .. ARGV[i]) then return 0 end
+  if redis.call('LPOS', KEYS[3], ARGV[i], 'MAXLEN', 1000) then return 0 end
+  if redis.call('ZSCORE', KEYS[5], ARGV[2] .. ARGV[i]) then return 0 end
 end
 -- It may be reserved by a worker, under a tag of its own. Search only where that takes a few milliseconds at most.
-if redis.call('HLEN', KEYS[3]) <= 1000 then
+if redis.call('HLEN', KEYS[4]) <= 1000 then
   local records, lengths = {}, {}
   for i = 4, #ARGV do
     local record = '[' .. ARGV[i] .. ARGV[1]
     records[record], lengths[#record] = true, true
   end
-  for _, tag in ipairs(redis.call('HKEYS', KEYS[3])) do
-    if lengths[redis.call('HSTRLEN', KEYS[3], tag)] and records[redis.call('HGET', KEYS[3], tag)] then
+  for _, tag in ipairs(redis.call('HKEYS', KEYS[4])) do
+    if lengths[redis.call('HSTRLEN', KEYS[4], tag)] and records[redis.call('HGET', KEYS[4], tag)] then
       return 0
     end
   end

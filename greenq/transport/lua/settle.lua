@@ -144,9 +144,9 @@ local function move(tag, is_stub, goal, how, text)
     problem = redis.error_reply('NOPERM a move needs RPUSH, LPUSH, ZADD and ZREM')
     return false
   end
-  if is_stub then
-    redis.call('SREM', begun, tag)
-  else
+  -- A message of a workflow that was acknowledged early has both. Neither may be left: a repetition would find it held.
+  redis.call('SREM', begun, tag)
+  if not is_stub then
     redis.call('HDEL', unacked, tag)
     redis.call('ZREM', index, tag)
     taken[tag] = true

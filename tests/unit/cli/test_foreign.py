@@ -43,10 +43,9 @@ def test_options_before_the_command_belong_to_it(given: list[str], meant: list[s
         ["beat", "-s", "file"],
         ["beat", "-S", "redbeat.RedBeatScheduler"],
         ["beat", "--max-interval=5"],
-        ["worker", "--max-tasks-per-child", "5"],
-        ["worker", "--max-tasks-per-child=5"],
+        ["worker", "--pool-start-method", "fork"],
+        ["worker", "--pool-start-method=fork"],
         ["worker", "-s", "file"],
-        ["worker", "-S", "file"],
     ],
     ids=" ".join,
 )

@@ -135,3 +135,37 @@ def test_revoked_id_is_no_stamp() -> None:
 
     assert revoked.matches(message("a"))
     assert not revoked.is_stamped(message("a"))
+
+
+def test_what_was_revoked_before_keeps_its_age() -> None:
+    clock = Clock()
+    revoked = Revoked(keep_s=10.0, clock=clock)
+
+    revoked.add("a")
+    revoked.put(("b",), age_s=8.0)
+    revoked.put(("tenant", "x"), age_s=1.0)
+    # What is known already stays as it is.
+    revoked.put(("a",), age_s=9.0)
+    clock.now_s += 3.0
+
+    assert revoked.any
+    assert "b" not in revoked
+    assert revoked.aged() == [(("a",), 3.0), (("tenant", "x"), 4.0)]
+
+
+def test_new_ones_are_those_that_nobody_has_put_there() -> None:
+    revoked = Revoked()
+    told: list[int] = []
+    revoked.on_new = lambda: told.append(revoked.changes)
+
+    revoked.put(("old",), age_s=1.0)
+    assert revoked.take_new() == []
+    revoked.add("a")
+    revoked.add_stamps({"tenant": "x"})
+    new = revoked.take_new()
+
+    assert new == [("a",), ("tenant", "x")]
+    assert told == [2, 3]
+    assert revoked.take_new() == []
+    revoked.return_new(new)
+    assert revoked.take_new() == new

@@ -1,0 +1,86 @@
+"""Restarting a process in place: the same command line, folder and process id."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NoReturn
+
+from greenq.errors import GreenqError
+
+# What the process leaves for its next self: the descriptor of its locked pid file, -1 without one,
+# and 1 if the next one is to handle SIGHUP, 0 under nohup.
+_LEFT = "GREENQ_RESTARTED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """How this process was started, before the app changed any of it.
+
+    Attributes:
+        command: the program and its arguments.
+        folder: the working folder, "" if it is gone.
+        environ: the environment.
+        pid_file: the descriptor of the pid file that it has locked before; -1 for none.
+    """
+
+    command: tuple[str, ...]
+    folder: str
+    environ: dict[str, str]
+    pid_file: int
+
+    @classmethod
+    def note(cls) -> Origin:
+        """Note how this process was started; call this before anything changes it."""
+        left = os.environ.pop(_LEFT, "")
+        number, _, handles_hangups = left.partition(",")
+        if handles_hangups == "1":
+            signal.signal(signal.SIGHUP, _pass)
+        folder = ""
+        with suppress(OSError):
+            folder = os.getcwd()
+        return cls(
+            command=(sys.executable, *sys.orig_argv[1:]),
+            folder=folder,
+            environ=dict(os.environ),
+            pid_file=int(number) if number.isdecimal() else -1,
+        )
+
+    def again(self, pid_file: int = -1) -> NoReturn:
+        """Restart this process, with the pid file locked all the while.
+
+        Raises:
+            GreenqError: it cannot be started; this process has nothing left to do.
+        """
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        try:
+            if self.folder:
+                os.chdir(self.folder)
+            if pid_file >= 0:
+                os.set_inheritable(pid_file, True)
+            handles_hangups = hold_hangups()
+            # An ignored signal stays ignored across the start; one with a handler would not.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            left = f"{pid_file},{int(handles_hangups)}"
+            os.execve(self.command[0], self.command, {**self.environ, _LEFT: left})
+        except OSError as exc:
+            raise GreenqError(f"this worker could not restart: {exc}") from exc
+
+
+def hold_hangups() -> bool:
+    """Keep a SIGHUP from ending the process while no worker handles it; False under nohup."""
+    handler = signal.getsignal(signal.SIGHUP)
+    if handler is signal.SIG_IGN:
+        return False
+    if handler is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _pass)
+    return True
+
+
+def _pass(_number: int, _frame: object) -> None:
+    """Do nothing."""

@@ -1,0 +1,94 @@
+"""Revokes: revoked tasks are kept on the server, and read from it after each connection."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from greenq.bootsteps.blueprint import StartStopPart
+from greenq.errors import AccessRefused, OperationalError, ServerError
+from greenq.log import OutageLog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.execution.revoked import Revoked
+    from greenq.transport.revokes import RevokeStore
+
+_log = logging.getLogger(__name__)
+
+
+class Revokes(StartStopPart):
+    """Shares revoked tasks with workers that start later, over the server.
+
+    So a revoke holds although all workers that heard of it have ended, and one that was published
+    while this worker had no connection reaches it.
+    """
+
+    name = "Revokes"
+    requires = ("Connection",)
+
+    def __init__(
+        self,
+        store: RevokeStore,
+        revoked: Revoked,
+        *,
+        spawn_soon: Callable[..., None],
+        discard: Callable[[], object],
+    ) -> None:
+        """Keep `revoked` and `store` alike.
+
+        Args:
+            store: the revoked tasks on the server.
+            revoked: those that this worker knows.
+            spawn_soon: starts a greenlet; any thread may call it.
+            discard: discards waiting tasks that are revoked.
+        """
+        self._store = store
+        self._revoked = revoked
+        self._spawn_soon = spawn_soon
+        self._discard = discard
+        self._outage = OutageLog(_log)
+        self._is_writing = False
+        revoked.on_new = self._soon
+
+    def start(self) -> None:
+        """Read what is new on the server, and write what is new here. Switches: yes.
+
+        Raises:
+            OperationalError: the server is lost.
+        """
+        try:
+            for texts, age_s in self._store.read_new():
+                self._revoked.put(texts, age_s=age_s)
+            self._store_new()
+        except (AccessRefused, ServerError) as exc:
+            # An ACL, or a server without memory, must not keep tasks waiting.
+            self._failed(exc)
+        self._discard()
+
+    def _soon(self) -> None:
+        """Write what is new, soon; any thread may call this."""
+        if not self._is_writing:
+            self._is_writing = True
+            self._spawn_soon(self._write, name="revokes")
+
+    def _write(self) -> None:
+        self._is_writing = False
+        try:
+            self._store_new()
+        except OperationalError as exc:
+            # It is written after the next connection, or with the next one that is revoked.
+            self._failed(exc)
+
+    def _store_new(self) -> None:
+        new = self._revoked.take_new()
+        try:
+            self._store.add(new)
+        except OperationalError:
+            self._revoked.return_new(new)
+            raise
+        self._outage.recovered("revoked tasks are kept on the server again")
+
+    def _failed(self, exc: OperationalError) -> None:
+        self._outage.failed("revoked tasks are not kept on the server", exc)
