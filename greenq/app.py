@@ -49,6 +49,8 @@ from greenq.signals import Signal, import_modules
 from greenq.suggest import suggestion
 from greenq.task import Task
 from greenq.transport.transport import Transport
+from greenq.workflow import Workflow, all_workflows
+from greenq.workflow import workflow_id as id_of_workflow
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -905,6 +907,14 @@ class Greenq:
     def AsyncResult(self, task_id: str) -> AsyncResult[Any]:  # noqa: N802  Celery's name
         """Return the handle of a task that was sent earlier or elsewhere."""
         return AsyncResult(task_id, self.transport, app=self)
+
+    def workflow(self, workflow_id: Any) -> Workflow:
+        """Return a workflow of the index, given by its id or by the handle of its end."""
+        return Workflow(self, id_of_workflow(workflow_id))
+
+    def workflows(self, limit: int = 100) -> list[Workflow]:
+        """Return the newest workflows of the index. Switches: yes."""
+        return [found for found, _record in all_workflows(self, limit)]
 
     @functools.cached_property
     def GroupResult(self) -> Any:  # noqa: N802  Celery's name

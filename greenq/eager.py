@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,12 +15,14 @@ from greenq.protocol.ids import new_id
 from greenq.protocol.message import TaskMessage
 from greenq.protocol.serialize import dumps, loads
 from greenq.result import EagerResult, denied_join_result, join_as_here
+from greenq.signals import task_postrun, task_prerun
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, SUCCESS
+from greenq.task_signals import END_SIGNALS, tell_end, tell_postrun
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from greenq.task import Task
+    from greenq.task import ExceptionInfo, Task
 
 
 class _Delivery(NamedTuple):
@@ -148,18 +151,35 @@ def _message(
 
 def _run(task: Task[..., Any], context: EagerContext, message: TaskMessage) -> Outcome:
     """Call the task and the hooks of its class."""
+    run = _Run(task, message)
+    named = {"args": message.args, "kwargs": message.kwargs}
     with join_as_here():
         before = current_context.set(context)
+        began_s = time.monotonic()
         try:
+            if task_prerun.receivers:
+                task_prerun.send(task, task_id=message.id, task=task, **named)
             outcome = call(task, message.id, message.args, message.kwargs)
             state, value, _ = outcome
             if state == FAILURE and not isinstance(value, Exception):
                 raise value
             if state not in (IGNORED, REJECTED):
-                call_hooks(_Run(task, message), outcome)
+                _end(run, context, outcome, time.monotonic() - began_s)
+            if task_postrun.receivers:
+                tell_postrun(run, outcome)
         finally:
             current_context.reset(before)
     return outcome
+
+
+def _end(run: _Run, context: EagerContext, outcome: Outcome, runtime_s: float) -> None:
+    """Call the hooks of the task's class, and send the signal of its end."""
+
+    def tell(info: ExceptionInfo | None) -> None:
+        if END_SIGNALS[outcome.state].receivers:
+            tell_end(run, context, outcome, info, runtime_s)
+
+    call_hooks(run, outcome, tell)
 
 
 def _go_on(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, Ty
 
 from greenq.canvas.here import run_in_place
 from greenq.canvas.inside import addition, replacement
+from greenq.canvas.mistakes import check_call
 from greenq.canvas.primitives import chunks, xmap, xstarmap
 from greenq.canvas.signature import Signature, maybe_signature
 from greenq.config.celery_names import TASK_OPTIONS, asks_for_something, name_what_is_not_here
@@ -338,6 +339,7 @@ class Task(Generic[P, R]):
         **options: Any,
     ) -> Any:
         """Return a signature with options: of the sending, or ``immutable=True``."""
+        check_call(args, kwargs, "signature")
         return Signature(self, args, kwargs, **options)
 
     subtask = signature

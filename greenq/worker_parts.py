@@ -36,6 +36,8 @@ from greenq.execution.processes import leave_process
 from greenq.execution.revoked import Revoked
 from greenq.execution.state import WorkerState
 from greenq.execution.statedb import StateDB
+from greenq.execution.stopped_workflows import StoppedWorkflows
+from greenq.execution.workflow_index import WorkflowIndex
 from greenq.hub import Hub, Signals
 from greenq.pool import Pool
 from greenq.protocol.serialize import accepted
@@ -140,7 +142,7 @@ class Parts:
         started_s: when the worker was made, seconds of the monotonic clock.
         life: stops the worker.
         autoreloader, autoscaler, processes, beat, recycle, state_db, mingle, gossip, control,
-            heart: None if switched off.
+            heart, stopped_workflows: None if switched off.
     """
 
     app: Greenq
@@ -171,6 +173,7 @@ class Parts:
     gossip: Gossip | None
     control: Control | None
     heart: Heart | None
+    stopped_workflows: StoppedWorkflows | None
 
     @property
     def uptime_s(self) -> float:
@@ -246,6 +249,7 @@ def build_blueprint(
         parts.beat or DisabledPart(Beat),
         parts.recycle or DisabledPart(Recycle),
         parts.state_db or DisabledPart(StateDB),
+        *([] if parts.stopped_workflows is None else [parts.stopped_workflows]),
         consumer,
         *custom(parts.app.steps["worker"], worker, options.step_options),
     ]
@@ -311,6 +315,7 @@ class _Builder:
             gossip=self.gossip,
             control=self.control,
             heart=self.heart,
+            stopped_workflows=self.stopped_workflows,
         )
 
     # --- queues -----------------------------------------------------------------------------------
@@ -517,6 +522,24 @@ class _Builder:
             producer=self.app.producer,
             outbox=self.outbox,
             hostname=self.hostname,
+            index=self.index,
+        )
+
+    @cached_property
+    def index(self) -> WorkflowIndex | None:
+        if not self.config.task.workflow_index:
+            return None
+        seconds = self.transport.workflows.seconds
+        return WorkflowIndex(self.transport.broker, self.state.revoked, self.hostname, seconds)
+
+    @cached_property
+    def stopped_workflows(self) -> StoppedWorkflows | None:
+        if self.index is None:
+            return None
+        return StoppedWorkflows(
+            self.transport.workflows,
+            self.outbox,
+            lambda stopped: self.tasks.stop_workflows(stopped),
         )
 
     @cached_property

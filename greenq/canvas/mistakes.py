@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from greenq.protocol.message import saferepr
@@ -24,3 +25,18 @@ def not_a_signature(value: Any, where: str) -> TypeError:
     else:
         hint = "only tasks have signatures; put @app.task on the function"
     return TypeError(f"{where} takes signatures, not {saferepr(value)}: {hint}")
+
+
+def check_call(args: object, kwargs: object, where: str) -> None:
+    """Refuse what cannot be the arguments of a call.
+
+    Raises:
+        TypeError: `args` is one value instead of several, or `kwargs` is no mapping.
+    """
+    if args is not None and (isinstance(args, (str, bytes)) or not isinstance(args, Iterable)):
+        raise TypeError(
+            f"{where} takes the positional arguments as one list or tuple, not {saferepr(args)}: "
+            f"write {where}(({saferepr(args)},)), or use delay() or s()"
+        )
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(f"{where} takes the keyword arguments as a dict, not {saferepr(kwargs)}")

@@ -51,11 +51,18 @@ class Call(NamedTuple):
 
 
 class ChordStart(NamedTuple):
-    """A chord whose header is among the calls: its size must be known before its last part ends."""
+    """A chord whose header is among the calls: its size must be known before its last part ends.
+
+    Attributes:
+        saved: the handle of the header, to be stored before it is sent, if members of it end in
+            groups: the body gets the results of each such group as a list of its own. Otherwise
+            None.
+    """
 
     group_id: str
     size: int
     body: Mapping[str, Any]
+    saved: Handle | None = None
 
 
 class Plan(NamedTuple):
@@ -589,17 +596,10 @@ class Writer:
             return self._write_chord(_followed_by(sig, rest), args, kwargs)
         given = for_members(sig) | chosen(sig["options"], "chord")
         group_id = sig["options"].get("group_id") or sig["options"]["task_id"]
-        return self._write_members(sig, group_id, args, kwargs, given)
-
-    def _write_members(
-        self,
-        group: Sig,
-        group_id: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        given: Mapping[str, Any],
-    ) -> int:
-        found = (in_group(each, group_id) for each in group["kwargs"]["tasks"])
+        # Celery's clients write into the members for which chord each counts, and into a group
+        # that is the body of a chord the id of its own header.
+        tasks = sig["kwargs"]["tasks"]
+        found = (each if _has_chord(each) else in_group(each, group_id) for each in tasks)
         return sum(self.write(each, args, kwargs, given) for each in found)
 
     def _write_chord(self, sig: Sig, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
@@ -609,9 +609,10 @@ class Writer:
         header = updated(header, passed_on(sig))
         given = for_members(header) | {"chord": body}
         group_id = header["options"]["task_id"]
-        size = self._write_members(header, group_id, args, named, given)
+        found = [in_group(each, group_id) for each in header["kwargs"]["tasks"]]
+        size = sum(self.write(each, args, named, given) for each in found)
         if size:
-            self._chords.append(ChordStart(group_id, size, body))
+            self._chords.append(ChordStart(group_id, size, body, _saved(group_id, found)))
         else:
             self.write(body, ([],), _EMPTY, {})
         return ends_of(body)
@@ -638,6 +639,27 @@ def in_group(sig: Sig, group_id: str) -> Sig:
     if what == "group":
         kwargs = {**kwargs, "tasks": [in_group(each, group_id) for each in kwargs["tasks"]]}
     return {**sig, "kwargs": kwargs, "options": {**sig["options"], "group_id": group_id}}
+
+
+def _has_chord(sig: Mapping[str, Any]) -> bool:
+    return bool(sig["options"].get("chord") and sig["options"].get("group_id"))
+
+
+def _saved(group_id: str, found: Iterable[Sig]) -> Handle | None:
+    """Return the handle of a header that has groups among the ends of its members."""
+    ends = [_end_of(each) for each in found]
+    return None if all(inner is None for _own, inner in ends) else ((group_id, None), ends)
+
+
+def _end_of(sig: Mapping[str, Any]) -> Handle:
+    """Return the handle of what ends a frozen signature, without what runs before it."""
+    what, kwargs = kind(sig), sig["kwargs"]
+    if what == "chain":
+        return _end_of(kwargs["tasks"][-1])
+    if what == "chord":
+        return _end_of(kwargs["body"])
+    inner = [_end_of(each) for each in kwargs["tasks"]] if what == "group" else None
+    return (sig["options"]["task_id"], None), inner
 
 
 def ends_of(sig: Mapping[str, Any]) -> int:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from greenq.canvas import plan
+from greenq.canvas import index, plan
 from greenq.canvas.stream import Stream, bare
 from greenq.context import current_context
 from greenq.errors import AccessRefused, ConnectionLost, NotAllSent
@@ -30,8 +30,9 @@ def send_signature(
     """
     given, in_task = _in_task(options)
     made = plan.plan(signature, args, kwargs, **given)
-    if made.chords:
-        app.transport.chords.seal((start.group_id, start.size) for start in made.chords)
+    if app.config.task.workflow_index:
+        index.announce(app, made, given.get("root_id"))
+    _seal(app, made.chords)
     with_chords = _Listing(app, lambda: [(start, start.size) for start in made.chords])
     _send(
         app,
@@ -65,9 +66,11 @@ def send_stream(
     listing = _Listing(app, lambda: [] if stream.start is None else [(stream.start, None)])
 
     def calls() -> Iterator[plan.Call]:
-        for call, chords in stream.calls(source):
-            if chords:
-                app.transport.chords.seal((start.group_id, start.size) for start in chords)
+        found = stream.calls(source)
+        if app.config.task.workflow_index:
+            found = index.announced(app, stream, found, given.get("root_id"))
+        for call, chords in found:
+            _seal(app, chords)
             yield call
 
     def seal() -> None:
@@ -95,13 +98,25 @@ def send_stream(
     if stream.start is None or stream.body_handle is None:
         return _noted(found, in_task)
     if not stream.size:
-        _send(app, plan.plan(stream.start.body, ([],)).calls, "chord body", lambda count: [])
+        body = plan.plan(stream.start.body, ([],))
+        if app.config.task.workflow_index:
+            index.announce(app, body, given.get("root_id") or stream.group_id)
+        _send(app, body.calls, "chord body", lambda count: [])
     handle = result_from_tuple(stream.body_handle, app)
     first = handle
     while first.parent is not None:
         first = first.parent
     first.parent = found
     return _noted(handle, in_task)
+
+
+def _seal(app: Any, starts: Sequence[plan.ChordStart]) -> None:
+    """Write what workers must know about chords before the last part of their headers ends."""
+    if starts:
+        app.transport.chords.seal((start.group_id, start.size) for start in starts)
+    for start in starts:
+        if start.saved is not None:
+            app.backend.save_group(start.group_id, start.saved)
 
 
 def _send(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenq.canvas import plan
-from greenq.canvas.mistakes import not_a_signature
+from greenq.canvas.mistakes import check_call, not_a_signature
 from greenq.canvas.stamps import stamp_signature
 from greenq.protocol.ids import new_id
 from greenq.protocol.message import saferepr
@@ -209,6 +209,7 @@ class Signature(dict[str, Any]):
         Raises:
             EncodeError, OperationalError: as for `Task.apply_async`.
         """
+        check_call(args, kwargs, "apply_async")
         given = {name: value for name, value in options.items() if value is not None}
         return self._send(args or (), kwargs or {}, given)
 
@@ -222,6 +223,7 @@ class Signature(dict[str, Any]):
 
         The arguments are as for `apply_async`, and `throw` is as for `Task.apply`.
         """
+        check_call(args, kwargs, "apply")
         args, kwargs, options = self._merge(args or (), kwargs or {}, options)
         return self.type.apply(args, kwargs, **options)
 
@@ -294,6 +296,7 @@ class Signature(dict[str, Any]):
         **options: Any,
     ) -> Any:
         """Return a copy, with more arguments and options if given."""
+        check_call(args, kwargs, "clone")
         new_args, new_kwargs, new_options = self._merge(args or (), kwargs, options, force=True)
         made = Signature.from_dict(
             {
@@ -401,6 +404,11 @@ class Signature(dict[str, Any]):
             append_stamps: keep a value that is there, in a list with the new one.
             headers: stamps for every part.
         """
+        if visitor is not None and not hasattr(visitor, "on_signature"):
+            raise TypeError(
+                "stamp() takes stamps by name, as in stamp(customer=17), or a StampingVisitor, "
+                f"not {saferepr(visitor)}"
+            )
         stamp_signature(self, visitor, headers, append_stamps)
         return self
 

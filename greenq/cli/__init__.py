@@ -34,6 +34,7 @@ class Parser(argparse.ArgumentParser):
     Attributes:
         options: ``module:function`` that adds its options when they are first needed.
         words: further suggestions for a wrong word.
+        mixed: whether options may stand between its words.
     """
 
     def __init__(self, *args: Any, options: str | None = None, **kwargs: Any) -> None:
@@ -41,6 +42,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self.options = options
         self.words: tuple[str, ...] = ()
+        self.mixed = False
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -50,6 +52,10 @@ class Parser(argparse.ArgumentParser):
             module, _, function = self.options.partition(":")
             self.options = None
             getattr(importlib.import_module(module), function)(self)
+        if self.mixed:
+            # It parses in two turns, by this method.
+            self.mixed = False
+            return self.parse_known_intermixed_args(args, namespace)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -84,6 +90,7 @@ class _Command:
         options: ``module:function`` that adds the command's options to a parser.
         patched: whether `module` needs the patched standard library.
         extended: whether an app may add its own options.
+        mixed: whether options may stand between its words.
     """
 
     name: str
@@ -92,6 +99,7 @@ class _Command:
     options: str = ""
     patched: bool = False
     extended: bool = False
+    mixed: bool = False
 
 
 _COMMANDS = (
@@ -133,6 +141,12 @@ _COMMANDS = (
     _Command("list", "list the bindings of queues to exchanges", "greenq.cli.bindings"),
     _Command("call", "send a task by its name", "greenq.cli.call"),
     _Command("result", "show the state and result of a task", "greenq.cli.result_command"),
+    _Command(
+        "workflow",
+        "list, show, cancel, pause, resume or retry workflows",
+        "greenq.cli.workflow",
+        mixed=True,
+    ),
     _Command("dead", "list, replay or purge dead letters", "greenq.cli.dead"),
     _Command("config", "show each setting: its value, source and meaning", "greenq.cli.config"),
     _Command("report", "show versions and settings, for a bug report", "greenq.cli.report"),
@@ -224,5 +238,6 @@ def build_parser() -> Parser:
             allow_abbrev=False,
             options=command.options or f"{command.module}:add_options",
         )
+        added.mixed = command.mixed
         added.set_defaults(parser=added)
     return parser

@@ -68,11 +68,11 @@ def dot(graphs: Graphs) -> Iterator[str]:
     yield "digraph greenq {"
     yield "  rankdir=LR; node [shape=box];"
     for name, nodes in graphs.items():
-        yield f"  subgraph {_quoted(f'cluster_{name}')} {{"
-        yield f"    label={_quoted(name)};"
+        yield f"  subgraph {show.dot_quoted(f'cluster_{name}')} {{"
+        yield f"    label={show.dot_quoted(name)};"
         for node in nodes:
             style = "" if node.included else ", style=dashed"
-            yield f"    {_id(name, node.name)} [label={_quoted(node.name)}{style}];"
+            yield f"    {_id(name, node.name)} [label={show.dot_quoted(node.name)}{style}];"
         for node in nodes:
             for needed in node.requires:
                 yield f"    {_id(name, needed)} -> {_id(name, node.name)};"
@@ -85,9 +85,4 @@ def _marked(node: Node) -> str:
 
 
 def _id(blueprint: str, step: str) -> str:
-    return _quoted(f"{blueprint}.{step}")
-
-
-def _quoted(words: str) -> str:
-    escaped = words.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return show.dot_quoted(f"{blueprint}.{step}")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _APART_S: Final = 1.0
 
 # Sending a header takes no longer than this, unless its members are slow to make.
-_UNSEALED_S: Final = 60.0
+UNSEALED_S: Final = 60.0
 _TOP_LEFT: Final = "\033[H\033[J"
 
 # Prefix of the per-process queues of a broadcast, which are really channels.
@@ -162,7 +162,7 @@ def _complete(
         )
         for name, queue in now.queues.items()
     }
-    unsealed = app.transport.chords.unsealed(_UNSEALED_S)
+    unsealed = app.transport.chords.unsealed(UNSEALED_S)
     return Look(now.at_s, queues, bool(absent), unsealed)
 
 

@@ -126,6 +126,12 @@ def number(value: object) -> str:
     return f"{value:,}"
 
 
+def dot_quoted(words: str) -> str:
+    """Return text as a name or label for Graphviz."""
+    escaped = words.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 def part(value: object, *path: str) -> Any:
     """Return the value at `path` in nested mappings, or None."""
     for key in path:

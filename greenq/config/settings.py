@@ -448,6 +448,12 @@ class TaskConfig(Section):
     task_inherit_parent_priority: bool = _setting(
         validators.flag(), False, "Tasks sent by a task inherit its priority."
     )
+    workflow_index: bool = _setting(
+        validators.flag(),
+        False,
+        "greenq's own. Senders and workers keep an index of workflows: `app.workflow(id)`, "
+        "`greenq workflow`.",
+    )
     task_max_body_bytes: int = _setting(
         validators.whole(1, _REDIS_MAX_BYTES),
         8 * _MIB,

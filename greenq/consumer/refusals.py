@@ -10,7 +10,6 @@ from greenq.context import Context
 from greenq.errors import DecodeError, NotRegistered, TaskRevokedError
 from greenq.execution.handover import Failure, Step
 from greenq.execution.results import ResultWriter
-from greenq.execution.task_signals import tell_revoked
 from greenq.hub import spawn
 from greenq.outcome import Outcome
 from greenq.protocol.envelope import Envelope, without_refusal
@@ -18,6 +17,7 @@ from greenq.protocol.limits import KEY
 from greenq.protocol.message import has_successors, saferepr
 from greenq.signals import task_rejected, task_revoked, task_unknown
 from greenq.states import FAILURE, REVOKED
+from greenq.task_signals import tell_revoked
 from greenq.transport.settle import Entry
 
 if TYPE_CHECKING:
@@ -113,6 +113,14 @@ class Refusals:
             is_late = why == "expired"
             tell_revoked(request, context, terminated=False, signum=None, expired=is_late)
 
+    def hold(self, request: Request) -> None:
+        """Keep the message of a paused workflow until that goes on."""
+        self._state.reserved.pop(request.delivery.tag, None)
+        if not request.settle():
+            return
+        assert self._handover.index is not None
+        self._outbox.put(self._handover.index.held(request))
+
     def bury(
         self,
         delivery: Delivery,
@@ -167,7 +175,12 @@ class Refusals:
         self, entry: Entry, delivery: Delivery, message: TaskMessage | None, failure: Failure
     ) -> None:
         """Write the end of a message, with whatever that sets in motion. Switches: no."""
+        index = self._handover.index
+        if message is not None and index is not None:
+            index.adopt(message)
         if message is None or not has_successors(message):
+            if message is not None and index is not None:
+                entry.workflow = index.ended(delivery, message, failure.state, None)
             self._outbox.put(entry)
             return
         self._outbox.expect(entry.tag)
@@ -181,6 +194,10 @@ class Refusals:
         except Exception:
             _log.exception("could not call the errbacks of task %s", step.message.id)
             entry.workflow = self._handover.surely_failed(step, failure)
+        if self._handover.index is not None:
+            entry.workflow = self._handover.index.ended(
+                step.delivery, step.message, failure.state, entry.workflow
+            )
         self._outbox.put(entry)
 
     def _send_signal(self, delivery: Delivery, error: Exception, task_id: object) -> None:

@@ -24,7 +24,7 @@ from greenq.hub import Event
 from greenq.protocol import envelope, fast_decode
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.limits import KEY
-from greenq.protocol.message import parse_time
+from greenq.protocol.message import parse_time, part_of
 from greenq.protocol.rate import parse_rate
 from greenq.protocol.serialize import accepted
 from greenq.protocol.signature import check_following
@@ -303,6 +303,13 @@ class Tasks(StartStopPart):
         self.admission.discard_revoked()
         return [each for each in self._pool.active if self._state.revoked.matches(each.message)]
 
+    def stop_workflows(self, stopped: Mapping[str, str]) -> None:
+        """Stop workflows that are cancelled or paused, and end what runs of the former."""
+        self._state.revoked.stop_workflows(stopped)
+        self.admission.hold_paused()
+        for request in self.revoke():
+            self._pool.end(request)
+
     def set_rate_limit(self, name: str, rate: str | float | None) -> None:
         """Change a task's rate limit in this worker, also for its waiting requests.
 
@@ -347,6 +354,7 @@ class Admission:
         self._revoked = state.revoked
         self._events = events
         self._returns = returns
+        self._index = handover.index
         self._signer = transport.signer
         self._stores_results = transport.stores_results
         self._accept = accepted(config.accept_content)
@@ -396,6 +404,8 @@ class Admission:
         message = message or self._read_carefully(delivery)
         if message is None:
             return
+        if self._index is not None:
+            self._index.adopt(message)
         # Not `has_successors`: this is on the path of every task.
         is_step = message.chord or message.chain or message.callbacks or message.errbacks
         if is_step and not self._may_follow(delivery, message):
@@ -424,8 +434,7 @@ class Admission:
         self._state.total[task.name] += 1
         if self._state.tally is not None:
             self._state.tally.received(request)
-        if self._revoked.any and self._revoked.matches(message):
-            self._refusals.discard(request, "revoked")
+        if self._revoked.any and self._is_stopped(request):
             return
         if expires is not None and expires <= self.waiting.now():
             self._refusals.discard(request, "expired")
@@ -441,6 +450,16 @@ class Admission:
             self.waiting.limit(request)
         else:
             self._hand_over(request)
+
+    def _is_stopped(self, request: Request) -> bool:
+        """Settle a request that must not run, or not now; return whether it was one."""
+        if self._revoked.matches(request.message):
+            self._refusals.discard(request, "revoked")
+        elif self._index is not None and self._revoked.is_paused(request.message):
+            self._refusals.hold(request)
+        else:
+            return False
+        return True
 
     def _hand_over(self, request: Request) -> None:
         """Hand a request over to the pool; one whose workers have died waits until it is alone."""
@@ -467,6 +486,11 @@ class Admission:
         """Discard the waiting requests that have been revoked."""
         for request in self.withdraw(lambda request: self._revoked.matches(request.message)):
             self._refusals.discard(request, "revoked")
+
+    def hold_paused(self) -> None:
+        """Put away the waiting requests whose workflow has been paused."""
+        for request in self.withdraw(lambda request: self._revoked.is_paused(request.message)):
+            self._refusals.hold(request)
 
     def _is_suspect(self, request: Request) -> bool:
         deaths = envelope.deliveries_of(request.delivery.raw)
@@ -502,7 +526,9 @@ class Admission:
         try:
             message = self.reader.decode(unwrapped)
         except (DecodeError, ContentDisallowed) as exc:
-            self._refusals.bury(delivery, exc, unwrapped.headers.get("id"))
+            # A chord must not wait for it.
+            part = part_of(unwrapped)
+            self._refusals.bury(delivery, exc, unwrapped.headers.get("id"), part)
             return None
         reason = unwrapped.properties.get("refused")
         if type(reason) is str:

@@ -33,14 +33,6 @@ from greenq.errors import (
 )
 from greenq.execution.handover import Failure, Handover, Step
 from greenq.execution.results import STORED_CHARS, ResultWriter
-from greenq.execution.task_signals import (
-    END_SIGNALS,
-    tell_end,
-    tell_internal_error,
-    tell_postrun,
-    tell_published,
-    tell_revoked,
-)
 from greenq.hub import Event, sleep
 from greenq.outcome import Outcome, call, call_hooks, text_of, trace_of
 from greenq.pool import AGAIN_S, Interrupt
@@ -50,6 +42,14 @@ from greenq.sending.retry import expiration, following
 from greenq.signals import task_internal_error, task_postrun, task_prerun, task_revoked
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
 from greenq.task import classes
+from greenq.task_signals import (
+    END_SIGNALS,
+    tell_end,
+    tell_internal_error,
+    tell_postrun,
+    tell_published,
+    tell_revoked,
+)
 from greenq.transport.settle import Entry
 from greenq.transport.workflow import Workflow
 
@@ -106,6 +106,7 @@ class Executor:
         self._revoked = state.revoked
         self._hostname = hostname
         self._handover = handover
+        self._index = handover.index
         self._events = events or NullEventSender()
         self._end_hooks = end_hooks
         self._zone = ZoneInfo(config.timezone)
@@ -156,6 +157,10 @@ class Executor:
             return False
         if self._tracks_start(request.task):
             self._store_started(request)
+        if self._index is not None:
+            began = self._index.began(request)
+            if began is not None:
+                self._outbox.put(began)
         if self._events.tasks:
             self._events.started(request.message.id)
         return True
@@ -260,6 +265,10 @@ class Executor:
             move = self._choose_move(request, outcome)
         if request.acks_late and not request.settle():
             return None
+        if self._index is not None:
+            goes_on = outcome.state == RETRY or (outcome.state != FAILURE and move is not None)
+            goes_on = goes_on or (context.replacement is not None and outcome.state == IGNORED)
+            workflow = self._enter_end(request, context, outcome.state, workflow, goes_on=goes_on)
         if tag or result is not None or workflow is not None:
             self._outbox.put(Entry(tag, "a", result, move, None, request, workflow))
         if context.announced is not None:
@@ -310,6 +319,28 @@ class Executor:
             return outcome, None, workflow
         outcome, result = self._results.write(request, outcome, _children(context))
         return outcome, result, workflow
+
+    def _enter_end(
+        self,
+        request: Request,
+        context: Context | None,
+        state: str,
+        workflow: Workflow | None,
+        *,
+        goes_on: bool = False,
+    ) -> Workflow | None:
+        """Return what the end sets in motion, with its note for the index of workflows."""
+        assert self._index is not None
+        ran_s = None if request.started_s is None else time.monotonic() - request.started_s
+        return self._index.ended(
+            request.delivery,
+            request.message,
+            state,
+            workflow,
+            began_s=None if ran_s is None else time.time() - ran_s,
+            children=[] if context is None else [each.id for each in context.sent or ()],
+            goes_on=goes_on,
+        )
 
     def _step(self, request: Request) -> Step:
         inherits = self._config.task_inherit_parent_priority
@@ -424,6 +455,8 @@ class Executor:
             workflow = self._handover.surely_failed(self._step(request), failure)
         if request.acks_late and not request.settle():
             return None
+        if self._index is not None:
+            workflow = self._enter_end(request, None, FAILURE, workflow)
         if tag or result is not None:
             self._outbox.put(Entry(tag, result=result, move=move, about=request, workflow=workflow))
         if task_internal_error.receivers:

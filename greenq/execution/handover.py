@@ -20,12 +20,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from greenq.backoff import Backoff
 from greenq.canvas.plan import follow, ids_of, kind, listed, members
 from greenq.context import Context
-from greenq.errors import ChordError, EncodeError, GreenqError, OperationalError, RemoteError
+from greenq.errors import (
+    ChordError,
+    EncodeError,
+    GreenqError,
+    OperationalError,
+    RemoteError,
+    TaskRevokedError,
+)
 from greenq.hub import sleep, spawn
 from greenq.log import OutageLog
 from greenq.outcome import takes_error
-from greenq.protocol.message import TaskMessage, saferepr
-from greenq.states import FAILURE, PROPAGATE_STATES, SUCCESS
+from greenq.protocol.message import UNREADABLE, TaskMessage, saferepr
+from greenq.states import FAILURE, PROPAGATE_STATES, REVOKED, SUCCESS
 from greenq.transport.settle import Entry
 from greenq.transport.workflow import Addition, Claim, Push, Seal, Workflow
 
@@ -35,7 +42,8 @@ if TYPE_CHECKING:
     from greenq.app import TaskRegistry
     from greenq.canvas.plan import Never, Plan
     from greenq.config.settings import TaskConfig
-    from greenq.sending.producer import Producer
+    from greenq.execution.workflow_index import WorkflowIndex
+    from greenq.sending.producer import Outgoing, Producer
     from greenq.task import Task
     from greenq.transport.fetch import Delivery
     from greenq.transport.outbox import Outbox
@@ -113,8 +121,13 @@ class Handover:
         producer: Producer,
         outbox: Outbox,
         hostname: str,
+        index: WorkflowIndex | None = None,
     ) -> None:
-        """Use the parts of one worker; `hostname` is its node name."""
+        """Use the parts of one worker; `hostname` is its node name.
+
+        `index` enters what happens into the index of workflows; None for none.
+        """
+        self.index = index
         self._transport = transport
         self._signer = transport.signer
         self._keys = transport.keys
@@ -185,7 +198,10 @@ class Handover:
             flow.adds += [Addition(group, task_id, seconds) for task_id in _ends(plan.handle)]
         workflow.adds += flow.adds
         workflow.pushes += flow.pushes
+        workflow.states += flow.states
         workflow.seals += flow.seals
+        workflow.index += flow.index
+        workflow.written += flow.written
 
     def _finished(self, flow: _Flow, step: Step) -> Workflow:
         if not step.delivery.tag:
@@ -194,6 +210,8 @@ class Handover:
         elif flow.parts:
             flow.complete = partial(self._complete_soon, step, flow.bodies)
         flow.refused = partial(self._refused, step)
+        if self.index is not None:
+            flow.index += self.index.never(step.message, flow.never)
         return flow
 
     # --- sending ----------------------------------------------------------------------------------
@@ -203,15 +221,8 @@ class Handover:
         for number, call in enumerate(plan.calls, 1):
             task = self._registry.get(call.task)
             options = call.options if task is None else task.send_options(call.options)
-            message = self._producer.prepare(call.task, call.args, call.kwargs, options)
-            queue, text = message["queue"], message["text"]
-            if message["announced"] is not None:
-                message["announced"].sent()
-            key = self._keys.queue(queue, self._keys.step_of(message["priority"]))
-            if self._signer is not None:
-                text = self._signer.seal("message", queue, text)
-            flow.pushes.append(Push(key, "last", text))
-            flow.bytes += len(text)
+            for message in self._producer.prepare_each(call.task, call.args, call.kwargs, options):
+                self._push(flow, message)
             if flow.bytes > self._most_bytes:
                 raise EncodeError(
                     f"what follows takes more than {self._most_bytes:,} bytes in one call: send "
@@ -219,11 +230,28 @@ class Handover:
                 )
             if number % _TURN == 0:
                 sleep(0)
-        seconds = self._chord_seconds()
-        flow.seals += [
-            Seal(self._keys.group(chord.group_id), chord.size, seconds) for chord in plan.chords
-        ]
+        if self.index is not None:
+            flow.index += self.index.sent(plan.calls)
+        backend = self._transport.backend
+        for chord in plan.chords:
+            seconds = self._chord_seconds()
+            flow.seals.append(Seal(self._keys.group(chord.group_id), chord.size, seconds))
+            if chord.saved is not None and self._transport.stores_results:
+                flow.states.append(backend.saved_group(chord.group_id, chord.saved))
         return plan.handle
+
+    def _push(self, flow: _Flow, message: Outgoing) -> None:
+        queue, text = message["queue"], message["text"]
+        if self._signer is not None:
+            text = self._signer.seal("message", queue, text)
+        if message["channel"]:
+            flow.pushes.append(Push(message["channel"], "all", text))
+        else:
+            key = self._keys.queue(queue, self._keys.step_of(message["priority"]))
+            flow.pushes.append(Push(key, "last", text))
+        flow.bytes += len(text)
+        if message["announced"] is not None:
+            flow.written.append(message["announced"].sent)
 
     def _chord_seconds(self) -> int:
         return self._transport.backend.chord_seconds if self._transport.stores_results else 0
@@ -283,7 +311,13 @@ class Handover:
             claims.setdefault(part.group, set()).add(part.claim)
         for group, own in claims.items():
             claim, parts, saved = self._read(group)
-            if claim in own:
+            if claim in own and bodies[group] is UNREADABLE:
+                _log.error(
+                    "the body of chord %s cannot fail: the message of its last part, task %s, is a "
+                    "dead letter that cannot be read; replay it when it can be (greenq dead)",
+                    step.message.group, step.message.id,
+                )  # fmt: skip
+            elif claim in own:
                 flow.clears.append(Claim(group, claim))
                 self._end_chord(flow, step, bodies[group], parts, saved)
             elif len(claims) == 1:
@@ -325,6 +359,9 @@ class Handover:
                 raise ChordError(f"Callback error: {exc!r}") from exc
             flow.add(sent)
         except ChordError as error:
+            if self.index is not None and self.index.is_cancelled(step.message):
+                self._fail_all(flow, [body], Failure(REVOKED, TaskRevokedError("revoked")))
+                return
             _log.error("the body of a chord cannot run: %s", error)
             self._fail_body(flow, step, body, Failure(FAILURE, error))
 
@@ -359,6 +396,7 @@ class Handover:
         if trace is not None and len(trace) * len(nevers) > _MOST_TRACEBACK_CHARS:
             trace = None
         stores = self._transport.stores_results
+        flow.never += ((task_id, failure.state) for task_id in nevers)
         for never in nevers.values():
             if stores:
                 state = self._transport.backend.stored(
@@ -409,6 +447,8 @@ class Handover:
         again = entry.move is not None and entry.move.key == move.key
         failure = Failure(FAILURE, GreenqError(reason))
         workflow = Workflow() if again else self.surely_failed(step, failure)
+        if self.index is not None:
+            workflow = self.index.ended(step.delivery, step.message, FAILURE, workflow) or workflow
         self._outbox.put(Entry.moving(move, None, workflow))
 
 
@@ -418,14 +458,16 @@ class _Flow(Workflow):
     Attributes:
         bodies: of the chords whose parts it has.
         bytes: the size of the messages so far.
+        never: the tasks that can no longer run, and their states.
     """
 
-    __slots__ = ("bodies", "bytes")
+    __slots__ = ("bodies", "bytes", "never")
 
     def __init__(self) -> None:
         super().__init__()
         self.bodies: _Bodies = {}
         self.bytes = 0
+        self.never: list[tuple[str, str]] = []
 
     @classmethod
     def after(cls, first: Workflow) -> _Flow:
@@ -440,6 +482,8 @@ class _Flow(Workflow):
         self.states += other.states
         self.pushes += other.pushes
         self.seals += other.seals
+        self.index += other.index
+        self.written += other.written
 
 
 def _call(

@@ -6,10 +6,11 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from greenq.canvas.nodes import workflow_of
 from greenq.errors import ContentDisallowed, DecodeError, WorkerLostError
 from greenq.execution.reader import MessageReader
 from greenq.protocol.envelope import header, mark_refused
-from greenq.protocol.message import has_successors
+from greenq.protocol.message import has_successors, part_of
 from greenq.protocol.serialize import accepted
 from greenq.states import FAILURE
 from greenq.transport.settle import Entry, Move
@@ -64,8 +65,14 @@ class LostMessages:
         return Entry.moving(move, state)
 
     def _is_awaited(self, raw: bytes) -> bool:
-        """Tell whether a message says what follows it, or belongs to a chord."""
+        """Tell whether a message says what follows it, or belongs to a chord or the index."""
         try:
-            return has_successors(self._reader.read(raw))
-        except (DecodeError, ContentDisallowed):
+            unwrapped = self._reader.unwrap(raw)
+        except DecodeError:
             return False
+        try:
+            message = self._reader.decode(unwrapped)
+            is_indexed = self._app.config.task.workflow_index and workflow_of(message) is not None
+            return is_indexed or has_successors(message)
+        except (DecodeError, ContentDisallowed):
+            return part_of(unwrapped) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from greenq.protocol.limits import KEY
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 # How many; Celery's limit. Source: wire format, section 15.
 _MOST = 50_000
 _KEEP_S = 10_800.0
+
+# As many as the server keeps.
+_MOST_WORKFLOWS = 10_000
 
 # In all. A limit is needed because anyone who may publish can revoke.
 _MOST_CHARS = 4_000_000
@@ -79,9 +83,10 @@ class Revoked:
         any: False as long as nothing was revoked, so that messages need no check.
         changes: how often something was revoked.
         on_new: called when something was revoked that `take_new` has not returned yet.
+        workflows: by root id those that are ``cancelled`` or ``paused``.
     """
 
-    __slots__ = ("_ids", "_new", "_stamps", "any", "changes", "on_new")
+    __slots__ = ("_ids", "_new", "_stamps", "any", "changes", "on_new", "workflows")
 
     def __init__(
         self,
@@ -99,6 +104,16 @@ class Revoked:
         self.any = False
         self.changes = 0
         self.on_new: Callable[[], object] = _nothing
+        self.workflows: Mapping[str, str] = {}
+
+    def stop_workflows(self, stopped: Mapping[str, str]) -> None:
+        """Replace the workflows that are stopped: root id to ``cancelled`` or ``paused``."""
+        self.workflows = dict(islice(stopped.items(), _MOST_WORKFLOWS))
+        self.any = self.any or bool(stopped)
+
+    def is_paused(self, message: TaskMessage) -> bool:
+        """Return whether a call belongs to a paused workflow."""
+        return self.workflows.get(message.root_id or message.id) == "paused"
 
     def add(self, task_id: str) -> None:
         """Revoke a task; an id longer than `KEY` allows is ignored, since no task can have it."""
@@ -166,8 +181,12 @@ class Revoked:
                 self._note(name, value)
 
     def matches(self, message: TaskMessage) -> bool:
-        """Return whether a call was revoked by its id or by a stamp."""
-        return self._ids.has(message.id) or self.is_stamped(message)
+        """Return whether a call was revoked by its id, by a stamp, or with its workflow."""
+        return (
+            self._ids.has(message.id)
+            or self.is_stamped(message)
+            or self.workflows.get(message.root_id or message.id) == "cancelled"
+        )
 
     def is_stamped(self, message: TaskMessage) -> bool:
         """Return whether a call carries a revoked stamp."""

@@ -87,6 +87,29 @@ class Keys:
         return f"{self.prefix}greenq.unsealed"
 
     @property
+    def workflows(self) -> str:
+        """Sorted set, greenq's own: the indexed workflows by when they began, in unix seconds."""
+        return f"{self.prefix}greenq.workflows"
+
+    @property
+    def stopped_workflows(self) -> str:
+        """Hash, greenq's own: the workflows that are cancelled or paused.
+
+        Shape: the id to ``cancelled`` or ``paused`` and since when, unix seconds; the field "" is
+            the number of changes.
+        """
+        return f"{self.prefix}greenq.workflows.stopped"
+
+    def workflow(self, workflow_id: str) -> str:
+        """Hash, greenq's own: what the index keeps of a workflow as a whole.
+
+        Others begin with this key: ``.nodes``, a hash, its tasks; ``.failed``, a hash, the messages
+        of those that failed; ``.held``, a list, the messages that wait while it is paused;
+        ``.calls``, a list, what is sent when it is over.
+        """
+        return f"{self.prefix}greenq.workflow.{workflow_id}"
+
+    @property
     def binding_deadlines(self) -> str:
         """Sorted set: exchanges of expiring queues by deadline, in unix milliseconds."""
         return f"{self.prefix}_kombu.binding_deadlines"

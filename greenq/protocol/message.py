@@ -98,6 +98,12 @@ def has_successors(message: TaskMessage) -> bool:
     return bool(message.callbacks or message.errbacks or message.chain or message.chord)
 
 
+# Stands for the signature of a chord's body in a message whose own body cannot be read.
+UNREADABLE: dict[str, Any] = {
+    "task": "", "args": [], "kwargs": {}, "options": {}, "subtask_type": None, "immutable": False,
+}  # fmt: skip
+
+
 class Encoded(NamedTuple):
     """A task message ready for `greenq.protocol.envelope.wrap`."""
 
@@ -277,6 +283,26 @@ def _build(
         chord=chord,
         redelivered=get("redelivered") is True or delivery_info.get("redelivered") is True,
     )
+
+
+def part_of(envelope: Envelope) -> TaskMessage | None:
+    """Return what the headers of a message with an unreadable body say about its place in a group.
+
+    Whether the group is the header of a chord is not among it: `UNREADABLE` stands for the chord.
+    None if there is no group, or a header is invalid.
+    """
+    get = envelope.headers.get
+    task, task_id = get("task"), get("id")
+    if not (task and task_id and get("group")):
+        return None
+    try:
+        _check_fields(envelope, envelope.headers)
+    except DecodeError:
+        return None
+    return TaskMessage(
+        task=task, id=task_id, group=get("group"), group_index=get("group_index"),
+        root_id=get("root_id"), parent_id=get("parent_id"), chord=UNREADABLE,
+    )  # fmt: skip
 
 
 def _shorten(text: str | None, most: int) -> str | None:

@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from greenq.errors import ResultTimeout
+from greenq.result.many import AsyncResults
 from greenq.result.result_base import (
     ResultBase,
     as_dict,
@@ -196,6 +197,15 @@ class ResultSet(ResultBase):
         """
         if disable_sync_subtasks:
             refuse_in_task(str(self))
+        if callback is None and on_message is None and isinstance(self.results, AsyncResults):
+            found = self.backend.wait_in_order(
+                self.results.ids,
+                lambda meta: value_of(meta, propagate),
+                timeout_s=timeout,
+                interval_s=INTERVAL_S if interval is None and on_interval else interval,
+                on_interval=on_interval,
+            )
+            return [meta.result for meta in found]
         states: dict[str, ResultMeta] = {}
         ended = self._wait(states, timeout, interval, on_message, on_interval, propagate=propagate)
         with closing(ended):

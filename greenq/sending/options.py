@@ -114,7 +114,8 @@ def _mapping(value: object) -> object:
 
 
 def _signature(value: object) -> object:
-    if not isinstance(value, Mapping) or not isinstance(value.get("task"), str):
+    is_object = type(value) is dict or isinstance(value, Mapping)
+    if not is_object or not isinstance(value.get("task"), str):
         raise ValueError("must be a signature, as add.s(2) is one")
     return value
 

@@ -134,12 +134,14 @@ class SendOptions(TypedDict, total=False):
 class Outgoing(TypedDict):
     """A message ready to be pushed: its queue, its priority and its text.
 
+    channel: where it is published instead, if its exchange is a fanout; otherwise "".
     announced: not None if receivers of signals have seen it. Code that pushes it calls its `sent`
         afterwards.
     """
 
     task_id: str
     queue: str
+    channel: str
     priority: int
     text: str | bytes
     announced: Announced | None
@@ -568,14 +570,49 @@ class Producer:
         Raises:
             ValueError: its exchange leads to none or several queues.
         """
+        plan, outgoing = self._prepare(task, args, kwargs, options)
+        if plan.exchange:
+            outgoing["queue"] = self._one_queue(plan)
+        return outgoing
+
+    def prepare_each(
+        self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> list[Outgoing]:
+        """Write the message of a task for each queue that it goes to, without sending it.
+
+        A broadcast has one, with its channel. Switches: yes, if its exchange is to be looked up.
+
+        Raises:
+            OperationalError: its exchange leads nowhere, or the server could not be asked.
+        """
+        plan, outgoing = self._prepare(task, args, kwargs, options)
+        if plan.broadcast:
+            outgoing["channel"] = self._broker.keys.fanout(plan.exchange, plan.routing_key)
+        if plan.queue:
+            return [outgoing]
+        first, *others = self._queues(plan, f"task {task}[{outgoing['task_id']}]")
+        outgoing["queue"] = first
+        # They are one message to receivers of signals.
+        copies = [outgoing.copy() for _ in others]
+        for copy, queue in zip(copies, others, strict=True):
+            copy["queue"], copy["announced"] = queue, None
+        return [outgoing, *copies]
+
+    def _prepare(
+        self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> tuple[_Plan, Outgoing]:
         if self.router.asks:
             options = self.router.ask(task, args, kwargs, options)
         plan = self.plan_of(task, options)
         task_id, text, announced = self._fill(plan, args, kwargs, options)
-        queue = self._one_queue(plan) if plan.exchange else plan.queue
         priority = plan.priority if announced is None else announced.priority
-        return Outgoing(
-            task_id=task_id, queue=queue, priority=priority, text=text, announced=announced
+        return plan, Outgoing(
+            task_id=task_id,
+            queue=plan.queue,
+            channel="",
+            priority=priority,
+            text=text,
+            announced=announced,
         )
 
     def draft(
@@ -793,7 +830,12 @@ class Producer:
         else:
             text = write(message, named, serializer=serializer, compression=compression)
         return Outgoing(
-            task_id=message.id, queue=queue, priority=priority, text=text, announced=announced
+            task_id=message.id,
+            queue=queue,
+            channel="",
+            priority=priority,
+            text=text,
+            announced=announced,
         )
 
     def queue_of(self, exchange: str, routing_key: str) -> str:

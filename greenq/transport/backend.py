@@ -12,6 +12,7 @@ import math
 import queue
 import time
 from contextlib import closing, suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from greenq.errors import (
@@ -36,7 +37,7 @@ from greenq.protocol.meta import (
 )
 from greenq.states import FAILURE, PENDING, READY_STATES, REVOKED, SUCCESS
 from greenq.transport.callbacks import Callbacks
-from greenq.transport.listener import Heard, Listener, portions
+from greenq.transport.listener import PORTION, Heard, Listener, portions
 from greenq.transport.reads import Reads
 from greenq.transport.settle import Entry, StateWrite, settle
 from greenq.transport.workflow import Part, chord_rule
@@ -57,6 +58,15 @@ _LEAST_READ_S = 1.0
 
 # While the server cannot be reached, waiting callers try to read this often.
 _READ_AGAIN_S = 1.0
+
+# Of more tasks than these only a sample is listened to: see `Backend._sample`.
+_LISTENED = 256
+_SAMPLE = 64
+
+# The others are read after this silence, or less often if that takes more than a twentieth of the
+# time.
+_LOOK_S = 0.5
+_LOOK_SHARE = 20
 
 
 class Backend:
@@ -264,15 +274,20 @@ class Backend:
 
     def save_group(self, group_id: str, members: object) -> None:
         """Store a group's result tuple, as long as results are kept."""
-        key, config = self._keys.group(group_id), self._config
+        key, _rule, payload = self.saved_group(group_id, members)
+        expiry_s = int(self._config.result_expires or 0)
+        store = ("SETEX", key, expiry_s, payload) if expiry_s else ("SET", key, payload)
+        self._client.pipeline([store, ("PUBLISH", key, payload)])
+
+    def saved_group(self, group_id: str, members: object) -> StateWrite:
+        """Return a group's result tuple in the form in which it is stored."""
+        config = self._config
         payload = encode_group(
             members,
             serializer=config.result_serializer,
             compression=config.result_compression,
         )
-        expiry_s = int(config.result_expires or 0)
-        store = ("SETEX", key, expiry_s, payload) if expiry_s else ("SET", key, payload)
-        self._client.pipeline([store, ("PUBLISH", key, payload)])
+        return StateWrite(self._keys.group(group_id), self._rule, payload)
 
     def restore_group(self, group_id: str) -> Any:
         """Read a group's result tuple; None if none is stored."""
@@ -318,17 +333,117 @@ class Backend:
         """
         ends_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
         waiting = {self._keys.result(task_id): task_id for task_id in task_ids}
+        yield from self._ends(waiting, ends_s, interval_s, on_message, on_interval)
+        if waiting:
+            raise ResultTimeout(next(iter(waiting.values())), timeout_s or 0.0, len(waiting) - 1)
+
+    def wait_in_order(
+        self,
+        task_ids: Sequence[str],
+        check: Callable[[ResultMeta], object],
+        *,
+        timeout_s: float | None = None,
+        interval_s: float | None = None,
+        on_interval: Callable[[], object] | None = None,
+    ) -> Iterator[ResultMeta]:
+        """Yield the final state of each task in order; as many are kept as one portion has.
+
+        Args:
+            task_ids: the tasks', each once.
+            check: called with each final state as soon as it is known, to raise what a task has
+                raised; also with those of tasks whose turn has not come.
+            timeout_s, interval_s, on_interval: as for `wait_many`.
+
+        Raises:
+            ResultTimeout: a task did not end in time.
+        """
+        ends_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        # Which tasks are known to have ended.
+        known = bytearray(len(task_ids))
+        pause_s, position = _LOOK_S, 0
+        for portion in portions(task_ids):
+            position += len(portion)
+            waiting = {self._keys.result(task_id): task_id for task_id in portion}
+            found: dict[str, ResultMeta] = {}
+            while waiting:
+                until_s = min(ends_s, time.monotonic() + pause_s)
+                for meta in self._ends(waiting, until_s, interval_s, None, on_interval):
+                    check(meta)
+                    found[meta.task_id] = meta
+                if waiting and time.monotonic() >= ends_s:
+                    others = len(waiting) - 1 + len(task_ids) - position
+                    raise ResultTimeout(next(iter(waiting.values())), timeout_s or 0.0, others)
+                if waiting:
+                    pause_s = self._look_ahead(task_ids, position, known, check)
+            for task_id in portion:
+                yield found[task_id]
+
+    def _look_ahead(
+        self,
+        task_ids: Sequence[str],
+        position: int,
+        known: bytearray,
+        check: Callable[[ResultMeta], object],
+    ) -> float:
+        """Check tasks from `position` on that have ended; return how long to pause after that."""
+        began_s = time.monotonic()
+        numbered = enumerate(task_ids[position:], position)
+        for portion in portions(each for each in numbered if not known[each[0]]):
+            waiting = {self._keys.result(task_id): task_id for _at, task_id in portion}
+            for meta in self._final(self._reread(list(waiting), math.inf), waiting, None):
+                check(meta)
+            for at, task_id in portion:
+                known[at] = self._keys.result(task_id) not in waiting
+        return max(_LOOK_S, _LOOK_SHARE * (time.monotonic() - began_s))
+
+    def _ends(
+        self,
+        waiting: dict[str, str],
+        ends_s: float,
+        interval_s: float | None,
+        on_message: Callable[[ResultMeta], object] | None,
+        on_interval: Callable[[], object] | None,
+    ) -> Iterator[ResultMeta]:
+        """Yield final states until none is `waiting` or it is `ends_s`."""
         for portion in portions(list(waiting)):
             for meta in self._final(self._read_stored(portion, ends_s), waiting, None):
                 if on_message is not None:
                     on_message(meta)
                 yield meta
-        if waiting:
+        if on_message is None:
+            yield from self._sample(waiting, ends_s, interval_s, on_interval)
+        if waiting and (on_message is not None or len(waiting) <= _LISTENED):
             with self._listener.listen(*waiting) as ear:
                 following = self._follow(ear, waiting, ends_s, interval_s, on_message, on_interval)
                 yield from following
-        if waiting:
-            raise ResultTimeout(next(iter(waiting.values())), timeout_s or 0.0, len(waiting) - 1)
+
+    def _sample(
+        self,
+        waiting: dict[str, str],
+        ends_s: float,
+        interval_s: float | None,
+        on_interval: Callable[[], object] | None,
+    ) -> Iterator[ResultMeta]:
+        """Yield final states of many tasks until few are left, or it is `ends_s`.
+
+        Announcing a state takes the server, the worker and this process as long as storing it. So
+        the last few of a portion are listened to: once they have ended, most of the others have,
+        too, and are read together.
+        """
+        pause_s = _LOOK_S
+        while len(waiting) > _LISTENED and time.monotonic() < ends_s:
+            portion = list(islice(waiting, PORTION))
+            sample = {key: waiting[key] for key in portion[-_SAMPLE:]}
+            until_s = min(ends_s, time.monotonic() + pause_s)
+            with self._listener.listen(*sample) as ear:
+                for meta in self._follow(ear, sample, until_s, interval_s, None, on_interval):
+                    waiting.pop(self._keys.result(meta.task_id), None)
+                    yield meta
+            # If one of these takes long, others that have ended may be anywhere.
+            began_s = time.monotonic()
+            for keys in portions(list(waiting) if sample else portion):
+                yield from self._final(self._reread(keys, ends_s), waiting, None)
+            pause_s = max(_LOOK_S, _LOOK_SHARE * (time.monotonic() - began_s))
 
     def call_when_ended(
         self, task_ids: Iterable[str], call: Callable[[ResultMeta], object]
@@ -361,7 +476,7 @@ class Backend:
             # A subscription has just begun (again), or nothing came for an interval: earlier news
             # is stored.
             unread.update((each.channel for each in news if not each.payload) if news else waiting)
-            for portion in portions([key for key in list(waiting) if key in unread]):
+            for portion in portions([key for key in list(unread) if key in waiting]):
                 try:
                     read = self._read_stored(portion, ends_s)
                 except OperationalError:
@@ -374,6 +489,13 @@ class Backend:
         """Read what is stored under these keys, as if it were announced now."""
         found = zip(keys, self._payloads(keys, ends_s - time.monotonic()), strict=True)
         return [Heard(key, payload) for key, payload in found if payload]
+
+    def _reread(self, keys: Sequence[str], ends_s: float) -> list[Heard]:
+        """Read like `_read_stored`; nothing during an outage, since these are read again later."""
+        try:
+            return self._read_stored(keys, ends_s)
+        except OperationalError:
+            return []
 
     def _final(
         self,

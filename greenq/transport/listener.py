@@ -33,7 +33,7 @@ _IDLE_S = 60.0
 
 
 # A command on many keys or channels gets so many of them.
-_PORTION = 1000
+PORTION = 1000
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ T = TypeVar("T")
 def portions(items: Iterable[T]) -> Iterator[list[T]]:
     """Split what one command might be too large for."""
     rest = iter(items)
-    while portion := list(islice(rest, _PORTION)):
+    while portion := list(islice(rest, PORTION)):
         yield portion
 
 

@@ -21,7 +21,7 @@ from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import OperationalError, ServerError, TransportTimeout
 from greenq.hub import Event, Greenlet, sleep, spawn
 from greenq.log import OutageLog
-from greenq.transport.settle import Entry, Guard, settle
+from greenq.transport.settle import INDEX, Entry, Guard, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -75,9 +75,11 @@ class Outbox(StartStopPart):
         self._greenlet: Greenlet | None = None
         # Returns what is to be published with the next write; set by the sender of events.
         self.collect: Callable[[], Sequence[Publication]] = tuple
-        # Own greenlet only.
+        # Own greenlet only. The entries of the current write that have not sent their pushes.
+        self._unsent: set[Entry] = set()
         self._outage = OutageLog(_log)
         self._publish_outage = OutageLog(_log)
+        self._index_outage = OutageLog(_log)
         self._batch = _BATCH
 
     def start(self) -> None:
@@ -150,6 +152,7 @@ class Outbox(StartStopPart):
         """Write the oldest entries, and repeat until the server has accepted them."""
         pauses: Backoff | None = None
         publications = self.collect()
+        self._unsent.clear()
         while True:
             entries = self._entries[: self._batch]
             for connection in (self.connection, self._results):
@@ -177,6 +180,8 @@ class Outbox(StartStopPart):
         for entry in entries:
             if entry.written is not None:
                 entry.written(entry not in not_held)
+            if entry.workflow is not None and entry.workflow.written:
+                self._tell_written(entry, not_held)
         for entry in not_held:
             if entry.about is not None:
                 _log.warning(
@@ -204,6 +209,7 @@ class Outbox(StartStopPart):
             if not entries:
                 return set()
             refused = entries[0]
+            self._unsent.add(refused)
             if refused.workflow is not None and refused.workflow.refused is not None:
                 self.expect(refused.tag)
                 refused.workflow.refused(refused, exc.reply)
@@ -225,9 +231,17 @@ class Outbox(StartStopPart):
         self._note_unpublished(settled.unpublished)
         if settled.misplaced:
             self._note_misplaced(settled.misplaced, [entries[i] for i in settled.stuck])
+        for i in settled.withheld | settled.stuck | settled.void:
+            self._unsent.add(entries[i])
         for i in settled.withheld:
             self._complete(entries[i])
         return {entries[i] for i in settled.not_held}
+
+    def _tell_written(self, entry: Entry, not_held: set[Entry]) -> None:
+        """Tell the senders of what a message has sent; the code of receivers runs then."""
+        assert entry.workflow is not None
+        if entry not in not_held and entry not in self._unsent:
+            spawn(_call_each, entry.workflow.written, entry.about, name="sent")
 
     def _complete(self, entry: Entry) -> None:
         """Have a chord completed: the body is to be sent by the ending of its last part."""
@@ -245,9 +259,21 @@ class Outbox(StartStopPart):
                 entry.workflow.refused(entry, misplaced)
 
     def _note_unpublished(self, refused: str) -> None:
-        if refused:
+        if refused.startswith(INDEX):
+            text = "the index of workflows is incomplete: it cannot be written"
+            self._index_outage.failed(text, ServerError("HSET", refused.removeprefix(INDEX)))
+        elif refused:
             text = "results and events are not published: their listeners receive nothing"
             self._publish_outage.failed(text, ServerError("PUBLISH", refused))
+
+
+def _call_each(written: Sequence[Callable[[], object]], about: object) -> None:
+    for call in written:
+        try:
+            call()
+        except BaseException:
+            # The boundary to user code: receivers of after_task_publish.
+            _log.exception("a receiver of what task %s has sent failed", about)
 
 
 def _keep_certain(not_held: set[Entry]) -> set[Entry]:

@@ -12,7 +12,7 @@ from greenq.log import Repeated
 from greenq.transport.client import load_script
 from greenq.transport.dead_letters import DEAD_LIMIT
 from greenq.transport.workflow import StateWrite as StateWrite
-from greenq.transport.workflow import Workflow
+from greenq.transport.workflow import Workflow, index_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +30,9 @@ _crowded = Repeated(_log)
 
 # The tag of a message that is known not to be held.
 _NOT_HELD = "-"
+
+# Before the reason for which the index of workflows could not be written.
+INDEX = "INDEX "
 
 # What to do with a message: the letters of the script.
 Action = Literal["a", "b", "e", "g", "k", "l", "m"]
@@ -103,12 +106,15 @@ class Settled(NamedTuple):
 
     Attributes:
         not_held: the positions of the entries whose message was not held.
-        unpublished: why something could not be published, "" if all was.
+        unpublished: why something could not be published, "" if all was; after `INDEX`, why the
+            index of workflows could not be written.
         misplaced: the target of a move that is not a queue, "" if all are; its messages stay
             reserved.
         stuck: the positions of the entries whose message stays reserved for that reason.
         withheld: the positions of the entries that complete a chord: only their states are stored,
             and their workflow knows how to go on.
+        void: the positions of the entries that send nothing, because someone else has completed
+            their chord.
     """
 
     not_held: frozenset[int]
@@ -116,6 +122,7 @@ class Settled(NamedTuple):
     misplaced: str
     stuck: frozenset[int] = frozenset()
     withheld: frozenset[int] = frozenset()
+    void: frozenset[int] = frozenset()
 
 
 class Guard(NamedTuple):
@@ -157,6 +164,7 @@ def settle_arguments(
         *(("", "") if guard is None else (guard.asks, guard.member)),
         *[entry.tag for entry in entries],
     ]
+    is_indexed = False
     for entry in entries:
         result, move, workflow = entry.result, entry.move, entry.workflow
         action = entry.action if workflow is None else entry.action.upper()
@@ -170,8 +178,16 @@ def settle_arguments(
             arguments += (goals.setdefault(move.key, len(goals) + 1), where, move.text)
         if workflow is not None:
             workflow.write(arguments, goals, results, looks=looks)
+            is_indexed = is_indexed or bool(workflow.index)
     for channel, text in publications:
         arguments += (channel, text)
+    if is_indexed:
+        noted = [
+            (number, entry.workflow.index)
+            for number, entry in enumerate(entries, 1)
+            if entry.workflow is not None
+        ]
+        arguments += index_arguments(keys, noted)
     if guard is None:
         arguments[1] = -1
         return results, arguments
@@ -210,11 +226,11 @@ def settle(
     if results is not None and any(entry.result or entry.workflow for entry in entries):
         return _settle_apart(server, keys, entries, publications, guard, results)
     arguments = settle_arguments(keys, entries, publications, guard=guard)
-    return _answered(server.script(SETTLE, *arguments))[0]
+    return _answered(server.script(SETTLE, *arguments))
 
 
-def _answered(answer: list[Any]) -> tuple[Settled, frozenset[int]]:
-    """Read the script's reply; also return the positions of what someone else has completed."""
+def _answered(answer: list[Any]) -> Settled:
+    """Read the script's reply."""
     unpublished, misplaced, crowded, *numbers = answer
     withheld: frozenset[int] = frozenset()
     void: frozenset[int] = frozenset()
@@ -228,14 +244,14 @@ def _answered(answer: list[Any]) -> tuple[Settled, frozenset[int]]:
             "them (greenq dead list), then replay or purge them",
             crowded.decode(errors="replace"),
         )
-    settled = Settled(
+    return Settled(
         frozenset(number - 1 for number in numbers if number > 0),
         unpublished.decode(errors="replace"),
         misplaced.decode(errors="replace"),
         frozenset(-number - 1 for number in numbers if number < 0),
         withheld,
+        void,
     )
-    return settled, void
 
 
 def _settle_apart(
@@ -254,7 +270,7 @@ def _settle_apart(
     withheld, void = _store_apart(server, keys, entries, guard, results)
     left = [_of_broker(entry, i in withheld, i in void) for i, entry in enumerate(entries)]
     answer = server.script(SETTLE, *settle_arguments(keys, left, publications, guard=guard))
-    settled = _answered(answer)[0]
+    settled = _answered(answer)
     over = withheld | void | settled.not_held | settled.stuck
     clears = [
         Entry("", "k", workflow=Workflow(clears=entry.workflow.clears))
@@ -263,14 +279,17 @@ def _settle_apart(
     ]
     if clears:
         results.script(SETTLE, *settle_arguments(keys, clears, guard=None))
-    return settled._replace(withheld=withheld - settled.not_held)
+    return settled._replace(withheld=withheld - settled.not_held, void=void)
 
 
 def _of_broker(entry: Entry, withheld: bool, void: bool) -> Entry:
     """Return what is left of an entry to be done on the broker, once its state is stored."""
     if withheld:
         return Entry(entry.tag, "k")
-    workflow = None if entry.workflow is None or void else entry.workflow.of_broker()
+    workflow = None
+    if entry.workflow is not None:
+        index = entry.workflow.index
+        workflow = Workflow(index=index) if void else entry.workflow.of_broker()
     return Entry(entry.tag, entry.action, move=entry.move, written=entry.written, workflow=workflow)
 
 
@@ -289,7 +308,7 @@ def _store_apart(
     """
     places = [i for i, entry in enumerate(entries) if entry.result or entry.workflow]
     looks = [Entry(entries[i].tag, "k") for i in places]
-    looked, _ = _answered(server.script(SETTLE, *settle_arguments(keys, looks, guard=guard)))
+    looked = _answered(server.script(SETTLE, *settle_arguments(keys, looks, guard=guard)))
     states = []
     for number, i in enumerate(places):
         tag = _NOT_HELD if number in looked.not_held else ""
@@ -298,5 +317,8 @@ def _store_apart(
             Entry(tag, "k", result=entries[i].result, workflow=workflow and workflow.of_results())
         )
     arguments = settle_arguments(keys, states, guard=None, looks=True)
-    settled, void = _answered(results.script(SETTLE, *arguments))
-    return frozenset(places[i] for i in settled.withheld), frozenset(places[i] for i in void)
+    settled = _answered(results.script(SETTLE, *arguments))
+    return (
+        frozenset(places[i] for i in settled.withheld),
+        frozenset(places[i] for i in settled.void),
+    )

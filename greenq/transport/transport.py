@@ -19,6 +19,7 @@ from greenq.transport.chords import Chords
 from greenq.transport.client import Client, database_of, nothing
 from greenq.transport.dead_letters import DeadLetters, DeadLimits
 from greenq.transport.embedded.server import EmbeddedServer, folder_of
+from greenq.transport.workflows import Workflows, index_seconds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,6 +135,12 @@ class Transport:
         """What senders of chords write."""
         expires_s = 0 if self._backend is None else self._backend.chord_seconds
         return Chords(self.client, self.result_client, self.keys, expires_s)
+
+    @property
+    def workflows(self) -> Workflows:
+        """The index of workflows."""
+        seconds = index_seconds(self._config.result.result_expires)
+        return Workflows(self.client, self.result_client, self.keys, seconds)
 
     @property
     def stores_results(self) -> bool:

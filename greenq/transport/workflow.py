@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from greenq.protocol.keys import Keys
 
 
 # For how long a chord that is over is remembered, as in Celery: late copies of its parts then
@@ -60,7 +62,10 @@ class Part(NamedTuple):
 
 
 class Push(NamedTuple):
-    """A message to be sent: the key of its list, the end of that list, and its text."""
+    """A message to be sent: the key of its list, the end of that list, and its text.
+
+    With the side ``all``, `key` is the channel on which the message is published.
+    """
 
     key: str
     side: str
@@ -81,6 +86,28 @@ class Addition(NamedTuple):
     group: str
     task_id: str
     seconds: int
+
+
+class Noted(NamedTuple):
+    """What happens to a task, for the index of workflows.
+
+    Attributes:
+        workflow: the id of the workflow.
+        seconds: how long the index keeps it.
+        state: the letter of the task's new state (`greenq.canvas.nodes`), or ``+`` and ``-``:
+            sending a part of the workflow begins, and is done.
+        times: when it began and ended, unix seconds, and its worker, as far as known.
+        node: the rest of the node, as text; the first text that is not empty stays.
+        kept: the task's message, for a retry; "" for none.
+    """
+
+    workflow: str
+    seconds: int
+    task_id: str
+    state: str
+    times: str = ""
+    node: str = ""
+    kept: str | bytes = ""
 
 
 class Claim(NamedTuple):
@@ -111,13 +138,16 @@ class Workflow:
         seals: chords that begin.
         clears: chords whose body is among the pushes, or has failed.
         frees: chords that someone else may complete from now on.
+        index: what happens to its tasks, if workflows are indexed.
+        written: called, in a greenlet of their own, when the pushes are on the server.
         complete: called when the ending is withheld, because a part was the last of its chord;
             whoever is called puts the ending that completes it. Switches: no.
         refused: called with the reason when the server refuses the ending for good; likewise.
     """
 
     __slots__ = (
-        "adds", "clears", "complete", "frees", "parts", "pushes", "refused", "seals", "states",
+        "adds", "clears", "complete", "frees", "index", "parts", "pushes", "refused", "seals",
+        "states", "written",
     )  # fmt: skip
 
     def __init__(
@@ -130,6 +160,8 @@ class Workflow:
         seals: list[Seal] | None = None,
         clears: list[Claim] | None = None,
         frees: list[Claim] | None = None,
+        index: list[Noted] | None = None,
+        written: list[Callable[[], object]] | None = None,
         complete: Callable[[Any], object] | None = None,
         refused: Callable[[Any, str], object] | None = None,
     ) -> None:
@@ -141,6 +173,8 @@ class Workflow:
         self.seals = seals or []
         self.clears = clears or []
         self.frees = frees or []
+        self.index = index or []
+        self.written = written or []
         self.complete = complete
         self.refused = refused
 
@@ -169,7 +203,9 @@ class Workflow:
             write((state.rule, state.payload))
         arguments.append(len(self.pushes))
         for push in self.pushes:
-            write((goals.setdefault(push.key, len(goals) + 1), push.side, push.text))
+            is_channel = push.side == "all"
+            goal = push.key if is_channel else goals.setdefault(push.key, len(goals) + 1)
+            write((goal, push.side, push.text))
         arguments.append(len(self.seals))
         for seal in self.seals:
             write(seal)
@@ -189,4 +225,19 @@ class Workflow:
 
     def of_broker(self) -> Workflow:
         """Return the part that belongs on the broker then."""
-        return Workflow(pushes=self.pushes)
+        return Workflow(pushes=self.pushes, index=self.index)
+
+
+def index_arguments(
+    keys: Keys, noted: Iterable[tuple[int, Sequence[Noted]]]
+) -> Iterator[str | bytes | int]:
+    """Yield the arguments of the script for the index; `noted` has the numbers of the endings."""
+    by_workflow: dict[str, list[tuple[int, Noted]]] = {}
+    for number, items in noted:
+        for item in items:
+            by_workflow.setdefault(item.workflow, []).append((number, item))
+    yield keys.workflows
+    for workflow, found in by_workflow.items():
+        yield from (keys.workflow(workflow), workflow, found[0][1].seconds, len(found))
+        for number, item in found:
+            yield from (number, *item[2:])

@@ -45,6 +45,34 @@ def register(app: Any) -> None:
         record("fail")
         raise ValueError("kaboom", 42)
 
+    @app.task(name="flow.flaky")
+    def flaky(key: str, *numbers: int) -> int:
+        record(f"flaky {numbers}")
+        if _seen.exists(key):
+            raise ValueError(f"{key} is set")
+        return sum(numbers)
+
+    @app.task(name="flow.gate", acks_late=True)
+    def gate(key: str, *numbers: int) -> int:
+        record(f"gate {numbers}")
+        while not _seen.exists(key):
+            time.sleep(0.02)
+        return sum(numbers)
+
+    @app.task(name="flow.shielded", acks_late=True)
+    def shielded(key: str) -> None:
+        record("shielded")
+        while not _seen.exists(key):
+            try:
+                time.sleep(0.02)
+            except BaseException:
+                record("termination ignored")
+
+    @app.task(name="flow.spawn")
+    def spawn() -> None:
+        for number in range(2):
+            add.delay(number)
+
     @app.task(name="flow.old_errback")
     def old_errback(task_id: str) -> str:
         record(f"old_errback {task_id}")

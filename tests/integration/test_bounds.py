@@ -24,9 +24,10 @@ from greenq.cli.top.model import Tally
 from greenq.config.queues import Binding, Exchange
 from greenq.config.settings import TaskConfig
 from greenq.consumer.event_sender import Events
-from greenq.errors import SignatureError
+from greenq.errors import GreenqError, SignatureError
 from greenq.events.cluster_state import State
 from greenq.execution.revoked import Revoked
+from greenq.execution.workflow_index import WorkflowIndex
 from greenq.log import Repeated
 from greenq.protocol import envelope, fast_decode
 from greenq.protocol.clock import LamportClock
@@ -36,12 +37,14 @@ from greenq.protocol.keys import Keys
 from greenq.protocol.mailbox import REPLY_EXCHANGE, ControlRequest, Reply, ReplyTo
 from greenq.protocol.message import TaskMessage, decode
 from greenq.protocol.signer import Signer
+from greenq.request import Request
 from greenq.sending.routing import Router
 from greenq.transport import recovery
 from greenq.transport.broker import Broker
 from greenq.transport.chords import Chords
 from greenq.transport.client import Client, Message
 from greenq.transport.dead_letters import DeadLimits, read_letter
+from greenq.transport.fetch import Delivery
 from greenq.transport.group_store import GroupStore, Report
 from greenq.transport.leases import Leases
 from greenq.transport.mailbox import Mailbox
@@ -49,6 +52,8 @@ from greenq.transport.owner import Owner
 from greenq.transport.schedule_store import ScheduleStore
 from greenq.transport.settle import SETTLE, Entry, Guard, Move, settle
 from greenq.transport.takers import Takers
+from greenq.transport.workflow import Noted
+from greenq.transport.workflows import Workflows
 from greenq.watchdog.subscriber import Subscriber
 from greenq.worker import Worker
 from greenq.worker_parts import WorkerOptions
@@ -164,6 +169,25 @@ def flood_revoked() -> None:
     for number in range(100):
         rig.give("add", f"{number}", 1, 2, expires=datetime.now(UTC) - timedelta(1))
     assert rig.state.revoked.ids() == ["revoked"]
+
+
+@memory("stopped workflows")
+def flood_stopped_workflows() -> None:
+    revoked = Revoked()
+    revoked.stop_workflows({f"{number}": "cancelled" for number in range(11_000)})
+    assert len(revoked.workflows) == 10_000
+
+
+@memory("groups of clients in the index")
+def flood_groups_of_clients() -> None:
+    broker = Broker(Client("redis://nowhere.invalid"), Keys())
+    index = WorkflowIndex(broker, Revoked(), "w@h", 60)
+    body = {"task": "b", "args": [], "kwargs": {}, "options": {"task_id": "b"}}
+    task: Any = None
+    for number in range(1100):
+        message = TaskMessage(task="t", id=f"{number}", group=f"g{number}", chord=body)
+        index.began(Request(Delivery("", "celery", b""), message, task, acks_late=True))
+    assert len(index._groups) == 1000
 
 
 @memory("revoked stamps")
@@ -659,6 +683,55 @@ def flood_unsealed(server: Server, client: Client) -> None:
     Chords(client, None, Keys(), 60).open("g", "proj.total", "b", None)
 
     assert server.client.zcard("greenq.unsealed") == 2
+
+
+@on_server("greenq.workflows", "greenq.workflows.stopped")
+def flood_workflows(server: Server, client: Client) -> None:
+    index = Workflows(client, client, Keys(), 600)
+    server.client.zadd(
+        "greenq.workflows", {f"old{number}": number + 1e9 for number in range(10_100)}
+    )
+    server.client.zadd("greenq.workflows", {"kept": time.time() - 60})
+    index.note([Noted("w", 600, "a", "w")])
+    for number in range(20):
+        index.note([Noted(f"w{number}", 600, "a", "w")])
+    assert server.client.zcard("greenq.workflows") <= 10_000
+    assert 0 < server.client.ttl("greenq.workflows") <= 30 * 24 * HOUR_S
+
+    server.client.hset(
+        "greenq.workflows.stopped", mapping={f"{n}": "paused 1" for n in range(10_001)}
+    )
+    index.stop("w", "cancelled")
+    assert server.client.hlen("greenq.workflows.stopped") == 2
+    now_s = int(time.time())
+    new = {f"{number}": f"paused {now_s}" for number in range(10_001)}
+    server.client.hset("greenq.workflows.stopped", mapping=new)
+    with pytest.raises(GreenqError, match="too many workflows are stopped"):
+        index.stop("w1", "paused")
+    assert 0 < server.client.ttl("greenq.workflows.stopped") <= 30 * 24 * HOUR_S
+
+
+@on_server("greenq.workflow.*")
+def flood_workflow(server: Server, client: Client) -> None:
+    index = Workflows(client, client, Keys(), 600)
+    for first in range(0, 101_000, 1000):
+        index.note([Noted("w", 600, f"{first + n}", "w") for n in range(1000)])
+    assert server.client.hlen("greenq.workflow.w.nodes") == 100_000
+    record = index.record("w")
+    assert record is not None
+    assert (record.left_out, record.counts["w"]) == (1000, 100_000)
+
+    index.note([Noted("w", 600, f"{n}", "f", kept="x" * MIB) for n in range(30)])
+    assert server.client.hlen("greenq.workflow.w.failed") == 16
+    for _ in range(100):
+        index.call("w", "e", "celery", "x")
+    with pytest.raises(GreenqError, match="too many calls"):
+        index.call("w", "e", "celery", "x")
+    for key in server.client.keys("greenq.workflow.*"):
+        assert 0 < server.client.ttl(key) <= 600
+    index.stop("w", "paused")
+    for key in server.client.keys("greenq.workflow.w*"):
+        assert server.client.ttl(key) > 29 * 24 * HOUR_S
 
 
 @on_server("celery-taskset-meta-*")

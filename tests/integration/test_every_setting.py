@@ -81,6 +81,9 @@ ELSEWHERE = {
         "tests/integration/test_workflow_settings.py::"
         "test_parts_of_a_chord_are_kept_in_order_or_as_they_come"
     ),
+    "workflow_index": (
+        "tests/integration/test_workflow_index.py::test_without_the_setting_nothing_is_written"
+    ),
     "task_always_eager": "tests/unit/test_eager.py::test_always_eager_runs_instead_of_sending",
     "task_eager_propagates": "tests/unit/test_eager.py::test_failure_is_held_or_raised",
     "task_store_eager_result": (

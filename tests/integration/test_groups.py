@@ -16,6 +16,7 @@ from greenq.errors import IncompleteStream, ResultTimeout
 from greenq.log import task_log_context
 from greenq.result import (
     AsyncResult,
+    AsyncResults,
     GroupResult,
     ResultSet,
     allow_join_result,
@@ -61,12 +62,12 @@ def test_two_thousand_results_are_joined_in_a_few_round_trips(app: Greenq, serve
     before = calls(server)
     thread = threading.Thread(target=lambda: found.extend(group.get(timeout=60)))
     thread.start()
-    wait_until(lambda: len(server.client.pubsub_channels("celery-task-meta-*")) == 1000)
+    # Only a sample of a thousand is listened to.
+    wait_until(lambda: len(server.client.pubsub_channels("celery-task-meta-*")) == 64)
     for task_id in IDS[1000:-1]:
-        server.client.publish(
-            f"celery-task-meta-{task_id}",
-            f'{{"status": "SUCCESS", "result": "{task_id.upper()}", "task_id": "{task_id}"}}',
-        )
+        payload = f'{{"status": "SUCCESS", "result": "{task_id.upper()}", "task_id": "{task_id}"}}'
+        server.client.set(f"celery-task-meta-{task_id}", payload)
+        server.client.publish(f"celery-task-meta-{task_id}", payload)
     waited = calls(server) - before
     end(app, IDS[-1], IDS[-1].upper())
     thread.join(60)
@@ -394,3 +395,39 @@ def test_two_hundred_threads_wait_over_one_connection(app: Greenq, server: Serve
     assert found == {task_id: task_id for task_id in IDS[:200]}
     # Nothing is left of it.
     wait_until(lambda: not server.client.pubsub_channels("celery-task-meta-*"))
+
+
+def sent_group(app: Greenq, ids: list[str]) -> GroupResult:
+    """Return the handle of a group whose members came from a generator."""
+    return GroupResult("group-1", AsyncResults(ids, app.transport, app=app), app=app)
+
+
+def test_the_handles_of_a_stream_are_joined_portion_by_portion(app: Greenq) -> None:
+    def work() -> None:
+        for each in reversed(IDS):
+            end(app, each, each.upper())
+
+    threading.Thread(target=work).start()
+    assert sent_group(app, IDS).get(timeout=60) == [each.upper() for each in IDS]
+    with pytest.raises(ResultTimeout, match="of task other after"):
+        sent_group(app, [*IDS, "other"]).get(timeout=0.1)
+
+
+def test_a_failure_far_behind_ends_the_join_of_a_stream(app: Greenq) -> None:
+    end(app, IDS[-1], ValueError("no"), "FAILURE")
+    with pytest.raises(ValueError, match="no"):
+        sent_group(app, IDS).get(timeout=60)
+
+
+@pytest.mark.parametrize("make", [sent_group, lambda app, ids: group_of(app, *ids)])
+def test_one_that_takes_long_does_not_hide_the_others(app: Greenq, make: Any) -> None:
+    group = make(app, IDS)
+    seen: list[Any] = []
+    thread = threading.Thread(target=lambda: [seen.append(each) for each in group.iterate(60)])
+    thread.start()
+    for task_id in IDS[:999] + IDS[1000:]:
+        end(app, task_id, task_id)
+    wait_until(lambda: len(seen) == len(IDS) - 1, 20)
+    end(app, IDS[999], IDS[999])
+    thread.join(60)
+    assert sorted(seen) == sorted(IDS)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import redis
 
-from greenq import Greenq
+from greenq import Greenq, chain, chord
 from greenq.errors import AccessRefused
 from greenq.protocol.keys import Keys
 from tests.servers import APPS, ROOT, Process, Server, greenq_worker, valkey
@@ -387,6 +387,41 @@ def test_a_monitor_changes_nothing_on_the_server(roles: Roles, command: tuple[An
         pytest.raises(redis.exceptions.NoPermissionError),
     ):
         client.execute_command(*command)
+
+
+# --- the index of workflows -----------------------------------------------------------------------
+
+
+def test_the_rights_for_the_index_of_workflows_are_enough(roles: Roles) -> None:
+    text = PAGE.read_text("utf-8").partition("[`workflow_index`]")[2].partition("\n\n")[0]
+    keys, commands, managing = re.findall(r"`([^`]+)`", text)
+    chords = ("~celery-taskset-meta-*", "+set", "+del")
+    for role in ("sender", "worker", "operator"):
+        given = [*keys.split(), *commands.split(), *(chords if role == "sender" else ())]
+        given += managing.split() if role == "operator" else ()
+        roles.admin.execute_command("ACL", "SETUSER", role, *given)
+    roles.worker("a", settings={"workflow_index": True})
+    sender = roles.app("sender", workflow_index=True)
+    roles.admin.execute_command("ACL", "LOG", "RESET")
+
+    whole = chord([sender.signature("shared.add", (n, n)) for n in range(3)])
+    handle = whole(sender.signature("shared.total"))
+    workflow = roles.app("operator", workflow_index=True).workflow(handle)
+    assert workflow.wait(WAIT_S) == "SUCCESS"
+    bad = chain(sender.signature("shared.add", (1, "x")), sender.signature("shared.add", (1,)))
+    failed = roles.app("operator", workflow_index=True).workflow(bad.apply_async())
+    assert failed.wait(WAIT_S) == "FAILURE"
+    assert failed.retry() == 1
+    failed.wait(WAIT_S)
+    workflow.pause()
+    workflow.resume()
+    workflow.cancel()
+    assert workflow.id in roles.cli("operator", "workflow", "list")
+    assert "shared.total" in roles.cli("operator", "workflow", "show", workflow.id)
+    for role in ("worker", "operator"):
+        assert roles.refused(role) == []
+    # As without the index: it tries to declare its queue, and asks who takes from it.
+    assert set(roles.refused("sender")) <= {"toplevel: sadd", "toplevel: greenq.leases"}
 
 
 # --- what is said ---------------------------------------------------------------------------------

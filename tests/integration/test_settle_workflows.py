@@ -17,6 +17,7 @@ from tests.servers import Server
 
 pytestmark = pytest.mark.smoke
 
+WAIT_S = 5
 KEYS = Keys()
 G = KEYS.group("g")
 RULE = chord_rule(True, 1000, 0)
@@ -342,3 +343,19 @@ def test_what_was_begun_meanwhile_is_not_given_back(desk: Desk) -> None:
     assert settled.not_held == {0}
     assert desk.texts("queue") == ["a:2"]
     assert desk.reserved() == {"a:1"}
+
+
+def test_a_broadcast_is_published_and_kept_nowhere(desk: Desk, server: Server) -> None:
+    desk.reserve("a:1")
+    listener = server.client.pubsub()
+    listener.subscribe("/0.news")
+    assert listener.get_message(timeout=WAIT_S)
+
+    desk.settle(ending("a:1", pushes=[body("first"), Push("/0.news", "all", "told"), body()]))
+
+    heard = listener.get_message(timeout=WAIT_S)
+    assert heard is not None
+    assert heard["data"] == b"told"
+    assert desk.texts("queue") == ["body", "first"]
+    assert desk.client.keys("*news*") == []
+    listener.close()

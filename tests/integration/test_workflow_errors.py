@@ -187,3 +187,36 @@ def test_how_a_header_task_can_end(
     assert flow.ends("x", "y") == ends
     assert flow.ends("z") == ["FAILURE ChordError"]
     assert sorted(flow.called()) == called
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_header_message_that_cannot_be_read(flow: Flow, is_last: bool) -> None:
+    header = [flow.s("add", 1, task_id="a"), flow.s("add", 2, task_id="b")]
+    if is_last:
+        header[0].set(queue="other")
+    whole = chord(header, flow.s("total", task_id="z").on_error(flow.errback))
+    client = flow.server.client
+    client.delete("seen", "greenq.dead.celery", *client.scan_iter("celery-task*"))
+    # Nothing takes from this queue: there the message is damaged.
+    whole.apply_async(queue="damaged")
+    texts = client.lrange("damaged", 0, -1)
+    client.delete("damaged")
+    damaged = texts[-1].replace(b"application/json", b"application/unheard-of")
+    order = [texts[0], damaged] if is_last else [damaged, texts[0]]
+    for text in order:
+        client.lpush("celery", text)
+        flow.wait()
+
+    assert client.llen("greenq.dead.celery") == 1
+    if not is_last:
+        assert flow.ends("a", "b", "z") == [
+            "FAILURE ContentDisallowed", "SUCCESS", "FAILURE ChordError",
+        ]  # fmt: skip
+        assert flow.called() == ["z"]
+        return
+    assert flow.ends("z") == ["None"]
+    # It can be read now: it brings what its chord's body is.
+    client.delete("greenq.dead.celery")
+    client.lpush("celery", texts[-1])
+    flow.wait()
+    assert flow.ends("z") == ["FAILURE ChordError"]

@@ -98,7 +98,10 @@ def ends_in_group(shape: Shape) -> bool:
 
 
 def collects_ends_of_groups(shape: Shape) -> bool:
-    """Tell whether a header has a member that ends in a group, which Celery's workers nest."""
+    """Tell whether a header has a member that ends in a group.
+
+    A Celery worker that collects these may lose some of them, or refuse to wait for them.
+    """
     match shape:
         case Chain(steps):
             return any(map(collects_ends_of_groups, steps)) or any(
@@ -168,10 +171,22 @@ def _value(shape: Shape, before: tuple[Any, ...], numbers: Iterator[int]) -> Any
                 before = (_value(step, before, numbers),)
             return before[0]
         case Group(members):
-            return Many(flat([_value(each, before, numbers) for each in members]))
+            return Many(_collected(members, before, numbers))
         case Chord(header, body):
-            collected = flat([_value(each, before, numbers) for each in header])
-            return _value(body, (collected,), numbers)
+            return _value(body, (_collected(header, before, numbers),), numbers)
+
+
+def _collected(
+    members: tuple[Any, ...], before: tuple[Any, ...], numbers: Iterator[int]
+) -> list[Any]:
+    """Return the values of members, with those of groups among them in their place."""
+    found = []
+    for each in members:
+        if isinstance(each, Group):
+            found += _collected(each.members, before, numbers)
+        else:
+            found.append(_value(each, before, numbers))
+    return found
 
 
 def flat(values: Any) -> list[Any]:

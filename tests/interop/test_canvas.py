@@ -85,14 +85,12 @@ SHAPES: dict[str, tuple[Callable[[Tasks], Any], Any]] = {
         7,
     ),
     "chord of groups in a header": (
-        lambda t: chord(
-            [chord([t.add(1, 1)], group(t.total(), t.total())), t.add(1, 0)], t.total()
-        ),
-        5,
+        lambda t: chord([chord([t.add(1, 1)], group(t.total(), t.total())), t.add(1, 0)], t.echo()),
+        [[[[2, 2], 1]], {}],
     ),
     "chain with a group in a header": (
-        lambda t: chord([t.add(1, 1) | group(t.add(1), t.add(2)), t.add(1, 0)], t.total()),
-        8,
+        lambda t: chord([t.add(1, 1) | group(t.add(1), t.add(2)), t.add(1, 0)], t.echo()),
+        [[[[3, 4], 1]], {}],
     ),
     "chords in a chain": (
         lambda t: chain(

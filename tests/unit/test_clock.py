@@ -113,7 +113,7 @@ class Scene:
             "outbox": self.outbox,
             "state": self.state,
             "hostname": "node",
-            "handover": None,
+            "handover": SimpleNamespace(index=None),
         }
         self.tasks = Tasks(
             **parts,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from greenq import Greenq, Ignore, Reject, Task
+from greenq import Greenq, Ignore, Reject, Task, signals
 from greenq.errors import EncodeError, MaxRetriesExceededError, Retry, TaskRevokedError
 from greenq.result import AsyncResult, EagerResult, ResultSet, allow_join_result
 
@@ -289,3 +289,45 @@ def test_eager_result_is_complete() -> None:
     assert (result.state, type(result.result)) == ("REVOKED", TaskRevokedError)
     with pytest.raises(TaskRevokedError):
         result.get()
+
+
+def test_signals_are_sent_as_in_a_worker(app: Greenq) -> None:
+    sent: list[tuple[str, str | None]] = []
+    sent_by = {
+        signals.task_prerun: "task_id", signals.task_success: "result",
+        signals.task_retry: "reason", signals.task_failure: "task_id",
+        signals.task_postrun: "state",
+    }  # fmt: skip
+    receivers = []
+    for signal, shown in sent_by.items():
+
+        def receive(signal: Any, sender: Any, shown: str = shown, **named: Any) -> None:
+            sent.append((signal.name, str(named[shown])))
+
+        signal.connect(receive, weak=False)
+        receivers.append((signal, receive))
+
+    @app.task(bind=True)
+    def flaky(self: Any, how: str) -> int:
+        if how == "fails":
+            raise ValueError(how)
+        if how == "retries" and not self.request.retries:
+            raise self.retry(countdown=5)
+        return 7
+
+    try:
+        flaky.apply(("works",), task_id="a")
+        flaky.apply(("fails",), task_id="b")
+        flaky.apply(("retries",), task_id="c")
+    finally:
+        for signal, receive in receivers:
+            signal.disconnect(receive)
+
+    success = [("task_success", "7"), ("task_postrun", "SUCCESS")]
+    retry = ("task_retry", "Retry in 5s")
+    assert sent == [
+        ("task_prerun", "a"), *success,
+        ("task_prerun", "b"), ("task_failure", "b"), ("task_postrun", "FAILURE"),
+        ("task_prerun", "c"), retry, ("task_postrun", "RETRY"),
+        ("task_prerun", "c"), *success,
+    ]  # fmt: skip

@@ -87,6 +87,11 @@ ELSEWHERE: dict[str, str] = {
     "transport/schedule_store.py": "faults/test_due_times.py",
     "transport/recovery.py": "integration/test_recovery.py",
     "transport/workflow.py": "integration/test_settle_workflows.py",
+    "transport/workflows.py": "integration/test_workflow_index.py",
+    "canvas/index.py": "integration/test_workflow_index.py",
+    "execution/stopped_workflows.py": "integration/test_workflow_index.py",
+    "execution/workflow_index.py": "integration/test_workflow_index.py",
+    "workflow/__init__.py": "integration/test_workflow_index.py",
     # What a task does to its workflow is seen in what its end writes.
     "canvas/inside.py": "unit/execution/test_handover.py",
     # A worker as a whole, or what it makes of a lost connection.

@@ -13,11 +13,13 @@
 --         seconds and a time (LPUSH, then drop the oldest: beyond the maximum length, beyond these bytes of memory, and
 --         those buried before that time; the list expires when none arrives for these seconds, unless they are 0), and
 --         the text; of an ending with a capital letter then its workflow, see below;
---       for each publication: channel and text
--- Reply {why something could not be published or '', the goal that is a key of another type or '' (its messages stay
---        reserved, all else is done), the dead-letter list that is nearly full or '', the numbers of the endings that
---        were not held …, negative: whose goal was such a key; if there are workflows, then a list of the numbers of
---        the endings that are withheld, and one of those whose chord someone else has completed}, or an error:
+--       for each publication: channel and text;
+--       if workflows are indexed, what happens to their tasks: see the end
+-- Reply {why something could not be published, or 'INDEX ' and why the index could not be written, or '', the goal that
+--        is a key of another type or '' (its messages stay reserved, all else is done), the dead-letter list that is
+--        nearly full or '', the numbers of the endings that were not held …, negative: whose goal was such a key; if
+--        there are workflows, then a list of the numbers of the endings that are withheld, and one of those whose chord
+--        someone else has completed}, or an error:
 --        FORGOTTEN the server does not know the owner: it has lost its data; nothing was done
 --        LAPSED    the owner's lease is not the one that was claimed; nothing was done
 --
@@ -45,7 +47,7 @@
 --   parts   of chords: the group's key, the member, its place, the value, and a rule: 'z' (ordered: a zset) or 'l' (a
 --           list), the seconds for which the chord is kept, a blank, and those for its group
 --   states  of other tasks: kind and seconds, and the state; its key is among KEYS, after that of the ending
---   pushes  the number of the goal, 'next' or 'last', the text
+--   pushes  the number of the goal, 'next' or 'last', the text; or a channel, 'all', the text: it is published
 --   seals   chords that begin: the group's key, the size, seconds
 --   clears  chords whose body is sent or has failed: the group's key, the claim of the part that was the last, and the
 --           seconds for which the chord is remembered as done; '' only looks whether it is still to be done
@@ -196,6 +198,10 @@ for first = 1, goals < 0 and 0 or count, 1000 do
   end
 end
 
+-- Making functions takes as long as ending a plain task. So all that only workflows need is made when one is read: this
+-- function goes on to finish_workflows, and is not indented. It returns what reads one workflow, and what does them all.
+local function workflow_functions()
+
 -- What was read of the endings with workflows, to be done once all parts are counted.
 local endings, withheld, void = {}, {}, {}
 
@@ -310,12 +316,13 @@ end
 -- Whether the goals of an ending can be pushed to.
 local function may_push(ending)
   for _, p in ipairs(ending.pushes) do
-    local goal = KEYS[5 + tonumber(ARGV[p])]
-    local type = redis.call('TYPE', goal).ok
+    local is_list = ARGV[p + 1] ~= 'all'
+    local goal = is_list and KEYS[5 + tonumber(ARGV[p])]
+    local type = is_list and redis.call('TYPE', goal).ok or 'none'
     if type ~= 'list' and type ~= 'none' then
       reply[2] = 'WRONGTYPE ' .. goal .. ' is no list but a ' .. type
       return false
-    elseif redis.acl_check_cmd and not (
+    elseif is_list and redis.acl_check_cmd and not (
       redis.acl_check_cmd(commands[ARGV[p + 1]], goal, '') and redis.acl_check_cmd('ZREM', index, '')
     ) then
       problem = redis.error_reply('NOPERM what a task sends at its end needs RPUSH, LPUSH and ZREM')
@@ -328,13 +335,18 @@ end
 local function push_all(ending)
   local goal, how, texts
   for _, p in ipairs(ending.pushes) do
-    local to = KEYS[5 + tonumber(ARGV[p])]
-    if texts and (to ~= goal or ARGV[p + 1] ~= how or #texts == 1000) then
-      redis.call(commands[how], goal, unpack(texts))
-      texts = nil
+    local side = ARGV[p + 1]
+    if side == 'all' then
+      publish(ARGV[p], ARGV[p + 2])
+    else
+      local to = KEYS[5 + tonumber(ARGV[p])]
+      if texts and (to ~= goal or side ~= how or #texts == 1000) then
+        redis.call(commands[how], goal, unpack(texts))
+        texts = nil
+      end
+      goal, how, texts = to, side, texts or {}
+      texts[#texts + 1] = ARGV[p + 2]
     end
-    goal, how, texts = to, ARGV[p + 1], texts or {}
-    texts[#texts + 1] = ARGV[p + 2]
   end
   if texts then redis.call(commands[how], goal, unpack(texts)) end
 end
@@ -397,6 +409,27 @@ local function finish(ending)
   end
 end
 
+local function finish_workflows()
+  for _, ending in ipairs(endings) do
+    for _, p in ipairs(ending.held and ending.adds or {}) do add_to_chord(ARGV[p], ARGV[p + 1], ARGV[p + 2]) end
+  end
+  for _, chord in ipairs(chords_in_order()) do count_parts(chord) end
+  for _, ending in ipairs(endings) do
+    if ending.held and ending.withheld then
+      withheld[#withheld + 1] = ending.number
+    elseif ending.held then
+      finish(ending)
+    end
+  end
+  reply[#reply + 1] = withheld
+  reply[#reply + 1] = void
+end
+
+return read_workflow, finish_workflows
+end
+
+local read_workflow, finish_workflows
+
 -- There are few different heads, and parsing one takes as long as a command.
 local heads = {}
 
@@ -430,6 +463,7 @@ for number = 1, count do
       ending.move = at
       at = at + 3
     end
+    if not read_workflow then read_workflow, finish_workflows = workflow_functions() end
     read_workflow(ending)
   elseif what == 109 then -- m
     if held and not move(tag, is_stub, KEYS[5 + tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2]) then
@@ -458,21 +492,7 @@ for number = 1, count do
   end
 end
 
-if #endings > 0 then
-  for _, ending in ipairs(endings) do
-    for _, p in ipairs(ending.held and ending.adds or {}) do add_to_chord(ARGV[p], ARGV[p + 1], ARGV[p + 2]) end
-  end
-  for _, chord in ipairs(chords_in_order()) do count_parts(chord) end
-  for _, ending in ipairs(endings) do
-    if ending.held and ending.withheld then
-      withheld[#withheld + 1] = ending.number
-    elseif ending.held then
-      finish(ending)
-    end
-  end
-  reply[#reply + 1] = withheld
-  reply[#reply + 1] = void
-end
+if finish_workflows then finish_workflows() end
 
 for goal, how in pairs(buried) do bound(goal, how) end
 
@@ -481,6 +501,128 @@ for first = 1, #acks, 1000 do
   local last = math.min(first + 999, #acks)
   redis.call('ZREM', index, unpack(acks, first, last))
   redis.call('HDEL', unacked, unpack(acks, first, last))
+end
+
+-- The index of workflows (off by default). Its ARGV: the list of workflows, and for each workflow the beginning of its
+-- keys, its id, the seconds for which it is kept, and a number of notes, each the number of its ending, the task's id,
+-- the letter of its new state, its times, the text of its node, and its message, if it is kept for a retry. A node is
+-- its letter, its times, a bar, and its text. A note of an ending that was not held is left out.
+--   p planned, w waiting, r running, y to run again: these are open; s succeeded, f failed, v revoked
+--   + and -  sending a part of the workflow begins, and is done: it is open meanwhile
+-- When no node is open, the calls of the workflow are sent: each once, since they are removed with that.
+if ARGV[at + 2 * news] then
+  local function keep_index()
+    local most_nodes, most_workflows, most_kept, least_paused = 100000, 10000, 16777216, 2592000
+    local lost = {}
+    for i = 4, #reply do
+      if type(reply[i]) == 'number' then lost[math.abs(reply[i])] = true end
+    end
+    local list, time = ARGV[at + 2 * news], redis.call('TIME')
+    local now = time[1] .. '.' .. string.format('%06d', tonumber(time[2]))
+
+    local function may_follow(state, before)
+      if state == 'p' then return not before end
+      if state == 'w' then return not before or before == 'p' end
+      return before ~= 's'
+    end
+
+    local function note(name, notes)
+      local nodes, seen, written, changes = name .. '.nodes', {}, {}, {}
+      local function count(state, by) changes[state] = (changes[state] or 0) + by end
+      for first = 1, #notes, 1000 do
+        local ids = {}
+        for i = first, math.min(first + 999, #notes) do ids[#ids + 1] = ARGV[notes[i] + 1] end
+        for i, text in ipairs(redis.call('HMGET', nodes, unpack(ids))) do seen[ids[i]] = text or nil end
+      end
+      local room = most_nodes - redis.call('HLEN', nodes)
+      for _, p in ipairs(notes) do
+        local id, state, was = ARGV[p + 1], ARGV[p + 2], seen[ARGV[p + 1]]
+        local before = was and string.sub(was, 1, 1)
+        if state == '+' or state == '-' then
+          count('+', state == '+' and 1 or -1)
+        elseif may_follow(state, before) and (was or room > 0) then
+          if was then count(before, -1) else room = room - 1 end
+          count(state, 1)
+          local text = was and string.match(was, '|(.*)$') or ''
+          if text == '' then text = ARGV[p + 4] end
+          seen[id] = state .. ARGV[p + 3] .. '|' .. text
+          written[id] = true
+          local kept = ARGV[p + 5]
+          if kept ~= '' and #kept <= most_kept - tonumber(redis.call('HGET', name, 'kept') or 0) then
+            redis.call('HINCRBY', name, 'kept', #kept - redis.call('HSTRLEN', name .. '.failed', id))
+            redis.call('HSET', name .. '.failed', id, kept)
+          end
+        elseif not was then
+          redis.call('HINCRBY', name, 'left_out', 1)
+        end
+      end
+      local fields = {}
+      for id in pairs(written) do
+        fields[#fields + 1] = id
+        fields[#fields + 1] = seen[id]
+      end
+      for first = 1, #fields, 1000 do
+        redis.call('HSET', nodes, unpack(fields, first, math.min(first + 999, #fields)))
+      end
+      for state, by in pairs(changes) do
+        if by ~= 0 then redis.call('HINCRBY', name, 'n.' .. state, by) end
+      end
+    end
+
+    local keys = {'', '.nodes', '.failed', '.held', '.calls'}
+    local function begin(name, id, task)
+      redis.call('HSET', name, 'since', now, 'task', string.match(task, '^%["([^"]*)"') or '')
+      redis.call('ZADD', list, now, id)
+      for _ = 1, math.min(10, redis.call('ZCARD', list) - most_workflows) do
+        local oldest = redis.call('ZPOPMIN', list)[1]
+        local place = string.sub(name, 1, #name - #id) .. oldest
+        for _, ending in ipairs(keys) do redis.call('DEL', place .. ending) end
+      end
+    end
+
+    local function call_all(name, how)
+      for _, text in ipairs(redis.call('LRANGE', name .. '.calls', 0, -1)) do
+        local when, size, from = string.match(text, '^(%a)(%d+):()')
+        if when == 'e' or when == how then
+          local sent = redis.pcall('LPUSH', string.sub(text, from, from + size - 1), string.sub(text, from + size))
+          if type(sent) == 'table' then redis.call('HSET', name, 'error', sent.err) end
+        end
+      end
+      redis.call('DEL', name .. '.calls')
+    end
+
+    local p = at + 2 * news + 1
+    while ARGV[p] do
+      local name, id, seconds, notes = ARGV[p], ARGV[p + 1], tonumber(ARGV[p + 2]), {}
+      local last = p + 4 + 6 * (tonumber(ARGV[p + 3]) - 1)
+      for q = p + 4, last, 6 do
+        if not lost[tonumber(ARGV[q])] then notes[#notes + 1] = q end
+      end
+      if #notes > 0 then
+        if redis.call('HEXISTS', name, 'since') == 0 then begin(name, id, ARGV[notes[1] + 4]) end
+        note(name, notes)
+        local seen = redis.call('HMGET', name, 'n.p', 'n.w', 'n.r', 'n.y', 'n.+', 'stop', 'over', 'n.f', 'n.v')
+        local still = 0
+        for i = 1, 5 do still = still + (tonumber(seen[i] or 0) or 0) end
+        if still > 0 and seen[7] then
+          redis.call('HDEL', name, 'over')
+        elseif still == 0 and not seen[7] then
+          redis.call('HSET', name, 'over', now)
+          local failed = (tonumber(seen[8] or 0) or 0) + (tonumber(seen[9] or 0) or 0)
+          call_all(name, failed == 0 and 's' or 'f')
+        end
+        if seen[6] == 'paused' then seconds = math.max(seconds, least_paused) end
+        for _, ending in ipairs(keys) do redis.call('EXPIRE', name .. ending, seconds) end
+        redis.call('ZREMRANGEBYSCORE', list, '-inf', '(' .. string.format('%.6f', tonumber(now) - least_paused))
+        redis.call('EXPIRE', list, math.max(seconds, least_paused))
+      end
+      p = last + 6
+    end
+  end
+
+  -- A user who may not write there, or a key of another type, must not keep messages from ending.
+  local done, failure = pcall(keep_index)
+  if not done then reply[1] = 'INDEX ' .. (type(failure) == 'table' and failure.err or tostring(failure)) end
 end
 
 -- Last, so that anyone notified of an outcome finds it stored.

@@ -177,3 +177,19 @@ def test_classes_of_ones_own_are_found_by_their_type(app: Greenq) -> None:
         assert type(signature({"task": "x", "subtask_type": "twice"})) is Twice
     finally:
         del Signature.TYPES["twice"]
+
+
+@pytest.mark.parametrize("method", ["apply_async", "apply", "clone"])
+@pytest.mark.parametrize("make", [lambda sig: sig, lambda sig: group([sig]), lambda sig: sig | sig])
+def test_one_value_is_not_a_list_of_arguments(add: Any, method: str, make: Any) -> None:
+    sig = make(add.s(1))
+    for wrong in (5, "abc"):
+        with pytest.raises(TypeError, match=f"{method} takes the positional arguments as one list"):
+            getattr(sig, method)(wrong)
+    with pytest.raises(TypeError, match=f"{method} takes the keyword arguments as a dict, not 5"):
+        getattr(sig, method)((), 5)
+
+
+def test_a_stamp_has_a_name(add: Any) -> None:
+    with pytest.raises(TypeError, match=r"takes stamps by name, as in stamp\(customer=17\)"):
+        add.s(1).stamp(5)

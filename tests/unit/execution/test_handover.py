@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
+from greenq.config.queues import Broadcast
 from greenq.errors import Ignore
 from greenq.protocol.envelope import mark_refused
 from greenq.protocol.message import TaskMessage
+from greenq.signals import after_task_publish
 from greenq.transport.fetch import Delivery
 from greenq.transport.settle import Entry
 from greenq.transport.workflow import Workflow
@@ -301,3 +304,97 @@ def test_a_message_marked_by_another_worker_fails_with_what_follows(rig: Rig) ->
     letter = json.loads(rig.outbox.moves()[0].text)
     assert letter["reason"] == "its worker was lost"
     assert b"refused" not in base64.b64decode(letter["raw"])
+
+
+def test_a_successor_of_a_broadcast_queue_is_published() -> None:
+    rig = Rig(size=1, task_queues=["celery", Broadcast("news")])
+    rig.task("add")(lambda *numbers: sum(numbers))
+
+    _, flow = ended(rig, "add", 1, link=[sig("add", "l", queue="news")])
+
+    assert [(push.key, push.side) for push in flow.pushes] == [("/0.news/celery", "all")]
+
+
+def test_a_successor_goes_to_each_queue_of_its_exchange(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = rig.app.transport.broker
+    monkeypatch.setattr(broker, "bound_queues", lambda *_: ["q1", "q2"])
+    monkeypatch.setattr(type(broker.client), "pooled", lambda *_a, **_k: nullcontext())
+
+    _, flow = ended(rig, "add", 1, link=[sig("add", "l", exchange="topics", routing_key="a.b")])
+
+    assert [push.key for push in flow.pushes] == ["q1", "q2"]
+
+
+def test_receivers_are_told_of_successors_after_they_are_written(rig: Rig) -> None:
+    told: list[str] = []
+
+    def after(headers: dict[str, Any], **_: Any) -> None:
+        told.append(headers["id"])
+
+    after_task_publish.connect(after)
+    try:
+        _, flow = ended(rig, "add", 1, link=[sig("add", "l")])
+        assert told == []
+        for call in flow.written:
+            call()
+        assert told == ["l"]
+    finally:
+        after_task_publish.disconnect(after)
+
+
+def test_members_that_celery_froze_count_for_the_chord_they_name(rig: Rig) -> None:
+    outer = sig("add", "outer")
+    place = {"group_id": "g-outer", "chord": outer}
+    members = [sig("add", f"m{at}", **place, group_index=at) for at in range(2)]
+    # Celery writes the id of the group's own header into the group itself.
+    body = {
+        **sig("celery.group", "gid", group_id="g-inner", chord=outer),
+        "subtask_type": "group", "kwargs": {"tasks": members},
+    }  # fmt: skip
+
+    _, flow = ended(rig, "add", 1, link=[body])
+
+    assert [each["group"] for each in sent(flow)] == ["g-outer", "g-outer"]
+
+
+def test_the_structure_of_a_header_is_stored_before_it_is_sent(rig: Rig) -> None:
+    ends = {**sig("celery.group"), "subtask_type": "group",
+            "kwargs": {"tasks": [sig("add", "a"), sig("add", "b")]}}  # fmt: skip
+    chain = {**sig("celery.chain"), "subtask_type": "chain",
+             "kwargs": {"tasks": [sig("add", "first"), ends]}}  # fmt: skip
+    header = {**sig("celery.group", "g"), "subtask_type": "group",
+              "kwargs": {"tasks": [sig("add", "c"), chain]}}  # fmt: skip
+    whole = {**sig("celery.chord"), "subtask_type": "chord",
+             "kwargs": {"kwargs": {}, "header": header, "body": sig("add", "body")}}  # fmt: skip
+
+    _, flow = ended(rig, "add", 1, link=[whole])
+
+    (state,) = flow.states
+    own, members = json.loads(state.payload)["result"]
+    assert (state.key, own) == ("celery-taskset-meta-g", ["g", None])
+    assert members[0] == [["c", None], None]
+    assert [each[0][0] for each in members[1][1]] == ["a", "b"]
+
+
+@pytest.mark.parametrize("has_group", [True, False])
+def test_a_header_message_with_an_unreadable_body_is_a_failed_part(
+    rig: Rig, has_group: bool
+) -> None:
+    place = {"group_id": "g", "group_index": 3} if has_group else {}
+    delivery = rig.delivery("add", "x", 1, chord=sig("add", "b"), **place)
+    raw = delivery.raw.replace(b'"application/json"', b'"application/unheard-of"')
+    rig.tasks.admission.receive(delivery._replace(raw=raw))
+    wait_for(lambda: bool(rig.outbox.moves()))
+
+    (entry,) = rig.outbox.entries
+    assert entry.move is not None
+    assert entry.move.side.startswith("dead ")
+    if has_group:
+        assert entry.workflow is not None
+        assert [(member, value[0]) for member, value in values(entry.workflow)] == [
+            ("x:3", "FAILURE")
+        ]
+    else:
+        assert entry.workflow is None

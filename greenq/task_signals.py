@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from greenq.outcome import Run
 from greenq.protocol.message import headers_of
 from greenq.signals import (
     after_task_publish,
@@ -23,20 +24,32 @@ from greenq.states import FAILURE, RETRY, SUCCESS
 from greenq.task import ExceptionInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from greenq.context import Announced, Context
-    from greenq.request import Request
     from greenq.signals import Signal
 
 _log = logging.getLogger(__name__)
+
+
+class Delivered(Run, Protocol):
+    """A run of a message."""
+
+    @property
+    def properties(self) -> Mapping[str, Any]:
+        """The properties of its envelope."""
+
+    @property
+    def delivery_info(self) -> Mapping[str, Any]:
+        """Where it was sent."""
+
 
 # The signal for each final state; it is sent after the matching hook of the task's class.
 END_SIGNALS = {SUCCESS: task_success, RETRY: task_retry, FAILURE: task_failure}
 
 
 def tell_end(
-    request: Request,
+    request: Run,
     context: Context | None,
     outcome: tuple[str, Any, str | None],
     info: ExceptionInfo | None,
@@ -62,7 +75,7 @@ def tell_end(
         )
 
 
-def tell_postrun(request: Request, outcome: tuple[str, Any, str | None] | None) -> None:
+def tell_postrun(request: Run, outcome: tuple[str, Any, str | None] | None) -> None:
     """Send task_postrun. Switches: as the receivers do.
 
     Without an outcome, as for a task that another worker runs again, value and state are None.
@@ -82,7 +95,7 @@ def tell_postrun(request: Request, outcome: tuple[str, Any, str | None] | None) 
 
 
 def tell_revoked(
-    request: Request,
+    request: Run,
     context: Context | None,
     *,
     terminated: bool,
@@ -101,7 +114,7 @@ def tell_revoked(
 
 
 def tell_internal_error(
-    request: Request, error: BaseException, trace: str, *, hostname: str
+    request: Delivered, error: BaseException, trace: str, *, hostname: str
 ) -> None:
     """Send task_internal_error. Switches: as the receivers do."""
     message = request.message
@@ -125,19 +138,19 @@ def tell_internal_error(
     )
 
 
-def tell_published(request: Request, announced: Announced) -> None:
+def tell_published(request: Run, announced: Announced) -> None:
     """Send after_task_publish for a message that the end of a task sends. Switches: likewise."""
     with _contained(after_task_publish, request):
         announced.sent()
 
 
-def _send(signal: Signal, about: Request, /, **named: Any) -> None:
+def _send(signal: Signal, about: Run, /, **named: Any) -> None:
     with _contained(signal, about):
         signal.send(about.task, **named)
 
 
 @contextmanager
-def _contained(signal: Signal, about: Request) -> Iterator[None]:
+def _contained(signal: Signal, about: Run) -> Iterator[None]:
     try:
         yield
     except BaseException:

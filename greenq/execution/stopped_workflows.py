@@ -1,0 +1,85 @@
+"""Learns which workflows are cancelled or paused, twice a second, if workflows are indexed."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from greenq.bootsteps.blueprint import StartStopPart
+from greenq.errors import OperationalError
+from greenq.hub import Greenlet, sleep, spawn
+from greenq.log import OutageLog
+from greenq.transport.workflows import PAUSED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from greenq.transport.outbox import Outbox
+    from greenq.transport.workflows import Workflows
+
+_log = logging.getLogger(__name__)
+
+INTERVAL_S = 0.4
+
+
+class StoppedWorkflows(StartStopPart):
+    """Asks the server which workflows are stopped, and has the worker's tasks obey."""
+
+    name = "StoppedWorkflows"
+    requires = ("Outbox", "Pool")
+
+    def __init__(
+        self,
+        workflows: Workflows,
+        outbox: Outbox,
+        stop: Callable[[Mapping[str, str]], object],
+    ) -> None:
+        """Call `stop` with the stopped workflows when these have changed."""
+        self._workflows = workflows
+        self._outbox = outbox
+        self._stop = stop
+        self._changes = -1
+        self._stopped: Mapping[str, str] = {}
+        self._outage = OutageLog(_log)
+        self._greenlet: Greenlet | None = None
+
+    def start(self) -> None:
+        """Ask at once, before anything is taken, and then again and again."""
+        self._look()
+        self._greenlet = spawn(self._run, name="stopped workflows", lasts=True)
+
+    def stop(self) -> None:
+        """Ask no more."""
+        if self._greenlet is not None:
+            self._greenlet.kill()
+            self._greenlet = None
+
+    def _run(self) -> None:
+        while True:
+            sleep(INTERVAL_S)
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            changes = self._workflows.changes()
+            if changes != self._changes:
+                self._obey(self._workflows.stopped())
+                self._changes = changes
+        except OperationalError as exc:
+            self._outage.failed("whether workflows are cancelled or paused is not known", exc)
+        else:
+            self._outage.recovered("the stopped workflows are known again")
+
+    def _obey(self, stopped: Mapping[str, str]) -> None:
+        go_on = [
+            each
+            for each, how in self._stopped.items()
+            if how == PAUSED and stopped.get(each) != PAUSED
+        ]
+        self._stopped = stopped
+        self._stop(stopped)
+        if go_on:
+            # What this worker has put away after the workflow went on.
+            self._outbox.wait_written(INTERVAL_S)
+            for each in go_on:
+                self._workflows.release(each)

@@ -1,0 +1,167 @@
+"""What a worker enters into the index of workflows: the begin and the end of each of their tasks.
+
+It is written by the calls that store these anyway (`greenq.transport.outbox`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from greenq.canvas.index import noted
+from greenq.canvas.nodes import (
+    AGAIN,
+    FAILED,
+    PLANNED,
+    REVOKED,
+    RUNNING,
+    SUCCEEDED,
+    WAITING,
+    Following,
+    Node,
+    of_call,
+    of_message,
+    workflow_of,
+)
+from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, SUCCESS
+from greenq.states import REVOKED as REVOKED_STATE
+from greenq.transport.settle import Entry, Move
+from greenq.transport.workflow import Noted, Workflow
+from greenq.transport.workflows import CANCELLED, item
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from greenq.canvas.plan import Call
+    from greenq.execution.revoked import Revoked
+    from greenq.protocol.message import TaskMessage
+    from greenq.request import Request
+    from greenq.transport.broker import Broker
+    from greenq.transport.fetch import Delivery
+
+_LETTERS = {
+    SUCCESS: SUCCEEDED, FAILURE: FAILED, IGNORED: FAILED, REJECTED: FAILED,
+    REVOKED_STATE: REVOKED, RETRY: AGAIN,
+}  # fmt: skip
+
+# For so many groups it is known that what follows them has been entered.
+_MOST_GROUPS = 1000
+
+
+class WorkflowIndex:
+    """Enters the tasks of one worker into the index."""
+
+    def __init__(self, broker: Broker, revoked: Revoked, hostname: str, seconds: int) -> None:
+        """Write as the node `hostname`; the index keeps a workflow for `seconds`."""
+        self._broker = broker
+        self._revoked = revoked
+        # A bar ends the times of a node, of which it is the last.
+        self._hostname = hostname.replace("|", "/")
+        self._seconds = seconds
+        # Groups of clients whose followers have been entered, the latest last.
+        self._groups: OrderedDict[str, None] = OrderedDict()
+
+    @staticmethod
+    def adopt(message: TaskMessage) -> None:
+        """Name the root of a message that a client has sent without one for the whole workflow."""
+        message.root_id = workflow_of(message) or message.root_id
+
+    def is_cancelled(self, message: TaskMessage) -> bool:
+        """Tell whether a message belongs to a cancelled workflow."""
+        return self._revoked.workflows.get(message.root_id or message.id) == CANCELLED
+
+    def began(self, request: Request) -> Entry | None:
+        """Return what to write when a task begins; None if it is on its own."""
+        message = request.message
+        workflow = workflow_of(message)
+        if workflow is None:
+            return None
+        times = f"{time.time():.3f}  {self._hostname}"
+        items = [self._noted(workflow, of_message(message), RUNNING, times)]
+        if message.parent_id is None and self._is_new(message):
+            found = Following().task(message.id, message.group, message.chain, message.chord)
+            items += noted(workflow, self._seconds, PLANNED, found)
+        return Entry(request.delivery.tag, "k", workflow=Workflow(index=items))
+
+    def _is_new(self, message: TaskMessage) -> bool:
+        """Tell whether what follows a client's message is not yet known to be entered."""
+        if not (message.chain or message.chord):
+            return False
+        if message.chain or message.group is None:
+            return True
+        if message.group in self._groups:
+            return False
+        self._groups[message.group] = None
+        if len(self._groups) > _MOST_GROUPS:
+            self._groups.popitem(last=False)
+        return True
+
+    def ended(
+        self,
+        delivery: Delivery,
+        message: TaskMessage,
+        state: str,
+        workflow: Workflow | None,
+        *,
+        began_s: float | None = None,
+        children: Sequence[str] = (),
+        goes_on: bool = False,
+    ) -> Workflow | None:
+        """Return `workflow` with the end of a task; None if there is none, and it is on its own.
+
+        Args:
+            delivery: its message; kept if it has failed.
+            message: the same, decoded.
+            state: its state.
+            workflow: what its end sets in motion.
+            began_s: when it began, unix seconds.
+            children: the ids of the tasks that it has sent.
+            goes_on: it runs again, or is replaced.
+        """
+        name = workflow_of(message) or (message.id if children else None)
+        if name is None:
+            return workflow
+        letter = AGAIN if goes_on else _LETTERS.get(state, FAILED)
+        began = "" if began_s is None else f"{began_s:.3f}"
+        times = "" if goes_on else f"{began} {time.time():.3f} {self._hostname}"
+        kept: str | bytes = ""
+        if letter in (FAILED, REVOKED):
+            back = self._broker.requeue(delivery.tag, delivery.queue, delivery.raw, "last")
+            kept = item(back.key, delivery.raw)
+        made = Workflow() if workflow is None else workflow
+        made.index.append(self._noted(name, of_message(message), letter, times, kept))
+        made.index += (self._noted(name, Node(each, ""), WAITING, "") for each in children)
+        return made
+
+    def held(self, request: Request) -> Entry:
+        """Return the entry that keeps a message until its workflow goes on."""
+        message, delivery = request.message, request.delivery
+        back = self._broker.requeue(*delivery, "next")
+        key = self._broker.keys.workflow(message.root_id or message.id)
+        move = Move(delivery.tag, f"{key}.held", "next", item(back.key, back.text))
+        # The note sees to it that the list expires.
+        note = self._noted(message.root_id or message.id, of_message(message), WAITING, "")
+        return Entry.moving(move, workflow=Workflow(index=[note]))
+
+    def sent(self, calls: Iterable[Call]) -> list[Noted]:
+        """Return what to note of the calls that a task's end sends."""
+        return [
+            self._noted(call.options["root_id"], of_call(call), WAITING, "")
+            for call in calls
+            if call.options.get("root_id")
+        ]
+
+    def never(self, message: TaskMessage, tasks: Iterable[tuple[str, str]]) -> list[Noted]:
+        """Return what to note of tasks that can no longer run, given with their states."""
+        name = message.root_id or message.id
+        return [
+            Noted(name, self._seconds, task_id, _LETTERS.get(state, FAILED))
+            for task_id, state in tasks
+        ]
+
+    def _noted(
+        self, workflow: str, node: Node, state: str, times: str, kept: str | bytes = ""
+    ) -> Noted:
+        text = node.written() if node.task else ""
+        return Noted(workflow, self._seconds, node.task_id, state, times, text, kept)

@@ -1,0 +1,38 @@
+-- Prepares a chord for a retry: the parts that failed are taken out, so that they count again.
+--
+-- KEYS  1 the key of its group
+-- ARGV  1 its size, 2 'z' (its parts are ordered: a zset) or 'l' (a list), 3 the seconds for which it is kept, 0 for ever,
+--       4 the number of parts that are taken out;
+--       their members and places; then those that stay, if the chord has ended: member, place and value of each
+-- Reply 1, 0 when one of its parts is just completing it: nothing was done
+local name, ordered, first = KEYS[1], ARGV[2] == 'z', 5 + 2 * tonumber(ARGV[4])
+local claim = redis.call('GET', name .. '.c')
+if claim and claim ~= 'done' then return 0 end
+if claim == 'done' or redis.call('EXISTS', name .. '.s') == 0 then
+  redis.call('DEL', name .. '.j', name .. '.d', name .. '.t', name .. '.c', name .. '.a')
+  for i = first, #ARGV, 3 do
+    redis.call('SADD', name .. '.d', ARGV[i])
+    if ordered then
+      redis.call('ZADD', name .. '.j', ARGV[i + 1], ARGV[i + 2])
+    else
+      redis.call('RPUSH', name .. '.j', ARGV[i + 2])
+    end
+  end
+  redis.call('SET', name .. '.s', ARGV[1])
+else
+  for i = 5, first - 1, 2 do
+    redis.call('SREM', name .. '.d', ARGV[i])
+    if ordered then
+      redis.call('ZREMRANGEBYSCORE', name .. '.j', ARGV[i + 1], ARGV[i + 1])
+    else
+      local id = string.match(ARGV[i], '^(.*):[^:]*$')
+      for _, value in ipairs(redis.call('LRANGE', name .. '.j', 0, -1)) do
+        if string.find(value, id, 1, true) then redis.call('LREM', name .. '.j', 1, value) end
+      end
+    end
+  end
+end
+if ARGV[3] ~= '0' then
+  for _, ending in ipairs({'.j', '.d', '.s', '.t'}) do redis.call('EXPIRE', name .. ending, ARGV[3]) end
+end
+return 1

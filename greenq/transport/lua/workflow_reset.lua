@@ -1,0 +1,32 @@
+-- Begins a retry: nodes that failed are open again, and their messages are sent again.
+--
+-- KEYS  1 the workflow, 2 its nodes: a hash, 3 the messages of those that failed: a hash
+-- ARGV  the ids of the nodes to reset
+-- Reply how many messages were sent; a node whose queue is a key of another type stays as it is
+--
+-- A node whose message is kept waits from now on; any other is planned: it is made when what is before it has ended.
+local sent = 0
+for _, id in ipairs(ARGV) do
+  local node, message = redis.call('HGET', KEYS[2], id), redis.call('HGET', KEYS[3], id)
+  local state = node and string.sub(node, 1, 1)
+  if state == 'f' or state == 'v' then
+    local pushed
+    if message then
+      local size, from = string.match(message, '^(%d+):()')
+      pushed = redis.pcall('LPUSH', string.sub(message, from, from + size - 1), string.sub(message, from + size))
+    end
+    if type(pushed) ~= 'table' then
+      local now = message and 'w' or 'p'
+      redis.call('HSET', KEYS[2], id, now .. string.match(node, '|.*$'))
+      redis.call('HINCRBY', KEYS[1], 'n.' .. state, -1)
+      redis.call('HINCRBY', KEYS[1], 'n.' .. now, 1)
+      redis.call('HDEL', KEYS[1], 'over')
+      if message then
+        redis.call('HINCRBY', KEYS[1], 'kept', -#message)
+        redis.call('HDEL', KEYS[3], id)
+        sent = sent + 1
+      end
+    end
+  end
+end
+return sent

@@ -1,0 +1,224 @@
+"""The index of workflows on the server: what is known of them, and what stops them.
+
+Their tasks are written by the script that ends them (lua/settle.lua); see `greenq.canvas.nodes` for
+what is kept of each.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from greenq.errors import GreenqError, ServerError
+from greenq.transport.client import load_script
+from greenq.transport.settle import INDEX, Entry, settle
+from greenq.transport.workflow import Noted, Workflow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from greenq.protocol.keys import Keys
+    from greenq.transport.client import Client, Script
+    from greenq.transport.settle import StateWrite
+    from greenq.transport.workflow import Part
+
+_STOP = load_script("workflow_stop")
+_RELEASE = load_script("workflow_release")
+_CALL = load_script("workflow_call")
+_REOPEN = load_script("workflow_reopen")
+_RESET = load_script("workflow_reset")
+
+CANCELLED, PAUSED = "cancelled", "paused"
+
+# A workflow that is paused holds messages, and is kept for 30 days from then on.
+_PAUSED_S = 30 * 86400
+
+# How long the index is kept if results are kept for ever.
+_KEPT_S = 86400
+
+# How many workflows may be stopped at once, and what a workflow may send when it is over.
+_MOST_STOPPED = 10_000
+_MOST_CALLS = 100
+
+# How much is written or moved in one call.
+_PORTION = 500
+
+
+class Record(NamedTuple):
+    """What the index keeps of a workflow as a whole; times are unix seconds.
+
+    Attributes:
+        task: the name of its first task.
+        stop: ``cancelled``, ``paused`` or "".
+        counts: how many nodes are in each state, by letter; ``+`` counts senders.
+        left_out: how many notes were too many for the index.
+        error: why a call could not be sent, "" if all were.
+    """
+
+    since: float
+    task: str
+    over: float | None
+    stop: str
+    counts: dict[str, int]
+    left_out: int
+    error: str
+
+
+def item(key: str, text: str | bytes) -> bytes:
+    """Return a message with the key of its list, as the index keeps it."""
+    place, data = key.encode(), text.encode() if isinstance(text, str) else text
+    return b"%d:%b%b" % (len(place), place, data)
+
+
+def index_seconds(expires_s: float | None) -> int:
+    """Return how long the index keeps a workflow whose results are kept for `expires_s`."""
+    return int(expires_s or _KEPT_S)
+
+
+class Workflows:
+    """The index of workflows. Switches: yes, every method."""
+
+    def __init__(self, broker: Client, results: Client | None, keys: Keys, seconds: int) -> None:
+        """Keep the index on `broker`, each workflow for `seconds` after its last change."""
+        self._client = broker
+        self._results = None if results is broker else results
+        self._keys = keys
+        self.seconds = seconds
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def note(self, items: Iterable[Noted], states: Sequence[StateWrite] = ()) -> None:
+        """Write what happens to tasks, and states of tasks that have not run.
+
+        Raises:
+            ServerError: the server refuses the index.
+        """
+        entries = [Entry("", "k", workflow=Workflow(index=list(items)))]
+        entries += [Entry("", "k", result=state.of_unrun()) for state in states]
+        settled = settle(self._client, self._keys, entries, results=self._results)
+        if settled.unpublished.startswith(INDEX):
+            raise ServerError("EVALSHA", settled.unpublished.removeprefix(INDEX))
+
+    def stop(self, workflow_id: str, how: str) -> str:
+        """Cancel or pause a workflow, or with "" let it go on; return what it was before.
+
+        Raises:
+            GreenqError: the index does not know it, or too many are stopped.
+        """
+        names = [self._keys.workflow(workflow_id), self._keys.stopped_workflows]
+        limits = [max(_PAUSED_S, self.seconds), _MOST_STOPPED, _PAUSED_S]
+        before: bytes = self._run(_STOP, workflow_id, names, [workflow_id, how, *limits])
+        return before.decode()
+
+    def release(self, workflow_id: str) -> None:
+        """Send the messages of a workflow that was paused back to their queues."""
+        key = self._keys.workflow(workflow_id)
+        while self._client.script(_RELEASE, [key, f"{key}.held"], [_PORTION]):
+            pass
+
+    def call(self, workflow_id: str, when: str, key: str, text: str | bytes) -> None:
+        """Send a message when a workflow is over: ``s``, ``f`` or ``e`` (see the script).
+
+        Raises:
+            GreenqError: the index does not know it, or it has too many calls.
+        """
+        name = self._keys.workflow(workflow_id)
+        self._run(_CALL, workflow_id, [name, f"{name}.calls"], [when, item(key, text), _MOST_CALLS])
+
+    def _run(self, script: Script, workflow_id: str, names: list[str], args: list[object]) -> bytes:
+        try:
+            answer: bytes = self._client.script(script, names, args)
+        except ServerError as exc:
+            if exc.reply.startswith(("UNKNOWN", "FULL")):
+                raise GreenqError(f"workflow {workflow_id}: {exc.reply.partition(' ')[2]}") from exc
+            raise
+        return answer
+
+    # --- retrying ---------------------------------------------------------------------------------
+
+    def reopen(self, size: int, seconds: int, failed: Sequence[Part], kept: Sequence[Part]) -> bool:
+        """Take failed parts out of a chord; if it has ended, the `kept` ones are put back.
+
+        Returns:
+            False if one of its parts is just completing it.
+        """
+        args: list[object] = [size, failed[0].rule[0], seconds, len(failed)]
+        for each in failed:
+            args += (each.member, each.place)
+        for each in kept:
+            args += (each.member, each.place, each.value)
+        results = self._results or self._client
+        return bool(results.script(_REOPEN, [failed[0].group], args))
+
+    def reset(self, workflow_id: str, task_ids: Sequence[str]) -> int:
+        """Open failed nodes again and send their messages; return how many were sent."""
+        name = self._keys.workflow(workflow_id)
+        names = [name, f"{name}.nodes", f"{name}.failed"]
+        return sum(
+            self._client.script(_RESET, names, list(task_ids[at : at + _PORTION]))
+            for at in range(0, len(task_ids), _PORTION)
+        )
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def record(self, workflow_id: str) -> Record | None:
+        """Read a workflow as a whole; None if the index has none."""
+        return _record(self._client.call("HGETALL", self._keys.workflow(workflow_id)))
+
+    def records(self, limit: int) -> Iterator[tuple[str, Record]]:
+        """Yield the newest workflows and their ids; those that have expired are left out."""
+        found = self._client.call("ZREVRANGE", self._keys.workflows, 0, limit - 1)
+        for at in range(0, len(found), _PORTION):
+            ids = [each.decode(errors="replace") for each in found[at : at + _PORTION]]
+            answers = self._client.pipeline(
+                [("HGETALL", self._keys.workflow(each)) for each in ids]
+            )
+            for workflow_id, answer in zip(ids, answers, strict=True):
+                record = _record(answer)
+                if record is not None:
+                    yield workflow_id, record
+
+    def nodes(self, workflow_id: str) -> Iterator[tuple[str, str]]:
+        """Yield the ids of a workflow's tasks, and what is kept of each, some of them twice."""
+        cursor, key = b"0", f"{self._keys.workflow(workflow_id)}.nodes"
+        while True:
+            cursor, found = self._client.call("HSCAN", key, cursor, "COUNT", _PORTION)
+            for task_id, text in zip(found[::2], found[1::2], strict=True):
+                yield task_id.decode(errors="replace"), text.decode(errors="replace")
+            if int(cursor) == 0:
+                return
+
+    def kept(self, workflow_id: str) -> set[str]:
+        """Return the ids of the tasks whose message is kept."""
+        key = f"{self._keys.workflow(workflow_id)}.failed"
+        return {each.decode(errors="replace") for each in self._client.call("HKEYS", key)}
+
+    def changes(self) -> int:
+        """Count how often workflows were stopped or went on."""
+        return int(self._client.call("HGET", self._keys.stopped_workflows, "") or 0)
+
+    def stopped(self) -> dict[str, str]:
+        """Return the workflows that are stopped: ``cancelled`` or ``paused``."""
+        answer = self._client.call("HGETALL", self._keys.stopped_workflows)
+        return {
+            name.decode(errors="replace"): text.partition(b" ")[0].decode(errors="replace")
+            for name, text in zip(answer[::2], answer[1::2], strict=True)
+            if name
+        }
+
+
+def _record(answer: Sequence[bytes]) -> Record | None:
+    fields = {
+        name.decode(errors="replace"): value.decode(errors="replace")
+        for name, value in zip(answer[::2], answer[1::2], strict=True)
+    }
+    if "since" not in fields:
+        return None
+    return Record(
+        float(fields["since"]),
+        fields.get("task", ""),
+        float(fields["over"]) if "over" in fields else None,
+        fields.get("stop", ""),
+        {name[2:]: int(value) for name, value in fields.items() if name.startswith("n.")},
+        int(fields.get("left_out", 0)),
+        fields.get("error", ""),
+    )

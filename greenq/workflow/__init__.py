@@ -1,0 +1,361 @@
+"""A workflow as one object: what has become of its tasks, and how to stop it or run it again.
+
+It reads and writes the index of workflows, which senders and workers keep with the setting
+``workflow_index``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from greenq.canvas import plan
+from greenq.canvas.index import first_of
+from greenq.canvas.nodes import FAILED, OPEN, REVOKED, WAITING
+from greenq.canvas.send import send_signature
+from greenq.errors import GreenqError, TaskRevokedError
+from greenq.states import FAILURE, PENDING, STARTED, SUCCESS
+from greenq.states import REVOKED as REVOKED_STATE
+from greenq.transport.workflow import Noted
+from greenq.transport.workflows import CANCELLED, PAUSED
+from greenq.workflow.tree import STATES, Task, Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from greenq.transport.workflow import Part
+    from greenq.transport.workflows import Record, Workflows
+
+# Pauses between two looks while waiting, at first and at most.
+_LOOK_S = 0.05
+_MOST_LOOK_S = 0.5
+
+# Workers ask so often which workflows are stopped, and a moment more.
+_KNOWN_S = 1.0
+
+# A chord that is just being completed is over by then.
+_COMPLETED_S = 5.0
+
+# How much is written in one call.
+_PORTION = 500
+
+_CALLS = {"success": "s", "failure": "f", "end": "e"}
+
+
+class Workflow:
+    """A workflow in the index: the tasks with one root.
+
+    Attributes:
+        id: the id of its root: of the first task, or of the group with which it begins.
+    """
+
+    def __init__(self, app: Any, workflow_id: str) -> None:
+        """Name a workflow; nothing is read before it is asked for."""
+        self._app = app
+        self.id = workflow_id
+
+    # --- what is known ----------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """PENDING, STARTED, PAUSED, SUCCESS, FAILURE or REVOKED, as a whole. Switches: yes.
+
+        PENDING is also what the index does not know. A workflow that was cancelled is REVOKED at
+        once, although some of its tasks may still be ending.
+        """
+        record = self._index.record(self.id)
+        return PENDING if record is None else state_of(record)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many tasks are in each state (see `greenq.workflow.tree.Task`). Switches: yes."""
+        record = self._index.record(self.id)
+        return {} if record is None else counts_of(record)
+
+    @property
+    def progress(self) -> float:
+        """Which part of the tasks known so far have ended, from 0 to 1. Switches: yes."""
+        return progress_of(self.counts)
+
+    def tree(self) -> Tree:
+        """Read all tasks, and how they belong together. Switches: yes.
+
+        Raises:
+            GreenqError: the index does not know the workflow.
+        """
+        self._known()
+        nodes = dict(self._index.nodes(self.id))
+        return Tree(Task.read(task_id, text) for task_id, text in nodes.items())
+
+    def critical_path(self) -> list[Task]:
+        """Return the tasks that determined how long it took so far. Switches: yes."""
+        return self.tree().critical_path()
+
+    def left_s(self) -> float | None:
+        """Estimate in how many seconds it is over; None if that is unknown. Switches: yes."""
+        return self.tree().left_s(time.time())
+
+    def wait(self, timeout: float | None = None) -> str:
+        """Wait until all tasks have ended, and return the state of the whole. Switches: yes.
+
+        Raises:
+            GreenqError: the index does not know the workflow.
+            TimeoutError: it is not over after `timeout` seconds.
+        """
+        ends_s = math.inf if timeout is None else time.monotonic() + timeout
+        pause_s = _LOOK_S
+        while True:
+            record = self._known()
+            if record.over is not None:
+                return state_of(record)
+            if time.monotonic() + pause_s > ends_s:
+                raise TimeoutError(f"workflow {self.id} is not over after {timeout:g} s")
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _MOST_LOOK_S)
+
+    # --- stopping ---------------------------------------------------------------------------------
+
+    def cancel(self) -> int:
+        """End it: what runs is terminated, nothing else begins; return how many were open.
+
+        Every task that has not ended is REVOKED, and its callers are told so. Switches: yes.
+
+        Raises:
+            GreenqError: the index does not know the workflow.
+        """
+        before = self._index.stop(self.id, CANCELLED)
+        if before == PAUSED:
+            # Each of them ends like any other that waits.
+            self._index.release(self.id)
+        nodes = dict(self._index.nodes(self.id))
+        ids = [task_id for task_id, text in nodes.items() if text[:1] in OPEN]
+        running = {task_id for task_id in ids if nodes[task_id].startswith("r")}
+        # What runs is ended by its worker, since it may succeed in this moment.
+        self._revoke([task_id for task_id in ids if task_id not in running])
+        return len(ids)
+
+    def _revoke(self, task_ids: list[str]) -> None:
+        transport, error = self._app.transport, TaskRevokedError("revoked")
+        for at in range(0, len(task_ids), _PORTION):
+            portion = task_ids[at : at + _PORTION]
+            states = []
+            if transport.stores_results:
+                states = [transport.backend.stored(each, REVOKED_STATE, error) for each in portion]
+            self._index.note([self._noted(each, REVOKED) for each in portion], states)
+
+    def pause(self) -> None:
+        """Let no further task begin until `resume`; what runs goes on. Switches: yes.
+
+        Raises:
+            GreenqError: the index does not know the workflow, or it was cancelled.
+        """
+        if self._known().stop == CANCELLED:
+            raise GreenqError(f"workflow {self.id} was cancelled: it cannot be paused")
+        self._index.stop(self.id, PAUSED)
+
+    def resume(self) -> None:
+        """Let a paused workflow go on. Switches: yes.
+
+        Raises:
+            GreenqError: the index does not know the workflow, or it was cancelled.
+        """
+        if self._known().stop == CANCELLED:
+            raise GreenqError(f"workflow {self.id} was cancelled: retry() runs it again")
+        self._index.stop(self.id, "")
+        self._index.release(self.id)
+        # Workers that did not know yet put further ones away. Each of them releases those, too,
+        # unless it dies.
+        time.sleep(_KNOWN_S)
+        self._index.release(self.id)
+
+    # --- running again ----------------------------------------------------------------------------
+
+    def retry(self) -> int:
+        """Run again what failed or was revoked, and all that could not run because of it.
+
+        What has succeeded stays as it is. Returns how many tasks were sent. Switches: yes.
+
+        Raises:
+            GreenqError: nothing has failed, its messages are no longer kept, or the results that
+                a chord needs are gone.
+        """
+        if self._known().stop == CANCELLED:
+            self._index.stop(self.id, "")
+            # A worker that does not know yet would revoke what is sent now.
+            time.sleep(_KNOWN_S)
+        tree = self.tree()
+        failed = {
+            task.id: task
+            for task in tree.tasks.values()
+            if task.state in (STATES[FAILED], STATES[REVOKED])
+        }
+        if not failed:
+            raise GreenqError(f"workflow {self.id}: no task has failed")
+        if not failed.keys() & self._index.kept(self.id):
+            raise GreenqError(
+                f"workflow {self.id}: {len(failed):,} tasks have failed, and the messages of none "
+                "are kept: they were too large, or were never sent"
+            )
+        self._reopen_chords(tree, failed)
+        transport = self._app.transport
+        if transport.stores_results:
+            transport.backend.forget(*failed)
+        return self._index.reset(self.id, list(failed))
+
+    def _reopen_chords(self, tree: Tree, failed: Mapping[str, Task]) -> None:
+        """Have the parts that failed counted again by the chords to which they belong."""
+        parts: dict[str, list[Task]] = defaultdict(list)
+        for task in tree.tasks.values():
+            if task.node.is_part and task.node.group is not None:
+                parts[task.node.group].append(task)
+        # All are looked at before the first is changed.
+        for size, out, kept in [
+            (len(tasks), *self._parts(group, tasks, failed))
+            for group, tasks in parts.items()
+            if any(task.id in failed for task in tasks)
+        ]:
+            self._reopen_chord(size, out, kept)
+
+    def _parts(
+        self, group: str, tasks: list[Task], failed: Mapping[str, Task]
+    ) -> tuple[list[Part], list[Part]]:
+        """Return the parts of a chord that have failed, and those that have finished."""
+        backend = self._app.transport.backend
+        finished = [task for task in tasks if task.state == SUCCESS]
+        metas = list(backend.get_many([task.id for task in finished]))
+        gone = [meta.task_id for meta in metas if meta.status != SUCCESS]
+        if gone:
+            raise GreenqError(
+                f"workflow {self.id}: the result of task {gone[0]}, which a chord needs, is gone: "
+                "it has expired, or was ignored"
+            )
+        kept = [
+            backend.part(group, task.node.place, task.id, SUCCESS, meta.result)
+            for task, meta in zip(finished, metas, strict=True)
+        ]
+        out = [
+            backend.part(group, task.node.place, task.id, FAILURE, None)
+            for task in tasks
+            if task.id in failed
+        ]
+        return out, kept
+
+    def _reopen_chord(self, size: int, out: list[Part], kept: list[Part]) -> None:
+        seconds = self._app.transport.backend.chord_seconds
+        ends_s = time.monotonic() + _COMPLETED_S
+        while not self._index.reopen(size, seconds, out, kept):
+            if time.monotonic() > ends_s:
+                raise GreenqError(f"workflow {self.id}: a chord is just being completed: try again")
+            time.sleep(_LOOK_S)
+
+    # --- more of it -------------------------------------------------------------------------------
+
+    def add(self, signature: Mapping[str, Any], **options: Any) -> Any:
+        """Send a signature as a further part of the workflow; return its handle. Switches: yes."""
+        self._known()
+        sig, given = self._app.signature(signature), {**options, "root_id": self.id}
+        if plan.kind(sig) != "task":
+            return sig.apply_async(**given)
+        return send_signature(self._app, sig, (), {}, given)
+
+    def on_success(self, signature: Mapping[str, Any]) -> None:
+        """Send a signature, once, when all tasks have ended and none has failed. Switches: yes.
+
+        If that is so already, it is sent now. It gets its own arguments only. Likewise for
+        `on_failure` and `on_end`.
+
+        Raises:
+            GreenqError: the index does not know the workflow, it has 100 such calls already, or
+                the signature is more than one task to be sent first.
+        """
+        self._call("success", signature)
+
+    def on_failure(self, signature: Mapping[str, Any]) -> None:
+        """Send a signature, once, when all tasks have ended and some have failed."""
+        self._call("failure", signature)
+
+    def on_end(self, signature: Mapping[str, Any]) -> None:
+        """Send a signature, once, when all tasks have ended, however."""
+        self._call("end", signature)
+
+    def _call(self, when: str, signature: Mapping[str, Any]) -> None:
+        made = plan.plan(self._app.signature(signature))
+        if len(made.calls) != 1 or made.chords:
+            raise GreenqError(f"on_{when} takes a task or a chain, not a group or a chord")
+        message = self._app.prepare_call(made.calls[0])
+        transport = self._app.transport
+        queue, text = message["queue"], message["text"]
+        if transport.signer is not None:
+            text = transport.signer.seal("message", queue, text)
+        key = transport.keys.queue(queue, transport.keys.step_of(message["priority"]))
+        self._index.call(self.id, _CALLS[when], key, text)
+
+    # --- the index --------------------------------------------------------------------------------
+
+    @property
+    def _index(self) -> Workflows:
+        index: Workflows = self._app.transport.workflows
+        return index
+
+    def _known(self) -> Record:
+        record = self._index.record(self.id)
+        if record is None:
+            raise GreenqError(
+                f"the index has no workflow {self.id}: it has expired, or senders and workers do "
+                "not set workflow_index"
+            )
+        return record
+
+    def _noted(self, task_id: str, state: str) -> Noted:
+        return Noted(self.id, self._index.seconds, task_id, state)
+
+    def __repr__(self) -> str:
+        """Return its id in the form of a call."""
+        return f"Workflow({self.id!r})"
+
+
+def workflow_id(found: Any) -> str:
+    """Return the id of a workflow, given by that or by the handle of its end."""
+    if isinstance(found, str):
+        return found
+    root: str = first_of(found.as_tuple())
+    return root
+
+
+def all_workflows(app: Any, limit: int) -> Iterator[tuple[Workflow, Record]]:
+    """Yield the newest workflows of the index. Switches: yes."""
+    for found, record in islice(app.transport.workflows.records(limit), limit):
+        yield Workflow(app, found), record
+
+
+def state_of(record: Record) -> str:
+    """Return the state of a workflow as a whole."""
+    counts = record.counts
+    if record.stop == CANCELLED and (record.over is None or counts.get(REVOKED)):
+        return REVOKED_STATE
+    if record.over is not None:
+        return FAILURE if counts.get(FAILED) or counts.get(REVOKED) else SUCCESS
+    if record.stop == PAUSED:
+        return "PAUSED"
+    has_begun = any(count for letter, count in counts.items() if letter not in ("p", WAITING, "+"))
+    return STARTED if has_begun else PENDING
+
+
+def counts_of(record: Record) -> dict[str, int]:
+    """Return how many tasks are in each state."""
+    return {
+        word: record.counts[letter] for letter, word in STATES.items() if record.counts.get(letter)
+    }
+
+
+def progress_of(counts: Mapping[str, int]) -> float:
+    """Return which part of the tasks has ended."""
+    total = sum(counts.values())
+    ended = sum(counts.get(state, 0) for state in (SUCCESS, FAILURE, REVOKED_STATE))
+    return ended / total if total else 0.0
+
+
+__all__ = ["Task", "Tree", "Workflow"]

@@ -1,0 +1,286 @@
+"""The tasks of a workflow as a tree, its critical path, and how long it may still take. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from greenq.canvas.nodes import (
+    AGAIN,
+    FAILED,
+    OPEN,
+    PLANNED,
+    REVOKED,
+    RUNNING,
+    SUCCEEDED,
+    WAITING,
+    Node,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+# Words for the letters of the states.
+STATES: Mapping[str, str] = {
+    PLANNED: "PLANNED", WAITING: "WAITING", RUNNING: "STARTED", AGAIN: "RETRY",
+    SUCCEEDED: "SUCCESS", FAILED: "FAILURE", REVOKED: "REVOKED",
+}  # fmt: skip
+_OPEN = frozenset(STATES[letter] for letter in OPEN)
+
+
+@dataclass(slots=True)
+class Task:
+    """A task of a workflow.
+
+    Attributes:
+        node: what it is, and where it belongs.
+        state: PLANNED (to be sent when what is before it has ended), WAITING, STARTED, RETRY,
+            SUCCESS, FAILURE or REVOKED.
+        began, ended: unix seconds, None for not yet.
+        worker: the node name of its worker, "" as long as that is not known.
+    """
+
+    node: Node
+    state: str
+    began: float | None = None
+    ended: float | None = None
+    worker: str = ""
+
+    @classmethod
+    def read(cls, task_id: str, text: str) -> Task:
+        """Return a task as the index keeps it."""
+        head, _, rest = text.partition("|")
+        began, ended, worker = [*head[1:].split(" ", 2), "", ""][:3]
+        return cls(
+            Node.read(task_id, rest),
+            STATES.get(head[:1], "UNKNOWN"),
+            float(began) if began else None,
+            float(ended) if ended else None,
+            worker,
+        )
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return self.node.task_id
+
+    @property
+    def name(self) -> str:
+        """Its name, "" as long as that is not known."""
+        return self.node.task
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not ended."""
+        return self.state in _OPEN
+
+    def runtime_s(self, now_s: float) -> float | None:
+        """Return for how long it has run, up to `now_s` if it still does; None if not at all."""
+        if self.began is None:
+            return None
+        return max(0.0, (now_s if self.ended is None else self.ended) - self.began)
+
+
+@dataclass(slots=True)
+class Group:
+    """Tasks that run at the same time.
+
+    Attributes:
+        id: the group's.
+        is_chord: whether a body waits for them, which follows in the same line.
+        members: a line of steps for each.
+    """
+
+    id: str
+    is_chord: bool = False
+    members: list[list[Step]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Step:
+    """A task or a group in a line of steps that follow one another.
+
+    Attributes:
+        what: the task or the group.
+        others: lines that follow it beside the one in which it stands: callbacks, tasks sent.
+    """
+
+    what: Task | Group
+    others: list[list[Step]] = field(default_factory=list)
+
+
+class Tree:
+    """The tasks of a workflow, and how they belong together.
+
+    Attributes:
+        tasks: by id.
+        groups: by id.
+        lines: what the workflow began with, a line of steps for each.
+    """
+
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        """Arrange tasks."""
+        self.tasks = {task.id: task for task in tasks}
+        self.groups: dict[str, Group] = {}
+        self.lines: list[list[Step]] = []
+        self._known_groups = {
+            group
+            for task in self.tasks.values()
+            for group in (*task.node.within, task.node.group)
+            if group is not None
+        }
+        # The line and the step in which each task and each group stands.
+        self._places: dict[str, tuple[list[Step], Step]] = {}
+        self._group_places: dict[str, tuple[list[Step], Step]] = {}
+        self._arrange()
+
+    def _arrange(self) -> None:
+        followers: dict[str | None, list[Task]] = defaultdict(list)
+        for task in self.tasks.values():
+            followers[self.before(task)].append(task)
+        waiting: deque[str | None] = deque([None])
+        placed: set[str] = set()
+        while waiting or len(placed) < len(self.tasks):
+            if waiting:
+                before = waiting.popleft()
+            else:
+                # Others have written the index: some that follow one another in a circle.
+                before = next(iter(followers.keys() - {None}))
+                followers[None] = followers.pop(before)
+                before = None
+            for task in sorted(followers.pop(before, ()), key=_order):
+                if task.id not in placed:
+                    placed.add(task.id)
+                    self._place(task, before)
+                    waiting += [*self._within(task), task.id]
+
+    def before(self, task: Task) -> str | None:
+        """Return the id of the task or the group before a task, None for the first."""
+        node = task.node
+        if node.after in self.tasks or node.after in self._known_groups:
+            return node.after
+        if self._is_body(task):
+            return node.group
+        return node.parent if node.parent in self.tasks else None
+
+    def _is_body(self, task: Task) -> bool:
+        """Tell whether a task is the body of the chord that it names as its group."""
+        node = task.node
+        if node.group is None or node.is_part:
+            return False
+        sender = self.tasks.get(node.parent or "")
+        return sender is not None and sender.node.group == node.group and sender.node.is_part
+
+    def _within(self, task: Task) -> tuple[str, ...]:
+        node = task.node
+        if node.within or node.after is not None or node.group is None or self._is_body(task):
+            return node.within
+        return (node.group,)
+
+    def _place(self, task: Task, before: str | None) -> None:
+        """Put a task behind what is before it, or at the beginning of a member of a group."""
+        lines, line = self._continued(before)
+        for group_id in self._within(task):
+            group = self.groups.get(group_id)
+            if group is None:
+                group = self.groups[group_id] = Group(group_id)
+                self._group_places[group_id] = _append(lines, line, group)
+            lines, line = group.members, None
+        if task.node.is_part and task.node.group in self.groups:
+            self.groups[task.node.group].is_chord = True
+        self._places[task.id] = _append(lines, line, task)
+
+    def _continued(self, before: str | None) -> tuple[list[list[Step]], list[Step] | None]:
+        """Return the line that goes on after a step, or None, and where to begin another one."""
+        place = self._places.get(before or "") or self._group_places.get(before or "")
+        if place is None:
+            return self.lines, None
+        line, step = place
+        return step.others, line if line[-1] is step else None
+
+    # --- times ------------------------------------------------------------------------------------
+
+    def critical_path(self) -> list[Task]:
+        """Return the tasks that determined how long it took: each waited for the one before it."""
+        begun = [task for task in self.tasks.values() if task.began is not None]
+        path: dict[str, Task] = {}
+        at = max(begun, key=_last_s, default=None)
+        while at is not None and at.id not in path:
+            path[at.id] = at
+            at = self._waited_for(at)
+        return list(path.values())[::-1]
+
+    def _waited_for(self, task: Task) -> Task | None:
+        before = self.before(task)
+        if before is None or before in self.tasks:
+            return self.tasks.get(before or "")
+        ended = [
+            each for each in self.tasks.values() if each.node.group == before and each is not task
+        ]
+        return max(ended, key=_last_s, default=None)
+
+    def left_s(self, now_s: float) -> float | None:
+        """Estimate in how many seconds all is over; None as long as nothing has ended.
+
+        A task takes as long as others of its name have. What is left takes at least as long as its
+        longest line, and all of it as many slots as were busy so far.
+        """
+        took: dict[str, list[float]] = defaultdict(list)
+        for task in self.tasks.values():
+            if task.ended is not None and task.began is not None:
+                took[task.name].append(task.ended - task.began)
+        if not took:
+            return None
+        every = [each for times in took.values() for each in times]
+        means = {name: sum(times) / len(times) for name, times in took.items()}
+        mean = sum(every) / len(every)
+        left = {
+            task.id: max(0.0, means.get(task.name, mean) - (task.runtime_s(now_s) or 0.0))
+            for task in self.tasks.values()
+            if task.is_open
+        }
+        return max(
+            _longest_s(self.lines, left), sum(left.values()) / self._slots(sum(every), now_s)
+        )
+
+    def _slots(self, busy_s: float, now_s: float) -> float:
+        began_s = min(task.began for task in self.tasks.values() if task.began is not None)
+        return max(1.0, busy_s / max(now_s - began_s, 0.001))
+
+
+def _longest_s(lines: Iterable[list[Step]], left: Mapping[str, float]) -> float:
+    """Return how long the longest of some lines still takes."""
+    longest = 0.0
+    for line in lines:
+        passed = 0.0
+        for step in line:
+            what = step.what
+            if isinstance(what, Task):
+                passed += left.get(what.id, 0.0)
+            else:
+                passed += _longest_s(what.members, left)
+            longest = max(longest, passed + _longest_s(step.others, left))
+        longest = max(longest, passed)
+    return longest
+
+
+def _append(
+    lines: list[list[Step]], line: list[Step] | None, what: Task | Group
+) -> tuple[list[Step], Step]:
+    """Put a task or a group at the end of a line, or of a new one; return where it stands."""
+    if line is None:
+        line = []
+        lines.append(line)
+    step = Step(what)
+    line.append(step)
+    return line, step
+
+
+def _order(task: Task) -> tuple[float, float, str]:
+    place = task.node.place
+    return (0 if place is None else place, task.began or float("inf"), task.id)
+
+
+def _last_s(task: Task) -> tuple[float, float]:
+    return (task.ended or task.began or 0.0, task.began or 0.0)
