@@ -278,6 +278,11 @@ def _message(chance: random.Random, name: str) -> Case:
             field, value = chance.choice(list(part)), chance.choice(WILD)
             part[field] = value
             case = case._replace(about=f"{case.about} {field} = {_short(value)}")
+        # Of a generator of its own, so that cases with older seeds stay as they are.
+        signature = random.Random(f"{name}:signature")
+        if signature.random() < 0.1:
+            whole["greenq_sig"] = signature.choice((*WILD, "0" * 43))
+            case = case._replace(about=f"{case.about} greenq_sig = {_short(whole['greenq_sig'])}")
     elif way == "body":
         about, data, compression, refused = _body(chance)
         whole["body"] = base64.b64encode(data).decode()
