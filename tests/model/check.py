@@ -255,7 +255,7 @@ def _check_successors(world: World) -> None:
         )
         # A task that must not run twice fails when its worker's lease ends, even before its run.
         given_up = any(
-            world.scenario.by_id[each].task == "once"
+            world.scenario.by_id[each].task in ("once", "early")
             and all(task_id != each for task_id, _number in world.runs)
             for each in message.after
         )
