@@ -6,7 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from hashlib import sha1
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -128,10 +128,12 @@ class Keys:
         A priority is clamped to 0..9; a missing one, or one that is not a number, counts as 0.
         """
         try:
-            number = int(priority)  # type: ignore[call-overload]
-        except (TypeError, ValueError, OverflowError):
+            number: Any = int(priority) if isinstance(priority, str) else priority
+            # Clamped before it is an int, of which Decimal("1E+999999999") has a billion digits.
+            number = int(min(max(number, 0), 9))
+        except (TypeError, ValueError, ArithmeticError):
             return self.steps[0]
-        return self.steps[bisect_right(self.steps, min(max(number, 0), 9)) - 1]
+        return self.steps[bisect_right(self.steps, number) - 1]
 
     def binding(self, exchange: str) -> str:
         """Set: all bindings of an exchange."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,9 @@ from greenq.protocol.keys import (
         ("high", 0),
         ([], 0),
         (float("nan"), 0),
-        (float("inf"), 0),
+        (float("inf"), 9),
+        (Decimal("1E+999999999"), 9),
+        (Decimal("NaN"), 0),
     ],
 )
 def test_step_is_the_largest_not_above_the_priority(priority, step):
