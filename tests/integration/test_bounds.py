@@ -149,9 +149,9 @@ def flood_texts() -> None:
     rig, name, text = make_rig(), "x" * 1000, "x" * 65_000
     raw = with_headers(rig, shadow=name, origin=name, argsrepr=text, kwargsrepr=text)
     slow = decode(envelope.unwrap(raw), accept=JSON, max_body_bytes=MIB)
-    fast = fast_decode.read(raw, accept=JSON, max_body_bytes=MIB)
 
-    assert slow == fast
+    # The fast way leaves long texts to the other one.
+    assert fast_decode.read(raw, accept=JSON, max_body_bytes=MIB) is None
     assert (len(slow.shadow or ""), len(slow.origin or "")) == (200, 200)
     assert (len(slow.argsrepr or ""), len(slow.kwargsrepr or "")) == (2000, 2000)
 
