@@ -1,4 +1,4 @@
-"""greenq: thousands of I/O-bound tasks at once, in Celery's wire protocol, on Redis or Valkey.
+"""greenq: thousands of concurrent I/O-bound tasks, with Celery's wire protocol, on Redis or Valkey.
 
 Public names load on first use (PEP 562), so that ``import greenq`` costs next to nothing and loads
 neither redis nor gevent: gevent must be able to patch before anything imports ``ssl``.
@@ -79,8 +79,8 @@ __all__ = [*sorted(_HOME), "__version__"]
 # Celery's names that a ported module may import.
 _NOT_HERE = {
     "Celery": "the app's class is Greenq: from greenq import Greenq",
-    "current_app": "there is none yet: import your own app",
-    "current_task": "there is none yet: use @app.task(bind=True) and self.request",
+    "current_app": "greenq has none yet: import your own app",
+    "current_task": "greenq has none yet: use @app.task(bind=True) and self.request",
     "uuid": "use str(uuid.uuid4())",
 }  # fmt: skip
 
@@ -101,7 +101,7 @@ def __getattr__(name: str) -> Any:
 
 
 def why_not_here(name: str) -> str:
-    """Return what replaces one of Celery's names that greenq does not have."""
+    """Return the replacement for one of Celery's names that greenq does not have."""
     return f"greenq has no {name!r}: {_NOT_HERE[name]}"
 
 

@@ -8,10 +8,11 @@ import sys
 
 
 def main() -> int:
-    """Run the command line as a process of its own."""
+    """Run the command line as a separate process."""
     try:
         if sys.argv[1:2] == ["health"]:
-            # Called every few seconds: skip the other commands, which take longer to load.
+            # `health` is called every few seconds: skip the other commands, which take longer to
+            # load.
             code: int = importlib.import_module("greenq.probe").main(sys.argv[2:])
         else:
             code = importlib.import_module("greenq.cli").main()

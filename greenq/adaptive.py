@@ -1,13 +1,15 @@
-"""How many tasks at once pay: a limit below the maximum, found by comparing sizes of the pool.
+"""How many concurrent tasks are worthwhile: a limit below the maximum, found by comparing pool
+sizes.
 
-A slow database or an API that throttles answers no more calls a second for more greenlets, only
-later ones. So the mean duration of tasks is watched while the pool is full and messages wait. When
-it is longer than it was in a pool that was not full, a smaller size is tried: if as many tasks end
-a second, the smaller size stays, else the larger one was right. Later a larger size is tried in the
-same way. Durations alone prove nothing, since other tasks may take longer; only the comparison of
-rates decides.
+A slow database or an API that throttles does not answer more calls a second when there are more
+greenlets; each answer only takes longer. So the autoscaler watches the mean duration of tasks while
+the pool is full and messages wait. When it is longer than it was in a pool that was not full, a
+smaller size is
+tried: if as many tasks end per second, the smaller size stays; otherwise the larger one is
+restored. Later a larger size is tried in the same way. Durations alone prove nothing, since the
+mix of tasks may have changed; only the comparison of rates decides.
 
-Pure: time and all numbers are arguments.
+Pure: the time and all numbers are arguments.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from typing import Final, NamedTuple
 # Tasks that take this many times as long as usual raise a suspicion.
 _SUSPECT: Final = 1.3
 
-# A smaller size is enough if it keeps this share of what it would lose in proportion; a larger one
-# pays if it gains this share of what it would gain.
+# A smaller size is enough if it keeps this share of the rate that it would lose in proportion; a
+# larger one is worthwhile if it gains this share of the proportional gain.
 _KEEPS: Final = 0.5
 _GAINS: Final = 0.2
 
-# Sizes that are tried: what is enough by the usual duration, with some room; smaller ones, in ever
+# Sizes to try: the size that the usual duration suggests, with some room; smaller ones, in ever
 # larger steps while the usual duration is unknown; larger ones.
 _ROOM: Final = 1.2
 _SMALLER: Final = 0.8
@@ -31,12 +33,12 @@ _DOWN: Final = 0.7
 _LEAST_DOWN: Final = 0.2
 _UP: Final = 1.2
 
-# A measurement has at least this many ended tasks, and takes at least this long.
+# A measurement needs at least this many finished tasks and this much time.
 _ENDED: Final = 50
 _MEASURED_S: Final = 1.0
 
-# It goes on until two ways of measuring agree this well, or until so many times as many tasks have
-# ended as there are slots.
+# It goes on until two ways of measuring agree this well, or until each slot has finished this many
+# tasks on average.
 _AGREE: Final = 0.1
 _MOST_ROUNDS: Final = 8
 
@@ -44,7 +46,7 @@ _MOST_ROUNDS: Final = 8
 _HOLD_S: Final = 15.0
 _MOST_HOLD_S: Final = 120.0
 
-# By which share the usual duration follows one that is longer.
+# The share by which the usual duration moves towards a longer one.
 _FOLLOW: Final = 0.05
 
 
@@ -56,7 +58,7 @@ class Look(NamedTuple):
         size, running: slots, and those in use.
         backlog: how many messages wait.
         ended: how many tasks have ended so far.
-        ended_s: for how many seconds all of them together have run.
+        ended_s: the seconds that all of them have run, added up.
     """
 
     at_s: float
@@ -68,27 +70,27 @@ class Look(NamedTuple):
 
 
 class _Size(NamedTuple):
-    """What a size of the pool has brought: the mean duration, and tasks a second."""
+    """What a pool size has achieved: the mean duration, and tasks a second."""
 
     size: int
     each_s: float
 
     @property
     def rate(self) -> float:
-        """Tasks that end in a second, by Little's law: the pool was full."""
+        """Tasks that end per second, by Little's law, since the pool was full."""
         return self.size / self.each_s
 
     def __str__(self) -> str:
-        return f"{self.size} at once end {self.rate:.1f} tasks a second, {self.each_s:.2f} s each"
+        return f"{self.size} at once finish {self.rate:.1f} tasks a second, {self.each_s:.2f} s each"
 
 
 class _Trial(NamedTuple):
     """A size that is being tried.
 
     Attributes:
-        known: what the present size has brought.
-        size: the one that is tried.
-        cap: the limit before the trial, None for none.
+        known: what the present size has achieved.
+        size: the size on trial.
+        cap: the limit before the trial, or None.
     """
 
     known: _Size
@@ -100,30 +102,30 @@ class Adaptive:
     """Finds the limit; see the module's docstring."""
 
     def __init__(self) -> None:
-        """Know nothing and limit nothing."""
-        # The limit found, None for none.
+        """Start without a limit and without measurements."""
+        # The limit found, or None.
         self._cap: int | None = None
         # The duration of a task in a pool that was not full.
         self._usual_s: float | None = None
         self._trial: _Trial | None = None
         # How often a smaller size was tried in a row, without knowing the usual duration.
         self._steps = 0
-        # The best rate since the first of these.
+        # The best rate since the first of these trials.
         self._best = 0.0
         self._hold_s = _HOLD_S
         self._next_s = -math.inf
-        # Where the present measurement began; None while the pool settles. `_mark` is where
+        # Where the present measurement started; None while the pool settles. `_mark` is where
         # settling began.
         self._mark: Look | None = None
         self._begin: Look | None = None
 
     def limit(self, most: int, least: int) -> int:
-        """Return the most slots that pay, between `least` and `most`."""
+        """Return the largest worthwhile number of slots, between `least` and `most`."""
         wanted = self._trial.size if self._trial is not None else self._cap
         return most if wanted is None else min(most, max(least, wanted))
 
     def look(self, now: Look, most: int, least: int) -> str | None:
-        """Take note of the pool; return what was found out if that changes the limit."""
+        """Record a sample of the pool; return the finding if it changes the limit."""
         if not now.backlog:
             self._learn(now)
             return None
@@ -139,7 +141,7 @@ class Adaptive:
     # --- measuring --------------------------------------------------------------------------------
 
     def _learn(self, now: Look) -> None:
-        """Learn the usual duration from a pool that has room; a trial is given up."""
+        """Learn the usual duration from a pool that has free slots; abandon any trial."""
         if self._trial is not None:
             self._cap, self._trial = self._trial.cap, None
         begin = self._begin
@@ -156,13 +158,13 @@ class Adaptive:
             self._usual_s += _FOLLOW * (each_s - self._usual_s)
 
     def _measure(self, now: Look) -> _Size | None:
-        """Return what the present size brings, once it is full, has settled and was measured."""
+        """Return what the present size achieves, once it is full, settled and measured."""
         mark, begin = self._mark, self._begin
         if mark is None or mark.size != now.size or now.running > now.size:
             self._mark, self._begin = now, None
             return None
         if begin is None:
-            # All slots have run something else since, so nothing is left of the former size.
+            # Every slot has run another task since, so the former size no longer has an effect.
             if now.ended - mark.ended >= now.size and now.running >= 0.9 * now.size:
                 self._begin = now
             return None
@@ -171,8 +173,8 @@ class Adaptive:
         each_s = _mean(begin, now)
         if each_s is None:
             return None
-        # By their number: wrong while tasks of equal length end all at once. By their durations:
-        # wrong while the long ones among those of different lengths still run.
+        # By their number: wrong while tasks of equal length all end at the same time. By their
+        # durations: wrong for tasks of different lengths while the long ones still run.
         ended = now.ended - begin.ended
         by_number_s = (now.at_s - begin.at_s) * now.size / ended
         if abs(each_s / by_number_s - 1) > _AGREE and ended < _MOST_ROUNDS * now.size:
@@ -207,7 +209,7 @@ class Adaptive:
     def _judge_smaller(self, now: Look, trial: _Trial, found: _Size, least: int) -> str | None:
         known, self._trial = trial.known, None
         share = found.size / known.size
-        # 1: as many tasks end as before; 0: fewer, in proportion.
+        # 1: as many tasks end as before; 0: proportionally fewer.
         kept = (found.rate / known.rate - share) / (1 - share)
         if kept >= _KEEPS:
             self._cap = found.size
@@ -217,7 +219,7 @@ class Adaptive:
                 self._steps = 0
                 self._hold(now, _HOLD_S)
             return f"{known} only; {found}"
-        # Here tasks take as long as they must.
+        # Here tasks take as long as they inherently need.
         self._steps = 0
         self._usual_s = found.each_s
         self._hold(now, _HOLD_S)
@@ -234,7 +236,7 @@ class Adaptive:
         if gained < _GAINS:
             self._hold(now, min(2 * self._hold_s, _MOST_HOLD_S))
             return None
-        # Try the next one at once.
+        # Try the next size at once.
         self._hold_s, self._next_s = _HOLD_S, now.at_s
         self._cap = None if found.size >= most else found.size
         return f"{found}, more than {known.size} at once"
@@ -245,7 +247,8 @@ class Adaptive:
 
 
 def _mean(begin: Look, now: Look) -> float | None:
-    """Return the mean duration of the tasks that ended in between; None if they are too few."""
+    """Return the mean duration of the tasks that ended in between; None if there are too few of
+    them."""
     ended = now.ended - begin.ended
     if ended < _ENDED or now.at_s - begin.at_s < _MEASURED_S:
         return None

@@ -20,11 +20,11 @@ _ALL = "*"
 def annotate(task: Task[Any, Any], annotations: Sequence[Any]) -> None:
     """Apply the setting to a task: first the entry for its name, then the entry for all tasks.
 
-    Of several annotations, the first with an entry for the name counts, and so does the first with
-    an entry for all tasks. As in Celery, the latter wins.
+    Of several annotations, the first with an entry for the name applies, and so does the first with
+    an entry for all tasks. As in Celery, the latter takes precedence.
 
     Raises:
-        ConfigError: an option is invalid, an attribute looks like a misspelt one, or something
+        ConfigError: an option is invalid, an attribute looks like a misspelt one, or an object
             named in the setting cannot be imported.
     """
     made = [_made(each) for each in annotations]
@@ -37,7 +37,7 @@ def annotate(task: Task[Any, Any], annotations: Sequence[Any]) -> None:
 
 
 def _made(annotation: Any) -> Any:
-    """Return the annotating object; a class, given itself or by name, is instantiated."""
+    """Return the annotating object; a class, given as such or by name, is instantiated."""
     if isinstance(annotation, str):
         annotation = _imported(annotation)
     return annotation() if isinstance(annotation, type) else annotation
@@ -65,7 +65,7 @@ def _of_all(annotation: Any) -> Mapping[str, Any] | None:
 
 
 def _change(task: Task[Any, Any], attributes: Mapping[str, Any]) -> None:
-    """Give the task a class of its own, whose attributes override those of its old class.
+    """Give the task its own class, whose attributes override those of its old class.
 
     So functions become methods, even `__call__`, and other tasks of the old class do not change.
     """
@@ -85,7 +85,8 @@ def _change(task: Task[Any, Any], attributes: Mapping[str, Any]) -> None:
 
 
 def _code(task: Task[Any, Any], attribute: str) -> Any:
-    """Return the function to wrap; if the task is bound, it takes the task first."""
+    """Return the function to wrap; if the task is bound, the function takes the task as its first
+    argument."""
     if attribute == "run" and "run" in vars(task):
         return task.function
     return getattr(type(task), attribute)

@@ -78,13 +78,13 @@ _SETTINGS = Config.names()
 _SEND_OPTIONS = frozenset(SendOptions.__annotations__)
 
 
-# All that live, for the child of a fork.
+# All live apps, for the child of a fork.
 _apps: weakref.WeakSet[Greenq] = weakref.WeakSet()
 
-# Under another name, since apps have an attribute `Task`.
+# Imported under another name, since apps have an attribute `Task`.
 _BaseTask = Task
 
-# Of an unknown name, this many characters are compared with the known names.
+# How many characters of an unknown name are compared with the known names.
 _COMPARED_CHARS = 200
 
 
@@ -102,9 +102,10 @@ class Settings(Mapping[str, Any]):
         values: Mapping[str, Any],
         around: Sequence[Callable[[], object]] = (),
     ) -> None:
-        """Start with the defaults, overridden by the environment and then by `values`.
+        """Begin with the defaults, overridden by the environment and then by `values`.
 
-        On first use the two functions `around` are called, before and after everything is read.
+        On first use the two functions `around` are called: one before and one after everything is
+        read.
         """
         unread: list[str] = []
         environment = settings_from_env(os.environ, unread)
@@ -141,7 +142,7 @@ class Settings(Mapping[str, Any]):
         self._sources.update(dict.fromkeys(values, source))
 
     def source_of(self, name: str) -> str:
-        """Return where a setting comes from: default, environment, code, or one that was named."""
+        """Return where a setting comes from: default, environment, code, or a named one."""
         _ = self.config
         source: str = self._sources.get(name, "default")
         return source
@@ -149,7 +150,8 @@ class Settings(Mapping[str, Any]):
     def read_later(
         self, load: Callable[[list[str]], Mapping[str, Any]], source: str = "code"
     ) -> None:
-        """Have `load` read settings of `source` on first use; it receives a list for its notes."""
+        """Make `load` read the settings of `source` on first use; it receives a list for its
+        notes."""
         self._lazy.append((load, source))
         object.__setattr__(self, "_built", None)
 
@@ -173,7 +175,7 @@ class Settings(Mapping[str, Any]):
 
     def _read_first(self) -> None:
         before, after = self._around
-        # Receivers use the settings, too.
+        # Signal receivers use the settings, too.
         object.__setattr__(self, "_around", ())
         before()
         # This raises if a setting is wrong.
@@ -214,7 +216,7 @@ class Settings(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         """Read one setting; an unknown one is a KeyError with a suggestion."""
         config = self.config
-        # A Celery setting without effect here: code that has set it may read it.
+        # A Celery setting without effect here: code that has set it can read it.
         if name not in _SETTINGS and name in self._values:
             return self._values[name]
         return config.get(name)
@@ -243,9 +245,9 @@ class Settings(Mapping[str, Any]):
 
 
 class TaskRegistry(dict[str, Task[Any, Any]]):
-    """Name → task; for a missing name, it suggests a similar one.
+    """Name → task; for a missing name, the error suggests a similar one.
 
-    Celery's built-in tasks are made when they are named, or for a worker.
+    Celery's built-in tasks are created when they are looked up, or for a worker.
     """
 
     def __init__(self, app: Greenq) -> None:
@@ -262,14 +264,14 @@ class TaskRegistry(dict[str, Task[Any, Any]]):
         return task
 
     def with_built_in(self) -> TaskRegistry:
-        """Return itself with all built-in tasks, as a worker needs it."""
+        """Return this registry with all built-in tasks, as a worker needs it."""
         for name in BUILT_IN:
             _ = self[name]
         return self
 
     def nearest(self, name: str) -> str:
         """Return a hint that names a registered task similar to `name`, or empty text."""
-        # Comparing takes longer for longer names, and the name may come from outside.
+        # Comparing takes longer for longer names, and the name may be untrusted.
         return suggestion(name[:_COMPARED_CHARS], self)
 
 
@@ -353,7 +355,8 @@ class Greenq:
         self._unannotated: deque[Task[Any, Any]] = deque()
         self._annotating = self._annotated = False
         self._task_lock = threading.RLock()
-        # This app's versions of the shared tasks, in order of definition, as far as they are made.
+        # This app's versions of the shared tasks, in order of definition, as far as they have been
+        # created.
         self._shared_tasks: list[Task[Any, Any]] = []
         self._autodiscovered: list[tuple[_Packages, str | None]] = []
         self._lock = threading.Lock()
@@ -364,7 +367,7 @@ class Greenq:
             shared.app = self
 
     def set_default(self) -> None:
-        """Have shared tasks, and handles created without an app, use this one from now on."""
+        """Make this the app of shared tasks, and of handles created without an app, from now on."""
         shared.app = self
 
     set_current = set_default
@@ -384,8 +387,8 @@ class Greenq:
         Args:
             source: where they are.
             force: read them now.
-            namespace: one such as ``"CELERY"``: the upper-case names that begin with it count, as
-                in Django's settings.
+            namespace: a prefix such as ``"CELERY"``: only upper-case names that begin with it
+                count, as in Django's settings.
 
         Raises:
             ConfigError: with `force`, a setting is unknown or wrong.
@@ -403,7 +406,7 @@ class Greenq:
 
         Args:
             variable: its name.
-            silent: it need not be set.
+            silent: raise no error if it is not set.
             force: read the settings now.
 
         Raises:
@@ -424,9 +427,9 @@ class Greenq:
         return self._tasks
 
     def take_shared(self) -> Sequence[Task[Any, Any]]:
-        """Create this app's version of each shared task; return them in definition order.
+        """Create this app's version of each shared task; return them in the order of definition.
 
-        If the app has a task of another function under the same name, that task stays.
+        If the app has a task with another function under the same name, that task stays.
         """
         if len(self._shared_tasks) < len(shared.definitions):
             with self._task_lock:
@@ -492,7 +495,7 @@ class Greenq:
         base: type[Task[..., Any]] | None = None,
         **options: Any,
     ) -> Any:
-        """Make a task of a function: ``@app.task``, or with options, ``@app.task(bind=True)``.
+        """Create a task from a function: ``@app.task``, or with options, ``@app.task(bind=True)``.
 
         Args:
             function: given when the decorator is used without parentheses.
@@ -510,7 +513,7 @@ class Greenq:
 
     @property
     def Task(self) -> Any:  # noqa: N802  Celery's name
-        """The class of this app's tasks: subclass it, or set another one for all later tasks."""
+        """The class of this app's tasks: subclass it, or set another class for all later tasks."""
         if self._task_class is None:
             own = {"_app": staticmethod(self._ready), "__module__": __name__}
             self._task_class = type("Task", (_BaseTask,), own)
@@ -551,7 +554,7 @@ class Greenq:
         known = self._tasks.get(task.name)
         if known is not None:
             if place(known.function) == place(task.function):
-                # The same module imported again, as by reloaders and test runners.
+                # The same module, imported again, as reloaders and test runners do.
                 return self._add(task)
             raise AlreadyRegistered(
                 f"two tasks are named {task.name!r}: {place(known.function)} and "
@@ -571,8 +574,9 @@ class Greenq:
     def leader(self, function: L) -> L:
         """Register a function that is called in the one worker that wins an election on its name.
 
-        ``app.control.election(id, "module.function", action)`` holds one; the function receives
-        `action`, and runs in the worker's greenlet for events: send a task for longer work.
+        ``app.control.election(id, "module.function", action)`` holds an election; the function
+        receives `action`, and runs in the worker's greenlet for events: send a task for longer
+        work.
         """
         module = self.main if function.__module__ == "__main__" else function.__module__
         self.leaders[f"{module}.{function.__name__}"] = function
@@ -582,7 +586,7 @@ class Greenq:
         """Register a function that the worker calls at the end of each task: ``@app.on_task_end``.
 
         It is called without arguments after the task's code and the hooks of its class, in the same
-        greenlet: what the task left in ``threading.local`` and in context variables is still
+        greenlet: values that the task left in ``threading.local`` and in context variables is still
         there, and its slot is still taken. So this is the place to close sessions and connections.
         It may wait. Its exceptions are logged and do not affect the task.
         """
@@ -598,13 +602,14 @@ class Greenq:
         """Import ``<package>.tasks`` of each package before a worker starts, where it exists.
 
         Args:
-            packages: their names, or a function that returns them then; by default, Django's
-                INSTALLED_APPS, whose entries may name an AppConfig.
+            packages: their names, or a function that returns them at that time; by default,
+                Django's INSTALLED_APPS, whose entries may name an AppConfig.
             related_name: the modules' name; None imports only the packages.
             force: import them now.
 
         Raises:
-            ConfigError: there are no packages and no Django; raised now with `force`, else then.
+            ConfigError: there are no packages and no Django; raised now with `force`, otherwise at
+            that time.
         """
         call: _Packages = packages if callable(packages) else lambda: packages
         self._autodiscovered.append((call, related_name))
@@ -645,8 +650,8 @@ class Greenq:
             django = _django()
             if django is None:
                 reason = (
-                    "without packages it looks through Django's INSTALLED_APPS: set "
-                    "DJANGO_SETTINGS_MODULE before, and install Django, or name the packages"
+                    "without packages it searches Django's INSTALLED_APPS: set DJANGO_SETTINGS_MODULE "
+                    "first and install Django, or name the packages"
                 )
                 raise ConfigError([Problem("autodiscover_tasks", None, reason)])
             packages = django.packages()
@@ -670,14 +675,14 @@ class Greenq:
         fields: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> str:
-        """Have a task sent periodically by the beats that run this code; return the entry's name.
+        """Let the beats that run this code send a task periodically; return the entry's name.
 
         Args:
             schedule: seconds, a timedelta, a crontab or another schedule.
             sig: the task, its name, or a signature of it.
-            args, kwargs: its arguments, after and over those of a signature.
-            name: the entry's; by default the text of the call, so that another call of the same
-                task with the same arguments replaces the entry.
+            args, kwargs: its arguments; they are appended to those of a signature,
+            or override them. name: the entry's name; by default the text of the call, so that
+                another call of the same task with the same arguments replaces the entry.
             fields: further fields of the entry, as in ``beat_schedule``: ``missed``, ``overlap``…
             options: send options.
 
@@ -710,11 +715,11 @@ class Greenq:
 
     # --- the cluster ------------------------------------------------------------------------------
 
-    # Both are imported on first use: programs that only send or run tasks need neither.
+    # Both are imported on first use: programs that only send or run tasks do not need them.
 
     @property
     def control(self) -> Control:
-        """Commands and questions to the workers."""
+        """Commands and queries to the workers."""
         if self._control is None:
             made: Control = importlib.import_module("greenq.remote.control").Control(self)
             self._control = made
@@ -742,7 +747,7 @@ class Greenq:
         """Send a task by its name, which need not be registered here. Switches: yes.
 
         If it is registered, its send options apply unless overridden, except ``ignore_result``,
-        which the worker knows. `task_type` is for tasks that send themselves: all their options
+        which the worker decides. `task_type` is for tasks that send themselves: all their options
         apply.
 
         Raises:
@@ -775,23 +780,23 @@ class Greenq:
     ) -> AsyncResults[Any]:
         """Send a task by its name once for each pair of args and kwargs. Switches: yes.
 
-        When it returns, all have been sent, in order, whether or not the handles are ever used. It
-        takes no memory for any number of calls: `calls` may be a generator, and is read as the
-        sending goes on, in pushes of at most 200 messages or 256 KB. A push arrives as a whole or
-        not at all, and is retried as a single send is. ``countdown`` and ``expires`` count from
-        each push. `task_type` and the options are as for `send_task`.
+        When it returns, all have been sent, in order, whether or not the handles are ever used.
+        Memory use does not grow with the number of calls: `calls` may be a generator, and is read
+        while sending, in pushes of at most 200 messages or 256 KB. A push arrives as a
+        whole or not at all, and is retried as a single send is. ``countdown`` and ``expires`` count
+        from each push. `task_type` and the options are as for `send_task`.
 
         If a running task sends them, it is their parent, but they are not among its children.
 
         Raises:
             TypeError: an option is unknown, or ``task_id`` is among them.
             NotAllSent: an item cannot be serialized, `calls` raised an error, or the server could
-                not be reached; it says what was sent before that.
+                not be reached; the error lists the tasks sent before that.
         """
         if "task_id" in options:
             raise TypeError(f"task {name}: task_id is for a single task, not for many")
         if task_type is not None and self.config.task.task_always_eager:
-            # A sequence of handles as well.
+            # Also a sequence of handles.
             return [  # type: ignore[return-value]
                 self.apply_as_sent(task_type, *call, options) for call in calls
             ]
@@ -803,7 +808,7 @@ class Greenq:
         """Send calls of different tasks in order, as the parts of a workflow. Switches: yes.
 
         The options of the tasks apply as for `send_task`; `hooks` are those of
-        `Producer.send_calls`, which says what is raised.
+        `Producer.send_calls`, which lists the exceptions.
         """
         context = current_context.get()
 
@@ -814,7 +819,8 @@ class Greenq:
         self.producer.send_calls(self._checked_calls(calls), complete, **hooks)
 
     def _checked_calls(self, calls: Iterable[Call]) -> Iterator[Call]:
-        """Yield calls whose arguments fit, each with the name to show instead of its task's."""
+        """Yield calls whose arguments fit, each with the name to show in place of its task's
+        name."""
         tasks = self._tasks
         for call in calls:
             task = tasks.get(call[0])
@@ -833,7 +839,7 @@ class Greenq:
         return self.producer.prepare(name, args, kwargs, sent)
 
     def signature(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a signature of this app's: of a task, of a name, or from plain data."""
+        """Return a signature with this app: of a task, of a name, or from plain data."""
         kwargs["app"] = self
         return signature(*args, **kwargs)
 
@@ -847,7 +853,7 @@ class Greenq:
         throw: bool | None = None,
         retries: int = 0,
     ) -> EagerResult[Any]:
-        """Run a task here and now: see `Task.apply`."""
+        """Run a task in this process: see `Task.apply`."""
         given = self._eager_options(task, options)
         return run_here(task, args, kwargs, throw=throw, retries=retries, **given)
 
@@ -858,7 +864,7 @@ class Greenq:
         kwargs: Mapping[str, Any],
         options: Mapping[str, Any],
     ) -> EagerResult[Any]:
-        """Run a task here instead of sending it, for ``task_always_eager``."""
+        """Run a task in this process instead of sending it, for ``task_always_eager``."""
         return run_as_sent(task, args, kwargs, self._eager_options(task, options))
 
     def _eager_options(
@@ -887,7 +893,7 @@ class Greenq:
         options: Mapping[str, Any],
         context: Context | None,
     ) -> dict[str, Any]:
-        """Check send options; add the task's own and what the current task passes on."""
+        """Check send options; add those of the task and those passed on by the current task."""
         if options.get("stamped_headers") and "stamps" not in options:
             options = _with_stamps(options)
         if not options.keys() <= _SEND_OPTIONS:
@@ -909,7 +915,7 @@ class Greenq:
         return AsyncResult(task_id, self.transport, app=self)
 
     def workflow(self, workflow_id: Any) -> Workflow:
-        """Return a workflow of the index, given by its id or by the handle of its end."""
+        """Return a workflow of the index, given by its id or by the handle of its last task."""
         return Workflow(self, id_of_workflow(workflow_id))
 
     def workflows(self, limit: int = 100) -> list[Workflow]:
@@ -1016,12 +1022,12 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def _again(app_class: type[Greenq], main: str, folder: Path, settings: Mapping[str, Any]) -> Greenq:
     made = app_class(main, set_as_current=False, **settings)
-    made._folder = folder  # noqa: SLF001  of the same class
+    made._folder = folder  # noqa: SLF001  an attribute of the same class
     return made
 
 
 def _with_stamps(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Gather the stamps, which come as options of their own, as Celery's senders give them."""
+    """Gather the stamps, which are given as separate options, as by Celery's senders."""
     names = set(options["stamped_headers"])
     kept = {name: value for name, value in options.items() if name not in names}
     kept["stamps"] = {name: options[name] for name in names if name in options}
@@ -1077,7 +1083,7 @@ def _django() -> ModuleType | None:
 
 
 def _package(entry: str) -> str:
-    """Import the package that an entry names, directly or by an AppConfig; return its name."""
+    """Import the package that an entry names, directly or through an AppConfig; return its name."""
     try:
         importlib.import_module(entry)
     except ModuleNotFoundError as error:

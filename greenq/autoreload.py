@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How long to collect changes that belong together, and how often to look for the end, in ms.
+# How long to collect changes that belong together, and how often to check whether waiting is over,
+# in ms.
 _COLLECT_MS: Final = 100
 _STEP_MS: Final = 25
 # How long the thread may take to end.
@@ -67,7 +68,7 @@ def app_folders() -> list[str]:
 
 
 def _outermost(folders: Iterable[str]) -> list[str]:
-    """Leave out folders inside others: those are watched with all that is in them."""
+    """Leave out folders inside others: a watched folder includes its subfolders."""
     kept: list[str] = []
     for folder in sorted(map(os.path.realpath, folders)):
         if not kept or not f"{folder}{os.sep}".startswith(f"{kept[-1].rstrip(os.sep)}{os.sep}"):
@@ -76,7 +77,8 @@ def _outermost(folders: Iterable[str]) -> list[str]:
 
 
 def syntax_error(path: str) -> str | None:
-    """Return where a source file cannot be compiled, and why; None if it can, or is gone."""
+    """Return where and why a source file cannot be compiled; None if it can be compiled or no
+    longer exists."""
     try:
         compile(Path(path).read_bytes(), path, "exec", dont_inherit=True)
     except FileNotFoundError:
@@ -90,7 +92,7 @@ def syntax_error(path: str) -> str | None:
 
 
 class Sources:
-    """The source files of an app: waits for changes of them, and checks their syntax."""
+    """The source files of an app: waits for changes, and checks their syntax."""
 
     def __init__(self, folders: Iterable[str]) -> None:
         """Watch all files below `folders`.
@@ -99,11 +101,11 @@ class Sources:
             ConfigError: watchfiles is not installed.
         """
         self._watchfiles = require_watchfiles()
-        # It logs each change, also those that do not count.
+        # watchfiles logs each change, including those that do not count.
         logging.getLogger("watchfiles").setLevel(logging.WARNING)
         self._is_python = self._watchfiles.PythonFilter()
         self._folders = list(folders)
-        # Those that could not be compiled, as long as they cannot.
+        # The files that cannot be compiled at present.
         self._broken: set[str] = set()
         self._is_over = False
 
@@ -112,13 +114,13 @@ class Sources:
         return self._is_over
 
     def end(self) -> None:
-        """Have `wait` return; any thread may call this."""
+        """Make `wait` return; any thread may call this."""
         self._is_over = True
 
     def wait(self, *, interrupts: bool = False) -> str | None:
         """Wait, in a native thread, for a change after which all files can be compiled.
 
-        A file that cannot is logged.
+        A file that cannot be compiled is logged.
 
         Args:
             interrupts: raise KeyboardInterrupt at SIGINT.
@@ -153,7 +155,7 @@ class Sources:
             if wrong is None:
                 self._broken.discard(path)
             elif path in changed:
-                _log.error("not restarted, the old code goes on: %s", wrong)
+                _log.error("not restarted, the old code keeps running: %s", wrong)
         return bool(self._broken)
 
 
@@ -178,7 +180,7 @@ class Autoreloader(StartStopPart):
         self._thread: NativeThread | None = None
 
     def start(self) -> None:
-        """Begin to watch the app's files: those of the modules imported by now."""
+        """Begin to watch the app's files: those of the modules imported so far."""
         folders = app_folders()
         self._sources = Sources(folders)
         _log.info("watching the source files in %s", ", ".join(folders))

@@ -1,8 +1,9 @@
 """The autoscaler: the pool's size follows the backlog.
 
 The decision is a pure function of numbers (`decide`). It is made at every tick, and at once when a
-take leaves messages behind. It only resizes the pool; how much is taken follows the pool's size.
-With `worker_autoscale_adaptive`, more slots than pay are not used (greenq/adaptive.py).
+take leaves messages behind. It only resizes the pool; the number of messages taken depends on the
+pool's size. With `worker_autoscale_adaptive`, only as many slots are used as are worthwhile
+(greenq/adaptive.py).
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ class Load:
     Attributes:
         size: current number of slots.
         running: slots in use.
-        backlog: messages in the queues plus those held here without a slot.
+        backlog: messages in the queues plus those that wait in this worker for a slot.
         recent_need: the most slots needed at any time within the keepalive.
         least, most: the limits.
-        lag_s: how late the hub runs, in seconds.
+        lag_s: the hub's delay, in seconds.
     """
 
     size: int
@@ -78,7 +79,8 @@ def needed(load: Load) -> int:
 
 
 def decide(load: Load) -> Decision:
-    """Return the size for a load: grow at once, shrink to the most needed within the keepalive."""
+    """Return the size for a load: grow at once, shrink to the largest number needed within the
+    keepalive."""
     if load.size < load.least:
         return Decision(load.least, "below the minimum")
     if load.size > load.most:
@@ -121,8 +123,8 @@ class Autoscaler(StartStopPart):
             keepalive_s: how long an unneeded size is kept.
             interval_s: seconds between ticks.
             backlog: returns the number of messages waiting here and in the queues; must not wait.
-            adaptive: finds out how many slots pay; None uses all that are needed.
-            ended: returns how many tasks have ended, and for how long all of them have run.
+            adaptive: finds out how many slots are worthwhile; None: use all slots that are
+            needed. ended: returns how many tasks have ended, and their total duration.
             clock: monotonic time in seconds.
         """
         self.most, self.least = most, least
@@ -185,7 +187,7 @@ class Autoscaler(StartStopPart):
         return replace(load, recent_need=self._needs[0][1])
 
     def _adapt(self, adaptive: Adaptive, load: Load) -> Load:
-        """Lower the maximum to what pays."""
+        """Lower the maximum to the worthwhile size."""
         look = Look(self._clock(), load.size, load.running, load.backlog, *self._ended())
         found = adaptive.look(look, self.most, self.least)
         most = adaptive.limit(self.most, self.least)

@@ -8,7 +8,7 @@ import random
 class Backoff:
     """Pauses that double from `first_s` to `max_s`, each shortened at random by up to a half.
 
-    The jitter keeps a fleet that lost its server together from coming back all at once.
+    The jitter keeps workers that lost their server at the same time from returning all at once.
     """
 
     def __init__(self, first_s: float, max_s: float) -> None:

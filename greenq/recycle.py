@@ -1,8 +1,9 @@
-"""Recycle: ends the worker at a limit of tasks, memory or time, so that a new one takes its place.
+"""Recycle: ends the worker when it reaches a limit of tasks, memory or time, so that a new one can
+replace it.
 
-Whether a limit is reached is a pure function of numbers (`reached`). Each worker keeps a little
-below its limits, by chance, so that workers started together do not end together; and the server
-lets only a few of a group be away at once.
+Whether a limit is reached is a pure function of numbers (`reached`). Each worker lowers its limits
+by a small random share, so that workers started together do not end together; and the server
+lets only a few workers of a group restart at once.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Time between two looks at the limits, and between two requests to leave.
+# Time between two checks of the limits, and between two requests to restart.
 _LOOK_S: Final = 0.25
 _ASK_S: Final = 2.0
 
-# No worker ends earlier than this: supervisors take a process that ends at once for a broken one,
-# and give up after some attempts.
+# No worker ends earlier than this: a supervisor considers a process that ends at once broken, and
+# gives up after some attempts.
 LEAST_LIFE_S: Final = 5.0
 
-# How long the next worker may take to start before it no longer counts as away.
+# How long the next worker may take to start before it no longer counts as restarting.
 _START_S: Final = 60.0
 
-# A limit of fewer tasks than this for each slot was probably meant for a process of one slot.
+# A limit of fewer tasks than this for each slot was probably meant for a process with one slot.
 _FEW_TASKS: Final = 10
 
 _PAGE_KB: Final = os.sysconf("SC_PAGE_SIZE") // 1024
@@ -65,7 +66,7 @@ class Limits:
         return self != Limits()
 
     def lowered(self, share: Callable[[], float]) -> Limits:
-        """Return these limits, each lowered by the share that `share` returns then."""
+        """Return these limits, each lowered by the share that a new call of `share` returns."""
         tasks, memory_kb, lifetime_s = self.tasks, self.memory_kb, self.lifetime_s
         return Limits(
             tasks=tasks and max(1, round(tasks * (1 - share()))),
@@ -101,7 +102,7 @@ def _mb(kb: int) -> str:
 def resident_kb() -> int:
     """Return this process's resident memory in units of 1024 bytes.
 
-    Where the system has no /proc, it is the most that there ever was.
+    On a system without /proc, it is the peak so far.
     """
     try:
         with open("/proc/self/statm", "rb") as file:
@@ -112,13 +113,14 @@ def resident_kb() -> int:
 
 
 class Group(Protocol):
-    """The workers with the same queues, as far as they are away for their restart."""
+    """The workers with the same queues that are currently restarting."""
 
     def claim(self, most: int, hold_s: float) -> list[str]:
-        """Ask to leave; return who is away if that must wait. Switches: yes."""
+        """Ask to restart; return which workers are restarting if this one must wait. Switches:
+        yes."""
 
     def returned(self) -> None:
-        """Note that this worker is back. Switches: yes."""
+        """Note that this worker has restarted. Switches: yes."""
 
 
 class Recycle(StartStopPart):
@@ -148,9 +150,9 @@ class Recycle(StartStopPart):
         Args:
             slots: how many tasks run at once.
             done: returns how many tasks have been finished here.
-            is_ready: tells whether this worker takes messages.
-            end: ends the worker, for the reason given.
-            at_once: how many of the group may be away at once.
+            is_ready: returns whether this worker takes messages.
+            end: ends the worker for the given reason.
+            at_once: how many workers of the group may restart at once.
             jitter: the largest share by which a limit is lowered.
             grace_s: how long running tasks may take to finish.
             memory_kb: returns the memory used.
@@ -176,7 +178,7 @@ class Recycle(StartStopPart):
             raise ConfigError([Problem("worker_max_memory_per_child", limits.memory_kb, reason)])
 
     def start(self) -> None:
-        """Begin to look at the limits."""
+        """Start checking the limits."""
         tasks = self._given.tasks
         if tasks is not None and tasks < self._slots * _FEW_TASKS:
             _log.warning(
@@ -201,7 +203,8 @@ class Recycle(StartStopPart):
         )
 
     def look(self) -> None:
-        """Ask to leave if a limit is reached; before, report once to be back. Switches: no."""
+        """Ask to restart if a limit is reached; before that, report once that this worker has
+        started. Switches: no."""
         now_s = self._clock()
         if self._is_asking or now_s < self._asks_s:
             return
@@ -242,7 +245,7 @@ class Recycle(StartStopPart):
             _log.info("this worker is due for a restart (%s) and waits for %s", why, listed(away))
 
     def info(self) -> dict[str, object]:
-        """Return the limits, and what has been used."""
+        """Return the limits and the usage."""
         limits, usage = self.limits, self.usage()
         return {
             name: {"used": getattr(usage, name), "limit": getattr(limits, name)}

@@ -33,7 +33,7 @@ _SKIP = re.compile(r"skip\((\d+(?:\.\d+)?)\)")
 
 _SEND_OPTIONS: Final = frozenset(SendOptions.__annotations__)
 
-# Each of them belongs to one sending, and an entry is sent again and again.
+# Each of them belongs to a single sending, whereas an entry is sent repeatedly.
 _OF_ONE_SENDING: Final = ("task_id", "root_id", "parent_id", "eta")
 
 
@@ -49,7 +49,7 @@ def from_us(moment_us: int) -> datetime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A task, when it is due, and what happens when a due time is missed or runs overlap.
+    """A task, its schedule, and what to do when a due time is missed or runs overlap.
 
     Attributes:
         name: unique on the server.
@@ -57,10 +57,10 @@ class Entry:
         schedule: when it is due.
         args, kwargs, options: as for `send_task`.
         zone: of the wall times.
-        missed: what to do about due times that nobody sent in time.
+        missed: what to do about due times that were not sent in time.
         skip_after_s: with ``skip``, how late a due time may be sent.
         overlap: what to do when the last run has not ended.
-        jitter_s: each due time is sent up to this much later.
+        jitter_s: each due time is delayed by up to this long.
         start, end: the first and the last possible due time.
     """
 
@@ -96,7 +96,7 @@ class Entry:
         return None if due is None else to_us(due)
 
     def _from(self, after_us: int) -> datetime:
-        """Return from where to look for due times, which `start` may put off.
+        """Return the time from which to look for due times; `start` may postpone it.
 
         An interval counts from the last due time, so the first one after a start is the start.
         """
@@ -108,7 +108,8 @@ class Entry:
         return self.start - _MICROSECOND
 
     def ready(self, due_us: int) -> int:
-        """Return when a due time may be sent: with jitter, later by what all beats agree on."""
+        """Return when a due time may be sent: with jitter, it is delayed by the same amount in
+        every beat."""
         if not self.jitter_s:
             return due_us
         share = zlib.crc32(f"{self.name}:{due_us}".encode()) / 2**32
@@ -134,7 +135,7 @@ def make_entry(name: str, given: Mapping[str, Any], zone: tzinfo) -> Entry:
     Args:
         name: the entry's.
         given: its fields.
-        zone: for an entry without a ``timezone``.
+        zone: the time zone of an entry without a ``timezone``.
 
     Raises:
         ConfigError: fields are wrong or missing; all of them are listed.
@@ -158,7 +159,7 @@ class _Reader:
         self.problems: list[Problem] = []
 
     def entry(self, zone: tzinfo) -> Entry | None:
-        """Return the entry, None if there are problems."""
+        """Return the entry, or None if there are problems."""
         for unknown in sorted(map(str, self._given.keys() - _FIELDS)):
             self._complain(unknown, f"no such field{suggestion(unknown, _FIELDS)}")
         task = self._read("task", _task_name)
@@ -227,7 +228,7 @@ def read_schedule(value: Any, relative: Any = False) -> BaseSchedule:
     """
     if isinstance(value, BaseSchedule):
         if type(value).__hash__ is None:
-            raise ValueError(f"{type(value).__name__} has __eq__ and needs __hash__, too")
+            raise ValueError(f"{type(value).__name__} defines __eq__ and must define __hash__, too")
         return value
     if isinstance(value, str):
         return crontab.from_string(value)
@@ -269,7 +270,7 @@ def _options(task: str, value: Any) -> dict[str, Any]:
         if option not in _SEND_OPTIONS:
             raise ValueError(f"no send option {option!r}{suggestion(option, _SEND_OPTIONS)}")
         if option in _OF_ONE_SENDING:
-            raise ValueError(f"{option} is for a single sending; an entry is sent again and again")
+            raise ValueError(f"{option} applies to a single sending, but an entry is sent repeatedly")
     return check_send_options(task, found)
 
 
@@ -279,7 +280,7 @@ def _missed(value: Any) -> tuple[Missed, float]:
     match = _SKIP.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError("must be run_once, run_all, or skip(N) with a number of seconds")
-    # A busy machine or a takeover alone may cost that much.
+    # A busy machine or a takeover alone may delay a task that much.
     if float(match[1]) < 1:
         raise ValueError("skip(N): N is at least 1 second")
     return "skip", float(match[1])
@@ -336,7 +337,7 @@ def write_entry(name: str, given: Mapping[str, Any], zone: tzinfo) -> str:
     except (TypeError, ValueError) as exc:
         reason = f"an entry added at run time must be JSON: {exc}"
         raise ConfigError([Problem(f"beat_schedule[{name!r}]", name, reason)]) from None
-    # What other beats will read must be what was meant.
+    # Check that other beats read what was meant.
     read_entry(name, text, zone)
     return text
 
@@ -354,7 +355,7 @@ def read_entry(name: str, text: str, zone: tzinfo) -> Entry:
     """Read an entry from the server.
 
     Raises:
-        ConfigError: it is not one.
+        ConfigError: it is not a valid entry.
     """
     try:
         given = json.loads(text)

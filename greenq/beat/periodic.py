@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from greenq.protocol.ids import TaskIds
     from greenq.transport.schedule_store import Sent
 
-# A backfill of more due times is refused.
+# A backfill with more due times than this is refused.
 MOST_BACKFILL = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """An entry, and how it stands.
+    """An entry and its current state.
 
     Attributes:
         entry: the entry.
         is_added: whether it was added at run time, not in the settings or the code.
-        state: how far it has come; None before a beat has seen it.
-        paused: who paused it, and when; None if it is not paused.
+        state: how far it has got; None until a beat has seen it.
+        paused: who paused it and when; None if it is not paused.
         last_run: how its last finished run ended: ``id``, ``state``, ``sent``, ``took``.
     """
 
@@ -46,7 +46,7 @@ class Listed:
     last_run: dict[str, Any]
 
     def next(self, most: int, now: datetime) -> list[datetime]:
-        """Return when it is due next, at most `most` times; never while it is paused."""
+        """Return at most `most` of its next due times; none while it is paused."""
         if self.paused is not None:
             return []
         now_us = to_us(now)
@@ -57,8 +57,8 @@ class Listed:
 class PeriodicTasks:
     """The periodic entries of an app and of its server. Switches: yes.
 
-    Changes are seen by every beat within a second. Those of `add` are kept on the server, until
-    `remove`; they replace an entry of the same name in the settings or the code.
+    Every beat sees a change within a second. Entries from `add` are kept on the server
+    until `remove`; they replace an entry of the same name in the settings or the code.
     """
 
     def __init__(self, app: Greenq) -> None:
@@ -68,11 +68,12 @@ class PeriodicTasks:
         self._zone = ZoneInfo(app.config.task.timezone)
 
     def entries(self) -> list[Listed]:
-        """Return all entries by name: those of the code, and those added at run time.
+        """Return all entries by name: those in the code and those added at run time.
 
         Raises:
             ConfigError: an entry is wrong.
-            SignatureError: one added at run time has no valid signature, and settings ask for it.
+            SignatureError: one added at run time has no valid signature, and the settings require
+            one.
         """
         coded = code_entries(self._app)
         added = {
@@ -95,7 +96,7 @@ class PeriodicTasks:
         """Return one entry.
 
         Raises:
-            GreenqError: there is none of this name.
+            GreenqError: there is no entry with this name.
         """
         entries = {each.entry.name: each for each in self.entries()}
         if name not in entries:
@@ -118,7 +119,7 @@ class PeriodicTasks:
         return self._store.remove(name)
 
     def pause(self, name: str) -> None:
-        """Have nothing sent for an entry, by any beat, until it is resumed.
+        """Make all beats stop sending an entry until it is resumed.
 
         Raises:
             GreenqError: there is no such entry.
@@ -128,7 +129,7 @@ class PeriodicTasks:
         self._store.pause(name, {"by": by, "at": time.time()})
 
     def resume(self, name: str) -> bool:
-        """Have a paused entry count again, from now; False if it was not paused."""
+        """Resume a paused entry from now on; False if it was not paused."""
         return self._store.resume(name)
 
     def run(self, name: str) -> str:
@@ -175,5 +176,5 @@ class PeriodicTasks:
             due = entry.next_due(due)
 
     def history(self, limit: int = 100) -> list[Sent]:
-        """Return what was sent last, the newest first; at most 10,000 are kept."""
+        """Return the latest sendings, newest first; at most 10,000 are kept."""
         return self._store.history(limit)

@@ -1,4 +1,4 @@
-"""A beat answers ``inspect ping``, as long as its loop runs."""
+"""A beat answers ``inspect ping`` while its loop runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How long one wait for requests takes; a stop is noticed after it.
+# How long one wait for requests takes; a stop is noticed afterwards.
 _WAIT_S: Final = 1.0
 
 # Between two checks that the connection lives, and between two attempts to connect.
@@ -65,7 +65,7 @@ class Pings(threading.Thread):
         self._connection.close()
 
     def stop(self) -> None:
-        """Have the thread end."""
+        """Ask the thread to end."""
         self._ended.set()
 
     def _answer(self) -> None:

@@ -14,7 +14,7 @@ class Step(NamedTuple):
     """The next thing to do for an entry. Times are unix microseconds of the server's clock.
 
     Attributes:
-        due: the due time it is for; earlier ones that are still open are settled with it.
+        due: the due time it is for; it also settles earlier ones that are still open.
         ready: when to do it.
         action: ``send`` it, ``skip`` it, ``wait`` for the last run, or ``cancel`` that and send.
     """
@@ -48,7 +48,7 @@ def next_step(entry: Entry, last_due: int, now: int, *, is_running: bool = False
 
 def _latest_ready(entry: Entry, first: int, now: int) -> int:
     """Return the last due time that is ready by now; `first` is."""
-    # Whatever the jitter, this one is.
+    # Whatever the jitter, this due time is ready.
     due = entry.latest_due(first, now - int(entry.jitter_s * 1_000_000)) or first
     while (later := entry.next_due(due)) is not None and entry.ready(later) <= now:
         due = later

@@ -1,4 +1,4 @@
-"""How the last run of each entry went, as far as its result tells."""
+"""How the last run of each entry ended, as far as its result shows."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ _LONGEST_US: Final = 60_000_000
 _PORTION: Final = 100
 _PORTIONS: Final = 10
 
-# A result that was ready later than this is not seen, if results never expire.
+# If results never expire, a result that is ready later than this is not noticed.
 _DAY_S: Final = 86400.0
 
 
 class _Run(NamedTuple):
-    """A run that is looked for; the next one to look for sorts first. Times in microseconds."""
+    """A run whose result is looked for; the next one to look for sorts first. Times in
+    microseconds."""
 
     at: int
     pause: int
@@ -40,15 +41,16 @@ class _Run(NamedTuple):
 
 
 class Runs:
-    """Follows the runs that have not ended, and keeps on the server how each last one ended."""
+    """Follows the runs that have not ended, and stores on the server how the last run of each entry
+    ended."""
 
     def __init__(self, app: Greenq, store: ScheduleStore) -> None:
-        """Read the results of `app`, if it has any."""
+        """Read the results of `app` if it stores any."""
         self._transport = app.transport
         self._store = store
-        # As long as this a result is there if the run has ended.
+        # For this long a result is available once the run has ended.
         self._limit_us = int((app.config.result.result_expires or _DAY_S) * 1_000_000)
-        # When the last run of each entry was sent, and the last one that was seen to have ended.
+        # When the last run of each entry was sent, and the last run whose end was seen.
         self._last: dict[str, int] = {}
         self._ended: dict[str, int] = {}
         self._heap: list[_Run] = []
@@ -92,7 +94,7 @@ class Runs:
                     self._ended[run.name] = run.sent
                     notes[run.name] = run_note(run.task_id, run.sent, meta)
             elif run.sent == self._last.get(run.name):
-                # Of earlier runs, one look is enough.
+                # Earlier runs are looked for only once.
                 pause = min(_LONGER * run.pause, _LONGEST_US)
                 heapq.heappush(self._heap, run._replace(at=now + pause, pause=pause))
         if notes:
@@ -100,7 +102,7 @@ class Runs:
         return len(due) == _PORTION
 
     def running(self, asked: Iterable[tuple[str, State]], now: int) -> set[str]:
-        """Return the entries whose last run has not ended, as far as its result tells."""
+        """Return the entries whose last run has not ended, as far as its result shows."""
         young = [(name, state.task_id) for name, state in asked if self._is_young(state, now)]
         if not young:
             return set()
@@ -116,7 +118,7 @@ class Runs:
 
 
 def run_note(task_id: str, sent: int, meta: ResultMeta) -> dict[str, Any]:
-    """Return what is kept of a run: its state, and how long it took, waiting included."""
+    """Return what is kept about a run: its state and its duration, including the wait."""
     note: dict[str, Any] = {"id": task_id, "state": meta.status, "sent": sent / 1e6}
     if meta.date_done:
         done = datetime.fromisoformat(meta.date_done)

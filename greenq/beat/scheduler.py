@@ -1,8 +1,8 @@
 """The loop of one beat: see what is due, claim it, and leave everything else to the server.
 
 Any number of beats may run this loop. Among those with the same entries one leads and the others
-only ask whether it still does; but nothing depends on that, since each due time is claimed by a
-script on the server (lua/beat_claim.lua) and a claim that comes second does nothing.
+only ask whether it still leads; but correctness does not depend on that, since each due time is
+claimed by a script on the server (lua/beat_claim.lua) and a claim that comes second does nothing.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ _ALIVE_S: Final = 15.0
 _FORGOTTEN_US: Final = 400 * 86400 * 1_000_000
 _FORGOTTEN_AT_ONCE: Final = 1000
 
-# Relative to the time of sending, so the message is written anew each time.
+# Relative to the time of sending, so the message is encoded again each time.
 _RELATIVE: Final = frozenset({"countdown", "expires"})
 
-# How many drafts of messages are shared; beyond that, they are made again.
+# How many drafts of messages are shared; beyond that, drafts are created again.
 _DRAFTS: Final = 1000
 
-# A due time that is sent within this is on time, whatever the policy for missed ones.
+# A due time sent within this time is on time, whatever the policy for missed ones.
 _PROMPT_US: Final = 1_000_000
 
 _HEADERS: Final = {"celery_beat_task": True}
@@ -98,12 +98,12 @@ class _Slot:
 
     Attributes:
         entry: what is sent, and when.
-        seen: its state as text, compared by the server.
-        state: the same, read.
-        step: what to do next; None if nothing will be due any more, or it is paused.
-        following: the due time after that of `step`, once it is known.
-        at: when to do it, and the mark of the slot's valid place in the heap.
-        draft: what its messages have in common.
+        seen: its state as text, which the server compares.
+        state: the same,
+        parsed. step: what to do next; None if nothing will be due any more or the entry is
+        paused. following: the due time after that of `step`, once it is
+        known. at: when to do it; this also marks the slot's valid place in the
+        heap. draft: what its messages have in common.
     """
 
     entry: Entry
@@ -117,7 +117,7 @@ class _Slot:
 
 @dataclass(slots=True)
 class _Faults:
-    """Which entries fail, so that each outage is logged once."""
+    """The entries that fail, so that each outage is logged once."""
 
     failing: set[str] = field(default_factory=set)
 
@@ -146,8 +146,8 @@ class Scheduler:
 
         Args:
             app: the app.
-            clock: seconds since any moment; only differences count.
-            name: who this beat is, for people; by default host and process.
+            clock: a clock in seconds; only differences count. name:
+            a readable name for this beat; by default host and process.
 
         Raises:
             ConfigError: an entry in the settings or in the code is wrong.
@@ -192,11 +192,11 @@ class Scheduler:
                 _log.debug("the lead was not given up: %s", exc)
 
     def stop(self) -> None:
-        """Have `run` end within half a second. Safe in a signal handler, unlike a lock."""
+        """Make `run` end within half a second. Safe in a signal handler, unlike a lock."""
         self._is_stopping = True
 
     def try_tick(self) -> float:
-        """Make one turn of the loop, log an outage; return after how many seconds to come again."""
+        """Run one turn of the loop and log outages; return the seconds until the next turn."""
         try:
             wait_s = self.tick()
         except OperationalError as exc:
@@ -204,11 +204,11 @@ class Scheduler:
             self._outage.failed("beat sends nothing until the server answers again", exc)
             return POLL_S
         self.ticked_s = self._clock()
-        self._outage.recovered("beat has its server again")
+        self._outage.recovered("beat can reach its server again")
         return wait_s
 
     def tick(self) -> float:
-        """Make one turn: poll if it is time, send what is due; return when to come again.
+        """Run one turn: poll if it is time, and send what is due; return when the next turn is.
 
         Raises:
             OperationalError: the server did not answer; nothing is lost, the next turn repeats it.
@@ -224,11 +224,11 @@ class Scheduler:
         return max(0.0, next_s)
 
     def _look_at_runs(self) -> None:
-        """Look how runs ended; results may be on another server, which must not keep this one."""
+        """Check how runs ended; results may be on another server, which must not stop this loop."""
         try:
             self._runs.look(self.now())
         except OperationalError as exc:
-            self._result_outage.failed("how periodic tasks end is not known", exc)
+            self._result_outage.failed("cannot read how periodic tasks end", exc)
         else:
             self._result_outage.recovered("results of periodic tasks are read again")
 
@@ -237,7 +237,8 @@ class Scheduler:
         return int(self._clock() * 1_000_000) + self._offset
 
     def _note_time(self, now: int) -> None:
-        # Taken when the answer is here: behind the server's time rather than ahead of it.
+        # Read when the answer has arrived, so it is behind the server's time rather than ahead of
+        # it.
         self._offset = now - int(self._clock() * 1_000_000)
 
     def _poll(self) -> None:
@@ -249,7 +250,8 @@ class Scheduler:
             text = "this beat sends" if lead.leads else f"beat {lead.leader} sends; this one waits"
             _log.info("%s", text)
         if lead.leads and (not self.leads or lead.changes != self._changes):
-            # The states are those of whoever led before; `leads` only once they are known.
+            # The states are those that the previous leader wrote; `leads` is set only once they are
+            # known.
             self._load()
         self.leads, self._changes = lead.leads, lead.changes
 
@@ -289,7 +291,8 @@ class Scheduler:
         self._runs.follow({name: slot.state for name, slot in self._slots.items()})
 
     def _forget(self, names: Iterable[str], states: Mapping[str, str]) -> None:
-        """Forget entries that no beat has sent for long: renamed ones, or those of old code."""
+        """Forget entries that no beat has sent for a long time: renamed ones, or those of old
+        code."""
         before = self.now() - _FORGOTTEN_US
         dues = {name: states[name].partition(" ")[0] for name in names}
         old = [name for name, due in dues.items() if not due.isdecimal() or int(due) < before]
@@ -305,7 +308,7 @@ class Scheduler:
         return True
 
     def _plan(self, slot: _Slot, *, not_before: int = 0) -> None:
-        """Find out what to do next for an entry, and when."""
+        """Find out what to do next for an entry and when."""
         now, following = self.now(), slot.following
         slot.following = None
         try:
@@ -329,7 +332,7 @@ class Scheduler:
             try:
                 self._claim(due)
             except OperationalError:
-                # Whether they were sent is unknown: the next claim finds out.
+                # Whether the messages were sent is unknown: the next claim finds out.
                 for slot in due:
                     heapq.heappush(self._heap, (slot.at, slot.entry.name))
                 raise
@@ -381,7 +384,8 @@ class Scheduler:
                     announced.sent()
 
     def _claimed(self, claims: Sequence[Claim]) -> list[Outcome]:
-        """Make claims together; one by one if this user may not push to one of the queues."""
+        """Claim due times in one call; one by one if this user may not push to one of the
+        queues."""
         try:
             now, outcomes = self._store.claim(claims)
         except AccessRefused as exc:
@@ -392,7 +396,8 @@ class Scheduler:
         return outcomes
 
     def _with_running(self, due: Sequence[_Slot], now: int) -> Iterator[tuple[_Slot, bool]]:
-        """Add to each slot whether its last run lasts; leave out those of which it is unknown."""
+        """Add to each slot whether its last run still runs; leave out slots for which that is
+        unknown."""
         asking = [(slot.entry.name, slot.state) for slot in due if slot.entry.overlap != "allow"]
         try:
             running = self._runs.running(asking, now)
@@ -418,7 +423,7 @@ class Scheduler:
 
     @staticmethod
     def _step_now(slot: _Slot, now: int, *, is_running: bool) -> Step | None:
-        """Return what to do for an entry whose time has come: usually what was planned."""
+        """Return what to do for an entry whose time has come: usually the planned step."""
         entry, step = slot.entry, slot.step
         assert step is not None
         slot.following = following = entry.next_due(step.due)
@@ -450,7 +455,7 @@ class Scheduler:
         """Return what the messages of an entry have in common; entries of one task share it."""
         entry, producer = slot.entry, self._app.producer
         options = send_options(self._app, entry)
-        # The answer of a router function holds for one message.
+        # The answer of a router function applies to one message only.
         is_kept = not producer.router.asks and all(options.get(each) is None for each in _RELATIVE)
         key = f"{entry.task} {sorted(options.items())!r}"
         draft = self._drafts.get(key) if is_kept else None
@@ -458,7 +463,7 @@ class Scheduler:
             plan = producer.draft(entry.task, entry.args, entry.kwargs, options)
             draft = self._draft_of(plan, producer.queues(plan, f"entry {entry.name}"))
             if not plan.broadcast and not plan.exchange:
-                # The workers declare it, too.
+                # Workers declare the queue, too.
                 with suppress(AccessRefused):
                     self._app.transport.broker.declare(draft.queues)
             if not is_kept:
@@ -489,10 +494,10 @@ class Scheduler:
         return tuple(keys.queue(queue, step) for queue in queues)
 
     def _settle(self, slot: _Slot, claim: Claim, outcome: Outcome) -> None:
-        """Go on after a claim: what is next follows from the state on the server."""
+        """Continue after a claim: the state on the server determines the next step."""
         name = slot.entry.name
         if not outcome.state:
-            # The server has lost it, or the entry was removed.
+            # The server has lost the entry's state, or the entry was removed.
             slot.step = None
             self.leads, self._polled_s = False, -POLL_S
             return
@@ -515,7 +520,8 @@ class Scheduler:
                 return
         self._plan(slot)
 
-    # --- for others -------------------------------------------------------------------------------
+    # --- for callers
+    # -------------------------------------------------------------------------------
 
     @property
     def is_alive(self) -> bool:
@@ -561,9 +567,9 @@ def code_entries(app: Greenq) -> dict[str, Entry]:
 
 
 def fingerprint(entries: Iterable[Entry]) -> str:
-    """Return what tells these entries from others: beats with the same ones share a leader.
+    """Return a text that identifies these entries: beats with the same entries share a leader.
 
-    During a deployment the old and the new beats each have a leader; the claims keep both from
+    During a deployment the old and the new beats each have a leader; claims prevent both from
     sending the same due time.
     """
     lines = sorted(
@@ -574,7 +580,7 @@ def fingerprint(entries: Iterable[Entry]) -> str:
 
 
 def upcoming(entry: Entry, state: State, now: int, most: int) -> list[int]:
-    """Return when an entry is due next, at most `most` times."""
+    """Return at most `most` times at which an entry is due next."""
     step = next_step(entry, state.due, now)
     if step is None:
         return []

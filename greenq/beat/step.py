@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# At the end it has at most one call to the server to finish.
+# At shutdown at most one call to the server has to finish.
 _STOP_S = 10.0
 
 
 class Beat(StartStopPart):
-    """Sends periodic tasks from a greenlet of the worker; any number of workers may."""
+    """Sends periodic tasks from a greenlet of the worker; any number of workers can do so."""
 
     requires = ("Hub",)
 
@@ -40,7 +40,7 @@ class Beat(StartStopPart):
         self._greenlet = spawn(self._scheduler.run, name="beat", lasts=True)
 
     def stop(self) -> None:
-        """Stop sending, and give up the lead."""
+        """Stop sending and give up the lead."""
         self._scheduler.stop()
         if self._greenlet is not None and not join_all([self._greenlet], _STOP_S):
             _log.warning("the beat did not end within %g s", _STOP_S)

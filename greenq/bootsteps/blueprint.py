@@ -24,7 +24,7 @@ class StepFailed(GreenqError):
     """An app's step could not be created or started; ``__cause__`` is the reason."""
 
     def __init__(self, step: str, doing: str, reason: BaseException) -> None:
-        """Store the step's name and what it failed to do."""
+        """Store the step's name and the action that failed."""
         self.step = step
         super().__init__(f"the app's step {step} could not {doing}: {reason!r}")
 
@@ -35,7 +35,7 @@ class Part:
     Attributes:
         name: unique in its blueprint.
         requires: names of the steps that come before it.
-        last: comes after all parts that do not require it.
+        last: whether it comes after all parts that do not require it.
         included: if False, the part only keeps its place in the order and is never started.
     """
 
@@ -45,7 +45,7 @@ class Part:
     included: bool = True
 
     def __init_subclass__(cls) -> None:
-        """Name a step after its class unless it has a name of its own."""
+        """Name a step after its class unless it has its own name."""
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
 
@@ -59,17 +59,17 @@ class Part:
         return _first_line(self)
 
     def shutdown(self) -> None:
-        """Release what outlives a stop; called when the worker ends."""
+        """Release resources that outlive a stop; called when the worker ends."""
 
 
 class StartStopPart(Part):
-    """A part that is started and stopped; stopping it before its start, or twice, is safe."""
+    """A part that is started and stopped; it is safe to stop it before its start, or twice."""
 
     def start(self) -> None:
         """Start working. An exception aborts the start of the whole blueprint."""
 
     def stop(self) -> None:
-        """Stop gracefully: finish what runs, requeue the rest."""
+        """Stop gracefully: finish running tasks, requeue the rest."""
 
     def terminate(self) -> None:
         """Stop at once; the same as `stop` unless a step has a quicker way."""
@@ -108,9 +108,9 @@ class Blueprint:
         """Order the steps.
 
         Args:
-            name: the name of the object whose parts they are.
-            steps: in the order to keep as far as requirements allow. A step that requires one that
-                is not included starts without it.
+            name: the name of the object whose parts the steps
+            are. steps: in the preferred order, which requirements may change. A step that requires
+                one that is not included starts without it.
 
         Raises:
             ConfigError: two steps share a name, one requires a step that is missing, or they
@@ -209,7 +209,7 @@ def _order(blueprint: str, steps: list[Part]) -> list[Part]:
         circle = " -> ".join(exc.args[1])
         reason = f"these steps require each other: {circle}"
         raise ConfigError([Problem(blueprint, circle, reason)]) from None
-    # Of the steps that may come next, take the one given first, unless it is marked last.
+    # Of the steps that may come next, take the first one given that is not marked last.
     given = {step.name: (step.last, place) for place, step in enumerate(steps)}
     ordered: list[Part] = []
     ready: list[str] = []
@@ -226,7 +226,8 @@ def _order(blueprint: str, steps: list[Part]) -> list[Part]:
 def custom(
     classes: Iterable[type[users.Step]], parent: object, options: Mapping[str, Any]
 ) -> list[Part]:
-    """Create an app's own steps for `parent`, sorted by name: the same order in every worker.
+    """Create an app's own steps for `parent`, sorted by name, so that every worker has the same
+    order.
 
     Args:
         classes: from ``app.steps``.

@@ -25,7 +25,7 @@ class Step:
         name: unique in its blueprint; defaults to the class's name.
         requires: the steps that come before it: names, such as "Pool", or step classes. Only the
             part of a name after a colon counts, so Celery's names work, too.
-        last: comes after all steps that do not require it.
+        last: whether it comes after all steps that do not require it.
         enabled: the default result of `include_if`.
     """
 
@@ -35,7 +35,7 @@ class Step:
     enabled: bool = True
 
     def __init_subclass__(cls) -> None:
-        """Name a step after its class unless it has a name of its own."""
+        """Name a step after its class unless it has its own name."""
         if not cls.__dict__.get("name"):
             cls.name = cls.__name__
 
@@ -64,7 +64,7 @@ class StartStopStep(Step):
     """A part that is started and stopped, by itself or by starting and stopping its `obj`.
 
     Attributes:
-        obj: what `create` returned.
+        obj: the return value of `create`.
     """
 
     obj: Any = None

@@ -1,4 +1,4 @@
-"""Workflows: signatures, and what they send, in Celery's words and on its wire."""
+"""Workflows: signatures and what they send, with Celery's API and wire format."""
 
 from __future__ import annotations
 

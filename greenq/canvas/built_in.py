@@ -30,7 +30,7 @@ def map_arguments(task_: Any, task: Mapping[str, Any], it: Iterable[Sequence[Any
 
 
 def send_chunks(task_: Any, task: Mapping[str, Any], it: Iterable[Any], n: int) -> Any:
-    """Send the items in parts, and return the group's handle."""
+    """Send the items in parts and return the group's handle."""
     return chunks(task, it, n, app=task_.app).apply_async()
 
 

@@ -1,4 +1,4 @@
-"""Workflows that run here and now: what passes from one part to the next."""
+"""Workflows that run in this process: what passes from one part to the next."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run_in_place(sig: Any) -> Any:
 
 
 def after(before: Any, result: Any) -> Any:
-    """Make `before` the parent of what has run next, and return that."""
+    """Make `before` the parent of the part that ran next, and return that part."""
     first = result
     while first.parent is not None:
         first = first.parent

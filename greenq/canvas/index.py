@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from greenq.canvas.plan import Call, ChordStart, Handle, Plan
     from greenq.canvas.stream import Stream
 
-# So many calls are entered together, or those that were made in this time.
+# How many calls are entered together, and how long calls are collected.
 _PORTION = 200
 _PORTION_S = 1.0
 
 
 def announce(app: Any, made: Plan, root_id: str | None) -> None:
-    """Enter what a plan sends, and what is to follow it, and name its root. Switches: yes.
+    """Enter what a plan sends and what follows it, and set its root. Switches: yes.
 
-    A task that is sent on its own is no workflow, unless it has a root.
+    A task that is sent on its own is not a workflow, unless it has a root.
     """
     if root_id is None and len(made.calls) == 1 and _is_alone(made.calls[0]):
         return
@@ -35,7 +35,7 @@ def announce(app: Any, made: Plan, root_id: str | None) -> None:
         call.options["root_id"] = root_id
         items += noted(root_id, index.seconds, WAITING, [of_call(call)])
         items += noted(root_id, index.seconds, PLANNED, following.call(call))
-    # At once: if some were waiting while others are not known, it could seem to be over.
+    # All at once: if only some of them were known, the workflow could seem to have ended.
     index.note(items)
 
 
@@ -66,7 +66,7 @@ def announced(
 def _portions(
     calls: Iterator[tuple[Call, list[ChordStart]]],
 ) -> Iterator[tuple[list[tuple[Call, list[ChordStart]]], Exception | None]]:
-    """Yield calls in portions; with the last one, the error that ended them early, if any."""
+    """Yield calls in portions; the last one comes with the error that ended them early, if any."""
     error: Exception | None = None
     portion: list[tuple[Call, list[ChordStart]]]
     while error is None:
@@ -84,7 +84,7 @@ def _portions(
 
 
 def noted(workflow: str, seconds: int, state: str, nodes: Iterable[Node]) -> Iterator[Noted]:
-    """Yield what the index notes of nodes that are now in a state."""
+    """Yield what the index records for nodes that have entered a state."""
     for node in nodes:
         yield Noted(workflow, seconds, node.task_id, state, "", node.written())
 

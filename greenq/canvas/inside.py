@@ -1,4 +1,4 @@
-"""What a running task does to the workflow it belongs to: another takes its place, or joins it."""
+"""How a running task changes its workflow: another task replaces it or joins it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def replacement(message: TaskMessage, signature: Mapping[str, Any]) -> Plan:
-    """Return what is sent in the place of a message: its end has the message's id.
+    """Return what is sent in the place of a message: its last task has the message's id.
 
     What follows the message follows its replacement. The results of a group are gathered in a list.
     """

@@ -1,7 +1,7 @@
-"""The nodes of a workflow, as its index keeps them: what is sent, and what is still to be made.
+"""The nodes of a workflow, as the index keeps them: messages sent, and messages to be created.
 
 A workflow is named by its root id. Tasks that a Celery client sends as members of a group or of a
-header are each their own root; greenq's workers name all of them by the outermost group.
+header are each a root of their own; greenq's workers name all of them by the outermost group.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OPEN = (PLANNED, WAITING, RUNNING, AGAIN)
 # How many characters of a task's name are kept.
 _MOST_NAME_CHARS = 200
 
-# Chords and chains are followed outwards so far; messages may be nested as deep.
+# How far chords and chains are followed outwards; messages may be nested equally deep.
 _MOST_LEVELS = 100
 
 
@@ -35,11 +35,11 @@ class Node(NamedTuple):
     Attributes:
         parent: the task that sent it, None if it is not known or none did.
         group: the group that it is a member of, or, for a chord's body, its header.
-        place: its number there.
+        place: its index in that group.
         is_part: whether the body of a chord waits for it.
         after: the task or the group that it follows in its workflow, None for the first.
-        within: the groups, the outermost first, of which it begins a member, or a member of a
-            member; in a chain only the first step has any.
+        within: the groups, the outermost first, in which it begins a member, or a member of
+            a member; in a chain only the first step has any.
     """
 
     task_id: str
@@ -82,8 +82,8 @@ def _within(
 ) -> tuple[str, ...]:
     """Return the groups to which the first task of a line belongs, the outermost first.
 
-    A line is what has to end before its group goes on: the task, the rest of its chain, the bodies
-    of chords.
+    A line is everything that must end before its group continues: the task, the rest of its chain,
+    the bodies of chords.
     """
     found: list[str] = []
     for _ in range(_MOST_LEVELS):
@@ -100,7 +100,7 @@ def _within(
 
 
 def _end_of(signature: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of a signature that ends it, as far as one task does."""
+    """Return the part of a signature that ends it, if a single task does."""
     for _ in range(_MOST_LEVELS):
         what = kind(signature)
         if what == "chain" and signature["kwargs"]["tasks"]:
@@ -138,7 +138,7 @@ class Following:
     """Finds the nodes that follow tasks, the body of each chord once."""
 
     def __init__(self) -> None:
-        """Start without any chord."""
+        """Start without any chords."""
         self._chords: set[str] = set()
 
     def call(self, call: Call) -> Iterator[Node]:
@@ -177,9 +177,10 @@ class Following:
         group: str | None,
         is_part: bool,
     ) -> Generator[Node, None, str]:
-        """Yield the tasks of a frozen signature; return what the next step follows.
+        """Yield the tasks of a frozen signature; return the node that the next step follows.
 
-        It belongs to `group`, and to its chord with `is_part`, unless it names its own.
+        The signature belongs to `group` (with `is_part`, to the group's chord) unless it names its
+        own.
         """
         options, kwargs, what = sig["options"], sig["kwargs"], kind(sig)
         group = options.get("group_id") or group

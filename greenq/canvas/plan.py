@@ -1,10 +1,10 @@
 """What a signature sends: a workflow as the messages to write now, and nothing else.
 
 Pure: it reads signatures as plain data, wherever they come from, and does no I/O. A client sends a
-plan; a worker writes it together with the end of the task before.
+plan; a worker writes it together with the end of the preceding task.
 
 A frozen signature has every id it will use. The body of a chord is not copied into its header:
-that happens only where messages are written, so a frozen signature is as large as its tasks.
+that happens only where messages are written, so a frozen signature is only as large as its tasks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Sig = dict[str, Any]
 
-# A handle as data, in Celery's format: ((id, handle of the step before), members of a group).
+# A handle as data, in Celery's format: ((id, handle of the preceding step), members of a group).
 Handle = tuple[tuple[str, Any], Any]
 
 # Options that belong to one signature alone; they are not passed on to its parts.
@@ -51,11 +51,11 @@ class Call(NamedTuple):
 
 
 class ChordStart(NamedTuple):
-    """A chord whose header is among the calls: its size must be known before its last part ends.
+    """A chord whose header is among the calls; its size must be stored before its last part ends.
 
     Attributes:
-        saved: the handle of the header, to be stored before it is sent, if members of it end in
-            groups: the body gets the results of each such group as a list of its own. Otherwise
+        saved: the handle of the header, if some of its members end in groups, to be stored before
+            sending: the body gets the results of each such group as a list of its own. Otherwise
             None.
     """
 
@@ -71,7 +71,7 @@ class Plan(NamedTuple):
     Attributes:
         calls: the messages, in order.
         chords: the chords that start with them.
-        handle: the whole as data for a result handle (`Handle`).
+        handle: the workflow as data for a result handle (`Handle`).
     """
 
     calls: list[Call]
@@ -100,13 +100,13 @@ def plan(
     kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Plan:
-    """Return what sending a signature writes.
+    """Return the messages that sending a signature writes.
 
     Args:
-        args: put before its own arguments, unless it is immutable.
+        args: prepended to its own arguments, unless it is immutable.
         kwargs: override its own, unless it is immutable.
-        options: override its own, except its group and its stamps. ``task_id`` becomes the id of
-            its end: of a chain's last step, a chord's body, or the group. ``chain`` is what
+        options: override its own, except group and stamps. ``task_id`` becomes the id
+            of its end: a chain's last step, a chord's body, or the group. ``chain`` is what
             follows it, in reverse order.
     """
     given = {name: value for name, value in options.items() if value is not None}
@@ -131,7 +131,7 @@ def follow(
     """Return what a signature sends as the callback of a task that returned `value`.
 
     Args:
-        stamps: of that task; those of the signature win.
+        stamps: the stamps of that task; those of the signature take precedence.
         options: as for `plan`: ``group_id``, ``chain``, ``priority`` and so on.
     """
     if stamps:
@@ -140,7 +140,7 @@ def follow(
 
 
 def ids_of(signature: Mapping[str, Any]) -> Iterator[Never]:
-    """Yield each task that a frozen signature would have run, in order."""
+    """Yield each task of a frozen signature that will not run, in order."""
     return _never(freeze(signature)[0], None, None)
 
 
@@ -189,7 +189,7 @@ def kind(signature: Mapping[str, Any]) -> str:
 
 
 def members(group: Mapping[str, Any]) -> list[Sig]:
-    """Return the members of a group, with those of groups inside it in their place."""
+    """Return the members of a group, replacing groups inside it by their members."""
     found: list[Sig] = []
     for each in group["kwargs"]["tasks"]:
         sig = _normal(each)
@@ -202,14 +202,15 @@ def members(group: Mapping[str, Any]) -> list[Sig]:
 
 
 def steps(chain: Mapping[str, Any]) -> list[Sig]:
-    """Return the steps of a chain: chains inside it dissolved, groups before a step as chords."""
+    """Return the steps of a chain: nested chains are flattened, and groups followed by a step
+    become chords."""
     return _joined(_flat(chain))
 
 
 def freeze(signature: Mapping[str, Any], task_id: str | None = None) -> tuple[Sig, Handle]:
     """Return a copy in which every task has its id, and the handle of the whole.
 
-    Ids that are there stay; `task_id` is for its end if that has none.
+    Existing ids stay; `task_id` is the id of its end, if that has none.
     """
     return freeze_in(_normal(signature), None, task_id, None)
 
@@ -247,10 +248,10 @@ def _chord(
 
 
 def _normal(signature: Mapping[str, Any]) -> Sig:
-    """Return a signature in the form that is planned: chunks, for one, are a group.
+    """Return a signature in normal form, in which, for example, chunks are a group.
 
     Raises:
-        ValueError: it is no signature.
+        ValueError: it is not a signature.
     """
     wrong = wrong_in(signature) if isinstance(signature, dict) else "it is not an object"
     if wrong:
@@ -262,7 +263,7 @@ def _normal(signature: Mapping[str, Any]) -> Sig:
 
 
 def is_counted(sig: Mapping[str, Any]) -> bool:
-    """Tell whether it is a group with callbacks for all its members together."""
+    """Return whether it is a group with callbacks for all its members together."""
     return sig.get("subtask_type") == "group" and any(sig["options"].get(name) for name in ONCE)
 
 
@@ -290,9 +291,9 @@ def counted(group: Sig) -> Sig:
 
 
 def _flat(chain: Mapping[str, Any]) -> list[Sig]:
-    """Return a chain's steps with the steps of chains inside it in their place.
+    """Return a chain's steps, replacing nested chains by their steps.
 
-    As in Celery, a group of one is its member, and an empty group is no step.
+    As in Celery, a group of one member becomes that member, and an empty group is dropped.
     """
     found: list[Sig] = []
     for each in chain["kwargs"]["tasks"]:
@@ -305,7 +306,7 @@ def _flat(chain: Mapping[str, Any]) -> list[Sig]:
 
 
 def _settled(chain: Sig) -> list[Sig]:
-    """Return a chain's steps with the options of the chain itself put into them."""
+    """Return a chain's steps with the options of the chain applied to them."""
     inner = _flat(chain)
     options = chain["options"]
     if not inner or not options:
@@ -342,7 +343,7 @@ def _followed(group: Sig, body: Sig) -> Sig:
 
 
 def listed(value: Any) -> list[Any]:
-    """Return an option that is a list, or one value, as a new list."""
+    """Return an option, which may be a list or a single value, as a new list."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
@@ -376,7 +377,7 @@ def updated(signature: Sig, given: Mapping[str, Any]) -> Sig:
 
 
 def passed_on(signature: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a whole that apply to the parts with which it starts."""
+    """Return the options of a workflow that apply to the parts with which it starts."""
     left_out = _OWN | _ENDS | _POLLING
     return {
         name: value
@@ -396,7 +397,7 @@ def for_members(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_id(signature: Sig, task_id: str) -> Sig:
-    """Return a signature whose end has the id `task_id`."""
+    """Return a signature whose last task has the id `task_id`."""
     what = kind(signature)
     kwargs = signature["kwargs"]
     if what == "chord":
@@ -428,7 +429,7 @@ def _with_errbacks(signature: Sig, errbacks: Sequence[Any]) -> Sig:
 
 
 class Place:
-    """A group while ids are given: each task that ends one of its members has an index."""
+    """A group while ids are assigned: each task that ends a member gets an index."""
 
     def __init__(self, group_id: str, first: int = 0) -> None:
         """Number the members of `group_id` from `first`."""
@@ -444,7 +445,7 @@ class Place:
 
 
 def place_of(options: Mapping[str, Any]) -> Place | None:
-    """Return the group of which a whole is a member, as its own options say."""
+    """Return the group to which a signature belongs according to its own options."""
     group_id = options.get("group_id")
     return None if group_id is None else Place(group_id, options.get("group_index") or 0)
 
@@ -456,8 +457,8 @@ def freeze_in(
 
     Args:
         place: the group that it is a member of.
-        task_id: of its end, unless that has one.
-        parent: the handle of the step before it.
+        task_id: the id of its end, unless that
+        has one. parent: the handle of the preceding step.
     """
     what = kind(sig)
     if what == "task":
@@ -528,7 +529,7 @@ def _freeze_chord(
         "options": {**header["options"], "task_id": group_id},
     }
     if sig["kwargs"].get("body") is None:
-        raise ValueError("a chord without a body cannot be sent: there is no use for its results")
+        raise ValueError("a chord without a body cannot be sent: nothing would receive its results")
     body = _normal(sig["kwargs"]["body"])
     made, handle = freeze_in(body, place, task_id, ((group_id, parent), handles))
     options = {**sig["options"], "task_id": group_id}
@@ -596,8 +597,8 @@ class Writer:
             return self._write_chord(_followed_by(sig, rest), args, kwargs)
         given = for_members(sig) | chosen(sig["options"], "chord")
         group_id = sig["options"].get("group_id") or sig["options"]["task_id"]
-        # Celery's clients write into the members for which chord each counts, and into a group
-        # that is the body of a chord the id of its own header.
+        # Celery's clients write into each member the chord for which it counts, and into a group
+        # that is a chord's body the id of its own header.
         tasks = sig["kwargs"]["tasks"]
         found = (each if _has_chord(each) else in_group(each, group_id) for each in tasks)
         return sum(self.write(each, args, kwargs, given) for each in found)
@@ -627,8 +628,8 @@ def completed(sig: Mapping[str, Any], args: Sequence[Any]) -> Sequence[Any]:
 def in_group(sig: Sig, group_id: str) -> Sig:
     """Return a frozen signature whose end belongs to a group.
 
-    It is written where it is sent only: Celery, given a chord that is to come, chooses its group
-    again, and would keep what is written in its header.
+    The group is written only when the signature is sent: for a chord sent later, Celery chooses
+    the group again but would keep what its header contains.
     """
     what, kwargs = kind(sig), sig["kwargs"]
     if what == "chord":
@@ -646,13 +647,13 @@ def _has_chord(sig: Mapping[str, Any]) -> bool:
 
 
 def _saved(group_id: str, found: Iterable[Sig]) -> Handle | None:
-    """Return the handle of a header that has groups among the ends of its members."""
+    """Return the handle of a header some of whose members end in groups."""
     ends = [_end_of(each) for each in found]
     return None if all(inner is None for _own, inner in ends) else ((group_id, None), ends)
 
 
 def _end_of(sig: Mapping[str, Any]) -> Handle:
-    """Return the handle of what ends a frozen signature, without what runs before it."""
+    """Return the handle of what ends a frozen signature, without the steps before it."""
     what, kwargs = kind(sig), sig["kwargs"]
     if what == "chain":
         return _end_of(kwargs["tasks"][-1])
@@ -673,19 +674,19 @@ def ends_of(sig: Mapping[str, Any]) -> int:
 
 
 def attached(chain: Sig) -> list[Sig]:
-    """Return the steps of a frozen chain with what its options ask of them, and what follows it."""
+    """Return the steps of a frozen chain with the effects of its options, and what follows it."""
     return _joined(_settled(chain))
 
 
 def body_of(chord: Sig) -> Sig:
-    """Return the body of a frozen chord with all that its options ask of it."""
+    """Return the body of a frozen chord with the effects of its options."""
     body = _normal(chord["kwargs"]["body"])
     options = chord["options"]
     # Unless it belongs to another group, it is marked as belonging to its header, as in Celery.
     if kind(body) == "task":
         body = updated(body, {"group_id": chord["kwargs"]["header"]["options"]["task_id"]})
     body = _with_errbacks(body, listed(options.get("link_error")))
-    # The header is what waits, and the one of its tasks that ends last is the body's parent.
+    # The body waits for the header, and the header's last task to end is the body's parent.
     passed = {
         name: value
         for name, value in passed_on(chord).items()

@@ -20,7 +20,7 @@ W = TypeVar("W", bound=Signature)
 
 
 class _Whole(Signature):
-    """A signature made of others, which belong to it as `kwargs`."""
+    """A signature composed of others, which it keeps in `kwargs`."""
 
     def apply_async(
         self,
@@ -47,18 +47,18 @@ class _Whole(Signature):
 
     @property
     def type(self) -> Any:
-        """The task of this name, which a worker has for Celery's sake."""
+        """The task of this name, which workers have for compatibility with Celery."""
         return self.app.tasks[self.task]
 
     def own_app(self) -> Any:
-        """Return the app that it, or a part of it, belongs to, or None."""
+        """Return the app to which it, or one of its parts, belongs; None without one."""
         if self._app is not None:
             return self._app
         found = (part.own_app() for part in self._parts())
         return next((app for app in found if app is not None), None)
 
     def _parts(self) -> Iterator[Signature]:
-        """Yield the signatures it is made of, as far as they can be read twice."""
+        """Yield the signatures it is made of, unless they can be read only once."""
         yield from self.kwargs["tasks"]
 
     def _adopted(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -84,7 +84,7 @@ class _Whole(Signature):
 
 @Signature.register_type()
 class chain(_Whole):  # noqa: N801  Celery's name
-    """Signatures that run one after another, each with the result of the one before.
+    """Signatures that run one after another, each receiving the result of the previous one.
 
     ``chain(add.s(2, 2), mul.s(4))`` is the same as ``add.s(2, 2) | mul.s(4)``. A group that is
     followed by a step becomes a chord: the step gets the list of the group's results.
@@ -107,9 +107,9 @@ class chain(_Whole):  # noqa: N801  Celery's name
         parts = [first, checked(second, f"{first.reprcall()} | …", first.own_app())]
         tasks: list[Any] = []
         for part in parts:
-            # A chain with options of its own stays one step, so that they stay its own.
+            # A chain with options stays a single step, so that its options stay with it.
             tasks += part.tasks if isinstance(part, chain) and not part.options else [part]
-        return cls(*tasks, app=first._app)  # noqa: SLF001  a signature's own
+        return cls(*tasks, app=first._app)  # noqa: SLF001  an attribute of a signature
 
     def apply(
         self,
@@ -117,7 +117,8 @@ class chain(_Whole):  # noqa: N801  Celery's name
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Run the steps here and now; return the handle of the last one, or of a failed one."""
+        """Run the steps in this process; return the handle of the last one, or of the one that
+        failed."""
         last: Any = None
         given: tuple[Sequence[Any], Mapping[str, Any]] = (args or (), kwargs or {})
         for step in self.unchain_tasks():
@@ -130,7 +131,7 @@ class chain(_Whole):  # noqa: N801  Celery's name
         return last
 
     def unchain_tasks(self) -> list[Any]:
-        """Return copies of its steps, with the callbacks of the chain itself."""
+        """Return copies of its steps, with the callbacks of the chain applied."""
         steps = [step.clone() for step in self.tasks]
         for callback in plan.listed(self.options.get("link")):
             steps[-1].link(callback)
@@ -151,10 +152,10 @@ _chain = chain
 class group(_Whole):  # noqa: N801  Celery's name
     """Signatures that run at the same time; their results are a list, in their order.
 
-    From a generator, they are sent as they are made, in bulk and in constant memory.
+    Members from a generator are sent in bulk as they are produced, in constant memory.
     """
 
-    # Where members come from that have not been read yet.
+    # The source of members that have not been read yet.
     _source: Iterator[Any] | None = None
     _spent = False
 
@@ -212,7 +213,7 @@ class group(_Whole):  # noqa: N801  Celery's name
         return dict.get(self, key, default)
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the keys; whoever copies a dict comes here first."""
+        """Iterate over the keys; code that copies a dict starts here."""
         self._read()
         return dict.__iter__(self)
 
@@ -222,7 +223,7 @@ class group(_Whole):  # noqa: N801  Celery's name
         return dict.keys(self)
 
     def items(self) -> Any:
-        """Return the items; the JSON encoder comes here."""
+        """Return the items; the JSON encoder calls this."""
         self._read()
         return dict.items(self)
 
@@ -241,13 +242,13 @@ class group(_Whole):  # noqa: N801  Celery's name
     __hash__ = None  # type: ignore[assignment]
 
     def _parts(self) -> Iterator[Signature]:
-        # A source is read once, to be sent.
+        # A source can be read only once, to be sent.
         return iter(()) if self._source is not None else iter(self.tasks)
 
     # --- use --------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        """Send it with these arguments before those of each member."""
+        """Send it, with these arguments prepended to those of each member."""
         return self.apply_async(args, **options)
 
     def apply_async(
@@ -259,8 +260,8 @@ class group(_Whole):  # noqa: N801  Celery's name
         """Send all members, and return a `GroupResult`. Switches: yes.
 
         Args:
-            args, kwargs: before and over those of each member.
-            options: over those of each member.
+            args: prepended to those of each member. kwargs,
+            options: override those of each member.
 
         Raises:
             TypeError: link or link_error is among the options: a group has no single end.
@@ -294,21 +295,21 @@ class group(_Whole):  # noqa: N801  Celery's name
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Run the members here and now, one after another, and return a `GroupResult`.
+        """Run the members in this process, one after another, and return a `GroupResult`.
 
-        What `on_done` and ``on_error(once=True)`` have asked for is not called.
+        The callbacks of `on_done` and ``on_error(once=True)`` are not called.
         """
         group_id = self.id or new_id()
         results = []
         for index, member in enumerate(self.take_source() or self.tasks):
-            # What a member is made of has a place in that.
+            # A member's parts have their places inside that member.
             is_whole = isinstance(member, _Whole)
             place = {} if is_whole else {"group_id": group_id, "group_index": index}
             results.append(member.apply(args, kwargs, **options, **place))
         return GroupResult(group_id, results, app=self._app)
 
     def freeze(self, _id: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Choose the ids of all members now, and return the group's handle."""
+        """Assign ids to all members now, and return the group's handle."""
         once = plan.chosen(self.options, *plan.ONCE)
         for name in once:
             del self.options[name]
@@ -317,7 +318,7 @@ class group(_Whole):  # noqa: N801  Celery's name
         return handle
 
     def __or__(self, other: Any) -> Any:
-        """Return a chord: the other one gets the list of results."""
+        """Return a chord: `other` gets the list of results."""
         if isinstance(other, chain):
             return chain(self, *other.tasks) if other.tasks else self
         body = checked(other, "group | …", self.own_app())
@@ -329,7 +330,7 @@ class group(_Whole):  # noqa: N801  Celery's name
         return self.tasks[0].link(made.set(immutable=True))
 
     def link_error(self, errback: Any) -> Any:
-        """Call a signature for each member that fails; for once see `on_error`."""
+        """Call a signature for each member that fails; for a single call see `on_error`."""
         made = checked(errback, "link_error()", self.own_app())
         return tuple(member.link_error(made.clone()) for member in self.tasks)
 
@@ -347,9 +348,9 @@ class group(_Whole):  # noqa: N801  Celery's name
         return self
 
     def on_done(self, callback: Any) -> Any:
-        """Call a signature once, when the last member has ended, however they ended; return itself.
+        """Call a signature once, when the last member has ended in any state; return the group.
 
-        It is called with its own arguments only.
+        It is called with only its own arguments.
         """
         made = checked(callback, "on_done()", self.own_app()).clone()
         self.append_to_list_option(plan.ONCE[1], made.set(immutable=True))
@@ -370,7 +371,7 @@ class group(_Whole):  # noqa: N801  Celery's name
         return self
 
     def __repr__(self) -> str:
-        """Show the members, unless they are still to come."""
+        """Show the members, unless they have not been read yet."""
         if self.is_streamed():
             return "group(<generator>)"
         return f"group({self.tasks!r})" if self.tasks else "group(<empty>)"
@@ -431,7 +432,7 @@ class chord(_Whole):  # noqa: N801  Celery's name
             yield self.body
 
     def __call__(self, body: Any = None, **options: Any) -> Any:
-        """Send it, with another body if given."""
+        """Send it, with a different body if one is given."""
         made = self if body is None else self.clone()
         if body is not None:
             made.body = body
@@ -443,9 +444,9 @@ class chord(_Whole):  # noqa: N801  Celery's name
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Run header and body here and now, and return the handle of the body.
+        """Run header and body in this process, and return the handle of the body.
 
-        If a header task fails, the body has failed with a `ChordError`.
+        If a header task fails, the body fails with a `ChordError`.
         """
         self._need_body()
         header = self.tasks.apply(args, kwargs, **options)
@@ -486,7 +487,7 @@ class chord(_Whole):  # noqa: N801  Celery's name
 
     def _body(self, what: str) -> Any:
         if self.body is None:
-            raise ValueError(f"{what} of a chord links its body, and this one has none yet")
+            raise ValueError(f"{what} of a chord link its body, but this chord has none yet")
         return self.body
 
     def set_immutable(self, immutable: bool) -> None:
@@ -505,14 +506,14 @@ class _Map(Signature):
     ITEM = ""
 
     def __init__(self, task: Any, it: Iterable[Any], app: Any = None, **options: Any) -> None:
-        """Take the task's signature, and the items."""
+        """Take the task's signature and the items."""
         sig = checked(task, f"{self.NAME}()", app)
         data = {"task": sig, "it": list(it)}
         super().__init__(self.NAME, (), data, options, immutable=True, app=app)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], app: Any = None) -> Signature:
-        """Return one that was written as plain data."""
+        """Return a map that was written as plain data."""
         return _rebuilt(cls(data["kwargs"]["task"], data["kwargs"]["it"], app=app), data, app)
 
     def _send(
@@ -535,7 +536,7 @@ class _Map(Signature):
 
 @Signature.register_type("celery.map")
 class xmap(_Map):  # noqa: N801  Celery's name
-    """Call a task with each item as its one argument: ``add.map([…])``."""
+    """Call a task with each item as its only argument: ``add.map([…])``."""
 
     NAME = "celery.map"
     ITEM = "x"
@@ -556,7 +557,7 @@ class chunks(Signature):  # noqa: N801  Celery's name
     def __init__(
         self, task: Any, it: Iterable[Any], n: int, app: Any = None, **options: Any
     ) -> None:
-        """Take the task's signature, the items, and how many make a part."""
+        """Take the task's signature, the items, and the number of items in a part."""
         if type(n) is not int or n < 1:
             raise ValueError(f"chunks(…, n={n!r}): must be a whole number of at least 1")
         data = {"task": checked(task, "chunks()", app), "it": list(it), "n": n}
@@ -564,7 +565,7 @@ class chunks(Signature):  # noqa: N801  Celery's name
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], app: Any = None) -> Signature:
-        """Return one that was written as plain data."""
+        """Return chunks that were written as plain data."""
         task, it, n = map(data["kwargs"].get, ("task", "it", "n"))
         return _rebuilt(cls(task, it, n, app=app), data, app)
 
@@ -590,7 +591,7 @@ class chunks(Signature):  # noqa: N801  Celery's name
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Run the parts here and now, and return a `GroupResult`."""
+        """Run the parts in this process, and return a `GroupResult`."""
         return self.group().apply(args, kwargs, **options)
 
     def _send(
@@ -612,7 +613,7 @@ def _checked_all(tasks: Sequence[Any], where: str, app: Any) -> list[Any]:
 def _header(header: Any, app: Any) -> group:
     if isinstance(header, Mapping):
         made = checked(header, "chord header", app)
-        # As in Celery, the steps of a chain would be the header; that is hardly ever meant.
+        # As in Celery, the steps of a chain would be the header; that is hardly ever intended.
         return made if isinstance(made, group) else group(made, app=app)
     if not isinstance(header, Iterable) or isinstance(header, str):
         raise not_a_signature(header, "chord header")
@@ -624,7 +625,8 @@ def _is_empty(sig: Any) -> bool:
 
 
 def _rebuilt(made: W, data: Mapping[str, Any], app: Any) -> W:
-    """Give a new signature the content of plain data, with the signatures in it as such."""
+    """Give a new signature the content of plain data, turning the signatures in it into `Signature`
+    objects."""
     kwargs = dict(data["kwargs"])
     if "tasks" in kwargs:
         kwargs["tasks"] = [checked(each, made.task, app) for each in kwargs["tasks"]]

@@ -1,4 +1,4 @@
-"""Sending workflows: plans, and groups whose members are still being made."""
+"""Sending workflows: plans, and groups whose members are still being produced."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def send_signature(
     """Send a signature of any kind through an app, and return its handle. Switches: yes.
 
     Raises:
-        NotAllSent: sending ended early, with a part of the messages sent.
+        NotAllSent: sending ended early, after some of the messages.
     """
     given, in_task = _in_task(options)
     made = plan.plan(signature, args, kwargs, **given)
@@ -53,12 +53,13 @@ def send_stream(
     kwargs: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Any:
-    """Send a group, or a chord with that header, while its members are made. Switches: yes.
+    """Send a group, or a chord with that header, while its members are being produced. Switches:
+    yes.
 
     The size of the chord is written just before the last push, when it is known.
 
     Raises:
-        NotAllSent: sending ended early; the body of a chord will not run.
+        NotAllSent: sending ended early; the chord's body will not run.
     """
     given, in_task = _in_task(options)
     source = group.take_source()
@@ -78,7 +79,7 @@ def send_stream(
             app.transport.chords.seal([(stream.group_id, stream.size)])
 
     if chord is not None:
-        # Without results there is nothing to collect: better known before anything is sent.
+        # Without results there is nothing to collect: refuse before anything is sent.
         app.transport.chords.seal(())
     _send(
         app,
@@ -111,7 +112,7 @@ def send_stream(
 
 
 def _seal(app: Any, starts: Sequence[plan.ChordStart]) -> None:
-    """Write what workers must know about chords before the last part of their headers ends."""
+    """Write the data about chords that workers need before the last part of their headers ends."""
     if starts:
         app.transport.chords.seal((start.group_id, start.size) for start in starts)
     for start in starts:
@@ -131,14 +132,15 @@ def _send(
     except CallsCutOff as cut:
         lost = isinstance(cut.reason, ConnectionLost)
         if not cut.sent and (lost or not cut.unknown):
-            # Nothing was sent, or the error itself says that it is unknown.
+            # Nothing was sent, or the error itself says that this is unknown.
             raise cut.reason from cut.reason.__cause__
         sent, unknown = ids(cut.sent), ids(cut.sent + cut.unknown)[cut.sent :]
         raise NotAllSent(f"in a {what}", sent, unknown, cut.reason) from cut.reason
 
 
 def _in_task(options: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Return the options with what the current task passes on, and where to note the handle."""
+    """Return the options, completed by those the current task passes on, and the place to record
+    the handle."""
     given = dict(options)
     add = given.pop("add_to_parent", True)
     context = current_context.get()
@@ -154,7 +156,7 @@ def _noted(handle: Any, context: Any) -> Any:
 
 
 class _Listing:
-    """Lists chords as being sent, from a first push that is not the last one to the end."""
+    """Lists chords as being sent, from their first push (unless it is also the last) to the end."""
 
     def __init__(
         self, app: Any, starts: Callable[[], list[tuple[plan.ChordStart, int | None]]]
@@ -164,15 +166,16 @@ class _Listing:
         self._entries: list[str] = []
 
     def open(self) -> None:
-        """Put the chords on the list, if this user may: it is for those who look after it."""
+        """Put the chords on the list, if this user has permission: the list only serves
+        monitoring."""
         chords = self._app.transport.chords
         for start, size in self._starts():
             body_id = start.body["options"]["task_id"]
             try:
                 entry = chords.open(start.group_id, start.body["task"], body_id, size)
             except AccessRefused as exc:
-                _log.info("chord %s is sent without being listed: %s", start.group_id, exc)
-                return
+                _log.info("chord %s is sent without an entry in the list of chords being sent: %s",
+                start.group_id, exc) return
             self._entries.append(entry)
 
     def close(self) -> None:
@@ -182,7 +185,7 @@ class _Listing:
 
 
 class _Members(Sequence[Any]):
-    """The handles of a streamed group some of whose members are more than one new task."""
+    """The handles of a streamed group in which some members consist of more than one new task."""
 
     def __init__(self, stream: Stream, app: Any) -> None:
         self._stream = stream

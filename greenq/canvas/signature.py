@@ -1,6 +1,6 @@
-"""`Signature`: a call of a task that can be kept, passed on, combined with others, and sent.
+"""`Signature`: a task call that can be stored, passed on, combined with others, and sent.
 
-It is a dict with exactly Celery's six keys, so that it travels in messages as it is.
+It is a dict with exactly Celery's six keys, so messages carry it unchanged.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Signature(dict[str, Any]):
         args, kwargs: its arguments; those of a partial signature are completed when it is called.
         options: for the sending (`SendOptions`).
         subtask_type: ``chain``, ``group`` or ``chord``; None for a task.
-        immutable: it ignores what the task before it returned.
+        immutable: it ignores the result of the preceding task.
     """
 
     TYPES: ClassVar[dict[str, type[Signature]]] = {}
@@ -77,7 +77,7 @@ class Signature(dict[str, Any]):
             args, kwargs: the arguments.
             options: for the sending; `more` are options, too.
             type: the task, if `task` is its name.
-            app: to which the task belongs; None means the task's, or the newest one.
+            app: the app to which the task belongs; None means the task's, or the newest one.
         """
         self._app = app
         self._type = type
@@ -99,7 +99,7 @@ class Signature(dict[str, Any]):
 
     @classmethod
     def register_type(cls, name: str | None = None) -> Callable[[type[Signature]], type[Signature]]:
-        """Make a class that of the composed signatures named `name`; a decorator."""
+        """Register a class as the composed signature named `name`; a decorator."""
 
         def register(made: type[Signature]) -> type[Signature]:
             cls.TYPES[name or made.__name__] = made
@@ -159,7 +159,7 @@ class Signature(dict[str, Any]):
         """The task itself.
 
         Raises:
-            NotRegistered: this app has none of that name.
+            NotRegistered: this app has no task with that name.
         """
         if self._type is None:
             self._type = self.app.tasks[self.task]
@@ -172,7 +172,7 @@ class Signature(dict[str, Any]):
         return newest_app() if found is None else found
 
     def own_app(self) -> Any:
-        """Return the app that it, or a part of it, belongs to, or None."""
+        """Return the app to which it, or one of its parts, belongs; None without one."""
         if self._app is not None:
             return self._app
         return None if self._type is None else self._type.app
@@ -186,12 +186,12 @@ class Signature(dict[str, Any]):
     # --- sending ----------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the task here and now."""
+        """Call the task in this process."""
         args, kwargs, _ = self._merge(args, kwargs)
         return self.type(*args, **kwargs)
 
     def delay(self, *args: Any, **kwargs: Any) -> Any:
-        """Send it with these arguments before its own. Switches: yes."""
+        """Send it, with these arguments prepended to its own. Switches: yes."""
         return self.apply_async(args, kwargs)
 
     def apply_async(
@@ -203,8 +203,8 @@ class Signature(dict[str, Any]):
         """Send it, and return the handle of its end. Switches: yes.
 
         Args:
-            args, kwargs: before and over its own, unless it is immutable.
-            options: over its own.
+            args: prepended to its own, unless it is immutable. kwargs:
+            override its own, unless it is immutable. options: override its own.
 
         Raises:
             EncodeError, OperationalError: as for `Task.apply_async`.
@@ -219,7 +219,7 @@ class Signature(dict[str, Any]):
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Run it here and now, and return the handle of its end, an `EagerResult`.
+        """Run it in this process, and return the handle of its end, an `EagerResult`.
 
         The arguments are as for `apply_async`, and `throw` is as for `Task.apply`.
         """
@@ -242,9 +242,9 @@ class Signature(dict[str, Any]):
         return self.apply_async().get()
 
     def election(self) -> Any:
-        """Have the workers elect one of them to send it, and return its handle.
+        """Make the workers elect one of them to send it, and return its handle.
 
-        For calls that several processes make and that are meant once.
+        For calls that several processes make but that are to be sent once.
         """
         task_id = self.id or new_id()
         self.app.control.election(task_id, "task", self.clone(task_id=task_id))
@@ -259,9 +259,9 @@ class Signature(dict[str, Any]):
         parent_id: str | None = None,
         group_index: int | None = None,
     ) -> Any:
-        """Choose the ids of all its tasks now, and return the handle of its end.
+        """Assign ids to all its tasks now, and return the handle of its end.
 
-        Sent twice after that, it would use the same ids twice.
+        Do not send it twice after that: the ids would be the same.
         """
         given = dict(zip(_PLACE, (group_id, chord, root_id, parent_id, group_index), strict=True))
         self.options.update({name: value for name, value in given.items() if value is not None})
@@ -270,7 +270,7 @@ class Signature(dict[str, Any]):
         return result_from_tuple(handle, self.app)
 
     def _adopted(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return a signature made of plain data, for this one to become."""
+        """Return a signature made of plain data, whose content this one takes over."""
         return data
 
     # --- partials and copies ----------------------------------------------------------------------
@@ -283,7 +283,7 @@ class Signature(dict[str, Any]):
         *,
         force: bool = False,
     ) -> tuple[Any, Any, dict[str, Any]]:
-        """Return its arguments and options with those given."""
+        """Return its arguments and options, combined with those given."""
         merged = plan.merged(self, options or {})
         if self.immutable and not force:
             return self.args, self.kwargs, merged
@@ -307,7 +307,7 @@ class Signature(dict[str, Any]):
             },
             app=self._app,
         )
-        made._type = self._type  # noqa: SLF001  of the same class
+        made._type = self._type  # noqa: SLF001  an attribute of the same class
         return made
 
     partial = clone
@@ -318,7 +318,7 @@ class Signature(dict[str, Any]):
         kwargs: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Return a copy with other arguments or options; None keeps them."""
+        """Return a copy with different arguments or options; None keeps them."""
         made = self.clone()
         for name, value in (("args", args), ("kwargs", kwargs), ("options", options)):
             if value is not None:
@@ -326,14 +326,14 @@ class Signature(dict[str, Any]):
         return made
 
     def set(self, immutable: bool | None = None, **options: Any) -> Any:
-        """Set options of the sending, and return itself."""
+        """Set send options, and return the signature."""
         if immutable is not None:
             self.set_immutable(immutable)
         self.options.update(options)
         return self
 
     def set_immutable(self, immutable: bool) -> None:
-        """Set whether it ignores what the task before it returned."""
+        """Set whether it ignores the result of the preceding task."""
         self.immutable = immutable
 
     def __copy__(self) -> Any:
@@ -355,7 +355,8 @@ class Signature(dict[str, Any]):
     # --- callbacks --------------------------------------------------------------------------------
 
     def append_to_list_option(self, key: str, value: Any) -> Any:
-        """Add a value to an option that is a list, unless it is there, and return the value."""
+        """Add a value to an option that is a list, unless it is already there, and return the
+        value."""
         items = self._list_option(key)
         if value not in items:
             items.append(value)
@@ -371,22 +372,22 @@ class Signature(dict[str, Any]):
         return items
 
     def link(self, callback: Any) -> Any:
-        """Call another signature with its result when it succeeds; return that signature."""
+        """Call another signature with its result when it succeeds; return the other signature."""
         return self.append_to_list_option("link", checked(callback, "link()", self.own_app()))
 
     def link_error(self, errback: Any) -> Any:
-        """Call another signature when it fails; return that signature."""
+        """Call another signature when it fails; return the other signature."""
         return self.append_to_list_option(
             "link_error", checked(errback, "link_error()", self.own_app())
         )
 
     def on_error(self, errback: Any) -> Any:
-        """Call another signature when it fails; return itself."""
+        """Call another signature when it fails; return this one."""
         self.link_error(errback)
         return self
 
     def flatten_links(self) -> list[Any]:
-        """Return itself and all signatures linked to it, and to those, and so on."""
+        """Return this signature and all that are linked to it, directly or indirectly."""
         found = [self]
         for each in plan.listed(self.options.get("link")):
             found += maybe_signature(each, app=self._app).flatten_links()
@@ -401,7 +402,7 @@ class Signature(dict[str, Any]):
 
         Args:
             visitor: chooses stamps for each part.
-            append_stamps: keep a value that is there, in a list with the new one.
+            append_stamps: keep an existing value, in a list with the new one.
             headers: stamps for every part.
         """
         if visitor is not None and not hasattr(visitor, "on_signature"):
@@ -415,23 +416,23 @@ class Signature(dict[str, Any]):
     # --- composing --------------------------------------------------------------------------------
 
     def __or__(self, other: Any) -> Any:
-        """Return a chain: this one, then the other, which gets its result."""
+        """Return a chain of this signature and the other, which gets its result."""
         if not isinstance(other, Mapping):
             raise not_a_signature(other, f"{self.reprcall()} | …")
         return self.TYPES["chain"].joined(self, other)  # type: ignore[attr-defined]
 
     def __ior__(self, other: Any) -> Any:
-        """Return a chain; a dict would be updated."""
+        """Return a chain; `dict` would update itself."""
         return self | other
 
     def __ror__(self, other: Any) -> Any:
-        """Refuse what is no signature on the left; a dict would be merged."""
+        """Refuse a left operand that is not a signature; `dict` would merge it."""
         raise not_a_signature(other, f"… | {self.reprcall()}")
 
     # --- showing ----------------------------------------------------------------------------------
 
     def reprcall(self, *args: Any, **kwargs: Any) -> str:
-        """Return it as a call in text, with more arguments if given."""
+        """Return it as the text of a call, with more arguments if given."""
         args, kwargs, _ = self._merge(args, kwargs, force=True)
         shown = [saferepr(value) for value in args]
         shown += [f"{name}={saferepr(value)}" for name, value in kwargs.items()]
@@ -481,7 +482,7 @@ def checked(value: Any, where: str, app: Any = None) -> Any:
     """Return a signature given as such or as plain data.
 
     Raises:
-        TypeError: it is something else; the text says what to write.
+        TypeError: it is neither; the error says what to write.
     """
     if isinstance(value, Signature):
         return value
@@ -491,7 +492,7 @@ def checked(value: Any, where: str, app: Any = None) -> Any:
 
 
 def signature(varies: Any, *args: Any, **kwargs: Any) -> Any:
-    """Return a signature of a task, its name, or plain data; a copy of one that is a signature.
+    """Return a signature of a task, its name, or plain data; a signature is copied.
 
     Otherwise the arguments are those of `Signature`.
     """
@@ -512,7 +513,7 @@ def maybe_signature(value: Any, app: Any = None, clone: bool = False) -> Any:
     if isinstance(value, Signature):
         value = value.clone() if clone else value
         if app is not None:
-            value._app = app  # noqa: SLF001  of the same module
+            value._app = app  # noqa: SLF001  an attribute from the same module
         return value
     return Signature.from_dict(value, app=app)
 

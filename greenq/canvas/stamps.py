@@ -1,6 +1,7 @@
-"""Stamps: names with values on every task of a workflow, to find, revoke and count them by.
+"""Stamps: names with values on every task of a workflow, by which they can be found, revoked and
+counted.
 
-They are options of a signature, whose names are in its option ``stamped_headers``.
+They are options of a signature; the option ``stamped_headers`` lists their names.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ STAMPED = "stamped_headers"
 class StampingVisitor:
     """Chooses stamps for each part of a workflow; override what is needed.
 
-    Each method returns stamps, by name, for the part it is called with; those for a group, a chain
-    or a chord's header also go to all parts inside it. With ``stamped_headers`` among them, only
+    Each method returns stamps, by name, for the part it receives; stamps for a group, a chain
+    or a chord's header also go to all parts inside it. If they include ``stamped_headers``, only
     the names in that list are stamps.
     """
 
@@ -43,7 +44,7 @@ class StampingVisitor:
         """Override: called after a chain's steps."""
 
     def on_chord_header_start(self, sig: Any, **header: Any) -> dict[str, Any]:
-        """Return stamps for a chord's header and its members: those for a group."""
+        """Return stamps for a chord's header and its members: the same as for a group."""
         return self.on_group_start(sig.tasks, **header)
 
     def on_chord_header_end(self, sig: Any, **header: Any) -> None:
@@ -55,7 +56,7 @@ class StampingVisitor:
         return {}
 
     def on_callback(self, callback: Any, **header: Any) -> dict[str, Any]:
-        """Return stamps for a callback."""
+        """Return stamps for an ordinary callback."""
         return {}
 
     def on_errback(self, errback: Any, **header: Any) -> dict[str, Any]:
@@ -121,7 +122,7 @@ class _Stamper:
                 self.stamp(linked, self._with(headers, hook, linked))
 
     def _with(self, headers: Mapping[str, Any], hook: str, sig: Any) -> Mapping[str, Any]:
-        """Return stamps with those that the visitor adds for a part."""
+        """Return stamps, including those that the visitor adds for a part."""
         if self._visitor is None:
             return headers
         added = dict(getattr(self._visitor, hook)(sig, **headers) or {})
@@ -143,7 +144,7 @@ class _Stamper:
         options[STAMPED] = list({**own, **headers})
 
     def _both(self, before: Mapping[str, Any], name: str, value: Any) -> Any:
-        """Return a stamp's new value: with `append`, together with the one before."""
+        """Return a stamp's new value: with `append`, together with the old one."""
         if not self._append or name not in before or before[name] == value:
             return value
         return [*plan.listed(before[name]), *plan.listed(value)]

@@ -1,4 +1,4 @@
-"""A group whose members are still being made: what to send for each, in constant memory."""
+"""A group whose members are still being produced: what to send for each, in constant memory."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """A group whose members come one by one: what to send for each, in constant memory.
+    """A group whose members arrive one by one: what to send for each, in constant memory.
 
     Attributes:
-        group_id: the group's.
-        ids: one for each member, the id of its end.
-        count: how many members there were so far.
+        group_id: the group's
+        id. ids: for each member, the id of its end.
+        count: the number of members so far.
         size: how many tasks end them: the parts of a chord.
         special: handles of members with an id of their own, or with several ends, by position.
         start: the chord, if it is one; its size is in `size`.
@@ -53,7 +53,8 @@ class Stream:
         kwargs: Mapping[str, Any],
         options: Mapping[str, Any],
     ) -> None:
-        """Prepare to send `group`, which has no members yet, alone or as the header of `chord`."""
+        """Prepare to send `group`, which has no members yet, on its own or as the header of
+        `chord`."""
         given = dict(options)
         task_id = given.pop("task_id", None)
         self.start: ChordStart | None = None
@@ -87,10 +88,10 @@ class Stream:
         return self._place.count
 
     def calls(self, source: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Call, list[ChordStart]]]:
-        """Yield what to send for the members of `source`, with chords to start before that."""
+        """Yield what to send for the members of `source`, with the chords to start before it."""
         ids = iter(self.ids)
         for member in source:
-            # The common case, as fast as it can be.
+            # The common case, made as fast as possible.
             if (
                 not member["options"]
                 and member.get("subtask_type") is None
@@ -123,7 +124,7 @@ class Stream:
 
 
 def bare(group: Sig) -> Sig:
-    """Return a group without its members, which are not read, and without callbacks for all."""
+    """Return a group without its members, which stay unread, and without group-wide callbacks."""
     get = dict.__getitem__
     options = get(group, "options")
     return {
@@ -137,7 +138,7 @@ def bare(group: Sig) -> Sig:
 
 
 def _without_header(handle: Handle) -> Handle:
-    """Return the handle of a chord's body without that of its header, its first ancestor."""
+    """Return the handle of a chord's body without its first ancestor, the handle of the header."""
     (own_id, parent), members_ = handle
     if parent is None or parent[1] is not None:
         return (own_id, None), members_

@@ -2,7 +2,8 @@
 
 The parser loads neither gevent nor any app, so ``greenq --help`` is quick. When a command is
 chosen, its options are read from its module or one beside it; such a module imports nothing heavy
-at its top. What a command needs is imported when it runs: after patching, if it needs the hub.
+at its top. A command's dependencies are imported when it runs, and after patching if it needs the
+hub.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Parser(argparse.ArgumentParser):
     Attributes:
         options: ``module:function`` that adds its options when they are first needed.
         words: further suggestions for a wrong word.
-        mixed: whether options may stand between its words.
+        mixed: whether options may appear between its words.
     """
 
     def __init__(self, *args: Any, options: str | None = None, **kwargs: Any) -> None:
@@ -53,13 +54,13 @@ class Parser(argparse.ArgumentParser):
             self.options = None
             getattr(importlib.import_module(module), function)(self)
         if self.mixed:
-            # It parses in two turns, by this method.
+            # Parsing takes two passes, both through this method.
             self.mixed = False
             return self.parse_known_intermixed_args(args, namespace)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Print in one line what is wrong, and where to find help; exit with 2."""
+        """Print one line with the error and where to find help; exit with 2."""
         text = printable(message + self._hint(message))
         self.exit(2, f"{self.prog}: {text}\nSee: {self.prog} --help\n")
 
@@ -90,7 +91,7 @@ class _Command:
         options: ``module:function`` that adds the command's options to a parser.
         patched: whether `module` needs the patched standard library.
         extended: whether an app may add its own options.
-        mixed: whether options may stand between its words.
+        mixed: whether options may appear between its words.
     """
 
     name: str
@@ -113,11 +114,11 @@ _COMMANDS = (
     ),
     _Command(
         "beat",
-        "send periodic tasks, or look at them",
+        "send periodic tasks, or inspect them",
         "greenq.cli.beat",
         "greenq.cli.beat_options:add_options",
     ),
-    # `greenq.__main__` calls it without this module, which takes longer to load.
+    # `greenq.__main__` calls `health` without this module, which takes longer to load.
     _Command("health", "ask the worker on this machine whether it is well", "greenq.probe"),
     _Command("status", "show the state of each worker", "greenq.cli.status"),
     _Command("ping", "show which workers answer, and how fast", "greenq.cli.ping"),
@@ -163,7 +164,7 @@ _COMMANDS = (
     ),
     _Command(
         "supervisor-listener",
-        "restart mute or large workers, started by supervisord",
+        "restart unresponsive or large workers; started by supervisord",
         "greenq.cli.supervisor_listener",
     ),
     _Command("shell", "open a Python prompt with the app loaded", "greenq.cli.shell"),
@@ -188,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     command = next(each for each in _COMMANDS if each.name == args.command)
-    # Options of the app's own steps are known only after the app is loaded.
+    # The options of the app's own steps are known only after the app has been loaded.
     if rest and not (command.extended and args.app):
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest, args.origin = rest, origin
@@ -226,7 +227,7 @@ def build_parser() -> Parser:
         prog="greenq",
         # No abbreviations: their meaning could change when options are added.
         allow_abbrev=False,
-        description="Thousands of I/O-bound tasks at once, in Celery's wire protocol.",
+        description="Thousands of concurrent I/O-bound tasks, with Celery's wire protocol.",
     )
     parser.add_argument("--version", action="version", version=f"greenq {greenq.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")

@@ -113,7 +113,8 @@ def level(text: str) -> str:
 
 
 def server(text: str) -> str:
-    """Read a server's URL, or ``@FILE`` for a file that holds it, so that ``ps`` does not show it.
+    """Read a server's URL, or ``@FILE`` for a file that contains it, so that ``ps`` does not show
+    it.
 
     The setting itself checks the URL.
     """

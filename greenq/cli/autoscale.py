@@ -1,4 +1,4 @@
-"""``greenq autoscale``: what the autoscalers of the running workers have decided, and why."""
+"""``greenq autoscale``: the decisions of the running workers' autoscalers, with the reasons."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def _as_json(stats: object, log: object) -> dict[str, object]:
 
 
 def node_lines(node: str, stats: object, log: object, *, last: int, now_s: float) -> Iterator[str]:
-    """Format what one worker has replied: its limits, a table and a plot."""
+    """Format one worker's reply: its limits, a table and a plot."""
     pool, processes = show.part(stats, "autoscaler"), show.part(stats, "Processes")
     yield show.bold(show.printable(node))
     if pool is None and processes is None:
-        yield "  it has no autoscaler: --autoscale 500,10 gives it one"
+        yield "  it has no autoscaler: start it with one, as in --autoscale 500,10"
         return
     if pool is not None:
         size, running, least, most = (
@@ -130,7 +130,8 @@ def _sizes(
 def plot(
     points: Sequence[tuple[float, float]], *, columns: int = _PLOT_COLUMNS, rows: int = _PLOT_ROWS
 ) -> Iterator[str]:
-    """Draw a value that stays what it is until its next point, with an axis; nothing without two.
+    """Draw a value that stays constant until its next point, with an axis; draw nothing for fewer
+    than two points.
 
     A column shows the largest value in its time.
     """

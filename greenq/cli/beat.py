@@ -1,4 +1,4 @@
-"""``greenq beat``: send periodic tasks, or look at the entries and change them."""
+"""``greenq beat``: send periodic tasks, or inspect and change the entries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HEADINGS = ("NAME", "SCHEDULE", "TASK", "LAST", "STATE", "TOOK", "NEXT")
 
 _SHOWN_NEXT = 10
 _SHOWN_HISTORY = 100
-# To filter by name: all that is kept.
+# For filtering by name: the whole history.
 _ALL_HISTORY = 10_000
 
 
@@ -146,7 +146,7 @@ def _add(app: Greenq, args: argparse.Namespace) -> None:
         start=args.start,
         end=args.end,
     )
-    show.write(f"{printable(name)} is added; every beat sees it within a second")
+    show.write(f"{printable(name)} has been added; every beat sees it within a second")
 
 
 def _remove(app: Greenq, args: argparse.Namespace) -> None:
@@ -154,7 +154,7 @@ def _remove(app: Greenq, args: argparse.Namespace) -> None:
     if not app.periodic.remove(name):
         app.periodic.get(name)
         raise GreenqError(
-            f"{name!r} stands in the settings or the code: remove it there, or pause it"
+            f"{name!r} is in the settings or the code: remove it there, or pause it"
         )
     show.write(f"{printable(name)} is removed")
 

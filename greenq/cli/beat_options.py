@@ -12,7 +12,7 @@ ACTIONS = (
     "list", "next", "run", "pause", "resume", "add", "remove", "backfill", "history",
 )  # fmt: skip
 
-_HELP = """without a word: send periodic tasks until stopped; list: show the entries; next [NAME]
+_HELP = """without an action: send periodic tasks until stopped; list: show the entries; next [NAME]
 [N]: when they are due; run NAME: send its task now; pause NAME, resume NAME; add NAME TASK: an
 entry kept on the server; remove NAME: one that was added; backfill NAME --from TIME --to TIME:
 send it for each due time; history [NAME]: what was sent last"""
@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
     add = parser.add_argument
     add("action", nargs="?", choices=ACTIONS, help=_HELP)
-    add("words", nargs="*", metavar="WORD", help="NAME, TASK or a number, as the action takes them")
+    add("words", nargs="*", metavar="WORD", help="NAME, TASK or a number, depending on the action")
     add("-A", "--app", default=os.environ.get("GREENQ_APP"), help="the app: module or module:name")
     add("-b", "--broker", type=argument_types.server, metavar="URL",
         help="instead of the app's broker_url; @FILE reads it from a file")  # fmt: skip
@@ -39,14 +39,14 @@ def _add_entry_options(group: argparse._ArgumentGroup) -> None:
     add("--crontab", metavar="FIELDS",
         help="due at these wall times: 'minute hour day month weekday'")  # fmt: skip
     add("-a", "--args", dest="task_args", type=json_list, metavar="JSON",
-        help="the task's arguments, as '[2, 2]'")  # fmt: skip
+        help="the task's arguments, such as '[2, 2]'")  # fmt: skip
     add("-k", "--kwargs", dest="task_kwargs", type=json_object, metavar="JSON",
         help="its keyword arguments, as '{\"x\": 2}'")  # fmt: skip
     add("--queue", metavar="NAME", help="send to this queue")
-    add("--timezone", metavar="ZONE", help="of the wall times, as Europe/Berlin")
+    add("--timezone", metavar="ZONE", help="time zone of the wall times, such as Europe/Berlin")
     add("--missed", metavar="POLICY", help="run_once, run_all or skip(SECONDS)")
     add("--overlap", metavar="POLICY", help="allow, skip, queue_one or cancel")
-    add("--jitter", type=seconds, metavar="S", help="send each up to this much later")
+    add("--jitter", type=seconds, metavar="S", help="delay each sending by up to this time")
     add("--start", type=moment, metavar="TIME", help="nothing is due before")
     add("--end", type=moment, metavar="TIME", help="nothing is due after")
 
@@ -65,4 +65,4 @@ def _add_service_options(group: argparse._ArgumentGroup) -> None:
         help="DEBUG, INFO, WARNING, ERROR or CRITICAL (default INFO)")  # fmt: skip
     add("-f", "--logfile", metavar="FILE", help="log to this file instead of stderr")
     add("--pidfile", metavar="FILE",
-        help="write the process id to this file; a second beat with it does not start")  # fmt: skip
+        help="write the process id to this file; a second beat with the same file does not start")  # fmt: skip

@@ -1,4 +1,4 @@
-"""``greenq list bindings``, and finding all queues."""
+"""``greenq list bindings``, and the search for all queues."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@ from greenq.cli.common import add_app_options, opened
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
     add = parser.add_argument
-    add("name", metavar="NAME", help="the task's name; the app need not have it")
+    add("name", metavar="NAME", help="the task's name; the app need not contain it")
     add_app_options(parser)
     add("-a", "--args", dest="task_args", type=json_list, default=[], metavar="JSON",
-        help="its arguments, as '[2, 2]'")  # fmt: skip
+        help="its arguments, such as '[2, 2]'")  # fmt: skip
     add("-k", "--kwargs", dest="task_kwargs", type=json_object, default={}, metavar="JSON",
         help="its keyword arguments, as '{\"x\": 2}'")  # fmt: skip
     add("--queue", metavar="NAME", help="send to this queue")
@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--countdown", type=seconds, metavar="S", help="run this many seconds from now"
     )
     when.add_argument(
-        "--eta", type=moment, metavar="TIME", help="run not before this time, as 2031-01-02T03:04"
+        "--eta", type=moment, metavar="TIME", help="do not run before this time, such as 2031-01-02T03:04"
     )
     add("--expires", type=seconds_or_moment, metavar="S|TIME", help="do not run after this time")
 
@@ -101,7 +101,7 @@ def moment(text: str) -> datetime:
         value = datetime.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a time, as 2031-01-02T03:04:05"
+            f"{text!r} is not a time, such as 2031-01-02T03:04:05"
         ) from None
     return value if value.tzinfo is not None else value.replace(tzinfo=UTC)
 

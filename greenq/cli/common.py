@@ -30,7 +30,8 @@ EX_TEMPFAIL: Final = 75
 # How long to wait for replies by default. A longer timeout waits for blocked workers, too.
 TIMEOUT_S: Final = 1.0
 
-# For workers that hold a lease and have not replied: even a blocked one answers a ping at once.
+# Timeout for pinging workers that hold a lease and have not replied: even a blocked one answers at
+# once.
 _PING_S: Final = 0.3
 
 _BROKER_VARIABLE: Final = "GREENQ_BROKER_URL"
@@ -61,8 +62,8 @@ def add_asking_options(parser: argparse.ArgumentParser, *, again: bool = False) 
         help="ask only these nodes")  # fmt: skip
     add("-t", "--timeout", type=argument_types.seconds, default=unset or TIMEOUT_S,
         metavar="S",
-        help="wait this long for replies (default 1); only with more than that also for "
-        "blocked workers")  # fmt: skip
+        help="wait this long for replies (default 1); blocked workers are only waited "
+        "for with more than that")  # fmt: skip
 
 
 def nodes(text: str) -> tuple[str, ...]:
@@ -82,7 +83,7 @@ def is_named(args: argparse.Namespace) -> bool:
 def opened(args: argparse.Namespace) -> Iterator[Greenq]:
     """Open the app that the command line names, and close it at the end.
 
-    With a server but no app, it is a plain app without tasks.
+    With a server but no app, use a plain app without tasks.
 
     Raises:
         AppNotFound: neither is named, or the app cannot be imported.
@@ -113,7 +114,7 @@ def _app(args: argparse.Namespace) -> Greenq:
 
 
 def log_style(settings: WorkerConfig) -> log.Style:
-    """Return what the lines of a log look like by the settings."""
+    """Return the format of log lines according to the settings."""
     return log.Style(
         format=settings.worker_log_format,
         task_format=settings.worker_task_log_format,
@@ -155,7 +156,7 @@ def ask(
 
 
 def _only_blocked(app: Greenq, nodes: Sequence[str], replies: Mapping[str, Any]) -> bool:
-    """Return whether all workers without a reply are blocked: waiting would not help."""
+    """Return whether all workers without a reply are blocked: waiting longer would not help."""
     roll = called_roll(app)
     missing = (set(nodes) or roll.living.keys() | roll.strangers) - replies.keys()
     if not missing or not missing <= roll.living.keys():
@@ -210,7 +211,7 @@ def _why(node: str, timeout_s: float, roll: Roll, pongs: Mapping[str, Any]) -> s
     text = f"no reply within {timeout_s:g} s"
     if node in pongs:
         blocked = show.part(pongs[node], "blocked")
-        return f"no reply: {blocked_text(blocked)}" if blocked else f"{text}, but it answers now"
+        return f"no reply: {blocked_text(blocked)}" if blocked else f"{text}, but now it answers"
     if node in roll.living:
         return (
             f"{text}, but it holds its lease: it takes no commands (--without-control), has just "
@@ -226,7 +227,7 @@ def _why(node: str, timeout_s: float, roll: Roll, pongs: Mapping[str, Any]) -> s
 
 def gone_text(gone: Gone) -> str:
     """Return how long ago a worker died, and what happened to its messages."""
-    return f"gone {show.age(gone.for_s)}, {gone.moved:,} messages given back"
+    return f"gone {show.age(gone.for_s)}, {gone.moved:,} messages requeued"
 
 
 def blocked_text(blocked: Any) -> str:

@@ -1,4 +1,4 @@
-"""``greenq config``: each setting with its value, where that comes from, and what it means."""
+"""``greenq config``: each setting with its value, the value's source, and its meaning."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(app: Greenq) -> dict[str, dict[str, Any]]:
-    """Return for each setting its value, without secrets, source, default, unit and meaning."""
+    """Return the value (without secrets), source, default, unit and meaning of each setting."""
     found = {}
     for section in SECTIONS.values():
         for each in dataclasses.fields(section):

@@ -47,7 +47,7 @@ class Wanted:
     after: datetime | None = None
 
     def __call__(self, letter: DeadLetter) -> bool:
-        """Return whether this letter is selected."""
+        """Return whether a letter is selected."""
         return (
             (self.task is None or fnmatchcase(letter.task or "", self.task))
             and (self.reason is None or self.reason.lower() in letter.reason.lower())
@@ -71,7 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--since",
         type=argument_types.duration,
         metavar="AGE",
-        help="only those younger than 30s, 10m, 2h or 7d",
+        help="only letters younger than 30s, 10m, 2h or 7d",
     )
     add("--limit", type=argument_types.count, metavar="N",
         help="list the newest N (default 100), or replay the oldest N")  # fmt: skip
@@ -156,7 +156,7 @@ def _purge(
 
 
 def _report(letters: Iterator[DeadLetter], done: str, *, as_json: bool) -> None:
-    """Print what was done, also after an error halfway."""
+    """Print what was done, even after an error halfway."""
     counts: Counter[str] = Counter()
     try:
         for letter in letters:
@@ -172,7 +172,7 @@ def _report(letters: Iterator[DeadLetter], done: str, *, as_json: bool) -> None:
 
 
 def fields(letter: DeadLetter) -> dict[str, Any]:
-    """Return what the list shows of a letter, for JSON."""
+    """Return the list's data about a letter, for JSON."""
     return {
         "queue": letter.queue,
         "id": letter.id,
@@ -202,7 +202,7 @@ def total(counts: Counter[str], shown: int) -> str:
 
 def description(letter: DeadLetter) -> Iterator[str]:
     """Yield everything about a letter, line by line."""
-    kept = f"; the first {len(letter.raw):,} are kept, so no replay" if letter.is_cut else ""
+    kept = f"; the first {len(letter.raw):,} are kept, so it cannot be replayed" if letter.is_cut else ""
     pairs = fields(letter) | {"size": f"{letter.size:,} bytes{kept}"}
     for name, value in pairs.items():
         yield f"{name.replace('_', ' '):<10} {printable(str(value or '-'))}"

@@ -31,15 +31,15 @@ _FILES: Final = {
     "kubernetes": "kubernetes.yaml",
 }
 
-# How the files are written without options; `file` replaces them.
+# The options that the files contain by default; `file` replaces them.
 _APP: Final = "proj"
 _AUTOSCALE: Final = "500,10"
 _PROCESSES: Final = "4,1"
 
-# What stands in a file without being quoted, in any of the formats.
+# Text that needs no quotes in any of the formats.
 _PLAIN: Final = re.compile(r"[\w./:@+-]+")
 
-# For replies of a worker that drains.
+# Timeout for replies of a draining worker.
 _REPLY_S: Final = 2.0
 
 
@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's subcommands to `parser`."""
     kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     for what, text in (
-        ("supervisord", "write a supervisord.conf: a group of workers and a watch over them"),
+        ("supervisord", "write a supervisord.conf: a group of workers and a listener that watches them"),
         ("systemd", "write a systemd unit, greenq@.service: one worker for each instance"),
         ("docker", "write a Dockerfile"),
         ("kubernetes", "write a Deployment, a disruption budget and a scaler for Kubernetes"),
@@ -92,14 +92,14 @@ def _add_restart(kinds: Any) -> None:
         "unix:///path/supervisor.sock")  # fmt: skip
     add("--group", default="greenq", metavar="NAME", help="the group (default greenq)")
     add("--drain", type=argument_types.seconds, default=600.0, metavar="S",
-        help="wait this long for a worker's running tasks; then they have its "
+        help="wait this long for a worker's running tasks; then they get its "
         "worker_shutdown_grace (default 600)")  # fmt: skip
     add("--ready", type=argument_types.seconds, default=60.0, metavar="S",
         help="a restarted worker must answer within this (default 60)")  # fmt: skip
 
 
 def plain(text: str) -> str:
-    """Read a name or path that can stand in any of the files without quotes."""
+    """Read a name or path that needs no quotes in any of the files."""
     if not _PLAIN.fullmatch(text):
         raise argparse.ArgumentTypeError(
             f"{text!r} has characters that a configuration file would have to quote: use letters, "
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def file(what: str, options: Mapping[str, Any]) -> str:
-    """Return the text of a file with the given options in the place of the file's own.
+    """Return the text of a file with the given options in place of the defaults.
 
     Raises:
         GreenqError: this installation has no such file.
@@ -225,7 +225,7 @@ def _supervisor(url: str | None, configuration: Path | None) -> Supervisor:
     """Return the supervisord that the command line names.
 
     Raises:
-        SupervisorError: it names none, or the configuration has no address.
+        SupervisorError: it does not name one, or the configuration has no address.
     """
     url = url or (None if configuration else os.environ.get("SUPERVISOR_SERVER_URL"))
     if url:

@@ -1,4 +1,4 @@
-"""``greenq events``: shows what happens in the cluster, as a live table, as lines or as JSON."""
+"""``greenq events``: shows the cluster's events, as a live table, as lines or as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from greenq.events.receiver import Receiver
 
-# How often the table is redrawn; the end of the time is noticed at most this late.
+# How often the table is redrawn; the end of the timeout is noticed with at most this delay.
 _TURN_S = 0.25
 
 # How many task names are remembered: most events of a task carry only its id.
@@ -38,7 +38,7 @@ class Output(Protocol):
         """Add an event, in order of arrival."""
 
     def flush(self) -> None:
-        """Show all events added so far; called regularly, also when none has arrived."""
+        """Show all events added so far; called regularly, even when none has arrived."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +138,7 @@ class Lines:
         return f"{show.printable(hostname)} [{_time(timestamp)}] {show.printable(what)}: {details}"
 
     def _task(self, kind: str, rest: dict[str, Any]) -> str:
-        """Remove what identifies the task from `rest` and return it as text."""
+        """Remove the task's name and id from `rest` and return them as text."""
         uuid = str(rest.pop("uuid", "-"))
         if kind in ("task-received", "task-sent"):
             name, args, kwargs = (rest.pop(field, None) for field in ("name", "args", "kwargs"))
@@ -152,5 +152,5 @@ def _time(timestamp: float) -> str:
     try:
         return str(datetime.fromtimestamp(timestamp, UTC))
     except (ValueError, OverflowError, OSError):
-        # Beyond the range of `datetime`.
+        # The timestamp is beyond the range of `datetime`.
         return f"{timestamp:g}"

@@ -162,5 +162,5 @@ def _clock_time(timestamp: float | None) -> str:
     try:
         return f"{datetime.fromtimestamp(timestamp or 0.0).astimezone():%H:%M:%S}"
     except (ValueError, OverflowError, OSError):
-        # Beyond the range of `datetime`.
+        # The timestamp is beyond the range of `datetime`.
         return "-"

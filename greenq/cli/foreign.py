@@ -1,6 +1,6 @@
 """Celery's command line where it differs: option order, and options that greenq does not have.
 
-An option or command that only Celery has is answered with one sentence: what to do instead.
+An option or command that only Celery has gets a one-sentence answer that says what to do instead.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _REFUSED: Final = {
 }
 
 COMMANDS: Final = {
-    "multi": "there is no multi: start workers with a supervisor (greenq deploy supervisord), or "
-    "one with a larger -c",
+    "multi": "there is no multi: start several workers with a supervisor (greenq deploy supervisord), "
+    "or one worker with a larger -c",
     "flower": "Flower is a separate program that works with greenq's workers: "
     "celery -b URL flower; greenq top shows them in the terminal",
     "amqp": "there is no AMQP here; greenq queues and greenq list show queues and bindings",
@@ -52,11 +52,11 @@ _INSTEAD: Final[tuple[tuple[tuple[str, ...], bool, str], ...]] = (
         "by default a worker takes no more than its pool's size (worker_prefetch_multiplier = 1)",
     ),
     (("--purge", "--discard"), False, "use greenq purge before the worker starts"),
-    (("--umask",), True, "have the supervisor set the umask"),
+    (("--umask",), True, "let the supervisor set the umask"),
     (("--executable",), True, "run greenq with the Python you want: python -m greenq worker"),
 )
 
-# The same of Celery's beat.
+# The same for Celery's beat.
 _INSTEAD_OF_BEATS: Final[tuple[tuple[tuple[str, ...], bool, str], ...]] = (
     *_INSTEAD[:1],
     (("-S", "--scheduler"), True, _INSTEAD[1][2]),
@@ -135,7 +135,7 @@ def refused(argv: Sequence[str]) -> str | None:
 
 
 class _Instead(argparse.Action):
-    """A Celery option that is answered with a sentence."""
+    """A Celery option that gets a sentence as its answer."""
 
     def __call__(
         self,

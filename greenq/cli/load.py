@@ -18,7 +18,7 @@ from greenq.suggest import nearest
 # Files whose frames are not the user's code.
 _NOT_THE_USERS = ("<frozen importlib", str(Path(greenq.__file__).parent), importlib.__file__)
 
-# Names of an app in a module, and of a package's submodules that may hold it.
+# Names of an app in a module, and of a package's submodules that may contain it.
 _ATTRIBUTES = ("app", "greenq", "celery")
 _SUBMODULES = ("greenq", "celery")
 
@@ -31,7 +31,7 @@ def find_app(path: str | None) -> Greenq:
     import path.
 
     Raises:
-        AppNotFound: no app was found; the message says what was tried and what to do.
+        AppNotFound: no app was found; the message lists what was tried and what to do.
     """
     if not path:
         raise AppNotFound("no app named: name it, as in `greenq worker -A proj`")
@@ -78,7 +78,7 @@ def import_tasks(app: Greenq) -> None:
     """Import the task modules that an app names.
 
     Raises:
-        GreenqError: a module cannot be imported; the message has the frames of user code only.
+        GreenqError: a module cannot be imported; the message contains only the frames of user code.
     """
     try:
         app.import_task_modules()
@@ -95,7 +95,7 @@ def _import(name: str) -> ModuleType:
         missing = exc.name or name
         if name.endswith(".py") and name.startswith(missing):
             raise AppNotFound(
-                f"-A takes the name of a module, not of its file: -A {name.removesuffix('.py')}"
+                f"-A takes the name of a module, not of a file: -A {name.removesuffix('.py')}"
             ) from exc
         if name == missing or name.startswith(f"{missing}."):
             raise AppNotFound(

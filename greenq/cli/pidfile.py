@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def pid_file(path: str | None, inherited: int = -1) -> Iterator[int]:
     """Keep this process's id in the file `path` during the block; with None, do nothing.
 
-    The lock shows that its owner lives, so a file left behind by a crash does no harm.
+    The lock shows that its owner is alive, so a file left behind by a crash does no harm.
 
     Args:
         path: of the file.
@@ -35,7 +35,7 @@ def pid_file(path: str | None, inherited: int = -1) -> Iterator[int]:
     if path is None:
         yield -1
         return
-    # Make it absolute: the app may change the current folder.
+    # Make the path absolute: the app may change the current folder.
     path = os.path.abspath(path)
     number = _adopt(inherited, path) or _lock(path)
     try:
@@ -50,7 +50,8 @@ def pid_file(path: str | None, inherited: int = -1) -> Iterator[int]:
 
 
 def _adopt(inherited: int, path: str) -> int | None:
-    """Return `inherited` if it is the file; close it if it is another one, deleted meanwhile."""
+    """Return `inherited` if it is the file; close it if it is a different file, which was deleted
+    meanwhile."""
     if inherited < 0:
         return None
     os.set_inheritable(inherited, False)

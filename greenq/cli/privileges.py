@@ -1,4 +1,4 @@
-"""Whose rights a worker has: another user's on request, and a warning about root's."""
+"""The user a worker runs as: another user on request; a warning for root."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def drop_rights(user: str | None, group: str | None) -> None:
         group: a name or a number.
 
     Raises:
-        ConfigError: there is no such user or group, or this process may not become it.
+        ConfigError: there is no such user or group, or this process may not switch to it.
     """
     if user is None and group is None:
         return
@@ -37,7 +37,7 @@ def drop_rights(user: str | None, group: str | None) -> None:
     else:
         gid = os.getegid() if entry is None else entry.pw_gid
     if (uid, gid) == (os.geteuid(), os.getegid()) and os.geteuid() != 0:
-        # As after a restart.
+        # As after a restart in place.
         return
     name, value = ("gid", group) if user is None else ("uid", user)
     if os.geteuid() != 0:
@@ -50,7 +50,7 @@ def drop_rights(user: str | None, group: str | None) -> None:
         os.setgid(gid)
         os.setuid(uid)
     except OSError as exc:
-        raise ConfigError([Problem(name, value, f"cannot be taken: {exc.strerror}")]) from exc
+        raise ConfigError([Problem(name, value, f"cannot switch to it: {exc.strerror}")]) from exc
 
 
 def _find_user(user: str) -> pwd.struct_passwd:
@@ -72,8 +72,8 @@ def warn_of_root() -> None:
     if os.geteuid() != 0 or os.environ.get("C_FORCE_ROOT") or _is_in_container():
         return
     _log.warning(
-        "this worker runs as root, and so does the code of its tasks: name a user with --uid, or "
-        "set C_FORCE_ROOT=1 if it must"
+        "this worker runs as root, and so does the code of its tasks: name a user with --uid, "
+        "or set C_FORCE_ROOT=1 if this is intended"
     )
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _APART_S: Final = 1.0
 
-# Sending a header takes no longer than this, unless its members are slow to make.
+# Sending a header takes no longer than this, unless its members are slow to produce.
 UNSEALED_S: Final = 60.0
 _TOP_LEFT: Final = "\033[H\033[J"
 
@@ -39,8 +39,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-Q", "--queues", type=argument_types.names, default=(), metavar="A,B",
         help="only these (default: all that were ever declared, and the app's)")  # fmt: skip
-    add("--rates", action="store_true", help="look twice, a second apart, and show the change")
-    add("--watch", action="store_true", help="look every second until interrupted")
+    add("--rates", action="store_true", help="count twice, a second apart, and show the change")
+    add("--watch", action="store_true", help="count every second until interrupted")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -103,12 +103,12 @@ class Takers:
 
 
 def takers(roll: Roll, replies: Mapping[str, Any]) -> Takers:
-    """Combine what the server knows of greenq's workers with the replies of others.
+    """Combine the server's data about greenq's workers with the replies of other workers.
 
     Args:
         roll: workers with a lease. A blocked or unresponsive worker still takes from its queues.
-        replies: to the command active_queues, by node: of Celery's workers, and of those that
-            have not registered their queues yet.
+        replies: to the command active_queues, by node, from Celery's workers and from those
+            that have not registered their queues yet.
     """
     found: dict[str, list[str]] = {}
     replied = {
@@ -137,7 +137,7 @@ def held(replies: Mapping[str, Any]) -> dict[str, int]:
 def _complete(
     app: Greenq, args: argparse.Namespace, names: Iterable[str], before: Look | None
 ) -> Look:
-    """Count, and add what only the workers know."""
+    """Count, and add the figures that only the workers know."""
     roll = called_roll(app)
     replies = ask(app, args, "active_queues")
     absent = silent(app, args, replies, roll)
@@ -191,7 +191,7 @@ def never_sent(chord: Unsealed) -> str:
 
 
 def headings(queues: Sequence[Queue]) -> tuple[str, ...]:
-    """Return the column headings; each priority step has one."""
+    """Return the column headings; there is one for each priority step."""
     steps = [f"P{step}" for step in queues[0].depth] if queues else []
     places = "INBOX", "PARKED", "HELD", "DEAD", "OLDEST", "CONSUMERS", "CHANGE/S", "DRAINED IN"
     return ("QUEUE", "WAITING", *steps, *places, "")

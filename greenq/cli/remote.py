@@ -291,13 +291,13 @@ def lines(
 
 
 def _foreign(method: str, arguments: Mapping[str, Any]) -> str:
-    """Return what a Celery node does with one of greenq's own commands, which it does not know."""
+    """Return how a Celery node behaves for one of greenq's own commands, which it does not know."""
     queue = show.printable(str(arguments.get("queue", "?")))
     does = {
         "pause": f"it still takes from {queue} (cancel_consumer {queue} stops that)",
         "resume": f"it takes from {queue} unless cancel_consumer has stopped that "
         f"(add_consumer {queue})",
-        "drain": "it goes on taking messages (cancel_consumer stops that, queue by queue)",
+        "drain": "it keeps taking messages (cancel_consumer stops that, queue by queue)",
     }
     return f"a Celery worker: {does.get(method, 'it does not know this command')}"
 

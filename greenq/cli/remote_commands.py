@@ -60,7 +60,7 @@ class Parameter:
 
     @property
     def dest(self) -> str:
-        """The name of its value, apart from those of the command line's own options."""
+        """The name of its value, distinct from those of the command line's own options."""
         return f"argument {self.name}"
 
 
@@ -155,7 +155,7 @@ INSPECT: Final = (
         "registered",
         "tasks a node knows",
         (
-            Parameter("taskinfoitems", "attributes to show, as rate_limit", how="any"),
+            Parameter("taskinfoitems", "attributes to show, such as rate_limit", how="any"),
             Parameter("builtins", "include those of the library itself", how="flag"),
         ),
         "dump_tasks",
@@ -223,7 +223,7 @@ CONTROL: Final = (
     RemoteCommand(
         "rate_limit",
         "change how often a node may start a task",
-        (_TASK_NAME, Parameter("rate_limit", "as 10/s, 100/m, 5/h; 0 is no limit")),
+        (_TASK_NAME, Parameter("rate_limit", "such as 10/s, 100/m, 5/h; 0 means no limit")),
     ),
     RemoteCommand(
         "time_limit",

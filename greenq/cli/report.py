@@ -1,4 +1,4 @@
-"""``greenq report``: what a bug report should contain."""
+"""``greenq report``: the information for a bug report."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def machine() -> dict[str, Any]:
 
 
 def server(app: Greenq) -> dict[str, Any]:
-    """Return facts about the server, and what is wrong with them."""
+    """Return facts about the server, and problems found in them."""
     facts_of = importlib.import_module("greenq.transport.facts")
     try:
         facts = facts_of.server_facts(app.transport.client)
@@ -91,7 +91,7 @@ def server(app: Greenq) -> dict[str, Any]:
     wrong = [facts_of.eviction_warning(facts)]
     if abs(facts.skew_s) >= _SKEW_S:
         wrong.append(
-            "the clocks differ, and with them ETAs, expiry and ages; is NTP running on both?"
+            "the clocks differ, which affects ETAs, expiry and ages; is NTP running on both?"
         )
     if facts.append_only is False and not facts.saved_s:
         wrong.append("all data is lost when the server restarts")

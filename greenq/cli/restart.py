@@ -11,8 +11,8 @@ from typing import NoReturn
 
 from greenq.errors import GreenqError
 
-# What the process leaves for its next self: the descriptor of its locked pid file, -1 without one,
-# and 1 if the next one is to handle SIGHUP, 0 under nohup.
+# What the process passes to its successor: the descriptor of its locked pid file (-1 without one),
+# and whether to handle SIGHUP (1, or 0 under nohup).
 _LEFT = "GREENQ_RESTARTED"
 
 
@@ -50,10 +50,10 @@ class Origin:
         )
 
     def again(self, pid_file: int = -1) -> NoReturn:
-        """Restart this process, with the pid file locked all the while.
+        """Restart this process, keeping the pid file locked.
 
         Raises:
-            GreenqError: it cannot be started; this process has nothing left to do.
+            GreenqError: the new process cannot be started; this one has nothing left to do.
         """
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
@@ -64,7 +64,7 @@ class Origin:
             if pid_file >= 0:
                 os.set_inheritable(pid_file, True)
             handles_hangups = hold_hangups()
-            # An ignored signal stays ignored across the start; one with a handler would not.
+            # An ignored signal stays ignored across `execve`; one with a handler would not.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             left = f"{pid_file},{int(handles_hangups)}"
             os.execve(self.command[0], self.command, {**self.environ, _LEFT: left})

@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the stored state and result; an unknown task is PENDING."""
     with opened(args) as app:
-        # Read everything at once: the task may end meanwhile.
+        # Read everything in one call, since the task may end meanwhile.
         meta = app.transport.backend.get(args.id)
     found = {
         "id": args.id,

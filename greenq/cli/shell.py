@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 def namespace(app: Greenq) -> dict[str, Any]:
     """Return the prompt's names: the app, its tasks by their short names, and greenq's names.
 
-    A task whose short name is already used is in ``tasks`` only.
+    A task whose short name is already used is only in ``tasks``.
     """
     names: dict[str, Any] = {}
     for name, task in sorted(app.tasks.items()):

@@ -28,7 +28,7 @@ def complain(text: str) -> None:
 
 
 def write_json(value: object) -> None:
-    """Print a value as one line of JSON; what JSON cannot represent, as its repr."""
+    """Print a value as one line of JSON; use the repr of parts that JSON cannot represent."""
     write(json.dumps(value, default=repr))
 
 
@@ -44,7 +44,7 @@ def bold_wanted() -> bool:
 
 
 def width() -> int | None:
-    """Return the terminal's width; None if the output is not a terminal: lines may be long."""
+    """Return the terminal's width; None if the output is not a terminal, so lines may be long."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -60,7 +60,7 @@ def table(
     color: bool = False,
     width: int | None = None,
 ) -> Iterator[str]:
-    """Align rows below their headings, cut to `width`; yield nothing without rows."""
+    """Align rows below their headings, cut to `width`; yield nothing if there are no rows."""
     if not rows:
         return
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
@@ -88,7 +88,7 @@ def tree(value: object) -> Iterator[str]:
 
 def _branch(lead: str, item: object) -> Iterator[str]:
     lines = list(tree(item))
-    # A list item starts on the line of its dash, a key's value only if it is one line.
+    # A list item starts on the line of its dash, a key's value only if it fits on one line.
     inline = (lead == "-") or (len(lines) == 1 and not (isinstance(item, (dict, list)) and item))
     if inline:
         yield f"{lead} {lines[0]}".rstrip()

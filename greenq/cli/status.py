@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from greenq.app import Greenq
     from greenq.transport.members import Roll
 
-# How long to search for queues that no worker takes from.
+# How long to search for queues from which no worker takes.
 _WALK_S = 0.05
 
 HEADINGS = ("NODE", "STATE", "ACTIVE", "PROCESSED", "UPTIME", "")
@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
     add_asking_options(parser)
     parser.add_argument("--expect", type=argument_types.count, metavar="N",
-        help=f"exit with {EX_TEMPFAIL} unless this many nodes reply")  # fmt: skip
+        help=f"exit with {EX_TEMPFAIL} unless at least this many nodes reply")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         show.write(total(replies, len(absent), len(gone)))
     for warning in warnings:
         show.complain(f"warning: {warning}")
-    # Leave out what the table already shows.
+    # Leave out values that the table already shows.
     code = report_missing(args, replies, absent if args.json else {})
     code = EX_TEMPFAIL if absent and (replies or not args.destination) else code
     if args.expect and len(replies) < args.expect:

@@ -1,4 +1,5 @@
-"""``greenq supervisor-listener``: restarts workers that are mute or too big, under supervisord."""
+"""``greenq supervisor-listener``: under supervisord, restarts workers that do not answer or use too
+much memory."""
 
 from __future__ import annotations
 
@@ -35,13 +36,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--mute-after", type=argument_types.seconds, default=60.0, metavar="S",
         help="restart a worker that answers no ping for this long (default 60)")  # fmt: skip
     add("--max-memory", type=argument_types.memory, metavar="SIZE",
-        help="restart a worker that uses more, as in 2G (default: no limit)")  # fmt: skip
+        help="restart a worker that uses more memory than this, as in 2G (default: no limit)")  # fmt: skip
     add("-l", "--loglevel", type=argument_types.level, default="INFO", metavar="LEVEL",
         help="DEBUG, INFO, WARNING, ERROR or CRITICAL (default INFO)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look at the workers at each event, until supervisord closes the input."""
+    """Check the workers at each event, until supervisord closes the input."""
     url = os.environ.get(_URL)
     if not url or sys.stdin.isatty():
         raise SupervisorError(
@@ -49,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
             f"an [unix_http_server] section ({_URL} is {'set' if url else 'not set'}): see the "
             "output of `greenq deploy supervisord`"
         )
-    # Between a stop and a start, supervisord's TERM must not leave a worker stopped.
+    # Between a stop and a start, supervisord's TERM must not interrupt: the worker would stay
+    # stopped.
     signal.signal(signal.SIGTERM, lambda *_signal: sys.exit(0))
     log.setup(args.loglevel)
     # Imported only here: the parser must not load it.
@@ -72,5 +74,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ping(app: Greenq, nodes: Sequence[str]) -> Collection[str]:
-    """Return those of the nodes that answer a ping."""
+    """Return the nodes that answer a ping."""
     return app.control.mailbox.ask("ping", destination=nodes, timeout_s=_PING_S).keys()

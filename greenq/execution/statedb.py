@@ -1,7 +1,7 @@
 """StateDB: a file in which revoked tasks and the cluster's clock survive a restart of the worker.
 
-The file is JSON. It is replaced as a whole: written beside its place, forced to the disk, and
-renamed, so that a crash leaves either the old one or the new one.
+The file is JSON. It is replaced as a whole: written under another name, synced to disk, and
+renamed, so a crash leaves either the old file or the new one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Time between two looks whether anything has changed; the clock alone is written less often.
+# Time between two checks for changes; the clock alone is written less often.
 _LOOK_S: Final = 5.0
 _CLOCK_EVERY_S: Final = 60.0
 
@@ -55,7 +55,7 @@ def save(path: Path | str, saved: Saved) -> None:
     """Replace the file by one with `saved`.
 
     Raises:
-        OSError: it cannot be written; the old one is as it was.
+        OSError: it cannot be written; the old file is unchanged.
     """
     text = json.dumps(
         {
@@ -72,7 +72,7 @@ def save(path: Path | str, saved: Saved) -> None:
         file.flush()
         os.fsync(number)
     os.replace(new, path)
-    # The folder, which now has another file under this name, must reach the disk, too.
+    # The folder, in which the name now refers to another file, must be synced, too.
     folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -84,14 +84,14 @@ def load(path: Path | str) -> Saved:
     """Read the file; a missing or empty one holds nothing.
 
     Raises:
-        ConfigError: it cannot be read, or was not written by `save`.
+        ConfigError: it cannot be read, or `save` did not write it.
     """
     try:
         with open(path, "rb") as file:
             content = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         if _is_shelve(path):
-            # In files with endings of their own, such as .db.
+            # In files with suffixes of their own, such as .db.
             raise _problem(path, _CELERYS) from None
         return Saved()
     except OSError as exc:
@@ -110,7 +110,7 @@ def _parse(found: Any) -> Saved:
     """Read what `save` has written.
 
     Raises:
-        ValueError, TypeError, KeyError: it was not.
+        ValueError, TypeError, KeyError: `save` did not write it.
     """
     if (
         found["format"] != _FORMAT
@@ -136,7 +136,7 @@ def _is_shelve(path: Path | str) -> bool:
     try:
         return bool(dbm.whichdb(os.fspath(path)))
     except Exception:
-        # It fails on some files that are no database at all.
+        # It fails on some files that are not databases at all.
         return False
 
 
@@ -161,7 +161,7 @@ class StateDB(StartStopPart):
         """Read the file into `state`.
 
         Raises:
-            ConfigError: the file cannot be read, or is not one of greenq's.
+            ConfigError: the file cannot be read, or greenq did not write it.
         """
         # Absolute, since the app may change the working folder.
         self.path = os.path.abspath(path)

@@ -23,7 +23,7 @@ INTERVAL_S = 0.4
 
 
 class StoppedWorkflows(StartStopPart):
-    """Asks the server which workflows are stopped, and has the worker's tasks obey."""
+    """Asks the server which workflows are stopped, and applies this to the worker's tasks."""
 
     name = "StoppedWorkflows"
     requires = ("Outbox", "Pool")
@@ -34,7 +34,7 @@ class StoppedWorkflows(StartStopPart):
         outbox: Outbox,
         stop: Callable[[Mapping[str, str]], object],
     ) -> None:
-        """Call `stop` with the stopped workflows when these have changed."""
+        """Call `stop` with the stopped workflows whenever these have changed."""
         self._workflows = workflows
         self._outbox = outbox
         self._stop = stop
@@ -44,7 +44,7 @@ class StoppedWorkflows(StartStopPart):
         self._greenlet: Greenlet | None = None
 
     def start(self) -> None:
-        """Ask at once, before anything is taken, and then again and again."""
+        """Ask at once, before any message is taken, and then repeatedly."""
         self._look()
         self._greenlet = spawn(self._run, name="stopped workflows", lasts=True)
 
@@ -66,9 +66,9 @@ class StoppedWorkflows(StartStopPart):
                 self._obey(self._workflows.stopped())
                 self._changes = changes
         except OperationalError as exc:
-            self._outage.failed("whether workflows are cancelled or paused is not known", exc)
+            self._outage.failed("cannot read which workflows are cancelled or paused", exc)
         else:
-            self._outage.recovered("the stopped workflows are known again")
+            self._outage.recovered("can read again which workflows are cancelled or paused")
 
     def _obey(self, stopped: Mapping[str, str]) -> None:
         go_on = [
@@ -79,7 +79,7 @@ class StoppedWorkflows(StartStopPart):
         self._stopped = stopped
         self._stop(stopped)
         if go_on:
-            # What this worker has put away after the workflow went on.
+            # Messages that this worker put aside after the workflow had been resumed.
             self._outbox.wait_written(INTERVAL_S)
             for each in go_on:
                 self._workflows.release(each)

@@ -1,7 +1,7 @@
-"""Counts of runs: what became of the tasks, how long they ran, how long they waited.
+"""Counts of runs: how tasks ended, how long they ran, how long they waited.
 
-Kept only for metrics and for the adaptive autoscaler. They are written by the hub on the path of
-every task, so they are a few additions each; whoever reads them does the rest.
+Kept only for metrics and for the adaptive autoscaler. The hub updates them for every task, so
+an update is only a few additions; the reader computes the rest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, SUCCESS
 if TYPE_CHECKING:
     from greenq.request import Request
 
-# Upper bounds of the buckets in seconds; those up to 10 are what Prometheus clients use by default.
+# Upper bounds of the buckets in seconds; those up to 10 are the defaults of Prometheus clients.
 RUNTIMES_S: Final = (
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
     30.0, 60.0, 300.0, 1800.0,
@@ -30,8 +30,8 @@ WAITS_S: Final = (
 # The states in which a run ends.
 STATES: Final = (SUCCESS, FAILURE, RETRY, REVOKED, REJECTED, IGNORED)
 
-# How many pairs of task and queue, and how many kinds of failures, are told apart. Queues may be
-# added from outside, and exceptions have whatever names a task's libraries give them.
+# How many pairs of task and queue, and how many kinds of failures, are counted separately. Queues
+# may be added from outside, and a task's libraries choose the names of their exceptions.
 MOST_SERIES: Final = 1000
 OTHER: Final = "other"
 
@@ -47,13 +47,13 @@ class Series:
         ended: by state, how many runs ended.
         runtime_s, wait_s: sums.
         runtimes, waits: by bucket; the last one holds everything above.
-        prefetch_s: how long the last one waited here for its start.
+        prefetch_s: how long the last one waited in this worker to be started.
     """
 
     __slots__ = ("ended", "prefetch_s", "received", "runtime_s", "runtimes", "wait_s", "waits")
 
     def __init__(self) -> None:
-        """Start at zero, in all states: the first failure is then an increase."""
+        """Start at zero, in all states: so the first failure shows as an increase."""
         self.received = 0
         self.ended = dict.fromkeys(STATES, 0)
         self.runtime_s = self.wait_s = self.prefetch_s = 0.0
@@ -62,7 +62,7 @@ class Series:
 
 
 class Tally:
-    """Counts by task and queue; the names of tasks are those that are registered here.
+    """Counts by task and queue; only tasks registered here are named.
 
     Attributes:
         series: by task and queue.
@@ -89,9 +89,9 @@ class Tally:
         series.runtime_s += runtime_s
         series.runtimes[bisect_left(RUNTIMES_S, runtime_s)] += 1
         raw = request.delivery.raw
-        # Taken out of the text: parsing the envelope again would take longer than all the rest.
+        # Extracted from the text: parsing the envelope again would take longer than all the rest.
         place = raw.rfind(_TAG) + len(_TAG)
-        # Those with an ETA wait on purpose.
+        # Messages with an ETA wait intentionally.
         if raw[place + 14 : place + 15] == b"7" and request.message.eta is None:
             sent_s = sent_at(raw[place : place + _TAG_CHARS].decode("ascii", "replace"))
             if sent_s is not None:
@@ -104,7 +104,7 @@ class Tally:
             self._failed(key, type(value).__name__)
 
     def totals(self) -> tuple[int, float]:
-        """Return how many runs have ended in any way, and how long they took together."""
+        """Return how many runs have ended in any state, and their total duration."""
         series = list(self.series.values())
         return (
             sum(sum(each.ended.values()) for each in series),

@@ -1,6 +1,6 @@
-"""What a worker enters into the index of workflows: the begin and the end of each of their tasks.
+"""What a worker enters into the index of workflows: the beginning and the end of each task in them.
 
-It is written by the calls that store these anyway (`greenq.transport.outbox`).
+The calls that store states and results write these entries, too (`greenq.transport.outbox`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _LETTERS = {
     REVOKED_STATE: REVOKED, RETRY: AGAIN,
 }  # fmt: skip
 
-# For so many groups it is known that what follows them has been entered.
+# How many groups are remembered whose followers have been entered.
 _MOST_GROUPS = 1000
 
 
@@ -56,7 +56,7 @@ class WorkflowIndex:
         """Write as the node `hostname`; the index keeps a workflow for `seconds`."""
         self._broker = broker
         self._revoked = revoked
-        # A bar ends the times of a node, of which it is the last.
+        # The node name comes last in a node's times and ends with a bar.
         self._hostname = hostname.replace("|", "/")
         self._seconds = seconds
         # Groups of clients whose followers have been entered, the latest last.
@@ -64,7 +64,8 @@ class WorkflowIndex:
 
     @staticmethod
     def adopt(message: TaskMessage) -> None:
-        """Name the root of a message that a client has sent without one for the whole workflow."""
+        """Name the root of a message that a client has sent without a root for the whole
+        workflow."""
         message.root_id = workflow_of(message) or message.root_id
 
     def is_cancelled(self, message: TaskMessage) -> bool:
@@ -72,7 +73,7 @@ class WorkflowIndex:
         return self._revoked.workflows.get(message.root_id or message.id) == CANCELLED
 
     def began(self, request: Request) -> Entry | None:
-        """Return what to write when a task begins; None if it is on its own."""
+        """Return what to write when a task begins; None if the task belongs to no workflow."""
         message = request.message
         workflow = workflow_of(message)
         if workflow is None:
@@ -85,7 +86,7 @@ class WorkflowIndex:
         return Entry(request.delivery.tag, "k", workflow=Workflow(index=items))
 
     def _is_new(self, message: TaskMessage) -> bool:
-        """Tell whether what follows a client's message is not yet known to be entered."""
+        """Return whether what follows a client's message may be missing from the index."""
         if not (message.chain or message.chord):
             return False
         if message.chain or message.group is None:
@@ -108,7 +109,8 @@ class WorkflowIndex:
         children: Sequence[str] = (),
         goes_on: bool = False,
     ) -> Workflow | None:
-        """Return `workflow` with the end of a task; None if there is none, and it is on its own.
+        """Return `workflow` with the end of a task; None if there is none and the task belongs to
+        no workflow.
 
         Args:
             delivery: its message; kept if it has failed.
@@ -117,7 +119,7 @@ class WorkflowIndex:
             workflow: what its end sets in motion.
             began_s: when it began, unix seconds.
             children: the ids of the tasks that it has sent.
-            goes_on: it runs again, or is replaced.
+            goes_on: whether it runs again or is replaced.
         """
         name = workflow_of(message) or (message.id if children else None)
         if name is None:
@@ -135,17 +137,17 @@ class WorkflowIndex:
         return made
 
     def held(self, request: Request) -> Entry:
-        """Return the entry that keeps a message until its workflow goes on."""
+        """Return the entry that keeps a message until its workflow is resumed."""
         message, delivery = request.message, request.delivery
         back = self._broker.requeue(*delivery, "next")
         key = self._broker.keys.workflow(message.root_id or message.id)
         move = Move(delivery.tag, f"{key}.held", "next", item(back.key, back.text))
-        # The note sees to it that the list expires.
+        # The note makes sure that the list expires.
         note = self._noted(message.root_id or message.id, of_message(message), WAITING, "")
         return Entry.moving(move, workflow=Workflow(index=[note]))
 
     def sent(self, calls: Iterable[Call]) -> list[Noted]:
-        """Return what to note of the calls that a task's end sends."""
+        """Return what to note about the calls that a task's end sends."""
         return [
             self._noted(call.options["root_id"], of_call(call), WAITING, "")
             for call in calls
@@ -153,7 +155,7 @@ class WorkflowIndex:
         ]
 
     def never(self, message: TaskMessage, tasks: Iterable[tuple[str, str]]) -> list[Noted]:
-        """Return what to note of tasks that can no longer run, given with their states."""
+        """Return what to note about tasks that can no longer run, given with their states."""
         name = message.root_id or message.id
         return [
             Noted(name, self._seconds, task_id, _LETTERS.get(state, FAILED))

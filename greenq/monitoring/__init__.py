@@ -1,5 +1,5 @@
-"""What others ask of a worker over HTTP: its health, the cluster's backlog, its metrics.
+"""HTTP endpoints of a worker: its health, the cluster's backlog and its metrics.
 
-A thread of its own answers, beside the hub and the watchdog thread: it answers while a task blocks
-the hub, and no client can hold up the renewal of the lease.
+A separate thread, beside the hub and the watchdog thread, serves them: it answers while a task
+blocks the hub, and no client can hold up the renewal of the lease.
 """

@@ -1,4 +1,4 @@
-"""The backlog of the whole cluster, for autoscalers and metrics: counted on the server.
+"""The backlog of the whole cluster, counted on the server for autoscalers and metrics.
 
 Any worker gives the same answer, so it does not matter which one is asked. It is counted at most
 once a second, on a connection of its own, by the thread that answers slow requests.
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from greenq.remote.queue_counts import Queue
     from greenq.worker_parts import Parts
 
-# How long a count is given out again.
+# How long a count is cached.
 KEPT_S: Final = 1.0
 
 # Changes are measured against the oldest count within this time.
 _WINDOW_S: Final = 60.0
 
-# A server that answers later than this counts as away.
+# A server that takes longer to answer counts as unreachable.
 _PATIENCE_S: Final = 1.0
 
-# How many queues are counted; any worker may be told to take from any number of them.
+# How many queues are counted; remote commands can add any number of them to a worker.
 MOST_QUEUES: Final = 1000
 
 
@@ -42,7 +42,7 @@ class QueueStats:
     """One queue of the cluster.
 
     Attributes:
-        counts: what is in it.
+        counts: its messages by place.
         workers: how many workers take from it.
         in_flight: its share of the messages that workers hold, an estimate: the messages in flight
             are divided among the queues by the number of their workers.
@@ -65,7 +65,8 @@ class QueueStats:
 
     @property
     def oldest_s(self) -> float | None:
-        """The age of the oldest waiting message; None if it is unknown, as of Celery's messages."""
+        """The age of the oldest waiting message; None if it is unknown, as with Celery's
+        messages."""
         return self.counts.oldest_s if self.counts.waiting else 0.0
 
     def as_json(self) -> dict[str, Any]:
@@ -86,7 +87,8 @@ class QueueStats:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The cluster at one moment; `at` is unix time, `workers` are greenq's that hold a lease."""
+    """The cluster at one moment; `at` is unix time, `workers` are the greenq workers that hold a
+    lease."""
 
     at: float
     workers: int
@@ -106,7 +108,8 @@ class Stats:
 
 
 class ClusterStats:
-    """Counts the cluster's queues for one worker; for one thread, which may be any."""
+    """Counts the cluster's queues for one worker; to be used by a single thread, whichever that
+    is."""
 
     def __init__(self, parts: Parts, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Count the queues of the app, of `parts`, and of all workers with a lease."""
@@ -178,7 +181,7 @@ class ClusterStats:
         return autoscaler.most if autoscaler is not None else max(1, self._parts.pool.size)
 
     def _connect(self) -> Broker:
-        """Return a broker for this thread alone: the app's own belongs to the hub."""
+        """Return a broker for this thread alone, since the app's broker belongs to the hub."""
         transport = self._parts.app.transport
         shared = transport.client
         client = Client(

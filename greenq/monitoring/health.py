@@ -1,12 +1,12 @@
-"""Is this worker alive, ready, started? For probes, which restart it or wait for it.
+"""Is this worker alive, ready, started? For probes that restart it or wait for it.
 
-    live      red: end this process, nothing else helps. Never red because of the server of the
+    live      red if only ending the process helps. Never red because of the server of the
               queues: a restart would not bring it back, and every worker would restart at once.
     started   red until all parts have started; green from then on, whether the server answers or
               not, for the same reason.
-    ready     red while no messages are taken, unless that is on purpose.
+    ready     red while no messages are taken, unless that is intended.
 
-Everything here reads attributes, for any thread, and waits for nothing.
+Everything here reads attributes, is safe in any thread, and never waits.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Report(NamedTuple):
 
     Attributes:
         reasons: why it is red, one sentence each; none if it is green.
-        notes: what somebody who looks may want to know, such as queues that are paused.
+        notes: what an operator may want to know, such as paused queues.
         facts: numbers.
     """
 
@@ -93,7 +93,7 @@ class Health:
         return self._report([] if has_started else ["the worker is starting"])
 
     def ready(self) -> Report:
-        """Report whether messages are taken, or not taken on purpose."""
+        """Report whether messages are taken, or are intentionally not taken."""
         parts, consumer = self._parts, self._consumer
         if consumer.is_stopping:
             return self._report(["the worker is stopping"])

@@ -1,7 +1,8 @@
-"""A small HTTP server on a native thread: GET and HEAD of a few fixed paths, within strict bounds.
+"""A small HTTP server on a native thread: GET and HEAD of a few fixed paths, with strict limits.
 
-Clients are strangers. One that sends slowly, much, or nothing holds one of a few connections for a
-few seconds, and the oldest of them gives way to a new one; nobody waits for anybody else.
+Clients are strangers. A client that sends slowly, too much, or nothing holds one of a few
+connections for a few seconds. A new connection replaces the oldest one, and no client waits for
+another.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ _log = logging.getLogger(__name__)
 # How many connections may be open at once.
 MOST_CONNECTIONS: Final = 32
 
-# The largest head of a request.
+# The largest size of a request's head.
 MOST_REQUEST_BYTES: Final = 8192
 
-# How long a client may take to send its request, and as long again to read the answer.
+# How long a client may take to send its request, and then again to read the answer.
 CLIENT_S: Final = 5.0
 
-# How long a slow answer may take to be computed.
+# How long computing a slow answer may take.
 ANSWER_S: Final = 10.0
 
-# Pause after accepting a connection has failed, for example for lack of descriptors.
+# Pause after a connection could not be accepted, for example for lack of descriptors.
 _REFUSED_S: Final = 1.0
 
 _BACKLOG: Final = 64
@@ -70,15 +71,15 @@ def json_response(status: int, content: object) -> Response:
 
 
 class CannotListen(GreenqError):
-    """The worker cannot listen on an address, most often because another worker does."""
+    """The worker cannot listen on an address, usually because another worker does."""
 
 
 class HttpServer:
     """Answers on some addresses from `start` to `stop`.
 
     `quick` answers are computed at once on the thread that serves all clients. `slow` ones, which
-    ask the server of the queues or take some time, are computed on a second thread, started when
-    the first of them is asked for; clients that ask for the same path meanwhile share the answer.
+    query the server of the queues or take some time, are computed on a second thread, started
+    by the first such request; concurrent requests for the same path share the answer.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class HttpServer:
         self._clock = clock
         # The addresses it listens on, with the ports that were chosen for port 0.
         self.bound: list[Address] = []
-        # Not typed: `_accept` is in no stub.
+        # Not typed: The type stubs lack `_accept`.
         self._listeners: list[Any] = []
         self._accepts_from_s = 0.0
         self._thread: NativeThread | None = None
@@ -116,10 +117,11 @@ class HttpServer:
     # --- hub's thread -----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Listen, and answer from now on.
+        """Listen, and answer requests from now on.
 
         Raises:
-            CannotListen: an address is in use, or not of this machine, or not permitted.
+            CannotListen: an address is in use, does not belong to this machine, or is not
+            permitted.
         """
         try:
             for address in self._addresses:
@@ -145,7 +147,7 @@ class HttpServer:
         self._close_listeners()
 
     def forget(self) -> None:
-        """In a forked child: close what it has of the sockets; nobody answers there."""
+        """In a forked child: close its copies of the sockets, since it serves no requests."""
         for listener in self._listeners:
             listener.close()
         for exchange in self._exchanges:
@@ -205,7 +207,7 @@ class HttpServer:
     def _accept_all(self) -> None:
         for listener in self._listeners:
             try:
-                # socket.accept would make a socket that needs the hub.
+                # socket.accept would create a socket that needs the hub.
                 number, _peer = listener._accept()  # noqa: SLF001
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
                 continue
@@ -278,7 +280,7 @@ class HttpServer:
         self._slow_thread.wake()
 
     def _hand_out(self) -> None:
-        """Give computed answers to those who wait for them."""
+        """Give computed answers to the connections that wait for them."""
         while self._computed:
             path, response = self._computed.popleft()
             self._computing.discard(path)
@@ -306,8 +308,8 @@ class _Exchange:
 
     Attributes:
         connection: not blocking.
-        ends_s: when it is given up.
-        path: of the slow answer it waits for, or None.
+        ends_s: when it is closed
+        at the latest. path: the path of the slow answer it waits for, or None.
         rest: what is left to write; empty while the request is read or the answer computed.
     """
 
@@ -336,7 +338,7 @@ class _Exchange:
         return is_complete or len(self._head) > MOST_REQUEST_BYTES
 
     def request(self) -> str | Response:
-        """Return the path that is asked for, or the answer to a request that is none of ours."""
+        """Return the requested path, or the answer to a request that is not served."""
         if len(self._head) > MOST_REQUEST_BYTES:
             return json_response(431, {"error": f"more than {MOST_REQUEST_BYTES} bytes"})
         words = bytes(self._head).split(b"\n", 1)[0].rstrip(b"\r").split(b" ")
@@ -412,10 +414,10 @@ def _bound_at(path: str) -> _socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the socket of a worker that was killed; one that somebody listens on stays."""
+    """Remove the socket of a worker that was killed; one that a process listens on stays."""
     try:
         if not stat.S_ISSOCK(os.stat(path, follow_symlinks=False).st_mode):
-            raise FileExistsError(errno.EEXIST, "a file of this name exists and is no socket")
+            raise FileExistsError(errno.EEXIST, "a file of this name exists and is not a socket")
     except FileNotFoundError:
         return
     probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -425,7 +427,7 @@ def _remove_stale(path: str) -> None:
     except ConnectionRefusedError:
         os.unlink(path)
     except BlockingIOError:
-        # It is listened on, and its queue is full.
+        # A process listens on it, and its queue is full.
         pass
     finally:
         probe.close()

@@ -1,6 +1,6 @@
 """Metrics of a worker as Prometheus reads them: greenq's own names, celery-exporter's and Flower's.
 
-Nothing is counted here: each scrape reads what the worker counts anyway, and its `Tally`. This
+Nothing is counted here: each scrape reads the worker's existing counters, and its `Tally`. This
 module needs prometheus_client, so it is imported only where metrics are wanted.
 """
 
@@ -72,7 +72,7 @@ class Metrics:
 
 
 class Reading:
-    """What the collectors read. For one thread, which may be any."""
+    """What the collectors read. To be used by a single thread, whichever that is."""
 
     def __init__(
         self, parts: Parts, consumer: Consumer, tally: Tally, stats: ClusterStats, health: Health
@@ -99,7 +99,7 @@ class Reading:
     def started(self) -> Counter[tuple[str, str]]:
         """Return how many runs have begun by task and queue: those that have ended, or run now.
 
-        A run is taken from one of both before it is added to the other; a counter must not fall.
+        A run that ends leaves one count before it enters the other; a counter must not decrease.
         """
         found = Counter(
             self.tally.label(each.task.name, each.delivery.queue)
@@ -111,7 +111,7 @@ class Reading:
         return self._started
 
     def prefetched(self) -> Counter[str]:
-        """Return how many messages wait here for their start, by task."""
+        """Return how many messages wait in this worker to be started, by task."""
         held = list(self.parts.state.reserved.values())
         return Counter(each.task.name for each in held if each.started_s is None)
 
@@ -175,18 +175,19 @@ class GreenqCollector(_Reader):
         autoscaler = parts.autoscaler
         traffic = parts.app.transport.client.traffic
         yield _gauge("worker_start_time_seconds", "Unix time.", time.time() - parts.uptime_s)
-        yield _gauge("worker_ready", "1 if it takes messages, or not on purpose.", ready)
-        yield _gauge("worker_draining", "1 if it takes none on request.", parts.tasks.draining)
-        yield _gauge("lease_seconds", "For how long the lease holds; 0: there is none.", lease_s)
-        yield _gauge("pool_size", "How many tasks may run at once.", pool.size)
-        most = autoscaler.most if autoscaler else pool.size
+        yield _gauge("worker_ready", "1 if it takes messages or intentionally takes none.", ready)
+        yield _gauge("worker_draining", "1 if it takes none because an operator asked for that.",
+        parts.tasks.draining) yield _gauge("lease_seconds", "Seconds for which the lease is still
+        valid; 0 without a lease.", lease_s) yield _gauge("pool_size", "How many tasks may run at
+        once.", pool.size) most = autoscaler.most if autoscaler else pool.size
         yield _gauge("pool_limit", "How large the pool may grow.", most)
         yield _gauge("pool_running", "Tasks that run.", pool.running)
-        yield _gauge("pool_waiting", "Messages here that wait for a slot.", pool.waiting)
+        yield _gauge("pool_waiting", "Messages in this worker that wait for a slot.", pool.waiting)
         yield _gauge("reserved_messages", "Messages held by this worker.", len(state.reserved))
-        yield _gauge("outbox_entries", "Outcomes that are not written yet.", len(parts.outbox))
+        yield _gauge("outbox_entries", "Outcomes not written yet.", len(parts.outbox))
         yield _counter(
-            "server_interruptions", "How often the server was lost.", consumer.interruptions
+            "server_interruptions", "How often the connection to the server was lost.",
+            consumer.interruptions
         )
         yield _counter("server_commands", "Commands sent to the server.", traffic.commands)
         yield _counter("server_round_trips", "Round trips to the server.", traffic.round_trips)
@@ -195,11 +196,12 @@ class GreenqCollector(_Reader):
         hub, monitor = self._reading.parts.hub, self._reading.parts.watch.monitor
         blocker = monitor.blocking()
         longest_s = max((each.for_s for each in list(monitor.blockers)), default=0.0)
-        yield _gauge("hub_lag_seconds", "How late the hub ran last.", hub.lag_s)
+        yield _gauge("hub_lag_seconds", "The hub's latest delay.", hub.lag_s)
         p99_s = hub.lags.quantile_s(0.99)
-        yield _gauge("hub_lag_p99_seconds", "How late it ran in 99 % of the looks.", p99_s)
+        yield _gauge("hub_lag_p99_seconds", "The 99th percentile of the hub's delay.", p99_s)
         yield _gauge(
-            "hub_blocked_seconds", "For how long it is blocked.", blocker.for_s if blocker else 0.0
+            "hub_blocked_seconds", "How long it has been blocked.", blocker.for_s if blocker else
+            0.0
         )
         yield _gauge("hub_longest_block_seconds", "The longest of the last 100 blocks.", longest_s)
         yield _counter("hub_blocks", "How often it was blocked.", monitor.block_count)
@@ -216,7 +218,7 @@ class GreenqCollector(_Reader):
         yield _gauge("cluster_workers", "Workers that hold a lease.", stats.workers)
         yield _gauge("cluster_in_flight", "Messages that workers hold.", stats.in_flight)
         messages = GaugeMetricFamily(
-            "greenq_queue_messages", "Messages of a queue, by place.", labels=["queue", "place"]
+            "greenq_queue_messages", "Messages of a queue, by state.", labels=["queue", "place"]
         )
         gauges = {
             name: GaugeMetricFamily(f"greenq_queue_{name}", text, labels=["queue"])
@@ -271,7 +273,7 @@ class ExporterCollector(_Reader):
         )
         for (task, queue), series in self._reading.series():
             row = [task, host, queue]
-            # A worker sees of what others send only what it receives.
+            # Of the messages that others send, a worker sees only those it receives.
             counters["sent"].add_metric(row, series.received)
             counters["received"].add_metric(row, series.received)
             counters["started"].add_metric(row, started[task, queue])
@@ -329,13 +331,14 @@ class FlowerCollector(_Reader):
         )
         prefetch = GaugeMetricFamily(
             "flower_task_prefetch_time_seconds",
-            "How long the last one waited here for its start.",
+            "How long the last one waited in this worker to be started.",
             labels=labels,
         )
         prefetched = GaugeMetricFamily(
-            "flower_worker_prefetched_tasks", "Messages here that wait to start.", labels=labels
+            "flower_worker_prefetched_tasks", "Messages in this worker that wait to start.",
+            labels=labels
         )
-        # Flower tells tasks apart, and not queues.
+        # Flower distinguishes tasks, but not queues.
         counts: dict[str, Counter[str]] = {}
         sums: dict[str, tuple[list[int], float, float]] = {}
         for (task, _queue), series in self._reading.series():
@@ -380,7 +383,7 @@ _COLLECTORS: Final[dict[str, type[_Reader]]] = {
 def _histogram(
     bounds: Sequence[float], counts: Sequence[int], total: float
 ) -> tuple[list[tuple[str, float]], float]:
-    """Return the buckets as Prometheus counts them, each with all those below, and the sum."""
+    """Return the buckets cumulative as Prometheus expects them, and the sum."""
     names = [*map(str, bounds), "+Inf"]
     return list(zip(names, map(float, accumulate(list(counts))), strict=True)), total
 

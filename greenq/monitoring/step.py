@@ -29,7 +29,7 @@ class Monitoring(StartStopPart):
     """Answers probes, the cluster's backlog and metrics over HTTP, on a thread beside the hub."""
 
     name = "Monitoring"
-    # Before the lease is taken, so that a worker whose port is in use ends without a trace.
+    # Before the lease is taken, so a worker whose port is in use exits without having taken one.
     requires = ("Hub",)
 
     def __init__(self, server: HttpServer) -> None:
@@ -78,7 +78,7 @@ def build_monitoring(parts: Parts, consumer: Consumer) -> Part:
 def _metrics(
     parts: Parts, consumer: Consumer, stats: ClusterStats, health: Health
 ) -> Callable[[], Response]:
-    """Make the worker count for metrics; return what answers them."""
+    """Make the worker keep counts for metrics; return the object that serves them."""
     config = parts.app.config.worker
     module = _metrics_module(str(config.worker_metrics_address))
     parts.state.tally = tally = parts.state.tally or Tally()

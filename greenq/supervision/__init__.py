@@ -1,4 +1,5 @@
-"""Workers under supervisord: how many processes run, restarts one by one, restarts of mute ones.
+"""Workers under supervisord: the number of processes, rolling restarts, and restarts of
+unresponsive processes.
 
 Used by a worker with ``--processes``, ``greenq deploy restart`` and ``greenq supervisor-listener``.
 """

@@ -1,9 +1,10 @@
-"""The second level of autoscaling: processes of a supervisord group are started and stopped.
+"""The second level of autoscaling: it starts and stops processes of a supervisord group.
 
 Each process reports its load to the server; one of them leads, asks supervisord which processes
 run, decides (`sizing.decide`), and starts or drains one at a time. A process is stopped only after
-it has drained: it takes nothing more, its tasks have ended, so a stop neither loses nor repeats
-anything. What must drain is kept on the server, so another leader goes on where one has died.
+it has drained: it takes no more messages and its tasks have ended, so a stop neither loses nor
+repeats a task. The server stores which process must drain, so a new leader can continue after the
+old one dies.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _HISTORY: Final = 1000
 # How many of them `stats` shows.
 _SHOWN: Final = 20
 
-# At the end there is at most one call to the server and one to supervisord to finish.
+# At shutdown, at most one call to the server and one to supervisord have to finish.
 _STOP_S: Final = 15.0
 
 # A process that has not reported for this long after its start does not hold up decisions.
@@ -48,18 +49,18 @@ _COMING_S: Final = 60.0
 
 
 class Taking(Protocol):
-    """What this needs of the part that takes messages."""
+    """What the controller needs from the part that takes messages."""
 
     @property
     def draining(self) -> bool:
-        """Whether the worker takes nothing."""
+        """Whether the worker takes no messages."""
 
     def drain(self, on: bool) -> None:
-        """Take nothing more, or take again."""
+        """Take no more messages, or take them again."""
 
 
 class Change(NamedTuple):
-    """A change of the number of processes, or why there is none; `at_s` is Unix time."""
+    """A change of the number of processes, or the reason for none; `at_s` is Unix time."""
 
     at_s: float
     workers: int
@@ -68,7 +69,7 @@ class Change(NamedTuple):
 
 
 class Processes(StartStopPart):
-    """Keeps the number of a group's processes between two limits; see the module's docstring."""
+    """Keeps the number of processes in a group between two limits; see the module's docstring."""
 
     name = "Processes"
     requires = ("Hub", "Pool")
@@ -110,7 +111,7 @@ class Processes(StartStopPart):
         self._pool, self._tasks, self._broker, self._queues = pool, tasks, broker, queues
         self._clock = clock
         self._samples: deque[Sample] = deque()
-        # The hub's times at the last report.
+        # When the hub measured its times for the last report.
         self._times = (0.0, 0.0)
         # True while this process drains because the leader has asked it to.
         self._drains = False
@@ -130,7 +131,7 @@ class Processes(StartStopPart):
         self._greenlet = spawn(self._run, name="processes", lasts=True)
 
     def stop(self) -> None:
-        """Report no more, and give up the lead. Switches: yes."""
+        """Stop reporting, and give up the lead. Switches: yes."""
         if self._greenlet is None:
             return
         self._ending.set()
@@ -168,13 +169,14 @@ class Processes(StartStopPart):
         try:
             self._store.leave()
         except OperationalError as exc:
-            _log.info("this process's load stays on the server for some seconds: %s", exc)
+            _log.info("this process's load could not be removed and stays on the server for some
+            seconds: %s", exc)
 
     def tick(self) -> None:
-        """Report, and obey or lead. Switches: yes.
+        """Report, then follow the leader's order, or lead. Switches: yes.
 
         Raises:
-            OperationalError: the server is lost, or refuses a call.
+            OperationalError: the server cannot be reached, or refuses a call.
         """
         answer = self._store.report(self._report())
         self._obey(self._place.process in answer.draining)
@@ -199,7 +201,7 @@ class Processes(StartStopPart):
         )
 
     def _obey(self, must_drain: bool) -> None:
-        """Drain, or take messages again; what an operator has drained stays drained."""
+        """Drain, or take messages again; a process drained by an operator stays drained."""
         if must_drain != self._drains:
             self._drains = must_drain
             self._tasks.drain(must_drain)
@@ -233,7 +235,7 @@ class Processes(StartStopPart):
             age_s=0.0,
         )
         if not sample.is_saturated and sample.workers <= self.rules.least:
-            # A relaxed group at its minimum: the queues do not matter.
+            # A group with little load at its minimum: the queues do not matter.
             return sample
         queues = self._queues()
         oldest = self._broker.oldest(queues).values()
@@ -285,14 +287,14 @@ class Processes(StartStopPart):
                 self._place.supervisor.stop(self._place.group, process.name)
 
     def _add(self, group: Sequence[Process], draining: Collection[str], reason: str) -> bool:
-        """Let one more process take messages: one that drains, or one that is started."""
+        """Let one more process take messages: one that is draining, or a newly started one."""
         for process in group:
             if process.is_up and process.name in draining:
                 _log.info("process %s takes messages again: %s", process.name, reason)
                 return self._store.mark(process.name, drain=False)
         for process in group:
             if process.is_spare and not (process.is_up or process.is_stopping or process.is_fatal):
-                # It may have been killed while it drained.
+                # It may have been killed while draining.
                 if not self._store.mark(process.name, drain=False):
                     return False
                 _log.info("starting process %s: %s", process.name, reason)

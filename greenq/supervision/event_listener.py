@@ -1,8 +1,8 @@
-"""An event listener of supervisord: restarts a worker that is mute or too big.
+"""An event listener of supervisord: restarts a worker that does not answer or uses too much memory.
 
 A worker is asked with a ping, which the thread beside its hub answers even while a task blocks the
-hub. So a silent one is frozen: a call holds the GIL, the process was suspended, or it hangs in its
-start.
+hub. So a silent one is frozen: a call holds the GIL, the process was suspended, or it hangs during
+its start.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _OK: Final = b"RESULT 2\nOK"
 
 
 def events(source: IO[bytes], sink: IO[bytes]) -> Iterator[Mapping[str, str]]:
-    """Yield the header of each event, and acknowledge it afterwards; end with the input.
+    """Yield the header of each event, and acknowledge it afterwardsand end at the end of the input.
 
-    The protocol: we write READY, supervisord writes one line of headers and `len` bytes, we write
-    a result.
+    The protocol: the listener writes READY, supervisord writes one line of headers and `len` bytes,
+    the listener writes a result.
     """
     while True:
         sink.write(_READY)
@@ -49,7 +49,7 @@ def events(source: IO[bytes], sink: IO[bytes]) -> Iterator[Mapping[str, str]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """A running process of the group at one look.
+    """A running process of the group, as seen at one check.
 
     Attributes:
         name: its name in the group.
@@ -76,19 +76,20 @@ class Verdict(NamedTuple):
 
 
 class Judge:
-    """Finds mute and large processes among those seen; time is an argument."""
+    """Finds unresponsive and large processes among those seen; the time is an argument."""
 
     def __init__(self, *, mute_after_s: float, max_bytes: int | None) -> None:
-        """Restart a process that is silent for `mute_after_s`, or larger than `max_bytes`."""
+        """Restart a process that has been silent for `mute_after_s`, or larger than `max_bytes`."""
         self._mute_after_s = mute_after_s
         self._max_bytes = max_bytes
-        # Since when each process has been silent, by process id; those that have ever answered.
+        # When each process became silent, by process id; and the processes that have answered at
+        # least once.
         self._silent_since: dict[int, float] = {}
         self._known: set[int] = set()
         self._said: set[int] = set()
 
     def judge(self, now_s: float, seen: Collection[Seen]) -> Verdict | None:
-        """Return the process to restart, the longest silent one first; one at a time."""
+        """Return the one process to restart: the longest silent comes first."""
         self._note(now_s, seen)
         mute = [each for each in seen if self._is_mute(now_s, each)]
         if mute:
@@ -102,7 +103,7 @@ class Judge:
         return None
 
     def forgive(self) -> None:
-        """Count silence from the next look on: nobody could be asked."""
+        """Start counting silence at the next check: no worker could be asked."""
         self._silent_since.clear()
 
     def _note(self, now_s: float, seen: Collection[Seen]) -> None:
@@ -133,7 +134,7 @@ class Judge:
 
 
 class Listener:
-    """Looks at the workers of one group and restarts at most one at each look."""
+    """Looks at the workers of one group and restarts at most one at each check."""
 
     def __init__(
         self,
@@ -160,12 +161,12 @@ class Listener:
         self._outage = OutageLog(_log)
 
     def look(self) -> None:
-        """Look once, and restart a process if need be."""
+        """Check once, and restart a process if necessary."""
         try:
             verdict = self._judge.judge(self._clock(), self._seen())
             self._outage.recovered("the workers can be asked again")
         except OperationalError as exc:
-            # Without the server nobody can answer, which is no fault of the workers.
+            # Without the server no worker can answer, which is not the workers' fault.
             self._judge.forgive()
             self._outage.failed("the workers cannot be asked, so none is restarted", exc)
             return
@@ -196,7 +197,7 @@ class Listener:
         _log.warning("restarting %s: %s", verdict.name, verdict.reason)
         try:
             try:
-                # Warm; a frozen process is killed after its stopwaitsecs.
+                # A warm stop; supervisord kills a frozen process after its stopwaitsecs.
                 self._supervisor.stop(self._group, verdict.name, wait=True)
             finally:
                 self._supervisor.start(self._group, verdict.name)

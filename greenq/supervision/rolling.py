@@ -1,6 +1,7 @@
-"""A rolling restart: the workers of a group one after another, each drained first.
+"""A rolling restart: the workers of a group are drained and restarted one after another.
 
-A worker that does not come up ends the restart: the others go on with what they have loaded.
+A worker that does not come up ends the rolling restart: the others keep running the code they have
+loaded.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Nodes(Protocol):
         """Return the nodes of this machine that hold a lease, by process id."""
 
     def ask(self, node: str, method: str, arguments: Mapping[str, Any]) -> Any:
-        """Return a node's reply to a remote command, None without one."""
+        """Return a node's reply to a remote command, or None if there is none."""
 
 
 class RollingRestart:
@@ -49,11 +50,11 @@ class RollingRestart:
             supervisor: the supervisord that runs the group.
             group: its name.
             nodes: the workers.
-            drain_s: how long to wait for the running tasks of a worker; those that run longer have
-                its worker_shutdown_grace to end, and are requeued then.
-            ready_s: how long a restarted worker may take until it answers.
-            say: is called with what happens.
-            clock, sleep: monotonic seconds, and how to let them pass.
+            drain_s: how long to wait for the running tasks of a worker; longer ones get its
+                worker_shutdown_grace to end, and are then requeued.
+            ready_s: how long a restarted worker may take to answer. say:
+            called with progress messages.
+            clock, sleep: monotonic seconds, and a function that waits.
         """
         self._supervisor, self._group, self._nodes = supervisor, group, nodes
         self._drain_s, self._ready_s, self._say = drain_s, ready_s, say
@@ -63,8 +64,8 @@ class RollingRestart:
         """Restart all running workers and return their number.
 
         Raises:
-            SupervisorError: there is none, or one did not come up; the rest was left alone.
-            OperationalError: the server is lost, or refuses to answer.
+            SupervisorError: there are none, or one did not come up; the others were not restarted.
+            OperationalError: the server cannot be reached, or refuses to answer.
         """
         running = self._running()
         for done, process in enumerate(running):
@@ -74,7 +75,7 @@ class RollingRestart:
                 left = [each.name for each in running[done + 1 :]]
                 raise SupervisorError(
                     f"{exc}\n{done} of {len(running)} workers were restarted"
-                    + (f"; left alone: {', '.join(left)}" if left else "")
+                    + (f"; not restarted: {', '.join(left)}" if left else "")
                 ) from None
         return len(running)
 
@@ -92,7 +93,7 @@ class RollingRestart:
         if strange:
             raise SupervisorError(
                 f"nothing was restarted: {', '.join(strange)} of group {self._group} hold no lease "
-                "on the server. Are they workers, of this app and server (-A, -b)? Have they "
+                "on the server. Are they workers of this app and server (-A, -b)? Have they "
                 "just been started?"
             )
         if not running:
@@ -110,7 +111,8 @@ class RollingRestart:
         self._say(f"{name}: ready")
 
     def _drain(self, name: str, node: str) -> None:
-        """Have a worker take nothing more and wait for its tasks; an interruption undoes it."""
+        """Make a worker stop taking messages and wait for its tasks; an interruption undoes
+        this."""
         if self._nodes.ask(node, "drain", {}) is None:
             self._say(f"{name}: takes no remote commands, so it is stopped without draining")
             return

@@ -1,8 +1,9 @@
 """How many processes a group needs: a pure function of samples.
 
 One process uses one core. A second one helps when the hub of the first is busy nearly all the time
-and messages wait; it does not help when tasks wait for others. The bounds for growing and shrinking
-are far apart: right after one more or one less, neither is reached by the same load.
+and messages wait; it does not help when the tasks wait for other services. The thresholds for
+growing and shrinking
+are far apart: after a change by one process, the same load reaches neither.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 # A hub that is busy for this share of the time is saturated.
 SATURATED: Final = 0.8
 
-# One process less is enough if the others would be busy for no more than this share.
+# One process fewer is enough if the others would be busy for no more than this share.
 RELAXED: Final = 0.5
 
 
@@ -27,9 +28,9 @@ class Sample:
     Attributes:
         at_s: when, monotonic.
         workers: how many processes take messages.
-        coming: how many more have been started and have not reported.
+        coming: how many more have been started but have not reported yet.
         busy: the sum of the shares of time for which their hubs were busy.
-        backlog: how many messages wait, in the queues and in the processes.
+        backlog: how many messages wait, in the queues and in the workers.
         age_s: for how long the oldest message in the queues has waited.
     """
 
@@ -91,12 +92,13 @@ def decide(samples: Sequence[Sample], rules: Rules) -> Decision:
         return Decision(1, text)
     quiet_s = lasted(samples, lambda each: _needs_less(each, now.workers, rules.grow_after_s))
     if there > rules.least and quiet_s >= rules.keepalive_s:
-        return Decision(-1, f"one process less was enough for {quiet_s:.0f} s")
+        return Decision(-1, f"one process fewer was enough for {quiet_s:.0f} s")
     return Decision(0, "steady")
 
 
 def lasted(samples: Sequence[Sample], holds: Callable[[Sample], bool]) -> float:
-    """Return for how many seconds something has held up to the last sample; -1 if it does not."""
+    """Return for how many seconds a condition has held up to the last sample; -1 if it does not
+    hold."""
     since_s = None
     for sample in reversed(samples):
         if not holds(sample):

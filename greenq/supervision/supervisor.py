@@ -28,12 +28,12 @@ _STOP_TIMEOUT_S: Final = 24 * 3600.0
 _STARTING, _RUNNING, _BACKOFF, _STOPPING, _FATAL = 10, 20, 30, 40, 200
 _UP: Final = frozenset({_STARTING, _RUNNING, _BACKOFF})
 
-# Faults that mean: it is already so.
+# Faults that mean that the process is already in the requested state.
 _ALREADY_STARTED, _NOT_RUNNING = 60, 70
 
 _MISSING: Final = (
     "supervisord does not run this process, or has no [unix_http_server] section: {} is not set. "
-    "Start the worker by `supervisord` (greenq deploy supervisord writes its configuration), or "
+    "Start the worker under `supervisord` (greenq deploy supervisord writes its configuration), or "
     "leave out --processes"
 )
 
@@ -46,7 +46,7 @@ class Process:
         name: its name within the group.
         state: supervisord's word for its state, such as RUNNING.
         is_up: it runs, starts, or is about to be started again.
-        is_stopping: it was told to end and still runs.
+        is_stopping: it was asked to end and still runs.
         is_fatal: it could not be started.
         is_spare: ``autostart=false``: supervisord does not start it by itself.
         pid: 0 if it does not run.
@@ -66,7 +66,7 @@ class Process:
 class Supervisor:
     """One supervisord, over its unix socket or TCP port.
 
-    Each call opens a connection of its own; with patched sockets only the greenlet that calls
+    Each call opens a connection of its own; with patched sockets, only the calling greenlet
     waits.
     """
 
@@ -81,7 +81,7 @@ class Supervisor:
         is_unix = parts.scheme == "unix"
         if not (is_unix and parts.path) and not (parts.scheme == "http" and parts.hostname):
             raise SupervisorError(
-                f"{url!r} is no address of supervisord: write unix:///path/supervisor.sock or "
+                f"{url!r} is not an address of supervisord: write unix:///path/supervisor.sock or "
                 "http://host:port"
             )
         self._path = parts.path if is_unix else None
@@ -115,7 +115,7 @@ class Supervisor:
         ]
 
     def start(self, group: str, process: str, *, wait: bool = False) -> None:
-        """Start a process, if it does not run; `wait` until it has run for its startsecs.
+        """Start a process unless it runs; with `wait`, return once it has run for its startsecs.
 
         Raises:
             SupervisorError: it cannot be started.
@@ -126,7 +126,7 @@ class Supervisor:
         )  # fmt: skip
 
     def stop(self, group: str, process: str, *, wait: bool = False) -> None:
-        """Stop a process, if it runs: a warm shutdown, killed after its stopwaitsecs.
+        """Stop a process if it runs: a warm shutdown; supervisord kills it after its stopwaitsecs.
 
         Raises:
             SupervisorError: supervisord does not answer, or refuses.
@@ -160,7 +160,7 @@ class Supervisor:
     def _refusal(self, exc: xmlrpc.client.ProtocolError) -> str:
         if exc.errcode == http.client.UNAUTHORIZED:
             return (
-                f"supervisord at {self.url} wants a password: set SUPERVISOR_USERNAME and "
+                f"supervisord at {self.url} requires a password: set SUPERVISOR_USERNAME and "
                 "SUPERVISOR_PASSWORD in the worker's environment"
             )
         return f"supervisord at {self.url} answered {exc.errcode} {exc.errmsg}"
@@ -168,17 +168,17 @@ class Supervisor:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """What supervisord has told this process through its environment: group, name, supervisord."""
+    """What supervisord has passed to this process in its environment: group, name, supervisord."""
 
     group: str
     process: str
     supervisor: Supervisor
 
     def fingerprint(self, where: str) -> str:
-        """Return a text that the processes of this group share, and no others.
+        """Return a text that is the same for all processes of this group, and for no others.
 
         Args:
-            where: tells apart machines and containers that have the same host name.
+            where: distinguishes machines and containers with the same host name.
         """
         told = "|".join((socket.gethostname(), where, self.supervisor.url, self.group))
         return sha1(told.encode(), usedforsecurity=False).hexdigest()
@@ -204,14 +204,14 @@ def supervisor_at(url: str, environment: Mapping[str, str] = os.environ) -> Supe
     """Return the supervisord at an address, with the password from the environment.
 
     Raises:
-        SupervisorError: it is no address.
+        SupervisorError: it is not an address.
     """
     names = ("SUPERVISOR_USERNAME", "SUPERVISOR_PASSWORD")
     return Supervisor(url, *(environment.get(name, "") for name in names))
 
 
 class _Transport(xmlrpc.client.Transport):
-    """XML-RPC over a unix socket, or over TCP without a path."""
+    """XML-RPC over a unix socket or, without a path, over TCP."""
 
     def __init__(self, path: str | None, login: tuple[str, str] | None, timeout_s: float) -> None:
         headers = []
@@ -223,7 +223,7 @@ class _Transport(xmlrpc.client.Transport):
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
         made = _Connection(str(host), self._path, self._timeout_s)
-        # The base class closes this one.
+        # The base class closes this connection.
         self._connection = host, made
         return made
 

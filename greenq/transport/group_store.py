@@ -1,7 +1,7 @@
 """What the processes of a supervisord group share on the server: a leader, loads, drain marks.
 
-One process leads. It alone decides how many run; the others report their load and drain when they
-are marked.
+One process leads. The leader alone decides how many run; the others report their load and drain
+when they are marked.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _REPORT = load_script("processes_report")
 _MARK = load_script("processes_mark")
 
-# A silent leader is replaced, and a silent process no longer counted, after so many intervals, and
-# not before so many seconds.
+# How many intervals, and at least how many seconds, until a silent leader is replaced and a silent
+# process is no longer counted.
 _SILENT_INTERVALS: Final = 4
 _SILENT_S: Final = 6.0
 
@@ -32,9 +32,9 @@ class Report:
     """The load of one process.
 
     Attributes:
-        busy: for which share of the time some greenlet ran, 0 to 1.
+        busy: the share of time for which any greenlet ran, 0 to 1.
         running: how many tasks run.
-        waiting: how many messages wait here for a slot.
+        waiting: how many messages wait in this process for a slot.
         draining: whether it takes no messages.
     """
 
@@ -49,7 +49,8 @@ class Answer(NamedTuple):
 
     Attributes:
         leads: whether it leads.
-        draining: the processes that must drain; for one that does not lead, itself or none.
+        draining: the processes that must drain; for a process that does not lead, only itself or
+          none.
         reports: the recent reports by process; empty unless it leads.
     """
 
@@ -73,10 +74,10 @@ class GroupStore:
         self._silent_ms = round(max(_SILENT_S, _SILENT_INTERVALS * interval_s) * 1000)
 
     def report(self, report: Report) -> Answer:
-        """Report this process's load; lead if nobody does. Switches: yes.
+        """Report this process's load; lead if there is no leader. Switches: yes.
 
         Raises:
-            OperationalError: the server is lost, or refuses the call.
+            OperationalError: the server cannot be reached, or refuses the call.
         """
         leads, draining, recent = self._call(json.dumps(asdict(report)))
         texts = [each.decode("utf-8", "replace") for each in recent]
@@ -88,18 +89,18 @@ class GroupStore:
         return Answer(bool(leads), frozenset(each.decode() for each in draining), reports)
 
     def leave(self) -> None:
-        """Report that this process ends; another one may lead. Switches: yes.
+        """Report that this process is ending; another one may lead. Switches: yes.
 
         Raises:
-            OperationalError: the server is lost, or refuses the call.
+            OperationalError: the server cannot be reached, or refuses the call.
         """
         self._call("")
 
     def mark(self, process: str, *, drain: bool) -> bool:
-        """Have a process drain, or take messages again; False if this one no longer leads.
+        """Make a process drain, or take messages again; False if this process no longer leads.
 
         Raises:
-            OperationalError: the server is lost, or refuses the call.
+            OperationalError: the server cannot be reached, or refuses the call.
         """
         keys = [self._leader, self._draining]
         asked = [self._process, process, "1" if drain else "0"]

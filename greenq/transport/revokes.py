@@ -1,4 +1,4 @@
-"""Revoked tasks on the server: workers that start later know them, too."""
+"""Revoked tasks on the server: workers that start later learn of them, too."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _REVOKE = load_script("revoke")
 
 MOST: Final = 50_000
 
-# The server's memory for them. A worker keeps 4,000,000 characters of ids, and as many of stamps.
+# The tasks' revocations as the server stores them. A worker keeps 4,000,000 characters of ids, and
+# the same amount of stamps.
 MOST_BYTES: Final = 32 << 20
 
-# How many one call adds, and how many one call reads.
+# How many entries one call adds, and how many one call reads.
 _ADDED: Final = 1000
 _READ: Final = 10_000
 
@@ -30,7 +31,7 @@ class RevokeStore:
     """The revoked tasks of a cluster: ids, and pairs of a stamp's name and value."""
 
     def __init__(self, client: Client, keys: Keys, *, keep_s: float) -> None:
-        """Keep each on the server for `keep_s`."""
+        """Keep each revocation on the server for `keep_s`."""
         self._client = client
         self._key = keys.revoked
         self._keep_s = keep_s
@@ -41,7 +42,7 @@ class RevokeStore:
         """Add ids and stamps. Switches: yes.
 
         Raises:
-            OperationalError: the server is lost, or refuses.
+            OperationalError: the server cannot be reached, or refuses.
         """
         for place in range(0, len(revoked), _ADDED):
             members = [json.dumps(each) for each in revoked[place : place + _ADDED]]
@@ -51,7 +52,7 @@ class RevokeStore:
         """Return what was added since the last call, each with its age in seconds. Switches: yes.
 
         Raises:
-            OperationalError: the server is lost, or refuses.
+            OperationalError: the server cannot be reached, or refuses.
         """
         seconds, microseconds = self._client.call("TIME")
         now = int(seconds) + int(microseconds) / 1e6
@@ -72,7 +73,7 @@ class RevokeStore:
 
 
 def _parse(member: bytes) -> Iterator[tuple[str, ...]]:
-    """Yield the id or the stamp of a member; nothing for one that greenq has not written."""
+    """Yield the id or the stamp of a member; nothing if greenq did not write the member."""
     try:
         texts = json.loads(member)
     except ValueError:

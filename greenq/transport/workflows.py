@@ -1,7 +1,7 @@
-"""The index of workflows on the server: what is known of them, and what stops them.
+"""The index of workflows on the server: their state, and the requests to stop them.
 
-Their tasks are written by the script that ends them (lua/settle.lua); see `greenq.canvas.nodes` for
-what is kept of each.
+The script that ends a task (lua/settle.lua) updates the index; see `greenq.canvas.nodes` for what
+is kept about a task.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ _RESET = load_script("workflow_reset")
 
 CANCELLED, PAUSED = "cancelled", "paused"
 
-# A workflow that is paused holds messages, and is kept for 30 days from then on.
+# A paused workflow holds messages, and is kept for 30 days from then on.
 _PAUSED_S = 30 * 86400
 
-# How long the index is kept if results are kept for ever.
+# How long the index is kept if results never expire.
 _KEPT_S = 86400
 
-# How many workflows may be stopped at once, and what a workflow may send when it is over.
+# How many workflows may be stopped at once, and how many calls a workflow may send when it has
+# ended.
 _MOST_STOPPED = 10_000
 _MOST_CALLS = 100
 
@@ -44,13 +45,13 @@ _PORTION = 500
 
 
 class Record(NamedTuple):
-    """What the index keeps of a workflow as a whole; times are unix seconds.
+    """What the index keeps about a whole workflow; times are unix seconds.
 
     Attributes:
         task: the name of its first task.
         stop: ``cancelled``, ``paused`` or "".
         counts: how many nodes are in each state, by letter; ``+`` counts senders.
-        left_out: how many notes were too many for the index.
+        left_out: how many notes did not fit into the index.
         error: why a call could not be sent, "" if all were.
     """
 
@@ -87,7 +88,7 @@ class Workflows:
     # --- writing ----------------------------------------------------------------------------------
 
     def note(self, items: Iterable[Noted], states: Sequence[StateWrite] = ()) -> None:
-        """Write what happens to tasks, and states of tasks that have not run.
+        """Write what happened to tasks, and the states of tasks that have not run.
 
         Raises:
             ServerError: the server refuses the index.
@@ -99,10 +100,10 @@ class Workflows:
             raise ServerError("EVALSHA", settled.unpublished.removeprefix(INDEX))
 
     def stop(self, workflow_id: str, how: str) -> str:
-        """Cancel or pause a workflow, or with "" let it go on; return what it was before.
+        """Cancel or pause a workflow, or resume it with ""; return the previous value.
 
         Raises:
-            GreenqError: the index does not know it, or too many are stopped.
+            GreenqError: the index does not know it, or too many workflows are stopped.
         """
         names = [self._keys.workflow(workflow_id), self._keys.stopped_workflows]
         limits = [max(_PAUSED_S, self.seconds), _MOST_STOPPED, _PAUSED_S]
@@ -110,13 +111,13 @@ class Workflows:
         return before.decode()
 
     def release(self, workflow_id: str) -> None:
-        """Send the messages of a workflow that was paused back to their queues."""
+        """Send the messages of a paused workflow back to their queues."""
         key = self._keys.workflow(workflow_id)
         while self._client.script(_RELEASE, [key, f"{key}.held"], [_PORTION]):
             pass
 
     def call(self, workflow_id: str, when: str, key: str, text: str | bytes) -> None:
-        """Send a message when a workflow is over: ``s``, ``f`` or ``e`` (see the script).
+        """Send a message when a workflow has ended: ``s``, ``f`` or ``e`` (see the script).
 
         Raises:
             GreenqError: the index does not know it, or it has too many calls.
@@ -136,10 +137,10 @@ class Workflows:
     # --- retrying ---------------------------------------------------------------------------------
 
     def reopen(self, size: int, seconds: int, failed: Sequence[Part], kept: Sequence[Part]) -> bool:
-        """Take failed parts out of a chord; if it has ended, the `kept` ones are put back.
+        """Remove failed parts from a chord; if the chord has ended, restore the `kept` parts.
 
         Returns:
-            False if one of its parts is just completing it.
+            Return False if one of its parts is completing the chord at this moment.
         """
         args: list[object] = [size, failed[0].rule[0], seconds, len(failed)]
         for each in failed:
@@ -150,7 +151,7 @@ class Workflows:
         return bool(results.script(_REOPEN, [failed[0].group], args))
 
     def reset(self, workflow_id: str, task_ids: Sequence[str]) -> int:
-        """Open failed nodes again and send their messages; return how many were sent."""
+        """Reopen failed nodes and send their messages; return how many were sent."""
         name = self._keys.workflow(workflow_id)
         names = [name, f"{name}.nodes", f"{name}.failed"]
         return sum(
@@ -161,11 +162,11 @@ class Workflows:
     # --- reading ----------------------------------------------------------------------------------
 
     def record(self, workflow_id: str) -> Record | None:
-        """Read a workflow as a whole; None if the index has none."""
+        """Read the entry for a whole workflow; None if the index has no such workflow."""
         return _record(self._client.call("HGETALL", self._keys.workflow(workflow_id)))
 
     def records(self, limit: int) -> Iterator[tuple[str, Record]]:
-        """Yield the newest workflows and their ids; those that have expired are left out."""
+        """Yield the newest workflows and their ids; expired ones are omitted."""
         found = self._client.call("ZREVRANGE", self._keys.workflows, 0, limit - 1)
         for at in range(0, len(found), _PORTION):
             ids = [each.decode(errors="replace") for each in found[at : at + _PORTION]]
@@ -178,7 +179,7 @@ class Workflows:
                     yield workflow_id, record
 
     def nodes(self, workflow_id: str) -> Iterator[tuple[str, str]]:
-        """Yield the ids of a workflow's tasks, and what is kept of each, some of them twice."""
+        """Yield the ids of a workflow's tasks with their entries; some tasks may appear twice."""
         cursor, key = b"0", f"{self._keys.workflow(workflow_id)}.nodes"
         while True:
             cursor, found = self._client.call("HSCAN", key, cursor, "COUNT", _PORTION)
@@ -193,7 +194,7 @@ class Workflows:
         return {each.decode(errors="replace") for each in self._client.call("HKEYS", key)}
 
     def changes(self) -> int:
-        """Count how often workflows were stopped or went on."""
+        """Count how often workflows were stopped or resumed."""
         return int(self._client.call("HGET", self._keys.stopped_workflows, "") or 0)
 
     def stopped(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A workflow as one object: what has become of its tasks, and how to stop it or run it again.
+"""A workflow as one object: the states of its tasks, and how to stop it or run it again.
 
 It reads and writes the index of workflows, which senders and workers keep with the setting
 ``workflow_index``.
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from greenq.transport.workflow import Part
     from greenq.transport.workflows import Record, Workflows
 
-# Pauses between two looks while waiting, at first and at most.
+# Pauses between two checks while waiting: the first and the longest.
 _LOOK_S = 0.05
 _MOST_LOOK_S = 0.5
 
-# Workers ask so often which workflows are stopped, and a moment more.
+# How often workers ask which workflows are stopped, plus a small margin.
 _KNOWN_S = 1.0
 
-# A chord that is just being completed is over by then.
+# A chord that is just being completed is complete by then.
 _COMPLETED_S = 5.0
 
 # How much is written in one call.
@@ -53,7 +53,7 @@ class Workflow:
     """
 
     def __init__(self, app: Any, workflow_id: str) -> None:
-        """Name a workflow; nothing is read before it is asked for."""
+        """Create a handle for a workflow; it reads nothing until it has to."""
         self._app = app
         self.id = workflow_id
 
@@ -63,8 +63,8 @@ class Workflow:
     def state(self) -> str:
         """PENDING, STARTED, PAUSED, SUCCESS, FAILURE or REVOKED, as a whole. Switches: yes.
 
-        PENDING is also what the index does not know. A workflow that was cancelled is REVOKED at
-        once, although some of its tasks may still be ending.
+        A workflow that the index does not know is PENDING, too. A workflow that was cancelled is
+        REVOKED at once, although some of its tasks may still be ending.
         """
         record = self._index.record(self.id)
         return PENDING if record is None else state_of(record)
@@ -77,11 +77,11 @@ class Workflow:
 
     @property
     def progress(self) -> float:
-        """Which part of the tasks known so far have ended, from 0 to 1. Switches: yes."""
+        """The share of the tasks known so far that have ended, from 0 to 1. Switches: yes."""
         return progress_of(self.counts)
 
     def tree(self) -> Tree:
-        """Read all tasks, and how they belong together. Switches: yes.
+        """Read all tasks and how they are connected. Switches: yes.
 
         Raises:
             GreenqError: the index does not know the workflow.
@@ -91,19 +91,19 @@ class Workflow:
         return Tree(Task.read(task_id, text) for task_id, text in nodes.items())
 
     def critical_path(self) -> list[Task]:
-        """Return the tasks that determined how long it took so far. Switches: yes."""
+        """Return the tasks that determined how long it has taken so far. Switches: yes."""
         return self.tree().critical_path()
 
     def left_s(self) -> float | None:
-        """Estimate in how many seconds it is over; None if that is unknown. Switches: yes."""
+        """Estimate how many seconds it still takes; None if that is unknown. Switches: yes."""
         return self.tree().left_s(time.time())
 
     def wait(self, timeout: float | None = None) -> str:
-        """Wait until all tasks have ended, and return the state of the whole. Switches: yes.
+        """Wait until all tasks have ended, and return the state of the workflow. Switches: yes.
 
         Raises:
             GreenqError: the index does not know the workflow.
-            TimeoutError: it is not over after `timeout` seconds.
+            TimeoutError: it has not ended after `timeout` seconds.
         """
         ends_s = math.inf if timeout is None else time.monotonic() + timeout
         pause_s = _LOOK_S
@@ -112,28 +112,29 @@ class Workflow:
             if record.over is not None:
                 return state_of(record)
             if time.monotonic() + pause_s > ends_s:
-                raise TimeoutError(f"workflow {self.id} is not over after {timeout:g} s")
+                raise TimeoutError(f"workflow {self.id} has not ended after {timeout:g} s")
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _MOST_LOOK_S)
 
     # --- stopping ---------------------------------------------------------------------------------
 
     def cancel(self) -> int:
-        """End it: what runs is terminated, nothing else begins; return how many were open.
+        """Cancel it: terminate running tasks and let no others begin; return how many had not
+        ended.
 
-        Every task that has not ended is REVOKED, and its callers are told so. Switches: yes.
+        Every task that has not ended becomes REVOKED, and its callers learn this. Switches: yes.
 
         Raises:
             GreenqError: the index does not know the workflow.
         """
         before = self._index.stop(self.id, CANCELLED)
         if before == PAUSED:
-            # Each of them ends like any other that waits.
+            # Each of them ends like any other task that waits.
             self._index.release(self.id)
         nodes = dict(self._index.nodes(self.id))
         ids = [task_id for task_id, text in nodes.items() if text[:1] in OPEN]
         running = {task_id for task_id in ids if nodes[task_id].startswith("r")}
-        # What runs is ended by its worker, since it may succeed in this moment.
+        # A running task is ended by its worker, since it may succeed at this moment.
         self._revoke([task_id for task_id in ids if task_id not in running])
         return len(ids)
 
@@ -147,7 +148,7 @@ class Workflow:
             self._index.note([self._noted(each, REVOKED) for each in portion], states)
 
     def pause(self) -> None:
-        """Let no further task begin until `resume`; what runs goes on. Switches: yes.
+        """Let no further task begin until `resume`; running tasks continue. Switches: yes.
 
         Raises:
             GreenqError: the index does not know the workflow, or it was cancelled.
@@ -157,7 +158,7 @@ class Workflow:
         self._index.stop(self.id, PAUSED)
 
     def resume(self) -> None:
-        """Let a paused workflow go on. Switches: yes.
+        """Continue a paused workflow. Switches: yes.
 
         Raises:
             GreenqError: the index does not know the workflow, or it was cancelled.
@@ -166,25 +167,27 @@ class Workflow:
             raise GreenqError(f"workflow {self.id} was cancelled: retry() runs it again")
         self._index.stop(self.id, "")
         self._index.release(self.id)
-        # Workers that did not know yet put further ones away. Each of them releases those, too,
-        # unless it dies.
+        # Workers that have not yet learned of the resume put further messages aside. Each of them
+        # releases those messages, too, unless it dies.
         time.sleep(_KNOWN_S)
         self._index.release(self.id)
 
     # --- running again ----------------------------------------------------------------------------
 
     def retry(self) -> int:
-        """Run again what failed or was revoked, and all that could not run because of it.
+        """Run again the tasks that failed or were revoked, and all that could not run because of
+        them.
 
-        What has succeeded stays as it is. Returns how many tasks were sent. Switches: yes.
+        Tasks that have succeeded keep their results. Returns how many tasks were sent. Switches:
+        yes.
 
         Raises:
-            GreenqError: nothing has failed, its messages are no longer kept, or the results that
+            GreenqError: nothing has failed, the messages are no longer kept, or the results that
                 a chord needs are gone.
         """
         if self._known().stop == CANCELLED:
             self._index.stop(self.id, "")
-            # A worker that does not know yet would revoke what is sent now.
+            # A worker that has not learned of the retry would revoke what is sent now.
             time.sleep(_KNOWN_S)
         tree = self.tree()
         failed = {
@@ -196,7 +199,7 @@ class Workflow:
             raise GreenqError(f"workflow {self.id}: no task has failed")
         if not failed.keys() & self._index.kept(self.id):
             raise GreenqError(
-                f"workflow {self.id}: {len(failed):,} tasks have failed, and the messages of none "
+                f"workflow {self.id}: {len(failed):,} tasks have failed, and none of their messages "
                 "are kept: they were too large, or were never sent"
             )
         self._reopen_chords(tree, failed)
@@ -206,12 +209,12 @@ class Workflow:
         return self._index.reset(self.id, list(failed))
 
     def _reopen_chords(self, tree: Tree, failed: Mapping[str, Task]) -> None:
-        """Have the parts that failed counted again by the chords to which they belong."""
+        """Make the chords count their failed parts again."""
         parts: dict[str, list[Task]] = defaultdict(list)
         for task in tree.tasks.values():
             if task.node.is_part and task.node.group is not None:
                 parts[task.node.group].append(task)
-        # All are looked at before the first is changed.
+        # All are checked before the first is changed.
         for size, out, kept in [
             (len(tasks), *self._parts(group, tasks, failed))
             for group, tasks in parts.items()
@@ -248,7 +251,7 @@ class Workflow:
         ends_s = time.monotonic() + _COMPLETED_S
         while not self._index.reopen(size, seconds, out, kept):
             if time.monotonic() > ends_s:
-                raise GreenqError(f"workflow {self.id}: a chord is just being completed: try again")
+                raise GreenqError(f"workflow {self.id}: a chord is being completed at this moment: try again")
             time.sleep(_LOOK_S)
 
     # --- more of it -------------------------------------------------------------------------------
@@ -264,12 +267,12 @@ class Workflow:
     def on_success(self, signature: Mapping[str, Any]) -> None:
         """Send a signature, once, when all tasks have ended and none has failed. Switches: yes.
 
-        If that is so already, it is sent now. It gets its own arguments only. Likewise for
-        `on_failure` and `on_end`.
+        If they have all ended already, it is sent now. It gets only its own arguments. The same
+        holds for `on_failure` and `on_end`.
 
         Raises:
             GreenqError: the index does not know the workflow, it has 100 such calls already, or
-                the signature is more than one task to be sent first.
+                the signature begins with more than one task.
         """
         self._call("success", signature)
 
@@ -278,7 +281,7 @@ class Workflow:
         self._call("failure", signature)
 
     def on_end(self, signature: Mapping[str, Any]) -> None:
-        """Send a signature, once, when all tasks have ended, however."""
+        """Send a signature, once, when all tasks have ended, whatever their states."""
         self._call("end", signature)
 
     def _call(self, when: str, signature: Mapping[str, Any]) -> None:
@@ -313,12 +316,12 @@ class Workflow:
         return Noted(self.id, self._index.seconds, task_id, state)
 
     def __repr__(self) -> str:
-        """Return its id in the form of a call."""
+        """Return the id of the workflow to which a call belongs."""
         return f"Workflow({self.id!r})"
 
 
 def workflow_id(found: Any) -> str:
-    """Return the id of a workflow, given by that or by the handle of its end."""
+    """Return the id of a workflow, given as that id or as the handle of the workflow's end."""
     if isinstance(found, str):
         return found
     root: str = first_of(found.as_tuple())
@@ -352,7 +355,7 @@ def counts_of(record: Record) -> dict[str, int]:
 
 
 def progress_of(counts: Mapping[str, int]) -> float:
-    """Return which part of the tasks has ended."""
+    """Return the share of the tasks that have ended."""
     total = sum(counts.values())
     ended = sum(counts.get(state, 0) for state in (SUCCESS, FAILURE, REVOKED_STATE))
     return ended / total if total else 0.0

@@ -21,7 +21,7 @@ from greenq.canvas.nodes import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-# Words for the letters of the states.
+# The states' names by their letters.
 STATES: Mapping[str, str] = {
     PLANNED: "PLANNED", WAITING: "WAITING", RUNNING: "STARTED", AGAIN: "RETRY",
     SUCCEEDED: "SUCCESS", FAILED: "FAILURE", REVOKED: "REVOKED",
@@ -34,11 +34,11 @@ class Task:
     """A task of a workflow.
 
     Attributes:
-        node: what it is, and where it belongs.
-        state: PLANNED (to be sent when what is before it has ended), WAITING, STARTED, RETRY,
+        node: its task and its place in the workflow.
+        state: PLANNED (to be sent when the step before it has ended), WAITING, STARTED, RETRY,
             SUCCESS, FAILURE or REVOKED.
-        began, ended: unix seconds, None for not yet.
-        worker: the node name of its worker, "" as long as that is not known.
+        began, ended: unix seconds, None before then.
+        worker: the node name of its worker, "" until that is known.
     """
 
     node: Node
@@ -67,16 +67,16 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Its name, "" as long as that is not known."""
+        """Its name, "" until that is known."""
         return self.node.task
 
     @property
     def is_open(self) -> bool:
-        """Whether it has not ended."""
+        """Whether it has not ended yet."""
         return self.state in _OPEN
 
     def runtime_s(self, now_s: float) -> float | None:
-        """Return for how long it has run, up to `now_s` if it still does; None if not at all."""
+        """Return how long it has run, up to `now_s` if it still runs; None if it has not begun."""
         if self.began is None:
             return None
         return max(0.0, (now_s if self.ended is None else self.ended) - self.began)
@@ -87,9 +87,9 @@ class Group:
     """Tasks that run at the same time.
 
     Attributes:
-        id: the group's.
-        is_chord: whether a body waits for them, which follows in the same line.
-        members: a line of steps for each.
+        id: the group's
+        id. is_chord: whether a body waits for them; the body follows in the same
+        line. members: a line of steps for each member.
     """
 
     id: str
@@ -103,7 +103,7 @@ class Step:
 
     Attributes:
         what: the task or the group.
-        others: lines that follow it beside the one in which it stands: callbacks, tasks sent.
+        others: further lines that follow it, such as callbacks and tasks that it sent.
     """
 
     what: Task | Group
@@ -111,12 +111,12 @@ class Step:
 
 
 class Tree:
-    """The tasks of a workflow, and how they belong together.
+    """The tasks of a workflow and how they are connected.
 
     Attributes:
         tasks: by id.
         groups: by id.
-        lines: what the workflow began with, a line of steps for each.
+        lines: a line of steps for each task or group with which the workflow began.
     """
 
     def __init__(self, tasks: Iterable[Task]) -> None:
@@ -130,7 +130,7 @@ class Tree:
             for group in (*task.node.within, task.node.group)
             if group is not None
         }
-        # The line and the step in which each task and each group stands.
+        # The line and the step of each task and each group.
         self._places: dict[str, tuple[list[Step], Step]] = {}
         self._group_places: dict[str, tuple[list[Step], Step]] = {}
         self._arrange()
@@ -145,7 +145,8 @@ class Tree:
             if waiting:
                 before = waiting.popleft()
             else:
-                # Others have written the index: some that follow one another in a circle.
+                # Other programs may have written the index: it may contain tasks that follow one
+                # another in a circle.
                 before = next(iter(followers.keys() - {None}))
                 followers[None] = followers.pop(before)
                 before = None
@@ -179,7 +180,7 @@ class Tree:
         return (node.group,)
 
     def _place(self, task: Task, before: str | None) -> None:
-        """Put a task behind what is before it, or at the beginning of a member of a group."""
+        """Put a task after the step that it follows, or at the beginning of a group's member."""
         lines, line = self._continued(before)
         for group_id in self._within(task):
             group = self.groups.get(group_id)
@@ -192,7 +193,7 @@ class Tree:
         self._places[task.id] = _append(lines, line, task)
 
     def _continued(self, before: str | None) -> tuple[list[list[Step]], list[Step] | None]:
-        """Return the line that goes on after a step, or None, and where to begin another one."""
+        """Return the line that continues after a step, or None, and where to begin another line."""
         place = self._places.get(before or "") or self._group_places.get(before or "")
         if place is None:
             return self.lines, None
@@ -202,7 +203,8 @@ class Tree:
     # --- times ------------------------------------------------------------------------------------
 
     def critical_path(self) -> list[Task]:
-        """Return the tasks that determined how long it took: each waited for the one before it."""
+        """Return the tasks that determined how long the workflow took: each waited for the one
+        before it."""
         begun = [task for task in self.tasks.values() if task.began is not None]
         path: dict[str, Task] = {}
         at = max(begun, key=_last_s, default=None)
@@ -221,10 +223,10 @@ class Tree:
         return max(ended, key=_last_s, default=None)
 
     def left_s(self, now_s: float) -> float | None:
-        """Estimate in how many seconds all is over; None as long as nothing has ended.
+        """Estimate how many seconds the whole still takes; None until the first task has ended.
 
-        A task takes as long as others of its name have. What is left takes at least as long as its
-        longest line, and all of it as many slots as were busy so far.
+        A task takes as long as other tasks of its name. The rest takes at least as long as its
+        longest line, and is assumed to use as many slots as were busy so far.
         """
         took: dict[str, list[float]] = defaultdict(list)
         for task in self.tasks.values():
@@ -250,7 +252,7 @@ class Tree:
 
 
 def _longest_s(lines: Iterable[list[Step]], left: Mapping[str, float]) -> float:
-    """Return how long the longest of some lines still takes."""
+    """Return how long the longest of these lines still takes."""
     longest = 0.0
     for line in lines:
         passed = 0.0
@@ -268,7 +270,7 @@ def _longest_s(lines: Iterable[list[Step]], left: Mapping[str, float]) -> float:
 def _append(
     lines: list[list[Step]], line: list[Step] | None, what: Task | Group
 ) -> tuple[list[Step], Step]:
-    """Put a task or a group at the end of a line, or of a new one; return where it stands."""
+    """Put a task or a group at the end of a line, or of a new one; return its place."""
     if line is None:
         line = []
         lines.append(line)

@@ -1,4 +1,4 @@
-"""``greenq demo``: check that it can run here, then run it."""
+"""``greenq demo``: check that it can run on this machine, then run it."""
 
 from __future__ import annotations
 

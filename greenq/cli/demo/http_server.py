@@ -1,8 +1,8 @@
 """The web server that `greenq demo` fetches from: every GET is answered after 200 ms.
 
 It runs in its own process, isolated (``python -I -S http_server.py``), so it imports only the
-standard library. It prints its port, and ends when its standard input is closed: with the demo,
-however that ends.
+standard library. It prints its port, and ends when its standard input is closed: that is, whenever
+the demo ends.
 """
 
 from __future__ import annotations

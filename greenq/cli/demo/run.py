@@ -1,8 +1,9 @@
-"""The demo itself: a server, a web server, a worker and a sender, watched until all is done.
+"""The demo itself: a server, a web server, a worker and a sender, watched until all fetches have
+ended.
 
-It has four processes: Valkey, the web server, the sender, and this one, which is the worker and
-draws the display. However the demo ends, the other three end with it, and the temporary folder is
-removed.
+It has four processes: Valkey, the web server, the sender, and this one, which runs the worker
+and draws the display. However the demo ends, the other three end with it, and the temporary folder
+is removed.
 """
 
 from __future__ import annotations
@@ -212,7 +213,8 @@ class Watch:
         return sample
 
     def _traffic(self) -> tuple[int, int]:
-        """Return the server's commands and reads so far, without those of the watching itself."""
+        """Return the server's commands and reads so far, without those caused by the watching
+        itself."""
         own = self._probe.traffic.commands, self._probe.traffic.round_trips
         lines = self._probe.call("INFO", "stats").decode().splitlines()
         stats = dict(line.split(":", 1) for line in lines if ":" in line)
@@ -228,7 +230,7 @@ class Watch:
 
 
 class Sending:
-    """The sender at work; it gets all URLs when this is created."""
+    """The running sender; it gets all URLs when this object is created."""
 
     def __init__(self, sender: subprocess.Popen[str], urls: Sequence[str]) -> None:
         """Give the URLs to the sender."""
@@ -242,7 +244,8 @@ class Sending:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """End the sender, and wait for the greenlet: a pipe that it reads cannot be closed."""
+        """End the sender, and wait for the greenlet: a pipe that the greenlet reads cannot be
+        closed."""
         self._sender.kill()
         join_all([self._greenlet])
 

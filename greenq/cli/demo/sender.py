@@ -18,10 +18,10 @@ from greenq.errors import GreenqError
 
 
 def load_fetch(broker_url: str) -> Any:
-    """Load ``examples/fetch.py``, point its app to this server, and return its task `fetch`.
+    """Load ``examples/fetch.py``, connect its app to this server, and return its task `fetch`.
 
     Raises:
-        GreenqError: the file is in neither a checkout's nor an installed package's place.
+        GreenqError: the file is neither where a checkout nor where an installed package has it.
     """
     package = Path(greenq.__file__).parent
     places = (package / "examples" / "fetch.py", package.parent / "examples" / "fetch.py")

@@ -27,7 +27,7 @@ T = TypeVar("T")
 # How many greenlets, oldest first, are shown in detail.
 _GREENLETS: Final = 20
 
-# A thread notices at most this late that it must end.
+# A thread notices with at most this delay that it must end.
 _TURN_S: Final = 0.25
 
 _ENABLED: Final = "task events enabled"
@@ -126,7 +126,7 @@ class Asker:
         if node is None:
             return None
         if node not in ours or show.part(statuses[node], "blocked") is not None:
-            # This worker cannot reply until it is back or its hub runs again.
+            # This worker cannot reply until it runs, or its hub runs, again.
             return Greenlets(node=node)
         return self.greenlets(node)
 
@@ -209,7 +209,7 @@ class Thread(Generic[T]):
 
 
 class Sampler(Thread["Look | Greenlets"]):
-    """Looks at regular intervals."""
+    """Polls at regular intervals."""
 
     def __init__(self, asker: Asker, interval_s: float) -> None:
         """Poll with `asker` every `interval_s`."""
@@ -221,7 +221,7 @@ class Sampler(Thread["Look | Greenlets"]):
         self._chosen: str | None = None
 
     def choose(self, node: str | None) -> None:
-        """From now on ask for the greenlets of this worker, the first time at once."""
+        """From now on, ask for the greenlets of this worker, the first time at once."""
         self._chosen = node
         self._woken.set()
 
@@ -236,7 +236,7 @@ class Sampler(Thread["Look | Greenlets"]):
         self._woken.set()
 
     def run(self) -> None:
-        """Look at each interval."""
+        """Poll at each interval."""
         due_s = time.monotonic() + self._interval_s
         seen = None
         while not self._ended.is_set():
