@@ -81,7 +81,9 @@ class _Size(NamedTuple):
         return self.size / self.each_s
 
     def __str__(self) -> str:
-        return f"{self.size} at once finish {self.rate:.1f} tasks a second, {self.each_s:.2f} s each"
+        return (
+            f"{self.size} at once finish {self.rate:.1f} tasks a second, {self.each_s:.2f} s each"
+        )
 
 
 class _Trial(NamedTuple):
@@ -248,7 +250,8 @@ class Adaptive:
 
 def _mean(begin: Look, now: Look) -> float | None:
     """Return the mean duration of the tasks that ended in between; None if there are too few of
-    them."""
+    them.
+    """
     ended = now.ended - begin.ended
     if ended < _ENDED or now.at_s - begin.at_s < _MEASURED_S:
         return None

@@ -86,7 +86,8 @@ def _change(task: Task[Any, Any], attributes: Mapping[str, Any]) -> None:
 
 def _code(task: Task[Any, Any], attribute: str) -> Any:
     """Return the function to wrap; if the task is bound, the function takes the task as its first
-    argument."""
+    argument.
+    """
     if attribute == "run" and "run" in vars(task):
         return task.function
     return getattr(type(task), attribute)

@@ -151,7 +151,8 @@ class Settings(Mapping[str, Any]):
         self, load: Callable[[list[str]], Mapping[str, Any]], source: str = "code"
     ) -> None:
         """Make `load` read the settings of `source` on first use; it receives a list for its
-        notes."""
+        notes.
+        """
         self._lazy.append((load, source))
         object.__setattr__(self, "_built", None)
 
@@ -820,7 +821,8 @@ class Greenq:
 
     def _checked_calls(self, calls: Iterable[Call]) -> Iterator[Call]:
         """Yield calls whose arguments fit, each with the name to show in place of its task's
-        name."""
+        name.
+        """
         tasks = self._tasks
         for call in calls:
             task = tasks.get(call[0])

@@ -1,4 +1,4 @@
-"""Compressions of your own: `register` one in every program that sends, runs or reads tasks."""
+"""Your own compressions: `register` one in every program that sends, runs or reads tasks."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def register(
 ) -> None:
     """Add a compression, before the settings that name it.
 
-    It is accepted from others only if ``accept_compression`` has it, or ``task_compression`` or
-    ``result_compression`` is set to it. The size of what `decoder` returns is checked only when it
-    has returned, so it should limit that itself.
+    It is accepted from others only if ``accept_compression`` contains it, or ``task_compression``
+    or ``result_compression`` is set to it. The size of the output is checked only after `decoder`
+    has returned, so `decoder` itself should limit it.
 
     Args:
-        content_type: what messages carry to say how to read them; the same everywhere.
-        aliases: names for settings and options, as ``task_compression``.
+        content_type: the identifier in messages; the same in all programs. aliases:
+        names for settings and options such as ``task_compression``.
 
     Raises:
-        ValueError: the content type or a name belongs to one that is built in.
+        ValueError: the content type or a name belongs to a built-in compression.
     """
     names = [content_type, *aliases]
     compress.register(encoder, decoder, content_type, names[1:])

@@ -24,7 +24,7 @@ class Delivered(Protocol):
 
     @property
     def delivery_info(self) -> Mapping[str, Any]:
-        """Where the message came from."""
+        """The message's origin."""
 
     @property
     def properties(self) -> Mapping[str, Any]:
@@ -32,7 +32,7 @@ class Delivered(Protocol):
 
 
 class Announced(Protocol):
-    """A message that receivers of before_task_publish have seen."""
+    """A message already passed to the receivers of before_task_publish."""
 
     def sent(self) -> None:
         """Send after_task_publish."""
@@ -48,9 +48,9 @@ class Context:
         headers: the sender's extra headers.
         delivery_info: exchange, routing_key, priority, redelivered.
         hostname: node name of the worker, None when called directly.
-        sent: the same as `children`, but None as long as nothing was sent.
-        retried: what ``retry(throw=False)`` has returned, or None.
-        announced: the next run's message, if receivers of signals have seen it; or None.
+        sent: the same as `children`, but None until a task has been sent.
+        retried: the return value of ``retry(throw=False)``, or None.
+        announced: the next run's message if it was passed to signal receivers, or None.
         replacement: the plan that ``replace`` has put in this task's place, or None.
         additions: the plans that ``add_to_chord`` has added, or None.
         called_directly: True when the function was simply called.
@@ -89,7 +89,7 @@ class Context:
 
     @property
     def delivery_info(self) -> Mapping[str, Any] | None:
-        """Where the message came from."""
+        """The message's origin."""
         return None if self._delivered is None else self._delivered.delivery_info
 
     @property
@@ -155,7 +155,7 @@ class Context:
         return getattr(self, name, default)
 
     def as_execution_options(self) -> dict[str, Any]:
-        """Return those options with which this run was sent that also apply to a next run."""
+        """Return the options of this run's message that also apply to the next run."""
         return {
             "task_id": self.id,
             "root_id": self.root_id,

@@ -1,4 +1,4 @@
-"""Run tasks here and now, without a worker: `Task.apply` and ``task_always_eager``."""
+"""Run tasks in this process, without a worker: `Task.apply` and ``task_always_eager``."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class _Delivery(NamedTuple):
-    """What stands for the delivery of a message."""
+    """The stand-in for a message's delivery."""
 
     delivery_info: Mapping[str, Any]
     properties: Mapping[str, Any]
 
 
 class EagerContext(Context):
-    """`Task.request` of a task that runs here and now."""
+    """`Task.request` of a task that runs in this process without a worker."""
 
     __slots__ = ("stores",)
 
@@ -70,12 +70,13 @@ def run_here(
     """Run a task with all its hooks, and its retries at once, and return how it ended.
 
     Args:
-        throw: raise the exception of a task that fails; None: if ``task_eager_propagates``.
-        retries: how often it was retried before.
-        options: of a sending, those that `Task.request` shows.
+        throw: raise the exception of a task that fails; None: as ``task_eager_propagates``
+        says. retries: the number of earlier retries.
+        options: the send options that `Task.request` shows.
 
     Raises:
-        BaseException: what is no `Exception`, such as KeyboardInterrupt, ends more than the task.
+        BaseException: an exception that is not an `Exception`, such as KeyboardInterrupt, is passed
+        on.
     """
     app = task.app
     config = app.config.task
@@ -107,7 +108,7 @@ def run_as_sent(
     kwargs: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> EagerResult[Any]:
-    """Run a task here instead of sending it; its arguments are serialized and read all the same.
+    """Run a task in this process instead of sending it; its arguments are still encoded and decoded.
 
     As in a worker, it must not wait for the results of others.
 
@@ -185,7 +186,7 @@ def _end(run: _Run, context: EagerContext, outcome: Outcome, runtime_s: float) -
 def _go_on(
     task: Task[..., Any], context: EagerContext, outcome: Outcome, options: Mapping[str, Any]
 ) -> None:
-    """Run what is linked to the task."""
+    """Run the signatures linked to the task."""
     state, value, trace = outcome
     if state == SUCCESS:
         for callback in listed(options.get("link")):

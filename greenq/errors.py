@@ -1,7 +1,7 @@
 """Every exception of greenq, in one tree.
 
-Each docstring says when the exception is raised; its facts are fields, from which its message is
-built. Those with a counterpart in Celery travel on the wire under Celery's module and name
+Each docstring says when the exception is raised; the facts are fields, from which the message
+is built. Those with a counterpart in Celery travel on the wire under Celery's module and name
 (`CELERY_NAMES`), so that a Celery client sees the class it knows.
 """
 
@@ -42,7 +42,7 @@ class UnknownSetting(ConfigError, AttributeError, KeyError):
     """A setting that does not exist was read, as an attribute or as a key."""
 
     def __init__(self, setting: str, reason: str) -> None:
-        """Build the message from the `setting`, and suggest the one that may be meant."""
+        """Build the message from the `setting`, and suggest the one that was probably meant."""
         super().__init__([Problem(setting, None, reason)])
         self.name = setting
         # No value was given, so none is shown.
@@ -87,7 +87,7 @@ class ImportedTooEarly(GreenqError):
         )
 
 
-# --- bytes that are not what they should be ------------------------------------------------------
+# --- invalid bytes ------------------------------------------------------------------------
 
 
 class ProtocolError(GreenqError):
@@ -95,7 +95,7 @@ class ProtocolError(GreenqError):
 
 
 class DecodeError(ProtocolError):
-    """Bytes cannot be read; `raw` holds them as received."""
+    """Bytes cannot be read; `raw` contains them as received."""
 
     def __init__(self, reason: str, raw: bytes = b"") -> None:
         """Store the `reason` and the raw bytes; the message does not contain the bytes."""
@@ -150,7 +150,7 @@ class TransportTimeout(ConnectionLost):
 
 
 class AccessRefused(OperationalError):
-    """The server does not accept the user name or password, or the user lacks a right."""
+    """The server does not accept the user name or password, or the user lacks a permission."""
 
 
 class Unroutable(OperationalError):
@@ -165,8 +165,9 @@ class NotAllSent(GreenqError):
     """A bulk send ended early; ``__cause__`` is the reason.
 
     Attributes:
-        ids: of the tasks that were sent, in the order of the items.
-        unknown: ids of the items after those that may have arrived, since an answer got lost.
+        ids: the ids of the tasks that were sent, in the order of
+        the items. unknown: the ids of the items after these, which may have arrived, since an
+        answer was lost.
     """
 
     def __init__(
@@ -190,16 +191,16 @@ _CLUSTER = (
 
 # Error replies that do not concern the command itself: the server is temporarily unavailable.
 _REFUSALS = {
-    "OOM": "the server's memory is full (maxmemory): it accepts no more until some is free",
-    "READONLY": "the server is a read-only replica: it accepts nothing until it is the primary",
+    "OOM": "the server's memory is full (maxmemory): it accepts no more data until some is free",
+    "READONLY": "the server is a read-only replica: it accepts no writes until it is the primary",
     "LOADING": "the server is loading its data",
-    "BUSY": "the server is busy with a script that runs for long (SCRIPT KILL ends it)",
+    "BUSY": "the server is busy with a long-running script (SCRIPT KILL ends it)",
     "MASTERDOWN": "the server is a replica that has lost its primary",
-    "MISCONF": "the server cannot save its data to disk, and accepts nothing until it can",
+    "MISCONF": "the server cannot save its data to disk, and accepts no writes until it can",
     "NOREPLICAS": "the server has too few replicas (min-replicas-to-write)",
-    "FORGOTTEN": "the server has lost its data and has to learn again what this worker holds",
-    "LAPSED": "the lease of these messages' worker has ended, or was renewed by it",
-    "CLOSED": "this worker has left and takes nothing more",
+    "FORGOTTEN": "the server has lost its data and this worker must register its messages again",
+    "LAPSED": "the lease of these messages' worker has ended, or the worker has renewed it",
+    "CLOSED": "this worker has left and takes no more messages",
     "TRYAGAIN": _CLUSTER,
     "CLUSTERDOWN": _CLUSTER,
     "CROSSSLOT": _CLUSTER,
@@ -213,8 +214,8 @@ class ServerError(OperationalError):
 
     Attributes:
         command: its name, without arguments.
-        reply: the server's, starting with its code.
-        passes: retrying the same command later can succeed.
+        reply: the server's reply, starting with its
+        code. passes: whether retrying the same command later can succeed.
     """
 
     def __init__(self, command: str, reply: str) -> None:
@@ -233,12 +234,12 @@ class NotRegistered(GreenqError, KeyError):
     """A task name is not registered in this app."""
 
     def __str__(self) -> str:
-        """Return the task's name, which is the text of Celery's error."""
+        """Return the task's name, as Celery's error does."""
         return str(self.args[0]) if self.args else ""
 
 
 class AlreadyRegistered(GreenqError):
-    """Two different functions were given one task name."""
+    """Two different functions have the same task name."""
 
 
 class ResultTimeout(GreenqError, TimeoutError):
@@ -247,7 +248,7 @@ class ResultTimeout(GreenqError, TimeoutError):
     Attributes:
         task_id: the task's.
         waited_s: for how long.
-        others: how many other tasks were waited for and have not ended either.
+        others: how many of the other awaited tasks have not ended either.
     """
 
     def __init__(self, task_id: str, waited_s: float, others: int = 0) -> None:
@@ -286,7 +287,7 @@ class RemoteError(GreenqError):
         type: module and name of the class; for a builtin, its name.
         message: the exception's text.
         traceback: the worker's, as text, or None.
-        stored: what the result holds; kept when a task raises this again.
+        stored: the exception as stored in the result; kept when a task raises this again.
     """
 
     def __init__(self, type: str, message: str, traceback: str | None = None) -> None:
@@ -353,7 +354,7 @@ class Retry(TaskPredicate):
     """Raised by ``Task.retry``: this run ends, another one follows.
 
     Attributes:
-        message: why, in words, or None.
+        message: the reason in words, or None.
         exc: the exception that made the task retry, or None.
         when: seconds until then, an aware datetime, or None.
         next_run: args, kwargs and send options of the next run; None if there is nothing to send.
@@ -362,7 +363,7 @@ class Retry(TaskPredicate):
     def __init__(
         self, message: str | None = None, exc: BaseException | None = None, when: object = None
     ) -> None:
-        """Store the three facts in the order in which Celery's reader passes them."""
+        """Store the three values in the order in which Celery's reader passes them."""
         self.message = message
         self.exc = exc
         self.when = when
@@ -384,12 +385,12 @@ class Reject(TaskPredicate):
     """Raised by a task to reject its message.
 
     Attributes:
-        reason: why, in words, or None.
-        requeue: True gives the message back to its queue; False drops it and stores FAILURE.
+        reason: the reason in words, or None.
+        requeue: True requeues the message; False drops it and stores FAILURE.
     """
 
     def __init__(self, reason: object = None, requeue: bool = False) -> None:
-        """Store both facts in the order in which Celery's reader passes them."""
+        """Store both values in the order in which Celery's reader passes them."""
         self.reason = reason
         self.requeue = requeue
         super().__init__(reason, requeue)

@@ -60,8 +60,8 @@ _log = logging.getLogger(__name__)
 _BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
-# Seconds on a clock that keeps running while the machine is suspended, as a lease does. A partial,
-# since it is called for each task and adds no frame.
+# Seconds on a clock that keeps running while the machine is suspended, as a lease does. A partial
+# adds no frame, which matters since this is called for each task.
 boottime: Callable[[], float] = partial(time.clock_gettime, _BOOTTIME)
 
 
@@ -111,7 +111,8 @@ def _imported_too_early() -> list[str]:
 def spawn(run: Callable[..., Any], *args: Any, name: str, lasts: bool = False) -> Greenlet:
     """Start a named greenlet; if it crashes, log the error and end this process's workers.
 
-    With `lasts`, they also end if it is killed, which its owner does only when they end anyway.
+    With `lasts`, they also end if it is killed, which its owner does only when the workers end
+    anyway.
     """
     greenlet: Greenlet = gevent.Greenlet(run, *args)
     greenlet.name = name
@@ -169,7 +170,7 @@ def _note_kill(greenlet: Greenlet) -> None:
 
 
 def _report_crash(what: str, error: BaseException) -> None:
-    """End the workers of this process: a worker that has lost a part would only seem alive."""
+    """End the workers of this process: a worker without one of its parts would only seem alive."""
     for hub in _hubs:
         hub.crashed(what, error)
 
@@ -213,8 +214,8 @@ class NativeThread:
     def wait(self, timeout_s: float, *descriptors: int, writable: Iterable[int] = ()) -> bool:
         """In the thread: wait; return True if the thread must end.
 
-        `wake`, `stop`, data to read from one of `descriptors`, and room to write to one of
-        `writable` end the wait early.
+        `wake`, `stop`, data to read from one of `descriptors`, and room to write to one
+        of `writable` all end the wait early.
         """
         poll = _poll()
         poll.register(self._reader, select.POLLIN)
@@ -329,8 +330,8 @@ class Hub(StartStopPart):
         self._end = crashed
         self._thread: int = gevent.monkey.get_original("_thread", "get_ident")()
         self._alive = self._hub.loop.async_()
-        # Written by the hub, read by any thread: when it last answered a ping (monotonic), and how
-        # long that ping had waited.
+        # Written by the hub, read by any thread: the time of the last answered ping (monotonic),
+        # and how long that ping had waited.
         self.moved_s = time.monotonic()
         self.lag_s = 0.0
         self.lags = Lags()
@@ -389,7 +390,7 @@ class Hub(StartStopPart):
         self._hub.loop.destroy()
 
     def _spawn(self, run: Callable[[], object], name: str) -> None:
-        # After a block, a ping may be answered last of all: this shows as well that the loop runs.
+        # After a block, a ping may be answered last: this, too, shows that the loop runs.
         self.moved_s = time.monotonic()
         spawn(run, name=name)
 
@@ -486,7 +487,7 @@ def _do_nothing() -> None:
 
 
 def _print_exception(context: object, kind: Any, value: Any, trace: Any) -> None:
-    """Log what an event loop callback raised; our greenlets have a handler of their own."""
+    """Log an exception from an event loop callback; our greenlets have their own handler."""
     if isinstance(context, gevent.Greenlet):
         return
     _log.error("error in the event loop: %r", context, exc_info=(kind, value, trace))

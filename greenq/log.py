@@ -1,4 +1,4 @@
-"""Logging: set up only for the command line; each line logged by a task names it and its id.
+"""Logging: set up only for the command line; each line logged by a task contains its name and id.
 
 Nothing here takes effect before `setup` is called, so a program that only sends keeps its own
 logging.
@@ -41,11 +41,12 @@ LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Style:
-    """What log lines look like.
+    """The format of log lines.
 
     Attributes:
-        format, task_format: format strings of logging, for lines outside and inside of tasks.
-        date_format, task_date_format: of their times; None: as logging writes them.
+        format, task_format: format strings of logging, for lines logged outside and inside
+        tasks. date_format, task_date_format: the formats of their times; None: the default of
+        logging.
         json: write each line as a JSON object instead.
     """
 
@@ -57,7 +58,7 @@ class Style:
 
 
 class Running(Protocol):
-    """What a log line shows of a task."""
+    """The data about a task in a log line."""
 
     @property
     def task(self) -> str:
@@ -107,7 +108,7 @@ def setup(
         color: None colours when the log goes to a terminal and NO_COLOR is not set.
         stream: where the log goes without a logfile.
         hijack_root: replace the root logger's handlers; False keeps existing ones.
-        style: what its lines look like.
+        style: the format of its lines.
 
     Raises:
         ConfigError: there is no such level, or the file cannot be written.
@@ -130,7 +131,7 @@ task_logger: Final = logging.getLogger("greenq_task")
 
 
 def get_task_logger(name: str) -> logging.Logger:
-    """Return the logger `name`; what a task logs through it is marked with the task and its id.
+    """Return the logger `name`; its lines from a task contain the task's name and id.
 
     The same holds for any other logger; this function exists for users of Celery. Its records also
     pass `task_logger`, unless a parent logger is in use.
@@ -142,7 +143,7 @@ def get_task_logger(name: str) -> logging.Logger:
 
 
 def wants_color(stream: TextIO, wanted: bool | None = None) -> bool:
-    """Tell whether to colour output to `stream`: as `wanted`, or else if it is a terminal."""
+    """Return whether to colour output to `stream`: as `wanted`, otherwise if it is a terminal."""
     if wanted is not None:
         return wanted
     return stream.isatty() and not os.environ.get("NO_COLOR")
@@ -151,10 +152,10 @@ def wants_color(stream: TextIO, wanted: bool | None = None) -> bool:
 def _own(stream: TextIO) -> TextIO:
     """Return another stream to the same file; if that is impossible, the same stream."""
     try:
-        # A high number: a task that closes the first few does not mean this one.
+        # A high number, since a task that closes the first few descriptors does not mean this one.
         number = fcntl.fcntl(stream.fileno(), fcntl.F_DUPFD_CLOEXEC, _OWN_FD)
     except (OSError, ValueError):
-        # It is closed, or has no descriptor.
+        # The stream is closed, or has no descriptor.
         return stream
     return open(number, "w", encoding=stream.encoding, errors=stream.errors, buffering=1)
 
@@ -181,7 +182,7 @@ def _handler(
 def add_task(record: logging.LogRecord) -> bool:
     """Give `record` the fields task_name, task_id and root_id.
 
-    Also usable as a filter of other handlers.
+    It can also be a filter of other handlers.
     """
     running = task_log_context.get()
     record.task_name = None if running is None else printable(running.task)
@@ -200,7 +201,8 @@ def keep_going() -> None:
     _stderr = _identity(2)
     for handler in (*logging.root.handlers, *logging.getLogger("greenq").handlers):
         # The watchdog thread logs, too. A greenlet waiting for one of gevent's locks while an OS
-        # thread holds it may wait for ever; a real lock is held only while a line is written.
+        # thread holds it may wait for ever, so use a real lock; it is held only while a line is
+        # written.
         handler.lock = _thread.RLock()
     for name, logger in list(logging.root.manager.loggerDict.items()):
         own = name == "greenq" or name.startswith("greenq.")
@@ -220,9 +222,9 @@ class _Unfailing(logging.Logger):
 
 
 def _write_plainly(record: logging.LogRecord, error: BaseException) -> None:
-    """Write a record that a handler failed on to file descriptor 2, whatever its state.
+    """Write a record on which a handler failed to file descriptor 2, whatever its state.
 
-    Nothing is written if a task has closed it: it may be a connection by now.
+    Nothing is written if a task has closed it, since it may now be a connection.
     """
     if _identity(2) != _stderr:
         return
@@ -230,13 +232,13 @@ def _write_plainly(record: logging.LogRecord, error: BaseException) -> None:
         text = _plain.format(record)
     except Exception:
         text = f"{record.levelname}: {record.msg!r} (cannot be formatted)"
-    reason = f"[{type(error).__name__} in a handler of the log]"
+    reason = f"[{type(error).__name__} in a log handler]"
     with suppress(OSError):
         os.write(2, f"{text} {reason}\n".encode(errors="backslashreplace"))
 
 
 def _identity(number: int) -> tuple[int, int] | None:
-    """Return which file a descriptor stands for; None if it is closed."""
+    """Return the identity of the file behind a descriptor; None if it is closed."""
     try:
         facts = os.fstat(number)
     except OSError:
@@ -244,7 +246,7 @@ def _identity(number: int) -> tuple[int, int] | None:
     return facts.st_dev, facts.st_ino
 
 
-# What descriptor 2 is at the start; `keep_going` looks again.
+# The file behind descriptor 2 at startup; `keep_going` looks again.
 _stderr = _identity(2)
 
 
@@ -265,7 +267,7 @@ class _Keeping(logging.Handler):
 
 
 class _Stream(_Keeping, logging.StreamHandler[TextIO]):
-    """A stream with a descriptor of its own, so that it stays open when a task closes `given`."""
+    """A stream with its own descriptor, so that it stays open when a task closes `given`."""
 
     def __init__(self, given: TextIO) -> None:
         super().__init__(_own(given))
@@ -288,7 +290,7 @@ class _File(_Keeping, logging.handlers.WatchedFileHandler):
         with suppress(FileNotFoundError):
             facts = os.lstat(self.baseFilename)
             if stat.S_ISLNK(facts.st_mode) and facts.st_uid not in (0, os.geteuid()):
-                reason = f"it is a link of user {facts.st_uid}'s"
+                reason = f"it is a link that belongs to user {facts.st_uid}"
                 raise PermissionError(errno.EPERM, reason, self.baseFilename)
         return super()._open()
 
@@ -297,7 +299,7 @@ class _File(_Keeping, logging.handlers.WatchedFileHandler):
         try:
             super().emit(record)
         except Exception:
-            # The folder is gone, or no longer ours.
+            # The folder has been removed, or is no longer writable.
             self.handleError(record)
 
 
@@ -342,7 +344,7 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(fields | own, default=repr)
 
 
-# What logging and the filter put into every record: anything else was given as `extra`.
+# The attributes that logging and the filter set on every record; any others were passed as `extra`.
 _OF_RECORDS: Final = frozenset(
     {
         *vars(logging.makeLogRecord({})),
@@ -352,7 +354,7 @@ _OF_RECORDS: Final = frozenset(
 
 
 def _task_of(record: logging.LogRecord) -> dict[str, str]:
-    """Return name and ids of the task that a record is about: the running one, or an argument."""
+    """Return the name and ids of the task that a record concerns: the running one, or an argument."""
     task_id = getattr(record, "task_id", None)
     if task_id is not None:
         return {
@@ -360,7 +362,7 @@ def _task_of(record: logging.LogRecord) -> dict[str, str]:
             "task_id": task_id,
             "root_id": getattr(record, "root_id", task_id),
         }
-    # Such as "Task %s received", which the worker logs about a request outside of its context.
+    # For example "Task %s received", which the worker logs about a request outside its context.
     for argument in record.args if isinstance(record.args, tuple) else ():
         found: Any = getattr(argument, "message", None)
         if hasattr(found, "root_id") and hasattr(found, "task"):
@@ -371,15 +373,15 @@ def _task_of(record: logging.LogRecord) -> dict[str, str]:
 
 # --- standard output and standard error ---
 
-# Longer text without a line's end is logged in pieces.
+# Longer text without a line ending is logged in pieces.
 _MOST_CHARS: Final = 8192
 
 
 class Redirected(io.TextIOBase):
-    """Takes the place of sys.stdout or sys.stderr, and logs each line that is written to it.
+    """Replaces sys.stdout or sys.stderr, and logs each line written to it.
 
-    The line is marked with the task that has written it. Text without a line's end waits for it,
-    until another task writes, or `flush`.
+    The log line names the task that wrote it. Text without a line ending waits for
+    one, until another task writes, or for `flush`.
     """
 
     def __init__(self, name: str, level: int, original: TextIO) -> None:
@@ -388,12 +390,12 @@ class Redirected(io.TextIOBase):
         self._log.__class__ = _Unfailing
         self._level = level
         self._original = original
-        # What waits for its line's end, and who has written it. A real lock, since tasks have
+        # Text waiting for its line ending, and its writer. A real lock, since tasks have
         # threads; nothing waits while it is held.
         self._text = ""
         self._running: Running | None = None
         self._lock = _thread.RLock()
-        # The greenlets and threads whose line is being logged just now.
+        # The greenlets and threads whose line is being logged at the moment.
         self._busy: set[int] = set()
 
     @property
@@ -428,19 +430,19 @@ class Redirected(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Log what waits for its line's end."""
+        """Log the text that waits for its line ending."""
         with self._lock:
             text, running = self._text, self._running
             self._text, self._running = "", None
         self._emit(text, running)
 
     def close(self) -> None:
-        """Log what waits, and stay open: the stream is not the task's alone."""
+        """Log the waiting text, and stay open: the stream is not the task's alone."""
         self.flush()
 
     @contextmanager
     def bypassed(self) -> Iterator[None]:
-        """Pass on to the original what this greenlet or thread writes during the block."""
+        """During the block, pass text that this greenlet or thread writes to the original stream."""
         ident = _thread.get_ident()
         is_outermost = ident not in self._busy
         self._busy.add(ident)
@@ -451,9 +453,9 @@ class Redirected(io.TextIOBase):
                 self._busy.discard(ident)
 
     def _add(self, text: str, running: Running | None) -> list[tuple[str, Running | None]]:
-        """Add text that `running` writes; return the lines that are complete, and whose they are.
+        """Add text that `running` writes; return the complete lines with their writers.
 
-        Text of another one that waits for its line's end is complete by now.
+        Text by another writer that waits for its line ending is complete now.
         """
         with self._lock:
             complete: list[tuple[str, Running | None]] = []
@@ -463,7 +465,7 @@ class Redirected(io.TextIOBase):
             *lines, rest = (self._text + text).split("\n")
             if len(rest) > _MOST_CHARS:
                 lines, rest = [*lines, rest], ""
-            # No reference to a task that has ended.
+            # Keep no reference to a task that has ended.
             self._text, self._running = rest, running if rest else None
         return complete + [(line, running) for line in lines]
 
@@ -480,13 +482,13 @@ class Redirected(io.TextIOBase):
 
 
 def _undirected() -> AbstractContextManager[None]:
-    """Return a block in which what is written to sys.stderr is not logged."""
+    """Return a context manager that keeps text written to sys.stderr out of the log."""
     return sys.stderr.bypassed() if isinstance(sys.stderr, Redirected) else nullcontext()
 
 
 @contextmanager
 def redirect(level: str) -> Iterator[None]:
-    """Log at `level` what is written to sys.stdout and sys.stderr during the block."""
+    """During the block, log at `level` the text written to sys.stdout and sys.stderr during the block."""
     number = logging.getLevelNamesMapping()[level]
     before = sys.stdout, sys.stderr
     redirected = tuple(
@@ -517,7 +519,7 @@ class OutageLog:
         self._said: set[str] = set()
 
     def failed(self, text: str, exc: OperationalError) -> None:
-        """Log that `exc` happened, if its kind is new; `text` says what follows from it."""
+        """Log that `exc` happened, if its kind is new; `text` states the consequence."""
         kind = exc.reply.split(" ", 1)[0] if isinstance(exc, ServerError) else type(exc).__name__
         if kind in self._said:
             self._log.debug("%s: %s", text, exc)
@@ -536,7 +538,7 @@ _MINUTE_S: Final = 60.0
 
 
 class Repeated:
-    """Limits log lines about what others send: a few of each kind, then only their number.
+    """Limits log lines about data from outside: a few of each kind, then only their number.
 
     A kind is a line's text before formatting, so their number is limited by the code. The number is
     logged with the first line of that kind after the minute.
@@ -553,11 +555,11 @@ class Repeated:
         self._log = log
         self._at_once = at_once
         self._clock = clock
-        # For each kind: when its current minute began, and how many lines there have been since.
+        # For each kind: when its current minute began, and the number of lines since.
         self._minutes: dict[str, tuple[float, int]] = {}
 
     def log(self, text: str, *arguments: object, level: int = logging.WARNING) -> None:
-        """Log a line, or only count it."""
+        """Log a line, or merely count it."""
         now_s = self._clock()
         began_s, count = self._minutes.get(text, (now_s, 0))
         skipped = 0

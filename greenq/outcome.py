@@ -1,4 +1,4 @@
-"""How a run of a task ends: its code is called, and every way to end becomes an `Outcome`."""
+"""How a run of a task ends: its code is called, and every possible ending becomes an `Outcome`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PLAIN_CALL = Task.__call__
 
 
 class Run(Protocol):
-    """What is run: a delivery in a worker, or an eager call. Its text names the task."""
+    """A run: a delivery in a worker, or an eager call. Its text names the task."""
 
     @property
     def task(self) -> Task[..., Any]:
@@ -51,7 +51,7 @@ def call(task: Task[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
         return Outcome(SUCCESS, code(*args, **kwargs))
     except BaseException as exc:
         # The boundary to user code: SystemExit, KeyboardInterrupt, GreenletExit and the task's own
-        # gevent.Timeout fail the task like any exception, and the worker goes on.
+        # gevent.Timeout fail the task like any exception, and the worker keeps running.
         try:
             return _outcome_of(task, exc)
         except BaseException as worse:
@@ -60,7 +60,7 @@ def call(task: Task[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
 
 
 def _outcome_of(task: Task[..., Any], exc: BaseException) -> Outcome:
-    """Return the outcome that an exception of the task's code means."""
+    """Return the outcome for an exception from the task's code."""
     if isinstance(exc, Retry):
         return Outcome(RETRY, exc, trace_of(exc))
     if isinstance(exc, Ignore):
@@ -96,9 +96,9 @@ def call_hooks(
     outcome: Outcome,
     between: Callable[[ExceptionInfo | None], object] | None = None,
 ) -> None:
-    """Call the hooks of the task's class; an error in a hook is logged and changes nothing.
+    """Call the hooks of the task's class; an error in a hook is logged and has no other effect.
 
-    `between` is called with what the hooks learn of an exception, just before ``after_return``.
+    `between` is called, with the exception info that hooks get, just before ``after_return``.
     """
     task, message = request.task, request.message
     state, value, trace = outcome
@@ -132,12 +132,12 @@ def trace_of(exc: BaseException) -> str:
         top = exc.__traceback__.tb_next if exc.__traceback__ is not None else None
         return "".join(traceback.format_exception(type(exc), exc, top))
     except Exception as error:
-        # The exception's own methods may fail in any way.
+        # The exception's own methods may raise any exception.
         return f"{type(exc).__name__} (its traceback cannot be shown: {type(error).__name__})\n"
 
 
 def text_of(exc: BaseException) -> str:
-    """Return an exception's text, or the name of its class if it has none to give."""
+    """Return an exception's text, or the name of its class if it has no text."""
     try:
         return str(exc)
     except Exception:
@@ -145,7 +145,7 @@ def text_of(exc: BaseException) -> str:
 
 
 def takes_error(task: Task[Any, Any]) -> bool:
-    """Tell whether a task is an errback that takes the request, the error and the traceback.
+    """Return whether a task is an errback that takes the request, the error and the traceback.
 
     As in Celery: one that takes more than one positional argument.
     """

@@ -33,14 +33,14 @@ _threads: dict[int, threading.Thread] = threading._active  # type: ignore[attr-d
 
 # A greenlet whose tasks never wait yields to the others after this time.
 _TURN_S = 0.005
-# How often the exception is thrown again into code that does not end. After a termination,
+# How often the exception is thrown again into code that does not stop. After a termination,
 # the first interval is longer, for its `finally` blocks.
 AGAIN_S = 0.5
 _FINALLY_S = 1.0
 
 
 class PoolGreenlet(gevent.Greenlet):  # type: ignore[type-arg]  # the class itself is not generic
-    """A greenlet of the pool, with the request that it runs at the moment."""
+    """A greenlet of the pool, with the request that it is running."""
 
     __slots__ = ("request",)
     request: Request | None
@@ -93,7 +93,7 @@ class Interrupt:
 
 
 def _find_interruptible() -> Any:
-    """Return what a timeout started here interrupts: this request, and not a later one."""
+    """Return the target of timeouts started here: this request, not a later one."""
     current = gevent.getcurrent()
     request = current.request if type(current) is PoolGreenlet else None
     return current if request is None else request
@@ -107,8 +107,8 @@ class Pool(StartStopPart):
     """Runs requests in reusable greenlets.
 
     1. `submit` never waits: a request queues here until a greenlet takes it. At most one greenlet
-       at a time is *coming*: it takes the first request, sends for the next greenlet if there are
-       more, and runs it. A task that waits thus costs one more switch, and tasks that never wait
+       at a time is *coming*: it takes the first request, wakes the next greenlet if there are more,
+       and runs its request. Thus a task that waits costs one more switch, and tasks that never wait
        run one after another in the same greenlet.
     2. A greenlet without work becomes idle; the last to become idle is woken first. Greenlets are
        created only as needed, at most `size`.
@@ -118,9 +118,9 @@ class Pool(StartStopPart):
 
     Each request gets its own context (`contextvars`), and a `gevent.Timeout` that its task left
     running never fires in another request. If a task touches a `threading.local`, or sets an
-    attribute of its greenlet or of its `threading.current_thread()`, its greenlet ends after it,
-    and the values left there go with it. With `keep_locals` all greenlets are reused, like the
-    threads of a thread pool.
+    attribute of its greenlet or of its `threading.current_thread()`, its greenlet ends after the
+    task, and the values left there are discarded. With `keep_locals` all greenlets are reused, like
+    the threads of a thread pool.
 
     gevent's pool holds the greenlets. Its size limit is not used, since a caller that waits for it
     could neither be woken by a resize nor leave at shutdown.
@@ -142,10 +142,10 @@ class Pool(StartStopPart):
         """Run requests by calling `run`.
 
         Args:
-            size: how many may run at once.
-            run: runs one request to its end, whatever happens in it.
-            prefetch_multiplier: the pool holds this many times `size` requests, including running
-                ones.
+            size: how many requests may run
+            at once. run: runs one request to its end, even if its
+            code fails. prefetch_multiplier: the pool holds this many times `size` requests,
+                including running ones.
             grace_s: how long `stop` waits for running requests.
             keep_locals: keep what tasks put into `threading.local` for later ones.
             abandoned: called with the requests that still run after the grace time, before they are
@@ -169,16 +169,17 @@ class Pool(StartStopPart):
         self._context = copy_context()
         self._waiting: deque[Request] = deque()
         self._room = Event()
-        # The requests that run.
+        # The running requests.
         self.active: set[Request] = set()
-        # The waiters of idle greenlets, the one that became idle last at the end. Each removes
-        # itself when the pool ends. `_coming` is True while a greenlet is on its way to `_waiting`.
+        # The waiters of idle greenlets, the one that became idle last at the end. Each greenlet
+        # removes itself when the pool ends. `_coming` is True while a greenlet is coming for
+        # `_waiting`.
         self._resting: dict[Waiter[None], None] = {}
         self._coming = False
         self._ending = False
         # Set when the running requests have ended, or when `stop` must no longer wait for them.
         self._leave = Event()
-        # Set while nothing runs and nothing waits.
+        # Set while no request runs or waits.
         self._idle = Event()
         self._idle.set()
 
@@ -189,7 +190,7 @@ class Pool(StartStopPart):
 
     @property
     def waiting(self) -> int:
-        """How many requests wait here for a slot."""
+        """How many requests wait for a slot."""
         return len(self._waiting)
 
     @property
@@ -204,7 +205,7 @@ class Pool(StartStopPart):
             self._room.wait(timeout_s)
 
     def wait_empty(self, timeout_s: float | None) -> bool:
-        """Wait until nothing runs or waits; return False after the timeout. Switches: yes."""
+        """Wait until no request runs or waits; return False after the timeout. Switches: yes."""
         return bool(self._idle.wait(timeout_s))
 
     def wake(self) -> None:
@@ -218,7 +219,7 @@ class Pool(StartStopPart):
         self._send_for_one()
 
     def resize(self, size: int) -> None:
-        """Change how many may run at once, and wake those who wait for room."""
+        """Change how many requests may run at once, and wake callers that wait for room."""
         self.size = size
         self._send_for_one()
         self._end_surplus()
@@ -237,7 +238,7 @@ class Pool(StartStopPart):
         return taken
 
     def withdraw(self, which: Callable[[Request], bool] | None = None) -> list[Request]:
-        """Like `take_back`, but wake nothing; any thread may call this.
+        """Like `take_back`, but wake no greenlet; any thread may call this.
 
         A request belongs to the caller that removes it from the queue: both here and in the
         greenlet that would run it, removal is one atomic step of the interpreter.
@@ -322,11 +323,11 @@ class Pool(StartStopPart):
             self._thread_size = len(vars(threading.current_thread()))
         turn, began_s = None, 0.0
         while True:
-            # The greenlet that was on its way has arrived.
+            # The coming greenlet has arrived.
             self._coming = False
             while self._waiting and len(self.active) < self.size and not self._ending:
                 # Tasks that never wait must not block the loop for all others. The loop's own clock
-                # does not help: starting a timer updates it.
+                # is no use here, since starting a timer updates it.
                 if turn != self._loop.iteration:
                     turn, began_s = self._loop.iteration, time.monotonic()
                 elif time.monotonic() - began_s > _TURN_S:
@@ -351,7 +352,7 @@ class Pool(StartStopPart):
             self._rest()
 
     def _replace(self, _greenlet: PoolGreenlet) -> None:
-        """Send for the next greenlet after one has ended and its locals are gone."""
+        """Wake the next greenlet after one has ended and its locals have been released."""
         self._send_for_one()
         if not self.active and not self._waiting:
             self._leave.set()
@@ -365,7 +366,7 @@ class Pool(StartStopPart):
     def put_back(self, requests: Iterable[Request]) -> None:
         """Queue withdrawn requests again, given newest first; any thread may call."""
         self._waiting.extendleft(requests)
-        # The greenlet that was on its way may have found nothing and gone idle.
+        # The coming greenlet may have found no request and become idle.
         self._loop.run_callback_threadsafe(self._resume)
 
     def _resume(self) -> None:
@@ -403,7 +404,7 @@ class Pool(StartStopPart):
             self._note_stray(exc)
 
     def _rest(self) -> None:
-        """Wait until sent for. Switches: yes."""
+        """Wait until woken. Switches: yes."""
         waiter: Waiter[None] = Waiter()
         self._resting[waiter] = None
         try:
@@ -413,7 +414,7 @@ class Pool(StartStopPart):
             self._note_stray(exc)
 
     def _note_stray(self, exc: BaseException) -> None:
-        """Log an exception that comes after its task has ended, unless the pool is ending."""
+        """Log an exception raised after its task has ended, unless the pool is ending."""
         if not self._ending:
             _log.warning("%r was raised after the task that caused it had ended: ignored", exc)
 

@@ -1,4 +1,4 @@
-"""``greenq health``: ask the worker beside whether it is well, as a container's probe does.
+"""``greenq health``: ask the worker on this machine whether it is healthy, as a container's probe does.
 
 A probe runs every few seconds, so this loads nothing else of greenq: no app, no gevent, no redis.
 """
@@ -13,7 +13,7 @@ import time
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-# What a worker listens on if only a port is given: other machines do not reach it.
+# The host on which a worker listens if only a port is given; other machines cannot reach it.
 LOOPBACK: Final = "127.0.0.1"
 
 HEALTHY: Final = 0
@@ -45,7 +45,7 @@ def parse_address(text: str) -> Address:
     """Read an address: ``9808``, ``0.0.0.0:9808``, ``[::1]:9808`` or ``unix:/run/my.sock``.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the text has a different form.
     """
     text = text.strip()
     if text.startswith("unix:"):
@@ -62,7 +62,7 @@ def parse_address(text: str) -> Address:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise ValueError(f"{_WANTED}; an IPv6 host stands in brackets, as in [::1]:{port}")
+        raise ValueError(f"{_WANTED}; write an IPv6 host in brackets, as in [::1]:{port}")
     return Address(host or LOOPBACK, int(port))
 
 
@@ -73,15 +73,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="the worker's --health or --metrics-port: a port, HOST:PORT or unix:PATH "
         f"(default: {' or '.join(_VARIABLES)})")  # fmt: skip
     add("--probe", choices=tuple(_PATHS), default="live",
-        help="live: restart it if not; ready: it takes messages; startup: it has started "
-        "(default: live)")  # fmt: skip
+        help="live: restart it if this fails; ready: it takes messages; startup: it has "
+        "started (default: live)")  # fmt: skip
     add("-t", "--timeout", type=_seconds, default=2.0, metavar="S",
         help="wait this long for the answer (default 2)")  # fmt: skip
-    add("-q", "--quiet", action="store_true", help="only the exit code")
+    add("-q", "--quiet", action="store_true", help="print nothing, only set the exit code")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask the worker and print its answer as JSON; return 0 if it is well, else 1."""
+    """Ask the worker and print its answer as JSON; return 0 if it is healthy, else 1."""
     text = ""
     try:
         address = args.address or _default_address()
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
     """Run ``greenq health`` without the rest of the command line."""
     parser = argparse.ArgumentParser(
         prog="greenq health",
-        description="Ask the worker on this machine whether it is well.",
+        description="Ask the worker on this machine whether it is healthy.",
         allow_abbrev=False,
         # Without a width, argparse loads shutil with all its compressions to ask the terminal.
         formatter_class=partial(argparse.HelpFormatter, width=80),
@@ -112,7 +112,7 @@ def ask(address: Address, path: str, timeout_s: float) -> tuple[int, str]:
     """Get `path` from a worker; return the HTTP status and the text of the answer.
 
     Raises:
-        OSError: nobody answers at this address in time, or it is not a worker that does.
+        OSError: no answer comes from this address in time, or not from a worker.
     """
     ends_s = time.monotonic() + timeout_s
     request = f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode()
@@ -140,12 +140,12 @@ def ask(address: Address, path: str, timeout_s: float) -> tuple[int, str]:
     head, _, body = answer.partition(b"\r\n\r\n")
     words = head.split(b" ", 2)
     if not words[0].startswith(b"HTTP/") or len(words) < 2 or not words[1].isdigit():
-        raise OSError(f"what answers at {address} is no greenq worker")
+        raise OSError(f"the program that answers at {address} is not a greenq worker")
     return int(words[1]), body.decode(errors="replace")
 
 
 def _target(address: Address) -> tuple[int, Any]:
-    """Return the family of an address and what to connect to."""
+    """Return the family of an address and the target to connect to."""
     if address.path:
         return _socket.AF_UNIX, address.path
     # As bytes: for text, Python loads the tables of international names.

@@ -117,7 +117,8 @@ class Group(Protocol):
 
     def claim(self, most: int, hold_s: float) -> list[str]:
         """Ask to restart; return which workers are restarting if this one must wait. Switches:
-        yes."""
+        yes.
+        """
 
     def returned(self) -> None:
         """Note that this worker has restarted. Switches: yes."""
@@ -204,7 +205,8 @@ class Recycle(StartStopPart):
 
     def look(self) -> None:
         """Ask to restart if a limit is reached; before that, report once that this worker has
-        started. Switches: no."""
+        started. Switches: no.
+        """
         now_s = self._clock()
         if self._is_asking or now_s < self._asks_s:
             return

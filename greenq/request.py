@@ -21,8 +21,8 @@ class Request:
     """A reserved message on its way through the worker.
 
     Its reservation is settled exactly once: the message is acknowledged, or moved elsewhere. Code
-    that settles it calls `settle` first, so a task that ends while shutdown gives it back is not
-    settled twice. A broadcast message has no reservation and no tag: it is settled from the
+    that settles it calls `settle` first, so a task that ends while shutdown requeues its message
+    is not settled twice. A broadcast message has no reservation and no tag: it is settled from the
     beginning.
 
     Attributes:
@@ -30,11 +30,11 @@ class Request:
         message: the decoded message.
         task: the task to call.
         acks_late: acknowledged after the run, not before.
-        is_step: its message says what follows it, or belongs to a chord.
-        taken_s: just before the take, in seconds of the worker state's clock.
-        greenlet: the one that runs it, None before and after.
+        is_step: its message has successors or belongs to a chord. taken_s:
+        the time just before the take, in seconds of the worker state's clock.
+        greenlet: the greenlet that runs it, None before and after.
         started_s: monotonic time of the start, None until then.
-        hub_s: seconds for which its greenlet has held the hub, as far as they are counted.
+        hub_s: seconds for which its greenlet has held the hub, if counted.
         in_code: True while the task's own code runs, None before and False after.
         killed: the exception thrown into its code to end it, or to be thrown when the code begins;
             else None.
@@ -110,7 +110,7 @@ class Request:
         """The keyword arguments."""
         return self.message.kwargs
 
-    # Celery has both names for each.
+    # Celery has two names for each.
     task_id, task_name = id, name
 
     @property
@@ -120,7 +120,7 @@ class Request:
 
     @property
     def delivery_info(self) -> dict[str, Any]:
-        """Where the message came from, as shown to task code and by remote control."""
+        """The message's origin, as shown to task code and by remote control."""
         properties = self.properties
         info = properties.get("delivery_info") or {}
         return {
@@ -131,7 +131,7 @@ class Request:
         }
 
     def extended(self, hostname: str) -> dict[str, object]:
-        """Return what ``result_extended`` adds to a state stored by the node `hostname`."""
+        """Return the fields that ``result_extended`` adds to a state stored by the node `hostname`."""
         message = self.message
         return {
             "name": message.task,

@@ -1,6 +1,6 @@
 """When periodic tasks are due: intervals and crontabs, as pure functions of the last due time.
 
-A schedule is asked one question: which due time is the first one after this moment? It never reads
+A schedule answers one question: what is the first due time after this moment? It never reads
 a clock, so every beat that asks gets the same answer, and an answer can be checked years ahead.
 """
 
@@ -21,22 +21,22 @@ _MINUTE: Final = timedelta(minutes=1)
 _DAY: Final = timedelta(days=1)
 _NO_MOVE: Final = timedelta(0)
 
-# February 29 on a given weekday comes once in 28 years, and once in 40 around the year 2100.
+# February 29 on a given weekday occurs once in 28 years, and once in 40 around the year 2100.
 _YEARS: Final = 41
 
 _LEAST_EVERY: Final = timedelta(milliseconds=100)
 
 
 class BaseSchedule(ABC):
-    """Base of all schedules; a class of your own needs only `next_due`.
+    """Base of all schedules; your own class needs only `next_due`.
 
-    `next_due` must be a pure function: several beats ask it, and each due time is sent once only if
-    all of them get the same answer. Equal schedules must compare equal and have equal hashes.
+    `next_due` must be a pure function: several beats call it, and each due time is sent once only
+    if all of them get the same answer. Equal schedules must compare equal and have equal hashes.
     """
 
     @abstractmethod
     def next_due(self, after: datetime, zone: tzinfo) -> datetime | None:
-        """Return the first due time later than `after`, None if there is none.
+        """Return the first due time later than `after`, or None.
 
         Args:
             after: an aware time; for a schedule that counts from its last run, the last due time.
@@ -45,7 +45,7 @@ class BaseSchedule(ABC):
 
     def latest_due(self, after: datetime, until: datetime, zone: tzinfo) -> datetime | None:
         """Return the last due time later than `after` and not later than `until`, or None."""
-        # Most of a long outage need not be walked through: look into its end first.
+        # Do not step through all of a long outage: examine its end first.
         span, found = timedelta(hours=1), None
         while found is None:
             start = max(after, until - span)
@@ -69,7 +69,7 @@ def _not_after(until: datetime, due: datetime | None) -> datetime | None:
 
 
 class schedule(BaseSchedule):  # noqa: N801  Celery's name
-    """Due every so often: a number of seconds or a timedelta after the last due time.
+    """Due at a fixed interval: a number of seconds or a timedelta after the last due time.
 
     With `relative`, due times are rounded down to the interval's own unit (whole days, hours,
     minutes or seconds) on the clock of the entry's time zone.
@@ -82,7 +82,7 @@ class schedule(BaseSchedule):  # noqa: N801  Celery's name
         nowfun: object = None,
         app: object = None,
     ) -> None:
-        """Take an interval; `nowfun` and `app` are accepted for Celery's sake, without effect.
+        """Take an interval; `nowfun` and `app` are accepted for compatibility with Celery, without effect.
 
         Raises:
             ValueError: the interval is not a number of seconds, or shorter than 0.1 s.
@@ -213,7 +213,7 @@ def _part_values(field: _Field, part: str) -> Iterable[int]:
         end = start if high is None else _number(field, high)
         values = range(start, end + 1)
         if end < start:
-            # `fri-mon` goes on at the beginning of the week.
+            # `fri-mon` continues at the beginning of the week.
             around = [*range(start, field.last + 1), *range(field.first, end + 1)]
             return around[:: int(step or 1)]
     return values[:: int(step or 1)]
@@ -239,12 +239,12 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
     """Due at wall times: those that match all five fields, as in Celery.
 
     A field is ``*``, a number, a list, a range (``1-5``, ``fri-mon``), a step (``*/15``,
-    ``8-18/2``), several of these with commas, or an iterable of numbers. Where both days are given,
-    both must match; the programs named cron take either.
+    ``8-18/2``), several of these with commas, or an iterable of numbers. If both days are given,
+    both must match; in cron, either is enough.
 
-    When clocks change, a wall time that is left out is due once, at the end of the gap, and one
+    When clocks change, a wall time that does not exist is due once, at the end of the gap, and one
     that occurs twice is due once, the first time. Hours given as ``*`` or with a step follow the
-    elapsed time instead: nothing is made up for the gap, and a repeated hour counts twice.
+    elapsed time instead: the gap is not made up for, and a repeated hour counts twice.
     """
 
     def __init__(
@@ -257,7 +257,7 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
         nowfun: object = None,
         app: object = None,
     ) -> None:
-        """Take the fields; `nowfun` and `app` are accepted for Celery's sake, without effect.
+        """Take the fields; `nowfun` and `app` are accepted for compatibility with Celery, without effect.
 
         Raises:
             ValueError: a field is malformed.
@@ -301,7 +301,7 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
         after = after.astimezone(UTC)
         day = after.astimezone(zone).date()
         if after >= _bounds(zone, day)[1]:
-            # The clock has been put back over midnight.
+            # The clock was put back across midnight.
             day += _DAY
         last = date(min(day.year + _YEARS, date.max.year - 1), 1, 1)
         while day <= last:
@@ -319,7 +319,7 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
         return None
 
     def _due_on_even_day(self, passed: timedelta) -> timedelta | None:
-        """Return the first due time of a day without a change of clocks, more than `passed` in."""
+        """Return the first due time of a day without a clock change, later than `passed` into the day."""
         number = passed // _MINUTE + 1
         hour, minute = divmod(number, 60)
         at = bisect_left(self._hours, hour)
@@ -333,10 +333,11 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
         return timedelta(hours=self._hours[at], minutes=self._minutes[0])
 
     def _next_date(self, day: date) -> date:
-        """Return the next day to look at: it may match, or clocks may change on it."""
+        """Return the next day to examine: one that may match, or on which clocks may change."""
         day += _DAY
         if day.month not in self._months:
-            # Never beyond the first of the next month, on which a gap of the last may end.
+            # Never beyond the first of the next month, on which a gap that began in this month may
+            # end.
             return (day.replace(day=1) + timedelta(days=32)).replace(day=1)
         return day
 
@@ -373,7 +374,7 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
         return tuple(found)
 
     def _gap_has_due(self, first: datetime, end: datetime) -> bool:
-        """Tell whether a wall time from `first` up to `end` is due; no such time exists."""
+        """Return whether a wall time from `first` up to `end` is due; no such time exists."""
         while first < end:
             if self._has_wall_time(first):
                 return True
@@ -419,7 +420,7 @@ def _uneven_day(cron: crontab, zone: tzinfo, day: date) -> tuple[datetime, ...]:
 
 
 def maybe_schedule(value: object, relative: bool = False) -> Any:
-    """Make a schedule of seconds or a timedelta; anything else is returned as it is."""
+    """Create a schedule from seconds or a timedelta; other values are returned unchanged."""
     if isinstance(value, (int, float, timedelta)) and not isinstance(value, bool):
         return schedule(value, relative)
     return value

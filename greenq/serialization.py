@@ -1,4 +1,4 @@
-"""Serializers of your own: `register` one in every program that sends, runs or reads its tasks."""
+"""Your own serializers: `register` one in every program that sends, runs or reads its tasks."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def register(
 ) -> None:
     """Add a serializer, before the settings that name it.
 
-    It is accepted from others only if ``accept_content`` has its name or its content type.
+    It is accepted from others only if ``accept_content`` contains its name or content type.
 
     Args:
-        name: for settings and options, as ``task_serializer``.
+        name: the name for settings and options such as ``task_serializer``.
         encoder: turns a value into bytes, or into text of this encoding.
         decoder: turns the bytes into the value.
-        content_type: what messages carry to say how to read them; the same everywhere.
-        content_encoding: what messages carry beside it: ``binary``, or the text's encoding.
+        content_type: the identifier in messages; the same in all programs. content_encoding:
+        the encoding in messages: ``binary``, or the text's encoding.
 
     Raises:
-        ValueError: the name or the content type belongs to one that is built in.
+        ValueError: the name or the content type belongs to a built-in serializer.
     """
     serialize.register(name, encoder, decoder, content_type, content_encoding)
     if name not in validators.SERIALIZERS:

@@ -29,7 +29,7 @@ R = TypeVar("R")
 
 
 class Definition(NamedTuple):
-    """What an app creates its own task from: the function and the decorator's arguments."""
+    """The data from which an app creates its own task: the function and the decorator's arguments."""
 
     function: Callable[..., Any]
     name: str | None
@@ -40,7 +40,7 @@ class Definition(NamedTuple):
     def make(
         self, app: Callable[[], Greenq], main: str, task_class: type[Task[..., Any]] | None = None
     ) -> Task[Any, Any]:
-        """Make a task for an app whose default task class is `task_class`.
+        """Create a task for an app whose default task class is `task_class`.
 
         Args:
             app: returns the app when the task is used.
@@ -57,7 +57,7 @@ class Definition(NamedTuple):
         made = self.base or task_class or Task
         name = self.name or made.name or f"{module}.{function.__name__}"
         _refuse_what_does_not_run(name, function)
-        # As in Celery, a custom constructor takes no arguments and need not call ours.
+        # As in Celery, a custom constructor takes no arguments and need not call the base class's.
         task = made() if made.__init__ is not Task.__init__ else made.__new__(made)
         Task.__init__(task, function, name=name, app=app, bind=self.bind, options=self.options)
         return task
@@ -82,7 +82,7 @@ class _Shared:
         """Return the app that shared tasks currently use."""
         if self.app is None:
             raise ConfigError(
-                [Problem("app", None, "a shared task is used before any Greenq app was made")]
+                [Problem("app", None, "a shared task is used before any Greenq app was created")]
             )
         return self.app
 
@@ -93,13 +93,13 @@ ask_for_app(shared.current)
 
 
 class SharedTask:
-    """Stands for the task that the current app has made from a definition.
+    """Represents the task that the current app has created from a definition.
 
     Without any app, it can be called but not sent.
     """
 
     def __init__(self, definition: Definition) -> None:
-        """Add the definition to those that all apps take.
+        """Add the definition to those that all apps share.
 
         Raises:
             TypeError: an option is wrong, or the function cannot be a task.
@@ -137,7 +137,7 @@ class SharedTask:
         raise TypeError("the class of a shared task cannot be set: each app has its own task")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function directly, here and now."""
+        """Call the function directly, in this process."""
         return self._task(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -153,7 +153,7 @@ class SharedTask:
         return dir(self._task)
 
     def __eq__(self, other: object) -> bool:
-        """It equals the task it stands for."""
+        """It equals the task it represents."""
         return self is other or self._task is other
 
     def __hash__(self) -> int:
@@ -192,10 +192,10 @@ def shared_task(
     base: type[Task[..., Any]] | None = None,
     **options: Any,
 ) -> Any:
-    """Make a task that belongs to every app, for code that knows no app; see `Greenq.task`.
+    """Create a task that belongs to every app, for code that knows no app; see `Greenq.task`.
 
-    Each app makes its own from its own task class; the returned object stands for the task of the
-    app that is current when it is used.
+    Each app creates its own task with its own task class; the returned object represents the task
+    of the app that is current when it is used.
     """
 
     def register(decorated: Callable[..., Any]) -> Any:
@@ -205,7 +205,7 @@ def shared_task(
 
 
 def _refuse_what_does_not_run(task_name: str, function: Callable[..., Any]) -> None:
-    """Refuse functions whose call only returns something to run: generators and coroutines.
+    """Refuse functions that do not run when called: generators and coroutines.
 
     A decorator may turn them into proper tasks, so the function that it wraps is not checked.
     """

@@ -1,4 +1,4 @@
-"""Signals, under Celery's names: an app's own functions, called when something happens.
+"""Signals, under Celery's names: an app's own functions, called at certain events.
 
 Code on the path of a task tests `Signal.receivers` before it calls `send`, so a signal without
 receivers costs only this test.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Pauses of receivers that are called until they succeed (`retry`).
+# Pauses between the calls of receivers that are called until they succeed (`retry`).
 _RETRY_FIRST_S = 2.0
 _RETRY_MAX_S = 30.0
 
@@ -48,7 +48,7 @@ class _Connection:
         self.retry = retry
 
     def is_of(self, receiver: object, sender: object, uid: Hashable | None) -> bool:
-        """Tell whether it is the connection of this receiver, or of this uid, to this sender."""
+        """Return whether this connects this receiver, or this uid, to this sender."""
         same = self.find() == receiver if uid is None else self.uid == uid
         return same and (self.sender is sender or bool(self.sender == sender))
 
@@ -57,11 +57,11 @@ class _Connection:
 
 
 class Signal:
-    """Something that happens, and the functions to call then.
+    """An event in the program, and the functions to call then.
 
     Attributes:
-        name: as it is imported, or ``app.name`` for a signal of an app.
-        providing_args: the names of its arguments, beside ``signal`` and ``sender``.
+        name: the name under which it is imported, or ``app.name`` for a signal of an app.
+        providing_args: the names of its arguments, besides ``signal`` and ``sender``.
         receivers: the connections in order; empty without any.
     """
 
@@ -76,7 +76,7 @@ class Signal:
         # Each change replaces the list and never modifies it, so a `send` iterates over the list it
         # found.
         self.receivers: list[_Connection] = []
-        # A real lock, also in a patched process: any thread may connect, and a collected receiver
+        # A real lock, even in a patched process: any thread may connect, and a collected receiver
         # is removed wherever the garbage collector runs. Nothing waits while it is held.
         self._lock = _thread.RLock()
 
@@ -97,11 +97,11 @@ class Signal:
             weak: keep only a weak reference, so a local function or a lambda soon disappears.
             dispatch_uid: connect only once under this id.
             retry: when it raises an exception call it again, with pauses, until it succeeds. The
-                code that sends the signal waits; the reference is strong.
+                code that sends the signal waits meanwhile; the reference is strong.
 
         Raises:
             ValueError: the receiver does not take keyword arguments.
-            TypeError: the receiver cannot be called, or not be referenced weakly.
+            TypeError: the receiver cannot be called, or cannot be referenced weakly.
         """
         if receiver is not None and not callable(receiver) and sender is None:
             # ``@signal.connect("proj.tasks.add")``.
@@ -158,7 +158,7 @@ class Signal:
             return len(self.receivers) < len(before)
 
     def has_listeners(self, sender: object = None) -> bool:
-        """Tell whether a signal from `sender` would call any receiver."""
+        """Return whether a signal from `sender` would call any receiver."""
         return any(
             each.sender is None or each.sender == sender
             for each in self.receivers
@@ -169,10 +169,10 @@ class Signal:
         """Call the receivers of `sender`, in the order in which they were connected.
 
         If a receiver raises an `Exception`, it is logged and returned as the receiver's response.
-        Others, such as SystemExit, propagate.
+        Other exceptions, such as SystemExit, propagate.
 
         Returns:
-            Each receiver with what it has returned or raised.
+            Each receiver with its return value or exception.
         """
         responses: list[tuple[Any, Any]] = []
         for each in self.receivers:
@@ -192,7 +192,7 @@ class Signal:
             responses.append((receiver, response))
         return responses
 
-    # Django's name. Celery has both, and they do the same.
+    # Django's name. Celery has both names, and they do the same.
     send_robust = send
 
     def _call_until_done(self, receiver: Any, sender: object, named: dict[str, Any]) -> Any:
@@ -225,7 +225,7 @@ def _check(receiver: Any, signal: Signal) -> None:
     if all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in parameters):
         raise ValueError(
             f"{receiver!r} must accept keyword arguments (**kwargs) to receive signal "
-            f"{signal.name}: later versions may add some"
+            f"{signal.name}: later versions may add arguments"
         )
 
 
@@ -233,7 +233,7 @@ def _signal(name: str, *arguments: str) -> Signal:
     return Signal(arguments, name=name)
 
 
-# --- where a task is sent -------------------------------------------------------------------------
+# --- sending a task ---------------------------------------------------------------------------
 
 before_task_publish: Final = _signal(
     "before_task_publish",
@@ -299,7 +299,7 @@ _NOT_HERE = {
     ),
     "task_sent": "use after_task_publish, as Celery recommends",
     "user_preload_options": (
-        "options of an app's own go on `greenq worker`: app.user_options['worker']"
+        "an app's own options belong to `greenq worker`: app.user_options['worker']"
     ),
     "worker_before_create_process": "tasks run as greenlets, not in child processes",
 }  # fmt: skip

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the known name that is most like `name`.
+    """Return the known name most similar to `name`.
 
     Args:
-        cutoff: how alike they must be at least, from 0 to 1.
+        cutoff: the minimum similarity, from 0 to 1.
     """
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return close[0] if close else None

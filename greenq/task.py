@@ -1,4 +1,4 @@
-"""Tasks: what `@app.task` makes of a function."""
+"""Tasks: functions decorated with `@app.task`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class ExceptionInfo:
-    """What hooks receive about an exception, as ``einfo``; ``str()`` of it is the traceback.
+    """The description of an exception that hooks receive as ``einfo``; its ``str()`` is the traceback.
 
     Attributes:
         exception: the exception itself.
@@ -69,7 +69,7 @@ class ExceptionInfo:
 
     @property
     def tb(self) -> TracebackType | None:
-        """The traceback as Python formats it."""
+        """The traceback in Python's format."""
         return self.exception.__traceback__
 
     def __str__(self) -> str:
@@ -82,7 +82,7 @@ class ExceptionInfo:
 
 
 def classes(given: Any) -> tuple[type[BaseException], ...]:
-    """Return exception classes in the form `isinstance` takes, from a list, a set or one class.
+    """Return exception classes in the form that `isinstance` takes, from a list, a set or one class.
 
     Raises:
         TypeError: one of them is not an exception class.
@@ -100,7 +100,7 @@ class Task(Generic[P, R]):
     """A function that workers run.
 
     Subclass it and pass the class as ``base=`` to share options or hooks; a constructor of the
-    class is called without arguments. The options below may be set on the class or in the
+    class is called without arguments. The options below can be set on the class or in the
     decorator; None means the app's setting.
     """
 
@@ -158,7 +158,7 @@ class Task(Generic[P, R]):
         "delivery_mode", "time_limit", "soft_time_limit",
     )  # fmt: skip
 
-    # The app of a task that was not given one: the newest.
+    # The app of a task created without one: the newest app.
     _app: Callable[[], Greenq] = staticmethod(newest_app)
     run: Callable[..., R]
 
@@ -171,7 +171,7 @@ class Task(Generic[P, R]):
         bind: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        """Make a task of `function`; `app` returns its app when the task is used.
+        """Create a task from `function`; `app` returns its app when the task is used.
 
         Without a function, it is a class-based task with its own ``run``, which
         `Greenq.register_task` completes. An option not in `OPTIONS` becomes an attribute.
@@ -252,7 +252,7 @@ class Task(Generic[P, R]):
             raise ValueError(f"task {self.name}: {exc}") from None
 
     def _use_models(self) -> None:
-        """Have the code called with pydantic models, with the option ``pydantic``."""
+        """With the option ``pydantic``, call the code with pydantic models."""
         if self.pydantic:
             self._models = Models(self.name, self.function, bound=self._bound)
             self.run = validating(
@@ -261,7 +261,7 @@ class Task(Generic[P, R]):
                 strict=self.pydantic_strict,
                 context=self.pydantic_context,
                 dump=self._dump_kwargs,
-                # Names that validators may know from Celery.
+                # Names for validators, as in Celery.
                 about=lambda: {"celery_app": self.app, "celery_task_name": self.name},
             )
 
@@ -295,7 +295,7 @@ class Task(Generic[P, R]):
         return context
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call the function here and now."""
+        """Call the function directly, in this process."""
         return self.run(*args, **kwargs)
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
@@ -329,7 +329,7 @@ class Task(Generic[P, R]):
         return Signature(self, args, kwargs)
 
     def si(self, *args: Any, **kwargs: Any) -> Any:
-        """Return an immutable signature, which ignores what the task before it returned."""
+        """Return an immutable signature, which ignores the result of the preceding task."""
         return self.signature(args, kwargs, immutable=True)
 
     def signature(
@@ -338,14 +338,14 @@ class Task(Generic[P, R]):
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Return a signature with options: of the sending, or ``immutable=True``."""
+        """Return a signature with options: send options, or ``immutable=True``."""
         check_call(args, kwargs, "signature")
         return Signature(self, args, kwargs, **options)
 
     subtask = signature
 
     def map(self, it: Iterable[Any]) -> Any:
-        """Return a signature of one task that calls this one with each item, one by one."""
+        """Return a signature of one task that calls this one with each item, one after another."""
         return xmap(self.s(), it)
 
     def starmap(self, it: Iterable[Sequence[Any]]) -> Any:
@@ -367,25 +367,25 @@ class Task(Generic[P, R]):
         loglevel: int | None = None,
         **options: Unpack[SendOptions],
     ) -> EagerResult[R]:
-        """Run the task here and now, with its hooks and its retries, without a server or a worker.
+        """Run the task in this process, with its hooks and its retries, without a server or a worker.
 
-        Retries follow at once, whatever their countdown.
+        Retries follow at once, ignoring their countdown.
 
         Args:
-            throw: raise the exception of a task that fails; None: if ``task_eager_propagates``.
-            retries: how often it was retried before.
+            throw: raise the exception of a task that fails; None: as ``task_eager_propagates``
+            says. retries: the number of earlier retries.
             logfile, loglevel: accepted for compatibility with Celery, no effect.
             options: as for `apply_async`; those for the server have no effect.
 
         Raises:
-            Exception: that of a task that fails, with `throw`.
+            Exception: with `throw`, that of a failed task.
         """
         return self.app.apply(self, args or (), kwargs or {}, options, throw=throw, retries=retries)
 
     def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Send the task when Django's open transaction commits, or at once if none is open.
 
-        If the transaction rolls back, nothing is sent. Returns no handle, since there is no task id
+        If the transaction rolls back, no task is sent. Returns no handle, since there is no task id
         yet.
 
         Raises:
@@ -406,8 +406,8 @@ class Task(Generic[P, R]):
         """Send the task once for each tuple of arguments. Switches: yes.
 
         ``add.delay_many((n, 1) for n in range(10_000_000))`` has sent all of them when it returns
-        their handles, which are created on access. See `Greenq.send_task_many` for what is
-        guaranteed when something fails on the way.
+        their handles, which are created on access. See `Greenq.send_task_many` for the guarantees
+        if sending fails midway.
 
         A type checker requires each tuple to have all parameters, even those with a default;
         `apply_async_many` takes any.
@@ -415,7 +415,7 @@ class Task(Generic[P, R]):
         Raises:
             NotAllSent: sending ended early.
         """
-        # The annotation is for callers: the tuples are checked against the function's parameters.
+        # The annotation is for callers, whose tuples are checked against the function's parameters.
         task: Task[Any, Any] = self  # type: ignore[assignment]
         return task.apply_async_many(zip(calls, repeat({})))
 
@@ -471,7 +471,7 @@ class Task(Generic[P, R]):
     ) -> None:
         """Store a custom state, such as progress, for others to read. Switches: yes.
 
-        A task that runs by `apply` stores none, unless its result is stored.
+        A task that runs by `apply` stores no states unless its result is stored.
         """
         if not self.request.stores:
             return
@@ -486,23 +486,23 @@ class Task(Generic[P, R]):
         max_retries: int | None = None,
         **options: Unpack[SendOptions],
     ) -> Retry:
-        """End this run and have the task run again later; write ``raise self.retry(...)``.
+        """End this run and let the task run again later; write ``raise self.retry(...)``.
 
         When the worker catches the `Retry`, it replaces this message by the new one in a single
         step, so a crash neither loses nor duplicates it.
 
         Args:
-            args, kwargs: other arguments for the next run; None keeps them.
+            args, kwargs: different arguments for the next run; None keeps them.
             exc: the reason; raised instead when no retries are left.
-            throw: False returns the `Retry` instead of raising it: this run goes on, and its
-                outcome is stored when it ends; the next run is sent at the same moment.
+            throw: False returns the `Retry` instead of raising it: this run continues, and
+                its outcome is stored when it ends; the next run is sent at the same moment.
             max_retries: overrides the task's; None there means no limit.
-            options: for the sending; without eta or countdown, after `default_retry_delay`. Options
-                not given stay as they were for this run.
+            options: send options; without eta or countdown, the next run starts after
+                `default_retry_delay`. Options that are not given stay the same as for this run.
 
         Raises:
             Retry: always, inside a worker, while retries are left, unless `throw` is False.
-            MaxRetriesExceededError: none are left and there is no `exc`.
+            MaxRetriesExceededError: no retries are left and there is no `exc`.
             TypeError: an option is unknown or invalid.
             OperationalError: the queue of an `exchange` could not be looked up.
         """
@@ -516,7 +516,7 @@ class Task(Generic[P, R]):
             if exc is not None:
                 raise exc
             raise MaxRetriesExceededError(
-                f"{self.name}[{context.id}] was retried {context.retries} times, the most allowed"
+                f"{self.name}[{context.id}] was retried {context.retries} times, the maximum"
             )
         if eta is None and countdown is None:
             countdown = self.default_retry_delay
@@ -539,12 +539,12 @@ class Task(Generic[P, R]):
         raise retry from exc
 
     def replace(self, sig: Mapping[str, Any]) -> Any:
-        """End this run and let a signature take its place; write ``return self.replace(sig)``.
+        """End this run and replace it by a signature; write ``return self.replace(sig)``.
 
-        The end of the signature gets this task's id, its place in a group or a chord, and whatever
+        The signature's last task gets this task's id, its place in a group or a chord, and whatever
         follows it. The results of a group are gathered in a list. The worker sends it and
         acknowledges this message in one step; nothing is stored for this run. In a task that runs
-        by `apply`, the signature runs here, and its value is returned.
+        by `apply`, the signature runs in this process, and its value is returned.
 
         Raises:
             Ignore: always, inside a worker.
@@ -561,8 +561,8 @@ class Task(Generic[P, R]):
     def add_to_chord(self, sig: Mapping[str, Any]) -> Any:
         """Add a task to the chord that this one belongs to, and return its handle.
 
-        The worker sends it when this run ends, unless it fails; the chord's body then waits for it,
-        too, and gets its result after all others.
+        The worker sends it when this run ends, unless the run fails; the chord's body then also
+        waits for it, and gets its result after all others.
 
         Raises:
             ValueError: this task belongs to no chord, or no worker runs it.
@@ -587,7 +587,7 @@ class Task(Generic[P, R]):
             return None
         # A message may claim any number of retries; beyond the limit the longest wait applies.
         doubled = 2 ** min(max(retries, 0), _MOST_DOUBLINGS)
-        # A factor below one second would never grow.
+        # With a factor below one second, the wait would never grow.
         longest = min(max(1, int(self.retry_backoff)) * doubled, self.retry_backoff_max)
         return random.randrange(longest + 1) if self.retry_jitter else longest
 
@@ -597,7 +597,7 @@ class Task(Generic[P, R]):
     def on_success(
         self, retval: Any, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> None:
-        """Override: called when it has returned."""
+        """Override: called when the task has returned."""
 
     def on_failure(
         self,
@@ -607,7 +607,7 @@ class Task(Generic[P, R]):
         kwargs: Mapping[str, Any],
         einfo: ExceptionInfo,
     ) -> None:
-        """Override: called when it has failed."""
+        """Override: called when the task has failed."""
 
     def on_retry(
         self,
@@ -617,7 +617,7 @@ class Task(Generic[P, R]):
         kwargs: Mapping[str, Any],
         einfo: ExceptionInfo,
     ) -> None:
-        """Override: called when it will be retried."""
+        """Override: called when the task will be retried."""
 
     def after_return(
         self,
@@ -628,7 +628,7 @@ class Task(Generic[P, R]):
         kwargs: Mapping[str, Any],
         einfo: ExceptionInfo | None,
     ) -> None:
-        """Override: called at its end, but not if it will be retried."""
+        """Override: called at the task's end, unless it will be retried."""
 
     @classmethod
     def on_bound(cls, app: Greenq) -> None:
@@ -642,7 +642,7 @@ class Task(Generic[P, R]):
 
     @property
     def backend(self) -> Any:
-        """What reads and writes results on the server."""
+        """The reader and writer of results on the server."""
         return self.app.backend
 
     def __reduce__(self) -> tuple[Any, ...]:

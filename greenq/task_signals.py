@@ -1,6 +1,6 @@
 """Sends the signals of a task's run and end; called only when they have receivers.
 
-By then the task is settled, or nothing of it has run, so an error in a receiver is only logged.
+By then the task has been settled, or none of it has run, so an error in a receiver is only logged.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def tell_end(
     info: ExceptionInfo | None,
     runtime_s: float,
 ) -> None:
-    """Send task_success, task_retry or task_failure. Switches: as the receivers do."""
+    """Send task_success, task_retry or task_failure. Switches: if the receivers do."""
     state, value, _trace = outcome
     message = request.message
     if state == SUCCESS:
@@ -76,9 +76,9 @@ def tell_end(
 
 
 def tell_postrun(request: Run, outcome: tuple[str, Any, str | None] | None) -> None:
-    """Send task_postrun. Switches: as the receivers do.
+    """Send task_postrun. Switches: if the receivers do.
 
-    Without an outcome, as for a task that another worker runs again, value and state are None.
+    Without an outcome, for example if another worker runs the task again, value and state are None.
     """
     state, value, _trace = outcome or (None, None, None)
     message = request.message
@@ -102,7 +102,7 @@ def tell_revoked(
     signum: int | str | None,
     expired: bool,
 ) -> None:
-    """Send task_revoked. Switches: as the receivers do."""
+    """Send task_revoked. Switches: if the receivers do."""
     _send(
         task_revoked,
         request,
@@ -116,7 +116,7 @@ def tell_revoked(
 def tell_internal_error(
     request: Delivered, error: BaseException, trace: str, *, hostname: str
 ) -> None:
-    """Send task_internal_error. Switches: as the receivers do."""
+    """Send task_internal_error. Switches: if the receivers do."""
     message = request.message
     properties = request.properties
     fields = headers_of(message) | {
@@ -139,7 +139,7 @@ def tell_internal_error(
 
 
 def tell_published(request: Run, announced: Announced) -> None:
-    """Send after_task_publish for a message that the end of a task sends. Switches: likewise."""
+    """Send after_task_publish for a message sent at a task's end. Switches: likewise."""
     with _contained(after_task_publish, request):
         announced.sent()
 

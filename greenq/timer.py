@@ -18,14 +18,14 @@ _log = logging.getLogger(__name__)
 
 
 class Entry:
-    """A call that is due at a time of the monotonic clock; skipped if cancelled."""
+    """A call due at a time of the monotonic clock; skipped if cancelled."""
 
     __slots__ = ("call", "due_s", "every_s", "number")
 
     def __init__(
         self, due_s: float, number: int, call: Callable[[], object], every_s: float | None
     ) -> None:
-        """Keep time and call; `number` orders entries that are due at the same time."""
+        """Store the time and the call; `number` orders entries that are due at the same time."""
         self.due_s = due_s
         self.number = number
         self.call: Callable[[], object] | None = call
@@ -73,7 +73,7 @@ class Timer(StartStopPart):
         self._greenlet = spawn(self._run, name="timer", lasts=True)
 
     def stop(self) -> None:
-        """Stop calling, and drop all entries."""
+        """Make no more calls, and drop all entries."""
         if self._greenlet is not None:
             self._greenlet.kill()
             self._greenlet = None

@@ -14,13 +14,13 @@ from greenq.errors import ConfigError, Problem
 
 
 class Models:
-    """Which parameters of a function, and whether its value, are pydantic models.
+    """Which parameters of a function are pydantic models, and whether its return value is one.
 
     A parameter counts if its annotation is a model, or a model or None.
     """
 
     def __init__(self, task: str, function: Callable[..., Any], *, bound: bool) -> None:
-        """Look at the annotations of `function`; `bound`: its first parameter is the task.
+        """Examine the annotations of `function`; `bound`: whether its first parameter is the task.
 
         Raises:
             ConfigError: pydantic is not installed.
@@ -35,7 +35,7 @@ class Models:
         self._returned = self._model(hints.get("return"))
 
     def _model(self, annotation: Any) -> Any:
-        """Return the model that an annotation names, and whether None may stand for it."""
+        """Return the model that an annotation names, and whether None is also allowed."""
         allowed = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
         rest = [each for each in allowed if each is not type(None)]
         if len(rest) == 1 and isinstance(rest[0], type) and issubclass(rest[0], self._base):
@@ -45,7 +45,7 @@ class Models:
     def validated(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], strict: bool, context: Any
     ) -> inspect.BoundArguments:
-        """Return the arguments with models made of what was sent.
+        """Return the arguments, with models created from the data sent.
 
         Raises:
             TypeError: they do not fit the parameters.
@@ -61,7 +61,7 @@ class Models:
     def sent(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], how: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments as they are sent: models as plain data."""
+        """Return the arguments in the form in which they are sent: models as plain data."""
         given = self._signature.bind(*args, **kwargs)
         for name in self._models.keys() & given.arguments.keys():
             if isinstance(given.arguments[name], self._base):
@@ -69,7 +69,7 @@ class Models:
         return given.args, given.kwargs
 
     def returned(self, value: Any, how: Mapping[str, Any]) -> Any:
-        """Return a value as it is stored: a model as plain data, if the function promises one."""
+        """Return a value in the form in which it is stored: a model as plain data, if the return annotation is one."""
         if self._returned is not None and isinstance(value, self._returned[0]):
             return value.model_dump(**how)
         return value
@@ -88,9 +88,9 @@ def validating(
 
     Args:
         strict: models are validated without conversions.
-        context: for the models' validators, beside what `about` returns.
-        dump: how models are turned into plain data.
-        about: returns what the validators see of the task.
+        context: for the models' validators, in addition to what `about`
+        returns. dump: options for turning models into
+        plain data. about: returns the data about the task for the validators.
     """
 
     @functools.wraps(run)
@@ -106,7 +106,7 @@ def _is_union(annotation: Any) -> bool:
 
 
 def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """Return the annotations; as they are written if a name in them cannot be resolved."""
+    """Return the annotations, unresolved if a name in them cannot be resolved."""
     try:
         return typing.get_type_hints(function)
     except (NameError, AttributeError, TypeError):

@@ -63,7 +63,7 @@ def _end_child(entry: Entry) -> None:
     """End a forked child at the end of its parent's task, which only the parent settles."""
     sys.stderr.write(
         f"process {os.getpid()} was forked in the task {entry.about or '?'} and ends with it here; "
-        "the worker alone settles a task (end a forked child with os._exit)\n"
+        "only the worker settles a task (end a forked child with os._exit)\n"
     )
     sys.stderr.flush()
     os._exit(EXIT_FAILED)
@@ -74,15 +74,15 @@ class Worker:
 
     Its blueprint starts Timer, Hub, Monitoring, Watch, Outbox, Pool, Autoreloader, Autoscaler,
     Processes, Beat, Recycle, StateDB, Consumer, in this order, and stops them in reverse: first
-    taking stops, then the running tasks end, then their outcomes are written, then the lease is
-    given up.
+    the worker stops taking messages, then running tasks end, then their outcomes are written,
+    then the lease is given up.
 
     Attributes:
-        parts: everything it is made of.
+        parts: all of its parts.
         app, hostname, state, timer, hub, pool: some of the parts, for the app's own steps.
         consumer: the parts that restart with the connection.
-        exit_code: what `run` returns.
-        restarts: True if the process is to restart after `run`, with the same command line.
+        exit_code: the return value of `run`.
+        restarts: True if the process should restart after `run`, with the same command line.
     """
 
     def __init__(self, app: Greenq, options: WorkerOptions = _DEFAULTS, **given: Any) -> None:
@@ -90,7 +90,7 @@ class Worker:
 
         Args:
             app: the app whose tasks to run; its task modules are imported now.
-            options: what was chosen for this worker.
+            options: the options for this worker.
             given: parts to use instead of building them, by their names in `Parts`.
 
         Raises:
@@ -99,7 +99,7 @@ class Worker:
         app.import_task_modules()
         self.app, self.hostname = app, node_name(options.hostname)
         chosen = {field.name: getattr(options, field.name) for field in fields(options)}
-        # Send both before anything is built, since receivers may change settings.
+        # Send both signals before any part is built, since receivers may change settings.
         celeryd_init.send(self.hostname, instance=self, conf=app.conf, options=chosen)
         worker_init.send(self)
         self.exit_code = EXIT_OK
@@ -115,7 +115,7 @@ class Worker:
 
     @property
     def uptime_s(self) -> float:
-        """Seconds since this worker was made."""
+        """Seconds since this worker was created."""
         return self.parts.uptime_s
 
     def run(self, *, signals: bool = True) -> int:
@@ -163,11 +163,11 @@ class Worker:
         return self.exit_code
 
     def start(self) -> None:
-        """Start without waiting, for a program that does other work beside a worker."""
+        """Start without waiting, for a program that does other work in addition to a worker."""
         spawn(partial(self.run, signals=False), name="worker")
 
     def stop(self, why: str = "") -> None:
-        """Stop warm: take nothing more, finish running tasks in time, requeue the rest."""
+        """Stop warm: take no more messages, finish running tasks in time, requeue the rest."""
         if self._returns:
             self.exit_code, self.restarts = EXIT_OK, False
             _log.info("asked to stop: this worker does not start again")
@@ -175,7 +175,7 @@ class Worker:
 
     @property
     def _returns(self) -> bool:
-        """Whether the process, or a new one in its place, starts again after this stop."""
+        """Whether the process, or its successor, starts again after this stop."""
         return self.restarts or self.exit_code == EXIT_RECYCLED
 
     def _stop(self, why: str) -> None:
@@ -186,14 +186,14 @@ class Worker:
         _log.info("warm shutdown%s: %d tasks run", text, self.pool.running)
 
     def restart(self, why: str = "") -> None:
-        """Stop warm, and have the process restart with the same command line."""
+        """Stop warm, and restart the process with the same command line."""
         if self._ended.is_set():
             return
         self.restarts = True
         self._stop(f"{why}; then a restart")
 
     def recycle(self, why: str) -> None:
-        """Stop warm at a limit, so that a new worker takes this one's place."""
+        """Stop warm at a limit, so that a new worker can replace this one."""
         if self._ended.is_set():
             return
         if self.app.config.worker.worker_recycle_by == "exec":
@@ -228,7 +228,7 @@ class Worker:
         self.give_up(WorkerFault(f"its {what} has ended: {type(error).__name__}: {error}"))
 
     def forget(self) -> None:
-        """In a forked child: take nothing, run nothing, and exit when the task ends."""
+        """In a forked child: take no messages, run no tasks, and exit when the task ends."""
         if not self._runs:
             return
         self.parts.signals.forget()
@@ -236,7 +236,7 @@ class Worker:
         self.parts.outbox.put = _end_child  # type: ignore[method-assign]
 
     def info(self) -> dict[str, Any]:
-        """Return what all steps report, the app's own included."""
+        """Return what all steps report, including the app's own."""
         return {**self.blueprint.info(), **self.consumer.blueprint.info()}
 
     def _on_stop_signal(self, sig: str) -> None:
@@ -251,7 +251,7 @@ class Worker:
         worker_shutting_down.send(self.hostname, sig=sig, how="Cold", exitcode=EXIT_FAILED)
 
     def _on_hangup(self, terminals: set[int]) -> None:
-        """Restart, unless a terminal was closed: then nobody would see the new worker."""
+        """Restart, unless a terminal was closed: then no one would see the new worker."""
         if terminals - _terminals():
             self.stop("its terminal was closed")
         elif not self._ended.is_set():

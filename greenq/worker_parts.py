@@ -1,4 +1,4 @@
-"""What a worker is made of: the options, the parts, and the one place that builds them."""
+"""The make-up of a worker: its options, its parts, and the code that builds them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ if TYPE_CHECKING:
 
 EXIT_OK = 0
 EXIT_FAILED = 1
-# At a limit: a supervisor starts the worker again after any exit code but 0 (EX_TEMPFAIL).
+# The exit code at a limit: a supervisor starts the worker again after any exit code but 0
+# (EX_TEMPFAIL).
 EXIT_RECYCLED = 75
 
 
@@ -79,12 +80,12 @@ class WorkerOptions:
     """The options of one worker, from a program or the command line.
 
     Attributes:
-        queues: the queues to take from; none means those of the settings.
+        queues: the queues to take from; empty means those of the settings.
         exclude_queues: queues not to take from.
-        concurrency: the number of tasks at once; None means the setting.
+        concurrency: the number of concurrent tasks; None means the setting.
         autoscale: (most, least) instead of a fixed concurrency.
-        processes: (most, least) processes of the supervisord group; None leaves them alone.
-        hostname: the node name, ``greenq@host`` by default.
+        processes: (most, least) processes of the supervisord group; None leaves the group
+        alone. hostname: the node name, ``greenq@host`` by default.
         task_events: whether to send task events; None means the setting.
         mingle, gossip, heartbeat: whether the consumer has these steps.
         heartbeat_interval_s: seconds between two heartbeats; None means two.
@@ -112,13 +113,13 @@ class WorkerOptions:
 
 
 class Life(Protocol):
-    """The life of a worker, as its parts see it."""
+    """A worker's life cycle, as seen by its parts."""
 
     def stop(self, why: str = "") -> None:
         """Stop warm."""
 
     def restart(self, why: str = "") -> None:
-        """Stop warm, and have the process restart."""
+        """Stop warm, and restart the process."""
 
     def recycle(self, why: str) -> None:
         """Stop warm at a limit."""
@@ -135,13 +136,13 @@ class Life(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """Everything a worker is made of; remote control commands get this.
+    """All parts of a worker; remote control commands receive this.
 
     Attributes:
         app: the app whose tasks run.
         hostname: the node name.
         owner: this incarnation of the worker as an owner of messages.
-        started_s: when the worker was made, seconds of the monotonic clock.
+        started_s: when the worker was created, seconds of the monotonic clock.
         life: stops the worker.
         autoreloader, autoscaler, processes, beat, recycle, state_db, mingle, gossip, control,
             heart, stopped_workflows: None if switched off.
@@ -179,7 +180,7 @@ class Parts:
 
     @property
     def uptime_s(self) -> float:
-        """Seconds since the worker was made."""
+        """Seconds since the worker was created."""
         return time.monotonic() - self.started_s
 
 
@@ -190,7 +191,7 @@ def build(
 
     Args:
         app: the app whose tasks to run; its task modules are imported.
-        options: what was chosen for this worker.
+        options: the options for this worker.
         life: stops the worker.
         commands: the remote control commands.
         given: parts to use instead of building them, by their names in `Parts`.
@@ -204,7 +205,7 @@ def build(
 
 
 def build_consumer(parts: Parts, options: WorkerOptions, worker: object) -> Consumer:
-    """Build the consumer with its steps; the app's own steps see `worker`."""
+    """Build the consumer with its steps; the app's own steps receive `worker`."""
     app, agent = parts.app, parts.app.config.worker.worker_agent
     steps = [
         parts.connection,
@@ -267,7 +268,7 @@ def stacks(pool: Pool) -> str:
 class _Builder:
     """Builds each part on first use, so the order follows from their dependencies.
 
-    If two parts need each other, one gets a lambda that looks the other up when called.
+    If two parts need each other, one gets a lambda that looks up the other when called.
     """
 
     def __init__(self, app: Greenq, options: WorkerOptions, life: Life, commands: Commands) -> None:
@@ -351,7 +352,7 @@ class _Builder:
         )
 
     def _weights(self) -> dict[str, int]:
-        """Return the weights of queues if they have turns."""
+        """Return the queues' weights if they take turns."""
         if self.queue_order != "round_robin":
             return {}
         queues = declared(self.config.task).values()
@@ -408,14 +409,15 @@ class _Builder:
 
     def _held(self) -> tuple[set[str], int]:
         """Return the tags that are not settled on the server, and the next tag. Thread-safe."""
-        # Read in this order: a message taken in between has a number beyond the first unused one.
+        # Read in this order, since a message taken in between has a number beyond the first unused
+        # one.
         first_unused = self.fetcher.first_unused
         return self.tasks.unfinished | self.outbox.tags(), first_unused
 
     @cached_property
     def leases(self) -> Leases:
         client = self.transport.client
-        # A dead connection is noticed and replaced before the lease that is renewed over it ends.
+        # A dead connection is noticed and replaced before the lease renewed over it ends.
         answer_s = max(0.5, self.lease_s / 3)
         return Leases(
             client.connection(pushes=True, timeout_s=answer_s),
@@ -580,7 +582,7 @@ class _Builder:
         if self.options.processes is None:
             return None
         config, (most, least) = self.config.worker, self.options.processes
-        # Imported only here, since a client of XML-RPC takes two megabytes.
+        # Imported only here, since an XML-RPC client takes two megabytes.
         place: Membership = importlib.import_module("greenq.supervision.supervisor").membership()
         interval_s = config.worker_processes_interval
         store = GroupStore(

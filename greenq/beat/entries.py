@@ -109,7 +109,8 @@ class Entry:
 
     def ready(self, due_us: int) -> int:
         """Return when a due time may be sent: with jitter, it is delayed by the same amount in
-        every beat."""
+        every beat.
+        """
         if not self.jitter_s:
             return due_us
         share = zlib.crc32(f"{self.name}:{due_us}".encode()) / 2**32
@@ -270,7 +271,9 @@ def _options(task: str, value: Any) -> dict[str, Any]:
         if option not in _SEND_OPTIONS:
             raise ValueError(f"no send option {option!r}{suggestion(option, _SEND_OPTIONS)}")
         if option in _OF_ONE_SENDING:
-            raise ValueError(f"{option} applies to a single sending, but an entry is sent repeatedly")
+            raise ValueError(
+                f"{option} applies to a single sending, but an entry is sent repeatedly"
+            )
     return check_send_options(task, found)
 
 

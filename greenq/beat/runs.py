@@ -31,7 +31,8 @@ _DAY_S: Final = 86400.0
 
 class _Run(NamedTuple):
     """A run whose result is looked for; the next one to look for sorts first. Times in
-    microseconds."""
+    microseconds.
+    """
 
     at: int
     pause: int
@@ -42,7 +43,8 @@ class _Run(NamedTuple):
 
 class Runs:
     """Follows the runs that have not ended, and stores on the server how the last run of each entry
-    ended."""
+    ended.
+    """
 
     def __init__(self, app: Greenq, store: ScheduleStore) -> None:
         """Read the results of `app` if it stores any."""

@@ -292,7 +292,8 @@ class Scheduler:
 
     def _forget(self, names: Iterable[str], states: Mapping[str, str]) -> None:
         """Forget entries that no beat has sent for a long time: renamed ones, or those of old
-        code."""
+        code.
+        """
         before = self.now() - _FORGOTTEN_US
         dues = {name: states[name].partition(" ")[0] for name in names}
         old = [name for name, due in dues.items() if not due.isdecimal() or int(due) < before]
@@ -385,7 +386,8 @@ class Scheduler:
 
     def _claimed(self, claims: Sequence[Claim]) -> list[Outcome]:
         """Claim due times in one call; one by one if this user may not push to one of the
-        queues."""
+        queues.
+        """
         try:
             now, outcomes = self._store.claim(claims)
         except AccessRefused as exc:
@@ -397,7 +399,8 @@ class Scheduler:
 
     def _with_running(self, due: Sequence[_Slot], now: int) -> Iterator[tuple[_Slot, bool]]:
         """Add to each slot whether its last run still runs; leave out slots for which that is
-        unknown."""
+        unknown.
+        """
         asking = [(slot.entry.name, slot.state) for slot in due if slot.entry.overlap != "allow"]
         try:
             running = self._runs.running(asking, now)

@@ -203,7 +203,8 @@ def members(group: Mapping[str, Any]) -> list[Sig]:
 
 def steps(chain: Mapping[str, Any]) -> list[Sig]:
     """Return the steps of a chain: nested chains are flattened, and groups followed by a step
-    become chords."""
+    become chords.
+    """
     return _joined(_flat(chain))
 
 

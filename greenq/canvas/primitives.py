@@ -118,7 +118,8 @@ class chain(_Whole):  # noqa: N801  Celery's name
         **options: Any,
     ) -> Any:
         """Run the steps in this process; return the handle of the last one, or of the one that
-        failed."""
+        failed.
+        """
         last: Any = None
         given: tuple[Sequence[Any], Mapping[str, Any]] = (args or (), kwargs or {})
         for step in self.unchain_tasks():
@@ -626,7 +627,8 @@ def _is_empty(sig: Any) -> bool:
 
 def _rebuilt(made: W, data: Mapping[str, Any], app: Any) -> W:
     """Give a new signature the content of plain data, turning the signatures in it into `Signature`
-    objects."""
+    objects.
+    """
     kwargs = dict(data["kwargs"])
     if "tasks" in kwargs:
         kwargs["tasks"] = [checked(each, made.task, app) for each in kwargs["tasks"]]

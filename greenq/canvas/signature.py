@@ -356,7 +356,8 @@ class Signature(dict[str, Any]):
 
     def append_to_list_option(self, key: str, value: Any) -> Any:
         """Add a value to an option that is a list, unless it is already there, and return the
-        value."""
+        value.
+        """
         items = self._list_option(key)
         if value not in items:
             items.append(value)

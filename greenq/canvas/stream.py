@@ -54,7 +54,8 @@ class Stream:
         options: Mapping[str, Any],
     ) -> None:
         """Prepare to send `group`, which has no members yet, on its own or as the header of
-        `chord`."""
+        `chord`.
+        """
         given = dict(options)
         task_id = given.pop("task_id", None)
         self.start: ChordStart | None = None

@@ -153,9 +153,7 @@ def _remove(app: Greenq, args: argparse.Namespace) -> None:
     (name,) = _words(args, "NAME")
     if not app.periodic.remove(name):
         app.periodic.get(name)
-        raise GreenqError(
-            f"{name!r} is in the settings or the code: remove it there, or pause it"
-        )
+        raise GreenqError(f"{name!r} is in the settings or the code: remove it there, or pause it")
     show.write(f"{printable(name)} is removed")
 
 

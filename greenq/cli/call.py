@@ -27,7 +27,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--countdown", type=seconds, metavar="S", help="run this many seconds from now"
     )
     when.add_argument(
-        "--eta", type=moment, metavar="TIME", help="do not run before this time, such as 2031-01-02T03:04"
+        "--eta",
+        type=moment,
+        metavar="TIME",
+        help="do not run before this time, such as 2031-01-02T03:04",
     )
     add("--expires", type=seconds_or_moment, metavar="S|TIME", help="do not run after this time")
 

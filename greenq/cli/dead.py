@@ -202,7 +202,11 @@ def total(counts: Counter[str], shown: int) -> str:
 
 def description(letter: DeadLetter) -> Iterator[str]:
     """Yield everything about a letter, line by line."""
-    kept = f"; the first {len(letter.raw):,} are kept, so it cannot be replayed" if letter.is_cut else ""
+    kept = (
+        f"; the first {len(letter.raw):,} are kept, so it cannot be replayed"
+        if letter.is_cut
+        else ""
+    )
     pairs = fields(letter) | {"size": f"{letter.size:,} bytes{kept}"}
     for name, value in pairs.items():
         yield f"{name.replace('_', ' '):<10} {printable(str(value or '-'))}"

@@ -47,7 +47,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's subcommands to `parser`."""
     kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     for what, text in (
-        ("supervisord", "write a supervisord.conf: a group of workers and a listener that watches them"),
+        (
+            "supervisord",
+            "write a supervisord.conf: a group of workers and a listener that watches them",
+        ),
         ("systemd", "write a systemd unit, greenq@.service: one worker for each instance"),
         ("docker", "write a Dockerfile"),
         ("kubernetes", "write a Deployment, a disruption budget and a scaler for Kubernetes"),

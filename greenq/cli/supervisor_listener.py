@@ -1,5 +1,6 @@
 """``greenq supervisor-listener``: under supervisord, restarts workers that do not answer or use too
-much memory."""
+much memory.
+"""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The interpreter's, since no module of the app is loaded yet; and how many more objects than die a
-# worker lets be made before it looks for garbage.
+# The interpreter's threshold, since no module of the app is loaded yet, and the worker's: how many
+# more objects may be created than freed before garbage is collected.
 _USUAL_THRESHOLDS = gc.get_threshold()
 _YOUNG = 10_000
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
     If the worker is to restart, so does the process, and this function never returns.
     """
-    # Before anything is opened or imported.
+    # Before any file is opened or any module imported.
     drop_rights(args.uid, args.gid)
     if args.workdir:
         os.chdir(args.workdir)
@@ -80,7 +80,7 @@ def _run_until_stopped(args: argparse.Namespace, node: str) -> int | None:
 
 
 def _wait_for_change(error: GreenqError) -> bool:
-    """Show why the worker could not start, and wait for a change; False after Ctrl-C."""
+    """Report why the worker could not start, and wait for a change; False after Ctrl-C."""
     lines = f"greenq worker: {error}".split("\n")
     sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
     sys.stderr.write("greenq worker: waiting for a change of a source file\n")
@@ -123,7 +123,7 @@ def _run(args: argparse.Namespace, node: str) -> Worker:
             sys.stdout.write(banner(app, worker, color=log.wants_color(sys.stdout, color)))
             sys.stdout.flush()
     _tune_collector()
-    # Between the worker's end and its restart, and before the new one handles it.
+    # Ignored between the worker's end and its restart, until the new one handles it.
     hold_hangups()
     redirects = settings.worker_redirect_stdouts and not is_set_up_by_receivers
     try:
@@ -157,12 +157,12 @@ def _set_up_log(
 
 
 def _tune_collector() -> None:
-    """Have the garbage collector look at less: that saves a sixth of a task's cost."""
+    """Give the garbage collector less to traverse, which saves a sixth of a task's cost."""
     # Everything allocated so far outlives every task.
     gc.collect()
     gc.freeze()
-    # A batch of messages comes and goes without a look at the young objects, which would find them
-    # all alive. An app that has chosen its own thresholds keeps them.
+    # A batch of messages comes and goes before the next collection of young objects, which would
+    # find them all alive. An app that has chosen its own thresholds keeps them.
     if gc.get_threshold() == _USUAL_THRESHOLDS:
         gc.set_threshold(_YOUNG, *_USUAL_THRESHOLDS[1:])
 

@@ -89,13 +89,13 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
         "--autoscale",
         type=argument_types.limits,
         metavar="MAX,MIN",
-        help="let the number of tasks at once follow the queue's depth",
+        help="adapt the number of concurrent tasks to the queue's depth",
     )
     add(
         "--processes",
         type=argument_types.limits,
         metavar="MAX,MIN",
-        help="under supervisord: let the number of processes follow the load of their hubs",
+        help="under supervisord: adapt the number of processes to the load of their hubs",
     )
     add(
         "--prefetch-multiplier",
@@ -130,7 +130,7 @@ def _add_restart_options(group: argparse._ArgumentGroup) -> None:
         "--max-tasks-per-child",
         type=argument_types.count,
         metavar="N",
-        help="end after N tasks (exit code 75), for a supervisor to start it again",
+        help="end after N tasks (exit code 75), so that a supervisor starts the worker again",
     )
     add(
         "--max-memory",
@@ -172,13 +172,13 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
         "--health",
         dest="health_address",
         metavar="ADDRESS",
-        help="answer health probes on a port, HOST:PORT or unix:PATH (see `greenq health`)",
+        help="serve health probes on a port, HOST:PORT or unix:PATH (see `greenq health`)",
     )
     add(
         "--metrics-port",
         dest="metrics_address",
         metavar="[HOST:]PORT",
-        help="answer Prometheus, and health probes, on this port (needs greenq[metrics])",
+        help="serve Prometheus metrics, and health probes, on this port (needs greenq[metrics])",
     )
     add(
         "--metrics-names",
@@ -188,7 +188,7 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
         help="names of metrics: greenq (default), celery-exporter, flower",
     )
     without = {
-        "mingle": "learn nothing from the other workers at startup",
+        "mingle": "do not query the other workers at startup",
         "gossip": "do not follow the other workers or take part in elections",
         "heartbeat": "send no heartbeats",
         "control": "take no remote commands",
@@ -237,7 +237,8 @@ def read_custom(args: argparse.Namespace, options: Iterable[CustomOption]) -> di
     An unknown option ends the program with a suggestion of the nearest one.
 
     Args:
-        args: as parsed; `args.rest` holds what is left, `args.parser` the worker's parser.
+        args: as parsed; `args.rest` contains the remaining arguments, `args.parser` the worker's
+          parser.
         options: from ``app.user_options["worker"]``.
 
     Raises:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from greenq.workflow import Workflow
     from greenq.workflow.tree import Step
 
-# Workflows in a list, and members of a group in a tree, that are shown by default.
+# How many workflows of a list, and members of a group in a tree, are shown by default.
 _SHOWN_WORKFLOWS: Final = 100
 _SHOWN_MEMBERS: Final = 20
 _APART_S: Final = 1.0
@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
     add = parser.add_argument
     add("action", choices=("list", *_ACTIONS),
-        help="show: draw the tree; watch: every second; retry: run again what failed")  # fmt: skip
+        help="show: draw the tree; watch: every second; retry: run the failed tasks again")  # fmt: skip
     add("id", nargs="?", help="the workflow: the id of its first task or group, as in the list")
     add_app_options(parser)
     add("--dot", action="store_true", help="show: as a graph for Graphviz")
@@ -129,7 +129,7 @@ def _retry(_app: Greenq, workflow: Workflow, args: argparse.Namespace) -> None:
 
 def _pause(_app: Greenq, workflow: Workflow, args: argparse.Namespace) -> None:
     workflow.pause()
-    _report(args, {"state": "PAUSED"}, "paused: what runs goes on, nothing else begins")
+    _report(args, {"state": "PAUSED"}, "paused: running tasks continue, no others begin")
 
 
 def _resume(_app: Greenq, workflow: Workflow, args: argparse.Namespace) -> None:
@@ -154,7 +154,7 @@ def _report(args: argparse.Namespace, values: dict[str, Any], sentence: str) -> 
 
 
 def fields(workflow_id: str, record: Record) -> dict[str, Any]:
-    """Return a workflow as a whole, for JSON."""
+    """Return a summary of a workflow, for JSON."""
     counts = counts_of(record)
     return {
         "id": workflow_id,
@@ -225,7 +225,7 @@ def text(workflow_id: str, record: Record, tree: Tree, limit: int, now_s: float)
     if record.counts.get("+"):
         yield "it is still being sent; if its sender has died, it stays open: cancel it"
     if record.left_out:
-        yield f"{record.left_out:,} notes were too many for the index"
+        yield f"{record.left_out:,} notes did not fit into the index"
     if record.error:
         yield f"a call could not be sent at its end: {printable(record.error)}"
     yield ""
@@ -239,7 +239,7 @@ def text(workflow_id: str, record: Record, tree: Tree, limit: int, now_s: float)
 
 
 def _drawn(lines: Sequence[list[Step]], indent: str, limit: int, now_s: float) -> Iterator[str]:
-    # What is open or has failed is looked for; what has succeeded can be left out.
+    # Unfinished and failed tasks are what the user looks for; successful ones can be omitted.
     chosen = lines if len(lines) <= limit else sorted(lines, key=_is_well)[:limit]
     for line in chosen:
         mark = "- "
@@ -258,7 +258,7 @@ def _drawn(lines: Sequence[list[Step]], indent: str, limit: int, now_s: float) -
 
 
 def _is_well(line: list[Step]) -> bool:
-    """Tell whether all tasks of a line itself have succeeded."""
+    """Return whether all tasks directly in a line have succeeded."""
     return all(isinstance(step.what, Task) and step.what.state == "SUCCESS" for step in line)
 
 

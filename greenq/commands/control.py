@@ -1,4 +1,4 @@
-"""Commands that change what a worker does: its tasks, limits, pool, events, and its end."""
+"""Commands that change what a worker does: its tasks, limits, pool, events, and its shutdown."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def revoke(
     signal: object = None,
     **_ignored: Any,
 ) -> dict[str, object]:
-    """Discard tasks that arrive or wait here; `terminate` also ends running ones."""
+    """Discard tasks that arrive or wait in this worker; `terminate` also ends running ones."""
     ids = set(texts(task_id))
     worker.state.revoked.update(ids)
     worker.tasks.revoke(ids=ids)
@@ -57,7 +57,7 @@ def revoke_by_stamped_headers(
     stamps = _stamps(headers)
     worker.state.revoked.add_stamps(stamps)
     worker.tasks.revoke(stamps=stamps)
-    # The form in which Celery shows them.
+    # Celery's form for showing them.
     shown = headers
     if not isinstance(headers, dict):
         shown = {name: each[0] if len(each) == 1 else each for name, each in stamps.items()}
@@ -101,7 +101,7 @@ def _end(worker: Parts, which: Callable[[Request], bool], signal_name: str) -> l
 
 
 def _signal(signal: object) -> str:
-    """Return a signal's name: greenlets receive no signal, but events report its name."""
+    """Return a signal's name, which events report although greenlets receive no signals."""
     return text("signal", signal or "SIGTERM")
 
 
@@ -228,7 +228,7 @@ def shutdown(worker: Parts, msg: str = "Got shutdown from remote", **_ignored: A
 
 @control_command(args=[("on", bool)], signature="[on=True]")
 def drain(worker: Parts, on: bool = True) -> dict[str, object]:
-    """Take nothing more but let running tasks finish, and stay up; undo with ``on=False``."""
+    """Take no more messages, let running tasks finish, and stay up; undo with ``on=False``."""
     worker.tasks.drain(bool(on))
     if not on:
         return ok("takes tasks again")

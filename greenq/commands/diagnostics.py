@@ -1,4 +1,4 @@
-"""Commands for debugging: memory, greenlets, the hub, and what the server holds."""
+"""Commands for debugging: memory, greenlets, the hub, and the server's records."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def objgraph(
     max_depth: int = 10,
     type: str = "Request",
 ) -> dict[str, object]:
-    """Write a Graphviz file of what refers to the objects of a type; return its name."""
+    """Write a Graphviz file of the references to objects of a type; return its name."""
     try:
         graph = importlib.import_module("objgraph")
     except ImportError:

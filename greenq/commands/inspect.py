@@ -47,7 +47,7 @@ _SHOWN = frozenset(
 
 @inspect_command(urgent=True)
 def ping(worker: Parts, **_ignored: Any) -> dict[str, object]:
-    """Answer ``pong``, with what blocks the hub if it is blocked."""
+    """Answer ``pong``; if the hub is blocked, name what blocks it."""
     blocker = worker.watch.blocking_now()
     return {"ok": "pong"} if blocker is None else {"ok": "pong", "blocked": asdict(blocker)}
 
@@ -56,8 +56,8 @@ def ping(worker: Parts, **_ignored: Any) -> dict[str, object]:
 def status(worker: Parts) -> dict[str, object]:
     """Summarize the worker's state.
 
-    ``held``: by queue, the number of messages that wait here for their ETA, a retry's countdown, a
-    rate limit or a slot.
+    ``held``: by queue, the number of messages that wait in this worker for their ETA, a retry's
+    countdown, a rate limit or a slot.
     """
     held = dict.fromkeys(worker.queues.names, 0)
     for request in list(worker.state.reserved.values()):
@@ -115,7 +115,7 @@ def _settings(config: Config, *, with_defaults: bool) -> dict[str, object]:
 
 
 def _plain(value: object) -> object:
-    """Return a setting's value as JSON can hold it; anything else becomes text."""
+    """Return a setting's value in a form that JSON can represent; any other value becomes text."""
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, tuple | list | set | frozenset):
@@ -191,7 +191,7 @@ def clock(worker: Parts, **_ignored: Any) -> dict[str, object]:
 
 @inspect_command()
 def hello(worker: Parts, from_node: str, revoked: object = None, **_ignored: Any) -> object:
-    """Exchange revoked ids with a starting worker; return None to itself."""
+    """Exchange revoked ids with a starting worker; return None if this worker sent the request."""
     if from_node == worker.hostname:
         return None
     if isinstance(revoked, list | dict):
@@ -210,7 +210,7 @@ def active(worker: Parts, safe: bool = False, **_ignored: Any) -> list[dict[str,
 def reserved(
     worker: Parts, limit: int = PAGE, offset: int = 0, **_ignored: Any
 ) -> list[dict[str, object]]:
-    """List a page of the tasks that wait here for their rate limit or a slot."""
+    """List a page of the tasks that wait in this worker for their rate limit or a slot."""
     return [_info(worker, request) for request in page_of(worker.tasks.waiting(), limit, offset)]
 
 
@@ -220,8 +220,8 @@ def scheduled(
 ) -> list[dict[str, object]]:
     """List a page of the tasks that wait for their ETA.
 
-    First those that wait here, soonest first; then those parked on the server from this worker's
-    queues, which every worker of these queues lists and may run.
+    First come those that wait in this worker, soonest first, then those parked on the server from
+    this worker's queues. Every worker of these queues lists the latter and may run them.
     """
     held = worker.tasks.scheduled()
     limit, offset = number("limit", limit), number("offset", offset)
@@ -236,7 +236,7 @@ def scheduled(
 
 
 def _parked(worker: Parts, due: float, queue: str, raw: bytes) -> dict[str, object]:
-    """Describe a parked message like one that waits here; an unreadable one by its id and name."""
+    """Describe a parked message like one that waits in this worker; an unreadable one by its id and name."""
     try:
         eta = datetime.fromtimestamp(due, UTC).isoformat()
     except (ValueError, OverflowError, OSError):
@@ -254,7 +254,7 @@ def _parked(worker: Parts, due: float, queue: str, raw: bytes) -> dict[str, obje
 
 @inspect_command(args=[("ids", str)], signature="[id1 [id2 [... [idN]]]]")
 def query_task(worker: Parts, ids: object, **_ignored: Any) -> dict[str, list[object]]:
-    """Return ``[state, info]`` by id for the tasks that are here."""
+    """Return ``[state, info]`` by id for the tasks that this worker holds."""
     wanted = {ids} if isinstance(ids, str) else set(texts(ids))
     waits = {id(request) for _eta, request in worker.tasks.scheduled()}
     found: dict[str, list[object]] = {}
@@ -315,7 +315,7 @@ def _repr(given: str | None, value: object) -> str:
 def registered(
     worker: Parts, taskinfoitems: object = None, builtins: bool = False, **_ignored: Any
 ) -> list[str]:
-    """List the registered tasks, each with those of the attributes that it sets."""
+    """List the registered tasks, each with those of the given attributes that it sets."""
     attributes = texts(taskinfoitems) or ["exchange", "routing_key", "rate_limit"]
     tasks = sorted(worker.app.tasks.items())
     return [

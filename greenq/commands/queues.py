@@ -117,4 +117,4 @@ def resume(worker: Parts, queue: str) -> dict[str, object]:
     queue = text("queue", queue)
     worker.app.transport.broker.resume(queue)
     worker.queues.look_for_pauses()
-    return ok(f"queue {queue} is taken from again")
+    return ok(f"workers take from queue {queue} again")

@@ -4,7 +4,8 @@
     def double_pool(worker, n=1): ...
 
 A command takes the worker's `Parts` and keyword arguments and returns the reply. It runs in the
-hub's thread and may switch, but the requests behind it wait. An exception becomes an error reply.
+hub's thread and may switch, but the next requests wait meanwhile. An exception becomes an error
+reply.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Command:
         kind: an inspect command only reads, a control command changes something.
         call: takes the worker's parts and the keyword arguments, returns the reply.
         args: (name, type) of its positional arguments, for command lines.
-        signature: the arguments as help shows them.
+        signature: the arguments as shown in help.
         urgent: any thread may run it, also while the hub is blocked.
     """
 
@@ -100,14 +101,15 @@ def inspect_command(
     urgent: bool = False,
     **_other: Any,
 ) -> Callable[[Function], Function]:
-    """Register a function that only reads as a command; its first argument is the worker's parts.
+    """Register a read-only function as a command; its first argument is the worker's parts.
 
     Args:
         name: the command's name, if not the function's.
         alias: a second name.
         args: (name, type) of each positional argument, for command lines.
-        signature: the arguments as help shows them.
-        urgent: it reads only what any thread may read, so it is answered while the hub is blocked.
+        signature: the arguments as shown in help.
+        urgent: it reads only data that any thread may read, so it is answered even while the hub is
+          blocked.
     """
     return _adder("inspect", name, alias, args, signature, urgent=urgent)
 

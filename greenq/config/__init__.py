@@ -1,4 +1,4 @@
-"""Settings: names, defaults, checks, and where they are read from.
+"""Settings: names, defaults, checks, and their sources.
 
-For everybody above; imports only errors.
+Used by all layers above; imports only errors.
 """

@@ -15,8 +15,9 @@ class Foreign(NamedTuple):
 
     Attributes:
         default: Celery's default value.
-        harmless: no task or sender relies on it, so it can be ignored.
-        advice: why it is not needed, what replaces it, or that it is not supported yet.
+        harmless: whether it can be ignored because no task or sender
+        relies on it. advice: why it is not needed, what replaces it, or that it is not supported
+        yet.
     """
 
     default: Any
@@ -213,7 +214,7 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     ),
     ("not needed: greenq's pool always consists of greenlets", {"worker_pool": "prefork"}),
     (
-        "not needed: a worker's lease decides whether it may go on with what it holds",
+        "not needed: a worker's lease decides whether it may continue with the messages it holds",
         {"worker_cancel_long_running_tasks_on_connection_loss": False},
     ),
     (
@@ -321,7 +322,7 @@ TRANSPORT_OPTIONS: Final[Mapping[str, Foreign]] = {
     "unacked_mutex_key": Foreign("unacked_mutex", False, _AGREE),
     "unacked_restore_limit": Foreign(None, True, "not needed: leases show which messages are free"),
 }
-"""The same for `broker_transport_options`, as Celery's Redis transport has them."""
+"""The same for `broker_transport_options`, for the options of Celery's Redis transport."""
 
 _ENVELOPE = "not supported: greenq writes the message itself"
 _OWN_CONNECTIONS = "not needed: the app manages its own connections"
@@ -454,7 +455,7 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
         "default_dispatcher": "use app.events.send, or a task's send_event, instead",
     },
 }  # fmt: skip
-"""Attributes of Celery's classes that greenq's lack, by class and name: what to do instead."""
+"""By class and name, the attributes of Celery's classes that greenq's lack, with what to do instead."""
 
 
 class _NotHere:
@@ -471,7 +472,7 @@ class _NotHere:
 
 
 def name_what_is_not_here(owner: type) -> None:
-    """Add to a class each attribute that only its Celery counterpart has; reading it raises advice.
+    """Add to a class each attribute that only its Celery counterpart has; reading it raises an error with advice.
 
     `__getattr__` would hide errors inside the properties of users' subclasses.
     """
@@ -481,7 +482,7 @@ def name_what_is_not_here(owner: type) -> None:
         setattr(owner, name, absent)
 
 
-# Old names whose new ones do not follow from their first word.
+# Old names whose new names cannot be derived from their first word.
 _RENAMED: Final[Mapping[str, str]] = {
     "celery_eager_propagates_exceptions": "task_eager_propagates",
     "celery_max_cached_results": "result_cache_max",

@@ -1,4 +1,4 @@
-"""What settings name by its full name, module included."""
+"""Objects that settings name by their full names, module included."""
 
 from __future__ import annotations
 

@@ -41,12 +41,12 @@ _NAMES: Final = Config.names()
 def settings_from_object(
     source: object, namespace: str | None = None, notes: list[str] | None = None
 ) -> dict[str, object]:
-    """Return the settings in `source`: a mapping, any object, or one named "module[:attribute]".
+    """Return the settings in `source`: a mapping, any object, or a name of the form "module[:attribute]".
 
-    Of an object, the public lower-case attributes count, except modules, functions and classes;
-    those that are not settings are considered the module's own helpers. With a `namespace`, such as
-    "CELERY" in Django's settings, the upper-case names that begin with it and an underscore count,
-    without that prefix. The values are not checked yet.
+    From an object, the public lower-case attributes are read, except modules, functions and
+    classes; those that are not settings are taken to be the module's own helpers. With a
+    `namespace`, such as "CELERY" in Django's settings, the upper-case names that begin with it and
+    an underscore are read, without that prefix. The values are not checked yet.
 
     Args:
         source: where to look.
@@ -55,7 +55,7 @@ def settings_from_object(
 
     Raises:
         ConfigError: the module or attribute does not exist; a name looks like a misspelt setting,
-            or is a setting in another spelling; no name begins with the namespace.
+            or is a setting in a different spelling; no name begins with the namespace.
     """
     where = describe(source)
     if isinstance(source, str):
@@ -153,7 +153,7 @@ class _Reader:
     def _other_spelling(
         self, name: str, read: Callable[[], Any], found: Mapping[str, object]
     ) -> None:
-        """Refuse a setting in upper case, unless it is also there in lower case."""
+        """Refuse a setting in upper case, unless it is also given in lower case."""
         if _OLD.match(name):
             setting = celery_names.modern_name(name, _KNOWN)
             if setting is None:
@@ -169,7 +169,7 @@ class _Reader:
     def _outside(
         self, name: str, read: Callable[[], Any], found: Mapping[str, object], prefix: str
     ) -> None:
-        """Refuse an old Celery name outside the namespace, unless it is also inside it."""
+        """Refuse an old Celery name outside the namespace, unless it is also given inside it."""
         if not _OLD.match(name) and not name.startswith("BROKER_"):
             return
         setting = celery_names.modern_name(name, _KNOWN)
@@ -184,7 +184,7 @@ _KNOWN: Final[Mapping[str, object]] = dict.fromkeys(_NAMES)
 
 
 def _spell(setting: str, prefix: str) -> str:
-    """Write a setting's name the way a source with that prefix spells it."""
+    """Write a setting's name as a source with that prefix spells it."""
     return prefix + setting.upper() if prefix else setting
 
 
@@ -218,7 +218,8 @@ def settings_from_env(
     Booleans are true, false, 1 or 0; lists are comma-separated or JSON; mappings are JSON; `none`
     means None. GREENQ_APP (the command line's app), GREENQ_DATA (the embedded server's folder) and
     GREENQ_RUN (supervisord's folder) are not settings, nor are the variables that Kubernetes sets
-    for a service. CELERY_BROKER_URL and CELERY_RESULT_BACKEND count where greenq's name is not set.
+    for a service. CELERY_BROKER_URL and CELERY_RESULT_BACKEND are used if greenq's own name is not
+    set.
 
     Args:
         environ: the environment.
@@ -258,7 +259,7 @@ def settings_from_env(
 
 
 def _not_read(variable: str, kinds: Mapping[str, object]) -> str | None:
-    """Return why a GREENQ_ variable is not a setting; None if it was not meant as one."""
+    """Return why a GREENQ_ variable is not a setting; None if it was probably not intended as one."""
     if variable in _NOT_SETTINGS or _KUBERNETES.fullmatch(variable):
         return None
     setting = variable.removeprefix(ENV_PREFIX).lower()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 EXCHANGE_TYPES: Final = ("direct", "topic", "fanout")
 
-# Each turn of a queue adds its lists to the keys of every take.
+# Each turn that a queue gets adds its lists to the keys of every take.
 _MOST_TURNS: Final = 10
 
 _name = text().accept
@@ -36,7 +36,7 @@ class Exchange:
         type: ``direct`` (the routing keys are equal), ``topic`` (the binding key has wildcards) or
             ``fanout`` (every worker that listens gets the message).
 
-    Raises: ValueError: the name is not text, or there is no such type.
+    Raises: ValueError: the name is not text, or the type does not exist.
     """
 
     name: str
@@ -57,12 +57,12 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What leads from an exchange to a queue.
+    """The rule that leads from an exchange to a queue.
 
     Attributes:
         exchange: where messages are published.
-        routing_key: which of them the queue gets. For a topic exchange, words joined by dots, where
-            ``*`` stands for one word and ``#`` for any number of words, none included.
+        routing_key: selects those that the queue gets. For a topic exchange, words joined by dots,
+            where ``*`` stands for one word and ``#`` for any number of words, including none.
     """
 
     exchange: Exchange
@@ -88,10 +88,10 @@ class Queue:
         expires: seconds after which the waiting messages are deleted if no worker takes from the
             queue and nothing is sent to it; None means never.
         max_length: sending more than this many waiting messages is refused; None means no limit.
-        weight: how many turns the queue has where others have one, 1 to 10; only if
+        weight: how many turns the queue gets for each turn of the others, 1 to 10; only if
             `queue_order_strategy` is ``round_robin``.
 
-    Raises: ValueError: a value is wrong; it is named.
+    Raises: ValueError: a value is wrong; the error names it.
     """
 
     name: str
@@ -128,7 +128,7 @@ class Queue:
 
     @property
     def sources(self) -> tuple[Binding, ...]:
-        """All bindings, that of the queue's own exchange first; only of a queue of `declared`."""
+        """All bindings, beginning with that of the queue's own exchange; only for a queue of `declared`."""
         assert isinstance(self.exchange, Exchange)
         own = Binding(self.exchange, self.routing_key or "")
         return tuple(dict.fromkeys((own, *self.bindings)))
@@ -142,9 +142,9 @@ class Broadcast:
         name: the name that senders and routes use.
         exchange: the name of its fanout exchange; "" means `name`.
         routing_key: that of its messages; None means `task_default_routing_key`. A worker gets
-            those sent with the same one, and ``#`` stands for any text.
+            the messages sent with the same key, and ``#`` stands for any text.
 
-    Raises: ValueError: the name is not text, or empty.
+    Raises: ValueError: the name is not text or is empty.
     """
 
     name: str
@@ -157,7 +157,7 @@ class Broadcast:
         _any_text(self.exchange)
         # On Redis it becomes a pattern of channels, and only its end may be open.
         if "#" in (self.routing_key or "")[:-1]:
-            raise ValueError(f"broadcast {self.name!r}: # can only end its routing key")
+            raise ValueError(f"broadcast {self.name!r}: # may only be at the end of its routing key")
 
     def __str__(self) -> str:
         """Return the name."""
@@ -165,15 +165,15 @@ class Broadcast:
 
 
 def check_type(kind: str) -> str:
-    """Return the type of an exchange if there is one of this name.
+    """Return the type of an exchange if a type of this name exists.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no such type exists.
     """
     if kind == "headers":
         raise ValueError(
-            "headers exchanges do not exist on Redis, for Celery neither: use a topic exchange, "
-            "with what the headers say as words of the routing key"
+            "headers exchanges do not exist on Redis, not even with Celery: use a topic exchange, "
+            "with the content of the headers as words of the routing key"
         )
     if kind not in EXCHANGE_TYPES:
         raise ValueError(f"an exchange is direct, topic or fanout, not {kind!r}")
@@ -181,7 +181,7 @@ def check_type(kind: str) -> str:
 
 
 def queue() -> Validator:
-    """Take the name of a queue, a `Queue`, a `Broadcast`, or, as Celery does, kombu's objects."""
+    """Accept the name of a queue, a `Queue`, a `Broadcast`, or, as Celery does, kombu's objects."""
 
     def accept(value: object) -> str | Queue | Broadcast:
         if isinstance(value, str) and value:
@@ -198,7 +198,7 @@ def queue() -> Validator:
 
 
 def queues() -> Validator:
-    """Take a list of queues, or, as Celery does, {name: options}; the normal form is a tuple."""
+    """Accept a list of queues, or, as Celery does, {name: options}; the normal form is a tuple."""
     listed = texts(queue())
 
     def accept(value: object) -> tuple[str | Queue | Broadcast, ...]:
@@ -218,7 +218,7 @@ def queues() -> Validator:
 
 
 def _of_options(name: str, options: object) -> Queue | Broadcast:
-    """Build a queue of an entry of Celery's mapping form."""
+    """Build a queue from an entry of Celery's mapping form."""
     if isinstance(options, (Queue, Broadcast)):
         return replace(options, name=name)
     if not isinstance(options, Mapping):
@@ -236,12 +236,12 @@ def _of_options(name: str, options: object) -> Queue | Broadcast:
             f"queue {name!r} has {min(unknown)!r}; known are exchange, exchange_type, routing_key, "
             "expires, max_length and weight"
         )
-    # As in Celery: in this form the name is the routing key unless there is another.
+    # As in Celery: in this form the name is the routing key unless one is given.
     return _broadcast_or(Queue(name, exchange, routing_key or name, **given))
 
 
 def _of_kombu(queue: Any) -> Queue | Broadcast:
-    """Build a queue of an object with kombu's attributes."""
+    """Build a queue from an object with kombu's attributes."""
     name = getattr(queue, "alias", None) or queue.name
     arguments = getattr(queue, "queue_arguments", None) or {}
     expires, most = getattr(queue, "expires", None), getattr(queue, "max_length", None)
@@ -284,8 +284,8 @@ def _broadcast_or(queue: Queue) -> Queue | Broadcast:
 def declared(config: TaskConfig) -> dict[str, Queue | Broadcast]:
     """Return the queues of the settings by name, each with its exchange and its routing key.
 
-    A queue given as a name has an exchange of its own, with its name for everything. A `Queue`
-    without an exchange has the default one.
+    A queue given as a name has its own exchange, whose name and routing key are the queue's name. A
+    `Queue` without an exchange has the default one.
     """
     default = config.task_default_exchange or config.task_default_queue
     exchange = Exchange(default, config.task_default_exchange_type)

@@ -26,7 +26,7 @@ Router = Table | str | Callable[..., Any]
 
 
 def _queue(value: object) -> str:
-    # A Queue has its name there, kombu's Broadcast in its alias.
+    # A Queue has its name in this attribute, kombu's Broadcast in its alias.
     name = getattr(value, "alias", None) or getattr(value, "name", value)
     return str(text().accept(name))
 
@@ -69,7 +69,7 @@ def route(what: str, given: object) -> Mapping[str, Any]:
 
 
 def routes() -> Validator:
-    """Take one router or a list of them; the normal form is a tuple, its tables mappings."""
+    """Accept one router or a list of them; the normal form is a tuple, its tables mappings."""
 
     def accept(value: object) -> tuple[Router, ...]:
         if isinstance(value, (str, Mapping)) or _is_router(value):
@@ -77,7 +77,7 @@ def routes() -> Validator:
         if isinstance(value, bytes) or not isinstance(value, Iterable):
             raise ValueError(_WANTED)
         routers = list(value)
-        # Celery also takes a mapping as a list of pairs.
+        # Celery also accepts a mapping as a list of pairs.
         if routers and all(_is_pair(each) for each in routers):
             routers = [dict(routers)]
         return tuple(_router(router) for router in routers)

@@ -1,9 +1,9 @@
 """Settings: their names, defaults, units and checks.
 
-The names are Celery's lower-case names, so a Celery configuration carries over; settings that only
-greenq has say so. Each part of the program has its own frozen section and receives only that one.
-Building the settings reports all wrong values at once, in one `ConfigError`. docs/settings.md is
-generated from the fields below.
+The names are Celery's lower-case names, so a Celery configuration carries over; the text of other
+settings says that they are greenq's own. Each part of the program has its own frozen section and
+receives only that one. Building the settings reports all wrong values at once, in one
+`ConfigError`. docs/settings.md is generated from the fields below.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Section:
 
 
 def _part(section: type[Section]) -> validators.Validator:
-    """Take a mapping and build a section from it; missing keys keep their defaults."""
+    """Accept a mapping and build a section from it; missing keys keep their defaults."""
 
     def accept(value: object) -> Section:
         if isinstance(value, section):
@@ -170,7 +170,7 @@ class ResultTransportOptions(Section):
     result_chord_ordered: bool = _setting(
         validators.flag(),
         True,
-        "Give a chord's body the results in the order of its header, not in that of their ends. "
+        "Give a chord's body the results in the order of its header, not in the order in which they end. "
         "All workers must agree.",
     )
 
@@ -204,7 +204,7 @@ class BrokerConfig(Section):
     broker_url: str = _setting(
         validators.url(),
         "",
-        "The Redis or Valkey server that holds the queues. Empty means embedded://, greenq's own "
+        "The Redis or Valkey server with the queues. Empty means embedded://, an embedded "
         "server in a data folder.",
     )
     broker_pool_limit: int = _setting(
@@ -243,7 +243,7 @@ class ResultConfig(Section):
     result_backend: str = _setting(
         validators.url(also="disabled://"),
         "",
-        "The server that holds results. Empty means the broker; disabled:// stores none.",
+        "The server that stores results. Empty means the broker; disabled:// stores none.",
     )
     result_serializer: str = _setting(
         validators.serializer(),
@@ -263,19 +263,19 @@ class ResultConfig(Section):
     result_expires: float | None = _setting(
         validators.optional(validators.lifetime()),
         86400.0,
-        "How long results are kept; None or 0 means for ever.",
+        "How long results are kept; None or 0 means without a limit.",
         unit="s",
     )
     result_failure_expires: float | None = _setting(
         validators.optional(validators.lifetime()),
         None,
-        "How long failures are kept; 0 means for ever, None means `result_expires`.",
+        "How long failures are kept; 0 means without a limit, None means `result_expires`.",
         unit="s",
     )
     result_chord_expires: float | None = _setting(
         validators.optional(validators.lifetime()),
         None,
-        "How long a chord is kept after its last part has ended; 0 means for ever, None means "
+        "How long a chord is kept after its last part has ended; 0 means without a limit, None means "
         "`result_expires`.",
         unit="s",
     )
@@ -311,7 +311,7 @@ class TaskConfig(Section):
     task_default_exchange: str | None = _setting(
         validators.optional(validators.text()),
         None,
-        "Exchange of each `Queue` in `task_queues` that names none; None means the name of the "
+        "Exchange of each `Queue` in `task_queues` that does not name one; None means the name of the "
         "default queue.",
     )
     task_default_exchange_type: str = _setting(
@@ -320,21 +320,21 @@ class TaskConfig(Section):
     task_default_routing_key: str | None = _setting(
         validators.optional(validators.text()),
         None,
-        "Routing key of each `Queue` or `Broadcast` in `task_queues` that names none; None means "
+        "Routing key of each `Queue` or `Broadcast` in `task_queues` that does not name one; None means "
         "the name of the default queue.",
     )
     task_routes: tuple[routes.Router, ...] = _setting(
         routes.routes(),
         (),
         "Maps a task name, glob or regular expression to a queue name or to send options. Also a "
-        "router function, object or class, or its full name. In a list the first match counts; "
+        "router function, object or class, or its full name. In a list the first match applies; "
         "within a mapping a full name takes precedence over patterns.",
     )
     task_annotations: tuple[object, ...] = _setting(
         validators.task_annotations(),
         (),
         "Attributes to set on tasks: {task name, or * for all: {attribute: value}}, an object with "
-        "annotate(task), its class or the name of its class, or a list of these.",
+        "annotate(task), its class, or the full name of its class, or a list of these.",
         none_ok=True,
     )
     task_create_missing_queues: bool = _setting(
@@ -362,7 +362,7 @@ class TaskConfig(Section):
     )
     task_ignore_result: bool = _setting(validators.flag(), False, "Store no results.")
     task_store_errors_even_if_ignored: bool = _setting(
-        validators.flag(), False, "Store failures even of tasks whose results are ignored."
+        validators.flag(), False, "Store failures even for tasks whose results are ignored."
     )
     task_acks_late: bool = _setting(
         validators.flag(),
@@ -398,19 +398,19 @@ class TaskConfig(Section):
     task_always_eager: bool = _setting(
         validators.flag(),
         False,
-        "Tasks run where they are sent, at once and without a server, for tests: `delay` and "
+        "For tests: sending a task runs it at once in the caller, without a server: `delay` and "
         "`apply_async` return an `EagerResult`.",
     )
     task_eager_propagates: bool = _setting(
         validators.flag(),
         False,
-        "A task that fails where it is sent, by `apply` or with `task_always_eager`, raises its "
+        "A task that fails in the caller, by `apply` or with `task_always_eager`, raises its "
         "exception there.",
     )
     task_store_eager_result: bool = _setting(
         validators.flag(),
         False,
-        "The results of tasks that run where they are sent are stored, too.",
+        "Also store the results of tasks that run in the caller.",
     )
     task_track_started: bool = _setting(
         validators.flag(), False, "Store STARTED when a task starts."
@@ -457,8 +457,8 @@ class TaskConfig(Section):
     task_max_body_bytes: int = _setting(
         validators.whole(1, _REDIS_MAX_BYTES),
         8 * _MIB,
-        "greenq's own. Largest task body, before and after decompression. A larger one becomes a "
-        "dead letter unread, and so does a body with more than one value per 64 bytes of this "
+        "greenq's own. Largest task body, before and after decompression. A larger one becomes "
+        "a dead letter without being parsed, and so does a body with more than one value per 64 bytes of this "
         "limit.",
         unit="bytes",
     )
@@ -473,7 +473,7 @@ class TaskConfig(Section):
     task_dead_letter_expires: float = _setting(
         validators.lifetime(),
         30 * 86400.0,
-        "greenq's own. How long dead letters are kept; 0 means for ever.",
+        "greenq's own. How long dead letters are kept; 0 means without a limit.",
         unit="s",
     )
     task_max_result_bytes: int = _setting(
@@ -517,7 +517,7 @@ class WorkerConfig(Section):
         validators.whole(1),
         1,
         "Messages held per greenlet, the running one included. (Celery: 4.) Fetching is cheap in "
-        "batches, and no other worker can start what this one holds in reserve.",
+        "batches, and no other worker can start messages that this one holds in reserve.",
     )
     worker_autoscale_keepalive: float = _setting(
         validators.seconds(),
@@ -534,8 +534,8 @@ class WorkerConfig(Section):
     worker_autoscale_adaptive: bool = _setting(
         validators.flag(),
         False,
-        "greenq's own. With --autoscale: find out how many tasks at once pay, and use no more, "
-        "for downstream services that answer no faster when asked more at once.",
+        "greenq's own. With --autoscale: find out how many concurrent tasks are worthwhile, "
+        "and use no more; for downstream services that do not answer faster with more concurrent calls.",
     )
     worker_processes_interval: float = _setting(
         validators.seconds(zero_ok=False),
@@ -553,8 +553,8 @@ class WorkerConfig(Section):
     worker_processes_keepalive: float = _setting(
         validators.seconds(),
         120.0,
-        "greenq's own. With --processes: drain a process when one less has been enough for this "
-        "long.",
+        "greenq's own. With --processes: drain a process when one process fewer has been enough "
+        "for this long.",
         unit="s",
     )
     worker_send_task_events: bool = _setting(
@@ -569,7 +569,7 @@ class WorkerConfig(Section):
     worker_show_arguments: bool = _setting(
         validators.flag(),
         True,
-        "greenq's own. `inspect` shows the arguments of tasks. If False, it shows the `argsrepr` "
+        "greenq's own. `inspect` shows the tasks' arguments. If False, it shows the `argsrepr` "
         "and `kwargsrepr` that the sender gave.",
     )
     worker_remote_control_pcre: bool = _setting(
@@ -608,13 +608,13 @@ class WorkerConfig(Section):
         validators.optional(validators.address()),
         None,
         "greenq's own. Where the worker answers `/livez`, `/readyz`, `/startupz`, `/stats.json`: a "
-        "port (of 127.0.0.1), a host and a port, or `unix:/path`; None means nowhere.",
+        "port (on 127.0.0.1), a host and a port, or `unix:/path`; None means nowhere.",
     )
     worker_metrics_address: str | None = _setting(
         validators.optional(validators.address()),
         None,
-        "greenq's own. Where the worker answers `/metrics` for Prometheus, beside all that "
-        "`worker_health_address` answers; both may be the same. Needs `greenq[metrics]`.",
+        "greenq's own. Where the worker answers `/metrics` for Prometheus, in addition to "
+        "everything under `worker_health_address`; both may be the same. Needs `greenq[metrics]`.",
     )
     worker_metrics_names: tuple[str, ...] = _setting(
         validators.texts(validators.choice("greenq", "celery-exporter", "flower")),
@@ -632,21 +632,21 @@ class WorkerConfig(Section):
     worker_task_locals: str = _setting(
         validators.choice("clear", "keep"),
         "clear",
-        "greenq's own. `clear` removes what a task leaves in `threading.local` before the next one "
-        "starts. With `keep` a later task on the same greenlet finds it, as in a thread pool.",
+        "greenq's own. `clear` removes values that a task leaves in `threading.local` before the next one "
+        "starts. With `keep` a later task on the same greenlet finds them, as in a thread pool.",
     )
     worker_silence_limit: float = _setting(
         validators.seconds(),
         60.0,
         "greenq's own. How long a worker in which no Python runs (a call holds the GIL, or the "
-        "process is stopped) keeps its messages while its process lives; 0 means `worker_lease`.",
+        "process is suspended) keeps its messages while its process lives; 0 means `worker_lease`.",
         unit="s",
     )
     worker_shutdown_grace: float = _setting(
         validators.seconds(),
         30.0,
         "greenq's own. How long running tasks may take to finish after SIGTERM; the rest go back "
-        "to their queues. (Celery waits without a limit; its worker_soft_shutdown_timeout is "
+        "to their queues. (Celery waits without a limit; its worker_soft_shutdown_timeout means "
         "something else.)",
         unit="s",
     )
@@ -654,20 +654,20 @@ class WorkerConfig(Section):
         validators.optional(validators.text()),
         None,
         "A file in which revoked tasks and the logical clock survive a restart, one for each "
-        "worker: %p is the node name, %n its part before the @, %h the host. JSON; one of "
-        "Celery's, a shelve, is refused.",
+        "worker: %p is the node name, %n its part before the @, %h the host. JSON; Celery's "
+        "file, a shelve, is refused.",
     )
     worker_revoke_expires: float = _setting(
         validators.seconds(zero_ok=False),
         604_800.0,
-        "greenq's own. How long a revoke holds, in workers, on the server and in the file: make it "
+        "greenq's own. How long a revoke stays in force, in workers, on the server and in the file: make it "
         "longer than the longest time that tasks wait for their ETA. (Celery: 3 hours.)",
         unit="s",
     )
     worker_max_tasks_per_child: int | None = _setting(
         validators.optional(validators.whole(1)),
         None,
-        "End the worker after so many tasks, so that a new one takes its place; None means never. "
+        "End the worker after this many tasks, so that a new one can replace it; None means never. "
         "All its tasks count, since it has no child processes (Celery: those of each child).",
     )
     worker_max_memory_per_child: int | None = _setting(
@@ -679,7 +679,7 @@ class WorkerConfig(Section):
     worker_max_lifetime: float | None = _setting(
         validators.optional(validators.seconds(zero_ok=False)),
         None,
-        "greenq's own. The same after so much time.",
+        "greenq's own. The same after this much time.",
         unit="s",
     )
     worker_recycle_jitter: float = _setting(
@@ -691,8 +691,8 @@ class WorkerConfig(Section):
     worker_recycle_at_once: int = _setting(
         validators.whole(1),
         1,
-        "greenq's own. How many of the workers with the same queues may be away at once for such "
-        "a restart; one always stays if there are several.",
+        "greenq's own. How many of the workers with the same queues may restart at the same time "
+        "for such a limit; one always stays if there are several.",
     )
     worker_recycle_by: str = _setting(
         validators.choice("exit", "exec"),
@@ -720,7 +720,7 @@ class WorkerConfig(Section):
     worker_task_log_format: str = _setting(
         validators.log_format(),
         "[%(asctime)s: %(levelname)s/%(processName)s] %(task_name)s[%(task_id)s]: %(message)s",
-        "The format of what is logged in tasks, with task_name, task_id and root_id.",
+        "The format of lines logged in tasks, with task_name, task_id and root_id.",
         none_ok=True,
     )
     worker_log_datefmt: str | None = _setting(
@@ -731,7 +731,7 @@ class WorkerConfig(Section):
     worker_task_log_datefmt: str | None = _setting(
         validators.optional(validators.text()),
         None,
-        "The same for what is logged in tasks.",
+        "The same for lines logged in tasks.",
     )
     worker_redirect_stdouts: bool = _setting(
         validators.flag(),
@@ -753,14 +753,14 @@ class SecurityConfig(Section):
     security_signing_key: bytes | None = _setting(
         validators.optional(validators.signing_key()),
         None,
-        "greenq's own. Sign everything that workers and readers of results act on, and accept "
-        "nothing unsigned: text or bytes of at least 32 bytes, or @ and the path of a file with "
+        "greenq's own. Sign everything that workers and readers of results act on, and refuse "
+        "unsigned data: text or bytes of at least 32 bytes, or @ and the path of a file with "
         "such a key. None means no signatures. Never shown.",
     )
     security_accepted_signing_keys: tuple[bytes, ...] = _setting(
         validators.texts(validators.signing_key()),
         (),
-        "greenq's own. Further keys whose signatures are accepted, while keys are exchanged; they "
+        "greenq's own. Further keys whose signatures are accepted, during a change of keys; they "
         "never sign. Never shown.",
         none_ok=True,
     )
@@ -768,7 +768,7 @@ class SecurityConfig(Section):
         validators.flag(),
         True,
         "greenq's own. With a signing key, refuse unsigned data. False also accepts it, "
-        "while signing is being introduced; a wrong signature is refused all the same.",
+        "while signing is being introduced; a wrong signature is still refused.",
     )
 
     def __post_init__(self) -> None:
@@ -782,7 +782,7 @@ class SecurityConfig(Section):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class BeatConfig(Section):
-    """What is sent periodically, by `greenq beat` or a worker with -B."""
+    """The tasks sent periodically, by `greenq beat` or a worker with -B."""
 
     beat_schedule: Mapping[str, Mapping[str, Any]] = _setting(
         validators.beat_schedule(),
@@ -887,7 +887,7 @@ def sift(settings: Mapping[str, object]) -> Sifted:
 
 
 def _sift(values: Mapping[str, object], foreign: Mapping[str, celery_names.Foreign]) -> Sifted:
-    """Remove from `values` the settings that only Celery has; `kept` holds the rest."""
+    """Remove from `values` the settings that only Celery has; `kept` contains the rest."""
     notes, problems, rest = [], [], {}
     for name, value in values.items():
         about = foreign.get(name)
@@ -908,7 +908,7 @@ def _asks_for_nothing(value: object, default: object) -> bool:
 
 
 def unknown_reason(name: str, known: Iterable[str] | None = None) -> str:
-    """Explain why there is no setting `name`, and suggest the one that may be meant."""
+    """Explain why there is no setting `name`, and suggest the one that was probably meant."""
     known = _OWNERS if known is None else known
     about = celery_names.SETTINGS.get(name)
     if about is not None:

@@ -1,7 +1,7 @@
-"""Kinds of values that settings take: how each is checked, normalised and parsed from text.
+"""Kinds of values for settings: how each is checked, normalised and parsed from text.
 
-A function here returns a `Validator`; greenq.config.settings gives every setting one. This module
-also decides how a wrong value is shown in a message, so that no secret appears.
+A function here returns a `Validator`; greenq.config.settings assigns one to every setting. This
+module also decides how a wrong value is shown in a message, so that no secret appears.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def mask_url(url: str) -> str:
 def _mask_one_url(url: str) -> str:
     hidden = re.sub(r"://([^:@/]*):.*@", _mask_login, url, flags=re.DOTALL)
     hidden = re.sub(r"([?&])([^=&]*)=([^&]*)", _mask_option, hidden)
-    # A user name without a password may be a token, or both joined by an encoded colon.
+    # A user name without a password may be a token, or name and password joined by an encoded
+    # colon.
     return re.sub(r"://[^:@/?]+@", f"://{_HIDDEN}@", hidden)
 
 
@@ -97,7 +98,8 @@ class Validator(NamedTuple):
     """The values that a setting accepts.
 
     Attributes:
-        accept: returns the normalised value; raises ValueError with what is accepted.
+        accept: returns the normalised value; raises ValueError with a text that says what is
+          accepted.
         parse: turns text from the environment into a value for `accept`; may raise ValueError.
     """
 
@@ -129,7 +131,7 @@ def _parse_number(text: str) -> float:
 
 
 def flag() -> Validator:
-    """Take True or False."""
+    """Accept True or False."""
 
     def accept(value: object) -> bool:
         if not isinstance(value, bool):
@@ -215,12 +217,12 @@ def text(*, empty_ok: bool = False) -> Validator:
 
 
 def choice(*choices: str) -> Validator:
-    """Take one of `choices`."""
+    """Accept one of `choices`."""
     return _one_of(choices)
 
 
 def log_format() -> Validator:
-    """Accept a format string of logging; tasks' fields may be in it."""
+    """Accept a format string of logging; it may contain the tasks' fields."""
 
     def accept(value: object) -> str:
         if not isinstance(value, str) or not value:
@@ -250,12 +252,12 @@ def log_level() -> Validator:
 
 
 def serializer() -> Validator:
-    """Take the name of a serializer."""
+    """Accept the name of a serializer."""
     return _one_of(SERIALIZERS)
 
 
 def compression() -> Validator:
-    """Take the name of a compression."""
+    """Accept the name of a compression."""
     return _one_of(COMPRESSIONS)
 
 
@@ -359,7 +361,7 @@ def _check_url(value: str, also: str) -> None:
 
 
 def address() -> Validator:
-    """Take what a worker listens on: a port, a host and a port, or a unix socket."""
+    """Accept a listening address: a port, a host and a port, or a unix socket."""
 
     def accept(value: object) -> str:
         text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -434,7 +436,7 @@ def or_default(kind: Validator, default: object) -> Validator:
 
 
 def lifetime() -> Validator:
-    """Accept the lifetime of a key in seconds; 0 means for ever. Redis counts whole seconds."""
+    """Accept the lifetime of a key in seconds; 0 means without a limit. Redis counts whole seconds."""
     duration = seconds()
 
     def accept(value: object) -> float:
@@ -447,14 +449,14 @@ def lifetime() -> Validator:
 
 
 class _NoEntries(dict[str, Any]):
-    """The default of ``beat_schedule``: an entry added to it would be lost later."""
+    """The default of ``beat_schedule``: an entry added to it would be lost."""
 
     def __setitem__(self, name: str, entry: object) -> NoReturn:
         raise TypeError(f"beat_schedule is not set: app.conf.beat_schedule = {{{name!r}: ...}}")
 
 
 def beat_schedule() -> Validator:
-    """Take a mapping of names to mappings, whose fields a beat checks when it starts."""
+    """Accept a mapping of names to mappings, whose fields a beat checks when it starts."""
 
     def accept(value: object) -> Mapping[str, Any]:
         if value is None:
@@ -464,7 +466,7 @@ def beat_schedule() -> Validator:
         for name, entry in value.items():
             if not isinstance(name, str) or not isinstance(entry, Mapping):
                 raise ValueError(f"entry {name!r} must be a mapping with task and schedule")
-        # Not a copy: code may add entries to the setting that it has set.
+        # Not a copy: code may add entries to a setting it has set.
         return value
 
     return Validator(accept, parse_json)

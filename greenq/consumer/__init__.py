@@ -1,4 +1,4 @@
-"""The consumer: the parts that need the server and restart when the connection is lost."""
+"""The consumer: the parts that depend on the server and restart after the connection is lost."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class Consumer(StartStopPart):
     """Runs the consumer's blueprint in one greenlet.
 
     1. Start the steps in order, then consume until stopped.
-    2. When the server is lost, stop them, pause, and start again; running tasks go on meanwhile.
-    3. Refused access at the first start ends the worker: waiting would not help.
+    2. When the connection is lost, stop them, pause, and start again; running tasks continue
+    meanwhile. 3. Refused access at the first start ends the worker: waiting would not help.
 
     The steps in starting order: Connection, Events, Mingle, Gossip, Tasks, Control, Heart, Agent;
-    then the event loop. The app's own steps go where their requirements put them. All but
+    then the event loop. The app's own steps are placed by their requirements. All but
     Connection, Events and Tasks can be switched off.
     """
 
     name = "Consumer"
     requires = ("Pool",)
-    # The app's own worker steps start before anything is taken.
+    # The app's own worker steps start before any message is taken.
     last = True
 
     def __init__(
@@ -86,8 +86,8 @@ class Consumer(StartStopPart):
         self._stopping = Event()
         self._outage = OutageLog(_log)
         self._greenlet: Greenlet | None = None
-        # Any thread may read these: whether messages are taken, why not, and how often the server
-        # was lost.
+        # Any thread may read these: whether messages are taken, why not, and how often the
+        # connection was lost.
         self.has_started = self.is_stopping = self.is_consuming = False
         self.problem: Exception | None = None
         self.interruptions = 0
@@ -101,12 +101,12 @@ class Consumer(StartStopPart):
         self.has_started = True
 
     def stop(self) -> None:
-        """Stop taking and requeue what has not started."""
+        """Stop taking messages and requeue those that have not started."""
         self._stop_consuming()
         self.blueprint.stop()
 
     def terminate(self) -> None:
-        """Stop taking, requeue what has not started, and end the steps at once."""
+        """Stop taking messages, requeue those that have not started, and end the steps at once."""
         self._stop_consuming()
         self.blueprint.terminate()
 

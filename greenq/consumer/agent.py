@@ -1,4 +1,4 @@
-"""Agent: a user-defined object that lives as long as the connection."""
+"""Agent: a user-defined object that exists as long as the connection."""
 
 from __future__ import annotations
 
@@ -44,6 +44,6 @@ def _find(path: str) -> Callable[[object], Any]:
     try:
         found: Callable[[object], Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as exc:
-        reason = f"names no class that can be imported: {exc}"
+        reason = f"does not name a class that can be imported: {exc}"
         raise ConfigError([Problem("worker_agent", path, reason)]) from exc
     return found

@@ -1,4 +1,4 @@
-"""What gossip needs of the server and the app to hold elections."""
+"""What gossip needs from the server and the app to hold elections."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Elections:
             ConfigError: `action` is not the signature of a task.
         """
         if not isinstance(action, dict) or not isinstance(action.get("task"), str):
-            raise ConfigError([Problem("action", action, "is no signature of a task")])
+            raise ConfigError([Problem("action", action, "is not the signature of a task")])
         options = {
             name: value
             for name, value in (action.get("options") or {}).items()

@@ -1,4 +1,4 @@
-"""Events: publish what happens to tasks and to this worker."""
+"""Events: publish the events of tasks and of this worker."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 # How many events go into one write, so that a script call stays short.
 _BATCH = 1000
 
-# How many events, and how many bytes of the worker's own events, are kept while the server is away;
-# beyond that, the oldest are dropped.
+# How many events, and how many bytes of the worker's own events, are kept while the server cannot
+# be reached; beyond that, the oldest are dropped.
 _KEPT = 10_000
 _KEPT_BYTES = 16 * 1024 * 1024
 
@@ -51,7 +51,7 @@ class Events(StartStopPart):
     ) -> None:
         """Send events of the node `hostname` and, with `tasks`, of its tasks.
 
-        `signer` signs the worker's own.
+        `signer` signs the worker's own events.
         """
         self.tasks = tasks
         self.writer = EventWriter(hostname, clock, signer)
@@ -63,7 +63,7 @@ class Events(StartStopPart):
         self._others: Backlog[Publication] = Backlog(_KEPT, _KEPT_BYTES, _size)
         outbox.collect = self._take
 
-    # These three are on the path of every task.
+    # These three methods are on the path of every task.
 
     def received(self, message: TaskMessage) -> None:
         """Report that a task was received. Switches: no."""
@@ -88,7 +88,7 @@ class Events(StartStopPart):
 
         Args:
             kind: such as ``task-failed``.
-            fields: its own fields; they must not change afterwards.
+            fields: its own fields, which must not change afterwards.
 
         Raises:
             EncodeError: a field of a program's own event cannot be written as JSON.
@@ -105,7 +105,7 @@ class Events(StartStopPart):
         return self._keys.fanout(EXCHANGE, routing_key(kind))
 
     def _take(self) -> list[Publication]:
-        """Return what to publish: one message for all task events, and one for each other event."""
+        """Return the messages to publish: one message for all task events, and one for each other event."""
         publications = self._others.take_all()
         batch = self._batch
         if batch:

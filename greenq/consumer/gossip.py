@@ -34,17 +34,17 @@ _log = logging.getLogger(__name__)
 # Rare events, always subscribed to: workers that join, leave or vote.
 _RARE = ("worker.online", "worker.offline", "worker.elect")
 
-# Subscribed to only while there may be workers that show themselves in no other way.
+# Subscribed to only while there may be workers that can be noticed in no other way.
 # Acknowledgements of votes advance the clock, as heartbeats do.
 _FREQUENT = ("worker.heartbeat", "worker.elect.ack")
 
-# After its start, and at intervals, a worker listens to all heartbeats for this long: for two of
-# Celery's intervals and a bit.
+# After its start, and at intervals, a worker listens to all heartbeats for this long: for slightly
+# more than two of Celery's intervals.
 _LISTEN_S = 5.0
 _LISTEN_EVERY_S = 300.0
 
-# Heartbeats are listened to until there was no event of a worker of another kind for this long, or
-# for two intervals of a worker whose heartbeats are less frequent.
+# Listening to heartbeats ends when no event of a worker of another kind has arrived for this long,
+# or for two intervals of a worker whose heartbeats are less frequent.
 _LINGER_S = 120.0
 
 # How often to look for silent neighbours while subscribed to heartbeats.
@@ -70,7 +70,7 @@ _ELECTIONS = 1000
 # The most votes of all elections at once; any more do not count.
 _VOTES = 20_000
 
-# How many lines of each kind are logged in a minute; enough for a fleet that starts.
+# How many lines of each kind are logged in a minute; enough for a fleet that is starting.
 _LINES = 100
 
 # The most neighbours at once; any more are ignored.
@@ -90,7 +90,7 @@ class Neighbour:
 
     Attributes:
         node: its name.
-        freq_s: its heartbeat's interval; infinite if only its lease is known.
+        freq_s: the interval of its heartbeats; infinite if only its lease is known.
         heard_s: when its last event arrived, monotonic.
         leased: it holds a lease, so its heartbeats are not needed.
     """
@@ -123,7 +123,7 @@ def _begin(run: Callable[[], object], name: str) -> None:
 class Gossip(StartStopPart):
     """Listens to the events of workers.
 
-    1. Keep the list of live neighbours. Workers of greenq hold leases, which are read for each
+    1. Keep the list of live neighbours. greenq's workers hold leases, which are read for each
        election and at intervals (the workers leave their clocks there). So their heartbeats, whose
        number grows with the fleet, are not needed.
     2. Listen to heartbeats while there are workers of another kind (Celery's), which have no
@@ -165,7 +165,7 @@ class Gossip(StartStopPart):
             leased: asks the server for the nodes that hold a lease, and for their clock; may
                 switch.
             greeted: returns the nodes that have answered this worker's hello.
-            begin: runs a function in a greenlet of its own, with a name.
+            begin: runs a function in a separate named greenlet.
             signer: checks the events; None accepts them unsigned.
         """
         self.neighbours: dict[str, Neighbour] = {}
@@ -186,7 +186,7 @@ class Gossip(StartStopPart):
         self._frequent = [keys.fanout(EXCHANGE, key) for key in _FREQUENT]
         self._elections: dict[str, _Election] = {}
         self._votes = 0
-        # Remembered, so that a late vote does not open an election again.
+        # Finished elections, remembered so that a late vote does not reopen one.
         self._decided: deque[str] = deque(maxlen=_ELECTIONS)
         self._check: Entry | None = None
         self._timers: list[Entry] = []
@@ -215,7 +215,7 @@ class Gossip(StartStopPart):
         self._look()
 
     def stop(self) -> None:
-        """Stop listening, and forget everything that may change until the next start."""
+        """Stop listening, and forget everything that may change before the next start."""
         for channel in self._rare:
             self._subscriber.unsubscribe(channel)
         self._listen_no_longer()
@@ -319,7 +319,7 @@ class Gossip(StartStopPart):
             self._begin(self._look_at_leases, "gossip")
 
     def _look_at_leases(self) -> None:
-        """Find out who holds a lease, for the elections that have begun. Switches: yes."""
+        """Find out which nodes hold a lease, for the elections that have begun. Switches: yes."""
         try:
             while self._looks_again:
                 self._looks_again = False
@@ -334,13 +334,13 @@ class Gossip(StartStopPart):
                         election.is_known = True
                     self._decide_all()
         except OperationalError as exc:
-            # Elections end without the answer, too: after two seconds.
+            # Even without the answer, elections end after two seconds.
             _log.debug("the leases could not be read: %s", exc)
         finally:
             self._is_looking = False
 
     def _follow(self, before: set[str], leased: set[str]) -> None:
-        """Note which nodes hold a lease, and which did before but no longer do."""
+        """Note which nodes hold a lease, and which no longer do."""
         for node in leased:
             neighbour = self.neighbours.get(node) or self._add(node, freq_s=math.inf)
             if neighbour is not None:
@@ -392,7 +392,7 @@ class Gossip(StartStopPart):
         return neighbour
 
     def _count(self, event: Mapping[str, Any]) -> None:
-        """Note a vote, acknowledge it, and check whether it was the last one."""
+        """Note a vote, acknowledge it, and check whether it was the last missing one."""
         election_id, topic, node = event.get("id"), event.get("topic"), event["hostname"]
         takes = KEPT_NAME.takes
         if not takes(election_id) or not takes(topic) or not takes(node):
@@ -401,10 +401,10 @@ class Gossip(StartStopPart):
             )
             return
         if event.get("cver") != _VERSION:
-            self._repeated.log("%s has another election protocol; its vote does not count", node)
+            self._repeated.log("%s has a different election protocol; its vote does not count", node)
             return
         if self._votes >= _VOTES:
-            self._repeated.log("too many votes at once: that of %s does not count", node)
+            self._repeated.log("too many votes at once: the vote of %s does not count", node)
             return
         election = self._elections.get(election_id)
         is_new = election is None

@@ -1,4 +1,4 @@
-"""Heart: publish regularly that this worker is alive, and how it is doing."""
+"""Heart: publish regularly that this worker is alive, and report its state."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Heart(StartStopPart):
     """Sends worker-online, then heartbeats, and worker-offline at the end.
 
     The watchdog thread publishes the heartbeats, so a worker whose hub is blocked does not seem
-    dead; its heartbeats say what blocks it.
+    dead; its heartbeats name what blocks it.
     """
 
     name = "Heart"

@@ -25,7 +25,7 @@ _TIMEOUT_S = 1.0
 class Mingle(StartStopPart):
     """Sends ``hello`` to all other workers, and adopts their revoked ids and their clock.
 
-    The answers also show gossip which workers may have no lease. With no other worker, it costs
+    The answers also tell gossip which workers may have no lease. Without other workers, it costs
     one round trip.
     """
 
@@ -41,10 +41,10 @@ class Mingle(StartStopPart):
         self.met: frozenset[str] = frozenset()
 
     def start(self) -> None:
-        """Send hello and read the answers; go on without them if the server refuses. Switches: yes.
+        """Send hello and read the answers; continue without them if the server refuses. Switches: yes.
 
         Raises:
-            OperationalError: the server is lost.
+            OperationalError: the server cannot be reached.
         """
         self.met = frozenset()
         revoked = self._state.revoked
@@ -52,7 +52,7 @@ class Mingle(StartStopPart):
         try:
             replies = self._mailbox.ask("hello", hello, timeout_s=_TIMEOUT_S)
         except (AccessRefused, ServerError) as exc:
-            # An ACL, or a server without memory for a request, must not keep tasks waiting.
+            # A missing permission, or a server out of memory, must not keep tasks waiting.
             _log.info("mingle: this worker cannot ask others: %s", exc)
             return
         replies.pop(self._hostname, None)

@@ -34,7 +34,7 @@ class QueueSet:
     """The queues that a worker takes from; keeps the fetcher and the lease up to date.
 
     Attributes:
-        names: the queues that it takes from, paused ones included.
+        names: the queues that the worker takes from, including paused ones.
         broadcasts: the broadcast queues that it consumes.
     """
 
@@ -59,11 +59,11 @@ class QueueSet:
         self._watch = watch
         self._timer = timer
         self._strategy = strategy
-        # Called as long as a queue that expires is taken from.
+        # Called repeatedly while the worker takes from a queue that expires.
         self._renewal: Entry | None = None
         # All queues added since the start: each has left a binding on the server.
         self._added: set[tuple[str, Binding]] = set()
-        # Bindings that are not those of the settings, by queue.
+        # By queue, bindings that differ from those of the settings.
         self._sources: dict[str, Binding] = {}
 
     @property
@@ -77,13 +77,13 @@ class QueueSet:
         return self._transport.broker.bindings_of(queue) if source is None else (source,)
 
     def limits_of(self, queue: str) -> tuple[float | None, int | None]:
-        """Return after how many seconds a queue expires, and how many messages may wait in it."""
+        """Return the seconds after which a queue expires, and the number of messages that may wait in it."""
         return self._transport.broker.limits_of(queue)
 
     def add(self, queue: str, source: Binding | None = None) -> None:
         """Start taking from a queue and bind it to its exchange. Switches: yes.
 
-        Without `source`, its bindings are those of the settings.
+        Without `source`, the settings determine its bindings.
 
         Raises:
             ValueError: a key of this name exists and is not a queue, or too many queues were added
@@ -121,7 +121,7 @@ class QueueSet:
         self.announce()
 
     def announce(self) -> None:
-        """Publish on the server what this worker takes from. Switches: no."""
+        """Publish on the server which queues this worker takes from. Switches: no."""
         self._watch.announce_queues(self.taken)
 
     def retract(self) -> None:
@@ -151,7 +151,7 @@ class QueueSet:
             self._renew_soon()
 
     def release(self) -> None:
-        """Stop renewing: queues that expire live as long as they are given without workers."""
+        """Stop renewing: without workers, queues that expire then exist for their configured time."""
         if self._renewal is not None:
             self._renewal.cancel()
             self._renewal = None

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# In a message that another worker has marked as one that must not run.
+# A property by which another worker has marked a message that must not run.
 _REFUSED = b'"refused"'
 
 
@@ -45,7 +45,7 @@ class RefusedMessage(NamedTuple):
     """A message as receivers of task_unknown and task_rejected see it.
 
     Attributes:
-        body: serialized, as it came; empty when the message cannot be read at all.
+        body: serialized, as received; empty when the message cannot be read at all.
         raw: the list element.
     """
 
@@ -66,7 +66,7 @@ class RefusedMessage(NamedTuple):
 
 
 class Refusals:
-    """Settles messages that must not run; a caller that waits for the result gets the reason."""
+    """Settles messages that must not run; a caller that waits for the result receives the reason."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Refusals:
         unwrap: Callable[[bytes], Envelope],
         handover: Handover,
     ) -> None:
-        """Take a worker's parts, its node name, and what reads the envelope of a message."""
+        """Take a worker's parts, its node name, and the function that reads a message's envelope."""
         self._handover = handover
         self._broker = transport.broker
         self._results = ResultWriter(config, transport, hostname)
@@ -114,7 +114,7 @@ class Refusals:
             tell_revoked(request, context, terminated=False, signum=None, expired=is_late)
 
     def hold(self, request: Request) -> None:
-        """Keep the message of a paused workflow until that goes on."""
+        """Keep the message of a paused workflow until the workflow is resumed."""
         self._state.reserved.pop(request.delivery.tag, None)
         if not request.settle():
             return
@@ -130,7 +130,7 @@ class Refusals:
     ) -> None:
         """Move a message that cannot run to the dead letters; a waiting caller gets the reason.
 
-        With the decoded `message`, so do the tasks that follow it and the chord it belongs to.
+        With the decoded `message`, the tasks that follow it and its chord get the reason, too.
         """
         reason = str(error)
         if isinstance(error, NotRegistered):
@@ -201,7 +201,7 @@ class Refusals:
         self._outbox.put(entry)
 
     def _send_signal(self, delivery: Delivery, error: Exception, task_id: object) -> None:
-        """Send task_unknown or task_rejected. Switches: as the receivers do."""
+        """Send task_unknown or task_rejected. Switches: if the receivers do."""
         unknown = isinstance(error, NotRegistered)
         signal = task_unknown if unknown else task_rejected
         if signal.receivers:

@@ -115,10 +115,10 @@ class Control(StartStopPart):
             self._answer(request, None)
 
     def urgent(self, data: bytes) -> Callable[[Connection], object] | None:
-        """Return what answers a request in the watchdog thread; None if only the hub can.
+        """Return a function that answers a request in the watchdog thread; None if only the hub can.
 
         Requests that are faulty, forged or use a regular expression are left to the hub: a slow
-        match must not delay the thread that keeps the lease.
+        match must not delay the thread that renews the lease.
         """
         if self._signer is not None and not self._signer.trusts("request", self._channel, data):
             return None
@@ -180,7 +180,7 @@ class Control(StartStopPart):
             except RuntimeError as exc:
                 if connection is None or "changed size" not in str(exc):
                     raise
-                # The hub began to move and changed a table that the watchdog thread was reading:
+                # The hub resumed and changed a table that the watchdog thread was reading:
                 # read again.
                 return self._run(request.method, request.arguments)
         except Exception as exc:

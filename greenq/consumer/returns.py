@@ -1,4 +1,4 @@
-"""Returns messages that have not begun here to their queues."""
+"""Returns messages that this worker has not begun to their queues."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _log = logging.getLogger(__name__)
 
 
 class Returns:
-    """Gives messages back so that they are taken next, in their original order."""
+    """Requeues messages so that they are taken next, in their original order."""
 
     def __init__(
         self, transport: Transport, outbox: Outbox, pool: Pool, state: WorkerState
     ) -> None:
-        """Write to `outbox`; give back the requests that wait in `pool`."""
+        """Write to `outbox`; requeue the requests that wait in `pool`."""
         self._transport = transport
         self._outbox = outbox
         self._pool = pool
@@ -50,10 +50,11 @@ class Returns:
             _log.info("gave %d messages back to their queues", len(deliveries))
 
     def give_away(self, connection: Connection, owner: str) -> None:
-        """Give what waits for a slot to other workers, in the watchdog thread: the hub is blocked.
+        """In the watchdog thread, while the hub is blocked: give requests that wait for a slot to others.
 
         Raises:
-            OperationalError: it stays, and is given back when its worker ends or the hub moves.
+            OperationalError: the requests stay, and are requeued when this worker ends or its hub
+            runs again.
         """
         requests = self._pool.withdraw(is_recorded)
         if not requests:
@@ -63,8 +64,8 @@ class Returns:
         try:
             settle(connection, self._transport.keys, entries, guard=Guard(owner))
         except OperationalError:
-            # The server may have done it all the same, so each message asks who holds it before it
-            # begins.
+            # The server may still have requeued them, so each request checks which worker holds
+            # its message before it begins.
             for request in requests:
                 request.taken_s = -math.inf
             # The pool's waiting line is a deque, which any thread may change.
@@ -83,7 +84,7 @@ class Returns:
 
 
 def is_recorded(request: Request) -> bool:
-    """Tell whether the server has a record of a message, so that it can be given back."""
+    """Return whether the server has a record of a message, which requeueing requires."""
     return bool(request.delivery.tag)
 
 

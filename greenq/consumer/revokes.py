@@ -19,10 +19,10 @@ _log = logging.getLogger(__name__)
 
 
 class Revokes(StartStopPart):
-    """Shares revoked tasks with workers that start later, over the server.
+    """Shares revoked tasks with workers that start later, through the server.
 
-    So a revoke holds although all workers that heard of it have ended, and one that was published
-    while this worker had no connection reaches it.
+    So a revoke stays in force even when all workers that received it have ended, and one published
+    while this worker had no connection still reaches it.
     """
 
     name = "Revokes"
@@ -36,7 +36,7 @@ class Revokes(StartStopPart):
         spawn_soon: Callable[..., None],
         discard: Callable[[], object],
     ) -> None:
-        """Keep `revoked` and `store` alike.
+        """Keep `revoked` and `store` in agreement.
 
         Args:
             store: the revoked tasks on the server.
@@ -53,22 +53,22 @@ class Revokes(StartStopPart):
         revoked.on_new = self._soon
 
     def start(self) -> None:
-        """Read what is new on the server, and write what is new here. Switches: yes.
+        """Read new revokes from the server, and write this worker's new ones. Switches: yes.
 
         Raises:
-            OperationalError: the server is lost.
+            OperationalError: the server cannot be reached.
         """
         try:
             for texts, age_s in self._store.read_new():
                 self._revoked.put(texts, age_s=age_s)
             self._store_new()
         except (AccessRefused, ServerError) as exc:
-            # An ACL, or a server without memory, must not keep tasks waiting.
+            # A missing permission, or a server out of memory, must not keep tasks waiting.
             self._failed(exc)
         self._discard()
 
     def _soon(self) -> None:
-        """Write what is new, soon; any thread may call this."""
+        """Write new revokes soon; any thread may call this."""
         if not self._is_writing:
             self._is_writing = True
             self._spawn_soon(self._write, name="revokes")
@@ -78,7 +78,7 @@ class Revokes(StartStopPart):
         try:
             self._store_new()
         except OperationalError as exc:
-            # It is written after the next connection, or with the next one that is revoked.
+            # They are written after the next connection, or with the next revoke.
             self._failed(exc)
 
     def _store_new(self) -> None:

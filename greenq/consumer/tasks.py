@@ -54,11 +54,11 @@ _log = logging.getLogger(__name__)
 # How often a full worker reads the depth of its queues for the autoscaler.
 _LOOK_S = 0.5
 
-# A server that takes longer to return the depth is considered away.
+# A server that takes longer to return the depth is considered unreachable.
 _ANSWER_S = 2.0
 
 # Taking pauses while this many outcomes are unwritten, so that messages that only pass through,
-# such as far ETAs, do not pile up here.
+# such as far ETAs, do not accumulate here.
 _UNWRITTEN = 2000
 
 
@@ -66,8 +66,8 @@ class Tasks(StartStopPart):
     """Takes as many messages from their queues as the worker has room for.
 
     1. `consume` asks for no more than the pool has room for, and waits when there is none.
-    2. `Admission` decides whether each message runs, waits, or is settled here.
-    3. `drain` and `stop` give back everything that has not started, in order.
+    2. `Admission` decides whether each message runs, waits, or is settled at once.
+    3. `drain` and `stop` requeue everything that has not started, in order.
     """
 
     name = "Tasks"
@@ -95,9 +95,9 @@ class Tasks(StartStopPart):
         Args:
             config, transport, registry, fetcher, outbox, pool, timer, state: those of the worker.
             hostname: its node name.
-            handover: computes what ends set in motion.
-            left_behind: called when a take leaves messages behind.
-            events: gets the events of tasks.
+            handover: computes what follows a task's
+            end. left_behind: called when a take leaves messages behind.
+            events: receives the task events.
             rate_limits: False lets tasks start without regard to their limits.
 
         Raises:
@@ -120,7 +120,7 @@ class Tasks(StartStopPart):
         self._stopping = False
         # The messages being admitted; any thread may read this.
         self._admitting: list[Delivery] = []
-        # True while the worker must take nothing; the event is set when that may have changed.
+        # True while the worker must take no messages; the event is set when that may have changed.
         self.draining = False
         self._changed = Event()
         # How many messages the last take left in the queues.
@@ -137,11 +137,11 @@ class Tasks(StartStopPart):
 
     @property
     def working(self) -> bool:
-        """True when the server has given messages or let us wait since the last start."""
+        """True once the server has given messages, or accepted a wait, since the last start."""
         return self._fetcher.working
 
     def backlog(self) -> int:
-        """Count what waits for a slot, here and in the queues. Switches: no."""
+        """Count the messages that wait for a slot, in this worker and in the queues. Switches: no."""
         return self.depth + self._pool.waiting
 
     def consume(self) -> None:
@@ -152,8 +152,8 @@ class Tasks(StartStopPart):
     def turn(self) -> None:
         """Take and admit messages once, or wait until there may be some. Switches: yes."""
         if self._fetcher.unsure:
-            # Even without room, or while draining: no other worker can take what may already be
-            # reserved here.
+            # Even without room, or while draining: no other worker can take messages that may
+            # already be reserved here.
             self._admit_all(self._fetcher.take(0).deliveries)
             return
         if self.draining:
@@ -177,12 +177,12 @@ class Tasks(StartStopPart):
             pass
 
     def _may_wait(self) -> bool:
-        """Tell whether this worker is idle, waiting for work."""
+        """Return whether this worker is idle, waiting for work."""
         is_full = self.depth or self._pool.room <= 0 or self._suspects.busy
         return self._may_take() and not is_full
 
     def _admit_all(self, deliveries: list[Delivery]) -> None:
-        """Admit the taken messages, or give them back if the worker stops or drains."""
+        """Admit the taken messages, or requeue them if the worker stops or drains."""
         if not self._may_take():
             self._returns.give_back_deliveries(deliveries)
             return
@@ -200,7 +200,7 @@ class Tasks(StartStopPart):
         return not (self._stopping or self.draining)
 
     def _rest(self) -> None:
-        """Wait for room, here or in the outbox, and meanwhile check the depth of the queues."""
+        """Wait for room, in the pool or in the outbox; meanwhile check the depth of the queues."""
         if self._pool.room > 0:
             self._outbox.wait_written(_LOOK_S)
             return
@@ -210,7 +210,8 @@ class Tasks(StartStopPart):
             if self.depth:
                 self._left_behind()
 
-    # --- the end, and drain -----------------------------------------------------------------------
+    # --- stop and drain
+    # ----------------------------------------------------------------------------
 
     def stop_consuming(self) -> None:
         """Make `consume` return soon."""
@@ -225,7 +226,7 @@ class Tasks(StartStopPart):
             _log.info("messages in this worker's inboxes are left to other greenq workers: %s", exc)
 
     def drain(self, on: bool) -> None:
-        """Take nothing more and give back what has not started; running tasks go on. Switches: yes.
+        """Take no more messages and requeue those that have not started; running tasks continue. Switches: yes.
 
         With `on` False, take messages again.
         """
@@ -243,7 +244,7 @@ class Tasks(StartStopPart):
         self._interrupt()
 
     def give_back_unstarted(self) -> None:
-        """Give back all messages that wait here for their ETA, their rate limit, or a slot."""
+        """Requeue all messages that wait in this worker for their ETA, their rate limit, or a slot."""
         self.give_back(self.admission.withdraw(lambda _request: True))
 
     def give_back(self, requests: list[Request]) -> None:
@@ -251,10 +252,11 @@ class Tasks(StartStopPart):
         self._returns.give_back(requests)
 
     def give_away(self, connection: Connection, owner: str) -> None:
-        """Give what waits for a slot to other workers, in the watchdog thread: the hub is blocked.
+        """In the watchdog thread, while the hub is blocked: give requests that wait for a slot to others.
 
         Raises:
-            OperationalError: it stays, and is given back when its worker ends or the hub moves.
+            OperationalError: the requests stay, and are requeued when this worker ends or its hub
+            runs again.
         """
         self._returns.give_away(connection, owner)
 
@@ -278,16 +280,16 @@ class Tasks(StartStopPart):
         """Decode a message in the same way as one that was taken.
 
         Raises:
-            DecodeError, ContentDisallowed: it is no task call that this worker accepts.
+            DecodeError, ContentDisallowed: it is not a task call that this worker accepts.
         """
         return self.admission.reader.read(raw)
 
     def scheduled(self) -> list[tuple[datetime, Request]]:
-        """Return the requests that wait here for their ETA, with the ETA, the soonest first."""
+        """Return the requests that wait in this worker for their ETA, with the ETA, the soonest first."""
         return self.admission.waiting.scheduled()
 
     def waiting(self) -> list[Request]:
-        """Return the requests that wait here for their rate limit or for a slot."""
+        """Return the requests that wait in this worker for their rate limit or for a slot."""
         limited = self.admission.waiting.limited()
         return limited + self._suspects.waiting() + self._pool.unstarted()
 
@@ -304,7 +306,7 @@ class Tasks(StartStopPart):
         return [each for each in self._pool.active if self._state.revoked.matches(each.message)]
 
     def stop_workflows(self, stopped: Mapping[str, str]) -> None:
-        """Stop workflows that are cancelled or paused, and end what runs of the former."""
+        """Stop workflows that are cancelled or paused, and end running tasks of the former."""
         self._state.revoked.stop_workflows(stopped)
         self.admission.hold_paused()
         for request in self.revoke():
@@ -321,7 +323,7 @@ class Tasks(StartStopPart):
 
 
 class Admission:
-    """Decides whether each message runs, waits, or is settled here.
+    """Decides whether each message runs, waits, or is settled at once.
 
     1. Messages that cannot run are settled: undecodable, unknown and refused messages are buried,
        revoked and expired ones discarded.
@@ -378,11 +380,11 @@ class Admission:
             hand_over=self._hand_over,
         )
         self.suspects = Suspects(pool, outbox, self._begin)
-        # When the messages being admitted were requested.
+        # The time at which the messages being admitted were requested.
         self.taken_s = 0.0
 
     def receive(self, delivery: Delivery) -> None:
-        """Admit a delivery; a bug that one message triggers must not stop those behind it."""
+        """Admit a delivery; a bug that one message triggers must not stop the others."""
         try:
             self._admit(delivery)
         except Exception as exc:
@@ -453,7 +455,7 @@ class Admission:
             self._pool.submit(request)
 
     def _is_stopped(self, request: Request) -> bool:
-        """Settle a request that must not run, or not now; return whether it was one."""
+        """Settle a request that must not run, or must not run now; return whether this was the case."""
         if self._revoked.matches(request.message):
             self._refusals.discard(request, "revoked")
         elif self._index is not None and self._revoked.is_paused(request.message):
@@ -475,7 +477,7 @@ class Admission:
             self._pool.submit(request)
 
     def send_signals_as(self, sender: object) -> None:
-        """Name the sender of the signals about messages: the consumer, as in Celery."""
+        """Return the sender of the signals about messages: the consumer, as in Celery."""
         self._refusals.sender = sender
 
     def withdraw(self, which: Callable[[Request], bool]) -> list[Request]:
@@ -489,7 +491,7 @@ class Admission:
             self._refusals.discard(request, "revoked")
 
     def hold_paused(self) -> None:
-        """Put away the waiting requests whose workflow has been paused."""
+        """Put aside the waiting requests whose workflow has been paused."""
         for request in self.withdraw(lambda request: self._revoked.is_paused(request.message)):
             self._refusals.hold(request)
 
@@ -503,7 +505,7 @@ class Admission:
             self._pool.submit(request)
 
     def _may_follow(self, delivery: Delivery, message: TaskMessage) -> bool:
-        """Check what a message says of its successors; bury it if that is wrong."""
+        """Check a message's successors; bury it if they are malformed."""
         sound, reason = check_following(message)
         if not reason and message.chord and not self._stores_results:
             reason = (
@@ -527,7 +529,7 @@ class Admission:
         try:
             message = self.reader.decode(unwrapped)
         except (DecodeError, ContentDisallowed) as exc:
-            # A chord must not wait for it.
+            # A chord must not wait for this message.
             part = part_of(unwrapped)
             self._refusals.bury(delivery, exc, unwrapped.headers.get("id"), part)
             return None
@@ -538,7 +540,8 @@ class Admission:
             return None
         reason = unwrapped.properties.get("refused")
         if type(reason) is str:
-            # Another worker has found that it must not run; what follows it is computed here.
+            # Another worker has found that it must not run; the tasks that follow it are computed
+            # here.
             self._refusals.bury(delivery, WorkerLostError(reason), message.id, message)
             return None
         return message

@@ -1,4 +1,4 @@
-"""Tasks that wait here, without a slot, for their ETA or their rate limit."""
+"""Tasks that wait in this worker, without a slot, for their ETA or their rate limit."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from greenq.transport.outbox import Outbox
     from greenq.transport.transport import Transport
 
-# The most tasks that wait here for a near ETA, and the most that wait for their rate limit. Any
-# more are parked like far ETAs, so each kind takes at most about 10 MB of a worker, and the
-# messages behind them in the queues get their turn.
+# The most tasks that wait in this worker for a near ETA, and the most that wait for their rate
+# limit. Any more are parked like far ETAs, so each kind takes at most about 10 MB of a worker, and
+# messages behind them in the queues can run.
 _ETAS_HELD = 4000
 
 # A larger message always waits for its ETA on the server.
@@ -35,8 +35,8 @@ _LARGE_BYTES = 16_384
 class Waiting:
     """Holds requests until their time has come.
 
-    1. A task with a near ETA waits in the timer, reserved; one with a far ETA, or for which there
-       is no room here, is parked on the server.
+    1. A task with a near ETA waits in the timer, reserved; one with a far ETA, or one that does
+       not fit here, is parked on the server.
     2. A task with a rate limit waits in its own line, reserved.
     3. A task that expires while it waits is discarded.
     """
@@ -59,8 +59,8 @@ class Waiting:
 
         Args:
             transport, registry, outbox, timer, state, refusals: those of the worker.
-            eta_horizon_s: a later ETA waits on the server.
-            default_rate: starts per second of a task without a limit of its own.
+            eta_horizon_s: tasks with a later ETA wait on the server.
+            default_rate: starts per second of a task without its own limit.
             obeys_rates: False lets tasks start without regard to their limits.
             hand_over: called with a request whose time has come.
         """
@@ -79,11 +79,11 @@ class Waiting:
         self._lines: dict[str, RateLimitedQueue] = {}
 
     def now(self) -> datetime:
-        """Return this moment by the server's clock, which all workers share."""
+        """Return this moment by the server's clock, which is the same for all workers."""
         return datetime.now(UTC) + timedelta(seconds=self._state.clock_offset_s)
 
     def schedule(self, request: Request, wait_s: float, eta: datetime) -> None:
-        """Hold a request until its ETA, here or on the server."""
+        """Hold a request until its ETA, in this worker or on the server."""
         delivery = request.delivery
         is_far = wait_s > self._eta_horizon_s or len(self._scheduled) >= _ETAS_HELD
         if (is_far or len(delivery.raw) > _LARGE_BYTES) and delivery.tag:
@@ -125,7 +125,7 @@ class Waiting:
             self._lines[name].set_rate(self._rate_of(task))
 
     def is_too_late(self, request: Request) -> bool:
-        """Discard a request that has expired while it waited here; return whether it has."""
+        """Discard a request that has expired while waiting here; return whether it has."""
         expires = request.message.expires
         if expires is None or parse_time(expires) > self.now():
             return False
@@ -163,7 +163,7 @@ class Waiting:
         return self._default_rate if task.rate_limit is None else parse_rate(task.rate_limit)
 
     def _park(self, request: Request, eta: datetime) -> None:
-        """Move a request to the server until its ETA, so that it costs this worker nothing."""
+        """Move a request to the server until its ETA, so that it takes no memory in this worker."""
         self._state.reserved.pop(request.delivery.tag, None)
         if request.settle():
             tag, queue, raw = request.delivery

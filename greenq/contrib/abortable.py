@@ -1,6 +1,6 @@
-"""Tasks that look from time to time whether they are to stop: `AbortableTask`.
+"""Tasks that check from time to time whether they should stop: `AbortableTask`.
 
-The one who wants that stores the state ABORTED; the task reads its own state.
+The caller stores the state ABORTED; the task reads its own state.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ class AbortableAsyncResult(AsyncResult[R]):
     """The handle of a task that can be aborted."""
 
     def is_aborted(self) -> bool:
-        """Return whether the task is to stop."""
+        """Return whether the task should stop."""
         return self.state == ABORTED
 
     def abort(self) -> None:
-        """Ask the task to stop; it goes on until it looks.
+        """Ask the task to stop; it continues until its next check.
 
-        A task that has ended by now keeps its state. One that has not begun runs nevertheless, and
-        finds this when it looks first, unless it tracks its start: STARTED replaces the state.
+        A task that has ended by now keeps its state. A task that has not begun still runs, and
+        notices this at its first check, unless it tracks its start: then STARTED replaces the
+          state.
         """
         self.backend.store(self.id, ABORTED, None)
 
@@ -47,9 +48,9 @@ class AbortableTask(Task[P, R]):
         return AbortableAsyncResult(sent.id, name=self.name, app=self.app, ignored=sent.ignored)
 
     def is_aborted(self, task_id: str | None = None) -> bool:
-        """Read from the server whether this run, or the task `task_id`, is to stop. Switches: yes.
+        """Read from the server whether this run, or the task `task_id`, should stop. Switches: yes.
 
-        In a loop of short steps, do not call it in each: it is a round trip.
+        In a loop of short steps, do not call it in every step: each call is a round trip.
         """
         if task_id is None and not self.request.stores:
             return False

@@ -33,8 +33,8 @@ _log = logging.getLogger(__name__)
 _FULL = ("too many clients", "too many connections", "connection slots are reserved",
          "no more connections allowed")  # fmt: skip
 
-# How long a task waits for a connection in all, and the interval at which it tries again unless
-# another task of this worker closes one and wakes it.
+# How long a task waits for a connection in all, and the interval between its attempts, unless
+# another task of this worker closes a connection and wakes it.
 _PATIENCE_S = 60.0
 _LOOK_AGAIN_S = 0.25
 
@@ -71,7 +71,7 @@ def packages() -> list[str]:
 
 
 def on_commit(call: Callable[[], object]) -> None:
-    """Call `call` once the open transaction commits, or now without one; not after a rollback."""
+    """Call `call` once the open transaction commits, never after a rollback; without one, call it now."""
     transaction.on_commit(call)
 
 
@@ -113,7 +113,7 @@ class _Queue:
         self.waiting = 0
 
     def wait(self) -> None:
-        """Wait for a task here to close a connection, but briefly: other processes may, too."""
+        """Wait for a task here to close a connection, but only briefly, since other processes may close one, too."""
         with self._changed:
             self.waiting += 1
             try:
@@ -150,7 +150,7 @@ _users: set[int] = set()
 def _wait_when_full() -> None:
     """Make tasks wait when their database refuses another connection.
 
-    A worker opens hundreds at once where Celery's, being slower, opens a few.
+    A worker may open hundreds of connections at once.
     """
     connect = BaseDatabaseWrapper.connect
 

@@ -1,4 +1,4 @@
-"""OpenTelemetry: one trace from the sender through the queue to the task and what it sends.
+"""OpenTelemetry: one trace from the sender through the queue to the task and the tasks it sends.
 
     from greenq.contrib.opentelemetry import instrument
 
@@ -6,8 +6,8 @@
 
 Call it once in each process, senders and workers alike, after the tracer provider is set up. The
 context travels in the message's headers, in the form in which Celery's instrumentation writes and
-reads it, so a trace goes through Celery's clients and workers, too. It uses greenq's signals:
-without `instrument`, nothing is paid.
+reads it, so a trace continues through Celery's clients and workers, too. It uses greenq's signals:
+without `instrument`, it costs nothing.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ _SYSTEM: Final = "redis"
 # Upper bounds that the semantic conventions recommend, in seconds.
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
-# Sendings under way; one whose end is never announced, since it failed, is ended when others come.
+# Sendings in progress; a failed one, whose end is never announced, is ended when others arrive.
 _MOST_SENDING: Final = 1000
 
 _UID: Final = "greenq.contrib.opentelemetry"
 
 
 class _Run(NamedTuple):
-    """A task's run: its span, how to leave its context, and when it began (monotonic)."""
+    """A task's run: its span, the token to leave its context, and when it began (monotonic)."""
 
     span: Span
     token: Token[Any]
     began_s: float
 
 
-# The run in this greenlet; each run has a context of its own.
+# The run in this greenlet; each run has its own context.
 _current: ContextVar[_Run | None] = ContextVar("greenq_otel_run", default=None)
 
 
@@ -109,7 +109,7 @@ class _Instrumentation:
     # --- sending ----------------------------------------------------------------------------------
 
     def sending(self, sender: str, headers: dict[str, Any], routing_key: str, **_: Any) -> None:
-        """Start the span of a message, and put its context into the headers."""
+        """Start a message's span, and put its context into the headers."""
         task_id = str(headers.get("id"))
         span = self._tracer.start_span(
             f"send {routing_key}",
@@ -134,7 +134,7 @@ class _Instrumentation:
     # --- a run ------------------------------------------------------------------------------------
 
     def starts(self, task: Any, task_id: str, **_: Any) -> None:
-        """Start the span of a run, in the context that the message brought."""
+        """Start the span of a run, in the context from the message."""
         request = task.request
         queue = (request.delivery_info or {}).get("routing_key") or ""
         attributes = _attributes("process", queue, task_id, task.name) | {"celery.action": "run"}
@@ -150,7 +150,7 @@ class _Instrumentation:
         _current.set(_Run(span, token, time.monotonic()))
 
     def failed(self, sender: Any, exception: BaseException, **_: Any) -> None:
-        """Note why a run failed; an expected exception is recorded and is no error."""
+        """Note why a run failed; an expected exception is recorded but is not an error."""
         run = _current.get()
         if run is None:
             return
@@ -190,7 +190,7 @@ def instrument(*, tracer_provider: Any = None, meter_provider: Any = None) -> No
     """Trace what this process sends and runs; calling it again replaces the providers.
 
     Args:
-        tracer_provider, meter_provider: None takes the global ones.
+        tracer_provider, meter_provider: None means the global ones.
     """
     global _active
     uninstrument()

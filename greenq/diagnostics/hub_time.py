@@ -1,7 +1,7 @@
 """How long each running task has held the hub: the time for which its greenlet itself has run.
 
-The age of a task that waits for a server says little; the time for which it kept all other tasks
-waiting says more. This is wall time from switching in to switching out, so it includes time that
+The age of a task that waits for a server tells little; the time for which it kept all other tasks
+waiting tells more. This is wall time from switching in to switching out, so it includes time that
 the operating system gives to other processes.
 """
 
@@ -72,7 +72,7 @@ class HubTime:
         greenlet.settrace(self._trace)
 
     def stop(self) -> None:
-        """Stop counting and restore the previous tracer, unless another was set since: it stays."""
+        """Stop counting and restore the previous tracer, unless another one has been set since, which stays."""
         if not self.on:
             return
         self._counted = None
@@ -81,11 +81,11 @@ class HubTime:
         self._trace = self._previous = None
 
     def times(self) -> tuple[float, float]:
-        """Return the seconds since `start`, and in how many of them some greenlet has run.
+        """Return the seconds since `start`, and for how many of them any greenlet ran.
 
-        For the rest of the time the loop waited or looked for events. For one greenlet to ask,
-        which waits in between: if no switch was seen, another tracer has taken the place of this
-        one, and nothing counts.
+        For the rest of the time the loop waited or checked for events. To be called by a single
+        greenlet, which waits between calls: if no switch was seen, another tracer has replaced
+        this one, and the result is None.
         """
         now = self._clock()
         if self._switched_s <= self._asked_s:
@@ -107,7 +107,7 @@ class HubTime:
     def _count_switch(self, _event: str, greenlets: tuple[Any, Any]) -> None:
         """Add the time since the last switch to the request that ran; called at every switch.
 
-        This is a hot path. greenlet stops tracing for good if this raises.
+        This is a hot path. greenlet stops tracing permanently if this raises.
         """
         now = self._clock()
         origin: Any = greenlets[0]

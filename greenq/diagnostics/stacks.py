@@ -67,7 +67,7 @@ _RESOLVER_CALLS = {
     "gethostbyaddr": "ip_address",
 }
 
-# By module and qualified name; among nested calls, the outermost is the most telling.
+# By module and qualified name; among nested calls, the outermost is the most informative.
 _PRIMITIVES = {
     ("concurrent.futures._base", "Future.exception"): "future",
     ("concurrent.futures._base", "Future.result"): "future",
@@ -248,7 +248,7 @@ def _module(frame: FrameType) -> str:
 
 
 def waits_on(frame: FrameType | None) -> str:
-    """Return what a greenlet waits for, by its innermost frame; without one it is "running".
+    """Return what a greenlet waits for, judging by its innermost frame; "running" if it has none.
 
     Sockets are shown with their address, sleeps with their seconds. If nothing better is known, it
     is the waiting expression as the task's code has it, without arguments: `self.done.wait()`.
@@ -272,7 +272,7 @@ def waits_on(frame: FrameType | None) -> str:
 
 
 def _describe_wait(frame: FrameType, module: str) -> str:
-    """Return what a frame waits for if that has an address or a duration."""
+    """Return what a frame waits for, if an address or a duration is known."""
     function = frame.f_code.co_name
     # Read the variables of library frames only: reading keeps a copy of them for as long as the
     # frame lives.
@@ -323,7 +323,7 @@ def _on_many(variables: Mapping[str, Any]) -> str:
 
 
 def _list(found: Any) -> list[Any]:
-    """Return the items of a collection; iterating over anything else could exhaust it."""
+    """Return the items of a collection; iterating over another object could exhaust it."""
     return list(found) if isinstance(found, list | tuple | set | frozenset | dict) else []
 
 
@@ -395,7 +395,7 @@ def _expression(code: CodeType, offset: int) -> str:
 
 
 def _names(before: list[dis.Instruction], waiting: dis.Instruction) -> str:
-    """Return the dotted names of what is called, or of what a `with` or a loop is over."""
+    """Return the dotted name of the called function, or of the object of a `with` or a loop."""
     # A call and its callee begin at the same place in the source; arguments begin elsewhere.
     begin = _begin(waiting) if waiting.opname.startswith("CALL") else None
     parts: list[str] = []
@@ -404,7 +404,7 @@ def _names(before: list[dis.Instruction], waiting: dis.Instruction) -> str:
             continue
         name = each.argval if isinstance(each.argval, str) else ""
         if each.opname == "LOAD_CONST":
-            # Since Python 3.13, the names of a call's arguments stand before it.
+            # Since Python 3.13, the names of a call's arguments come before it.
             if isinstance(each.argval, tuple):
                 continue
             break

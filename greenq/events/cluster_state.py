@@ -74,7 +74,7 @@ _TASK_STATES = {
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """What one worker's events say about it.
+    """A worker according to its events.
 
     Attributes:
         hostname: the node's name.
@@ -134,7 +134,7 @@ class Worker:
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """What one task's events say about it.
+    """A task according to its events.
 
     Attributes:
         state: the strongest one reported, see `greenq.states.precedence`.
@@ -197,7 +197,7 @@ class Task:
         return found | {"worker": self.worker.hostname if self.worker else None}
 
     def info(self, fields: Iterable[str] | None = None, extra: Iterable[str] = ()) -> Event:
-        """Return the fields that are known, for people."""
+        """Return the known fields, for display."""
         wanted = (*(_INFO_FIELDS if fields is None else fields), *extra)
         found = {name: getattr(self, name, None) for name in wanted}
         return {name: value for name, value in found.items() if value is not None}
@@ -224,7 +224,7 @@ class Task:
         _take_over(self, event, _TASK_FIELDS)
 
     def _is_late(self, state: str, timestamp: float) -> bool:
-        """Tell whether an event for that state is older than the state already known."""
+        """Return whether an event for that state is older than the state already known."""
         if state == states.RETRY:
             # A retry comes between two starts; only an end is final.
             return self.ready and timestamp < (self.timestamp or 0.0)
@@ -274,7 +274,7 @@ class TaskIndex(Mapping[str, set[Task]]):
 
 
 class State:
-    """What is known of a cluster from its events. Any thread may use it.
+    """What is known of a cluster from its events. It may be used from any thread.
 
     It keeps a limited number of workers and tasks, and drops those whose last event is oldest.
 
@@ -315,7 +315,7 @@ class State:
         """Process an event.
 
         Returns:
-            ``(worker or task, whether it was new), what happened``; None if it was ignored.
+            ``(worker or task, whether it was new), kind of event``; None if it was ignored.
         """
         with self._lock:
             self.event_count += 1
@@ -429,7 +429,7 @@ def _order(task: Task) -> tuple[int, float]:
 
 
 def _latest(things: dict[str, T], name: str, make: Callable[[str], T], most: int) -> tuple[T, bool]:
-    """Return a name's entry, made if missing, and whether it is new; it is now the last to drop."""
+    """Return a name's entry, created if missing, and whether it is new; it will now be the last to be dropped."""
     is_new = name not in things
     thing = things[name] = make(name) if is_new else things.pop(name)
     if len(things) > most:
@@ -443,7 +443,7 @@ def _heard_at(event: Event) -> float:
 
 
 def _is_usable(event: Event) -> bool:
-    """Tell whether an event has all required fields; `read_events` checks that, too."""
+    """Return whether an event has all required fields; `read_events` checks that, too."""
     return bool(event.get("hostname")) and not any(
         rule.wrong(event.get(name)) for name, rule in EVENT.items()
     )

@@ -57,7 +57,7 @@ _PAUSE_S = 0.5
 
 
 class Events:
-    """What an app offers for sending and receiving events: `app.events`."""
+    """An app's interface for sending and receiving events: `app.events`."""
 
     def __init__(self, app: Connected) -> None:
         """Use the server of `app`; nothing is opened yet."""
@@ -86,8 +86,8 @@ class Events:
         """Publish a custom event at once. Switches: yes.
 
         Args:
-            kind: its type, such as ``task-progress``; one that begins with ``task-`` is about the
-                task whose id is in its field ``uuid``.
+            kind: its type, such as ``task-progress``; events whose type begins with ``task-``
+                concern the task whose id is in the field ``uuid``.
             hostname: the sender; None is this process, ``gen<pid>@<host>``.
             fields: anything with a JSON form.
 
@@ -118,12 +118,12 @@ name_what_is_not_here(Events)
 
 
 class Receiver:
-    """Receives events over a connection of its own. Switches: yes, all that waits.
+    """Receives events over a separate connection. Switches: yes, every method that waits.
 
-    A lost connection is replaced; events published meanwhile are missed, and a warning says so.
+    A lost connection is replaced; events published meanwhile are missed, which a warning reports.
 
     Attributes:
-        handlers: by event type; ``"*"`` handles all events without a handler of their own.
+        handlers: by event type; ``"*"`` handles all events without their own handler.
         should_stop: set by `stop`.
         ignored: messages so far that were not events.
     """
@@ -145,12 +145,12 @@ class Receiver:
             client: the server.
             keys: names of its channels.
             clock: advances beyond every number received.
-            handlers: functions of one event, by its type.
+            handlers: functions that take one event, by its type.
             routing_key: ``#`` receives all events, ``task.#`` those of tasks. Keys for single types
                 of task events match nothing, since workers send task events in batches with the key
                 ``task.multi``.
             accept: serializers and content types of events.
-            signer: signs the request that has workers send their heartbeats.
+            signer: signs the request for heartbeats.
         """
         self.handlers = dict(handlers or {})
         self.should_stop = False
@@ -171,7 +171,8 @@ class Receiver:
 
         Args:
             limit: stop after this many events.
-            timeout: seconds without any event after which it fails; None waits for ever.
+            timeout: seconds without any event after which capturing fails; None means without a
+              limit.
             wakeup: ask all workers for a heartbeat first.
 
         Raises:
@@ -240,7 +241,7 @@ class Receiver:
             raise
         except OperationalError as exc:
             self._connection.close()
-            self._outage.failed("events are missed until the server is back", exc)
+            self._outage.failed("events are missed until the server can be reached again", exc)
             time.sleep(min(timeout_s, _PAUSE_S))
             return []
         return [event for message in messages for event in self._read(message.data)]
@@ -291,4 +292,4 @@ class Receiver:
         event["local_received"] = time.time()
 
 
-# --- keeping in mind ------------------------------------------------------------------------------
+# --- state ------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Outcomes of a run that asked for a retry and went on (``retry(throw=False)``).
+# Outcomes of a run that requested a retry and continued (``retry(throw=False)``).
 _WITH_NEXT_RUN = frozenset({SUCCESS, FAILURE, IGNORED})
 
 # Outcomes after which a message may go elsewhere, and is not acknowledged.
@@ -97,7 +97,7 @@ class Executor:
     ) -> None:
         """Run tasks with the parts of one worker.
 
-        `hostname` is its node name, `handover` computes what ends set in motion, `events` sends
+        `hostname` is its node name, `handover` computes what follows a task's end, `events` sends
         the task events, `end_hooks` are called after each task.
         """
         self._config = config
@@ -123,7 +123,7 @@ class Executor:
         request.started_s = time.monotonic()
         try:
             if self._revoked.any and self._revoked.matches(request.message):
-                # It may have been revoked while it waited for a slot.
+                # The task may have been revoked while it waited for a slot.
                 outcome = Outcome(REVOKED, TaskRevokedError("revoked"))
             elif self._begin(request):
                 outcome = self._run(request)
@@ -151,7 +151,7 @@ class Executor:
     def _begin(self, request: Request) -> bool:
         """Acknowledge early if wanted, store STARTED, send the event. Switches: yes.
 
-        Return False if the task must not start because another worker has it by now.
+        Return False if the task must not start because another worker now has its message.
         """
         if not request.acks_late and not self._ack_early(request):
             return False
@@ -185,12 +185,12 @@ class Executor:
     def _ack_early(self, request: Request) -> bool:
         """Acknowledge before the code starts, and wait until the server has confirmed it.
 
-        Return False if there was nothing left to acknowledge: another worker runs the task.
+        Return False if there was nothing left to acknowledge, since another worker runs the task.
         """
         if not request.settle():
             # The message was requeued, unless it never had a reservation.
             return not request.delivery.tag
-        # What waits for a step must fail if its worker dies: its record stays.
+        # If others wait for a step, they must fail if its worker dies: its record stays.
         action: Action = "e" if request.is_step else "b"
         confirmed = Event()
         answers: list[bool] = []
@@ -208,7 +208,7 @@ class Executor:
             self._outbox.put(Entry.moving(move))
             raise
         if not answers[0]:
-            _log.warning("%s does not start here: another worker has it by now", request)
+            _log.warning("%s does not start here: another worker now has it", request)
         return answers[0]
 
     def _tracks_start(self, task: Task[..., Any]) -> bool:
@@ -242,7 +242,7 @@ class Executor:
     def _settle(self, request: Request, context: Context, outcome: Outcome) -> Outcome | None:
         """Write the outcome and acknowledge or move the message; return the final outcome.
 
-        None if the message was requeued meanwhile: then another run decides the result.
+        None if the message was requeued meanwhile: then another run determines the result.
         """
         result: StateWrite | None = None
         move: Move | None = None
@@ -278,13 +278,13 @@ class Executor:
     def _hand_over(
         self, request: Request, context: Context, outcome: Outcome, move: Move | None
     ) -> tuple[Outcome, StateWrite | None, Workflow]:
-        """Return the outcome of a step, its state, and what its end sets in motion.
+        """Return the outcome of a step, its state, and what follows its end.
 
-        What cannot be sent or stored makes it fail, with everything that waits for it.
+        If something cannot be sent or stored, the step fails, with everything that waits for it.
         """
         step = self._step(request)
         if move is not None or outcome.state == REJECTED:
-            # The next run hands over.
+            # The next run sends what follows.
             result = None
             if outcome.state != REJECTED:
                 outcome, result = self._results.write(request, outcome, _children(context))
@@ -329,7 +329,7 @@ class Executor:
         *,
         goes_on: bool = False,
     ) -> Workflow | None:
-        """Return what the end sets in motion, with its note for the index of workflows."""
+        """Return what follows the end, with its note for the index of workflows."""
         assert self._index is not None
         ran_s = None if request.started_s is None else time.monotonic() - request.started_s
         return self._index.ended(
@@ -354,7 +354,7 @@ class Executor:
         try:
             return outcome, self._next_run(request, context, retry)
         except Exception as exc:
-            # The retry's options are invalid, and a task that cannot run again has failed.
+            # The retry's options are invalid, so the task cannot run again and has failed.
             exc.add_note(f"raised while the retry of task {request} was being sent")
             return Outcome(FAILURE, exc, trace_of(exc)), None
 
@@ -365,7 +365,7 @@ class Executor:
         if outcome.state == REJECTED and outcome.value.requeue:
             return broker.requeue(tag, queue, raw, "last")
         if outcome.state != FAILURE or not request.acks_late:
-            # A message acknowledged before its run does not become a dead letter either.
+            # A message acknowledged before its run does not become a dead letter, either.
             return None
         reason = None
         if isinstance(outcome.value, Reject):
@@ -531,7 +531,8 @@ class Executor:
             try:
                 hook()
             except BaseException:
-                # The task is over: what a hook raises, even a late timeout, does not concern it.
+                # The task has ended: an exception from a hook, even a late timeout, does not affect
+                # it.
                 _log.exception("hook %r failed at the end of task %s", hook, request)
 
     def _send_event(self, request: Request, outcome: Outcome, runtime_s: float) -> None:
@@ -556,7 +557,7 @@ class Executor:
 def running_task(frame: FrameType | None) -> str | None:
     """Return the name and id of the task that a frame belongs to, or None.
 
-    For the watchdog thread, which can see only from the frames which greenlet runs.
+    For the watchdog thread, which can tell only by the frames which greenlet runs.
     """
     while frame is not None:
         if frame.f_code is Executor.__call__.__code__:
@@ -611,7 +612,7 @@ def _storable(text: str) -> str:
 
 
 def _signum(request: Request) -> int | str | None:
-    """Return the number of the signal by which a request was ended, as events have it.
+    """Return the number of the signal by which a request was ended, in the form used by events.
 
     None if no signal ended it; an unknown name is returned as it is.
     """

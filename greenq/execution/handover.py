@@ -1,4 +1,4 @@
-"""What a task's end sets in motion: links, errbacks, the next step, its part of a chord.
+"""What follows a task's end: links, errbacks, the next step, its part of a chord.
 
 All of it is computed here and written by the call that stores the state and acknowledges the
 message (`greenq.transport.workflow`), so a crash neither loses nor repeats a step.
@@ -6,8 +6,8 @@ message (`greenq.transport.workflow`), so a crash neither loses nor repeats a st
     succeeded    links and the next step are sent; the part of a chord is counted
     failed       errbacks are called; whatever can no longer run fails, too, and so do the chords
                  that wait for it
-    completed    the part was the last of its chord: its worker reads the others, and the message
-                 ends once more, together with the body
+    completed the part was the last of its chord: its worker reads the others, and settles the
+                 message again, together with the body
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The messages that one ending sends may be this many times as large as the largest body: a chord's
+# The messages sent by one task's end may be this many times as large as the largest body: a chord's
 # body is written into each message of its header, so a small message could ask for a huge push.
 _MOST_BODIES = 16
 
 # The traceback of a failure is stored with each step that can no longer run, up to this much.
 _MOST_TRACEBACK_CHARS = 1 << 20
 
-# How many messages are written before others have their turn.
+# How many messages are written before other greenlets get their turn.
 _TURN = 200
 
 _RETRY_FIRST_S = 0.05
@@ -77,12 +77,12 @@ class Failure(NamedTuple):
 
 
 class Step:
-    """A message of a workflow that ends, and what it passes on.
+    """An ending message of a workflow, and what it passes on.
 
     Attributes:
         delivery: the reserved message.
         message: the decoded message.
-        priority: that of its successors, None for their own.
+        priority: the priority of its successors, or None for their own.
     """
 
     __slots__ = ("delivery", "message", "priority")
@@ -97,7 +97,7 @@ class Step:
 
     @property
     def inherited(self) -> dict[str, Any]:
-        """What its successors get from it."""
+        """The options that its successors get from it."""
         message = self.message
         options: dict[str, Any] = {
             "parent_id": message.id, "root_id": message.root_id or message.id,
@@ -110,7 +110,7 @@ class Step:
 
 
 class Handover:
-    """Computes what ends set in motion; one for a worker, used by its hub."""
+    """Computes what follows a task's end; one per worker, used by its hub."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Handover:
     ) -> None:
         """Use the parts of one worker; `hostname` is its node name.
 
-        `index` enters what happens into the index of workflows; None for none.
+        `index` writes entries for the index of workflows; None for none.
         """
         self.index = index
         self._transport = transport
@@ -141,10 +141,10 @@ class Handover:
     # --- how a step ends --------------------------------------------------------------------------
 
     def succeeded(self, step: Step, value: object) -> tuple[Workflow, list[Any]]:
-        """Return what a success sets in motion, and the handles of what is sent.
+        """Return what follows a success, and the handles of the tasks sent.
 
         Raises:
-            Exception: something cannot be sent, such as a value that cannot be encoded.
+            Exception: a message cannot be sent, for example because a value cannot be encoded.
         """
         message, flow, handles = step.message, _Flow(), list[Any]()
         for link in message.callbacks or ():
@@ -159,7 +159,7 @@ class Handover:
     def failed(
         self, step: Step, failure: Failure, request: Context | None = None, *, calls: bool = True
     ) -> Workflow:
-        """Return what a failure sets in motion. Switches: yes, if errbacks run here.
+        """Return what follows a failure. Switches: yes, if errbacks run here.
 
         Args:
             request: the run that failed, for errbacks.
@@ -175,15 +175,15 @@ class Handover:
         return self._finished(flow, step)
 
     def surely_failed(self, step: Step, failure: Failure) -> Workflow:
-        """Return what a failure sets in motion without errbacks; if that fails, too, nothing."""
+        """Return what follows a failure, without errbacks; if that also fails, return nothing."""
         try:
             return self.failed(step, failure, calls=False)
         except Exception:
-            _log.critical("could not fail what follows task %s", step.message.id, exc_info=True)
+            _log.critical("could not fail the tasks that follow task %s", step.message.id, exc_info=True)
             return Workflow()
 
     def replaced(self, step: Step, plan: Plan) -> Workflow:
-        """Return what replaces a message: the same task id, another task."""
+        """Return the replacement of a message: a different task with the same id."""
         flow = _Flow()
         self._send(flow, plan)
         return self._finished(flow, step)
@@ -205,7 +205,7 @@ class Handover:
 
     def _finished(self, flow: _Flow, step: Step) -> Workflow:
         if not step.delivery.tag:
-            # A broadcast runs in many workers; it is part of no chord.
+            # A broadcast runs in many workers; it cannot be part of a chord.
             flow.parts.clear()
         elif flow.parts:
             flow.complete = partial(self._complete_soon, step, flow.bodies)
@@ -286,13 +286,13 @@ class Handover:
         spawn(self._complete, step, bodies, entry, name="chord")
 
     def _complete(self, step: Step, bodies: _Bodies, entry: Entry) -> None:
-        """End a message whose part was the last of its chord. Switches: yes."""
+        """Settle a message whose part was the last of its chord. Switches: yes."""
         pauses = Backoff(_RETRY_FIRST_S, _RETRY_MAX_S)
         while True:
             try:
                 self._outbox.put(self._completion(step, bodies, entry))
             except OperationalError as exc:
-                self._outage.failed("a chord waits for its results to be read", exc)
+                self._outage.failed("a chord waits until its results can be read", exc)
                 sleep(pauses.next_s())
             except Exception as exc:
                 _log.critical("could not complete a chord of %s", step.message.id, exc_info=True)
@@ -303,7 +303,7 @@ class Handover:
                 return
 
     def _completion(self, step: Step, bodies: _Bodies, first: Entry) -> Entry:
-        """Return the ending that carries the bodies of the chords that `first` completes."""
+        """Return the ending with the bodies of the chords that `first` completes."""
         assert first.workflow is not None
         flow = _Flow.after(first.workflow)
         claims: dict[str, set[str]] = {}
@@ -322,15 +322,15 @@ class Handover:
                 self._end_chord(flow, step, bodies[group], parts, saved)
             elif len(claims) == 1:
                 if claim is None:
-                    # The results server has lost the chord: count again what there is.
+                    # The results server has lost the chord: count the existing parts again.
                     return first
-                # Someone else has completed it: nothing is sent, the message is acknowledged.
+                # Another worker has completed it: nothing is sent, and the message is acknowledged.
                 flow.clears.append(Claim(group, min(own)))
         workflow = self._finished(flow, step)
         return Entry(first.tag, first.action, move=first.move, about=first.about, workflow=workflow)
 
     def _read(self, group: str) -> tuple[str | None, list[tuple[str, str, Any]] | Exception, Any]:
-        """Read a chord; instead of its parts return why they cannot be read."""
+        """Read a chord; if its parts cannot be read, return the reason instead."""
         try:
             return self._transport.backend.read_chord(group)
         except OperationalError:
@@ -347,7 +347,7 @@ class Handover:
         parts: list[tuple[str, str, Any]] | Exception,
         saved: Any,
     ) -> None:
-        """Add what the end of a chord's header sets in motion: its body, or the body's failure."""
+        """Add what follows the end of a chord's header: its body, or the body's failure."""
         try:
             if isinstance(parts, Exception):
                 raise ChordError(f"Join error: {parts!r}") from parts
@@ -368,7 +368,7 @@ class Handover:
     def _fail_body(
         self, flow: _Flow, step: Step, body: Mapping[str, Any], failure: Failure
     ) -> None:
-        """Fail the body of a chord, and call the errbacks of what it would have begun with."""
+        """Fail the body of a chord, and call the errbacks of the tasks it would have begun with."""
         root = step.message.root_id or step.message.id
         for sig in _beginnings(body):
             task_id = sig["options"].get("task_id") or ""
@@ -422,7 +422,7 @@ class Handover:
         request: Context,
         failure: Failure,
     ) -> None:
-        """Call errbacks that take the error here; send the others the id of what failed."""
+        """Call errbacks that take the error; send the others, with the id of the failed task."""
         for errback in errbacks:
             try:
                 task = None if kind(errback) != "task" else self._registry.get(errback["task"])
@@ -436,11 +436,11 @@ class Handover:
                 _log.exception("errback %s of task %s failed", errback.get("task"), task_id)
 
     def _refused(self, step: Step, entry: Entry, reason: str) -> None:
-        """End a message whose ending the server refuses: it becomes a dead letter.
+        """Settle a message whose outcome the server refuses: it becomes a dead letter.
 
-        What waits for it fails, unless the server refuses that, too.
+        The tasks that wait for it fail, unless the server refuses that, too.
         """
-        _log.error("what follows task %s cannot be written: %s", step.message.id, reason)
+        _log.error("the tasks that follow task %s cannot be sent: %s", step.message.id, reason)
         move = self._transport.broker.bury(
             *step.delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
         )
@@ -471,14 +471,14 @@ class _Flow(Workflow):
 
     @classmethod
     def after(cls, first: Workflow) -> _Flow:
-        """Begin with what a withheld ending was to write; its parts are counted already."""
+        """Begin with the writes of a withheld ending; its parts have already been counted."""
         flow = cls()
         flow.add(first)
         flow.clears += first.clears
         return flow
 
     def add(self, other: Workflow) -> None:
-        """Add what another one sends and stores."""
+        """Add what another flow sends and stores."""
         self.states += other.states
         self.pushes += other.pushes
         self.seals += other.seals
@@ -489,13 +489,13 @@ class _Flow(Workflow):
 def _call(
     task: Task[Any, Any], errback: Mapping[str, Any], request: Context, failure: Failure
 ) -> None:
-    """Call an errback here. Switches: yes."""
+    """Call an errback in this worker. Switches: yes."""
     own = errback.get("args") or ()
     args = own if errback.get("immutable") else (request, failure.error, failure.traceback, *own)
     try:
         task(*args, **errback.get("kwargs") or {})
     except BaseException as exc:
-        # The boundary to user code: whatever it raises, the task that failed still ends.
+        # The boundary to user code: whatever it raises, the failed task still ends.
         raise GreenqError(f"{type(exc).__name__}: {exc}") from exc
 
 
@@ -520,7 +520,7 @@ def _values(parts: list[tuple[str, str, Any]], saved: Any) -> list[Any]:
 
 
 def _ends(handle: Any) -> list[str]:
-    """Return the ids of the tasks that end what a handle stands for."""
+    """Return the ids of the last tasks of the workflow that a handle stands for."""
     (task_id, _parent), inner = handle
     return [task_id] if inner is None else [each for part in inner for each in _ends(part)]
 
@@ -542,7 +542,7 @@ def _nevers(signature: Mapping[str, Any]) -> Iterator[Never]:
 
 
 def _beginnings(signature: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield what a signature begins with, as far as it can fail: tasks, and bodies of chords."""
+    """Yield the parts with which a signature begins, if they can fail: tasks, and bodies of chords."""
     what = kind(signature)
     errbacks = listed(signature["options"].get("link_error"))
     if what == "task":

@@ -1,4 +1,4 @@
-"""Decides which messages of a lost worker run again, and how the others end."""
+"""Decides which messages of a dead worker run again, and how the others end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class LostMessages:
-    """Decides about the messages of lost workers on behalf of the worker that recovers them."""
+    """Decides about the messages of dead workers on behalf of the worker that recovers them."""
 
     def __init__(self, app: Greenq, hostname: str) -> None:
         """Use the tasks and settings of `app`; `hostname` is the recovering worker."""
@@ -32,7 +32,7 @@ class LostMessages:
         self._reader = MessageReader(config, accepted(config.accept_content))
 
     def may_run_again(self, name: str | None) -> bool:
-        """Return whether a task runs again when its worker is lost."""
+        """Return whether a task runs again when its worker dies."""
         task = self._app.tasks.get(name or "")
         own = None if task is None else task.reject_on_worker_lost
         return self._app.config.task.task_reject_on_worker_lost if own is None else own
@@ -40,15 +40,15 @@ class LostMessages:
     def bury(self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None) -> Entry:
         """Return the entry that makes a message a dead letter and its task a failure.
 
-        If others wait for it, a worker must compute what fails with it: then it goes to the inbox
-        of its queue, from which only greenq's workers take, with a mark.
+        If others wait for it, a worker must compute which tasks fail with it: the message then
+        goes, with a mark, to the inbox of its queue, from which only greenq's workers take.
         """
         transport = self._app.transport
         if self._is_awaited(raw):
             inbox = transport.keys.inbox(queue)
             text = transport.broker.resealed(queue, raw, mark_refused(raw, reason))
             _log.error(
-                "task %s[%s] of queue %s fails, and what waits for it: %s",
+                "task %s[%s] of queue %s fails, together with the tasks that wait for it: %s",
                 header(raw, "task"), task_id, queue, reason,
             )  # fmt: skip
             return Entry.moving(Move(tag, inbox, "next", text))
@@ -65,7 +65,7 @@ class LostMessages:
         return Entry.moving(move, state)
 
     def _is_awaited(self, raw: bytes) -> bool:
-        """Tell whether a message says what follows it, or belongs to a chord or the index."""
+        """Return whether a message has successors, or belongs to a chord or the index."""
         try:
             unwrapped = self._reader.unwrap(raw)
         except DecodeError:

@@ -30,7 +30,7 @@ _NO_POOL = (
 def refuse_fork() -> None:
     """Make `multiprocessing` spawn its processes, and refuse calls that would hang.
 
-    A start method that the program has chosen is kept: a fork is then refused when it happens.
+    A start method that the program has chosen is kept: a fork is then refused when it is attempted.
     """
     if multiprocessing.get_start_method(allow_none=True) is None:
         multiprocessing.set_start_method("spawn")

@@ -53,13 +53,13 @@ class RateLimitedQueue:
         timer: Timer,
         begin: Callable[[Request], None],
     ) -> None:
-        """Call `begin` for at most `a_second` requests per second; None is no limit."""
+        """Call `begin` for at most `a_second` requests per second; None means no limit."""
         self._timer = timer
         self._begin = begin
         self._waiting: deque[Request] = deque()
         self._entry: Entry | None = None
         self._bucket: TokenBucket | None = None
-        # When the last of the parked requests may begin.
+        # The time at which the last parked request may begin.
         self._aside_s = 0.0
         self._set(a_second)
 

@@ -1,4 +1,4 @@
-"""The careful message reader: for what the fast reader cannot read, and for remote commands."""
+"""The careful message reader: for messages that the fast reader cannot read, and for remote commands."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MessageReader:
         """Read a message.
 
         Raises:
-            DecodeError, ContentDisallowed: it is no task call that this worker accepts.
+            DecodeError, ContentDisallowed: it is not a task call that this worker accepts.
         """
         return self.decode(self.unwrap(raw))
 
@@ -39,7 +39,7 @@ class MessageReader:
         return envelope.unwrap(raw)
 
     def decode(self, unwrapped: envelope.Envelope) -> TaskMessage:
-        """Read what is in an envelope; raises DecodeError or ContentDisallowed."""
+        """Read the contents of an envelope; raises DecodeError or ContentDisallowed."""
         return decode(
             unwrapped,
             accept=self._accept,

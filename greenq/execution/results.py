@@ -34,7 +34,7 @@ class ResultWriter:
     ) -> tuple[Outcome, StateWrite | None]:
         """Return the outcome and its state write; a value that cannot be stored is a failure.
 
-        `children` are the tasks it sent, as results name them.
+        `children` are the tasks it sent, in the form used in results.
         """
         backend = self._backend
         if backend is None or not self._is_stored(request, outcome):
@@ -44,7 +44,7 @@ class ResultWriter:
         except EncodeError as exc:
             what = f"the result of {request} cannot be stored: {exc}"
         except Exception as exc:
-            # The value's own repr, __json__ or __reduce__ may fail in any way.
+            # The value's own repr, __json__ or __reduce__ may raise any exception.
             text = text_of(exc)
             what = f"the result of {request} cannot be stored: {type(exc).__name__}: {text}"
         failure = Outcome(
@@ -90,7 +90,7 @@ class ResultWriter:
         *,
         bare: bool = False,
     ) -> StateWrite:
-        """Encode a state for the backend; `bare` leaves out what may be too large."""
+        """Encode a state for the backend; `bare` leaves out parts that may be too large."""
         message, value = request.message, outcome.value
         if outcome.state == RETRY and isinstance(value, Retry):
             value = value.exc or value

@@ -32,7 +32,7 @@ class _Aging:
         self._most = most
         self._keep_s = keep_s
         self._clock = clock
-        # When each was added; the oldest come first, so they are removed without a search.
+        # The time at which each was added; the oldest come first, so removing them needs no search.
         self._added_s: OrderedDict[tuple[str, ...], float] = OrderedDict()
         self._chars = 0
 
@@ -47,7 +47,7 @@ class _Aging:
             self.discard(*next(iter(self._added_s)))
 
     def emptied(self) -> _Aging:
-        """Return an empty one with the same limits."""
+        """Return an empty collection with the same limits."""
         return _Aging(self._most, self._keep_s, self._clock)
 
     def discard(self, *texts: str) -> None:
@@ -59,13 +59,13 @@ class _Aging:
         return added_s is not None and self._clock() - added_s < self._keep_s
 
     def all(self) -> list[tuple[str, ...]]:
-        """Drop what has expired and return the rest, oldest first."""
+        """Drop expired entries and return the rest, oldest first."""
         return [texts for texts, _age_s in self.aged()]
 
     def aged(self) -> list[tuple[tuple[str, ...], float]]:
-        """Do the same, and return the age of each."""
+        """Do the same, but return each with its age."""
         now_s = self._clock()
-        # Of what was read from a file or the server, an older one may come behind a newer one.
+        # Among entries read from a file or the server, an older one may follow a newer one.
         for texts, added_s in list(self._added_s.items()):
             if now_s - added_s >= self._keep_s:
                 self.discard(*texts)
@@ -76,14 +76,14 @@ class Revoked:
     """Ids and stamps of tasks that must not run: at most 50,000 of each, kept for a while.
 
     It holds only explicit revocations. Expired messages are not added: they expire again when
-    redelivered, and any sender could use them to push revocations out, or to revoke another
+    redelivered, and any sender could use them to displace revocations, or to revoke another
     sender's task by its id.
 
     Attributes:
-        any: False as long as nothing was revoked, so that messages need no check.
-        changes: how often something was revoked.
-        on_new: called when something was revoked that `take_new` has not returned yet.
-        workflows: by root id those that are ``cancelled`` or ``paused``.
+        any: False until a task is revoked, so that messages need no check. changes:
+        the number of revocations so far. on_new:
+        called after a revocation that `take_new` has not returned yet. workflows:
+        by root id, those that are ``cancelled`` or ``paused``.
     """
 
     __slots__ = ("_ids", "_new", "_stamps", "any", "changes", "on_new", "workflows")
@@ -99,7 +99,7 @@ class Revoked:
         self._ids = _Aging(most, keep_s, clock)
         # Pairs of name and value.
         self._stamps = _Aging(most, keep_s, clock)
-        # What was revoked by commands, not by `put`: ids, and pairs of name and value.
+        # Revocations by commands, not by `put`: ids, and pairs of name and value.
         self._new = _Aging(most, keep_s, clock)
         self.any = False
         self.changes = 0
@@ -107,7 +107,7 @@ class Revoked:
         self.workflows: Mapping[str, str] = {}
 
     def stop_workflows(self, stopped: Mapping[str, str]) -> None:
-        """Replace the workflows that are stopped: root id to ``cancelled`` or ``paused``."""
+        """Replace the stopped workflows: root id to ``cancelled`` or ``paused``."""
         self.workflows = dict(islice(stopped.items(), _MOST_WORKFLOWS))
         self.any = self.any or bool(stopped)
 
@@ -121,7 +121,7 @@ class Revoked:
         self._note(task_id)
 
     def put(self, texts: tuple[str, ...], *, age_s: float) -> None:
-        """Take over what was revoked some time ago: an id, or a stamp's name and value."""
+        """Adopt an earlier revocation: an id, or a stamp's name and value."""
         known = self._ids if len(texts) == 1 else self._stamps
         if not known.has(*texts):
             known.add(*texts, age_s=age_s)
@@ -133,12 +133,12 @@ class Revoked:
         return self._ids.aged() + self._stamps.aged()
 
     def take_new(self) -> list[tuple[str, ...]]:
-        """Return what was revoked since the last call, `put` left out."""
+        """Return the revocations since the last call, without those from `put`."""
         new, self._new = self._new, self._new.emptied()
         return new.all()
 
     def return_new(self, new: list[tuple[str, ...]]) -> None:
-        """Have the next `take_new` return these, too."""
+        """Make the next `take_new` return these, too."""
         for texts in new:
             self._new.add(*texts)
 
@@ -198,7 +198,7 @@ class Revoked:
 
 
 def _nothing() -> None:
-    """Do nothing: what is new waits for `take_new`."""
+    """Do nothing: new revocations wait for `take_new`."""
 
 
 def _texts(given: object) -> list[str]:

@@ -41,7 +41,7 @@ class WorkerState:
     def __init__(
         self, now_s: Callable[[], float] = boottime, *, revoked: Revoked | None = None
     ) -> None:
-        """Start empty, but for what is `revoked`."""
+        """Start empty, except for `revoked`."""
         self.now_s = now_s
         self.paused: frozenset[str] = frozenset()
         self.reserved: dict[str, Request] = {}
@@ -56,11 +56,11 @@ class WorkerState:
         self.tally: Tally | None = None
 
     def finished(self) -> int:
-        """Return how many of the messages taken are settled, or given back."""
+        """Return how many of the messages taken have been settled or requeued."""
         return sum(self.total.values()) - len(self.reserved)
 
     def surely_holds(self, request: Request) -> bool:
-        """Return whether the lease has held without a break since `request` was taken.
+        """Return whether the lease has held without interruption since `request` was taken.
 
         It may have ended while this process was frozen or could not reach the server; then its
         messages may belong to another worker.

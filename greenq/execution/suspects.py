@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How long a suspect waits for the others to end. Nothing is taken meanwhile, so a worker with long
-# tasks would stand idle; after this time the suspect runs beside them.
+# How long a suspect waits for the others to end. No messages are taken meanwhile, so a worker with
+# long tasks would be mostly idle; after this time the suspect runs beside them.
 _PATIENCE_S = 10.0
 
 
 class Suspects:
     """Runs messages one at a time, each alone in its worker.
 
-    1. It first waits, for a limited time, until all running tasks have ended; nothing is taken
-       meanwhile.
+    1. It first waits, for a limited time, until all running tasks have ended; no messages are
+       taken meanwhile.
     2. Before the run it records on the server which message runs, so that a death of the worker
        counts against this message only.
-    3. After the last suspect, it clears this record before anything else is taken.
+    3. After the last suspect, it clears this record before other messages are taken.
     """
 
     def __init__(self, pool: Pool, outbox: Outbox, begin: Callable[[Request], object]) -> None:
-        """Run requests in `pool`; `begin` submits one unless it is too late for it."""
+        """Run requests in `pool`; `begin` submits a request unless it is too late for it."""
         self._pool = pool
         self._outbox = outbox
         self._begin = begin
         self._line: deque[Request] = deque()
         # True while a suspect runs alone, from just before the server is informed.
         self.alone = False
-        # True from the first suspect until after the last; nothing else may be taken.
+        # True from the first suspect until after the last; no other messages may be taken.
         self.busy = False
         self._over = Event()
         self._over.set()
@@ -82,10 +82,10 @@ class Suspects:
                 request = self._line.popleft()
                 self.alone = alone
                 if alone:
-                    _log.warning("%s runs alone: workers have died while they ran it", request)
+                    _log.warning("%s runs alone: workers have died while running it", request)
                     self._announce(request.delivery.tag)
                 else:
-                    _log.warning("%s runs beside other tasks, which take too long to end", request)
+                    _log.warning("%s runs beside other tasks, which have not ended in time", request)
                 self._begin(request)
                 if alone:
                     self._pool.wait_empty(None)

@@ -65,7 +65,8 @@ class WorkflowIndex:
     @staticmethod
     def adopt(message: TaskMessage) -> None:
         """Name the root of a message that a client has sent without a root for the whole
-        workflow."""
+        workflow.
+        """
         message.root_id = workflow_of(message) or message.root_id
 
     def is_cancelled(self, message: TaskMessage) -> bool:

@@ -1,4 +1,4 @@
 """Wire formats as pure functions: bytes and text in, values out, no input or output.
 
-Used by everything above; imports only errors and the names of states.
+Used by all layers above; imports only errors and the names of states.
 """

@@ -31,7 +31,7 @@ class LamportClock:
         return number
 
     def adjust(self, other: int) -> int:
-        """Advance beyond a number that was received and return the new one."""
+        """Advance beyond a received number and return the new one."""
         if self.value < other < _MOST:
             self._numbers = count(other + 1)
         return self.forward()

@@ -33,16 +33,16 @@ _CONTENT_TYPES = {
 }
 KNOWN = frozenset(_CONTENT_TYPES.values())
 
-# Those that were added, by content type: how to compress, and how to expand.
+# Added compressions, by content type: functions to compress and to expand.
 _added: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {}
 
-# Small data may always expand to this size, larger data to this multiple of its own. Task texts
+# Small data may always expand to this size, larger data to this multiple of its own. Task messages
 # shrink to a tenth, very repetitive ones to a fiftieth.
 _FREE_BYTES = 1 << 20
 _MOST_TIMES = 100
 
 # The memory a reader may take besides its output: the dictionary of xz's strongest preset needs
-# 65 MiB, of which it touches only what it writes; a header can ask for 4 GiB.
+# 65 MiB, of which it uses only the part it writes; a header can ask for 4 GiB.
 _LZMA_MEMORY_BYTES = 80 << 20
 
 
@@ -57,7 +57,7 @@ def register(
     The size of what `decoder` returns is checked only when it has returned.
 
     Raises:
-        ValueError: the content type or a name belongs to one that is built in.
+        ValueError: the content type or a name belongs to a built-in compression.
     """
     names = [content_type, *aliases]
     if any(_CONTENT_TYPES.get(name, name) in KNOWN for name in names):
@@ -69,7 +69,7 @@ def register(
 def compress(data: bytes, name: str) -> tuple[bytes, str]:
     """Compress `data`; returns the bytes and the content type of the compression.
 
-    Shape: ``gzip`` is a zlib stream, not a gzip file: that is what Celery means by it.
+    Shape: ``gzip`` is a zlib stream, not a gzip file: as in Celery.
 
     Raises:
         EncodeError: the method is unknown, or its package is not installed.

@@ -1,4 +1,4 @@
-"""The list element: a JSON object around a serialized body, and the record of it in `unacked`."""
+"""The list element: a JSON object around a serialized body, and its record in `unacked`."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def task_properties(
 
     Args:
         queue: the routing key, unless `routing_key` is given.
-        exchange: "" sends straight to the list that the routing key names.
-        routing_key: needed to restore the message, which goes by exchange and routing key.
+        exchange: "" sends directly to the list that the routing key names.
+        routing_key: needed to restore the message, since that uses exchange and routing key.
         priority: written as given; 0 is served first.
         correlation_id: the task's id, unless the caller chose another.
         reply_to: id of the sender; nothing on Redis uses it.
@@ -140,7 +140,7 @@ def unwrap(raw: bytes) -> Envelope:
 def mark_redelivered(raw: str | bytes, deliveries: int | None = None) -> str:
     """Write the same list element, marked as redelivered in both places.
 
-    Shape: ``headers.redelivered`` and ``properties.delivery_info.redelivered`` are true; with
+    Shape: ``headers.redelivered`` and ``properties.delivery_info.redelivered`` become true; with
       `deliveries`, ``properties.deliveries`` counts the workers that died while running it.
 
     Raises:
@@ -150,7 +150,7 @@ def mark_redelivered(raw: str | bytes, deliveries: int | None = None) -> str:
 
 
 def mark_refused(raw: str | bytes, reason: str) -> str:
-    """Write the same list element, marked: the worker that takes it fails it for this reason.
+    """Write the same list element with a mark, so that the worker that takes it fails it for this reason.
 
     Shape: ``properties.refused`` is the reason.
 
@@ -211,7 +211,7 @@ def text_headers(raw: bytes) -> dict[str, str]:
 
 
 def deliveries_of(raw: str | bytes) -> int:
-    """Return how many workers died while running this message, as it records; 0 if it does not."""
+    """Return how many workers died while running this message, according to its record; 0 without one."""
     try:
         return _count(_parse(raw)["properties"].get("deliveries"))
     except (DecodeError, TypeError, KeyError, AttributeError):
@@ -235,7 +235,7 @@ class Held(NamedTuple):
 
     Attributes:
         text: the message exactly as recorded.
-        exchange, routing_key: where to give it back.
+        exchange, routing_key: where to requeue it.
         element: the message, parsed.
     """
 

@@ -48,16 +48,16 @@ _PLAIN = frozenset(
     }
 )
 
-# What every event has besides its own fields.
+# The fields that every event has besides its own.
 _ADDED = frozenset(("hostname", "utcoffset", "pid", "clock", "timestamp", "type"))
 
 # Values of fields that are absent.
 _DEFAULTS: dict[str, Any] = {"clock": 0, "hostname": "", "timestamp": 0.0}
 
-# How many kinds of events have their envelopes kept; a program may have any number of its own.
+# For how many kinds of events the envelopes are kept; programs may add any number of kinds.
 _FRAMES = 100
 
-# How an envelope begins.
+# The beginning of an envelope.
 _BODY = b'{"body": "'
 
 _encode = msgspec.json.Encoder().encode
@@ -79,7 +79,7 @@ class EventSender(Protocol):
 
         Args:
             kind: such as ``task-failed`` or ``worker-heartbeat``.
-            fields: its own fields; must not change afterwards.
+            fields: its own fields, which must not change afterwards.
         """
 
     def received(self, message: TaskMessage) -> None:
@@ -156,7 +156,7 @@ class _Succeeded(msgspec.Struct, gc=False):
     type: str = "task-succeeded"
 
 
-# An event with its time and its clock, as the fast encoder takes it.
+# An event with its time and its clock, in the form that the fast encoder takes.
 Stamped: TypeAlias = "dict[str, Any] | _Received | _Started | _Succeeded"
 
 
@@ -169,7 +169,7 @@ class EventWriter:
     def __init__(self, hostname: str, clock: LamportClock, signer: Signer | None = None) -> None:
         """Write for the node `hostname`; for a client it is ``gen<pid>@<host>``.
 
-        `signer` signs single events, which workers act on; batches are only for people.
+        `signer` signs single events, which workers act on; batches are only for monitoring.
         """
         self._signer = signer
         self._hostname, self._utcoffset, self._pid = hostname, utcoffset(), os.getpid()
@@ -178,10 +178,10 @@ class EventWriter:
         # besides the body.
         self._frames: dict[str, tuple[bytes, bytes]] = {}
 
-    # These three are on the hot path of every task.
+    # These three methods are on the hot path of every task.
 
     def received(self, message: TaskMessage) -> Stamped:
-        """Stamp the task-received of a message."""
+        """Stamp a message's task-received event."""
         args, kwargs = message.argsrepr, message.kwargsrepr
         return _Received(
             self._hostname,
@@ -207,7 +207,7 @@ class EventWriter:
         )
 
     def succeeded(self, uuid: str, result: str, runtime: float) -> Stamped:
-        """Stamp a task-succeeded; `result` is text for people, `runtime` is in seconds."""
+        """Stamp a task-succeeded; `result` is readable text, `runtime` is in seconds."""
         return _Succeeded(
             self._hostname, self._utcoffset, self._pid, self._forward(),
             uuid, result, runtime, time.time(),
@@ -222,7 +222,7 @@ class EventWriter:
             EncodeError: a field of a program's own event has no JSON form.
         """
         if kind not in _PLAIN:
-            # Dates and the like as Celery tags them, which the fast encoder does not know.
+            # Dates and similar values, which Celery tags and the fast encoder does not know.
             plain = json.loads(json_dumps(dict(fields)))
             fields = {name: plain[name] for name in plain if name not in _ADDED}
         return {
@@ -251,7 +251,7 @@ class EventWriter:
     def _wrap(self, body: bytes, key: str) -> bytes:
         before, behind = self._frames.get(key) or self._frame(key)
         # Base64 is inserted as is: searching it for characters that JSON must escape would take
-        # longer than all the rest.
+        # longer than everything else.
         text = b2a_base64(body, newline=False)
         return b"".join((_BODY, text, before, new_id().encode(), behind))
 
@@ -285,7 +285,7 @@ def read_events(raw: bytes, accept: frozenset[str]) -> list[dict[str, Any]]:
     """Parse what arrived on an event channel: one event, or a batch.
 
     Raises:
-        DecodeError: it is not an event; nothing of it is used.
+        DecodeError: it is not an event; no part of it is used.
         ContentDisallowed: its content type is not in `accept`.
     """
     check_json(raw, BROADCAST_BYTES, "an event")

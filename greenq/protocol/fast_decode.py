@@ -1,8 +1,8 @@
-"""Decode the common message in one typed pass, in C.
+"""Decode the common message in a single typed pass, in C.
 
-Anything less common is left to `envelope.unwrap` and `message.decode`, which say what is wrong:
+Less common messages are left to `envelope.unwrap` and `message.decode`, which report what is wrong:
 protocol 1, other serializers, compression, the caller's own headers, Celery's tags for dates and
-the like, JSON that only Python can read. For all messages read here, both ways give the same
+similar values, JSON that only Python can read. For all messages read here, both ways give the same
 result; a test compares them.
 """
 
@@ -32,7 +32,8 @@ _ESCAPES = (b"\\u005", b"\\u006", b"\\u007")
 
 
 # The rules of greenq.protocol.limits, checked by the decoder as it goes. Some are stricter here, so
-# that what passes needs no further look: the four ids have at most `KEY.most` characters together.
+# that a message that passes needs no further check: the four ids have at most `KEY.most` characters
+# together.
 _Name: TypeAlias = Annotated[str, limits.NAME.meta]
 _Id: TypeAlias = Annotated[str, msgspec.Meta(max_length=limits.KEY.most // 4)]
 _Shown: TypeAlias = Annotated[str, msgspec.Meta(max_length=MOST_SHADOW_CHARS)]
@@ -131,7 +132,7 @@ def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMess
         or (b"\\u00" in body and any(escape in body for escape in _ESCAPES))
     ):
         return None
-    # By position, in a third of the time that it takes by name.
+    # By position, which takes a third of the time that names would take.
     return TaskMessage(
         intern(headers.task),
         headers.id,

@@ -68,7 +68,7 @@ class TaskIds(Sequence[str]):
     @overload
     def __getitem__(self, index: slice) -> TaskIds: ...
     def __getitem__(self, index: int | slice) -> str | TaskIds:
-        """Return one id, or the ids of a slice, which takes no memory either."""
+        """Return one id, or the ids of a slice, which also takes no memory."""
         if isinstance(index, slice):
             return TaskIds(self._key, self._numbers[index])
         block, place = divmod(self._numbers[index], _BLOCK)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 SEP = "\x06\x16"
 PRIORITY_STEPS = (0, 3, 6, 9)
 
-# As in AMQP. Longer binding keys lead nowhere: others write them, and matching takes its time.
+# As in AMQP. Longer binding keys are ignored: other programs write them, and matching them takes
+# time.
 MOST_KEY_CHARS = 255
 # The queues of single workers are bound to one exchange, by node name.
 DIRECT_EXCHANGE = "C.dq2"
@@ -68,7 +69,7 @@ class Keys:
 
     @property
     def gone(self) -> str:
-        """List, greenq's own: workers that died within an hour, the latest first, as JSON."""
+        """List, greenq's own: workers that died within the last hour, the latest first, as JSON."""
         return f"{self.prefix}greenq.gone"
 
     @property
@@ -101,11 +102,11 @@ class Keys:
         return f"{self.prefix}greenq.workflows.stopped"
 
     def workflow(self, workflow_id: str) -> str:
-        """Hash, greenq's own: what the index keeps of a workflow as a whole.
+        """Hash, greenq's own: what the index keeps about a whole workflow.
 
         Others begin with this key: ``.nodes``, a hash, its tasks; ``.failed``, a hash, the messages
         of those that failed; ``.held``, a list, the messages that wait while it is paused;
-        ``.calls``, a list, what is sent when it is over.
+        ``.calls``, a list, the messages to send when it has ended.
         """
         return f"{self.prefix}greenq.workflow.{workflow_id}"
 
@@ -123,13 +124,14 @@ class Keys:
         return tuple(self.queue(name, step) for step in self.steps)
 
     def step_of(self, priority: object) -> int:
-        """Return the step that serves a priority: the largest one not above it.
+        """Return the step that serves a priority: the largest step not above it.
 
         A priority is clamped to 0..9; a missing one, or one that is not a number, counts as 0.
         """
         try:
             number: Any = int(priority) if isinstance(priority, str) else priority
-            # Clamped before it is an int, of which Decimal("1E+999999999") has a billion digits.
+            # Clamped before the conversion to int, since Decimal("1E+999999999") would give a
+            # billion digits.
             number = int(min(max(number, 0), 9))
         except (TypeError, ValueError, ArithmeticError):
             return self.steps[0]
@@ -151,8 +153,8 @@ class Keys:
         """Return the key, and the channel, of a saved group.
 
         The keys of its chord are this one with Celery's endings: ``.j`` the parts' values, ``.d``
-        the parts counted, ``.s`` the size, ``.t`` what was added to it, ``.c`` who sends the body;
-        and greenq's own ``.a``, the ids that were added.
+        the parts counted, ``.s`` the size, ``.t`` the number added to it, ``.c`` the sender of the
+        body; and greenq's own ``.a``, the ids that were added.
         """
         return f"{self._result_prefix()}celery-taskset-meta-{group_id}"
 
@@ -167,12 +169,13 @@ class Keys:
         return f"{self.prefix}greenq.inbox.{queue}"
 
     def owner(self, incarnation: str) -> str:
-        """Hash, greenq's own: what the server knows of a worker incarnation besides its lease.
+        """Hash, greenq's own: what the server knows about a worker incarnation besides its lease.
 
-        Shape: ``next``, the number of its first unused delivery tag; ``call``, that of its last
-            take; ``alone``, the tag of the message that runs alone there; ``closed``, once it has
-            left; ``claimant`` and ``claimed_until``, who recovers it; ``queues``, as JSON, those
-            that it takes from. Expires a week after it was last heard from.
+        Shape: ``next``, the number of its first unused delivery tag; ``call``, the number of
+            its last take; ``alone``, the tag of the message that runs alone there; ``closed``, once
+            it has left; ``claimant`` and ``claimed_until``, the worker that recovers it;
+            ``queues``, as JSON, the queues that it takes from. Expires a week after the
+            incarnation's last call.
         """
         return f"{self.prefix}greenq.owner.{incarnation}"
 
@@ -181,27 +184,27 @@ class Keys:
         return f"{self.prefix}greenq.begun.{incarnation}"
 
     def relay(self, queues: Iterable[str]) -> str:
-        """Text, greenq's own: who relays messages from the lists that no worker waits on.
+        """Text, greenq's own: the worker that relays messages from lists on which no worker waits.
 
         One for each set of queues; expires with the lease of that worker.
         """
         return f"{self.prefix}greenq.relay.{_digest(queues)}"
 
     def recycling(self, queues: Iterable[str]) -> str:
-        """Sorted set, greenq's own: workers that are away for their restart, by node name.
+        """Sorted set, greenq's own: workers that are restarting, by node name.
 
-        One for each set of queues; the score is until when that counts, in unix seconds.
+        One for each set of queues; the score is the time until which they count, in unix seconds.
         """
         return f"{self.prefix}greenq.recycling.{_digest(queues)}"
 
     @property
     def paused(self) -> str:
-        """Hash, greenq's own: queues that no greenq worker takes from, and who paused them."""
+        """Hash, greenq's own: paused queues, and who paused them."""
         return f"{self.prefix}greenq.paused"
 
     @property
     def beat_states(self) -> str:
-        """Hash, greenq's own: periodic entry to its last due time, and what was sent then."""
+        """Hash, greenq's own: periodic entry to its last due time, and what was then sent."""
         return f"{self.prefix}greenq.beat.states"
 
     @property
@@ -270,7 +273,7 @@ def binding_member(routing_key: str, pattern: str, queue: str, sep: str = SEP) -
 
 
 class BindingMember(NamedTuple):
-    """One member of a binding set, parsed; without a pattern the exchange is not a topic one."""
+    """One member of a binding set, parsed; without a pattern the exchange is not a topic exchange."""
 
     routing_key: str
     pattern: str
@@ -286,11 +289,11 @@ def read_member(member: bytes, sep: str) -> BindingMember | None:
 def topic_pattern(binding_key: str) -> str:
     r"""Turn a topic exchange's binding key into the regular expression that Celery's senders use.
 
-    ``*`` stands for one word, ``#`` for any number of words, none included. The text is the one
-    that Celery's workers write, except for ``#``: theirs, ``media\..*?``, needs a word or at least
+    ``*`` stands for one word, ``#`` for any number of words, including none. The result is what
+    Celery's workers write, except for ``#``: theirs, ``media\..*?``, needs a word or at least
     a dot there. `topic_matches` is what greenq's senders use.
     """
-    # Several of them in a row mean the same as one.
+    # Several in a row mean the same as one.
     words = [
         word
         for is_any, run in groupby(binding_key.split("."), "#".__eq__)
@@ -315,7 +318,7 @@ def _escape(word: str) -> str:
 
 
 def topic_matches(binding_key: str, routing_key: str) -> bool:
-    """Tell whether a topic exchange's binding key takes a routing key.
+    """Return whether a topic exchange's binding key matches a routing key.
 
     Each word of the binding key is compared at most once with each of the routing key, so no
     binding can make it slow.
@@ -323,7 +326,7 @@ def topic_matches(binding_key: str, routing_key: str) -> bool:
     if len(binding_key) > MOST_KEY_CHARS:
         return False
     words = routing_key.split(".")
-    # At how many words of the routing key the words so far may end.
+    # The positions in the routing key at which the words so far may end.
     ends = {0}
     for part in binding_key.split("."):
         if part == "#":
@@ -342,9 +345,9 @@ def topic_matches(binding_key: str, routing_key: str) -> bool:
 def matching_queues(members: Iterable[bytes], routing_key: str, sep: str) -> list[str]:
     """Return the queues that an exchange's bindings lead to, without duplicates.
 
-    Without a pattern the keys must be equal (direct), with one the binding key has wildcards
-    (topic). The pattern itself is not used: anyone may have written it, and a regular expression
-    can take for ever. Malformed members lead nowhere.
+    Without a pattern, the keys must be equal (direct); with one, the binding key has wildcards
+    (topic). The pattern itself is not used: anyone may have written it, and matching a regular
+    expression can take for ever. Malformed members are ignored.
     """
     found = (read_member(member, sep) for member in sorted(members))
     return list(

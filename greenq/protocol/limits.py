@@ -21,7 +21,7 @@ class Rule(Protocol):
     """A rule for the values of a field."""
 
     def wrong(self, value: object) -> str:
-        """Say what is wrong with a value, to follow the field's name; "" if nothing is."""
+        """Return what is wrong with a value, as text that follows the field's name; "" if it is valid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class ListOf:
 
 
 class _Moment:
-    """A time: ISO 8601 text, which is parsed later, or a datetime that a serializer has made."""
+    """A time: ISO 8601 text, which is parsed later, or a datetime that a serializer has created."""
 
     def wrong(self, value: object) -> str:
         """Say what is wrong with a value."""
@@ -167,7 +167,7 @@ CLOCK: Final = Whole(0, (1 << 62) - 1)
 """Limited so that code can calculate with it."""
 
 MOST_SECONDS: Final = 1_000_000_000
-"""Thirty years: as good as no limit. No timer is set beyond it."""
+"""Thirty years: practically no limit. No timer is set beyond it."""
 
 SECONDS: Final = Number(0, MOST_SECONDS)
 INTERVAL: Final = Number(0, MOST_SECONDS, above=True)
@@ -184,10 +184,10 @@ KEY: Final = Text(1000, sendable=True)
 """Text that becomes part of a key or goes back to the server: ids, tasks, groups, queues."""
 
 KEPT_NAME: Final = Text(255, sendable=True)
-"""Names that are kept for long, in memory or on the server: of nodes, queues, elections."""
+"""Names of nodes, queues and elections, kept for a long time in memory or on the server."""
 
 DESCRIPTION: Final = Text(100_000)
-"""A text for people, such as the arguments' repr."""
+"""A descriptive text, such as the arguments' repr."""
 
 ANY_TEXT: Final = Text(1 << 29)
 TIMELIMIT: Final = ListOf(Optional(SECONDS), most=2, least=2)
@@ -220,7 +220,7 @@ MESSAGE: Final[Mapping[str, Rule]] = {
     "redelivered": Optional(FLAG),
 }
 
-# What every event must have. Other fields are only used if they satisfy their rules.
+# The fields that every event must have. Other fields are only used if they satisfy their rules.
 EVENT: Final[Mapping[str, Rule]] = {
     "type": NAME,
     "clock": CLOCK,
@@ -260,7 +260,7 @@ RESULT: Final[Mapping[str, Rule]] = {
 
 
 def refusal(fields: Mapping[Any, Any], rules: Mapping[str, Rule]) -> str:
-    """Return which of the fields present is wrong, and why; "" if all are valid."""
+    """Return which of the existing fields is wrong, and why; "" if all are valid."""
     for name, rule in rules.items():
         if name in fields:
             reason = rule.wrong(fields[name])
@@ -297,18 +297,18 @@ def _shown(value: object, numbers: tuple[type, ...] = ()) -> str:
 # --- JSON as a whole ------------------------------------------------------------------------------
 
 # An empty list, two characters and a comma, takes 80 bytes: text can grow thirtyfold when parsed,
-# and nothing else runs in the process meanwhile. So the number of values is limited, too: one per
+# and no other task runs in the process meanwhile. So the number of values is limited, too: one per
 # this many bytes of the maximum size. For 8 MiB that is 131,072 values, which take at most about
-# 20 MB and 0.1 s. Smaller texts may be of any density.
+# 20 MB and 0.1 s. Smaller texts may have any density.
 _BYTES_EACH = 64
 
 DENSE_BYTES: Final = 10_000
 """A text of at most this many bytes never has too many values."""
 
 BROADCAST_BYTES: Final = 16 << 20
-"""The limit for anything published to all: an event or a batch of them, a request, a reply."""
+"""The limit for messages published to all: an event or a batch of events, a request, a reply."""
 
-# What a message has besides its body, mostly headers.
+# The rest of a message besides its body, mostly headers.
 _AROUND_BYTES = 1 << 20
 
 _SIGNS = b',[{"'
@@ -316,7 +316,7 @@ _OTHERS = bytes(set(range(256)) - set(_SIGNS))
 
 
 def most_raw(max_body_bytes: int) -> int:
-    """Return the largest size of a message whose body, in base64, is at most this large."""
+    """Return the largest size of a message whose body, in base64, is at most this size."""
     return _AROUND_BYTES + (max_body_bytes + 2) // 3 * 4
 
 
@@ -326,7 +326,7 @@ def most_items(max_bytes: int) -> int:
 
 
 MOST_ITEMS: Final = most_items(BROADCAST_BYTES)
-"""How many values anything published to all may have."""
+"""How many values a message published to all may have."""
 
 
 def check_json(data: bytes, max_bytes: int, what: str) -> None:
@@ -355,8 +355,8 @@ def has_more_items(data: bytes, most: int) -> bool:
     """
     if len(data) <= most or _count(data) <= most:
         return False
-    # Strings may contain these signs: leave them out. Without escapes, everything between two
-    # quotes belongs to a string; two adjacent quotes do not affect the others.
+    # Strings may contain these characters, so leave strings out. Without escapes, everything
+    # between two quotes belongs to a string; two adjacent quotes do not affect the others.
     signs = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _OTHERS)
     return _count(b"".join(signs.replace(b'""', b"").split(b'"')[::2])) > most
 

@@ -1,9 +1,9 @@
-"""The mailbox: remote control requests to all workers, and their replies to the asker.
+"""The mailbox: remote control requests to all workers, and the replies to the requester.
 
 Shape: a request is a list element (envelope) published on the fanout exchange ``celery.pidbox``,
-    headers clock and expires, delivery mode 2; its body names the method, its arguments, whom it is
-    for, and where replies go. A reply is a list element pushed on the asker's own list, headers
-    ticket and clock, delivery mode 1; its body is ``{node name: reply}``.
+    headers clock and expires, delivery mode 2; its body names the method, its arguments, its
+    recipients, and where replies go. A reply is a list element pushed on the requester's own list,
+    headers ticket and clock, delivery mode 1; its body is ``{node name: reply}``.
 Source: wire format, section 11; the recordings inspect, pool_control and revoke_id.
 """
 
@@ -39,19 +39,19 @@ NO_REPLY: Final = object()
 EXCHANGE = "celery.pidbox"
 REPLY_EXCHANGE = "reply.celery.pidbox"
 
-# A worker's report on all its tasks may be long.
+# A worker's report on all its tasks may be large.
 REPLY_BYTES = 128 << 20
 
 
 class ReplyTo(NamedTuple):
-    """Where replies go: an exchange, and the asker's routing key on it."""
+    """Where replies go: an exchange, and the requester's routing key on it."""
 
     exchange: str
     routing_key: str
 
     @property
     def queue(self) -> str:
-        """The asker's list of replies."""
+        """The requester's list of replies."""
         return f"{self.routing_key}.{self.exchange}"
 
 
@@ -62,13 +62,14 @@ class ControlRequest:
     Attributes:
         method: a command's name or alias.
         arguments: its keyword arguments.
-        destination: node names it is for; empty or None: see `pattern`.
-        pattern, matcher: a pattern that node names must match, ``glob`` or ``pcre``; without one it
-            is for all.
-        ticket: identifies the replies; None when none are wanted.
-        reply_to: where they go.
+        destination: the node names it is for; if empty or None, see `pattern`.
+        pattern, matcher: a pattern that node names must match, and its type, ``glob`` or ``pcre``;
+            without
+        a pattern the request is for all. ticket: identifies the replies; None if no replies are
+        wanted.
+        reply_to: where replies go.
         clock: the sender's logical clock.
-        expires: unix time after which no one waits for the reply; 0 if no one waits for one.
+        expires: unix time until which the sender waits for replies; 0 if it does not wait.
     """
 
     method: str
@@ -87,7 +88,7 @@ class ControlRequest:
         return self.matcher == "pcre" and bool(self.pattern) and not self.destination
 
     def is_for(self, node: str, *, accept_pcre: bool = False) -> bool:
-        """Tell whether it is for a node: by its name, else by the pattern, else for all.
+        """Return whether it is for a node: by name, otherwise by pattern, otherwise for all.
 
         Raises:
             ValueError: the pattern is too long; or it is a regular expression, and those are not
@@ -109,7 +110,7 @@ class ControlRequest:
 
 
 class Reply(NamedTuple):
-    """One worker's reply; `replies` maps node names to replies, normally just its own."""
+    """One worker's reply; `replies` maps node names to replies, normally just the worker's own."""
 
     ticket: str | None
     clock: int

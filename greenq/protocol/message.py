@@ -34,7 +34,7 @@ MOST_REPR_CHARS = 2000
 # Not frozen: that would double the cost of creating one. Nothing modifies one.
 @dataclass(slots=True)
 class TaskMessage:
-    """One call of a task, as it travels.
+    """One call of a task, as sent.
 
     Attributes:
         task: registered name.
@@ -43,14 +43,14 @@ class TaskMessage:
         kwargs: keyword arguments.
         shadow: name to show in logs and events instead of `task`, shortened if long; None for none.
         eta: earliest time to run, ISO 8601 text; None: at once. See `parse_time`.
-        expires: latest time to run, ISO 8601 text; None: never too late.
+        expires: latest time to run, ISO 8601 text; None: no limit.
         group: id of the group it belongs to; None for none.
         group_index: place in the group, from 0; None outside a group.
         retries: how often it was retried before; 0 the first time.
-        timelimit: hard and soft time limit in seconds; None for no limit of its own.
+        timelimit: hard and soft time limit in seconds; None for no limits of its own.
         root_id: first call of the workflow; None means `id` when encoding.
         parent_id: the call that sent this one; None if no task did.
-        argsrepr: short text of the arguments for people; None generates it when encoding.
+        argsrepr: short readable text of the arguments; None generates it when encoding.
         kwargsrepr: likewise for the keyword arguments.
         origin: node name of the sender; None if not given.
         ignore_result: store no result; None: the task decides.
@@ -62,7 +62,7 @@ class TaskMessage:
         errbacks: signatures to call on failure; None for none.
         chain: signatures to run after it, the next one last; None for none.
         chord: signature of the chord's body; None outside a chord.
-        redelivered: it was requeued after an earlier delivery.
+        redelivered: whether it was requeued after an earlier delivery.
     """
 
     task: str
@@ -94,11 +94,11 @@ class TaskMessage:
 
 
 def has_successors(message: TaskMessage) -> bool:
-    """Tell whether a message says what follows it, or belongs to a chord."""
+    """Return whether a message has successors or belongs to a chord."""
     return bool(message.callbacks or message.errbacks or message.chain or message.chord)
 
 
-# Stands for the signature of a chord's body in a message whose own body cannot be read.
+# Placeholder for the signature of a chord's body in a message whose own body cannot be read.
 UNREADABLE: dict[str, Any] = {
     "task": "", "args": [], "kwargs": {}, "options": {}, "subtask_type": None, "immutable": False,
 }  # fmt: skip
@@ -123,8 +123,8 @@ def encode(
     """Write one task call in task protocol 2.
 
     Shape: the body is (args, kwargs, embed), embed has callbacks, errbacks, chain, chord; the
-        headers are all present, in Celery's order, then the caller's, then ``compression``, then
-        ``redelivered`` if it is.
+        headers are all present, in Celery's order, then the caller's, then ``compression``, then,
+        if set, ``redelivered``.
 
     Units: `max_bytes` limits the body before compression; None for no limit.
 
@@ -147,7 +147,7 @@ def check_args(task: str, args: object) -> None:
     """Refuse arguments that are neither a list nor a tuple.
 
     Raises:
-        EncodeError: they are of another type.
+        EncodeError: they have another type.
     """
     if not isinstance(args, (list, tuple)):
         raise EncodeError(f"args of {task} must be a list or tuple, not {type(args).__name__}")
@@ -184,7 +184,7 @@ def embed_of(message: TaskMessage) -> dict[str, Any]:
 
 
 def headers_of(message: TaskMessage) -> dict[str, Any]:
-    """Return the headers of a message; the caller's own come last, and win."""
+    """Return the headers of a message; the caller's own come last, and take precedence."""
     argsrepr, kwargsrepr = message.argsrepr, message.kwargsrepr
     return {
         "lang": "py",
@@ -233,7 +233,7 @@ def decode(
     own = _check_fields(envelope, headers)
     body = _load_body(envelope, accept, max_body_bytes, accept_compression)
     if isinstance(body, dict):
-        # Put the id where version 2 has it, for the code that buries the message.
+        # Put the id where version 2 keeps it, for the code that buries the message.
         headers.setdefault("id", body.get("id"))
         headers, body = _fields_of_version_1(envelope, body)
     if not isinstance(body, (list, tuple)) or len(body) != 3:
@@ -286,10 +286,10 @@ def _build(
 
 
 def part_of(envelope: Envelope) -> TaskMessage | None:
-    """Return what the headers of a message with an unreadable body say about its place in a group.
+    """Return the place in a group given by the headers of a message with an unreadable body.
 
-    Whether the group is the header of a chord is not among it: `UNREADABLE` stands for the chord.
-    None if there is no group, or a header is invalid.
+    The headers do not tell whether the group is the header of a chord: `UNREADABLE` stands for the
+    chord. None if there is no group, or a header is invalid.
     """
     get = envelope.headers.get
     task, task_id = get("task"), get("id")
@@ -306,7 +306,7 @@ def part_of(envelope: Envelope) -> TaskMessage | None:
 
 
 def _shorten(text: str | None, most: int) -> str | None:
-    """Return at most `most` characters of a text for people, which the sender chooses."""
+    """Return at most `most` characters of a descriptive text chosen by the sender."""
     return text and text[:most]
 
 
@@ -389,11 +389,11 @@ def parse_time(text: str, field: str = "a time") -> datetime:
         raise DecodeError(f"{field} is not an ISO 8601 time: {text!r}") from exc
 
 
-# --- texts for people ----------------------------------------------------------------------------
+# --- readable texts -------------------------------------------------------------------------------
 
 
 def saferepr(value: object, max_chars: int = 1024, max_levels: int = 3) -> str:
-    """Describe `value` for people in about `max_chars` characters; never raises.
+    """Describe `value` in about `max_chars` characters; never raises.
 
     Shape: like ``repr``, but text is only quoted, not escaped; bytes that are not UTF-8 are hex;
         containers nested deeper than `max_levels` and anything beyond `max_chars` become three
@@ -405,12 +405,12 @@ def saferepr(value: object, max_chars: int = 1024, max_levels: int = 3) -> str:
     pieces: list[str] = []
     try:
         if max_levels > 0 and _is_plain(value):
-            # For these, `repr` gives the same, in C, unless something is escaped or left out.
+            # For these, `repr` (in C) gives the same, unless characters are escaped or left out.
             text = repr(value)
             if len(text) < max_chars and "\\" not in text and '"' not in text:
                 return text
         _describe(value, pieces, max_chars, max_levels)
-    # Containers of users' own classes may raise anything when accessed.
+    # Containers of users' own classes may raise any exception when accessed.
     except Exception as exc:
         return _unrepresentable(value, exc)
     return "".join(pieces)
@@ -420,7 +420,7 @@ _PLAIN = frozenset({bool, float, int, str, NoneType})
 
 
 def _is_plain(value: Any) -> bool:
-    """Tell whether a value is a tuple, list or dict that holds only the simplest values."""
+    """Return whether a value is a tuple, list or dict of only the simplest values."""
     cls = type(value)
     if cls is dict:
         return _PLAIN.issuperset(map(type, value)) and _PLAIN.issuperset(map(type, value.values()))

@@ -70,9 +70,9 @@ _last_second = (0, "")
 
 
 def utc_now() -> str:
-    """Return the time as `date_done` has it: ISO 8601, UTC, with microseconds.
+    """Return the time in the form of `date_done`: ISO 8601, UTC, with microseconds.
 
-    The text is cached for each second, since a busy worker asks many times a second.
+    The text is cached for each second, since a busy worker needs it many times a second.
     """
     global _last_second
     now_us = time.time_ns() // 1000
@@ -85,9 +85,10 @@ def utc_now() -> str:
 
 
 def encode_success(task_id: str, result: Any) -> bytes:
-    """Write, as JSON, what `encode_result` writes of most tasks, in a third of the time.
+    """Write, as JSON, what `encode_result` writes for most tasks, in a third of the time.
 
-    They have succeeded, sent no tasks, and belong to no group and no other task; the id `is_plain`.
+    These tasks have succeeded, have sent no tasks, and belong to no group or other task; the id
+    `is_plain`.
 
     Raises:
         EncodeError: the result cannot be serialized.
@@ -156,7 +157,7 @@ def encode_part(
     serializer: str = "json",
     compression: str | None = None,
 ) -> bytes:
-    """Write one part of a chord: what a task of its header ended with.
+    """Write one part of a chord: the outcome of a task of its header.
 
     Shape: the list ``[1, task id, status, result]``; an exception becomes data, as in a result.
 
@@ -296,9 +297,9 @@ def exception_to_wire(exc: BaseException, encodable: Callable[[object], object])
     as ``exc_text``, and as the only argument if the constructor refuses the original ones.
 
     Args:
-        exc: any exception, however badly it behaves.
+        exc: any exception, even one whose methods raise.
         encodable: raises EncodeError for an argument that cannot be serialized; such an argument
-            is sent as its repr.
+            is replaced by its repr.
     """
     cls = type(exc)
     if cls is RemoteError and exc.stored is not None:  # type: ignore[attr-defined]
@@ -322,7 +323,7 @@ def exception_to_wire(exc: BaseException, encodable: Callable[[object], object])
     text = text.encode(errors="backslashreplace").decode()
     try:
         again = str(cls(*args))
-    # The constructor wants other arguments than those it leaves in ``args``.
+    # The constructor takes arguments different from those it stores in ``args``.
     except Exception:
         wire["exc_message"] = [text] if text else args
         again = ""
@@ -335,11 +336,11 @@ def exception_from_wire(data: Any, traceback: str | None = None) -> Exception:
     """Turn such data back into an exception.
 
     Only modules that are already imported are searched for the class. Celery's own exceptions
-    become ours. What cannot be rebuilt becomes a `RemoteError`; its text is the stored one or the
-    end of the `traceback`.
+    become greenq's. An exception that cannot be rebuilt becomes a `RemoteError`; its text is the
+    stored one or the end of the `traceback`.
 
     Raises:
-        SecurityError: the name leads to something that is not an exception class.
+        SecurityError: the name refers to an object that is not an exception class.
         DecodeError: not the data of an exception.
     """
     module: Any
@@ -365,7 +366,7 @@ def exception_from_wire(data: Any, traceback: str | None = None) -> Exception:
     if found is not None and issubclass(found, Exception):
         try:
             return _with_text(found(*args), args, text)
-        # A constructor may want other arguments than those it leaves in ``args``.
+        # A constructor may take arguments different from those it stores in ``args``.
         except Exception:
             found = None
     shown = name if module in (None, "builtins") else f"{module}.{name}"
@@ -401,7 +402,7 @@ def _text_in(traceback: str, names: tuple[str, ...]) -> str | None:
 
 
 def _require_name(module: str | None, name: str) -> None:
-    """Refuse what cannot be the name of a class.
+    """Refuse text that cannot be the name of a class.
 
     Raises:
         DecodeError: it cannot.
@@ -414,7 +415,7 @@ def _require_name(module: str | None, name: str) -> None:
 
 
 def _exception_for(exc: BaseException, serializer: str) -> object:
-    """Choose the form: pickle carries the exception itself if it can."""
+    """Choose the form: with pickle, the exception itself if possible."""
     if serializer == "pickle" and type(exc) not in CELERY_NAMES and _survives_pickle(exc):
         return exc
     check = _pickle_both_ways if serializer == "pickle" else lambda value: dumps(value, serializer)
@@ -464,7 +465,7 @@ def _exception_class(module: str | None, name: str) -> type[BaseException] | Non
     if twin is not None:
         return twin
     found: Any = sys.modules.get(module) if module else None
-    # Not getattr, which would run a lazy module's code for a name from outside.
+    # Not getattr, which would run a lazy module's code for an untrusted name.
     for part in name.split("."):
         found = vars(found).get(part) if isinstance(found, (ModuleType, type)) else None
     if found is None:

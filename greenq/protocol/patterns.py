@@ -1,7 +1,7 @@
 """Patterns of node names in remote control requests, which anyone who may publish can send.
 
-None of them may keep a worker busy: the time to match a glob is bounded by the lengths of pattern
-and name, and a regular expression is refused unless its time is bounded, too.
+None of them may keep a worker busy: the time to match a glob is limited by the lengths of pattern
+and name, and a regular expression is refused unless its time is limited, too.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _REPEATS: Final = frozenset("*+?{")
 
 
 def glob_matches(name: str, pattern: str) -> bool:
-    """Tell whether a name matches a glob: ``*``, ``?``, ``[seq]`` and ``[!seq]``.
+    """Return whether a name matches a glob: ``*``, ``?``, ``[seq]`` and ``[!seq]``.
 
-    When what follows a star does not match, the last star takes one more character; earlier stars
-    never need to. So the number of steps is at most the product of both lengths.
+    When the part after a star does not match, the last star takes one more character; earlier stars
+    never need to do so. So the number of steps is at most the product of both lengths.
     """
     parts = _parts(pattern)
     at, place = 0, 0
@@ -83,7 +83,7 @@ def _fits(char: str, part: str) -> bool:
 
 
 def regex_matches(name: str, pattern: str) -> bool:
-    """Tell whether the beginning of a name matches a regular expression.
+    """Return whether the beginning of a name matches a regular expression.
 
     Raises:
         ValueError: it is not a regular expression, or matching it could take long.
@@ -108,7 +108,7 @@ def _too_much(name: str, pattern: str) -> str:
     # A character after a backslash, or in a set, is not a repeat.
     plain = re.sub(r"\\.", "x", pattern, flags=re.DOTALL)
     if re.search(r"\[\^?\]?[^]]*(\[|--|&&|~~|\|\|)", plain):
-        # Refuse these: Python warns of them on stderr, since their meaning may change.
+        # Refuse these: Python warns about these on stderr, since their meaning may change.
         return "a set must not hold [, --, &&, ~~ or ||"
     plain = re.sub(r"\[\^?\]?[^]]*\]", "x", plain)
     plain = plain.replace("(?:", "(")

@@ -1,4 +1,4 @@
-"""Rate limits as text: "10/m" means ten a minute."""
+"""Rate limits as text: "10/m" means ten per minute."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from greenq.protocol.limits import MOST_ITEMS, has_more_items
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-# Readable by every Python 3 since 3.4, and what Celery writes.
+# Readable by every Python since 3.4; Celery writes the same protocol.
 PICKLE_PROTOCOL = 4
 _YAML_MAX_DEPTH = 500
 
@@ -27,7 +27,7 @@ TEXT_TYPE = "text/plain"
 
 
 class Serialized(NamedTuple):
-    """A value as bytes, with the two strings that say how to read them."""
+    """A value as bytes, with the two strings that determine how to read them."""
 
     data: bytes
     content_type: str
@@ -35,7 +35,7 @@ class Serialized(NamedTuple):
 
 
 class UnpicklableException(Exception):
-    """What Celery pickles for an exception that cannot be pickled itself.
+    """The object that Celery pickles for an exception that cannot be pickled itself.
 
     Its ``args`` are the class's module, the class's name, the arguments and the exception's text.
     """
@@ -54,7 +54,7 @@ def json_dumps(value: object) -> str:
     """
     try:
         return _encode_json(value)
-    # __json__ and the conversion of lazy text run users' code, which may raise anything.
+    # __json__ and the conversion of lazy text run users' code, which may raise any exception.
     except Exception as exc:
         raise EncodeError(f"cannot be written as JSON: {_why(exc)}") from exc
 
@@ -138,7 +138,8 @@ def _untag(obj: dict[str, Any]) -> object:
 def _json_encoder() -> Callable[[object], str]:
     """Return `json.JSONEncoder(default=_default).encode`, faster where Python has it in C.
 
-    That method builds a new C encoder for every value, which takes longer than a small value does.
+    That method builds a new C encoder for every value, which takes longer than encoding a small
+    value.
     """
     checking = json.JSONEncoder(default=_default).encode
     make = getattr(json.encoder, "c_make_encoder", None)
@@ -183,13 +184,13 @@ def _dump_pickle(value: object) -> bytes:
 
 
 def _dump_yaml(value: object) -> bytes:
-    # The C dumper folds long lines in other places than the one that Celery uses.
+    # The C dumper folds long lines at other places than Celery's dumper.
     text: str = _optional("yaml", "yaml").safe_dump(_plain(value))
     return text.encode()
 
 
 def _plain(value: Any) -> Any:
-    """Replace objects with a ``__json__()``, such as signatures, by what that returns."""
+    """Replace objects with a ``__json__()``, such as signatures, by its result."""
     kind = value.__class__
     if kind is dict:
         return {key: _plain(item) for key, item in value.items()}
@@ -281,14 +282,14 @@ def register(
     content_type: str,
     content_encoding: str = "utf-8",
 ) -> None:
-    """Add a serializer, or replace one that was added.
+    """Add a serializer, or replace an added one.
 
     Args:
         encoder: turns a value into bytes, or into text of this encoding.
         decoder: turns the bytes into the value.
 
     Raises:
-        ValueError: the name or the content type belongs to one that is built in.
+        ValueError: the name or the content type belongs to a built-in serializer.
     """
     known = _CONTENT_TYPES.get(name)
     if name in SERIALIZERS or (known != content_type and content_type in _BUILT_IN):
@@ -319,14 +320,14 @@ def dumps(value: object, serializer: str) -> Serialized:
     """Serialize `value`: ``json``, ``pickle``, ``yaml``, ``msgpack`` or ``raw``.
 
     Raises:
-        EncodeError: the value has no such form, the serializer is unknown or not installed.
+        EncodeError: the value cannot be represented, the serializer is unknown or not installed.
     """
     form = _FORMATS.get(serializer)
     if form is None:
         return _dump_raw(value, serializer)
     try:
         data = form.dump(value)
-    # Serializers call methods of the values, which may raise anything.
+    # Serializers call methods of the values, which may raise any exception.
     except Exception as exc:
         raise EncodeError(f"cannot be serialized as {serializer}: {_why(exc)}") from exc
     return Serialized(data, form.content_type, form.content_encoding)
@@ -343,8 +344,8 @@ def loads(
 
     Raises:
         ContentDisallowed: the content type is not in `accept`.
-        DecodeError: the bytes do not match their type, have more values, or its package is not
-            installed.
+        DecodeError: the bytes do not match their type, have too many values, or the package
+            is not installed.
     """
     if content_type not in accept:
         raise ContentDisallowed(content_type, sorted(accept))
@@ -357,7 +358,7 @@ def loads(
         return loader(data)
     except DecodeError:
         raise
-    # Unpickling runs whatever the bytes name, which may raise anything.
+    # Unpickling runs whatever code the bytes name, which may raise any exception.
     except Exception as exc:
         raise DecodeError(f"not readable as {content_type}: {_why(exc)}", data) from exc
 

@@ -1,8 +1,8 @@
-"""What a signature in a message may be: it is data from outside, and a worker sends what it says.
+"""What a signature in a message may be: it is untrusted data, and a worker sends the tasks in it.
 
-A message carries signatures of what follows it: callbacks, errbacks, the rest of its chain, the
-body of its chord. They are checked when the message is read, all of them, so that code behind this
-may rely on their shape.
+A message contains the signatures of what follows it: callbacks, errbacks, the rest of its chain,
+the body of its chord. All of them are checked when the message is read, so that later code can
+rely on their shape.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _SIGNATURE: Final[Mapping[str, Rule]] = {
     "subtask_type": Optional(NAME),
 }
 
-# Options that become part of a key, or are calculated with; the others are checked when they are
-# used, as those of any sending.
+# Options that become part of a key, or are used in calculations; the others are checked when they
+# are used, as in any sending.
 _OPTIONS: Final[Mapping[str, Rule]] = {
     "task_id": Optional(KEY),
     "group_id": Optional(KEY),
@@ -51,7 +51,7 @@ _OPTIONS: Final[Mapping[str, Rule]] = {
 
 _TYPES: Final = (None, "chain", "group", "chord")
 
-# Tasks that are a kind of workflow whatever else their signature says.
+# Tasks that are always a kind of workflow, whatever else their signature contains.
 _ITEMS = ("celery.chunks",)
 
 
@@ -59,7 +59,7 @@ _Key: TypeAlias = Annotated[str, KEY.meta]
 
 
 class _PlainOptions(msgspec.Struct):
-    # Any others are checked when they are used.
+    # Other options are checked when they are used.
     task_id: _Key | None = None
     group_id: None = None
     group_index: None = None
@@ -75,9 +75,9 @@ class _PlainOptions(msgspec.Struct):
 
 
 class _Plain(msgspec.Struct):
-    """A signature of one task with nothing inside it, as most steps of chains are.
+    """A signature of one task without nested signatures, as in most steps of chains.
 
-    Checked in C: a message has all steps of its chain that are to come.
+    Checked in C: a message contains all remaining steps of its chain.
     """
 
     task: _Key
@@ -92,7 +92,7 @@ def _is_plain(signature: object) -> bool:
         found = msgspec.convert(signature, _Plain)
     except msgspec.ValidationError:
         return False
-    # What is not ASCII may be invalid Unicode.
+    # Text that is not ASCII may be invalid Unicode.
     is_ascii = found.task.isascii() and (found.options.task_id or "").isascii()
     return is_ascii and found.task not in _ITEMS
 
@@ -101,8 +101,8 @@ def check_following(message: TaskMessage) -> tuple[TaskMessage, str]:
     """Check the signatures in a message.
 
     Returns:
-        The message without the fields that are wrong, and what is wrong with the first of them,
-        "" if nothing is.
+        The message without the fields that are wrong, and the problem of the first of them, ""
+        if there is none.
     """
     reasons = {}
     for field in FOLLOWING:
@@ -130,8 +130,8 @@ def _wrong_field(field: str, value: Any) -> str:
 
 
 def wrong_signature(signature: object) -> str:
-    """Say what is wrong with a signature; "" if nothing is."""
-    # No recursion: the depth is what is in question.
+    """Return what is wrong with a signature; "" if it is valid."""
+    # No recursion, since the depth is untrusted.
     left: list[tuple[object, int]] = [(signature, 1)]
     while left:
         found, depth = left.pop()

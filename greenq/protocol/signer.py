@@ -1,14 +1,15 @@
-"""Signatures: an HMAC over what is acted on, in the JSON object that it is about.
+"""Signatures: an HMAC over the data acted on, stored in the JSON object that it signs.
 
 Shape: the last member of a list element, of an event or of a JSON result is ``greenq_sig``: 8
     hexadecimal digits that name the key, then 32 of the HMAC-SHA-256, which are its first 128 bits.
     A result in another format is followed by a line feed, ``greenq_sig``, a space and the same
     digits.
 
-Signed are all bytes except the signature, preceded by a heading: the version, the kind, and the
-length and the text of the place. The kind keeps a result from passing as a message; the place keeps
-a message from passing on another queue. A result names its task itself, which its reader compares.
-The heading says where it ends, so that no two different things are signed as the same bytes.
+The HMAC covers all bytes except the signature, preceded by a heading: the version, the kind, and
+the length and the text of the place. Because of the kind, a result cannot pass as a message;
+because of the place, a message cannot pass on another queue. A result names its task itself, which
+its reader compares. The heading marks its own end, so that different contents are never signed
+as the same bytes.
 
 A worker that changes a signed message, such as by marking it as redelivered, signs it again. So
 nothing is left out of the signature, and no canonical form of JSON is needed.
@@ -36,14 +37,14 @@ _KEY_DIGITS = 8
 _MAC_DIGITS = 32
 _DIGITS = _KEY_DIGITS + _MAC_DIGITS
 
-# Of how many kinds and places a program remembers the beginning of the computation.
+# For how many kinds and places a program caches the beginning of the computation.
 _PLACES = 1000
 
 # RFC 2104: the key fills one block of the hash, whose bits are changed in two ways.
 _BLOCK_BYTES = 64
 _INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))
 
-# What stands before and after the digits: in a JSON object, and behind anything else.
+# The text before and after the digits: in a JSON object, and after other data.
 _IN_JSON, _JSON_END = f', "{SIGNATURE}": "'.encode(), b'"}'
 _BEHIND = f"\n{SIGNATURE} ".encode()
 
@@ -60,15 +61,15 @@ class Signer:
     """Signs with one key, and accepts the signatures of several. Any thread may use it.
 
     Attributes:
-        refused: how often something was refused, by kind and reason: ``message: unsigned``.
+        refused: the number of refusals, by kind and reason: ``message: unsigned``.
     """
 
     def __init__(
         self, key: bytes, accepted: Iterable[bytes] = (), *, required: bool = True
     ) -> None:
-        """Sign with `key`; accept it and the keys `accepted`.
+        """Sign with `key`; accept this key and the keys `accepted`.
 
-        With `required` False, what has no signature is accepted, too.
+        With `required` False, unsigned data is accepted, too.
         """
         self._key = key
         self._name = _name_of(key)
@@ -86,7 +87,7 @@ class Signer:
         return b"".join((data, _BEHIND, self._name, mac))
 
     def open(self, kind: Kind, place: str, data: bytes) -> bytes:
-        """Return what was signed, without the signature; count what is refused.
+        """Return the signed content without the signature; count refusals.
 
         Raises:
             SignatureError: it is unsigned, signed with an unknown key, or the signature does not
@@ -107,9 +108,9 @@ class Signer:
         return True
 
     def reseal(self, kind: Kind, place: str, data: bytes, changed: str) -> str | bytes:
-        """Return `changed`, which was made from `data`, signed if `data` is.
+        """Return `changed`, which was derived from `data`, signed if `data` is.
 
-        What is refused stays `data`: a signature is never given to what had none.
+        Refused data is returned unchanged: unsigned data never gets a signature.
         """
         try:
             content = self._open(kind, place, data)
@@ -144,12 +145,12 @@ class Signer:
 
 
 def _name_of(key: bytes) -> bytes:
-    """Return digits that name a key without revealing it."""
+    """Return digits that identify a key without revealing it."""
     return digest(key, b"greenq 1 name of the key", "sha256").hex()[:_KEY_DIGITS].encode()
 
 
 def _begin(key: bytes, kind: Kind, place: str) -> tuple[Callable[[], _Hash], Callable[[], _Hash]]:
-    """Return what makes the two hashes of an HMAC, the inner one with the heading in it."""
+    """Return functions for the two hashes of an HMAC, the inner one including the heading."""
     block = (sha256(key).digest() if len(key) > _BLOCK_BYTES else key).ljust(_BLOCK_BYTES, b"\0")
     where = place.encode("utf-8", "surrogatepass")
     heading = b"greenq 1 %b %d %b\n" % (kind.encode(), len(where), where)

@@ -1,4 +1,4 @@
-"""A task's message as text with gaps: what many messages have in common is encoded only once."""
+"""A task's message as text with gaps: the common part of many messages is encoded only once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from greenq.protocol.message import TaskMessage
 
-# What differs between messages, in the order in which `Template.fill` provides it.
+# The parts that differ between messages, in the order in which `Template.fill` provides it.
 _GAPS = (
     "body", "id", "root_id", "parent_id", "argsrepr", "kwargsrepr", "delivery_tag", "group_index",
 )  # fmt: skip
@@ -32,8 +32,8 @@ _GAP_CHARS = 14
 class Template:
     """The messages of one task that are sent with the same options.
 
-    The text around the gaps is what `encode` and `wrap` write for a message with a random mark in
-    each gap, so a filled template cannot differ from what they would have written.
+    The text around the gaps is the output of `encode` and `wrap` for a message with a random mark
+    in each gap, so a filled template cannot differ from their output.
     """
 
     __slots__ = (
@@ -86,7 +86,7 @@ class Template:
             group_index=marks["group_index"],  # type: ignore[arg-type]
             argsrepr=marks["argsrepr"] if message.argsrepr is None else message.argsrepr,
             kwargsrepr=marks["kwargsrepr"] if message.kwargsrepr is None else message.kwargsrepr,
-            # The body has a gap of its own: what may be large is not encoded twice.
+            # The body has its own gap, so data that may be large is not encoded twice.
             callbacks=None,
             errbacks=None,
             chain=None,
@@ -103,7 +103,7 @@ class Template:
         )
         written = b2a_base64(marks["body"].encode(), newline=False).decode()
         # Each part but the last ends in a gap. Without a regular expression: a step of a chain has
-        # a template to itself, and to compile one takes longer than all the rest.
+        # its own template, and compiling an expression takes longer than everything else.
         *parts, last = text.replace(written, marks["body"]).split(f'{secret}"')
         self._pieces: list[str] = []
         for part in parts:

@@ -15,7 +15,7 @@ _MOST_CHARS: Final = 100_000
 
 
 def printable(text: str) -> str:
-    """Escape what could move the cursor, reverse the writing direction or break a line."""
+    """Escape characters that could move the cursor, reverse the writing direction or break a line."""
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 
@@ -30,7 +30,7 @@ def record(text: str) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """Cut off everything beyond `most` characters, and say how much that is."""
+    """Cut off everything beyond `most` characters, and append how many there were."""
     left_out = len(text) - most
     return text if left_out <= 0 else f"{text[:most]}… ({left_out:,} characters more)"
 

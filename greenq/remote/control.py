@@ -32,7 +32,7 @@ Callback = Callable[[dict[str, Any]], object]
 class Options(TypedDict, total=False):
     """Further options of a broadcast: its recipients, and what happens to the replies.
 
-    pattern, with matcher ``glob`` or ``pcre``: what node names must match.
+    pattern, with matcher ``glob`` or ``pcre``: node names must match it.
     reply: wait for replies.
     timeout: for how many seconds.
     limit: for how many replies.
@@ -120,7 +120,7 @@ class Control:
             timeout: for how many seconds.
             limit: for how many replies.
             callback: called with each of them, ``{node name: reply}``, as it arrives.
-            pattern: what node names must match.
+            pattern: node names must match it.
             matcher: the type of the pattern: ``glob`` or ``pcre``.
             extra: more arguments.
 
@@ -170,7 +170,7 @@ class Control:
         return self.broadcast("shutdown", {}, destination, **options)
 
     def drain(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
-        """Make greenq workers finish what they hold and take no more; Celery's cannot."""
+        """Make greenq workers finish their tasks and take no more messages; Celery's cannot."""
         return self.broadcast("drain", {}, destination, **options)
 
     def heartbeat(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
@@ -225,7 +225,7 @@ class Control:
     def autoscale(
         self, max: int, min: int, destination: Nodes = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Set the most and the fewest tasks that an autoscaled pool runs at once."""
+        """Set the maximum and minimum number of tasks that an autoscaled pool runs at once."""
         return self.broadcast("autoscale", {"max": max, "min": min}, destination, **options)
 
     # --- tasks ------------------------------------------------------------------------------------
@@ -243,8 +243,8 @@ class Control:
         Args:
             task_id: one id, or several.
             destination: as in `broadcast`.
-            terminate: also end it where it is already running.
-            signal: what a Celery worker ends it with.
+            terminate: also end tasks that are already running.
+            signal: the signal with which a Celery worker ends them.
             options: as in `broadcast`.
         """
         ids = task_id if isinstance(task_id, str) else list(task_id)
@@ -328,10 +328,10 @@ class Control:
         return self.broadcast("cancel_consumer", {"queue": queue}, destination, **options)
 
     def pause(self, queue: str) -> None:
-        """Keep all greenq workers, even those yet to start, off a queue until `resume`.
+        """Keep all greenq workers, even those started later, from taking from a queue until `resume`.
 
-        Each worker learns of it at its next lease renewal, within a second or two. Celery workers
-        go on.
+        Each worker learns of the pause at its next lease renewal, within a second or two. Celery
+        workers keep taking.
         """
         self._app.transport.broker.pause(queue, f"gen{os.getpid()}@{socket.gethostname()}")
 
@@ -371,7 +371,7 @@ class Inspect:
         pattern: str | None = None,
         matcher: str | None = None,
     ) -> None:
-        """Ask the workers that the options select; they are those of `Control.broadcast`."""
+        """Ask the workers that the options select; the options are those of `Control.broadcast`."""
         self._control = control
         self._destination = destination
         self._options: Options = {
@@ -476,7 +476,7 @@ class Inspect:
         return self.ask("greenlets") if limit is None else self.ask("greenlets", limit=limit)
 
     def records(self) -> Any:
-        """Ask greenq workers how the server's records for them differ from what they hold."""
+        """Ask greenq workers how the server's records for them differ from the messages they hold."""
         return self.ask("records")
 
     def hub(self) -> Any:

@@ -1,6 +1,6 @@
 """How many messages wait in each queue, how old the oldest is, and how fast that changes.
 
-Counted on the server; used by the commands about queues, and by what a worker answers over HTTP.
+Counted on the server; used by the commands about queues, and by a worker's HTTP endpoint.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Look:
         at_s: monotonic time.
         queues: by name.
         incomplete: True if a worker has not replied.
-        unsealed: chords whose header has been under way for long.
+        unsealed: chords whose header has been in transmission for a long time.
     """
 
     at_s: float

@@ -1,4 +1,4 @@
-"""Handles of what was sent: `AsyncResult` for one task, `GroupResult` for a group."""
+"""Handles of sent tasks: `AsyncResult` for one task, `GroupResult` for a group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`EagerResult`: the outcome of a task that ran here and now."""
+"""`EagerResult`: the outcome of a task that ran in this process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class EagerResult(AsyncResult[R]):
         *,
         app: Any = None,
     ) -> None:
-        """Hold how the task ended: its value or exception, and its state."""
+        """Store the task's outcome: its value or exception, and its state."""
         super().__init__(id, name=name, app=app)
         self.final = ResultMeta(task_id=id, status=state, result=ret_value, traceback=traceback)
 
@@ -46,9 +46,9 @@ class EagerResult(AsyncResult[R]):
     def _deliver(
         self, meta: ResultMeta, propagate: bool, callback: Callable[[str, Any], object] | None
     ) -> Any:
-        """Return the value; None for a task that neither returned nor failed, as an ignored one."""
+        """Return the value; None for a task that neither returned nor failed, such as an ignored one."""
         if propagate and meta.status in PROPAGATE_STATES:
-            # With the traceback that it has got here.
+            # With the traceback from this process.
             raise meta.result
         value = meta.result if meta.status in READY_STATES else None
         if callback is not None:
@@ -59,7 +59,7 @@ class EagerResult(AsyncResult[R]):
         """Do nothing: nothing is stored for it."""
 
     def revoke(self, **how: Any) -> None:
-        """Replace its outcome by that of a revoked task; it has run by now."""
+        """Replace its outcome by that of a revoked task, although it has already run."""
         self.final = ResultMeta(
             task_id=self.id, status=REVOKED, result=TaskRevokedError("revoked"), traceback=None
         )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class ResultSet(ResultBase):
     """Handles of tasks, or of groups, whose outcomes are read together.
 
-    Each question about them reads the states of all in portions of 1,000, and waiting for them
+    Each query reads the states of all in portions of 1,000, and waiting for them
     takes one subscription. All results must be on one server.
 
     Attributes:
@@ -39,36 +39,36 @@ class ResultSet(ResultBase):
 
     TimeoutError = ResultTimeout
 
-    # Of the classes that an app offers: its own.
+    # On the classes that an app offers: that app.
     own_app: Any = None
     id: str | None = None
     parent: ResultBase | None = None
 
     def __init__(self, results: Iterable[Any] = (), app: Any = None) -> None:
-        """Hold `results`; `app` is whose results they are, by default that of the first."""
+        """Hold `results`; `app` is the app of the results, by default that of the first one."""
         self.results: Any = results if isinstance(results, Sequence) else list(results)
         self._app = self.own_app if app is None else app
 
     @property
     def app(self) -> Any:
-        """The app whose results they are."""
+        """The app to which the results belong."""
         if self._app is None:
             self._app = self.results[0].app if self.results else newest_app()
         return self._app
 
     @property
     def backend(self) -> Any:
-        """What reads results from the server."""
+        """The reader of results from the server."""
         return self.results[0].backend if self.results else self.app.backend
 
     # --- its members ------------------------------------------------------------------------------
 
     def add(self, result: ResultBase) -> None:
-        """Add a handle, unless it is there."""
+        """Add a handle unless it is already present."""
         self.update([result])
 
     def update(self, results: Iterable[ResultBase]) -> None:
-        """Add those handles that are not there."""
+        """Add the handles that are not yet present."""
         own = self._own_list()
         known = set(own)
         for result in results:
@@ -80,7 +80,7 @@ class ResultSet(ResultBase):
         """Remove a handle, given as such or as an id.
 
         Raises:
-            KeyError: it is not there.
+            KeyError: it is not present.
         """
         try:
             self._own_list().remove(result)
@@ -88,7 +88,7 @@ class ResultSet(ResultBase):
             raise KeyError(result) from None
 
     def discard(self, result: ResultBase | str) -> None:
-        """Remove a handle if it is there."""
+        """Remove a handle if it is present."""
         if result in self.results:
             self.remove(result)
 
@@ -103,11 +103,11 @@ class ResultSet(ResultBase):
         return self.results
 
     def handles(self) -> Iterator[AsyncResult[Any]]:
-        """Yield the handles of all tasks, also of those in groups among the results."""
+        """Yield the handles of all tasks, including those in groups among the results."""
         for result in self.results:
             yield from result.handles()
 
-    # --- what is stored now -----------------------------------------------------------------------
+    # --- the stored states ------------------------------------------------------------------------
 
     def _states(self) -> dict[str, ResultMeta]:
         """Return the state of each task by id; those not known to be final are read."""
@@ -149,7 +149,7 @@ class ResultSet(ResultBase):
     def maybe_throw(
         self, callback: Callable[[str, Any], object] | None = None, propagate: bool = True
     ) -> None:
-        """Raise what the first of the failed tasks has raised, if any.
+        """Raise the exception of the first failed task, if any.
 
         `callback` is called with the id and the current result of each task before it.
         """
@@ -179,7 +179,7 @@ class ResultSet(ResultBase):
         The value of a group among the results is the list of its values.
 
         Args:
-            timeout: longest wait in seconds, for all together; None waits for ever.
+            timeout: longest wait in seconds, for all together; None means without a limit.
             propagate: raise the exception of the first task that fails; False returns it among
                 the values.
             interval: as for `AsyncResult.get`.
@@ -187,13 +187,13 @@ class ResultSet(ResultBase):
                 order; then the list returned is empty.
             no_ack: accepted for compatibility with Celery, no effect.
             on_message: called with each state that is announced, as for `AsyncResult.get`.
-            disable_sync_subtasks: False allows it in a task, as `allow_join_result` does.
+            disable_sync_subtasks: False allows waiting in a task, as `allow_join_result` does.
             on_interval: called after each silence of `interval` (half a second by default).
 
         Raises:
             RuntimeError: a task waits for others, which may need the slot that it holds.
             ResultTimeout: they did not all end in time.
-            Exception: what a task raised, with the worker's traceback as its cause.
+            Exception: a task's exception, with the worker's traceback as its cause.
         """
         if disable_sync_subtasks:
             refuse_in_task(str(self))
@@ -281,7 +281,7 @@ class ResultSet(ResultBase):
                     yield self.results[position]
 
     def _needs(self) -> tuple[dict[str, list[tuple[AsyncResult[Any], int]]], list[int]]:
-        """Return by task which results need its end, and by result how many ends it needs."""
+        """Return, by task, the results that need its end, and, by result, how many ends it needs."""
         needed: dict[str, list[tuple[AsyncResult[Any], int]]] = {}
         left = []
         for position, result in enumerate(self.results):
@@ -294,7 +294,7 @@ class ResultSet(ResultBase):
     def _ends(
         self, needed: Mapping[str, Sequence[tuple[AsyncResult[Any], int]]], **how: Any
     ) -> Iterator[ResultMeta]:
-        """Yield the final state of each task: what is known first, then what is waited for."""
+        """Yield the final state of each task: known ones first, then those that are waited for."""
         waiting = []
         for task_id, handles in needed.items():
             known = handles[0][0].known()
@@ -372,7 +372,7 @@ class ResultSet(ResultBase):
             return list(other.results) == list(self.results)
         return NotImplemented
 
-    # Like other collections that change.
+    # As for other mutable collections.
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
@@ -381,7 +381,7 @@ class ResultSet(ResultBase):
 
 
 class GroupResult(ResultSet):
-    """The handle of a group: its id, the handles of its tasks, and what ran before it."""
+    """The handle of a group: its id, the handles of its tasks, and its predecessor."""
 
     id: str
 
@@ -393,7 +393,7 @@ class GroupResult(ResultSet):
         *,
         app: Any = None,
     ) -> None:
-        """Refer to the group `id`; `parent` is the handle of what precedes it in a chain."""
+        """Create the handle of the group `id`; `parent` is the handle of what precedes it in a chain."""
         super().__init__(results, app)
         self.id = id
         self.parent = parent
@@ -408,7 +408,7 @@ class GroupResult(ResultSet):
         return self
 
     def delete(self) -> None:
-        """Delete what `save` has stored, not the results of its tasks."""
+        """Delete the group stored by `save`, but not the results of its tasks."""
         self.backend.delete_group(self.id)
 
     @classmethod
@@ -416,7 +416,7 @@ class GroupResult(ResultSet):
         """Return the group that was saved under `id`, or None.
 
         Raises:
-            DecodeError: what is stored there is not a group.
+            DecodeError: the stored value is not a group.
         """
         app = app or cls.own_app or newest_app()
         value = app.backend.restore_group(id)
@@ -424,7 +424,7 @@ class GroupResult(ResultSet):
         return found
 
     def __bool__(self) -> bool:
-        """Return True, even for an empty group."""
+        """Return True, even if the group is empty."""
         return True
 
     def __eq__(self, other: object) -> bool:

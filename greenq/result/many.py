@@ -28,7 +28,7 @@ class AsyncResults(Sequence[AsyncResult[R]], Generic[R]):
         *,
         app: Any = None,
     ) -> None:
-        """Refer to the tasks `ids`; the other arguments are as for `AsyncResult`."""
+        """Create the handles of the tasks `ids`; the other arguments are as for `AsyncResult`."""
         self.ids = ids
         self.name = name
         self._transport = transport

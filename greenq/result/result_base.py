@@ -1,4 +1,4 @@
-"""What the handles of tasks and of groups share: their app, their parent, and when one may wait."""
+"""The common base of task and group handles: their app, their parent, and whether waiting is allowed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from greenq.protocol.meta import ResultMeta
 
-# Whether this context may wait for results; None: only if no task runs in it.
+# Whether waiting for results is allowed in this context; None: only if no task runs in it.
 _joins: ContextVar[bool | None] = ContextVar("greenq_joins", default=None)
 
 
@@ -46,7 +46,7 @@ def _set_joins(may: bool) -> Iterator[None]:
 
 @contextmanager
 def join_as_here() -> Iterator[None]:
-    """Allow waiting in a ``with`` statement as outside it, even if a task begins there."""
+    """In a ``with`` statement, keep the rule from outside it, even if a task begins there."""
     with _set_joins(_may_wait()):
         yield
 
@@ -57,13 +57,13 @@ def _may_wait() -> bool:
 
 
 def refuse_in_task(what: str) -> None:
-    """Raise a RuntimeError where a task runs, unless waiting is allowed; `what` is waited for."""
+    """Raise a RuntimeError where a task runs, unless waiting is allowed; `what` names what is waited for."""
     if _may_wait():
         return
     raise RuntimeError(
         f"a task must not wait for the result of another one ({what}): "
         "when all slots of the workers wait like this, none is left for the other tasks. "
-        "End the task and go on in the other one, or, where there is always a free slot, "
+        "End the task and continue in the other one, or, where there is always a free slot, "
         "call get(disable_sync_subtasks=False) or use allow_join_result()"
     )
 
@@ -74,13 +74,13 @@ def ask_for_app(newest: Callable[[], Any]) -> None:
 
 
 def newest_app() -> Any:
-    """Return the app for handles that name none.
+    """Return the app for handles that do not name one.
 
     Raises:
-        ConfigError: no app was made.
+        ConfigError: no app has been created.
     """
     if not _newest:
-        reason = "a result is used before any Greenq app was made"
+        reason = "a result is used before any Greenq app was created"
         raise ConfigError([Problem("app", None, reason)])
     return _newest[-1]()
 
@@ -94,7 +94,7 @@ class ResultBase:
 
     Attributes:
         id: the task's or the group's; None for a `ResultSet`.
-        parent: the handle of what ran before it in a chain, or None.
+        parent: the handle of its predecessor in a chain, or None.
     """
 
     # As in Celery: results are waited for without polling.
@@ -113,7 +113,7 @@ class ResultBase:
 
     @property
     def app(self) -> Any:
-        """The app whose result it is."""
+        """The app to which the result belongs."""
         raise NotImplementedError
 
     def handles(self) -> Iterator[Any]:
@@ -126,7 +126,7 @@ class ResultBase:
 
     @property
     def children(self) -> Any:
-        """The handles of what belongs below it: tasks that it sent, or the group's members."""
+        """The handles one level below it: tasks it has sent, or the group's members."""
         raise NotImplementedError
 
     def get(self, *args: Any, **kwargs: Any) -> Any:
@@ -134,14 +134,14 @@ class ResultBase:
         raise NotImplementedError
 
     def revoke_by_stamped_headers(self, headers: Mapping[str, Any], **how: Any) -> None:
-        """Revoke all tasks, of whatever group, that carry one of these stamps."""
+        """Revoke all tasks, in any group, that have one of these stamps."""
         self.app.control.revoke_by_stamped_headers(headers, **how)
 
     def iterdeps(self, intermediate: bool = False) -> Iterator[tuple[ResultBase | None, Any]]:
-        """Yield pairs of parent and handle: this one, what it sent, what those sent, and so on.
+        """Yield pairs of parent and handle: this one, the tasks it sent, the tasks those sent, and so on.
 
         Raises:
-            IncompleteStream: one has not ended, so that what it sends is not known yet;
+            IncompleteStream: a task has not ended, so its children are not known yet;
                 `intermediate` skips that.
         """
         level: deque[tuple[ResultBase | None, ResultBase]] = deque([(None, self)])
@@ -151,7 +151,7 @@ class ResultBase:
             if node.ready():
                 level.extend((node, child) for child in node.children)
             elif not intermediate:
-                raise IncompleteStream(f"{node} has not ended: what it sends is not known yet")
+                raise IncompleteStream(f"{node} has not ended: its children are not known yet")
 
     def collect(self, intermediate: bool = False, **how: Any) -> Iterator[tuple[Any, Any]]:
         """Yield each handle of `iterdeps` with its value, waiting for it; `how` is as for `get`."""
@@ -159,7 +159,7 @@ class ResultBase:
             yield node, node.get(**how)
 
     def get_leaf(self) -> Any:
-        """Return the value of the last one that `collect` yields."""
+        """Return the value of the last handle that `collect` yields."""
         return deque(self.collect(), maxlen=1).pop()[1]
 
     def build_graph(self, intermediate: bool = False) -> ResultGraph:
@@ -173,7 +173,7 @@ class ResultBase:
 
     @property
     def graph(self) -> ResultGraph:
-        """The tree of what it sent; see `build_graph`."""
+        """The tree of the tasks it has sent; see `build_graph`."""
         return self.build_graph()
 
     def _own_tuple(self) -> tuple[Any, Any]:
@@ -187,17 +187,18 @@ class ResultBase:
             node = node.parent
 
 
-# How a handle is made of its tuple: the two classes register here, since each may hold the other.
+# Functions that create a handle from its tuple; the two classes register here, since each may
+# contain the other.
 makers: dict[str, Callable[..., ResultBase]] = {}
 
 
 def result_from_tuple(value: Any, app: Any = None) -> Any:
     """Return the handle that `as_tuple` has written: an `AsyncResult` or a `GroupResult`.
 
-    A handle is returned as it is.
+    A handle is returned unchanged.
 
     Raises:
-        ValueError: it is no such tuple.
+        ValueError: it is not such a tuple.
     """
     # Without recursion for parents: a chain may be long.
     line, above = [], value
@@ -233,7 +234,7 @@ def fulfil(
     callback: Callable[[Any], object],
     on_error: Callable[[Exception], object] | None,
 ) -> None:
-    """Call what `then` was given; `on_error` receives what the callback raises."""
+    """Call the function passed to `then`; `on_error` receives the callback's exceptions."""
     try:
         callback(result)
     except Exception as exc:
@@ -243,14 +244,14 @@ def fulfil(
 
 
 def value_of(meta: ResultMeta, propagate: bool) -> Any:
-    """Return what a state holds; with `propagate`, raise the exception of a failed task."""
+    """Return the value of a state; with `propagate`, raise the exception of a failed task."""
     if propagate and meta.status in PROPAGATE_STATES and isinstance(meta.result, BaseException):
         raise meta.result from RemoteTraceback.of(meta.traceback)
     return meta.result
 
 
 def children_of(meta: ResultMeta, app: Any) -> list[Any]:
-    """Return the handles of what a task has sent; what is no result tuple is left out."""
+    """Return the handles of the tasks that a task has sent; values that are not result tuples are skipped."""
     found = []
     for child in meta.children or ():
         with suppress(ValueError):

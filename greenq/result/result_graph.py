@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class ResultGraph(dict[Any, list[Any]]):
-    """Handle → the handles of what it sent."""
+    """Handle → the handles of the tasks it has sent."""
 
     def add_arc(self, node: Any) -> None:
-        """Add a handle, if it is not there."""
+        """Add a handle if it is not yet present."""
         self.setdefault(node, [])
 
     def add_edge(self, parent: Any, child: Any) -> None:
-        """Note that `parent` sent `child`."""
+        """Record that `parent` sent `child`."""
         self.add_arc(child)
         self.setdefault(parent, []).append(child)
 
@@ -28,7 +28,7 @@ class ResultGraph(dict[Any, list[Any]]):
         return ((parent, child) for parent, children in self.items() for child in children)
 
     def topsort(self) -> list[Any]:
-        """Return the handles, each after all that it sent."""
+        """Return the handles, each after all its children."""
         return list(TopologicalSorter(self).static_order())
 
     def to_dot(self, file: TextIO) -> None:

@@ -42,7 +42,7 @@ class AsyncResult(ResultBase, Generic[R]):
     # As in Celery: ``except result.TimeoutError``.
     TimeoutError = ResultTimeout
 
-    # Ran here, so that the server knows nothing of it: `EagerResult`.
+    # Ran in this process, so the server does not know it: `EagerResult`.
     is_eager = False
     id: str
 
@@ -56,14 +56,14 @@ class AsyncResult(ResultBase, Generic[R]):
         parent: ResultBase | None = None,
         ignored: bool = False,
     ) -> None:
-        """Refer to task `id`, whose result is read through `transport`.
+        """Create the handle of task `id`, whose result is read through `transport`.
 
         Args:
-            id: the task's.
-            transport: where to read; None means that of the `app`, or of the newest app.
-            name: the task's, if known.
+            id: the task's
+            id. transport: where to read; None means that of the `app`, or of the newest app.
+            name: the task's name, if known.
             app: whose transport to use.
-            parent: the handle of what precedes it in a chain.
+            parent: the handle of its predecessor in a chain.
             ignored: the sender wants no result, so there is nothing to wait for.
         """
         self.id = id
@@ -84,16 +84,16 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def app(self) -> Any:
-        """The app it was made for, or else the newest one.
+        """The app it was created for, otherwise the newest one.
 
         Raises:
-            ConfigError: no app was made.
+            ConfigError: no app has been created.
         """
         return newest_app() if self._app is None else self._app
 
     @property
     def backend(self) -> Any:
-        """What reads results from the server."""
+        """The reader of results from the server."""
         return self.transport.backend
 
     @property
@@ -103,14 +103,14 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def state(self) -> str:
-        """The current state: PENDING, STARTED, RETRY, SUCCESS, FAILURE, REVOKED, or its own."""
+        """The current state: PENDING, STARTED, RETRY, SUCCESS, FAILURE, REVOKED, or a custom state."""
         return self._read().status
 
     status = state
 
     @property
     def result(self) -> R | BaseException | Any:
-        """The return value, the exception, or a custom state's meta; None if nothing is stored."""
+        """The return value, the exception, or a custom state's meta; None if no state is stored."""
         return self._read().result
 
     info = result
@@ -139,7 +139,7 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def name(self) -> str | None:
-        """The task's name: known where it was sent, elsewhere read from the stored result."""
+        """The task's name: known in the sending process, elsewhere read from the stored result."""
         return self._read().extra.get("name") if self._name is None else self._name
 
     @property
@@ -180,7 +180,7 @@ class AsyncResult(ResultBase, Generic[R]):
     ) -> Any:
         """Return the current result; raise it if the task has failed.
 
-        `callback` is called with the id and the value that is returned.
+        `callback` is called with the id and the returned value.
         """
         return self._deliver(self._read(), propagate, callback)
 
@@ -216,26 +216,26 @@ class AsyncResult(ResultBase, Generic[R]):
         Returns None at once if the result is `ignored`.
 
         Args:
-            timeout: longest wait in seconds; None waits for ever.
+            timeout: longest wait in seconds; None means without a limit.
             propagate: raise the task's exception; False returns it.
             interval: also read the stored result after this many seconds of silence; the
                 notification makes that unnecessary.
             on_message: called with each state that is announced: task_id, status, result,
                 traceback, children.
-            callback: called with the id and the value that is returned.
+            callback: called with the id and the returned value.
             on_interval: called after each silence of `interval` (half a second by default).
-            follow_parents: also raise the exception of a task before it in its chain: then this
-                one may never run.
+            follow_parents: also raise the exception of an earlier task in its chain, since then
+                this one may never run.
             no_ack: accepted for compatibility with Celery, no effect.
-            disable_sync_subtasks: False allows it in a task, as `allow_join_result` does.
+            disable_sync_subtasks: False allows waiting in a task, as `allow_join_result` does.
 
         Raises:
             RuntimeError: a task waits for another one, which may need the slot that it holds.
             ResultTimeout: it did not end in time.
-            Exception: what the task raised, with the worker's traceback as its cause.
+            Exception: the task's exception, with the worker's traceback as its cause.
         """
         if self.ignored:
-            return None  # type: ignore[return-value]  # whoever wants no result gets none
+            return None  # type: ignore[return-value]  # None if no result is wanted
         if disable_sync_subtasks:
             refuse_in_task(self._name or self.id)
 
@@ -257,7 +257,7 @@ class AsyncResult(ResultBase, Generic[R]):
         return value
 
     def _wait(self, follow_parents: bool, **how: Any) -> ResultMeta:
-        """Wait for the final state; raise the exception of a parent that fails before."""
+        """Wait for the final state; raise the exception of a parent that fails first."""
         above = [node for node in self.ancestors() if isinstance(node, AsyncResult)]
         if not above or not follow_parents:
             return self.backend.wait(self.id, **how)  # type: ignore[no-any-return]
@@ -289,7 +289,7 @@ class AsyncResult(ResultBase, Generic[R]):
     ) -> None:
         """Prevent the task from running; with `terminate`, end it if it is running.
 
-        Running workers are notified; workers that start later learn of it from them.
+        Running workers are notified; workers that start later learn of the revoke.
 
         Args:
             signal: a name shown in events; greenlets receive no signal.
@@ -311,11 +311,11 @@ class AsyncResult(ResultBase, Generic[R]):
         return self.final
 
     def handles(self) -> Iterator[AsyncResult[Any]]:
-        """Yield the handles of tasks that this one stands for: itself."""
+        """Yield the handles of the tasks that this one represents: itself."""
         yield self
 
     def exists(self) -> bool:
-        """Return whether a state is stored; PENDING alone does not tell."""
+        """Return whether a state is stored; the state PENDING alone does not tell this."""
         found: bool = self.backend.exists(self.id)
         return found
 
@@ -333,7 +333,7 @@ class AsyncResult(ResultBase, Generic[R]):
 
         Args:
             on_error: called with the exception that the callback raises, such as the task's own
-                from ``result.get()``; otherwise that is logged.
+                from ``result.get()``; otherwise the exception is logged.
             weak: accepted for compatibility with Celery, no effect.
         """
 

@@ -1,4 +1,4 @@
-"""Messages that receivers of before_task_publish may see and change before they are written.
+"""Messages that receivers of before_task_publish may change before they are written.
 
 Only used while that signal or after_task_publish has receivers.
 """
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from greenq.protocol.message import TaskMessage
 
-# Properties that say where a message goes: receivers get them as arguments of their own.
+# Properties that determine where a message goes; receivers get them as separate arguments.
 _PLACES = frozenset({"exchange", "queue", "routing_key"})
 
 
 class Announced(NamedTuple):
-    """A message that receivers of before_task_publish have seen.
+    """A message already passed to the receivers of before_task_publish.
 
     Attributes:
         text: the list element.
@@ -42,7 +42,7 @@ class Announced(NamedTuple):
     arguments: dict[str, Any]
 
     def sent(self) -> None:
-        """Send after_task_publish. Switches: as its receivers do."""
+        """Send after_task_publish. Switches: if its receivers do."""
         after_task_publish.send(self.task, **self.arguments)
 
 
@@ -66,7 +66,7 @@ def announce(
         may_move: False ignores a changed priority.
 
     Raises:
-        EncodeError: an argument, or what a receiver has added, cannot be written.
+        EncodeError: an argument, or a value added by a receiver, cannot be written.
     """
     queue, exchange = properties["queue"], properties.get("exchange") or ""
     check_args(message.task, message.args)
@@ -96,7 +96,7 @@ def announce(
             max_bytes=max_bytes,
         )
     except EncodeError as exc:
-        exc.add_note("receivers of before_task_publish may have changed what is sent")
+        exc.add_note("receivers of before_task_publish may have changed the message")
         raise
     arguments = {"body": body, "headers": headers} | places
     return Announced(message.task, text, priority, policy, arguments)
@@ -122,7 +122,7 @@ def write(message: TaskMessage, properties: Mapping[str, Any], **encoding: Any) 
     `properties` are those of `task_properties`, `encoding` is that of `encode`.
 
     Raises:
-        EncodeError: something cannot be written, or the body would be too large.
+        EncodeError: a value cannot be written, or the body would be too large.
     """
     encoded = encode(message, **encoding)
     return wrap(

@@ -1,6 +1,6 @@
-"""Checks a task's arguments on sending: whether they fit, and which value cannot be written.
+"""Checks a task's arguments on sending: whether they fit, and which of their values cannot be written.
 
-Both errors belong at the caller's line; a worker could only report them later and elsewhere.
+Both errors should be raised in the caller; a worker could only report them later and elsewhere.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _MANY = 1 << 30
 
-# A deeper path would help nobody, and a structure that contains itself has no end.
+# A deeper path would not help, and a structure that contains itself has no end.
 _DEPTH = 30
 
 
@@ -49,12 +49,12 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
     """Return functions that raise a TypeError for arguments that do not fit `function`.
 
     They count and compare names, which takes a third of a microsecond; only arguments that do not
-    seem to fit are bound to the signature, which then explains why.
+    seem to fit are bound to the signature, whose error explains the reason.
 
     Args:
         task: named in the error.
-        function: as it is called, not what it wraps.
-        bound: its first parameter is the task itself.
+        function: the function as called, not the one
+        it wraps. bound: whether its first parameter is the task itself.
     """
     try:
         signature = inspect.signature(function, follow_wrapped=False)
@@ -74,7 +74,7 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
         for each in parameters
         if each.default is each.empty and each.kind in (*_POSITIONAL, *_BY_NAME)
     }
-    # For each name, up to how many positional arguments leave it free for a keyword.
+    # For each name, the largest number of positional arguments that leave it free for a keyword.
     free_up_to = {
         each.name: positional.index(each) if each in positional else _MANY
         for each in parameters
@@ -103,7 +103,7 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
                 wanted -= 1
         return not wanted
 
-    # From this many positional arguments on, nothing is left that must be passed by name.
+    # From this many positional arguments on, no argument has to be passed by name.
     least = left.index(0) if 0 in left else _MANY + 1
 
     def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

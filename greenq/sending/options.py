@@ -1,4 +1,4 @@
-"""Checks the options of tasks and sendings: a wrong one is refused where it is set."""
+"""Checks the options of tasks and sendings: an invalid one is refused where it is set."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def clamped(priority: int) -> int:
 
 
 def _queue(value: object) -> str:
-    # A Queue has its name there, kombu's Broadcast in its alias.
+    # A Queue has its name in this attribute, kombu's Broadcast in its alias.
     name = getattr(value, "alias", None) or getattr(value, "name", value)
     if not isinstance(name, str) or not name:
         raise ValueError("must be the name of a queue, as text")
@@ -98,7 +98,7 @@ def _queue(value: object) -> str:
 
 
 def _exchange(value: object) -> object:
-    """Accept a name or an `Exchange`; one of kombu's becomes greenq's."""
+    """Accept a name or an `Exchange`; kombu's exchange becomes greenq's."""
     if isinstance(value, Exchange):
         return value
     name = getattr(value, "name", None)
@@ -117,7 +117,7 @@ def _signature(value: object) -> object:
     # The exact type first, since a message may have a thousand of them.
     found = value if type(value) is dict or isinstance(value, Mapping) else {}
     if not isinstance(found.get("task"), str):
-        raise ValueError("must be a signature, as add.s(2) is one")
+        raise ValueError("must be a signature, such as add.s(2)")
     return value
 
 
@@ -161,7 +161,7 @@ def _readable(accept: Callable[[Any], Any], rule: Rule) -> Callable[[Any], Any]:
 
 _limit = _readable(validators.seconds().accept, SECONDS)
 
-# Options whose normal form is used instead of what was written.
+# Options whose normal form replaces the given value.
 _NORMALISED: Final = frozenset({"exchange", "priority", "queue"})
 
 _OF_TASKS: Final[Mapping[str, Callable[[Any], Any]]] = {

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# One push of a bulk send ends at whichever limit is reached first. More messages would gain little,
-# and commands of many hundred KB cost more per message again, for memory from the system.
+# A push of a bulk send ends at the limit that is reached first. More messages would gain little,
+# and commands of many hundred KB cost more per message, because of memory allocation.
 _CHUNK_COUNT = 200
 _CHUNK_CHARACTERS = 256 << 10
 _CHUNK_S = 1.0
@@ -81,7 +81,7 @@ class SendOptions(TypedDict, total=False):
     eta: a datetime; the task does not run before it.
     expires: seconds from now or a datetime; the task does not run after it.
     queue: where to send, or exchange (a name or an `Exchange`) with routing_key.
-    exchange_type: fanout, if the exchange is one and `task_queues` does not say so.
+    exchange_type: fanout, if the exchange has this type and `task_queues` does not contain it.
     priority: 0 (first) to 9; other numbers are clamped.
     serializer, compression: names.
     time_limit, soft_time_limit: seconds.
@@ -134,9 +134,9 @@ class SendOptions(TypedDict, total=False):
 class Outgoing(TypedDict):
     """A message ready to be pushed: its queue, its priority and its text.
 
-    channel: where it is published instead, if its exchange is a fanout; otherwise "".
-    announced: not None if receivers of signals have seen it. Code that pushes it calls its `sent`
-        afterwards.
+    channel: the channel on which it is published instead, if its exchange is a fanout;
+    otherwise "". announced: not None if it was passed to signal receivers. Code that pushes it
+        calls its `sent` afterwards.
     """
 
     task_id: str
@@ -148,7 +148,7 @@ class Outgoing(TypedDict):
 
 
 class _Policy(NamedTuple):
-    """How often to retry sending, None for ever, and the pauses between, in seconds."""
+    """How often to retry sending (None: without a limit), and the pauses between retries, in seconds."""
 
     max_retries: int | None
     interval_start: float
@@ -156,7 +156,7 @@ class _Policy(NamedTuple):
     interval_max: float
 
     def allows(self, tries: int, error: OperationalError) -> bool:
-        """Tell whether to try again after an error and `tries` retries."""
+        """Return whether to try again after an error and `tries` retries."""
         refused = isinstance(error, (AccessRefused, QueueFull, Unroutable)) or (
             isinstance(error, ServerError) and not error.passes
         )
@@ -174,7 +174,7 @@ class _Policy(NamedTuple):
 
 
 class _Encoding(TypedDict):
-    """How a message is written, as `Template` takes it."""
+    """The encoding of a message, as `Template` takes it."""
 
     serializer: str
     compression: str | None
@@ -182,10 +182,10 @@ class _Encoding(TypedDict):
 
 
 class _Plan(NamedTuple):
-    """What all sendings of one task with the same options have in common.
+    """The common data of all sendings of one task with the same options.
 
     With `broadcast`, the queue's messages are published instead of pushed. The template has been
-    made of `message`, `encoding` and `properties`.
+    created from `message`, `encoding` and `properties`.
     """
 
     queue: str
@@ -201,7 +201,7 @@ class _Plan(NamedTuple):
 
     @property
     def place(self) -> tuple[object, ...]:
-        """Where its messages go: those of plans with the same place may share a push."""
+        """The destination of its messages; plans with the same destination can share a push."""
         exchange = self.exchange, self.routing_key
         return self.queue, self.broadcast, self.priority, exchange, self.policy
 
@@ -211,8 +211,8 @@ class Filled(NamedTuple):
 
     Attributes:
         task_id: the id.
-        texts: the message, as it is for each of its queues.
-        announced: not None if receivers of signals have seen it; see `Outgoing`.
+        texts: the message's text for each of its queues.
+        announced: not None if it was passed to signal receivers; see `Outgoing`.
     """
 
     task_id: str
@@ -225,8 +225,8 @@ class CallsCutOff(Exception):
 
     Attributes:
         sent: how many were sent.
-        unknown: how many of those after them may have been.
-        reason: why not more.
+        unknown: how many of the next ones may have been sent.
+        reason: the error that ended the sending.
     """
 
     def __init__(self, sent: int, unknown: int, reason: Exception) -> None:
@@ -238,7 +238,7 @@ class CallsCutOff(Exception):
 
 
 class _Batch:
-    """The messages of one round of pushes: one push for each place they go to."""
+    """The messages of one round of pushes: one push for each destination."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -250,7 +250,7 @@ class _Batch:
         self._places: dict[tuple[object, ...], tuple[_Plan, list[str], list[str]]] = {}
 
     def is_full(self) -> bool:
-        """Tell whether the next message belongs to another round."""
+        """Return whether the next message belongs to another round."""
         return (
             self.count >= _CHUNK_COUNT
             or self._characters >= _CHUNK_CHARACTERS
@@ -259,7 +259,7 @@ class _Batch:
 
     @property
     def may_be_split(self) -> int:
-        """How many messages may be sent in part: all, if they go to several queues."""
+        """How many messages may be sent only in part: all, if they go to several queues."""
         split = len(self._places) > 1 or any(plan.exchange for plan, _, _ in self.by_plan())
         return self.count if split else 0
 
@@ -274,7 +274,7 @@ class _Batch:
         self._characters += len(text)
 
     def by_plan(self) -> Iterable[tuple[_Plan, list[str], list[str]]]:
-        """Return the ids and texts for each place, with a plan that leads there."""
+        """Return the ids and texts for each destination, with a plan that leads there."""
         return self._places.values()
 
 
@@ -288,11 +288,12 @@ class _KnownPlans:
     ) -> None:
         self._producer = producer
         self._complete = complete
-        # With the options, so that no other object can have the identity of one of their values.
+        # The options are kept, too, so that no other object can get the identity of one of their
+        # values.
         self._known: dict[tuple[object, ...], tuple[_Plan, Mapping[str, Any]]] = {}
 
     def forget_times(self) -> None:
-        """Forget plans with a time: a countdown counts from each push."""
+        """Forget plans that contain a time: a countdown counts from each push."""
         known = self._known.items()
         self._known = {
             key: each
@@ -307,7 +308,7 @@ class _KnownPlans:
         kwargs: Mapping[str, Any],
         options: Mapping[str, Any],
     ) -> _Plan:
-        """Return the plan of a call; values of its options that are not text count by identity."""
+        """Return the plan of a call; option values that are not text are compared by identity."""
         producer = self._producer
         if producer.router.asks:
             completed = self._complete(task, options)
@@ -329,7 +330,7 @@ class _KnownPlans:
         return known[0]
 
 
-# For those who keep one and send by it again and again.
+# For callers that keep a plan and send with it repeatedly.
 Plan = _Plan
 
 
@@ -345,7 +346,8 @@ class Producer:
     ) -> None:
         """Send through `broker` with the defaults of `config`.
 
-        `clock` stamps events; `find_task` returns a registered task, which router functions get.
+        `clock` stamps events; `find_task` returns a registered task, which is passed to router
+        functions.
         """
         self._broker = broker
         self._config = config
@@ -354,7 +356,7 @@ class Producer:
         self._origin = f"gen{os.getpid()}@{socket.gethostname()}"
         # Redis needs no reply queue, but Celery's readers expect the field.
         self._reply_to = str(uuid.uuid4())
-        # Two threads may both make an entry; that is harmless, so no lock.
+        # Two threads may both create an entry; that is harmless, so no lock.
         self._kept: dict[tuple[object, ...], _Plan] = {}
         self._events: EventWriter | None = None
         if config.task_send_sent_event:
@@ -376,7 +378,7 @@ class Producer:
         task_id, text, announced = self._fill(plan, args, kwargs, options)
         if announced is not None:
             plan = _changed(plan, announced)
-        # Stamped first: the task may be done before the event is published.
+        # Stamped first, since the task may have ended before the event is published.
         events = [] if self._events is None else [self._sent(plan, options, task_id, args, kwargs)]
         self._push(plan, [text], f"task {task_id}", () if options.get("task_id") else (task_id,))
         if events:
@@ -393,16 +395,16 @@ class Producer:
     ) -> TaskIds:
         """Send one task many times, in order, and return the new ids. Switches: yes.
 
-        Holds one push of messages at a time: 200 messages, 256 KB, or what arrived within a second.
-        A push arrives as a whole or not at all; each is retried as a single send is. Countdowns and
-        expiries count from when the push is written.
+        Holds one push of messages at a time: 200 messages, 256 KB, or the messages that arrived
+        within a second. A push arrives as a whole or not at all; each is retried as a single send
+        is. Countdowns and expiries count from the moment the push is written.
 
         Raises:
             NotAllSent: an item is wrong, `calls` raised an error, or the server could not be
                 reached; everything before that has been sent.
         """
         ids = TaskIds()
-        waiting = zip(ids, calls)  # noqa: B905  there is no end of ids
+        waiting = zip(ids, calls)  # noqa: B905  the ids are endless
         if not self.router.asks:
             return ids[: self._send_run(task, ids, 0, waiting, options)]
         sent = 0
@@ -424,7 +426,7 @@ class Producer:
         waiting: Iterator[tuple[str, tuple[Sequence[Any], Mapping[str, Any]]]],
         options: Mapping[str, Any],
     ) -> int:
-        """Send what goes the same way; return how many of all have been sent by then."""
+        """Send the messages with the same destination; return how many of all have been sent so far."""
         while True:
             plan = self.plan_of(task, options)
             events: list[Stamped] = []
@@ -482,7 +484,7 @@ class Producer:
         """Send calls of different tasks, in order, in as few pushes as `send_many`. Switches: yes.
 
         Args:
-            complete: adds to the options of a call what its task and the sender ask for; called
+            complete: adds the options of its task and of the sender to those of a call; called
                 once for calls with the same options.
             on_more: called before the first push if there will be another one.
             on_last: called before the last push.
@@ -553,7 +555,7 @@ class Producer:
         return self._events.stamp("task-sent", fields)
 
     def _publish_events(self, events: Sequence[Stamped]) -> None:
-        """Publish events of tasks already sent; if that fails, the sending still succeeds."""
+        """Publish the events of tasks already sent; if that fails, the sending still succeeds."""
         assert self._events is not None
         channel = self._broker.keys.fanout(EXCHANGE, MULTI)
         try:
@@ -580,10 +582,11 @@ class Producer:
     ) -> list[Outgoing]:
         """Write the message of a task for each queue that it goes to, without sending it.
 
-        A broadcast has one, with its channel. Switches: yes, if its exchange is to be looked up.
+        A broadcast has a single one, with its channel. Switches: yes, if its exchange must be
+        looked up.
 
         Raises:
-            OperationalError: its exchange leads nowhere, or the server could not be asked.
+            OperationalError: its exchange leads to no queue, or the server could not be asked.
         """
         plan, outgoing = self._prepare(task, args, kwargs, options)
         if plan.broadcast:
@@ -592,7 +595,7 @@ class Producer:
             return [outgoing]
         first, *others = self._queues(plan, f"task {task}[{outgoing['task_id']}]")
         outgoing["queue"] = first
-        # They are one message to receivers of signals.
+        # Signal receivers see a single message.
         copies = [outgoing.copy() for _ in others]
         for copy, queue in zip(copies, others, strict=True):
             copy["queue"], copy["announced"] = queue, None
@@ -618,7 +621,7 @@ class Producer:
     def draft(
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> _Plan:
-        """Return a plan that `fill` writes messages by; expiries count from now."""
+        """Return a plan with which `fill` writes messages; expiries count from now."""
         if self.router.asks:
             options = self.router.ask(task, args, kwargs, options)
         return self._make_plan(task, options)
@@ -638,7 +641,7 @@ class Producer:
         """Return the queues that a message goes to; one, of a plan for a broadcast.
 
         Raises:
-            OperationalError: its exchange leads nowhere, or the server could not be asked.
+            OperationalError: its exchange leads to no queue, or the server could not be asked.
         """
         return self._queues(plan, what)
 
@@ -654,7 +657,7 @@ class Producer:
         """Return the id and the text of one message, announced if there are receivers.
 
         Args:
-            new: an id made for this push alone, made here if there is none. It also serves as
+            new: an id created for this push alone; created here if not given. It also serves as
                 delivery tag, with `prefix`: a given task id may be used again.
         """
         if not new:
@@ -692,7 +695,7 @@ class Producer:
         may_move: bool = True,
     ) -> Announced:
         """Write one message with the changes of before_task_publish's receivers."""
-        # Templates check themselves that an id is text.
+        # Templates themselves check that an id is text.
         check_send_options(plan.message.task, options)
         message = replace(
             plan.message,
@@ -709,9 +712,9 @@ class Producer:
         )
 
     def plan_of(self, task: str, options: Mapping[str, Any]) -> _Plan:
-        """Return what all messages sent with these options have in common.
+        """Return the common part of all messages sent with these options.
 
-        If router functions decide, they have been asked already.
+        If router functions decide, they have already been called.
         """
         shared = {name: value for name, value in options.items() if name not in _OF_EACH}
         if not shared.keys() <= _KEPT:
@@ -882,8 +885,8 @@ class Producer:
         """Push messages together to each of their queues, within the time of one call.
 
         Args:
-            what: names them in errors.
-            new_ids: their task ids if made for this push.
+            what: names the messages
+            in errors. new_ids: their task ids if created for this push.
 
         Raises:
             ConnectionLost: an answer got lost, so they may have arrived.
@@ -958,8 +961,8 @@ class Producer:
         if not heard:
             raise Unroutable(
                 f"{what}: no worker listens to exchange {plan.exchange!r} with routing key "
-                f"{plan.routing_key!r}, and nothing keeps a broadcast; start a worker that "
-                f"consumes it, or catch greenq.errors.Unroutable if that is all right"
+                f"{plan.routing_key!r}, and a broadcast is not stored; start a worker that "
+                f"consumes it, or catch greenq.errors.Unroutable if that is acceptable"
             )
 
     def _policy(self, options: Mapping[str, Any]) -> _Policy | None:
@@ -999,7 +1002,7 @@ class Producer:
 
 
 def _has_receivers() -> bool:
-    """Tell whether messages must be announced."""
+    """Return whether messages must be announced."""
     return bool(before_task_publish.receivers or after_task_publish.receivers)
 
 
@@ -1022,7 +1025,7 @@ def _listed(value: Any) -> list[Any] | None:
 def _explained(
     plan: _Plan, args: Sequence[Any], kwargs: Mapping[str, Any], error: EncodeError
 ) -> EncodeError:
-    """Add to an encoding error the task and the place in its arguments."""
+    """Add the task, and the place in its arguments, to an encoding error."""
     if not isinstance(args, (list, tuple)) or not hasattr(kwargs, "keys"):
         return error
     return explained(plan.message.task, args, kwargs, plan.encoding["serializer"], error)

@@ -33,13 +33,13 @@ _FIELDS = {
     "kwargsrepr": "kwargsrepr",
 }  # fmt: skip
 
-# A retry changes nothing about these.
+# A retry does not change these.
 _KEPT = frozenset({
     "link", "link_error", "chain", "chord", "stamped_headers", "stamps", "replaced_task_nesting",
     "add_to_parent",
 })  # fmt: skip
 
-# Three centuries: datetimes are limited.
+# Three centuries, since datetimes are limited.
 _FARTHEST_S = 1e10
 
 
@@ -126,7 +126,8 @@ def following(
 ) -> TaskMessage:
     """Return the next run's message: same id, one more retry, unset options as before.
 
-    `clock_offset_s`: how far the server's clock, which workers use for times, is ahead of ours.
+    `clock_offset_s`: how far the server's clock, which workers use for times, is ahead of this
+      machine's.
     """
     now = datetime.now(UTC) + timedelta(seconds=clock_offset_s)
     changes = {field: options[name] for name, field in _FIELDS.items() if name in options}

@@ -1,6 +1,6 @@
-"""Where a task goes: the caller's choice, then `task_routes`, then the default queue.
+"""The destination of a task: the caller's choice, then `task_routes`, then the default queue.
 
-Also which queues a worker takes from.
+Also the queues that a worker takes from.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 # For how many names routes are cached; a program may send tasks by any name.
 _KNOWN = 10_000
 
-# The options of a route that say where to.
+# The options of a route that determine the destination.
 _WHERE = frozenset({"queue", "exchange", "exchange_type", "routing_key"})
 
 
@@ -42,9 +42,9 @@ class Target(NamedTuple):
 
     Attributes:
         queue: the queue; "" if the bindings of the exchange decide.
-        exchange: "" sends straight to the queue.
-        routing_key: as the message carries it.
-        is_fanout: publish to those who listen, instead of pushing.
+        exchange: "" sends directly to the queue.
+        routing_key: as written in the message.
+        is_fanout: publish to listeners instead of pushing.
     """
 
     queue: str
@@ -108,10 +108,10 @@ class Router:
         kwargs: Mapping[str, Any],
         options: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Merge send options with the route that the first router returns for this one message.
+        """Merge send options with the route that the first router returns for this message.
 
         Raises:
-            ConfigError: a router cannot be imported, or returns what is not a route.
+            ConfigError: a router cannot be imported, or returns a value that is not a route.
         """
         if not self._made:
             self._made = tuple(_made(router) for router in self._routers)
@@ -144,11 +144,11 @@ class Router:
             raise _problem(router, f"it must return a route or None: {error}") from error
 
     def merge(self, found: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Merge the send options of a caller with a route; the caller's win, None is not given.
+        """Merge the send options of a caller with a route; the caller's take precedence, and None means not given.
 
-        A caller who names a queue or an exchange has decided where to. A routing key alone goes
-        with the route's exchange, or with that of its queue; on a direct exchange it is a queue's
-        name.
+        A caller that names a queue or an exchange has determined the destination. A routing key
+        alone goes with the route's exchange, or with that of its queue; on a direct exchange it is
+        a queue's name.
         """
         if options.get("queue") or options.get("exchange"):
             found = {name: value for name, value in found.items() if name not in _WHERE}
@@ -156,10 +156,11 @@ class Router:
             found = {name: value for name, value in found.items() if name != "queue"}
         return {**found, **{name: item for name, item in options.items() if item is not None}}
 
-    # --- where to ---------------------------------------------------------------------------------
+    # --- destinations
+    # -------------------------------------------------------------------------------
 
     def target(self, options: Mapping[str, Any]) -> Target:
-        """Return where messages with these options go; None is not given."""
+        """Return the destination of messages with these options; None means not given."""
         queue, exchange = options.get("queue"), options.get("exchange")
         key = options.get("routing_key") or ""
         if not queue and exchange:
@@ -171,7 +172,7 @@ class Router:
         queue = queue or self._default
         known = self._declared.get(queue)
         if isinstance(known, Broadcast):
-            # A routing key that only names the queue does not belong to its exchange.
+            # A routing key that merely names the queue is not a key of its exchange.
             own_key = known.routing_key or ""
             return Target(queue, known.exchange, key if key not in ("", queue) else own_key, True)
         if key not in ("", queue) and known is not None and self._takes_keys(queue):
@@ -190,7 +191,7 @@ class Router:
         return Target("", exchange, key)
 
     def _takes_keys(self, queue: str | None) -> bool:
-        """Tell whether routing keys have a say in what is sent to a queue."""
+        """Return whether routing keys matter for messages sent to a queue."""
         known = self._declared.get(queue or "")
         return isinstance(known, Broadcast) or (
             known is not None and known.sources[0].exchange.type == "topic"
@@ -198,7 +199,7 @@ class Router:
 
 
 def _look_up(table: Table, task: str) -> Mapping[str, Any] | None:
-    """Return the options of a task in a table; patterns count in their order."""
+    """Return the options of a task in a table; patterns are tried in order."""
     found = table.get(task)
     if found is not None:
         return found
@@ -212,7 +213,7 @@ def _fits(pattern: str | re.Pattern[str], task: str) -> bool:
 
 
 def _made(router: AnyRouter) -> Any:
-    """Return a router ready to be called; a class, given itself or by name, is instantiated."""
+    """Return a router ready to be called; a class, given as such or by name, is instantiated."""
     if isinstance(router, str):
         try:
             router = import_object(router)
@@ -230,7 +231,7 @@ def _problem(router: object, reason: str) -> ConfigError:
 
 
 def merge_options(*options: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge send options, later ones winning; None means not given."""
+    """Merge send options; later ones take precedence; None means not given."""
     merged: dict[str, Any] = {}
     for each in options:
         merged.update({name: value for name, value in each.items() if value is not None})
@@ -249,7 +250,7 @@ def select_queues(
 
     Args:
         config: names the existing queues, and whether others may be created.
-        wanted: names; none means all that the settings name, or the default queue.
+        wanted: names; if empty, all that the settings name, or the default queue.
         excluded: names to leave out; an unknown name only causes a warning.
 
     Raises:

@@ -55,13 +55,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# A read gets at least this long, even if the caller has less left: it may have to connect first.
+# A read gets at least this long, even if the caller has less time left, since it may have to
+# connect first.
 _LEAST_READ_S = 1.0
 
-# While the server cannot be reached, waiting callers try to read this often.
+# While the server cannot be reached, waiting callers try to read at this interval.
 _READ_AGAIN_S = 1.0
 
-# Of more tasks than these only a sample is listened to: see `Backend._sample`.
+# If there are more tasks than this, only a sample is listened to: see `Backend._sample`.
 _LISTENED = 256
 _SAMPLE = 64
 
@@ -97,7 +98,7 @@ class Backend:
             silence_s: seconds of silence after which a listening connection is checked.
             signer: signs and checks results; None for neither.
         """
-        # Whether results hold more than Celery's usually do: see `stored`.
+        # Whether results contain more than Celery's usually do: see `stored`.
         self.extends = config.result_extended
         self._client = client
         self._keys = keys
@@ -111,14 +112,14 @@ class Backend:
             SUCCESS: f"s{expiry}", FAILURE: f"f{failure_expiry}", REVOKED: f"f{expiry}"
         }  # fmt: skip
         self._rule = f"n{expiry}"
-        # How long a chord is kept once nothing happens to it, and what its parts are kept in.
+        # How long a chord is kept after its last change, and the kind of key for its parts.
         chord_expiry = config.result_chord_expires
         self.chord_seconds = expiry if chord_expiry is None else int(chord_expiry)
         self._is_ordered = config.result_backend_transport_options.result_chord_ordered
         self._chord_rule = chord_rule(self._is_ordered, self.chord_seconds, expiry)
         names = config.result_accept_content
         self._max_bytes = max_bytes
-        # How everything that is stored here is decoded.
+        # How all stored values are decoded.
         self._reading: dict[str, Any] = {
             "serializer": config.result_serializer,
             "accept": serialize.accepted(accept_content if names is None else names),
@@ -198,8 +199,9 @@ class Backend:
         """Read a chord by its group's key. Switches: yes.
 
         Returns:
-            Who is to send its body; the parts that have ended, in their order, as `decode_part`
-            returns them; and the group as saved, None unless its members are groups, too.
+            The worker that is to send its body; the parts that have ended, in their order, as
+            `decode_part` returns them; and the group as saved, None unless its members are groups,
+            too.
 
         Raises:
             ProtocolError: a part cannot be read.
@@ -215,7 +217,7 @@ class Backend:
         )
 
     def read_claim(self, group: str) -> str | None:
-        """Read who is to send the body of a chord, by its group's key. Switches: yes."""
+        """Read which worker is to send the body of a chord, by its group's key. Switches: yes."""
         claim = self._client.call("GET", f"{group}.c")
         return None if claim is None else claim.decode(errors="replace")
 
@@ -237,7 +239,7 @@ class Backend:
     def get_readable(self, task_ids: Iterable[str]) -> list[ResultMeta]:
         """Read the stored states of tasks, in order; one that cannot be read counts as PENDING.
 
-        For lists of many tasks, where one bad result must not hide the others.
+        For lists of many tasks, in which one bad result must not hide the others.
         """
         found = []
         for portion in portions(task_ids):
@@ -263,7 +265,7 @@ class Backend:
         return self._in_two_attempts([("MGET", *keys)], whole_s)[0]  # type: ignore[no-any-return]
 
     def _read_each(self, keys: Sequence[str], timeout_s: float) -> list[Any]:
-        """Read keys of different callers, each as if alone."""
+        """Read the keys of different callers, as if each were alone."""
         return self._in_two_attempts([("GET", key) for key in keys], timeout_s)
 
     def _in_two_attempts(self, commands: list[tuple[str, ...]], whole_s: float) -> list[Any]:
@@ -280,7 +282,7 @@ class Backend:
             self._client.call("DEL", *map(self._keys.result, portion))
 
     def save_group(self, group_id: str, members: object) -> None:
-        """Store a group's result tuple, as long as results are kept."""
+        """Store a group's result tuple for as long as results are kept."""
         key, _rule, payload = self.saved_group(group_id, members)
         expiry_s = int(self._config.result_expires or 0)
         store = ("SETEX", key, expiry_s, payload) if expiry_s else ("SET", key, payload)
@@ -304,7 +306,7 @@ class Backend:
         return decode_group(payload, **self._reading)
 
     def delete_group(self, group_id: str) -> None:
-        """Delete a stored group, not the results of its tasks."""
+        """Delete a stored group, but not the results of its tasks."""
         self._client.call("DEL", self._keys.group(group_id))
 
     def wait(self, task_id: str, **how: Any) -> ResultMeta:
@@ -325,11 +327,11 @@ class Backend:
         on_message: Callable[[ResultMeta], object] | None = None,
         on_interval: Callable[[], object] | None = None,
     ) -> Generator[ResultMeta]:
-        """Yield the final state of each task as they end, first of those that have ended before.
+        """Yield the final state of each task as it ends, beginning with those that have already ended.
 
         Args:
-            task_ids: the tasks'; each is yielded once.
-            timeout_s: longest wait for all of them; None waits for ever.
+            task_ids: the tasks' ids; each is yielded once.
+            timeout_s: longest wait for all of them; None means without a limit.
             interval_s: read the stored states again after this much silence; None relies on the
                 notifications only.
             on_message: called with each state announced meanwhile, including the final ones.
@@ -353,19 +355,19 @@ class Backend:
         interval_s: float | None = None,
         on_interval: Callable[[], object] | None = None,
     ) -> Iterator[ResultMeta]:
-        """Yield the final state of each task in order; as many are kept as one portion has.
+        """Yield the final state of each task in order; keeps at most one portion of them.
 
         Args:
-            task_ids: the tasks', each once.
-            check: called with each final state as soon as it is known, to raise what a task has
-                raised; also with those of tasks whose turn has not come.
+            task_ids: the tasks' ids, each
+            once. check: called with each final state as soon as it is known, to raise a task's
+                exception; also for tasks whose turn has not come.
             timeout_s, interval_s, on_interval: as for `wait_many`.
 
         Raises:
             ResultTimeout: a task did not end in time.
         """
         ends_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        # Which tasks are known to have ended.
+        # The tasks known to have ended.
         known = bytearray(len(task_ids))
         pause_s, position = _LOOK_S, 0
         for portion in portions(task_ids):
@@ -392,7 +394,7 @@ class Backend:
         known: bytearray,
         check: Callable[[ResultMeta], object],
     ) -> float:
-        """Check tasks from `position` on that have ended; return how long to pause after that."""
+        """Check tasks from `position` on that have ended; return how long to pause afterwards."""
         began_s = time.monotonic()
         numbered = enumerate(task_ids[position:], position)
         for portion in portions(each for each in numbered if not known[each[0]]):
@@ -411,7 +413,7 @@ class Backend:
         on_message: Callable[[ResultMeta], object] | None,
         on_interval: Callable[[], object] | None,
     ) -> Iterator[ResultMeta]:
-        """Yield final states until none is `waiting` or it is `ends_s`."""
+        """Yield final states until none is `waiting` or the time is `ends_s`."""
         for portion in portions(list(waiting)):
             for meta in self._final(self._read_stored(portion, ends_s), waiting, None):
                 if on_message is not None:
@@ -431,11 +433,11 @@ class Backend:
         interval_s: float | None,
         on_interval: Callable[[], object] | None,
     ) -> Iterator[ResultMeta]:
-        """Yield final states of many tasks until few are left, or it is `ends_s`.
+        """Yield final states of many tasks until few are left or the time is `ends_s`.
 
-        Announcing a state takes the server, the worker and this process as long as storing it. So
-        the last few of a portion are listened to: once they have ended, most of the others have,
-        too, and are read together.
+        Announcing a state costs the server, the worker and this process as much as storing it. So
+        only the last few of a portion are listened to: once they have ended, most of the others
+        have, too, and are read together.
         """
         pause_s = _LOOK_S
         while len(waiting) > _LISTENED and time.monotonic() < ends_s:
@@ -446,7 +448,7 @@ class Backend:
                 for meta in self._follow(ear, sample, until_s, interval_s, None, on_interval):
                     waiting.pop(self._keys.result(meta.task_id), None)
                     yield meta
-            # If one of these takes long, others that have ended may be anywhere.
+            # If one of these takes long, the others may already have ended.
             began_s = time.monotonic()
             for keys in portions(list(waiting) if sample else portion):
                 yield from self._final(self._reread(keys, ends_s), waiting, None)
@@ -455,7 +457,7 @@ class Backend:
     def call_when_ended(
         self, task_ids: Iterable[str], call: Callable[[ResultMeta], object]
     ) -> None:
-        """Have a function called with the final state of each of these tasks, in a thread.
+        """Call a function with the final state of each of these tasks, in a thread.
 
         One thread calls all of them, so `call` must be short, or at least not wait for another one.
         """
@@ -470,7 +472,7 @@ class Backend:
         on_message: Callable[[ResultMeta], object] | None = None,
         on_interval: Callable[[], object] | None = None,
     ) -> Iterator[ResultMeta]:
-        """Yield final states heard by `ear`, until none is `waiting` or it is `ends_s`."""
+        """Yield final states received by `ear`, until none is `waiting` or the time is `ends_s`."""
         unread: set[str] = set()
         while waiting:
             news = _hear(ear, ends_s, _READ_AGAIN_S if unread else interval_s)
@@ -480,25 +482,25 @@ class Backend:
                 return
             if not news and on_interval is not None:
                 on_interval()
-            # A subscription has just begun (again), or nothing came for an interval: earlier news
-            # is stored.
+            # A subscription has just begun (again), or no news came for an interval: read the
+            # stored states.
             unread.update((each.channel for each in news if not each.payload) if news else waiting)
             for portion in portions([key for key in list(unread) if key in waiting]):
                 try:
                     read = self._read_stored(portion, ends_s)
                 except OperationalError:
-                    # An outage: these are read again until it is over.
+                    # During an outage, these are read again until it is over.
                     continue
                 unread.difference_update(portion)
                 yield from self._final(read, waiting, on_message)
 
     def _read_stored(self, keys: Sequence[str], ends_s: float) -> list[Heard]:
-        """Read what is stored under these keys, as if it were announced now."""
+        """Read the states stored under these keys, as if they were announced now."""
         found = zip(keys, self._payloads(keys, ends_s - time.monotonic()), strict=True)
         return [Heard(key, payload) for key, payload in found if payload]
 
     def _reread(self, keys: Sequence[str], ends_s: float) -> list[Heard]:
-        """Read like `_read_stored`; nothing during an outage, since these are read again later."""
+        """Read like `_read_stored`; return nothing during an outage, since the keys are read again later."""
         try:
             return self._read_stored(keys, ends_s)
         except OperationalError:
@@ -514,7 +516,7 @@ class Backend:
         """Yield the final states among the news, and remove their keys from those `waiting`.
 
         Anyone may publish: of announcements, those without a valid signature only add their keys to
-        `forged`. Without such a set, the news is what is stored.
+        `forged`. Without such a set, the news comes from the stored states.
         """
         for key, payload in news:
             if key not in waiting:
@@ -537,7 +539,7 @@ class Backend:
                 yield meta
 
     def close(self) -> None:
-        """Stop listening, and call no more functions."""
+        """Stop listening, and call no further functions."""
         self._callbacks.close()
         self._listener.close()
 
@@ -545,7 +547,8 @@ class Backend:
         """Read the state of a task.
 
         Raises:
-            SignatureError: a signature is asked for, and it has none that is valid for this task.
+            SignatureError: a signature is required, and the state has none that is valid for this
+            task.
         """
         signer = self._signer
         if signer is None:
@@ -571,7 +574,7 @@ class Backend:
 
 
 def _hear(ear: Ear, ends_s: float, interval_s: float | None) -> list[Heard]:
-    """Wait for news and return all there is; nothing when it is time to read, or to give up."""
+    """Wait for news and return all of it; return nothing when it is time to read or to give up."""
     wait_s = max(0.0, ends_s - time.monotonic())
     if interval_s is not None:
         wait_s = min(wait_s, interval_s)

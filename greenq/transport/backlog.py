@@ -18,7 +18,7 @@ class Backlog(Generic[T]):
     lock is needed.
 
     Attributes:
-        dropped: how many items were dropped.
+        dropped: the number of dropped items.
     """
 
     __slots__ = ("_added_bytes", "_items", "_most", "_most_bytes", "_popped_bytes", "_size",
@@ -62,7 +62,7 @@ class Backlog(Generic[T]):
             self.dropped += 1
 
     def remove(self, item: T) -> bool:
-        """Remove an item before its turn; False if it was popped. Only the adding thread may."""
+        """Remove an item before its turn; False if it was popped. Only the adding thread may call this."""
         try:
             self._items.remove(item)
         except ValueError:
@@ -81,5 +81,5 @@ class Backlog(Generic[T]):
         return item
 
     def take_all(self) -> list[T]:
-        """Remove and return all items. Only the popping thread may."""
+        """Remove and return all items. Only the popping thread may call this."""
         return [self.pop() for _ in range(len(self._items))]

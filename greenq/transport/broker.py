@@ -1,4 +1,4 @@
-"""The places where a message can be, and all moves between them except the take.
+"""The places where a message can reside, and all moves between them except the take.
 
 queued     list per queue and priority step        `publish` puts it there
 reserved   `unacked` hash + `unacked_index` zset   `take` (fetch.py) moves it there
@@ -7,7 +7,7 @@ buried     dead-letter list per queue              `bury` moves it there
 done       acknowledged: gone                      the outbox writes it
 
 Every move of a reserved message is one script (lua/settle.lua) that does nothing when the record is
-gone, so repeating it after a lost answer is harmless.
+gone, so repeating a move after a lost answer is harmless.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ _DECLARED = 10_000
 _DEATHS = (None, 1, 2)
 
 
-# As in Celery: the bindings of an expiring queue outlive it by as much again, and last an hour at
-# least. A third of that is the pause between two renewals.
+# As in Celery: the bindings of an expiring queue outlive it by the same time, and last at least
+# an hour. A third of the expiry is the pause between two renewals.
 _BINDING_LIVES = 2
 _LEAST_BINDING_S = 3600.0
 _RENEWALS = 3
@@ -96,7 +96,7 @@ class Broker:
 
         Args:
             client, keys: the server, and its key names.
-            dead_limits: bounds dead letters.
+            dead_limits: the limits on dead letters.
             signer: signs messages; None leaves them unsigned.
             queues: those of the settings, by name.
         """
@@ -106,7 +106,7 @@ class Broker:
         self._dead_limits = dead_limits
         declared = (queues or {}).values()
         self._queues = {queue.name: queue for queue in declared if isinstance(queue, Queue)}
-        # Those with limits: pushing to any other queue is one plain command.
+        # Queues with limits; pushing to any other queue is one plain command.
         self._limited = {
             name: queue
             for name, queue in self._queues.items()
@@ -121,9 +121,9 @@ class Broker:
         )
 
     def bindings_of(self, queue: str) -> tuple[Binding, ...]:
-        """Return the bindings of a queue: those of the settings, or to an exchange of its own."""
+        """Return the bindings of a queue: those of the settings, or one to its own exchange."""
         known = self._queues.get(queue)
-        # One given as a name, too, may be that of a single worker.
+        # A queue given by name may also be that of a single worker.
         if known is None or known.sources == (Binding(Exchange(queue), queue),):
             return (own_binding(queue),)
         return known.sources
@@ -131,8 +131,8 @@ class Broker:
     def declare_commands(self, queue: str) -> list[Command]:
         """Return the commands that declare a queue, or none if this process has already sent them.
 
-        They write both binding sets, unless the queue expires: with only the first, a Celery
-        process that sweeps expired bindings could remove it.
+        They write both binding sets, unless the queue expires: if they wrote only the first,
+        a Celery process that removes expired bindings could remove it.
         """
         if queue in self._declared:
             return []
@@ -163,17 +163,17 @@ class Broker:
         ]
 
     def bind(self, queue: str, binding: Binding) -> None:
-        """Route what is published on an exchange to a queue, which counts as declared by that."""
+        """Route messages published on an exchange to a queue, which then counts as declared."""
         self.client.pipeline(self._bind_commands(queue, binding))
         self._note_declared(queue)
 
     def limits_of(self, queue: str) -> tuple[float | None, int | None]:
-        """Return after how many seconds a queue expires, and how many messages may wait in it."""
+        """Return the seconds after which a queue expires, and the number of messages that may wait in it."""
         limited = self._limited.get(queue)
         return (None, None) if limited is None else (limited.expires, limited.max_length)
 
     def expires_of(self, queues: Iterable[str]) -> dict[str, float]:
-        """Return how long each of the queues that expire lives without use, in seconds."""
+        """Return, for each expiring queue, how many seconds it lives without use."""
         limited = (self._limited.get(queue) for queue in queues)
         return {
             queue.name: queue.expires
@@ -190,7 +190,7 @@ class Broker:
         """Keep the queues that expire, and their bindings: a worker takes from them. Switches: yes.
 
         Raises:
-            OperationalError: the server could not be reached; they live on for a while.
+            OperationalError: the server could not be reached; they remain for a while.
         """
         commands: list[Command] = []
         for queue in self.expires_of(queues):
@@ -243,10 +243,10 @@ class Broker:
         """Push messages in one command and one round trip: all of them or none, in this order.
 
         The first push declares the queue, unless this user may not: the workers declare it, too.
-        Now and then the same round trip also asks who takes from the queue.
+        From time to time, the same round trip also asks which workers take from the queue.
 
         Raises:
-            QueueFull: the queue has a length limit, and no room for them.
+            QueueFull: the queue has a length limit and no room for the messages.
         """
         declare, question = self.declare_commands(queue), self._takers.question(queue)
         key = self._list(queue, priority)
@@ -283,8 +283,8 @@ class Broker:
     ) -> bool:
         """Push messages unless an earlier push delivered them; False if there are traces of it.
 
-        They are pushed all or none, so a trace of one is a trace of all. `new_ids` are
-        their task ids if generated for this sending: then a result counts as a trace, too.
+        They are pushed together or not at all, so a trace of one proves that all arrived. `new_ids`
+        are their task ids if generated for this sending: then a result counts as a trace, too.
         """
         keys = self.keys
         step = keys.step_of(priority)
@@ -293,7 +293,8 @@ class Broker:
             *(keys.unacked, keys.eta(queue), *map(keys.result, new_ids)),
         ]
         newest = texts[-1]
-        # The forms the message may have if it was requeued, also after workers died running it.
+        # The forms the message may have if it was requeued, including after workers died running
+        # it.
         marked = [self._marked(queue, newest, deaths) for deaths in _DEATHS]
         args = [
             *(f', "", {json.dumps(queue)}]', f"{keys.steps.index(step) + 1}|"),
@@ -317,7 +318,7 @@ class Broker:
     ) -> int:
         """Publish messages to all subscribers of a fanout exchange; return how many there were.
 
-        All are published or none. Nothing is stored.
+        Either all are published or none. Nothing is stored.
         """
         channel = self.keys.fanout(exchange, routing_key)
         publishing: list[Command] = [("PUBLISH", channel, text) for text in texts]
@@ -402,7 +403,7 @@ class Broker:
 
         Args:
             queue: its name; sending to it still works.
-            by: who pauses it, a node or a client, shown to people.
+            by: the node or client that pauses it, for display.
 
         Raises:
             ValueError: the name is too long, or too many queues are paused.
@@ -421,7 +422,7 @@ class Broker:
         return bool(self.client.call("HDEL", self.keys.paused, queue))
 
     def paused(self) -> dict[str, dict[str, Any]]:
-        """Return the paused queues, each with who paused it and when.
+        """Return the paused queues, each with the node or client that paused it, and the time.
 
         Shape: ``{queue: {"by": node or client, "at": unix seconds}}``.
         """
@@ -465,9 +466,9 @@ class Broker:
         return self.resealed(queue, raw, envelope.mark_redelivered(raw, deliveries))
 
     def resealed(self, queue: str, raw: str | bytes, changed: str) -> str | bytes:
-        """Return `changed`, made from a message of `queue`, signed if the message was.
+        """Return `changed`, derived from a message of `queue`, signed if the message was.
 
-        A message without a valid signature stays as it was.
+        A message without a valid signature is returned unchanged.
         """
         if self.signer is None:
             return changed
@@ -506,7 +507,7 @@ class Broker:
                 return
 
     def is_taken_away(self, tag: str) -> bool:
-        """Tell whether a message reserved under a tag has since been given to another worker.
+        """Return whether a message reserved under a tag has since been given to another worker.
 
         A server that has lost its data does not know the owner, so it counts as not given.
         """
@@ -519,8 +520,8 @@ class Broker:
     def bound_queues(self, connection: Connection, exchange: str, routing_key: str) -> list[str]:
         """Return the queues that an exchange's bindings lead to for a routing key.
 
-        Queues of the settings are declared first: what is sent before their workers have ever run
-        waits there for them.
+        Queues of the settings are declared first: messages sent before their workers have run for
+        the first time wait there.
         """
         names = [
             queue.name
@@ -555,7 +556,7 @@ def _sent_at(raw: bytes) -> float | None:
 
 
 def _parse_note(text: bytes) -> dict[str, Any]:
-    """Parse the note on a paused queue; the queue is paused even if the note is unreadable."""
+    """Parse the note about a paused queue; the queue is paused even if the note is unreadable."""
     try:
         note = json.loads(text)
     except ValueError:

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Callbacks:
-    """Functions that wait for the end of tasks; one thread calls them, one after another.
+    """Functions to call when tasks end; one thread calls them, one after another.
 
     The thread starts with the first function and ends when none is left.
     """
@@ -43,7 +43,8 @@ class Callbacks:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._ear: Ear = queue.SimpleQueue()
-        # Under the lock: ids waited for, by channel; by id, the channel and what to call.
+        # Protected by the lock: the awaited ids by channel; by id, the channel and the functions to
+        # call.
         self._waiting: dict[str, str] = {}
         self._calls: dict[str, tuple[str, list[Callable[[ResultMeta], object]]]] = {}
         self._thread: threading.Thread | None = None
@@ -56,17 +57,19 @@ class Callbacks:
             for channel, task_id in tasks.items():
                 self._calls.setdefault(task_id, (channel, []))[1].append(call)
             self._waiting.update(tasks)
-            # Even to a channel that it listens to: each confirmation has the stored state read.
+            # Even for a channel that it already listens to: each confirmation causes the stored
+            # state to be read.
             self._listener.subscribe(self._ear, list(tasks))
             if self._thread is None:
-                # In an empty context: what a callback sends is not the child of a running task.
+                # In an empty context, so that tasks sent by a callback are not children of a
+                # running task.
                 self._thread = threading.Thread(
                     target=Context().run, args=(self._run,), name="greenq callbacks", daemon=True
                 )
                 self._thread.start()
 
     def close(self) -> None:
-        """End the thread; what it was to call is forgotten."""
+        """End the thread; the remaining calls are dropped."""
         with self._lock:
             self._waiting.clear()
             self._calls.clear()
@@ -78,7 +81,7 @@ class Callbacks:
                 for meta in self._follow(self._ear, self._waiting):
                     self._call(meta)
             except ProtocolError:
-                _log.exception("a result cannot be read: no callback is called for its task")
+                _log.exception("cannot read a result: no callback is called for its task")
             with self._lock:
                 if not self._waiting:
                     self._thread = None

@@ -1,8 +1,8 @@
-"""Chords on the server, as far as a sender writes them: their size, and those not yet complete.
+"""Chords on the server, as written by senders: their sizes, and a list of those not yet sent completely.
 
 The parts of a chord are counted where its tasks end. A worker compares their number with the size,
 so the size is written just before the last part of the header is sent. A header that takes several
-pushes is listed in ``greenq.unsealed`` meanwhile: if its sender dies, the entry stays and shows
+pushes is meanwhile listed in ``greenq.unsealed``: if its sender dies, the entry stays and shows
 that the body will never run.
 """
 
@@ -28,7 +28,7 @@ class Unsealed(NamedTuple):
 
     Attributes:
         since: when its sending began, unix time by the server's clock.
-        size: how many parts it will have, None if its sender does not know.
+        size: how many parts it will have, or None if its sender does not know.
     """
 
     since: float
@@ -39,10 +39,10 @@ class Unsealed(NamedTuple):
 
 
 class Chords:
-    """What a sender of chords writes on the server for results, and on that for messages."""
+    """The writes of a chord's sender on the server for results and on the one for messages."""
 
     def __init__(self, broker: Client, results: Client | None, keys: Keys, expires_s: int) -> None:
-        """Keep sizes on `results` for `expires_s` seconds, 0 for ever."""
+        """Keep sizes on `results` for `expires_s` seconds, 0 for no limit."""
         self._broker = broker
         self._results = results
         self._keys = keys

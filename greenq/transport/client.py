@@ -1,7 +1,7 @@
 """The only user of redis-py: addresses, connections, commands, scripts, and translated errors.
 
 1. `Client` has one server address and a small pool of connections for callers that only run a
-   command. A caller waits if none is free.
+   command. A caller waits if no connection is free.
 2. `Connection` is one socket used by one greenlet or thread at a time: a pipeline is one write and
    one batch of reads, scripts go by their SHA.
 3. redis-py's errors are translated here and nowhere else; the cause stays chained.
@@ -57,10 +57,10 @@ Command = tuple[Any, ...]
 # closed it, and a command that was never sent can safely be sent on a new one.
 _RESTED_S = 1.0
 
-# For a socket, a timeout of 0 would mean non-blocking.
+# On a socket, a timeout of 0 would mean non-blocking.
 _LEAST_S = 0.001
 
-# How long to probe without TLS a server with which TLS failed.
+# How long to probe, without TLS, a server on which TLS failed.
 _PROBE_S = 1.0
 
 _SCHEMES = {
@@ -90,14 +90,14 @@ def load_script(name: str) -> Script:
 
 @dataclass(slots=True)
 class Traffic:
-    """Counts of what a process sent to one server; a round trip is one write and its answers."""
+    """Counts of a process's traffic to one server; a round trip is one write and its answers."""
 
     commands: int = 0
     round_trips: int = 0
 
 
 class Push(NamedTuple):
-    """An out-of-band message from the server, as opposed to the answer to a command."""
+    """An out-of-band message from the server, as opposed to an answer to a command."""
 
     kind: str
 
@@ -125,7 +125,7 @@ def _size_of(message: Message) -> int:
 class Connection:
     """One connection to the server, for one greenlet or thread at a time.
 
-    It connects on first use, and again after a failure; a forked process gets a socket of its own.
+    It connects on first use, and again after a failure; a forked process gets its own socket.
     Switches: yes, every method.
     """
 
@@ -135,7 +135,7 @@ class Connection:
     )  # fmt: skip
 
     def __init__(self, client: Client, link: Any, *, pushes: bool = False) -> None:
-        """Wrap redis-py's `link`; with `pushes`, pass on the server's out-of-band messages."""
+        """Wrap redis-py's connection `link`; with `pushes`, pass on the server's out-of-band messages."""
         self._published: Backlog[Message] = Backlog(_KEPT_COUNT, _KEPT_BYTES, _size_of)
         self._client = client
         self._link = link
@@ -143,15 +143,16 @@ class Connection:
         self._traffic = client.traffic
         self.pushes = pushes
         # With pushes: True when the server has announced a change since this was last set to False,
-        # and on a new socket, since nothing can have been announced there.
+        # and on a new socket, since earlier changes cannot have been announced there.
         self.noticed = False
         # The server's id of this connection, for CLIENT UNBLOCK; None until `identify`.
         self.number: int | None = None
         self.used_at = time.monotonic()
-        # How its holder waits for a descriptor: (number, seconds) to whether it is readable. A
-        # thread beside the hub has its own, cheap way; None uses the socket's.
+        # How the connection's holder waits for a descriptor: a function of (number, seconds)
+        # that returns whether it is readable. A thread beside the hub has its own cheap way; None
+        # uses the socket's.
         self.poll: Callable[[int, float], bool] | None = None
-        # When the current operation must be over (monotonic); None: each read has its own limit.
+        # The deadline of the current operation (monotonic); None: each read has its own limit.
         self.ends_s: float | None = None
 
     @property
@@ -166,7 +167,7 @@ class Connection:
             ConnectFailed, AccessRefused, OperationalError: with the address, never the password.
         """
         if self._pid != os.getpid():
-            # The parent's socket: drop it without shutting it down for the parent.
+            # This is the parent's socket: drop it without shutting it down for the parent.
             self._link = self._client.make_link(pushes=self.pushes)
             self._pid = os.getpid()
         if self._link.is_connected:
@@ -191,7 +192,8 @@ class Connection:
                 ) from exc
             raise _translate(exc, "connect", self._client.address, connecting=True) from exc
         except BaseException:
-            # The greenlet was killed during the handshake; the next caller would read its answers.
+            # If the greenlet is killed during the handshake, the next caller would read its
+            # answers.
             self.close()
             raise
         finally:
@@ -200,7 +202,7 @@ class Connection:
         if own_socket is not None:
             self._require_own_server()
         if self.pushes:
-            parser = self._link._get_parser()  # noqa: SLF001  redis-py has no public way to it
+            parser = self._link._get_parser()  # noqa: SLF001  redis-py has no public way
             parser.set_invalidation_push_handler(self._notice)
             parser.set_pubsub_push_handler(self._keep)
         self._published.take_all()
@@ -216,7 +218,7 @@ class Connection:
         return read(*args, **options)
 
     def _require_own_server(self) -> None:
-        """Check that an embedded server is what answers, before any message is sent to it.
+        """Check that the embedded server is the process that answers, before any message is sent to it.
 
         Raises:
             AccessRefused: it is another user's process.
@@ -250,19 +252,19 @@ class Connection:
         return _INVALIDATE
 
     def _keep(self, push: list[Any]) -> Push:
-        """Keep a published message; a mere confirmation of a subscription is dropped."""
+        """Keep a published message; the confirmation of a subscription is dropped."""
         if push[0] in (b"message", b"pmessage"):
             self._published.add(Message(push[-2].decode(errors="replace"), push[-1]))
         return _MESSAGE
 
     def subscribe(self, channels: Sequence[str] = (), patterns: Sequence[str] = ()) -> None:
-        """Receive what is published from now on, on channels by name and by glob pattern.
+        """Receive messages published from now on, on channels given by name and by glob pattern.
 
-        This needs a connection made with `pushes`, which can still carry out commands. A new socket
-        has no subscriptions.
+        This needs a connection created with `pushes`, which can still carry out commands. A new
+        socket has no subscriptions.
 
         Raises:
-            AccessRefused: this user may not subscribe there; the connection stays usable.
+            AccessRefused: this user may not subscribe to them; the connection stays usable.
         """
         # One by one: a user may be refused one channel and allowed another.
         self._announce(
@@ -273,7 +275,7 @@ class Connection:
         )
 
     def unsubscribe(self, channels: Sequence[str] = (), patterns: Sequence[str] = ()) -> None:
-        """Stop receiving what is published on these channels and patterns."""
+        """Stop receiving messages from these channels and patterns."""
         self._announce([("UNSUBSCRIBE", *channels), ("PUNSUBSCRIBE", *patterns)])
 
     def _announce(self, commands: Sequence[Command]) -> None:
@@ -287,7 +289,7 @@ class Connection:
         while isinstance(answer := self.receive(named[0][0]), OperationalError):
             refusal = refusal or answer
         if isinstance(refusal, AccessRefused):
-            # The server does not say which of them it was.
+            # The server does not say which of them it refused.
             channels = [f"&{channel}" for _name, *them in named for channel in them]
             raise _add_lacking_right(refusal, " or ".join(channels))
         if refusal is not None:
@@ -296,12 +298,12 @@ class Connection:
     def messages(self, timeout_s: float = 0.0) -> list[Message]:
         """Return the published messages, oldest first; if there are none, wait for the first.
 
-        Returns nothing after the timeout. If the other end has vanished silently, nothing arrives
-        either: send a `PING` now and then.
+        Returns nothing after the timeout. If the other end has vanished silently, this looks the
+        same, so send a `PING` from time to time.
 
         Raises:
-            ConnectionLost: the server has hung up; what is published before the connection is
-                subscribed again is missed.
+            ConnectionLost: the server has hung up; messages published before the next subscription
+                are missed.
         """
         ends_s = time.monotonic() + timeout_s
         wait_s = timeout_s
@@ -316,7 +318,7 @@ class Connection:
             try:
                 stale = self._link.can_read(timeout=0)
             except Exception:
-                # Whatever is wrong, a new socket is the remedy.
+                # Whatever the problem is, a new socket solves it.
                 stale = True
             if stale:
                 self.close()
@@ -341,7 +343,7 @@ class Connection:
         usable.
 
         Args:
-            commands: what to carry out.
+            commands: the commands to carry out.
             optional: for this many commands at the end, an error is returned in place of an answer.
 
         Raises:
@@ -375,14 +377,14 @@ class Connection:
             self.close()
             raise _translate(exc, str(commands[0][0]), self._client.address) from exc
         except BaseException:
-            # The greenlet was killed with half of the command written.
+            # The greenlet was killed after writing only part of the command.
             self.close()
             raise
 
     def receive(self, name: str, *, push: bool = False, timeout_s: float | None = None) -> Any:
         """Read the next answer, or with `push` also the next push; `timeout_s` is for this read.
 
-        A refused command's error is returned; a broken connection's is raised.
+        A refused command's error is returned; the error of a broken connection is raised.
         """
         read = self._link.read_response
         if timeout_s is not None:
@@ -404,7 +406,7 @@ class Connection:
             self.close()
             raise _translate(exc, name, self._client.address) from exc
         except BaseException:
-            # The greenlet was killed while an answer was on its way, which the next caller would
+            # The greenlet was killed before its answer arrived, which the next caller would then
             # read.
             self.close()
             raise
@@ -412,22 +414,22 @@ class Connection:
         return answer
 
     def _await_input(self, timeout_s: float) -> None:
-        """Wait until there is something to read.
+        """Wait until there is data to read.
 
         Raises:
-            TimeoutError: nothing arrived in time.
+            TimeoutError: no data arrived in time.
         """
         if not self._has_input(timeout_s):
             raise TimeoutError("nothing arrived in time")
 
     def _has_input(self, timeout_s: float) -> bool:
-        """Wait in the holder's own way until there is something to read or the socket is closed."""
+        """Wait in the holder's own way until there is data to read or the socket is closed."""
         link = self._link
         parser, sock = link._get_parser(), link._get_socket()  # noqa: SLF001  as above
         reader = getattr(parser, "_reader", None)
         if sock is None or reader is None or reader.has_data():
             return True
-        # Bytes that TLS has already decrypted no longer show on the socket.
+        # Bytes that TLS has already decrypted are no longer visible on the socket.
         pending = getattr(sock, "pending", None)
         if pending is not None and pending():
             return True
@@ -435,7 +437,7 @@ class Connection:
         return self.poll(sock.fileno(), timeout_s)
 
     def has_answer(self) -> bool:
-        """True if something can be read without waiting, or arrived with an earlier answer.
+        """True if data can be read without waiting, or arrived with an earlier answer.
 
         Raises:
             ConnectionLost: the server has hung up.
@@ -443,7 +445,7 @@ class Connection:
         return bool(self._published) or (self.connected and self._can_read(0.0))
 
     def _can_read(self, timeout_s: float) -> bool:
-        """Wait until something can be read; False after the timeout or without a socket.
+        """Wait until data can be read; False after the timeout or without a socket.
 
         Raises:
             ConnectionLost: the server has hung up.
@@ -522,11 +524,12 @@ class Client:
                 the sum of both, waiting for a free connection included.
             keepalive: use TCP keepalive on every socket.
             name: shown in the server's ``CLIENT LIST``.
-            prepare: called before each connection attempt; makes sure that an embedded server
-                runs, and returns its socket's path, where only this user's process may answer.
+            prepare: called before each connection attempt; ensures that an embedded server
+                runs, and returns the path of its socket, on which only a process of this user may
+                answer.
         """
         self.address = mask_url(url)
-        # Includes the password: never show it.
+        # It includes the password: never show it.
         self.url = url
         self.is_embedded = prepare is not nothing
         self.traffic = Traffic()
@@ -550,9 +553,9 @@ class Client:
         self._reset()
 
     def is_plain_not_tls(self, failure: Exception) -> bool:
-        """Tell whether connecting over TLS failed because the server speaks without it.
+        """Return whether connecting over TLS failed because the server speaks without it.
 
-        Such a server mistakes the handshake for a command and waits for its end.
+        Such a server takes the handshake for a command and waits for its end.
         """
         parts = urlsplit(self.url)
         if _SCHEMES[parts.scheme] != "rediss" or isinstance(failure, redis_errors.ResponseError):
@@ -577,7 +580,7 @@ class Client:
             self._idle.put(None)
 
     def make_link(self, *, pushes: bool = False, timeout_s: float | None = None) -> Any:
-        """Make redis-py's connection object, unopened; RESP3 if pushes are wanted."""
+        """Create redis-py's connection object, unopened; RESP3 if pushes are wanted."""
         settings = dict(self._settings, protocol=3 if pushes else 2)
         if timeout_s is not None:
             settings["socket_timeout"] = timeout_s
@@ -585,17 +588,17 @@ class Client:
         return redis.ConnectionPool.from_url(self._url, **settings).make_connection()
 
     def connection(self, *, pushes: bool = False, timeout_s: float | None = None) -> Connection:
-        """Return a connection outside the pool for one holder; `timeout_s` is for each read."""
+        """Return a connection outside the pool for a single holder; `timeout_s` is for each read."""
         return Connection(self, self.make_link(pushes=pushes, timeout_s=timeout_s), pushes=pushes)
 
     @contextmanager
     def pooled(self, timeout_s: float | None = None) -> Iterator[Connection]:
         """Lend a pooled connection for `timeout_s`, by default `call_timeout_s`.
 
-        When all are in use, wait for one.
+        If all are in use, wait for one.
 
         Raises:
-            ConnectFailed: none became free in time.
+            ConnectFailed: no connection became free in time.
         """
         ends_s = time.monotonic() + (self.call_timeout_s if timeout_s is None else timeout_s)
         if self._pid != os.getpid():
@@ -624,7 +627,7 @@ class Client:
     def pipeline(
         self, commands: Sequence[Command], *, optional: int = 0, timeout_s: float | None = None
     ) -> list[Any]:
-        """Carry out commands in one round trip on a pooled connection, as `Connection.pipeline`."""
+        """Carry out commands in one round trip on a pooled connection, as `Connection.pipeline` does."""
         with self.pooled(timeout_s) as connection:
             return connection.pipeline(commands, optional=optional)
 
@@ -642,7 +645,7 @@ class Client:
 
     def close(self) -> None:
         """Close the pooled connections that are not in use."""
-        # Take all out before returning the first: the pool hands out the latest first.
+        # Take all out before returning the first, since the pool hands out the latest one first.
         resting: list[Connection | None] = []
         with suppress(queue.Empty):
             while True:
@@ -654,7 +657,7 @@ class Client:
 
 
 def database_of(url: str) -> int:
-    """Return the database number in a server address; 0 if it names none."""
+    """Return the database number in a server address; 0 if it contains none."""
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
     named = query.get("db") or query.get("virtual_host")
@@ -667,7 +670,7 @@ def database_of(url: str) -> int:
 
 
 def _redis_py_url(url: str) -> str:
-    """Write an address the way redis-py reads it; the database goes into the query."""
+    """Write an address in the form that redis-py reads; the database goes into the query."""
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
     query.pop("virtual_host", None)
@@ -690,7 +693,7 @@ def plain_address(url: str) -> dict[str, Any] | None:
     return found if "path" in found else {"host": "localhost", "port": 6379, **found}
 
 
-# redis-py strips the code from replies that have a class of their own. Narrower classes first.
+# redis-py strips the code from replies that have their own class. Narrower classes first.
 _CODES = (
     (redis_errors.NoScriptError, "NOSCRIPT "),
     (redis_errors.OutOfMemoryError, "OOM "),
@@ -709,7 +712,7 @@ _CODES = (
 # The wording since version 7, and the older one.
 _ACL_IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 
-# Before version 7, a server wraps the refusal of a script's command in a text of its own.
+# Before version 7, a server wraps the refusal of a script's command in its own text.
 _IN_SCRIPT = re.compile(r"Error running script.*? -([A-Z]+ .*)", re.DOTALL)
 
 
@@ -722,7 +725,7 @@ def _reply(exc: Exception, text: str) -> str:
 
 
 def _add_right(answer: Any, command: Command) -> Any:
-    """Return an answer; if the command was refused, add the right that the user lacks."""
+    """Return an answer; if the command was refused, add the permission that the user lacks."""
     if not isinstance(answer, AccessRefused):
         return answer
     return _add_lacking_right(answer, _right(command, str(answer)))
@@ -733,7 +736,7 @@ def _add_lacking_right(refusal: AccessRefused, right: str) -> AccessRefused:
 
 
 def _right(command: Command, reason: str) -> str:
-    """Return the right that a refused command lacks, in ACL notation, as far as it is known."""
+    """Return the permission that a refused command lacks, in ACL notation, if it is known."""
     name = str(command[0])
     if "to access" in reason or "to use" in reason:
         if "channel" in reason:

@@ -1,7 +1,7 @@
 """Dead letters: messages that no worker may run, with the reason; inspected, replayed, purged.
 
 A queue's dead letters are one list, newest first, of JSON texts. Each keeps its message as base64,
-so that bytes that are not text are preserved, too. Workers write them (`Broker.bury`); people
+so that non-text bytes are preserved, too. Workers write them (`Broker.bury`); operators
 decide what to do with them.
 """
 
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 # How many dead letters a queue keeps; the oldest are dropped first.
 DEAD_LIMIT = 10_000
 
-# How many bytes are kept of a message that no worker can read: enough to see what it is.
+# How many bytes are kept of a message that no worker can read: enough to recognise it.
 _UNREADABLE_BYTES = 65_536
 
-# One letter may take at most this share of what all letters of a queue may take.
+# One letter may take at most this share of the memory allowed for all letters of a queue.
 _SHARE = 2
 
-# The limit for a reason, which may quote text from elsewhere.
+# The limit for a reason, which may quote untrusted text.
 _REASON_CHARS = 2000
 
 # Letters read at a time; each may be as large as the largest message.
@@ -49,11 +49,11 @@ _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class DeadLimits(NamedTuple):
-    """How much space the dead letters of one queue may take.
+    """How much memory the dead letters of one queue may take.
 
     Attributes:
         most_bytes: of the server's memory.
-        expires_s: how long each of them is kept; 0 means for ever.
+        expires_s: how long each of them is kept; 0 means without a limit.
     """
 
     most_bytes: int
@@ -68,7 +68,7 @@ class DeadLimits(NamedTuple):
         """Write the limits for lua/settle.lua: bytes, seconds, and a cut-off time.
 
         A letter buried before ``now - expires_s`` is dropped when the next one arrives; the whole
-        list expires when none arrives for that long.
+        list expires when no letter arrives for that long.
         """
         if not self.expires_s:
             return f"dead {self.most_bytes} 0 -"
@@ -85,13 +85,13 @@ class DeadLetter:
 
     Attributes:
         queue: the queue it was taken from.
-        reason: why, as a sentence.
-        buried_at: when, by the clock of the worker that buried it.
+        reason: the reason, as a
+        sentence. buried_at: the time, by the clock of the worker that buried it.
         worker: that worker's node name.
         task_id: None if it could not be read.
         task: the task's name, likewise.
         raw: the message as it was on the queue, or its beginning.
-        element: the letter as it is in the list.
+        element: the letter as stored in the list.
         size: the message's size in bytes.
     """
 
@@ -135,7 +135,7 @@ def write_letter(
     most = most_bytes if task is not None else min(most_bytes, _UNREADABLE_BYTES)
     kept = raw if len(raw) <= most else raw[: min(most, _UNREADABLE_BYTES)]
     letter: dict[str, object] = {
-        # This comes first, where the script that drops old letters expects it.
+        # This field comes first, where the script that drops old letters expects it.
         "buried_at": now.astimezone(UTC).isoformat(),
         "reason": cut(reason, _REASON_CHARS),
         "worker": worker,
@@ -154,7 +154,7 @@ def _read_header(raw: bytes, header: str) -> str | None:
 
 
 def read_letter(queue: str, element: bytes) -> DeadLetter:
-    """Read a dead letter; an element not written by greenq becomes a letter that says so."""
+    """Read a dead letter; an element not written by greenq becomes a letter whose reason says so."""
     try:
         fields = json.loads(element)
         raw = base64.b64decode(fields["raw"], validate=True)
@@ -222,9 +222,9 @@ class DeadLetters:
         either still a dead letter or back on its queue.
 
         Args:
-            queues: whose dead letters.
-            wanted: selects letters.
-            limit: the most to replay.
+            queues: the queues whose
+            letters to replay. wanted:
+            selects letters. limit: the maximum number to replay.
         """
         with self._client.pooled() as connection:
             connection.call("SCRIPT", "LOAD", _REPLAY.source)
@@ -245,7 +245,7 @@ class DeadLetters:
 
     def _list(self, queue: str) -> Iterator[DeadLetter]:
         key = self._keys.dead(queue)
-        # Count from the end of the list, so that letters arriving meanwhile shift nothing.
+        # Count from the end of the list, so that letters arriving meanwhile shift no positions.
         left = self._client.call("LLEN", key)
         while left > 0:
             portion = self._client.call("LRANGE", key, -left, min(-left + _PORTION - 1, -1))
@@ -263,7 +263,7 @@ class DeadLetters:
         """Carry out `command`, which removes one letter, for all wanted letters."""
         left = sys.maxsize if limit is None else limit
         for queue in queues:
-            # Letters that were buried again during the replay are left for next time.
+            # Letters that were buried again during the replay are left for the next call.
             unseen, kept = self._client.call("LLEN", self._keys.dead(queue)), 0
             while left > 0 and (portion := self._oldest(queue, kept, min(unseen, _PORTION))):
                 unseen -= len(portion)
@@ -276,7 +276,7 @@ class DeadLetters:
     def _carry_out(
         self, command: Callable[[DeadLetter], Command], letters: Sequence[DeadLetter]
     ) -> Iterator[DeadLetter]:
-        """Remove letters in one round trip; yields those that nobody else had already removed."""
+        """Remove letters in one round trip; yield those not already removed by another program."""
         if not letters:
             return
         with self._client.pooled() as connection:
@@ -289,7 +289,7 @@ class DeadLetters:
                 raise answer
 
     def _oldest(self, queue: str, kept: int, count: int) -> tuple[DeadLetter, ...]:
-        """Return the next `count` letters, oldest first, after the `kept` oldest that stay."""
+        """Return the next `count` letters, oldest first, after the `kept` oldest ones, which stay."""
         key = self._keys.dead(queue)
         portion = self._client.call("LRANGE", key, -kept - count, -kept - 1) if count > 0 else []
         return tuple(read_letter(queue, element) for element in reversed(portion))

@@ -19,8 +19,8 @@ class Facts(NamedTuple):
         mode: ``standalone``, ``cluster`` or ``sentinel``.
         uptime_s: since its start.
         clients: number of connections.
-        policy: what happens to keys when memory is full (maxmemory-policy).
-        memory_bytes, limit_bytes: in use, and at most; 0 means no limit.
+        policy: the treatment of keys when memory is full (maxmemory-policy).
+        memory_bytes, limit_bytes: memory in use, and its limit; 0 means no limit.
         append_only: whether every write is logged (AOF).
         saved_s: since its last snapshot (RDB).
         unsaved: writes since then.
@@ -79,7 +79,7 @@ def server_facts(client: Client) -> Facts:
 
 
 def eviction_warning(facts: Facts) -> str | None:
-    """Return what full memory does to queues on this server; None if it only refuses writes."""
+    """Return a warning about what full memory does to queues on this server; None if it only refuses writes."""
     if facts.policy in ("", _SAFE_POLICY):
         return None
     when = "when its memory is full (maxmemory)"

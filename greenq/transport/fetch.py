@@ -4,11 +4,11 @@ How a worker waits (docs/design.md, decision 3, has the measurements):
 
 * On the first list of a queue (priority 0, where nearly all work arrives) it blocks with
   ``BLMOVE queue inbox``: the server hands one message to exactly one waiting worker, the one that
-  has waited longest. The message goes to the queue's *inbox*, a list that every greenq worker of
-  the queue drains first. So it is always in a durable place: if the woken worker dies, the next
+  has waited longest. The message goes to the queue's *inbox*, a list that every greenq worker
+  of the queue empties first. So it is always in a durable place: if the woken worker dies, the next
   take by any other worker finds it.
 * The other lists (less urgent priority steps; queues beyond the first few) are watched by one idle
-  worker among those with the same queues: its watchdog thread has the server announce changes
+  worker among those with the same queues: its watchdog thread makes the server announce changes
   (client-side caching) and moves a message to the first list of its queue, where the others wait
   (lua/relay.lua). So such a push wakes only one worker, too.
 * The renewal of the lease checks whether any of the lists has messages, and if so ends the wait. So
@@ -16,7 +16,7 @@ How a worker waits (docs/design.md, decision 3, has the measurements):
   are found.
 
 A plain ``BRPOP`` loses what was popped when the worker dies before recording it; ``BLMOVE queue
-queue`` (a blocking peek) wakes the whole fleet, since the list never gets empty.
+queue`` (a blocking peek) wakes the whole fleet, since the list never becomes empty.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Connection
 
-# The most messages that one script call moves, so that it blocks the server for a few ms at most.
+# The most messages that one script call moves, so that the call blocks the server for at most a few
+# ms.
 TAKE_LIMIT = 1000
 
 # After this many bytes a take stops; one message may be larger.
 TAKE_BYTES = 4_000_000
 
-# The server forgets an owner after a week of silence: far longer than a call can be delayed, or
-# than anyone waits for a process that was cut off.
+# The server forgets an owner after a week of silence: far longer than a call can be delayed,
+# or than a process is likely to be cut off.
 KNOWN_S = 7 * 86400
 
 # The most messages in one call that sends them from the worker, so that the call takes a few ms.
@@ -59,21 +60,22 @@ _BLOCK_S = 60
 # How long a take may last before its connection is considered dead.
 _ANSWER_S = 3.5
 
-# How long ending a BLMOVE may take, whether on request or by its timeout. With the lease renewal
-# before it and the pause after it, work that arrives meanwhile starts within five seconds.
+# How long ending a BLMOVE may take, whether on request or by its timeout. Together with the
+# preceding lease renewal and the following pause, work that arrives meanwhile starts within five
+# seconds.
 _GRACE_S = 1.5
 
 # First and longest pause before trying again to unblock a BLMOVE that was not found waiting.
 _RETRY_FIRST_S = 0.0005
 _RETRY_MOST_S = 0.05
 
-# How many queues get a waiting connection of their own.
+# How many queues get their own waiting connection.
 BLOCKING_QUEUES = 4
 
 _TAKE = load_script("take")
 _REGISTER = load_script("register")
 
-# How a record that a take has written ends.
+# The ending of a record written by a take.
 _ENDING = re.compile(rb', "", ("(?:[^"\\\\]|\\\\.)*")\]\Z')
 
 _T = TypeVar("_T")
@@ -90,12 +92,12 @@ class Delivery(NamedTuple):
 
 
 def tag_number(tag: str) -> int:
-    """Return the number of one of our tags: the order in which its owner took the messages."""
+    """Return the number of one of our tags: which shows the order in which its owner took the messages."""
     return int(tag.rpartition(":")[2])
 
 
 def _ending(queue: str) -> str:
-    """Return how the records of a queue's messages end."""
+    """Return the ending of the records of a queue's messages."""
     return f', "", {json.dumps(queue)}]'
 
 
@@ -126,11 +128,12 @@ def in_portions(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[l
 
 
 def turns_of(weights: Mapping[str, int]) -> tuple[str, ...]:
-    """Return each queue as often as its weight says, its turns spread evenly.
+    """Return each queue as often as its weight, with its turns spread evenly.
 
-    In each round all gain their weight, and the one that has gained most pays for its turn.
+    In each round all queues gain their weight, and the one with the most credit gets the turn and
+    pays for it.
     """
-    # What divides all weights only makes the rounds longer.
+    # A common divisor of all weights would only make the rounds longer.
     divisor = math.gcd(*weights.values()) or 1
     gains = {name: weight // divisor for name, weight in weights.items()}
     gained = dict.fromkeys(gains, 0)
@@ -153,14 +156,14 @@ class Batch(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """Everything that takes and waits on one set of queues share.
+    """The data shared by takes and waits on one set of queues.
 
     Attributes:
         queues: the queues to take from.
         turns: the same, each as often as it has turns.
-        endings: how their records end, turn by turn.
-        keys: the keys of a take.
-        blocking: list and inbox of each queue that has a waiting connection of its own.
+        endings: the endings of their records, turn
+        by turn. keys: the keys of
+        a take. blocking: list and inbox of each queue that has its own waiting connection.
     """
 
     queues: tuple[str, ...]
@@ -171,13 +174,13 @@ class _Plan(NamedTuple):
 
 
 class Fetcher:
-    """The taking side of one worker incarnation; one greenlet takes and waits.
+    """The part of one worker incarnation that takes messages; one greenlet takes and waits.
 
     Delivery tags are ``<owner>:<number>``. A take names the number of its first tag, so a take
-    repeated after a lost answer returns what the first one reserved; and each call has a number, so
-    one that arrives after a later one takes nothing.
+    repeated after a lost answer returns the messages that the first one reserved; and each call has
+    a number, so one that arrives after a later one takes nothing.
 
-    The queues may change during a take or a wait: each one uses a plan made beforehand, and the
+    The queues may change during a take or a wait: each one uses a plan prepared beforehand, and the
     next one uses the new plan.
     """
 
@@ -196,11 +199,11 @@ class Fetcher:
 
         Args:
             client, keys: the server, and its key names.
-            queues: to take from.
-            owner: the incarnation that delivery tags name.
-            rotate: serve the queues in turn; otherwise each is emptied before the next one.
-            weights: how many turns a queue has, if not one.
-            member: the owner's member of the leases, if that is more than its name.
+            queues: the queues
+            to take from. owner: the incarnation named in delivery
+            tags. rotate: serve the queues in turn; otherwise each is emptied before the next one.
+            weights: the turns of queues that have more than
+            one. member: the owner's member of the leases, if that is more than its name.
         """
         self._client = client
         self._keys = keys
@@ -211,9 +214,9 @@ class Fetcher:
         self._member = member or owner
         self._next = 1
         self._calls = 0
-        # True while it is unknown what the last take reserved.
+        # True while it is unknown which messages the last take reserved.
         self.unsure = False
-        # Which turn is the first of the next take; negative: the queues have no turns.
+        # The first turn of the next take; negative: the queues have no turns.
         self._turn = 0 if rotate else -1
         self._plan = self._make_plan(queues)
         # The first connection takes, and waits on the first queue.
@@ -224,8 +227,8 @@ class Fetcher:
         self._arrange(self._plan)
         # Set to end a wait that has no queue.
         self._rested = Event()
-        # `_woken`: the current wait must end. `_look`: a take may find messages that no wait was
-        # notified of.
+        # `_woken`: the current wait must end. `_look`: a take may find messages of which no wait
+        # was notified.
         self._woken = self._look = False
         # True during a wait; any thread may read this.
         self.waiting = False
@@ -245,7 +248,7 @@ class Fetcher:
 
     @property
     def first_unused(self) -> int:
-        """The number of the first tag of the next take; any thread may ask."""
+        """The number of the first tag of the next take; any thread may read it."""
         return self._next
 
     def set_queues(self, queues: Iterable[str]) -> None:
@@ -262,11 +265,11 @@ class Fetcher:
     def take(self, most: int) -> Batch:
         """Reserve up to `most` messages, most urgent first, and return them. Switches: yes.
 
-        With 0, it returns only messages whose reservation was lost with an answer.
+        With 0, return only messages whose reservation was lost with an answer.
 
         Raises:
-            OperationalError: nothing is lost; the next call returns what this one may have
-                reserved.
+            OperationalError: no message is lost; the next call returns those that this one
+                may have reserved.
         """
         plan, prefix = self._plan, self._prefix
         if not plan.queues and not self.unsure:
@@ -302,10 +305,10 @@ class Fetcher:
         """Register this owner on a server that does not know it. Switches: yes.
 
         Args:
-            question: the question that the last renewal of the lease returned.
+            question: the challenge that the last renewal of the lease returned.
             held: the deliveries that this owner believes it holds.
-            begun: the tags of messages acknowledged before their run, whose outcome is unwritten.
-            timeout_s: for each call; held deliveries are sent in portions.
+            begun: the tags of messages acknowledged before their run, whose outcomes have not been
+            written yet. timeout_s: for each call; held deliveries are sent in portions.
 
         Returns:
             True if the server did not know it: the owner is new, or the server has lost its data.
@@ -347,10 +350,10 @@ class Fetcher:
         )
 
     def wait(self) -> bool:
-        """Wait for work, for `wake`, or for at most a minute; True when a take may find something.
+        """Wait for work, for `wake`, or for at most a minute; True when a take may find messages.
 
-        Call it after a take that left nothing; a message that has arrived since ends the wait at
-        once. Switches: yes. Raises OperationalError when the server is lost.
+        Call it after a take that left no messages; a message that has arrived since ends the wait
+        at once. Switches: yes. Raises OperationalError when the server cannot be reached.
         """
         plan = self._plan
         self._woken = False
@@ -395,7 +398,7 @@ class Fetcher:
     def wake(self, *, look: bool = False) -> None:
         """End the wait in progress, if any. Switches: yes.
 
-        With `look` it reports that a take may find something; if no wait is in progress, the next
+        With `look` it reports that a take may find messages; if no wait is in progress, the next
         one ends at once.
         """
         self._look = self._look or look
@@ -406,7 +409,7 @@ class Fetcher:
         """Put back inbox messages that no take has fetched, since only greenq reads inboxes.
 
         Raises:
-            OperationalError: what is left there will be found by another worker's next take.
+            OperationalError: the next take of another worker will find the remaining messages.
         """
         for source, inbox in self._plan.blocking:
             moved = True
@@ -414,10 +417,10 @@ class Fetcher:
                 moved = self._client.call("LMOVE", inbox, source, "LEFT", "RIGHT")
 
     def cut(self, connection: Connection) -> None:
-        """From another thread, while this one is blocked: end the waits, put back their messages.
+        """From another thread, while this one is blocked: end the waits and put back their messages.
 
         Raises:
-            OperationalError: what is left there will be found by another worker's next take.
+            OperationalError: the next take of another worker will find the remaining messages.
         """
         numbers = [waiter.connection.number for waiter in self._waiters]
         kills = [("CLIENT", "KILL", "ID", number) for number in numbers if number is not None]
@@ -428,7 +431,7 @@ class Fetcher:
                 pass
 
     def close(self) -> None:
-        """Close the connections; a message being handed over right now stays in the inbox."""
+        """Close the connections; a message being handed over at this moment stays in the inbox."""
         self.working = False
         self._connection.close()
         for waiter in self._waiters:
@@ -447,12 +450,12 @@ class Fetcher:
             answer = self._receive(waiter)
         finally:
             waiter.ended.set()
-            # When one wait ends, for whatever reason, all end.
+            # When one wait ends, for any reason, all end.
             if not self._woken:
                 self._wake_others(waiter)
         if answer is not None and self._plan.queues != self._arranged and self._is_former(waiter):
-            # It arrived together with the change. It may be long before anyone else reads this
-            # inbox.
+            # The message arrived together with the change. It may be a long time before another
+            # worker reads this inbox.
             connection.call("LMOVE", waiter.inbox, waiter.source, "LEFT", "RIGHT")
         return answer is not None
 
@@ -465,7 +468,7 @@ class Fetcher:
         connection = waiter.connection
         limit_s = _BLOCK_S + _GRACE_S
         if self._woken:
-            # End the BLMOVE, unless its answer is already here or on its way.
+            # End the BLMOVE, unless its answer has arrived or is in transit.
             for pause_s in _pauses():
                 if connection.has_answer() or self._unblock(waiter):
                     break
@@ -473,14 +476,14 @@ class Fetcher:
             limit_s = _GRACE_S
         answer = connection.receive("BLMOVE", timeout_s=limit_s)
         if isinstance(answer, OperationalError):
-            # A server without memory accepts takes that find nothing, but refuses to wait.
+            # A server out of memory accepts takes that find nothing, but refuses to wait.
             self.working = False
             raise answer
         moved: bytes | None = answer
         return moved
 
     def _wake_others(self, waiter: _Waiter | None) -> None:
-        """End the waits of all but `waiter`, whose greenlet calls this and ends its own."""
+        """End all waits except that of `waiter`, whose greenlet calls this and ends its own."""
         self._woken = True
         others = [other for other in self._waiters if other is not waiter]
         for other in others:
@@ -496,10 +499,10 @@ class Fetcher:
                 return
 
     def _end(self, waiter: _Waiter) -> bool:
-        """End a BLMOVE from outside; True when its greenlet has read the answer, whatever it is.
+        """End a BLMOVE from outside; True when its greenlet has read the answer, whatever that is.
 
         Raises:
-            OperationalError: the server could not be asked.
+            OperationalError: the server could not be reached.
         """
         for pause_s in _pauses():
             if waiter.ended.is_set():
@@ -513,14 +516,14 @@ class Fetcher:
         """Unblock one BLMOVE; it returns nil, or a message that arrived just before.
 
         False when the server did not find it blocked: it has already answered, or has not read the
-        BLMOVE yet, which travels on another socket.
+        BLMOVE yet, which was sent on another socket.
         """
         number = waiter.connection.number
         return bool(self._client.call("CLIENT", "UNBLOCK", number, timeout_s=_GRACE_S))
 
 
 def _pauses() -> Iterator[float]:
-    """Yield growing pauses for an answer on its way; they end, since the connection may be dead."""
+    """Yield growing pauses for an answer in transit; they end, since the connection may be dead."""
     pause_s, left_s = _RETRY_FIRST_S, _GRACE_S
     while left_s > 0:
         yield pause_s

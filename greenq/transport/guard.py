@@ -2,17 +2,17 @@
 
 `greenq.watchdog.guard_process` runs this file by its path (``python -I -S guard.py …``) as a child
 of each worker, in its own session, so signals to the worker's process group do not reach it. Until
-it has to act, which most guards never do, it imports only the smallest parts of the standard
-library. To act, it has half a lease, on a machine that may be too busy for the worker itself.
+it has to act, which most guards never have to, it imports only the smallest parts of the standard
+library. It then has half a lease to act, on a machine that may be too busy even for the worker.
 Importing a client would take 0.2 s of CPU, which is too long, so for a server without TLS it uses a
 plain socket.
 
 1. The worker's watchdog thread writes one byte to standard input after each renewal of its lease.
 2. When the worker is silent for more than half of the lease but alive (a call holds the GIL, or the
-   process is stopped), the guard extends the lease on its behalf, up to the silence limit.
+   process is suspended), the guard extends the lease on its behalf, up to the silence limit.
 3. When the worker's process has died, the guard ends the lease at once and then exits. Waiting for
    the lease to expire would cost its tasks three more seconds.
-4. When the worker sends its farewell, or is alive but has closed the pipe (another program now runs
+4. When the worker signs off, or is alive but has closed the pipe (another program now runs
    in its process), the guard exits without contacting the server.
 
 The kernel decides whether the process is dead, not the pipe: programs started by tasks may hold a
@@ -37,11 +37,11 @@ BEAT = b"!"
 FAREWELL = b"."
 
 # The guard acts after the worker has been silent for this share of the lease, and then extends the
-# lease this often.
+# lease at this interval.
 _SILENT_AFTER = 0.5
 _EXTEND_EVERY = 0.4
 
-# Pause between two attempts to reach a server that is away.
+# Pause between two attempts to reach a server that does not answer.
 _RETRY_S = 0.25
 
 # How long to try to end a lease; after that it has expired by itself.
@@ -50,17 +50,17 @@ _END_S = 5.0
 # How often to check where the kernel cannot report that a process has ended.
 _LOOK_S = 0.5
 
-# A dying process closes its end of the pipe shortly before it is dead.
+# A dying process closes its end of the pipe shortly before it has ended.
 _DYING_S = 1.0
 
 
 def now_s() -> float:
-    """Return seconds on a clock that keeps running while the machine is suspended, if any."""
+    """Return seconds on a clock that keeps running while the machine is suspended, if there is one."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Worker:
-    """The worker's process and the pipe from it: whether the process lives, and what it sends."""
+    """The worker's process and the pipe from it: whether the process is alive, and what it sends."""
 
     def __init__(self, pid: int, pipe: int) -> None:
         """Watch the parent's process id and the reading end of the pipe."""
@@ -84,7 +84,7 @@ class Worker:
         return bool(poll.poll(0))
 
     def read(self, timeout_s: float | None) -> bytes | None:
-        """Wait until the worker writes or dies; None when the pipe is closed for good."""
+        """Wait until the worker writes or dies; None when the pipe has been closed permanently."""
         if self._process < 0:
             timeout_s = _LOOK_S if timeout_s is None else min(timeout_s, _LOOK_S)
         ready = self._poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000)
@@ -93,7 +93,7 @@ class Worker:
         return os.read(self._pipe, 4096) or None
 
     def dies(self) -> bool:
-        """Tell whether a worker has closed its pipe because it is dying."""
+        """Return whether a worker has closed its pipe because it is dying."""
         ends_s = now_s() + _DYING_S
         while not self.is_dead and now_s() < ends_s:
             time.sleep(0.02)
@@ -156,7 +156,7 @@ class Plain:
         try:
             self.call("CLIENT", "SETNAME", "greenq-guard")
         except RefusedError:
-            # A user without this right gets connections without names.
+            # A user without this permission gets connections without names.
             return
 
     def close(self) -> None:
@@ -165,7 +165,7 @@ class Plain:
 
 
 class Lease:
-    """The worker's lease on the server; it connects only when there is something to do."""
+    """The worker's lease on the server; it connects only when it has to act."""
 
     def __init__(self, description: bytes) -> None:
         """Take the line of JSON that `greenq.watchdog.guard_process` has written."""
@@ -174,7 +174,7 @@ class Lease:
         self._run: Callable[[str, tuple[object, ...]], int] | None = None
 
     def extend(self, lease_s: float) -> bool:
-        """Extend the lease; False when it has ended, or there is none."""
+        """Extend the lease; False when it has ended or does not exist."""
         return bool(self._script("extend", lease_s))
 
     def end(self) -> None:
@@ -209,7 +209,7 @@ class Lease:
                     return int(plain.call("EVAL", file.read(), 1, key, member, *args))
 
             return run
-        # The last entry helps where greenq is found by a hook that only ``site`` sets up.
+        # The last entry is needed where greenq is found by a hook that only ``site`` sets up.
         sys.path[:] = [*description["path"], description["home"]]
         module = importlib.import_module("greenq.transport.client")
         url = description["url"]
@@ -227,22 +227,23 @@ class Lease:
 
 
 class Guard:
-    """Guards one worker for as long as it lives."""
+    """Guards one worker for its whole life."""
 
     def __init__(self, worker: Worker, lease: Lease, lease_s: float, limit_s: float) -> None:
-        """Guard `lease`, which holds for `lease_s`, for up to `limit_s` of silence."""
+        """Guard `lease`, which is valid for `lease_s`, for up to `limit_s` of silence."""
         self._worker = worker
         self._lease = lease
         self._lease_s = lease_s
         self._limit_s = limit_s
-        # When the worker last wrote; None before its first byte: there is no lease yet.
+        # The time of the worker's last byte; None before the first one: there is no lease yet.
         self._renewed_s: float | None = None
-        # When to extend the lease next; None: not before the worker has written again.
+        # The time of the next extension of the lease; None: not before the worker has written
+        # again.
         self._extend_at_s: float | None = None
         self._is_failing = False
 
     def run(self) -> None:
-        """Guard until the worker dies or sends its farewell."""
+        """Guard until the worker dies or signs off."""
         while True:
             pause_s = None if self._extend_at_s is None else self._extend_at_s - now_s()
             data = self._worker.read(pause_s)
@@ -261,7 +262,7 @@ class Guard:
                 self._extend()
 
     def note_renewal(self) -> None:
-        """Note that the worker has renewed its lease itself."""
+        """Record that the worker has renewed its lease itself."""
         self._renewed_s = now_s()
         self._extend_at_s = self._renewed_s + self._lease_s * _SILENT_AFTER
         self._is_failing = False
@@ -323,7 +324,7 @@ def _open_process(pid: int) -> int:
 
 
 def _read_description(worker: Worker) -> tuple[bytes, bytes] | None:
-    """Return the first line and what came after it; None if the worker ended before it wrote them.
+    """Return the first line and the bytes after it; None if the worker ended before it wrote them.
 
     On a busy machine the worker may have written them, taken its lease and died by now.
     """

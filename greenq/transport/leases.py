@@ -1,8 +1,8 @@
-"""Leases: who owns reserved messages, and who has died.
+"""Leases: which worker owns reserved messages, and which workers have died.
 
 A worker incarnation owns all records whose delivery tag begins with its name. Its lease is one
 member of a zset, renewed about every second; nothing is written per task. When a lease ends, other
-workers give its messages back (recovery.py).
+workers recover its messages (recovery.py).
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ _LEASE = load_script("lease")
 _LEAVE = load_script("leave")
 _RELAY = load_script("relay")
 
-# The most parked messages one script call moves, so that it blocks the server for a few ms at most.
+# The most parked messages one script call moves, so that the call blocks the server for at most a
+# few ms.
 _PROMOTED = 1000
 
-# The mutex is Celery's, so that its workers and ours do not scan at the same time. A process that
-# dies holding it must not keep the others waiting: moving is safe without it.
+# The mutex is Celery's, so that Celery's workers and greenq's do not scan at the same time. A
+# process that dies holding it must not keep the others waiting: moving is safe without it.
 _MUTEX_MS = 10_000
 
 # How long the server remembers that an owner has left.
@@ -45,17 +46,18 @@ class Renewal(NamedTuple):
     """The answer to a lease renewal.
 
     Attributes:
-        held: False when the lease had ended meanwhile, or there was none.
+        held: False when the lease had ended meanwhile or did not exist.
         server_time: unix seconds.
         work: True when this worker's queues or inboxes have messages.
-        next_due: when the next parked message of this worker's queues is due, unix seconds.
+        next_due: the time at which the next parked message of this worker's queues is due, unix
+          seconds.
         expired: the owners whose lease has ended.
         paused: the queues that are paused for the whole cluster.
-        unpublished: why `publication` could not be published, "" if it was.
+        unpublished: the reason why `publication` could not be published, "" if it was.
         first_unused: the number of this owner's first unused tag; 0 when the server does not know
             this owner: it is new, or the server has lost its data.
-        question: what it must then return when it registers.
-        relays: True if this worker is to relay messages from lists that no worker waits on.
+        question: the challenge that it must then return when it registers.
+        relays: True if this worker should relay messages from lists on which no worker waits.
     """
 
     held: bool
@@ -71,13 +73,13 @@ class Renewal(NamedTuple):
 
 
 class _Looks(NamedTuple):
-    """What a renewal checks besides the leases.
+    """The data that a renewal checks besides the leases.
 
     Attributes:
-        queues: this worker's.
-        keys: the keys of the renewal.
+        queues: this worker's
+        queues. keys: the keys of the renewal.
         steps: the lists of each queue, the first one first, for the relay.
-        unwatched: the lists among them that no worker waits on.
+        unwatched: those of the lists on which no worker waits.
     """
 
     queues: tuple[str, ...]
@@ -108,8 +110,8 @@ class Leases:
         Args:
             queues: the queues that this worker takes from, and whose parked messages it promotes.
             lease_s: how long a lease holds after its renewal.
-            visibility_timeout_s: after this, records that no lease covers are given back.
-            recovery: gives back what others have left.
+            visibility_timeout_s: after this, records that no lease covers are requeued.
+            recovery: recovers messages that others have left.
         """
         self.connection = connection
         self.recovery = recovery
@@ -133,10 +135,10 @@ class Leases:
         self.connection.noticed = True
 
     def announce_queues(self, queues: Iterable[str]) -> None:
-        """Report to the server, from the next renewal on, the queues taken from, paused or not.
+        """From the next renewal on, report to the server the queues taken from, paused or not.
 
-        So the server can say who takes from a queue while workers are blocked or silent. Any
-        thread may call it.
+        So the server knows which workers take from a queue even while they are blocked or silent.
+        Any thread may call it.
         """
         self._queues_json = json.dumps(list(queues))
 
@@ -180,7 +182,7 @@ class Leases:
         )
 
     def relay(self) -> bool:
-        """Relay messages from lists that no worker waits on, and ask for the next announcement.
+        """Relay messages from lists on which no worker waits, and request the next announcement.
 
         Returns:
             True when a queue that has no waiting connection at all has messages.
@@ -190,8 +192,8 @@ class Leases:
         """
         connection = self.connection
         connection.noticed = False
-        # First, since a message waits for it; once more if others have arrived by the time the
-        # server announces changes again.
+        # Relay first, since a message is waiting; relay again if others have arrived by the
+        # time the server announces changes.
         beyond = self._relay()
         *_, there = connection.pipeline(
             [
@@ -203,7 +205,7 @@ class Leases:
         return self._relay() if there else beyond
 
     def _relay(self) -> bool:
-        """Relay messages that are there; True when a queue without a connection has some."""
+        """Relay the messages in these lists; True when a queue without a connection has some."""
         steps, connection = self._looks.steps, self.connection
         waited = len(self._keys.steps) * BLOCKING_QUEUES
         connection.script(_RELAY, steps[:waited], [len(self._keys.steps)])
@@ -238,10 +240,10 @@ class Leases:
         return 0.0
 
     def overdue(self) -> list[str]:
-        """Return the tags, oldest first, that no owner holds and that have exceeded the timeout.
+        """Return the tags, oldest first, of records that no owner holds and that have exceeded the timeout.
 
-        These are messages that Celery workers abandoned, and those of owners whose lease is
-        forgotten.
+        These are messages that Celery workers abandoned, and those of owners whose lease
+        has been forgotten.
         """
         before = f"{self._server_time() - self._visibility_timeout_s:.6f}"
         tags = self.connection.call("ZRANGEBYSCORE", self._keys.unacked_index, "-inf", before)
@@ -258,7 +260,7 @@ class Leases:
         return self.recovery.held(self.incarnation)
 
     def forgotten(self, known: Container[str], first_unused: int) -> set[str]:
-        """Return the used tags of this owner's records that it does not know as held.
+        """Return the tags of this owner's records that it has used but no longer holds.
 
         It has settled them, but the server has since lost its last writes, after a power cut or a
         failover to a replica that was behind.
@@ -266,20 +268,20 @@ class Leases:
         return {tag for tag in self.held() if tag not in known and tag_number(tag) < first_unused}
 
     def give_back_forgotten(self, tags: Iterable[str]) -> None:
-        """Give back records of this owner that it no longer holds."""
+        """Requeue records of this owner that it no longer holds."""
         moved = self.recovery.give_back_all(self.incarnation, tags)
         if moved:
             _log.warning("the server has lost the outcome of %d tasks; they will run again", moved)
 
     def leave(self, unwritten: Sequence[Entry]) -> int:
-        """End this owner: give back whatever the server still holds of it, then end its lease.
+        """End this owner: requeue whatever the server still holds for it, then end its lease.
 
         Args:
             unwritten: outcomes that could not be written; moves among them are tried once more,
-                since nobody else gives a stub back.
+                since no other worker requeues a stub.
 
         Returns:
-            How many messages were given back: those whose outcome could not be written.
+            The number of requeued messages, whose outcomes could not be written.
         """
         names = [self._keys.leases, self._keys.owner(self.incarnation)]
         member = str(self._owner)

@@ -28,29 +28,30 @@ _RETRY_MOST_S = 1.0
 # A listening connection that does not answer for this long is dead.
 _ANSWER_S = 2.0
 
-# A thread without subscriptions checks this often whether it is to end.
+# A thread without subscriptions checks at this interval whether it must end.
 _IDLE_S = 60.0
 
 
-# A command on many keys or channels gets so many of them.
+# The most keys or channels in one command.
 PORTION = 1000
 
 T = TypeVar("T")
 
 
 def portions(items: Iterable[T]) -> Iterator[list[T]]:
-    """Split what one command might be too large for."""
+    """Split items that would be too many for one command."""
     rest = iter(items)
     while portion := list(islice(rest, PORTION)):
         yield portion
 
 
 class Heard(NamedTuple):
-    """One thing that a caller hears.
+    """An item received by a caller.
 
     Attributes:
-        channel: where.
-        payload: what was published; empty when the subscription has begun, or begun again.
+        channel: the
+        channel. payload: the published bytes; empty when the subscription has begun, or begun
+        again.
     """
 
     channel: str
@@ -77,13 +78,14 @@ class Listener:
         self._client = client
         self._silence_s = silence_s
         self._lock = threading.Lock()
-        # The thread's own: when the server last sent anything (monotonic).
+        # Used only by the thread: when the server last sent data (monotonic).
         self._heard_s = 0.0
         self._reset()
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        # Under the lock: who listens to what, and what changed since the thread last looked.
+        # Protected by the lock: the listeners of each channel, and the changes since the thread
+        # last checked.
         self._channels: dict[str, list[Ear]] = {}
         self._changes: list[tuple[str, ...]] = []
         self._thread: threading.Thread | None = None
@@ -92,7 +94,7 @@ class Listener:
 
     @contextmanager
     def listen(self, *channels: str) -> Iterator[Ear]:
-        """Yield a queue of what is published on these channels."""
+        """Yield a queue of the messages published on these channels."""
         ear: Ear = queue.SimpleQueue()
         self.subscribe(ear, channels)
         try:
@@ -101,21 +103,21 @@ class Listener:
             self.unsubscribe(ear, channels)
 
     def subscribe(self, ear: Ear, channels: Sequence[str]) -> None:
-        """Put into `ear` what is published on these channels.
+        """Put messages published on these channels into `ear`.
 
-        It also gets an empty payload for a channel each time the subscription begins.
+        `ear` also gets an empty payload for a channel each time the subscription begins.
         """
         with self._lock:
             if self._pid != os.getpid():
                 self._reset()
             for channel in channels:
                 self._channels.setdefault(channel, []).append(ear)
-            # Even for a second listener: the server confirms again, and all read the stored state
-            # again.
+            # Subscribe even for a second listener: the server confirms again, and all read the
+            # stored state again.
             self._change("SUBSCRIBE", channels)
 
     def unsubscribe(self, ear: Ear, channels: Iterable[str]) -> None:
-        """Put nothing more into `ear` from these channels."""
+        """Put no more messages from these channels into `ear`."""
         with self._lock:
             unused = []
             for channel in channels:
@@ -141,7 +143,7 @@ class Listener:
         self._wake()
 
     def _wake(self) -> None:
-        """Make the thread look at the changes; start it if needed. The caller holds the lock."""
+        """Make the thread process the changes; start it if needed. The caller holds the lock."""
         if self._thread is None:
             self._waker, ours = socket.socketpair()
             self._waker.setblocking(False)
@@ -152,7 +154,7 @@ class Listener:
             )
             self._thread.start()
         assert self._waker is not None
-        # A full pipe wakes it as well.
+        # A full pipe also wakes it.
         with suppress(BlockingIOError):
             self._waker.send(b"!")
 
@@ -187,15 +189,15 @@ class Listener:
         self._heard_s = time.monotonic()
 
     def _turn(self, connection: Connection, wakeups: socket.socket) -> bool:
-        """Send what changed, then read what came; True if anything did."""
+        """Send the changes, then read the answers; True if there were any."""
         with self._lock:
             changes, self._changes = self._changes, []
         if changes:
             connection.send(changes)
         left_s = self._heard_s + self._silence_s - time.monotonic()
         if left_s <= 0 and connection.connected and self._channels:
-            # Long silence: a dead peer does not answer the PING, and the read times out. New
-            # callers that start waiting meanwhile prove nothing about the connection.
+            # Long silence: a dead server does not answer the PING, and the read times out. Callers
+            # that start waiting meanwhile say nothing about the connection.
             connection.send([("PING",)])
             self._hear(connection.receive("PING"))
             return True
@@ -210,7 +212,7 @@ class Listener:
         return heard
 
     def _hear(self, answer: Any) -> None:
-        """Pass one pub/sub answer to those who wait for it."""
+        """Pass one pub/sub answer to its listeners."""
         if isinstance(answer, OperationalError):
             raise answer
         self._heard_s = time.monotonic()

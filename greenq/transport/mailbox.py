@@ -1,8 +1,8 @@
 """The mailbox on the server: ask all workers, or some of them, and read their replies.
 
-asker    binds a list of its own and publishes the request, in one script (lua/ask.lua) that returns
-         how many were subscribed; then reads its list until that many have replied
-worker   pushes its reply on that list if the asker still waits (lua/reply.lua)
+requester binds its own list and publishes the request, in one script (lua/ask.lua) that returns
+         the number of subscribers; then reads its list until that many have replied
+worker   pushes its reply on that list if the requester still waits (lua/reply.lua)
 
 Works the same in threads and in greenlets; reading blocks on one of the client's pooled
 connections.
@@ -52,23 +52,23 @@ _log = logging.getLogger(__name__)
 _ASK = load_script("ask")
 _REPLY = load_script("reply")
 
-# After this much silence, everyone but busy workers has replied.
+# After this much silence, all but busy workers have replied.
 _QUIET_S = 0.05
 
-# How long Celery processes must leave the asker's binding alone; Celery's own figure.
+# How long Celery processes must leave the requester's binding alone; Celery's own figure.
 _BINDING_KEPT_MS = 3_600_000
-# No one reads the list of an asker that died; a live one reads a reply within milliseconds.
+# Nothing reads the list of a dead requester; a live one reads a reply within milliseconds.
 _REPLY_KEPT_MS = 60_000
-# The most askers whose bindings are kept, and the most waiting replies per asker.
+# The most requesters whose bindings are kept, and the most waiting replies per requester.
 _ASKERS = 1000
 _REPLIES = 10_000
 # The most nodes whose replies are accepted.
 _NODES = 10_000
-# The server takes 0 to mean no limit.
+# For the server, 0 means no limit.
 _LEAST_WAIT_S = 0.001
 _MOST_AT_ONCE = 1000
 
-# Log at most one line a minute about data that others may push.
+# Log at most one line a minute about data that other programs may push.
 _forged = Repeated(_log)
 
 _TWINS = "several workers are named %s, so their replies hide each other: name them with -n"
@@ -94,8 +94,8 @@ class Mailbox:
             keys: its key names.
             accept: serializers and content types accepted in replies.
             serializer: for requests and replies.
-            clock: the app's; None makes a new one.
-            signer: signs requests and replies, and checks replies; None for neither.
+            clock: the app's; None creates a new
+            one. signer: signs requests and replies, and checks replies; None for neither.
         """
         self._client = client
         self._keys = keys
@@ -119,15 +119,15 @@ class Mailbox:
     ) -> dict[str, Any]:
         """Send a request and return the replies by node name; empty when no worker replied.
 
-        It returns as soon as everyone who can reply has: all subscribers, all nodes named in
+        It returns as soon as all that can reply have replied: all subscribers, all nodes named in
         `destination`, or `limit` of them. With a `pattern`, their number is unknown, and a
-        subscriber may be busy, or not a worker at all; it then returns after `timeout_s`.
+        subscriber may be busy, or not a worker at all; the call then returns after `timeout_s`.
 
         Args:
             method: a command's name.
             arguments: its keyword arguments.
-            destination: node names it is for; None or empty means all.
-            pattern: what node names must match, interpreted according to `matcher`.
+            destination: the nodes that should carry it out; None or empty means all.
+            pattern: node names must match it, interpreted according to `matcher`.
             matcher: ``glob`` or ``pcre``.
             timeout_s: how long to wait for replies after publishing the request.
             limit: stop after this many replies.
@@ -175,7 +175,7 @@ class Mailbox:
                     if is_enough or (wanted and wanted <= answers.keys()):
                         break
             except (ConnectFailed, ConnectionLost) as exc:
-                # If the server cannot be reached, nothing needs to be removed from it. The asker
+                # If the server cannot be reached, there is nothing to remove from it. The requester
                 # reports it once.
                 was_reached, is_lost = not isinstance(exc, ConnectFailed), True
                 raise
@@ -193,7 +193,7 @@ class Mailbox:
         pattern: str | None = None,
         matcher: str | None = None,
     ) -> int:
-        """Send a request without replies and return how many were subscribed.
+        """Send a request without replies and return the number of subscribers.
 
         Raises:
             EncodeError: an argument cannot be serialized; nothing was sent.
@@ -226,7 +226,7 @@ class Mailbox:
         *,
         connection: Connection | None = None,
     ) -> bool:
-        """Answer a request as the worker `node`; False if nobody waits for the reply any more.
+        """Answer a request as the worker `node`; False if the requester no longer waits.
 
         Raises:
             EncodeError: the reply cannot be serialized.
@@ -254,7 +254,7 @@ class Mailbox:
         return binding_member(to.routing_key, "", to.queue, self._keys.sep)
 
     def _publish(self, connection: Connection, to: ReplyTo, text: str | bytes) -> int:
-        """Bind the asker's list, publish its request, and return how many were subscribed."""
+        """Bind the requester's list, publish its request, and return the number of subscribers."""
         keys = [self._keys.binding(to.exchange), self._keys.binding_deadlines]
         channel = self._keys.fanout(EXCHANGE)
         args = [self._member(to), to.exchange, _BINDING_KEPT_MS, _ASKERS, channel, text]
@@ -278,7 +278,7 @@ class Mailbox:
         while (left_s := ends_s - time.monotonic()) > 0:
             if may_end is not None:
                 left_s = min(left_s, _QUIET_S)
-            # One round trip: the first to arrive, and all others there at that moment.
+            # One round trip: the first reply, and all others that have arrived by then.
             first, others = connection.pipeline(
                 [("BRPOP", key, max(left_s, _LEAST_WAIT_S)), ("RPOP", key, _MOST_AT_ONCE)]
             )
@@ -309,7 +309,7 @@ class Mailbox:
         return reply
 
     def _forget(self, connection: Connection, to: ReplyTo, level: int) -> None:
-        """Remove the asker's binding and its list."""
+        """Remove the requester's binding and list."""
         try:
             connection.pipeline(
                 [

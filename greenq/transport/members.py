@@ -1,4 +1,4 @@
-"""What greenq's workers know of each other through the server: names, and the shared clock.
+"""What greenq's workers know about each other through the server: names, and the shared clock.
 
 Any program with a client may read this.
 """
@@ -40,7 +40,7 @@ class Gone(NamedTuple):
     Attributes:
         node: its name.
         for_s: seconds since its death.
-        moved: how many messages were given back.
+        moved: how many of its messages were requeued.
     """
 
     node: str
@@ -52,13 +52,13 @@ class Roll(NamedTuple):
     """The workers that hold a lease, and those that no longer do.
 
     Attributes:
-        living: by node, for how many more seconds its lease holds.
-        ended: by node, how many seconds ago its lease ended, if it is not recovered yet.
+        living: by node, for how many more seconds its lease is valid.
+        ended: by node, how many seconds ago its lease ended, if it has not been recovered yet.
         twins: node names that two workers share.
-        gone: workers that died lately, the latest first, without nodes that live again.
+        gone: workers that died lately, the latest first, without nodes that are alive again.
         skew_s: how far this machine's clock is ahead of the server's.
-        queues: by node with a lease, the queues it takes from; without nodes that have not
-            reported any yet.
+        queues: by node with a lease, the queues it takes from; omitting nodes that have
+            not reported any yet.
         strangers: the nodes of Celery workers that listen for commands, including any that were
             killed.
     """
@@ -73,10 +73,10 @@ class Roll(NamedTuple):
 
 
 def call_roll(client: Client, keys: Keys) -> Roll:
-    """Ask the server, not the workers, which greenq workers live and which have died.
+    """Ask the server, not the workers, which greenq workers are alive and which have died.
 
     Raises:
-        OperationalError: the server is lost, or refuses to answer.
+        OperationalError: the server cannot be reached, or refuses to answer.
     """
     with client.pooled(_TIMEOUT_S) as connection:
         before_s = time.time()
@@ -139,21 +139,21 @@ def _parse_queues(text: Any) -> list[str] | None:
 def _parse_strangers(members: list[bytes] | OperationalError, sep: str) -> set[str]:
     """Parse the nodes that are bound to the command exchange, as Celery's are."""
     if isinstance(members, OperationalError):
-        # A user without the right to ask must assume that a Celery worker is there.
+        # A user without permission to check must assume that a Celery worker exists.
         return {""}
     queues = (member.decode(errors="replace").rpartition(sep)[2] for member in members)
     return {queue.removesuffix(f".{EXCHANGE}") for queue in queues}
 
 
 def _parse_dead(entries: list[bytes], now: float) -> dict[str, Gone]:
-    """Parse the list of the dead; only a node's last death counts."""
+    """Parse the list of deaths; only a node's last death counts."""
     found: dict[str, Gone] = {}
     for text in entries:
         try:
             each = json.loads(text)
             gone = Gone(str(each["node"]), now - float(each["at"]), int(each["moved"]))
         except (ValueError, TypeError, KeyError):
-            # Not written by greenq.
+            # An entry not written by greenq.
             continue
         if gone.for_s < _GONE_S:
             found.setdefault(gone.node, gone)
@@ -164,10 +164,10 @@ def look_around(client: Client, keys: Keys, clock: int) -> tuple[set[str], int]:
     """Return the nodes whose lease has not ended, and the highest clock any of them reported.
 
     Args:
-        clock: this worker's, reported to the others in the same round trip.
+        clock: this worker's clock, reported to the others in the same round trip.
 
     Raises:
-        OperationalError: the server is lost, or refuses to answer.
+        OperationalError: the server cannot be reached, or refuses to answer.
     """
     with client.pooled(_TIMEOUT_S) as connection:
         clock_now, leases, *rest = connection.try_pipeline(
@@ -183,17 +183,17 @@ def look_around(client: Client, keys: Keys, clock: int) -> tuple[set[str], int]:
     for answer in (clock_now, leases):
         if isinstance(answer, OperationalError):
             raise answer
-    # A server without memory refuses the clock; that must not hide who is alive.
+    # A server out of memory refuses the clock; this must not hide which nodes are alive.
     highest = 0 if isinstance(rest[-1], OperationalError) else int(float(rest[-1] or 0))
     living = {owner.node for owner in _parse_living(leases, float(clock_now[0]))}
     return living, highest
 
 
 def nodes_here(client: Client, keys: Keys) -> dict[int, str]:
-    """Return the nodes of this machine whose lease holds, by process id.
+    """Return the nodes of this machine whose lease is valid, by process id.
 
     Raises:
-        OperationalError: the server is lost, or refuses to answer.
+        OperationalError: the server cannot be reached, or refuses to answer.
     """
     with client.pooled(_TIMEOUT_S) as connection:
         seconds, leases = connection.pipeline(
@@ -207,10 +207,10 @@ def nodes_here(client: Client, keys: Keys) -> dict[int, str]:
 def count_peers(client: Client, keys: Keys, queues: Collection[str]) -> int:
     """Return how many workers with a lease take from exactly these queues.
 
-    The queue that each worker may have for itself (`worker_direct`) does not count.
+    The private queue that each worker may have (`worker_direct`) does not count.
 
     Raises:
-        OperationalError: the server is lost, or refuses to answer.
+        OperationalError: the server cannot be reached, or refuses to answer.
     """
     clock, leases = client.pipeline([("TIME",), ("ZRANGE", keys.leases, 0, -1, "WITHSCORES")])
     owners = _parse_living(leases, float(clock[0]))
@@ -222,31 +222,31 @@ def count_peers(client: Client, keys: Keys, queues: Collection[str]) -> int:
 
 
 def shared_queues(queues: Iterable[str]) -> frozenset[str]:
-    """Return these queues without those of single workers."""
+    """Return these queues, without the queues of single workers."""
     return frozenset(queue for queue in queues if not queue.endswith(DIRECT_SUFFIX))
 
 
 class Recycling:
-    """Which workers of one group are away for their restart; the group has the same queues."""
+    """The restarting workers of one group, whose workers have the same queues."""
 
     def __init__(
         self, client: Client, keys: Keys, node: str, queues: Callable[[], Collection[str]]
     ) -> None:
-        """Act for `node`, which takes from what `queues` returns."""
+        """Act for `node`, which takes from the queues that `queues` returns."""
         self._client = client
         self._keys = keys
         self._node = node
         self._queues = queues
 
     def claim(self, most: int, hold_s: float) -> list[str]:
-        """Ask to leave for a restart; return who is away if that must wait. Switches: yes.
+        """Ask to restart; return which workers are restarting if this one must wait. Switches: yes.
 
         Args:
-            most: how many of the group may be away at once; one always stays if there are several.
-            hold_s: how long the leave counts unless `returned` ends it.
+            most: how many of the group may restart at once; one always stays if there are several.
+            hold_s: how long the restart counts unless `returned` ends it.
 
         Raises:
-            OperationalError: the server is lost, or refuses.
+            OperationalError: the server cannot be reached, or refuses.
         """
         peers = count_peers(self._client, self._keys, self._queues())
         allowed = max(1, min(most, peers - 1))
@@ -254,10 +254,10 @@ class Recycling:
         return [node.decode(errors="replace") for node in away]
 
     def returned(self) -> None:
-        """Note that this node is back. Switches: yes.
+        """Record that this node has restarted. Switches: yes.
 
         Raises:
-            OperationalError: the server is lost, or refuses.
+            OperationalError: the server cannot be reached, or refuses.
         """
         self._client.call("ZREM", self._key(), self._node)
 

@@ -2,11 +2,11 @@
 
 There is no timer and no batch size: an idle outbox writes an entry at once, and a busy one collects
 entries until the current write is done. Each write is one script, in which a message is
-acknowledged or moved only together with storing its outcome: a server without memory refuses both.
+acknowledged or moved only together with storing its outcome: a server out of memory refuses both.
 The same call also publishes events.
 
 A write that fails is repeated with the same content until the server accepts it. Repeated and late
-writes are harmless: an entry whose message is no longer held changes nothing. The number of entries
+writes are harmless: an entry whose message is no longer held has no effect. The number of entries
 is bounded by the number of running tasks.
 """
 
@@ -54,7 +54,7 @@ class Outbox(StartStopPart):
     def __init__(self, transport: Transport, owner: str, *, flush_timeout_s: float = 5.0) -> None:
         """Write to `transport`'s servers on behalf of the incarnation `owner`.
 
-        `stop` waits up to `flush_timeout_s` for what is left.
+        `stop` waits up to `flush_timeout_s` for the remaining entries.
         """
         self._keys = transport.keys
         self._guard = Guard(owner)
@@ -73,7 +73,8 @@ class Outbox(StartStopPart):
         self._empty = Event()
         self._empty.set()
         self._greenlet: Greenlet | None = None
-        # Returns what is to be published with the next write; set by the sender of events.
+        # A function that returns the events to publish with the next write; set by the sender of
+        # events.
         self.collect: Callable[[], Sequence[Publication]] = tuple
         # Own greenlet only. The entries of the current write that have not sent their pushes.
         self._unsent: set[Entry] = set()
@@ -87,7 +88,7 @@ class Outbox(StartStopPart):
         self._greenlet = spawn(self._run, name="outbox", lasts=True)
 
     def stop(self) -> None:
-        """Write what is left; if the server is away for too long, log what stays reserved."""
+        """Write the remaining entries; if the server cannot be reached in time, log which messages stay reserved."""
         if self._greenlet is None:
             return
         began_s = time.monotonic()
@@ -112,7 +113,7 @@ class Outbox(StartStopPart):
         if self._expected:
             self._expected.discard(entry.tag)
         if not self._entries:
-            # With entries left, it is awake already, and looks for more after its write.
+            # With entries left, the greenlet is already awake, and checks for more after its write.
             self._filled.set()
             self._empty.clear()
         self._entries.append(entry)
@@ -127,7 +128,7 @@ class Outbox(StartStopPart):
         return list(self._entries)
 
     def tags(self) -> set[str]:
-        """Return the tags of what is not written yet; any thread may ask."""
+        """Return the tags of unwritten entries; any thread may call this."""
         tags = {entry.tag for entry in list(self._entries) if entry.tag}
         return tags | self._expected.copy()
 
@@ -136,13 +137,13 @@ class Outbox(StartStopPart):
         return len(self._entries) + len(self._expected)
 
     def wait_written(self, timeout_s: float) -> bool:
-        """Wait until everything is written; False if time ran out. Switches: yes."""
+        """Wait until all entries are written; False if time ran out. Switches: yes."""
         return bool(self._empty.wait(timeout_s))
 
     def _run(self) -> None:
         while True:
             self._filled.wait()
-            # Entries put while this is being written set it again.
+            # Entries put while this batch is being written set it again.
             self._filled.clear()
             self._write_some()
             if self._entries:
@@ -176,7 +177,7 @@ class Outbox(StartStopPart):
         self._batch = min(_BATCH, self._batch * 2)
         del self._entries[: len(entries)]
         # On a repeated write, a message that is no longer held was most likely settled by the first
-        # attempt; only a stub shows it for certain.
+        # attempt; only a stub shows this for certain.
         if not_held and pauses is not None:
             not_held = _keep_certain(not_held)
         for entry in entries:
@@ -194,7 +195,7 @@ class Outbox(StartStopPart):
     def _write(self, entries: list[Entry], publications: Sequence[Publication] = ()) -> set[Entry]:
         """Write entries and return those whose message was not held.
 
-        One entry that the server refuses for good does not stop the others.
+        An entry that the server refuses permanently does not stop the others.
         """
         try:
             return self._settle(entries, publications)
@@ -206,7 +207,7 @@ class Outbox(StartStopPart):
                 self._settle([], publications)
                 # The refused call may have settled entries up to this one.
                 return _keep_certain(set().union(*not_held))
-            _log.error("the server refused an outcome for good: %s", exc.reply)
+            _log.error("the server refused an outcome permanently: %s", exc.reply)
             # Its state cannot be stored, and its message must not run for ever.
             if not entries:
                 return set()
@@ -240,20 +241,20 @@ class Outbox(StartStopPart):
         return {entries[i] for i in settled.not_held}
 
     def _tell_written(self, entry: Entry, not_held: set[Entry]) -> None:
-        """Tell the senders of what a message has sent; the code of receivers runs then."""
+        """Notify the senders of the messages that a task's end has sent; receivers' code then runs."""
         assert entry.workflow is not None
         if entry not in not_held and entry not in self._unsent:
             spawn(_call_each, entry.workflow.written, entry.about, name="sent")
 
     def _complete(self, entry: Entry) -> None:
-        """Have a chord completed: the body is to be sent by the ending of its last part."""
+        """Request a chord's completion: the ending of its last part is to send the body."""
         assert entry.workflow is not None
         assert entry.workflow.complete is not None
         self.expect(entry.tag)
         entry.workflow.complete(entry)
 
     def _note_misplaced(self, misplaced: str, stuck: list[Entry]) -> None:
-        """Log what cannot be moved; a message whose successors cannot be sent ends otherwise."""
+        """Log messages that cannot be moved; a message whose successors cannot be sent ends in a different way."""
         _log.error("messages stay reserved because they cannot be moved: %s", misplaced)
         for entry in stuck:
             if entry.workflow is not None and entry.workflow.refused is not None:
@@ -275,7 +276,7 @@ def _call_each(written: Sequence[Callable[[], object]], about: object) -> None:
             call()
         except BaseException:
             # The boundary to user code: receivers of after_task_publish.
-            _log.exception("a receiver of what task %s has sent failed", about)
+            _log.exception("a receiver of the messages sent by task %s failed", about)
 
 
 def _keep_certain(not_held: set[Entry]) -> set[Entry]:
@@ -284,9 +285,9 @@ def _keep_certain(not_held: set[Entry]) -> set[Entry]:
 
 
 def _describe_fate(entry: Entry) -> str:
-    """Return, in words, what happens to the state of a message that was no longer held."""
+    """Return a phrase that says what happens to the state of a message that was no longer held."""
     if entry.result is None:
         return ""
     if entry.result.rule.startswith("s"):
         return "; its success is stored unless the other run has ended"
-    return "; the other run decides about its state"
+    return "; the other run determines its state"

@@ -16,8 +16,8 @@ class Owner(NamedTuple):
 
     Attributes:
         incarnation: the prefix of its delivery tags; never used twice.
-        node: its node name, for people.
-        process: lets this machine check whether the process lives; empty if that is impossible.
+        node: its node name, for display.
+        process: lets this machine check whether the process is alive; empty if that is impossible.
     """
 
     incarnation: str
@@ -47,7 +47,7 @@ class Owner(NamedTuple):
 
     @property
     def is_dead(self) -> bool:
-        """True if its process has certainly ended: it ran on this machine and is gone now."""
+        """True if its process has certainly ended: it ran on this machine and no longer exists."""
         where, _, pid_and_start = self.process.rpartition("/")
         pid, _, start = pid_and_start.partition(":")
         return bool(where) and where == here() and _start_of(pid) != start
@@ -70,11 +70,11 @@ def here() -> str:
 
 
 def _start_of(pid: str) -> str:
-    """Return when a process began, in kernel ticks; empty if there is none."""
+    """Return when a process began, in kernel ticks; empty if it does not exist."""
     try:
         stat = Path("/proc", pid, "stat").read_text("ascii", "replace")
     except OSError:
         return ""
     fields = stat.rpartition(")")[2].split()
-    # A zombie runs nothing any more.
+    # A zombie no longer runs any code.
     return "" if fields[0] == "Z" else fields[19]

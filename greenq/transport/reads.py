@@ -1,4 +1,4 @@
-"""Reads of many callers at once, put together."""
+"""Combined reads for many concurrent callers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, Final
 
 from greenq.errors import OperationalError, TransportTimeout
 
-# So many callers read at the same time, each for others, too.
+# How many callers read at the same time, each for others, too.
 _READERS: Final = 4
 
-# And each of them so many keys at once.
+# How many keys each of them reads at once.
 _PORTION: Final = 1000
 
-# Put into a caller's queue: it is its turn to read.
+# Put into a caller's queue when it is its turn to read.
 _TURN: Final = object()
 
 
@@ -35,19 +35,19 @@ class _Read:
 class Reads:
     """Reads one key for each of many callers, with few commands and few connections.
 
-    A few callers read at a time. The keys of those who come meanwhile gather; whose turn it is next
-    reads them in one round trip and hands out the answers.
+    A few callers read at a time. The keys of callers that arrive meanwhile are collected; the
+    caller whose turn is next reads them in one round trip and distributes the answers.
     """
 
     def __init__(self, read: Callable[[Sequence[str], float], list[Any]]) -> None:
-        """Read with `read`: an answer or an error for each key, within some seconds."""
+        """Read with `read`, which returns an answer or an error for each key within a number of seconds."""
         self._read = read
         self._lock = threading.Lock()
         self._reset()
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        # Under the lock: what nobody reads yet, and how many turns there are.
+        # Protected by the lock: the keys that no caller reads yet, and the number of turns.
         self._gathered: deque[_Read] = deque()
         self._turns = 0
 
@@ -55,7 +55,7 @@ class Reads:
         """Read a key. Switches: yes.
 
         Raises:
-            OperationalError: it could not be read in time.
+            OperationalError: the key could not be read in time.
         """
         if self._pid != os.getpid():
             self._reset()
@@ -82,7 +82,7 @@ class Reads:
         return found
 
     def _take_turn(self, timeout_s: float) -> None:
-        """Read what has gathered, then pass the turn on."""
+        """Read the collected keys, then pass the turn on."""
         with self._lock:
             portion = [self._gathered.popleft() for _ in range(min(_PORTION, len(self._gathered)))]
         answers: list[Any] | None = None
@@ -92,7 +92,7 @@ class Reads:
             answers = [exc] * len(portion)
         finally:
             if answers is None:
-                # This greenlet is being ended: another one reads for those who still wait.
+                # This greenlet is being ended: another one reads for the callers that still wait.
                 with self._lock:
                     self._gathered.extendleft(reversed(portion))
             else:
@@ -108,7 +108,7 @@ class Reads:
                 self._turns -= 1
 
     def _leave(self, own: _Read) -> None:
-        """Wait for nothing more; the turns that this caller was given are others'."""
+        """Stop waiting; pass on the turns given to this caller."""
         with self._lock, suppress(ValueError):
             self._gathered.remove(own)
         with suppress(queue.Empty):

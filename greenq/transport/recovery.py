@@ -1,10 +1,10 @@
-"""Recovery: giving back the messages of lost workers, in portions that cost milliseconds.
+"""Recovery: requeues the messages of dead workers, in portions that take milliseconds.
 
 Messages pass through this process, since their content decides whether they run again and how they
 are marked. This uses a separate connection, since a subscribed one may receive only a few MB. Each
 portion is moved by one script that does nothing if the owner's lease was renewed meanwhile. So a
 worker that comes back keeps the messages not yet moved, and no message is lost or duplicated when
-two workers recover at once or one dies in the middle.
+two workers recover at once or one dies midway.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _LEAVE = load_script("leave")
 # For how many records the size is read at a time.
 _SIZES = 500
 
-# How long the server remembers that an owner was recovered, so that writes of an owner that comes
-# back are refused.
+# How long the server remembers that an owner was recovered, so that its writes are refused if it
+# comes back.
 _REMEMBERED_S = 86400
 
 # How many dead workers are reported, and for how long.
 _GONE = 100
 _GONE_S = 3600
 
-# Why a message is not run again that was acknowledged early.
+# The reason why a message acknowledged early is not run again.
 _BEGUN = "its worker was lost while running it, and it had been acknowledged before"
 
 # A message that this many workers died running is a suspect: it runs alone in its worker.
@@ -55,21 +55,21 @@ _SUSPECT = 2
 
 
 def is_suspect(deliveries: int, max_deliveries: int) -> bool:
-    """Tell whether a message must run alone because this many workers died running it."""
+    """Return whether a message must run alone because this many workers died running it."""
     return deliveries >= max(1, min(_SUSPECT, max_deliveries - 1))
 
 
 def newest_first(tags: Iterable[str]) -> list[str]:
-    """Sort one owner's tags so that after pushing them back in this order, the oldest is next."""
+    """Sort one owner's tags so that, if they are pushed back in this order, the oldest is taken next."""
     return sorted(tags, key=tag_number, reverse=True)
 
 
 class Lot(NamedTuple):
-    """Messages to be given back, and why.
+    """Messages to be requeued, and why.
 
     Attributes:
-        guard: on whose behalf.
-        owner: whose they were, "" if that is not known.
+        guard: on whose behalf
+        to move them. owner: their owner, "" if unknown.
         alone: the tag of the message that ran alone when its worker died, "" if none did.
         counts: True when their worker has died.
     """
@@ -81,7 +81,7 @@ class Lot(NamedTuple):
 
 
 class Recovery:
-    """Gives messages back, a portion at a time, over its own connection; one thread uses it."""
+    """Requeues messages, a portion at a time, over its own connection; used by a single thread."""
 
     def __init__(
         self,
@@ -96,13 +96,13 @@ class Recovery:
         bury: Callable[[str, str, bytes, str, str | None], Entry],
         now_s: Callable[[], float],
     ) -> None:
-        """Give back over `connection`, which is opened when there is something to do.
+        """Requeue over `connection`, which is opened when it is first needed.
 
         Args:
             results: where states are stored, None for the same server.
-            claimant: who claims a dead owner, for `claim_s` seconds at a time.
+            claimant: the owner that claims a dead owner, for `claim_s` seconds at a time.
             max_deliveries: a message is buried after this many workers died running it.
-            may_run_again: tells by a task's name whether it runs again when its worker is lost.
+            may_run_again: returns, for a task's name, whether it runs again if its worker dies.
             bury: decides about a message that must not run again; called with (tag, queue, message,
                 reason, task id).
             now_s: the server's time, unix seconds.
@@ -130,7 +130,7 @@ class Recovery:
         self._begin(str(dead), self._recover(dead))
 
     def add_overdue(self, tags: Callable[[], list[str]]) -> None:
-        """Give back messages without an owner; `tags` finds them."""
+        """Requeue messages without an owner; `tags` finds them."""
         self._begin("overdue", self._overdue(tags))
 
     def _begin(self, name: str, job: Iterator[None]) -> None:
@@ -138,7 +138,7 @@ class Recovery:
             self._jobs.append((name, job))
 
     def step(self) -> None:
-        """Do the next portion. A failure with one owner does not delay the others."""
+        """Do the next portion. A failure for one owner does not delay the others."""
         _name, job = self._jobs[0]
         try:
             next(job)
@@ -147,7 +147,7 @@ class Recovery:
         except OperationalError as exc:
             self._jobs.popleft()
             if not (isinstance(exc, ServerError) and exc.reply.startswith("LAPSED")):
-                self._outage.failed("could not give back messages of lost workers", exc)
+                self._outage.failed("could not requeue messages of lost workers", exc)
                 self._connection.close()
         else:
             self._jobs.rotate(-1)
@@ -186,11 +186,11 @@ class Recovery:
                     return
                 given, not_held = self._give_back(portion, lot)
                 moved += given
-                # A late acknowledgement may have begun some of them since they were read: these
-                # are decided again. What others have moved is gone then.
+                # A late acknowledgement may have begun some of them since they were read: decide
+                # about these again. Tags that others have moved no longer exist then.
                 left += not_held
                 yield
-        # The score of a lease that was ended early does not show when that happened.
+        # The score of a lease that was ended early does not show when it ended.
         now = self._now_s()
         died = float(score) if 0 <= now - float(score) < _GONE_S else now
         entry = json.dumps({"node": dead.node, "at": died, "moved": moved})
@@ -199,13 +199,13 @@ class Recovery:
             [self._keys.leases, self._keys.owner(incarnation), self._keys.gone],
             [str(dead), score, _REMEMBERED_S, entry, _GONE, _GONE_S],
         )
-        self._outage.recovered("messages of lost workers are given back again")
+        self._outage.recovered("messages of lost workers are requeued again")
         if moved:
             node = dead.node or "?"
             _log.warning("worker %s died: %d messages are back on their queues", node, moved)
 
     def _claim(self, dead: Owner) -> tuple[str, str] | None:
-        """Claim an owner; return its lease's score and what ran alone; None if not ours."""
+        """Claim an owner; return its lease's score and the tag that ran alone; None if another worker recovers it."""
         keys = [self._keys.leases, self._keys.owner(dead.incarnation)]
         arguments = [str(dead), self._claimant, self._claim_s]
         answer = [part.decode() for part in self._connection.script(_CLAIM, keys, arguments)]
@@ -220,7 +220,7 @@ class Recovery:
             _log.warning("%d messages were abandoned and are back on their queues", moved)
 
     def give_back_all(self, incarnation: str, tags: Iterable[str] | None = None) -> int:
-        """Give back an owner's records, or all with None, without counting a death.
+        """Requeue an owner's records, or with None all records, without counting a death.
 
         The owner is alive, or is leaving.
 
@@ -271,9 +271,10 @@ class Recovery:
         return len(entries) - len(not_held) - len(settled.stuck), not_held
 
     def _decide(self, tag: str, record: bytes, lot: Lot, early: bool) -> Entry:
-        """Decide where a message of a lost worker goes.
+        """Decide where a message of a dead worker goes.
 
-        `early`: it was acknowledged before its run, and its record kept for what waits for it.
+        `early`: it was acknowledged before its run, and its record was kept for the tasks that wait
+          for it.
         """
         try:
             held = envelope.unhold(record)
@@ -288,10 +289,10 @@ class Recovery:
             reason = _BEGUN if early else self._find_guilt(tag, held, lot, deaths)
             if reason is not None:
                 return self._bury(tag, queue, held.text.encode(), reason, held.header("id"))
-            # A message that ran alone when its worker died goes last: it may be the killer.
+            # A message that ran alone when its worker died goes last, since it may be the cause.
             side: Literal["next", "last"] = "last" if tag == lot.alone else "next"
             text = self._broker.resealed(queue, held.text, held.redelivered(deaths))
-            # Its owner may be back and begin it in this instant.
+            # Its owner may have come back and begin it at this instant.
             move = Move(tag, key, side, text)
             return Entry(tag, "g", move=move, workflow=self._freed(held))
         except DecodeError as exc:
@@ -299,7 +300,7 @@ class Recovery:
             return self._bury(tag, queue, message, f"its record is not a message: {exc}", None)
 
     def _freed(self, held: Held) -> Workflow | None:
-        """Let others complete the chord of a message whose worker is gone.
+        """Let others complete the chord of a message whose worker has died.
 
         Its part may have been the last: the claim would keep Celery's workers from completing it.
         """
@@ -311,7 +312,7 @@ class Recovery:
         return Workflow(frees=[Claim(self._keys.group(group_id), claim)])
 
     def _count_deaths(self, tag: str, held: Held, lot: Lot) -> int | None:
-        """Return how many workers have now died running a message; None if none did this time.
+        """Return how many workers have now died running a message; None if none died this time.
 
         A suspect that was not announced as running alone was still waiting for its turn, so kills
         from outside while it waits do not add up. (A death while it ran beside tasks that took too
@@ -332,21 +333,21 @@ class Recovery:
             return "its worker died, and reject_on_worker_lost is off"
         if deaths >= self._max_deliveries and (tag == lot.alone or self._max_deliveries == 1):
             return (
-                f"its worker died {deaths} times while running it, at last with nothing beside it"
+                f"its worker died {deaths} times while running it, the last time with no other task beside it"
             )
         return None
 
     def _is_due_later(self, held: Held) -> bool:
-        """Tell whether a task cannot have begun because its ETA is still in the future."""
+        """Return whether a task cannot have begun because its ETA is still in the future."""
         eta = held.header("eta")
         try:
             return eta is not None and parse_time(eta).timestamp() > self._now_s()
         except DecodeError:
-            # The worker that takes it reports what is wrong with it.
+            # The worker that takes it reports the problem.
             return False
 
     def _queue(self, exchange: str, routing_key: str) -> str:
-        """Return the queue that a record goes back to; greenq's name it as the routing key."""
+        """Return the queue that a record goes back to; greenq's records name it as the routing key."""
         if not exchange:
             return routing_key
         queues = self._broker.bound_queues(self._connection, exchange, routing_key)

@@ -1,4 +1,4 @@
-"""What all beats share on the server: entries added at run time, states, pauses, and the history.
+"""The data that all beats share on the server: entries added at run time, states, pauses, and the history.
 
 A due time is claimed and sent by one script on the server's time (lua/beat_claim.lua), so that any
 number of beats may run.
@@ -24,7 +24,7 @@ _BEGIN = load_script("beat_begin")
 _SET = load_script("beat_set")
 _LEAD = load_script("beat_lead")
 
-# Another beat takes over when the leader has not asked for this long.
+# Another beat takes over when the leader has not called for this long.
 LEAD_S: Final = 10.0
 
 MOST_ENTRIES: Final = 100_000
@@ -32,19 +32,20 @@ MOST_HISTORY: Final = 10_000
 _NAME_CHARS: Final = 255
 _ENTRY_BYTES: Final = 64 * 1024
 
-# The server runs one script at a time: how many claims, and how many new states, one call has.
+# The server runs one script at a time: how many claims, and how many new states, one call may
+# contain.
 MOST_CLAIMS: Final = 200
 _MOST_BEGUN: Final = 1000
 
 
 class State(NamedTuple):
-    """How far an entry has come. Times are unix microseconds of the server's clock.
+    """How far an entry has got. Times are unix microseconds of the server's clock.
 
     Attributes:
-        due: its last due time that was sent or skipped, or when it began to count.
-        sent: when its last task was sent; 0 if none was.
-        task_id: of that task.
-        runs: how many were sent.
+        due: its last due time that was sent or skipped, or the time from which it
+        counts. sent: when its last task was sent; 0 if
+        none was. task_id: the
+        id of that task. runs: how many tasks were sent.
     """
 
     due: int
@@ -54,10 +55,10 @@ class State(NamedTuple):
 
 
 def read_state(text: str) -> State:
-    """Read a state as the server has it.
+    """Parse a state from the server.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: it is not a state.
     """
     due, sent, task_id, runs = text.split(" ")
     return State(int(due), int(sent), None if task_id == "-" else task_id, int(runs))
@@ -68,8 +69,8 @@ class Limits(NamedTuple):
 
     Attributes:
         most: how many messages may wait; 0 for any number.
-        lives_ms: how long its lists are kept without use; 0 for ever.
-        lists: all of them; none are needed without limits.
+        lives_ms: how long its lists are kept without use; 0 for no
+        limit. lists: all of its lists; empty without limits.
     """
 
     most: int = 0
@@ -84,14 +85,14 @@ class Claim(NamedTuple):
     """A due time to be sent, or to be skipped if there are no texts.
 
     Attributes:
-        name: the entry's.
-        seen: its state, as the text last read.
+        name: the entry's
+        name. seen: its state, as the text last read.
         due: the due time.
-        ready: when it may be sent: later than `due` if the entry has jitter.
-        task_id: the message's.
-        texts: the message, as it is for each of the lists, or once for the channel.
+        ready: when it may be sent; later than `due` if the entry has jitter.
+        task_id: the message's
+        task id. texts: the message's text for each of the lists, or once for the channel.
         lists, channel: where to push it, or to publish it.
-        limits: of the queue of each list; empty if none has any.
+        limits: the limits of each list's queue; empty if no queue has any.
     """
 
     name: str
@@ -106,7 +107,7 @@ class Claim(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a claim: ``sent``, ``skipped``, ``changed``, ``early``, ``paused``, an error.
+    """The outcome of a claim: ``sent``, ``skipped``, ``changed``, ``early``, ``paused``, an error.
 
     Attributes:
         said: one of these.
@@ -118,13 +119,13 @@ class Outcome(NamedTuple):
 
 
 class Lead(NamedTuple):
-    """The server's answer to a beat that would lead.
+    """The server's answer to a beat that asks for the lead.
 
     Attributes:
         now: the server's time, in microseconds.
-        leads: whether the asker leads.
+        leads: whether the caller leads.
         changes: how often entries have been changed at run time.
-        leader: who leads.
+        leader: the beat that leads.
     """
 
     now: int
@@ -154,7 +155,7 @@ class ScheduleStore:
         self._keys = keys
         self._signer = signer
 
-    # --- what a beat does -------------------------------------------------------------------------
+    # --- for beats -----------------------------------------------------------------------------
 
     def lead(self, schedule: str, who: str) -> Lead:
         """Ask for the lead among the beats with the same entries, or keep it."""
@@ -163,13 +164,13 @@ class ScheduleStore:
         return Lead(int(now), bool(leads), int(changes), leader.decode(errors="replace"))
 
     def resign(self, schedule: str, who: str) -> None:
-        """Give the lead up, so that another beat need not wait for its end."""
+        """Give the lead up, so that another beat need not wait until it expires."""
         key = self._keys.beat_leader(schedule)
         if self._client.call("GET", key) == who.encode():
             self._client.call("DEL", key)
 
     def claim(self, claims: Sequence[Claim]) -> tuple[int, list[Outcome]]:
-        """Claim due times, at most `MOST_CLAIMS`; return the server's time and what became of each.
+        """Claim due times, at most `MOST_CLAIMS`; return the server's time and the outcome of each.
 
         Repeating a call whose answer was lost sends nothing twice.
         """
@@ -197,25 +198,26 @@ class ScheduleStore:
         return states
 
     def forget(self, names: Sequence[str]) -> None:
-        """Forget how far entries have come that are no longer there."""
+        """Forget the states of entries that no longer exist."""
         keys = self._keys
         self._client.pipeline([("HDEL", key, *names) for key in (keys.beat_states, keys.beat_runs)])
 
-    # --- what anyone may read ---------------------------------------------------------------------
+    # --- for all programs ------------------------------------------------------------------------
 
     def states(self) -> dict[str, str]:
         """Return the state of each entry, as text."""
         return self._texts(self._keys.beat_states)
 
     def entries(self) -> dict[str, bytes]:
-        """Return the entries added at run time as the server has them, for `open_entry`."""
+        """Return the entries added at run time as stored on the server, for `open_entry`."""
         return self._fields(self._keys.beat_entries)
 
     def open_entry(self, name: str, data: bytes) -> str:
         """Return an entry added at run time as JSON.
 
         Raises:
-            SignatureError: a signature is asked for, and it has none that is valid for this name.
+            SignatureError: a signature is required, and the entry has none that is valid for this
+            name.
         """
         if self._signer is not None:
             try:
@@ -237,7 +239,7 @@ class ScheduleStore:
         return {name: _note(text) for name, text in self._texts(self._keys.beat_runs).items()}
 
     def history(self, limit: int) -> list[Sent]:
-        """Return what was sent, the newest first."""
+        """Return the sendings, newest first."""
         lines = self._client.call("LRANGE", self._keys.beat_history, 0, limit - 1)
         found = []
         for line in lines:
@@ -256,7 +258,7 @@ class ScheduleStore:
     # --- changes ----------------------------------------------------------------------------------
 
     def put(self, name: str, text: str) -> None:
-        """Add an entry, or replace the one of this name.
+        """Add an entry, or replace the one with this name.
 
         Raises:
             ValueError: the name or the entry is too long, or there are too many.
@@ -276,17 +278,17 @@ class ScheduleStore:
         return bool(self._client.pipeline(commands)[-1][0])
 
     def pause(self, name: str, note: Mapping[str, Any]) -> None:
-        """Have nothing sent for an entry until it is resumed."""
+        """Pause an entry: nothing is sent for it until it is resumed."""
         _check_name(name)
         self._set(self._keys.beat_paused, name, json.dumps(note))
 
     def resume(self, name: str) -> bool:
-        """Have a paused entry count again, from now; False if it was not paused."""
+        """Resume a paused entry, from now on; False if it was not paused."""
         keys = [self._keys.beat_states, self._keys.beat_paused, self._keys.beat_changes]
         return bool(self._client.script(_BEGIN, keys, [name, ""]))
 
     def note_runs(self, notes: Mapping[str, Mapping[str, Any]]) -> None:
-        """Keep how runs ended, by entry."""
+        """Store how runs ended, by entry."""
         fields = [each for name, note in notes.items() for each in (name, json.dumps(note))]
         self._client.call("HSET", self._keys.beat_runs, *fields)
 

@@ -28,10 +28,10 @@ SETTLE = load_script("settle")
 # lines.
 _crowded = Repeated(_log)
 
-# The tag of a message that is known not to be held.
+# The tag of a message known not to be held.
 _NOT_HELD = "-"
 
-# Before the reason for which the index of workflows could not be written.
+# The prefix of the reason why the index of workflows could not be written.
 INDEX = "INDEX "
 
 # What to do with a message: the letters of the script.
@@ -59,17 +59,17 @@ class Publication(NamedTuple):
 
 
 class Entry:
-    """What to write when a message ends or changes its place; see lua/settle.lua.
+    """The writes for a message that ends or changes its place; see lua/settle.lua.
 
     Attributes:
         tag: the delivery tag whose record makes it valid; "" for a message without a record.
         action: what to do with the message.
         result: a state to store and announce.
         move: where it goes.
-        written: called with True when all of it is on the server, and with False when the message
-            was no longer held; None if no one waits for that.
-        about: names the message in the log; None logs nothing when it is not held.
-        workflow: what else the ending sets in motion; None for nothing.
+        written: called with True when everything is on the server, and with False when the message
+            was no longer held; None if no caller waits for
+        this. about: names the message in the log; None: log nothing if it is not held.
+        workflow: what else follows the ending; None for nothing.
     """
 
     __slots__ = ("about", "action", "move", "result", "tag", "workflow", "written")
@@ -106,14 +106,14 @@ class Settled(NamedTuple):
 
     Attributes:
         not_held: the positions of the entries whose message was not held.
-        unpublished: why something could not be published, "" if all was; after `INDEX`, why the
-            index of workflows could not be written.
-        misplaced: the target of a move that is not a queue, "" if all are; its messages stay
-            reserved.
+        unpublished: the reason for a failed publication, "" if there is none; after `INDEX`,
+            the reason why the index of workflows could
+        not be written. misplaced: the target of a move that is not a queue, "" if all are; its
+            messages stay reserved.
         stuck: the positions of the entries whose message stays reserved for that reason.
         withheld: the positions of the entries that complete a chord: only their states are stored,
-            and their workflow knows how to go on.
-        void: the positions of the entries that send nothing, because someone else has completed
+            and their workflow knows how to continue.
+        void: the positions of the entries that send nothing, because another worker has completed
             their chord.
     """
 
@@ -129,7 +129,7 @@ class Guard(NamedTuple):
     """On whose behalf messages are settled.
 
     Attributes:
-        incarnation: their owner; "" when they have none.
+        incarnation: their owner; "" if they have none.
         member: the owner's member of the leases, when others recover its messages.
         score: the score that its ended lease must still have then.
     """
@@ -154,7 +154,7 @@ def settle_arguments(
 ) -> tuple[list[str], list[Any]]:
     """Return the keys and arguments of `SETTLE`; without a guard there are only states.
 
-    States alone name no other keys, so they suit a server that holds nothing else. With `looks`,
+    States alone use no other keys, so they suit a server that stores only results. With `looks`,
     no chord is cleared yet.
     """
     goals: dict[str, int] = {}
@@ -210,7 +210,7 @@ def settle(
     guard: Guard | None = None,
     results: Client | Connection | None = None,
 ) -> Settled:
-    """Run `SETTLE`; entries whose message is not held change nothing. Switches: yes.
+    """Run `SETTLE`; entries whose message is not held have no effect. Switches: yes.
 
     Args:
         guard: on whose behalf; None when there are only states.
@@ -219,9 +219,9 @@ def settle(
             ends between these steps goes unnoticed.
 
     Raises:
-        ServerError: FORGOTTEN or LAPSED, when nothing was done; anything else stopped the script
-            where it was.
-        OperationalError: it may or may not have been carried out; repeating it is harmless.
+        ServerError: FORGOTTEN or LAPSED, if nothing was done; any other error stopped the script
+            midway.
+        OperationalError: the call may or may not have been carried out; repeating it is harmless.
     """
     if results is not None and any(entry.result or entry.workflow for entry in entries):
         return _settle_apart(server, keys, entries, publications, guard, results)
@@ -264,8 +264,8 @@ def _settle_apart(
 ) -> Settled:
     """Settle with results on their own server.
 
-    First the states of held messages, and the parts of chords; then what is on the broker; at last
-    the chords whose body was sent there are cleared.
+    First the states of held messages and the parts of chords are written, then everything on the
+    broker; finally the chords whose body was sent there are cleared.
     """
     withheld, void = _store_apart(server, keys, entries, guard, results)
     left = [_of_broker(entry, i in withheld, i in void) for i, entry in enumerate(entries)]
@@ -283,7 +283,7 @@ def _settle_apart(
 
 
 def _of_broker(entry: Entry, withheld: bool, void: bool) -> Entry:
-    """Return what is left of an entry to be done on the broker, once its state is stored."""
+    """Return the part of an entry that remains for the broker once its state is stored."""
     if withheld:
         return Entry(entry.tag, "k")
     workflow = None
@@ -300,11 +300,11 @@ def _store_apart(
     guard: Guard | None,
     results: Client | Connection,
 ) -> tuple[frozenset[int], frozenset[int]]:
-    """Store what belongs to held messages on the results server.
+    """Store the states and parts of held messages on the results server.
 
     Returns:
-        The positions of the entries that are withheld, and of those that someone else has
-        completed.
+        The positions of the entries that are withheld, and of those that another worker
+        has completed.
     """
     places = [i for i, entry in enumerate(entries) if entry.result or entry.workflow]
     looks = [Entry(entries[i].tag, "k") for i in places]

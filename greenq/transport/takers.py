@@ -1,4 +1,4 @@
-"""Queues that no worker takes from: sending to one logs a warning, since it is often a typo.
+"""Queues from which no worker takes: sending to one logs a warning, since it is often a typo.
 
 greenq's workers report their queues to the server (`Leases.announce_queues`). Of Celery workers,
 only the number that listens for commands is known; they may take from any queue.
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 _TAKERS = load_script("takers")
 
-# Each queue is asked about this often at most.
+# The shortest time between two queries about the same queue.
 _EVERY_S = 60.0
 
 # How many queues are remembered.
@@ -33,7 +33,7 @@ _KNOWN = 10_000
 
 
 class Takers:
-    """Asks, together with an occasional send, who takes from the queues this process sends to."""
+    """Asks, together with an occasional send, which workers take from the queues this process sends to."""
 
     def __init__(self, keys: Keys, clock: Callable[[], float] = time.monotonic) -> None:
         """Use the key names of `keys`; no queue has been asked about yet."""
@@ -51,8 +51,8 @@ class Takers:
             self._ask_at_s.clear()
         self._ask_at_s[queue] = now_s + _EVERY_S
         keys = self._keys
-        # Sent with its source: it runs rarely, in a batch of commands, where an unknown script
-        # cannot be retried.
+        # Sent with its source, since it runs rarely, in a batch of commands in which an unknown
+        # script cannot be retried.
         return [
             ("EVAL", _TAKERS.source, 2, keys.leases, keys.binding(EXCHANGE), queue, keys.owner(""))
         ]
@@ -60,13 +60,13 @@ class Takers:
     def warn_if_untaken(self, queue: str, answer: Any) -> None:
         """Warn if there are workers but certainly none takes from the queue.
 
-        Without any workers, as before the first one starts, it stays silent.
+        Without any workers, for example before the first one starts, log nothing.
         """
         if isinstance(answer, AccessRefused):
-            # This user may only send; one refusal is enough.
+            # This user may only send; do not ask again.
             self._may_ask = False
         if isinstance(answer, OperationalError):
-            _log.debug("could not find out who takes from queue %s: %s", queue, answer)
+            _log.debug("could not find out which workers take from queue %s: %s", queue, answer)
             return
         living, taking, others, taken = answer
         if taking or others or not living:
@@ -75,6 +75,6 @@ class Takers:
         _log.warning(
             "no worker takes from queue %s: messages sent to it wait (%s)%s",
             queue,
-            "1 worker is there" if living == 1 else f"{living} workers are there",
+            "1 worker is running" if living == 1 else f"{living} workers are running",
             suggestion(queue, names),
         )

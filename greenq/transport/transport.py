@@ -36,10 +36,10 @@ _SILENCE_S = 2.0
 
 
 class Connected(Protocol):
-    """Anything that can reach a server, such as an app.
+    """An object that can reach a server, such as an app.
 
     Attributes:
-        clock: the cluster's logical clock, as far as this process knows it.
+        clock: the cluster's logical clock, as known to this process.
     """
 
     clock: LamportClock
@@ -57,20 +57,21 @@ class Transport:
     """An app's server for messages and its server for results, usually the same one.
 
     Attributes:
-        broker_address, result_address: for people, without passwords.
+        broker_address, result_address: for display, without passwords.
         client, broker, dead: for messages.
-        signer: signs and checks what workers and readers act on; None without a signing key.
-        result_client: for results; the broker's client when they share the server, None when
-            results are disabled.
+        signer: signs and checks the data that workers and readers act on; None without a signing
+          key.
+        result_client: for results; the broker's client if they share the server, None if results
+            are disabled.
     """
 
     def __init__(self, config: Config, app_name: str, app_folder: Path | None = None) -> None:
-        """Prepare everything; connects to nothing, but starts an embedded server.
+        """Prepare everything without connecting; an embedded server is started.
 
         Args:
             config: the settings.
-            app_name: names the embedded server's folder, with `app_folder`, where the app is
-                defined.
+            app_name: with `app_folder`, the folder in which the app is defined, determines
+                the embedded server's folder.
 
         Raises:
             ConfigError: an address is wrong.
@@ -132,7 +133,7 @@ class Transport:
 
     @property
     def chords(self) -> Chords:
-        """What senders of chords write."""
+        """The writes of chords' senders."""
         expires_s = 0 if self._backend is None else self._backend.chord_seconds
         return Chords(self.client, self.result_client, self.keys, expires_s)
 
@@ -148,7 +149,7 @@ class Transport:
         return self._backend is not None
 
     def warn_of_default(self) -> None:
-        """Warn of the embedded server if broker_url is not set and nobody is at a terminal.
+        """Warn about the embedded server if broker_url is not set and no terminal is attached.
 
         Senders and workers on other machines would each use their own server.
         """
@@ -156,12 +157,12 @@ class Transport:
             return
         _log.warning(
             "broker_url is not set: an embedded server on this machine keeps the messages, in "
-            "%s; set broker_url (GREENQ_BROKER_URL), to embedded:// if that is intended",
+            "%s; set broker_url (GREENQ_BROKER_URL); to embedded:// if this is intended",
             self._embedded_folder("broker_url", "embedded://"),
         )
 
     def warn_of_insecure(self) -> None:
-        """Warn of addresses whose TLS settings let anyone impersonate the server."""
+        """Warn about addresses whose TLS settings let anyone impersonate the server."""
         addresses = {
             "broker_url": self._config.broker.broker_url,
             "result_backend": self._config.result.result_backend,
@@ -170,8 +171,8 @@ class Transport:
             options = insecure_options(url)
             if options:
                 _log.warning(
-                    "%s (%s) has %s: the server's certificate is not verified, so anyone in "
-                    "between can read and change all messages; set ssl_ca_certs instead",
+                    "%s (%s) has %s: the server's certificate is not verified, so anyone "
+                    "on the network path can read and change all messages; set ssl_ca_certs instead",
                     setting,
                     mask_url(url),
                     " and ".join(options),
@@ -205,7 +206,7 @@ class Transport:
             raise ConfigError([Problem(setting, mask_url(url), str(exc))]) from None
 
     def _address(self, setting: str, url: str) -> str:
-        """Return an address for people; an embedded server's includes its folder."""
+        """Return an address for display; that of an embedded server includes its folder."""
         folder = self._embedded_folder(setting, url)
         return mask_url(url) if folder is None else f"embedded://{quote(str(folder))}"
 

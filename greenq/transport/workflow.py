@@ -1,6 +1,7 @@
-"""What a task's end sets in motion besides its state: written by the call that settles it.
+"""What follows a task's end besides its state, written by the call that settles it.
 
-See lua/settle.lua for what becomes of each list, and docs/design.md for why there is one call.
+See lua/settle.lua for the treatment of each list, and docs/design.md for the reason for a single
+call.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
 
 
-# For how long a chord that is over is remembered, as in Celery: late copies of its parts then
+# How long a completed chord is remembered, as in Celery: late copies of its parts then
 # change nothing.
 _DONE_S = 300
 
 
 class StateWrite(NamedTuple):
-    """A task's state on its way to the results.
+    """A task's state to be written to the results.
 
     Attributes:
-        key: where it is stored, and the channel on which it is announced.
+        key: the key under which it is stored, and the channel on which it is announced.
         rule: ``s`` for a success, ``f`` for another final state, ``u`` for the failure of a message
-            that could not run, ``n`` for any other, followed by the seconds until it expires, 0
-            for never.
+            that could not run, ``n`` for any other, followed by the seconds until it expires
+            (0: never).
         payload: the encoded state.
     """
 
@@ -34,7 +35,7 @@ class StateWrite(NamedTuple):
     payload: bytes | str
 
     def of_unrun(self) -> StateWrite:
-        """Return it as the failure of a message that could not run: it replaces no final state."""
+        """Return it as the failure of a message that could not run, which replaces no final state."""
         return self._replace(rule="u" + self.rule[1:])
 
 
@@ -46,7 +47,7 @@ class Part(NamedTuple):
         member: ``<task id>:<place>``; it is counted once.
         place: the group index, or ``+inf``.
         value: the encoded state and result.
-        rule: ``z`` or ``l`` (see `ChordRule`), and how long the keys live.
+        rule: ``z`` or ``l`` (see `ChordRule`), and how long the keys are kept.
     """
 
     group: str
@@ -57,7 +58,7 @@ class Part(NamedTuple):
 
     @property
     def claim(self) -> str:
-        """What the chord's claim says once this part was the last."""
+        """The value of the chord's claim if this part is the last."""
         return claim_of(self.member)
 
 
@@ -93,11 +94,11 @@ class Noted(NamedTuple):
 
     Attributes:
         workflow: the id of the workflow.
-        seconds: how long the index keeps it.
-        state: the letter of the task's new state (`greenq.canvas.nodes`), or ``+`` and ``-``:
-            sending a part of the workflow begins, and is done.
-        times: when it began and ended, unix seconds, and its worker, as far as known.
-        node: the rest of the node, as text; the first text that is not empty stays.
+        seconds: how long the index keeps the
+        workflow. state: the letter of the task's new state (`greenq.canvas.nodes`), or ``+`` and
+            ``-``: sending a part of the workflow begins, and ends.
+        times: when it began and ended, unix seconds, and its worker, if known. node:
+        the rest of the node, as text; the first non-empty text is kept.
         kept: the task's message, for a retry; "" for none.
     """
 
@@ -118,17 +119,17 @@ class Claim(NamedTuple):
 
 
 def claim_of(member: str) -> str:
-    """Return what a chord's claim says once this member was the last."""
+    """Return the value of a chord's claim if this member is the last."""
     return f"greenq {member}"
 
 
 def chord_rule(ordered: bool, chord_seconds: int, group_seconds: int) -> str:
-    """Write the rule of a chord's parts: whether they are ordered, how long the keys live."""
+    """Write the rule of a chord's parts: whether they are ordered, and how long the keys are kept."""
     return f"{'z' if ordered else 'l'}{chord_seconds} {group_seconds}"
 
 
 class Workflow:
-    """What one ending sets in motion.
+    """What follows one ending.
 
     Attributes:
         adds: tasks that join a chord, before its parts are counted.
@@ -137,12 +138,12 @@ class Workflow:
         pushes: messages to send.
         seals: chords that begin.
         clears: chords whose body is among the pushes, or has failed.
-        frees: chords that someone else may complete from now on.
-        index: what happens to its tasks, if workflows are indexed.
-        written: called, in a greenlet of their own, when the pushes are on the server.
-        complete: called when the ending is withheld, because a part was the last of its chord;
-            whoever is called puts the ending that completes it. Switches: no.
-        refused: called with the reason when the server refuses the ending for good; likewise.
+        frees: chords that other workers may complete from now
+        on. index: what happens to its tasks, if workflows are indexed.
+        written: called, in a separate greenlet, when the pushes are on the server.
+        complete: called when the ending is withheld because a part was the last of its chord; the
+            function called puts the ending that completes it. Switches: no.
+        refused: called with the reason when the server refuses the ending permanently; likewise.
     """
 
     __slots__ = (
@@ -165,7 +166,7 @@ class Workflow:
         complete: Callable[[Any], object] | None = None,
         refused: Callable[[Any, str], object] | None = None,
     ) -> None:
-        """Collect the lists; what is not given is empty."""
+        """Collect the lists; those not given are empty."""
         self.adds = adds or []
         self.parts = parts or []
         self.states = states or []
@@ -179,7 +180,7 @@ class Workflow:
         self.refused = refused
 
     def is_empty(self) -> bool:
-        """Tell whether nothing is set in motion."""
+        """Return whether nothing follows."""
         return not (
             self.parts or self.pushes or self.states or self.seals
             or self.clears or self.frees or self.adds
@@ -217,14 +218,14 @@ class Workflow:
             write(free)
 
     def of_results(self) -> Workflow:
-        """Return the part that belongs on a results server of its own, before the rest."""
+        """Return the part to be written first, on a separate results server."""
         return Workflow(
             adds=self.adds, parts=self.parts, states=self.states, seals=self.seals,
             clears=self.clears, frees=self.frees,
         )  # fmt: skip
 
     def of_broker(self) -> Workflow:
-        """Return the part that belongs on the broker then."""
+        """Return the part to be written then, on the broker."""
         return Workflow(pushes=self.pushes, index=self.index)
 
 

@@ -1,1 +1,1 @@
-"""Modules under the names they have in Celery."""
+"""Modules under their Celery names."""

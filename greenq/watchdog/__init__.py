@@ -1,4 +1,4 @@
-"""The thread and the process beside the hub, which keep the lease even if the hub is blocked.
+"""The thread and the process beside the hub, which renew the lease even if the hub is blocked.
 
 Used by the worker, and by the steps of the consumer that subscribe or send heartbeats.
 """

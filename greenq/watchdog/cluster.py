@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# After this long without beginning with a message or answering a ping, the hub counts as blocked
+# After this long without beginning a message or answering a ping, the hub counts as blocked
 # for messages that must be answered.
 _PATIENCE_S = 0.05
 
@@ -52,13 +52,13 @@ class ClusterLink:
         self._monitor = monitor
         self._clock = clock
         self._is_refused = False
-        # True when something may have been read from the socket that was not handled yet: no wait
-        # on the socket would report it.
+        # True if data may have been read from the socket that has not been handled yet, which no
+        # wait on the socket would report.
         self.is_behind = False
 
     @property
     def due_s(self) -> float:
-        """When to publish the heartbeat or answer in the hub's place, monotonic."""
+        """When to publish the heartbeat or to answer in place of the hub, monotonic."""
         return min(self.heartbeats.latest_s, self._impatient_s())
 
     def reconnected(self) -> None:
@@ -75,15 +75,15 @@ class ClusterLink:
     def attend(self, until_s: float) -> bool:
         """Read published messages, answer those the hub cannot, publish the heartbeat.
 
-        Repeat until nothing is left, or another duty is due at `until_s`. Return False if the
+        Repeat until no messages are left, or another duty is due at `until_s`. Return False if the
         connection was lost.
         """
         connection = self._leases.connection
         self.is_behind = False
         has_called = True
         try:
-            # Messages that arrive together with an answer are already here, and no wait would
-            # report them.
+            # Messages that arrived together with an answer have already been read, and no wait
+            # would report them.
             while has_called and connection.connected:
                 has_called = False
                 if self.subscriber.poll(connection):
@@ -101,12 +101,12 @@ class ClusterLink:
         except (AccessRefused, ServerError) as exc:
             self.refused(exc)
         except OperationalError as exc:
-            _log.info("no events or requests arrive until the server is reached: %s", exc)
+            _log.info("no events or requests arrive until the server can be reached: %s", exc)
             connection.close()
             return False
         return True
 
     def _impatient_s(self) -> float:
-        """Return when to answer in the hub's place; at once if it is known to be blocked."""
+        """Return when to answer in place of the hub: at once if it is known to be blocked."""
         patience_s = 0.0 if self._monitor.is_still(_PATIENCE_S) else _PATIENCE_S
         return self.subscriber.oldest_s + patience_s

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How long giving back the messages at the end may take.
+# How long requeueing the messages at the end may take.
 LEAVE_S = 10.0
 
 # Time for the last log line; then the kernel ends the process.
@@ -27,7 +27,7 @@ _LAST_WORDS_S = 2
 
 
 class Ending:
-    """Gives back what the server still holds for this owner, then gives up the lease.
+    """Requeues messages that the server still holds for this owner, then gives up the lease.
 
     It also ends the process if the hub is blocked.
     """
@@ -41,7 +41,7 @@ class Ending:
         cut: Callable[[Connection], object] | None,
         end_process: Callable[[], object] | None,
     ) -> None:
-        """End what the owner of `leases` holds; see `Watch` for the callbacks."""
+        """End the owner of `leases`; see `Watch` for the callbacks."""
         self._leases = leases
         self._hub_thread = hub_thread
         self._unwritten = unwritten
@@ -49,8 +49,8 @@ class Ending:
         self._end_process = end_process or _end_process
 
     def leave(self) -> None:
-        """Give back what the server still holds of this owner, then give up its lease."""
-        # Try again over new connections: messages not given back here count as lost by a death.
+        """Requeue messages that the server still holds for this owner, then give up its lease."""
+        # Try again over new connections: messages not requeued here count as lost by a death.
         if not self._left():
             self._left(is_last=True)
 
@@ -58,8 +58,8 @@ class Ending:
         """End the process without its hub.
 
         With `by_task`, its messages are recovered like those of a dead worker, so that the death
-        counts against the tasks that ran: a task that blocks every worker must not be requeued for
-        ever. Otherwise a person requested the end, and no death is counted.
+        counts against the tasks that ran: a task that blocks every worker must not be requeued
+        endlessly. Otherwise an operator requested the end, and no death is counted.
         """
         # If anything hangs from here on, such as a server or an unread log pipe, the kernel ends
         # the process.
@@ -70,22 +70,22 @@ class Ending:
                 self._cut(self._leases.connection)
         except OperationalError as exc:
             self._hub_thread.log(
-                logging.INFO, "what comes meanwhile is left to the others: %s", exc
+                logging.INFO, "messages that arrive meanwhile are left to other workers: %s", exc
             )
         if not by_task:
             self.leave()
         signal.alarm(_LAST_WORDS_S)
-        how = "others run its messages" if by_task else "its messages are back on their queues"
+        how = "other workers run its messages" if by_task else "its messages are back on their queues"
         self._hub_thread.log(logging.CRITICAL, "%s: the worker ends now, and %s%s", why, how, text)
         self._end_process()
 
     def _left(self, *, is_last: bool = False) -> bool:
-        """Give back and leave; False if the server could not be reached."""
+        """Requeue and leave; False if the server could not be reached."""
         try:
             count = self._leases.leave(self._unwritten())
         except OperationalError as exc:
             if is_last:
-                _log.info("the lease could not be given up and will end by itself: %s", exc)
+                _log.info("the lease could not be given up and will expire: %s", exc)
             return False
         finally:
             self._leases.recovery.close()
@@ -96,5 +96,5 @@ class Ending:
 
 
 def _end_process() -> None:
-    """End at once: anything that needs the hub would never end."""
+    """End at once: code that needs the hub would never finish."""
     os._exit(1)

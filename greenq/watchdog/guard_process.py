@@ -1,4 +1,4 @@
-"""The worker's side of its guard: a small process that keeps the lease while no Python runs here.
+"""The worker's side of its guard: a small process that renews the lease while no Python runs in the worker.
 
 `greenq.transport.guard` is the code of that process, and describes what it does.
 """
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# At least this long between two starts of the guard.
+# The shortest time between two starts of the guard.
 _RESTART_S = 10.0
 
-# A guard that lived this long was working, so its end is logged as a new problem.
+# A guard that ran for this long was working, so its end is logged as a new problem.
 _STEADY_S = 60.0
 
-# How long it may take to end after the farewell; a server that does not answer may delay it.
+# How long the guard may take to end after the worker has signed off; a silent server may delay it.
 _FAREWELL_S = 1.0
 _POLL_S = 0.005
 
-# These are sent to whole groups of processes (by an init system's stop, by pkill). The guard must
-# not end before the worker, so they are blocked from its first instruction on.
+# These signals are sent to whole groups of processes (by an init system's stop, by pkill). The
+# guard must not end before the worker, so they are blocked from its first instruction on.
 _BLOCKED_SIGNALS = (
     signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2,
 )  # fmt: skip
@@ -64,9 +64,9 @@ class Guard:
         """Guard the lease `member` of the zset `key` on the server at `url`.
 
         Args:
-            url: of the server.
-            key: the zset of leases.
-            member: the owner, as its lease names it.
+            url: the server's
+            URL. key: the zset of leases.
+            member: the owner's member of it.
             lease_s: how long a lease holds.
             silence_limit_s: how long the guard keeps it for a worker that does not renew it.
             embedded: True requires that the server is a process of this user.
@@ -88,16 +88,16 @@ class Guard:
 
     @property
     def pid(self) -> int | None:
-        """The process id of the guard; None unless it is assumed to run."""
+        """The process id of the guard; None unless it is assumed to be running."""
         return self._pid
 
     def start(self) -> None:
-        """Start the guard; if that fails, log a warning and work without."""
+        """Start the guard; if that fails, log a warning and continue without it."""
         self._is_over = False
         self._start()
 
     def beat(self) -> None:
-        """Report that the lease has just been renewed. Any thread may call; it never waits."""
+        """Report to the guard that the lease has been renewed. Any thread may call this; it never waits."""
         if self._is_over or self._write(guard.BEAT):
             return
         self._reap()
@@ -130,7 +130,7 @@ class Guard:
             self._close()
             self._warn(
                 "this worker runs without a guard: its lease will end when a call holds the GIL "
-                f"for long ({exc})"
+                f"for too long ({exc})"
             )
 
     def _spawn(self) -> None:
@@ -141,8 +141,8 @@ class Guard:
         description = json.dumps({**self._description, "path": path, "home": home})
         reader, self._pipe = os.pipe()
         try:
-            # Not subprocess or os.posix_spawn: gevent's replacements for them work in one thread
-            # only.
+            # Not subprocess or os.posix_spawn: gevent's replacements for them work only in one
+            # thread.
             self._pid = posix.posix_spawn(
                 sys.executable,
                 [
@@ -160,7 +160,7 @@ class Guard:
             )
         finally:
             os.close(reader)
-        # The pipe may be full; the guard then reads from it, or ends.
+        # The pipe may be full; the guard will read from it, or end.
         line = description.encode() + b"\n"
         while line:
             line = line[os.write(self._pipe, line) :]
@@ -173,7 +173,7 @@ class Guard:
         try:
             os.write(self._pipe, byte)
         except BlockingIOError:
-            # The pipe is full: the guard was stopped, or waits for the server.
+            # The pipe is full: the guard was suspended, or is waiting for the server.
             return True
         except OSError:
             return False
@@ -203,7 +203,7 @@ class Guard:
             os.close(pipe)
 
     def forget(self) -> None:
-        """In a forked child: close the pipe, since an open end would mean that the parent lives."""
+        """In a forked child: close the pipe, since an open end would mean that the parent is alive."""
         self._is_over = True
         self._close()
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Heartbeat(NamedTuple):
     """A heartbeat: its interval in seconds, and a function that writes it.
 
-    The function is called in the watchdog thread with what blocks the hub, None if nothing does.
+    The function is called in the watchdog thread with what blocks the hub, or None.
     """
 
     every_s: float
@@ -24,7 +24,7 @@ class Heartbeat(NamedTuple):
 
 
 class HeartbeatSchedule:
-    """Says when the next heartbeat is due, so that most of them go with a renewal of the lease."""
+    """Schedules heartbeats so that most of them are sent with a renewal of the lease."""
 
     def __init__(
         self, monitor: HubMonitor, *, renew_every_s: float, clock: Callable[[], float]
@@ -35,13 +35,13 @@ class HeartbeatSchedule:
         self._clock = clock
         self.beat: Heartbeat | None = None
         self._due_s = math.inf
-        # By how much a heartbeat may be early or late in order to go with a renewal.
+        # By how much a heartbeat may be early or late to be sent with a renewal.
         self._slack_s = 0.0
 
     def set(self, beat: Heartbeat | None) -> None:
-        """Publish this from now on, the first time at once; None: nothing. Any thread may call.
+        """Publish this from now on, the first time at once; None: nothing. Any thread may call this.
 
-        It goes with the renewal of the lease that is closest in time, if there is one.
+        It is sent with the renewal of the lease that is closest in time, if there is one.
         """
         self.beat = beat
         self._due_s = -math.inf if beat is not None else math.inf
@@ -50,11 +50,11 @@ class HeartbeatSchedule:
 
     @property
     def latest_s(self) -> float:
-        """When to publish the heartbeat by itself if no renewal has included it."""
+        """When to publish the heartbeat on its own if no renewal has included it."""
         return self._due_s + self._slack_s
 
     def with_renewal(self, now_s: float) -> Publication | None:
-        """Return the heartbeat if a renewal at `now_s` is to include it."""
+        """Return the heartbeat if a renewal at `now_s` should include it."""
         return self._next(now_s + self._slack_s)
 
     def alone(self) -> Publication | None:

@@ -21,19 +21,19 @@ _log = logging.getLogger(__name__)
 # How often the hub is pinged.
 LOOK_S = 0.5
 
-# After how long the blocker is logged again; the last interval repeats.
+# The intervals after which the blocker is logged again; the last one repeats.
 _NAMED_AGAIN_S = (10.0, 60.0, 300.0)
 
-# Blockers that are remembered.
+# How many blockers are remembered.
 _BLOCKERS = 100
 
 
 class HubMonitor:
     """Pings the hub, and acts when it does not answer.
 
-    1. Log when the hub has not moved for a while, with the task, its line and its stack, and log
-       when it moves again.
-    2. Meanwhile, give the messages that have not begun here to other workers.
+    1. Log when the hub has been blocked for a while, with the task, its line and its stack, and
+       log when it runs again.
+    2. Meanwhile, give messages that this worker has not begun to other workers.
     3. End the process when the hub has been blocked for too long.
     """
 
@@ -54,7 +54,7 @@ class HubMonitor:
             ending: ends the process.
             blocked_after_s: call the hub blocked after this time.
             blocked_limit_s: end the process when the hub has been blocked for this long; 0: never.
-            give_away: gives back what has not begun; may raise OperationalError.
+            give_away: requeues messages that have not begun; may raise OperationalError.
             clock: seconds, monotonic.
         """
         self._hub = hub
@@ -64,17 +64,18 @@ class HubMonitor:
         self._blocked_limit_s = blocked_limit_s
         self._give_away = give_away
         self._clock = clock
-        # When the hub was last pinged, and when to check for its answer.
+        # The time of the last ping, and when to check for its answer.
         self.asked_s = self.due_s = -math.inf
         # Set while the hub is known to be blocked; and when to log the blocker again.
         self._blocked: Blocker | None = None
         self._name_again_s = math.inf
-        # Written by the watchdog thread, read by any: how often the hub was blocked, and by what.
+        # Written by the watchdog thread, read by any thread: how often the hub was blocked, and by
+        # what.
         self.block_count = 0
         self.blockers: deque[Blocker] = deque(maxlen=_BLOCKERS)
 
     def look(self) -> None:
-        """Ping the hub; if it has not answered for long, log what blocks it."""
+        """Ping the hub; if it has not answered for too long, log what blocks it."""
         now = self._clock()
         self.due_s = now + min(LOOK_S, self._blocked_after_s)
         blocked = self._blocked
@@ -98,30 +99,30 @@ class HubMonitor:
         blocked, self._blocked = self._blocked, None
         if blocked is not None:
             blocked.for_s = self._hub.lag_s
-            _log.warning("the hub moves again; it was blocked for %.1f s", blocked.for_s)
+            _log.warning("the hub runs again; it was blocked for %.1f s", blocked.for_s)
         self.asked_s = self._clock()
         self._hub.ping()
 
     def has_moved_since(self, moment_s: float) -> bool:
-        """Tell whether the hub has moved since a time of the clock."""
+        """Return whether the hub has run since a time of the clock."""
         return self._hub.moved_s >= moment_s
 
     def is_still(self, patience_s: float) -> bool:
-        """Tell whether the hub's answer has been outstanding for this long."""
+        """Return whether the hub's answer has been outstanding for this long."""
         return self._hub.moved_s < self.asked_s <= self._clock() - patience_s
 
     def blocking(self, patience_s: float = LOOK_S) -> Blocker | None:
-        """Return what blocks the hub, None while it moves; not to be called in the hub's thread.
+        """Return what blocks the hub, None while it runs; not to be called in the hub's thread.
 
         Args:
-            patience_s: call a hub blocked that has not answered for this long.
+            patience_s: consider the hub blocked if it has not answered for this long.
         """
         if not self.is_still(patience_s):
             return None
         return self._hub_thread.blocker(self._clock() - self.asked_s)
 
     def _newly_blocked(self, still_s: float) -> None:
-        """Log what blocks the hub, and let other workers run what waits here."""
+        """Log what blocks the hub, and let other workers run the messages that wait here."""
         blocked = self._hub_thread.blocker(still_s)
         self._blocked = blocked
         self.block_count += 1
@@ -135,7 +136,7 @@ class HubMonitor:
         try:
             self._give_away()
         except OperationalError as exc:
-            _log.info("messages that have not begun here wait until the hub moves: %s", exc)
+            _log.info("messages that have not begun here wait until the hub runs again: %s", exc)
 
     def _still_blocked(self, blocked: Blocker) -> None:
         """Log a lasting blocker again; end the process if it lasts too long."""

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Blocker:
-    """What kept the hub from moving.
+    """What blocked the hub.
 
     Attributes:
         at: when it was noticed, unix time.
@@ -36,14 +36,14 @@ class Blocker:
 
 
 class HubThread:
-    """Finds what runs on the hub's thread; for any other thread."""
+    """Finds what runs on the hub's thread; used by any other thread."""
 
     def __init__(
         self,
         blocking_task: Callable[[FrameType | None], str | None],
         all_stacks: Callable[[], str] | None = None,
     ) -> None:
-        """Observe the hub's thread as soon as `watcher` is set.
+        """Observe the hub's thread once `watcher` is set.
 
         Args:
             blocking_task: names the task to which a frame of the hub's thread belongs; None if it
@@ -57,11 +57,11 @@ class HubThread:
         self.watcher: NativeThread | None = None
 
     def is_other(self) -> bool:
-        """Tell whether the caller is the watchdog thread, not the hub's."""
+        """Return whether the caller is the watchdog thread, not the hub's."""
         return self.watcher is not None and self.watcher.runs_here()
 
     def blocker(self, for_s: float) -> Blocker:
-        """Describe what has been running there for the last `for_s`."""
+        """Describe what has been running in that thread for the last `for_s`."""
         frame = self._frame()
         by = self._blocking_task(frame) or "no task"
         where = "?" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
@@ -79,7 +79,7 @@ class HubThread:
     def log(self, level: int, text: str, *arguments: object) -> None:
         """Log a line about a blocked hub, unless logging itself is blocked.
 
-        A thread that writes to a pipe that nobody reads holds the log handler's lock, and the
+        A thread that writes to an unread pipe holds the log handler's lock, and the
         watchdog thread would wait for that lock, too.
         """
         frame = self._frame()

@@ -1,4 +1,4 @@
-"""This worker's lease: renews it in time, and notes when it is lost."""
+"""This worker's lease: renews it in time, and notices when it is lost."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LeaseKeeper:
         guard: Guard | None,
         clock: Callable[[], float],
     ) -> None:
-        """Keep the lease of the owner of `leases`; see `Watch` for the arguments."""
+        """Renew the lease of the owner of `leases`; see `Watch` for the arguments."""
         self._leases = leases
         self._state = state
         self._cluster = cluster
@@ -62,11 +62,11 @@ class LeaseKeeper:
         # Written by the watchdog thread, read by any.
         self.held = False
         self.problem: OperationalError | None = None
-        # What this owner has to answer when it registers.
+        # The challenge that this owner must return when it registers.
         self.question = ""
 
     def is_due(self) -> bool:
-        """Tell whether to renew now."""
+        """Return whether to renew now."""
         return self._is_wanted or self._clock() >= self.due_s
 
     def announce_queues(self, queues: Sequence[str]) -> None:
@@ -82,7 +82,7 @@ class LeaseKeeper:
         return self.held
 
     def renew(self, now_s: float) -> Renewal:
-        """Renew the lease, over a new connection if need be; return what the server answers.
+        """Renew the lease, over a new connection if necessary; return the server's answer.
 
         Raises:
             OperationalError: the server could not be reached, or refuses.
@@ -97,8 +97,8 @@ class LeaseKeeper:
         renewal = self._leases.renew(
             self._cluster.heartbeats.with_renewal(now_s), would_relay=self._is_waiting()
         )
-        # Before any other call, which would take time. A slow answer shows the server's time when
-        # it was sent, not the time now.
+        # Read before any other call, which would take time. A slow answer contains the server's
+        # time when it was sent, not the present time.
         if self._state.now_s() - asked_s < self._lease_s / 2:
             self._state.clock_offset_s = renewal.server_time - time.time()
         if self._guard is not None:
@@ -122,7 +122,7 @@ class LeaseKeeper:
         self.due_s = now_s + min(_RETRY_S, self._renew_every_s)
 
     def _lost(self, now_s: float, renewal: Renewal) -> None:
-        """Note that the lease has ended, and log which tasks were given to other workers."""
+        """Record that the lease has ended, and log which tasks were given to other workers."""
         self._state.lease_lost_s = self._state.now_s()
         self._reclaimer.lost(now_s)
         if renewal.first_unused:
@@ -130,8 +130,8 @@ class LeaseKeeper:
             held = self._leases.held()
             gone = [str(each) for each in here if each.delivery.tag not in held]
             _log.error(
-                "this worker lost its lease; of the %d tasks that it holds, %d were given to others"
-                " and run twice if they had begun here%s",
+                "this worker lost its lease; of the %d tasks that it holds, %d were given to other"
+                " workers and run twice if they had begun here%s",
                 len(here), len(gone), f": {listed(gone, _NAMED)}" if gone else "",
             )  # fmt: skip
         else:

@@ -40,12 +40,13 @@ class Notifier:
             self._hub.spawn_soon(self._forgotten, name="register")
         if renewal.paused != self._state.paused:
             self._hub.spawn_soon(partial(self._paused, renewal.paused), name="pause queues")
-        # The server has given tags to messages that this worker does not know: an answer was lost.
+        # The server has assigned tags to messages that this worker does not know, since an answer
+        # was lost.
         if renewal.work or renewal.first_unused > self._first_unused():
             self.look_for_work()
 
     def look_for_work(self) -> None:
-        """Make a waiting consumer look for messages itself."""
+        """Make a waiting consumer check for messages itself."""
         self._hub.spawn_soon(self._look, name="look for work")
 
     def look_for_server(self) -> None:

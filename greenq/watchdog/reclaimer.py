@@ -1,4 +1,4 @@
-"""Returns messages that no worker holds any more to their queues."""
+"""Requeues messages that no worker holds any more."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 class Reclaimer:
-    """Finds messages whose owner is dead or does not know of them, and has them given back.
+    """Finds messages whose owner is dead or does not know of them, and requeues them.
 
     1. Messages of owners whose lease has expired, or whose process on this machine has ended. Not
-       just after an outage of the server, when other workers may still be coming back.
+       directly after an outage of the server, when other workers may still be coming back.
     2. Those that the server has given to this worker in an answer that was lost with a connection.
-    3. Those of Celery workers whose scores nobody renews; the scores of this worker's own records
-       are renewed often enough for Celery workers beside it.
+    3. Those of Celery workers whose scores are no longer renewed; the scores of this worker's own
+       records are renewed often enough for Celery workers beside it.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Reclaimer:
         self._renew_every_s = renew_every_s
         self._scores_every_s = scores_every_s
         self.scores_at_s = 0.0
-        # From when on an expired lease means a dead owner; None if not yet known.
+        # The time from which an expired lease means a dead owner; None if not yet known.
         self._recover_from_s: float | None = None
         self._was_connected = self._was_away = False
         # After a reconnection: how many searches for forgotten messages are left, when the next one
@@ -46,7 +46,7 @@ class Reclaimer:
         self.forgotten: set[str] = set()
 
     def connected(self, now_s: float) -> None:
-        """Decide from when on an ended lease means a dead owner."""
+        """Decide from which time on an ended lease means a dead owner."""
         if self._was_connected:
             grace_s = self._lease_s
             self.looks, self.forgotten = 2, set()
@@ -63,21 +63,21 @@ class Reclaimer:
         self._recover_from_s = now_s + grace_s
 
     def failed(self) -> None:
-        """Note that the server could not be reached."""
+        """Record that the server could not be reached."""
         if not self._was_connected:
-            # If a worker starts during an outage, the others are cut off, too, and not dead.
+            # If a worker starts during an outage, the others are merely cut off, too, not dead.
             self._was_away = True
 
     def lost(self, now_s: float) -> None:
-        """Note that this worker lost its lease, so that it cannot tell which others were away."""
+        """Record that this worker lost its lease, so that it cannot tell which other workers are dead."""
         self._recover_from_s = now_s + self._lease_s
 
     def recovers(self, now_s: float) -> bool:
-        """Tell whether an ended lease means a dead owner."""
+        """Return whether an ended lease means a dead owner."""
         return self._recover_from_s is not None and now_s >= self._recover_from_s
 
     def renewed(self, renewal: Renewal, now_s: float) -> None:
-        """Recover the messages of dead workers, and look for forgotten and overdue ones.
+        """Recover the messages of dead workers, and search for forgotten and overdue ones.
 
         Raises:
             OperationalError: the connection is lost.
@@ -94,7 +94,7 @@ class Reclaimer:
             self._leases.recovery.add_overdue(self._leases.overdue)
 
     def _look_for_forgotten(self) -> None:
-        """Give back what two searches have found: after one, it may still be on its way here."""
+        """Requeue messages found by two searches; after only one, they may still be in transit to this worker."""
         self.looks -= 1
         known, first_unused = self._held()
         found = self._leases.forgotten(known, first_unused)

@@ -31,7 +31,7 @@ class Relay:
         self.due_s = math.inf
 
     def renewed(self, renewal: Renewal, now_s: float) -> None:
-        """Note whether this worker is to relay."""
+        """Record whether this worker should relay."""
         if not renewal.relays:
             self.due_s = math.inf
         elif self.due_s == math.inf:
@@ -40,7 +40,7 @@ class Relay:
     def relay(self) -> bool:
         """Relay messages that have arrived; False if the connection was lost.
 
-        There is a minimum interval, for when many changes arrive at once.
+        A minimum interval applies in case many changes arrive at once.
         """
         self.due_s = self._clock() + _RELAY_S
         try:
@@ -69,13 +69,13 @@ class Parked:
         self.due_s = math.inf
 
     def renewed(self, renewal: Renewal) -> None:
-        """Note when the next message is due."""
+        """Record when the next message is due."""
         self.due_s = math.inf
         if renewal.next_due is not None:
             self.due_s = self._clock() + renewal.next_due - renewal.server_time
 
     def promote(self, until_s: float) -> bool:
-        """Move due messages until another duty is due; True if none is left."""
+        """Move due messages until another duty is due; True if none are left."""
         try:
             while self._leases.promote():
                 if self._clock() >= until_s:

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from greenq.watchdog.hub_monitor import HubMonitor
     from greenq.watchdog.hub_thread import HubThread
 
-# How urgently each signal asks to stop; at a sum of two, the process ends with or without its hub.
+# The urgency of each signal; at a sum of two, the process ends with or without its hub.
 _STOPPING: dict[int, int] = {signal.SIGTERM: 1, signal.SIGINT: 1, signal.SIGQUIT: 2}
 
-# How long the hub has to stop by itself at an immediate end.
+# How long the hub gets to stop by itself at an immediate end.
 _LEAVE_AFTER_S = 1.0
 
 
 class SignalMonitor:
-    """Notes signals, and acts on them in place of a blocked hub."""
+    """Records signals, and acts on them in place of a blocked hub."""
 
     def __init__(
         self,
@@ -36,13 +36,13 @@ class SignalMonitor:
         *,
         clock: Callable[[], float],
     ) -> None:
-        """Read `signals`; None: there are none to read."""
+        """Read `signals`; None: there are no signals to read."""
         self._signals = signals
         self._monitor = monitor
         self._hub_thread = hub_thread
         self._ending = ending
         self._clock = clock
-        # The sum so far, and when the last signal arrived.
+        # The sum so far, and the time of the last signal.
         self._stops = 0
         self._signalled_s = -math.inf
         # Signals that the hub has not acted on yet, and when to check again.
@@ -50,11 +50,11 @@ class SignalMonitor:
         self.due_s = math.inf
 
     def fileno(self) -> int:
-        """Return the descriptor to wait on; -1: there is none."""
+        """Return the descriptor to wait on, or -1."""
         return -1 if self._signals is None else self._signals.fileno()
 
     def check(self) -> None:
-        """Note the signals that have arrived; a hub that moves acts on them itself."""
+        """Record the signals that have arrived; a running hub acts on them itself."""
         if self._signals is None:
             return
         for number in self._signals.read():
@@ -74,7 +74,7 @@ class SignalMonitor:
                 self._act(self._signals, waiting)
 
     def _act(self, signals: Signals, waiting: set[int]) -> None:
-        """Act on the signals in the hub's place."""
+        """Act on the signals in place of the hub."""
         blocked = self._hub_thread.blocker(
             self._clock() - min(self._monitor.asked_s, self._signalled_s)
         )
@@ -92,7 +92,7 @@ class SignalMonitor:
         self._hub_thread.log(
             logging.WARNING,
             "asked to stop, but the hub has been blocked for %.1f s by %s at %s; the worker stops "
-            "when it moves again; a second SIGTERM or SIGINT, or SIGQUIT, ends it at once and "
-            "gives its messages back",
+            "when the hub runs again; a second SIGTERM or SIGINT, or SIGQUIT, ends it at once "
+            "and requeues its messages",
             blocked.for_s, blocked.by, blocked.where,
         )  # fmt: skip

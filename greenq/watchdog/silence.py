@@ -1,4 +1,4 @@
-"""Finds times in which no Python ran in this process, and why."""
+"""Finds periods in which no Python ran in this process, and the reason."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class SilenceMonitor:
         """Report silences.
 
         Args:
-            hub_thread: says what the hub was at.
-            found: called with what the hub was at.
+            hub_thread: tells what the hub was
+            doing. found: called with what the hub was doing.
             noticeable_s: report a silence that lasts this long.
-            now_s: seconds, with the time in which the machine was suspended.
-            clock: seconds, monotonic, without it.
+            now_s: seconds, including the time in which the machine was suspended.
+            clock: seconds, monotonic, excluding it.
         """
         self._hub_thread = hub_thread
         self._noticeable_s = noticeable_s
@@ -42,7 +42,7 @@ class SilenceMonitor:
         self._clock = clock
 
     def wait(self, thread: NativeThread, pause_s: float, *descriptors: int) -> bool:
-        """Let `thread` wait, and log if no Python ran for much longer; True if it is to end."""
+        """Let `thread` wait, and log if no Python ran for much longer; True if it must end."""
         began_s, awake_s, cpu_s = self._now_s(), self._clock(), time.process_time()
         is_over = thread.wait(pause_s, *descriptors)
         late_s = self._now_s() - began_s - pause_s
@@ -64,11 +64,11 @@ def account(gap_s: float, cpu_s: float, suspended_s: float = 0.0) -> str:
 
     Args:
         gap_s: seconds of wall time.
-        cpu_s: the CPU time that the process used meanwhile. A call that computes while holding the
-            GIL uses all of it; a call that waits while holding the GIL cannot be told from a
-            stopped process.
-        suspended_s: how long the machine was suspended meanwhile (by how much CLOCK_BOOTTIME went
-            further than CLOCK_MONOTONIC).
+        cpu_s: the CPU time that the process used during the gap. A call that computes while holding
+            the GIL uses all of it; a call that waits while holding the GIL cannot be distinguished
+            from a suspended
+        process. suspended_s: how long the machine was suspended during the gap (by how much
+            CLOCK_BOOTTIME advanced more than CLOCK_MONOTONIC).
     """
     silence = f"no Python ran in this process for {gap_s:.1f} s"
     if suspended_s >= gap_s / 2:

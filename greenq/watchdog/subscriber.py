@@ -1,7 +1,7 @@
 """Messages published to a worker: read by the watchdog thread, handled in the hub's thread.
 
 The thread owns the subscriptions because it can read while the hub is blocked. It queues what it
-reads for the hub. If the hub has not begun with a message after a moment, the thread answers it if
+reads for the hub. If the hub has not begun a message after a moment, the thread answers it if
 that does not need the hub.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from greenq.transport.client import Connection
 
     Handler = Callable[[bytes], object]
-    # Returns how to answer a message over a connection; None: only the hub can answer it.
+    # Returns a function that answers a message over a connection; None: only the hub can answer it.
     Urgent = Callable[[bytes], Callable[[Connection], object] | None]
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class _Channel:
 
 
 class _Message:
-    """One message on its way to its handler."""
+    """A message on its way to its handler."""
 
     __slots__ = ("channel", "data", "offered", "read_s")
 
@@ -74,10 +74,10 @@ class Subscriber:
         """Handle messages in `hub`; `changed` makes the thread call `poll` soon."""
         self._hub = hub
         self._changed = changed
-        # Replaced as a whole, so that the thread may read it at any time.
+        # Replaced as a whole, so that the thread can read it at any time.
         self._channels: tuple[_Channel, ...] = ()
         self._waiting: Backlog[_Message] = Backlog(_WAITING, _WAITING_BYTES, _size)
-        # Hub's thread only. `late_s`: how long the message that is being handled had to wait.
+        # Hub's thread only. `late_s`: how long the message being handled had to wait.
         self._busy = False
         self.late_s = 0.0
         self._logged_dropped = 0
@@ -86,11 +86,11 @@ class Subscriber:
         self._subscribed: set[str] = set()
 
     def subscribe(self, channel: str, handle: Handler, *, urgent: Urgent | None = None) -> None:
-        """Have `handle` called in a greenlet with each message on a channel.
+        """Call `handle` in a greenlet with each message on a channel.
 
         Args:
             channel: its name, or a pattern that ends in ``*``.
-            handle: may switch; the messages behind it wait.
+            handle: may switch; the next messages wait.
             urgent: called in the watchdog thread when the hub seems blocked.
         """
         self.unsubscribe(channel)
@@ -103,7 +103,7 @@ class Subscriber:
         self._changed()
 
     def has_waiting(self, channel: str) -> bool:
-        """Tell whether a message of a channel was read but not handled yet."""
+        """Return whether a message of a channel was read but has not been handled yet."""
         return any(message.channel.name == channel for message in self._waiting)
 
     # --- watchdog thread --------------------------------------------------------------------------
@@ -113,7 +113,7 @@ class Subscriber:
         self._subscribed.clear()
 
     def poll(self, connection: Connection) -> bool:
-        """Update the subscriptions, and queue published messages; True if any may be urgent.
+        """Update the subscriptions, and queue published messages; True if any of them may be urgent.
 
         Raises:
             OperationalError: the connection is lost, or this user may not subscribe.
@@ -161,13 +161,13 @@ class Subscriber:
         assert message.channel.urgent is not None
         try:
             answer = message.channel.urgent(message.data)
-            # Remove it only if the hub has not begun with it.
+            # Remove the message only if the hub has not begun it.
             if answer is not None and self._waiting.remove(message):
                 answer(connection)
         except OperationalError:
             raise
         except Exception:
-            # An error must not stop the thread that keeps the lease.
+            # An error must not stop the thread that renews the lease.
             _log.exception("a message on channel %s was not answered", message.channel.name)
 
     # --- hub's thread -----------------------------------------------------------------------------
@@ -193,7 +193,7 @@ class Subscriber:
         dropped = self._waiting.dropped
         if dropped > self._logged_dropped:
             self._repeated.log(
-                "%d published messages were dropped: too many came while the hub was busy",
+                "%d published messages were dropped: too many arrived while the hub was busy",
                 dropped - self._logged_dropped,
             )
             self._logged_dropped = dropped

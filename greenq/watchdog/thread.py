@@ -1,8 +1,8 @@
-"""The OS thread beside the hub, which keeps the lease and notices when the hub is blocked.
+"""The OS thread beside the hub, which renews the lease and notices when the hub is blocked.
 
-A task that computes for twenty seconds delays its neighbours. It must not also cost the worker its
-lease or its place in the cluster, nor keep the messages of a dead worker from coming back. So all
-of this happens here, on a thread and a connection that do not need the hub.
+A task that computes for twenty seconds delays the other tasks. It must not also cost the worker its
+lease or its place in the cluster, nor keep the messages of a dead worker from being recovered. So
+all of this is done on a thread and a connection that do not need the hub.
 """
 
 from __future__ import annotations
@@ -50,18 +50,19 @@ _RENEW_AFTER = 0.4
 class Watch(StartStopPart):
     """The watchdog thread, and its schedule: which duty runs when.
 
-    Each duty has a class of its own:
+    Each duty has its own class:
 
     1. `LeaseKeeper` renews the lease, even if the hub is blocked, and `Notifier` makes the hub act
        on the answer: a consumer may wait in vain because its connection is dead, or because a
        message was handed to a worker that died.
-    2. `Reclaimer` has the messages of dead owners given back, a portion at a time.
+    2. `Reclaimer` requeues the messages of dead owners, a portion at a time.
     3. `Parked` moves parked messages back when they are due; `Relay` moves messages from lists on
        which no worker waits.
-    4. `HubMonitor` logs what blocks the hub, `SignalMonitor` acts on signals in its place, and
-       `SilenceMonitor` logs when no Python ran at all.
+    4. `HubMonitor` logs what blocks the hub, `SignalMonitor` acts on signals in place of the hub,
+       and `SilenceMonitor` logs when no Python ran at all.
     5. `ClusterLink` reads messages published to the worker, and publishes its heartbeat.
-    6. `Ending` gives back what the server still holds for this owner, then gives up the lease.
+    6. `Ending` requeues messages that the server still holds for this owner, then gives up the
+    lease.
     """
 
     name = "Watch"
@@ -96,26 +97,26 @@ class Watch(StartStopPart):
         """Watch `hub` and act for the owner of `leases`.
 
         Args:
-            leases: what the owner asks of the server, over a connection of its own.
+            leases: the owner's calls to the server, over a separate connection.
             hub: the hub to watch.
-            state: what this worker holds.
-            lease_s: how long a lease holds.
+            state: the messages this worker
+            holds. lease_s: how long a lease holds.
             visibility_timeout_s: the visibility timeout of the fleet.
             blocked_after_s: log a hub that has been blocked for this long.
             blocking_task: names the task to which a frame of the hub's thread belongs, None if it
                 belongs to no task.
             held: returns the tags that are not settled on the server yet, as far as this process
-                knows, and the first number that no tag had had before.
-            first_unused: returns the first number that no tag has had, as far as it knows.
-            is_waiting: tells whether this worker waits for messages, so that it may relay.
-            look: called in the hub's thread, in a greenlet, when a waiting consumer should look for
-                messages itself.
+                knows, and the first unused tag number before that. first_unused:
+            returns the first unused tag number, as far as it knows. is_waiting:
+            returns whether this worker waits for messages, so that it may relay. look: called
+            in the hub's thread, in a greenlet, when a waiting consumer should check for messages
+                itself.
             paused: called in the same way with the queues that are paused.
             forgotten: called in the same way when the server does not know this owner.
-            give_away: called in the watchdog thread when the hub is blocked, to give back what has
-                not begun over a connection.
+            give_away: called in the watchdog thread when the hub is blocked, to requeue messages
+                that have not begun, over a connection.
             unwritten: called at the end; returns the outcomes that could not be written before.
-            guard: keeps the lease while no Python runs in this process; None for no guard.
+            guard: renews the lease while no Python runs in this process; None for no guard.
             signals: the signals that must also work while the hub is blocked.
             blocked_limit_s: end the process when its hub has been blocked for this long; 0: never.
             stacks: returns the stacks of all greenlets and threads, for the log.
@@ -127,7 +128,7 @@ class Watch(StartStopPart):
         self._leases = leases
         self._guard = guard
         self._clock = clock
-        # When the thread last ran, monotonic; written by it, read by any.
+        # When the thread last ran, monotonic; written by this thread, read by any.
         self.turned_s = math.inf
         renew_every_s, scores_every_s = lease_s * _RENEW_AFTER, visibility_timeout_s / 4
         self.hub_thread = HubThread(blocking_task, stacks)
@@ -185,7 +186,7 @@ class Watch(StartStopPart):
 
     @property
     def question(self) -> str:
-        """The question that this owner must answer when it registers."""
+        """The challenge that this owner must return when it registers."""
         return self.lease.question
 
     @property
@@ -208,12 +209,12 @@ class Watch(StartStopPart):
         self._wake()
 
     def set_queues(self, queues: Sequence[str]) -> None:
-        """Look for work and due ETAs in these queues."""
+        """Check these queues for work and due ETAs."""
         self._leases.set_queues(queues)
         self._wake()
 
     def announce_queues(self, queues: Sequence[str]) -> None:
-        """Report the queues taken from to the server soon."""
+        """Report the worker's queues to the server soon."""
         self.lease.announce_queues(queues)
         self._wake()
 
@@ -268,11 +269,11 @@ class Watch(StartStopPart):
             self.lease.failed(now, exc)
             self.reclaimer.failed()
             if isinstance(exc, TransportTimeout):
-                # A closed connection is noticed anyway, a silent one is not.
+                # A closed connection is noticed anyway, but a silent one is not.
                 self._notifier.look_for_server()
 
     def promote(self) -> None:
-        """Move parked messages that are due; the renewal right after it learns what is next."""
+        """Move parked messages that are due; the renewal right after this learns the next due time."""
         if self._parked.promote(min(self.lease.due_s, self.monitor.due_s)):
             self.lease.due_s = self._clock()
 
@@ -281,7 +282,7 @@ class Watch(StartStopPart):
         self._reached(self.cluster.attend(self._next_duty_s()))
 
     def leave(self) -> None:
-        """Give back what the server still holds of this owner, then give up its lease."""
+        """Requeue messages that the server still holds for this owner, then give up its lease."""
         self._ending.leave()
 
     def pause_s(self) -> float:
@@ -297,7 +298,7 @@ class Watch(StartStopPart):
         return pause_s
 
     def _reached(self, is_reached: bool) -> None:
-        """Renew the lease at once if the server was not reached: that connects again."""
+        """Renew the lease at once if the server was not reached, which reconnects."""
         if not is_reached:
             self.lease.due_s = self._clock()
 

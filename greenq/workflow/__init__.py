@@ -251,7 +251,9 @@ class Workflow:
         ends_s = time.monotonic() + _COMPLETED_S
         while not self._index.reopen(size, seconds, out, kept):
             if time.monotonic() > ends_s:
-                raise GreenqError(f"workflow {self.id}: a chord is being completed at this moment: try again")
+                raise GreenqError(
+                    f"workflow {self.id}: a chord is being completed at this moment: try again"
+                )
             time.sleep(_LOOK_S)
 
     # --- more of it -------------------------------------------------------------------------------

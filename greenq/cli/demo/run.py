@@ -214,7 +214,8 @@ class Watch:
 
     def _traffic(self) -> tuple[int, int]:
         """Return the server's commands and reads so far, without those caused by the watching
-        itself."""
+        itself.
+        """
         own = self._probe.traffic.commands, self._probe.traffic.round_trips
         lines = self._probe.call("INFO", "stats").decode().splitlines()
         stats = dict(line.split(":", 1) for line in lines if ":" in line)
@@ -245,7 +246,8 @@ class Sending:
 
     def __exit__(self, *exc_info: object) -> None:
         """End the sender, and wait for the greenlet: a pipe that the greenlet reads cannot be
-        closed."""
+        closed.
+        """
         self._sender.kill()
         join_all([self._greenlet])
 

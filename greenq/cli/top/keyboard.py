@@ -61,11 +61,11 @@ class Keyboard:
         """Return the keys typed; wait for one if there is none.
 
         Raises:
-            EOFError: the terminal is gone.
+            EOFError: the terminal has been closed.
         """
         if not select.select([self._file], [], [], timeout_s)[0]:
             return []
         typed = os.read(self._file, _READ_BYTES)
         if not typed:
-            raise EOFError("the terminal is gone")
+            raise EOFError("the terminal has been closed")
         return read_keys(typed)

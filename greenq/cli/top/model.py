@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # How many samples the charts keep: more than the widest terminal shows.
 _HISTORY: Final = 400
 
-# Rates are averaged over this many samples, since the rate between two samples jumps about.
+# Rates are averaged over this many samples, since the rate between two samples fluctuates.
 _RATE_LOOKS: Final = 5
 
 # Late turns of the hub are counted over this many samples, not since the worker started.
@@ -39,7 +39,7 @@ _UNKNOWN: Final = "(unknown)"
 _RUNNING: Final = 50_000
 
 KINDS: Final = ("received", "started", "succeeded", "failed", "retried", "revoked", "rejected")
-"""What happens to tasks, as their events name it."""
+"""What happens to tasks, in the words of their events."""
 
 ORDERS: Final = ("rate", "failures", "runtime")
 """The orders in which tasks can be sorted."""
@@ -232,7 +232,7 @@ class Picture:
         all_tasks: the totals of all tasks.
         points: the charts' history, the latest last.
         greenlets: of the chosen worker.
-        trouble: why it may not be up to date.
+        trouble: why the picture may not be up to date.
         only: the filter of the lines; charts and totals ignore it.
     """
 
@@ -363,7 +363,7 @@ class Model:
         there = [each for each in self._workers.values() if each.seen_s == look.at_s]
         workers = [each.shown(look.at_s) for each in there]
         return Point(
-            # Pools of unknown size (Celery's) are left out of both.
+            # Pools of unknown size (Celery's) are omitted from both.
             running=sum(each.running or 0 for each in workers if each.size is not None),
             size=sum(each.size or 0 for each in workers),
             depth=sum(queue.waiting for queue in look.queues.queues.values()),

@@ -68,7 +68,7 @@ class Screen:
         self._sampler.choose(self._chosen)
         with _ended_by_signals(), self._warnings.kept(), suppress(KeyboardInterrupt, EOFError):
             while not self._show():
-                # What the terminal itself does at Ctrl-Z: the shell gets it back for a while.
+                # Do what a terminal normally does at Ctrl-Z: return to the shell until resumed.
                 os.kill(0, signal.SIGTSTP)
 
     def _show(self) -> bool:

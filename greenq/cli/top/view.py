@@ -39,7 +39,8 @@ _LABEL: Final = 9
 _VALUE: Final = 11
 _GAP: Final = 2
 
-# Names are not cut below this width (a column is dropped instead); other cells are cut to it.
+# Names are not truncated below this width (a column is dropped instead); other cells are truncated
+# to it.
 _NARROWEST: Final = 14
 _WIDEST: Final = 40
 
@@ -57,7 +58,7 @@ _SHORT: Final = dict(
 _NO_TASKS: Final = (
     "no task events received:",
     "start workers with -E, or this with",
-    "--events, which asks them for events",
+    "--events, which requests events from them",
 )
 
 
@@ -137,7 +138,7 @@ def _title(picture: Picture, view: View, width: int) -> Text:
 
 
 def _keys(picture: Picture, view: View, width: int) -> Text:
-    """Return the line with the keys, or with what is wrong."""
+    """Return the line with the keys, or with the current problem."""
     wrong = picture.trouble or view.warning
     if wrong:
         line = Text(f" {show.printable(wrong)}", _BAD)
@@ -165,7 +166,7 @@ _KEYS: Final = (
     ("DRAINED", "when the queue will be empty at this rate"),
     (
         "LAG P99",
-        "the most that the hub was late in 99 of 100 turns, or how long it has been blocked",
+        "the hub's delay that 99 of 100 turns did not exceed, or how long it has been blocked",
     ),
 )
 

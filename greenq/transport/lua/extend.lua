@@ -8,7 +8,7 @@ local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not ends or tonumber(ends) < now then return 0 end
--- ZREM first: a server without memory refuses a script that begins with a write that may need some.
+-- ZREM first: a server out of memory refuses a script whose first write may need memory.
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[1], string.format('%.6f', now + tonumber(ARGV[2])), ARGV[1])
 return 1

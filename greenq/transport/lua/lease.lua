@@ -1,35 +1,35 @@
--- Renews a worker's lease, publishes its heartbeat if due, and returns what the server knows of it, of others and of
+-- Renews a worker's lease, publishes its heartbeat if due, and returns information about this worker, others, and
 -- work: which leases have ended by the server's clock, whether there are messages, when the next parked ETA is due.
 --
 -- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds);
 --       2 the owner: a hash; 3 the paused queues: a hash, whose fields are their names;
---       4 who relays messages from these lists: a text with an expiry;
+--       4 the worker that relays messages from these lists: a text with an expiry;
 --       5… the parked ETAs: zsets, score when a message is due (unix seconds); then the lists and inboxes
 -- ARGV  1 this worker's member, 2 seconds for which the lease holds from now on, 3 how many parked ETAs,
---       4 '1' if this worker would relay, '0' to give it up;
+--       4 '1' if this worker can relay, '0' to give up the role;
 --       5 the queues that this worker takes from, as JSON, '' if the server has them already;
---       optional: 6 a channel and 7 what to publish there
+--       optional: 6 a channel and 7 the text to publish on it
 -- Reply {1 if the lease was still held; 0 if it had ended meanwhile, or there was none,
---        the server's time, how many of the lists have messages,
---        when the next parked ETA is due or an empty text, {paused queues},
---        why it could not be published or an empty text,
+--        the server's time, the number of lists that have messages,
+--        the time at which the next parked ETA is due or an empty text,
+--        {paused queues}, the reason for a failed publication or an empty text,
 --        the number of the owner's first unused tag, 0 when the server does not know the owner,
---        with the question it must then answer when it registers, else an empty text,
+--        with the challenge (`question`) that it must then return when it registers, else an empty text,
 --        1 if this worker relays,
---        expired members, a hundred at most …}
+--        expired members, at most a hundred …}
 --
--- The question belongs to this moment: a registration that was on its way when the server lost its data, and knows
--- nothing of what was taken meanwhile, must not pass for one sent afterwards.
--- An owner that has left gets no lease again: a call that was on its way for long must not revive it.
+-- The challenge belongs to this moment: a registration that was in transit when the server lost its data does not
+-- know the messages taken meanwhile, and must not be accepted as one sent afterwards.
+-- An owner that has left gets no lease again: a call delayed for a long time must not revive it.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.6f', now), 'LIMIT', 0, 100)
--- A key of another type, or one that this user may not read, must not cost the lease.
+-- A key of the wrong type, or one that this user may not read, must not cost the worker its lease.
 local paused = redis.pcall('HKEYS', KEYS[3])
 local owner = redis.call('HMGET', KEYS[2], 'next', 'closed', 'asks')
 local held = 0
 if not owner[2] then
-  -- ZREM first: a server without memory refuses a script that begins with a write that may need some.
+  -- ZREM first: a server out of memory refuses a script whose first write may need memory.
   held = redis.call('ZREM', KEYS[1], ARGV[1])
   redis.call('ZADD', KEYS[1], string.format('%.6f', now + tonumber(ARGV[2])), ARGV[1])
 end
@@ -45,7 +45,7 @@ for i = 5, lists - 1 do
   local first = redis.call('ZRANGE', KEYS[i], 0, 0, 'WITHSCORES')
   if first[2] and (not due or tonumber(first[2]) < due) then due = tonumber(first[2]) end
 end
--- A publication that is not allowed must not cost the lease either.
+-- Nor must a refused publication cost the worker its lease.
 local told = ARGV[6] and redis.pcall('PUBLISH', ARGV[6], ARGV[7])
 local relay = redis.pcall('GET', KEYS[4])
 local relays = 0

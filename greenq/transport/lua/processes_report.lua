@@ -2,13 +2,13 @@
 --
 -- KEYS  1 the leader: a string with an expiry, 2 the reports: a hash, process -> unix seconds, a space, JSON,
 --       3 the processes that must drain: a set
--- ARGV  1 the process, 2 its report as JSON, empty when it leaves, 3 milliseconds until the leader must have asked
+-- ARGV  1 the process, 2 its report as JSON, empty when it leaves, 3 milliseconds within which the leader must call
 --       again, 4 for how many milliseconds reports are kept
 -- Reply {1 if the process leads, the processes that must drain, the processes with recent reports, each followed by
---       its report}; the last two are empty unless it leads, but for its own name among those that must drain
+--       its report}; the last two are empty unless it leads, except for its own name among those that must drain
 --
--- A process that must drain does not lead, so that the leader never stops itself. A second or late call changes nothing
--- but the time of the report.
+-- A process that must drain does not lead, so that the leader never stops itself. A repeated or late call changes
+-- only the time of the report.
 local process = ARGV[1]
 local drains = redis.call('SISMEMBER', KEYS[3], process) == 1
 local leader = redis.call('GET', KEYS[1])

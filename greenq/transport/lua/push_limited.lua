@@ -1,4 +1,4 @@
--- Pushes messages to a queue unless more would wait there than its length limit allows; all of them or none.
+-- Pushes messages to a queue unless more would wait there than its length limit allows; either all of them or none.
 --
 -- KEYS  1 the list to push to, 2… all lists of the queue
 -- ARGV  1 the most messages that may wait, 2… the messages

@@ -1,4 +1,4 @@
--- Lets a worker of a group leave for its restart, unless too many of the group are away for theirs.
+-- Lets a worker of a group restart, unless too many of the group are restarting.
 --
 -- KEYS  1 who is away: a zset, member a node name, score until when that counts (unix seconds)
 -- ARGV  1 the node that asks, 2 how many may be away at once, 3 seconds for which its leave counts
@@ -8,7 +8,7 @@
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local over = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now))
--- First: a server without memory refuses a script that begins with a write that may need some.
+-- ZREM first: a server out of memory refuses a script whose first write may need memory.
 redis.call('ZREM', KEYS[1], ARGV[1], unpack(over))
 local away = redis.call('ZRANGE', KEYS[1], 0, -1)
 if #away >= tonumber(ARGV[2]) then return away end

@@ -1,11 +1,11 @@
--- Puts one dead letter's message back on its queue, or does nothing when the letter is gone.
+-- Puts one dead letter's message back on its queue, or does nothing if the letter has gone.
 --
 -- KEYS  1 the dead letters, 2 the queue's list
--- ARGV  1 the letter, exactly as it is in the list, 2 the message
+-- ARGV  1 the letter, exactly as stored in the list, 2 the message
 -- Reply 1 if it was moved, 0 if it was replayed or purged meanwhile, or an error
 --
--- A script that fails halfway is not undone, so the letter is put back when its message is refused (a key
--- of another type, a user who may not write there).
+-- A script that fails halfway is not undone, so the letter is put back if its message is refused (a key
+-- of the wrong type, a user who may not write there).
 if redis.call('LREM', KEYS[1], -1, ARGV[1]) == 0 then return 0 end
 local pushed = redis.pcall('LPUSH', KEYS[2], ARGV[2])
 if type(pushed) == 'table' and pushed.err then

@@ -1,18 +1,18 @@
--- Keeps revoked tasks, for workers that start later.
+-- Stores revoked tasks for workers that start later.
 --
--- KEYS  1 the revoked: a zset, score since when (unix seconds)
+-- KEYS  1 the revoked tasks: a zset, score time of the revoke (unix seconds)
 -- ARGV  1 seconds for which they are kept, 2 how many are kept, 3 how many bytes of memory they may take; 4… the
 --       members to add
 -- Reply how many are kept now
 --
--- A second call has them revoked since then. What is too old goes first, then the oldest; one call
--- removes as many as it may add, and a thousand more. Memory is only measured if a long member is added, since that
--- reads all of them; short ones, such as the ids that Celery makes, are few bytes in all.
+-- A repeated call renews the time of the revoke. Expired members are removed first, then the oldest;
+-- one call removes at most as many as it may add, plus a thousand. Memory is only measured if a long member is added,
+-- since that reads all of them; short ones, such as the ids that Celery makes, take little memory in total.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local keep = tonumber(ARGV[1])
 local old = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now - keep), 'LIMIT', 0, 1000)
--- First: a server without memory refuses a script that begins with a write that may need some.
+-- ZREM first: a server out of memory refuses a script whose first write may need memory.
 if #old > 0 then redis.call('ZREM', KEYS[1], unpack(old)) else redis.call('ZREM', KEYS[1], ARGV[4]) end
 local is_long = false
 for i = 4, #ARGV do
@@ -24,7 +24,7 @@ if surplus > 0 then
   redis.call('ZREM', KEYS[1], unpack(redis.call('ZRANGE', KEYS[1], 0, math.min(surplus, 2000) - 1)))
 end
 local function usage()
-  -- A user who may not ask for it keeps them by number only.
+  -- For a user who may not measure memory, only the number is limited.
   return tonumber(redis.pcall('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', 0)) or 0
 end
 while is_long and usage() > tonumber(ARGV[3]) do

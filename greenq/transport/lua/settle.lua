@@ -1,4 +1,4 @@
--- Ends reserved messages: stores and announces results, acknowledges messages or moves them elsewhere.
+-- Settles reserved messages: stores and announces results, acknowledges messages or moves them.
 --
 -- KEYS  unless there are only results: 1 unacked, 2 unacked_index, 3 the owner of the tags: a hash, 4 its begun
 --       tags: a set, 5 the leases, and then the lists and zsets to move to, the goals;
@@ -12,14 +12,15 @@
 --         what to do there: 'next' (RPUSH: taken next), 'last' (LPUSH: taken last), a score (ZADD), or 'dead', bytes,
 --         seconds and a time (LPUSH, then drop the oldest: beyond the maximum length, beyond these bytes of memory, and
 --         those buried before that time; the list expires when none arrives for these seconds, unless they are 0), and
---         the text; of an ending with a capital letter then its workflow, see below;
+--         the text; for an ending with a capital letter, then its workflow, see below;
 --       for each publication: channel and text;
 --       if workflows are indexed, what happens to their tasks: see the end
--- Reply {why something could not be published, or 'INDEX ' and why the index could not be written, or '', the goal that
---        is a key of another type or '' (its messages stay reserved, all else is done), the dead-letter list that is
---        nearly full or '', the numbers of the endings that were not held …, negative: whose goal was such a key; if
---        there are workflows, then a list of the numbers of the endings that are withheld, and one of those whose chord
---        someone else has completed}, or an error:
+-- Reply {the reason for a failed publication, or 'INDEX ' and the reason for a failed write of the index, or '',
+--       the
+--        goal whose key has the wrong type or '' (its messages stay reserved, everything else is done), the
+--        dead-letter list that is nearly full or '', the numbers of the endings that were not held …, negative: whose
+--        goal was such a key; if there are workflows, then a list of the numbers of the endings that are withheld, and
+--        one of those whose chord another worker has completed}, or an error:
 --        FORGOTTEN the server does not know the owner: it has lost its data; nothing was done
 --        LAPSED    the owner's lease is not the one that was claimed; nothing was done
 --
@@ -27,40 +28,41 @@
 -- expires, 0 for never:
 --   a  acknowledge
 --   b  acknowledge before the run: the record becomes a stub, a member of begun, to which the outcome will belong
---   e  the same for a message of a workflow: its record stays as well, so that whoever recovers it can fail what waits
---      for it
---   g  give back: move, unless its owner has begun it after an early acknowledgement
+--   e  the same for a message of a workflow: its record stays, too, so that the worker that recovers it can fail the
+--      tasks
+--   that wait for it g requeue: move, unless its owner has begun it after an early acknowledgement
 --   k  keep: only the state
---   l  announce that this message runs alone in its worker; without a tag: that none does any more
+--   l announce that this message runs alone in its worker; without a tag: that none runs alone any more
 --   m  move
 --   s  a success, f another final state, u the failure of a message that could not run, n a state that is not final
 --
--- An ending acts only if its tag is held: if the record exists or, for the owner, the stub. So a call may be repeated
--- when its answer got lost, and one that arrives late finds nothing to do. A message that was not held now belongs to
--- another worker, which decides about its state; only a success is stored all the same, unless a final state exists:
--- the work was done. A stored success stays. A message without a tag has no record: its final state is stored, its
--- other states replace no final one. Nor does the failure of a message that could not run: anyone can send one with
--- the id of another task.
+-- An ending acts only if its tag is held: if the record exists or, for the owner, the stub. So a call can be repeated
+-- if its answer was lost, and one that arrives late has no effect. A message that was not held now belongs to
+-- another worker, which decides about its state; only a success is still stored, unless a final state exists, since
+-- the work was done. A stored success is never replaced. A message without a tag has no record: its final state
+-- is stored, while its other states replace no final one. Nor does the failure of a message that could not run, since
+-- anyone can send one with the id of another task.
 --
--- A workflow is what an ending (A, G, K or M) sets in motion. It is seven lists, each preceded by its length:
+-- A workflow is what follows an ending (A, G, K or M). It is seven lists, each preceded by its length:
 --   adds    tasks that join a chord: the group's key, the id, seconds
 --   parts   of chords: the group's key, the member, its place, the value, and a rule: 'z' (ordered: a zset) or 'l' (a
 --           list), the seconds for which the chord is kept, a blank, and those for its group
 --   states  of other tasks: kind and seconds, and the state; its key is among KEYS, after that of the ending
 --   pushes  the number of the goal, 'next' or 'last', the text; or a channel, 'all', the text: it is published
 --   seals   chords that begin: the group's key, the size, seconds
---   clears  chords whose body is sent or has failed: the group's key, the claim of the part that was the last, and the
---           seconds for which the chord is remembered as done; '' only looks whether it is still to be done
---   frees   chords whose last part has lost its worker: the group's key, and its claim
--- The keys of a chord are its group's with Celery's endings: .j the values, .d the members counted, .s the size, .t what
--- was added to the size, .c the claim, then 'done'; and greenq's own .a, the ids that were added.
+--   clears chords whose body is sent or has failed: the group's key, the claim of the last part, and the
+--           seconds for which the chord is remembered as done; '' only checks whether it still has to be
+--   done frees   chords whose last part has lost its worker: the group's key, and its claim
+-- The keys of a chord are its group's with Celery's endings: .j the values, .d the members counted, .s the size, .t
+-- the number added to the size, .c the claim, then 'done'; and greenq's own .a, the ids that were added.
 --
 -- Parts are counted first, each member once. The ending whose part is the last is withheld: its state is stored, but
 -- nothing is pushed or acknowledged, and its part's claim is written, so that no Celery worker sends the body as well.
--- The worker then reads the values and ends the message again, with the body to be pushed and the chord to be cleared.
--- If it dies before that, the message is still reserved and runs again; its part is counted, and the claim is its own:
--- it is withheld again. A chord claimed by someone else is left to them.
--- A script that fails halfway is not undone. So the state of each ending comes first: a server without memory
+-- The worker then reads the values and settles the message again, with the body to be pushed and the chord to be
+-- cleared.
+-- If it dies before that, the message is still reserved and runs again; its part has been counted, and the claim is
+-- its own, so it is withheld again. A chord claimed by another worker is left to that worker.
+-- A script that fails halfway is not undone. So the state of each ending comes first: a server out of memory
 -- refuses the first write of a script, and a message whose result is not stored is not acknowledged.
 -- A user who may delete but not push is refused beforehand (Redis 7 and later can tell).
 local count, goals, news = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -78,17 +80,17 @@ elseif goals >= 0 and asks ~= 'any' and redis.call('ZSCORE', KEYS[5], ARGV[6]) ~
   return redis.error_reply('LAPSED the owner of these messages is back, or others have recovered them')
 end
 
--- The tags whose record was removed in this call.
+-- The tags whose records were removed in this call.
 local taken = {}
 
--- A refusal must not affect anything else: a user without channels can still end its messages.
+-- A refusal must not affect other writes: a user without channels can still settle its messages.
 local function publish(channel, text)
   local answer = redis.pcall('PUBLISH', channel, text)
   if type(answer) == 'table' and answer.err then reply[1] = answer.err end
 end
 
--- Who waits for results: of a batch the server is asked that first, since most are heard by nobody, and a PUBLISH costs
--- as much as the storing. nil: publish them all.
+-- The channels with subscribers. For a batch, the server is asked for them first, since most results have none
+-- and a PUBLISH costs as much as storing. nil: publish them all.
 local listened
 if #KEYS - key > 3 and redis.pcall('PUBSUB', 'NUMPAT') == 0 then
   listened = {}
@@ -102,8 +104,8 @@ if #KEYS - key > 3 and redis.pcall('PUBSUB', 'NUMPAT') == 0 then
   end
 end
 
--- Look for the state where all serializers but one write it: first. In a compressed result or one in YAML it cannot be
--- seen; these are overwritten, as is a key of another type.
+-- Look for the state where all serializers but one write it: at the beginning. In a compressed result or one in YAML
+-- it cannot be seen; these are overwritten, as is a key of the wrong type.
 local function stored_state(name)
   if redis.call('TYPE', name).ok ~= 'string' then return nil end
   return string.match(redis.call('GETRANGE', name, 0, 63), 'status%W+(%u+)')
@@ -116,7 +118,7 @@ end
 
 local function store(name, kind, seconds, payload, tag, held)
   if not held and kind ~= 's' then return end
-  -- Usually there is none yet, and one command does both.
+  -- Usually no state is stored yet, and one command does both.
   if not write(name, seconds, payload, 'NX') then
     local state = stored_state(name)
     if state == 'SUCCESS' then return end
@@ -144,7 +146,8 @@ local function move(tag, is_stub, goal, how, text)
     problem = redis.error_reply('NOPERM a move needs RPUSH, LPUSH, ZADD and ZREM')
     return false
   end
-  -- A message of a workflow that was acknowledged early has both. Neither may be left: a repetition would find it held.
+  -- A message of a workflow that was acknowledged early has both. Neither may remain, or a repetition would find it
+  -- held.
   redis.call('SREM', begun, tag)
   if not is_stub then
     redis.call('HDEL', unacked, tag)
@@ -160,7 +163,7 @@ local function move(tag, is_stub, goal, how, text)
   return true
 end
 
--- What this user may not do, or this server cannot, must not stop what follows.
+-- A command that this user may not run, or this server lacks, must not stop what follows.
 local function bound(goal, how)
   local most, bytes, seconds, before = tonumber(ARGV[4]), string.match(how, '^dead (%d+) (%d+) (%S+)$')
   bytes = tonumber(bytes)
@@ -198,14 +201,15 @@ for first = 1, goals < 0 and 0 or count, 1000 do
   end
 end
 
--- Making functions takes as long as ending a plain task. So all that only workflows need is made when one is read: this
--- function goes on to finish_workflows, and is not indented. It returns what reads one workflow, and what does them all.
+-- Creating functions takes as long as settling a plain task. So the functions that only workflows need are created
+-- when a workflow is read. This function extends to finish_workflows, and its body is not indented. It returns a
+-- function that reads one workflow, and one that carries out all of them.
 local function workflow_functions()
 
--- What was read of the endings with workflows, to be done once all parts are counted.
+-- The workflows read so far, to be carried out once all parts are counted.
 local endings, withheld, void = {}, {}, {}
 
--- Returns where each item of a list begins; its length comes first.
+-- Returns the position of each item of a list, whose length comes first.
 local function positions(size)
   local found = {}
   at = at + 1
@@ -231,7 +235,7 @@ end
 
 local function claim_of(member) return 'greenq ' .. member end
 
--- Once for each id, whatever is repeated.
+-- Once for each id, even if a call is repeated.
 local function add_to_chord(name, id, seconds)
   if call('SADD', name .. '.a', id) == 0 then return end
   call('INCR', name .. '.t')
@@ -269,7 +273,7 @@ local function chords_in_order()
   return order
 end
 
--- Adds the members that are not counted yet.
+-- Adds the members that have not been counted yet.
 local function add_parts(chord)
   local name, members = chord.name, chord.members
   for first = 1, #members, 1000 do
@@ -313,7 +317,7 @@ local function count_parts(chord)
   end
 end
 
--- Whether the goals of an ending can be pushed to.
+-- Returns whether the goals of an ending can be pushed to.
 local function may_push(ending)
   for _, p in ipairs(ending.pushes) do
     local is_list = ARGV[p + 1] ~= 'all'
@@ -351,7 +355,7 @@ local function push_all(ending)
   if texts then redis.call(commands[how], goal, unpack(texts)) end
 end
 
--- Removes the record, before anything is pushed: an ending that is repeated must find it gone.
+-- Removes the record, before anything is pushed: a repeated ending must not find it.
 local function leave(ending)
   local tag = ending.tag
   if ending.what == 109 then -- m
@@ -430,7 +434,7 @@ end
 
 local read_workflow, finish_workflows
 
--- There are few different heads, and parsing one takes as long as a command.
+-- Cached, since there are few different heads, and parsing one takes as long as a command.
 local heads = {}
 
 local function parsed(head)
@@ -477,7 +481,7 @@ for number = 1, count do
       redis.call('SREM', begun, tag)
     end
   elseif (what == 98 or what == 101) and is_record then -- b, e
-    -- First: a server without memory refuses a script that begins with a write that may need some.
+    -- This comes first: a server out of memory refuses a script whose first write may need memory.
     redis.call('SREM', begun, tag)
     redis.call('SADD', begun, tag)
     redis.call('EXPIRE', begun, 604800)
@@ -504,12 +508,12 @@ for first = 1, #acks, 1000 do
 end
 
 -- The index of workflows (off by default). Its ARGV: the list of workflows, and for each workflow the beginning of its
--- keys, its id, the seconds for which it is kept, and a number of notes, each the number of its ending, the task's id,
--- the letter of its new state, its times, the text of its node, and its message, if it is kept for a retry. A node is
--- its letter, its times, a bar, and its text. A note of an ending that was not held is left out.
+-- keys, its id, the seconds for which it is kept, and a number of notes. Each note has the number of its ending, the
+-- task's id, the letter of its new state, its times, the text of its node, and its message, if it is kept for a retry.
+-- A node is its letter, its times, a bar, and its text. A note about an ending that was not held is skipped.
 --   p planned, w waiting, r running, y to run again: these are open; s succeeded, f failed, v revoked
---   + and -  sending a part of the workflow begins, and is done: it is open meanwhile
--- When no node is open, the calls of the workflow are sent: each once, since they are removed with that.
+--   + and - sending a part of the workflow begins and ends: it is open meanwhile When
+-- no node is open, the calls of the workflow are sent, each once, since they are then removed.
 if ARGV[at + 2 * news] then
   local function keep_index()
     local most_nodes, most_workflows, most_kept, least_paused = 100000, 10000, 16777216, 2592000
@@ -620,7 +624,7 @@ if ARGV[at + 2 * news] then
     end
   end
 
-  -- A user who may not write there, or a key of another type, must not keep messages from ending.
+  -- A user who may not write there, or a key of the wrong type, must not keep messages from being settled.
   local done, failure = pcall(keep_index)
   if not done then reply[1] = 'INDEX ' .. (type(failure) == 'table' and failure.err or tostring(failure)) end
 end

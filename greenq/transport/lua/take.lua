@@ -1,25 +1,26 @@
 -- Moves messages from their queues into the unacked records of one worker, all or nothing.
 --
 -- KEYS  1 unacked, 2 unacked_index, 3 the owner: a hash, 4 the leases,
---       5… source lists: groups of Q lists each, most urgent group first; a queue with several turns is there as often
+--       5… source lists: groups of Q lists each, most urgent group first; a queue with several turns appears several
+--       times
 -- ARGV  1 the owner's prefix of tags, 2 the number of the first tag, 3 the number of this call, 4 the most messages,
---       5 after how many bytes to take no more, 6 Q (the number of turns, the size of a group), 7 which turn of a group
---       is first, negative: each list is emptied before the next one, 8 the owner's member of the leases,
+--       5 the bytes after which to take no more, 6 Q (the number of turns, the size of a group), 7 the first turn
+--       of a group; negative: each list is emptied before the next one, 8 the owner's member of the leases,
 --       9… for each queue, in the order of a group, the text that ends its record: , "", "<queue>"]
 -- Reply {messages left in all lists, number of the next take's first tag,
---        then for each message: the number of its tag, its queue, its text …}, where queue 0 says that the text is
---        the whole record; or an error:
+--        then for each message: the number of its tag, its queue, its text …}, where queue 0 means that the text
+--        is the whole record; or an error:
 --        FORGOTTEN the server does not know the owner: it has lost its data
 --        CLOSED    the owner has left
---        LAPSED    the owner's lease has ended; no one would give back what it took now
+--        LAPSED the owner's lease has ended; no worker would recover what it took now
 --
--- Each call has a number. One not above the last call's was delayed on its way and overtaken by the call that repeated
--- it: it takes nothing. If tags from the first one on are in use, then an earlier call was carried out and its answer
--- got lost: what it reserved is returned, so a repeated take neither loses nor hoards messages.
--- Lists of one group share fairly unless they have no turns; each is served from its tail (oldest). A key that is not a list is skipped:
--- an error here would lose what was popped before it, since a script that fails is not undone.
+-- Each call has a number. A call whose number is not above the last call's was delayed and overtaken by its
+-- repetition: it takes nothing. If tags from the first one on are in use, then an earlier call was carried out and its
+-- answer was lost: the messages it reserved are returned, so a repeated take neither loses nor hoards messages.
+-- Lists of one group share fairly unless they have no turns; each is served from its tail (oldest). A key that is not
+-- a list is skipped: an error here would lose messages popped before it, since a script that fails is not undone.
 -- For the same reason a user who may pop but not record is refused beforehand (Redis 7 and later can tell).
--- Messages pass as text: a record is "[" .. message .. the queue's ending. Nothing is decoded.
+-- Messages pass through as text: a record is "[" .. message .. the queue's ending. Nothing is decoded.
 local prefix, first, number, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local bytes, queues, turn = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local reply = {0, first}
@@ -43,8 +44,8 @@ elseif redis.acl_check_cmd and not (
   return redis.error_reply('NOPERM a take needs HSET and ZADD')
 end
 
--- A server without memory refuses a script that begins with a write that may need some. If one of these keys has
--- another type, this fails before anything is popped.
+-- A server out of memory refuses a script whose first write may need memory. If one of these keys has
+-- the wrong type, this fails before anything is popped.
 redis.call('HDEL', KEYS[1], '')
 redis.call('ZREM', KEYS[2], '')
 if first < unused then
@@ -61,8 +62,8 @@ if first < unused then
   return reply
 end
 
--- First one, then two, and so on up to a limit; one by one after the first large one: so a take of large messages
--- exceeds `bytes` by one message.
+-- First one message, then two, and so on up to a limit; one by one after the first large one. So a take of large
+-- messages exceeds `bytes` by one message.
 local _SOME, _LARGE = 32, 16384
 local records, tags, left, problem, some, grows = {}, {}, most, nil, 1, true
 
@@ -129,7 +130,7 @@ elseif problem then
   return problem
 end
 
--- Only a take that got all it asked for can have left something.
+-- Only a take that got as many as it asked for can have left messages.
 if left <= 0 or bytes <= 0 then
   local seen = {}
   for i = 5, #KEYS do

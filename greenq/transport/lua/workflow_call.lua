@@ -1,4 +1,4 @@
--- Keeps a message to be sent when a workflow is over, or sends it now if it is.
+-- Keeps a message to be sent when a workflow has ended, or sends it now if it has already ended.
 --
 -- KEYS  1 the workflow, 2 its calls: a list
 -- ARGV  1 when: 's' after success, 'f' after a failure, 'e' in any case; 2 the length of the queue's key, a colon, the

@@ -1,10 +1,10 @@
--- Prepares a chord for a retry: the parts that failed are taken out, so that they count again.
+-- Prepares a chord for a retry: removes the parts that failed, so that they can be counted again.
 --
 -- KEYS  1 the key of its group
--- ARGV  1 its size, 2 'z' (its parts are ordered: a zset) or 'l' (a list), 3 the seconds for which it is kept, 0 for ever,
---       4 the number of parts that are taken out;
+-- ARGV  1 its size, 2 'z' (its parts are ordered: a zset) or 'l' (a list), 3 the seconds for which it is kept, 0 for
+--       no limit, 4 the number of parts to remove;
 --       their members and places; then those that stay, if the chord has ended: member, place and value of each
--- Reply 1, 0 when one of its parts is just completing it: nothing was done
+-- Reply 1, 0 if one of its parts is completing it at this moment, in which case nothing was done
 local name, ordered, first = KEYS[1], ARGV[2] == 'z', 5 + 2 * tonumber(ARGV[4])
 local claim = redis.call('GET', name .. '.c')
 if claim and claim ~= 'done' then return 0 end

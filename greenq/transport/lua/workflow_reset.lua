@@ -1,4 +1,4 @@
--- Begins a retry: nodes that failed are open again, and their messages are sent again.
+-- Begins a retry: nodes that failed become open again, and their messages are sent again.
 --
 -- KEYS  1 the workflow, 2 its nodes: a hash, 3 the messages of those that failed: a hash
 -- ARGV  the ids of the nodes to reset
