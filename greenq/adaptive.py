@@ -1,5 +1,4 @@
-"""How many concurrent tasks are worthwhile: a limit below the maximum, found by comparing pool
-sizes.
+"""How many concurrent tasks are worthwhile: a limit, found by comparing sizes of the pool.
 
 A slow database or an API that throttles does not answer more calls a second when there are more
 greenlets; each answer only takes longer. So the autoscaler watches the mean duration of tasks while
@@ -249,9 +248,7 @@ class Adaptive:
 
 
 def _mean(begin: Look, now: Look) -> float | None:
-    """Return the mean duration of the tasks that ended in between; None if there are too few of
-    them.
-    """
+    """Return the mean duration of the tasks that ended in between; None if there are too few."""
     ended = now.ended - begin.ended
     if ended < _ENDED or now.at_s - begin.at_s < _MEASURED_S:
         return None

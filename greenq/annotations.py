@@ -85,9 +85,7 @@ def _change(task: Task[Any, Any], attributes: Mapping[str, Any]) -> None:
 
 
 def _code(task: Task[Any, Any], attribute: str) -> Any:
-    """Return the function to wrap; if the task is bound, the function takes the task as its first
-    argument.
-    """
+    """Return the function to wrap; for a bound task, its first argument is the task."""
     if attribute == "run" and "run" in vars(task):
         return task.function
     return getattr(type(task), attribute)

@@ -150,9 +150,7 @@ class Settings(Mapping[str, Any]):
     def read_later(
         self, load: Callable[[list[str]], Mapping[str, Any]], source: str = "code"
     ) -> None:
-        """Make `load` read the settings of `source` on first use; it receives a list for its
-        notes.
-        """
+        """Make `load` read `source`'s settings on first use; it receives a list for its notes."""
         self._lazy.append((load, source))
         object.__setattr__(self, "_built", None)
 
@@ -651,8 +649,8 @@ class Greenq:
             django = _django()
             if django is None:
                 reason = (
-                    "without packages it searches Django's INSTALLED_APPS: set DJANGO_SETTINGS_MODULE "
-                    "first and install Django, or name the packages"
+                    "without packages it searches Django's INSTALLED_APPS: first set "
+                    "DJANGO_SETTINGS_MODULE and install Django, or name the packages"
                 )
                 raise ConfigError([Problem("autodiscover_tasks", None, reason)])
             packages = django.packages()
@@ -820,9 +818,7 @@ class Greenq:
         self.producer.send_calls(self._checked_calls(calls), complete, **hooks)
 
     def _checked_calls(self, calls: Iterable[Call]) -> Iterator[Call]:
-        """Yield calls whose arguments fit, each with the name to show in place of its task's
-        name.
-        """
+        """Yield calls whose arguments fit, each with the name to show instead of its task's."""
         tasks = self._tasks
         for call in calls:
             task = tasks.get(call[0])

@@ -77,9 +77,7 @@ def _outermost(folders: Iterable[str]) -> list[str]:
 
 
 def syntax_error(path: str) -> str | None:
-    """Return where and why a source file cannot be compiled; None if it can be compiled or no
-    longer exists.
-    """
+    """Return where and why a source file cannot be compiled; None if it can, or is gone."""
     try:
         compile(Path(path).read_bytes(), path, "exec", dont_inherit=True)
     except FileNotFoundError:

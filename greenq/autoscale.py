@@ -79,9 +79,7 @@ def needed(load: Load) -> int:
 
 
 def decide(load: Load) -> Decision:
-    """Return the size for a load: grow at once, shrink to the largest number needed within the
-    keepalive.
-    """
+    """Return the size for a load: grow at once, shrink to the keepalive's largest need."""
     if load.size < load.least:
         return Decision(load.least, "below the minimum")
     if load.size > load.most:

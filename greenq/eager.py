@@ -108,7 +108,7 @@ def run_as_sent(
     kwargs: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> EagerResult[Any]:
-    """Run a task in this process instead of sending it; its arguments are still encoded and decoded.
+    """Run a task in this process instead of sending it, but encode and decode its arguments.
 
     As in a worker, it must not wait for the results of others.
 

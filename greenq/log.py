@@ -354,7 +354,7 @@ _OF_RECORDS: Final = frozenset(
 
 
 def _task_of(record: logging.LogRecord) -> dict[str, str]:
-    """Return the name and ids of the task that a record concerns: the running one, or an argument."""
+    """Return the name and ids of a record's task: the running one, or an argument."""
     task_id = getattr(record, "task_id", None)
     if task_id is not None:
         return {
@@ -442,7 +442,7 @@ class Redirected(io.TextIOBase):
 
     @contextmanager
     def bypassed(self) -> Iterator[None]:
-        """During the block, pass text that this greenlet or thread writes to the original stream."""
+        """During the block, send this greenlet's or thread's text to the original stream."""
         ident = _thread.get_ident()
         is_outermost = ident not in self._busy
         self._busy.add(ident)
@@ -488,7 +488,7 @@ def _undirected() -> AbstractContextManager[None]:
 
 @contextmanager
 def redirect(level: str) -> Iterator[None]:
-    """During the block, log at `level` the text written to sys.stdout and sys.stderr during the block."""
+    """During the block, log text written to sys.stdout and sys.stderr at `level`."""
     number = logging.getLevelNamesMapping()[level]
     before = sys.stdout, sys.stderr
     redirected = tuple(

@@ -1,4 +1,4 @@
-"""``greenq health``: ask the worker on this machine whether it is healthy, as a container's probe does.
+"""``greenq health``: ask the worker on this machine whether it is healthy, as a probe.
 
 A probe runs every few seconds, so this loads nothing else of greenq: no app, no gevent, no redis.
 """

@@ -1,5 +1,4 @@
-"""Recycle: ends the worker when it reaches a limit of tasks, memory or time, so that a new one can
-replace it.
+"""Recycle: ends the worker at a limit of tasks, memory or time, for a new one to replace it.
 
 Whether a limit is reached is a pure function of numbers (`reached`). Each worker lowers its limits
 by a small random share, so that workers started together do not end together; and the server
@@ -116,9 +115,7 @@ class Group(Protocol):
     """The workers with the same queues that are currently restarting."""
 
     def claim(self, most: int, hold_s: float) -> list[str]:
-        """Ask to restart; return which workers are restarting if this one must wait. Switches:
-        yes.
-        """
+        """Ask to restart; return the restarting workers if this one must wait. Switches: yes."""
 
     def returned(self) -> None:
         """Note that this worker has restarted. Switches: yes."""
@@ -204,9 +201,7 @@ class Recycle(StartStopPart):
         )
 
     def look(self) -> None:
-        """Ask to restart if a limit is reached; before that, report once that this worker has
-        started. Switches: no.
-        """
+        """Ask to restart at a limit; at first, report that this worker is ready. Switches: no."""
         now_s = self._clock()
         if self._is_asking or now_s < self._asks_s:
             return

@@ -131,7 +131,7 @@ class Request:
         }
 
     def extended(self, hostname: str) -> dict[str, object]:
-        """Return the fields that ``result_extended`` adds to a state stored by the node `hostname`."""
+        """Return the fields that ``result_extended`` adds to a state stored by `hostname`."""
         message = self.message
         return {
             "name": message.task,

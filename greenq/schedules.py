@@ -82,7 +82,7 @@ class schedule(BaseSchedule):  # noqa: N801  Celery's name
         nowfun: object = None,
         app: object = None,
     ) -> None:
-        """Take an interval; `nowfun` and `app` are accepted for compatibility with Celery, without effect.
+        """Take an interval; `nowfun` and `app`, known from Celery, have no effect.
 
         Raises:
             ValueError: the interval is not a number of seconds, or shorter than 0.1 s.
@@ -257,7 +257,7 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
         nowfun: object = None,
         app: object = None,
     ) -> None:
-        """Take the fields; `nowfun` and `app` are accepted for compatibility with Celery, without effect.
+        """Take the fields; `nowfun` and `app`, known from Celery, have no effect.
 
         Raises:
             ValueError: a field is malformed.
@@ -319,7 +319,7 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
         return None
 
     def _due_on_even_day(self, passed: timedelta) -> timedelta | None:
-        """Return the first due time of a day without a clock change, later than `passed` into the day."""
+        """Return the first due time after `passed` on a day without a clock change."""
         number = passed // _MINUTE + 1
         hour, minute = divmod(number, 60)
         at = bisect_left(self._hours, hour)

@@ -29,7 +29,7 @@ R = TypeVar("R")
 
 
 class Definition(NamedTuple):
-    """The data from which an app creates its own task: the function and the decorator's arguments."""
+    """The source of each app's own task: the function and the decorator's arguments."""
 
     function: Callable[..., Any]
     name: str | None

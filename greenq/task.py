@@ -46,7 +46,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class ExceptionInfo:
-    """The description of an exception that hooks receive as ``einfo``; its ``str()`` is the traceback.
+    """An exception's description, which hooks receive as ``einfo``; as text, its traceback.
 
     Attributes:
         exception: the exception itself.
@@ -82,7 +82,7 @@ class ExceptionInfo:
 
 
 def classes(given: Any) -> tuple[type[BaseException], ...]:
-    """Return exception classes in the form that `isinstance` takes, from a list, a set or one class.
+    """Return exception classes, given as a list, a set or one class, for `isinstance`.
 
     Raises:
         TypeError: one of them is not an exception class.
@@ -367,7 +367,7 @@ class Task(Generic[P, R]):
         loglevel: int | None = None,
         **options: Unpack[SendOptions],
     ) -> EagerResult[R]:
-        """Run the task in this process, with its hooks and its retries, without a server or a worker.
+        """Run the task in this process, with its hooks and retries, but no server or worker.
 
         Retries follow at once, ignoring their countdown.
 

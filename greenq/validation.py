@@ -69,7 +69,7 @@ class Models:
         return given.args, given.kwargs
 
     def returned(self, value: Any, how: Mapping[str, Any]) -> Any:
-        """Return a value in the form in which it is stored: a model as plain data, if the return annotation is one."""
+        """Return a value for storing: a model becomes plain data if the annotation is a model."""
         if self._returned is not None and isinstance(value, self._returned[0]):
             return value.model_dump(**how)
         return value

@@ -108,9 +108,7 @@ class Entry:
         return self.start - _MICROSECOND
 
     def ready(self, due_us: int) -> int:
-        """Return when a due time may be sent: with jitter, it is delayed by the same amount in
-        every beat.
-        """
+        """Return when a due time may be sent; jitter delays it equally in every beat."""
         if not self.jitter_s:
             return due_us
         share = zlib.crc32(f"{self.name}:{due_us}".encode()) / 2**32

@@ -30,9 +30,7 @@ _DAY_S: Final = 86400.0
 
 
 class _Run(NamedTuple):
-    """A run whose result is looked for; the next one to look for sorts first. Times in
-    microseconds.
-    """
+    """A run whose result is awaited; the next one to check sorts first. Times in microseconds."""
 
     at: int
     pause: int
@@ -42,9 +40,7 @@ class _Run(NamedTuple):
 
 
 class Runs:
-    """Follows the runs that have not ended, and stores on the server how the last run of each entry
-    ended.
-    """
+    """Follows unfinished runs, and stores on the server how the last run of each entry ended."""
 
     def __init__(self, app: Greenq, store: ScheduleStore) -> None:
         """Read the results of `app` if it stores any."""

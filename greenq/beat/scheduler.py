@@ -291,9 +291,7 @@ class Scheduler:
         self._runs.follow({name: slot.state for name, slot in self._slots.items()})
 
     def _forget(self, names: Iterable[str], states: Mapping[str, str]) -> None:
-        """Forget entries that no beat has sent for a long time: renamed ones, or those of old
-        code.
-        """
+        """Forget entries that no beat has sent for a long time: renamed or removed ones."""
         before = self.now() - _FORGOTTEN_US
         dues = {name: states[name].partition(" ")[0] for name in names}
         old = [name for name, due in dues.items() if not due.isdecimal() or int(due) < before]
@@ -385,9 +383,7 @@ class Scheduler:
                     announced.sent()
 
     def _claimed(self, claims: Sequence[Claim]) -> list[Outcome]:
-        """Claim due times in one call; one by one if this user may not push to one of the
-        queues.
-        """
+        """Claim due times in one call, or one by one if this user may not push to a queue."""
         try:
             now, outcomes = self._store.claim(claims)
         except AccessRefused as exc:
@@ -398,9 +394,7 @@ class Scheduler:
         return outcomes
 
     def _with_running(self, due: Sequence[_Slot], now: int) -> Iterator[tuple[_Slot, bool]]:
-        """Add to each slot whether its last run still runs; leave out slots for which that is
-        unknown.
-        """
+        """Add to each slot whether its last run still runs; skip slots where that is unknown."""
         asking = [(slot.entry.name, slot.state) for slot in due if slot.entry.overlap != "allow"]
         try:
             running = self._runs.running(asking, now)

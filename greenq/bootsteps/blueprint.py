@@ -226,8 +226,7 @@ def _order(blueprint: str, steps: list[Part]) -> list[Part]:
 def custom(
     classes: Iterable[type[users.Step]], parent: object, options: Mapping[str, Any]
 ) -> list[Part]:
-    """Create an app's own steps for `parent`, sorted by name, so that every worker has the same
-    order.
+    """Create an app's own steps for `parent`, in every worker in the same order: by name.
 
     Args:
         classes: from ``app.steps``.

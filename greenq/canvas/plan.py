@@ -202,9 +202,7 @@ def members(group: Mapping[str, Any]) -> list[Sig]:
 
 
 def steps(chain: Mapping[str, Any]) -> list[Sig]:
-    """Return the steps of a chain: nested chains are flattened, and groups followed by a step
-    become chords.
-    """
+    """Return a chain's steps, nested chains flattened, groups before a step as chords."""
     return _joined(_flat(chain))
 
 

@@ -117,9 +117,7 @@ class chain(_Whole):  # noqa: N801  Celery's name
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Run the steps in this process; return the handle of the last one, or of the one that
-        failed.
-        """
+        """Run the steps in this process; return the handle of the last or the failed one."""
         last: Any = None
         given: tuple[Sequence[Any], Mapping[str, Any]] = (args or (), kwargs or {})
         for step in self.unchain_tasks():
@@ -626,9 +624,7 @@ def _is_empty(sig: Any) -> bool:
 
 
 def _rebuilt(made: W, data: Mapping[str, Any], app: Any) -> W:
-    """Give a new signature the content of plain data, turning the signatures in it into `Signature`
-    objects.
-    """
+    """Fill a new signature from plain data, turning nested data into `Signature` objects."""
     kwargs = dict(data["kwargs"])
     if "tasks" in kwargs:
         kwargs["tasks"] = [checked(each, made.task, app) for each in kwargs["tasks"]]

@@ -53,8 +53,7 @@ def send_stream(
     kwargs: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Any:
-    """Send a group, or a chord with that header, while its members are being produced. Switches:
-    yes.
+    """Send a group, or a chord with that header, while its members are produced. Switches: yes.
 
     The size of the chord is written just before the last push, when it is known.
 
@@ -139,8 +138,7 @@ def _send(
 
 
 def _in_task(options: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Return the options, completed by those the current task passes on, and the place to record
-    the handle."""
+    """Return the options with those the current task passes on, and where to record the handle."""
     given = dict(options)
     add = given.pop("add_to_parent", True)
     context = current_context.get()
@@ -166,16 +164,15 @@ class _Listing:
         self._entries: list[str] = []
 
     def open(self) -> None:
-        """Put the chords on the list, if this user has permission: the list only serves
-        monitoring."""
+        """Put the chords on the list, if this user may: the list only serves monitoring."""
         chords = self._app.transport.chords
         for start, size in self._starts():
             body_id = start.body["options"]["task_id"]
             try:
                 entry = chords.open(start.group_id, start.body["task"], body_id, size)
             except AccessRefused as exc:
-                _log.info("chord %s is sent without an entry in the list of chords being sent: %s",
-                start.group_id, exc) return
+                _log.info("chord %s is sent without being listed: %s", start.group_id, exc)
+                return
             self._entries.append(entry)
 
     def close(self) -> None:

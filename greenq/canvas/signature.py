@@ -355,9 +355,7 @@ class Signature(dict[str, Any]):
     # --- callbacks --------------------------------------------------------------------------------
 
     def append_to_list_option(self, key: str, value: Any) -> Any:
-        """Add a value to an option that is a list, unless it is already there, and return the
-        value.
-        """
+        """Add a value to an option that is a list, unless present, and return the value."""
         items = self._list_option(key)
         if value not in items:
             items.append(value)

@@ -1,5 +1,4 @@
-"""Stamps: names with values on every task of a workflow, by which they can be found, revoked and
-counted.
+"""Stamps: named values on every task of a workflow, for finding, revoking and counting.
 
 They are options of a signature; the option ``stamped_headers`` lists their names.
 """

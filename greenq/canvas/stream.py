@@ -53,9 +53,7 @@ class Stream:
         kwargs: Mapping[str, Any],
         options: Mapping[str, Any],
     ) -> None:
-        """Prepare to send `group`, which has no members yet, on its own or as the header of
-        `chord`.
-        """
+        """Prepare to send `group`, still without members, alone or as the header of `chord`."""
         given = dict(options)
         task_id = given.pop("task_id", None)
         self.start: ChordStart | None = None

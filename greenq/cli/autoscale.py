@@ -130,8 +130,7 @@ def _sizes(
 def plot(
     points: Sequence[tuple[float, float]], *, columns: int = _PLOT_COLUMNS, rows: int = _PLOT_ROWS
 ) -> Iterator[str]:
-    """Draw a value that stays constant until its next point, with an axis; draw nothing for fewer
-    than two points.
+    """Draw a step curve with an axis; draw nothing for fewer than two points.
 
     A column shows the largest value in its time.
     """

@@ -65,4 +65,4 @@ def _add_service_options(group: argparse._ArgumentGroup) -> None:
         help="DEBUG, INFO, WARNING, ERROR or CRITICAL (default INFO)")  # fmt: skip
     add("-f", "--logfile", metavar="FILE", help="log to this file instead of stderr")
     add("--pidfile", metavar="FILE",
-        help="write the process id to this file; a second beat with the same file does not start")  # fmt: skip
+        help="write the process id to this file, which only one beat can use")  # fmt: skip

@@ -22,7 +22,7 @@ _REFUSED: Final = {
 }
 
 COMMANDS: Final = {
-    "multi": "there is no multi: start several workers with a supervisor (greenq deploy supervisord), "
+    "multi": "there is no multi: start workers with a supervisor (greenq deploy supervisord), "
     "or one worker with a larger -c",
     "flower": "Flower is a separate program that works with greenq's workers: "
     "celery -b URL flower; greenq top shows them in the terminal",

@@ -50,9 +50,7 @@ def pid_file(path: str | None, inherited: int = -1) -> Iterator[int]:
 
 
 def _adopt(inherited: int, path: str) -> int | None:
-    """Return `inherited` if it is the file; close it if it is a different file, which was deleted
-    meanwhile.
-    """
+    """Return `inherited` if it is still the file; otherwise close it."""
     if inherited < 0:
         return None
     os.set_inheritable(inherited, False)

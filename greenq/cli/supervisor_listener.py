@@ -1,6 +1,4 @@
-"""``greenq supervisor-listener``: under supervisord, restarts workers that do not answer or use too
-much memory.
-"""
+"""``greenq supervisor-listener``: restarts workers that are unresponsive or too large."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--mute-after", type=argument_types.seconds, default=60.0, metavar="S",
         help="restart a worker that answers no ping for this long (default 60)")  # fmt: skip
     add("--max-memory", type=argument_types.memory, metavar="SIZE",
-        help="restart a worker that uses more memory than this, as in 2G (default: no limit)")  # fmt: skip
+        help="restart a worker above this memory, as in 2G (default: no limit)")  # fmt: skip
     add("-l", "--loglevel", type=argument_types.level, default="INFO", metavar="LEVEL",
         help="DEBUG, INFO, WARNING, ERROR or CRITICAL (default INFO)")  # fmt: skip
 

@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
     add = parser.add_argument
     add("action", choices=("list", *_ACTIONS),
-        help="show: draw the tree; watch: every second; retry: run the failed tasks again")  # fmt: skip
+        help="show: draw the tree; watch: every second; retry: run failed tasks again")  # fmt: skip
     add("id", nargs="?", help="the workflow: the id of its first task or group, as in the list")
     add_app_options(parser)
     add("--dot", action="store_true", help="show: as a graph for Graphviz")

@@ -236,7 +236,7 @@ def scheduled(
 
 
 def _parked(worker: Parts, due: float, queue: str, raw: bytes) -> dict[str, object]:
-    """Describe a parked message like one that waits in this worker; an unreadable one by its id and name."""
+    """Describe a parked message like a waiting one; an unreadable one by its id and name."""
     try:
         eta = datetime.fromtimestamp(due, UTC).isoformat()
     except (ValueError, OverflowError, OSError):

@@ -455,7 +455,7 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
         "default_dispatcher": "use app.events.send, or a task's send_event, instead",
     },
 }  # fmt: skip
-"""By class and name, the attributes of Celery's classes that greenq's lack, with what to do instead."""
+"""Attributes of Celery's classes that greenq's lack, by class and name, with advice."""
 
 
 class _NotHere:
@@ -472,7 +472,7 @@ class _NotHere:
 
 
 def name_what_is_not_here(owner: type) -> None:
-    """Add to a class each attribute that only its Celery counterpart has; reading it raises an error with advice.
+    """Add to a class the attributes that only Celery's has; reading them raises advice.
 
     `__getattr__` would hide errors inside the properties of users' subclasses.
     """

@@ -41,7 +41,7 @@ _NAMES: Final = Config.names()
 def settings_from_object(
     source: object, namespace: str | None = None, notes: list[str] | None = None
 ) -> dict[str, object]:
-    """Return the settings in `source`: a mapping, any object, or a name of the form "module[:attribute]".
+    """Return the settings in `source`: a mapping, an object, or a name "module[:attribute]".
 
     From an object, the public lower-case attributes are read, except modules, functions and
     classes; those that are not settings are taken to be the module's own helpers. With a
@@ -259,7 +259,7 @@ def settings_from_env(
 
 
 def _not_read(variable: str, kinds: Mapping[str, object]) -> str | None:
-    """Return why a GREENQ_ variable is not a setting; None if it was probably not intended as one."""
+    """Return why a GREENQ_ variable is not a setting; None if it was not intended as one."""
     if variable in _NOT_SETTINGS or _KUBERNETES.fullmatch(variable):
         return None
     setting = variable.removeprefix(ENV_PREFIX).lower()

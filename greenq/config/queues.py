@@ -128,7 +128,7 @@ class Queue:
 
     @property
     def sources(self) -> tuple[Binding, ...]:
-        """All bindings, beginning with that of the queue's own exchange; only for a queue of `declared`."""
+        """All bindings, that of its own exchange first; only for a queue of `declared`."""
         assert isinstance(self.exchange, Exchange)
         own = Binding(self.exchange, self.routing_key or "")
         return tuple(dict.fromkeys((own, *self.bindings)))
@@ -157,7 +157,7 @@ class Broadcast:
         _any_text(self.exchange)
         # On Redis it becomes a pattern of channels, and only its end may be open.
         if "#" in (self.routing_key or "")[:-1]:
-            raise ValueError(f"broadcast {self.name!r}: # may only be at the end of its routing key")
+            raise ValueError(f"broadcast {self.name!r}: # may only end its routing key")
 
     def __str__(self) -> str:
         """Return the name."""

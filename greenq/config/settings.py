@@ -170,7 +170,7 @@ class ResultTransportOptions(Section):
     result_chord_ordered: bool = _setting(
         validators.flag(),
         True,
-        "Give a chord's body the results in the order of its header, not in the order in which they end. "
+        "Give a chord's body the results in the order of its header, not as they end. "
         "All workers must agree.",
     )
 
@@ -275,7 +275,7 @@ class ResultConfig(Section):
     result_chord_expires: float | None = _setting(
         validators.optional(validators.lifetime()),
         None,
-        "How long a chord is kept after its last part has ended; 0 means without a limit, None means "
+        "How long a chord is kept after its last part has ended; 0 means no limit, None means "
         "`result_expires`.",
         unit="s",
     )
@@ -311,7 +311,7 @@ class TaskConfig(Section):
     task_default_exchange: str | None = _setting(
         validators.optional(validators.text()),
         None,
-        "Exchange of each `Queue` in `task_queues` that does not name one; None means the name of the "
+        "Exchange of each `Queue` in `task_queues` without one; None means the name of the "
         "default queue.",
     )
     task_default_exchange_type: str = _setting(
@@ -320,7 +320,7 @@ class TaskConfig(Section):
     task_default_routing_key: str | None = _setting(
         validators.optional(validators.text()),
         None,
-        "Routing key of each `Queue` or `Broadcast` in `task_queues` that does not name one; None means "
+        "Routing key of each `Queue` or `Broadcast` in `task_queues` without one; None means "
         "the name of the default queue.",
     )
     task_routes: tuple[routes.Router, ...] = _setting(
@@ -458,7 +458,7 @@ class TaskConfig(Section):
         validators.whole(1, _REDIS_MAX_BYTES),
         8 * _MIB,
         "greenq's own. Largest task body, before and after decompression. A larger one becomes "
-        "a dead letter without being parsed, and so does a body with more than one value per 64 bytes of this "
+        "a dead letter unparsed, and so does a body with more than one value per 64 bytes of this "
         "limit.",
         unit="bytes",
     )
@@ -535,7 +535,7 @@ class WorkerConfig(Section):
         validators.flag(),
         False,
         "greenq's own. With --autoscale: find out how many concurrent tasks are worthwhile, "
-        "and use no more; for downstream services that do not answer faster with more concurrent calls.",
+        "and use no more; for services that do not answer faster with more concurrent calls.",
     )
     worker_processes_interval: float = _setting(
         validators.seconds(zero_ok=False),
@@ -632,7 +632,7 @@ class WorkerConfig(Section):
     worker_task_locals: str = _setting(
         validators.choice("clear", "keep"),
         "clear",
-        "greenq's own. `clear` removes values that a task leaves in `threading.local` before the next one "
+        "greenq's own. `clear` removes what a task leaves in `threading.local` before the next one "
         "starts. With `keep` a later task on the same greenlet finds them, as in a thread pool.",
     )
     worker_silence_limit: float = _setting(
@@ -660,7 +660,7 @@ class WorkerConfig(Section):
     worker_revoke_expires: float = _setting(
         validators.seconds(zero_ok=False),
         604_800.0,
-        "greenq's own. How long a revoke stays in force, in workers, on the server and in the file: make it "
+        "greenq's own. How long a revoke is kept in workers, on the server and in the file: make it "
         "longer than the longest time that tasks wait for their ETA. (Celery: 3 hours.)",
         unit="s",
     )

@@ -436,7 +436,7 @@ def or_default(kind: Validator, default: object) -> Validator:
 
 
 def lifetime() -> Validator:
-    """Accept the lifetime of a key in seconds; 0 means without a limit. Redis counts whole seconds."""
+    """Accept the lifetime of a key in seconds; 0 means no limit. Redis counts whole seconds."""
     duration = seconds()
 
     def accept(value: object) -> float:

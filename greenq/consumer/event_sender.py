@@ -105,7 +105,7 @@ class Events(StartStopPart):
         return self._keys.fanout(EXCHANGE, routing_key(kind))
 
     def _take(self) -> list[Publication]:
-        """Return the messages to publish: one message for all task events, and one for each other event."""
+        """Return the messages to publish: one for all task events, one for each other event."""
         publications = self._others.take_all()
         batch = self._batch
         if batch:

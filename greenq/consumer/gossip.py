@@ -401,7 +401,9 @@ class Gossip(StartStopPart):
             )
             return
         if event.get("cver") != _VERSION:
-            self._repeated.log("%s has a different election protocol; its vote does not count", node)
+            self._repeated.log(
+                "%s has a different election protocol; its vote does not count", node
+            )
             return
         if self._votes >= _VOTES:
             self._repeated.log("too many votes at once: the vote of %s does not count", node)

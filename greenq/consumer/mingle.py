@@ -41,7 +41,7 @@ class Mingle(StartStopPart):
         self.met: frozenset[str] = frozenset()
 
     def start(self) -> None:
-        """Send hello and read the answers; continue without them if the server refuses. Switches: yes.
+        """Send hello and read the answers, if the server permits it. Switches: yes.
 
         Raises:
             OperationalError: the server cannot be reached.

@@ -77,7 +77,7 @@ class QueueSet:
         return self._transport.broker.bindings_of(queue) if source is None else (source,)
 
     def limits_of(self, queue: str) -> tuple[float | None, int | None]:
-        """Return the seconds after which a queue expires, and the number of messages that may wait in it."""
+        """Return a queue's expiry in seconds and the number of messages that may wait in it."""
         return self._transport.broker.limits_of(queue)
 
     def add(self, queue: str, source: Binding | None = None) -> None:
@@ -151,7 +151,7 @@ class QueueSet:
             self._renew_soon()
 
     def release(self) -> None:
-        """Stop renewing: without workers, queues that expire then exist for their configured time."""
+        """Stop renewing the queues that expire: without workers, they then expire in time."""
         if self._renewal is not None:
             self._renewal.cancel()
             self._renewal = None

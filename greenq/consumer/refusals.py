@@ -66,7 +66,7 @@ class RefusedMessage(NamedTuple):
 
 
 class Refusals:
-    """Settles messages that must not run; a caller that waits for the result receives the reason."""
+    """Settles messages that must not run; a caller waiting for the result gets the reason."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Refusals:
         unwrap: Callable[[bytes], Envelope],
         handover: Handover,
     ) -> None:
-        """Take a worker's parts, its node name, and the function that reads a message's envelope."""
+        """Take a worker's parts, its node name, and the reader of a message's envelope."""
         self._handover = handover
         self._broker = transport.broker
         self._results = ResultWriter(config, transport, hostname)

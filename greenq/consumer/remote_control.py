@@ -115,7 +115,7 @@ class Control(StartStopPart):
             self._answer(request, None)
 
     def urgent(self, data: bytes) -> Callable[[Connection], object] | None:
-        """Return a function that answers a request in the watchdog thread; None if only the hub can.
+        """Return a function for the watchdog thread to answer a request; None if only the hub can.
 
         Requests that are faulty, forged or use a regular expression are left to the hub: a slow
         match must not delay the thread that renews the lease.

@@ -50,7 +50,7 @@ class Returns:
             _log.info("gave %d messages back to their queues", len(deliveries))
 
     def give_away(self, connection: Connection, owner: str) -> None:
-        """In the watchdog thread, while the hub is blocked: give requests that wait for a slot to others.
+        """In the watchdog thread, with the hub blocked: requeue requests without a slot.
 
         Raises:
             OperationalError: the requests stay, and are requeued when this worker ends or its hub

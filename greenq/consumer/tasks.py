@@ -141,7 +141,7 @@ class Tasks(StartStopPart):
         return self._fetcher.working
 
     def backlog(self) -> int:
-        """Count the messages that wait for a slot, in this worker and in the queues. Switches: no."""
+        """Count the messages waiting for a slot, here and in the queues. Switches: no."""
         return self.depth + self._pool.waiting
 
     def consume(self) -> None:
@@ -226,7 +226,7 @@ class Tasks(StartStopPart):
             _log.info("messages in this worker's inboxes are left to other greenq workers: %s", exc)
 
     def drain(self, on: bool) -> None:
-        """Take no more messages and requeue those that have not started; running tasks continue. Switches: yes.
+        """Take no more messages; requeue those that have not started. Switches: yes.
 
         With `on` False, take messages again.
         """
@@ -244,7 +244,7 @@ class Tasks(StartStopPart):
         self._interrupt()
 
     def give_back_unstarted(self) -> None:
-        """Requeue all messages that wait in this worker for their ETA, their rate limit, or a slot."""
+        """Requeue all messages that wait here for their ETA, their rate limit or a slot."""
         self.give_back(self.admission.withdraw(lambda _request: True))
 
     def give_back(self, requests: list[Request]) -> None:
@@ -252,7 +252,7 @@ class Tasks(StartStopPart):
         self._returns.give_back(requests)
 
     def give_away(self, connection: Connection, owner: str) -> None:
-        """In the watchdog thread, while the hub is blocked: give requests that wait for a slot to others.
+        """In the watchdog thread, with the hub blocked: requeue requests without a slot.
 
         Raises:
             OperationalError: the requests stay, and are requeued when this worker ends or its hub
@@ -285,7 +285,7 @@ class Tasks(StartStopPart):
         return self.admission.reader.read(raw)
 
     def scheduled(self) -> list[tuple[datetime, Request]]:
-        """Return the requests that wait in this worker for their ETA, with the ETA, the soonest first."""
+        """Return the requests that wait here for their ETA, with the ETA, soonest first."""
         return self.admission.waiting.scheduled()
 
     def waiting(self) -> list[Request]:
@@ -455,7 +455,7 @@ class Admission:
             self._pool.submit(request)
 
     def _is_stopped(self, request: Request) -> bool:
-        """Settle a request that must not run, or must not run now; return whether this was the case."""
+        """Settle a request that must not run (now); return whether this was the case."""
         if self._revoked.matches(request.message):
             self._refusals.discard(request, "revoked")
         elif self._index is not None and self._revoked.is_paused(request.message):

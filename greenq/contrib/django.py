@@ -71,7 +71,7 @@ def packages() -> list[str]:
 
 
 def on_commit(call: Callable[[], object]) -> None:
-    """Call `call` once the open transaction commits, never after a rollback; without one, call it now."""
+    """Call `call` when the open transaction commits, not after a rollback; else now."""
     transaction.on_commit(call)
 
 
@@ -113,7 +113,7 @@ class _Queue:
         self.waiting = 0
 
     def wait(self) -> None:
-        """Wait for a task here to close a connection, but only briefly, since other processes may close one, too."""
+        """Wait briefly for a task here to close a connection; other processes may, too."""
         with self._changed:
             self.waiting += 1
             try:

@@ -72,7 +72,7 @@ class HubTime:
         greenlet.settrace(self._trace)
 
     def stop(self) -> None:
-        """Stop counting and restore the previous tracer, unless another one has been set since, which stays."""
+        """Stop counting; restore the previous tracer unless another one has been set since."""
         if not self.on:
             return
         self._counted = None

@@ -179,7 +179,9 @@ class Handover:
         try:
             return self.failed(step, failure, calls=False)
         except Exception:
-            _log.critical("could not fail the tasks that follow task %s", step.message.id, exc_info=True)
+            _log.critical(
+                "could not fail the tasks that follow task %s", step.message.id, exc_info=True
+            )
             return Workflow()
 
     def replaced(self, step: Step, plan: Plan) -> Workflow:
@@ -542,7 +544,7 @@ def _nevers(signature: Mapping[str, Any]) -> Iterator[Never]:
 
 
 def _beginnings(signature: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the parts with which a signature begins, if they can fail: tasks, and bodies of chords."""
+    """Yield a signature's first parts that can fail: tasks, and bodies of chords."""
     what = kind(signature)
     errbacks = listed(signature["options"].get("link_error"))
     if what == "task":

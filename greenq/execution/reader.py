@@ -1,4 +1,4 @@
-"""The careful message reader: for messages that the fast reader cannot read, and for remote commands."""
+"""The careful message reader, for what the fast reader leaves and for remote commands."""
 
 from __future__ import annotations
 

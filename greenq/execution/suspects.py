@@ -85,7 +85,9 @@ class Suspects:
                     _log.warning("%s runs alone: workers have died while running it", request)
                     self._announce(request.delivery.tag)
                 else:
-                    _log.warning("%s runs beside other tasks, which have not ended in time", request)
+                    _log.warning(
+                        "%s runs beside other tasks, which have not ended in time", request
+                    )
                 self._begin(request)
                 if alone:
                     self._pool.wait_empty(None)

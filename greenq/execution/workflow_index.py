@@ -64,9 +64,7 @@ class WorkflowIndex:
 
     @staticmethod
     def adopt(message: TaskMessage) -> None:
-        """Name the root of a message that a client has sent without a root for the whole
-        workflow.
-        """
+        """Set the root of a message from a client that gives the workflow no common root."""
         message.root_id = workflow_of(message) or message.root_id
 
     def is_cancelled(self, message: TaskMessage) -> bool:
@@ -110,8 +108,7 @@ class WorkflowIndex:
         children: Sequence[str] = (),
         goes_on: bool = False,
     ) -> Workflow | None:
-        """Return `workflow` with the end of a task; None if there is none and the task belongs to
-        no workflow.
+        """Return `workflow` with the end of a task; None if the task has neither.
 
         Args:
             delivery: its message; kept if it has failed.

@@ -65,9 +65,7 @@ class QueueStats:
 
     @property
     def oldest_s(self) -> float | None:
-        """The age of the oldest waiting message; None if it is unknown, as with Celery's
-        messages.
-        """
+        """The age of the oldest waiting message; None if unknown, as for Celery's messages."""
         return self.counts.oldest_s if self.counts.waiting else 0.0
 
     def as_json(self) -> dict[str, Any]:
@@ -88,9 +86,7 @@ class QueueStats:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The cluster at one moment; `at` is unix time, `workers` are the greenq workers that hold a
-    lease.
-    """
+    """The cluster at one moment; `at` is unix time, `workers` counts greenq's leases."""
 
     at: float
     workers: int
@@ -110,9 +106,7 @@ class Stats:
 
 
 class ClusterStats:
-    """Counts the cluster's queues for one worker; to be used by a single thread, whichever that
-    is.
-    """
+    """Counts the cluster's queues for one worker; used by a single thread, any one."""
 
     def __init__(self, parts: Parts, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Count the queues of the app, of `parts`, and of all workers with a lease."""

@@ -176,18 +176,19 @@ class GreenqCollector(_Reader):
         traffic = parts.app.transport.client.traffic
         yield _gauge("worker_start_time_seconds", "Unix time.", time.time() - parts.uptime_s)
         yield _gauge("worker_ready", "1 if it takes messages or intentionally takes none.", ready)
-        yield _gauge("worker_draining", "1 if it takes none because an operator asked for that.",
-        parts.tasks.draining) yield _gauge("lease_seconds", "Seconds for which the lease is still
-        valid; 0 without a lease.", lease_s) yield _gauge("pool_size", "How many tasks may run at
-        once.", pool.size) most = autoscaler.most if autoscaler else pool.size
+        yield _gauge("worker_draining", "1 if it is draining.", parts.tasks.draining)
+        yield _gauge("lease_seconds", "How long the lease is still valid; 0 without one.", lease_s)
+        yield _gauge("pool_size", "How many tasks may run at once.", pool.size)
+        most = autoscaler.most if autoscaler else pool.size
         yield _gauge("pool_limit", "How large the pool may grow.", most)
         yield _gauge("pool_running", "Tasks that run.", pool.running)
         yield _gauge("pool_waiting", "Messages in this worker that wait for a slot.", pool.waiting)
         yield _gauge("reserved_messages", "Messages held by this worker.", len(state.reserved))
         yield _gauge("outbox_entries", "Outcomes not written yet.", len(parts.outbox))
         yield _counter(
-            "server_interruptions", "How often the connection to the server was lost.",
-            consumer.interruptions
+            "server_interruptions",
+            "How often the connection to the server was lost.",
+            consumer.interruptions,
         )
         yield _counter("server_commands", "Commands sent to the server.", traffic.commands)
         yield _counter("server_round_trips", "Round trips to the server.", traffic.round_trips)
@@ -200,8 +201,9 @@ class GreenqCollector(_Reader):
         p99_s = hub.lags.quantile_s(0.99)
         yield _gauge("hub_lag_p99_seconds", "The 99th percentile of the hub's delay.", p99_s)
         yield _gauge(
-            "hub_blocked_seconds", "How long it has been blocked.", blocker.for_s if blocker else
-            0.0
+            "hub_blocked_seconds",
+            "How long it has been blocked.",
+            blocker.for_s if blocker else 0.0,
         )
         yield _gauge("hub_longest_block_seconds", "The longest of the last 100 blocks.", longest_s)
         yield _counter("hub_blocks", "How often it was blocked.", monitor.block_count)
@@ -218,7 +220,7 @@ class GreenqCollector(_Reader):
         yield _gauge("cluster_workers", "Workers that hold a lease.", stats.workers)
         yield _gauge("cluster_in_flight", "Messages that workers hold.", stats.in_flight)
         messages = GaugeMetricFamily(
-            "greenq_queue_messages", "Messages of a queue, by state.", labels=["queue", "place"]
+            "greenq_queue_messages", "Messages of a queue, by place.", labels=["queue", "place"]
         )
         gauges = {
             name: GaugeMetricFamily(f"greenq_queue_{name}", text, labels=["queue"])
@@ -335,8 +337,9 @@ class FlowerCollector(_Reader):
             labels=labels,
         )
         prefetched = GaugeMetricFamily(
-            "flower_worker_prefetched_tasks", "Messages in this worker that wait to start.",
-            labels=labels
+            "flower_worker_prefetched_tasks",
+            "Messages in this worker that wait to start.",
+            labels=labels,
         )
         # Flower distinguishes tasks, but not queues.
         counts: dict[str, Counter[str]] = {}

@@ -150,7 +150,7 @@ def mark_redelivered(raw: str | bytes, deliveries: int | None = None) -> str:
 
 
 def mark_refused(raw: str | bytes, reason: str) -> str:
-    """Write the same list element with a mark, so that the worker that takes it fails it for this reason.
+    """Write the same list element with a mark that makes the next worker fail it.
 
     Shape: ``properties.refused`` is the reason.
 
@@ -211,7 +211,7 @@ def text_headers(raw: bytes) -> dict[str, str]:
 
 
 def deliveries_of(raw: str | bytes) -> int:
-    """Return how many workers died while running this message, according to its record; 0 without one."""
+    """Return the recorded number of workers that died running this message; 0 without one."""
     try:
         return _count(_parse(raw)["properties"].get("deliveries"))
     except (DecodeError, TypeError, KeyError, AttributeError):

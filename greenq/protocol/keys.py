@@ -273,7 +273,7 @@ def binding_member(routing_key: str, pattern: str, queue: str, sep: str = SEP) -
 
 
 class BindingMember(NamedTuple):
-    """One member of a binding set, parsed; without a pattern the exchange is not a topic exchange."""
+    """One parsed member of a binding set; without a pattern, not of a topic exchange."""
 
     routing_key: str
     pattern: str

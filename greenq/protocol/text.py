@@ -15,7 +15,7 @@ _MOST_CHARS: Final = 100_000
 
 
 def printable(text: str) -> str:
-    """Escape characters that could move the cursor, reverse the writing direction or break a line."""
+    """Escape characters that move the cursor, reverse the writing direction or break a line."""
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 

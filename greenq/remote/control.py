@@ -328,7 +328,7 @@ class Control:
         return self.broadcast("cancel_consumer", {"queue": queue}, destination, **options)
 
     def pause(self, queue: str) -> None:
-        """Keep all greenq workers, even those started later, from taking from a queue until `resume`.
+        """Stop all greenq workers, even later ones, from taking from a queue until `resume`.
 
         Each worker learns of the pause at its next lease renewal, within a second or two. Celery
         workers keep taking.
@@ -476,7 +476,7 @@ class Inspect:
         return self.ask("greenlets") if limit is None else self.ask("greenlets", limit=limit)
 
     def records(self) -> Any:
-        """Ask greenq workers how the server's records for them differ from the messages they hold."""
+        """Ask greenq workers how the server's records differ from the messages they hold."""
         return self.ask("records")
 
     def hub(self) -> Any:

@@ -281,7 +281,7 @@ class ResultSet(ResultBase):
                     yield self.results[position]
 
     def _needs(self) -> tuple[dict[str, list[tuple[AsyncResult[Any], int]]], list[int]]:
-        """Return, by task, the results that need its end, and, by result, how many ends it needs."""
+        """Return the results that need each task's end, and how many ends each result needs."""
         needed: dict[str, list[tuple[AsyncResult[Any], int]]] = {}
         left = []
         for position, result in enumerate(self.results):
@@ -393,7 +393,7 @@ class GroupResult(ResultSet):
         *,
         app: Any = None,
     ) -> None:
-        """Create the handle of the group `id`; `parent` is the handle of what precedes it in a chain."""
+        """Create the handle of the group `id`; `parent` is its predecessor in a chain."""
         super().__init__(results, app)
         self.id = id
         self.parent = parent

@@ -1,4 +1,4 @@
-"""The common base of task and group handles: their app, their parent, and whether waiting is allowed."""
+"""The base of task and group handles: app, parent, and whether waiting is allowed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _may_wait() -> bool:
 
 
 def refuse_in_task(what: str) -> None:
-    """Raise a RuntimeError where a task runs, unless waiting is allowed; `what` names what is waited for."""
+    """Raise a RuntimeError in a task, unless waiting is allowed; `what` names the result."""
     if _may_wait():
         return
     raise RuntimeError(
@@ -138,7 +138,7 @@ class ResultBase:
         self.app.control.revoke_by_stamped_headers(headers, **how)
 
     def iterdeps(self, intermediate: bool = False) -> Iterator[tuple[ResultBase | None, Any]]:
-        """Yield pairs of parent and handle: this one, the tasks it sent, the tasks those sent, and so on.
+        """Yield pairs of parent and handle: this one, its children, their children, and so on.
 
         Raises:
             IncompleteStream: a task has not ended, so its children are not known yet;
@@ -251,7 +251,7 @@ def value_of(meta: ResultMeta, propagate: bool) -> Any:
 
 
 def children_of(meta: ResultMeta, app: Any) -> list[Any]:
-    """Return the handles of the tasks that a task has sent; values that are not result tuples are skipped."""
+    """Return the handles of a task's children; skip values that are not result tuples."""
     found = []
     for child in meta.children or ():
         with suppress(ValueError):

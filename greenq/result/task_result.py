@@ -103,7 +103,7 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def state(self) -> str:
-        """The current state: PENDING, STARTED, RETRY, SUCCESS, FAILURE, REVOKED, or a custom state."""
+        """The current state: PENDING, STARTED, RETRY, SUCCESS, FAILURE, REVOKED or a custom one."""
         return self._read().status
 
     status = state

@@ -1,4 +1,4 @@
-"""Checks a task's arguments on sending: whether they fit, and which of their values cannot be written.
+"""Checks arguments on sending: whether they fit, and which value cannot be written.
 
 Both errors should be raised in the caller; a worker could only report them later and elsewhere.
 """

@@ -148,7 +148,7 @@ class Outgoing(TypedDict):
 
 
 class _Policy(NamedTuple):
-    """How often to retry sending (None: without a limit), and the pauses between retries, in seconds."""
+    """How often to retry sending (None: no limit), and the pauses between, in seconds."""
 
     max_retries: int | None
     interval_start: float
@@ -426,7 +426,7 @@ class Producer:
         waiting: Iterator[tuple[str, tuple[Sequence[Any], Mapping[str, Any]]]],
         options: Mapping[str, Any],
     ) -> int:
-        """Send the messages with the same destination; return how many of all have been sent so far."""
+        """Send messages with one destination; return how many of all have been sent so far."""
         while True:
             plan = self.plan_of(task, options)
             events: list[Stamped] = []

@@ -144,7 +144,7 @@ class Router:
             raise _problem(router, f"it must return a route or None: {error}") from error
 
     def merge(self, found: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Merge the send options of a caller with a route; the caller's take precedence, and None means not given.
+        """Merge a caller's send options with a route's; the caller's come first, None is unset.
 
         A caller that names a queue or an exchange has determined the destination. A routing key
         alone goes with the route's exchange, or with that of its queue; on a direct exchange it is

@@ -1,5 +1,4 @@
-"""Workers under supervisord: the number of processes, rolling restarts, and restarts of
-unresponsive processes.
+"""Workers under supervisord: number of processes, rolling restarts, unresponsive workers.
 
 Used by a worker with ``--processes``, ``greenq deploy restart`` and ``greenq supervisor-listener``.
 """

@@ -169,8 +169,7 @@ class Processes(StartStopPart):
         try:
             self._store.leave()
         except OperationalError as exc:
-            _log.info("this process's load could not be removed and stays on the server for some
-            seconds: %s", exc)
+            _log.info("this process's load stays on the server for some seconds: %s", exc)
 
     def tick(self) -> None:
         """Report, then follow the leader's order, or lead. Switches: yes.

@@ -111,9 +111,7 @@ class RollingRestart:
         self._say(f"{name}: ready")
 
     def _drain(self, name: str, node: str) -> None:
-        """Make a worker stop taking messages and wait for its tasks; an interruption undoes
-        this.
-        """
+        """Make a worker drain and wait for its tasks; an interruption undoes this."""
         if self._nodes.ask(node, "drain", {}) is None:
             self._say(f"{name}: takes no remote commands, so it is stopped without draining")
             return

@@ -327,7 +327,7 @@ class Backend:
         on_message: Callable[[ResultMeta], object] | None = None,
         on_interval: Callable[[], object] | None = None,
     ) -> Generator[ResultMeta]:
-        """Yield the final state of each task as it ends, beginning with those that have already ended.
+        """Yield the final state of each task as it ends, first of those already ended.
 
         Args:
             task_ids: the tasks' ids; each is yielded once.
@@ -500,7 +500,7 @@ class Backend:
         return [Heard(key, payload) for key, payload in found if payload]
 
     def _reread(self, keys: Sequence[str], ends_s: float) -> list[Heard]:
-        """Read like `_read_stored`; return nothing during an outage, since the keys are read again later."""
+        """Read like `_read_stored`; during an outage return nothing: a later read follows."""
         try:
             return self._read_stored(keys, ends_s)
         except OperationalError:

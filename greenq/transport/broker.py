@@ -168,7 +168,7 @@ class Broker:
         self._note_declared(queue)
 
     def limits_of(self, queue: str) -> tuple[float | None, int | None]:
-        """Return the seconds after which a queue expires, and the number of messages that may wait in it."""
+        """Return a queue's expiry in seconds and the number of messages that may wait in it."""
         limited = self._limited.get(queue)
         return (None, None) if limited is None else (limited.expires, limited.max_length)
 

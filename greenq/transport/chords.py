@@ -1,4 +1,4 @@
-"""Chords on the server, as written by senders: their sizes, and a list of those not yet sent completely.
+"""Chords on the server, as senders write them: sizes, and those not yet sent completely.
 
 The parts of a chord are counted where its tasks end. A worker compares their number with the size,
 so the size is written just before the last part of the header is sent. A header that takes several

@@ -135,7 +135,7 @@ class Connection:
     )  # fmt: skip
 
     def __init__(self, client: Client, link: Any, *, pushes: bool = False) -> None:
-        """Wrap redis-py's connection `link`; with `pushes`, pass on the server's out-of-band messages."""
+        """Wrap redis-py's `link`; with `pushes`, pass on the server's out-of-band messages."""
         self._published: Backlog[Message] = Backlog(_KEPT_COUNT, _KEPT_BYTES, _size_of)
         self._client = client
         self._link = link
@@ -218,7 +218,7 @@ class Connection:
         return read(*args, **options)
 
     def _require_own_server(self) -> None:
-        """Check that the embedded server is the process that answers, before any message is sent to it.
+        """Check that the user's own embedded server answers, before any message is sent.
 
         Raises:
             AccessRefused: it is another user's process.
@@ -588,7 +588,7 @@ class Client:
         return redis.ConnectionPool.from_url(self._url, **settings).make_connection()
 
     def connection(self, *, pushes: bool = False, timeout_s: float | None = None) -> Connection:
-        """Return a connection outside the pool for a single holder; `timeout_s` is for each read."""
+        """Return a connection outside the pool for one holder; `timeout_s` is for each read."""
         return Connection(self, self.make_link(pushes=pushes, timeout_s=timeout_s), pushes=pushes)
 
     @contextmanager
@@ -627,7 +627,7 @@ class Client:
     def pipeline(
         self, commands: Sequence[Command], *, optional: int = 0, timeout_s: float | None = None
     ) -> list[Any]:
-        """Carry out commands in one round trip on a pooled connection, as `Connection.pipeline` does."""
+        """Carry out commands on a pooled connection as `Connection.pipeline` does."""
         with self.pooled(timeout_s) as connection:
             return connection.pipeline(commands, optional=optional)
 

@@ -154,7 +154,7 @@ def _read_header(raw: bytes, header: str) -> str | None:
 
 
 def read_letter(queue: str, element: bytes) -> DeadLetter:
-    """Read a dead letter; an element not written by greenq becomes a letter whose reason says so."""
+    """Read a dead letter; a foreign element becomes a letter whose reason says so."""
     try:
         fields = json.loads(element)
         raw = base64.b64decode(fields["raw"], validate=True)
@@ -289,7 +289,7 @@ class DeadLetters:
                 raise answer
 
     def _oldest(self, queue: str, kept: int, count: int) -> tuple[DeadLetter, ...]:
-        """Return the next `count` letters, oldest first, after the `kept` oldest ones, which stay."""
+        """Return the next `count` letters, oldest first, after the `kept` oldest ones."""
         key = self._keys.dead(queue)
         portion = self._client.call("LRANGE", key, -kept - count, -kept - 1) if count > 0 else []
         return tuple(read_letter(queue, element) for element in reversed(portion))

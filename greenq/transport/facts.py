@@ -79,7 +79,7 @@ def server_facts(client: Client) -> Facts:
 
 
 def eviction_warning(facts: Facts) -> str | None:
-    """Return a warning about what full memory does to queues on this server; None if it only refuses writes."""
+    """Return a warning if full memory would evict queues; None if it only refuses writes."""
     if facts.policy in ("", _SAFE_POLICY):
         return None
     when = "when its memory is full (maxmemory)"

@@ -92,7 +92,7 @@ class Delivery(NamedTuple):
 
 
 def tag_number(tag: str) -> int:
-    """Return the number of one of our tags: which shows the order in which its owner took the messages."""
+    """Return the number of one of our tags, by which an owner's messages are ordered."""
     return int(tag.rpartition(":")[2])
 
 
@@ -417,7 +417,7 @@ class Fetcher:
                 moved = self._client.call("LMOVE", inbox, source, "LEFT", "RIGHT")
 
     def cut(self, connection: Connection) -> None:
-        """From another thread, while this one is blocked: end the waits and put back their messages.
+        """From another thread, with this one blocked: end the waits, put back their messages.
 
         Raises:
             OperationalError: the next take of another worker will find the remaining messages.

@@ -55,12 +55,12 @@ _DYING_S = 1.0
 
 
 def now_s() -> float:
-    """Return seconds on a clock that keeps running while the machine is suspended, if there is one."""
+    """Return seconds of a clock that runs on while the machine is suspended, if any."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Worker:
-    """The worker's process and the pipe from it: whether the process is alive, and what it sends."""
+    """The worker's process and its pipe: whether the process is alive, and what it sends."""
 
     def __init__(self, pid: int, pipe: int) -> None:
         """Watch the parent's process id and the reading end of the pipe."""

@@ -240,7 +240,7 @@ class Leases:
         return 0.0
 
     def overdue(self) -> list[str]:
-        """Return the tags, oldest first, of records that no owner holds and that have exceeded the timeout.
+        """Return the tags of records without an owner that exceed the timeout, oldest first.
 
         These are messages that Celery workers abandoned, and those of owners whose lease
         has been forgotten.

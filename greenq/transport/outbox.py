@@ -88,7 +88,7 @@ class Outbox(StartStopPart):
         self._greenlet = spawn(self._run, name="outbox", lasts=True)
 
     def stop(self) -> None:
-        """Write the remaining entries; if the server cannot be reached in time, log which messages stay reserved."""
+        """Write the remaining entries; if that fails in time, log what stays reserved."""
         if self._greenlet is None:
             return
         began_s = time.monotonic()
@@ -241,7 +241,7 @@ class Outbox(StartStopPart):
         return {entries[i] for i in settled.not_held}
 
     def _tell_written(self, entry: Entry, not_held: set[Entry]) -> None:
-        """Notify the senders of the messages that a task's end has sent; receivers' code then runs."""
+        """Notify the senders of a message's pushes, which runs the code of receivers."""
         assert entry.workflow is not None
         if entry not in not_held and entry not in self._unsent:
             spawn(_call_each, entry.workflow.written, entry.about, name="sent")
@@ -254,7 +254,7 @@ class Outbox(StartStopPart):
         entry.workflow.complete(entry)
 
     def _note_misplaced(self, misplaced: str, stuck: list[Entry]) -> None:
-        """Log messages that cannot be moved; a message whose successors cannot be sent ends in a different way."""
+        """Log what cannot be moved; a message with unsendable successors ends differently."""
         _log.error("messages stay reserved because they cannot be moved: %s", misplaced)
         for entry in stuck:
             if entry.workflow is not None and entry.workflow.refused is not None:

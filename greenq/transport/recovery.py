@@ -60,7 +60,7 @@ def is_suspect(deliveries: int, max_deliveries: int) -> bool:
 
 
 def newest_first(tags: Iterable[str]) -> list[str]:
-    """Sort one owner's tags so that, if they are pushed back in this order, the oldest is taken next."""
+    """Sort one owner's tags so that, pushed back in this order, the oldest is taken next."""
     return sorted(tags, key=tag_number, reverse=True)
 
 
@@ -199,13 +199,13 @@ class Recovery:
             [self._keys.leases, self._keys.owner(incarnation), self._keys.gone],
             [str(dead), score, _REMEMBERED_S, entry, _GONE, _GONE_S],
         )
-        self._outage.recovered("messages of lost workers are requeued again")
+        self._outage.recovered("messages of lost workers can be requeued again")
         if moved:
             node = dead.node or "?"
             _log.warning("worker %s died: %d messages are back on their queues", node, moved)
 
     def _claim(self, dead: Owner) -> tuple[str, str] | None:
-        """Claim an owner; return its lease's score and the tag that ran alone; None if another worker recovers it."""
+        """Claim an owner; return its lease's score and the tag that ran alone; else None."""
         keys = [self._keys.leases, self._keys.owner(dead.incarnation)]
         arguments = [str(dead), self._claimant, self._claim_s]
         answer = [part.decode() for part in self._connection.script(_CLAIM, keys, arguments)]
@@ -332,9 +332,7 @@ class Recovery:
         if not self._may_run_again(held.header("task")):
             return "its worker died, and reject_on_worker_lost is off"
         if deaths >= self._max_deliveries and (tag == lot.alone or self._max_deliveries == 1):
-            return (
-                f"its worker died {deaths} times while running it, the last time with no other task beside it"
-            )
+            return f"its worker died {deaths} times while running it, at last with no task beside it"
         return None
 
     def _is_due_later(self, held: Held) -> bool:
@@ -347,7 +345,7 @@ class Recovery:
             return False
 
     def _queue(self, exchange: str, routing_key: str) -> str:
-        """Return the queue that a record goes back to; greenq's records name it as the routing key."""
+        """Return the queue of a record; greenq's records name it as the routing key."""
         if not exchange:
             return routing_key
         queues = self._broker.bound_queues(self._connection, exchange, routing_key)

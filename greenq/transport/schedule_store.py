@@ -1,4 +1,4 @@
-"""The data that all beats share on the server: entries added at run time, states, pauses, and the history.
+"""Beats' shared data on the server: entries added at run time, states, pauses, history.
 
 A due time is claimed and sent by one script on the server's time (lua/beat_claim.lua), so that any
 number of beats may run.

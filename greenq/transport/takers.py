@@ -33,7 +33,7 @@ _KNOWN = 10_000
 
 
 class Takers:
-    """Asks, together with an occasional send, which workers take from the queues this process sends to."""
+    """Asks, together with an occasional send, which workers take from a sender's queues."""
 
     def __init__(self, keys: Keys, clock: Callable[[], float] = time.monotonic) -> None:
         """Use the key names of `keys`; no queue has been asked about yet."""

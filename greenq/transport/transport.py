@@ -157,7 +157,7 @@ class Transport:
             return
         _log.warning(
             "broker_url is not set: an embedded server on this machine keeps the messages, in "
-            "%s; set broker_url (GREENQ_BROKER_URL); to embedded:// if this is intended",
+            "%s; set broker_url (GREENQ_BROKER_URL), to embedded:// if this is intended",
             self._embedded_folder("broker_url", "embedded://"),
         )
 
@@ -172,7 +172,7 @@ class Transport:
             if options:
                 _log.warning(
                     "%s (%s) has %s: the server's certificate is not verified, so anyone "
-                    "on the network path can read and change all messages; set ssl_ca_certs instead",
+                    "on the path can read and change all messages; set ssl_ca_certs instead",
                     setting,
                     mask_url(url),
                     " and ".join(options),

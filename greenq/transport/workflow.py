@@ -35,7 +35,7 @@ class StateWrite(NamedTuple):
     payload: bytes | str
 
     def of_unrun(self) -> StateWrite:
-        """Return it as the failure of a message that could not run, which replaces no final state."""
+        """Return it as the failure of an unrunnable message, which replaces no final state."""
         return self._replace(rule="u" + self.rule[1:])
 
 
@@ -124,7 +124,7 @@ def claim_of(member: str) -> str:
 
 
 def chord_rule(ordered: bool, chord_seconds: int, group_seconds: int) -> str:
-    """Write the rule of a chord's parts: whether they are ordered, and how long the keys are kept."""
+    """Write the rule of a chord's parts: whether they are ordered, and the keys' lifetimes."""
     return f"{'z' if ordered else 'l'}{chord_seconds} {group_seconds}"
 
 

@@ -75,7 +75,7 @@ class Ending:
         if not by_task:
             self.leave()
         signal.alarm(_LAST_WORDS_S)
-        how = "other workers run its messages" if by_task else "its messages are back on their queues"
+        how = "others will run its messages" if by_task else "its messages are back on their queues"
         self._hub_thread.log(logging.CRITICAL, "%s: the worker ends now, and %s%s", why, how, text)
         self._end_process()
 

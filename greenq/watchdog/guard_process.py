@@ -1,4 +1,4 @@
-"""The worker's side of its guard: a small process that renews the lease while no Python runs in the worker.
+"""The worker's side of its guard, which renews the lease while no Python runs here.
 
 `greenq.transport.guard` is the code of that process, and describes what it does.
 """
@@ -97,7 +97,7 @@ class Guard:
         self._start()
 
     def beat(self) -> None:
-        """Report to the guard that the lease has been renewed. Any thread may call this; it never waits."""
+        """Report to the guard that the lease was renewed. Any thread may call; never waits."""
         if self._is_over or self._write(guard.BEAT):
             return
         self._reap()
@@ -203,7 +203,7 @@ class Guard:
             os.close(pipe)
 
     def forget(self) -> None:
-        """In a forked child: close the pipe, since an open end would mean that the parent is alive."""
+        """In a forked child: close the pipe; an open end would mean that the parent is alive."""
         self._is_over = True
         self._close()
 

@@ -39,7 +39,7 @@ class HeartbeatSchedule:
         self._slack_s = 0.0
 
     def set(self, beat: Heartbeat | None) -> None:
-        """Publish this from now on, the first time at once; None: nothing. Any thread may call this.
+        """Publish this from now on, the first time at once; None: nothing. For any thread.
 
         It is sent with the renewal of the lease that is closest in time, if there is one.
         """

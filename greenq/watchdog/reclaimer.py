@@ -69,7 +69,7 @@ class Reclaimer:
             self._was_away = True
 
     def lost(self, now_s: float) -> None:
-        """Record that this worker lost its lease, so that it cannot tell which other workers are dead."""
+        """Record a lost lease: this worker cannot tell which others are dead."""
         self._recover_from_s = now_s + self._lease_s
 
     def recovers(self, now_s: float) -> bool:
@@ -94,7 +94,7 @@ class Reclaimer:
             self._leases.recovery.add_overdue(self._leases.overdue)
 
     def _look_for_forgotten(self) -> None:
-        """Requeue messages found by two searches; after only one, they may still be in transit to this worker."""
+        """Requeue messages found by two searches: after one, they may be in transit to here."""
         self.looks -= 1
         known, first_unused = self._held()
         found = self._leases.forgotten(known, first_unused)

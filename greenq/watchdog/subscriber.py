@@ -113,7 +113,7 @@ class Subscriber:
         self._subscribed.clear()
 
     def poll(self, connection: Connection) -> bool:
-        """Update the subscriptions, and queue published messages; True if any of them may be urgent.
+        """Update the subscriptions, queue published messages; True if any may be urgent.
 
         Raises:
             OperationalError: the connection is lost, or this user may not subscribe.

@@ -273,7 +273,7 @@ class Watch(StartStopPart):
                 self._notifier.look_for_server()
 
     def promote(self) -> None:
-        """Move parked messages that are due; the renewal right after this learns the next due time."""
+        """Move due parked messages; the renewal right after this learns the next due time."""
         if self._parked.promote(min(self.lease.due_s, self.monitor.due_s)):
             self.lease.due_s = self._clock()
 

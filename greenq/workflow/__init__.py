@@ -119,8 +119,7 @@ class Workflow:
     # --- stopping ---------------------------------------------------------------------------------
 
     def cancel(self) -> int:
-        """Cancel it: terminate running tasks and let no others begin; return how many had not
-        ended.
+        """Terminate running tasks and let no others begin; return how many had not ended.
 
         Every task that has not ended becomes REVOKED, and its callers learn this. Switches: yes.
 
@@ -175,8 +174,7 @@ class Workflow:
     # --- running again ----------------------------------------------------------------------------
 
     def retry(self) -> int:
-        """Run again the tasks that failed or were revoked, and all that could not run because of
-        them.
+        """Run failed and revoked tasks again, and all that could not run because of them.
 
         Tasks that have succeeded keep their results. Returns how many tasks were sent. Switches:
         yes.
@@ -199,8 +197,8 @@ class Workflow:
             raise GreenqError(f"workflow {self.id}: no task has failed")
         if not failed.keys() & self._index.kept(self.id):
             raise GreenqError(
-                f"workflow {self.id}: {len(failed):,} tasks have failed, and none of their messages "
-                "are kept: they were too large, or were never sent"
+                f"workflow {self.id}: {len(failed):,} tasks have failed, and none of their "
+                "messages are kept: they were too large, or were never sent"
             )
         self._reopen_chords(tree, failed)
         transport = self._app.transport

@@ -203,9 +203,7 @@ class Tree:
     # --- times ------------------------------------------------------------------------------------
 
     def critical_path(self) -> list[Task]:
-        """Return the tasks that determined how long the workflow took: each waited for the one
-        before it.
-        """
+        """Return the tasks that determined the duration: each waited for the one before it."""
         begun = [task for task in self.tasks.values() if task.began is not None]
         path: dict[str, Task] = {}
         at = max(begun, key=_last_s, default=None)

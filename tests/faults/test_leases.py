@@ -74,7 +74,7 @@ def test_a_task_longer_than_the_lease_and_the_visibility_timeout_runs_once(
         if task == "ledger.burn":
             first.wait_text(f"s by ledger.burn[{result.id}] at ")
             assert "ledger_app.py:" in first.text
-            first.wait_text("the hub moves again")
+            first.wait_text("the hub runs again")
         else:
             assert "blocked" not in first.text
 

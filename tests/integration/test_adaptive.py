@@ -50,7 +50,7 @@ def test_a_saturated_service_limits_the_pool_if_the_setting_says_so(
             wait_until(lambda: limits(worker) and limits(worker)[-1] <= 80, 120)
             shown = autoscale(server)
             assert shown["pool"]["current"] <= 120
-            assert any("at once end" in each["reason"] for each in shown["decisions"])
+            assert any("at once finish" in each["reason"] for each in shown["decisions"])
         else:
             wait_until(lambda: worker.text.count(" succeeded in ") > 3000, 120)
             assert limits(worker) == []

@@ -87,7 +87,7 @@ def test_stacks_are_logged_while_the_hub_is_blocked(server: Server, client: Gree
         worker.wait_text("the hub has been blocked", WAIT_S)
         worker.send_signal(signal.SIGUSR1)
         worker.wait_text(f"greenlet stuck_app.wait[{waiting.id}]", 2.5)
-        worker.wait_text("the hub moves again", WAIT_S)
+        worker.wait_text("the hub runs again", WAIT_S)
         # Once, not again when the hub moves.
         client.send_task("stuck_app.add", (1, 2)).get(timeout=WAIT_S)
         assert worker.text.count("stacks of ") == 1

@@ -275,7 +275,7 @@ def test_lost_connection_is_made_anew_and_workers_are_woken_again(
         wait_until(is_heard, WAIT_S)
         assert hear(receiver, 1)[-1]["type"] == "worker-heartbeat"
         wait_until(lambda: mailbox.get_message(timeout=0.1), WAIT_S)
-    assert "events are missed until the server is back" in caplog.text
+    assert "events are missed until the server can be reached again" in caplog.text
 
 
 def test_server_that_cannot_be_reached_is_an_error_at_the_beginning() -> None:

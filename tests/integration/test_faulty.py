@@ -41,7 +41,7 @@ def test_log_that_a_task_has_broken_stops_neither_tasks_nor_the_worker(
         assert "warm shutdown" in worker.text
         assert "]: printed" in worker.text
         # The log has a descriptor of its own, so closing standard error does not break it.
-        assert ("in a handler of the log]" in worker.text) == (task not in CLOSES)
+        assert ("in a log handler]" in worker.text) == (task not in CLOSES)
         assert "--- Logging error ---" not in worker.text
 
 

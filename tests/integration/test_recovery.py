@@ -256,7 +256,7 @@ def test_one_owners_failure_does_not_keep_the_others_waiting(
     grave.run()
 
     assert list(grave.queued()) == ["t2"]
-    assert "could not give back messages of lost workers" in caplog.text
+    assert "could not requeue messages of lost workers" in caplog.text
     grave.client.delete("greenq.owner.dead")
     grave.recover()
     assert sorted(grave.queued()) == ["t1", "t2"]
@@ -336,7 +336,7 @@ def test_a_message_is_buried_at_its_last_death_if_it_died_alone(
     assert grave.reserved() == set()
     if is_buried:
         deaths = f"its worker died {deliveries + 1} times while running it"
-        reason = f"{deaths}, at last with nothing beside it"
+        reason = f"{deaths}, at last with no task beside it"
         assert grave.buried == [("dead:1", "celery", reason, "t1")]
         assert grave.client.llen("greenq.dead.celery") == 1
         assert grave.client.get("result-t1") == b"FAILURE"

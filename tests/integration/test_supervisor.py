@@ -133,7 +133,7 @@ def test_a_rolling_restart_stops_at_a_worker_that_does_not_come_up(
     done = two.greenq("deploy", "restart", "-A", "ledger_app", "-c", str(two.config))
 
     assert done.returncode == 1
-    assert "left alone: greenq-1" in done.stderr
+    assert "not restarted: greenq-1" in done.stderr
     assert two.pid("greenq:greenq-1") == second
 
 
@@ -142,7 +142,7 @@ def test_a_rolling_restart_stops_at_a_worker_that_does_not_come_up(
     [
         (("-c", "/nowhere/supervisord.conf"), "no address of supervisord in /nowhere"),
         (("--url", "unix:///nowhere/s.sock"), "does not answer"),
-        (("--url", "ftp://x"), "is no address of supervisord"),
+        (("--url", "ftp://x"), "is not an address of supervisord"),
     ],
 )
 def test_a_restart_without_supervisord_says_so(

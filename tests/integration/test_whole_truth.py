@@ -112,7 +112,7 @@ def test_stopped_and_dead_workers_are_in_status(server: Server, client: Greenq, 
         wait_until(lambda: "gone" in run("status")[1], WAIT_S)
         code, out, _err = run("status")
         (line,) = (line for line in out.splitlines() if line.startswith("b@h"))
-        assert "4 messages given back" in line
+        assert "4 messages requeued" in line
         assert code == 0
         assert run("status", "--expect", "2")[0] == 75
         assert json.loads(run("status", "--json")[1])["b@h"]["given_back"] == 4
@@ -293,7 +293,7 @@ def test_sender_is_warned_of_a_queue_that_no_worker_takes_from(
         wait_until(lambda: taken(server) == {"a@h": ["mail"]}, WAIT_S)
         assert send("mail") == []
         assert send("maill") == [
-            "no worker takes from queue maill: messages sent to it wait (1 worker is there); did "
+            "no worker takes from queue maill: messages sent to it wait (1 worker is running); did "
             "you mean mail?"
         ]
         code, out, err = run("status")

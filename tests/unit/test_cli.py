@@ -175,7 +175,7 @@ def test_app_is_found_in_a_package_s_submodule(module: Callable[..., str], submo
         ),
         pytest.param(f"{APP}app = Greenq()", ":ap", "did you mean ", id="near"),
         pytest.param("from celery import Celery\napp = Celery()", "", "is a Celery app", id="its"),
-        pytest.param("app = 1", ".py", "not of its file: -A ", id="file"),
+        pytest.param("app = 1", ".py", "not of a file: -A ", id="file"),
         pytest.param("x = 1", ":x", "is int, not a Greenq app", id="something else"),
         pytest.param("x = 1", ":y", "has no such name", id="missing name"),
         pytest.param("import not_there_at_all", "", "needs 'not_there_at_all'", id="needs"),

@@ -248,4 +248,4 @@ def test_log_that_raises_costs_no_task_its_end(rig: Rig, capfd: pytest.CaptureFi
     assert outcome(rig, "fail")["status"] == "FAILURE"
     shown = capfd.readouterr().err
     assert "Task give[a] succeeded" in shown
-    assert "[RuntimeError in a handler of the log]" in shown
+    assert "[RuntimeError in a log handler]" in shown

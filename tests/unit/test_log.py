@@ -226,7 +226,7 @@ def test_log_file_that_is_a_link_of_another_user_is_refused(
     else:
         me = os.geteuid()
         monkeypatch.setattr(os, "geteuid", lambda: me + 1)
-    with pytest.raises(ConfigError, match="link of user"):
+    with pytest.raises(ConfigError, match="link that belongs to user"):
         log.setup("INFO", logfile=link)
     assert not victim.exists()
 

@@ -105,7 +105,7 @@ def test_nobody_there_is_unhealthy_and_says_where(
 def test_a_stranger_is_not_a_worker(capsys: pytest.CaptureFixture[str]) -> None:
     with answering(b"SSH-2.0-x\r\n") as port:
         assert probe.main([str(port)]) == 1
-    assert "no greenq worker" in capsys.readouterr().err
+    assert "not a greenq worker" in capsys.readouterr().err
 
 
 def test_a_silent_server_is_not_waited_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,4 @@
-"""The demo itself: a server, a web server, a worker and a sender, watched until all fetches have
-ended.
+"""The demo itself: runs a server, a web server, a worker and a sender, and watches them.
 
 It has four processes: Valkey, the web server, the sender, and this one, which runs the worker
 and draws the display. However the demo ends, the other three end with it, and the temporary folder
@@ -213,9 +212,7 @@ class Watch:
         return sample
 
     def _traffic(self) -> tuple[int, int]:
-        """Return the server's commands and reads so far, without those caused by the watching
-        itself.
-        """
+        """Return the server's commands and reads so far, without those of the probe."""
         own = self._probe.traffic.commands, self._probe.traffic.round_trips
         lines = self._probe.call("INFO", "stats").decode().splitlines()
         stats = dict(line.split(":", 1) for line in lines if ":" in line)
@@ -245,9 +242,7 @@ class Sending:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """End the sender, and wait for the greenlet: a pipe that the greenlet reads cannot be
-        closed.
-        """
+        """End the sender, and wait for the greenlet, whose pipe cannot be closed before."""
         self._sender.kill()
         join_all([self._greenlet])
 

@@ -54,7 +54,7 @@ _REFUSED = 1
 
 
 class NotPrivate(PermissionError):
-    """Another user may control the folder or server; the text says which of them, and what to do."""
+    """Another user may control the folder or the server; the text says which, with advice."""
 
 
 def require_private(folder: Path) -> None:

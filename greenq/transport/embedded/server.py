@@ -332,7 +332,7 @@ def _short_socket_path(folder: Path) -> Path:
 
 
 def _settled_socket_path(folder: Path) -> Path:
-    """Return the path on which a keeper's server will listen; only the holder of the keeper's lock may call this."""
+    """Return the socket of a keeper's future server; only the keeper's lock holder may call."""
     path = _socket_path(folder)
     if path.parent != folder:
         _require_private(path.parent)

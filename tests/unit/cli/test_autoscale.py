@@ -55,7 +55,7 @@ def test_processes_have_a_table_of_their_own() -> None:
 
 
 def test_a_worker_without_autoscaler_says_so() -> None:
-    assert "--autoscale 500,10 gives it one" in lines({"pool": {}})
+    assert "as in --autoscale 500,10" in lines({"pool": {}})
 
 
 @pytest.mark.parametrize(

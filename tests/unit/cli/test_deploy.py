@@ -240,7 +240,7 @@ def test_every_default_in_a_file_is_replaced() -> None:
     [
         ("", "needs a [supervisorctl] section"),
         ("[supervisorctl]\n", "serverurl"),
-        ("[supervisorctl]\nserverurl=ftp://x\n", "is no address of supervisord"),
+        ("[supervisorctl]\nserverurl=ftp://x\n", "is not an address of supervisord"),
         ("[supervisorctl]\nserverurl=unix://%(here)s/s.sock ; here\n", "/s.sock does not answer"),
         ("[supervisorctl]\nserverurl=unix://%(ENV_C_HOME)s/e.sock\n", "/e.sock does not answer"),
     ],

@@ -511,7 +511,7 @@ def test_a_queue_is_paused_for_all_and_resumed(node: Node) -> None:
     assert node.ask("status")["paused"] == ["celery", "elsewhere"]
     assert node.ask("status")["queues"] == ["celery"]
 
-    assert node.ask("resume", queue="celery") == {"ok": "queue celery is taken from again"}
+    assert node.ask("resume", queue="celery") == {"ok": "workers take from queue celery again"}
 
     assert node.parts.fetcher.queues == ("celery",)
 

@@ -252,7 +252,7 @@ def test_a_socket_left_behind_by_a_killed_worker_is_replaced(tmp_path: Path) -> 
 def test_a_file_is_not_replaced_by_a_socket(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
-    with pytest.raises(CannotListen, match="is no socket"):
+    with pytest.raises(CannotListen, match="is not a socket"):
         HttpServer([Address(path=str(path))], quick={}, slow={}).start()
     assert path.read_text() == "data"
 

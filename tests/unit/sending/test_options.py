@@ -50,7 +50,7 @@ def app() -> Greenq:
         ("headers", [1], "must be a mapping"),
         ("ignore_result", "no", "must be True or False"),
         ("retry", "no", "must be True or False"),
-        ("link", "m.mul", "must be a signature, as add.s(2)"),
+        ("link", "m.mul", "must be a signature, such as add.s(2)"),
         ("link_error", [{"task": "m.note"}, 3], "must be a signature"),
         ("chord", [], "must be a signature"),
         ("stamps", ["a"], "must be a mapping"),

@@ -91,7 +91,7 @@ def test_a_worker_that_does_not_come_up_ends_it() -> None:
     with pytest.raises(SupervisorError, match="a did not come up within 20 s") as failed:
         lab.restart.run()
 
-    assert "0 of 3 workers were restarted; left alone: b, c" in str(failed.value)
+    assert "0 of 3 workers were restarted; not restarted: b, c" in str(failed.value)
     assert lab.done == ["drain a", "stop a", "start a"]
 
 

@@ -21,7 +21,7 @@ ENVIRONMENT = {
 
 @pytest.mark.parametrize("url", ["", "s.sock", "unix://", "https://h", "http://", "redis://h"])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(SupervisorError, match="is no address of supervisord"):
+    with pytest.raises(SupervisorError, match="is not an address of supervisord"):
         Supervisor(url)
 
 

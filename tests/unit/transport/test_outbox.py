@@ -231,7 +231,7 @@ def test_refusal_for_good_is_logged_and_the_rest_goes_on(
         outbox.put(done(2))
         outbox.stop()
 
-    assert "refused an outcome for good: WRONGTYPE no list" in caplog.text
+    assert "refused an outcome permanently: WRONGTYPE no list" in caplog.text
     assert transport.client.written == [settled(done(2))]
 
 
@@ -261,7 +261,7 @@ def test_state_that_is_refused_for_good_costs_no_other_entry_anything(
         settled(Entry("tag:2")),
         settled(done(3)),
     ]
-    assert "refused an outcome for good: ERR invalid expire time" in caplog.text
+    assert "refused an outcome permanently: ERR invalid expire time" in caplog.text
 
 
 def test_results_of_another_server_are_stored_before_the_acknowledgement() -> None:
@@ -330,8 +330,8 @@ def test_who_waits_hears_whether_the_message_was_held() -> None:
     [
         (None, "runs twice"),
         ("s60", "; its success is stored unless the other run has ended"),
-        ("f60", "; the other run decides about its state"),
-        ("n60", "; the other run decides about its state"),
+        ("f60", "; the other run determines its state"),
+        ("n60", "; the other run determines its state"),
     ],
 )
 def test_outcome_of_what_others_run_is_said(

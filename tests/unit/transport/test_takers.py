@@ -32,7 +32,7 @@ def test_warning_names_the_queue_and_what_was_perhaps_meant(log: pytest.LogCaptu
     Takers(Keys()).warn_if_untaken("maill", [3, 0, 0, [b"celery", b"mail"]])
 
     assert log.messages == [
-        "no worker takes from queue maill: messages sent to it wait (3 workers are there); did you "
+        "no worker takes from queue maill: messages sent to it wait (3 workers are running); did you "
         "mean mail?"
     ]
 

@@ -369,7 +369,7 @@ def test_a_block_is_named_in_time_even_after_a_rest(
     world.answers, world.resting = True, resting
     world.move()
     world.run(1.0)
-    assert "the hub moves again" in caplog.text
+    assert "the hub runs again" in caplog.text
 
 
 @pytest.mark.parametrize(("blocked_s", "said"), [(0.9, 0), (1.5, 1), (9.0, 1)])
@@ -394,7 +394,7 @@ def test_a_blocked_hub_is_named_once_and_so_is_its_end(
     assert len(texts) == 2 * said
     if said:
         assert "by proj.add[id] at " in texts[0]
-        assert "the hub moves again; it was blocked for" in texts[1]
+        assert "the hub runs again; it was blocked for" in texts[1]
 
 
 def test_a_hub_that_stays_blocked_is_named_again_and_again(
@@ -645,7 +645,7 @@ def test_a_hub_that_moved_and_stands_again_is_known_to_stand(
     (blocker,) = found
     assert blocker is not None
     assert blocker.for_s < 0.2
-    assert "the hub moves again" in caplog.text
+    assert "the hub runs again" in caplog.text
 
 
 def test_whatever_is_wrong_with_an_urgent_answer_the_thread_goes_on(
