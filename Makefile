@@ -66,6 +66,9 @@ coverage: $(DEV_STAMP)  ## run the checks with coverage and show the lines that 
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report
 
+# With this variable, which container images often set, each process would compile greenq anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Most tests wait, so parts run side by side, about as long as one another. Of each what is not a
 # line of dots is shown.
 TESTER := $(BIN)/python -m pytest
