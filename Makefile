@@ -32,8 +32,8 @@ test: $(DEV_STAMP)  ## what a change needs first, on a real server: unit tests a
 	  tests/model tests/integration tests/interop tests/faults -m "smoke and not slow and not heavy")
 	@! ls .part-*.failed 2>/dev/null
 
-faults: $(DEV_STAMP)  ## run the long fault tests for a quarter of an hour; QUICK=1: 3 minutes
-	@$(BIN)/python -m pytest tests/faults -m heavy
+faults: $(DEV_STAMP)  ## run the long tests, most of faults, for a quarter of an hour; QUICK=1: 3 minutes
+	@$(BIN)/python -m pytest tests -m heavy
 	@$(BIN)/python -m tests.faults.long $(if $(QUICK),--quick)
 
 explore: $(DEV_STAMP)  ## explore schedules of the protocol model; options: SCHEDULES=20000 SEED= JOBS=

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -50,6 +51,13 @@ def selected(field: str, first: int, last: int) -> set[int]:
     return found
 
 
+@lru_cache(maxsize=1)
+def walk(zone: ZoneInfo, start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+    """Return each minute with the time on the wall."""
+    minutes = [start + number * MINUTE for number in range((end - start) // MINUTE + 1)]
+    return [(now, now.astimezone(zone).replace(tzinfo=None, fold=0)) for now in minutes]
+
+
 class Reference:
     """Walks through time minute by minute and looks at the clock on the wall."""
 
@@ -63,15 +71,20 @@ class Reference:
         )
 
     def matches(self, wall: datetime) -> bool:
-        parts = (wall.minute, wall.hour, wall.day, wall.month, (wall.weekday() + 1) % 7)
-        return all(part in values for part, values in zip(parts, self.sets, strict=True))
+        minutes, hours, days, months, weekdays = self.sets
+        return (
+            wall.minute in minutes
+            and wall.hour in hours
+            and wall.day in days
+            and wall.month in months
+            and (wall.weekday() + 1) % 7 in weekdays
+        )
 
     def due_times(self, start: datetime, end: datetime) -> list[datetime]:
         """Return what is due after `start`; nothing changes within a day of it."""
         seen: set[datetime] = set()
-        found, now, highest = [], start, None
-        while now <= end:
-            wall = now.astimezone(self.zone).replace(tzinfo=None, fold=0)
+        found, highest = [], None
+        for now, wall in walk(self.zone, start, end):
             missing = [] if highest is None else list(self.between(highest + MINUTE, wall))
             is_due = self.matches(wall) and (self.flows or wall not in seen)
             if not self.flows and any(map(self.matches, missing)):
@@ -80,7 +93,6 @@ class Reference:
                 found.append(now)
             seen.add(wall)
             highest = wall if highest is None else max(highest, wall)
-            now += MINUTE
         return found
 
     @staticmethod
