@@ -102,18 +102,18 @@ def call_hooks(
     """
     task, message = request.task, request.message
     state, value, trace = outcome
-    call = (message.id, message.args, message.kwargs)
+    task_id, args, kwargs = message.id, message.args, message.kwargs
     info: ExceptionInfo | None = None
-    if isinstance(value, BaseException) and state != SUCCESS:
+    if state != SUCCESS and isinstance(value, BaseException):
         cause = value.exc or value if isinstance(value, Retry) else value
         info = ExceptionInfo(cause, trace or trace_of(value))
     try:
         if state == SUCCESS:
-            task.on_success(value, *call)
+            task.on_success(value, task_id, args, kwargs)
         elif info is not None and state == RETRY:
-            task.on_retry(info.exception, *call, info)
+            task.on_retry(info.exception, task_id, args, kwargs, info)
         elif info is not None:
-            task.on_failure(value, *call, info)
+            task.on_failure(value, task_id, args, kwargs, info)
     except BaseException:
         _log.exception("a hook of task %s failed", request)
     if between is not None:
@@ -121,7 +121,7 @@ def call_hooks(
     if state == RETRY:
         return
     try:
-        task.after_return(state, value, *call, info)
+        task.after_return(state, value, task_id, args, kwargs, info)
     except BaseException:
         _log.exception("after_return of task %s failed", request)
 

@@ -37,6 +37,7 @@ from greenq.execution.revoked import Revoked
 from greenq.execution.state import WorkerState
 from greenq.execution.statedb import StateDB
 from greenq.execution.stopped_workflows import StoppedWorkflows
+from greenq.execution.tally import Tally
 from greenq.execution.workflow_index import WorkflowIndex
 from greenq.hub import Hub, Signals
 from greenq.pool import Pool
@@ -557,6 +558,9 @@ class _Builder:
         if not self.options.autoscale:
             return None
         most, least = self.options.autoscale
+        adaptive = Adaptive() if self.config.worker.worker_autoscale_adaptive else None
+        if adaptive is not None:
+            self.state.tally = self.state.tally or Tally()
         return Autoscaler(
             self.pool,
             self.timer,
@@ -566,8 +570,8 @@ class _Builder:
             keepalive_s=self.config.worker.worker_autoscale_keepalive,
             interval_s=self.config.worker.worker_autoscale_interval,
             backlog=self.tasks.backlog,
-            adaptive=Adaptive() if self.config.worker.worker_autoscale_adaptive else None,
-            ended=lambda: (self.state.ended, self.state.ended_s),
+            adaptive=adaptive,
+            ended=lambda: self.state.tally.totals() if self.state.tally else (0, 0.0),
         )
 
     @cached_property

@@ -411,7 +411,6 @@ class Admission:
         if is_step and not self._may_follow(delivery, message):
             return
         try:
-            _check_ids(message)
             eta = None if message.eta is None else parse_time(message.eta, "eta")
             expires = None if message.expires is None else parse_time(message.expires, "expires")
         except DecodeError as exc:
@@ -448,8 +447,10 @@ class Admission:
             self.waiting.schedule(request, wait_s, eta)
         elif task.rate_limit is not None or self._default_rate is not None:
             self.waiting.limit(request)
-        else:
+        elif message.redelivered or self.suspects.alone:
             self._hand_over(request)
+        else:
+            self._pool.submit(request)
 
     def _is_stopped(self, request: Request) -> bool:
         """Settle a request that must not run, or not now; return whether it was one."""
@@ -530,6 +531,11 @@ class Admission:
             part = part_of(unwrapped)
             self._refusals.bury(delivery, exc, unwrapped.headers.get("id"), part)
             return None
+        try:
+            _check_ids(message)
+        except DecodeError as exc:
+            self._refusals.bury(delivery, exc, message.id, message)
+            return None
         reason = unwrapped.properties.get("refused")
         if type(reason) is str:
             # Another worker has found that it must not run; what follows it is computed here.
@@ -544,7 +550,6 @@ def _check_ids(message: TaskMessage) -> None:
     Raises:
         DecodeError: an id is too long.
     """
-    # Their sum is compared, since this is on the path of every task.
     ids = len(message.id) + len(message.root_id or "") + len(message.parent_id or "")
     if ids + len(message.group or "") > KEY.most:
         raise DecodeError(

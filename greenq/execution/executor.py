@@ -72,6 +72,9 @@ _log = logging.getLogger(__name__)
 # Outcomes of a run that asked for a retry and went on (``retry(throw=False)``).
 _WITH_NEXT_RUN = frozenset({SUCCESS, FAILURE, IGNORED})
 
+# Outcomes after which a message may go elsewhere, and is not acknowledged.
+_MAY_MOVE = frozenset({FAILURE, REJECTED})
+
 # Pause before asking the server again whether a message is still reserved here.
 _ASK_AGAIN_S = 0.25
 
@@ -119,8 +122,12 @@ class Executor:
         current_context.set(context)
         request.started_s = time.monotonic()
         try:
-            outcome = self._run_unless_revoked(request)
-            if outcome is None:
+            if self._revoked.any and self._revoked.matches(request.message):
+                # It may have been revoked while it waited for a slot.
+                outcome = Outcome(REVOKED, TaskRevokedError("revoked"))
+            elif self._begin(request):
+                outcome = self._run(request)
+            else:
                 return
             settled = self._settle(request, context, outcome)
         except BaseException as exc:
@@ -138,13 +145,6 @@ class Executor:
             tell_postrun(request, settled)
         if self._end_hooks and request.in_code is not None:
             self._call_end_hooks(request)
-
-    def _run_unless_revoked(self, request: Request) -> Outcome | None:
-        """Run the code unless revoked; None if another worker has the task. Switches: yes."""
-        if self._revoked.any and self._revoked.matches(request.message):
-            # It may have been revoked while it waited for a slot.
-            return Outcome(REVOKED, TaskRevokedError("revoked"))
-        return self._run(request) if self._begin(request) else None
 
     # --- begin ------------------------------------------------------------------------------------
 
@@ -261,7 +261,7 @@ class Executor:
             children = _children(context) if context.sent else ()
             outcome, result = self._results.write(request, outcome, children)
         # A message acknowledged early has left a stub, to which the outcome belongs.
-        if tag and move is None:
+        if tag and move is None and outcome.state in _MAY_MOVE:
             move = self._choose_move(request, outcome)
         if request.acks_late and not request.settle():
             return None
@@ -497,8 +497,6 @@ class Executor:
     def _note(self, request: Request, outcome: Outcome, runtime_s: float) -> None:
         """Count and log an outcome."""
         state, value, trace = outcome
-        self._state.ended += 1
-        self._state.ended_s += runtime_s
         if self._state.tally is not None:
             self._state.tally.ended(request, state, value, runtime_s)
         if state == SUCCESS:

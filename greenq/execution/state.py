@@ -23,8 +23,7 @@ class WorkerState:
         reserved: all unsettled requests, including running ones.
         total: how many messages of each task were taken.
         succeeded, failed, retried: how many runs ended this way.
-        ended, ended_s: how many runs ended in any way, and how long they took together.
-        tally: counts for metrics; None unless somebody may ask for them.
+        tally: counts for metrics and the adaptive autoscaler; None if neither is on.
         lease_until_s, lease_lost_s: until when the lease certainly holds, and when it was found to
             have ended, in seconds of `now_s`.
         now_s: a clock that keeps running while the machine is suspended.
@@ -35,8 +34,8 @@ class WorkerState:
     """
 
     __slots__ = (
-        "clock", "clock_offset_s", "ended", "ended_s", "failed", "lease_lost_s", "lease_until_s",
-        "now_s", "paused", "reserved", "retried", "revoked", "succeeded", "tally", "total",
+        "clock", "clock_offset_s", "failed", "lease_lost_s", "lease_until_s", "now_s", "paused",
+        "reserved", "retried", "revoked", "succeeded", "tally", "total",
     )  # fmt: skip
 
     def __init__(
@@ -54,8 +53,6 @@ class WorkerState:
         self.succeeded = 0
         self.failed = 0
         self.retried = 0
-        self.ended = 0
-        self.ended_s = 0.0
         self.tally: Tally | None = None
 
     def finished(self) -> int:

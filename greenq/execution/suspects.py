@@ -41,17 +41,14 @@ class Suspects:
         self._line: deque[Request] = deque()
         # True while a suspect runs alone, from just before the server is informed.
         self.alone = False
+        # True from the first suspect until after the last; nothing else may be taken.
+        self.busy = False
         self._over = Event()
         self._over.set()
 
     def __len__(self) -> int:
         """Return how many suspects wait for their turn."""
         return len(self._line)
-
-    @property
-    def busy(self) -> bool:
-        """True from the first suspect until after the last; nothing else may be taken."""
-        return not self._over.is_set()
 
     def wait_over(self, timeout_s: float) -> bool:
         """Wait until the last suspect has ended. Switches: yes."""
@@ -61,6 +58,7 @@ class Suspects:
         """Run a request alone when its turn comes. Switches: no."""
         self._line.append(request)
         if not self.busy:
+            self.busy = True
             self._over.clear()
             spawn(self._run, name="suspects", lasts=True)
 
@@ -95,7 +93,7 @@ class Suspects:
                     if not self._line:
                         self._announce("")
         finally:
-            self.alone = False
+            self.alone = self.busy = False
             self._over.set()
 
     def _announce(self, tag: str) -> None:

@@ -1,7 +1,7 @@
-"""Counts for metrics: what became of the tasks, how long they ran, how long they waited.
+"""Counts of runs: what became of the tasks, how long they ran, how long they waited.
 
-Kept only while somebody may ask for them. They are written by the hub on the path of every task,
-so they are a few additions each; whoever reads them does the rest.
+Kept only for metrics and for the adaptive autoscaler. They are written by the hub on the path of
+every task, so they are a few additions each; whoever reads them does the rest.
 """
 
 from __future__ import annotations
@@ -102,6 +102,14 @@ class Tally:
             series.prefetch_s = max(0.0, request.started_s - request.taken_s)
         if state == FAILURE:
             self._failed(key, type(value).__name__)
+
+    def totals(self) -> tuple[int, float]:
+        """Return how many runs have ended in any way, and how long they took together."""
+        series = list(self.series.values())
+        return (
+            sum(sum(each.ended.values()) for each in series),
+            sum(each.runtime_s for each in series),
+        )
 
     def discarded(self, request: Request) -> None:
         """Count a message that was revoked or has expired before its run."""

@@ -81,7 +81,7 @@ def _metrics(
     """Make the worker count for metrics; return what answers them."""
     config = parts.app.config.worker
     module = _metrics_module(str(config.worker_metrics_address))
-    parts.state.tally = tally = Tally()
+    parts.state.tally = tally = parts.state.tally or Tally()
     metrics = module.Metrics(parts, consumer, tally, stats, health, config.worker_metrics_names)
     return lambda: Response(200, metrics.text(), module.CONTENT_TYPE)
 

@@ -31,30 +31,33 @@ _TAG = b"__type__"
 _ESCAPES = (b"\\u005", b"\\u006", b"\\u007")
 
 
-# The rules of greenq.protocol.limits, checked by the decoder as it goes.
+# The rules of greenq.protocol.limits, checked by the decoder as it goes. Some are stricter here, so
+# that what passes needs no further look: the four ids have at most `KEY.most` characters together.
 _Name: TypeAlias = Annotated[str, limits.NAME.meta]
+_Id: TypeAlias = Annotated[str, msgspec.Meta(max_length=limits.KEY.most // 4)]
+_Shown: TypeAlias = Annotated[str, msgspec.Meta(max_length=MOST_SHADOW_CHARS)]
 _Moment: TypeAlias = Annotated[str, limits.MOMENT_TEXT.meta]
-_Description: TypeAlias = Annotated[str, limits.DESCRIPTION.meta]
+_Description: TypeAlias = Annotated[str, msgspec.Meta(max_length=MOST_REPR_CHARS)]
 _Count: TypeAlias = Annotated[int, limits.COUNT.meta]
 _Seconds: TypeAlias = Annotated[int, limits.SECONDS.meta] | Annotated[float, limits.SECONDS.meta]
 
 
 class _Headers(msgspec.Struct, forbid_unknown_fields=True):
     task: _Name
-    id: _Name
+    id: _Id
     lang: _Name | None = None
-    shadow: _Name | None = None
+    shadow: _Shown | None = None
     eta: _Moment | None = None
     expires: _Moment | None = None
-    group: _Name | None = None
+    group: _Id | None = None
     group_index: _Count | None = None
     retries: _Count | None = None
     timelimit: tuple[_Seconds | None, _Seconds | None] | None = None
-    root_id: _Name | None = None
-    parent_id: _Name | None = None
+    root_id: _Id | None = None
+    parent_id: _Id | None = None
     argsrepr: _Description | None = None
     kwargsrepr: _Description | None = None
-    origin: _Name | None = None
+    origin: _Shown | None = None
     ignore_result: bool | None = None
     replaced_task_nesting: _Count | None = None
     stamped_headers: list[Any] | None = None
@@ -128,32 +131,33 @@ def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMess
         or (b"\\u00" in body and any(escape in body for escape in _ESCAPES))
     ):
         return None
+    # By position, in a third of the time that it takes by name.
     return TaskMessage(
-        task=intern(headers.task),
-        id=headers.id,
-        args=args,
-        kwargs=kwargs,
-        shadow=headers.shadow and headers.shadow[:MOST_SHADOW_CHARS],
-        eta=headers.eta,
-        expires=headers.expires,
-        group=headers.group,
-        group_index=headers.group_index,
-        retries=headers.retries or 0,
-        timelimit=_NO_LIMITS if timelimit is None or timelimit == _NO_LIMITS else timelimit,
+        intern(headers.task),
+        headers.id,
+        args,
+        kwargs,
+        headers.shadow,
+        headers.eta,
+        headers.expires,
+        headers.group,
+        headers.group_index,
+        headers.retries or 0,
+        _NO_LIMITS if timelimit is None or timelimit == _NO_LIMITS else timelimit,
+        headers.id if headers.root_id == headers.id else headers.root_id,
+        headers.parent_id,
+        headers.argsrepr,
+        headers.kwargsrepr,
+        headers.origin and intern(headers.origin),
+        headers.ignore_result,
+        headers.replaced_task_nesting or 0,
+        headers.stamped_headers,
         # Share values that are usually equal, since many messages are held at a time.
-        stamps=_NOTHING,
-        headers=_NOTHING,
-        root_id=headers.id if headers.root_id == headers.id else headers.root_id,
-        parent_id=headers.parent_id,
-        argsrepr=headers.argsrepr and headers.argsrepr[:MOST_REPR_CHARS],
-        kwargsrepr=headers.kwargsrepr and headers.kwargsrepr[:MOST_REPR_CHARS],
-        origin=headers.origin and intern(headers.origin[:MOST_SHADOW_CHARS]),
-        ignore_result=headers.ignore_result,
-        replaced_task_nesting=headers.replaced_task_nesting or 0,
-        stamped_headers=headers.stamped_headers,
-        callbacks=embed.callbacks,
-        errbacks=embed.errbacks,
-        chain=embed.chain,
-        chord=embed.chord,
-        redelivered=bool(headers.redelivered or element.properties.delivery_info.redelivered),
+        _NOTHING,
+        _NOTHING,
+        embed.callbacks,
+        embed.errbacks,
+        embed.chain,
+        embed.chord,
+        bool(headers.redelivered or element.properties.delivery_info.redelivered),
     )

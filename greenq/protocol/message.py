@@ -32,7 +32,7 @@ MOST_REPR_CHARS = 2000
 
 
 # Not frozen: that would double the cost of creating one. Nothing modifies one.
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class TaskMessage:
     """One call of a task, as it travels.
 

@@ -22,7 +22,7 @@ from greenq.protocol.serialize import (
     json_dumps,
     loads,
 )
-from greenq.states import EXCEPTION_STATES, SUCCESS
+from greenq.states import EXCEPTION_STATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -62,8 +62,8 @@ class ResultMeta:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-# Ids that need no escaping in JSON.
-_PLAIN = re.compile(r"[\w-]+", re.ASCII).fullmatch
+# Whether an id needs no escaping in JSON.
+is_plain = re.compile(r"[\w-]+", re.ASCII).fullmatch
 
 # The last second for which `utc_now` was called, and its text.
 _last_second = (0, "")
@@ -82,6 +82,20 @@ def utc_now() -> str:
         text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
         _last_second = second, text
     return f"{text}{now_us % 1_000_000:06d}+00:00"
+
+
+def encode_success(task_id: str, result: Any) -> bytes:
+    """Write, as JSON, what `encode_result` writes of most tasks, in a third of the time.
+
+    They have succeeded, sent no tasks, and belong to no group and no other task; the id `is_plain`.
+
+    Raises:
+        EncodeError: the result cannot be serialized.
+    """
+    return (
+        f'{{"status": "SUCCESS", "result": {json_dumps(result)}, "traceback": null, '
+        f'"children": [], "date_done": "{utc_now()}", "task_id": "{task_id}"}}'
+    ).encode()
 
 
 def encode_result(
@@ -108,19 +122,6 @@ def encode_result(
     """
     if status in EXCEPTION_STATES and isinstance(result, BaseException):
         result = _exception_for(result, serializer)
-    elif (
-        # True for nearly every result, which is then written in a third of the time.
-        status == SUCCESS
-        and serializer == "json"
-        and children == ()
-        and date_done is not None
-        and not (traceback or group_id or parent_id or extended or compression)
-        and _PLAIN(task_id)
-    ):
-        return (
-            f'{{"status": "SUCCESS", "result": {json_dumps(result)}, "traceback": null, '
-            f'"children": [], "date_done": "{date_done}", "task_id": "{task_id}"}}'
-        ).encode()
     meta: dict[str, Any] = {
         "status": status,
         "result": result,

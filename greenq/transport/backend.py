@@ -33,6 +33,8 @@ from greenq.protocol.meta import (
     encode_group,
     encode_part,
     encode_result,
+    encode_success,
+    is_plain,
     utc_now,
 )
 from greenq.states import FAILURE, PENDING, READY_STATES, REVOKED, SUCCESS
@@ -99,6 +101,7 @@ class Backend:
         self.extends = config.result_extended
         self._client = client
         self._keys = keys
+        self._key_start = keys.result("")
         self._config = config
         expiry = failure_expiry = int(config.result_expires or 0)
         if config.result_failure_expires is not None:
@@ -145,19 +148,23 @@ class Backend:
         Raises:
             EncodeError: the result cannot be serialized, or has more values than readers accept.
         """
-        payload = encode_result(
-            task_id=task_id,
-            status=status,
-            result=result,
-            traceback=traceback,
-            children=children,
-            date_done=utc_now() if status in READY_STATES else None,
-            group_id=group_id,
-            parent_id=parent_id,
-            extended=extended if self.extends else None,
-            serializer=self._config.result_serializer,
-            compression=self._config.result_compression,
-        )
+        more = traceback or children or group_id or parent_id or extended
+        if status == SUCCESS and self._is_plain and not more and is_plain(task_id):
+            payload = encode_success(task_id, result)
+        else:
+            payload = encode_result(
+                task_id=task_id,
+                status=status,
+                result=result,
+                traceback=traceback,
+                children=children,
+                date_done=utc_now() if status in READY_STATES else None,
+                group_id=group_id,
+                parent_id=parent_id,
+                extended=extended if self.extends else None,
+                serializer=self._config.result_serializer,
+                compression=self._config.result_compression,
+            )
         if len(payload) > DENSE_BYTES and self._is_plain:
             most = most_items(self._max_bytes)
             if has_more_items(payload, most):
@@ -166,7 +173,7 @@ class Backend:
                     f"task_max_result_bytes = {self._max_bytes}; store it elsewhere "
                     "and return its location"
                 )
-        key = self._keys.result(task_id)
+        key = self._key_start + task_id
         if self._signer is not None:
             payload = self._signer.seal("result", "", payload)
         return StateWrite(key, self._rules.get(status, self._rule), payload)

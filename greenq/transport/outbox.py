@@ -111,9 +111,11 @@ class Outbox(StartStopPart):
         """Queue an entry to be written soon. Switches: no."""
         if self._expected:
             self._expected.discard(entry.tag)
+        if not self._entries:
+            # With entries left, it is awake already, and looks for more after its write.
+            self._filled.set()
+            self._empty.clear()
         self._entries.append(entry)
-        self._filled.set()
-        self._empty.clear()
 
     def expect(self, tag: str) -> None:
         """Count a message as not written until an entry with its tag is put. Switches: no."""

@@ -74,9 +74,9 @@ def test_connections_do_not_grow_with_concurrency_or_load(server: Server, client
             worker.send_signal(signal.SIGQUIT)
             worker.wait_exit()
         server.flush()
-    # A full worker keeps one more, over which it looks at the depth of its queues.
-    assert seen[10] - 1 <= seen[1000] <= seen[10]
-    assert seen[10] <= MOST_CONNECTIONS
+    # Two of its greenlets may have asked at the same time once, over a connection each.
+    assert abs(seen[1000] - seen[10]) <= 1
+    assert max(seen.values()) <= MOST_CONNECTIONS
 
 
 def own_connections(client: Greenq) -> int:

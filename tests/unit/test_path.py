@@ -78,5 +78,5 @@ def test_work_is_a_straight_walk(server: Server, tmp_path: Path) -> None:
         app.close()
     assert SIGNALS.isdisjoint(file for walked in rounds[1:] for file in walked)
     walks = [walk_of(walked) for walked in rounds[1:]]
-    assert median_low(walk.files for walk in walks) <= 21, rounds[-1]
-    assert median_low(walk.changes for walk in walks) <= 56, rounds[-1]
+    assert median_low(walk.files for walk in walks) <= 20, rounds[-1]
+    assert median_low(walk.changes for walk in walks) <= 52, rounds[-1]
