@@ -72,9 +72,9 @@ unexport PYTHONDONTWRITEBYTECODE
 # Most tests wait, so parts run side by side, about as long as one another. Of each what is not a
 # line of dots is shown.
 TESTER := $(BIN)/python -m pytest
-PART_ONE := tests/unit tests/model tests/fuzz tests/interop
+PART_ONE := tests/unit tests/model tests/fuzz tests/interop tests/faults/test_m*.py
 PART_TWO := tests/integration/test_[a-g]*.py
-PART_THREE := tests/faults
+PART_THREE := tests/faults/*/ tests/faults/test_[!m]*.py
 PART_FOUR := tests/integration/test_[!a-g]*.py
 define side_by_side
 @echo "==> tests: parts side by side"
