@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _thread
 import errno
+import fcntl
 import io
 import json
 import logging
@@ -17,7 +18,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -86,6 +87,8 @@ _COLORS: Final = {
 
 _PLAIN_STYLE: Final = Style()
 
+_OWN_FD: Final = 100
+
 
 def setup(
     level: str,
@@ -145,6 +148,17 @@ def wants_color(stream: TextIO, wanted: bool | None = None) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
+def _own(stream: TextIO) -> TextIO:
+    """Return another stream to the same file; if that is impossible, the same stream."""
+    try:
+        # A high number: a task that closes the first few does not mean this one.
+        number = fcntl.fcntl(stream.fileno(), fcntl.F_DUPFD_CLOEXEC, _OWN_FD)
+    except (OSError, ValueError):
+        # It is closed, or has no descriptor.
+        return stream
+    return open(number, "w", encoding=stream.encoding, errors=stream.errors, buffering=1)
+
+
 def _handler(
     logfile: str | Path | None, stream: TextIO, color: bool | None, style: Style
 ) -> logging.Handler:
@@ -179,9 +193,11 @@ def add_task(record: logging.LogRecord) -> bool:
 def keep_going() -> None:
     """Keep errors in log handlers from stopping greenq's own code, without losing the line.
 
-    A task may close `sys.stderr` or add a handler that raises. Other loggers still raise, in the
-    code that uses them.
+    A task may close the log's stream or add a handler that raises. Other loggers still raise, in
+    the code that uses them.
     """
+    global _stderr
+    _stderr = _identity(2)
     for handler in (*logging.root.handlers, *logging.getLogger("greenq").handlers):
         # The watchdog thread logs, too. A greenlet waiting for one of gevent's locks while an OS
         # thread holds it may wait for ever; a real lock is held only while a line is written.
@@ -204,7 +220,12 @@ class _Unfailing(logging.Logger):
 
 
 def _write_plainly(record: logging.LogRecord, error: BaseException) -> None:
-    """Write a record that a handler failed on to file descriptor 2, whatever its state."""
+    """Write a record that a handler failed on to file descriptor 2, whatever its state.
+
+    Nothing is written if a task has closed it: it may be a connection by now.
+    """
+    if _identity(2) != _stderr:
+        return
     try:
         text = _plain.format(record)
     except Exception:
@@ -214,19 +235,46 @@ def _write_plainly(record: logging.LogRecord, error: BaseException) -> None:
         os.write(2, f"{text} {reason}\n".encode(errors="backslashreplace"))
 
 
+def _identity(number: int) -> tuple[int, int] | None:
+    """Return which file a descriptor stands for; None if it is closed."""
+    try:
+        facts = os.fstat(number)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
+# What descriptor 2 is at the start; `keep_going` looks again.
+_stderr = _identity(2)
+
+
 class _Keeping(logging.Handler):
     """A handler whose errors never reach the caller and never lose a line."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
         """Report the error as logging does; if that fails, still write the record."""
+        error = sys.exception()
+        if error is not None and getattr(getattr(self, "stream", None), "closed", False):
+            _write_plainly(record, error)
+            return
         try:
-            super().handleError(record)
+            with _undirected():
+                super().handleError(record)
         except Exception as exc:
             _write_plainly(record, exc)
 
 
 class _Stream(_Keeping, logging.StreamHandler[TextIO]):
-    """A stream that a task may close without stopping the worker."""
+    """A stream with a descriptor of its own, so that it stays open when a task closes `given`."""
+
+    def __init__(self, given: TextIO) -> None:
+        super().__init__(_own(given))
+        self._is_own = self.stream is not given
+
+    def close(self) -> None:
+        super().close()
+        if self._is_own:
+            self.stream.close()
 
 
 class _File(_Keeping, logging.handlers.WatchedFileHandler):
@@ -386,6 +434,22 @@ class Redirected(io.TextIOBase):
             self._text, self._running = "", None
         self._emit(text, running)
 
+    def close(self) -> None:
+        """Log what waits, and stay open: the stream is not the task's alone."""
+        self.flush()
+
+    @contextmanager
+    def bypassed(self) -> Iterator[None]:
+        """Pass on to the original what this greenlet or thread writes during the block."""
+        ident = _thread.get_ident()
+        is_outermost = ident not in self._busy
+        self._busy.add(ident)
+        try:
+            yield
+        finally:
+            if is_outermost:
+                self._busy.discard(ident)
+
     def _add(self, text: str, running: Running | None) -> list[tuple[str, Running | None]]:
         """Add text that `running` writes; return the lines that are complete, and whose they are.
 
@@ -407,13 +471,17 @@ class Redirected(io.TextIOBase):
         line = line.rstrip()
         if not line:
             return
-        ident, token = _thread.get_ident(), task_log_context.set(running)
-        self._busy.add(ident)
+        token = task_log_context.set(running)
         try:
-            self._log.log(self._level, "%s", line)
+            with self.bypassed():
+                self._log.log(self._level, "%s", line)
         finally:
-            self._busy.discard(ident)
             task_log_context.reset(token)
+
+
+def _undirected() -> AbstractContextManager[None]:
+    """Return a block in which what is written to sys.stderr is not logged."""
+    return sys.stderr.bypassed() if isinstance(sys.stderr, Redirected) else nullcontext()
 
 
 @contextmanager

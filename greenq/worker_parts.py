@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -46,7 +47,6 @@ from greenq.recycle import Limits, Recycle
 from greenq.sending.routing import select_queues, worker_direct
 from greenq.supervision.controller import Processes
 from greenq.supervision.sizing import Rules
-from greenq.supervision.supervisor import membership
 from greenq.timer import Timer
 from greenq.transport.fetch import Fetcher
 from greenq.transport.group_store import GroupStore
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from greenq.app import Greenq
     from greenq.bootsteps.blueprint import Part
     from greenq.consumer.remote_control import Commands
+    from greenq.supervision.supervisor import Membership
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -579,7 +580,8 @@ class _Builder:
         if self.options.processes is None:
             return None
         config, (most, least) = self.config.worker, self.options.processes
-        place = membership()
+        # Imported only here, since a client of XML-RPC takes two megabytes.
+        place: Membership = importlib.import_module("greenq.supervision.supervisor").membership()
         interval_s = config.worker_processes_interval
         store = GroupStore(
             self.transport.client,

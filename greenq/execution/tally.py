@@ -116,15 +116,17 @@ class Tally:
         key = request.task.name, request.delivery.queue
         (self.series.get(key) or self._new(key)).ended[REVOKED] += 1
 
+    def label(self, task: str, queue: str) -> tuple[str, str]:
+        """Return under which task and queue runs are counted; any thread may ask."""
+        return (task, queue) if (task, queue) in self.series else (OTHER, OTHER)
+
     def _new(self, key: tuple[str, str]) -> Series:
         if len(self.series) >= MOST_SERIES:
             key = OTHER, OTHER
         return self.series.setdefault(key, Series())
 
     def _failed(self, key: tuple[str, str], exception: str) -> None:
-        if key not in self.series:
-            key = OTHER, OTHER
-        found = (*key, exception)
+        found = (*self.label(*key), exception)
         if len(self.failures) >= MOST_SERIES and found not in self.failures:
             found = OTHER, OTHER, OTHER
         self.failures[found] += 1

@@ -102,7 +102,8 @@ class Reading:
         A run is taken from one of both before it is added to the other; a counter must not fall.
         """
         found = Counter(
-            (each.task.name, each.delivery.queue) for each in self.parts.pool.active.copy()
+            self.tally.label(each.task.name, each.delivery.queue)
+            for each in self.parts.pool.active.copy()
         )
         for key, series in self.series():
             found[key] += sum(series.ended.values())

@@ -323,11 +323,14 @@ def _open_process(pid: int) -> int:
 
 
 def _read_description(worker: Worker) -> tuple[bytes, bytes] | None:
-    """Return the first line and what came after it; None if the worker ended before."""
+    """Return the first line and what came after it; None if the worker ended before it wrote them.
+
+    On a busy machine the worker may have written them, taken its lease and died by now.
+    """
     received = b""
     while b"\n" not in received:
         data = worker.read(None)
-        if data is None or worker.is_dead:
+        if data is None or (not data and worker.is_dead):
             return None
         received += data
     description, _, data = received.partition(b"\n")

@@ -18,6 +18,9 @@ _REVOKE = load_script("revoke")
 
 MOST: Final = 50_000
 
+# The server's memory for them. A worker keeps 4,000,000 characters of ids, and as many of stamps.
+MOST_BYTES: Final = 32 << 20
+
 # How many one call adds, and how many one call reads.
 _ADDED: Final = 1000
 _READ: Final = 10_000
@@ -42,7 +45,7 @@ class RevokeStore:
         """
         for place in range(0, len(revoked), _ADDED):
             members = [json.dumps(each) for each in revoked[place : place + _ADDED]]
-            self._client.script(_REVOKE, [self._key], [self._keep_s, MOST, *members])
+            self._client.script(_REVOKE, [self._key], [self._keep_s, MOST, MOST_BYTES, *members])
 
     def read_new(self) -> list[tuple[tuple[str, ...], float]]:
         """Return what was added since the last call, each with its age in seconds. Switches: yes.

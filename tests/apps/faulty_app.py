@@ -29,6 +29,30 @@ def close_stderr() -> None:
 
 
 @app.task
+def close_original() -> None:
+    assert sys.__stderr__ is not None
+    sys.__stderr__.close()
+
+
+@app.task
+def close_descriptor() -> None:
+    os.close(2)
+
+
+@app.task
+def close_log() -> None:
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.stream.close()
+
+
+@app.task
+def say(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+@app.task
 def break_log() -> None:
     logging.getLogger().addHandler(Raising())
 

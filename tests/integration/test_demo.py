@@ -160,6 +160,31 @@ def test_demo_leaves_nothing_behind_when_it_is_interrupted(
     wait_until(lambda: not run.companions())
 
 
+# A sender whose pipes stay open for a while after it was killed: a reader waits at them meanwhile.
+INTERRUPTED = """
+from greenq.hub import patch, sleep
+patch()
+from greenq.cli.demo.run import Sending, _process
+sender = "import subprocess, time; subprocess.Popen(['sleep', '1']); time.sleep(60)"
+with _process("-c", sender) as process, Sending(process, ["url"]) as sending:
+    sleep(0.5)
+    assert not sending.ended
+print("ended")
+"""
+
+
+def test_interrupted_sending_closes_no_pipe_that_is_being_read() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ended.stdout, ended.stderr) == ("ended\n", "")
+
+
 @pytest.mark.usefixtures("sees_processes")
 def test_demo_leaves_no_process_behind_when_it_is_killed(start_demo: Callable[..., Demo]) -> None:
     run = start_demo("--tasks", "20000")

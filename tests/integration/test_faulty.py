@@ -21,7 +21,10 @@ def client(server: Server) -> Iterator[Greenq]:
     app.close()
 
 
-@pytest.mark.parametrize("task", ["close_stderr", "break_log"])
+CLOSES = ("close_stderr", "close_original", "close_descriptor")
+
+
+@pytest.mark.parametrize("task", [*CLOSES, "close_log", "break_log"])
 def test_log_that_a_task_has_broken_stops_neither_tasks_nor_the_worker(
     server: Server, client: Greenq, task: str
 ) -> None:
@@ -31,11 +34,15 @@ def test_log_that_a_task_has_broken_stops_neither_tasks_nor_the_worker(
         assert [result.get(timeout=WAIT_S) for result in sums] == [1, 2, 3, 4, 5]
         with pytest.raises(ValueError, match="as it does"):
             client.send_task("faulty_app.fail").get(timeout=WAIT_S)
+        client.send_task("faulty_app.say", ("printed",)).get(timeout=WAIT_S)
         worker.send_signal(signal.SIGTERM)
         assert worker.wait_exit() == 0
         # What was logged since is not lost.
         assert "warm shutdown" in worker.text
-        assert "in a handler of the log]" in worker.text
+        assert "]: printed" in worker.text
+        # The log has a descriptor of its own, so closing standard error does not break it.
+        assert ("in a handler of the log]" in worker.text) == (task not in CLOSES)
+        assert "--- Logging error ---" not in worker.text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from greenq import Greenq
 from greenq.transport.embedded.server import EmbeddedServer
 from greenq.watchdog.guard_process import Guard
 from tests.integration.test_security import tls_front
-from tests.servers import Process, Server, greenq_worker, valkey
+from tests.servers import ROOT, Process, Server, greenq_worker, valkey
 from tests.support import FairTime, wait_until
 
 WAIT_S = 30
@@ -164,7 +166,7 @@ def test_signals_to_everything_that_is_named_greenq_end_no_guard(
             os.kill(guard, number)
         os.kill(worker.pid, signal.SIGKILL)
         # It still did its duty.
-        wait_until(lambda: elder.client.zrange(LEASES, 0, -1, withscores=True)[0][1] == 0)
+        wait_until(lambda: elder.client.zrange(LEASES, 0, -1, withscores=True)[0][1] == 0, WAIT_S)
         wait_until(lambda: not runs_now(guard), WAIT_S)
 
 
@@ -279,6 +281,25 @@ def tries(server: Server) -> int:
 def clients(server: Server) -> int:
     """Count the guards' connections."""
     return sum(client["name"] == "greenq-guard" for client in server.client.client_list())
+
+
+# A worker that dies while its guard's interpreter still starts.
+SHORT_LIVED = """
+import os, signal, sys
+from greenq.watchdog.guard_process import Guard
+limits = {"lease_s": 60.0, "silence_limit_s": 60.0}
+Guard(sys.argv[1], key="leases", member="me|node|process", **limits).start()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_that_dies_before_its_guard_runs_leaves_no_lease(elder: Server) -> None:
+    elder.flush()
+    lease(elder, 60.0)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SHORT_LIVED, elder.url]
+    assert subprocess.run(command, env=env, check=False).returncode == -signal.SIGKILL
+    wait_until(lambda: elder.client.zscore("leases", "me|node|process") == 0, WAIT_S)
 
 
 def test_it_rests_when_the_worker_speaks_again(elder: Server) -> None:

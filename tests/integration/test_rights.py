@@ -8,10 +8,13 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +23,11 @@ import redis
 from greenq import Greenq, chain, chord
 from greenq.errors import AccessRefused
 from greenq.protocol.keys import Keys
+from greenq.transport.client import Client
+from greenq.transport.members import Recycling
+from tests.integration.test_beat import spawn_beat
 from tests.servers import APPS, ROOT, Process, Server, greenq_worker, valkey
+from tests.supervisord import PATIENCE_S, supervisord
 from tests.support import wait_until
 
 PAGE = ROOT / "docs" / "security.md"
@@ -97,8 +104,8 @@ class Roles:
 
 
 # Needed by workers in workflows alone: to give back a dead worker's early acknowledged steps, and
-# for `add_to_chord`.
-RARE = {"incr", "smismember"}
+# for `add_to_chord`; by a beat to take messages back when an entry's next message is refused.
+RARE = {"incr", "smismember", "lpop"}
 
 
 def _texts(entry: Any) -> dict[str, str]:
@@ -121,7 +128,7 @@ def roles() -> Iterator[Roles]:
 
 
 def test_the_page_has_a_line_for_each_role() -> None:
-    assert set(lines()) == {"sender", "worker", "reader", "monitor", "operator"}
+    assert set(lines()) == {*("sender", "worker", "beat", "reader", "monitor", "operator")}
 
 
 def test_a_sender_sends(roles: Roles) -> None:
@@ -204,6 +211,87 @@ def client_task() -> dict[str, Any]:
     return {"task": "shared.add", "args": [1, 2], "kwargs": {}, "options": {}}
 
 
+def extras(option: str) -> list[str]:
+    """Return the rights that the page names for a worker with an option."""
+    (found,) = re.findall(
+        rf"`{option}`(?: it)?(?: also needs)?\s`([^`]+)`", PAGE.read_text("utf-8")
+    )
+    return str(found).split()
+
+
+PERIODIC = {
+    "each": {"task": "shared.add", "schedule": 0.5, "args": [1, 2]},
+    "one": {"task": "shared.add", "schedule": 0.5, "args": [1, 2], "overlap": "skip"},
+}
+
+
+def wait_periodic(roles: Roles) -> None:
+    """Wait until both entries were sent, some runs have ended, and the beat sees that."""
+    names = {"each", "one"}
+    for key in ("greenq.beat.states", "greenq.beat.runs"):
+        wait_until(lambda key=key: {*map(_text, roles.admin.hkeys(key))} >= names, WAIT_S)
+    wait_until(lambda: roles.admin.llen("greenq.beat.history") > 5, WAIT_S)
+
+
+def test_a_beat_sends(roles: Roles, tmp_path: Path) -> None:
+    owner = roles.owner("client")
+    roles.worker("a")
+    # As a sender, it tries to declare the queue, and asks who takes from it.
+    with roles.all_allowed("beat", but={"toplevel: sadd", "toplevel: greenq.leases"}):
+        beat = spawn_beat(roles.url("beat"), tmp_path / "beat.log", PERIODIC)
+        roles.stack.callback(beat.stop)
+        wait_periodic(roles)
+        node = f"celerybeat@{socket.gethostname()}"
+        wait_until(lambda: owner.control.inspect([node], timeout=5).ping(), WAIT_S)
+        operator = functools.partial(roles.cli, "beat", "beat")
+        operator("add", "mine", "shared.add", "--every", "1000", "-a", "[1, 2]")
+        operator("pause", "mine")
+        operator("resume", "mine")
+        operator("run", "mine")
+        assert "mine" in operator("list")
+        assert "mine" in operator("next")
+        assert "each" in operator("history", "each")
+        operator("remove", "mine")
+        assert beat.stop() == 0, beat.text
+    assert "NOPERM" not in beat.text
+    assert "not allowed" not in beat.text
+
+
+def test_a_worker_with_a_beat_works(roles: Roles) -> None:
+    roles.admin.execute_command("ACL", "SETUSER", "worker", *extras("-B"))
+    worker = roles.worker("a", "-B", settings={"beat_schedule": PERIODIC})
+    roles.admin.execute_command("ACL", "LOG", "RESET")
+    wait_periodic(roles)
+    # A change on the server, which the beat takes over.
+    roles.owner("client").periodic.add("mine", "shared.add", 0.5, args=[1, 2])
+    wait_until(lambda: roles.admin.hexists("greenq.beat.runs", "mine"), WAIT_S)
+    assert worker.stop() == 0
+    assert roles.refused("worker") == []
+
+
+def test_a_worker_that_is_one_of_several_processes_works(roles: Roles) -> None:
+    roles.admin.execute_command("ACL", "SETUSER", "worker", *extras("--processes"))
+    quick = {"worker_processes_interval": 0.3, "worker_processes_keepalive": 1.0}
+    reached: Any = SimpleNamespace(url=roles.url("worker"))
+    with supervisord(reached, app="ledger_app", settings=quick) as supervisor:
+        roles.admin.execute_command("ACL", "LOG", "RESET")
+        supervisor.control("start", "greenq:greenq-more-0")
+        supervisor.wait_running("greenq-more-0")
+        # The first one leads: it has the second one drain, and stops it.
+        wait_until(lambda: supervisor.state("greenq:greenq-more-0") == "STOPPED", PATIENCE_S)
+        assert roles.refused("worker") == []
+
+
+def test_a_worker_leaves_for_its_restart(roles: Roles) -> None:
+    client = Client(roles.url("worker"))
+    for _ in range(2):
+        group = Recycling(client, Keys(), "a@host", lambda: ["celery"])
+        assert group.claim(1, 60.0) == []
+        group.returned()
+    client.close()
+    assert roles.refused("worker") == []
+
+
 def test_a_reader_reads(roles: Roles) -> None:
     owner = roles.owner("client")
     roles.worker("a")
@@ -279,7 +367,7 @@ EXAMPLES: dict[str, Any] = {
     "task_id": "an-id", "group_id": "an-id", "incarnation": "abc", "election_id": "an-id",
     "exchange": "celery",
     "queue": "celery", "queues": ("celery",), "name": "other", "step": 3, "routing_key": "a.b",
-    "schedule": "0123456789abcdef", "group": "0123456789abcdef",
+    "schedule": "0123456789abcdef", "group": "0123456789abcdef", "workflow_id": "an-id",
 }  # fmt: skip
 NO_KEYS = {"step_of"}
 

@@ -220,7 +220,7 @@ class Raising(logging.Handler):
 
 
 @pytest.fixture
-def raising_log() -> Iterator[None]:
+def raising_log(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     root, handler = logging.getLogger("greenq"), Raising()
     level = root.level
     root.addHandler(handler)

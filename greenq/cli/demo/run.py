@@ -23,7 +23,7 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from greenq.cli.demo import http_server
@@ -141,9 +141,9 @@ class Watch:
         before = self._traffic()
         cpu_s = time.process_time()
         self._began_s = time.monotonic()
-        sending = Sending(sender, urls)
-        if not self._until(lambda: sending.ended and self._all_done(len(urls))):
-            return None
+        with Sending(sender, urls) as sending:
+            if not self._until(lambda: sending.ended and self._all_done(len(urls))):
+                return None
         seconds = time.monotonic() - self._began_s
         cpu_s = time.process_time() - cpu_s
         after = self._traffic()
@@ -236,6 +236,15 @@ class Sending:
         self._greenlet = spawn(partial(sender.communicate, "\n".join(urls)), name="demo sender")
         self.sent_s = 0.0
         self.task_ids: list[str] = []
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """End the sender, and wait for the greenlet: a pipe that it reads cannot be closed."""
+        self._sender.kill()
+        join_all([self._greenlet])
 
     @property
     def ended(self) -> bool:
