@@ -148,9 +148,10 @@ $(RUN_STAMP): pyproject.toml requirements/demo.txt | $(BIN)/python
 	@$(INSTALL_GREENQ)
 	@touch $@
 
-$(DEV_STAMP): pyproject.toml requirements/dev.txt | $(BIN)/python
+$(DEV_STAMP): pyproject.toml requirements/dev.txt requirements/otel.txt | $(BIN)/python
 	@echo "==> installing greenq and its development tools"
 	@$(call install,dev)
+	@$(call install,otel) --no-deps --upgrade --target .venv/otel
 	@$(INSTALL_GREENQ)
 	@touch $(RUN_STAMP) $@
 
