@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import gevent
 import pytest
 
-from greenq import Task
+from greenq import Ignore, Reject, Task
 from greenq.log import keep_going
 from tests.unit.rig import Rig, wait_for
 
@@ -249,3 +251,63 @@ def test_log_that_raises_costs_no_task_its_end(rig: Rig, capfd: pytest.CaptureFi
     shown = capfd.readouterr().err
     assert "Task give[a] succeeded" in shown
     assert "[RuntimeError in a handler of the log]" in shown
+
+
+class _Large:
+    """Something that a task has in hand when it fails."""
+
+
+def _fails(task: Any) -> None:
+    raise ValueError("no")
+
+
+def _fails_because(task: Any) -> None:
+    try:
+        raise KeyError("first")
+    except KeyError as exc:
+        raise ValueError("then") from exc
+
+
+def _fails_in_a_group(task: Any) -> None:
+    raise ExceptionGroup("both", [ValueError("a"), KeyError("b")])
+
+
+def _retries(task: Any) -> None:
+    try:
+        raise ValueError("no")
+    except ValueError as exc:
+        raise task.retry(exc=exc, countdown=0) from exc
+
+
+def _rejects(task: Any) -> None:
+    raise Reject("no", requeue=False)
+
+
+def _ignores(task: Any) -> None:
+    raise Ignore("no")
+
+
+ENDS = [_fails, _fails_because, _fails_in_a_group, _retries, _rejects, _ignores]
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("again", [(), (Exception,)], ids=["once", "autoretry"])
+def test_what_a_task_had_in_hand_is_freed_without_the_collector(
+    rig: Rig, end: Any, again: tuple[type[Exception], ...]
+) -> None:
+    kept = []
+
+    @rig.task("end", bind=True, autoretry_for=again, retry_kwargs={"countdown": 0})
+    def run(self: Any) -> None:
+        large = _Large()
+        kept.append(weakref.ref(large))
+        end(self)
+
+    rig.give("end", "a")
+    gc.disable()
+    try:
+        wait_for(lambda: not rig.pool.running and not rig.state.reserved)
+        assert kept
+        assert kept[0]() is None
+    finally:
+        gc.enable()
