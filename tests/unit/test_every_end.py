@@ -6,12 +6,13 @@ import gc
 import logging
 import weakref
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import gevent
 import pytest
 
-from greenq import Ignore, Reject, Task
+from greenq import Ignore, Queue, Reject, Task
 from greenq.log import keep_going
 from tests.unit.rig import Rig, wait_for
 
@@ -67,6 +68,20 @@ def test_retry_that_cannot_be_is_a_failure(
         raise self.retry(**options)
 
     assert outcome(rig, "again")["status"] == "FAILURE"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"countdown": timedelta(0)}, {"expires": timedelta(hours=1)},
+     {"time_limit": timedelta(hours=1)}, {"queue": Queue("other")}, {"priority": 42}],
+    ids=str,
+)  # fmt: skip
+def test_retry_takes_what_a_sending_takes(rig: Rig, options: dict[str, Any]) -> None:
+    @rig.task("again", bind=True)
+    def again(self: Any) -> NoReturn:
+        raise self.retry(**{"countdown": 0} | options)
+
+    assert outcome(rig, "again")["status"] == "RETRY"
 
 
 OPTIONS: list[dict[str, Any]] = [
