@@ -660,7 +660,7 @@ class WorkerConfig(Section):
     worker_revoke_expires: float = _setting(
         validators.seconds(zero_ok=False),
         604_800.0,
-        "greenq's own. How long a revoke is kept in workers, on the server and in the file: make it "
+        "greenq's own. How long a revoke is kept (worker, server and file): make it "
         "longer than the longest time that tasks wait for their ETA. (Celery: 3 hours.)",
         unit="s",
     )

@@ -32,8 +32,8 @@ def test_warning_names_the_queue_and_what_was_perhaps_meant(log: pytest.LogCaptu
     Takers(Keys()).warn_if_untaken("maill", [3, 0, 0, [b"celery", b"mail"]])
 
     assert log.messages == [
-        "no worker takes from queue maill: messages sent to it wait (3 workers are running); did you "
-        "mean mail?"
+        "no worker takes from queue maill: messages sent to it wait (3 workers are running); did "
+        "you mean mail?"
     ]
 
 
