@@ -47,17 +47,18 @@ Settings come from a mapping, a module, an object or a Django settings file, and
 environment: `GREENQ_BROKER_URL` is `broker_url`, and so on. In the environment, truth values are
 true, false, 1 or 0, lists are separated by commas or are JSON, mappings are JSON, and None is
 `none`. Durations are seconds; from Python a `timedelta` serves as well. `CELERY_BROKER_URL` and
-`CELERY_RESULT_BACKEND` are read, too, if nothing else says where; what is said in code comes first.
+`CELERY_RESULT_BACKEND` are also read, unless the addresses are set elsewhere; settings in code
+take precedence.
 
-Nothing that looks like a setting is passed over:
+A name that looks like a setting is never silently ignored:
 
 - Settings in another spelling (`BROKER_URL` in a module, `CELERY_ACKS_LATE`) are refused with
-  the right one, and so is a namespace that no name begins with.
+  the right one, and so is a namespace with which no name begins.
 - Other names in a module or behind a namespace, and other `GREENQ_` variables, get a warning. If
-  they are almost a setting's, they are refused. What Kubernetes tells of a service called greenq
-  is ignored.
+  they are almost a setting's, they are refused. Variables that Kubernetes sets for a
+  service called greenq are ignored.
 - With no `broker_url` at all an embedded server is used, one for each app's name and folder. A
-  warning names it when no terminal is there, since nobody else would know.
+  warning names it if no terminal is attached.
 """
 
 FOREIGN = """\

@@ -36,8 +36,8 @@ _UP: Final = 1.2
 _ENDED: Final = 50
 _MEASURED_S: Final = 1.0
 
-# It goes on until two ways of measuring agree this well, or until each slot has finished this many
-# tasks on average.
+# It continues until two ways of measuring agree this well, or until each slot has finished this
+# many tasks on average.
 _AGREE: Final = 0.1
 _MOST_ROUNDS: Final = 8
 

@@ -686,7 +686,7 @@ class Greenq:
             options: send options.
 
         Raises:
-            TypeError: `sig` is none of these.
+            TypeError: `sig` is not a task, a name or a signature.
         """
         task, kwargs = sig, dict(kwargs or {})
         if isinstance(sig, Mapping):

@@ -273,7 +273,7 @@ class RemoteTraceback(GreenqError):
 
     @classmethod
     def of(cls, text: str | None) -> RemoteTraceback | None:
-        """Wrap a traceback's text; None if there is none."""
+        """Wrap a traceback's text; None without one."""
         return cls(f"\n\nin the worker:\n{text}") if text else None
 
 

@@ -304,8 +304,8 @@ class Lags:
         }
 
 
-# The code that the hub's thread runs when it is idle: greenlets and callbacks have frames of their
-# own.
+# The code that the hub's thread runs when it is idle: greenlets and callbacks have separate
+# frames.
 _WAITING = gevent.hub.Hub.run.__code__
 
 
@@ -409,7 +409,7 @@ class Signals:
     """
 
     def __init__(self, hub: Hub) -> None:
-        """Handle signals in greenlets of `hub`; none is caught yet."""
+        """Handle signals in greenlets of `hub`; no signal is caught yet."""
         self._hub = hub
         self._before: dict[int, Any] = {}
         self._actions: dict[int, Callable[[], object]] = {}

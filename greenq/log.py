@@ -125,8 +125,8 @@ def setup(
     root.setLevel(level.upper())
 
 
-# The parent of the task loggers. It has no handlers of its own; after_setup_task_logger may add
-# some. Not below ``greenq``, whose level is that of greenq's own lines.
+# The parent of the task loggers. It has no handlers; receivers of after_setup_task_logger may
+# add some. Not below ``greenq``, whose level is that of greenq's own lines.
 task_logger: Final = logging.getLogger("greenq_task")
 
 

@@ -327,7 +327,7 @@ class Pool(StartStopPart):
             self._coming = False
             while self._waiting and len(self.active) < self.size and not self._ending:
                 # Tasks that never wait must not block the loop for all others. The loop's own clock
-                # is no use here, since starting a timer updates it.
+                # does not help here, since starting a timer updates it.
                 if turn != self._loop.iteration:
                     turn, began_s = self._loop.iteration, time.monotonic()
                 elif time.monotonic() - began_s > _TURN_S:
@@ -397,7 +397,7 @@ class Pool(StartStopPart):
 
     def _let_others_run(self) -> None:
         """Wait for one iteration of the loop. Switches: yes."""
-        # The loop runs dozens of sleep(0) callbacks before it looks at sockets and timers.
+        # The loop runs dozens of sleep(0) callbacks before it checks sockets and timers.
         try:
             gevent.get_hub().wait(self._loop.timer(0.0))
         except BaseException as exc:

@@ -76,7 +76,7 @@ class Runs:
                 return
 
     def _look_at_portion(self, now: int) -> bool:
-        """Look for some results; return whether there may be more to look for."""
+        """Read some results; return whether there may be more to read."""
         due: list[_Run] = []
         while self._heap and self._heap[0].at <= now and len(due) < _PORTION:
             run = heapq.heappop(self._heap)

@@ -60,7 +60,7 @@ POLL_S: Final = 0.5
 # An entry whose sending was refused is tried again after this.
 _RETRY_US: Final = 1_000_000
 
-# How soon to look again whether the last run has ended.
+# How soon to check again whether the last run has ended.
 _WAIT_US: Final = 500_000
 
 # A beat whose server has been silent for this long does not answer pings.

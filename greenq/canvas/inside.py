@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def replacement(message: TaskMessage, signature: Mapping[str, Any]) -> Plan:
-    """Return what is sent in the place of a message: its last task has the message's id.
+    """Return the replacement of a message; its last task has the message's id.
 
     What follows the message follows its replacement. The results of a group are gathered in a list.
     """
@@ -33,7 +33,7 @@ def replacement(message: TaskMessage, signature: Mapping[str, Any]) -> Plan:
 
 
 def addition(message: TaskMessage, signature: Mapping[str, Any]) -> Plan:
-    """Return what is sent as one more part of the chord that a message belongs to.
+    """Return an additional part for the chord to which a message belongs.
 
     Raises:
         ValueError: the message belongs to no chord.

@@ -31,7 +31,7 @@ def check_call(args: object, kwargs: object, where: str) -> None:
     """Refuse what cannot be the arguments of a call.
 
     Raises:
-        TypeError: `args` is one value instead of several, or `kwargs` is no mapping.
+        TypeError: `args` is one value instead of several, or `kwargs` is not a mapping.
     """
     if args is not None and (isinstance(args, (str, bytes)) or not isinstance(args, Iterable)):
         raise TypeError(

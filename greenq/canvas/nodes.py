@@ -25,7 +25,7 @@ OPEN = (PLANNED, WAITING, RUNNING, AGAIN)
 # How many characters of a task's name are kept.
 _MOST_NAME_CHARS = 200
 
-# How far chords and chains are followed outwards; messages may be nested equally deep.
+# How many levels of enclosing chords and chains are followed; messages may be nested equally deep.
 _MOST_LEVELS = 100
 
 

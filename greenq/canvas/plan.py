@@ -55,7 +55,7 @@ class ChordStart(NamedTuple):
 
     Attributes:
         saved: the handle of the header, if some of its members end in groups, to be stored before
-            sending: the body gets the results of each such group as a list of its own. Otherwise
+            sending: the body gets the results of each such group as a separate list. Otherwise
             None.
     """
 
@@ -151,7 +151,7 @@ def gathered(signature: Mapping[str, Any], **options: Any) -> Sig:
 
 
 def wrong_in(data: Mapping[str, Any]) -> str:
-    """Say what is wrong with plain data that should be a signature, or return an empty text."""
+    """Return what is wrong with plain data that should be a signature, or an empty text."""
     if not isinstance(data.get("task"), str):
         return 'its "task" is not a name'
     if not isinstance(data.get("args"), (list, tuple)):

@@ -180,7 +180,7 @@ class group(_Whole):  # noqa: N801  Celery's name
     # --- members that are not read yet ------------------------------------------------------------
 
     def is_streamed(self) -> bool:
-        """Tell whether its members come from a generator that was never read."""
+        """Return whether its members come from a generator that was never read."""
         return self._source is not None or self._spent
 
     def take_source(self) -> Iterator[Any] | None:

@@ -22,9 +22,9 @@ class Origin:
 
     Attributes:
         command: the program and its arguments.
-        folder: the working folder, "" if it is gone.
+        folder: the working folder, "" if it no longer exists.
         environ: the environment.
-        pid_file: the descriptor of the pid file that it has locked before; -1 for none.
+        pid_file: the descriptor of a pid file already locked by this process, or -1.
     """
 
     command: tuple[str, ...]

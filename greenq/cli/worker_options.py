@@ -160,7 +160,7 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
         "-B",
         "--beat",
         action="store_true",
-        help="also send periodic tasks; any number of workers may",
+        help="also send periodic tasks; any number of workers can do so",
     )
     add(
         "--heartbeat-interval",

@@ -375,7 +375,7 @@ TASK_OPTIONS: Final[Mapping[str, Foreign]] = {
 
 
 def asks_for_something(known: Foreign, value: object) -> bool:
-    """Tell whether a value differs from Celery's default and is not None or empty."""
+    """Return whether a value differs from Celery's default and is not None or empty."""
     return value not in (None, known.default) and bool(value or known.default)
 
 
@@ -396,7 +396,7 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
         ),
         "Request": _OWN_EXECUTION,
         "Strategy": _OWN_EXECUTION,
-        "abstract": "not needed: a class without run() is no task",
+        "abstract": "not needed: a class without run() is not a task",
         "acks_on_failure": _ONE_SETTING,
         "acks_on_timeout": _ONE_SETTING,
         "on_replace": "override replace() instead",

@@ -135,7 +135,7 @@ class _Reader:
         self.problems.insert(0, Problem("namespace", prefix.rstrip("_"), reason))
 
     def _is_setting(self, name: str, setting: str, value: object, prefix: str = "") -> bool:
-        """Tell whether `name` is a setting; if not, record a note or a problem."""
+        """Return whether `name` is a setting; if not, record a note or a problem."""
         if setting in _NAMES or setting in celery_names.SETTINGS:
             return True
         modern = celery_names.modern_name(setting, _KNOWN)

@@ -458,7 +458,7 @@ class TaskConfig(Section):
         validators.whole(1, _REDIS_MAX_BYTES),
         8 * _MIB,
         "greenq's own. Largest task body, before and after decompression. A larger one becomes "
-        "a dead letter unparsed, and so does a body with more than one value per 64 bytes of this "
+        "a dead letter without parsing, as does a body with more than one value per 64 bytes of this "
         "limit.",
         unit="bytes",
     )
@@ -584,7 +584,7 @@ class WorkerConfig(Section):
     worker_direct: bool = _setting(
         validators.flag(),
         False,
-        "Each worker also has a queue of its own, named after its node with the suffix .dq2.",
+        "Each worker also has its own queue, named after its node with the suffix .dq2.",
     )
     worker_agent: str | None = _setting(
         validators.optional(validators.text()),

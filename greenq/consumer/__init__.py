@@ -122,7 +122,7 @@ class Consumer(StartStopPart):
         self.tasks.leave()
 
     def shutdown(self) -> None:
-        """Shut the steps down for good."""
+        """Shut the steps down permanently."""
         self.blueprint.shutdown()
 
     def _run(self) -> None:

@@ -451,7 +451,7 @@ class Gossip(StartStopPart):
             self._decide(election_id)
 
     def _stood_still(self, due: Entry) -> bool:
-        """Tell whether this worker was blocked and still has unread events of others."""
+        """Return whether this worker was blocked and still has unread events of others."""
         is_late = self._timer.clock() - due.due_s > _LATE_S
         has_waiting = self._subscriber.has_waiting
         return is_late or any(map(has_waiting, (*self._rare, *self._frequent)))

@@ -75,6 +75,6 @@ def revoked_ids(reply: object) -> Iterator[str]:
 
 
 def clock(reply: object) -> int:
-    """Return the clock of a reply; 0 if there is none."""
+    """Return the clock of a reply; 0 without one."""
     found = reply.get("clock") if isinstance(reply, dict) else None
     return found if CLOCK.takes(found) else 0

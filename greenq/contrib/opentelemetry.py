@@ -67,7 +67,7 @@ _current: ContextVar[_Run | None] = ContextVar("greenq_otel_run", default=None)
 
 
 class _Headers(Getter[Any]):
-    """Reads the trace's context from a task's request; headers of other types are not ours."""
+    """Reads the trace's context from a task's request; other types of headers are ignored."""
 
     def get(self, carrier: Any, key: str) -> list[str] | None:
         value = carrier.get(key)

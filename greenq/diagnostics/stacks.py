@@ -117,7 +117,7 @@ def _groups(names: Mapping[Any, str]) -> list[tuple[list[str], str]]:
     # Neither gevent nor greenlet keeps a list of all greenlets.
     for found in gc.get_objects():
         if isinstance(found, greenlet.greenlet) and found:
-            # The running greenlet has no frame of its own: its stack is the thread's.
+            # The running greenlet has no separate frame: its stack is the thread's.
             frame = found.gr_frame
             if frame is None:
                 continue
@@ -210,7 +210,7 @@ def describe(
 
 
 def _round_sleep(waits_for: str) -> str:
-    """Round the seconds of a sleep, so that random delays do not each form a group of their own."""
+    """Round the seconds of a sleep, so that random delays do not each form a separate group."""
     verb, _, seconds = waits_for.partition(" ")
     if verb != "sleep" or not seconds:
         return waits_for
@@ -296,7 +296,7 @@ def _describe_wait(frame: FrameType, module: str) -> str:
 
 
 def _on_socket(verb: str, found: Any) -> str:
-    """Return what is done with a gevent socket, and its peer's address."""
+    """Return the operation on a gevent socket, and its peer's address."""
     # The C socket inside it: no subclass overrides its methods, and they never wait.
     real = getattr(found, "_sock", None)
     if not isinstance(real, _socket.socket):

@@ -68,7 +68,7 @@ class WorkflowIndex:
         message.root_id = workflow_of(message) or message.root_id
 
     def is_cancelled(self, message: TaskMessage) -> bool:
-        """Tell whether a message belongs to a cancelled workflow."""
+        """Return whether a message belongs to a cancelled workflow."""
         return self._revoked.workflows.get(message.root_id or message.id) == CANCELLED
 
     def began(self, request: Request) -> Entry | None:

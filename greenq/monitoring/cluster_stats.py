@@ -1,7 +1,7 @@
 """The backlog of the whole cluster, counted on the server for autoscalers and metrics.
 
 Any worker gives the same answer, so it does not matter which one is asked. It is counted at most
-once a second, on a connection of its own, by the thread that answers slow requests.
+once a second, on a separate connection, by the thread that answers slow requests.
 """
 
 from __future__ import annotations

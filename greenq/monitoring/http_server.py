@@ -160,7 +160,7 @@ class HttpServer:
         except OSError as exc:
             hint = ""
             if exc.errno == errno.EADDRINUSE:
-                hint = "; is it another worker's? Each needs an address of its own"
+                hint = "; is it another worker's? Each needs its own address"
             raise CannotListen(f"cannot listen on {address}: {exc.strerror or exc}{hint}") from exc
         listener.setblocking(False)
         self._listeners.append(listener)
@@ -308,8 +308,8 @@ class _Exchange:
 
     Attributes:
         connection: not blocking.
-        ends_s: when it is closed
-        at the latest. path: the path of the slow answer it waits for, or None.
+        ends_s: the latest time
+        at which it is closed. path: the path of the slow answer it waits for, or None.
         rest: what is left to write; empty while the request is read or the answer computed.
     """
 

@@ -54,7 +54,7 @@ _ADDED = frozenset(("hostname", "utcoffset", "pid", "clock", "timestamp", "type"
 # Values of fields that are absent.
 _DEFAULTS: dict[str, Any] = {"clock": 0, "hostname": "", "timestamp": 0.0}
 
-# For how many kinds of events the envelopes are kept; programs may add any number of kinds.
+# How many kinds of events have cached envelopes; programs may send any number of kinds.
 _FRAMES = 100
 
 # The beginning of an envelope.

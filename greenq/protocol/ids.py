@@ -34,7 +34,7 @@ def tag_prefix(at_s: float) -> str:
 
 
 def tag_of(prefix: str, new: str) -> str:
-    """Build a delivery tag from `tag_prefix` and an id that was made for this push."""
+    """Build a delivery tag from `tag_prefix` and an id created for this push."""
     return prefix + new[15:]
 
 

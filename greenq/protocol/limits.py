@@ -37,7 +37,7 @@ class Whole:
         return msgspec.Meta(ge=self.least, le=self.most)
 
     def takes(self, value: object) -> TypeGuard[int]:
-        """Tell whether a value is valid."""
+        """Return whether a value is valid."""
         return not self.wrong(value)
 
     def wrong(self, value: object) -> str:
@@ -61,7 +61,7 @@ class Number:
         return msgspec.Meta(ge=self.least, le=self.most)
 
     def takes(self, value: object) -> TypeGuard[float]:
-        """Tell whether a value is valid."""
+        """Return whether a value is valid."""
         return not self.wrong(value)
 
     def wrong(self, value: object) -> str:
@@ -88,7 +88,7 @@ class Text:
         return msgspec.Meta(max_length=self.most)
 
     def takes(self, value: object) -> TypeGuard[str]:
-        """Tell whether a value is valid."""
+        """Return whether a value is valid."""
         return not self.wrong(value)
 
     def wrong(self, value: object) -> str:
@@ -344,12 +344,12 @@ def check_json(data: bytes, max_bytes: int, what: str) -> None:
 
 
 def is_readable(data: bytes, max_bytes: int) -> bool:
-    """Tell whether a JSON text passes `check_json`."""
+    """Return whether a JSON text passes `check_json`."""
     return len(data) <= max_bytes and not has_more_items(data, most_items(max_bytes))
 
 
 def has_more_items(data: bytes, most: int) -> bool:
-    """Tell whether a JSON text has more commas and opening brackets outside strings than `most`.
+    """Return whether a JSON text has more commas and opening brackets outside strings than `most`.
 
     Fast for texts with fewer bytes than that, as nearly all messages have.
     """

@@ -288,7 +288,7 @@ def _build(
 def part_of(envelope: Envelope) -> TaskMessage | None:
     """Return the place in a group given by the headers of a message with an unreadable body.
 
-    The headers do not tell whether the group is the header of a chord: `UNREADABLE` stands for the
+    The headers do not tell whether the group is the header of a chord: `UNREADABLE` represents the
     chord. None if there is no group, or a header is invalid.
     """
     get = envelope.headers.get

@@ -37,7 +37,7 @@ _KEY_DIGITS = 8
 _MAC_DIGITS = 32
 _DIGITS = _KEY_DIGITS + _MAC_DIGITS
 
-# For how many kinds and places a program caches the beginning of the computation.
+# How many kinds and places have a cached beginning of the computation.
 _PLACES = 1000
 
 # RFC 2104: the key fills one block of the hash, whose bits are changed in two ways.

@@ -112,7 +112,7 @@ def taken_apart(record: bytes) -> tuple[str, bytes]:
 def in_portions(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
     """Split items into portions, limited in number and in bytes.
 
-    An item over the limit becomes a portion of its own.
+    An item over the limit becomes a separate portion.
     """
     portion: list[_T] = []
     left = PORTION_BYTES

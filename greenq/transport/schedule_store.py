@@ -82,7 +82,7 @@ NO_LIMITS: Final = Limits()
 
 
 class Claim(NamedTuple):
-    """A due time to be sent, or to be skipped if there are no texts.
+    """A due time to send or, without texts, to skip.
 
     Attributes:
         name: the entry's

@@ -70,7 +70,7 @@ class ClusterLink:
         """Log, once for each connection, that this worker may not listen or publish."""
         level = logging.DEBUG if self._is_refused else logging.WARNING
         self._is_refused = True
-        _log.log(level, "this worker is no full member of its cluster: %s", why)
+        _log.log(level, "this worker is not a full member of its cluster: %s", why)
 
     def attend(self, until_s: float) -> bool:
         """Read published messages, answer those the hub cannot, publish the heartbeat.

@@ -57,7 +57,7 @@ class Workflow:
         self._app = app
         self.id = workflow_id
 
-    # --- what is known ----------------------------------------------------------------------------
+    # --- state -----------------------------------------------------------------------------------
 
     @property
     def state(self) -> str:
@@ -181,7 +181,7 @@ class Workflow:
 
         Raises:
             GreenqError: nothing has failed, the messages are no longer kept, or the results that
-                a chord needs are gone.
+                a chord needs no longer exist.
         """
         if self._known().stop == CANCELLED:
             self._index.stop(self.id, "")

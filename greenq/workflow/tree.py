@@ -166,7 +166,7 @@ class Tree:
         return node.parent if node.parent in self.tasks else None
 
     def _is_body(self, task: Task) -> bool:
-        """Tell whether a task is the body of the chord that it names as its group."""
+        """Return whether a task is the body of the chord that it names as its group."""
         node = task.node
         if node.group is None or node.is_part:
             return False

@@ -130,7 +130,7 @@ def test_a_port_in_use_is_one_clear_line(server: Server, tmp_path: Path) -> None
         assert worker.wait_exit() == 1
     assert worker.text.strip().splitlines()[-1] == (
         f"greenq worker: cannot listen on 127.0.0.1:{port}: Address already in use; "
-        "is it another worker's? Each needs an address of its own"
+        "is it another worker's? Each needs its own address"
     )
     assert "Traceback" not in worker.text
     # It has never held a lease.

@@ -47,7 +47,7 @@ _STOP_S = 7.0
 _ASK_S = 1.0
 # Pauses before the first, second, … restart in a row; after the last one the keeper gives up.
 _PAUSES_S = (0.0, 0.1, 0.3, 1.0, 2.0)
-# A server that ran this long resets the series.
+# A server that has run this long resets the series.
 _CALM_S = 10.0
 # Valkey exits with 1 when it logs why it cannot run (settings, unreadable data).
 _REFUSED = 1

@@ -7,7 +7,7 @@
 --       deaths to keep, 6 for how many seconds
 -- Reply 1 if it was done, 0 if the lease was renewed or removed meanwhile
 --
--- The owner stays known for a while, so that later writes of its are recognised as not held.
+-- The owner stays known for a while, so that its later writes are recognised as not held.
 if ARGV[2] == 'close' then
   -- This comes first: a server out of memory refuses a script whose first write may need memory.
   redis.call('HDEL', KEYS[2], 'closed')

@@ -2,9 +2,10 @@
 --
 -- KEYS  1 the workflow, 2 its nodes: a hash, 3 the messages of those that failed: a hash
 -- ARGV  the ids of the nodes to reset
--- Reply how many messages were sent; a node whose queue is a key of another type stays as it is
+-- Reply how many messages were sent; a node whose queue's key has the wrong type is not changed
 --
--- A node whose message is kept waits from now on; any other is planned: it is made when what is before it has ended.
+-- A node whose message is kept waits from now on; any other is planned: it is created when the node before it has
+-- ended.
 local sent = 0
 for _, id in ipairs(ARGV) do
   local node, message = redis.call('HGET', KEYS[2], id), redis.call('HGET', KEYS[3], id)
