@@ -446,7 +446,7 @@ def read(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return plain data with all keys of a signature.
 
     Raises:
-        ValueError: it names no task, or a part has a wrong type.
+        ValueError: it names no task, or a part has the wrong type.
     """
     full = {**_empty(), **data}
     if isinstance(full["options"], dict):

@@ -13,7 +13,7 @@ DEFAULT_NAME: Final = "greenq"
 def node_name(given: str | None, *, host: str | None = None) -> str:
     """Return the node name that ``-n`` gives, always ``name@host``.
 
-    A name without a host gets this host, a host without a name gets ``greenq``; without any name,
+    A name without a host gets this host; a host without a name gets ``greenq``; without any name,
     it is ``greenq@%h``. ``%h`` is this host, ``%n`` its short name, ``%d`` its domain, ``%p``
     the process id (so that copies of one command line get different names), ``%%`` a percent sign.
     ``%i`` and ``%I``, in Celery the index of a pool's child process, are 0 and empty here.

@@ -458,7 +458,7 @@ class TaskConfig(Section):
         validators.whole(1, _REDIS_MAX_BYTES),
         8 * _MIB,
         "greenq's own. Largest task body, before and after decompression. A larger one becomes "
-        "a dead letter without parsing, as does a body with more than one value per 64 bytes of this "
+        "a dead letter unread, as does a body with more than one value per 64 bytes of this "
         "limit.",
         unit="bytes",
     )

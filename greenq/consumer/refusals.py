@@ -174,7 +174,7 @@ class Refusals:
     def _put(
         self, entry: Entry, delivery: Delivery, message: TaskMessage | None, failure: Failure
     ) -> None:
-        """Write the end of a message, with whatever that sets in motion. Switches: no."""
+        """Write the end of a message and the messages that follow it. Switches: no."""
         index = self._handover.index
         if message is not None and index is not None:
             index.adopt(message)

@@ -465,7 +465,7 @@ class Admission:
         return True
 
     def _hand_over(self, request: Request) -> None:
-        """Hand a request over to the pool; one whose workers have died waits until it is alone."""
+        """Hand a request over to the pool; a suspect waits until it can run alone."""
         message = request.message
         if message.redelivered and self._is_suspect(request):
             self.suspects.add(request)

@@ -323,7 +323,7 @@ def test_a_user_without_channels_runs_tasks_and_says_once_what_is_missing(cluste
         url = f"redis://worker:word@127.0.0.1:{cluster.server.port}/0"
         worker = cluster.worker("w", url=url)
         results = [cluster.send("add", number, 1) for number in range(20)]
-        wait_until(lambda: "no full member" in worker.text, WAIT_S)
+        wait_until(lambda: "not a full member" in worker.text, WAIT_S)
         # Several heartbeats later it has said no more.
         sent_s = time.monotonic()
         while time.monotonic() < sent_s + 5:
@@ -332,7 +332,7 @@ def test_a_user_without_channels_runs_tasks_and_says_once_what_is_missing(cluste
         # Nobody could be told, but what is stored is there.
         assert [r.get(timeout=WAIT_S) for r in results[:20]] == list(range(1, 21))
         cluster.server.wait_settled()
-        assert worker.text.count("no full member") == 1
+        assert worker.text.count("not a full member") == 1
         assert worker.text.count("NOPERM") <= 5
         assert worker.stop() == 0
     finally:

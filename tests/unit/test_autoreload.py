@@ -117,7 +117,7 @@ def test_broken_file_ends_no_wait_until_it_is_whole_again(
         assert returned == []
         (tmp_path / "c.py").unlink()
         touch_until(tmp_path / "a.py", "x = 1\n", lambda: returned)
-    assert "the old code goes on" in caplog.text
+    assert "the old code keeps running" in caplog.text
 
 
 def test_end_of_the_wait_is_no_change(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_celerys_fields_are_read() -> None:
         ({"shedule": 1}, "did you mean schedule"),
         ({"args": "abc"}, "list or tuple"),
         ({"options": {"quue": "x"}}, "did you mean queue"),
-        ({"options": {"task_id": "x"}}, "again and again"),
+        ({"options": {"task_id": "x"}}, "sent repeatedly"),
         ({"timezone": "Mars/Base"}, "timezone"),
         ({"missed": "skip"}, "skip\\(N\\)"),
         ({"missed": "skip(0)"}, "at least 1"),

@@ -569,7 +569,7 @@ def test_a_refusal_is_said_once_and_the_lease_goes_on(
 
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 1
-    assert "no full member of its cluster" in said[0]
+    assert "not a full member of its cluster" in said[0]
     assert world.connected
     assert world.watch.lease.held
     assert world.state.lease_until_s > world.now_s
@@ -860,7 +860,7 @@ def test_a_hub_that_is_blocked_has_others_run_what_waits_here(
     world.run(5.0)
 
     assert world.given_away == 1
-    assert "messages that have not begun here wait until the hub moves" in caplog.text
+    assert "messages that have not begun here wait until the hub runs" in caplog.text
 
 
 def test_whoever_waits_would_relay_and_the_one_that_does_hands_on_what_is_announced() -> None:
