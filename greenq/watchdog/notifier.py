@@ -51,4 +51,4 @@ class Notifier:
 
     def look_for_server(self) -> None:
         """Make a waiting consumer check whether its connection still works."""
-        self._hub.spawn_soon(self._look, name="check the connection")
+        self._hub.spawn_soon(self._look, name="look for the server")
