@@ -32,8 +32,8 @@ test: $(DEV_STAMP)  ## what a change needs first, on a real server: unit tests a
 	  tests/model tests/integration tests/interop tests/faults -m "smoke and not slow and not heavy")
 	@! ls .part-*.failed 2>/dev/null
 
-faults: $(DEV_STAMP)  ## run the long fault tests for a quarter of an hour; QUICK=1: 3 minutes
-	@$(BIN)/python -m pytest tests/faults -m heavy
+faults: $(DEV_STAMP)  ## run the long tests, most of faults, for a quarter of an hour; QUICK=1: 3 minutes
+	@$(BIN)/python -m pytest tests -m heavy
 	@$(BIN)/python -m tests.faults.long $(if $(QUICK),--quick)
 
 explore: $(DEV_STAMP)  ## explore schedules of the protocol model; options: SCHEDULES=20000 SEED= JOBS=
@@ -66,12 +66,15 @@ coverage: $(DEV_STAMP)  ## run the checks with coverage and show the lines that 
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report
 
+# With this variable, which container images often set, each process would compile greenq anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Most tests wait, so parts run side by side, about as long as one another. Of each what is not a
 # line of dots is shown.
 TESTER := $(BIN)/python -m pytest
-PART_ONE := tests/unit tests/model tests/fuzz tests/interop
+PART_ONE := tests/unit tests/model tests/fuzz tests/interop tests/faults/test_m*.py
 PART_TWO := tests/integration/test_[a-g]*.py
-PART_THREE := tests/faults
+PART_THREE := tests/faults/*/ tests/faults/test_[!m]*.py
 PART_FOUR := tests/integration/test_[!a-g]*.py
 define side_by_side
 @echo "==> tests: parts side by side"
@@ -145,9 +148,10 @@ $(RUN_STAMP): pyproject.toml requirements/demo.txt | $(BIN)/python
 	@$(INSTALL_GREENQ)
 	@touch $@
 
-$(DEV_STAMP): pyproject.toml requirements/dev.txt | $(BIN)/python
+$(DEV_STAMP): pyproject.toml requirements/dev.txt requirements/otel.txt | $(BIN)/python
 	@echo "==> installing greenq and its development tools"
 	@$(call install,dev)
+	@$(call install,otel) --no-deps --upgrade --target .venv/otel
 	@$(INSTALL_GREENQ)
 	@touch $(RUN_STAMP) $@
 

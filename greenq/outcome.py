@@ -34,6 +34,10 @@ class Run(Protocol):
         """Its id and arguments."""
 
 
+_cause_of = vars(BaseException)["__cause__"].__get__
+_context_of = vars(BaseException)["__context__"].__get__
+
+
 class Outcome(NamedTuple):
     """How a run ended: its state, its value or exception, and the traceback as text."""
 
@@ -134,6 +138,28 @@ def trace_of(exc: BaseException) -> str:
     except Exception as error:
         # The exception's own methods may fail in any way.
         return f"{type(exc).__name__} (its traceback cannot be shown: {type(error).__name__})\n"
+
+
+def forget_runs(exc: BaseException) -> None:
+    """Drop the tracebacks of an exception that has been dealt with, and of those behind it.
+
+    They keep the frames of the run, and these the exception, in a circle: the task's arguments
+    would stay in memory until the garbage collector finds it.
+    """
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [exc]
+    while todo:
+        each = todo.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        # Not by its attributes, which a class may have replaced.
+        BaseException.with_traceback(each, None)
+        todo += [_cause_of(each), _context_of(each)]
+        if isinstance(each, Retry):
+            todo.append(each.exc)
+        elif isinstance(each, BaseExceptionGroup):
+            todo += each.exceptions
 
 
 def text_of(exc: BaseException) -> str:

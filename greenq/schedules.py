@@ -1,4 +1,4 @@
-"""When periodic tasks are due: intervals and crontabs, as pure functions of the last due time.
+"""When periodic tasks are due: intervals, crontabs and the sun, as pure functions.
 
 A schedule is asked one question: which due time is the first one after this moment? It never reads
 a clock, so every beat that asks gets the same answer, and an answer can be checked years ahead.
@@ -6,16 +6,17 @@ a clock, so every beat that asks gets the same answer, and an answer can be chec
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Iterable
-from datetime import UTC, date, datetime, timedelta, tzinfo
+from collections.abc import Iterable, Iterator
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-__all__ = ["BaseSchedule", "crontab", "maybe_schedule", "schedule"]
+__all__ = ["BaseSchedule", "crontab", "maybe_schedule", "schedule", "solar"]
 
 _MINUTE: Final = timedelta(minutes=1)
 _DAY: Final = timedelta(days=1)
@@ -144,6 +145,114 @@ class schedule(BaseSchedule):  # noqa: N801  Celery's name
     def __repr__(self) -> str:
         """Show the interval."""
         return f"<every {self.run_every.total_seconds():g} s>"
+
+
+# --- the sun -------------------------------------------------------------------------------------
+
+
+class _Event(NamedTuple):
+    """How ephem names an event, the sun's height in degrees, and whether its centre counts."""
+
+    method: str
+    horizon: str = "0"
+    of_center: bool = False
+
+
+# As in Celery. At sunrise and sunset, refraction lifts the sun by 34 minutes of arc.
+_EVENTS: Final = {
+    "dawn_astronomical": _Event("next_rising", "-18", of_center=True),
+    "dawn_nautical": _Event("next_rising", "-12", of_center=True),
+    "dawn_civil": _Event("next_rising", "-6", of_center=True),
+    "sunrise": _Event("next_rising", "-0:34"),
+    "solar_noon": _Event("next_transit"),
+    "sunset": _Event("next_setting", "-0:34"),
+    "dusk_civil": _Event("next_setting", "-6", of_center=True),
+    "dusk_nautical": _Event("next_setting", "-12", of_center=True),
+    "dusk_astronomical": _Event("next_setting", "-18", of_center=True),
+}
+
+# Near the poles the sun may stay up, or down, for half a year.
+_SOLAR_DAYS: Final = 400
+
+
+class solar(BaseSchedule):  # noqa: N801  Celery's name
+    """Due at an event of the sun, such as ``sunset``, at a place on earth; needs ``greenq[solar]``.
+
+    On days without the event, near the poles, it is not due.
+    """
+
+    def __init__(
+        self, event: str, lat: float, lon: float, nowfun: object = None, app: object = None
+    ) -> None:
+        """Take an event and a place.
+
+        Args:
+            event: ``dawn_astronomical``, ``dawn_nautical``, ``dawn_civil``, ``sunrise``,
+                ``solar_noon``, ``sunset``, ``dusk_civil``, ``dusk_nautical`` or
+                ``dusk_astronomical``.
+            lat: degrees north, -90 to 90.
+            lon: degrees east, -180 to 180.
+            nowfun, app: accepted for Celery's sake, without effect.
+
+        Raises:
+            ValueError: there is no such event or place.
+            ImportError: the package ephem is not installed.
+        """
+        if event not in _EVENTS:
+            raise ValueError(f"{event!r} is no solar event: choose one of {', '.join(_EVENTS)}")
+        if not -90 <= lat <= 90:
+            raise ValueError(f"a latitude is -90 to 90 degrees, not {lat!r}")
+        if not -180 <= lon <= 180:
+            raise ValueError(f"a longitude is -180 to 180 degrees, not {lon!r}")
+        self.event, self.lat, self.lon = event, lat, lon
+        try:
+            self._ephem = importlib.import_module("ephem")
+        except ImportError as exc:
+            raise ImportError("solar() needs ephem: pip install 'greenq[solar]'") from exc
+
+    def next_due(self, after: datetime, zone: tzinfo) -> datetime | None:
+        """Return the event's next time, in whole seconds, or None if there is none in a year."""
+        # A calculation begins at a midnight and counts for that day only: begun at another moment,
+        # it may differ by a fraction of a second, and all beats need the same answer.
+        day = after.astimezone(UTC).date()
+        for number in range(_SOLAR_DAYS):
+            for due in self._due_on(day + timedelta(days=number)):
+                if due > after:
+                    return due
+        return None
+
+    def _due_on(self, day: date) -> Iterator[datetime]:
+        """Yield when the event happens on a day in UTC: once, or twice when it moves to earlier."""
+        event, observer = _EVENTS[self.event], self._ephem.Observer()
+        observer.lat, observer.lon = str(self.lat), str(self.lon)
+        observer.elevation = observer.pressure = 0
+        observer.horizon = event.horizon
+        options = {"use_center": True} if event.of_center else {}
+        start = datetime.combine(day, time())
+        while True:
+            try:
+                found = getattr(observer, event.method)(self._ephem.Sun(), start=start, **options)
+            except self._ephem.CircumpolarError:
+                return
+            moment: datetime = found.datetime()
+            if moment.date() != day:
+                return
+            yield moment.replace(microsecond=0, tzinfo=UTC)
+            start = moment + _MINUTE
+
+    def __eq__(self, other: object) -> bool:
+        """Compare event and place."""
+        if not isinstance(other, solar):
+            return NotImplemented
+        return (self.event, self.lat, self.lon) == (other.event, other.lat, other.lon)
+
+    def __hash__(self) -> int:
+        """Hash by event and place."""
+        return hash((self.event, self.lat, self.lon))
+
+    def __repr__(self) -> str:
+        """Show event and place."""
+        return f"<{self.event} at latitude {self.lat:g}, longitude {self.lon:g}>"
 
 
 # --- crontab -------------------------------------------------------------------------------------

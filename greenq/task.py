@@ -507,8 +507,8 @@ class Task(Generic[P, R]):
             OperationalError: the queue of an `exchange` could not be looked up.
         """
         context = self.request
-        check(args, kwargs, options)
-        eta, countdown = options.pop("eta", None), options.pop("countdown", None)
+        known = check(self.name, args, kwargs, options)
+        eta, countdown = known.pop("eta", None), known.pop("countdown", None)
         if context.called_directly:
             raise exc or Retry("called directly", None, countdown)
         most = self.max_retries if max_retries is None else max_retries
@@ -522,15 +522,15 @@ class Task(Generic[P, R]):
             countdown = self.default_retry_delay
             if countdown is None:
                 countdown = self.app.config.task.task_default_retry_delay
-            check(None, None, {"countdown": countdown})
-        if options.get("exchange") and not options.get("queue"):
-            key = options.get("routing_key") or ""
-            options["queue"] = self.app.producer.queue_of(str(options["exchange"]), key)
+            countdown = check(self.name, None, None, {"countdown": countdown})["countdown"]
+        if known.get("exchange") and not known.get("queue"):
+            key = known.get("routing_key") or ""
+            known["queue"] = self.app.producer.queue_of(str(known["exchange"]), key)
         retry = Retry(exc=exc, when=eta or countdown)
         retry.next_run = (
             context.args if args is None else args,
             context.kwargs if kwargs is None else kwargs,
-            merge_options({"eta": eta, "countdown": countdown}, options),
+            merge_options({"eta": eta, "countdown": countdown}, known),
         )
         if not throw:
             retry.__cause__ = exc

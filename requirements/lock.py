@@ -21,6 +21,7 @@ PYTHON = "3.11.5"
 FILES = {
     "demo": [str(PYPROJECT), "-", "--extra", "demo"],
     "dev": [str(PYPROJECT), "-", "--extra", "dev"],
+    "otel": [str(HERE / "otel.in"), "--constraint", str(HERE / "dev.txt")],
     "tools": [str(HERE / "tools.in")],
 }
 BUILDS = "setuptools>=77\n"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
-from tests.servers import Server, valkey
+from tests.servers import OTEL, Server, valkey
+
+sys.path.append(str(OTEL))
 
 # A slow machine fails no example: what hangs is ended by the time limit on the whole test.
 settings.register_profile("greenq", deadline=None)

@@ -23,6 +23,8 @@ from tests.support import wait_until
 
 ROOT = Path(__file__).parent.parent
 APPS = Path(__file__).parent / "apps"
+# OpenTelemetry's SDK, apart from the other packages: see requirements/otel.in.
+OTEL = Path(sys.prefix, "otel")
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 20.0

@@ -34,7 +34,7 @@ from greenq.errors import (
 from greenq.execution.handover import Failure, Handover, Step
 from greenq.execution.results import STORED_CHARS, ResultWriter
 from greenq.hub import Event, sleep
-from greenq.outcome import Outcome, call, call_hooks, text_of, trace_of
+from greenq.outcome import Outcome, call, call_hooks, forget_runs, text_of, trace_of
 from greenq.pool import AGAIN_S, Interrupt
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.message import saferepr
@@ -121,6 +121,7 @@ class Executor:
         context = Context(request.message, hostname=self._hostname, delivered=request)
         current_context.set(context)
         request.started_s = time.monotonic()
+        outcome: Outcome | None = None
         try:
             if self._revoked.any and self._revoked.matches(request.message):
                 # It may have been revoked while it waited for a slot.
@@ -145,6 +146,10 @@ class Executor:
             tell_postrun(request, settled)
         if self._end_hooks and request.in_code is not None:
             self._call_end_hooks(request)
+        if settled is None or settled.state != SUCCESS:
+            for ended in (outcome, settled):
+                if ended is not None and isinstance(ended.value, BaseException):
+                    forget_runs(ended.value)
 
     # --- begin ------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from greenq.config import validators
 from greenq.config.queues import Exchange, check_type
 from greenq.config.settings import RetryPolicy
 from greenq.errors import ConfigError, WrongOption
-from greenq.protocol.limits import MESSAGE, SECONDS, Rule
+from greenq.protocol.limits import KEY, MESSAGE, SECONDS, Rule
 
 MOST_URGENT, LEAST_URGENT = 0, 9
 
@@ -94,6 +94,9 @@ def _queue(value: object) -> str:
     name = getattr(value, "alias", None) or getattr(value, "name", value)
     if not isinstance(name, str) or not name:
         raise ValueError("must be the name of a queue, as text")
+    wrong = KEY.wrong(name)
+    if wrong:
+        raise ValueError(wrong)
     return name
 
 

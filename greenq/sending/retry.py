@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from greenq.errors import DecodeError
-from greenq.protocol.limits import DESCRIPTION, KEY, SECONDS
 from greenq.protocol.message import parse_time, saferepr
+from greenq.sending.options import check_send_options
 from greenq.sending.producer import SendOptions
 from greenq.suggest import suggestion
 
@@ -18,13 +16,6 @@ if TYPE_CHECKING:
     from datetime import tzinfo
 
     from greenq.protocol.message import TaskMessage
-
-_LIMITS = ("time_limit", "soft_time_limit")
-_TEXTS = (
-    "queue", "exchange", "routing_key", "serializer", "compression", "shadow", "root_id",
-    "parent_id", "group_id", "reply_to", "correlation_id",
-)  # fmt: skip
-_WHOLE = ("priority", "group_index", "delivery_mode")
 
 # Send options that are copied into the message unchanged, and the names of its fields.
 _FIELDS = {
@@ -39,18 +30,17 @@ _KEPT = frozenset({
     "add_to_parent",
 })  # fmt: skip
 
-# Three centuries: datetimes are limited.
-_FARTHEST_S = 1e10
-
 
 def check(
-    args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, options: Mapping[str, Any]
-) -> None:
-    """Refuse options from which no next message can be made.
+    task: str,
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the options of the next run, in the form that sending uses.
 
     Raises:
-        TypeError: an option is unknown, or has a wrong type.
-        ValueError: a value is invalid.
+        TypeError: an option is unknown, belongs to this run's place, or has a wrong value.
     """
     known = SendOptions.__annotations__
     for name in options:
@@ -67,52 +57,7 @@ def check(
         raise TypeError(f"retry(args={args!r}): must be a tuple or a list")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise TypeError(f"retry(kwargs={kwargs!r}): must be a dict")
-    for name, value in options.items():
-        if value is not None:
-            reason = _wrong(name, value)
-            if reason:
-                raise TypeError(f"retry({name}={saferepr(value)}): must be {reason}")
-
-
-def _wrong(name: str, value: Any) -> str | None:
-    """Return what an option must be; None if it is valid."""
-    if name == "countdown":
-        return None if _is_seconds(value) else "a number of seconds"
-    if name in _LIMITS:
-        return None if SECONDS.takes(value) else "a number of seconds, 0 or more"
-    if name in _WHOLE:
-        return None if type(value) is int else "a whole number"
-    if name in ("argsrepr", "kwargsrepr"):
-        return None if DESCRIPTION.takes(value) else "text"
-    if name in _TEXTS:
-        return None if _is_text(value) else "text"
-    if name in ("eta", "expires"):
-        if name == "expires" and _is_seconds(value):
-            return None
-        return None if _is_time(value) else "a datetime or ISO 8601 text"
-    if name == "headers":
-        return None if isinstance(value, Mapping) else "a dict"
-    if name == "ignore_result":
-        return None if isinstance(value, bool) else "True or False"
-    return None
-
-
-def _is_seconds(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and abs(value) < _FARTHEST_S  # type: ignore[arg-type]
-
-
-def _is_text(value: object) -> bool:
-    return KEY.takes(value)
-
-
-def _is_time(value: object) -> bool:
-    if isinstance(value, datetime):
-        return True
-    try:
-        return isinstance(value, str) and parse_time(value) is not None
-    except DecodeError:
-        return False
+    return check_send_options(task, options)
 
 
 def following(

@@ -47,6 +47,7 @@ def careful(name: str) -> str:
 @app.task
 def stubborn(name: str, times: int) -> str:
     """Swallow whatever comes, so many times."""
+    note(f"{name} begins")
     for _ in range(times):
         try:
             time.sleep(60)

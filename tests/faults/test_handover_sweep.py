@@ -89,5 +89,5 @@ def test_a_kill_sends_everything_once(scene: Scene, number: int, when: When) -> 
     wait_until(lambda: is_over(scene), 40)
 
     runs = assert_sent_once(scene)
-    # Only what was in hand may run again.
-    assert sum(runs.values()) <= 6
+    # Only what was in hand may run again: at most b and c, as the end of b is written while c runs.
+    assert sum(runs.values()) <= 7

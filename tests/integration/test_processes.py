@@ -35,10 +35,10 @@ def test_a_saturated_hub_gets_a_second_process_which_is_drained_after(server: Se
 
         while len(ledger_pids(server)) < 2:
             assert count < 60_000, "no second process runs any tasks"
-            if server.client.llen("celery") < 500:
-                for _ in range(500):
-                    app.send_task("ledger.burn", (str(count), 0.002), ignore_result=True)
-                    count += 1
+            for _ in range(500):
+                app.send_task("ledger.burn", (str(count), 0.002), ignore_result=True)
+                count += 1
+            wait_until(lambda: server.client.llen("celery") < 500, PATIENCE_S)
 
         assert supervisor.state(SPARE) == "RUNNING"
         assert "starting process greenq-more-0: hubs busy for" in supervisor.log()

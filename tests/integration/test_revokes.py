@@ -64,7 +64,8 @@ def test_revoke_and_clock_survive_in_the_file_without_the_server(
     assert (tmp_path / "w1.state").exists()
     server.flush()
     settings = {"worker_state_db": str(tmp_path / "%n.state")}
-    with greenq_worker(server.url, "-n", "w1@host", app="ledger_app", settings=settings):
+    with greenq_worker(server.url, "-n", "w1@host", app="ledger_app", settings=settings) as worker:
+        worker.wait_text("is ready")
         inspect = client.control.inspect()
         assert inspect.revoked() == {"w1@host": ["some-id"]}
         (again,) = [each["clock"] for each in inspect.stats().values()]

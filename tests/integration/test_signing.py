@@ -242,7 +242,9 @@ def test_a_message_that_was_sent_again_is_recognised_although_marked(
 
 def test_messages_for_all_workers_are_checked(server: Server) -> None:
     settings = {"security_signing_key": KEY}
-    with greenq_worker(server.url, "-Q", "all", app="broadcast_greenq", settings=settings):
+    options = ("-Q", "all")
+    with greenq_worker(server.url, *options, app="broadcast_greenq", settings=settings) as worker:
+        worker.wait_text("is ready")
         signed, unsigned = client(server), client(server, None)
         for app, number in ((unsigned, 1), (signed, 2)):
             app.conf.update(task_queues=["celery", Broadcast("all")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from greenq import Greenq
 from greenq.contrib.opentelemetry import instrument, uninstrument
-from tests.servers import Server, greenq_worker
+from tests.servers import APPS, OTEL, ROOT, Server, greenq_worker
 from tests.support import wait_until
 
 WAIT_S = 15
@@ -50,7 +51,8 @@ class Tracer:
 @pytest.fixture
 def tracer(server: Server, tmp_path: Path) -> Iterator[Tracer]:
     path = tmp_path / "spans"
-    env = {"TEST_SPANS": str(path)}
+    folders = os.pathsep.join(map(str, (ROOT, APPS, OTEL)))
+    env = {"TEST_SPANS": str(path), "PYTHONPATH": folders}
     with (
         greenq_worker(server.url, app="traced_app", env=env),
         Greenq("client", broker=server.url, set_as_current=False) as app,

@@ -130,20 +130,3 @@ def test_the_right_password_opens_and_is_not_shown() -> None:
         app.close()
         assert "********@127.0.0.1" in worker.text
         assert "right-secret" not in worker.text
-
-
-@pytest.mark.parametrize(
-    ("chosen", "found"), [("", "10000"), ("gc.set_threshold(500)", "500")], ids=["none", "own"]
-)
-def test_the_collector_looks_at_the_young_less_often_unless_the_app_says_how(
-    server: Server, tmp_path: Path, chosen: str, found: str
-) -> None:
-    (tmp_path / "young.py").write_text(
-        f"import gc, os\n{chosen}\nfrom greenq import Greenq\n"
-        "app = Greenq('young', broker=os.environ['TEST_BROKER'])\n"
-        "@app.task\ndef threshold():\n    return gc.get_threshold()[0]\n"
-    )
-    client = Greenq("client", broker=server.url, set_as_current=False)
-    with greenq_worker(server.url, "-A", "young", "--workdir", str(tmp_path)):
-        assert str(client.send_task("young.threshold").get(timeout=10)) == found
-    client.close()

@@ -9,7 +9,6 @@ import base64
 import json
 import uuid
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from celery import Celery
 from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 from kombu import Exchange
 
-from tests.interop.cluster import WAIT_S, celery, celery_member, unlike, wait_for_nodes
+from tests.interop.cluster import WAIT_S, celery, celery_each, celery_member, unlike, wait_for_nodes
 from tests.interop.conftest import celery_client, greenq_client
 from tests.servers import Process, Server, greenq_worker, valkey
 from tests.support import wait_until
@@ -573,14 +572,12 @@ def test_every_verb_of_celery_s_command_line_is_answered(cluster: Cluster) -> No
     verbs = [("inspect", *each) for each in INSPECT.items()]
     verbs += [("control", *each) for each in CONTROL.items()]
 
-    def run(verb: tuple[str, str, tuple[str, ...]]) -> Any:
-        group, name, arguments = verb
-        options = ("-d", ",".join(BOTH), "-t", str(WAIT_S), "-j")
-        return celery(cluster.server, group, *options, name, *arguments)
+    options = ("-d", ",".join(BOTH), "-t", str(WAIT_S), "-j")
+    commands = [(group, *options, name, *arguments) for group, name, arguments in verbs]
 
-    with ThreadPoolExecutor(4) as threads:
-        ended = dict(zip(verbs, threads.map(run, verbs), strict=True))
-    for (group, name, _), run_of in ended.items():
+    ended = celery_each(cluster.server, commands)
+
+    for (group, name, _), run_of in zip(verbs, ended, strict=True):
         found = run_of.json
         answers = found if group == "inspect" else {k: v for each in found for k, v in each.items()}
         assert set(answers) == set(BOTH), name

@@ -13,7 +13,7 @@ from tests.model.scenarios import SCENARIOS
 from tests.model.world import installed
 
 # Of each scenario; `make test` tries the few alone, ``python -m tests.model`` many more.
-_FEW, _ALL = 4, 40
+_FEW, _ALL = 4, 20
 _SEED = 1
 
 # Schedules that once broke a promise, one per file: the scenario's name, then the labels.

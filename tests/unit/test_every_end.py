@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import gevent
 import pytest
 
-from greenq import Task
+from greenq import Ignore, Queue, Reject, Task
 from greenq.log import keep_going
 from tests.unit.rig import Rig, wait_for
 
@@ -65,6 +68,20 @@ def test_retry_that_cannot_be_is_a_failure(
         raise self.retry(**options)
 
     assert outcome(rig, "again")["status"] == "FAILURE"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"countdown": timedelta(0)}, {"expires": timedelta(hours=1)},
+     {"time_limit": timedelta(hours=1)}, {"queue": Queue("other")}, {"priority": 42}],
+    ids=str,
+)  # fmt: skip
+def test_retry_takes_what_a_sending_takes(rig: Rig, options: dict[str, Any]) -> None:
+    @rig.task("again", bind=True)
+    def again(self: Any) -> NoReturn:
+        raise self.retry(**{"countdown": 0} | options)
+
+    assert outcome(rig, "again")["status"] == "RETRY"
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -249,3 +266,63 @@ def test_log_that_raises_costs_no_task_its_end(rig: Rig, capfd: pytest.CaptureFi
     shown = capfd.readouterr().err
     assert "Task give[a] succeeded" in shown
     assert "[RuntimeError in a handler of the log]" in shown
+
+
+class _Large:
+    """Something that a task has in hand when it fails."""
+
+
+def _fails(task: Any) -> None:
+    raise ValueError("no")
+
+
+def _fails_because(task: Any) -> None:
+    try:
+        raise KeyError("first")
+    except KeyError as exc:
+        raise ValueError("then") from exc
+
+
+def _fails_in_a_group(task: Any) -> None:
+    raise ExceptionGroup("both", [ValueError("a"), KeyError("b")])
+
+
+def _retries(task: Any) -> None:
+    try:
+        raise ValueError("no")
+    except ValueError as exc:
+        raise task.retry(exc=exc, countdown=0) from exc
+
+
+def _rejects(task: Any) -> None:
+    raise Reject("no", requeue=False)
+
+
+def _ignores(task: Any) -> None:
+    raise Ignore("no")
+
+
+ENDS = [_fails, _fails_because, _fails_in_a_group, _retries, _rejects, _ignores]
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("again", [(), (Exception,)], ids=["once", "autoretry"])
+def test_what_a_task_had_in_hand_is_freed_without_the_collector(
+    rig: Rig, end: Any, again: tuple[type[Exception], ...]
+) -> None:
+    kept = []
+
+    @rig.task("end", bind=True, autoretry_for=again, retry_kwargs={"countdown": 0})
+    def run(self: Any) -> None:
+        large = _Large()
+        kept.append(weakref.ref(large))
+        end(self)
+
+    rig.give("end", "a")
+    gc.disable()
+    try:
+        wait_for(lambda: not rig.pool.running and not rig.state.reserved)
+        assert kept
+        assert kept[0]() is None
+    finally:
+        gc.enable()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from greenq.schedules import BaseSchedule, crontab, maybe_schedule, schedule
+from greenq.schedules import BaseSchedule, crontab, maybe_schedule, schedule, solar
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
@@ -50,6 +52,13 @@ def selected(field: str, first: int, last: int) -> set[int]:
     return found
 
 
+@lru_cache(maxsize=1)
+def walk(zone: ZoneInfo, start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+    """Return each minute with the time on the wall."""
+    minutes = [start + number * MINUTE for number in range((end - start) // MINUTE + 1)]
+    return [(now, now.astimezone(zone).replace(tzinfo=None, fold=0)) for now in minutes]
+
+
 class Reference:
     """Walks through time minute by minute and looks at the clock on the wall."""
 
@@ -63,15 +72,20 @@ class Reference:
         )
 
     def matches(self, wall: datetime) -> bool:
-        parts = (wall.minute, wall.hour, wall.day, wall.month, (wall.weekday() + 1) % 7)
-        return all(part in values for part, values in zip(parts, self.sets, strict=True))
+        minutes, hours, days, months, weekdays = self.sets
+        return (
+            wall.minute in minutes
+            and wall.hour in hours
+            and wall.day in days
+            and wall.month in months
+            and (wall.weekday() + 1) % 7 in weekdays
+        )
 
     def due_times(self, start: datetime, end: datetime) -> list[datetime]:
         """Return what is due after `start`; nothing changes within a day of it."""
         seen: set[datetime] = set()
-        found, now, highest = [], start, None
-        while now <= end:
-            wall = now.astimezone(self.zone).replace(tzinfo=None, fold=0)
+        found, highest = [], None
+        for now, wall in walk(self.zone, start, end):
             missing = [] if highest is None else list(self.between(highest + MINUTE, wall))
             is_due = self.matches(wall) and (self.flows or wall not in seen)
             if not self.flows and any(map(self.matches, missing)):
@@ -80,7 +94,6 @@ class Reference:
                 found.append(now)
             seen.add(wall)
             highest = wall if highest is None else max(highest, wall)
-            now += MINUTE
         return found
 
     @staticmethod
@@ -284,3 +297,69 @@ def test_numbers_and_timedeltas_become_intervals() -> None:
     assert maybe_schedule(10) == maybe_schedule(timedelta(seconds=10)) == schedule(10)
     plan = crontab()
     assert maybe_schedule(plan) is plan
+
+
+def test_sun_rises_and_sets_when_the_almanac_says() -> None:
+    midsummer = datetime(2026, 6, 21, tzinfo=UTC)
+    rise = solar("sunrise", 51.5, -0.1).next_due(midsummer, UTC)
+    fall = solar("sunset", 51.5, -0.1).next_due(midsummer, UTC)
+    assert rise is not None
+    assert fall is not None
+    assert abs(rise - datetime(2026, 6, 21, 3, 43, tzinfo=UTC)) < timedelta(minutes=2)
+    assert abs(fall - datetime(2026, 6, 21, 20, 21, tzinfo=UTC)) < timedelta(minutes=2)
+
+
+@pytest.mark.parametrize("lon", [-179.0, -74.0, 0.0, 16.4, 174.8])
+def test_sun_s_due_times_do_not_depend_on_who_asks_when(lon: float) -> None:
+    plan = solar("sunset", 48.2, lon)
+    begin = datetime(2026, 3, 1, tzinfo=UTC)
+    walked, moment = [], begin
+    while moment < begin + timedelta(days=40):
+        due = plan.next_due(moment, UTC)
+        assert due is not None
+        assert moment < due <= moment + timedelta(days=1, minutes=10)
+        walked.append(due)
+        moment = due
+    asked = {plan.next_due(begin + timedelta(minutes=17 * n), UTC) for n in range(3300)}
+    assert asked <= set(walked)
+    assert plan.latest_due(begin, walked[20], UTC) == walked[20]
+
+
+def test_sun_that_sets_twice_on_a_day_in_utc_is_due_twice() -> None:
+    plan = solar("dusk_astronomical", 40.7, -74.0)
+    first = plan.next_due(datetime(2026, 10, 7, tzinfo=UTC), UTC)
+    assert first is not None
+    second = plan.next_due(first, UTC)
+    assert second is not None
+    assert first.date() == second.date() == date(2026, 10, 7)
+
+
+def test_sun_that_does_not_set_is_awaited() -> None:
+    # In Tromsoe from May 18 to July 26.
+    due = solar("sunset", 69.65, 18.96).next_due(datetime(2026, 6, 1, tzinfo=UTC), UTC)
+    assert due is not None
+    assert date(2026, 7, 24) <= due.date() <= date(2026, 7, 28)
+    # At the pole the sun does not set in the course of a day.
+    assert solar("sunset", 90, 0).next_due(datetime(2026, 6, 1, tzinfo=UTC), UTC) is None
+
+
+@pytest.mark.parametrize(
+    ("event", "lat", "lon", "reason"),
+    [("sunrose", 0, 0, "no solar event"), ("sunset", 91, 0, "latitude"),
+     ("sunset", 0, -181, "longitude"), ("sunset", float("nan"), 0, "latitude")],
+)  # fmt: skip
+def test_wrong_place_or_event_is_refused(event: str, lat: float, lon: float, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        solar(event, lat, lon)
+
+
+def test_equal_suns_are_equal() -> None:
+    assert solar("sunset", 1, 2) == solar("sunset", 1.0, 2.0) != solar("sunrise", 1, 2)
+    assert len({solar("sunset", 1, 2), solar("sunset", 1, 2)}) == 1
+    assert repr(solar("sunset", 48.2, 16.4)) == "<sunset at latitude 48.2, longitude 16.4>"
+
+
+def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ephem", None)
+    with pytest.raises(ImportError, match=r"pip install 'greenq\[solar\]'"):
+        solar("sunset", 1, 2)

@@ -51,7 +51,7 @@ def test_method_writes_the_form_of_its_content_type(name, content_type, expand):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_bomb_is_stopped_at_the_limit(name):
-    packed, content_type = compress(bytes(50_000_000), name)
+    packed, content_type = compress(bytes(5_000_000), name)
     with pytest.raises(DecodeError, match="expands beyond 1000 bytes"):
         decompress(packed, content_type, 1000)
 
@@ -110,12 +110,10 @@ def test_missing_package_is_named(monkeypatch):
         decompress(b"", "application/x-brotli", 10)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_little_data_expands_to_a_mebibyte_and_no_more(name):
-    packed, content_type = compress(b"[]," * 10_000_000, name)
-    if len(packed) > 10_000:
-        pytest.skip("this method cannot pack it so small")
+    packed, content_type = compress(b"[]," * 1_000_000, name)
+    assert len(packed) < 10_000
     with pytest.raises(DecodeError, match="expands beyond 1048576 bytes, more than 100 times"):
         decompress(packed, content_type, 1 << 29)
 

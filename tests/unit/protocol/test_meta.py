@@ -7,7 +7,7 @@ import urllib.error
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greenq import errors
@@ -69,6 +69,7 @@ def roundtrip(result, status="FAILURE", **options):
 
 @pytest.mark.parametrize("serializer", ["json", "pickle", "yaml", "msgpack"])
 @pytest.mark.parametrize("compression", [None, "gzip", "bzip2", "xz"])
+@settings(max_examples=settings().max_examples // 4)
 @given(value=VALUES, status=st.sampled_from(["SUCCESS", "STARTED", "PROGRESS"]))
 def test_decode_gives_back_the_value(serializer, compression, value, status):
     assert roundtrip(value, status, serializer=serializer, compression=compression) == value

@@ -481,7 +481,7 @@ def test_many_take_no_memory() -> None:
             tracemalloc.stop()
 
     peak_bytes(1_000)
-    assert peak_bytes(200_000) < 1.1 * peak_bytes(2_000)
+    assert peak_bytes(40_000) < 1.1 * peak_bytes(2_000)
 
 
 # --- one and many --------------------------------------------------------------------------------
