@@ -253,17 +253,23 @@ def _check_successors(world: World) -> None:
         faultless = not (world.was_killed or world.scenario.run_fates or world.revoked) and all(
             run.outcome and not run.excused for runs in world.runs.values() for run in runs
         )
-        # A task that must not run twice fails when its worker's lease ends, even before its run.
-        given_up = any(
-            world.scenario.by_id[each].task in ("once", "early")
-            and all(task_id != each for task_id, _number in world.runs)
-            for each in message.after
-        )
-        is_plain = is_plain and not given_up
+        is_plain = is_plain and not any(_was_given_up(world, each) for each in message.after)
         if faultless and is_plain and states.get(message.id) == "FAILURE":
             world.problem(f"I10 {message.id} has failed, although nothing before it did")
         if "REVOKED" in before and ran:
             world.problem(f"I10 {message.id} ran, although one before it was revoked")
+
+
+def _was_given_up(world: World, task_id: str) -> bool:
+    """Tell whether a task that must not run twice has failed before its run, or one before it has.
+
+    That is what happens to it when its worker's lease ends.
+    """
+    message = world.scenario.by_id[task_id]
+    ran = any(each == task_id for each, _number in world.runs)
+    if message.task in ("once", "early") and not ran:
+        return True
+    return any(_was_given_up(world, each) for each in message.after)
 
 
 def _check_guilt(world: World, buried: set[str]) -> None:
