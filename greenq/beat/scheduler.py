@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # How often a beat asks the server who leads, and whether entries were changed.
-POLL_S: Final = 0.5
+POLL_S: Final = 1.0
 
 # An entry whose sending was refused is tried again after this.
 _RETRY_US: Final = 1_000_000
@@ -192,7 +192,7 @@ class Scheduler:
                 _log.debug("the lead was not given up: %s", exc)
 
     def stop(self) -> None:
-        """Make `run` end within half a second. Safe in a signal handler, unlike a lock."""
+        """Make `run` end within a second. Safe in a signal handler, unlike a lock."""
         self._is_stopping = True
 
     def try_tick(self) -> float:

@@ -121,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
     if args.what == "restart":
         return _restart(args)
     sys.stdout.write(file(args.what, vars(args)))
+    if args.app is None and args.what != "supervisord":
+        show.complain(f"greenq deploy: no app is named (-A, GREENQ_APP): the file says {_APP}")
     return 0
 
 
@@ -215,7 +217,7 @@ def _restart(args: argparse.Namespace) -> int:
             say=_say,
         )
         count = restart.run()
-    show.write(f"{count} workers were restarted")
+    show.write("1 worker was restarted" if count == 1 else f"{count} workers were restarted")
     return 0
 
 

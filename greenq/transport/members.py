@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client
 
+_LOOK_AROUND = load_script("look_around")
 _RECYCLE = load_script("recycle")
 
 # How long a death is reported.
@@ -164,29 +165,19 @@ def look_around(client: Client, keys: Keys, clock: int) -> tuple[set[str], int]:
     """Return the nodes whose lease has not ended, and the highest clock any of them reported.
 
     Args:
-        clock: this worker's clock, reported to the others in the same round trip.
+        clock: this worker's clock, reported to the others in the same call.
 
     Raises:
         OperationalError: the server cannot be reached, or refuses to answer.
     """
-    with client.pooled(_TIMEOUT_S) as connection:
-        clock_now, leases, *rest = connection.try_pipeline(
-            [
-                ("TIME",),
-                ("ZRANGE", keys.leases, 0, -1, "WITHSCORES"),
-                # Keeps the larger of both numbers.
-                ("ZADD", keys.clock, "GT", clock, _MEMBER),
-                ("EXPIRE", keys.clock, _KEPT_S),
-                ("ZSCORE", keys.clock, _MEMBER),
-            ]
-        )
-    for answer in (clock_now, leases):
-        if isinstance(answer, OperationalError):
-            raise answer
-    # A server out of memory refuses the clock; this must not hide which nodes are alive.
-    highest = 0 if isinstance(rest[-1], OperationalError) else int(float(rest[-1] or 0))
-    living = {owner.node for owner in _parse_living(leases, float(clock_now[0]))}
-    return living, highest
+    now_s, leases, highest = client.script(
+        _LOOK_AROUND,
+        [keys.leases, keys.clock],
+        [clock, _MEMBER, _KEPT_S],
+        timeout_s=_TIMEOUT_S,
+    )
+    living = {owner.node for owner in _parse_living(leases, float(now_s))}
+    return living, int(float(highest))
 
 
 def nodes_here(client: Client, keys: Keys) -> dict[int, str]:

@@ -25,7 +25,7 @@ _SET = load_script("beat_set")
 _LEAD = load_script("beat_lead")
 
 # Another beat takes over when the leader has not called for this long.
-LEAD_S: Final = 10.0
+LEAD_S: Final = 4.0
 
 MOST_ENTRIES: Final = 100_000
 MOST_HISTORY: Final = 10_000

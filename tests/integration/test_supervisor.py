@@ -50,6 +50,12 @@ def test_supervisord_restarts_warm(supervisor: Supervisord, server: Server) -> N
     assert "warm shutdown: 1 tasks run" in supervisor.log()
 
 
+def test_a_rolling_restart_of_one_worker(supervisor: Supervisord) -> None:
+    done = supervisor.greenq("deploy", "restart", "-A", "greenq_app", "-c", str(supervisor.config))
+
+    assert done.stdout.splitlines()[-1] == "1 worker was restarted", done.stderr
+
+
 def _settle(server: Server, count: int) -> None:
     """Wait until all tasks have run, and check that each has run once."""
     wait_until(lambda: len(ledger(server)) == count, PATIENCE_S)

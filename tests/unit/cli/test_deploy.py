@@ -16,6 +16,7 @@ import yaml
 from greenq.cli import build_parser, main
 from greenq.cli.deploy import file, run
 from greenq.errors import SupervisorError
+from greenq.worker_parts import EXIT_RECYCLED
 
 
 def written(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -57,6 +58,29 @@ def test_a_fixed_number_of_processes_needs_one_program(capsys: pytest.CaptureFix
     assert found["group:greenq"]["programs"] == "greenq"
     assert found["program:greenq"]["numprocs"] == "3"
     assert "eventlistener:greenq-listener" in found
+
+
+def test_a_worker_that_ends_at_its_limit_has_not_failed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = sections(written(capsys, "supervisord", "-A", "proj"))
+
+    for program in ("program:greenq", "program:greenq-more"):
+        assert str(EXIT_RECYCLED) in found[program]["exitcodes"].split(",")
+    assert sections(unit(capsys))["Service"]["SuccessExitStatus"] == str(EXIT_RECYCLED)
+
+
+@pytest.mark.parametrize("what", ["systemd", "docker", "kubernetes"])
+def test_a_file_for_no_app_is_remarked_upon(
+    what: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GREENQ_APP", raising=False)
+
+    assert main(["deploy", what]) == 0
+
+    assert "no app is named" in capsys.readouterr().err
+    assert main(["deploy", what, "-A", "shop"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_without_an_app_the_environment_names_it(
@@ -196,6 +220,25 @@ def test_kubernetes_has_a_deployment_that_stops_warm_and_is_probed(
     assert {get["port"] for get in probes.values()} == {"health"}
     assert f"0.0.0.0:{ports['health']}" in worker["args"]
     assert {"requests", "limits"} <= worker["resources"].keys()
+
+
+def test_kubernetes_asks_only_for_what_the_worker_answers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    deployment = objects(written(capsys, "kubernetes", "-A", "proj"))["Deployment"]
+    template = deployment["spec"]["template"]
+    (worker,) = template["spec"]["containers"]
+    args = build_parser().parse_args([*worker["command"][1:], *worker["args"]])
+
+    asked = {each["httpGet"]["path"] for name, each in worker.items() if name.endswith("Probe")} | {
+        text
+        for name, text in template["metadata"].get("annotations", {}).items()
+        if name == "prometheus.io/path"
+    }
+    answered = {"/metrics"} if args.metrics_address else set()
+    if args.health_address or args.metrics_address:
+        answered |= {"/livez", "/readyz", "/startupz"}
+    assert asked <= answered
 
 
 def test_kubernetes_selectors_find_the_pods(capsys: pytest.CaptureFixture[str]) -> None:
