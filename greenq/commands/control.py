@@ -132,7 +132,7 @@ def time_limit(
     soft: float | None = None,
     **_ignored: Any,
 ) -> dict[str, object]:
-    """Change a task's time limits, 0 for none; running ones keep their limits."""
+    """Change a task's own time limits, 0 for the settings'; running ones keep their limits."""
     hard, soft = (None if limit in (0, 0.0) else limit for limit in (hard, soft))
     if task_name not in worker.app.tasks:
         return error("unknown task")
