@@ -803,10 +803,10 @@ class Greenq:
         ids = self.producer.send_many(name, calls, sent)
         return AsyncResults(ids, self.transport, name, app=self)
 
-    def send_calls(self, calls: Iterable[Call], **hooks: Callable[[], object] | None) -> None:
+    def send_calls(self, calls: Iterable[Call], **options: Any) -> None:
         """Send calls of different tasks in order, as the parts of a workflow. Switches: yes.
 
-        The options of the tasks apply as for `send_task`; `hooks` are those of
+        The options of the tasks apply as for `send_task`; `options` are those of
         `Producer.send_calls`, which lists the exceptions.
         """
         context = current_context.get()
@@ -815,7 +815,7 @@ class Greenq:
             return self._send_options(name, self._tasks.get(name), options, context)
 
         self.finalize()
-        self.producer.send_calls(self._checked_calls(calls), complete, **hooks)
+        self.producer.send_calls(self._checked_calls(calls), complete, **options)
 
     def _checked_calls(self, calls: Iterable[Call]) -> Iterator[Call]:
         """Yield calls whose arguments fit, each with the name to show instead of its task's."""

@@ -39,6 +39,7 @@ def send_signature(
         made.calls,
         plan.kind(signature),
         lambda count: [call.options["task_id"] for call in made.calls[:count]],
+        whole=True,
         on_more=with_chords.open,
     )
     with_chords.close()
@@ -124,10 +125,10 @@ def _send(
     calls: Any,
     what: str,
     ids: Callable[[int], Sequence[str]],
-    **hooks: Any,
+    **options: Any,
 ) -> None:
     try:
-        app.send_calls(calls, **hooks)
+        app.send_calls(calls, **options)
     except CallsCutOff as cut:
         lost = isinstance(cut.reason, ConnectionLost)
         if not cut.sent and (lost or not cut.unknown):

@@ -56,6 +56,10 @@ _CHUNK_COUNT = 200
 _CHUNK_CHARACTERS = 256 << 10
 _CHUNK_S = 1.0
 
+# The messages that begin a workflow may contain all the rest of it. They are one push up to here,
+# since a workflow of which a killed sender has sent a part can never end.
+_WHOLE_CHARACTERS = 8 << 20
+
 # Options with few different values: templates for them are worth keeping.
 _KEPT = frozenset({
     "queue", "priority", "serializer", "compression", "exchange", "exchange_type", "routing_key",
@@ -240,20 +244,22 @@ class CallsCutOff(Exception):
 class _Batch:
     """The messages of one round of pushes: one push for each destination."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole: bool = False) -> None:
+        """Start empty; with `whole` a push ends only at the count, or at 8 MB."""
         self.count = 0
         self.tag_prefix = tag_prefix(time.time())
         self.events: list[Stamped] = []
         self.announced: list[Announced] = []
         self._characters = 0
-        self._ends_s = time.monotonic() + _CHUNK_S
+        self._most = _WHOLE_CHARACTERS if whole else _CHUNK_CHARACTERS
+        self._ends_s = math.inf if whole else time.monotonic() + _CHUNK_S
         self._places: dict[tuple[object, ...], tuple[_Plan, list[str], list[str]]] = {}
 
     def is_full(self) -> bool:
         """Return whether the next message belongs to another round."""
         return (
             self.count >= _CHUNK_COUNT
-            or self._characters >= _CHUNK_CHARACTERS
+            or self._characters >= self._most
             or (self.count > 0 and time.monotonic() >= self._ends_s)
         )
 
@@ -478,6 +484,7 @@ class Producer:
         calls: Iterable[Call],
         complete: Callable[[str, Mapping[str, Any]], Mapping[str, Any]],
         *,
+        whole: bool = False,
         on_more: Callable[[], object] | None = None,
         on_last: Callable[[], object] | None = None,
     ) -> None:
@@ -486,6 +493,8 @@ class Producer:
         Args:
             complete: adds the options of its task and of the sender to those of a call; called
                 once for calls with the same options.
+            whole: send up to 200 of them, and 8 MB, in one push, which arrives completely or not at
+                all; with several queues, for each queue.
             on_more: called before the first push if there will be another one.
             on_last: called before the last push.
 
@@ -493,7 +502,7 @@ class Producer:
             CallsCutOff: a call is wrong, `calls` raised an error, or the server could not be
                 reached.
         """
-        known, batch = _KnownPlans(self, complete), _Batch()
+        known, batch = _KnownPlans(self, complete), _Batch(whole=whole)
         sent = unknown = 0
         new_ids = iter(TaskIds())
         try:
@@ -505,7 +514,7 @@ class Producer:
                     self._push_batch(batch)
                     sent, unknown = sent + batch.count, 0
                     known.forget_times()
-                    batch = _Batch()
+                    batch = _Batch(whole=whole)
                 plan = known.plan(task, args, kwargs, options)
                 new, prefix = next(new_ids), batch.tag_prefix
                 task_id, text, announced = self._fill(plan, args, kwargs, options, new, prefix)

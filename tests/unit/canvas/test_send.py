@@ -37,6 +37,15 @@ def test_small_workflow_is_one_push(add: Any, total: Any, outgoing: Outgoing) ->
     assert [each.id for each in body.parent.results] == [each.id for each in outgoing.messages]
 
 
+def test_header_whose_messages_contain_all_the_rest_is_one_push(
+    add: Any, total: Any, outgoing: Outgoing
+) -> None:
+    # Some 60 KB each: a sender that dies in between would leave a workflow that cannot end.
+    rest = [chord([add.s(n) for n in range(10)], total.s()) for _ in range(10)]
+    chain(group(add.s(n, n) for n in range(10)), total.s(), *rest).delay()
+    assert outgoing.pushes == [10]
+
+
 def test_streamed_chord_is_sealed_before_its_last_push(
     add: Any, total: Any, outgoing: Outgoing
 ) -> None:
