@@ -298,7 +298,7 @@ def greenq_worker(
     loglevel: str = "INFO",
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Process]:
-    """Run ``greenq worker``, of an app in tests/apps, from connected to stopped.
+    """Run ``greenq worker``, of an app in tests/apps, from ready to stopped.
 
     `settings` are the app's, by name; `options` are command line options. A test may end it itself.
     """
@@ -313,7 +313,7 @@ def greenq_worker(
             env=env,
         )
         try:
-            yield worker.wait_text("Connected to ")
+            yield worker.wait_text(" is ready")
         except BaseException:
             sys.stderr.write(f"--- log of greenq worker {worker.pid}\n{worker.text}\n")
             raise

@@ -200,7 +200,7 @@ def flood_stopped_workflows() -> None:
     assert len(revoked.workflows) == 10_000
 
 
-@memory("groups of clients in the index")
+@memory("groups in the index that clients have sent")
 def flood_groups_of_clients() -> None:
     broker = Broker(Client("redis://nowhere.invalid"), Keys())
     index = WorkflowIndex(broker, Revoked(), "w@h", 60)
@@ -290,7 +290,7 @@ def kept_events() -> Events:
     return Events(outbox, Keys(), "me@host", LamportClock(), tasks=True)
 
 
-@memory("events of tasks to publish")
+@memory("task events to publish")
 def flood_task_events() -> None:
     events = kept_events()
     for _ in range(11_000):
@@ -299,7 +299,7 @@ def flood_task_events() -> None:
     assert len(events._batch) == 10_000
 
 
-@memory("events of the worker to publish")
+@memory("worker events to publish")
 def flood_worker_events() -> None:
     events = kept_events()
     for _ in range(11_000):
@@ -404,7 +404,7 @@ def flood_answer() -> None:
     assert len(mailbox.ask("ping")) == 10_000
 
 
-@memory("lines of the log")
+@memory("log lines")
 def flood_log(caplog: pytest.LogCaptureFixture) -> None:
     node, world = Node(), World()
     control: Any = node.parts.control
@@ -420,7 +420,7 @@ def flood_log(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == 1 + 4 * 100 - 100 + 1
 
 
-@memory("a line of the log")
+@memory("a log line")
 def flood_line() -> None:
     record = logging.LogRecord("x", 20, "x.py", 1, "%s", ("x" * 10 * MIB,), None)
 
@@ -631,7 +631,7 @@ def flood_state() -> None:
     assert all(len(worker.heartbeats) < 10 for worker in state.workers.values())
 
 
-@memory("tasks that `top` counts")
+@memory("tasks counted by `top`")
 def flood_tally() -> None:
     tally = TopTally()
     for number in range(51_000):
@@ -643,7 +643,7 @@ def flood_tally() -> None:
     assert len(tally._counts) == len(tally._runtimes) == 1001
 
 
-@memory("tasks that `events` names")
+@memory("tasks named by `events`")
 def flood_lines_of_events() -> None:
     lines = Lines()
     for number in range(5000):

@@ -65,7 +65,7 @@ def blocked():
 
 def when(condition, run):
     def wait_and_run():
-        with gevent.Timeout(5):
+        with gevent.Timeout(30):
             while not condition():
                 gevent.sleep(0.005)
         return run()
@@ -75,7 +75,7 @@ def when(condition, run):
 
 def push_when_blocked(*pushes):
     connections = len(fetcher.connections)
-    with gevent.Timeout(5):
+    with gevent.Timeout(30):
         while f"blocked_clients:{connections}\\r" not in client.call("INFO", "clients").decode():
             gevent.sleep(0.005)
     commands = [("MULTI",), *(("LPUSH", key, "message") for key in pushes), ("EXEC",)]
@@ -85,7 +85,7 @@ def push_when_blocked(*pushes):
 def wait_for(*pushes):
     assert fetcher.take(10).deliveries == []
     pushing = gevent.spawn(push_when_blocked, *pushes)
-    with gevent.Timeout(5):
+    with gevent.Timeout(30):
         assert fetcher.wait()
         # The relay may have told of what the take before had found already.
         while not (batch := fetcher.take(10)).deliveries:
@@ -157,7 +157,7 @@ def test_wake_to_look_makes_a_take_follow(server: Server) -> None:
         "a,b",
         """
         gevent.spawn_later(0.1, fetcher.wake, look=True)
-        with gevent.Timeout(5):
+        with gevent.Timeout(30):
             assert fetcher.wait()
         """,
     )
@@ -176,7 +176,7 @@ def test_all_waits_end_when_one_connection_is_lost(server: Server) -> None:
 
         gevent.spawn(cut_when_blocked)
         try:
-            with gevent.Timeout(5):
+            with gevent.Timeout(30):
                 fetcher.wait()
             raise AssertionError("it does not tell")
         except ConnectionLost:
@@ -237,7 +237,7 @@ def test_a_waiting_intake_goes_on_with_other_queues(
         connections, old = fetcher.connections, len(fetcher.queues[:4])
         assert fetcher.take(10).deliveries == []
         changing = when(lambda: blocked() == old, lambda: set_queues("{after}".split(",")))
-        with gevent.Timeout(5):
+        with gevent.Timeout(30):
             assert fetcher.wait()
         changing.get()
         for _ in range(2):
@@ -277,7 +277,7 @@ def test_without_queues_nothing_is_asked_until_there_are_some(server: Server) ->
         """
         fetcher.set_queues([])
         assert fetcher.take(10) == ([], 0)
-        with gevent.Timeout(5):
+        with gevent.Timeout(30):
             assert fetcher.wait()
         before = client.traffic.commands
         for look in (False, True):
@@ -405,7 +405,7 @@ def test_a_message_that_comes_with_the_change_goes_back_to_its_queue(server: Ser
 
         fetcher._unblock = push_just_before
         changing = when(lambda: blocked() == 1, lambda: fetcher.set_queues([]))
-        with gevent.Timeout(5):
+        with gevent.Timeout(30):
             assert fetcher.wait()
         changing.get()
         """,
