@@ -252,13 +252,16 @@ class Scheduler:
         if lead.leads and (not self.leads or lead.changes != self._changes):
             # The states are those that the previous leader wrote; `leads` is set only once they are
             # known.
-            self._load()
+            self._load(lead.changes)
+        elif not lead.leads:
+            # What this beat knows of the entries ages from now on.
+            self._slots, self._heap = {}, []
         self.leads, self._changes = lead.leads, lead.changes
 
     # --- entries ----------------------------------------------------------------------------------
 
-    def _load(self) -> None:
-        """Read entries, pauses and states from the server."""
+    def _load(self, changes: int) -> None:
+        """Read entries, pauses and states from the server, which has counted so many changes."""
         entries = dict(self._coded)
         for name, data in self._store.entries().items():
             try:
@@ -268,8 +271,11 @@ class Scheduler:
         paused, states = self._store.paused(), self._store.states()
         missing = [name for name in entries if name not in states]
         if missing:
-            known = {name: slot.seen for name, slot in self._slots.items() if name in entries}
-            states |= self._store.begin(missing, known)
+            # If there were changes, the server has not lost its data: these entries are new, or
+            # were removed since this beat has seen them.
+            is_lost = changes <= self._changes
+            known = {name: slot.seen for name, slot in self._slots.items()} if is_lost else {}
+            states |= self._store.begin(missing, known, changes)
         self._forget(states.keys() - entries.keys(), states)
         kept, self._slots, self._heap = self._slots, {}, []
         for name, entry in entries.items():
@@ -277,6 +283,10 @@ class Scheduler:
             if slot is None or slot.entry != entry:
                 slot = _Slot(entry, "", State(0, 0, None, 0))
             self._slots[name] = slot
+            if name not in states:
+                # Entries have been changed since they were read; the next poll reads them again.
+                slot.step = None
+                continue
             is_known = slot.seen == states[name]
             if not is_known and not self._note_state(slot, states[name]):
                 continue

@@ -187,13 +187,22 @@ class ScheduleStore:
         texts = [each.decode(errors="replace") for each in said]
         return int(now), list(map(Outcome, texts[::2], texts[1::2]))
 
-    def begin(self, names: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
-        """Give entries without a state one: the `known` one, or one that counts from now."""
+    def begin(
+        self, names: Sequence[str], known: Mapping[str, str], changes: int
+    ) -> dict[str, str]:
+        """Give entries without a state one: the `known` one, or one that counts from now.
+
+        Entries are left out if any entry was changed after the first `changes` changes, since the
+        change may have removed them.
+        """
         states: dict[str, str] = {}
         for at in range(0, len(names), _MOST_BEGUN):
             part = names[at : at + _MOST_BEGUN]
             args = [each for name in part for each in (name, known.get(name, ""))]
-            answer = self._client.script(_BEGIN, [self._keys.beat_states], args)
+            keys = [self._keys.beat_states, self._keys.beat_changes]
+            answer = self._client.script(_BEGIN, keys, [changes, *args])
+            if not answer:
+                break
             states.update(zip(part, (each.decode() for each in answer), strict=True))
         return states
 
@@ -284,8 +293,8 @@ class ScheduleStore:
 
     def resume(self, name: str) -> bool:
         """Resume a paused entry, from now on; False if it was not paused."""
-        keys = [self._keys.beat_states, self._keys.beat_paused, self._keys.beat_changes]
-        return bool(self._client.script(_BEGIN, keys, [name, ""]))
+        keys = [self._keys.beat_states, self._keys.beat_changes, self._keys.beat_paused]
+        return bool(self._client.script(_BEGIN, keys, ["", name, ""]))
 
     def note_runs(self, notes: Mapping[str, Mapping[str, Any]]) -> None:
         """Store how runs ended, by entry."""

@@ -13,7 +13,9 @@ import json
 from typing import Any
 
 from greenq.transport.recovery import is_suspect
+from tests.model.beats import BeatWorld
 from tests.model.celery import VISIBILITY_S
+from tests.model.check_beats import check_beats
 from tests.model.kernel import Op
 from tests.model.net import pack
 from tests.model.world import FINAL, LEASE_S, World
@@ -182,7 +184,10 @@ def _fire_timeouts(world: World) -> None:
 
 def check(world: World) -> None:
     """Heal, and note the broken promises."""
-    if not world.problems:
+    if isinstance(world, BeatWorld):
+        if not world.problems:
+            check_beats(world)
+    elif not world.problems:
         dump = heal(world)
         if not world.problems:
             _check_end(world, dump)

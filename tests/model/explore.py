@@ -7,10 +7,11 @@ import random
 import re
 from typing import Any, NamedTuple
 
+from tests.model.beats import BeatWorld
 from tests.model.check import check
 from tests.model.kernel import Op
 from tests.model.net import ModelServer
-from tests.model.scenarios import Scenario
+from tests.model.scenarios import BeatScenario, Scenario
 from tests.model.world import Site, World
 
 # Schedules between two garbage collections.
@@ -81,6 +82,8 @@ class Explorer:
             # `installed` disables the collector, which would scan the whole memory of answers.
             gc.collect()
             gc.freeze()
+        if isinstance(scenario, BeatScenario):
+            return BeatWorld(site, scenario)
         return World(site, scenario)
 
     # --- one schedule -----------------------------------------------------------------------------
@@ -268,6 +271,8 @@ def fingerprint(world: World) -> int:
     """Hash everything that decides how a world continues; times are relative to now."""
     from tests.model.check import Dump  # noqa: PLC0415
 
+    if isinstance(world, BeatWorld):
+        return hash(repr(world.fingerprint()))
     dump = Dump(world)
     leases = [(member, ends > world.now) for member, ends in sorted(dump.leases.items())]
     ops = sorted((op.name, op.state, _plain(op)) for op in world.kernel.pending)

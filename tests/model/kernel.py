@@ -23,7 +23,7 @@ class Op:
     """
 
     __slots__ = (
-        "actor", "body", "commands", "connection", "count", "data", "done", "fates", "fused",
+        "actor", "began", "body", "commands", "connection", "count", "data", "done", "fates", "fused",
         "kind", "name", "script", "state", "timeout", "value", "wait",
     )  # fmt: skip
 
@@ -33,6 +33,8 @@ class Op:
         self.name = f"{actor.owner.name}.{kind}"
         self.fused = self.timeout = self.done = False
         self.commands: Any = None
+        # When it was begun: the step, and the time.
+        self.began: tuple[int, float] | None = None
         self.connection: Any = None
         self.data = b""
         self.count = 0

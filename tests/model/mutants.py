@@ -242,4 +242,48 @@ MUTANTS: list[Mutant] = [
         "redis.call('ZADD', KEYS[1], ends, ARGV[1])",
         "a dead worker's lease goes on", ("guard",), 3000,
     ),
+    Mutant(
+        "beat_claim", "if state == '' or state ~= seen then", "if state == '' then",
+        "a claim does not see that another beat was first", ("beat_skip", "beat_queue_one"), 4000,
+    ),
+    Mutant(
+        "beat_claim", "elseif tonumber(ready) > now or tonumber(due) > now then",
+        "elseif false then", "a beat's clock decides", ("beat", "beat_one"),
+    ),
+    Mutant(
+        "beat_claim", "elseif any_paused and redis.call('HEXISTS', KEYS[2], name) == 1 then",
+        "elseif false then", "a paused entry is sent", ("beat_pause",),
+    ),
+    Mutant(
+        "beat_claim", "redis.call('HSET', KEYS[1], name, new)", "",
+        "a sent due time is not recorded", ("beat", "beat_one"),
+    ),
+    Mutant(
+        "beat_claim", "redis.call('HSET', KEYS[1], name, state)\n        said = refusal",
+        "said = refusal", "a refused due time counts as sent", ("beat_refused",),
+    ),
+    Mutant(
+        "beat_claim", "redis.call('HSET', KEYS[1], name, state)\n    else", "else",
+        "a skipped due time is not recorded", ("beat_skip", "beat_cancel"),
+    ),
+    Mutant(
+        "beat_begin", "redis.call('HSETNX', KEYS[1]", "redis.call('HSET', KEYS[1]",
+        "a second beat lets entries count from its own begin", ("beat", "beat_three"), 4000,
+    ),
+    Mutant(
+        "beat_begin", "(redis.call('GET', KEYS[2]) or '0') ~= ARGV[1]", "false",
+        "an entry that was just removed begins again", ("beat_added",), 3000,
+    ),
+    Mutant(
+        "beat_begin", "redis.call('HSET', KEYS[1], ARGV[2], now .. (rest or ' 0 - 0'))",
+        "local _ = rest", "due times during a pause are sent after it", ("beat_pause",),
+    ),
+    Mutant(
+        "beat_set", "redis.call('INCR', KEYS[2])", "",
+        "no beat learns of a new entry", ("beat_added", "beat_change"),
+    ),
+    Mutant(
+        "beat_lead", "if not leader or leader == ARGV[1] then", "if leader == ARGV[1] then",
+        "nobody takes over", ("beat",),
+    ),
 ]  # fmt: skip

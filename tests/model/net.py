@@ -327,6 +327,7 @@ class SimConnection:
         op = Op(actor, kind)
         op.connection = self
         op.commands = commands
+        op.began = actor.kernel.world.step, actor.kernel.world.now
         op.count = len(commands)
         op.data = b"".join(map(pack, commands))
         op.script = script
@@ -415,6 +416,7 @@ class SimClient:
         if command[0] == "INFO":
             return b"uptime_in_seconds:1000000\r\n"
         if command[0] == "PUBLISH":
+            greenlet.getcurrent().kernel.world.published.append(command)
             return 0
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,44 @@ class Scenario:
                 }  # fmt: skip
             options["chord"] = self.signature(body, last.task, **following)
         return options
+
+
+@dataclass(frozen=True)
+class Periodic:
+    """A periodic entry: its messages contain its name and its version."""
+
+    name: str
+    every: int = 2
+    version: int = 1
+    missed: str = "run_once"
+    overlap: str = "allow"
+    jitter_s: float = 0.0
+
+    @property
+    def skip_after_s(self) -> float:
+        return float(self.missed[5:-1]) if self.missed.startswith("skip") else 0.0
+
+    def fields(self, name: str) -> dict[str, Any]:
+        return {
+            "task": "late", "schedule": float(self.every), "args": [name, self.version],
+            "missed": self.missed, "overlap": self.overlap, "jitter": self.jitter_s,
+            "options": {"queue": "q"},
+        }  # fmt: skip
+
+
+@dataclass
+class BeatScenario(Scenario):
+    """Some beats on one server.
+
+    Attributes:
+        beats: the entries in the code of each.
+        entries: all of these, by name.
+        puts: what may be added at run time.
+    """
+
+    beats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    entries: Mapping[str, Periodic] = field(default_factory=dict)
+    puts: Mapping[str, Periodic] = field(default_factory=dict)
 
 
 _Q = ("q",)
@@ -255,6 +293,7 @@ def _scenarios() -> list[Scenario]:
             faults=1, fates=("lost", "late"),
         ),
         *_workflows(),
+        *_beats(),
         Scenario(
             "rollback", (m("x"), m("y", plan=("retry", "ok"))), _TWO,
             {"*!snap": 1, "*!rollback": 1, "A!lease_end": 1}, harmless=frozenset({"*!snap"}),
@@ -306,6 +345,86 @@ def _workflows() -> list[Scenario]:
         Scenario(
             "chord_apart", chord("late"), _ONE_EACH, faults, run_fates=("fail",), steps=40,
             two_servers=True,
+        ),
+    ]  # fmt: skip
+
+
+def _beats() -> list[Scenario]:
+    def beats(
+        name: str,
+        *entries: Periodic,
+        env: Mapping[str, int],
+        harmless: Iterable[str] = (),
+        beats: str = "AB",
+        puts: Mapping[str, Periodic] | None = None,
+        apart: Mapping[str, tuple[str, ...]] | None = None,
+        **options: Any,
+    ) -> Scenario:
+        """Return a scenario with beats that all have the same entries, unless `apart` says more."""
+        names = tuple(entry.name for entry in entries)
+        return BeatScenario(
+            name, (), {}, env, frozenset(harmless),
+            **{"steps": 45, "faults": 4, **options},
+            beats=apart or dict.fromkeys(beats, names),
+            entries={entry.name: entry for entry in entries},
+            puts=puts or {},
+        )  # fmt: skip
+
+    p = Periodic
+    deaths = {
+        "A!kill": 1, "A!kill:late": 1, "B!kill": 1, "A!freeze": 1, "B!freeze": 1, "A!suspend": 1,
+        "A!jump": 2, "B!jump": 1, "A!stop": 1, "A!restart": 1, "*!time:5": 1,
+    }  # fmt: skip
+    still = ("A!jump", "B!jump", "*!time:5", "A!stop", "A!restart")
+    paused = {"*!pause:x": 2, "*!resume:x": 2}
+    changed = {"*!put:x2": 1, "*!put:x3": 1, "*!remove:x": 2}
+    done = {"*!done:x": 4}
+    return [
+        beats("beat", p("x", missed="run_all"), p("y", 3), env=deaths, harmless=still),
+        beats("beat_one", p("x", missed="run_all"), beats="A", env=deaths, harmless=still),
+        beats(
+            "beat_three", p("x", missed="run_all", jitter_s=1.0), p("y", 3, missed="skip(1)"),
+            beats="ABC", env=deaths | {"C!kill": 1, "C!freeze": 1}, harmless=still, steps=60,
+        ),
+        beats(
+            "beat_pause", p("x", missed="run_all"), p("y"), env=deaths | paused,
+            harmless=(*still, *paused),
+        ),
+        beats(
+            "beat_change", p("x"), p("y", 3, missed="run_all"), env=deaths | paused | changed,
+            harmless=(*still, *paused, *changed),
+            puts={"x2": p("x", 3, 2), "x3": p("x", 4, 3)},
+        ),
+        beats(
+            "beat_added", p("y", 3, missed="run_all"), env=deaths | changed,
+            harmless=(*still, *changed),
+            puts={"x2": p("x", 1, 2, "run_all"), "x3": p("x", 1, 3, "run_all")},
+        ),
+        beats(
+            "beat_skip", p("x", overlap="skip"), env=deaths | done, harmless=(*still, *done),
+        ),
+        beats(
+            "beat_queue_one", p("x", overlap="queue_one"), env=deaths | done,
+            harmless=(*still, *done),
+        ),
+        beats(
+            "beat_cancel", p("x", overlap="cancel"), p("y", missed="skip(1)"),
+            env=deaths | done, harmless=(*still, *done),
+        ),
+        beats(
+            "beat_refused", p("x", missed="run_all"), p("y", 3),
+            env=deaths | {"*!refuse": 1}, harmless=still,
+        ),
+        # A deployment: the old and the new beats each have a leader.
+        beats(
+            "beat_deployed", p("x", missed="run_all"), p("y", 3), env=deaths, harmless=still,
+            apart={"A": ("x",), "B": ("x", "y")},
+        ),
+        beats("beat_flush", p("x", missed="run_all"), p("y", 3), env=deaths | {"*!flush": 1},
+              harmless=still),
+        beats(
+            "deep_beat", p("x", 1, missed="run_all"), env={"A!kill": 1},
+            fates=("lost", "late"), faults=1,
         ),
     ]  # fmt: skip
 

@@ -77,7 +77,7 @@ class _Time:
 
     @staticmethod
     def time() -> float:
-        return _now()
+        return _now() + getattr(getattr(greenlet.getcurrent(), "owner", None), "skew_s", 0.0)
 
     @staticmethod
     def monotonic() -> float:
@@ -717,6 +717,8 @@ class World:
         # What workers had in hand when the server lost its data.
         self.survivors: set[str] = set()
         self.states: dict[str, str] = {}
+        # The publications that nobody hears.
+        self.published: list[Any] = []
         self.rolled_back = self.was_killed = False
         # When the server last lost data: what began before may begin again.
         self.rolled_step = -1
@@ -1404,10 +1406,6 @@ def _unless_cut(call: Callable[[], Any]) -> Callable[[], None]:
 def _copy(op: Op) -> Op:
     """Return a copy of an op, to be delivered on its own."""
     copy = Op(op.actor, op.kind)
-    copy.connection, copy.data, copy.count, copy.script = (
-        op.connection,
-        op.data,
-        op.count,
-        op.script,
-    )
+    copy.connection, copy.commands, copy.began = op.connection, op.commands, op.began
+    copy.data, copy.count, copy.script = op.data, op.count, op.script
     return copy
