@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 PLANNED, WAITING, RUNNING, AGAIN, SUCCEEDED, FAILED, REVOKED = "pwrysfv"
 OPEN = (PLANNED, WAITING, RUNNING, AGAIN)
 
+
+def unrun(letter: str) -> str:
+    """Return how the failure of a task that cannot run is noted: it replaces no other end."""
+    return letter.upper()
+
+
 # How many characters of a task's name are kept.
 _MOST_NAME_CHARS = 200
 

@@ -166,7 +166,8 @@ class Refusals:
             text = self._broker.resealed(delivery.queue, delivery.raw, plain)
             kept = delivery._replace(raw=text.encode() if isinstance(text, str) else text)
         move = self._broker.bury(*kept, reason=reason, worker=self._hostname, now=datetime.now(UTC))
-        self._put(Entry.moving(move, result), delivery, message, Failure(FAILURE, error))
+        # A retry of its workflow sends it without the mark, too.
+        self._put(Entry.moving(move, result), kept, message, Failure(FAILURE, error))
         if self._events.tasks and isinstance(error, NotRegistered):
             why = {"exception": saferepr(error)}
             self._events.send("task-failed", {"uuid": task_id, **why})
@@ -180,7 +181,9 @@ class Refusals:
             index.adopt(message)
         if message is None or not has_successors(message):
             if message is not None and index is not None:
-                entry.workflow = index.ended(delivery, message, failure.state, None)
+                entry.workflow = index.ended(
+                    delivery, message, failure.state, None, has_run=failure.state != FAILURE
+                )
             self._outbox.put(entry)
             return
         self._outbox.expect(entry.tag)
@@ -196,7 +199,7 @@ class Refusals:
             entry.workflow = self._handover.surely_failed(step, failure)
         if self._handover.index is not None:
             entry.workflow = self._handover.index.ended(
-                step.delivery, step.message, failure.state, entry.workflow
+                step.delivery, step.message, failure.state, entry.workflow, has_run=not calls
             )
         self._outbox.put(entry)
 

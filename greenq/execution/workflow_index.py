@@ -22,6 +22,7 @@ from greenq.canvas.nodes import (
     Node,
     of_call,
     of_message,
+    unrun,
     workflow_of,
 )
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, SUCCESS
@@ -107,6 +108,7 @@ class WorkflowIndex:
         began_s: float | None = None,
         children: Sequence[str] = (),
         goes_on: bool = False,
+        has_run: bool = True,
     ) -> Workflow | None:
         """Return `workflow` with the end of a task; None if the task has neither.
 
@@ -118,6 +120,7 @@ class WorkflowIndex:
             began_s: when it began, unix seconds.
             children: the ids of the tasks that it has sent.
             goes_on: whether it runs again or is replaced.
+            has_run: False if its message cannot run.
         """
         name = workflow_of(message) or (message.id if children else None)
         if name is None:
@@ -129,6 +132,7 @@ class WorkflowIndex:
         if letter in (FAILED, REVOKED):
             back = self._broker.requeue(delivery.tag, delivery.queue, delivery.raw, "last")
             kept = item(back.key, delivery.raw)
+        letter = letter if has_run else unrun(letter)
         made = Workflow() if workflow is None else workflow
         made.index.append(self._noted(name, of_message(message), letter, times, kept))
         made.index += (self._noted(name, Node(each, ""), WAITING, "") for each in children)
@@ -156,7 +160,7 @@ class WorkflowIndex:
         """Return what to note about tasks that can no longer run, given with their states."""
         name = message.root_id or message.id
         return [
-            Noted(name, self._seconds, task_id, _LETTERS.get(state, FAILED))
+            Noted(name, self._seconds, task_id, unrun(_LETTERS.get(state, FAILED)))
             for task_id, state in tasks
         ]
 

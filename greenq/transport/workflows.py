@@ -14,7 +14,7 @@ from greenq.transport.settle import INDEX, Entry, settle
 from greenq.transport.workflow import Noted, Workflow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Script
@@ -150,14 +150,26 @@ class Workflows:
         results = self._results or self._client
         return bool(results.script(_REOPEN, [failed[0].group], args))
 
-    def reset(self, workflow_id: str, task_ids: Sequence[str]) -> int:
-        """Reopen failed nodes and send their messages; return how many were sent."""
+    def reset(self, workflow_id: str, seen: Mapping[str, str]) -> tuple[int, bool]:
+        """Reopen failed nodes, given with their texts, and send their messages.
+
+        Returns:
+            How many were sent, and whether all were reset: some may have failed again meanwhile.
+        """
         name = self._keys.workflow(workflow_id)
         names = [name, f"{name}.nodes", f"{name}.failed"]
-        return sum(
-            self._client.script(_RESET, names, list(task_ids[at : at + _PORTION]))
-            for at in range(0, len(task_ids), _PORTION)
-        )
+        items, sent = list(seen.items()), 0
+        for at in range(0, len(items), _PORTION):
+            args = [
+                each
+                for task_id, text in items[at : at + _PORTION]
+                for each in (task_id, text.partition("|")[0])
+            ]
+            count = self._client.script(_RESET, names, args)
+            if count < 0:
+                return sent, False
+            sent += count
+        return sent, True
 
     # --- reading ----------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenq.canvas import plan
 from greenq.canvas.index import first_of
-from greenq.canvas.nodes import FAILED, OPEN, REVOKED, WAITING
+from greenq.canvas.nodes import FAILED, OPEN, REVOKED, WAITING, unrun
 from greenq.canvas.send import send_signature
 from greenq.errors import GreenqError, TaskRevokedError
 from greenq.states import FAILURE, PENDING, STARTED, SUCCESS
@@ -144,7 +144,7 @@ class Workflow:
             states = []
             if transport.stores_results:
                 states = [transport.backend.stored(each, REVOKED_STATE, error) for each in portion]
-            self._index.note([self._noted(each, REVOKED) for each in portion], states)
+            self._index.note([self._noted(each, unrun(REVOKED)) for each in portion], states)
 
     def pause(self) -> None:
         """Let no further task begin until `resume`; running tasks continue. Switches: yes.
@@ -187,7 +187,29 @@ class Workflow:
             self._index.stop(self.id, "")
             # A worker that has not learned of the retry would revoke what is sent now.
             time.sleep(_KNOWN_S)
-        tree = self.tree()
+        ends_s, sent = time.monotonic() + _COMPLETED_S, 0
+        while True:
+            nodes = dict(self._index.nodes(self.id))
+            tree = Tree(Task.read(task_id, text) for task_id, text in nodes.items())
+            failed = self._failed(tree)
+            if self._reopen_chords(tree, failed):
+                transport = self._app.transport
+                if transport.stores_results:
+                    transport.backend.forget(*failed)
+                seen = {task_id: nodes[task_id] for task_id in failed}
+                count, is_done = self._index.reset(self.id, seen)
+                sent += count
+                if is_done:
+                    return sent
+            # Tasks have ended since their states were read.
+            if time.monotonic() > ends_s:
+                raise GreenqError(
+                    f"workflow {self.id}: a chord is being completed at this moment: try again"
+                )
+            time.sleep(_LOOK_S)
+
+    def _failed(self, tree: Tree) -> dict[str, Task]:
+        """Return the tasks to run again, by id."""
         failed = {
             task.id: task
             for task in tree.tasks.values()
@@ -200,25 +222,24 @@ class Workflow:
                 f"workflow {self.id}: {len(failed):,} tasks have failed, and none of their "
                 "messages are kept: they were too large, or were never sent"
             )
-        self._reopen_chords(tree, failed)
-        transport = self._app.transport
-        if transport.stores_results:
-            transport.backend.forget(*failed)
-        return self._index.reset(self.id, list(failed))
+        return failed
 
-    def _reopen_chords(self, tree: Tree, failed: Mapping[str, Task]) -> None:
-        """Make the chords count their failed parts again."""
+    def _reopen_chords(self, tree: Tree, failed: Mapping[str, Task]) -> bool:
+        """Make the chords count their failed parts again; False if parts have ended meanwhile."""
         parts: dict[str, list[Task]] = defaultdict(list)
         for task in tree.tasks.values():
             if task.node.is_part and task.node.group is not None:
                 parts[task.node.group].append(task)
         # All are checked before the first is changed.
-        for size, out, kept in [
-            (len(tasks), *self._parts(group, tasks, failed))
-            for group, tasks in parts.items()
-            if any(task.id in failed for task in tasks)
-        ]:
-            self._reopen_chord(size, out, kept)
+        seconds = self._app.transport.backend.chord_seconds
+        return all(
+            self._index.reopen(size, seconds, out, kept)
+            for size, out, kept in [
+                (len(tasks), *self._parts(group, tasks, failed))
+                for group, tasks in parts.items()
+                if any(task.id in failed for task in tasks)
+            ]
+        )
 
     def _parts(
         self, group: str, tasks: list[Task], failed: Mapping[str, Task]
@@ -243,16 +264,6 @@ class Workflow:
             if task.id in failed
         ]
         return out, kept
-
-    def _reopen_chord(self, size: int, out: list[Part], kept: list[Part]) -> None:
-        seconds = self._app.transport.backend.chord_seconds
-        ends_s = time.monotonic() + _COMPLETED_S
-        while not self._index.reopen(size, seconds, out, kept):
-            if time.monotonic() > ends_s:
-                raise GreenqError(
-                    f"workflow {self.id}: a chord is being completed at this moment: try again"
-                )
-            time.sleep(_LOOK_S)
 
     # --- more of it -------------------------------------------------------------------------------
 

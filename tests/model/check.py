@@ -16,12 +16,14 @@ from greenq.transport.recovery import is_suspect
 from tests.model.beats import BeatWorld
 from tests.model.celery import VISIBILITY_S
 from tests.model.check_beats import check_beats
+from tests.model.flows import FlowWorld
 from tests.model.kernel import Op
 from tests.model.net import pack
 from tests.model.world import FINAL, LEASE_S, World
 
 _MOST_STEPS = 400
 _ROUNDS = 8
+_MOST_RETRIES = 5
 
 
 class Dump:
@@ -97,7 +99,7 @@ def _next(world: World) -> Op | None:
     """Return the next op to continue: round trips before sleeps."""
     sleeper = None
     for op in world.kernel.pending:
-        if op.kind != "watch" and not op.timeout and not world.stands(op):
+        if op.kind not in ("watch", "look") and not op.timeout and not world.stands(op):
             if not op.fused:
                 return op
             sleeper = sleeper or op
@@ -169,9 +171,9 @@ def _successors(world: World) -> set[str]:
 
 
 def _turn(world: World) -> None:
-    """Run each worker's watchdog once."""
+    """Run each worker's watchdog once, and let it look for stopped workflows."""
     for op in list(world.kernel.pending):
-        if op.kind == "watch" and op in world.kernel.pending:
+        if op.kind in ("watch", "look") and op in world.kernel.pending:
             world.do_op(op, "", f"+{op.name}")
             run_quiet(world)
 
@@ -187,12 +189,37 @@ def check(world: World) -> None:
     if isinstance(world, BeatWorld):
         if not world.problems:
             check_beats(world)
+    elif isinstance(world, FlowWorld):
+        if not world.problems:
+            _check_flow(world)
     elif not world.problems:
         dump = heal(world)
         if not world.problems:
             _check_end(world, dump)
     for error in world.kernel.errors:
         world.problem(f"I0 {error}")
+
+
+def _check_flow(world: FlowWorld) -> None:
+    """Heal, and check a workflow in the index; then run again what has failed, as far as it may."""
+    world.healing = True
+    for _ in range(_MOST_RETRIES):
+        run_quiet(world)
+        if world.stop == "paused":
+            world.do_env("*!resume")
+            run_quiet(world)
+        dump = heal(world)
+        if not world.problems:
+            if not dump.is_clear:
+                world.problem(f"I3 left after healing: {dump.text()}")
+            world.check_index(dump.states)
+        if world.problems or not world.may_retry():
+            break
+        world.do_env("*!retry")
+    else:
+        world.problem("W4 it fails however often it is run again")
+    if not world.problems:
+        world.check_calls()
 
 
 def _check_end(world: World, dump: Dump) -> None:

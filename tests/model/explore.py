@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from tests.model.beats import BeatWorld
 from tests.model.check import check
+from tests.model.flows import FlowWorld
 from tests.model.kernel import Op
 from tests.model.net import ModelServer
 from tests.model.scenarios import BeatScenario, Scenario
@@ -52,7 +53,7 @@ class Pace:
         if op.timeout:
             return 0.02
         weight = 1.0
-        if op.kind == "watch":
+        if op.kind in ("watch", "look"):
             weight = self._renew
         elif op.body is not None:
             weight = self._body
@@ -72,10 +73,10 @@ class Explorer:
         self.server.close()
 
     def world(self, scenario: Scenario) -> World:
-        kind = scenario.two_servers, scenario.priorities
+        kind = scenario.two_servers, scenario.priorities, bool(scenario.flow)
         site = self._sites.get(kind)
         if site is None:
-            site = Site(self.server, two_servers=kind[0], steps=kind[1])
+            site = Site(self.server, two_servers=kind[0], steps=kind[1], indexed=kind[2])
             self._sites[kind] = site
         self._worlds += 1
         if self._worlds % _TIDY_EVERY == 0:
@@ -84,6 +85,8 @@ class Explorer:
             gc.freeze()
         if isinstance(scenario, BeatScenario):
             return BeatWorld(site, scenario)
+        if scenario.flow:
+            return FlowWorld(site, scenario)
         return World(site, scenario)
 
     # --- one schedule -----------------------------------------------------------------------------

@@ -57,6 +57,10 @@ class Scenario:
     prefetch: int = 1
     celery: tuple[str, ...] = ()
     priorities: tuple[int, ...] = (0,)
+    # The id of the workflow, if workflows are indexed, and what may be called when it ends:
+    # "success", "failure" or "end", by the id of the message.
+    flow: str = ""
+    calls: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.by_id = {message.id: message for message in self.messages}
@@ -78,8 +82,14 @@ class Scenario:
             "options": {"task_id": task_id, "queue": "q", **options},
         }  # fmt: skip
 
+    def options(self, message: Message) -> dict[str, Any]:
+        """Return the options with which a message is sent."""
+        return {**self._options(message), "task_id": message.id, "queue": message.queue}
+
     def _options(self, message: Message) -> dict[str, Any]:
         options: dict[str, Any] = {}
+        if self.flow and message.id not in self.calls:
+            options["root_id"] = self.flow
         if message.chain:
             steps = [self.signature(each, self.by_id[each].task) for each in message.chain]
             options["chain"] = steps[::-1]
@@ -293,6 +303,7 @@ def _scenarios() -> list[Scenario]:
             faults=1, fates=("lost", "late"),
         ),
         *_workflows(),
+        *_flows(),
         *_beats(),
         Scenario(
             "rollback", (m("x"), m("y", plan=("retry", "ok"))), _TWO,
@@ -346,6 +357,68 @@ def _workflows() -> list[Scenario]:
             "chord_apart", chord("late"), _ONE_EACH, faults, run_fates=("fail",), steps=40,
             two_servers=True,
         ),
+    ]  # fmt: skip
+
+
+def _flows() -> list[Scenario]:
+    """Return the scenarios with the index of workflows."""
+    m = Message
+
+    def chord(task: str = "late", *plan: str, more: tuple[Message, ...] = ()) -> Any:
+        return (
+            m("x", task, plan or ("ok",), chord=_HEADER[0]), m("y", task, chord=_HEADER[1]),
+            m("z", after=("x", "y"), later=True), *more,
+        )  # fmt: skip
+
+    def chain(task: str = "late", *plan: str) -> Any:
+        return (
+            m("x", task, plan or ("ok",), chain=("y", "z")), m("y", after=("x",), later=True),
+            m("z", after=("y",), later=True),
+        )  # fmt: skip
+
+    def flow(
+        name: str,
+        messages: tuple[Message, ...],
+        workers: Mapping[str, tuple[int, tuple[str, ...]]],
+        env: Mapping[str, int],
+        **options: Any,
+    ) -> Scenario:
+        root = "x" if messages[0].chain else "g"
+        told = frozenset(label for label in env if label[0] == "*")
+        return Scenario(
+            name, messages, workers, env, told, **{"steps": 50, "flow": root, **options}
+        )
+
+    cancel, pause, retry = {"*!cancel": 1}, {"*!pause": 2, "*!resume": 2}, {"*!retry": 2}
+    faults = {**_DEATHS, **_STILL}
+    calls = {"k": "success", "f": "failure", "e": "end"}
+    called = {f"*!call:{each}": 1 for each in calls}
+    ends = tuple(m(each, later=True) for each in calls)
+    return [
+        flow("flow_cancel", chord(), _ONE_EACH, faults | cancel, run_fates=("fail",)),
+        flow("flow_cancel_chain", chain(), _TWO, faults | cancel, run_fates=("fail",)),
+        flow("flow_cancel_early", chain("early"), _TWO, faults | cancel | {"A!cold": 1}),
+        flow("flow_pause", chord(), _TWO, faults | pause | {"A!stop": 1}),
+        flow("flow_pause_chain", chain("late", "retry", "ok"), {"A": (1, _Q)}, faults | pause),
+        flow("flow_pause_cancel", chord(), _ONE_EACH, faults | pause | cancel | retry),
+        flow("flow_retry", chord("late", "fail", "ok"), _ONE_EACH, faults | retry),
+        flow("flow_retry_chain", chain("late", "fail", "ok"), _TWO, faults | retry),
+        flow("flow_retry_early", chord("early", "fail", "ok"), _TWO, faults | retry),
+        flow("flow_cancel_retry", chord(), _ONE_EACH, _DEATHS | cancel | retry),
+        flow(
+            "flow_calls", chord("late", "fail", "ok", more=ends), _TWO, faults | retry | called,
+            calls=calls,
+        ),
+        flow("flow_calls_ok", chain() + ends, _TWO, faults | pause | called, calls=calls),
+        flow(
+            "flow_add", chord(more=(m("a", later=True),)), _TWO,
+            faults | pause | cancel | {"*!add": 1},
+        ),
+        flow(
+            "flow_apart", chord("late", "fail", "ok"), _ONE_EACH, faults | pause | retry,
+            two_servers=True,
+        ),
+        flow("deep_flow", chain(), {"A": (1, _Q)}, cancel, faults=1, fates=("lost", "late")),
     ]  # fmt: skip
 
 

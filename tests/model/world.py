@@ -27,6 +27,7 @@ import greenq.execution.handover
 import greenq.execution.lost
 import greenq.execution.state
 import greenq.execution.suspects
+import greenq.execution.workflow_index
 import greenq.outcome
 import greenq.sending.producer
 import greenq.timer
@@ -40,11 +41,13 @@ import greenq.watchdog.thread
 from greenq import Greenq
 from greenq.consumer.tasks import Tasks
 from greenq.context import current_context
-from greenq.errors import Ignore, OperationalError, Retry
+from greenq.errors import Ignore, OperationalError, Retry, TaskRevokedError, TaskTerminated
 from greenq.execution.executor import Executor
 from greenq.execution.handover import Handover
 from greenq.execution.lost import LostMessages
 from greenq.execution.state import WorkerState
+from greenq.execution.stopped_workflows import StoppedWorkflows
+from greenq.execution.workflow_index import WorkflowIndex
 from greenq.timer import Timer
 from greenq.transport.fetch import Fetcher
 from greenq.transport.leases import Leases
@@ -147,6 +150,7 @@ _MODULES: list[tuple[Any, dict[str, Any]]] = [
     (greenq.watchdog.lease_keeper, {"time": _Time, "sleep": sim_sleep}),
     (greenq.watchdog.thread, {"time": _Time, "sleep": sim_sleep}),
     (greenq.execution.state, {"time": _Time}),
+    (greenq.execution.workflow_index, {"time": _Time}),
 ]
 
 _ids = [0]
@@ -203,6 +207,7 @@ class Site:
         *,
         two_servers: bool = False,
         steps: tuple[int, ...] = (0,),
+        indexed: bool = False,
         **settings: Any,
     ) -> None:
         self.server = server
@@ -214,6 +219,7 @@ class Site:
             set_as_current=False,
             broker_transport_options=options,
             task_eta_horizon=HORIZON_S,
+            workflow_index=indexed,
             **settings,
         )
         for name, how in {
@@ -321,6 +327,7 @@ class SimPool:
 
     def _work(self, request: Any) -> None:
         request.greenlet = greenlet.getcurrent()
+        self.worker.world.note_taken_up(self.worker, request)
         try:
             self._run(request)
         finally:
@@ -350,6 +357,18 @@ class SimPool:
         if not self.active and not self._waiting:
             self.empty.set()
         return taken
+
+    def end(self, request: Any) -> None:
+        """End a request's code, or keep it from beginning."""
+        error = TaskTerminated(TaskRevokedError("terminated"), "SIGTERM")
+        if request.in_code is None:
+            request.killed = error
+        elif request.in_code:
+            op = self.active[request].op
+            if op is not None and op.body is not None and not op.done:
+                request.killed = error
+                op.actor.kernel.forget(op)
+                op.actor.kernel.ready.append((op.actor, error))
 
     def end_all(self) -> None:
         """Abandon running requests, and end them."""
@@ -452,6 +471,10 @@ class SimWorker:
         # Look for Celery's records only in scenarios that have some.
         self.watch.reclaimer.scores_at_s = 0.0 if world.scenario.overdue else 1e18
         self.outbox = Outbox(transport, name)
+        index = None
+        if world.scenario.flow:
+            seconds = transport.workflows.seconds
+            index = WorkflowIndex(transport.broker, self.state.revoked, f"greenq@{name}", seconds)
         self.pool = SimPool(self, size, lambda request: self.executor(request))
         handover = Handover(
             config=config.task,
@@ -460,6 +483,7 @@ class SimWorker:
             producer=app.producer,
             outbox=self.outbox,
             hostname=f"greenq@{name}",
+            index=index,
         )
         self.executor = Executor(
             config=config.task,
@@ -486,6 +510,9 @@ class SimWorker:
             left_behind=bool,
         )
         self.pool.abandoned = self.tasks.give_back
+        self.stopped_workflows = StoppedWorkflows(
+            transport.workflows, self.outbox, self.tasks.stop_workflows
+        )
         self.consumer_over = SimEvent()
         self.watch_over = SimEvent()
         self._is_watch_ending = False
@@ -537,6 +564,17 @@ class SimWorker:
         kernel = self.world.kernel
         kernel.spawn(self, "watch", self._run_watch)
         kernel.spawn(self, "outbox", self._run_outbox)
+        if self.world.scenario.flow:
+            kernel.spawn(self, "look", self._run_looks)
+
+    def _run_looks(self) -> None:
+        """What `StoppedWorkflows` does, a turn when the scheduler says so."""
+        self.stopped_workflows._look()
+        while not self.stopping:
+            op = Op(greenlet.getcurrent(), "look")
+            op.fused = True
+            self.world.kernel.park(op)
+            self.stopped_workflows._look()
 
     def _run_outbox(self) -> None:
         self.outbox._greenlet = greenlet.getcurrent()  # type: ignore[assignment]
@@ -746,19 +784,23 @@ class World:
         link.later(pack(("FLUSHDB",)))
         if self.result_link is not link:
             self.result_link.later(pack(("FLUSHDB",)))
+        self._prepare()
         for message in self.scenario.messages:
             if not message.later:
                 key = self.site.keys.queue(message.queue, message.priority)
                 link.later(pack(("LPUSH", key, self.texts[message.id])))
                 self.sent.add(message.id)
         for group, size in self.scenario.chords.items():
-            self.result_link.later(pack(("SET", f"{self.site.keys.group(group)}.s", size)))
+            self.result_link.later(pack(("SET", f"{self.site.keys.group(group)}.s", size, "EX", 86400)))
         for name, (size, queues) in self.scenario.workers.items():
             self.add_worker(name, size, queues)
         for name in self.scenario.celery:
             celery = self.others[name] = SimCelery(self, name, "q")
             celery.start()
         self.kernel.run_ready()
+
+    def _prepare(self) -> None:
+        """Write what a scenario begins with besides its messages."""
 
     def add_worker(self, name: str, size: int, queues: tuple[str, ...]) -> SimWorker:
         """Start a worker whose first renewal succeeds at once."""
@@ -769,6 +811,8 @@ class World:
         while (op := self._first(worker, "watch")) is not None and tries < 50:
             self.finish(op, self.carry_out(op))
             tries += 1
+        while (op := self._first(worker, "look")) is not None:
+            self.finish(op, self.carry_out(op))
         worker.consume()
         self.kernel.run_ready()
         for role in ("register", "consumer"):
@@ -1024,10 +1068,13 @@ class World:
         run = self.runs[task_id, retries][-1]
         op = Op(actor, f"run.{task_id}")
         plan = self.scenario.plans[task_id]
-        op.body = plan[min(retries, len(plan) - 1)]
+        op.body = plan[min(self.attempt(task_id, retries), len(plan) - 1)]
         op.fates = self.scenario.run_fates
         op.wait = run
         fate = self.kernel.park(op)
+        if isinstance(fate, TaskTerminated):
+            run.outcome = "ended"
+            raise fate
         run.outcome = outcome = fate or op.body
         if outcome == "ok":
             return "done"
@@ -1036,6 +1083,13 @@ class World:
         if outcome == "replace":
             task.replace(self.scenario.signature(task_id, self.scenario.by_id[task_id].task))
         raise Body("failed")
+
+    def attempt(self, _task_id: str, retries: int) -> int:
+        """Return how often a task has been sent before."""
+        return retries
+
+    def note_taken_up(self, worker: SimWorker, request: Any) -> None:
+        """Note that a request has got a slot."""
 
     def begin(
         self,

@@ -512,6 +512,7 @@ end
 -- task's id, the letter of its new state, its times, the text of its node, and its message, if it is kept for a retry.
 -- A node is its letter, its times, a bar, and its text. A note about an ending that was not held is skipped.
 --   p planned, w waiting, r running, y to run again: these are open; s succeeded, f failed, v revoked
+--   F and V the same of a task that cannot run: they replace no f or v, as its state replaces no final one
 --   + and - sending a part of the workflow begins and ends: it is open meanwhile When
 -- no node is open, the calls of the workflow are sent, each once, since they are then removed.
 if ARGV[at + 2 * news] then
@@ -542,6 +543,9 @@ if ARGV[at + 2 * news] then
       for _, p in ipairs(notes) do
         local id, state, was = ARGV[p + 1], ARGV[p + 2], seen[ARGV[p + 1]]
         local before = was and string.sub(was, 1, 1)
+        if state == 'F' or state == 'V' then
+          state = (before == 'f' or before == 'v') and before or string.lower(state)
+        end
         if state == '+' or state == '-' then
           count('+', state == '+' and 1 or -1)
         elseif may_follow(state, before) and (was or room > 0) then

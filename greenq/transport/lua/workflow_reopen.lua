@@ -4,11 +4,13 @@
 -- ARGV  1 its size, 2 'z' (its parts are ordered: a zset) or 'l' (a list), 3 the seconds for which it is kept, 0 for
 --       no limit, 4 the number of parts to remove;
 --       their members and places; then those that stay, if the chord has ended: member, place and value of each
--- Reply 1, 0 if one of its parts is completing it at this moment, in which case nothing was done
+-- Reply 1, 0 if one of its parts is completing it at this moment, or if it has ended and these are not all of its
+--       parts: one has ended since the caller read their states; in both cases nothing was done
 local name, ordered, first = KEYS[1], ARGV[2] == 'z', 5 + 2 * tonumber(ARGV[4])
 local claim = redis.call('GET', name .. '.c')
 if claim and claim ~= 'done' then return 0 end
 if claim == 'done' or redis.call('EXISTS', name .. '.s') == 0 then
+  if tonumber(ARGV[4]) + (#ARGV - first + 1) / 3 < tonumber(ARGV[1]) then return 0 end
   redis.call('DEL', name .. '.j', name .. '.d', name .. '.t', name .. '.c', name .. '.a')
   for i = first, #ARGV, 3 do
     redis.call('SADD', name .. '.d', ARGV[i])

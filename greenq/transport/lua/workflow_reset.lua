@@ -1,17 +1,24 @@
 -- Begins a retry: nodes that failed become open again, and their messages are sent again.
 --
 -- KEYS  1 the workflow, 2 its nodes: a hash, 3 the messages of those that failed: a hash
--- ARGV  the ids of the nodes to reset
--- Reply how many messages were sent; a node whose queue's key has the wrong type is not changed
+-- ARGV  the ids of the nodes to reset, each followed by its letter and its times as the caller has seen them
+-- Reply how many messages were sent; a node whose queue's key has the wrong type is not changed. -1 if one of the
+--       nodes has failed again meanwhile, in which case nothing was done: its chord has counted that failure
 --
 -- A node whose message is kept waits from now on; any other is planned: it is created when the node before it has
 -- ended.
+local function is_failed(node) return node and string.find('fv', string.sub(node, 1, 1), 1, true) end
+
+for i = 1, #ARGV, 2 do
+  local node = redis.call('HGET', KEYS[2], ARGV[i])
+  if is_failed(node) and string.match(node, '^[^|]*') ~= ARGV[i + 1] then return -1 end
+end
 local sent = 0
-for _, id in ipairs(ARGV) do
+for i = 1, #ARGV, 2 do
+  local id = ARGV[i]
   local node, message = redis.call('HGET', KEYS[2], id), redis.call('HGET', KEYS[3], id)
-  local state = node and string.sub(node, 1, 1)
-  if state == 'f' or state == 'v' then
-    local pushed
+  if is_failed(node) then
+    local state, pushed = string.sub(node, 1, 1), nil
     if message then
       local size, from = string.match(message, '^(%d+):()')
       pushed = redis.pcall('LPUSH', string.sub(message, from, from + size - 1), string.sub(message, from + size))
