@@ -542,7 +542,6 @@ class _Builder:
             return None
         return StoppedWorkflows(
             self.transport.workflows,
-            self.outbox,
             lambda stopped: self.tasks.stop_workflows(stopped),
         )
 

@@ -14,7 +14,6 @@ from greenq.transport.workflows import PAUSED
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from greenq.transport.outbox import Outbox
     from greenq.transport.workflows import Workflows
 
 _log = logging.getLogger(__name__)
@@ -31,12 +30,10 @@ class StoppedWorkflows(StartStopPart):
     def __init__(
         self,
         workflows: Workflows,
-        outbox: Outbox,
         stop: Callable[[Mapping[str, str]], object],
     ) -> None:
         """Call `stop` with the stopped workflows whenever these have changed."""
         self._workflows = workflows
-        self._outbox = outbox
         self._stop = stop
         self._changes = -1
         self._stopped: Mapping[str, str] = {}
@@ -78,8 +75,6 @@ class StoppedWorkflows(StartStopPart):
         ]
         self._stopped = stopped
         self._stop(stopped)
-        if go_on:
-            # Messages that this worker put aside after the workflow had been resumed.
-            self._outbox.wait_written(INTERVAL_S)
-            for each in go_on:
-                self._workflows.release(each)
+        for each in go_on:
+            # Whoever resumed it may have died before that.
+            self._workflows.release(each)

@@ -126,10 +126,9 @@ class Workflow:
         Raises:
             GreenqError: the index does not know the workflow.
         """
-        before = self._index.stop(self.id, CANCELLED)
-        if before == PAUSED:
-            # Each of them ends like any other task that waits.
-            self._index.release(self.id)
+        self._index.stop(self.id, CANCELLED)
+        # If it was paused, each message that was put aside ends like any other that waits.
+        self._index.release(self.id)
         nodes = dict(self._index.nodes(self.id))
         ids = [task_id for task_id, text in nodes.items() if text[:1] in OPEN]
         running = {task_id for task_id in ids if nodes[task_id].startswith("r")}
@@ -165,10 +164,8 @@ class Workflow:
         if self._known().stop == CANCELLED:
             raise GreenqError(f"workflow {self.id} was cancelled: retry() runs it again")
         self._index.stop(self.id, "")
-        self._index.release(self.id)
-        # Workers that have not yet learned of the resume put further messages aside. Each of them
-        # releases those messages, too, unless it dies.
-        time.sleep(_KNOWN_S)
+        # What a worker that has not learned of this puts aside from now on returns to its queue
+        # at once (lua/settle.lua).
         self._index.release(self.id)
 
     # --- running again ----------------------------------------------------------------------------

@@ -286,4 +286,86 @@ MUTANTS: list[Mutant] = [
         "beat_lead", "if not leader or leader == ARGV[1] then", "if leader == ARGV[1] then",
         "nobody takes over", ("beat",),
     ),
+    Mutant(
+        "settle", "for i = 4, #reply do\n      if type(reply[i]) == 'number' then lost",
+        "for i = 4, 3 do\n      if type(reply[i]) == 'number' then lost",
+        "what was not held is noted in the index",
+        ("flow_pause_chain", "flow_cancel", "flow_retry"), 4000,
+    ),
+    Mutant(
+        "settle", "if was then count(before, -1) else room = room - 1 end", "",
+        "a node counts in all of its states", ("flow_retry",),
+    ),
+    Mutant(
+        "settle", "return before ~= 's'", "return true",
+        "a success does not stay in the index", ("flow_cancel", "flow_cancel_chain"), 4000,
+    ),
+    Mutant(
+        "settle", "state = (before == 'f' or before == 'v') and before or string.lower(state)",
+        "state = string.lower(state)", "a task that cannot run replaces its end in the index",
+        ("flow_cancel", "flow_cancel_chain"),
+    ),
+    Mutant(
+        "settle", "redis.call('HSET', name .. '.failed', id, kept)", "local _ = kept",
+        "the message of a failed task is not kept", ("flow_retry",),
+    ),
+    Mutant(
+        "settle", "redis.call('DEL', name .. '.calls')", "",
+        "a call is sent at each end", ("flow_calls",),
+    ),
+    Mutant(
+        "settle", "if when == 'e' or when == how then", "if when == 'e' then",
+        "what is to be called after a success or a failure is not", ("flow_calls",),
+    ),
+    Mutant(
+        "settle", "for _, ending in ipairs(keys) do redis.call('EXPIRE', name .. ending, seconds) end",
+        "", "the index never expires", ("flow_cancel",),
+    ),
+    Mutant(
+        "workflow_stop", "redis.call('HINCRBY', KEYS[2], '', 1)", "",
+        "no worker learns of a cancel", ("flow_cancel",),
+    ),
+    Mutant(
+        "workflow_stop", "redis.call('HDEL', KEYS[2], ARGV[1])", "",
+        "a resumed workflow stays on the list", ("flow_pause",),
+    ),
+    Mutant(
+        "workflow_release", "redis.call('LPOP', KEYS[2])", "",
+        "a released message is released again", ("flow_pause",),
+    ),
+    Mutant(
+        "workflow_call", "return redis.call('LPUSH', string.sub(ARGV[2], from, from + size - 1), "
+        "string.sub(ARGV[2], from + size))", "return 1",
+        "a call after the end is not sent", ("flow_calls", "flow_calls_ok"), 3000,
+    ),
+    Mutant(
+        "workflow_reset", "if is_failed(node) then", "if node then",
+        "a retry sends what has not failed", ("flow_retry", "flow_cancel_retry"), 3000,
+    ),
+    Mutant(
+        "workflow_reset", "redis.call('HDEL', KEYS[3], id)", "",
+        "a retried message stays kept", ("flow_retry", "flow_cancel_retry"), 3000,
+    ),
+    Mutant(
+        "workflow_reset", "return -1", "break",
+        "a retry overlooks what has failed again", ("flow_cancel_retry",),
+        found="f5_failed_again_while_retried",
+    ),
+    Mutant(
+        "workflow_reopen", "< tonumber(ARGV[1]) then return 0 end", "< 0 then return 0 end",
+        "a retry loses parts that end meanwhile", ("flow_apart", "flow_retry"), 4000,
+    ),
+    Mutant(
+        "workflow_reopen", "if claim and claim ~= 'done' then return 0 end", "",
+        "a chord is reopened while it is completed", ("flow_apart", "flow_retry"), 6000,
+    ),
+    Mutant(
+        "workflow_reopen", "redis.call('SREM', name .. '.d', ARGV[i])", "",
+        "a failed part is not counted again", ("flow_retry", "flow_cancel_retry"), 3000,
+    ),
+    Mutant(
+        "settle", "else let_go(name) end", "end",
+        "what is put aside after a resume stays there", ("flow_pause_chain",),
+        found="f1_put_aside_after_the_resume",
+    ),
 ]  # fmt: skip

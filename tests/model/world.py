@@ -511,7 +511,7 @@ class SimWorker:
         )
         self.pool.abandoned = self.tasks.give_back
         self.stopped_workflows = StoppedWorkflows(
-            transport.workflows, self.outbox, self.tasks.stop_workflows
+            transport.workflows, self.tasks.stop_workflows
         )
         self.consumer_over = SimEvent()
         self.watch_over = SimEvent()

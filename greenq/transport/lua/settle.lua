@@ -599,6 +599,22 @@ if ARGV[at + 2 * news] then
       redis.call('DEL', name .. '.calls')
     end
 
+    -- A worker may not have learned that a workflow has been resumed or cancelled, and its call may be late: what it
+    -- puts aside returns to its queue.
+    local function let_go(name)
+      local list = name .. '.held'
+      for i = 6, 5 + goals do
+        for _ = 1, KEYS[i] == list and 1000 or 0 do
+          local item = redis.call('LINDEX', list, 0)
+          if not item then break end
+          local size, from = string.match(item, '^(%d+):()')
+          local sent = redis.pcall('LPUSH', string.sub(item, from, from + size - 1), string.sub(item, from + size))
+          if type(sent) == 'table' then break end
+          redis.call('LPOP', list)
+        end
+      end
+    end
+
     local p = at + 2 * news + 1
     while ARGV[p] do
       local name, id, seconds, notes = ARGV[p], ARGV[p + 1], tonumber(ARGV[p + 2]), {}
@@ -619,7 +635,7 @@ if ARGV[at + 2 * news] then
           local failed = (tonumber(seen[8] or 0) or 0) + (tonumber(seen[9] or 0) or 0)
           call_all(name, failed == 0 and 's' or 'f')
         end
-        if seen[6] == 'paused' then seconds = math.max(seconds, least_paused) end
+        if seen[6] == 'paused' then seconds = math.max(seconds, least_paused) else let_go(name) end
         for _, ending in ipairs(keys) do redis.call('EXPIRE', name .. ending, seconds) end
         redis.call('ZREMRANGEBYSCORE', list, '-inf', '(' .. string.format('%.6f', tonumber(now) - least_paused))
         redis.call('EXPIRE', list, math.max(seconds, least_paused))
