@@ -540,10 +540,12 @@ class _Builder:
     def stopped_workflows(self) -> StoppedWorkflows | None:
         if self.index is None:
             return None
-        return StoppedWorkflows(
+        stopped = StoppedWorkflows(
             self.transport.workflows,
             lambda stopped: self.tasks.stop_workflows(stopped),
         )
+        self.index.on_held = stopped.held
+        return stopped
 
     @cached_property
     def outbox(self) -> Outbox:

@@ -1,4 +1,8 @@
-"""Learns which workflows are cancelled or paused, twice a second, if workflows are indexed."""
+"""Learns which workflows are cancelled or paused, twice a second, if workflows are indexed.
+
+After this worker has put aside messages of a paused workflow, it asks at once: if the workflow has
+been resumed meanwhile, they are on their queue again, and would be put aside again.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import OperationalError
-from greenq.hub import Greenlet, sleep, spawn
+from greenq.hub import Event, Greenlet, spawn
 from greenq.log import OutageLog
 from greenq.transport.workflows import PAUSED
 
@@ -37,6 +41,7 @@ class StoppedWorkflows(StartStopPart):
         self._stop = stop
         self._changes = -1
         self._stopped: Mapping[str, str] = {}
+        self._held = Event()
         self._outage = OutageLog(_log)
         self._greenlet: Greenlet | None = None
 
@@ -53,8 +58,13 @@ class StoppedWorkflows(StartStopPart):
 
     def _run(self) -> None:
         while True:
-            sleep(INTERVAL_S)
+            self._held.wait(INTERVAL_S)
+            self._held.clear()
             self._look()
+
+    def held(self, _written: bool) -> None:
+        """Note that a message was put aside. Switches: no."""
+        self._held.set()
 
     def _look(self) -> None:
         try:

@@ -32,7 +32,7 @@ from greenq.transport.workflow import Noted, Workflow
 from greenq.transport.workflows import CANCELLED, item
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from greenq.canvas.plan import Call
     from greenq.execution.revoked import Revoked
@@ -60,6 +60,8 @@ class WorkflowIndex:
         # The node name comes last in a node's times and ends with a bar.
         self._hostname = hostname.replace("|", "/")
         self._seconds = seconds
+        # Called when a message has been put aside.
+        self.on_held: Callable[[bool], object] | None = None
         # Groups of clients whose followers have been entered, the latest last.
         self._groups: OrderedDict[str, None] = OrderedDict()
 
@@ -146,7 +148,9 @@ class WorkflowIndex:
         move = Move(delivery.tag, f"{key}.held", "next", item(back.key, back.text))
         # The note makes sure that the list expires.
         note = self._noted(message.root_id or message.id, of_message(message), WAITING, "")
-        return Entry.moving(move, workflow=Workflow(index=[note]))
+        entry = Entry.moving(move, workflow=Workflow(index=[note]))
+        entry.written = self.on_held
+        return entry
 
     def sent(self, calls: Iterable[Call]) -> list[Noted]:
         """Return what to note about the calls that a task's end sends."""

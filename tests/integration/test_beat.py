@@ -418,6 +418,44 @@ def test_a_paused_entry_is_not_sent_and_a_resumed_one_counts_from_then(server: S
         app.periodic.pause("eech")
 
 
+def test_due_times_of_a_pause_are_not_sent_if_the_entry_in_the_code_returns(server: Server) -> None:
+    with scheduler(server, {"each": EACH_SECOND["each"] | {"missed": "run_all"}}) as beat:
+        app = beat._app
+        app.periodic.add("each", "proj.add", 1, missed="run_all")
+        tick_until(beat, lambda: history(server))
+        app.periodic.pause("each")
+        last_due = history(server)[-1][0]
+        tick_until(beat, lambda: beat.now() > last_due + 3_000_000)
+        app.periodic.remove("each")
+        sent = len(history(server))
+        tick_until(beat, lambda: len(history(server)) > sent)
+    assert history(server)[sent][0] > last_due + 3_000_000
+
+
+def test_an_entry_that_is_removed_while_a_beat_reads_it_does_not_begin(server: Server) -> None:
+    with scheduler(server, {}) as beat:
+        store, app = beat._store, beat._app
+        app.periodic.add("late", "proj.add", 1)
+        changes = store.lead("schedule", "me").changes
+        assert store.entries().keys() == {"late"}
+        app.periodic.remove("late")
+        assert store.begin(["late"], {}, changes) == {}
+        assert store.states() == {}
+        assert store.begin(["other"], {}, changes + 1).keys() == {"other"}
+
+
+def test_a_beat_that_no_longer_leads_restores_nothing_after_a_loss(server: Server) -> None:
+    with scheduler(server, EACH_SECOND) as first, scheduler(server, EACH_SECOND) as second:
+        tick_until(first, lambda: history(server))
+        first._store.resign(first._schedule, first.name)
+        tick_until(second, lambda: len(history(server)) > 2)
+        first._poll()
+        sent = history(server)[-1][0]
+        server.client.flushdb()
+        tick_until(first, lambda: history(server))
+    assert history(server)[0][0] > sent
+
+
 def test_add_periodic_task_takes_a_task_a_name_or_a_signature(server: Server) -> None:
     app = Greenq("coded", broker=server.url, set_as_current=False)
 

@@ -248,7 +248,7 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         "beat_claim", "elseif tonumber(ready) > now or tonumber(due) > now then",
-        "elseif false then", "a beat's clock decides", ("beat", "beat_one"),
+        "elseif false then", "a beat's clock decides", ("beat", "beat_one"), 3000,
     ),
     Mutant(
         "beat_claim", "elseif any_paused and redis.call('HEXISTS', KEYS[2], name) == 1 then",
@@ -264,7 +264,7 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         "beat_claim", "redis.call('HSET', KEYS[1], name, state)\n    else", "else",
-        "a skipped due time is not recorded", ("beat_skip", "beat_cancel"),
+        "a skipped due time is not recorded", ("beat_skip", "beat_cancel"), 3000,
     ),
     Mutant(
         "beat_begin", "redis.call('HSETNX', KEYS[1]", "redis.call('HSET', KEYS[1]",

@@ -475,6 +475,7 @@ class SimWorker:
         if world.scenario.flow:
             seconds = transport.workflows.seconds
             index = WorkflowIndex(transport.broker, self.state.revoked, f"greenq@{name}", seconds)
+            index.on_held = self._look_soon
         self.pool = SimPool(self, size, lambda request: self.executor(request))
         handover = Handover(
             config=config.task,
@@ -566,6 +567,13 @@ class SimWorker:
         kernel.spawn(self, "outbox", self._run_outbox)
         if self.world.scenario.flow:
             kernel.spawn(self, "look", self._run_looks)
+
+    def _look_soon(self, _written: bool) -> None:
+        for op in self.world.kernel.pending:
+            if op.actor.owner is self and op.kind == "look":
+                self.world.kernel.forget(op)
+                self.world.kernel.ready.append((op.actor, None))
+                return
 
     def _run_looks(self) -> None:
         """What `StoppedWorkflows` does, a turn when the scheduler says so."""
