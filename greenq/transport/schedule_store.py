@@ -187,9 +187,7 @@ class ScheduleStore:
         texts = [each.decode(errors="replace") for each in said]
         return int(now), list(map(Outcome, texts[::2], texts[1::2]))
 
-    def begin(
-        self, names: Sequence[str], known: Mapping[str, str], changes: int
-    ) -> dict[str, str]:
+    def begin(self, names: Sequence[str], known: Mapping[str, str], changes: int) -> dict[str, str]:
         """Give entries without a state one: the `known` one, or one that counts from now.
 
         Entries are left out if any entry was changed after the first `changes` changes, since the

@@ -249,9 +249,7 @@ class Ledger:
         runs = self.runs.get(claim.name)
         if plan.overlap == "skip":
             assert op.began is not None
-            read = max(
-                (each for each in op.actor.owner.reads if each <= op.began[0]), default=-1
-            )
+            read = max((each for each in op.actor.owner.reads if each <= op.began[0]), default=-1)
             if not runs or self.ended.get(runs[-1], self.world.step + 1) < read:
                 self.problem(f"B4 {claim.name} is skipped although its last run has ended")
         elif not plan.missed.startswith("skip"):

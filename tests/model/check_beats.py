@@ -133,6 +133,6 @@ def _check_states(world: BeatWorld) -> None:
         ids = world.ledger.runs.get(name, [])
         if int(due) != last:
             world.problem(f"B5 {name} has got elsewhere ({due}, not {last})")
-        if not world.ledger.lost and name in world.scenario.entries and not world.scenario.puts:
-            if int(runs) != len(ids) or task_id != (ids[-1] if ids else "-"):
-                world.problem(f"B5 {name} has {runs} runs, not {len(ids)}")
+        was_reset = world.ledger.lost or world.scenario.puts
+        if not was_reset and (int(runs) != len(ids) or task_id != (ids[-1] if ids else "-")):
+            world.problem(f"B5 {name} has {runs} runs, not {len(ids)}")

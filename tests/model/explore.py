@@ -287,6 +287,7 @@ def fingerprint(world: World) -> int:
         [worker.local_state() for worker in world.workers.values()],
         sorted(world.env.items()), world.faults_left,
         [(key, len(runs), [run.excused for run in runs]) for key, runs in world.runs.items()],
+        world.fingerprint() if isinstance(world, FlowWorld) else None,
     )  # fmt: skip
     return hash(repr(state))
 

@@ -1,4 +1,4 @@
-"""The world of one workflow in the index: what its workers write there, and who stops or retries it.
+"""The world of one workflow in the index: its workers, and a person who stops or retries it.
 
 The promises: W1 nothing begins in a worker that knows that the workflow is cancelled; W2 nothing
 begins after a slot was got while the worker knew that it is paused; W3 the index agrees with what
@@ -22,7 +22,7 @@ from greenq.canvas.plan import Call
 from greenq.errors import GreenqError, OperationalError
 from greenq.states import FAILURE, REVOKED, SUCCESS
 from greenq.transport.settle import Entry, settle_arguments
-from greenq.transport.workflow import Workflow as Following_
+from greenq.transport.workflow import Workflow as Ending
 from greenq.workflow import Workflow
 from tests.model.kernel import Actor, Op, sim_sleep
 from tests.model.net import pack
@@ -110,7 +110,7 @@ class FlowWorld(World):
                 call = Call(message.task, (), {}, self.scenario.options(message))
                 items += noted(root, seconds, WAITING, [of_call(call)])
                 items += noted(root, seconds, PLANNED, following.call(call))
-        entry = Entry("", "k", workflow=Following_(index=items))
+        entry = Entry("", "k", workflow=Ending(index=items))
         names, args = settle_arguments(self.site.keys, [entry], guard=None)
         self.link.later(self._clock(self.now))
         command = ("EVALSHA", self.site.server.shas["settle"], len(names), *names, *args)
@@ -138,7 +138,9 @@ class FlowWorld(World):
         if task_id in self.members:
             known = actor.owner.state.revoked.workflows.get(self.scenario.flow)
             if known == "cancelled":
-                self.problem(f"W1 {task_id} begins in {actor.owner.name}, which knows of the cancel")
+                self.problem(
+                    f"W1 {task_id} begins in {actor.owner.name}, which knows of the cancel"
+                )
             if tag in self._paused:
                 self.problem(f"W2 {task_id} begins in {actor.owner.name}, which knows of the pause")
         super().begin(actor, tag, text_tag, task_id, retries, early=early)
@@ -269,6 +271,16 @@ class FlowWorld(World):
         answer = self.link.one("HGETALL", f"{self.name}.nodes")
         return {key.decode(): value for key, value in zip(answer[::2], answer[1::2], strict=True)}
 
+    def fingerprint(self) -> Any:
+        """Everything about the index that decides how this world continues."""
+        return (
+            sorted((task_id, node[:1]) for task_id, node in self._nodes().items()),
+            self.link.one("HKEYS", f"{self.name}.failed"),
+            self.link.one("LRANGE", f"{self.name}.held", 0, -1),
+            self.stop, self.is_over, self.person.busy, sorted(self.again.items()), self.calls,
+            [sorted(w.state.revoked.workflows.items()) for w in self.workers.values()],
+        )  # fmt: skip
+
     def check_index(self, states: dict[str, bytes | None]) -> None:
         """Check that the index agrees with what has happened."""
         answer = self.link.one("HGETALL", self.name)
@@ -281,7 +293,9 @@ class FlowWorld(World):
         for task_id in sorted(self.members & (self.sent | nodes.keys())):
             letter = nodes.get(task_id, b"?")[:1].decode()
             state = self.states.get(task_id) if states.get(task_id) is not None else None
-            runs = [run for (each, _), found in self.runs.items() if each == task_id for run in found]
+            runs = [
+                run for (each, _), found in self.runs.items() if each == task_id for run in found
+            ]
             if letter not in _ENDED:
                 self.problem(f"W3 {task_id} never ends in the index ({letter}, {state})")
             elif state is None:
@@ -296,7 +310,10 @@ class FlowWorld(World):
                 if is_ours and link.one("TTL", key) < 0:
                     self.problem(f"W6 {key.decode()} never expires")
         for worker in self.workers.values():
-            if worker.takes and worker.state.revoked.workflows.get(self.scenario.flow, "") != self.stop:
+            if (
+                worker.takes
+                and worker.state.revoked.workflows.get(self.scenario.flow, "") != self.stop
+            ):
                 self.problem(f"W1 {worker.name} does not know that it is {self.stop!r}")
 
     def check_calls(self) -> None:

@@ -56,4 +56,5 @@ class Search(NamedTuple):
 
 SEARCHES = (
     Search("deep_retry", 5, 1), Search("deep_early", 5, 1), Search("deep_parked", 5, 1),
+    Search("deep_flow", 5, 1), Search("deep_beat", 8, 1),
 )  # fmt: skip

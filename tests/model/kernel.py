@@ -23,8 +23,8 @@ class Op:
     """
 
     __slots__ = (
-        "actor", "began", "body", "commands", "connection", "count", "data", "done", "fates", "fused",
-        "kind", "name", "script", "state", "timeout", "value", "wait",
+        "actor", "began", "body", "commands", "connection", "count", "data", "done", "fates",
+        "fused", "kind", "name", "script", "state", "timeout", "value", "wait",
     )  # fmt: skip
 
     def __init__(self, actor: Actor, kind: str) -> None:

@@ -511,9 +511,7 @@ class SimWorker:
             left_behind=bool,
         )
         self.pool.abandoned = self.tasks.give_back
-        self.stopped_workflows = StoppedWorkflows(
-            transport.workflows, self.tasks.stop_workflows
-        )
+        self.stopped_workflows = StoppedWorkflows(transport.workflows, self.tasks.stop_workflows)
         self.consumer_over = SimEvent()
         self.watch_over = SimEvent()
         self._is_watch_ending = False
@@ -799,7 +797,9 @@ class World:
                 link.later(pack(("LPUSH", key, self.texts[message.id])))
                 self.sent.add(message.id)
         for group, size in self.scenario.chords.items():
-            self.result_link.later(pack(("SET", f"{self.site.keys.group(group)}.s", size, "EX", 86400)))
+            self.result_link.later(
+                pack(("SET", f"{self.site.keys.group(group)}.s", size, "EX", 86400))
+            )
         for name, (size, queues) in self.scenario.workers.items():
             self.add_worker(name, size, queues)
         for name in self.scenario.celery:
