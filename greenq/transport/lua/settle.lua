@@ -543,8 +543,10 @@ if ARGV[at + 2 * news] then
       for _, p in ipairs(notes) do
         local id, state, was = ARGV[p + 1], ARGV[p + 2], seen[ARGV[p + 1]]
         local before = was and string.sub(was, 1, 1)
+        local times = ARGV[p + 3]
         if state == 'F' or state == 'V' then
           state = (before == 'f' or before == 'v') and before or string.lower(state)
+          if times == '' and was then times = string.match(was, '^.([^|]*)') end
         end
         if state == '+' or state == '-' then
           count('+', state == '+' and 1 or -1)
@@ -553,7 +555,7 @@ if ARGV[at + 2 * news] then
           count(state, 1)
           local text = was and string.match(was, '|(.*)$') or ''
           if text == '' then text = ARGV[p + 4] end
-          seen[id] = state .. ARGV[p + 3] .. '|' .. text
+          seen[id] = state .. times .. '|' .. text
           written[id] = true
           local kept = ARGV[p + 5]
           if kept ~= '' and #kept <= most_kept - tonumber(redis.call('HGET', name, 'kept') or 0) then

@@ -9,8 +9,8 @@
 local name, ordered, first = KEYS[1], ARGV[2] == 'z', 5 + 2 * tonumber(ARGV[4])
 local claim = redis.call('GET', name .. '.c')
 if claim and claim ~= 'done' then return 0 end
+if claim == 'done' and tonumber(ARGV[4]) + (#ARGV - first + 1) / 3 < tonumber(ARGV[1]) then return 0 end
 if claim == 'done' or redis.call('EXISTS', name .. '.s') == 0 then
-  if tonumber(ARGV[4]) + (#ARGV - first + 1) / 3 < tonumber(ARGV[1]) then return 0 end
   redis.call('DEL', name .. '.j', name .. '.d', name .. '.t', name .. '.c', name .. '.a')
   for i = first, #ARGV, 3 do
     redis.call('SADD', name .. '.d', ARGV[i])
