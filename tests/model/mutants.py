@@ -95,7 +95,7 @@ MUTANTS: list[Mutant] = [
         "HLEN', unacked)\n  end\n", "a moved message stays reserved", ("retry", "stop"),
     ),
     Mutant(
-        "settle", "redis.call('SREM', begun, tag)\n  else", "else",
+        "settle", "redis.call('SREM', begun, tag)\n  if not is_stub then", "if not is_stub then",
         "a retry after an early acknowledgement is pushed twice", ("early_retry",), 3000,
     ),
     Mutant(

@@ -9,6 +9,7 @@ import pytest
 
 from tests.model.explore import Explorer
 from tests.model.mutants import MUTANTS, Mutant
+from tests.model.net import LUA
 from tests.model.scenarios import SCENARIOS
 from tests.model.world import installed
 
@@ -60,6 +61,12 @@ def test_the_same_seed_makes_the_same_schedule(explorer: Explorer) -> None:
     with installed():
         first, again = (explorer.random(scenario, "same") for _ in range(2))
     assert first == again
+
+
+@pytest.mark.smoke
+def test_each_seeded_fault_changes_one_place_of_its_script() -> None:
+    for mutant in MUTANTS:
+        assert (LUA / f"{mutant.script}.lua").read_text("utf-8").count(mutant.old) == 1, mutant.note
 
 
 # Those that are detected soon; ``python -m tests.model --mutants`` tries all.
