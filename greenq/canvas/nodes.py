@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 PLANNED, WAITING, RUNNING, AGAIN, SUCCEEDED, FAILED, REVOKED = "pwrysfv"
 OPEN = (PLANNED, WAITING, RUNNING, AGAIN)
 
-
-def unrun(letter: str) -> str:
-    """Return how the failure of a task that cannot run is noted: it replaces no other end."""
-    return letter.upper()
-
-
 # How many characters of a task's name are kept.
 _MOST_NAME_CHARS = 200
 
@@ -70,6 +64,11 @@ class Node(NamedTuple):
             return cls(task_id, "")
         name, parent, group, place, is_part, after, within = json.loads(text)
         return cls(task_id, name, parent, group, place, bool(is_part), after, tuple(within))
+
+
+def unrun(letter: str) -> str:
+    """Return how the end of a task that cannot run is noted: it replaces no other end."""
+    return letter.upper()
 
 
 def workflow_of(message: TaskMessage) -> str | None:
