@@ -92,7 +92,7 @@ class DisabledPart(Part):
         return _first_line(self._kind)
 
 
-class Node(NamedTuple):
+class GraphNode(NamedTuple):
     """A step in `Blueprint.graph`."""
 
     name: str
@@ -162,11 +162,11 @@ class Blueprint:
                 collected[step.name.lower()] = info
         return collected
 
-    def graph(self) -> list[Node]:
+    def graph(self) -> list[GraphNode]:
         """Return all steps in starting order, including the disabled ones."""
         names = {step.name for step in self._all}
         return [
-            Node(
+            GraphNode(
                 step.name,
                 tuple(needed for needed in step.requires if needed in names),
                 step.description,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from greenq.canvas import index, plan
-from greenq.canvas.stream import Stream, bare
+from greenq.canvas.stream import GroupStream, bare
 from greenq.context import current_context
 from greenq.errors import AccessRefused, ConnectionLost, NotAllSent
 from greenq.result import AsyncResult, AsyncResults, GroupResult, result_from_tuple
@@ -63,7 +63,7 @@ def send_stream(
     """
     given, in_task = _in_task(options)
     source = group.take_source()
-    stream = Stream(bare(group), chord, args, kwargs, given)
+    stream = GroupStream(bare(group), chord, args, kwargs, given)
     listing = _Listing(app, lambda: [] if stream.start is None else [(stream.start, None)])
 
     def calls() -> Iterator[plan.Call]:
@@ -185,7 +185,7 @@ class _Listing:
 class _Members(Sequence[Any]):
     """The handles of a streamed group in which some members consist of more than one new task."""
 
-    def __init__(self, stream: Stream, app: Any) -> None:
+    def __init__(self, stream: GroupStream, app: Any) -> None:
         self._stream = stream
         self._app = app
 

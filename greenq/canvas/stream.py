@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 
-class Stream:
+class GroupStream:
     """A group whose members arrive one by one: what to send for each, in constant memory.
 
     Attributes:

@@ -31,7 +31,7 @@ from greenq.errors import (
     TaskTerminated,
     TimeLimitExceeded,
 )
-from greenq.execution.handover import Failure, Handover, Step
+from greenq.execution.handover import EndingStep, Failure, Handover
 from greenq.execution.results import STORED_CHARS, ResultWriter
 from greenq.hub import Event, sleep
 from greenq.outcome import Outcome, call, call_hooks, forget_runs, text_of, trace_of
@@ -50,8 +50,8 @@ from greenq.task_signals import (
     tell_published,
     tell_revoked,
 )
-from greenq.transport.settle import Entry
-from greenq.transport.workflow import Workflow
+from greenq.transport.settle import Settlement
+from greenq.transport.workflow import Continuation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -204,13 +204,13 @@ class Executor:
             answers.append(held)
             confirmed.set()
 
-        self._outbox.put(Entry(request.delivery.tag, action, written=written))
+        self._outbox.put(Settlement(request.delivery.tag, action, written=written))
         try:
             confirmed.wait()
         except BaseException:
             # The worker ends before the code has begun: undo the acknowledgement.
             move = self._broker.requeue(*request.delivery, "next")
-            self._outbox.put(Entry.moving(move))
+            self._outbox.put(Settlement.moving(move))
             raise
         if not answers[0]:
             _log.warning("%s does not start here: another worker now has it", request)
@@ -224,7 +224,7 @@ class Executor:
         meta = {"pid": os.getpid(), "hostname": self._hostname}
         result = self._results.write_plain(request.message.id, STARTED, meta)
         if result is not None:
-            self._outbox.put(Entry(request.delivery.tag, "k", result=result))
+            self._outbox.put(Settlement(request.delivery.tag, "k", result=result))
 
     # --- run --------------------------------------------------------------------------------------
 
@@ -259,7 +259,7 @@ class Executor:
             outcome, move = self._prepare_retry(request, context, outcome, outcome.value)
         elif context.retried is not None and tag and outcome.state in _WITH_NEXT_RUN:
             outcome, move = self._prepare_retry(request, context, outcome, context.retried)
-        workflow: Workflow | None = None
+        workflow: Continuation | None = None
         if request.is_step or context.replacement is not None:
             outcome, result, workflow = self._hand_over(request, context, outcome, move)
         elif outcome.state not in (IGNORED, REJECTED):
@@ -275,14 +275,14 @@ class Executor:
             goes_on = goes_on or (context.replacement is not None and outcome.state == IGNORED)
             workflow = self._enter_end(request, context, outcome.state, workflow, goes_on=goes_on)
         if tag or result is not None or workflow is not None:
-            self._outbox.put(Entry(tag, "a", result, move, None, request, workflow))
+            self._outbox.put(Settlement(tag, "a", result, move, None, request, workflow))
         if context.announced is not None:
             tell_published(request, context.announced)
         return outcome
 
     def _hand_over(
         self, request: Request, context: Context, outcome: Outcome, move: Move | None
-    ) -> tuple[Outcome, StateWrite | None, Workflow]:
+    ) -> tuple[Outcome, StateWrite | None, Continuation]:
         """Return the outcome of a step, its state, and what follows its end.
 
         If something cannot be sent or stored, the step fails, with everything that waits for it.
@@ -293,7 +293,7 @@ class Executor:
             result = None
             if outcome.state != REJECTED:
                 outcome, result = self._results.write(request, outcome, _children(context))
-            workflow = Workflow()
+            workflow = Continuation()
             if context.additions:
                 self._handover.added(workflow, step, context.additions)
             return outcome, result, workflow
@@ -330,10 +330,10 @@ class Executor:
         request: Request,
         context: Context | None,
         state: str,
-        workflow: Workflow | None,
+        workflow: Continuation | None,
         *,
         goes_on: bool = False,
-    ) -> Workflow | None:
+    ) -> Continuation | None:
         """Return what follows the end, with its note for the index of workflows."""
         assert self._index is not None
         ran_s = None if request.started_s is None else time.monotonic() - request.started_s
@@ -347,10 +347,10 @@ class Executor:
             goes_on=goes_on,
         )
 
-    def _step(self, request: Request) -> Step:
+    def _step(self, request: Request) -> EndingStep:
         inherits = self._config.task_inherit_parent_priority
         priority = request.properties.get("priority") if inherits else None
-        return Step(request.delivery, request.message, priority)
+        return EndingStep(request.delivery, request.message, priority)
 
     def _prepare_retry(
         self, request: Request, context: Context, outcome: Outcome, retry: Retry
@@ -463,7 +463,9 @@ class Executor:
         if self._index is not None:
             workflow = self._enter_end(request, None, FAILURE, workflow)
         if tag or result is not None:
-            self._outbox.put(Entry(tag, result=result, move=move, about=request, workflow=workflow))
+            self._outbox.put(
+                Settlement(tag, result=result, move=move, about=request, workflow=workflow)
+            )
         if task_internal_error.receivers:
             tell_internal_error(request, exc, trace, hostname=self._hostname)
         return outcome

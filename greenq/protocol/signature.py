@@ -74,7 +74,7 @@ class _PlainOptions(msgspec.Struct):
     stamped_headers: None = None
 
 
-class _Plain(msgspec.Struct):
+class _PlainSignature(msgspec.Struct):
     """A signature of one task without nested signatures, as in most steps of chains.
 
     Checked in C: a message contains all remaining steps of its chain.
@@ -89,7 +89,7 @@ class _Plain(msgspec.Struct):
 
 def _is_plain(signature: object) -> bool:
     try:
-        found = msgspec.convert(signature, _Plain)
+        found = msgspec.convert(signature, _PlainSignature)
     except msgspec.ValidationError:
         return False
     # Text that is not ASCII may be invalid Unicode.

@@ -39,7 +39,7 @@ class StateWrite(NamedTuple):
         return self._replace(rule="u" + self.rule[1:])
 
 
-class Part(NamedTuple):
+class ChordPart(NamedTuple):
     """One part of a chord.
 
     Attributes:
@@ -62,7 +62,7 @@ class Part(NamedTuple):
         return claim_of(self.member)
 
 
-class Push(NamedTuple):
+class MessagePush(NamedTuple):
     """A message to be sent: the key of its list, the end of that list, and its text.
 
     With the side ``all``, `key` is the channel on which the message is published.
@@ -111,7 +111,7 @@ class Noted(NamedTuple):
     kept: str | bytes = ""
 
 
-class Claim(NamedTuple):
+class ChordClaim(NamedTuple):
     """A chord that one of its parts has completed: the group's key, and the part's claim."""
 
     group: str
@@ -128,7 +128,7 @@ def chord_rule(ordered: bool, chord_seconds: int, group_seconds: int) -> str:
     return f"{'z' if ordered else 'l'}{chord_seconds} {group_seconds}"
 
 
-class Workflow:
+class Continuation:
     """What follows one ending.
 
     Attributes:
@@ -155,12 +155,12 @@ class Workflow:
         self,
         *,
         adds: list[Addition] | None = None,
-        parts: list[Part] | None = None,
+        parts: list[ChordPart] | None = None,
         states: list[StateWrite] | None = None,
-        pushes: list[Push] | None = None,
+        pushes: list[MessagePush] | None = None,
         seals: list[Seal] | None = None,
-        clears: list[Claim] | None = None,
-        frees: list[Claim] | None = None,
+        clears: list[ChordClaim] | None = None,
+        frees: list[ChordClaim] | None = None,
         index: list[Noted] | None = None,
         written: list[Callable[[], object]] | None = None,
         complete: Callable[[Any], object] | None = None,
@@ -217,16 +217,16 @@ class Workflow:
         for free in self.frees:
             write(free)
 
-    def of_results(self) -> Workflow:
+    def of_results(self) -> Continuation:
         """Return the part to be written first, on a separate results server."""
-        return Workflow(
+        return Continuation(
             adds=self.adds, parts=self.parts, states=self.states, seals=self.seals,
             clears=self.clears, frees=self.frees,
         )  # fmt: skip
 
-    def of_broker(self) -> Workflow:
+    def of_broker(self) -> Continuation:
         """Return the part to be written then, on the broker."""
-        return Workflow(pushes=self.pushes, index=self.index)
+        return Continuation(pushes=self.pushes, index=self.index)
 
 
 def index_arguments(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from greenq.transport.client import Connection
     from greenq.transport.leases import Leases
-    from greenq.transport.settle import Entry
+    from greenq.transport.settle import Settlement
     from greenq.watchdog.hub_thread import HubThread
 
 _log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Ending:
         leases: Leases,
         hub_thread: HubThread,
         *,
-        unwritten: Callable[[], list[Entry]],
+        unwritten: Callable[[], list[Settlement]],
         cut: Callable[[Connection], object] | None,
         end_process: Callable[[], object] | None,
     ) -> None:

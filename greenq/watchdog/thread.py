@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from greenq.hub import Hub, Signals
     from greenq.transport.client import Connection
     from greenq.transport.leases import Leases
-    from greenq.transport.settle import Entry
-    from greenq.watchdog.guard_process import Guard
+    from greenq.transport.settle import Settlement
+    from greenq.watchdog.guard_process import GuardProcess
     from greenq.watchdog.heartbeat import Heartbeat
     from greenq.watchdog.hub_thread import Blocker
     from greenq.watchdog.subscriber import Subscriber
@@ -85,8 +85,8 @@ class Watch(StartStopPart):
         paused: Callable[[frozenset[str]], object],
         forgotten: Callable[[], object],
         give_away: Callable[[Connection], object],
-        unwritten: Callable[[], list[Entry]],
-        guard: Guard | None = None,
+        unwritten: Callable[[], list[Settlement]],
+        guard: GuardProcess | None = None,
         signals: Signals | None = None,
         blocked_limit_s: float = 0.0,
         stacks: Callable[[], str] | None = None,

@@ -51,7 +51,7 @@ from greenq.transport.leases import Leases
 from greenq.transport.outbox import Outbox
 from greenq.transport.owner import Owner
 from greenq.transport.recovery import Recovery
-from greenq.transport.settle import Entry
+from greenq.transport.settle import Settlement
 from greenq.watchdog.thread import Watch
 from tests.model.celery import VISIBILITY_S, SimCelery
 from tests.model.kernel import Actor, Kernel, Op, SimEvent, sim_run_all, sim_sleep, sim_spawn
@@ -520,7 +520,9 @@ class SimWorker:
         own = None if task is None else task.reject_on_worker_lost
         return True if own is None else own
 
-    def _bury(self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None) -> Entry:
+    def _bury(
+        self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None
+    ) -> Settlement:
         return self.world.site.lost.bury(tag, queue, raw, reason, task_id)
 
     def _pause(self, paused: frozenset[str]) -> None:
