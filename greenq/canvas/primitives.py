@@ -259,8 +259,8 @@ class group(_Composite):  # noqa: N801  Celery's name
         """Send all members, and return a `GroupResult`. Switches: yes.
 
         Args:
-            args: prepended to those of each member. kwargs,
-            options: override those of each member.
+            args: prepended to those of each member.
+            kwargs, options: override those of each member.
 
         Raises:
             TypeError: link or link_error is among the options: a group has no single end.

@@ -76,8 +76,8 @@ class _Looks(NamedTuple):
     """The data that a renewal checks besides the leases.
 
     Attributes:
-        queues: this worker's
-        queues. keys: the keys of the renewal.
+        queues: this worker's queues.
+        keys: the keys of the renewal.
         steps: the lists of each queue, the first one first, for the relay.
         unwatched: those of the lists on which no worker waits.
     """
