@@ -50,7 +50,7 @@ from greenq.task_signals import (
     tell_published,
     tell_revoked,
 )
-from greenq.transport.settle import Settlement
+from greenq.transport.settle import ACKNOWLEDGE, BEGIN, BEGIN_STEP, KEEP, Settlement
 from greenq.transport.workflow import Continuation
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class Executor:
             # The message was requeued, unless it never had a reservation.
             return not request.delivery.tag
         # If others wait for a step, they must fail if its worker dies: its record stays.
-        action: Action = "e" if request.is_step else "b"
+        action: Action = BEGIN_STEP if request.is_step else BEGIN
         confirmed = Event()
         answers: list[bool] = []
 
@@ -224,7 +224,7 @@ class Executor:
         meta = {"pid": os.getpid(), "hostname": self._hostname}
         result = self._results.write_plain(request.message.id, STARTED, meta)
         if result is not None:
-            self._outbox.put(Settlement(request.delivery.tag, "k", result=result))
+            self._outbox.put(Settlement(request.delivery.tag, KEEP, result=result))
 
     # --- run --------------------------------------------------------------------------------------
 
@@ -275,7 +275,7 @@ class Executor:
             goes_on = goes_on or (context.replacement is not None and outcome.state == IGNORED)
             workflow = self._enter_end(request, context, outcome.state, workflow, goes_on=goes_on)
         if tag or result is not None or workflow is not None:
-            self._outbox.put(Settlement(tag, "a", result, move, None, request, workflow))
+            self._outbox.put(Settlement(tag, ACKNOWLEDGE, result, move, None, request, workflow))
         if context.announced is not None:
             tell_published(request, context.announced)
         return outcome

@@ -26,7 +26,7 @@ from greenq.canvas.nodes import (
 )
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, SUCCESS
 from greenq.states import REVOKED as REVOKED_STATE
-from greenq.transport.settle import Move, Settlement
+from greenq.transport.settle import KEEP, Move, Settlement
 from greenq.transport.workflow import Continuation, Noted
 from greenq.transport.workflows import CANCELLED, item
 
@@ -82,7 +82,7 @@ class WorkflowIndex:
         if message.parent_id is None and self._is_new(message):
             found = Following().task(message.id, message.group, message.chain, message.chord)
             items += noted(workflow, self._seconds, PLANNED, found)
-        return Settlement(request.delivery.tag, "k", workflow=Continuation(index=items))
+        return Settlement(request.delivery.tag, KEEP, workflow=Continuation(index=items))
 
     def _is_new(self, message: TaskMessage) -> bool:
         """Return whether what follows a client's message may be missing from the index."""

@@ -41,8 +41,8 @@ from greenq.states import FAILURE, PENDING, READY_STATES, REVOKED, SUCCESS
 from greenq.transport.callbacks import Callbacks
 from greenq.transport.listener import PORTION, ChannelListener, Heard, portions
 from greenq.transport.reads import Reads
-from greenq.transport.settle import Settlement, StateWrite, settle
-from greenq.transport.workflow import ChordPart, chord_rule
+from greenq.transport.settle import KEEP, Settlement, StateWrite, settle
+from greenq.transport.workflow import KIND_FINAL, KIND_PASSING, KIND_SUCCESS, ChordPart, chord_rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -109,9 +109,11 @@ class Backend:
             failure_expiry = int(config.result_failure_expires)
         # The rules for each final state, then the one for all other states.
         self._rules = {
-            SUCCESS: f"s{expiry}", FAILURE: f"f{failure_expiry}", REVOKED: f"f{expiry}"
-        }  # fmt: skip
-        self._rule = f"n{expiry}"
+            SUCCESS: f"{KIND_SUCCESS}{expiry}",
+            FAILURE: f"{KIND_FINAL}{failure_expiry}",
+            REVOKED: f"{KIND_FINAL}{expiry}",
+        }
+        self._rule = f"{KIND_PASSING}{expiry}"
         # How long a chord is kept after its last change, and the kind of key for its parts.
         chord_expiry = config.result_chord_expires
         self.chord_seconds = expiry if chord_expiry is None else int(chord_expiry)
@@ -224,7 +226,7 @@ class Backend:
     def store(self, task_id: str, status: str, result: object, **fields: Any) -> None:
         """Store a state at once; `fields` are those of `stored`."""
         state = self.stored(task_id, status, result, **fields)
-        settle(self._client, self._keys, [Settlement("", "k", result=state)])
+        settle(self._client, self._keys, [Settlement("", KEEP, result=state)])
 
     def get(self, task_id: str) -> ResultMeta:
         """Read a task's stored state; a task without one is PENDING."""

@@ -21,7 +21,8 @@ from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import OperationalError, ServerError, TransportTimeout
 from greenq.hub import Event, Greenlet, sleep, spawn
 from greenq.log import OutageLog
-from greenq.transport.settle import INDEX, Fence, Settlement, settle
+from greenq.transport.settle import ACKNOWLEDGE, INDEX, MOVE, Fence, Settlement, settle
+from greenq.transport.workflow import KIND_SUCCESS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -285,13 +286,13 @@ def _call_each(written: Sequence[Callable[[], object]], about: object) -> None:
 
 def _keep_certain(not_held: set[Settlement]) -> set[Settlement]:
     """Leave out the entries that an earlier attempt of the same write may have settled."""
-    return {entry for entry in not_held if entry.action not in "am"}
+    return {entry for entry in not_held if entry.action not in {ACKNOWLEDGE, MOVE}}
 
 
 def _describe_fate(entry: Settlement) -> str:
     """Return a phrase that says what happens to the state of a message that was no longer held."""
     if entry.result is None:
         return ""
-    if entry.result.rule.startswith("s"):
+    if entry.result.rule.startswith(KIND_SUCCESS):
         return "; its success is stored unless the other run has ended"
     return "; the other run determines its state"

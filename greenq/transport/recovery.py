@@ -20,7 +20,7 @@ from greenq.protocol import envelope
 from greenq.protocol.message import parse_time
 from greenq.transport.client import load_script
 from greenq.transport.fetch import in_portions, tag_number, taken_apart
-from greenq.transport.settle import Fence, Move, Settlement, settle
+from greenq.transport.settle import REQUEUE, Fence, Move, Settlement, settle
 from greenq.transport.workflow import ChordClaim, Continuation, claim_of
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ class Recovery:
             text = self._broker.resealed(queue, held.text, held.redelivered(deaths))
             # Its owner may have come back and begin it at this instant.
             move = Move(tag, key, side, text)
-            return Settlement(tag, "g", move=move, workflow=self._freed(held))
+            return Settlement(tag, REQUEUE, move=move, workflow=self._freed(held))
         except DecodeError as exc:
             queue, message = taken_apart(record)
             return self._bury(tag, queue, message, f"its record is not a message: {exc}", None)

@@ -6,7 +6,7 @@ Events about them are published at the end of the same call.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from greenq.log import Repeated
 from greenq.transport.client import load_script
@@ -34,7 +34,24 @@ _NOT_HELD = "-"
 # The prefix of the reason why the index of workflows could not be written.
 INDEX = "INDEX "
 
-# What to do with a message: the letters of the script.
+# What becomes of a message, as lua/settle.lua lists it under the same names; one letter each, since
+# every message that ends is named one. A continuation makes it a capital.
+
+# It is done with.
+ACKNOWLEDGE: Final = "a"
+# It is acknowledged before its run; a stub remains, to which the outcome will belong.
+BEGIN: Final = "b"
+# The same for a message of a workflow, whose record remains, too: others wait for its end.
+BEGIN_STEP: Final = "e"
+# It goes back to its queue, unless it has begun.
+REQUEUE: Final = "g"
+# It stays as it is: there is only a state to store.
+KEEP: Final = "k"
+# It is about to run alone in its worker; without a tag, none does any more.
+RUN_ALONE: Final = "l"
+# It goes elsewhere.
+MOVE: Final = "m"
+
 Action = Literal["a", "b", "e", "g", "k", "l", "m"]
 
 
@@ -77,7 +94,7 @@ class Settlement:
     def __init__(
         self,
         tag: str,
-        action: Action = "a",
+        action: Action = ACKNOWLEDGE,
         result: StateWrite | None = None,
         move: Move | None = None,
         written: Callable[[bool], object] | None = None,
@@ -86,7 +103,7 @@ class Settlement:
     ) -> None:
         """Keep the parts; without a move or another action, the message is acknowledged."""
         self.tag = tag
-        self.action: Action = "m" if move and action != "g" else action
+        self.action: Action = MOVE if move and action != REQUEUE else action
         self.result = result
         self.move = move
         self.written = written
@@ -273,7 +290,7 @@ def _settle_apart(
     settled = _answered(answer)
     over = withheld | void | settled.not_held | settled.stuck
     clears = [
-        Settlement("", "k", workflow=Continuation(clears=entry.workflow.clears))
+        Settlement("", KEEP, workflow=Continuation(clears=entry.workflow.clears))
         for i, entry in enumerate(entries)
         if entry.workflow is not None and entry.workflow.clears and i not in over
     ]
@@ -285,7 +302,7 @@ def _settle_apart(
 def _of_broker(entry: Settlement, withheld: bool, void: bool) -> Settlement:
     """Return the part of an entry that remains for the broker once its state is stored."""
     if withheld:
-        return Settlement(entry.tag, "k")
+        return Settlement(entry.tag, KEEP)
     workflow = None
     if entry.workflow is not None:
         index = entry.workflow.index
@@ -309,7 +326,7 @@ def _store_apart(
         has completed.
     """
     places = [i for i, entry in enumerate(entries) if entry.result or entry.workflow]
-    looks = [Settlement(entries[i].tag, "k") for i in places]
+    looks = [Settlement(entries[i].tag, KEEP) for i in places]
     looked = _answered(server.script(SETTLE, *settle_arguments(keys, looks, fence=fence)))
     states = []
     for number, i in enumerate(places):
@@ -317,7 +334,7 @@ def _store_apart(
         workflow = entries[i].workflow
         states.append(
             Settlement(
-                tag, "k", result=entries[i].result, workflow=workflow and workflow.of_results()
+                tag, KEEP, result=entries[i].result, workflow=workflow and workflow.of_results()
             )
         )
     arguments = settle_arguments(keys, states, fence=None, looks=True)

@@ -6,7 +6,7 @@ call.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,14 +19,29 @@ if TYPE_CHECKING:
 _DONE_S = 300
 
 
+# How a state stands to one stored before: lua/settle.lua has the same names.
+
+# A success, which nothing replaces.
+KIND_SUCCESS: Final = "s"
+# Another final state.
+KIND_FINAL: Final = "f"
+# The failure of a message that could not run; it replaces no final state, since its id may be that
+# of another task.
+KIND_UNRUN: Final = "u"
+# A state before the end.
+KIND_PASSING: Final = "n"
+
+# How the parts of a chord are kept: by their places in a zset, or as they come in a list.
+PARTS_ORDERED: Final = "z"
+PARTS_LISTED: Final = "l"
+
+
 class StateWrite(NamedTuple):
     """A task's state to be written to the results.
 
     Attributes:
         key: the key under which it is stored, and the channel on which it is announced.
-        rule: ``s`` for a success, ``f`` for another final state, ``u`` for the failure of a message
-            that could not run, ``n`` for any other, followed by the seconds until it expires
-            (0: never).
+        rule: its kind, followed by the seconds until it expires (0: never).
         payload: the encoded state.
     """
 
@@ -36,7 +51,7 @@ class StateWrite(NamedTuple):
 
     def of_unrun(self) -> StateWrite:
         """Return it as the failure of an unrunnable message, which replaces no final state."""
-        return self._replace(rule="u" + self.rule[1:])
+        return self._replace(rule=KIND_UNRUN + self.rule[1:])
 
 
 class ChordPart(NamedTuple):
@@ -47,7 +62,7 @@ class ChordPart(NamedTuple):
         member: ``<task id>:<place>``; it is counted once.
         place: the group index, or ``+inf``.
         value: the encoded state and result.
-        rule: ``z`` or ``l`` (see `ChordRule`), and how long the keys are kept.
+        rule: see `chord_rule`.
     """
 
     group: str
@@ -125,7 +140,7 @@ def claim_of(member: str) -> str:
 
 def chord_rule(ordered: bool, chord_seconds: int, group_seconds: int) -> str:
     """Write the rule of a chord's parts: whether they are ordered, and the keys' lifetimes."""
-    return f"{'z' if ordered else 'l'}{chord_seconds} {group_seconds}"
+    return f"{PARTS_ORDERED if ordered else PARTS_LISTED}{chord_seconds} {group_seconds}"
 
 
 class Continuation:

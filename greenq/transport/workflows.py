@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from greenq.errors import GreenqError, ServerError
 from greenq.transport.client import load_script
-from greenq.transport.settle import INDEX, Settlement, settle
+from greenq.transport.settle import INDEX, KEEP, Settlement, settle
 from greenq.transport.workflow import Continuation, Noted
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ class Workflows:
         Raises:
             ServerError: the server refuses the index.
         """
-        entries = [Settlement("", "k", workflow=Continuation(index=list(items)))]
-        entries += [Settlement("", "k", result=state.of_unrun()) for state in states]
+        entries = [Settlement("", KEEP, workflow=Continuation(index=list(items)))]
+        entries += [Settlement("", KEEP, result=state.of_unrun()) for state in states]
         settled = settle(self._client, self._keys, entries, results=self._results)
         if settled.unpublished.startswith(INDEX):
             raise ServerError("EVALSHA", settled.unpublished.removeprefix(INDEX))

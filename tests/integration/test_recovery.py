@@ -18,7 +18,7 @@ from greenq.transport.client import Client
 from greenq.transport.leases import Leases
 from greenq.transport.owner import Owner
 from greenq.transport.recovery import Recovery, is_suspect, newest_first
-from greenq.transport.settle import Fence, Move, Settlement, StateWrite, settle
+from greenq.transport.settle import BEGIN, Fence, Move, Settlement, StateWrite, settle
 from tests.servers import Server
 
 pytestmark = pytest.mark.smoke
@@ -535,7 +535,7 @@ def test_what_the_dead_owner_writes_when_it_comes_back_is_seen_to_be_somebody_el
     grave: Grave,
 ) -> None:
     grave.die(message("t1"), message("t2"))
-    settle(grave.connection, KEYS, [Settlement("dead:2", "b")], fence=Fence("dead"))
+    settle(grave.connection, KEYS, [Settlement("dead:2", BEGIN)], fence=Fence("dead"))
     grave.recover()
     endings = [
         Settlement("dead:1", result=StateWrite("r1", "f60", '{"status": "FAILURE"}')),

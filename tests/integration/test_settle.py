@@ -16,6 +16,9 @@ from greenq.protocol.keys import Keys
 from greenq.transport.client import Client, Connection
 from greenq.transport.dead_letters import DEAD_LIMIT, DEAD_LIMITS
 from greenq.transport.settle import (
+    BEGIN,
+    KEEP,
+    RUN_ALONE,
     SETTLE,
     Fence,
     Move,
@@ -116,7 +119,7 @@ def test_all_of_a_batch_is_settled_in_one_call(desk: Desk) -> None:
         moving("a:2", "queue", "next", "taken next", result=passing("r2", 0, b"\xff\x00")),
         moving("a:3", "queue", "last", b"taken last"),
         moving("a:4", "parked", 1924992000.25, "1|later"),
-        Settlement("a:5", "b"),
+        Settlement("a:5", BEGIN),
     )
 
     assert settled == DONE
@@ -135,7 +138,7 @@ def test_stored_state_is_announced_on_the_channel_of_its_key(desk: Desk) -> None
         heard.psubscribe("r*")
         assert heard.get_message(timeout=5) is None
         states = [success("r1", 60, "one"), final("r2"), final("r3", 0, "x")]
-        desk.settle(*(Settlement("", "k", result=state) for state in states), fence=None)
+        desk.settle(*(Settlement("", KEEP, result=state) for state in states), fence=None)
 
         messages = [heard.get_message(timeout=5) for _ in range(2)]
 
@@ -186,7 +189,7 @@ def test_states_of_a_batch_are_announced_where_somebody_listens(
         desk.client.config_resetstat()
 
         states = [success(f"r{number}") for number in range(1500)]
-        desk.settle(*(Settlement("", "k", result=state) for state in states), fence=None)
+        desk.settle(*(Settlement("", KEEP, result=state) for state in states), fence=None)
 
         messages = [listener.get_message(timeout=5) for _ in listened]
 
@@ -263,14 +266,14 @@ def test_state_replaces_a_key_of_another_type(desk: Desk, rule: str) -> None:
 def test_message_that_is_acknowledged_early_becomes_a_stub_until_its_outcome(desk: Desk) -> None:
     desk.reserve("a:1", "a:2")
 
-    assert desk.settle(Settlement("a:1", "b")) == DONE
+    assert desk.settle(Settlement("a:1", BEGIN)) == DONE
     # Also when the answer got lost.
-    assert desk.settle(Settlement("a:1", "b")) == DONE
+    assert desk.settle(Settlement("a:1", BEGIN)) == DONE
 
     assert (desk.reserved(), desk.begun()) == ({"a:2"}, {"a:1"})
     # A set that nobody ends goes by itself.
     assert 0 < desk.client.ttl("greenq.begun.a") <= 7 * 86400
-    assert desk.settle(Settlement("a:1", "k", result=passing(payload=RETRY))) == DONE
+    assert desk.settle(Settlement("a:1", KEEP, result=passing(payload=RETRY))) == DONE
     assert desk.settle(Settlement("a:1", result=success())) == DONE
     assert (desk.reserved(), desk.begun()) == ({"a:2"}, set())
     assert desk.client.get("r") == SUCCESS.encode()
@@ -280,13 +283,13 @@ def test_message_that_is_acknowledged_early_becomes_a_stub_until_its_outcome(des
 
 
 def test_early_acknowledgement_of_what_is_gone_leaves_no_stub(desk: Desk) -> None:
-    assert desk.settle(Settlement("a:1", "b")).not_held == {0}
+    assert desk.settle(Settlement("a:1", BEGIN)).not_held == {0}
     assert desk.begun() == set()
 
 
 def test_stub_moves_as_a_record_does(desk: Desk) -> None:
     desk.reserve("a:1")
-    desk.settle(Settlement("a:1", "b"))
+    desk.settle(Settlement("a:1", BEGIN))
     move = ("a:1", "queue", "last", "next run")
 
     assert desk.settle(moving(*move, result=passing())) == DONE
@@ -315,7 +318,7 @@ def test_server_that_does_not_know_the_owner_does_nothing(desk: Desk) -> None:
         desk.settle(
             Settlement("a:1", result=success()),
             moving("a:2", "queue", "last", "text"),
-            Settlement("", "l"),
+            Settlement("", RUN_ALONE),
         )
 
     # It is right again as soon as the owner has made itself known.
@@ -350,23 +353,23 @@ def test_recovery_acts_while_the_lease_is_the_one_that_was_claimed(
 def test_what_runs_alone_is_announced_and_taken_back(desk: Desk) -> None:
     desk.reserve("a:1")
 
-    assert desk.settle(Settlement("a:1", "l")) == DONE
+    assert desk.settle(Settlement("a:1", RUN_ALONE)) == DONE
     assert desk.client.hget("greenq.owner.a", "alone") == b"a:1"
     assert desk.reserved() == {"a:1"}
 
     # What is somebody else's does not run alone here.
-    assert desk.settle(Settlement("a:2", "l")).not_held == {0}
+    assert desk.settle(Settlement("a:2", RUN_ALONE)).not_held == {0}
     assert desk.client.hget("greenq.owner.a", "alone") == b"a:1"
 
-    assert desk.settle(Settlement("", "l")) == DONE
+    assert desk.settle(Settlement("", RUN_ALONE)) == DONE
     assert not desk.client.hexists("greenq.owner.a", "alone")
 
 
 def test_states_alone_touch_no_other_key(desk: Desk) -> None:
-    names, _ = settle_arguments(KEYS, [Settlement("", "k", result=success())], fence=None)
+    names, _ = settle_arguments(KEYS, [Settlement("", KEEP, result=success())], fence=None)
 
     assert names == ["r"]
-    assert desk.settle(Settlement("", "k", result=success()), fence=None) == DONE
+    assert desk.settle(Settlement("", KEEP, result=success()), fence=None) == DONE
     assert desk.client.get("r") == SUCCESS.encode()
 
 
@@ -381,7 +384,7 @@ def test_states_go_to_their_own_server_by_whose_they_are(desk: Desk, is_held: bo
         Settlement("a:1", result=success("r1")),
         moving("a:2", "queue", "last", "text", result=passing("r2")),
         Settlement("a:3", result=final("r3")),
-        Settlement("", "k", result=final("r4")),
+        Settlement("", KEEP, result=final("r4")),
     ]
     if is_held:
         desk.reserve("a:1", "a:2", "a:3")
@@ -449,7 +452,7 @@ def test_what_was_not_held_is_named_by_its_place(desk: Desk) -> None:
 
     settled = desk.settle(
         *(Settlement(f"a:{number}", result=final(f"r{number}")) for number in range(1, 4)),
-        Settlement("", "k", result=final("r4")),
+        Settlement("", KEEP, result=final("r4")),
         moving("a:5", "queue", "last", "text"),
         moving("a:6", "queue", "last", "text"),
     )
@@ -534,7 +537,7 @@ def test_message_without_a_tag_is_just_put_there(desk: Desk) -> None:
     desk.reserve("a:1")
 
     settled = desk.settle(
-        Settlement("", "k", result=success("r1", 60, "one")),
+        Settlement("", KEEP, result=success("r1", 60, "one")),
         moving("", "queue", "last", "new"),
         moving("", "parked", 5.0, "1|later"),
     )
@@ -578,7 +581,7 @@ def test_message_whose_goal_has_another_type_stays_reserved_and_the_rest_is_done
     desk.client.set("wrong", "a string")
     desk.reserve("a:1", "a:2", "a:3")
     if is_stub:
-        desk.settle(Settlement("a:1", "b"))
+        desk.settle(Settlement("a:1", BEGIN))
 
     settled = desk.settle(
         Settlement.moving(move),
@@ -629,8 +632,8 @@ def test_server_without_memory_takes_all_of_a_batch_or_nothing(desk: Desk, rule:
 def test_server_without_memory_still_lets_messages_go(desk: Desk) -> None:
     # Otherwise a server that is full of records would stay full. In any order: what is early
     # acknowledged, or runs alone, must not stop what ends.
-    endings = [Settlement("a:1"), moving("a:2", "queue", "last", "text"), Settlement("a:3", "b")]
-    endings += [Settlement("a:4", "l"), Settlement("", "l")]
+    endings = [Settlement("a:1"), moving("a:2", "queue", "last", "text"), Settlement("a:3", BEGIN)]
+    endings += [Settlement("a:4", RUN_ALONE), Settlement("", RUN_ALONE)]
 
     for some in itertools.chain.from_iterable(itertools.permutations(endings, n) for n in (1, 2)):
         desk.reserve("a:1", "a:2", "a:3", "a:4")
@@ -692,7 +695,7 @@ def test_message_stays_reserved_when_the_user_may_not_leave_a_stub(
     desk.reserve("a:1")
 
     with user(desk, *rules) as poor, pytest.raises(OperationalError):
-        poor.settle(Settlement("a:1", "b"))
+        poor.settle(Settlement("a:1", BEGIN))
 
     assert desk.reserved() == {"a:1"}
 

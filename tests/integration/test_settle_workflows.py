@@ -10,7 +10,17 @@ import pytest
 
 from greenq.protocol.keys import Keys
 from greenq.transport.client import Client
-from greenq.transport.settle import Fence, Move, Settled, Settlement, StateWrite, settle
+from greenq.transport.settle import (
+    ACKNOWLEDGE,
+    BEGIN_STEP,
+    REQUEUE,
+    Fence,
+    Move,
+    Settled,
+    Settlement,
+    StateWrite,
+    settle,
+)
 from greenq.transport.workflow import (
     Addition,
     ChordClaim,
@@ -37,7 +47,7 @@ def part(task_id: str, place: int | str, value: object = None, group: str = G) -
 
 
 def ending(tag: str, **lists: object) -> Settlement:
-    return Settlement(tag, "a", success(f"r{tag}"), workflow=Continuation(**lists))  # type: ignore[arg-type]
+    return Settlement(tag, ACKNOWLEDGE, success(f"r{tag}"), workflow=Continuation(**lists))  # type: ignore[arg-type]
 
 
 def body(text: str = "body") -> MessagePush:
@@ -250,7 +260,7 @@ def test_the_states_of_what_never_runs_replace_no_final_one(desk: Desk) -> None:
     desk.chord("SET", "ran", '{"status": "SUCCESS", "result": 1}')
     later = [StateWrite("ran", "u60", "F"), StateWrite("later", "u60", "F")]
 
-    desk.settle(Settlement("a:1", "a", final(), workflow=Continuation(states=later)))
+    desk.settle(Settlement("a:1", ACKNOWLEDGE, final(), workflow=Continuation(states=later)))
 
     assert desk.chord("GET", "ran") == b'{"status": "SUCCESS", "result": 1}'
     assert desk.chord("GET", "later") == b"F"
@@ -262,7 +272,9 @@ def test_a_recovered_message_frees_the_chord_that_its_part_had_completed(desk: D
     desk.settle(ending("a:1", parts=[part("x", 0)]))
 
     desk.settle(
-        Settlement("a:1", "a", workflow=Continuation(frees=[ChordClaim(G, part("x", 0).claim)]))
+        Settlement(
+            "a:1", ACKNOWLEDGE, workflow=Continuation(frees=[ChordClaim(G, part("x", 0).claim)])
+        )
     )
 
     assert desk.chord("EXISTS", f"{G}.c") == 0
@@ -274,7 +286,9 @@ def test_another_claim_is_not_freed(desk: Desk) -> None:
     desk.chord("SET", f"{G}.c", "0123abc")
 
     desk.settle(
-        Settlement("a:1", "a", workflow=Continuation(frees=[ChordClaim(G, part("x", 0).claim)]))
+        Settlement(
+            "a:1", ACKNOWLEDGE, workflow=Continuation(frees=[ChordClaim(G, part("x", 0).claim)])
+        )
     )
 
     assert desk.chord("GET", f"{G}.c") == b"0123abc"
@@ -298,7 +312,7 @@ def test_a_dead_letter_can_be_the_last_part(desk: Desk) -> None:
 def test_a_message_acknowledged_early_keeps_its_record_until_its_end(desk: Desk) -> None:
     desk.reserve("a:1")
 
-    desk.settle(Settlement("a:1", "e"))
+    desk.settle(Settlement("a:1", BEGIN_STEP))
     assert (desk.reserved(), desk.begun()) == ({"a:1"}, {"a:1"})
     desk.settle(ending("a:1", pushes=[body()]))
 
@@ -348,11 +362,11 @@ def test_many_parts_and_pushes_of_one_call(desk: Desk) -> None:
 
 def test_what_was_begun_meanwhile_is_not_given_back(desk: Desk) -> None:
     desk.reserve("a:1", "a:2")
-    desk.settle(Settlement("a:1", "e"))
+    desk.settle(Settlement("a:1", BEGIN_STEP))
     desk.client.zadd("greenq.leases", {"a|n|p": 7})
 
     settled = desk.settle(
-        *(Settlement(tag, "g", move=Move(tag, "queue", "next", tag)) for tag in ("a:1", "a:2")),
+        *(Settlement(tag, REQUEUE, move=Move(tag, "queue", "next", tag)) for tag in ("a:1", "a:2")),
         fence=Fence("a", "a|n|p", "7"),
     )
 

@@ -24,7 +24,7 @@ from greenq.protocol.message import TaskMessage
 from greenq.request import Request
 from greenq.timer import Timer
 from greenq.transport.fetch import Delivery, Taken
-from greenq.transport.settle import Settlement
+from greenq.transport.settle import ACKNOWLEDGE, BEGIN, RUN_ALONE, Settlement
 
 DEADLINE_S = 5.0
 
@@ -142,15 +142,15 @@ class KeptOutbox(StartStopPart):
 
     def acks(self) -> list[str]:
         """Return the tags that were acknowledged with the end of their messages."""
-        return [entry.tag for entry in self.entries if entry.action == "a" and entry.tag]
+        return [entry.tag for entry in self.entries if entry.action == ACKNOWLEDGE and entry.tag]
 
     def begun(self) -> list[str]:
         """Return the tags that were acknowledged before their run."""
-        return [entry.tag for entry in self.entries if entry.action == "b"]
+        return [entry.tag for entry in self.entries if entry.action == BEGIN]
 
     def alone(self) -> list[str]:
         """Return what was announced to run alone, in order; "" for nothing."""
-        return [entry.tag for entry in self.entries if entry.action == "l"]
+        return [entry.tag for entry in self.entries if entry.action == RUN_ALONE]
 
     def moves(self) -> list[Any]:
         return [entry.move for entry in self.entries if entry.move is not None]

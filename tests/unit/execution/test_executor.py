@@ -19,6 +19,7 @@ from greenq.errors import (
     TimeLimitExceeded,
 )
 from greenq.pool import Interrupt
+from greenq.transport.settle import ACKNOWLEDGE
 from tests.unit.rig import DEADLINE_S, Rig, settle, wait_for
 
 
@@ -95,7 +96,7 @@ def test_outcome_names_its_message_for_the_log(rig: Rig, acks_late: bool) -> Non
     delivery = rig.give("add", "a")
 
     outcome = rig.outbox.entries[-1]
-    assert (outcome.tag, outcome.action) == (delivery.tag, "a")
+    assert (outcome.tag, outcome.action) == (delivery.tag, ACKNOWLEDGE)
     assert outcome.result is not None
     assert outcome.result.rule.startswith("s")
     assert str(outcome.about) == "add[a]"

@@ -15,7 +15,7 @@ from greenq.protocol.envelope import mark_refused
 from greenq.protocol.message import TaskMessage
 from greenq.signals import after_task_publish
 from greenq.transport.fetch import Delivery
-from greenq.transport.settle import Settlement
+from greenq.transport.settle import MOVE, Settlement
 from greenq.transport.workflow import Continuation
 from tests.unit.rig import Rig, wait_for
 
@@ -179,7 +179,7 @@ def test_a_revoked_step_fails_what_follows(rig: Rig) -> None:
 def test_an_unknown_task_fails_what_follows(rig: Rig) -> None:
     entry, flow = ended(rig, "unknown", chain=[sig("add", "y")], link_error=[sig("errback", "e")])
 
-    assert entry.action == "m"
+    assert entry.action == MOVE
     assert states(flow) == [("y", "FAILURE")]
     assert [each["args"] for each in sent(flow)] == [["x"]]
 

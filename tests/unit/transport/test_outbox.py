@@ -21,6 +21,8 @@ from greenq.protocol.keys import Keys
 from greenq.transport.client import Script
 from greenq.transport.outbox import Outbox
 from greenq.transport.settle import (
+    BEGIN,
+    KEEP,
     SETTLE,
     Fence,
     Move,
@@ -121,7 +123,7 @@ def test_what_comes_during_a_write_goes_out_together() -> None:
     batch = [
         Settlement("tag:1"),
         Settlement.moving(Move("tag:2", "queue", "next", "text"), result(2)),
-        Settlement("tag:4", "b"),
+        Settlement("tag:4", BEGIN),
         done(3),
     ]
 
@@ -173,9 +175,9 @@ def test_tags_are_those_of_what_is_not_written_yet() -> None:
     outbox, _ = make()
     outbox.put(Settlement("tag:1"))
     outbox.put(Settlement.moving(Move("tag:2", "queue", "next", "text")))
-    outbox.put(Settlement("tag:3", "b"))
+    outbox.put(Settlement("tag:3", BEGIN))
     # What was published to all has none.
-    outbox.put(Settlement("", "k", result=result(4)))
+    outbox.put(Settlement("", KEEP, result=result(4)))
 
     assert outbox.tags() == {"tag:1", "tag:2", "tag:3"}
 
@@ -285,9 +287,9 @@ def test_results_of_another_server_are_stored_before_the_acknowledgement() -> No
     outbox.stop()
 
     # It was tried three times, and until then the broker was only asked what is held.
-    look = settled(Settlement("tag:1", "k"), Settlement("tag:2", "k"))
+    look = settled(Settlement("tag:1", KEEP), Settlement("tag:2", KEEP))
     assert written_when_stored == [[look] * times for times in (1, 2, 3)]
-    states = [Settlement("", "k", result=result(number)) for number in (1, 2)]
+    states = [Settlement("", KEEP, result=result(number)) for number in (1, 2)]
     assert transport.result_client.written == [settle_arguments(Keys(), states, fence=None)]
     assert transport.client.written[3:] == [settled(Settlement("tag:1"), Settlement.moving(move))]
 
@@ -354,7 +356,7 @@ def test_what_nobody_waits_for_is_given_up_without_a_word(caplog: pytest.LogCapt
     outbox, transport = make()
     transport.client.not_held = [1]
 
-    outbox.put(Settlement("tag:1", "k", result=result(1)))
+    outbox.put(Settlement("tag:1", KEEP, result=result(1)))
     outbox.start()
     outbox.stop()
 
@@ -375,7 +377,7 @@ def test_what_is_not_held_when_it_is_written_again_was_written_before(
     outbox.put(
         Settlement("tag:2", move=move, about="2", written=lambda held: told.append(("m", held)))
     )
-    outbox.put(Settlement("tag:3", "b", written=lambda held: told.append(("b", held))))
+    outbox.put(Settlement("tag:3", BEGIN, written=lambda held: told.append(("b", held))))
     outbox.start()
     outbox.stop()
 

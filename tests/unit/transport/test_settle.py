@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, get_args
 
 import pytest
 
 from greenq.protocol.keys import Keys
+from greenq.transport import settle as settling
+from greenq.transport import workflow
 from greenq.transport.dead_letters import DEAD_LIMIT
 from greenq.transport.settle import (
+    BEGIN,
+    KEEP,
+    RUN_ALONE,
+    Action,
     Fence,
     Move,
     Publication,
@@ -34,10 +41,10 @@ def test_the_tags_come_first_then_states_and_moves_and_the_news_come_last() -> N
             Settlement(
                 "a:3", result=StateWrite("r1", "s60", b"one"), move=Move("a:3", "q1", "next", "3")
             ),
-            Settlement("a:4", "b"),
-            Settlement("a:6", "k", result=StateWrite("r2", "n0", "two")),
+            Settlement("a:4", BEGIN),
+            Settlement("a:6", KEEP, result=StateWrite("r2", "n0", "two")),
             Settlement.moving(Move("", "z1", 12.5, b"four")),
-            Settlement("", "l"),
+            Settlement("", RUN_ALONE),
         ],
         [Publication("channel", "told")],
         fence=OWN,
@@ -69,7 +76,7 @@ def test_each_goal_is_named_once() -> None:
 
 def test_states_alone_name_no_key_of_the_broker() -> None:
     names, arguments = settle_arguments(
-        KEYS, [Settlement("", "k", result=StateWrite("r1", "s60", "one"))], fence=None
+        KEYS, [Settlement("", KEEP, result=StateWrite("r1", "s60", "one"))], fence=None
     )
 
     assert names == ["r1"]
@@ -91,6 +98,25 @@ def test_script_is_told_on_whose_behalf_it_acts(fence: Fence, asks: str) -> None
 
     assert names[2] == f"p-greenq.owner.{fence.incarnation}"
     assert arguments[4:] == [asks, fence.member, "a:1", "a-"]
+
+
+def test_letters_have_the_names_that_the_script_gives_them() -> None:
+    named = {
+        name: value
+        for module in (settling, workflow)
+        for name, value in vars(module).items()
+        if isinstance(value, str) and len(value) == 1 and name.isupper() and name[0] != "_"
+    }
+
+    source = settling.SETTLE.source
+    actions = re.findall(r"^--   (\w) +(\d+)  ([A-Z_]+) ", source, re.MULTILINE)
+    kinds = re.findall(r"^--   (\w) +(KIND_\w+) ", source, re.MULTILINE)
+    rules = re.findall(r"(\w) \((PARTS_\w+):", source)
+
+    listed = {name: letter for letter, _byte, name in actions}
+    assert listed | {name: letter for letter, name in kinds + rules} == named
+    assert {letter for letter, _byte, _name in actions} == set(get_args(Action))
+    assert all(int(byte) == ord(letter) for letter, byte, _name in actions)
 
 
 def test_score_keeps_its_microseconds() -> None:
@@ -128,22 +154,22 @@ def test_states_on_a_server_of_their_own_follow_what_the_broker_holds() -> None:
         Settlement("a:1"),
         Settlement("a:2", result=StateWrite("r2", "f60", "two")),
         Settlement("a:3", result=StateWrite("r3", "s60", "three")),
-        Settlement("", "k", result=StateWrite("r4", "n60", "four")),
+        Settlement("", KEEP, result=StateWrite("r4", "n60", "four")),
     ]
 
     settled = settle(broker, KEYS, entries, fence=OWN, results=results)
 
     assert settled.not_held == {2}
-    looks = [Settlement("a:2", "k"), Settlement("a:3", "k"), Settlement("", "k")]
-    rest = [Settlement("a:1"), Settlement("a:2"), Settlement("a:3"), Settlement("", "k")]
+    looks = [Settlement("a:2", KEEP), Settlement("a:3", KEEP), Settlement("", KEEP)]
+    rest = [Settlement("a:1"), Settlement("a:2"), Settlement("a:3"), Settlement("", KEEP)]
     assert broker.calls == [
         settle_arguments(KEYS, looks, fence=OWN),
         settle_arguments(KEYS, rest, fence=OWN),
     ]
     states = [
-        Settlement("", "k", result=StateWrite("r2", "f60", "two")),
+        Settlement("", KEEP, result=StateWrite("r2", "f60", "two")),
         # Of what is somebody else's: no tag is like this one.
-        Settlement("-", "k", result=StateWrite("r3", "s60", "three")),
-        Settlement("", "k", result=StateWrite("r4", "n60", "four")),
+        Settlement("-", KEEP, result=StateWrite("r3", "s60", "three")),
+        Settlement("", KEEP, result=StateWrite("r4", "n60", "four")),
     ]
     assert results.calls == [settle_arguments(KEYS, states, fence=None)]
