@@ -353,16 +353,8 @@ class Scheduler:
         claims: list[DueClaim] = []
         claimed: list[tuple[_Slot, Announced | None]] = []
         for slot, is_running in self._with_running(due, now):
-            try:
-                step = self._step_now(slot, now, is_running=is_running)
-            except Exception:
-                self._give_up(slot)
-                continue
-            if step is None or step.ready > now:
-                self._plan(slot)
-                continue
-            if step.action == "wait":
-                self._plan(slot, not_before=now + _WAIT_US)
+            step = self._due_step(slot, now, is_running=is_running)
+            if step is None:
                 continue
             try:
                 if step.action == "cancel" and slot.state.task_id is not None:
@@ -417,6 +409,21 @@ class Scheduler:
         """Log the error of a schedule: a class of the user's own may raise anything."""
         slot.step = None
         _log.exception("entry %s is not sent any more: its schedule failed", slot.entry.name)
+
+    def _due_step(self, slot: _Slot, now: int, *, is_running: bool) -> NextAction | None:
+        """Return what to do now for an entry; None if there is nothing, and it is planned anew."""
+        try:
+            step = self._step_now(slot, now, is_running=is_running)
+        except Exception:
+            self._give_up(slot)
+            return None
+        if step is None or step.ready > now:
+            self._plan(slot)
+            return None
+        if step.action == "wait":
+            self._plan(slot, not_before=now + _WAIT_US)
+            return None
+        return step
 
     @staticmethod
     def _step_now(slot: _Slot, now: int, *, is_running: bool) -> NextAction | None:

@@ -90,6 +90,11 @@ def send_stream(
         on_last=seal,
     )
     listing.close()
+    return _noted(_stream_handle(app, stream, given), in_task)
+
+
+def _stream_handle(app: Any, stream: GroupStream, given: Mapping[str, Any]) -> Any:
+    """Return the handle of a sent stream; the body of a chord without members is sent first."""
     members = (
         _Members(stream, app)
         if stream.special
@@ -97,7 +102,7 @@ def send_stream(
     )
     found = GroupResult(stream.group_id, members, app=app)
     if stream.start is None or stream.body_handle is None:
-        return _noted(found, in_task)
+        return found
     if not stream.size:
         body = plan.plan(stream.start.body, ([],))
         if app.config.task.workflow_index:
@@ -108,7 +113,7 @@ def send_stream(
     while first.parent is not None:
         first = first.parent
     first.parent = found
-    return _noted(handle, in_task)
+    return handle
 
 
 def _seal(app: Any, starts: Sequence[plan.ChordStart]) -> None:

@@ -67,6 +67,9 @@ if TYPE_CHECKING:
     from greenq.transport.settle import Action, Move, StateWrite
     from greenq.transport.transport import Transport
 
+    # The outcome of a step, its state, and what follows its end.
+    _Handed = tuple[Outcome, StateWrite | None, Continuation]
+
 _log = logging.getLogger(__name__)
 
 # Outcomes of a run that requested a retry and continued (``retry(throw=False)``).
@@ -147,9 +150,7 @@ class Executor:
         if self._end_hooks and request.in_code is not None:
             self._call_end_hooks(request)
         if settled is None or settled.state != SUCCESS:
-            for ended in (outcome, settled):
-                if ended is not None and isinstance(ended.value, BaseException):
-                    forget_runs(ended.value)
+            _forget_exceptions(outcome, settled)
 
     # --- begin ------------------------------------------------------------------------------------
 
@@ -249,7 +250,32 @@ class Executor:
 
         None if the message was requeued meanwhile: then another run determines the result.
         """
-        result: StateWrite | None = None
+        move: Move | None = None
+        workflow: Continuation | None = None
+        tag = request.delivery.tag
+        goes_on = context.replacement is not None or context.retried is not None
+        if outcome.state == SUCCESS and not (request.is_step or goes_on):
+            children = _children(context) if context.sent else ()
+            outcome, result = self._results.write(request, outcome, children)
+        else:
+            outcome, result, move, workflow = self._conclude(request, context, outcome)
+        # A message acknowledged early has left a stub, to which the outcome belongs.
+        if tag and move is None and outcome.state in _MAY_MOVE:
+            move = self._choose_move(request, outcome)
+        if request.acks_late and not request.settle():
+            return None
+        if self._index is not None:
+            workflow = self._enter_end(request, context, outcome.state, move, workflow)
+        if tag or result is not None or workflow is not None:
+            self._outbox.put(Settlement(tag, ACKNOWLEDGE, result, move, None, request, workflow))
+        if context.announced is not None:
+            tell_published(request, context.announced)
+        return outcome
+
+    def _conclude(
+        self, request: Request, context: Context, outcome: Outcome
+    ) -> tuple[Outcome, StateWrite | None, Move | None, Continuation | None]:
+        """Return the final outcome, its state, the move to the next run, and what follows."""
         move: Move | None = None
         tag = request.delivery.tag
         if not tag and outcome.state in (RETRY, REJECTED):
@@ -259,65 +285,66 @@ class Executor:
             outcome, move = self._prepare_retry(request, context, outcome, outcome.value)
         elif context.retried is not None and tag and outcome.state in _WITH_NEXT_RUN:
             outcome, move = self._prepare_retry(request, context, outcome, context.retried)
-        workflow: Continuation | None = None
         if request.is_step or context.replacement is not None:
             outcome, result, workflow = self._hand_over(request, context, outcome, move)
-        elif outcome.state not in (IGNORED, REJECTED):
-            children = _children(context) if context.sent else ()
-            outcome, result = self._results.write(request, outcome, children)
-        # A message acknowledged early has left a stub, to which the outcome belongs.
-        if tag and move is None and outcome.state in _MAY_MOVE:
-            move = self._choose_move(request, outcome)
-        if request.acks_late and not request.settle():
-            return None
-        if self._index is not None:
-            goes_on = outcome.state == RETRY or (outcome.state != FAILURE and move is not None)
-            goes_on = goes_on or (context.replacement is not None and outcome.state == IGNORED)
-            workflow = self._enter_end(request, context, outcome.state, workflow, goes_on=goes_on)
-        if tag or result is not None or workflow is not None:
-            self._outbox.put(Settlement(tag, ACKNOWLEDGE, result, move, None, request, workflow))
-        if context.announced is not None:
-            tell_published(request, context.announced)
-        return outcome
+            return outcome, result, move, workflow
+        if outcome.state in (IGNORED, REJECTED):
+            return outcome, None, move, None
+        outcome, result = self._results.write(request, outcome, _children(context))
+        return outcome, result, move, None
 
     def _hand_over(
         self, request: Request, context: Context, outcome: Outcome, move: Move | None
-    ) -> tuple[Outcome, StateWrite | None, Continuation]:
+    ) -> _Handed:
         """Return the outcome of a step, its state, and what follows its end.
 
         If something cannot be sent or stored, the step fails, with everything that waits for it.
         """
         step = self._step(request)
         if move is not None or outcome.state == REJECTED:
-            # The next run sends what follows.
-            result = None
-            if outcome.state != REJECTED:
-                outcome, result = self._results.write(request, outcome, _children(context))
-            workflow = Continuation()
-            if context.additions:
-                self._handover.added(workflow, step, context.additions)
-            return outcome, result, workflow
-        if context.replacement is not None and outcome.state == IGNORED:
-            try:
+            return self._hand_over_later(request, context, outcome, step)
+        try:
+            if context.replacement is not None and outcome.state == IGNORED:
                 return outcome, None, self._handover.replaced(step, context.replacement)
-            except Exception as exc:
-                outcome = Outcome(FAILURE, exc, trace_of(exc))
-        if outcome.state == SUCCESS:
-            try:
-                workflow, sent = self._handover.succeeded(step, outcome.value)
-                if context.additions:
-                    self._handover.added(workflow, step, context.additions)
-                children = _children(context, sent)
-                encoded, result = self._results.write(request, outcome, children)
+            if outcome.state == SUCCESS:
+                encoded, result, workflow = self._hand_over_value(request, context, outcome, step)
                 if encoded.state == SUCCESS:
                     return encoded, result, workflow
                 outcome = encoded
-            except Exception as exc:
+        except Exception as exc:
+            if outcome.state == SUCCESS:
                 exc.add_note(f"raised while the successors of task {request} were being sent")
-                outcome = Outcome(FAILURE, exc, trace_of(exc))
-        failure = Failure(
-            FAILURE if outcome.state == IGNORED else outcome.state, outcome.value, outcome.traceback
-        )
+            outcome = Outcome(FAILURE, exc, trace_of(exc))
+        return self._hand_over_failure(request, context, outcome, step)
+
+    def _hand_over_later(
+        self, request: Request, context: Context, outcome: Outcome, step: EndingStep
+    ) -> _Handed:
+        """Return the end of a run after which another one sends what follows."""
+        result = None
+        if outcome.state != REJECTED:
+            outcome, result = self._results.write(request, outcome, _children(context))
+        workflow = Continuation()
+        if context.additions:
+            self._handover.added(workflow, step, context.additions)
+        return outcome, result, workflow
+
+    def _hand_over_value(
+        self, request: Request, context: Context, outcome: Outcome, step: EndingStep
+    ) -> _Handed:
+        """Return a success with its successors; a failure if its value cannot be stored."""
+        workflow, sent = self._handover.succeeded(step, outcome.value)
+        if context.additions:
+            self._handover.added(workflow, step, context.additions)
+        outcome, result = self._results.write(request, outcome, _children(context, sent))
+        return outcome, result, workflow
+
+    def _hand_over_failure(
+        self, request: Request, context: Context, outcome: Outcome, step: EndingStep
+    ) -> _Handed:
+        """Return the end of a step that has no value to hand over: what waits for it fails, too."""
+        state = FAILURE if outcome.state == IGNORED else outcome.state
+        failure = Failure(state, outcome.value, outcome.traceback)
         calls = outcome.state == FAILURE
         workflow = self._handover.failed(step, failure, context, calls=calls)
         if outcome.state == IGNORED:
@@ -330,12 +357,17 @@ class Executor:
         request: Request,
         context: Context | None,
         state: str,
+        move: Move | None,
         workflow: Continuation | None,
-        *,
-        goes_on: bool = False,
     ) -> Continuation | None:
         """Return what follows the end, with its note for the index of workflows."""
         assert self._index is not None
+        is_replaced = context is not None and context.replacement is not None
+        goes_on = (
+            state == RETRY
+            or (state != FAILURE and move is not None)
+            or (state == IGNORED and is_replaced)
+        )
         ran_s = None if request.started_s is None else time.monotonic() - request.started_s
         return self._index.ended(
             request.delivery,
@@ -461,7 +493,7 @@ class Executor:
         if request.acks_late and not request.settle():
             return None
         if self._index is not None:
-            workflow = self._enter_end(request, None, FAILURE, workflow)
+            workflow = self._enter_end(request, None, FAILURE, move, workflow)
         if tag or result is not None:
             self._outbox.put(
                 Settlement(tag, result=result, move=move, about=request, workflow=workflow)
@@ -607,6 +639,13 @@ def _call(request: Request) -> Outcome:
         except BaseException as exc:
             return Outcome(FAILURE, exc, trace_of(exc))
     return call(task, message.id, message.args, message.kwargs)
+
+
+def _forget_exceptions(*outcomes: Outcome | None) -> None:
+    """Let go of the frames that exceptions keep."""
+    for outcome in outcomes:
+        if outcome is not None and isinstance(outcome.value, BaseException):
+            forget_runs(outcome.value)
 
 
 def _children(context: Context, sent: Sequence[Any] = ()) -> tuple[object, ...]:

@@ -164,34 +164,31 @@ class Outbox(StartStopPart):
                     connection.check_rested()
             try:
                 not_held = self._write(entries, publications)
+                break
             except OperationalError as exc:
-                if isinstance(exc, TransportTimeout):
-                    # The write may be too large for its timeout.
-                    self._batch = max(1, self._batch // 2)
-                self._outage.failed(f"{len(self._entries)} outcomes wait to be written", exc)
+                self._note_failure(exc)
                 pauses = pauses or Backoff(_RETRY_FIRST_S, _RETRY_MAX_S)
                 sleep(pauses.next_s())
-            else:
-                break
         if pauses is not None:
             self._outage.recovered("outcomes are written again")
+            # A message that is no longer held was most likely settled by the first attempt; only a
+            # stub shows this for certain.
+            not_held = _keep_certain(not_held)
         self._batch = min(_BATCH, self._batch * 2)
         del self._entries[: len(entries)]
-        # On a repeated write, a message that is no longer held was most likely settled by the first
-        # attempt; only a stub shows this for certain.
-        if not_held and pauses is not None:
-            not_held = _keep_certain(not_held)
         for entry in entries:
             if entry.written is not None:
                 entry.written(entry not in not_held)
             if entry.workflow is not None and entry.workflow.written:
                 self._tell_written(entry, not_held)
-        for entry in not_held:
-            if entry.about is not None:
-                _log.warning(
-                    "%s was given to another worker while it ran here, so it runs twice%s",
-                    entry.about, _describe_fate(entry),
-                )  # fmt: skip
+        if not_held:
+            _log_lost(not_held)
+
+    def _note_failure(self, exc: OperationalError) -> None:
+        if isinstance(exc, TransportTimeout):
+            # The write may be too large for its timeout.
+            self._batch = max(1, self._batch // 2)
+        self._outage.failed(f"{len(self._entries)} outcomes wait to be written", exc)
 
     def _write(
         self, entries: list[Settlement], publications: Sequence[Publication] = ()
@@ -287,6 +284,16 @@ def _call_each(written: Sequence[Callable[[], object]], about: object) -> None:
 def _keep_certain(not_held: set[Settlement]) -> set[Settlement]:
     """Leave out the entries that an earlier attempt of the same write may have settled."""
     return {entry for entry in not_held if entry.action not in {ACKNOWLEDGE, MOVE}}
+
+
+def _log_lost(not_held: set[Settlement]) -> None:
+    """Log the tasks whose messages other workers have taken meanwhile."""
+    for entry in not_held:
+        if entry.about is not None:
+            _log.warning(
+                "%s was given to another worker while it ran here, so it runs twice%s",
+                entry.about, _describe_fate(entry),
+            )  # fmt: skip
 
 
 def _describe_fate(entry: Settlement) -> str:
