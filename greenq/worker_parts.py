@@ -58,6 +58,8 @@ from greenq.transport.owner import Owner, new_owner
 from greenq.transport.recovery import Recovery
 from greenq.transport.revokes import RevokeStore
 from greenq.watchdog.guard_process import GuardProcess
+from greenq.watchdog.hooks import Holdings, HubCalls, Rescue, WatchLimits
+from greenq.watchdog.hub_thread import HubThread
 from greenq.watchdog.thread import Watch
 
 if TYPE_CHECKING:
@@ -387,27 +389,34 @@ class _Builder:
             self.leases,
             self.hub,
             self.state,
-            lease_s=self.lease_s,
-            visibility_timeout_s=self.visibility_timeout_s,
-            blocked_after_s=config.worker_hub_lag_warning,
-            blocking_task=running_task,
-            held=self._held,
-            first_unused=lambda: self.fetcher.first_unused,
-            is_waiting=lambda: self.fetcher.waiting,
-            look=lambda: self.fetcher.wake(look=True),
-            paused=lambda paused: self.queues.pause(paused),
-            forgotten=lambda: self.connection.try_register(),
-            give_away=lambda redis: self.tasks.give_away(redis, self.owner.incarnation),
-            unwritten=lambda: self.outbox.unwritten(),
-            signals=self.signals,
-            blocked_limit_s=config.worker_hub_blocked_limit,
-            stacks=lambda: stacks(self.pool),
-            cut=lambda redis: self.fetcher.cut(redis),
-            end_process=partial(leave_process, EXIT_FAILED),
+            HubThread(running_task, lambda: stacks(self.pool)),
+            limits=WatchLimits(
+                lease_s=self.lease_s,
+                visibility_timeout_s=self.visibility_timeout_s,
+                blocked_after_s=config.worker_hub_lag_warning,
+                blocked_limit_s=config.worker_hub_blocked_limit,
+            ),
+            holdings=Holdings(
+                unsettled=self._unsettled,
+                first_unused=lambda: self.fetcher.first_unused,
+                is_waiting=lambda: self.fetcher.waiting,
+                unwritten=lambda: self.outbox.unwritten(),
+            ),
+            calls=HubCalls(
+                look=lambda: self.fetcher.wake(look=True),
+                paused=lambda paused: self.queues.pause(paused),
+                forgotten=lambda: self.connection.try_register(),
+            ),
+            rescue=Rescue(
+                give_away=lambda redis: self.tasks.give_away(redis, self.owner.incarnation),
+                cut=lambda redis: self.fetcher.cut(redis),
+                end_process=partial(leave_process, EXIT_FAILED),
+            ),
             guard=self.guard,
+            signals=self.signals,
         )
 
-    def _held(self) -> tuple[set[str], int]:
+    def _unsettled(self) -> tuple[set[str], int]:
         """Return the tags that are not settled on the server, and the next tag. Thread-safe."""
         # Read in this order, since a message taken in between has a number beyond the first unused
         # one.

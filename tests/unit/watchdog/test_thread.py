@@ -25,7 +25,8 @@ from greenq.transport.owner import Owner
 from greenq.transport.settle import Publication, Settlement
 from greenq.watchdog import subscriber
 from greenq.watchdog.heartbeat import Heartbeat
-from greenq.watchdog.hub_thread import Blocker
+from greenq.watchdog.hooks import Holdings, HubCalls, Rescue, WatchLimits
+from greenq.watchdog.hub_thread import Blocker, HubThread
 from greenq.watchdog.thread import Watch
 
 LEASE_S = 3.0
@@ -67,7 +68,9 @@ class World:
     connected = True
     incarnation = "own"
 
-    def __init__(self, lease_s: float = LEASE_S, **options: Any) -> None:
+    def __init__(
+        self, lease_s: float = LEASE_S, *, blocked_limit_s: float = 0.0, **rescue: Any
+    ) -> None:
         self.now_s = 100.0
         self.answer: Renewal | OperationalError = renewal()
         self.connection = self
@@ -104,20 +107,22 @@ class World:
             self,  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]
             self.state,
-            lease_s=lease_s,
-            visibility_timeout_s=3600.0,
-            blocked_after_s=BLOCKED_AFTER_S,
-            blocking_task=lambda _: "proj.add[id]",
-            held=lambda: (set(), 1),
-            first_unused=lambda: self.first_unused,
-            is_waiting=lambda: self.is_waiting,
-            look=self.look,
-            paused=self.pause,
-            forgotten=self.register,
-            give_away=self.give_away,
-            unwritten=list,
+            HubThread(lambda _: "proj.add[id]"),
+            limits=WatchLimits(
+                lease_s=lease_s,
+                visibility_timeout_s=3600.0,
+                blocked_after_s=BLOCKED_AFTER_S,
+                blocked_limit_s=blocked_limit_s,
+            ),
+            holdings=Holdings(
+                unsettled=lambda: (set(), 1),
+                first_unused=lambda: self.first_unused,
+                is_waiting=lambda: self.is_waiting,
+                unwritten=list,
+            ),
+            calls=HubCalls(look=self.look, paused=self.pause, forgotten=self.register),
+            rescue=Rescue(give_away=self.give_away, **rescue),
             clock=lambda: self.now_s,
-            **options,
         )
         self.watch.hub_thread.watcher = SimpleNamespace(  # type: ignore[assignment]
             hub_thread=threading.get_ident(), wake=lambda: None, runs_here=lambda: True
