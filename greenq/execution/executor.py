@@ -26,16 +26,14 @@ from greenq.errors import (
     OperationalError,
     Reject,
     Retry,
-    SoftTimeLimitExceeded,
     TaskRevokedError,
     TaskTerminated,
-    TimeLimitExceeded,
 )
 from greenq.execution.handover import EndingStep, Failure, Handover
 from greenq.execution.results import STORED_CHARS, ResultWriter
+from greenq.execution.time_limits import run_limited
 from greenq.hub import Event, sleep
 from greenq.outcome import Outcome, call, call_hooks, forget_runs, text_of, trace_of
-from greenq.pool import AGAIN_S, Interrupt
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.message import saferepr
 from greenq.sending.retry import expiration, following
@@ -231,15 +229,18 @@ class Executor:
 
     def _run(self, request: Request) -> Outcome:
         """Run the task's code within its time limits. Switches: yes."""
-        message, task, config = request.message, request.task, self._config
+        task, config = request.task, self._config
         killed = request.killed
         if killed is not None:
             return Outcome(REVOKED, killed.reason)
-        hard_s, soft_s = message.timelimit
-        hard_s = hard_s or task.time_limit or config.task_time_limit
-        soft_s = soft_s or task.soft_time_limit or config.task_soft_time_limit
+        # Asked here, and not of `time_limits`, which would be a call for every task.
+        hard_s, soft_s = request.message.timelimit
+        is_limited = (
+            (hard_s or task.time_limit or config.task_time_limit)
+            or (soft_s or task.soft_time_limit or config.task_soft_time_limit)
+        )  # fmt: skip
         request.in_code = True
-        outcome = _run_limited(request, hard_s, soft_s) if hard_s or soft_s else _call(request)
+        outcome = run_limited(request, config, _call) if is_limited else _call(request)
         request.in_code = False
         return outcome if request.killed is None else _override(request.killed, outcome)
 
@@ -603,23 +604,6 @@ def running_task(frame: FrameType | None) -> str | None:
             return str(frame.f_locals["request"])
         frame = frame.f_back
     return None
-
-
-def _run_limited(request: Request, hard_s: float | None, soft_s: float | None) -> Outcome:
-    """Call the task and interrupt it at its time limits. Switches: yes."""
-    interrupts = []
-    if soft_s:
-        interrupts.append(Interrupt(request, lambda: SoftTimeLimitExceeded(soft_s), soft_s))
-    if hard_s:
-
-        def make_error() -> TaskTerminated:
-            return TaskTerminated(TimeLimitExceeded(hard_s))
-
-        interrupts.append(Interrupt(request, make_error, hard_s, again_s=AGAIN_S))
-    outcome = _call(request)
-    for interrupt in interrupts:
-        interrupt.cancel()
-    return outcome
 
 
 def _override(killed: TaskTerminated, outcome: Outcome) -> Outcome:
