@@ -21,8 +21,8 @@ from greenq.canvas.nodes import PLANNED, WAITING, Following, of_call
 from greenq.canvas.plan import Call
 from greenq.errors import GreenqError, OperationalError
 from greenq.states import FAILURE, REVOKED, SUCCESS
-from greenq.transport.settle import Entry, settle_arguments
-from greenq.transport.workflow import Workflow as Ending
+from greenq.transport.settle import Settlement, settle_arguments
+from greenq.transport.workflow import Continuation
 from greenq.workflow import Workflow
 from tests.model.kernel import Actor, Op, sim_sleep
 from tests.model.net import pack
@@ -110,8 +110,8 @@ class FlowWorld(World):
                 call = Call(message.task, (), {}, self.scenario.options(message))
                 items += noted(root, seconds, WAITING, [of_call(call)])
                 items += noted(root, seconds, PLANNED, following.call(call))
-        entry = Entry("", "k", workflow=Ending(index=items))
-        names, args = settle_arguments(self.site.keys, [entry], guard=None)
+        entry = Settlement("", "k", workflow=Continuation(index=items))
+        names, args = settle_arguments(self.site.keys, [entry], fence=None)
         self.link.later(self._clock(self.now))
         command = ("EVALSHA", self.site.server.shas["settle"], len(names), *names, *args)
         self.link.later(pack(command))
