@@ -71,7 +71,7 @@ class Workflow:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many tasks are in each state (see `greenq.workflow.tree.WorkflowTask`). Switches: yes."""
+        """How many tasks are in each state; see `WorkflowTask.state`. Switches: yes."""
         record = self._index.record(self.id)
         return {} if record is None else counts_of(record)
 
