@@ -129,6 +129,13 @@ def in_thread(call: Callable[..., T], *args: Any) -> T:
     return result
 
 
+def let_others_run() -> None:
+    """Wait for one iteration of the loop. Switches: yes."""
+    # The loop runs dozens of sleep(0) callbacks before it checks sockets and timers.
+    hub = gevent.get_hub()
+    hub.wait(hub.loop.timer(0.0))
+
+
 def join_all(greenlets: Iterable[Greenlet], timeout_s: float | None = None) -> bool:
     """Wait until all have ended; return False after the timeout. Switches: yes."""
     waited = list(greenlets)

@@ -18,7 +18,7 @@ from gevent.hub import Waiter
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.diagnostics.hub_time import HubTime
 from greenq.errors import TaskRevokedError, TaskTerminated
-from greenq.hub import Event, timer_s
+from greenq.hub import Event, let_others_run, timer_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -396,10 +396,8 @@ class Pool(StartStopPart):
         self._room.set()
 
     def _let_others_run(self) -> None:
-        """Wait for one iteration of the loop. Switches: yes."""
-        # The loop runs dozens of sleep(0) callbacks before it checks sockets and timers.
         try:
-            gevent.get_hub().wait(self._loop.timer(0.0))
+            let_others_run()
         except BaseException as exc:
             self._note_stray(exc)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from greenq.errors import (
 )
 from greenq.execution.reader import MessageReader
 from greenq.execution.suspects import Suspects
-from greenq.hub import Event
+from greenq.hub import Event, let_others_run
 from greenq.protocol import envelope, fast_decode
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.limits import KEY
@@ -61,6 +62,10 @@ _ANSWER_S = 2.0
 # Taking pauses while this many outcomes are unwritten, so that messages that only pass through,
 # such as far ETAs, do not accumulate here.
 _UNWRITTEN = 2000
+
+# When reading messages has taken this long, everybody else has a turn before the next one: many
+# expensive messages must not block the hub one after another.
+_TURN_S = 0.02
 
 
 class Tasks(StartStopPart):
@@ -187,9 +192,16 @@ class Tasks(StartStopPart):
         if not self._may_take():
             self._returns.give_back_deliveries(deliveries)
             return
-        self._admitting = deliveries
-        for delivery in deliveries:
-            self.admission.receive(delivery)
+        self._admitting, admission = deliveries, self.admission
+        admission.read_s = 0.0
+        for number, delivery in enumerate(deliveries, 1):
+            admission.receive(delivery)
+            if admission.read_s > _TURN_S and not self._suspects.busy:
+                let_others_run()
+                admission.read_s = 0.0
+                if not self._may_take():
+                    self._returns.give_back_deliveries(deliveries[number:])
+                    break
         self._admitting = []
 
     @property
@@ -383,6 +395,8 @@ class Admission:
         self.suspects = Suspects(pool, outbox, self._begin)
         # The time at which the messages being admitted were requested.
         self.taken_s = 0.0
+        # How long the less common messages took to read; the caller sets it back.
+        self.read_s = 0.0
 
     def receive(self, delivery: Delivery) -> None:
         """Read and admit a delivery; a bug that one message triggers must not stop the others."""
@@ -550,6 +564,13 @@ class Admission:
 
     def _read_carefully(self, delivery: Delivery) -> TaskMessage | None:
         """Read a less common message; bury one that is not a valid task call, and return None."""
+        began_s = time.monotonic()
+        try:
+            return self._read_and_check(delivery)
+        finally:
+            self.read_s += time.monotonic() - began_s
+
+    def _read_and_check(self, delivery: Delivery) -> TaskMessage | None:
         try:
             unwrapped = self.reader.unwrap(delivery.raw)
         except DecodeError as exc:
