@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from greenq.config.imports import import_object
 from greenq.errors import ConfigError, Problem
 from greenq.suggest import suggestion
-from greenq.task import Task
+from greenq.task import BaseTask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _ALL = "*"
 
 
-def annotate(task: Task[Any, Any], annotations: Sequence[Any]) -> None:
+def annotate(task: BaseTask[Any, Any], annotations: Sequence[Any]) -> None:
     """Apply the setting to a task: first the entry for its name, then the entry for all tasks.
 
     Of several annotations, the first with an entry for the name applies, and so does the first with
@@ -50,7 +50,7 @@ def _imported(path: str) -> Any:
         raise _problem(path, str(exc)) from exc
 
 
-def _of_task(annotation: Any, task: Task[Any, Any]) -> Mapping[str, Any] | None:
+def _of_task(annotation: Any, task: BaseTask[Any, Any]) -> Mapping[str, Any] | None:
     if isinstance(annotation, Mapping):
         return annotation.get(task.name)
     found: Mapping[str, Any] | None = annotation.annotate(task)
@@ -64,7 +64,7 @@ def _of_all(annotation: Any) -> Mapping[str, Any] | None:
     return None if ask is None else ask()
 
 
-def _change(task: Task[Any, Any], attributes: Mapping[str, Any]) -> None:
+def _change(task: BaseTask[Any, Any], attributes: Mapping[str, Any]) -> None:
     """Give the task its own class, whose attributes override those of its old class.
 
     So functions become methods, even `__call__`, and other tasks of the old class do not change.
@@ -84,18 +84,18 @@ def _change(task: Task[Any, Any], attributes: Mapping[str, Any]) -> None:
         raise _problem(task.name, str(exc)) from exc
 
 
-def _code(task: Task[Any, Any], attribute: str) -> Any:
+def _code(task: BaseTask[Any, Any], attribute: str) -> Any:
     """Return the function to wrap; for a bound task, its first argument is the task."""
     if attribute == "run" and "run" in vars(task):
         return task.function
     return getattr(type(task), attribute)
 
 
-def _check_name(task: Task[Any, Any], attribute: str) -> None:
+def _check_name(task: BaseTask[Any, Any], attribute: str) -> None:
     """Refuse a misspelt attribute; any other name is a custom attribute."""
     if attribute in dir(task):
         return
-    hint = suggestion(attribute, dir(Task), cutoff=0.8)
+    hint = suggestion(attribute, dir(BaseTask), cutoff=0.8)
     if hint:
         raise _problem(task.name, f"tasks have no {attribute!r}{hint}")
 

@@ -44,10 +44,10 @@ from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
 from greenq.protocol.clock import LamportClock
 from greenq.result import AsyncResult, AsyncResults, GroupResult, ResultSet
 from greenq.sending.producer import Producer, SendOptions
-from greenq.shared import Definition, place, shared
+from greenq.shared import Definition, SharedTask, place, shared
 from greenq.signals import Signal, import_modules
 from greenq.suggest import suggestion
-from greenq.task import Task
+from greenq.task import BaseTask
 from greenq.transport.transport import Transport
 from greenq.workflow import Workflow, all_workflows
 from greenq.workflow import workflow_id as id_of_workflow
@@ -81,11 +81,34 @@ _SEND_OPTIONS = frozenset(SendOptions.__annotations__)
 # All live apps, for the child of a fork.
 _apps: weakref.WeakSet[Greenq] = weakref.WeakSet()
 
-# Imported under another name, since apps have an attribute `Task`.
-_BaseTask = Task
-
 # How many characters of an unknown name are compared with the known names.
 _COMPARED_CHARS = 200
+
+
+class Task(BaseTask[P, R]):
+    """A function that workers run.
+
+    Subclass it and pass the class as ``base=`` to share options or hooks; a constructor of the
+    class is called without arguments. The options can be set on the class or in the decorator;
+    None means the app's setting.
+    """
+
+    _app: Callable[[], Greenq]
+
+    @property
+    def app(self) -> Greenq:
+        """The app this task belongs to."""
+        return self._app()
+
+    @classmethod
+    def on_bound(cls, app: Greenq) -> None:
+        """Override: called when an app registers a task of this class."""
+
+
+name_what_is_not_here(Task)
+
+# Under another name, since apps have an attribute `Task`.
+_Task = Task
 
 
 class Settings(Mapping[str, Any]):
@@ -258,8 +281,8 @@ class TaskRegistry(dict[str, Task[Any, Any]]):
         """Return a built-in task, or raise NotRegistered."""
         if name not in BUILT_IN:
             raise NotRegistered(name)
-        made = Definition(BUILT_IN[name], name, True, _BaseTask, {"typing": False})
-        task = self[name] = made.make(lambda: self._app, "celery")
+        made = Definition(BUILT_IN[name], name, True, Task, {"typing": False})
+        task = self[name] = made.make(lambda: self._app, "celery", Task)
         return task
 
     def with_built_in(self) -> TaskRegistry:
@@ -433,7 +456,7 @@ class Greenq:
         if len(self._shared_tasks) < len(shared.definitions):
             with self._task_lock:
                 for definition in shared.definitions[len(self._shared_tasks) :]:
-                    task = definition.make(self._ready, self.main, self._task_class)
+                    task = definition.make(self._ready, self.main, self._task_class or _Task)
                     known = self._tasks.get(task.name)
                     if known is not None and place(known.function) != place(task.function):
                         task = known
@@ -506,7 +529,9 @@ class Greenq:
 
         def register(decorated: Callable[..., Any]) -> Task[Any, Any]:
             definition = Definition(decorated, name, bind, base, options)
-            return self._register(definition.make(self._ready, self.main, self._task_class))
+            return self._register(
+                definition.make(self._ready, self.main, self._task_class or _Task)
+            )
 
         return register if function is None else register(function)
 
@@ -515,7 +540,7 @@ class Greenq:
         """The class of this app's tasks: subclass it, or set another class for all later tasks."""
         if self._task_class is None:
             own = {"_app": staticmethod(self._ready), "__module__": __name__}
-            self._task_class = type("Task", (_BaseTask,), own)
+            self._task_class = type("Task", (_Task,), own)
         return self._task_class
 
     @Task.setter
@@ -549,7 +574,7 @@ class Greenq:
         """Return the default name of a task."""
         return f"{self.main if module == '__main__' else module}.{name}"
 
-    def _register(self, task: _BaseTask[Any, Any]) -> _BaseTask[Any, Any]:
+    def _register(self, task: _Task[Any, Any]) -> _Task[Any, Any]:
         known = self._tasks.get(task.name)
         if known is not None:
             if place(known.function) == place(task.function):
@@ -561,7 +586,7 @@ class Greenq:
             )
         return self._add(task)
 
-    def _add(self, task: _BaseTask[Any, Any]) -> _BaseTask[Any, Any]:
+    def _add(self, task: _Task[Any, Any]) -> _Task[Any, Any]:
         self._tasks[task.name] = task
         self._unannotated.append(task)
         task.on_bound(self)
@@ -740,7 +765,7 @@ class Greenq:
         args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         *,
-        task_type: _BaseTask[Any, Any] | None = None,
+        task_type: BaseTask[Any, Any] | None = None,
         **options: Unpack[SendOptions],
     ) -> AsyncResult[Any]:
         """Send a task by its name, which need not be registered here. Switches: yes.
@@ -774,7 +799,7 @@ class Greenq:
         name: str,
         calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]],
         *,
-        task_type: _BaseTask[Any, Any] | None = None,
+        task_type: BaseTask[Any, Any] | None = None,
         **options: Unpack[SendOptions],
     ) -> AsyncResults[Any]:
         """Send a task by its name once for each pair of args and kwargs. Switches: yes.
@@ -825,7 +850,7 @@ class Greenq:
             if task is not None:
                 name, args, kwargs, options = call
                 task.argument_check.arguments(args, kwargs)
-                if type(task).shadow_name is not _BaseTask.shadow_name:
+                if type(task).shadow_name is not BaseTask.shadow_name:
                     shadow = options.get("shadow") or task.shadow_name(args, kwargs, options)
                     call = (name, args, kwargs, {**options, "shadow": shadow})
             yield call
@@ -843,7 +868,7 @@ class Greenq:
 
     def apply(
         self,
-        task: _BaseTask[Any, Any],
+        task: BaseTask[Any, Any],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         options: Mapping[str, Any],
@@ -857,7 +882,7 @@ class Greenq:
 
     def apply_as_sent(
         self,
-        task: _BaseTask[Any, Any],
+        task: BaseTask[Any, Any],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         options: Mapping[str, Any],
@@ -866,7 +891,7 @@ class Greenq:
         return run_as_sent(task, args, kwargs, self._eager_options(task, options))
 
     def _eager_options(
-        self, task: _BaseTask[Any, Any], options: Mapping[str, Any]
+        self, task: BaseTask[Any, Any], options: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         if not options.keys() <= _SEND_OPTIONS:
             options = _without_foreign(task.name, options)
@@ -887,7 +912,7 @@ class Greenq:
     def _send_options(
         self,
         name: str,
-        task: _BaseTask[Any, Any] | None,
+        task: BaseTask[Any, Any] | None,
         options: Mapping[str, Any],
         context: Context | None,
     ) -> dict[str, Any]:
@@ -1007,6 +1032,45 @@ class Greenq:
 
 
 name_what_is_not_here(Greenq)
+
+
+@overload
+def shared_task(function: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def shared_task(
+    *,
+    bind: Literal[True],
+    name: str | None = None,
+    base: type[Task[..., Any]] | None = None,
+    **options: Any,
+) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
+@overload
+def shared_task(
+    *,
+    bind: Literal[False] = False,
+    name: str | None = None,
+    base: type[Task[..., Any]] | None = None,
+    **options: Any,
+) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def shared_task(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    bind: bool = False,
+    name: str | None = None,
+    base: type[Task[..., Any]] | None = None,
+    **options: Any,
+) -> Any:
+    """Create a task that belongs to every app, for code that knows no app; see `Greenq.task`.
+
+    Each app creates its own task with its own task class; the returned object represents the task
+    of the app that is current when it is used.
+    """
+
+    def register(decorated: Callable[..., Any]) -> Any:
+        return SharedTask(Definition(decorated, name, bind, base, options), Task)
+
+    return register if function is None else register(function)
 
 
 def _after_fork() -> None:

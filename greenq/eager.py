@@ -22,7 +22,7 @@ from greenq.task_signals import END_SIGNALS, tell_end, tell_postrun
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from greenq.task import ExceptionInfo, Task
+    from greenq.task import BaseTask, ExceptionInfo
 
 
 class _Delivery(NamedTuple):
@@ -51,7 +51,7 @@ class EagerContext(Context):
 
 
 class _Run(NamedTuple):
-    task: Task[..., Any]
+    task: BaseTask[..., Any]
     message: TaskMessage
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class _Run(NamedTuple):
 
 
 def run_here(
-    task: Task[..., Any],
+    task: BaseTask[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     *,
@@ -103,7 +103,7 @@ def run_here(
 
 
 def run_as_sent(
-    task: Task[..., Any],
+    task: BaseTask[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     options: Mapping[str, Any],
@@ -123,7 +123,7 @@ def run_as_sent(
 
 
 def _message(
-    task: Task[..., Any],
+    task: BaseTask[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     retries: int,
@@ -150,7 +150,7 @@ def _message(
     )
 
 
-def _run(task: Task[..., Any], context: EagerContext, message: TaskMessage) -> Outcome:
+def _run(task: BaseTask[..., Any], context: EagerContext, message: TaskMessage) -> Outcome:
     """Call the task and the hooks of its class."""
     run = _Run(task, message)
     named = {"args": message.args, "kwargs": message.kwargs}
@@ -184,7 +184,7 @@ def _end(run: _Run, context: EagerContext, outcome: Outcome, runtime_s: float) -
 
 
 def _go_on(
-    task: Task[..., Any], context: EagerContext, outcome: Outcome, options: Mapping[str, Any]
+    task: BaseTask[..., Any], context: EagerContext, outcome: Outcome, options: Mapping[str, Any]
 ) -> None:
     """Run the signatures linked to the task."""
     state, value, trace = outcome

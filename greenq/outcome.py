@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from greenq.errors import Ignore, Reject, Retry
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, SUCCESS
-from greenq.task import ExceptionInfo, Task, classes
+from greenq.task import BaseTask, ExceptionInfo, classes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # Called for a task unless its class overrides it.
-_PLAIN_CALL = Task.__call__
+_PLAIN_CALL = BaseTask.__call__
 
 
 class Run(Protocol):
     """A run: a delivery in a worker, or an eager call. Its text names the task."""
 
     @property
-    def task(self) -> Task[..., Any]:
+    def task(self) -> BaseTask[..., Any]:
         """The task."""
 
     @property
@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
     traceback: str | None = None
 
 
-def call(task: Task[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
+def call(task: BaseTask[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
     """Call the task and turn every way it can end into an outcome."""
     try:
         task.before_start(task_id, args, kwargs)
@@ -63,7 +63,7 @@ def call(task: Task[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
             return Outcome(FAILURE, worse, trace_of(worse))
 
 
-def _outcome_of(task: Task[..., Any], exc: BaseException) -> Outcome:
+def _outcome_of(task: BaseTask[..., Any], exc: BaseException) -> Outcome:
     """Return the outcome for an exception from the task's code."""
     if isinstance(exc, Retry):
         return Outcome(RETRY, exc, trace_of(exc))
@@ -77,7 +77,7 @@ def _outcome_of(task: Task[..., Any], exc: BaseException) -> Outcome:
     return Outcome(FAILURE, exc, trace_of(exc))
 
 
-def _retry_by_itself(task: Task[..., Any], exc: BaseException) -> Outcome:
+def _retry_by_itself(task: BaseTask[..., Any], exc: BaseException) -> Outcome:
     """Request the retry that ``autoretry_for`` promises."""
     try:
         options = dict(task.retry_kwargs)
@@ -170,7 +170,7 @@ def text_of(exc: BaseException) -> str:
         return type(exc).__name__
 
 
-def takes_error(task: Task[Any, Any]) -> bool:
+def takes_error(task: BaseTask[Any, Any]) -> bool:
     """Return whether a task is an errback that takes the request, the error and the traceback.
 
     As in Celery: one that takes more than one positional argument.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from greenq.hub import Greenlet
     from greenq.protocol.message import TaskMessage
-    from greenq.task import Task
+    from greenq.task import BaseTask
     from greenq.transport.fetch import Delivery
 
 
@@ -49,7 +49,7 @@ class Request:
         self,
         delivery: Delivery,
         message: TaskMessage,
-        task: Task[..., Any],
+        task: BaseTask[..., Any],
         *,
         acks_late: bool,
         is_step: bool = False,

@@ -1,31 +1,26 @@
-"""Tasks that belong to every app of a process, for code that knows no app: `shared_task`."""
+"""Tasks that belong to every app of a process, as `greenq.app.shared_task` defines them."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Concatenate,
-    Literal,
-    NamedTuple,
-    ParamSpec,
-    TypeVar,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 from greenq.errors import ConfigError, Problem
 from greenq.result import ask_for_app
-from greenq.task import Task
+from greenq.task import BaseTask, TaskApp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from greenq.app import Greenq
+T = TypeVar("T", bound="BaseTask[..., Any]")
 
-P = ParamSpec("P")
-R = TypeVar("R")
+
+class SharingApp(TaskApp, Protocol):
+    """What a shared task needs of the current app."""
+
+    def take_shared(self) -> Sequence[BaseTask[Any, Any]]:
+        """Return the app's own version of each shared task, in the order of definition."""
 
 
 class Definition(NamedTuple):
@@ -34,18 +29,16 @@ class Definition(NamedTuple):
     function: Callable[..., Any]
     name: str | None
     bind: bool
-    base: type[Task[..., Any]] | None
+    base: type[BaseTask[..., Any]] | None
     options: Mapping[str, Any]
 
-    def make(
-        self, app: Callable[[], Greenq], main: str, task_class: type[Task[..., Any]] | None = None
-    ) -> Task[Any, Any]:
+    def make(self, app: Callable[[], TaskApp], main: str, task_class: type[T]) -> T:
         """Create a task for an app whose default task class is `task_class`.
 
         Args:
             app: returns the app when the task is used.
             main: the name of the app, for tasks of ``__main__``.
-            task_class: None means `Task`.
+            task_class: used unless the definition names a class.
 
         Raises:
             TypeError: an option is wrong, or the function cannot be a task.
@@ -54,12 +47,12 @@ class Definition(NamedTuple):
         if not callable(function):
             raise TypeError(f"@app.task goes on a function, not on {function!r}")
         module = main if function.__module__ == "__main__" else function.__module__
-        made = self.base or task_class or Task
+        made = cast("type[T]", self.base or task_class)
         name = self.name or made.name or f"{module}.{function.__name__}"
         _refuse_what_does_not_run(name, function)
         # As in Celery, a custom constructor takes no arguments and need not call the base class's.
-        task = made() if made.__init__ is not Task.__init__ else made.__new__(made)
-        Task.__init__(task, function, name=name, app=app, bind=self.bind, options=self.options)
+        task = made() if made.__init__ is not BaseTask.__init__ else made.__new__(made)
+        BaseTask.__init__(task, function, name=name, app=app, bind=self.bind, options=self.options)
         return task
 
 
@@ -74,11 +67,11 @@ class _Shared:
     """What the apps of a process share: the definitions, and the current app."""
 
     def __init__(self) -> None:
-        self.app: Greenq | None = None
+        self.app: SharingApp | None = None
         # Append-only, so that a count tells each app which ones it has already created.
         self.definitions: list[Definition] = []
 
-    def current(self) -> Greenq:
+    def current(self) -> SharingApp:
         """Return the app that shared tasks currently use."""
         if self.app is None:
             raise ConfigError(
@@ -98,32 +91,35 @@ class SharedTask:
     Without any app, it can be called but not sent.
     """
 
-    def __init__(self, definition: Definition) -> None:
-        """Add the definition to those that all apps share.
+    def __init__(self, definition: Definition, task_class: type[BaseTask[..., Any]]) -> None:
+        """Add the definition to those that all apps share; `task_class` serves without an app.
 
         Raises:
             TypeError: an option is wrong, or the function cannot be a task.
         """
         # Create a task and discard it, so that errors are raised where the task is defined.
-        definition._replace(base=None).make(shared.current, "__main__")
+        definition._replace(base=None).make(shared.current, "__main__", task_class)
         function = definition.function
         own = vars(self)
         for name in functools.WRAPPER_ASSIGNMENTS:
             if hasattr(function, name):
                 own[name] = getattr(function, name)
         own["_definition"] = definition
+        own["_task_class"] = task_class
         own["_index"] = len(shared.definitions)
         own["_alone"] = None
         shared.definitions.append(definition)
 
     @property
-    def _task(self) -> Task[Any, Any]:
-        task: Task[Any, Any]
+    def _task(self) -> BaseTask[Any, Any]:
+        task: BaseTask[Any, Any]
         if shared.app is not None:
             task = shared.app.take_shared()[self._index]
         else:
             if self._alone is None:
-                vars(self)["_alone"] = self._definition.make(shared.current, "__main__")
+                vars(self)["_alone"] = self._definition.make(
+                    shared.current, "__main__", self._task_class
+                )
             task = self._alone
         return task
 
@@ -163,45 +159,6 @@ class SharedTask:
     def __repr__(self) -> str:
         """Show the task."""
         return repr(self._task)
-
-
-@overload
-def shared_task(function: Callable[P, R], /) -> Task[P, R]: ...
-@overload
-def shared_task(
-    *,
-    bind: Literal[True],
-    name: str | None = None,
-    base: type[Task[..., Any]] | None = None,
-    **options: Any,
-) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
-@overload
-def shared_task(
-    *,
-    bind: Literal[False] = False,
-    name: str | None = None,
-    base: type[Task[..., Any]] | None = None,
-    **options: Any,
-) -> Callable[[Callable[P, R]], Task[P, R]]: ...
-def shared_task(
-    function: Callable[..., Any] | None = None,
-    /,
-    *,
-    bind: bool = False,
-    name: str | None = None,
-    base: type[Task[..., Any]] | None = None,
-    **options: Any,
-) -> Any:
-    """Create a task that belongs to every app, for code that knows no app; see `Greenq.task`.
-
-    Each app creates its own task with its own task class; the returned object represents the task
-    of the app that is current when it is used.
-    """
-
-    def register(decorated: Callable[..., Any]) -> Any:
-        return SharedTask(Definition(decorated, name, bind, base, options))
-
-    return register if function is None else register(function)
 
 
 def _refuse_what_does_not_run(task_name: str, function: Callable[..., Any]) -> None:

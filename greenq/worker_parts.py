@@ -14,7 +14,8 @@ from greenq.autoscale import Autoscaler
 from greenq.beat.step import Beat
 from greenq.bootsteps.blueprint import Blueprint, DisabledPart, custom
 from greenq.config.node_names import file_name, node_name
-from greenq.config.queues import Broadcast, Queue, declared
+from greenq.config.queue_table import declared
+from greenq.config.queues import Broadcast, Queue
 from greenq.config.settings import DEFAULT_CONCURRENCY
 from greenq.consumer import Consumer
 from greenq.consumer.agent import Agent

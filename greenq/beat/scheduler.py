@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha1
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
 from greenq.beat.entries import Entry, make_entry, read_entry
@@ -45,13 +45,16 @@ from greenq.transport.schedule_store import (
     State,
     read_state,
 )
+from greenq.transport.transport import Connected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from greenq.app import Greenq
+    from greenq.remote.control import Control
     from greenq.sending.announced import Announced
-    from greenq.sending.producer import Plan
+    from greenq.sending.producer import Plan, Producer
+    from greenq.task import BaseTask
+
 _log = logging.getLogger(__name__)
 
 # How often a beat asks the server who leads, and whether entries were changed.
@@ -132,12 +135,37 @@ class _Faults:
             _log.info("entry %s is sent again", name)
 
 
+class BeatApp(Connected, Protocol):
+    """What a beat needs of its app.
+
+    Attributes:
+        periodic_tasks: the fields of the entries that code has added, by name.
+    """
+
+    periodic_tasks: dict[str, dict[str, Any]]
+
+    @property
+    def tasks(self) -> Mapping[str, BaseTask[Any, Any]]:
+        """All tasks by name."""
+
+    @property
+    def producer(self) -> Producer:
+        """Writes and pushes messages."""
+
+    @property
+    def control(self) -> Control:
+        """Commands to the workers."""
+
+    def finalize(self) -> None:
+        """Create what is created on first use."""
+
+
 class Scheduler:
     """Sends what is due for one app, until stopped. One thread or greenlet runs it."""
 
     def __init__(
         self,
-        app: Greenq,
+        app: BeatApp,
         *,
         clock: Callable[[], float] = time.monotonic,
         name: str | None = None,
@@ -160,7 +188,7 @@ class Scheduler:
         self._coded = code_entries(app)
         self._schedule = fingerprint(self._coded.values())
         self.name = f"{name or f'{socket.gethostname()}/{os.getpid()}'}/{new_id()[:8]}"
-        self._runs = Runs(app, self._store)
+        self._runs = Runs(transport, self._store, app.config.result.result_expires)
         self._slots: dict[str, _Slot] = {}
         self._heap: list[tuple[int, str]] = []
         # How far the server's time is ahead of `clock`, in microseconds.
@@ -526,7 +554,7 @@ class Scheduler:
         return self._clock() - self.ticked_s < _ALIVE_S
 
 
-def send_options(app: Greenq, entry: Entry) -> dict[str, Any]:
+def send_options(app: BeatApp, entry: Entry) -> dict[str, Any]:
     """Return the options of an entry's sendings: its own, the task's, and Celery's header."""
     known = app.tasks.get(entry.task)
     options = dict(entry.options) if known is None else known.send_options(dict(entry.options))
@@ -534,7 +562,7 @@ def send_options(app: Greenq, entry: Entry) -> dict[str, Any]:
     return options
 
 
-def code_entries(app: Greenq) -> dict[str, Entry]:
+def code_entries(app: BeatApp) -> dict[str, Entry]:
     """Return the entries of ``beat_schedule`` and ``add_periodic_task``, checked.
 
     Raises:

@@ -19,8 +19,6 @@ from greenq.suggest import suggestion
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from greenq.worker_parts import Parts
-
 Function = TypeVar("Function", bound="Callable[..., Any]")
 
 # At most this much of an unknown command's name is compared and shown.
@@ -70,7 +68,7 @@ class Panel:
         command = self._commands.get(name)
         return command is not None and command.kind == "control"
 
-    def run(self, name: str, worker: Parts, arguments: Mapping[str, Any]) -> Any:
+    def run(self, name: str, worker: object, arguments: Mapping[str, Any]) -> Any:
         """Run a command and return its reply.
 
         Raises:

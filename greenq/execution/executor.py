@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from greenq.protocol.event import EventSender
     from greenq.request import Request
     from greenq.sending.producer import Outgoing, Producer
-    from greenq.task import ExceptionInfo, Task
+    from greenq.task import BaseTask, ExceptionInfo
     from greenq.transport.outbox import Outbox
     from greenq.transport.settle import Action, Move, StateWrite
     from greenq.transport.transport import Transport
@@ -216,7 +216,7 @@ class Executor:
             _log.warning("%s does not start here: another worker now has it", request)
         return answers[0]
 
-    def _tracks_start(self, task: Task[..., Any]) -> bool:
+    def _tracks_start(self, task: BaseTask[..., Any]) -> bool:
         own = task.track_started
         return self._config.task_track_started if own is None else own
 
@@ -385,7 +385,7 @@ class Executor:
             *request.delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
         )
 
-    def _acks_failure(self, task: Task[..., Any]) -> bool:
+    def _acks_failure(self, task: BaseTask[..., Any]) -> bool:
         own = task.acks_on_failure_or_timeout
         return self._config.task_acks_on_failure_or_timeout if own is None else own
 

@@ -39,12 +39,11 @@ from greenq.transport.workflow import Addition, Claim, Push, Seal, Workflow
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from greenq.app import TaskRegistry
+    from greenq.app import Task, TaskRegistry
     from greenq.canvas.plan import Never, Plan
     from greenq.config.settings import TaskConfig
     from greenq.execution.workflow_index import WorkflowIndex
     from greenq.sending.producer import Outgoing, Producer
-    from greenq.task import Task
     from greenq.transport.fetch import Delivery
     from greenq.transport.outbox import Outbox
     from greenq.transport.transport import Transport

@@ -19,10 +19,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from greenq import __version__
 from greenq.errors import OperationalError
 from greenq.execution.tally import RUNTIMES_S, STATES, WAITS_S, Series
 from greenq.states import FAILURE, REJECTED, RETRY, REVOKED, SUCCESS
+from greenq.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -48,6 +48,7 @@ ELSEWHERE: dict[str, str] = {
     "cli/worker_command.py": "integration/test_worker.py",
     "cli/worker_options.py": "unit/test_cli.py",
     "config/imports.py": "unit/sending/test_routing.py",
+    "config/queue_table.py": "unit/config/test_queues.py",
     "config/routes.py": "unit/sending/test_routing.py",
     "consumer/elections.py": "integration/test_cluster.py",
     "consumer/queue_set.py": "unit/commands/test_commands.py",
