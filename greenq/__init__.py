@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from greenq.result import ResultSet as ResultSet
     from greenq.result import allow_join_result as allow_join_result
     from greenq.sending.routing import worker_direct as worker_direct
-    from greenq.version import __version__ as __version__
+    from greenq.utils.version import __version__ as __version__
 
 _HOME = {
     "AsyncResult": "greenq.result",
@@ -68,7 +68,7 @@ _HOME = {
     "maybe_signature": "greenq.canvas.signature",
     "signature": "greenq.canvas.signature",
     "subtask": "greenq.canvas.signature",
-    "__version__": "greenq.version",
+    "__version__": "greenq.utils.version",
     **dict.fromkeys(
         ("chain", "chord", "chunks", "group", "xmap", "xstarmap"), "greenq.canvas.primitives"
     ),

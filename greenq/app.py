@@ -26,7 +26,6 @@ from typing import (
 )
 from zoneinfo import ZoneInfo
 
-from greenq.annotations import annotate
 from greenq.canvas.built_in import BUILT_IN
 from greenq.canvas.signature import signature
 from greenq.config.celery_names import SEND_OPTIONS, asks_for_something, name_what_is_not_here
@@ -38,17 +37,18 @@ from greenq.config.loaders import (
 )
 from greenq.config.settings import Config, sift
 from greenq.config.validators import shown
-from greenq.context import Context, current_context
-from greenq.eager import run_as_sent, run_here
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered, Problem
 from greenq.protocol.clock import LamportClock
+from greenq.registry.annotations import annotate
+from greenq.registry.shared import Definition, SharedTask, place, shared
 from greenq.result import AsyncResult, AsyncResults, GroupResult, ResultSet
+from greenq.running.eager import run_as_sent, run_here
+from greenq.sending.context import Context, current_context
 from greenq.sending.producer import Producer, SendOptions
-from greenq.shared import Definition, SharedTask, place, shared
 from greenq.signals import Signal, import_modules
-from greenq.suggest import suggestion
 from greenq.task import BaseTask
 from greenq.transport.transport import Transport
+from greenq.utils.suggest import suggestion
 from greenq.workflow import Workflow, all_workflows
 from greenq.workflow import workflow_id as id_of_workflow
 

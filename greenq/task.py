@@ -16,16 +16,16 @@ from greenq.canvas.mistakes import check_call
 from greenq.canvas.primitives import chunks, xmap, xstarmap
 from greenq.canvas.signature import Signature, maybe_signature
 from greenq.config.celery_names import TASK_OPTIONS, asks_for_something
-from greenq.context import Context, current_context
 from greenq.errors import Ignore, MaxRetriesExceededError, OperationalError, Retry
 from greenq.protocol.rate import parse_rate
 from greenq.result import newest_app, result_from_tuple
 from greenq.sending.arguments import ACCEPT_ALL, Check, checker
+from greenq.sending.context import Context, current_context
 from greenq.sending.options import check_task_option
 from greenq.sending.retry import check
 from greenq.sending.routing import merge_options
-from greenq.suggest import suggestion
-from greenq.validation import Models, validating
+from greenq.sending.validation import Models, validating
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

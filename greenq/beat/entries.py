@@ -17,7 +17,7 @@ from greenq.errors import ConfigError, GreenqError, Problem
 from greenq.schedules import BaseSchedule, crontab, maybe_schedule, schedule
 from greenq.sending.options import check_send_options
 from greenq.sending.producer import SendOptions
-from greenq.suggest import suggestion
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable

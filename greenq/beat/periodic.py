@@ -12,8 +12,8 @@ from zoneinfo import ZoneInfo
 from greenq.beat.entries import Entry, from_us, read_entry, to_us, write_entry
 from greenq.beat.scheduler import BeatApp, code_entries, send_options, upcoming
 from greenq.errors import GreenqError
-from greenq.suggest import suggestion
 from greenq.transport.schedule_store import ScheduleStore, State, read_state
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

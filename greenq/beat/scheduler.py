@@ -33,7 +33,6 @@ from greenq.errors import (
     Problem,
     SignatureError,
 )
-from greenq.log import OutageLog, Repeated
 from greenq.protocol.ids import new_id
 from greenq.transport.schedule_store import (
     MOST_CLAIMS,
@@ -46,6 +45,7 @@ from greenq.transport.schedule_store import (
     read_state,
 )
 from greenq.transport.transport import Connected
+from greenq.utils.log import OutageLog, Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

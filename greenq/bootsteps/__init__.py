@@ -2,6 +2,8 @@
 
 An app's steps derive from the classes exported here, as in Celery. `blueprint` orders and starts
 all steps; its own base classes are for greenq's parts.
+
+Used by every part of a worker.
 """
 
 from __future__ import annotations

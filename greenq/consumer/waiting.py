@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from greenq.app import TaskRegistry
     from greenq.consumer.refusals import Refusals
     from greenq.execution.state import WorkerState
-    from greenq.request import Request
+    from greenq.running.request import Request
     from greenq.task import BaseTask
     from greenq.timer import Entry as TimerEntry
     from greenq.timer import Timer

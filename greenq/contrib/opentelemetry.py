@@ -27,7 +27,7 @@ from greenq.signals import (
 )
 from greenq.states import SUCCESS
 from greenq.task import classes
-from greenq.version import __version__
+from greenq.utils.version import __version__
 
 try:
     from opentelemetry import context as contexts

@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-from greenq.context import Context, current_context
 from greenq.errors import (
     GreenqError,
     OperationalError,
@@ -34,15 +33,11 @@ from greenq.errors import (
 from greenq.execution.handover import Failure, Handover, Step
 from greenq.execution.results import STORED_CHARS, ResultWriter
 from greenq.hub import Event, sleep
-from greenq.outcome import Outcome, call, call_hooks, forget_runs, text_of, trace_of
 from greenq.pool import AGAIN_S, Interrupt
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.message import saferepr
-from greenq.sending.retry import expiration, following
-from greenq.signals import task_internal_error, task_postrun, task_prerun, task_revoked
-from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
-from greenq.task import classes
-from greenq.task_signals import (
+from greenq.running.outcome import Outcome, call, call_hooks, forget_runs, text_of, trace_of
+from greenq.running.task_signals import (
     END_SIGNALS,
     tell_end,
     tell_internal_error,
@@ -50,6 +45,11 @@ from greenq.task_signals import (
     tell_published,
     tell_revoked,
 )
+from greenq.sending.context import Context, current_context
+from greenq.sending.retry import expiration, following
+from greenq.signals import task_internal_error, task_postrun, task_prerun, task_revoked
+from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
+from greenq.task import classes
 from greenq.transport.settle import Entry
 from greenq.transport.workflow import Workflow
 
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from greenq.config.settings import TaskConfig
     from greenq.execution.state import WorkerState
     from greenq.protocol.event import EventSender
-    from greenq.request import Request
+    from greenq.running.request import Request
     from greenq.sending.producer import Outgoing, Producer
     from greenq.task import BaseTask, ExceptionInfo
     from greenq.transport.outbox import Outbox

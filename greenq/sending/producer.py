@@ -27,7 +27,6 @@ from greenq.errors import (
     ServerError,
     Unroutable,
 )
-from greenq.log import OutageLog
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.event import EXCHANGE, MULTI, EventWriter
 from greenq.protocol.ids import TaskIds, new_id, tag_of, tag_prefix
@@ -38,6 +37,7 @@ from greenq.sending.arguments import explained
 from greenq.sending.options import check_send_options
 from greenq.sending.routing import Router
 from greenq.signals import after_task_publish, before_task_publish
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

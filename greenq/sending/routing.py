@@ -17,7 +17,7 @@ from greenq.config.queues import Broadcast, Exchange, Queue
 from greenq.config.routes import Table, route
 from greenq.errors import ConfigError, Problem
 from greenq.protocol.keys import DIRECT_SUFFIX
-from greenq.suggest import suggestion
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from greenq.errors import AccessRefused, OperationalError
 from greenq.protocol.mailbox import EXCHANGE
-from greenq.suggest import suggestion
 from greenq.transport.client import load_script
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,7 +21,7 @@ from tests.support import wait_until
 
 PACKAGE = os.path.dirname(greenq.__file__) + os.sep
 # Not called for a signal without receivers.
-SIGNALS = {"signals.py", "sending/announced.py", "task_signals.py"}
+SIGNALS = {"signals.py", "sending/announced.py", "running/task_signals.py"}
 # Beside a message there may be a renewal or an event, now and then.
 ROUNDS = 9
 

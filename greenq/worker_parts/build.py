@@ -1,15 +1,12 @@
-"""The make-up of a worker: its options, its parts, and the code that builds them."""
+"""Builds the parts of a worker, each once, and puts them in order."""
 
 from __future__ import annotations
 
 import importlib
 import time
-from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from greenq.adaptive import Adaptive
-from greenq.autoreload import Autoreloader
 from greenq.autoscale import Autoscaler
 from greenq.beat.step import Beat
 from greenq.bootsteps.blueprint import Blueprint, DisabledPart, custom
@@ -44,7 +41,6 @@ from greenq.execution.workflow_index import WorkflowIndex
 from greenq.hub import Hub, Signals
 from greenq.pool import Pool
 from greenq.protocol.serialize import accepted
-from greenq.recycle import Limits, Recycle
 from greenq.sending.routing import select_queues, worker_direct
 from greenq.supervision.controller import Processes
 from greenq.supervision.sizing import Rules
@@ -55,134 +51,24 @@ from greenq.transport.leases import Leases
 from greenq.transport.mailbox import Mailbox
 from greenq.transport.members import Recycling
 from greenq.transport.outbox import Outbox
-from greenq.transport.owner import Owner, new_owner
+from greenq.transport.owner import new_owner
 from greenq.transport.recovery import Recovery
 from greenq.transport.revokes import RevokeStore
+from greenq.upkeep.adaptive import Adaptive
+from greenq.upkeep.autoreload import Autoreloader
+from greenq.upkeep.recycle import Limits, Recycle
 from greenq.watchdog.guard_process import Guard
 from greenq.watchdog.thread import Watch
+from greenq.worker_parts.options import EXIT_FAILED
+from greenq.worker_parts.parts import Parts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from greenq.app import Greenq
     from greenq.bootsteps.blueprint import Part
     from greenq.consumer.remote_control import Commands
     from greenq.supervision.supervisor import Membership
-
-EXIT_OK = 0
-EXIT_FAILED = 1
-# The exit code at a limit: a supervisor starts the worker again after any exit code but 0
-# (EX_TEMPFAIL).
-EXIT_RECYCLED = 75
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
-    """The options of one worker, from a program or the command line.
-
-    Attributes:
-        queues: the queues to take from; empty means those of the settings.
-        exclude_queues: queues not to take from.
-        concurrency: the number of concurrent tasks; None means the setting.
-        autoscale: (most, least) instead of a fixed concurrency.
-        processes: (most, least) processes of the supervisord group; None leaves the group
-        alone. hostname: the node name, ``greenq@host`` by default.
-        task_events: whether to send task events; None means the setting.
-        mingle, gossip, heartbeat: whether the consumer has these steps.
-        heartbeat_interval_s: seconds between two heartbeats; None means two.
-        control: whether to answer remote control; None means the setting.
-        beat: whether to send periodic tasks, too.
-        autoreload: whether to restart when a source file of the app has changed.
-        step_options: values of the app's own command line options, for its own steps.
-    """
-
-    queues: tuple[str, ...] = ()
-    exclude_queues: tuple[str, ...] = ()
-    concurrency: int | None = None
-    autoscale: tuple[int, int] | None = None
-    processes: tuple[int, int] | None = None
-    hostname: str | None = None
-    task_events: bool | None = None
-    mingle: bool = True
-    gossip: bool = True
-    heartbeat: bool = True
-    heartbeat_interval_s: float | None = None
-    control: bool | None = None
-    beat: bool = False
-    autoreload: bool = False
-    step_options: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Life(Protocol):
-    """A worker's life cycle, as seen by its parts."""
-
-    def stop(self, why: str = "") -> None:
-        """Stop warm."""
-
-    def restart(self, why: str = "") -> None:
-        """Stop warm, and restart the process."""
-
-    def recycle(self, why: str) -> None:
-        """Stop warm at a limit."""
-
-    def give_up(self, error: Exception) -> None:
-        """End a worker that cannot continue."""
-
-    def crashed(self, what: str, error: BaseException) -> None:
-        """End because a part of the worker has failed."""
-
-    def info(self) -> dict[str, Any]:
-        """Return what its steps report for `stats`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """All parts of a worker; remote control commands receive this.
-
-    Attributes:
-        app: the app whose tasks run.
-        hostname: the node name.
-        owner: this incarnation of the worker as an owner of messages.
-        started_s: when the worker was created, seconds of the monotonic clock.
-        life: stops the worker.
-        autoreloader, autoscaler, processes, beat, recycle, state_db, mingle, gossip, control,
-            heart, stopped_workflows: None if switched off.
-    """
-
-    app: Greenq
-    hostname: str
-    owner: Owner
-    started_s: float
-    life: Life
-    state: WorkerState
-    timer: Timer
-    hub: Hub
-    signals: Signals
-    watch: Watch
-    outbox: Outbox
-    events: Events
-    pool: Pool
-    fetcher: Fetcher
-    tasks: Tasks
-    queues: QueueSet
-    autoreloader: Autoreloader | None
-    autoscaler: Autoscaler | None
-    processes: Processes | None
-    beat: Beat | None
-    recycle: Recycle | None
-    state_db: StateDB | None
-    revokes: Revokes
-    connection: Connection
-    mingle: Mingle | None
-    gossip: Gossip | None
-    control: Control | None
-    heart: Heart | None
-    stopped_workflows: StoppedWorkflows | None
-
-    @property
-    def uptime_s(self) -> float:
-        """Seconds since the worker was created."""
-        return time.monotonic() - self.started_s
+    from greenq.worker_parts.options import WorkerOptions
+    from greenq.worker_parts.parts import Life
 
 
 def build(

@@ -9,8 +9,8 @@ import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from greenq.outcome import Run
 from greenq.protocol.message import headers_of
+from greenq.running.outcome import Run
 from greenq.signals import (
     after_task_publish,
     task_failure,
@@ -26,7 +26,7 @@ from greenq.task import ExceptionInfo
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from greenq.context import Announced, Context
+    from greenq.sending.context import Announced, Context
     from greenq.signals import Signal
 
 _log = logging.getLogger(__name__)

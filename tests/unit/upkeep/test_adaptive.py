@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.simulation import SCENARIOS, STEP_S, Downstream, World, long_tailed, svg
-from greenq.adaptive import Adaptive, Look
+from greenq.upkeep.adaptive import Adaptive, Look
 
 # Serves 80 at once; every further call costs a little of its capacity.
 SATURATED = Downstream(80, 0.002)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from greenq import autoreload
-from greenq.autoreload import Autoreloader, Sources, app_folders, syntax_error
 from greenq.errors import ConfigError
+from greenq.upkeep import autoreload
+from greenq.upkeep.autoreload import Autoreloader, Sources, app_folders, syntax_error
 from tests.support import wait_until
 
 

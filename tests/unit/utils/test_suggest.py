@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from greenq.suggest import nearest, suggestion
+from greenq.utils.suggest import nearest, suggestion
 
 NAMES = ("add", "subtract", "multiply")
 

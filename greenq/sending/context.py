@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from greenq.errors import Retry
-from greenq.log import task_log_context
+from greenq.utils.log import task_log_context
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,7 +10,8 @@ import pytest
 from greenq import Greenq, Queue
 from greenq.errors import ConfigError
 from greenq.worker import Worker
-from greenq.worker_parts import Parts, WorkerOptions
+from greenq.worker_parts.options import WorkerOptions
+from greenq.worker_parts.parts import Parts
 from tests.unit.rig import NOWHERE, KeptOutbox
 
 

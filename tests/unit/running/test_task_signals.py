@@ -11,8 +11,8 @@ import pytest
 from gevent.event import Event
 
 from greenq import Ignore, Reject, Task, signals
-from greenq.context import Context, current_context
 from greenq.errors import NotRegistered, TaskRevokedError, TimeLimitExceeded
+from greenq.sending.context import Context, current_context
 from greenq.signals import Signal
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, SUCCESS
 from tests.unit.rig import Rig, wait_for

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from greenq import Greenq, Task, shared_task
-from greenq.shared import shared
+from greenq.registry.shared import shared
 from tests.unit.rig import NOWHERE
 
 

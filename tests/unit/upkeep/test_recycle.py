@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from greenq.errors import ConfigError, OperationalError
-from greenq.recycle import LEAST_LIFE_S, Limits, Recycle, Usage, reached, resident_kb
 from greenq.timer import Timer
+from greenq.upkeep.recycle import LEAST_LIFE_S, Limits, Recycle, Usage, reached, resident_kb
 from tests.unit.rig import settle
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from greenq import log
 from greenq.errors import ConfigError
 from greenq.protocol.message import TaskMessage
+from greenq.utils import log
 from tests.strangers import NOBODY
 
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenq.canvas.plan import listed
 from greenq.canvas.signature import maybe_signature
-from greenq.context import Context, current_context
-from greenq.outcome import Outcome, call, call_hooks, takes_error
 from greenq.protocol.ids import new_id
 from greenq.protocol.message import TaskMessage
 from greenq.protocol.serialize import dumps, loads
 from greenq.result import EagerResult, denied_join_result, join_as_here
+from greenq.running.outcome import Outcome, call, call_hooks, takes_error
+from greenq.running.task_signals import END_SIGNALS, tell_end, tell_postrun
+from greenq.sending.context import Context, current_context
 from greenq.signals import task_postrun, task_prerun
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, SUCCESS
-from greenq.task_signals import END_SIGNALS, tell_end, tell_postrun
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

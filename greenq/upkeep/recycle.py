@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import ConfigError, OperationalError, Problem
 from greenq.hub import spawn
-from greenq.log import OutageLog
 from greenq.protocol.text import listed
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable

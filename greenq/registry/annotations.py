@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from greenq.config.imports import import_object
 from greenq.errors import ConfigError, Problem
-from greenq.suggest import suggestion
 from greenq.task import BaseTask
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

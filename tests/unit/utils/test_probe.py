@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from greenq import probe
-from greenq.probe import Address, parse_address
+from greenq.utils import probe
+from greenq.utils.probe import Address, parse_address
 from tests.servers import free_port
 
 ENTRY = "import sys; from greenq.__main__ import main; sys.exit(main())"
@@ -135,7 +135,7 @@ def test_a_probe_is_cheap_and_loads_nothing_of_the_worker() -> None:
         )  # fmt: skip
         modules = set(loaded.stderr.split())
         ours = {name for name in modules if name.startswith("greenq")}
-        assert ours == {"greenq", "greenq.__main__", "greenq.probe"}
+        assert ours == {"greenq", "greenq.__main__", "greenq.utils", "greenq.utils.probe"}
         assert modules.isdisjoint({"gevent", "redis", "ssl", "logging", "socket", "shutil"})
         assert json.loads(loaded.stdout) == {}
         spent_s = cpu_s([sys.executable, "-c", ENTRY, "health", str(port)])

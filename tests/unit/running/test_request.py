@@ -9,7 +9,7 @@ import pytest
 from greenq.errors import SoftTimeLimitExceeded, TaskTerminated, TimeLimitExceeded
 from greenq.protocol.envelope import wrap
 from greenq.protocol.message import TaskMessage
-from greenq.request import Request
+from greenq.running.request import Request
 from greenq.transport.fetch import Delivery
 
 

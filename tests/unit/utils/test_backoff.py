@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from greenq.backoff import Backoff
+from greenq.utils.backoff import Backoff
 
 
 def within(pauses: list[float], limits: list[float]) -> bool:
@@ -20,7 +20,7 @@ def test_pauses_double_up_to_the_limit() -> None:
 
 def test_pauses_differ_between_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({Backoff(1.0, 1.0).next_s() for _ in range(20)}) > 1
-    monkeypatch.setattr("greenq.backoff.random.uniform", lambda _low, high: high)
+    monkeypatch.setattr("greenq.utils.backoff.random.uniform", lambda _low, high: high)
     assert Backoff(1.0, 1.0).next_s() == 1.0
 
 
