@@ -44,7 +44,8 @@ from greenq.registry.shared import Definition, SharedTask, place, shared
 from greenq.result import AsyncResult, AsyncResults, GroupResult, ResultSet
 from greenq.running.eager import run_as_sent, run_here
 from greenq.sending.context import Context, current_context
-from greenq.sending.producer import Producer, SendOptions
+from greenq.sending.options import SendOptions
+from greenq.sending.producer import Producer
 from greenq.signals import Signal, import_modules
 from greenq.task import BaseTask
 from greenq.transport.transport import Transport

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from greenq.config.settings import Config
     from greenq.events.receiver import Events
     from greenq.result import AsyncResult, AsyncResults, EagerResult
-    from greenq.sending.producer import Producer, SendOptions
+    from greenq.sending.options import SendOptions
+    from greenq.sending.producer import Producer
     from greenq.transport.transport import Transport
 
 # The longest wait before a retry is reached well before this.

@@ -15,8 +15,7 @@ from zoneinfo import ZoneInfo
 from greenq.config import validators
 from greenq.errors import ConfigError, GreenqError, Problem
 from greenq.schedules import BaseSchedule, crontab, maybe_schedule, schedule
-from greenq.sending.options import check_send_options
-from greenq.sending.producer import SendOptions
+from greenq.sending.options import SendOptions, check_send_options
 from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:

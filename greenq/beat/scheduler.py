@@ -52,7 +52,8 @@ if TYPE_CHECKING:
 
     from greenq.remote.control import Control
     from greenq.sending.announced import Announced
-    from greenq.sending.producer import Plan, Producer
+    from greenq.sending.plan import SendPlan
+    from greenq.sending.producer import Producer
     from greenq.task import BaseTask
 
 _log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ _HEADERS: Final = {"celery_beat_task": True}
 class _Draft(NamedTuple):
     """What all messages of some entries have in common, and where they go."""
 
-    plan: Plan
+    plan: SendPlan
     queues: Sequence[str]
     lists: tuple[str, ...]
     channel: str
@@ -499,7 +500,7 @@ class Scheduler:
         slot.draft = draft
         return draft
 
-    def _draft_of(self, plan: Plan, queues: Sequence[str]) -> _Draft:
+    def _draft_of(self, plan: SendPlan, queues: Sequence[str]) -> _Draft:
         if plan.broadcast:
             channel = self._app.transport.keys.fanout(plan.exchange, plan.routing_key)
             return _Draft(plan, queues, (), channel, ())

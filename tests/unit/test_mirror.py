@@ -134,6 +134,11 @@ ELSEWHERE: dict[str, str] = {
     "errors.py": "unit/test_celery_words.py",
     "exceptions.py": "unit/test_celery_words.py",
     "protocol/clock.py": "unit/test_clock.py",
+    # The parts of the producer, each by what it makes of them.
+    **dict.fromkeys(
+        [f"sending/{part}.py" for part in ("batch", "plan", "push", "sent_events")],
+        "unit/sending/test_producer.py",
+    ),
     "sending/retry.py": "unit/execution/test_executor.py",
 }
 
