@@ -696,6 +696,10 @@ class BaseTask(Generic[P, R]):
     ) -> None:
         """Override: called at the task's end, unless it will be retried."""
 
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Override: called when an app registers a task of this class."""
+
     def shadow_name(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> str | None:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, TypedDict
 
-from greenq.config import validators
+from greenq.config import celery_names, validators
 from greenq.config.queues import Exchange, check_type
 from greenq.config.settings import RetryPolicy
 from greenq.errors import ConfigError, WrongOption
 from greenq.protocol.limits import KEY, MESSAGE, SECONDS, Rule
+from greenq.utils.suggest import suggestion
 
 MOST_URGENT, LEAST_URGENT = 0, 9
 
@@ -71,6 +72,34 @@ class SendOptions(TypedDict, total=False):
     stamps: Mapping[str, Any] | None
     replaced_task_nesting: int | None
     add_to_parent: bool | None
+
+
+SEND_OPTIONS: Final = frozenset(SendOptions.__annotations__)
+
+
+def with_stamps(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Gather the stamps, which are given as separate options, as by Celery's senders."""
+    names = set(options["stamped_headers"])
+    kept = {name: value for name, value in options.items() if name not in names}
+    kept["stamps"] = {name: options[name] for name in names if name in options}
+    return kept
+
+
+def without_foreign(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Leave out Celery-only options that have no effect.
+
+    Raises:
+        TypeError: there is no such option.
+    """
+    kept = {option: value for option, value in options.items() if option in SEND_OPTIONS}
+    for option in sorted(options.keys() - kept.keys()):
+        foreign = celery_names.SEND_OPTIONS.get(option)
+        if foreign is None:
+            hint = suggestion(option, SEND_OPTIONS)
+            raise TypeError(f"task {task}: no send option {option!r}{hint}")
+        if celery_names.asks_for_something(foreign, options[option]):
+            raise TypeError(f"task {task}: send option {option!r}: {foreign.advice}")
+    return kept
 
 
 def check_task_option(task: str, option: str, value: Any) -> Any:
