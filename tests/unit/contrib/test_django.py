@@ -12,7 +12,7 @@ import pytest
 from greenq import Greenq
 from greenq.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 SETTINGS = """
 INSTALLED_APPS = ["plain", "named.apps.Config", "without_tasks"]
