@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from greenq.app import Greenq
     from greenq.autoscale import Autoscaler
     from greenq.beat.step import Beat
-    from greenq.consumer.connection import Connection
-    from greenq.consumer.event_sender import Events
+    from greenq.consumer.connection import ConnectionStep
+    from greenq.consumer.event_sender import EventsStep
     from greenq.consumer.gossip import Gossip
     from greenq.consumer.heart import Heart
     from greenq.consumer.mingle import Mingle
     from greenq.consumer.queue_set import QueueSet
-    from greenq.consumer.remote_control import Control
+    from greenq.consumer.remote_control import ControlStep
     from greenq.consumer.revokes import Revokes
     from greenq.consumer.tasks import Tasks
     from greenq.execution.state import WorkerState
@@ -81,7 +81,7 @@ class Parts:
     signals: Signals
     watch: Watch
     outbox: Outbox
-    events: Events
+    events: EventsStep
     pool: Pool
     fetcher: Fetcher
     tasks: Tasks
@@ -93,10 +93,10 @@ class Parts:
     recycle: Recycle | None
     state_db: StateDB | None
     revokes: Revokes
-    connection: Connection
+    connection: ConnectionStep
     mingle: Mingle | None
     gossip: Gossip | None
-    control: Control | None
+    control: ControlStep | None
     heart: Heart | None
     stopped_workflows: StoppedWorkflows | None
 

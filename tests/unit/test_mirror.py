@@ -115,6 +115,7 @@ ELSEWHERE: dict[str, str] = {
                 "cluster",
                 "ending",
                 "heartbeat",
+                "hooks",
                 "hub_monitor",
                 "hub_thread",
                 "lease_keeper",
