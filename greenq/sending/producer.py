@@ -44,9 +44,9 @@ Call = tuple[str, Sequence[Any], Mapping[str, Any], Mapping[str, Any]]
 class Outgoing(TypedDict):
     """A message ready to be pushed: its queue, its priority and its text.
 
-    channel: the channel on which it is published instead, if its exchange is a fanout;
-    otherwise "". announced: not None if it was passed to signal receivers. Code that pushes it
-        calls its `sent` afterwards.
+    channel: the channel on which it is published instead, if its exchange is a fanout; else "".
+    announced: not None if it was passed to signal receivers. Code that pushes it calls its `sent`
+        afterwards.
     """
 
     task_id: str

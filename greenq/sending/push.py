@@ -73,8 +73,8 @@ class Pusher:
         """Push messages together to each of their queues, within the time of one call.
 
         Args:
-            what: names the messages
-            in errors. new_ids: their task ids if created for this push.
+            what: names the messages in errors.
+            new_ids: their task ids if created for this push.
 
         Raises:
             ConnectionLost: an answer got lost, so they may have arrived.
