@@ -3,7 +3,7 @@
 The decision is a pure function of numbers (`decide`). It is made at every tick, and at once when a
 take leaves messages behind. It only resizes the pool; the number of messages taken depends on the
 pool's size. With `worker_autoscale_adaptive`, only as many slots are used as are worthwhile
-(greenq/adaptive.py).
+(greenq/upkeep/adaptive.py).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from greenq.adaptive import PoolSnapshot
 from greenq.bootsteps.blueprint import StartStopPart
+from greenq.upkeep.adaptive import PoolSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greenq.adaptive import Adaptive
     from greenq.hub import Hub
     from greenq.pool import Pool
     from greenq.timer import Timer, TimerEntry
+    from greenq.upkeep.adaptive import Adaptive
 
 _log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from greenq.hub import Event, let_others_run, timer_s
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from greenq.request import Request
+    from greenq.running.request import Request
 
 _log = logging.getLogger(__name__)
 

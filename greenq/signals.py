@@ -15,7 +15,7 @@ from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
 
-from greenq.backoff import Backoff
+from greenq.utils.backoff import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable

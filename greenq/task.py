@@ -8,33 +8,36 @@ import random
 from collections.abc import Iterable
 from datetime import datetime
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, TypeVarTuple
 
 from greenq.canvas.here import run_in_place
 from greenq.canvas.inside import addition, replacement
 from greenq.canvas.mistakes import check_call
 from greenq.canvas.primitives import chunks, xmap, xstarmap
 from greenq.canvas.signature import Signature, maybe_signature
-from greenq.config.celery_names import TASK_OPTIONS, asks_for_something, name_what_is_not_here
-from greenq.context import Context, current_context
+from greenq.config.celery_names import TASK_OPTIONS, asks_for_something
 from greenq.errors import Ignore, MaxRetriesExceededError, OperationalError, Retry
 from greenq.protocol.rate import parse_rate
 from greenq.result import newest_app, result_from_tuple
 from greenq.sending.arguments import ACCEPT_ALL, Check, checker
+from greenq.sending.context import Context, current_context
 from greenq.sending.options import check_task_option
 from greenq.sending.retry import check
 from greenq.sending.routing import merge_options
-from greenq.suggest import suggestion
-from greenq.validation import Models, validating
+from greenq.sending.validation import Models, validating
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Unpack
 
-    from greenq.app import Greenq
+    from greenq.config.settings import Config
+    from greenq.events.receiver import Events
     from greenq.result import AsyncResult, AsyncResults, EagerResult
-    from greenq.sending.producer import SendOptions
+    from greenq.sending.options import SendOptions
+    from greenq.sending.producer import Producer
+    from greenq.transport.transport import Transport
 
 # The longest wait before a retry is reached well before this.
 _MOST_DOUBLINGS = 64
@@ -43,6 +46,69 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 R_co = TypeVar("R_co", covariant=True)
+
+
+class TaskApp(Protocol):
+    """What a task needs of its app. The app of a user's task is a `greenq.app.Greenq`."""
+
+    @property
+    def config(self) -> Config:
+        """All settings."""
+
+    @property
+    def transport(self) -> Transport:
+        """The connection to the server."""
+
+    @property
+    def backend(self) -> Any:
+        """The reader and writer of results."""
+
+    @property
+    def producer(self) -> Producer:
+        """Writes and pushes messages."""
+
+    @property
+    def events(self) -> Events:
+        """Publishes events."""
+
+    def send_task(
+        self,
+        name: str,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        task_type: BaseTask[Any, Any] | None = None,
+        **options: Unpack[SendOptions],
+    ) -> AsyncResult[Any]:
+        """Send a task."""
+
+    def send_task_many(
+        self,
+        name: str,
+        calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]],
+        *,
+        task_type: BaseTask[Any, Any] | None = None,
+        **options: Unpack[SendOptions],
+    ) -> AsyncResults[Any]:
+        """Send a task once for each pair of args and kwargs."""
+
+    def apply(
+        self,
+        task: BaseTask[Any, Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        throw: bool | None = None,
+        retries: int = 0,
+    ) -> EagerResult[Any]:
+        """Run a task in this process."""
+
+    def on_commit(self, call: Callable[[], object]) -> None:
+        """Make a call when Django's open transaction commits."""
+
+    def AsyncResult(self, task_id: str) -> AsyncResult[Any]:  # noqa: N802  Celery's name
+        """Return the handle of a task."""
 
 
 class ExceptionInfo:
@@ -96,10 +162,10 @@ def classes(given: Any) -> tuple[type[BaseException], ...]:
     return found
 
 
-class Task(Generic[P, R]):
-    """A function that workers run.
+class BaseTask(Generic[P, R]):
+    """A function that workers run: all of `greenq.app.Task` but its app's type.
 
-    Subclass it and pass the class as ``base=`` to share options or hooks; a constructor of the
+    Subclass `Task` and pass the class as ``base=`` to share options or hooks; a constructor of the
     class is called without arguments. The options below can be set on the class or in the
     decorator; None means the app's setting.
     """
@@ -159,7 +225,7 @@ class Task(Generic[P, R]):
     )  # fmt: skip
 
     # The app of a task created without one: the newest app.
-    _app: Callable[[], Greenq] = staticmethod(newest_app)
+    _app: Callable[[], TaskApp] = staticmethod(newest_app)
     run: Callable[..., R]
 
     def __init__(
@@ -167,7 +233,7 @@ class Task(Generic[P, R]):
         function: Callable[..., R] | None = None,
         *,
         name: str = "",
-        app: Callable[[], Greenq] | None = None,
+        app: Callable[[], TaskApp] | None = None,
         bind: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -207,13 +273,13 @@ class Task(Generic[P, R]):
         hint = suggestion(option, self.OPTIONS, cutoff=0.8)
         if hint:
             raise TypeError(f"task {self.name}: no option {option!r}{hint}")
-        if option.startswith("__") or callable(getattr(Task, option, None)):
+        if option.startswith("__") or callable(getattr(BaseTask, option, None)):
             raise TypeError(
                 f"task {self.name}: {option!r} cannot be an option: tasks have an attribute of "
                 "that name"
             )
 
-    def complete(self, app: Callable[[], Greenq], main: str) -> None:
+    def complete(self, app: Callable[[], TaskApp], main: str) -> None:
         """Complete a class-based task with its own ``run``; called by apps.
 
         Raises:
@@ -242,7 +308,7 @@ class Task(Generic[P, R]):
         """
         for option in self.OPTIONS:
             value = getattr(self, option)
-            if value is not getattr(Task, option):
+            if value is not getattr(BaseTask, option):
                 checked = check_task_option(self.name, option, value)
                 if checked is not value:
                     setattr(self, option, checked)
@@ -282,7 +348,7 @@ class Task(Generic[P, R]):
         return self._bound
 
     @property
-    def app(self) -> Greenq:
+    def app(self) -> TaskApp:
         """The app this task belongs to."""
         return self._app()
 
@@ -320,7 +386,7 @@ class Task(Generic[P, R]):
         self.argument_check.arguments(args or (), kwargs or {})
         if self.pydantic:
             args, kwargs = self._models.sent(args or (), kwargs or {}, self._dump_kwargs)
-        if type(self).shadow_name is not Task.shadow_name and not options.get("shadow"):
+        if type(self).shadow_name is not BaseTask.shadow_name and not options.get("shadow"):
             options["shadow"] = self.shadow_name(args or (), kwargs or {}, options)
         return app.send_task(self.name, args, kwargs, task_type=self, **options)
 
@@ -417,7 +483,7 @@ class Task(Generic[P, R]):
             NotAllSent: sending ended early.
         """
         # The annotation is for callers, whose tuples are checked against the function's parameters.
-        task: Task[Any, Any] = self  # type: ignore[assignment]
+        task: BaseTask[Any, Any] = self  # type: ignore[assignment]
         return task.apply_async_many(zip(calls, repeat({})))
 
     def apply_async_many(
@@ -632,7 +698,7 @@ class Task(Generic[P, R]):
         """Override: called at the task's end, unless it will be retried."""
 
     @classmethod
-    def on_bound(cls, app: Greenq) -> None:
+    def on_bound(cls, app: Any) -> None:
         """Override: called when an app registers a task of this class."""
 
     def shadow_name(
@@ -655,12 +721,9 @@ class Task(Generic[P, R]):
         return f"<task {self.name}>"
 
 
-name_what_is_not_here(Task)
-
-
-def _registered(name: str, module: str) -> Task[Any, Any]:
+def _registered(name: str, module: str) -> BaseTask[Any, Any]:
     """Return the current app's task, importing its module if necessary."""
     if name not in newest_app().tasks:
         importlib.import_module(module)
-    app: Greenq = newest_app()
-    return app.tasks[name]
+    found: BaseTask[Any, Any] = newest_app().tasks[name]
+    return found

@@ -17,7 +17,6 @@ from greenq.config.node_names import node_name
 from greenq.errors import WorkerFault
 from greenq.execution.processes import refuse_fork
 from greenq.hub import Event, GreenletExit, spawn
-from greenq.log import keep_going
 from greenq.monitoring.step import build_monitoring
 from greenq.signals import (
     celeryd_after_setup,
@@ -28,16 +27,9 @@ from greenq.signals import (
     worker_shutdown,
     worker_shutting_down,
 )
-from greenq.worker_parts import (
-    EXIT_FAILED,
-    EXIT_OK,
-    EXIT_RECYCLED,
-    WorkerOptions,
-    build,
-    build_blueprint,
-    build_consumer,
-    stacks,
-)
+from greenq.utils.log import keep_going
+from greenq.worker_parts.build import build, build_blueprint, build_consumer, stacks
+from greenq.worker_parts.options import EXIT_FAILED, EXIT_OK, EXIT_RECYCLED, WorkerOptions
 
 if TYPE_CHECKING:
     from greenq.app import Greenq

@@ -15,9 +15,8 @@ from zoneinfo import ZoneInfo
 from greenq.config import validators
 from greenq.errors import ConfigError, GreenqError, Problem
 from greenq.schedules import BaseSchedule, crontab, maybe_schedule, schedule
-from greenq.sending.options import check_send_options
-from greenq.sending.producer import SendOptions
-from greenq.suggest import suggestion
+from greenq.sending.options import SEND_OPTIONS, check_send_options
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,8 +29,6 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 
 _OVERLAPS: Final = ("allow", "skip", "queue_one", "cancel")
 _SKIP = re.compile(r"skip\((\d+(?:\.\d+)?)\)")
-
-_SEND_OPTIONS: Final = frozenset(SendOptions.__annotations__)
 
 # Each of them belongs to a single sending, whereas an entry is sent repeatedly.
 _OF_ONE_SENDING: Final = ("task_id", "root_id", "parent_id", "eta")
@@ -266,8 +263,8 @@ def _mapping(value: Any) -> dict[str, Any]:
 def _options(task: str, value: Any) -> dict[str, Any]:
     found = _mapping(value)
     for option in found:
-        if option not in _SEND_OPTIONS:
-            raise ValueError(f"no send option {option!r}{suggestion(option, _SEND_OPTIONS)}")
+        if option not in SEND_OPTIONS:
+            raise ValueError(f"no send option {option!r}{suggestion(option, SEND_OPTIONS)}")
         if option in _OF_ONE_SENDING:
             raise ValueError(
                 f"{option} applies to a single sending, but an entry is sent repeatedly"

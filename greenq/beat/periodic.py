@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from greenq.beat.entries import ScheduleEntry, from_us, read_entry, to_us, write_entry
-from greenq.beat.scheduler import code_entries, send_options, upcoming
+from greenq.beat.scheduler import BeatApp, code_entries, send_options, upcoming
 from greenq.errors import GreenqError
-from greenq.suggest import suggestion
 from greenq.transport.schedule_store import EntryState, ScheduleStore, read_state
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-    from greenq.app import Greenq
     from greenq.protocol.ids import TaskIds
     from greenq.transport.schedule_store import Sent
 
@@ -61,7 +60,7 @@ class PeriodicTasks:
     until `remove`; they replace an entry of the same name in the settings or the code.
     """
 
-    def __init__(self, app: Greenq) -> None:
+    def __init__(self, app: BeatApp) -> None:
         """Use the app's server."""
         self._app = app
         self._store = ScheduleStore(app.transport.client, app.transport.keys, app.transport.signer)

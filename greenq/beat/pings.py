@@ -15,7 +15,7 @@ from greenq.transport.mailbox import Mailbox
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greenq.app import Greenq
+    from greenq.transport.transport import Connected
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _PONG: Final = {"ok": "pong"}
 class Pings(threading.Thread):
     """Answers pings to ``celerybeat@<host>``, the name of Celery's beat; ignores other requests."""
 
-    def __init__(self, app: Greenq, is_alive: Callable[[], bool]) -> None:
+    def __init__(self, app: Connected, is_alive: Callable[[], bool]) -> None:
         """Answer while `is_alive()`; silence means that the beat does not send."""
         super().__init__(name="pings", daemon=True)
         transport = app.transport

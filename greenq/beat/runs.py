@@ -12,9 +12,9 @@ from greenq.states import READY_STATES
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
 
-    from greenq.app import Greenq
     from greenq.protocol.meta import ResultMeta
     from greenq.transport.schedule_store import EntryState, ScheduleStore
+    from greenq.transport.transport import Transport
 
 # A run's result is looked for after one second, then after four more, and so on up to this.
 _FIRST_US: Final = 1_000_000
@@ -42,12 +42,14 @@ class _AwaitedRun(NamedTuple):
 class Runs:
     """Follows unfinished runs, and stores on the server how the last run of each entry ended."""
 
-    def __init__(self, app: Greenq, store: ScheduleStore) -> None:
-        """Read the results of `app` if it stores any."""
-        self._transport = app.transport
+    def __init__(
+        self, transport: Transport, store: ScheduleStore, result_expires: float | None
+    ) -> None:
+        """Read the results that `transport` reaches, if any are stored, for `result_expires`."""
+        self._transport = transport
         self._store = store
         # For this long a result is available once the run has ended.
-        self._limit_us = int((app.config.result.result_expires or _DAY_S) * 1_000_000)
+        self._limit_us = int((result_expires or _DAY_S) * 1_000_000)
         # When the last run of each entry was sent, and the last run whose end was seen.
         self._last: dict[str, int] = {}
         self._ended: dict[str, int] = {}

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha1
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
 from greenq.beat.entries import ScheduleEntry, make_entry, read_entry
@@ -33,7 +33,6 @@ from greenq.errors import (
     Problem,
     SignatureError,
 )
-from greenq.log import OutageLog, Repeated
 from greenq.protocol.ids import new_id
 from greenq.transport.schedule_store import (
     MOST_CLAIMS,
@@ -45,13 +44,18 @@ from greenq.transport.schedule_store import (
     ScheduleStore,
     read_state,
 )
+from greenq.transport.transport import Connected
+from greenq.utils.log import OutageLog, Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from greenq.app import Greenq
+    from greenq.remote.control import Control
     from greenq.sending.announced import Announced
-    from greenq.sending.producer import Plan
+    from greenq.sending.plan import SendPlan
+    from greenq.sending.producer import Producer
+    from greenq.task import BaseTask
+
 _log = logging.getLogger(__name__)
 
 # How often a beat asks the server who leads, and whether entries were changed.
@@ -85,7 +89,7 @@ _HEADERS: Final = {"celery_beat_task": True}
 class _Draft(NamedTuple):
     """What all messages of some entries have in common, and where they go."""
 
-    plan: Plan
+    plan: SendPlan
     queues: Sequence[str]
     lists: tuple[str, ...]
     channel: str
@@ -132,12 +136,37 @@ class _Faults:
             _log.info("entry %s is sent again", name)
 
 
+class BeatApp(Connected, Protocol):
+    """What a beat needs of its app.
+
+    Attributes:
+        periodic_tasks: the fields of the entries that code has added, by name.
+    """
+
+    periodic_tasks: dict[str, dict[str, Any]]
+
+    @property
+    def tasks(self) -> Mapping[str, BaseTask[Any, Any]]:
+        """All tasks by name."""
+
+    @property
+    def producer(self) -> Producer:
+        """Writes and pushes messages."""
+
+    @property
+    def control(self) -> Control:
+        """Commands to the workers."""
+
+    def finalize(self) -> None:
+        """Create what is created on first use."""
+
+
 class Scheduler:
     """Sends what is due for one app, until stopped. One thread or greenlet runs it."""
 
     def __init__(
         self,
-        app: Greenq,
+        app: BeatApp,
         *,
         clock: Callable[[], float] = time.monotonic,
         name: str | None = None,
@@ -160,7 +189,7 @@ class Scheduler:
         self._coded = code_entries(app)
         self._schedule = fingerprint(self._coded.values())
         self.name = f"{name or f'{socket.gethostname()}/{os.getpid()}'}/{new_id()[:8]}"
-        self._runs = Runs(app, self._store)
+        self._runs = Runs(transport, self._store, app.config.result.result_expires)
         self._slots: dict[str, _Slot] = {}
         self._heap: list[tuple[int, str]] = []
         # How far the server's time is ahead of `clock`, in microseconds.
@@ -478,7 +507,7 @@ class Scheduler:
         slot.draft = draft
         return draft
 
-    def _draft_of(self, plan: Plan, queues: Sequence[str]) -> _Draft:
+    def _draft_of(self, plan: SendPlan, queues: Sequence[str]) -> _Draft:
         if plan.broadcast:
             channel = self._app.transport.keys.fanout(plan.exchange, plan.routing_key)
             return _Draft(plan, queues, (), channel, ())
@@ -533,7 +562,7 @@ class Scheduler:
         return self._clock() - self.ticked_s < _ALIVE_S
 
 
-def send_options(app: Greenq, entry: ScheduleEntry) -> dict[str, Any]:
+def send_options(app: BeatApp, entry: ScheduleEntry) -> dict[str, Any]:
     """Return the options of an entry's sendings: its own, the task's, and Celery's header."""
     known = app.tasks.get(entry.task)
     options = dict(entry.options) if known is None else known.send_options(dict(entry.options))
@@ -541,7 +570,7 @@ def send_options(app: Greenq, entry: ScheduleEntry) -> dict[str, Any]:
     return options
 
 
-def code_entries(app: Greenq) -> dict[str, ScheduleEntry]:
+def code_entries(app: BeatApp) -> dict[str, ScheduleEntry]:
     """Return the entries of ``beat_schedule`` and ``add_periodic_task``, checked.
 
     Raises:

@@ -11,7 +11,7 @@ from greenq.hub import join_all, spawn
 from greenq.signals import beat_embedded_init
 
 if TYPE_CHECKING:
-    from greenq.app import Greenq
+    from greenq.beat.scheduler import BeatApp
     from greenq.hub import Greenlet
 
 _log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class Beat(StartStopPart):
 
     requires = ("Hub",)
 
-    def __init__(self, app: Greenq, hostname: str) -> None:
+    def __init__(self, app: BeatApp, hostname: str) -> None:
         """Check the entries of `app`.
 
         Raises:

@@ -8,9 +8,9 @@ from typing import Any
 
 from greenq.canvas import index, plan
 from greenq.canvas.stream import GroupStream, bare
-from greenq.context import current_context
 from greenq.errors import AccessRefused, ConnectionLost, NotAllSent
 from greenq.result import AsyncResult, AsyncResults, GroupResult, result_from_tuple
+from greenq.sending.context import current_context
 from greenq.sending.producer import CallsCutOff
 
 _log = logging.getLogger(__name__)

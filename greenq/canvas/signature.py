@@ -6,17 +6,14 @@ It is a dict with exactly Celery's six keys, so messages carry it unchanged.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from greenq.canvas import plan
 from greenq.canvas.mistakes import check_call, not_a_signature
-from greenq.canvas.stamps import stamp_signature
+from greenq.canvas.stamps import StampingVisitor, stamp_signature
 from greenq.protocol.ids import new_id
 from greenq.protocol.message import saferepr
 from greenq.result import AsyncResult, newest_app, result_from_tuple
-
-if TYPE_CHECKING:
-    from greenq.canvas.stamps import StampingVisitor
 
 KEYS = ("task", "args", "kwargs", "options", "subtask_type", "immutable")
 

@@ -6,12 +6,9 @@ They are options of a signature; the option ``stamped_headers`` lists their name
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from greenq.canvas import plan
-
-if TYPE_CHECKING:
-    from greenq.canvas.signature import Signature
 
 STAMPED = "stamped_headers"
 
@@ -64,7 +61,7 @@ class StampingVisitor:
 
 
 def stamp_signature(
-    sig: Signature, visitor: StampingVisitor | None, headers: Mapping[str, Any], append: bool
+    sig: dict[str, Any], visitor: StampingVisitor | None, headers: Mapping[str, Any], append: bool
 ) -> None:
     """Stamp a signature and all that belongs to it."""
     _Stamper(visitor, append).stamp(sig, headers)

@@ -4,6 +4,8 @@ The parser loads neither gevent nor any app, so ``greenq --help`` is quick. When
 chosen, its options are read from its module or one beside it; such a module imports nothing heavy
 at its top. A command's dependencies are imported when it runs, and after patching if it needs the
 hub.
+
+Nothing imports it but `greenq.__main__`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from greenq.cli import foreign
 from greenq.cli.restart import Origin
 from greenq.errors import GreenqError
 from greenq.protocol.text import printable
-from greenq.suggest import suggestion
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,7 +121,9 @@ _COMMANDS = (
         "greenq.cli.beat_options:add_options",
     ),
     # `greenq.__main__` calls `health` without this module, which takes longer to load.
-    _Subcommand("health", "ask the worker on this machine whether it is well", "greenq.probe"),
+    _Subcommand(
+        "health", "ask the worker on this machine whether it is well", "greenq.utils.probe"
+    ),
     _Subcommand("status", "show the state of each worker", "greenq.cli.status"),
     _Subcommand("ping", "show which workers answer, and how fast", "greenq.cli.ping"),
     _Subcommand(

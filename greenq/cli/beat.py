@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from greenq import log
 from greenq.beat.entries import from_us
 from greenq.beat.pings import Pings
 from greenq.beat.scheduler import Scheduler
@@ -18,6 +17,7 @@ from greenq.cli.pidfile import pid_file
 from greenq.cli.show import printable
 from greenq.errors import GreenqError
 from greenq.signals import beat_init
+from greenq.utils import log
 
 if TYPE_CHECKING:
     import argparse

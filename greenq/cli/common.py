@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from greenq import log
 from greenq.cli import argument_types, show
 from greenq.errors import AppNotFound, OperationalError
+from greenq.utils import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

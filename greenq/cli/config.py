@@ -13,7 +13,7 @@ from greenq.cli.common import add_app_options, is_named, opened
 from greenq.config.settings import SECTIONS, Section
 from greenq.config.validators import shown
 from greenq.errors import UnknownSetting
-from greenq.suggest import suggestion
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     import argparse

@@ -9,7 +9,7 @@ from greenq.cli import show
 from greenq.cli.load import find_app
 from greenq.cli.worker_options import custom_defaults
 from greenq.worker import Worker
-from greenq.worker_parts import WorkerOptions
+from greenq.worker_parts.options import WorkerOptions
 
 if TYPE_CHECKING:
     import argparse

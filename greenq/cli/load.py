@@ -13,7 +13,7 @@ from types import ModuleType
 import greenq
 from greenq.app import Greenq
 from greenq.errors import AppNotFound, GreenqError
-from greenq.suggest import nearest
+from greenq.utils.suggest import nearest
 
 # Files whose frames are not the user's code.
 _NOT_THE_USERS = ("<frozen importlib", str(Path(greenq.__file__).parent), importlib.__file__)

@@ -24,7 +24,7 @@ from greenq.cli.common import (
 from greenq.cli.queues import takers
 from greenq.cli.remote_commands import BY_GROUP, RemoteCommand, find, pair
 from greenq.errors import GreenqError
-from greenq.suggest import suggestion
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

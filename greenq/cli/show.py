@@ -7,8 +7,8 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from greenq import log
 from greenq.protocol.text import printable as printable
+from greenq.utils import log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -9,12 +9,12 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from greenq import log
 from greenq.cli import argument_types
 from greenq.cli.common import add_app_options, opened
 from greenq.errors import SupervisorError
 from greenq.supervision.event_listener import EventListener, Judge, events
 from greenq.supervision.supervisor import supervisor_at
+from greenq.utils import log
 
 if TYPE_CHECKING:
     import argparse

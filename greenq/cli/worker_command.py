@@ -10,8 +10,6 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import greenq
-from greenq import log
-from greenq.autoreload import Sources, app_folders, require_watchfiles
 from greenq.cli.common import log_style
 from greenq.cli.load import find_app, import_tasks
 from greenq.cli.pidfile import pid_file
@@ -22,8 +20,10 @@ from greenq.config.node_names import file_name, node_name
 from greenq.errors import GreenqError
 from greenq.protocol.text import printable
 from greenq.signals import after_setup_logger, after_setup_task_logger, setup_logging
+from greenq.upkeep.autoreload import Sources, app_folders, require_watchfiles
+from greenq.utils import log
 from greenq.worker import Worker
-from greenq.worker_parts import WorkerOptions
+from greenq.worker_parts.options import WorkerOptions
 
 if TYPE_CHECKING:
     import argparse

@@ -13,8 +13,8 @@ from greenq.protocol.rate import parse_rate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greenq.request import Request
-    from greenq.worker_parts import Parts
+    from greenq.running.request import Request
+    from greenq.worker_parts.parts import Parts
 
 _AUTOSCALED = "{} is not supported with autoscale. Adjust autoscale range instead."
 

@@ -17,7 +17,7 @@ from greenq.commands.registry import inspect_command
 from greenq.diagnostics.stacks import describe
 
 if TYPE_CHECKING:
-    from greenq.worker_parts import Parts
+    from greenq.worker_parts.parts import Parts
 
 # At most this many disagreeing records are shown.
 _RECORDS = 100

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from greenq import __version__
 from greenq.commands.arguments import PAGE, number, page_of, texts
 from greenq.commands.registry import inspect_command, ok
 from greenq.config import validators
@@ -20,14 +19,15 @@ from greenq.errors import ContentDisallowed, DecodeError, NotRegistered
 from greenq.protocol.envelope import header
 from greenq.protocol.limits import KEY
 from greenq.protocol.message import saferepr
-from greenq.request import Request
+from greenq.running.request import Request
 from greenq.transport.fetch import Delivery
+from greenq.utils.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from greenq.task import Task
-    from greenq.worker_parts import Parts
+    from greenq.app import Task
+    from greenq.worker_parts.parts import Parts
 
 # Arguments of larger messages are shown as text.
 _SHOWN_BYTES = 16_384

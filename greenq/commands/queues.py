@@ -14,7 +14,7 @@ from greenq.transport.broker import own_binding
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from greenq.worker_parts import Parts
+    from greenq.worker_parts.parts import Parts
 
 
 @inspect_command(urgent=True)

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from greenq.protocol.text import cut
-from greenq.suggest import suggestion
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from greenq.worker_parts import Parts
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
 
@@ -70,7 +68,7 @@ class Panel:
         command = self._commands.get(name)
         return command is not None and command.kind == "control"
 
-    def run(self, name: str, worker: Parts, arguments: Mapping[str, Any]) -> Any:
+    def run(self, name: str, worker: object, arguments: Mapping[str, Any]) -> Any:
         """Run a command and return its reply.
 
         Raises:

@@ -13,11 +13,11 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from greenq import suggest
 from greenq.config import celery_names
 from greenq.config.settings import SECTIONS, Config, nearest, unknown_reason
 from greenq.config.validators import shown
 from greenq.errors import ConfigError, Problem
+from greenq.utils import suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

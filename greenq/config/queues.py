@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from greenq.config.validators import Validator, or_default, parse_json, seconds, text, texts, whole
-
-if TYPE_CHECKING:
-    from greenq.config.settings import TaskConfig
 
 EXCHANGE_TYPES: Final = ("direct", "topic", "fanout")
 
@@ -187,7 +184,7 @@ def queue() -> Validator:
         if isinstance(value, str) and value:
             return value
         if isinstance(value, Queue):
-            return _broadcast_or(value)
+            return broadcast_or(value)
         if isinstance(value, Broadcast):
             return value
         if hasattr(value, "exchange") and getattr(value, "name", None):
@@ -237,7 +234,7 @@ def _of_options(name: str, options: object) -> Queue | Broadcast:
             "expires, max_length and weight"
         )
     # As in Celery: in this form the name is the routing key unless one is given.
-    return _broadcast_or(Queue(name, exchange, routing_key or name, **given))
+    return broadcast_or(Queue(name, exchange, routing_key or name, **given))
 
 
 def _of_kombu(queue: Any) -> Queue | Broadcast:
@@ -254,7 +251,7 @@ def _of_kombu(queue: Any) -> Queue | Broadcast:
     ]
     # Kombu keeps them in a set.
     bindings.sort(key=lambda each: (each.exchange.name, each.routing_key))
-    return _broadcast_or(
+    return broadcast_or(
         Queue(
             name,
             _exchange_of_kombu(queue.exchange),
@@ -271,7 +268,7 @@ def _exchange_of_kombu(exchange: Any) -> Exchange | None:
     return Exchange(name, getattr(exchange, "type", None) or "direct") if name else None
 
 
-def _broadcast_or(queue: Queue) -> Queue | Broadcast:
+def broadcast_or(queue: Queue) -> Queue | Broadcast:
     """Return a `Broadcast` for a queue of a fanout exchange: on Redis it is a channel."""
     exchange = queue.exchange
     if not isinstance(exchange, Exchange) or exchange.type != "fanout":
@@ -279,30 +276,3 @@ def _broadcast_or(queue: Queue) -> Queue | Broadcast:
     if queue.bindings:
         raise ValueError(f"queue {queue.name!r} of a fanout exchange cannot have other bindings")
     return Broadcast(queue.name, exchange.name, queue.routing_key)
-
-
-def declared(config: TaskConfig) -> dict[str, Queue | Broadcast]:
-    """Return the queues of the settings by name, each with its exchange and its routing key.
-
-    A queue given as a name has its own exchange, whose name and routing key are the queue's name. A
-    `Queue` without an exchange has the default one.
-    """
-    default = config.task_default_exchange or config.task_default_queue
-    exchange = Exchange(default, config.task_default_exchange_type)
-    key = config.task_default_routing_key or config.task_default_queue
-    given: Iterable[str | Queue | Broadcast] = config.task_queues
-    if not config.task_queues:
-        given = [_broadcast_or(Queue(config.task_default_queue, exchange, key))]
-
-    def complete(queue: str | Queue | Broadcast) -> Queue | Broadcast:
-        if isinstance(queue, str):
-            return Queue(queue, Exchange(queue), queue)
-        if isinstance(queue, Broadcast):
-            own_key = key if queue.routing_key is None else queue.routing_key
-            return replace(queue, exchange=queue.exchange or queue.name, routing_key=own_key)
-        own = replace(
-            queue, exchange=queue.exchange or exchange, routing_key=queue.routing_key or key
-        )
-        return _broadcast_or(own)
-
-    return {str(each): complete(each) for each in given}

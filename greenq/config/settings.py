@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Self
 
-from greenq import suggest
 from greenq.config import celery_names, queues, routes, validators
 from greenq.errors import ConfigError, Problem, UnknownSetting
+from greenq.utils import suggest
 
 DEFAULT_CONCURRENCY: Final = 1000
 """Greenlets in the pool when `worker_concurrency` is not set."""

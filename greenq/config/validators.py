@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from greenq import suggest
-from greenq.probe import parse_address
+from greenq.utils import suggest
+from greenq.utils.probe import parse_address
 
 # Those built in; `greenq.serialization` and `greenq.compression` add others.
 SERIALIZERS: Final = ["json", "msgpack", "pickle", "raw", "yaml"]

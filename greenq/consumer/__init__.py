@@ -1,16 +1,19 @@
-"""The consumer: the parts that depend on the server and restart after the connection is lost."""
+"""The consumer: the parts that depend on the server and restart after the connection is lost.
+
+Used by the worker's parts and its monitoring.
+"""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any
 
-from greenq.backoff import Backoff
 from greenq.bootsteps.blueprint import Blueprint, StartStopPart, custom
 from greenq.errors import AccessRefused, OperationalError
 from greenq.hub import Event, Greenlet, spawn
-from greenq.log import OutageLog
 from greenq.signals import worker_ready
+from greenq.utils.backoff import Backoff
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

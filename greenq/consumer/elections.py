@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from greenq.errors import ConfigError, Problem
-from greenq.sending.producer import SendOptions
+from greenq.sending.options import SendOptions
 from greenq.transport.members import look_around
 
 if TYPE_CHECKING:

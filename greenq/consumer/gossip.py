@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import ContentDisallowed, DecodeError, OperationalError, SignatureError
 from greenq.hub import spawn
-from greenq.log import Repeated
 from greenq.protocol.event import EXCHANGE, SILENT_INTERVALS, read_events
 from greenq.protocol.limits import INTERVAL, KEPT_NAME, named
+from greenq.utils.log import Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping

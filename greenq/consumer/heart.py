@@ -7,10 +7,10 @@ import platform
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from greenq import __version__
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.signals import heartbeat_sent
 from greenq.transport.settle import Publication
+from greenq.utils.version import __version__
 from greenq.watchdog.heartbeat import Heartbeat
 
 if TYPE_CHECKING:

@@ -6,18 +6,18 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from greenq.context import Context
 from greenq.errors import DecodeError, NotRegistered, TaskRevokedError
 from greenq.execution.handover import EndingStep, Failure
 from greenq.execution.results import ResultWriter
 from greenq.hub import spawn
-from greenq.outcome import Outcome
 from greenq.protocol.envelope import Envelope, without_refusal
 from greenq.protocol.limits import KEY
 from greenq.protocol.message import has_successors, saferepr
+from greenq.running.outcome import Outcome
+from greenq.running.task_signals import tell_revoked
+from greenq.sending.context import Context
 from greenq.signals import task_rejected, task_revoked, task_unknown
 from greenq.states import FAILURE, REVOKED
-from greenq.task_signals import tell_revoked
 from greenq.transport.settle import Settlement
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from greenq.execution.state import WorkerState
     from greenq.protocol.event import EventSender
     from greenq.protocol.message import TaskMessage
-    from greenq.request import Request
+    from greenq.running.request import Request
     from greenq.transport.fetch import Delivery
     from greenq.transport.outbox import Outbox
     from greenq.transport.settle import StateWrite

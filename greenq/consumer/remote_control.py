@@ -14,9 +14,9 @@ from greenq.errors import (
     OperationalError,
     SignatureError,
 )
-from greenq.log import Repeated
 from greenq.protocol.mailbox import EXCHANGE, NO_REPLY, read_request
 from greenq.protocol.message import saferepr
+from greenq.utils.log import Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

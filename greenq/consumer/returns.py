@@ -13,7 +13,7 @@ from greenq.transport.settle import Fence, Settlement, settle
 if TYPE_CHECKING:
     from greenq.execution.state import WorkerState
     from greenq.pool import Pool
-    from greenq.request import Request
+    from greenq.running.request import Request
     from greenq.transport.client import Connection
     from greenq.transport.fetch import Delivery
     from greenq.transport.outbox import Outbox

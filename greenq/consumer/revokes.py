@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import AccessRefused, OperationalError, ServerError
-from greenq.log import OutageLog
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable

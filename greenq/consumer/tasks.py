@@ -29,7 +29,7 @@ from greenq.protocol.message import parse_time, part_of
 from greenq.protocol.rate import parse_rate
 from greenq.protocol.serialize import accepted
 from greenq.protocol.signature import check_following
-from greenq.request import Request
+from greenq.running.request import Request
 from greenq.signals import task_received
 from greenq.transport.recovery import is_suspect
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from greenq.app import TaskRegistry
     from greenq.consumer.refusals import Refusals
     from greenq.execution.state import WorkerState
-    from greenq.request import Request
-    from greenq.task import Task
+    from greenq.running.request import Request
+    from greenq.task import BaseTask
     from greenq.timer import Timer, TimerEntry
     from greenq.transport.outbox import Outbox
     from greenq.transport.transport import Transport
@@ -155,7 +155,7 @@ class Waiting:
         if not self.is_too_late(request):
             self._hand_over(request)
 
-    def _rate_of(self, task: Task[..., Any]) -> float | None:
+    def _rate_of(self, task: BaseTask[..., Any]) -> float | None:
         """Return how often a task may start, per second; None means without limit."""
         if not self._obeys_rates:
             return None

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any, ParamSpec, TypeVar
 
+from greenq.app import Task
 from greenq.result import AsyncResult
-from greenq.task import Task
 
 P = ParamSpec("P")
 R = TypeVar("R")

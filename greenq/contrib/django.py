@@ -19,7 +19,7 @@ from django.core.cache import close_caches
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from greenq.context import current_context
+from greenq.sending.context import current_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,6 @@ from collections import OrderedDict
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from greenq import __version__
 from greenq.signals import (
     after_task_publish,
     before_task_publish,
@@ -28,6 +27,7 @@ from greenq.signals import (
 )
 from greenq.states import SUCCESS
 from greenq.task import classes
+from greenq.utils.version import __version__
 
 try:
     from opentelemetry import context as contexts

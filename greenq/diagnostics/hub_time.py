@@ -16,7 +16,7 @@ import greenlet
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greenq.request import Request
+    from greenq.running.request import Request
 
 
 class HubTime:

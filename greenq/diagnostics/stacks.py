@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import CodeType, FrameType
 
-    from greenq.request import Request
+    from greenq.running.request import Request
 
 # Packages that wait on behalf of a task's code: their frames show what for, but the wait is the
 # task's.

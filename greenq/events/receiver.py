@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from greenq.config.celery_names import name_what_is_not_here
 from greenq.errors import AccessRefused, OperationalError, ProtocolError
 from greenq.events.cluster_state import State
-from greenq.log import OutageLog
 from greenq.protocol.event import (
     EXCHANGE,
     EventWriter,
@@ -28,6 +27,7 @@ from greenq.protocol.event import (
 )
 from greenq.protocol.serialize import accepted
 from greenq.transport.mailbox import Mailbox
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-from greenq.context import Context, current_context
 from greenq.errors import (
     GreenqError,
     OperationalError,
@@ -33,14 +32,10 @@ from greenq.execution.handover import EndingStep, Failure, Handover
 from greenq.execution.results import STORED_CHARS, ResultWriter
 from greenq.execution.time_limits import run_limited
 from greenq.hub import Event, sleep
-from greenq.outcome import Outcome, call, call_hooks, forget_runs, text_of, trace_of
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.message import saferepr
-from greenq.sending.retry import expiration, following
-from greenq.signals import task_internal_error, task_postrun, task_prerun, task_revoked
-from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
-from greenq.task import classes
-from greenq.task_signals import (
+from greenq.running.outcome import Outcome, call, call_hooks, forget_runs, text_of, trace_of
+from greenq.running.task_signals import (
     END_SIGNALS,
     tell_end,
     tell_internal_error,
@@ -48,6 +43,11 @@ from greenq.task_signals import (
     tell_published,
     tell_revoked,
 )
+from greenq.sending.context import Context, current_context
+from greenq.sending.retry import expiration, following
+from greenq.signals import task_internal_error, task_postrun, task_prerun, task_revoked
+from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
+from greenq.task import classes
 from greenq.transport.settle import ACKNOWLEDGE, BEGIN, BEGIN_STEP, KEEP, Settlement
 from greenq.transport.workflow import Continuation
 
@@ -58,9 +58,9 @@ if TYPE_CHECKING:
     from greenq.config.settings import TaskConfig
     from greenq.execution.state import WorkerState
     from greenq.protocol.event import EventSender
-    from greenq.request import Request
+    from greenq.running.request import Request
     from greenq.sending.producer import Outgoing, Producer
-    from greenq.task import ExceptionInfo, Task
+    from greenq.task import BaseTask, ExceptionInfo
     from greenq.transport.outbox import Outbox
     from greenq.transport.settle import Action, Move, StateWrite
     from greenq.transport.transport import Transport
@@ -215,7 +215,7 @@ class Executor:
             _log.warning("%s does not start here: another worker now has it", request)
         return answers[0]
 
-    def _tracks_start(self, task: Task[..., Any]) -> bool:
+    def _tracks_start(self, task: BaseTask[..., Any]) -> bool:
         own = task.track_started
         return self._config.task_track_started if own is None else own
 
@@ -418,7 +418,7 @@ class Executor:
             *request.delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
         )
 
-    def _acks_failure(self, task: Task[..., Any]) -> bool:
+    def _acks_failure(self, task: BaseTask[..., Any]) -> bool:
         own = task.acks_on_failure_or_timeout
         return self._config.task_acks_on_failure_or_timeout if own is None else own
 

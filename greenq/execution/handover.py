@@ -17,9 +17,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from greenq.backoff import Backoff
 from greenq.canvas.plan import follow, ids_of, kind, listed, members
-from greenq.context import Context
 from greenq.errors import (
     ChordError,
     EncodeError,
@@ -29,22 +27,29 @@ from greenq.errors import (
     TaskRevokedError,
 )
 from greenq.hub import sleep, spawn
-from greenq.log import OutageLog
-from greenq.outcome import takes_error
 from greenq.protocol.message import UNREADABLE, TaskMessage, saferepr
+from greenq.running.outcome import takes_error
+from greenq.sending.context import Context
 from greenq.states import FAILURE, PROPAGATE_STATES, REVOKED, SUCCESS
 from greenq.transport.settle import Settlement
-from greenq.transport.workflow import Addition, ChordClaim, Continuation, MessagePush, Seal
+from greenq.transport.workflow import (
+    Addition,
+    ChordClaim,
+    Continuation,
+    MessagePush,
+    Seal,
+)
+from greenq.utils.backoff import Backoff
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from greenq.app import TaskRegistry
+    from greenq.app import Task, TaskRegistry
     from greenq.canvas.plan import Never, WorkflowPlan
     from greenq.config.settings import TaskConfig
     from greenq.execution.workflow_index import WorkflowIndex
     from greenq.sending.producer import Outgoing, Producer
-    from greenq.task import Task
     from greenq.transport.fetch import Delivery
     from greenq.transport.outbox import Outbox
     from greenq.transport.transport import Transport

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greenq.request import Request
+    from greenq.running.request import Request
     from greenq.timer import Timer, TimerEntry
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from greenq.errors import EncodeError, Retry
-from greenq.outcome import Outcome, text_of
+from greenq.running.outcome import Outcome, text_of
 from greenq.states import FAILURE, RETRY, SUCCESS
 
 if TYPE_CHECKING:
     from greenq.config.settings import TaskConfig
-    from greenq.request import Request
+    from greenq.running.request import Request
     from greenq.transport.backend import Backend
     from greenq.transport.settle import StateWrite
     from greenq.transport.transport import Transport

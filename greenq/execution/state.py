@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from greenq.execution.tally import TaskTally
-    from greenq.request import Request
+    from greenq.running.request import Request
 
 
 class WorkerState:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import OperationalError
 from greenq.hub import Greenlet, sleep, spawn
-from greenq.log import OutageLog
 from greenq.transport.workflows import PAUSED
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

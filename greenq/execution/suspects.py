@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from greenq.pool import Pool
-    from greenq.request import Request
+    from greenq.running.request import Request
     from greenq.transport.outbox import Outbox
 
 _log = logging.getLogger(__name__)

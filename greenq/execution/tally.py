@@ -16,7 +16,7 @@ from greenq.protocol.ids import sent_at
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, SUCCESS
 
 if TYPE_CHECKING:
-    from greenq.request import Request
+    from greenq.running.request import Request
 
 # Upper bounds of the buckets in seconds; those up to 10 are the defaults of Prometheus clients.
 RUNTIMES_S: Final = (

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from greenq.canvas.plan import Call
     from greenq.execution.revoked import Revoked
     from greenq.protocol.message import TaskMessage
-    from greenq.request import Request
+    from greenq.running.request import Request
     from greenq.transport.broker import Broker
     from greenq.transport.fetch import Delivery
 

@@ -2,4 +2,6 @@
 
 A separate thread, beside the hub and the watchdog thread, serves them: it answers while a task
 blocks the hub, and no client can hold up the renewal of the lease.
+
+Used by the worker alone.
 """

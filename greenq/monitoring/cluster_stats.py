@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from greenq.remote.queue_counts import QueueCounts
-    from greenq.worker_parts import Parts
+    from greenq.worker_parts.parts import Parts
 
 # How long a count is cached.
 KEPT_S: Final = 1.0

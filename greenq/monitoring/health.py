@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from greenq.consumer import Consumer
-    from greenq.worker_parts import Parts
+    from greenq.worker_parts.parts import Parts
 
 # The watchdog thread may wait for a silent server, so it counts as dead only after this time, even
 # if `worker_hub_blocked_limit` is smaller.

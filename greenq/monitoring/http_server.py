@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from greenq.errors import GreenqError
 from greenq.hub import NativeThread, sleep
-from greenq.probe import Address
+from greenq.utils.probe import Address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -19,10 +19,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from greenq import __version__
 from greenq.errors import OperationalError
 from greenq.execution.tally import RUNTIMES_S, STATES, WAITS_S, Series
 from greenq.states import FAILURE, REJECTED, RETRY, REVOKED, SUCCESS
+from greenq.utils.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from greenq.execution.tally import TaskTally
     from greenq.monitoring.cluster_stats import ClusterStats, Stats
     from greenq.monitoring.health import Health
-    from greenq.worker_parts import Parts
+    from greenq.worker_parts.parts import Parts
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 

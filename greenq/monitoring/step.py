@@ -14,13 +14,13 @@ from greenq.execution.tally import TaskTally
 from greenq.monitoring.cluster_stats import ClusterStats
 from greenq.monitoring.health import Health, HealthReport
 from greenq.monitoring.http_server import HttpServer, Response, json_response
-from greenq.probe import Address, parse_address
+from greenq.utils.probe import Address, parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from greenq.consumer import Consumer
-    from greenq.worker_parts import Parts
+    from greenq.worker_parts.parts import Parts
 
 _log = logging.getLogger(__name__)
 

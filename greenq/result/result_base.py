@@ -8,9 +8,9 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from greenq.errors import ConfigError, IncompleteStream, Problem, RemoteTraceback
-from greenq.log import task_log_context
 from greenq.result.result_graph import ResultGraph
 from greenq.states import PENDING, PROPAGATE_STATES
+from greenq.utils.log import task_log_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

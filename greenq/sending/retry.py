@@ -8,9 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from greenq.protocol.message import parse_time, saferepr
-from greenq.sending.options import check_send_options
-from greenq.sending.producer import SendOptions
-from greenq.suggest import suggestion
+from greenq.sending.options import SendOptions, check_send_options
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from datetime import tzinfo

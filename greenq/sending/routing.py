@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenq.config.imports import import_object
-from greenq.config.queues import Broadcast, Exchange, Queue, declared
+from greenq.config.queue_table import declared
+from greenq.config.queues import Broadcast, Exchange, Queue
 from greenq.config.routes import Table, route
 from greenq.errors import ConfigError, Problem
 from greenq.protocol.keys import DIRECT_SUFFIX
-from greenq.suggest import suggestion
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

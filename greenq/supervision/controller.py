@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import OperationalError, SupervisorError
 from greenq.hub import Event, join_all, spawn
-from greenq.log import OutageLog
 from greenq.supervision.sizing import GroupSample, decide
 from greenq.transport.group_store import LoadReport
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence

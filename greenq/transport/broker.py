@@ -248,7 +248,9 @@ class Broker:
         Raises:
             QueueFull: the queue has a length limit and no room for the messages.
         """
-        declare, question = self.declare_commands(queue), self._takers.question(queue)
+        declare, takers = self.declare_commands(queue), self._takers
+        is_known = takers.clock() < takers.ask_at_s.get(queue, 0.0)
+        question = [] if is_known else takers.question(queue)
         key = self._list(queue, priority)
         with self.client.pooled(timeout_s, patient=True) as connection:
             if queue in self._limited:

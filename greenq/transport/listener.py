@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from greenq.backoff import Backoff
 from greenq.errors import OperationalError
-from greenq.log import OutageLog
+from greenq.utils.backoff import Backoff
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -23,7 +23,6 @@ from greenq.errors import (
     ProtocolError,
     SignatureError,
 )
-from greenq.log import Repeated
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.ids import new_id
 from greenq.protocol.keys import binding_member
@@ -39,6 +38,7 @@ from greenq.protocol.mailbox import (
 )
 from greenq.protocol.serialize import accepted
 from greenq.transport.client import load_script
+from greenq.utils.log import Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -16,13 +16,20 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from greenq.backoff import Backoff
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import OperationalError, ServerError, TransportTimeout
 from greenq.hub import Event, Greenlet, sleep, spawn
-from greenq.log import OutageLog
-from greenq.transport.settle import ACKNOWLEDGE, INDEX, MOVE, Fence, Settlement, settle
+from greenq.transport.settle import (
+    ACKNOWLEDGE,
+    INDEX,
+    MOVE,
+    Fence,
+    Settlement,
+    settle,
+)
 from greenq.transport.workflow import KIND_SUCCESS
+from greenq.utils.backoff import Backoff
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -15,13 +15,13 @@ from collections import deque
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from greenq.errors import DecodeError, OperationalError, ServerError
-from greenq.log import OutageLog
 from greenq.protocol import envelope
 from greenq.protocol.message import parse_time
 from greenq.transport.client import load_script
 from greenq.transport.fetch import in_portions, tag_number, taken_apart
 from greenq.transport.settle import REQUEUE, Fence, Move, Settlement, settle
 from greenq.transport.workflow import ChordClaim, Continuation, claim_of
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from greenq.log import Repeated
 from greenq.transport.client import load_script
 from greenq.transport.dead_letters import DEAD_LIMIT
 from greenq.transport.workflow import Continuation, index_arguments
 from greenq.transport.workflow import StateWrite as StateWrite
+from greenq.utils.log import Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from greenq.errors import AccessRefused, OperationalError
 from greenq.protocol.mailbox import EXCHANGE
-from greenq.suggest import suggestion
 from greenq.transport.client import load_script
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,20 +36,24 @@ class Takers:
     """Asks, together with an occasional send, which workers take from a sender's queues."""
 
     def __init__(self, keys: Keys, clock: Callable[[], float] = time.monotonic) -> None:
-        """Use the key names of `keys`; no queue has been asked about yet."""
+        """Use the key names of `keys`; no queue has been asked about yet.
+
+        `ask_at_s` is public for the path of a sending: earlier than it says for a queue, by
+        `clock`, there is no question about that queue.
+        """
         self._keys = keys
-        self._clock = clock
-        self._ask_at_s: dict[str, float] = {}
+        self.clock = clock
+        self.ask_at_s: dict[str, float] = {}
         self._may_ask = True
 
     def question(self, queue: str) -> list[Command]:
         """Return the command that asks about a queue, or none if it was asked recently."""
-        now_s = self._clock()
-        if not self._may_ask or now_s < self._ask_at_s.get(queue, now_s):
+        now_s = self.clock()
+        if not self._may_ask or now_s < self.ask_at_s.get(queue, now_s):
             return []
-        if len(self._ask_at_s) >= _KNOWN:
-            self._ask_at_s.clear()
-        self._ask_at_s[queue] = now_s + _EVERY_S
+        if len(self.ask_at_s) >= _KNOWN:
+            self.ask_at_s.clear()
+        self.ask_at_s[queue] = now_s + _EVERY_S
         keys = self._keys
         # Sent with its source, since it runs rarely, in a batch of commands in which an unknown
         # script cannot be retried.

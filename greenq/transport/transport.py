@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
-from greenq.config.queues import declared
+from greenq.config.queue_table import declared
 from greenq.config.validators import insecure_options, mask_url
 from greenq.errors import ConfigError, Problem, ResultsDisabled
 from greenq.protocol.keys import Keys

@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 from greenq.hub import sleep
-from greenq.log import OutageLog
 from greenq.protocol.text import listed
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

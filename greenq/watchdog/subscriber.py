@@ -13,8 +13,8 @@ import time
 from typing import TYPE_CHECKING
 
 from greenq.errors import OperationalError
-from greenq.log import Repeated
 from greenq.transport.backlog import Backlog
+from greenq.utils.log import Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable

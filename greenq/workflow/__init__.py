@@ -2,6 +2,8 @@
 
 It reads and writes the index of workflows, which senders and workers keep with the setting
 ``workflow_index``.
+
+Used by the app and the command line.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from greenq import Greenq
 from greenq.protocol.keys import Keys
 from greenq.transport.client import Client
 from greenq.transport.members import Recycling, count_peers
-from greenq.worker_parts import EXIT_RECYCLED
+from greenq.worker_parts.options import EXIT_RECYCLED
 from tests.servers import Process, Server, greenq_worker, spawn_greenq
 from tests.support import wait_until
 

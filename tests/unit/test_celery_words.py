@@ -14,11 +14,11 @@ import pytest
 from celery.app.task import Context as CelerysContext
 
 from greenq import Greenq, Task, result
-from greenq.context import Context
-from greenq.eager import EagerContext
 from greenq.errors import MaxRetriesExceededError, OperationalError, Reject, Retry
 from greenq.protocol.envelope import unwrap
 from greenq.protocol.message import TaskMessage
+from greenq.running.eager import EagerContext
+from greenq.sending.context import Context
 from tests.unit.rig import Rig, wait_for
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from greenq import log
 from greenq.cli import argument_types
 from greenq.errors import GreenqError
+from greenq.utils import log
 
 if TYPE_CHECKING:
     import argparse

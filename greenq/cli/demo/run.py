@@ -38,7 +38,7 @@ from greenq.transport.client import Client
 from greenq.transport.embedded import keeper
 from greenq.transport.embedded.server import EmbeddedServer
 from greenq.worker import Worker
-from greenq.worker_parts import WorkerOptions
+from greenq.worker_parts.options import WorkerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -20,7 +20,7 @@ from gevent.event import AsyncResult, Event
 from greenq.diagnostics.stacks import all_stacks, describe, waits_on
 from greenq.hub import NativeThread, spawn
 from greenq.pool import Pool
-from greenq.request import Request
+from greenq.running.request import Request
 from tests.support import wait_until
 
 DEADLINE_S = 5.0
