@@ -679,9 +679,10 @@ class Greenq:
         Args:
             schedule: seconds, a timedelta, a crontab or another schedule.
             sig: the task, its name, or a signature of it.
-            args, kwargs: its arguments; they are appended to those of a signature,
-            or override them. name: the entry's name; by default the text of the call, so that
-                another call of the same task with the same arguments replaces the entry.
+            args, kwargs: its arguments; they are appended to those of a signature, or override
+                them.
+            name: the entry's name; by default the text of the call, so that another call of the
+                same task with the same arguments replaces the entry.
             fields: further fields of the entry, as in ``beat_schedule``: ``missed``, ``overlap``…
             options: send options.
 

@@ -122,8 +122,8 @@ class Autoscaler(StartStopPart):
             keepalive_s: how long an unneeded size is kept.
             interval_s: seconds between ticks.
             backlog: returns the number of messages waiting here and in the queues; must not wait.
-            adaptive: finds out how many slots are worthwhile; None: use all slots that are
-            needed. ended: returns how many tasks have ended, and their total duration.
+            adaptive: finds out how many slots are worthwhile; None: use all slots that are needed.
+            ended: returns how many tasks have ended, and their total duration.
             clock: monotonic time in seconds.
         """
         self.most, self.least = most, least

@@ -70,8 +70,8 @@ def run_here(
     """Run a task with all its hooks, and its retries at once, and return how it ended.
 
     Args:
-        throw: raise the exception of a task that fails; None: as ``task_eager_propagates``
-        says. retries: the number of earlier retries.
+        throw: raise the exception of a task that fails; None: as ``task_eager_propagates`` says.
+        retries: the number of earlier retries.
         options: the send options that `Task.request` shows.
 
     Raises:

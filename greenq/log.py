@@ -44,9 +44,8 @@ class Style:
     """The format of log lines.
 
     Attributes:
-        format, task_format: format strings of logging, for lines logged outside and inside
-        tasks. date_format, task_date_format: the formats of their times; None: the default of
-        logging.
+        format, task_format: format strings of logging, for lines logged outside and inside tasks.
+        date_format, task_date_format: the formats of their times; None: the default of logging.
         json: write each line as a JSON object instead.
     """
 

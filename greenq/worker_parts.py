@@ -84,8 +84,8 @@ class WorkerOptions:
         exclude_queues: queues not to take from.
         concurrency: the number of concurrent tasks; None means the setting.
         autoscale: (most, least) instead of a fixed concurrency.
-        processes: (most, least) processes of the supervisord group; None leaves the group
-        alone. hostname: the node name, ``greenq@host`` by default.
+        processes: (most, least) processes of the supervisord group; None leaves the group alone.
+        hostname: the node name, ``greenq@host`` by default.
         task_events: whether to send task events; None means the setting.
         mingle, gossip, heartbeat: whether the consumer has these steps.
         heartbeat_interval_s: seconds between two heartbeats; None means two.

@@ -99,11 +99,11 @@ class _Slot:
     Attributes:
         entry: what is sent, and when.
         seen: its state as text, which the server compares.
-        state: the same,
-        parsed. step: what to do next; None if nothing will be due any more or the entry is
-        paused. following: the due time after that of `step`, once it is
-        known. at: when to do it; this also marks the slot's valid place in the
-        heap. draft: what its messages have in common.
+        state: the same, parsed.
+        step: what to do next; None if nothing will be due any more or the entry is paused.
+        following: the due time after that of `step`, once it is known.
+        at: when to do it; this also marks the slot's valid place in the heap.
+        draft: what its messages have in common.
     """
 
     entry: Entry
@@ -146,8 +146,8 @@ class Scheduler:
 
         Args:
             app: the app.
-            clock: a clock in seconds; only differences count. name:
-            a readable name for this beat; by default host and process.
+            clock: a clock in seconds; only differences count.
+            name: a readable name for this beat; by default host and process.
 
         Raises:
             ConfigError: an entry in the settings or in the code is wrong.

@@ -108,9 +108,9 @@ class Blueprint:
         """Order the steps.
 
         Args:
-            name: the name of the object whose parts the steps
-            are. steps: in the preferred order, which requirements may change. A step that requires
-                one that is not included starts without it.
+            name: the name of the object whose parts the steps are.
+            steps: in the preferred order, which requirements may change. A step that requires one
+                that is not included starts without it.
 
         Raises:
             ConfigError: two steps share a name, one requires a step that is missing, or they

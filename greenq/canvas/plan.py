@@ -456,8 +456,8 @@ def freeze_in(
 
     Args:
         place: the group that it is a member of.
-        task_id: the id of its end, unless that
-        has one. parent: the handle of the preceding step.
+        task_id: the id of its end, unless that has one.
+        parent: the handle of the preceding step.
     """
     what = kind(sig)
     if what == "task":

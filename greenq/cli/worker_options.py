@@ -238,7 +238,7 @@ def read_custom(args: argparse.Namespace, options: Iterable[CustomOption]) -> di
 
     Args:
         args: as parsed; `args.rest` contains the remaining arguments, `args.parser` the worker's
-          parser.
+            parser.
         options: from ``app.user_options["worker"]``.
 
     Raises:

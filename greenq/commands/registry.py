@@ -109,7 +109,7 @@ def inspect_command(
         args: (name, type) of each positional argument, for command lines.
         signature: the arguments as shown in help.
         urgent: it reads only data that any thread may read, so it is answered even while the hub is
-          blocked.
+            blocked.
     """
     return _adder("inspect", name, alias, args, signature, urgent=urgent)
 

@@ -99,7 +99,7 @@ class Validator(NamedTuple):
 
     Attributes:
         accept: returns the normalised value; raises ValueError with a text that says what is
-          accepted.
+            accepted.
         parse: turns text from the environment into a value for `accept`; may raise ValueError.
     """
 

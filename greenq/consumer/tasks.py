@@ -95,8 +95,8 @@ class Tasks(StartStopPart):
         Args:
             config, transport, registry, fetcher, outbox, pool, timer, state: those of the worker.
             hostname: its node name.
-            handover: computes what follows a task's
-            end. left_behind: called when a take leaves messages behind.
+            handover: computes what follows a task's end.
+            left_behind: called when a take leaves messages behind.
             events: receives the task events.
             rate_limits: False lets tasks start without regard to their limits.
 

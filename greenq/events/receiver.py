@@ -172,7 +172,7 @@ class Receiver:
         Args:
             limit: stop after this many events.
             timeout: seconds without any event after which capturing fails; None means without a
-              limit.
+                limit.
             wakeup: ask all workers for a heartbeat first.
 
         Raises:

@@ -308,8 +308,8 @@ class _Exchange:
 
     Attributes:
         connection: not blocking.
-        ends_s: the latest time
-        at which it is closed. path: the path of the slow answer it waits for, or None.
+        ends_s: the latest time at which it is closed.
+        path: the path of the slow answer it waits for, or None.
         rest: what is left to write; empty while the request is read or the answer computed.
     """
 

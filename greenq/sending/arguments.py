@@ -53,8 +53,8 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
 
     Args:
         task: named in the error.
-        function: the function as called, not the one
-        it wraps. bound: whether its first parameter is the task itself.
+        function: the function as called, not the one it wraps.
+        bound: whether its first parameter is the task itself.
     """
     try:
         signature = inspect.signature(function, follow_wrapped=False)

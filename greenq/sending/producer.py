@@ -139,8 +139,9 @@ class Outgoing(TypedDict):
     """A message ready to be pushed: its queue, its priority and its text.
 
     channel: the channel on which it is published instead, if its exchange is a fanout;
-    otherwise "". announced: not None if it was passed to signal receivers. Code that pushes it
-        calls its `sent` afterwards.
+        otherwise "".
+    announced: not None if it was passed to signal receivers. Code that pushes it calls its
+        `sent` afterwards.
     """
 
     task_id: str
@@ -894,8 +895,8 @@ class Producer:
         """Push messages together to each of their queues, within the time of one call.
 
         Args:
-            what: names the messages
-            in errors. new_ids: their task ids if created for this push.
+            what: names the messages in errors.
+            new_ids: their task ids if created for this push.
 
         Raises:
             ConnectionLost: an answer got lost, so they may have arrived.

@@ -358,9 +358,9 @@ class Backend:
         """Yield the final state of each task in order; keeps at most one portion of them.
 
         Args:
-            task_ids: the tasks' ids, each
-            once. check: called with each final state as soon as it is known, to raise a task's
-                exception; also for tasks whose turn has not come.
+            task_ids: the tasks' ids, each once.
+            check: called with each final state as soon as it is known, to raise a task's exception;
+                also for tasks whose turn has not come.
             timeout_s, interval_s, on_interval: as for `wait_many`.
 
         Raises:

@@ -161,9 +161,9 @@ class _Plan(NamedTuple):
     Attributes:
         queues: the queues to take from.
         turns: the same, each as often as it has turns.
-        endings: the endings of their records, turn
-        by turn. keys: the keys of
-        a take. blocking: list and inbox of each queue that has its own waiting connection.
+        endings: the endings of their records, turn by turn.
+        keys: the keys of a take.
+        blocking: list and inbox of each queue that has its own waiting connection.
     """
 
     queues: tuple[str, ...]
@@ -199,11 +199,11 @@ class Fetcher:
 
         Args:
             client, keys: the server, and its key names.
-            queues: the queues
-            to take from. owner: the incarnation named in delivery
-            tags. rotate: serve the queues in turn; otherwise each is emptied before the next one.
-            weights: the turns of queues that have more than
-            one. member: the owner's member of the leases, if that is more than its name.
+            queues: the queues to take from.
+            owner: the incarnation named in delivery tags.
+            rotate: serve the queues in turn; otherwise each is emptied before the next one.
+            weights: the turns of queues that have more than one.
+            member: the owner's member of the leases, if that is more than its name.
         """
         self._client = client
         self._keys = keys
@@ -308,7 +308,8 @@ class Fetcher:
             question: the challenge that the last renewal of the lease returned.
             held: the deliveries that this owner believes it holds.
             begun: the tags of messages acknowledged before their run, whose outcomes have not been
-            written yet. timeout_s: for each call; held deliveries are sent in portions.
+                written yet.
+            timeout_s: for each call; held deliveries are sent in portions.
 
         Returns:
             True if the server did not know it: the owner is new, or the server has lost its data.

@@ -50,7 +50,7 @@ class Answer(NamedTuple):
     Attributes:
         leads: whether it leads.
         draining: the processes that must drain; for a process that does not lead, only itself or
-          none.
+            none.
         reports: the recent reports by process; empty unless it leads.
     """
 

@@ -50,7 +50,7 @@ class Renewal(NamedTuple):
         server_time: unix seconds.
         work: True when this worker's queues or inboxes have messages.
         next_due: the time at which the next parked message of this worker's queues is due, unix
-          seconds.
+            seconds.
         expired: the owners whose lease has ended.
         paused: the queues that are paused for the whole cluster.
         unpublished: the reason why `publication` could not be published, "" if it was.
@@ -76,8 +76,8 @@ class _Looks(NamedTuple):
     """The data that a renewal checks besides the leases.
 
     Attributes:
-        queues: this worker's
-        queues. keys: the keys of the renewal.
+        queues: this worker's queues.
+        keys: the keys of the renewal.
         steps: the lists of each queue, the first one first, for the relay.
         unwatched: those of the lists on which no worker waits.
     """

@@ -49,9 +49,8 @@ class Heard(NamedTuple):
     """An item received by a caller.
 
     Attributes:
-        channel: the
-        channel. payload: the published bytes; empty when the subscription has begun, or begun
-        again.
+        channel: the channel.
+        payload: the published bytes; empty when the subscription has begun, or begun again.
     """
 
     channel: str

@@ -68,8 +68,8 @@ class Lot(NamedTuple):
     """Messages to be requeued, and why.
 
     Attributes:
-        guard: on whose behalf
-        to move them. owner: their owner, "" if unknown.
+        guard: on whose behalf to move them.
+        owner: their owner, "" if unknown.
         alone: the tag of the message that ran alone when its worker died, "" if none did.
         counts: True when their worker has died.
     """

@@ -42,10 +42,10 @@ class State(NamedTuple):
     """How far an entry has got. Times are unix microseconds of the server's clock.
 
     Attributes:
-        due: its last due time that was sent or skipped, or the time from which it
-        counts. sent: when its last task was sent; 0 if
-        none was. task_id: the
-        id of that task. runs: how many tasks were sent.
+        due: its last due time that was sent or skipped, or the time from which it counts.
+        sent: when its last task was sent; 0 if none was.
+        task_id: the id of that task.
+        runs: how many tasks were sent.
     """
 
     due: int
@@ -69,8 +69,8 @@ class Limits(NamedTuple):
 
     Attributes:
         most: how many messages may wait; 0 for any number.
-        lives_ms: how long its lists are kept without use; 0 for no
-        limit. lists: all of its lists; empty without limits.
+        lives_ms: how long its lists are kept without use; 0 for no limit.
+        lists: all of its lists; empty without limits.
     """
 
     most: int = 0
@@ -85,12 +85,12 @@ class Claim(NamedTuple):
     """A due time to send or, without texts, to skip.
 
     Attributes:
-        name: the entry's
-        name. seen: its state, as the text last read.
+        name: the entry's name.
+        seen: its state, as the text last read.
         due: the due time.
         ready: when it may be sent; later than `due` if the entry has jitter.
-        task_id: the message's
-        task id. texts: the message's text for each of the lists, or once for the channel.
+        task_id: the message's task id.
+        texts: the message's text for each of the lists, or once for the channel.
         lists, channel: where to push it, or to publish it.
         limits: the limits of each list's queue; empty if no queue has any.
     """

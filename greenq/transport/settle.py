@@ -67,8 +67,8 @@ class Entry:
         result: a state to store and announce.
         move: where it goes.
         written: called with True when everything is on the server, and with False when the message
-            was no longer held; None if no caller waits for
-        this. about: names the message in the log; None: log nothing if it is not held.
+            was no longer held; None if no caller waits for this.
+        about: names the message in the log; None: log nothing if it is not held.
         workflow: what else follows the ending; None for nothing.
     """
 
@@ -106,10 +106,10 @@ class Settled(NamedTuple):
 
     Attributes:
         not_held: the positions of the entries whose message was not held.
-        unpublished: the reason for a failed publication, "" if there is none; after `INDEX`,
-            the reason why the index of workflows could
-        not be written. misplaced: the target of a move that is not a queue, "" if all are; its
-            messages stay reserved.
+        unpublished: the reason for a failed publication, "" if there is none; after `INDEX`, the
+            reason why the index of workflows could not be written.
+        misplaced: the target of a move that is not a queue, "" if all are; its messages stay
+            reserved.
         stuck: the positions of the entries whose message stays reserved for that reason.
         withheld: the positions of the entries that complete a chord: only their states are stored,
             and their workflow knows how to continue.

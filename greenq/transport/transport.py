@@ -60,7 +60,7 @@ class Transport:
         broker_address, result_address: for display, without passwords.
         client, broker, dead: for messages.
         signer: signs and checks the data that workers and readers act on; None without a signing
-          key.
+            key.
         result_client: for results; the broker's client if they share the server, None if results
             are disabled.
     """

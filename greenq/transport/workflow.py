@@ -94,11 +94,11 @@ class Noted(NamedTuple):
 
     Attributes:
         workflow: the id of the workflow.
-        seconds: how long the index keeps the
-        workflow. state: the letter of the task's new state (`greenq.canvas.nodes`), or ``+`` and
-            ``-``: sending a part of the workflow begins, and ends.
-        times: when it began and ended, unix seconds, and its worker, if known. node:
-        the rest of the node, as text; the first non-empty text is kept.
+        seconds: how long the index keeps the workflow.
+        state: the letter of the task's new state (`greenq.canvas.nodes`), or ``+`` and ``-``:
+            sending a part of the workflow begins, and ends.
+        times: when it began and ended, unix seconds, and its worker, if known.
+        node: the rest of the node, as text; the first non-empty text is kept.
         kept: the task's message, for a retry; "" for none.
     """
 
@@ -138,8 +138,8 @@ class Workflow:
         pushes: messages to send.
         seals: chords that begin.
         clears: chords whose body is among the pushes, or has failed.
-        frees: chords that other workers may complete from now
-        on. index: what happens to its tasks, if workflows are indexed.
+        frees: chords that other workers may complete from now on.
+        index: what happens to its tasks, if workflows are indexed.
         written: called, in a separate greenlet, when the pushes are on the server.
         complete: called when the ending is withheld because a part was the last of its chord; the
             function called puts the ending that completes it. Switches: no.

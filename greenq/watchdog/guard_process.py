@@ -64,8 +64,8 @@ class Guard:
         """Guard the lease `member` of the zset `key` on the server at `url`.
 
         Args:
-            url: the server's
-            URL. key: the zset of leases.
+            url: the server's URL.
+            key: the zset of leases.
             member: the owner's member of it.
             lease_s: how long a lease holds.
             silence_limit_s: how long the guard keeps it for a worker that does not renew it.

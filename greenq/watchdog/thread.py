@@ -99,18 +99,18 @@ class Watch(StartStopPart):
         Args:
             leases: the owner's calls to the server, over a separate connection.
             hub: the hub to watch.
-            state: the messages this worker
-            holds. lease_s: how long a lease holds.
+            state: the messages this worker holds.
+            lease_s: how long a lease holds.
             visibility_timeout_s: the visibility timeout of the fleet.
             blocked_after_s: log a hub that has been blocked for this long.
             blocking_task: names the task to which a frame of the hub's thread belongs, None if it
                 belongs to no task.
             held: returns the tags that are not settled on the server yet, as far as this process
-                knows, and the first unused tag number before that. first_unused:
-            returns the first unused tag number, as far as it knows. is_waiting:
-            returns whether this worker waits for messages, so that it may relay. look: called
-            in the hub's thread, in a greenlet, when a waiting consumer should check for messages
-                itself.
+                knows, and the first unused tag number before that.
+            first_unused: returns the first unused tag number, as far as it knows.
+            is_waiting: returns whether this worker waits for messages, so that it may relay.
+            look: called in the hub's thread, in a greenlet, when a waiting consumer should check
+                for messages itself.
             paused: called in the same way with the queues that are paused.
             forgotten: called in the same way when the server does not know this owner.
             give_away: called in the watchdog thread when the hub is blocked, to requeue messages

@@ -87,9 +87,9 @@ class Group:
     """Tasks that run at the same time.
 
     Attributes:
-        id: the group's
-        id. is_chord: whether a body waits for them; the body follows in the same
-        line. members: a line of steps for each member.
+        id: the group's id.
+        is_chord: whether a body waits for them; the body follows in the same line.
+        members: a line of steps for each member.
     """
 
     id: str

@@ -16,25 +16,29 @@
 --       for each publication: channel and text;
 --       if workflows are indexed, what happens to their tasks: see the end
 -- Reply {the reason for a failed publication, or 'INDEX ' and the reason for a failed write of the index, or '',
---       the
---        goal whose key has the wrong type or '' (its messages stay reserved, everything else is done), the
---        dead-letter list that is nearly full or '', the numbers of the endings that were not held …, negative: whose
---        goal was such a key; if there are workflows, then a list of the numbers of the endings that are withheld, and
---        one of those whose chord another worker has completed}, or an error:
+--        the goal whose key has the wrong type or '' (its messages stay reserved, everything else is done),
+--        the dead-letter list that is nearly full or '',
+--        the numbers of the endings that were not held …, negative for those whose goal was such a key;
+--        if there are workflows, then a list of the numbers of the endings that are withheld,
+--        and one of those whose chord another worker has completed}, or an error:
 --        FORGOTTEN the server does not know the owner: it has lost its data; nothing was done
 --        LAPSED    the owner's lease is not the one that was claimed; nothing was done
 --
 -- A head is the letter of the action, the letter of the state's kind or '-' for none, and the seconds until the state
--- expires, 0 for never:
+-- expires, 0 for never. The letters of the actions are:
 --   a  acknowledge
 --   b  acknowledge before the run: the record becomes a stub, a member of begun, to which the outcome will belong
---   e  the same for a message of a workflow: its record stays, too, so that the worker that recovers it can fail the
---      tasks
---   that wait for it g requeue: move, unless its owner has begun it after an early acknowledgement
+--   e  the same for a message of a workflow, whose record stays as well, so that the worker that recovers it can fail
+--      the tasks that depend on it
+--   g  requeue: move, unless its owner has begun it after an early acknowledgement
 --   k  keep: only the state
---   l announce that this message runs alone in its worker; without a tag: that none runs alone any more
+--   l  announce that this message runs alone in its worker; without a tag: that none runs alone any more
 --   m  move
---   s  a success, f another final state, u the failure of a message that could not run, n a state that is not final
+-- The letters of the states are:
+--   f  a final state other than a success
+--   n  a state that is not final
+--   s  a success
+--   u  the failure of a message that could not run
 --
 -- An ending acts only if its tag is held: if the record exists or, for the owner, the stub. So a call can be repeated
 -- if its answer was lost, and one that arrives late has no effect. A message that was not held now belongs to
@@ -50,17 +54,16 @@
 --   states  of other tasks: kind and seconds, and the state; its key is among KEYS, after that of the ending
 --   pushes  the number of the goal, 'next' or 'last', the text; or a channel, 'all', the text: it is published
 --   seals   chords that begin: the group's key, the size, seconds
---   clears chords whose body is sent or has failed: the group's key, the claim of the last part, and the
---           seconds for which the chord is remembered as done; '' only checks whether it still has to be
---   done frees   chords whose last part has lost its worker: the group's key, and its claim
+--   clears  chords whose body is sent or has failed: the group's key, the claim of the last part, and the
+--           seconds for which the chord is remembered as done; '' only checks whether it still has to be done
+--   frees   chords whose last part has lost its worker: the group's key, and its claim
 -- The keys of a chord are its group's with Celery's endings: .j the values, .d the members counted, .s the size, .t
 -- the number added to the size, .c the claim, then 'done'; and greenq's own .a, the ids that were added.
 --
 -- Parts are counted first, each member once. The ending whose part is the last is withheld: its state is stored, but
 -- nothing is pushed or acknowledged, and its part's claim is written, so that no Celery worker sends the body as well.
 -- The worker then reads the values and settles the message again, with the body to be pushed and the chord to be
--- cleared.
--- If it dies before that, the message is still reserved and runs again; its part has been counted, and the claim is
+-- cleared. If it dies before that, the message is still reserved and runs again; its part has been counted, and the claim is
 -- its own, so it is withheld again. A chord claimed by another worker is left to that worker.
 -- A script that fails halfway is not undone. So the state of each ending comes first: a server out of memory
 -- refuses the first write of a script, and a message whose result is not stored is not acknowledged.
@@ -511,9 +514,10 @@ end
 -- keys, its id, the seconds for which it is kept, and a number of notes. Each note has the number of its ending, the
 -- task's id, the letter of its new state, its times, the text of its node, and its message, if it is kept for a retry.
 -- A node is its letter, its times, a bar, and its text. A note about an ending that was not held is skipped.
---   p planned, w waiting, r running, y to run again: these are open; s succeeded, f failed, v revoked
---   + and - sending a part of the workflow begins and ends: it is open meanwhile When
--- no node is open, the calls of the workflow are sent, each once, since they are then removed.
+--   p planned, w waiting, r running, y to run again: these are open
+--   s succeeded, f failed, v revoked
+--   + and - sending a part of the workflow begins and ends: the workflow is open in the meantime
+-- When no node is open, the calls of the workflow are sent, each once, since they are then removed.
 if ARGV[at + 2 * news] then
   local function keep_index()
     local most_nodes, most_workflows, most_kept, least_paused = 100000, 10000, 16777216, 2592000
