@@ -1,4 +1,4 @@
-"""`Greenq`: the app. It holds the tasks, the settings and the connection to the server."""
+"""`Greenq`, the app: it holds the tasks, the settings and the connection to the server."""
 
 from __future__ import annotations
 
@@ -84,15 +84,15 @@ _apps: weakref.WeakSet[Greenq] = weakref.WeakSet()
 # Imported under another name, since apps have an attribute `Task`.
 _BaseTask = Task
 
-# How many characters of an unknown name are compared with the known names.
+# The number of characters of an unknown name that are compared with the known names.
 _COMPARED_CHARS = 200
 
 
 class Settings(Mapping[str, Any]):
     """An app's settings, `app.conf`: attributes and a mapping. Read one, set one, `update` several.
 
-    Unknown names and wrong values are refused at once, with the nearest valid name. Once the app
-    has connected, its transport keeps the settings it was opened with.
+    Unknown names and wrong values are refused immediately, with the nearest valid name. Once the
+    app has connected, its transport keeps the settings it was opened with.
     """
 
     __slots__ = ("_around", "_built", "_lazy", "_said", "_sources", "_unread", "_values")
@@ -104,8 +104,8 @@ class Settings(Mapping[str, Any]):
     ) -> None:
         """Begin with the defaults, overridden by the environment and then by `values`.
 
-        On first use the two functions `around` are called: one before and one after everything is
-        read.
+        On first use the two functions in `around` are called, one before and one after everything
+        is read.
         """
         unread: list[str] = []
         environment = settings_from_env(os.environ, unread)
@@ -119,7 +119,7 @@ class Settings(Mapping[str, Any]):
         object.__setattr__(self, "_around", around)
 
     def update(self, *mappings: Mapping[str, Any], **values: Any) -> None:
-        """Set several settings.
+        """Change several settings.
 
         Raises:
             ConfigError: one of them is unknown or wrong; then none is set.
@@ -130,7 +130,7 @@ class Settings(Mapping[str, Any]):
         self.update_from("code", given)
 
     def update_from(self, source: str, values: Mapping[str, Any]) -> None:
-        """Set several settings, and note where they come from.
+        """Change several settings, and note where they come from.
 
         Raises:
             ConfigError: one of them is unknown or wrong; then none is set.
@@ -142,7 +142,7 @@ class Settings(Mapping[str, Any]):
         self._sources.update(dict.fromkeys(values, source))
 
     def source_of(self, name: str) -> str:
-        """Return where a setting comes from: default, environment, code, or a named one."""
+        """Return where a setting comes from: default, environment, code or a named source."""
         _ = self.config
         source: str = self._sources.get(name, "default")
         return source
@@ -156,7 +156,7 @@ class Settings(Mapping[str, Any]):
 
     @property
     def config(self) -> Config:
-        """All settings, checked, by section."""
+        """All settings by section, checked."""
         if self._around:
             self._read_first()
         while self._lazy:
@@ -174,7 +174,7 @@ class Settings(Mapping[str, Any]):
 
     def _read_first(self) -> None:
         before, after = self._around
-        # Signal receivers use the settings, too.
+        # Signal receivers also use the settings.
         object.__setattr__(self, "_around", ())
         before()
         # This raises if a setting is wrong.
@@ -182,7 +182,7 @@ class Settings(Mapping[str, Any]):
         after()
 
     def warn(self, *, foreign: bool = True) -> None:
-        """Log one warning for each name that is not read or has no effect.
+        """Log one warning for each name that is not read or that has no effect.
 
         Without `foreign`, Celery settings that greenq does not need are not logged: they concern
         workers, and would only clutter the start of programs that only send.
@@ -277,8 +277,8 @@ class TaskRegistry(dict[str, Task[Any, Any]]):
 class Greenq:
     """An application: its tasks, its settings and its connection to the server.
 
-    Creating one opens nothing and imports no module; the first sending does. Safe to share between
-    threads, greenlets and forked processes.
+    Creating one opens nothing and imports no module; the first sending does. An app is safe to
+    share between threads, greenlets and forked processes.
     """
 
     def __init__(
@@ -344,13 +344,14 @@ class Greenq:
             "worker": set()
         }
         self.leaders: dict[str, Callable[[Any], object]] = {}
-        # Called in a worker after each task's code, in the task's own greenlet: `on_task_end`.
+        # A worker calls these after each task's code, in the task's own greenlet: see
+        # `on_task_end`.
         self.task_end_hooks: list[Callable[[], object]] = []
         # What `add_periodic_task` has added, by name, as in `beat_schedule`.
         self.periodic_tasks: dict[str, dict[str, Any]] = {}
         self._periodic: PeriodicTasks | None = None
         self._tasks = TaskRegistry(self)
-        # Tasks are annotated on first use: there may be no settings before.
+        # Tasks are annotated on first use, because there may be no settings before then.
         self._unannotated: deque[Task[Any, Any]] = deque()
         self._annotating = self._annotated = False
         self._task_lock = threading.RLock()
@@ -366,7 +367,7 @@ class Greenq:
             shared.app = self
 
     def set_default(self) -> None:
-        """Make this the app of shared tasks, and of handles created without an app, from now on."""
+        """From now on, use this app for shared tasks and for handles created without an app."""
         shared.app = self
 
     set_current = set_default
@@ -375,7 +376,7 @@ class Greenq:
 
     @property
     def config(self) -> Config:
-        """All settings, checked, by section."""
+        """All settings by section, checked."""
         return self.conf.config
 
     def config_from_object(
@@ -426,7 +427,7 @@ class Greenq:
         return self._tasks
 
     def take_shared(self) -> Sequence[Task[Any, Any]]:
-        """Create this app's version of each shared task; return them in the order of definition.
+        """Create this app's version of each shared task; return them in their order of definition.
 
         If the app has a task with another function under the same name, that task stays.
         """
@@ -443,7 +444,7 @@ class Greenq:
         return self._shared_tasks
 
     def _ready(self) -> Greenq:
-        """Return the app for its tasks: using it annotates them."""
+        """Return the app for use by its tasks, which annotates them."""
         if self._unannotated:
             self._annotate()
         return self
@@ -512,7 +513,7 @@ class Greenq:
 
     @property
     def Task(self) -> Any:  # noqa: N802  Celery's name
-        """The class of this app's tasks: subclass it, or set another class for all later tasks."""
+        """The class of this app's tasks; subclass it, or assign another one for all later tasks."""
         if self._task_class is None:
             own = {"_app": staticmethod(self._ready), "__module__": __name__}
             self._task_class = type("Task", (_BaseTask,), own)
@@ -574,8 +575,8 @@ class Greenq:
         """Register a function that is called in the one worker that wins an election on its name.
 
         ``app.control.election(id, "module.function", action)`` holds an election; the function
-        receives `action`, and runs in the worker's greenlet for events: send a task for longer
-        work.
+        receives `action`, and runs in the worker's greenlet for events, so it should send a task
+        for longer work.
         """
         module = self.main if function.__module__ == "__main__" else function.__module__
         self.leaders[f"{module}.{function.__name__}"] = function
@@ -585,9 +586,9 @@ class Greenq:
         """Register a function that the worker calls at the end of each task: ``@app.on_task_end``.
 
         It is called without arguments after the task's code and the hooks of its class, in the same
-        greenlet: values that the task left in ``threading.local`` and in context variables is still
-        there, and its slot is still taken. So this is the place to close sessions and connections.
-        It may wait. Its exceptions are logged and do not affect the task.
+        greenlet: values that the task left in ``threading.local`` and in context variables are
+        still there, and its slot is still occupied. So this is the place to close sessions and
+        connections. It may wait. Its exceptions are logged and do not affect the task.
         """
         self.task_end_hooks.append(function)
         return function
@@ -617,7 +618,7 @@ class Greenq:
             self._discover(call(), related_name)
 
     def set_up_framework(self) -> None:
-        """Set Django up if it is in use; commands that import task modules call this first."""
+        """Set up Django if it is in use; commands that import task modules call this first."""
         django = _django()
         if django is not None:
             django.set_up(self)
@@ -715,7 +716,7 @@ class Greenq:
 
     # --- the cluster ------------------------------------------------------------------------------
 
-    # Both are imported on first use: programs that only send or run tasks do not need them.
+    # Both are imported on first use, since programs that only send or run tasks do not need them.
 
     @property
     def control(self) -> Control:
@@ -744,7 +745,7 @@ class Greenq:
         task_type: _BaseTask[Any, Any] | None = None,
         **options: Unpack[SendOptions],
     ) -> AsyncResult[Any]:
-        """Send a task by its name, which need not be registered here. Switches: yes.
+        """Send a task by its name; it need not be registered here. Switches: yes.
 
         If it is registered, its send options apply unless overridden, except ``ignore_result``,
         which the worker decides. `task_type` is for tasks that send themselves: all their options
@@ -796,7 +797,7 @@ class Greenq:
         if "task_id" in options:
             raise TypeError(f"task {name}: task_id is for a single task, not for many")
         if task_type is not None and self.config.task.task_always_eager:
-            # Also a sequence of handles.
+            # The result is a sequence of handles, too.
             return [  # type: ignore[return-value]
                 self.apply_as_sent(task_type, *call, options) for call in calls
             ]
@@ -832,7 +833,7 @@ class Greenq:
             yield call
 
     def prepare_call(self, call: Call) -> Outgoing:
-        """Write the message of one call without sending it; the task's options apply."""
+        """Write the message of one call without sending it, with the task's options."""
         name, args, kwargs, options = call
         sent = self._send_options(name, self.tasks.get(name), options, None)
         return self.producer.prepare(name, args, kwargs, sent)
@@ -923,21 +924,21 @@ class Greenq:
 
     @functools.cached_property
     def GroupResult(self) -> Any:  # noqa: N802  Celery's name
-        """The class of handles of groups, as in ``app.GroupResult.restore(group_id)``."""
+        """The class of group handles, as in ``app.GroupResult.restore(group_id)``."""
         return type("GroupResult", (GroupResult,), {"own_app": self, "__module__": __name__})
 
     @functools.cached_property
     def ResultSet(self) -> Any:  # noqa: N802  Celery's name
-        """The class of sets of handles, as in ``app.ResultSet([one, other])``."""
+        """The class of handle sets, as in ``app.ResultSet([one, other])``."""
         return type("ResultSet", (ResultSet,), {"own_app": self, "__module__": __name__})
 
     @property
     def transport(self) -> Transport:
-        """The connection to the server; first use creates it, and starts an embedded server."""
+        """The connection to the server; its first use may also start an embedded server."""
         made = self._transport
         if made is not None:
             return made
-        # Outside the lock: a log handler may itself use the app.
+        # This is outside the lock, since a log handler may itself use the app.
         self.conf.warn(foreign=False)
         with self._lock:
             made = self._transport
@@ -999,7 +1000,7 @@ class Greenq:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle its name and its settings, with their passwords, but none of its tasks."""
+        """Pickle the app's name and its settings, including passwords, but none of its tasks."""
         return _again, (type(self), self.main, self._folder, dict(self.conf))
 
     def __repr__(self) -> str:
@@ -1011,7 +1012,7 @@ name_what_is_not_here(Greenq)
 
 
 def _after_fork() -> None:
-    """In a forked child: send each app's signal."""
+    """Send each app's signal in a forked child."""
     for app in list(_apps):
         app.on_after_fork.send(app)
 
@@ -1026,7 +1027,7 @@ def _again(app_class: type[Greenq], main: str, folder: Path, settings: Mapping[s
 
 
 def _with_stamps(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Gather the stamps, which are given as separate options, as by Celery's senders."""
+    """Gather the stamps, which are given as separate options, as Celery's senders do."""
     names = set(options["stamped_headers"])
     kept = {name: value for name, value in options.items() if name not in names}
     kept["stamps"] = {name: options[name] for name in names if name in options}
@@ -1055,7 +1056,7 @@ def _import_named(module: str, source: str) -> None:
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as exc:
-        # A module missing inside it is that module's own error.
+        # If another module is missing inside it, the error is that module's own.
         if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
             raise
         reason = "no such module; is its folder on the Python path?"
@@ -1072,7 +1073,7 @@ def _folder_of(frame: FrameType | None) -> Path:
 
 
 def _django() -> ModuleType | None:
-    """Return greenq's Django module if Django is in use, else None without loading Django."""
+    """Return greenq's Django module if Django is in use; otherwise None, without loading Django."""
     if not os.environ.get("DJANGO_SETTINGS_MODULE"):
         return None
     if "django" not in sys.modules and find_spec("django") is None:

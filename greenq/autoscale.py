@@ -1,9 +1,9 @@
 """The autoscaler: the pool's size follows the backlog.
 
-The decision is a pure function of numbers (`decide`). It is made at every tick, and at once when a
-take leaves messages behind. It only resizes the pool; the number of messages taken depends on the
-pool's size. With `worker_autoscale_adaptive`, only as many slots are used as are worthwhile
-(greenq/adaptive.py).
+The decision is a pure function of numbers (`decide`). It is made at every tick, and also
+immediately when a take leaves messages behind. It only resizes the pool; the number of messages
+taken depends on the pool's size. With `worker_autoscale_adaptive`, only as many slots are used as
+are worthwhile (greenq/adaptive.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 # How many decisions the history keeps.
 _HISTORY = 1000
 
-# Above this lag the pool does not grow: more greenlets would only wait for the hub.
+# Above this lag the pool does not grow, since more greenlets would only wait for the hub.
 SATURATED_LAG_S = 0.5
 
 
@@ -40,9 +40,9 @@ class Load:
 
     Attributes:
         size: current number of slots.
-        running: slots in use.
-        backlog: messages in the queues plus those that wait in this worker for a slot.
-        recent_need: the most slots needed at any time within the keepalive.
+        running: the number of slots in use.
+        backlog: messages in the queues, plus those waiting in this worker for a slot.
+        recent_need: the largest number of slots needed at any time within the keepalive.
         least, most: the limits.
         lag_s: the hub's delay, in seconds.
     """
@@ -79,7 +79,7 @@ def needed(load: Load) -> int:
 
 
 def decide(load: Load) -> Decision:
-    """Return the size for a load: grow at once, shrink to the keepalive's largest need."""
+    """Return the size for a load: grow immediately, but shrink only to the largest recent need."""
     if load.size < load.least:
         return Decision(load.least, "below the minimum")
     if load.size > load.most:
@@ -147,7 +147,7 @@ class Autoscaler(StartStopPart):
             self._entry = None
 
     def set_limits(self, most: int, least: int) -> None:
-        """Change the limits; the pool follows at once."""
+        """Change the limits; the pool is resized immediately."""
         self.most, self.least = most, least
         self.tick()
 
@@ -186,7 +186,7 @@ class Autoscaler(StartStopPart):
         return replace(load, recent_need=self._needs[0][1])
 
     def _adapt(self, adaptive: Adaptive, load: Load) -> Load:
-        """Lower the maximum to the worthwhile size."""
+        """Return the load with its maximum lowered to the worthwhile size."""
         look = Look(self._clock(), load.size, load.running, load.backlog, *self._ended())
         found = adaptive.look(look, self.most, self.least)
         most = adaptive.limit(self.most, self.least)

@@ -1,4 +1,4 @@
-"""Delayed calls: one heap, one greenlet."""
+"""Delayed calls, from one heap and in one greenlet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class Entry:
-    """A call due at a time of the monotonic clock; skipped if cancelled."""
+    """A call due at a time on the monotonic clock; it is skipped if cancelled."""
 
     __slots__ = ("call", "due_s", "every_s", "number")
 
@@ -57,11 +57,11 @@ class Timer(StartStopPart):
         self._greenlet: Greenlet | None = None
 
     def call_after(self, delay_s: float, call: Callable[[], object]) -> Entry:
-        """Call once, `delay_s` from now."""
+        """Make the call once, `delay_s` from now."""
         return self._add(delay_s, call, None)
 
     def call_repeatedly(self, every_s: float, call: Callable[[], object]) -> Entry:
-        """Call every `every_s`, first after `every_s`; missed calls are skipped."""
+        """Repeat the call every `every_s`, starting after `every_s`; missed calls are skipped."""
         return self._add(every_s, call, every_s)
 
     def __len__(self) -> int:
@@ -73,14 +73,14 @@ class Timer(StartStopPart):
         self._greenlet = spawn(self._run, name="timer", lasts=True)
 
     def stop(self) -> None:
-        """Make no more calls, and drop all entries."""
+        """Stop making calls, and drop all entries."""
         if self._greenlet is not None:
             self._greenlet.kill()
             self._greenlet = None
         self._heap.clear()
 
     def run_due(self) -> float | None:
-        """Make all due calls; return the seconds until the next, or None if there is none."""
+        """Make all due calls; return the seconds until the next one, or None if there is none."""
         while self._heap:
             wait_s = self._heap[0].due_s - self.clock()
             if wait_s > 0:

@@ -1,4 +1,4 @@
-"""The make-up of a worker: its options, its parts, and the code that builds them."""
+"""What a worker consists of: its options, its parts, and the code that builds them."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ if TYPE_CHECKING:
 
 EXIT_OK = 0
 EXIT_FAILED = 1
-# The exit code at a limit: a supervisor starts the worker again after any exit code but 0
-# (EX_TEMPFAIL).
+# The exit code at a limit (EX_TEMPFAIL); a supervisor starts the worker again after any exit code
+# except 0.
 EXIT_RECYCLED = 75
 
 
@@ -88,9 +88,9 @@ class WorkerOptions:
         hostname: the node name, ``greenq@host`` by default.
         task_events: whether to send task events; None means the setting.
         mingle, gossip, heartbeat: whether the consumer has these steps.
-        heartbeat_interval_s: seconds between two heartbeats; None means two.
+        heartbeat_interval_s: seconds between heartbeats; None means two.
         control: whether to answer remote control; None means the setting.
-        beat: whether to send periodic tasks, too.
+        beat: whether to send periodic tasks as well.
         autoreload: whether to restart when a source file of the app has changed.
         step_options: values of the app's own command line options, for its own steps.
     """
@@ -116,13 +116,13 @@ class Life(Protocol):
     """A worker's life cycle, as seen by its parts."""
 
     def stop(self, why: str = "") -> None:
-        """Stop warm."""
+        """Shut down warm."""
 
     def restart(self, why: str = "") -> None:
-        """Stop warm, and restart the process."""
+        """Shut down warm, and restart the process."""
 
     def recycle(self, why: str) -> None:
-        """Stop warm at a limit."""
+        """Shut down warm at a limit."""
 
     def give_up(self, error: Exception) -> None:
         """End a worker that cannot continue."""
@@ -142,7 +142,7 @@ class Parts:
         app: the app whose tasks run.
         hostname: the node name.
         owner: this incarnation of the worker as an owner of messages.
-        started_s: when the worker was created, seconds of the monotonic clock.
+        started_s: when the worker was created, in seconds of the monotonic clock.
         life: stops the worker.
         autoreloader, autoscaler, processes, beat, recycle, state_db, mingle, gossip, control,
             heart, stopped_workflows: None if switched off.
@@ -238,7 +238,7 @@ def build_consumer(parts: Parts, options: WorkerOptions, worker: object) -> Cons
 def build_blueprint(
     parts: Parts, options: WorkerOptions, worker: object, consumer: Consumer, monitoring: Part
 ) -> Blueprint:
-    """Order the parts of `worker`, the app's own steps included."""
+    """Order the parts of `worker`, including the app's own steps."""
     steps = [
         parts.timer,
         parts.hub,
@@ -266,7 +266,7 @@ def stacks(pool: Pool) -> str:
 
 
 class _Builder:
-    """Builds each part on first use, so the order follows from their dependencies.
+    """Builds each part on first use, so that the order follows from their dependencies.
 
     If two parts need each other, one gets a lambda that looks up the other when called.
     """
@@ -417,7 +417,8 @@ class _Builder:
     @cached_property
     def leases(self) -> Leases:
         client = self.transport.client
-        # A dead connection is noticed and replaced before the lease renewed over it ends.
+        # The timeout is short, so that a dead connection is replaced before the lease renewed over
+        # it ends.
         answer_s = max(0.5, self.lease_s / 3)
         return Leases(
             client.connection(pushes=True, timeout_s=answer_s),
@@ -582,7 +583,7 @@ class _Builder:
         if self.options.processes is None:
             return None
         config, (most, least) = self.config.worker, self.options.processes
-        # Imported only here, since an XML-RPC client takes two megabytes.
+        # This is imported only here, since an XML-RPC client takes two megabytes.
         place: Membership = importlib.import_module("greenq.supervision.supervisor").membership()
         interval_s = config.worker_processes_interval
         store = GroupStore(
@@ -642,7 +643,7 @@ class _Builder:
         return StateDB(file_name(path, self.hostname), self.state, self.timer) if path else None
 
     def _left_behind(self) -> None:
-        """Inform the autoscaler at once that more messages wait than the pool has room for."""
+        """Inform the autoscaler immediately that more messages are waiting than the pool has room for."""
         if self.autoscaler is not None and self.pool.room <= 0:
             self.autoscaler.tick()
 

@@ -25,7 +25,7 @@ class Step(NamedTuple):
 
 
 def next_step(entry: Entry, last_due: int, now: int, *, is_running: bool = False) -> Step | None:
-    """Return what to do next, None if nothing will ever be due again.
+    """Return what to do next; None if nothing will ever be due again.
 
     Args:
         entry: the entry.
@@ -47,7 +47,7 @@ def next_step(entry: Entry, last_due: int, now: int, *, is_running: bool = False
 
 
 def _latest_ready(entry: Entry, first: int, now: int) -> int:
-    """Return the last due time that is ready by now; `first` is."""
+    """Return the last due time that is ready by now; `first` is known to be ready."""
     # Whatever the jitter, this due time is ready.
     due = entry.latest_due(first, now - int(entry.jitter_s * 1_000_000)) or first
     while (later := entry.next_due(due)) is not None and entry.ready(later) <= now:

@@ -1,4 +1,4 @@
-"""How the last run of each entry ended, as far as its result shows."""
+"""How the last run of each entry ended, as far as its stored result shows."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ _FIRST_US: Final = 1_000_000
 _LONGER: Final = 4
 _LONGEST_US: Final = 60_000_000
 
-# Results read in one go, since each may be large, and the most in one turn of the beat's loop.
+# The number of results read in one go, since each may be large, and the maximum in one turn of the
+# beat's loop.
 _PORTION: Final = 100
 _PORTIONS: Final = 10
 
-# If results never expire, a result that is ready later than this is not noticed.
+# If results never expire, a result that becomes ready later than this is not noticed.
 _DAY_S: Final = 86400.0
 
 
 class _Run(NamedTuple):
-    """A run whose result is awaited; the next one to check sorts first. Times in microseconds."""
+    """A run whose result is awaited, sorted by when to check it. Times are in microseconds."""
 
     at: int
     pause: int
@@ -46,7 +47,7 @@ class Runs:
         """Read the results of `app` if it stores any."""
         self._transport = app.transport
         self._store = store
-        # For this long a result is available once the run has ended.
+        # How long a result remains available after the run has ended.
         self._limit_us = int((app.config.result.result_expires or _DAY_S) * 1_000_000)
         # When the last run of each entry was sent, and the last run whose end was seen.
         self._last: dict[str, int] = {}
@@ -54,7 +55,7 @@ class Runs:
         self._heap: list[_Run] = []
 
     def follow(self, states: Mapping[str, State]) -> None:
-        """Look for the results of the last runs of these entries from now on."""
+        """From now on, look for the results of the last runs of these entries."""
         if not self._transport.stores_results:
             return
         for name, state in states.items():
@@ -70,7 +71,7 @@ class Runs:
                 del known[name]
 
     def look(self, now: int) -> None:
-        """Look for results that may be there by now."""
+        """Look for results that may have arrived by now."""
         for _ in range(_PORTIONS):
             if not self._look_at_portion(now):
                 return

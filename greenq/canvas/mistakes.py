@@ -1,4 +1,4 @@
-"""Errors in composing workflows: what was given instead of a signature and what to write."""
+"""Errors in composing workflows: what was given instead of a signature, and what to write."""
 
 from __future__ import annotations
 

@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def bindings(app: Greenq, *, within_s: float | None = None) -> list[Binding]:
-    """Return all bindings of task queues, sorted. Scans all keys of the server.
+    """Return all bindings of task queues, sorted; this scans all keys of the server.
 
-    With `within_s` the scan stops after that time and returns what it has found.
+    With `within_s`, the scan stops after that time and returns what it has found.
     """
     ends_s = math.inf if within_s is None else time.monotonic() + within_s
     client, keys = app.transport.client, app.transport.keys
@@ -84,6 +84,6 @@ def bindings(app: Greenq, *, within_s: float | None = None) -> list[Binding]:
 
 
 def parsed(exchange: str, member: bytes, sep: str) -> Binding | None:
-    """Parse a member of an exchange's binding set; None if it is malformed."""
+    """Parse a member of an exchange's binding set; return None if it is malformed."""
     found = read_member(member, sep)
     return None if found is None else Binding(found.queue, exchange, found.routing_key)

@@ -1,4 +1,4 @@
-"""Queues, and the exchanges that lead to them, as `task_queues` names them."""
+"""Queues and the exchanges that lead to them, as `task_queues` names them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LIMITS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Where a message is published; its bindings decide which queues get it.
+    """A place where messages are published; its bindings decide which queues get them.
 
     Attributes:
         name: the same for senders and workers, Celery's included.
@@ -43,7 +43,7 @@ class Exchange:
     type: str = "direct"
 
     def __post_init__(self) -> None:
-        """Check name and type."""
+        """Check the name and the type."""
         try:
             _name(self.name)
         except ValueError as error:
@@ -128,7 +128,7 @@ class Queue:
 
     @property
     def sources(self) -> tuple[Binding, ...]:
-        """All bindings, that of its own exchange first; only for a queue of `declared`."""
+        """All bindings, starting with that of its own exchange; only for a queue of `declared`."""
         assert isinstance(self.exchange, Exchange)
         own = Binding(self.exchange, self.routing_key or "")
         return tuple(dict.fromkeys((own, *self.bindings)))
@@ -136,7 +136,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
-    """A broadcast queue: every worker consuming it at the time receives each message.
+    """A broadcast queue: each message goes to every worker that is consuming it at the time.
 
     Attributes:
         name: the name that senders and routes use.
@@ -155,7 +155,7 @@ class Broadcast:
         """Check the names."""
         _name(self.name)
         _any_text(self.exchange)
-        # On Redis it becomes a pattern of channels, and only its end may be open.
+        # On Redis the key becomes a pattern for channels, and only its end may be open.
         if "#" in (self.routing_key or "")[:-1]:
             raise ValueError(f"broadcast {self.name!r}: # may only end its routing key")
 
@@ -165,7 +165,7 @@ class Broadcast:
 
 
 def check_type(kind: str) -> str:
-    """Return the type of an exchange if a type of this name exists.
+    """Return the type of an exchange if a type with this name exists.
 
     Raises:
         ValueError: no such type exists.
@@ -181,7 +181,7 @@ def check_type(kind: str) -> str:
 
 
 def queue() -> Validator:
-    """Accept the name of a queue, a `Queue`, a `Broadcast`, or, as Celery does, kombu's objects."""
+    """Accept the name of a queue, a `Queue`, a `Broadcast` or, as Celery does, kombu's objects."""
 
     def accept(value: object) -> str | Queue | Broadcast:
         if isinstance(value, str) and value:
@@ -236,7 +236,7 @@ def _of_options(name: str, options: object) -> Queue | Broadcast:
             f"queue {name!r} has {min(unknown)!r}; known are exchange, exchange_type, routing_key, "
             "expires, max_length and weight"
         )
-    # As in Celery: in this form the name is the routing key unless one is given.
+    # As in Celery, in this form the name is the routing key unless one is given.
     return _broadcast_or(Queue(name, exchange, routing_key or name, **given))
 
 
@@ -272,7 +272,7 @@ def _exchange_of_kombu(exchange: Any) -> Exchange | None:
 
 
 def _broadcast_or(queue: Queue) -> Queue | Broadcast:
-    """Return a `Broadcast` for a queue of a fanout exchange: on Redis it is a channel."""
+    """Return a `Broadcast` for a queue of a fanout exchange, which is a channel on Redis."""
     exchange = queue.exchange
     if not isinstance(exchange, Exchange) or exchange.type != "fanout":
         return queue

@@ -1,7 +1,7 @@
-"""Counts of runs: how tasks ended, how long they ran, how long they waited.
+"""Counts of runs: how tasks ended, how long they ran, and how long they waited.
 
-Kept only for metrics and for the adaptive autoscaler. The hub updates them for every task, so
-an update is only a few additions; the reader computes the rest.
+Counts are kept only for metrics and for the adaptive autoscaler. The hub updates them for every
+task, so an update is only a few additions; the reader computes the rest.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _TAG_CHARS: Final = 36
 
 
 class Series:
-    """Counts of one task in one queue.
+    """The counts for one task in one queue.
 
     Attributes:
         received: how many messages were taken.
@@ -53,7 +53,7 @@ class Series:
     __slots__ = ("ended", "prefetch_s", "received", "runtime_s", "runtimes", "wait_s", "waits")
 
     def __init__(self) -> None:
-        """Start at zero, in all states: so the first failure shows as an increase."""
+        """Start at zero in all states, so that the first failure shows as an increase."""
         self.received = 0
         self.ended = dict.fromkeys(STATES, 0)
         self.runtime_s = self.wait_s = self.prefetch_s = 0.0
@@ -62,7 +62,7 @@ class Series:
 
 
 class Tally:
-    """Counts by task and queue; only tasks registered here are named.
+    """The counts by task and queue; only tasks registered here are named.
 
     Attributes:
         series: by task and queue.
@@ -89,7 +89,8 @@ class Tally:
         series.runtime_s += runtime_s
         series.runtimes[bisect_left(RUNTIMES_S, runtime_s)] += 1
         raw = request.delivery.raw
-        # Extracted from the text: parsing the envelope again would take longer than all the rest.
+        # This is extracted from the text, since parsing the envelope again would take longer than
+        # everything else.
         place = raw.rfind(_TAG) + len(_TAG)
         # Messages with an ETA wait intentionally.
         if raw[place + 14 : place + 15] == b"7" and request.message.eta is None:

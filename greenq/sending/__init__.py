@@ -1,4 +1,4 @@
-"""From a call to a message on its queue: options, arguments, route, text, push.
+"""From a call to a message on its queue: options, arguments, route, text and push.
 
-Used by tasks, by the app, and by a worker that retries a task. Imports no gevent.
+Tasks, the app, and a worker that retries a task use this package. It does not import gevent.
 """

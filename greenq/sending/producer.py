@@ -56,11 +56,11 @@ _CHUNK_COUNT = 200
 _CHUNK_CHARACTERS = 256 << 10
 _CHUNK_S = 1.0
 
-# The messages that begin a workflow may contain all the rest of it. They are one push up to here,
-# since a workflow of which a killed sender has sent a part can never end.
+# The messages that begin a workflow may contain all the rest of it. Up to this size they are one
+# push, since a workflow can never end if its sender was killed after sending only part of it.
 _WHOLE_CHARACTERS = 8 << 20
 
-# Options with few different values: templates for them are worth keeping.
+# Options with few different values, so that templates for them are worth keeping.
 _KEPT = frozenset({
     "queue", "priority", "serializer", "compression", "exchange", "exchange_type", "routing_key",
     "ignore_result", "time_limit", "soft_time_limit", "delivery_mode", "reply_to", "retry",
@@ -75,11 +75,11 @@ _PROPERTIES = ("correlation_id", "reply_to", "delivery_mode")
 
 
 Call = tuple[str, Sequence[Any], Mapping[str, Any], Mapping[str, Any]]
-"""A task's name, its args, its kwargs, and options by the names of `SendOptions`."""
+"""A task's name, its args and kwargs, and options under the names of `SendOptions`."""
 
 
 class SendOptions(TypedDict, total=False):
-    """Options of one sending of a task; each may be left out or None.
+    """The options for sending a task; each may be left out or None.
 
     countdown: seconds from now.
     eta: a datetime; the task does not run before it.
@@ -153,7 +153,7 @@ class Outgoing(TypedDict):
 
 
 class _Policy(NamedTuple):
-    """How often to retry sending (None: no limit), and the pauses between, in seconds."""
+    """How many times to retry sending (None means no limit), and the pauses in between, in seconds."""
 
     max_retries: int | None
     interval_start: float
@@ -187,7 +187,7 @@ class _Encoding(TypedDict):
 
 
 class _Plan(NamedTuple):
-    """The common data of all sendings of one task with the same options.
+    """The data common to all sendings of a task with the same options.
 
     With `broadcast`, the queue's messages are published instead of pushed. The template has been
     created from `message`, `encoding` and `properties`.
@@ -235,7 +235,7 @@ class CallsCutOff(Exception):
     """
 
     def __init__(self, sent: int, unknown: int, reason: Exception) -> None:
-        """Keep all three."""
+        """Keep all three values."""
         super().__init__(sent, unknown, reason)
         self.sent = sent
         self.unknown = unknown
@@ -243,10 +243,10 @@ class CallsCutOff(Exception):
 
 
 class _Batch:
-    """The messages of one round of pushes: one push for each destination."""
+    """The messages of one round of pushes, with one push for each destination."""
 
     def __init__(self, *, whole: bool = False) -> None:
-        """Start empty; with `whole` a push ends only at the count, or at 8 MB."""
+        """Start empty; with `whole`, a push ends only at the maximum count or at 8 MB."""
         self.count = 0
         self.tag_prefix = tag_prefix(time.time())
         self.events: list[Stamped] = []
@@ -266,7 +266,7 @@ class _Batch:
 
     @property
     def may_be_split(self) -> int:
-        """How many messages may be sent only in part: all, if they go to several queues."""
+        """The number of messages that may be sent only in part: all of them, if they go to several queues."""
         split = len(self._places) > 1 or any(plan.exchange for plan, _, _ in self.by_plan())
         return self.count if split else 0
 
@@ -281,12 +281,12 @@ class _Batch:
         self._characters += len(text)
 
     def by_plan(self) -> Iterable[tuple[_Plan, list[str], list[str]]]:
-        """Return the ids and texts for each destination, with a plan that leads there."""
+        """Return the ids and texts for each destination, each with a plan that leads there."""
         return self._places.values()
 
 
 class _KnownPlans:
-    """The plans of calls that are sent together: most have one of a few sets of options."""
+    """The plans of calls that are sent together, most of which have one of a few sets of options."""
 
     def __init__(
         self,
@@ -295,12 +295,12 @@ class _KnownPlans:
     ) -> None:
         self._producer = producer
         self._complete = complete
-        # The options are kept, too, so that no other object can get the identity of one of their
+        # The options are also kept, so that no other object can get the identity of one of their
         # values.
         self._known: dict[tuple[object, ...], tuple[_Plan, Mapping[str, Any]]] = {}
 
     def forget_times(self) -> None:
-        """Forget plans that contain a time: a countdown counts from each push."""
+        """Forget plans that contain a time, since a countdown counts from each push."""
         known = self._known.items()
         self._known = {
             key: each
@@ -337,12 +337,12 @@ class _KnownPlans:
         return known[0]
 
 
-# For callers that keep a plan and send with it repeatedly.
+# This is for callers that keep a plan and send with it repeatedly.
 Plan = _Plan
 
 
 class Producer:
-    """Writes task messages and pushes them; shared by all threads and greenlets of an app."""
+    """Writes task messages and pushes them; all threads and greenlets of an app share it."""
 
     def __init__(
         self,
@@ -363,7 +363,7 @@ class Producer:
         self._origin = f"gen{os.getpid()}@{socket.gethostname()}"
         # Redis needs no reply queue, but Celery's readers expect the field.
         self._reply_to = str(uuid.uuid4())
-        # Two threads may both create an entry; that is harmless, so no lock.
+        # Two threads may both create an entry, which is harmless, so there is no lock.
         self._kept: dict[tuple[object, ...], _Plan] = {}
         self._events: EventWriter | None = None
         if config.task_send_sent_event:
@@ -385,7 +385,7 @@ class Producer:
         task_id, text, announced = self._fill(plan, args, kwargs, options)
         if announced is not None:
             plan = _changed(plan, announced)
-        # Stamped first, since the task may have ended before the event is published.
+        # The event is stamped first, since the task may have ended before the event is published.
         events = [] if self._events is None else [self._sent(plan, options, task_id, args, kwargs)]
         self._push(plan, [text], f"task {task_id}", () if options.get("task_id") else (task_id,))
         if events:
@@ -402,7 +402,7 @@ class Producer:
     ) -> TaskIds:
         """Send one task many times, in order, and return the new ids. Switches: yes.
 
-        Holds one push of messages at a time: 200 messages, 256 KB, or the messages that arrived
+        It holds one push of messages at a time: 200 messages, 256 KB, or the messages that arrived
         within a second. A push arrives as a whole or not at all; each is retried as a single send
         is. Countdowns and expiries count from the moment the push is written.
 
@@ -492,10 +492,10 @@ class Producer:
         """Send calls of different tasks, in order, in as few pushes as `send_many`. Switches: yes.
 
         Args:
-            complete: adds the options of its task and of the sender to those of a call; called
-                once for calls with the same options.
+            complete: adds the options of the task and of the sender to those of a call; it is
+                called once for calls with the same options.
             whole: send up to 200 of them, and 8 MB, in one push, which arrives completely or not at
-                all; with several queues, for each queue.
+                all; with several queues, this applies to each queue.
             on_more: called before the first push if there will be another one.
             on_last: called before the last push.
 
@@ -545,7 +545,7 @@ class Producer:
     def _sent(
         self, plan: _Plan, options: Mapping[str, Any], task_id: str, args: object, kwargs: object
     ) -> Stamped:
-        """Return the task-sent event of one message."""
+        """Return the task-sent event of a message."""
         assert self._events is not None
         message = plan.message
         fields = {
@@ -577,7 +577,7 @@ class Producer:
     def prepare(
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Outgoing:
-        """Write the message of a task without sending it; options are those of `SendOptions`.
+        """Write the message of a task without sending it; the options are those of `SendOptions`.
 
         Raises:
             ValueError: its exchange leads to none or several queues.
@@ -592,7 +592,7 @@ class Producer:
     ) -> list[Outgoing]:
         """Write the message of a task for each queue that it goes to, without sending it.
 
-        A broadcast has a single one, with its channel. Switches: yes, if its exchange must be
+        A broadcast has a single message, with its channel. Switches: yes, if its exchange must be
         looked up.
 
         Raises:
@@ -605,7 +605,7 @@ class Producer:
             return [outgoing]
         first, *others = self._queues(plan, f"task {task}[{outgoing['task_id']}]")
         outgoing["queue"] = first
-        # Signal receivers see a single message.
+        # Signal receivers see only a single message.
         copies = [outgoing.copy() for _ in others]
         for copy, queue in zip(copies, others, strict=True):
             copy["queue"], copy["announced"] = queue, None
@@ -631,7 +631,7 @@ class Producer:
     def draft(
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> _Plan:
-        """Return a plan with which `fill` writes messages; expiries count from now."""
+        """Return a plan from which `fill` writes messages; expiries count from now."""
         if self.router.asks:
             options = self.router.ask(task, args, kwargs, options)
         return self._make_plan(task, options)
@@ -639,7 +639,7 @@ class Producer:
     def fill(
         self, plan: _Plan, queues: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Filled:
-        """Write one message for each of the queues it goes to."""
+        """Write one message for each of the queues to which it goes."""
         task_id, text, announced = self._fill(plan, args, kwargs, {})
         signer = self._broker.signer
         texts: tuple[str | bytes, ...] = (text,) * len(queues)
@@ -648,7 +648,7 @@ class Producer:
         return Filled(task_id, texts, announced)
 
     def queues(self, plan: _Plan, what: str) -> list[str]:
-        """Return the queues that a message goes to; one, of a plan for a broadcast.
+        """Return the queues to which a message goes; a broadcast has a single one.
 
         Raises:
             OperationalError: its exchange leads to no queue, or the server could not be asked.
@@ -667,8 +667,8 @@ class Producer:
         """Return the id and the text of one message, announced if there are receivers.
 
         Args:
-            new: an id created for this push alone; created here if not given. It also serves as
-                delivery tag, with `prefix`: a given task id may be used again.
+            new: an id created for this push alone; created here if not given. With `prefix`, it
+                also serves as the delivery tag, since a given task id may be used again.
         """
         if not new:
             new, prefix = new_id(), tag_prefix(time.time())
@@ -689,7 +689,7 @@ class Producer:
         except EncodeError as exc:
             raise _explained(plan, args, kwargs, exc) from exc
         except TypeError:
-            # An id that is not text; the other options have been checked.
+            # The id is not text; the other options have been checked.
             check_send_options(plan.message.task, options)
             raise
         return task_id, text, None
@@ -704,7 +704,7 @@ class Producer:
         *,
         may_move: bool = True,
     ) -> Announced:
-        """Write one message with the changes of before_task_publish's receivers."""
+        """Write one message with the changes made by before_task_publish's receivers."""
         # Templates themselves check that an id is text.
         check_send_options(plan.message.task, options)
         message = replace(
@@ -734,7 +734,7 @@ class Producer:
         try:
             plan = self._kept.get(key)
         except TypeError:
-            # An unhashable value is invalid: let the check report it.
+            # An unhashable value is invalid, so let the check report it.
             return self._make_plan(task, shared)
         if plan is None:
             plan = self._make_plan(task, shared)
@@ -852,7 +852,7 @@ class Producer:
         )
 
     def queue_of(self, exchange: str, routing_key: str) -> str:
-        """Return the one queue that an exchange leads to. Switches: yes.
+        """Return the one queue to which an exchange leads. Switches: yes.
 
         Raises:
             ValueError: it leads to none or to several.
@@ -881,7 +881,7 @@ class Producer:
         if plan.queue:
             return [plan.queue]
         client = self._broker.client
-        # Half of the total time, so that half is left for the push.
+        # This is half of the total time, so that half is left for the push.
         with client.pooled(client.call_timeout_s / 2) as connection:
             queues = self._broker.bound_queues(connection, plan.exchange, plan.routing_key)
         if not queues:
@@ -892,14 +892,14 @@ class Producer:
         return queues
 
     def _push(self, plan: _Plan, texts: Sequence[str], what: str, new_ids: Sequence[str]) -> None:
-        """Push messages together to each of their queues, within the time of one call.
+        """Push messages together to each of their queues, within the time limit of one call.
 
         Args:
-            what: names the messages in errors.
+            what: how errors name the messages.
             new_ids: their task ids if created for this push.
 
         Raises:
-            ConnectionLost: an answer got lost, so they may have arrived.
+            ConnectionLost: an answer was lost, so they may have arrived.
             OperationalError: they have not arrived.
         """
         began_s = time.monotonic()
@@ -915,13 +915,14 @@ class Producer:
         new_ids: Sequence[str],
         began_s: float,
     ) -> None:
-        """Push to one queue, as often as the policy allows; an attempt gets half a call's time.
+        """Push to one queue, as often as the policy allows; each attempt gets half of a call's time.
 
         A broadcast leaves no trace, so it is not repeated if it may have been received.
         """
         broker, policy, signer = self._broker, plan.policy, self._broker.signer
         if signer is not None:
-            # Sign here, since the signature covers the queue and an exchange may lead to several.
+            # Sign here, since the signature covers the queue, and an exchange may lead to several
+            # queues.
             texts = [signer.seal("message", queue, text) for text in texts]
         whole_s = broker.client.call_timeout_s
         left_s = began_s + whole_s - time.monotonic()
@@ -959,7 +960,7 @@ class Producer:
             raise error
         if may_be_there:
             raise ConnectionLost(
-                f"{what} may or may not have been sent to queue {queue!r}; the answer got lost: "
+                f"{what} may or may not have been sent to queue {queue!r}; the answer was lost: "
                 f"{error}"
             ) from error
         raise OperationalError(f"{what} could not be sent to queue {queue!r}: {error}") from error
@@ -976,7 +977,7 @@ class Producer:
             )
 
     def _policy(self, options: Mapping[str, Any]) -> _Policy | None:
-        """Return the retry policy of one sending, None for no retries."""
+        """Return the retry policy for sending a message; None means no retries."""
         retry = options.get("retry")
         if not (self._config.task_publish_retry if retry is None else retry):
             return None
@@ -998,7 +999,7 @@ class Producer:
     def _expires(
         self, expires: float | datetime | str | None, now: datetime
     ) -> tuple[str | None, str | None]:
-        """Return the header's text and the property's: whole milliseconds from now."""
+        """Return the text for the header and that for the property, which is whole milliseconds from now."""
         if expires is None:
             return None, None
         if isinstance(expires, (int, float)):

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 SETTLE = load_script("settle")
 
-# Any settling call may find a dead-letter list nearly full; their reports share one limit of log
+# Any settling call may find a dead-letter list nearly full; the reports share one limit on log
 # lines.
 _crowded = Repeated(_log)
 
@@ -34,12 +34,12 @@ _NOT_HELD = "-"
 # The prefix of the reason why the index of workflows could not be written.
 INDEX = "INDEX "
 
-# What to do with a message: the letters of the script.
+# What to do with a message, as the letters that the script uses.
 Action = Literal["a", "b", "e", "g", "k", "l", "m"]
 
 
 class Move(NamedTuple):
-    """A move of one reserved message.
+    """A move of a reserved message.
 
     `side` is the end of the list ``key``, or a score in the zset ``key``; for a list of dead
     letters it is ``dead`` and the limits of that list (`DeadLimits.side`).
@@ -59,16 +59,16 @@ class Publication(NamedTuple):
 
 
 class Entry:
-    """The writes for a message that ends or changes its place; see lua/settle.lua.
+    """The writes for a message that ends or is moved; see lua/settle.lua.
 
     Attributes:
         tag: the delivery tag whose record makes it valid; "" for a message without a record.
-        action: what to do with the message.
+        action: the letter that says what to do with the message.
         result: a state to store and announce.
         move: where it goes.
         written: called with True when everything is on the server, and with False when the message
             was no longer held; None if no caller waits for this.
-        about: names the message in the log; None: log nothing if it is not held.
+        about: names the message in the log; None means that nothing is logged if it is not held.
         workflow: what else follows the ending; None for nothing.
     """
 
@@ -106,9 +106,9 @@ class Settled(NamedTuple):
 
     Attributes:
         not_held: the positions of the entries whose message was not held.
-        unpublished: the reason for a failed publication, "" if there is none; after `INDEX`, the
+        unpublished: the reason for a failed publication; "" if there is none; after `INDEX`, the
             reason why the index of workflows could not be written.
-        misplaced: the target of a move that is not a queue, "" if all are; its messages stay
+        misplaced: the target of a move that is not a queue; "" if all are; its messages stay
             reserved.
         stuck: the positions of the entries whose message stays reserved for that reason.
         withheld: the positions of the entries that complete a chord: only their states are stored,
@@ -131,7 +131,7 @@ class Guard(NamedTuple):
     Attributes:
         incarnation: their owner; "" if they have none.
         member: the owner's member of the leases, when others recover its messages.
-        score: the score that its ended lease must still have then.
+        score: the score that its ended lease must then still have.
     """
 
     incarnation: str
@@ -283,7 +283,7 @@ def _settle_apart(
 
 
 def _of_broker(entry: Entry, withheld: bool, void: bool) -> Entry:
-    """Return the part of an entry that remains for the broker once its state is stored."""
+    """Return the part of an entry that remains for the broker once its state has been stored."""
     if withheld:
         return Entry(entry.tag, "k")
     workflow = None

@@ -1,4 +1,4 @@
-"""What follows a task's end besides its state, written by the call that settles it.
+"""What follows a task's end apart from its state, written by the call that settles it.
 
 See lua/settle.lua for the treatment of each list, and docs/design.md for the reason for a single
 call.
@@ -35,12 +35,12 @@ class StateWrite(NamedTuple):
     payload: bytes | str
 
     def of_unrun(self) -> StateWrite:
-        """Return it as the failure of an unrunnable message, which replaces no final state."""
+        """Return it as the failure of an unrunnable message, which never replaces a final state."""
         return self._replace(rule="u" + self.rule[1:])
 
 
 class Part(NamedTuple):
-    """One part of a chord.
+    """A part of a chord.
 
     Attributes:
         group: the key of its group.
@@ -74,7 +74,7 @@ class Push(NamedTuple):
 
 
 class Seal(NamedTuple):
-    """A chord that begins: its group's key, the number of its parts, how long it is kept."""
+    """A chord that begins: its group's key, the number of its parts, and how long it is kept."""
 
     group: str
     size: int
@@ -82,7 +82,7 @@ class Seal(NamedTuple):
 
 
 class Addition(NamedTuple):
-    """A task that joins a chord: the group's key, the task's id, how long the chord is kept."""
+    """A task that joins a chord: the group's key, the task's id, and how long the chord is kept."""
 
     group: str
     task_id: str
@@ -97,7 +97,7 @@ class Noted(NamedTuple):
         seconds: how long the index keeps the workflow.
         state: the letter of the task's new state (`greenq.canvas.nodes`), or ``+`` and ``-``:
             sending a part of the workflow begins, and ends.
-        times: when it began and ended, unix seconds, and its worker, if known.
+        times: when it began and ended, in unix seconds, and its worker, if known.
         node: the rest of the node, as text; the first non-empty text is kept.
         kept: the task's message, for a retry; "" for none.
     """
@@ -129,7 +129,7 @@ def chord_rule(ordered: bool, chord_seconds: int, group_seconds: int) -> str:
 
 
 class Workflow:
-    """What follows one ending.
+    """What follows an ending.
 
     Attributes:
         adds: tasks that join a chord, before its parts are counted.

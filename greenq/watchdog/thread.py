@@ -1,4 +1,4 @@
-"""The OS thread beside the hub, which renews the lease and notices when the hub is blocked.
+"""The OS thread alongside the hub, which renews the lease and notices when the hub is blocked.
 
 A task that computes for twenty seconds delays the other tasks. It must not also cost the worker its
 lease or its place in the cluster, nor keep the messages of a dead worker from being recovered. So
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from greenq.watchdog.hub_thread import Blocker
     from greenq.watchdog.subscriber import Subscriber
 
-# The shortest time between two moves of parked messages.
+# The shortest time between moves of parked messages.
 _SOON_S = 0.02
 
-# Renewing is due after this share of the lease. This leaves room for two attempts with their
-# timeouts.
+# The lease is renewed after this fraction of its duration, which leaves room for two attempts with
+# their timeouts.
 _RENEW_AFTER = 0.4
 
 
@@ -59,7 +59,7 @@ class Watch(StartStopPart):
     3. `Parked` moves parked messages back when they are due; `Relay` moves messages from lists on
        which no worker waits.
     4. `HubMonitor` logs what blocks the hub, `SignalMonitor` acts on signals in place of the hub,
-       and `SilenceMonitor` logs when no Python ran at all.
+       and `SilenceMonitor` logs when no Python code ran at all.
     5. `ClusterLink` reads messages published to the worker, and publishes its heartbeat.
     6. `Ending` requeues messages that the server still holds for this owner, then gives up the
     lease.
@@ -103,12 +103,12 @@ class Watch(StartStopPart):
             lease_s: how long a lease holds.
             visibility_timeout_s: the visibility timeout of the fleet.
             blocked_after_s: log a hub that has been blocked for this long.
-            blocking_task: names the task to which a frame of the hub's thread belongs, None if it
+            blocking_task: names the task to which a frame of the hub's thread belongs; None if it
                 belongs to no task.
             held: returns the tags that are not settled on the server yet, as far as this process
                 knows, and the first unused tag number before that.
             first_unused: returns the first unused tag number, as far as it knows.
-            is_waiting: returns whether this worker waits for messages, so that it may relay.
+            is_waiting: returns whether this worker is waiting for messages, so that it may relay.
             look: called in the hub's thread, in a greenlet, when a waiting consumer should check
                 for messages itself.
             paused: called in the same way with the queues that are paused.
@@ -116,7 +116,7 @@ class Watch(StartStopPart):
             give_away: called in the watchdog thread when the hub is blocked, to requeue messages
                 that have not begun, over a connection.
             unwritten: called at the end; returns the outcomes that could not be written before.
-            guard: renews the lease while no Python runs in this process; None for no guard.
+            guard: renews the lease while no Python code runs in this process; None for no guard.
             signals: the signals that must also work while the hub is blocked.
             blocked_limit_s: end the process when its hub has been blocked for this long; 0: never.
             stacks: returns the stacks of all greenlets and threads, for the log.
@@ -128,7 +128,7 @@ class Watch(StartStopPart):
         self._leases = leases
         self._guard = guard
         self._clock = clock
-        # When the thread last ran, monotonic; written by this thread, read by any.
+        # When the thread last ran (monotonic); this thread writes it, and any thread may read it.
         self.turned_s = math.inf
         renew_every_s, scores_every_s = lease_s * _RENEW_AFTER, visibility_timeout_s / 4
         self.hub_thread = HubThread(blocking_task, stacks)
@@ -204,12 +204,12 @@ class Watch(StartStopPart):
         return self.monitor.blocking(0.0) if self.hub_thread.is_other() else None
 
     def beat(self, beat: Heartbeat | None) -> None:
-        """Publish a heartbeat from now on, the first one at once; None: no more."""
+        """Publish a heartbeat from now on, starting immediately; None stops this."""
         self.cluster.heartbeats.set(beat)
         self._wake()
 
     def set_queues(self, queues: Sequence[str]) -> None:
-        """Check these queues for work and due ETAs."""
+        """From now on, check these queues for work and due ETAs."""
         self._leases.set_queues(queues)
         self._wake()
 
@@ -235,7 +235,7 @@ class Watch(StartStopPart):
         self.leave()
 
     def turn(self, *, published: bool = True) -> None:
-        """Run the due duties; `published`: a message may have been published to this worker."""
+        """Run the due duties; if `published`, a message may have been published to this worker."""
         self.turned_s = self._clock()
         self._signals.check()
         if self._clock() >= self.monitor.due_s:
@@ -269,7 +269,7 @@ class Watch(StartStopPart):
             self.lease.failed(now, exc)
             self.reclaimer.failed()
             if isinstance(exc, TransportTimeout):
-                # A closed connection is noticed anyway, but a silent one is not.
+                # A closed connection would be noticed anyway, but not a silent one.
                 self._notifier.look_for_server()
 
     def promote(self) -> None:
@@ -298,7 +298,7 @@ class Watch(StartStopPart):
         return pause_s
 
     def _reached(self, is_reached: bool) -> None:
-        """Renew the lease at once if the server was not reached, which reconnects."""
+        """Renew the lease immediately, which reconnects, if the server was not reached."""
         if not is_reached:
             self.lease.due_s = self._clock()
 

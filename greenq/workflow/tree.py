@@ -1,4 +1,4 @@
-"""The tasks of a workflow as a tree, its critical path, and how long it may still take. Pure."""
+"""The tasks of a workflow as a tree, its critical path, and how long it may still take."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Task:
         node: its task and its place in the workflow.
         state: PLANNED (to be sent when the step before it has ended), WAITING, STARTED, RETRY,
             SUCCESS, FAILURE or REVOKED.
-        began, ended: unix seconds, None before then.
-        worker: the node name of its worker, "" until that is known.
+        began, ended: unix seconds; None before then.
+        worker: the node name of its worker; "" until that is known.
     """
 
     node: Node
@@ -67,16 +67,16 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Its name, "" until that is known."""
+        """Its name; "" until that is known."""
         return self.node.task
 
     @property
     def is_open(self) -> bool:
-        """Whether it has not ended yet."""
+        """True if it has not ended yet."""
         return self.state in _OPEN
 
     def runtime_s(self, now_s: float) -> float | None:
-        """Return how long it has run, up to `now_s` if it still runs; None if it has not begun."""
+        """Return how long it has run, up to `now_s` if it is still running; None if it has not begun."""
         if self.began is None:
             return None
         return max(0.0, (now_s if self.ended is None else self.ended) - self.began)
@@ -114,9 +114,8 @@ class Tree:
     """The tasks of a workflow and how they are connected.
 
     Attributes:
-        tasks: by id.
-        groups: by id.
-        lines: a line of steps for each task or group with which the workflow began.
+        tasks: the tasks by id. groups: the groups by id. lines: a line of steps for each task or
+            group with which the workflow began.
     """
 
     def __init__(self, tasks: Iterable[Task]) -> None:
@@ -157,7 +156,7 @@ class Tree:
                     waiting += [*self._within(task), task.id]
 
     def before(self, task: Task) -> str | None:
-        """Return the id of the task or the group before a task, None for the first."""
+        """Return the id of the task or the group before a task; None for the first one."""
         node = task.node
         if node.after in self.tasks or node.after in self._known_groups:
             return node.after
@@ -224,8 +223,8 @@ class Tree:
     def left_s(self, now_s: float) -> float | None:
         """Estimate how many seconds the whole still takes; None until the first task has ended.
 
-        A task takes as long as other tasks of its name. The rest takes at least as long as its
-        longest line, and is assumed to use as many slots as were busy so far.
+        A task is assumed to take as long as other tasks with its name. The rest takes at least as
+        long as its longest line, and is assumed to use as many slots as were busy so far.
         """
         took: dict[str, list[float]] = defaultdict(list)
         for task in self.tasks.values():

@@ -211,7 +211,7 @@ def test_retry_takes_every_option(rig: Rig) -> None:
 @pytest.mark.parametrize(("options", "text"), [
     ({"countdwn": 3}, "did you mean countdown?"),
     ({"countdown": "3"}, "must be a number of seconds"),
-    ({"task_id": "b"}, "the next run keeps the id of this one"),
+    ({"task_id": "b"}, "the next run keeps this one's id"),
     ({"link": [{"task": "b"}]}, "the next run keeps this one's place in a workflow"),
 ])  # fmt: skip
 def test_retry_says_what_is_wrong_where_it_is_called(
