@@ -158,7 +158,7 @@ class Unroutable(OperationalError):
 
 
 class QueueFull(OperationalError):
-    """The queue already holds as many waiting messages as ``max_length`` allows; nothing was pushed."""
+    """The queue already holds as many messages as ``max_length`` allows; nothing was pushed."""
 
 
 class NotAllSent(GreenqError):

@@ -171,7 +171,7 @@ def _note_kill(greenlet: Greenlet) -> None:
 
 
 def _report_crash(what: str, error: BaseException) -> None:
-    """End the workers of this process, since a worker without one of its parts would only seem alive."""
+    """End this process's workers, since one without one of its parts would only seem alive."""
     for hub in _hubs:
         hub.crashed(what, error)
 
@@ -283,7 +283,7 @@ class Lags:
         self.max_s = max(self.max_s, lag_s)
 
     def quantile_s(self, share: float) -> float:
-        """Return the lag that this fraction of pings did not exceed, within a bucket's precision."""
+        """Return the lag that this fraction of pings did not exceed, to a bucket's precision."""
         wanted, seen = share * sum(self.counts), 0
         for upper_s, count in zip(_LAGS_S, self.counts, strict=False):
             seen += count
@@ -468,7 +468,7 @@ class Signals:
         os.close(writer)
 
     def _handle(self, number: int, _frame: object) -> None:
-        """Handle a signal, between any two instructions of the code, by only scheduling the action."""
+        """Handle a signal, between any two instructions, by only scheduling the action."""
         if signals.set_wakeup_fd(self._writer, warn_on_full_buffer=False) != self._writer:
             # A task has replaced the wakeup descriptor, as asyncio does, so write to the pipe here.
             with suppress(OSError):

@@ -142,7 +142,7 @@ def get_task_logger(name: str) -> logging.Logger:
 
 
 def wants_color(stream: TextIO, wanted: bool | None = None) -> bool:
-    """Return whether to colour output to `stream`: as `wanted`, or otherwise if it is a terminal."""
+    """Return whether to colour output to `stream`: as `wanted`, or else if it is a terminal."""
     if wanted is not None:
         return wanted
     return stream.isatty() and not os.environ.get("NO_COLOR")

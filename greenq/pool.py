@@ -204,7 +204,7 @@ class Pool(StartStopPart):
             self._room.wait(timeout_s)
 
     def wait_empty(self, timeout_s: float | None) -> bool:
-        """Wait until no request is running or waiting; return False after the timeout. Switches: yes."""
+        """Wait until no request runs or waits; return False after the timeout. Switches: yes."""
         return bool(self._idle.wait(timeout_s))
 
     def wake(self) -> None:

@@ -201,7 +201,7 @@ class Recycle(StartStopPart):
         )
 
     def look(self) -> None:
-        """Ask to restart if a limit is reached; first report that this worker is ready. Switches: no."""
+        """Ask to restart at a limit, after reporting that this worker is ready. Switches: no."""
         now_s = self._clock()
         if self._is_asking or now_s < self._asks_s:
             return
@@ -239,7 +239,9 @@ class Recycle(StartStopPart):
             self._end(f"recycled: {why}")
         elif not self._waits:
             self._waits = True
-            _log.info("this worker is due for a restart (%s) and is waiting for %s", why, listed(away))
+            _log.info(
+                "this worker is due for a restart (%s) and is waiting for %s", why, listed(away)
+            )
 
     def info(self) -> dict[str, object]:
         """Return the limits and the usage."""

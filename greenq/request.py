@@ -115,7 +115,7 @@ class Request:
 
     @property
     def properties(self) -> dict[str, Any]:
-        """The properties of the message's envelope; they are parsed again, since few tasks need them."""
+        """The properties of the message's envelope, parsed again since few tasks need them."""
         return unwrap(self.delivery.raw).properties
 
     @property

@@ -222,7 +222,7 @@ class solar(BaseSchedule):  # noqa: N801  Celery's name
         return None
 
     def _due_on(self, day: date) -> Iterator[datetime]:
-        """Yield when the event happens on a day in UTC: once, or twice if it shifts to an earlier time."""
+        """Yield when the event happens on a day in UTC: once, or twice if it shifts earlier."""
         event, observer = _EVENTS[self.event], self._ephem.Observer()
         observer.lat, observer.lon = str(self.lat), str(self.lon)
         observer.elevation = observer.pressure = 0

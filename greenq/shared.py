@@ -82,7 +82,7 @@ class _Shared:
         """Return the app that shared tasks currently use."""
         if self.app is None:
             raise ConfigError(
-                [Problem("app", None, "a shared task is being used before any Greenq app has been created")]
+                [Problem("app", None, "a shared task was used before any Greenq app was created")]
             )
         return self.app
 

@@ -313,7 +313,7 @@ class Task(Generic[P, R]):
         kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[SendOptions],
     ) -> AsyncResult[R]:
-        """Send the task with options (`SendOptions`). Switches: yes. It raises the same errors as `delay`."""
+        """Send the task with options (`SendOptions`). Switches: yes. Raises: as for `delay`."""
         # This comes first, since accessing the app annotates the task.
         app = self.app
         self.argument_check.arguments(args or (), kwargs or {})
@@ -352,7 +352,7 @@ class Task(Generic[P, R]):
         return xstarmap(self.s(), it)
 
     def chunks(self, it: Iterable[Sequence[Any]], n: int) -> Any:
-        """Return a signature of several tasks, each of which is a `starmap` of at most `n` items."""
+        """Return a signature of several tasks, each one a `starmap` of at most `n` items."""
         return chunks(self.s(), it, n)
 
     def apply(
@@ -456,7 +456,7 @@ class Task(Generic[P, R]):
         return self.app.AsyncResult(task_id)
 
     def send_event(self, type: str, **fields: Any) -> None:
-        """Publish a custom event about this run, such as ``task-progress``, with its id as ``uuid``.
+        """Publish a custom event about this run, such as ``task-progress``; its id is ``uuid``.
 
         Raises:
             EncodeError: a field has no JSON form.
@@ -551,7 +551,7 @@ class Task(Generic[P, R]):
         """
         context = self.request
         if context.message is None:
-            raise ValueError(f"replace() of {self.name}: no worker runs this task")
+            raise ValueError(f"replace() of {self.name}: no worker is running this task")
         if context.is_eager:
             return run_in_place(maybe_signature(sig, self.app))
         context.replacement = replacement(context.message, sig)
@@ -568,7 +568,7 @@ class Task(Generic[P, R]):
         """
         context = self.request
         if context.message is None:
-            raise ValueError(f"add_to_chord() of {self.name}: no worker runs this task")
+            raise ValueError(f"add_to_chord() of {self.name}: no worker is running this task")
         added = addition(context.message, sig)
         context.additions = [*(context.additions or ()), added]
         result = result_from_tuple(added.handle, self.app)

@@ -167,7 +167,7 @@ class Worker:
         spawn(partial(self.run, signals=False), name="worker")
 
     def stop(self, why: str = "") -> None:
-        """Shut down warm: stop taking messages, let running tasks finish in time, requeue the rest."""
+        """Shut down warm: stop taking messages, let tasks finish in time, requeue the rest."""
         if self._returns:
             self.exit_code, self.restarts = EXIT_OK, False
             _log.info("asked to stop: this worker does not start again")

@@ -643,7 +643,7 @@ class _Builder:
         return StateDB(file_name(path, self.hostname), self.state, self.timer) if path else None
 
     def _left_behind(self) -> None:
-        """Inform the autoscaler immediately that more messages are waiting than the pool has room for."""
+        """Tell the autoscaler immediately that more messages wait than the pool has room for."""
         if self.autoscaler is not None and self.pool.room <= 0:
             self.autoscaler.tick()
 

@@ -210,7 +210,7 @@ def active(worker: Parts, safe: bool = False, **_ignored: Any) -> list[dict[str,
 def reserved(
     worker: Parts, limit: int = PAGE, offset: int = 0, **_ignored: Any
 ) -> list[dict[str, object]]:
-    """List a page of the tasks in this worker that await a slot or are held back by a rate limit."""
+    """List a page of the tasks here that await a slot or are held back by a rate limit."""
     return [_info(worker, request) for request in page_of(worker.tasks.waiting(), limit, offset)]
 
 

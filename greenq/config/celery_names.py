@@ -367,7 +367,9 @@ TASK_OPTIONS: Final[Mapping[str, Foreign]] = {
     "mandatory": Foreign(None, False, "it concerns AMQP"),
     "resultrepr_maxsize": Foreign(1024, False, "the length of result representations is fixed"),
     "retry_on_worker_lost": Foreign(None, False, "use reject_on_worker_lost instead"),
-    "send_events": Foreign(True, False, "a worker sends events either for all tasks or for none (-E)"),
+    "send_events": Foreign(
+        True, False, "a worker sends events either for all tasks or for none (-E)"
+    ),
     "trail": Foreign(True, False, "a task's children are all the tasks it has sent"),
 }
 """The same for the options of ``@app.task``."""

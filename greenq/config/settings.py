@@ -185,7 +185,9 @@ class RetryPolicy(Section):
     """
 
     max_retries: int | None = _setting(
-        validators.optional(validators.whole(0)), 3, "Maximum number of retries; None means no limit."
+        validators.optional(validators.whole(0)),
+        3,
+        "Maximum number of retries; None means no limit.",
     )
     interval_start: float = _setting(
         validators.seconds(), 0.0, "Time to wait before the first retry.", unit="s"
@@ -447,7 +449,10 @@ class TaskConfig(Section):
         _part(RetryPolicy), RetryPolicy(), "See its own table below."
     )
     task_default_retry_delay: float = _setting(
-        validators.seconds(), 180.0, "Time to wait before a retry without a countdown or ETA.", unit="s"
+        validators.seconds(),
+        180.0,
+        "Time to wait before a retry without a countdown or ETA.",
+        unit="s",
     )
     task_inherit_parent_priority: bool = _setting(
         validators.flag(), False, "Tasks sent by a task inherit its priority."

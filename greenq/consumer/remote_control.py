@@ -115,7 +115,7 @@ class Control(StartStopPart):
             self._answer(request, None)
 
     def urgent(self, data: bytes) -> Callable[[Connection], object] | None:
-        """Return a function by which the watchdog thread answers a request; None if only the hub can.
+        """Return a function that lets the watchdog thread answer; None if only the hub can.
 
         Requests that are faulty or forged, or that use a regular expression, are left to the hub: a
         slow match must not delay the thread that renews the lease.

@@ -235,8 +235,8 @@ class Tasks(StartStopPart):
         self.draining = on
         if on:
             _log.warning(
-                "draining: this worker takes no more messages; %d tasks are "
-                "running", self._pool.running
+                "draining: this worker takes no more messages; %d tasks are running",
+                self._pool.running,
             )
             self.depth = 0
             self.give_back(self.admission.withdraw(is_recorded))

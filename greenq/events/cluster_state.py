@@ -386,7 +386,7 @@ class State:
     def tasks_by_timestamp(
         self, limit: int | None = None, reverse: bool = True
     ) -> Iterator[tuple[str, Task]]:
-        """Yield pairs of id and task, ordered by the logical clock of their last event, latest first."""
+        """Yield pairs of id and task, latest first by the logical clock of their last event."""
         ordered = sorted(self.all_tasks(), key=_order, reverse=reverse)
         return iter([(task.uuid, task) for task in ordered[:limit]])
 

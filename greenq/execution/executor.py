@@ -115,7 +115,7 @@ class Executor:
         self._zone = ZoneInfo(config.timezone)
 
     def __call__(self, request: Request) -> None:
-        """Run one request to its end, even if its code, its hooks or the log handlers raise errors."""
+        """Run a request to its end, even if its code, its hooks or log handlers raise errors."""
         if not self._state.surely_holds(request) and not self._is_still_ours(request):
             return
         context = Context(request.message, hostname=self._hostname, delivered=request)
@@ -182,7 +182,9 @@ class Executor:
                 request.settle()
                 _log.warning("%s does not start here: the lease expired, it was requeued", request)
             except OperationalError as exc:
-                _log.debug("%s is waiting for the server to confirm its reservation: %s", request, exc)
+                _log.debug(
+                    "%s is waiting for the server to confirm its reservation: %s", request, exc
+                )
                 sleep(_ASK_AGAIN_S)
         self._state.reserved.pop(tag, None)
         return False

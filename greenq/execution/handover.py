@@ -371,7 +371,7 @@ class Handover:
     def _fail_body(
         self, flow: _Flow, step: Step, body: Mapping[str, Any], failure: Failure
     ) -> None:
-        """Fail the body of a chord, and call the errbacks of the tasks with which it would have begun."""
+        """Fail the body of a chord, and call the errbacks of the tasks that would have begun it."""
         root = step.message.root_id or step.message.id
         for sig in _beginnings(body):
             task_id = sig["options"].get("task_id") or ""

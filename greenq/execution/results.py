@@ -32,7 +32,7 @@ class ResultWriter:
     def write(
         self, request: Request, outcome: Outcome, children: tuple[object, ...] = ()
     ) -> tuple[Outcome, StateWrite | None]:
-        """Return the outcome and the write of its state; a value that cannot be stored is a failure.
+        """Return the outcome and its state's write; a value that cannot be stored is a failure.
 
         `children` are the tasks that it sent, in the form used in results.
         """

@@ -1,4 +1,4 @@
-"""Suspects: messages whose workers have died, each run alone to find the one that kills its worker."""
+"""Suspects: messages whose workers died, each run alone to find the one that kills its worker."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Suspects:
             self._over.set()
 
     def _announce(self, tag: str) -> None:
-        """Record on the server which message is about to run alone, and wait for the confirmation."""
+        """Record on the server which message will run alone, and wait for the confirmation."""
         known = Event()
         self._outbox.put(Entry(tag, "l", written=lambda _held: known.set()))
         known.wait()

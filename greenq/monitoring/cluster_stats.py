@@ -86,7 +86,7 @@ class QueueStats:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The state of the cluster at one moment; `at` is unix time, `workers` counts greenq's leases."""
+    """The cluster's state at one moment; `at` is unix time, `workers` counts greenq's leases."""
 
     at: float
     workers: int

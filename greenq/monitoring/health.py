@@ -1,4 +1,4 @@
-"""Is this worker alive, ready, and started? These answers are for probes that restart it or wait for it.
+"""Whether this worker is alive, ready and started, for probes that restart it or wait for it.
 
     live      red if only ending the process helps. It is never red because of the server of the
     queues: a restart would not bring that back, and every worker would restart at once. started

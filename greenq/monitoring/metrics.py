@@ -182,9 +182,9 @@ class GreenqCollector(_Reader):
         most = autoscaler.most if autoscaler else pool.size
         yield _gauge("pool_limit", "Size to which the pool may grow.", most)
         yield _gauge("pool_running", "Tasks that run.", pool.running)
-        yield _gauge("pool_waiting", "Messages in this worker that are waiting for a slot.", pool.waiting)
+        yield _gauge("pool_waiting", "Messages waiting in this worker for a slot.", pool.waiting)
         yield _gauge("reserved_messages", "Messages held by this worker.", len(state.reserved))
-        yield _gauge("outbox_entries", "Outcomes that have not been written yet.", len(parts.outbox))
+        yield _gauge("outbox_entries", "Outcomes not yet written.", len(parts.outbox))
         yield _counter(
             "server_interruptions",
             "Number of times the connection to the server was lost.",
@@ -226,9 +226,9 @@ class GreenqCollector(_Reader):
             name: GaugeMetricFamily(f"greenq_queue_{name}", text, labels=["queue"])
             for name, text in (
                 ("oldest_seconds", "Age of the oldest waiting message."),
-                ("drain_seconds", "Time until the queue is empty at the present rate, if it is shrinking."),
+                ("drain_seconds", "Time until the queue is empty at the present rate, if known."),
                 ("workers", "Workers that take from the queue."),
-                ("wanted_workers", "Workers of this size that could run all of the queue's messages at once."),
+                ("wanted_workers", "Workers of this size needed to run all messages at once."),
                 ("paused", "1 if the queue is paused."),
             )
         }
@@ -271,7 +271,7 @@ class ExporterCollector(_Reader):
         )
         runtime = HistogramMetricFamily("celery_task_runtime", "Runtime in seconds.", labels=labels)
         wait = HistogramMetricFamily(
-            "celery_task_queue_wait_time", "Time from sending to the start in seconds.", labels=labels
+            "celery_task_queue_wait_time", "Seconds from sending to the start.", labels=labels
         )
         for (task, queue), series in self._reading.series():
             row = [task, host, queue]
@@ -338,7 +338,7 @@ class FlowerCollector(_Reader):
         )
         prefetched = GaugeMetricFamily(
             "flower_worker_prefetched_tasks",
-            "Messages in this worker that are waiting to start.",
+            "Messages waiting in this worker to start.",
             labels=labels,
         )
         # Flower distinguishes tasks, but not queues.

@@ -74,7 +74,7 @@ class Keys:
 
     @property
     def revoked(self) -> str:
-        """Sorted set, greenq's own: revoked ids and stamps as JSON, by unix seconds of the revocation."""
+        """Sorted set, greenq's own: revoked ids and stamps as JSON, by unix time of revocation."""
         return f"{self.prefix}greenq.revoked"
 
     @property
@@ -169,7 +169,7 @@ class Keys:
         return f"{self.prefix}greenq.inbox.{queue}"
 
     def owner(self, incarnation: str) -> str:
-        """Hash, greenq's own: what the server knows about a worker incarnation apart from its lease.
+        """Hash, greenq's own: what the server knows about a worker incarnation, except its lease.
 
         Shape: ``next``, the number of its first unused delivery tag; ``call``, the number of
             its last take; ``alone``, the tag of the message that runs alone there; ``closed``, once
@@ -274,7 +274,7 @@ def binding_member(routing_key: str, pattern: str, queue: str, sep: str = SEP) -
 
 
 class BindingMember(NamedTuple):
-    """A parsed member of a binding set; it has a pattern only if the exchange is a topic exchange."""
+    """A parsed member of a binding set; it has a pattern only for a topic exchange."""
 
     routing_key: str
     pattern: str

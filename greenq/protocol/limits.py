@@ -21,7 +21,7 @@ class Rule(Protocol):
     """A rule for the values of a field."""
 
     def wrong(self, value: object) -> str:
-        """Return what is wrong with a value, as text to follow the field's name; "" if it is valid."""
+        """Return what is wrong with a value, to put after the field's name; "" if it is valid."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,7 +245,7 @@ def decode(
 def _build(
     envelope: Envelope, headers: dict[str, Any], own: dict[str, Any], body: Any
 ) -> TaskMessage:
-    """Combine checked headers and an unchecked body, in one long call, because this is a hot path."""
+    """Combine checked headers and an unchecked body, in one long call, as this is a hot path."""
     get = headers.get
     task, call_id, timelimit = get("task"), get("id"), get("timelimit")
     if not task or call_id is None:

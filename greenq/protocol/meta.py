@@ -432,7 +432,7 @@ def _survives_pickle(exc: BaseException) -> bool:
 
 
 def _pickle_both_ways(value: object) -> None:
-    """Check that a value can be pickled and unpickled, since many exceptions can only be pickled."""
+    """Check that a value can be unpickled, since many exceptions can only be pickled."""
     data = dumps(value, "pickle").data
     try:
         pickle.loads(data)

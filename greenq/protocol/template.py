@@ -1,4 +1,4 @@
-"""A task's message as text with gaps, so that the common part of many messages is encoded only once."""
+"""A task's message as text with gaps, so that what many messages share is encoded only once."""
 
 from __future__ import annotations
 

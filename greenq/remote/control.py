@@ -85,7 +85,7 @@ class Control:
         pattern: str | None = None,
         matcher: str | None = None,
     ) -> Inspect:
-        """Return an object that asks workers about themselves; the options are those of `broadcast`."""
+        """Return an object that queries workers; the options are those of `broadcast`."""
         return Inspect(
             self,
             destination,
@@ -192,7 +192,7 @@ class Control:
     def election(
         self, id: str, topic: str, action: Any = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Make workers elect one of them, which performs `action` (a signature if the topic is ``task``)."""
+        """Make workers elect one that performs `action` (a signature if the topic is ``task``)."""
         arguments = {"id": id, "topic": topic, "action": action}
         return self.broadcast("election", arguments, **options)
 
@@ -269,7 +269,7 @@ class Control:
         signal: str | int = TERM,
         **options: Unpack[Options],
     ) -> Replies | None:
-        """Revoke all tasks that have one of these stamps; each has one value or a list of values."""
+        """Revoke all tasks that have one of these stamps; each has a value or a list of values."""
         arguments = {"headers": headers, "terminate": terminate, "signal": signal}
         return self.broadcast("revoke_by_stamped_headers", arguments, destination, **options)
 
@@ -328,7 +328,7 @@ class Control:
         return self.broadcast("cancel_consumer", {"queue": queue}, destination, **options)
 
     def pause(self, queue: str) -> None:
-        """Stop all greenq workers, even those started later, from taking from a queue until `resume`.
+        """Stop all greenq workers, even those started later, from using a queue until `resume`.
 
         Each worker learns of the pause at its next lease renewal, within a second or two. Celery
         workers continue to take messages.

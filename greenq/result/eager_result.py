@@ -46,7 +46,7 @@ class EagerResult(AsyncResult[R]):
     def _deliver(
         self, meta: ResultMeta, propagate: bool, callback: Callable[[str, Any], object] | None
     ) -> Any:
-        """Return the value; None if the task neither returned nor failed, for example if ignored."""
+        """Return the value; None if the task neither returned nor failed, such as when ignored."""
         if propagate and meta.status in PROPAGATE_STATES:
             # The exception is raised with the traceback from this process.
             raise meta.result

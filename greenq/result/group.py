@@ -223,7 +223,7 @@ class ResultSet(ResultBase):
         propagate: bool = True,
         interval: float | None = None,
     ) -> Iterator[Any]:
-        """Yield the value of each result when its task has ended; the arguments are those of `get`."""
+        """Yield the value of each result once its task has ended; arguments as for `get`."""
         refuse_in_task(str(self))
         states: dict[str, ResultMeta] = {}
         for result in self._wait(states, timeout, interval, propagate=propagate):

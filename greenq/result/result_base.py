@@ -81,7 +81,7 @@ def newest_app() -> Any:
         ConfigError: no app has been created.
     """
     if not _newest:
-        reason = "a result is being used before any Greenq app has been created"
+        reason = "a result was used before any Greenq app was created"
         raise ConfigError([Problem("app", None, reason)])
     return _newest[-1]()
 
@@ -105,7 +105,7 @@ class ResultBase:
     parent: ResultBase | None
 
     def as_tuple(self) -> tuple[Any, Any]:
-        """Return the ids and the parents as plain data, in Celery's format; see `result_from_tuple`."""
+        """Return ids and parents as plain data in Celery's format; see `result_from_tuple`."""
         raise NotImplementedError
 
     def __json__(self) -> tuple[Any, Any]:
@@ -155,7 +155,7 @@ class ResultBase:
                 raise IncompleteStream(f"{node} has not ended: its children are not known yet")
 
     def collect(self, intermediate: bool = False, **how: Any) -> Iterator[tuple[Any, Any]]:
-        """Yield each handle from `iterdeps` with its value, waiting for it; `how` is as for `get`."""
+        """Yield each handle from `iterdeps` with its value, once known; `how` is as for `get`."""
         for _, node in self.iterdeps(intermediate):
             yield node, node.get(**how)
 

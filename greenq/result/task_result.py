@@ -128,7 +128,7 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def children(self) -> list[Any]:
-        """The handles of the tasks and groups that this one sent; they are known once it has ended."""
+        """The handles of the tasks and groups that this one sent, known once it has ended."""
         return children_of(self._read(), self._app)
 
     @property
@@ -140,7 +140,7 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def name(self) -> str | None:
-        """The task's name: known in the sending process, and elsewhere read from the stored result."""
+        """The task's name, known to the sending process, and elsewhere read from the result."""
         return self._read().extra.get("name") if self._name is None else self._name
 
     @property

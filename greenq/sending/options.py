@@ -26,7 +26,7 @@ def check_task_option(task: str, option: str, value: Any) -> Any:
 
 
 def check_send_options(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options for sending a task, with priorities clamped to 0..9 and durations in seconds.
+    """Return a task's send options, with priorities clamped to 0..9 and durations in seconds.
 
     Raises:
         WrongOption: a value is invalid; task and option are named.

@@ -153,7 +153,7 @@ class Outgoing(TypedDict):
 
 
 class _Policy(NamedTuple):
-    """How many times to retry sending (None means no limit), and the pauses in between, in seconds."""
+    """How many times to retry sending (None means no limit), and the pauses, in seconds."""
 
     max_retries: int | None
     interval_start: float
@@ -266,7 +266,7 @@ class _Batch:
 
     @property
     def may_be_split(self) -> int:
-        """The number of messages that may be sent only in part: all of them, if they go to several queues."""
+        """How many messages may be sent only in part: all of them, if they go to several queues."""
         split = len(self._places) > 1 or any(plan.exchange for plan, _, _ in self.by_plan())
         return self.count if split else 0
 
@@ -286,7 +286,7 @@ class _Batch:
 
 
 class _KnownPlans:
-    """The plans of calls that are sent together, most of which have one of a few sets of options."""
+    """The plans of calls that are sent together; most have one of a few sets of options."""
 
     def __init__(
         self,
@@ -915,7 +915,7 @@ class Producer:
         new_ids: Sequence[str],
         began_s: float,
     ) -> None:
-        """Push to one queue, as often as the policy allows; each attempt gets half of a call's time.
+        """Push to one queue, as often as the policy allows; each attempt gets half a call's time.
 
         A broadcast leaves no trace, so it is not repeated if it may have been received.
         """
@@ -999,7 +999,7 @@ class Producer:
     def _expires(
         self, expires: float | datetime | str | None, now: datetime
     ) -> tuple[str | None, str | None]:
-        """Return the text for the header and that for the property, which is whole milliseconds from now."""
+        """Return the header's text and the property's, which is whole milliseconds from now."""
         if expires is None:
             return None, None
         if isinstance(expires, (int, float)):

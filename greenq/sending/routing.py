@@ -91,7 +91,7 @@ class Router:
     # --- routes -----------------------------------------------------------------------------------
 
     def route(self, task: str) -> Mapping[str, Any]:
-        """Return the route of a task name; exact entries come before patterns, earlier routers first."""
+        """Return a task name's route: exact entries before patterns, earlier routers first."""
         found = self._known.get(task)
         if found is None:
             if len(self._known) >= _KNOWN:
@@ -144,7 +144,7 @@ class Router:
             raise _problem(router, f"it must return a route or None: {error}") from error
 
     def merge(self, found: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Merge a caller's send options with a route's; the caller's take precedence; None means unset.
+        """Merge a caller's send options with a route's; the caller's win, and None means unset.
 
         A caller that names a queue or an exchange has determined the destination. A routing key
         alone goes with the route's exchange, or with that of its queue; on a direct exchange it is
@@ -239,7 +239,7 @@ def merge_options(*options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def worker_direct(hostname: str) -> str:
-    """Return the name of a worker's own queue from its node name; see the setting `worker_direct`."""
+    """Return the name of a worker's own queue, given its node name; see `worker_direct`."""
     return f"{hostname}{DIRECT_SUFFIX}"
 
 

@@ -60,7 +60,7 @@ class Taking(Protocol):
 
 
 class Change(NamedTuple):
-    """A change in the number of processes, or the reason for not making one; `at_s` is Unix time."""
+    """A change in the number of processes, or the reason for none; `at_s` is Unix time."""
 
     at_s: float
     workers: int

@@ -98,7 +98,7 @@ class RollingRestart:
                 "just been started?"
             )
         if not running:
-            raise SupervisorError(f"no process of group {self._group} is running: start it with supervisorctl")
+            raise SupervisorError(f"no process of group {self._group} is running; start one")
         return running
 
     def _restart(self, process: Process) -> None:

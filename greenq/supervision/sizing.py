@@ -98,7 +98,7 @@ def decide(samples: Sequence[Sample], rules: Rules) -> Decision:
 
 
 def lasted(samples: Sequence[Sample], holds: Callable[[Sample], bool]) -> float:
-    """Return for how many seconds a condition has held at the last sample; -1 if it does not hold."""
+    """Return how many seconds a condition has held up to the last sample; -1 if it does not."""
     since_s = None
     for sample in reversed(samples):
         if not holds(sample):

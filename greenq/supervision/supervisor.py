@@ -114,7 +114,7 @@ class Supervisor:
         ]
 
     def start(self, group: str, process: str, *, wait: bool = False) -> None:
-        """Start a process unless it is running; with `wait`, return once it has run for its startsecs.
+        """Start a process unless it is running; if `wait`, return once it has run for startsecs.
 
         Raises:
             SupervisorError: it cannot be started.
@@ -167,7 +167,7 @@ class Supervisor:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """What supervisord has passed to this process in its environment: its group, name and address."""
+    """What supervisord passes to this process in its environment: group, name and address."""
 
     group: str
     process: str

@@ -328,7 +328,7 @@ class Backend:
         on_message: Callable[[ResultMeta], object] | None = None,
         on_interval: Callable[[], object] | None = None,
     ) -> Generator[ResultMeta]:
-        """Yield the final state of each task as it ends, starting with those that have already ended.
+        """Yield the final state of each task as it ends, starting with those already ended.
 
         Args:
             task_ids: the tasks' ids; each is yielded once.
@@ -502,7 +502,7 @@ class Backend:
         return [Heard(key, payload) for key, payload in found if payload]
 
     def _reread(self, keys: Sequence[str], ends_s: float) -> list[Heard]:
-        """Read like `_read_stored`, but return nothing during an outage, since a later read follows."""
+        """Read like `_read_stored`; during an outage return nothing, since a later read follows."""
         try:
             return self._read_stored(keys, ends_s)
         except OperationalError:

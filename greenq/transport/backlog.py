@@ -62,7 +62,7 @@ class Backlog(Generic[T]):
             self.dropped += 1
 
     def remove(self, item: T) -> bool:
-        """Remove an item early; return False if it was popped. Only the adding thread may call this."""
+        """Remove an item early; False if it was popped. Only the adding thread may call this."""
         try:
             self._items.remove(item)
         except ValueError:

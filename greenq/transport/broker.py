@@ -188,7 +188,7 @@ class Broker:
         return min(*lives, _LEAST_BINDING_S) / _RENEWALS if lives else None
 
     def renew(self, queues: Iterable[str]) -> None:
-        """Keep the queues that expire, and their bindings, for a worker that takes from them. Switches: yes.
+        """Keep expiring queues and their bindings while a worker takes from them. Switches: yes.
 
         Raises:
             OperationalError: the server could not be reached; they remain for a while.
@@ -282,7 +282,7 @@ class Broker:
         new_ids: Iterable[str] = (),
         timeout_s: float | None = None,
     ) -> bool:
-        """Push messages unless an earlier push delivered them; return False if there are traces of it.
+        """Push messages unless an earlier push delivered them; False if it has left traces.
 
         They are pushed together or not at all, so a trace of one proves that all arrived. `new_ids`
         are their task ids if generated for this sending: then a result also counts as a trace.

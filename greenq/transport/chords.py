@@ -83,7 +83,7 @@ class Chords:
         self._broker.call("ZREM", self._keys.unsealed, entry)
 
     def unsealed(self, older_s: float = 0) -> list[Unsealed]:
-        """Return the chords that have been on the list for at least `older_s` seconds, oldest first."""
+        """Return the chords listed for at least `older_s` seconds, oldest first."""
         now_s = int(self._broker.call("TIME")[0])
         found = self._broker.call(
             "ZRANGEBYSCORE", self._keys.unsealed, "-inf", now_s - older_s, "WITHSCORES"

@@ -90,7 +90,7 @@ def load_script(name: str) -> Script:
 
 @dataclass(slots=True)
 class Traffic:
-    """Counts of a process's traffic to one server; a round trip is one write and the answers to it."""
+    """Counts of a process's traffic to one server; a round trip is a write and its answers."""
 
     commands: int = 0
     round_trips: int = 0
@@ -474,7 +474,7 @@ class Connection:
         return number
 
     def wait_readable(self, other: socket.socket, timeout_s: float) -> bool:
-        """Wait until this connection, if open, or `other` is readable; return False after the timeout."""
+        """Wait until this connection, if open, or `other` is readable; False after the timeout."""
         poll = select.poll()
         poll.register(other, select.POLLIN)
         if self.connected:

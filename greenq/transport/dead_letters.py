@@ -1,4 +1,4 @@
-"""Dead letters: messages that no worker may run, with the reason; they are inspected, replayed or purged.
+"""Dead letters: messages that no worker may run, to be inspected, replayed or purged.
 
 A queue's dead letters are one list, newest first, of JSON texts. Each keeps its message as base64,
 so that non-text bytes are also preserved. Workers write them (`Broker.bury`); operators
@@ -240,7 +240,7 @@ class DeadLetters:
         wanted: Callable[[DeadLetter], bool] = anything,
         limit: int | None = None,
     ) -> Iterator[DeadLetter]:
-        """Delete letters for good, in the order and with the arguments of `replay`, and yield them."""
+        """Delete letters for good, and yield them; order and arguments are those of `replay`."""
         return self._remove(queues, wanted, limit, self._purge_command)
 
     def _list(self, queue: str) -> Iterator[DeadLetter]:

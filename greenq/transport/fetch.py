@@ -503,7 +503,7 @@ class Fetcher:
                 return
 
     def _end(self, waiter: _Waiter) -> bool:
-        """End a BLMOVE from outside; return True if its greenlet has read the answer, whatever it is.
+        """End a BLMOVE from outside; return True if its greenlet has read the answer.
 
         Raises:
             OperationalError: the server could not be reached.

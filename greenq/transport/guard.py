@@ -56,7 +56,7 @@ _DYING_S = 1.0
 
 
 def now_s() -> float:
-    """Return the seconds of a clock that runs on while the machine is suspended, if there is one."""
+    """Return seconds of a clock that, if possible, runs on while the machine is suspended."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
@@ -85,7 +85,7 @@ class Worker:
         return bool(poll.poll(0))
 
     def read(self, timeout_s: float | None) -> bytes | None:
-        """Wait until the worker writes or dies; return None if the pipe has been closed permanently."""
+        """Wait until the worker writes or dies; return None if the pipe is permanently closed."""
         if self._process < 0:
             timeout_s = _LOOK_S if timeout_s is None else min(timeout_s, _LOOK_S)
         ready = self._poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000)

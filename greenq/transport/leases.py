@@ -137,7 +137,7 @@ class Leases:
         self.connection.noticed = True
 
     def announce_queues(self, queues: Iterable[str]) -> None:
-        """From the next renewal on, report to the server which queues are taken from, paused or not.
+        """From the next renewal on, report to the server the worker's queues, paused or not.
 
         So the server knows which workers take from a queue even while they are blocked or silent.
         Any thread may call it.
@@ -207,7 +207,7 @@ class Leases:
         return self._relay() if there else beyond
 
     def _relay(self) -> bool:
-        """Relay the messages in these lists; return True if a queue without a connection has some."""
+        """Relay the messages in these lists; True if a queue without a connection has some."""
         steps, connection = self._looks.steps, self.connection
         waited = len(self._keys.steps) * BLOCKING_QUEUES
         connection.script(_RELAY, steps[:waited], [len(self._keys.steps)])

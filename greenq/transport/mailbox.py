@@ -72,7 +72,7 @@ _MOST_AT_ONCE = 1000
 # Log at most one line a minute about data that other programs may push.
 _forged = Repeated(_log)
 
-_TWINS = "several workers are named %s, so their replies hide each other: give each its own name with -n"
+_TWINS = "several workers are named %s, so their replies hide each other: give each its own with -n"
 
 
 class Mailbox:

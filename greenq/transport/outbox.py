@@ -91,7 +91,7 @@ class Outbox(StartStopPart):
         self._greenlet = spawn(self._run, name="outbox", lasts=True)
 
     def stop(self) -> None:
-        """Write the remaining entries; if they cannot be written in time, log what stays reserved."""
+        """Write the remaining entries; log what stays reserved if there is not enough time."""
         if self._greenlet is None:
             return
         began_s = time.monotonic()

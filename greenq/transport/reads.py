@@ -40,7 +40,7 @@ class Reads:
     """
 
     def __init__(self, read: Callable[[Sequence[str], float], list[Any]]) -> None:
-        """Read with `read`, which returns an answer or an error for each key within a number of seconds."""
+        """Read with `read`, which returns an answer or an error for each key in the given time."""
         self._read = read
         self._lock = threading.Lock()
         self._reset()

@@ -335,7 +335,7 @@ class Recovery:
         if not self._may_run_again(held.header("task")):
             return "its worker died, and reject_on_worker_lost is off"
         if deaths >= self._max_deliveries and (tag == lot.alone or self._max_deliveries == 1):
-            return f"its worker died {deaths} times while running it, the last time with no other task running"
+            return f"its worker died {deaths} times while running it, the last time alone"
         return None
 
     def _is_due_later(self, held: Held) -> bool:

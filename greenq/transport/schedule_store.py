@@ -107,7 +107,7 @@ class Claim(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The outcome of a claim: ``sent``, ``skipped``, ``changed``, ``early``, ``paused`` or an error.
+    """A claim's outcome: ``sent``, ``skipped``, ``changed``, ``early``, ``paused`` or an error.
 
     Attributes:
         said: which of these it was.

@@ -70,7 +70,7 @@ class Ending:
                 self._cut(self._leases.connection)
         except OperationalError as exc:
             self._hub_thread.log(
-                logging.INFO, "messages that arrive in the meantime are left to other workers: %s", exc
+                logging.INFO, "messages arriving now are left to other workers: %s", exc
             )
         if not by_task:
             self.leave()

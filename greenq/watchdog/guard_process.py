@@ -97,7 +97,7 @@ class Guard:
         self._start()
 
     def beat(self) -> None:
-        """Report to the guard that the lease was renewed. Any thread may call this; it never waits."""
+        """Tell the guard that the lease was renewed. Any thread may call this; it never waits."""
         if self._is_over or self._write(guard.BEAT):
             return
         self._reap()
@@ -203,7 +203,7 @@ class Guard:
             os.close(pipe)
 
     def forget(self) -> None:
-        """Close the pipe in a forked child, since an open end would mean that the parent is alive."""
+        """Close the pipe in a forked child; an open end would mean that the parent is alive."""
         self._is_over = True
         self._close()
 

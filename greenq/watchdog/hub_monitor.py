@@ -112,7 +112,7 @@ class HubMonitor:
         return self._hub.moved_s < self.asked_s <= self._clock() - patience_s
 
     def blocking(self, patience_s: float = LOOK_S) -> Blocker | None:
-        """Return what blocks the hub, or None while it runs; must not be called in the hub's thread.
+        """Return what blocks the hub, or None; must not be called in the hub's thread.
 
         Args:
             patience_s: consider the hub blocked if it has not answered for this long.

@@ -51,7 +51,8 @@ class Relay:
             self.due_s = math.inf
             _log.info(
                 "the server does not announce messages on less urgent lists; renewals find them: "
-                "%s", exc
+                "%s",
+                exc,
             )
         except OperationalError as exc:
             _log.debug("could not relay messages: %s", exc)

@@ -42,7 +42,7 @@ class SilenceMonitor:
         self._clock = clock
 
     def wait(self, thread: NativeThread, pause_s: float, *descriptors: int) -> bool:
-        """Let `thread` wait, and log if no Python code ran for much longer; return True if it must end."""
+        """Let `thread` wait; log if no Python code ran for much longer; True if it must end."""
         began_s, awake_s, cpu_s = self._now_s(), self._clock(), time.process_time()
         is_over = thread.wait(pause_s, *descriptors)
         late_s = self._now_s() - began_s - pause_s

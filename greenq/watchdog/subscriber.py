@@ -144,7 +144,7 @@ class Subscriber:
 
     @property
     def oldest_s(self) -> float:
-        """The arrival time of the oldest message that may be urgent (monotonic); infinite if none."""
+        """When the oldest message that may be urgent arrived (monotonic); infinite if none."""
         waiting = [each.read_s for each in self._waiting if not each.offered]
         return min(waiting, default=math.inf)
 

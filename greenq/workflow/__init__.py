@@ -257,7 +257,7 @@ class Workflow:
     # --- more of it -------------------------------------------------------------------------------
 
     def add(self, signature: Mapping[str, Any], **options: Any) -> Any:
-        """Send a signature as a further part of the workflow, and return its handle. Switches: yes."""
+        """Send a signature as a further part of the workflow; return its handle. Switches: yes."""
         self._known()
         sig, given = self._app.signature(signature), {**options, "root_id": self.id}
         if plan.kind(sig) != "task":

@@ -76,7 +76,7 @@ class Task:
         return self.state in _OPEN
 
     def runtime_s(self, now_s: float) -> float | None:
-        """Return how long it has run, up to `now_s` if it is still running; None if it has not begun."""
+        """Return how long it has run, up to `now_s` if it still runs; None if it has not begun."""
         if self.began is None:
             return None
         return max(0.0, (now_s if self.ended is None else self.ended) - self.began)
