@@ -370,7 +370,7 @@ TASK_OPTIONS: Final[Mapping[str, Foreign]] = {
     "send_events": Foreign(
         True, False, "a worker sends events either for all tasks or for none (-E)"
     ),
-    "trail": Foreign(True, False, "a task's children are all the tasks it has sent"),
+    "trail": Foreign(True, False, "a task's children are all the tasks that it has sent"),
 }
 """The same for the options of ``@app.task``."""
 
@@ -404,7 +404,7 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
         "resultrepr_maxsize": "the length of result representations is fixed",
         "retry_on_worker_lost": "use reject_on_worker_lost instead",
         "send_events": "a worker sends events either for all tasks or for none (-E)",
-        "trail": "a task's children are all the tasks it has sent",
+        "trail": "a task's children are all the tasks that it has sent",
     },
     "Greenq": {
         **dict.fromkeys(

@@ -19,7 +19,7 @@ if ARGV[2] ~= 'leave' and redis.call('ZSCORE', KEYS[1], ARGV[1]) ~= ARGV[2] then
 redis.call('EXPIRE', KEYS[2], ARGV[3])
 local removed = redis.call('ZREM', KEYS[1], ARGV[1])
 if ARGV[4] then
-  -- Only informative: if it cannot be written, the lease must still be removed.
+  -- This is only informative: if it cannot be written, the lease must still be removed.
   redis.pcall('LPUSH', KEYS[3], ARGV[4])
   redis.pcall('LTRIM', KEYS[3], 0, ARGV[5] - 1)
   redis.pcall('EXPIRE', KEYS[3], ARGV[6])
