@@ -73,7 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="the worker's --health or --metrics-port: a port, HOST:PORT or unix:PATH "
         f"(default: {' or '.join(_VARIABLES)})")  # fmt: skip
     add("--probe", choices=tuple(_PATHS), default="live",
-        help="live: restart it if this fails; ready: it takes messages; startup: it has "
+        help="live: restart the worker if this fails; ready: it takes messages; startup: it has "
         "started (default: live)")  # fmt: skip
     add("-t", "--timeout", type=_seconds, default=2.0, metavar="S",
         help="wait this long for the answer (default 2)")  # fmt: skip

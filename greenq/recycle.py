@@ -90,7 +90,7 @@ def reached(limits: Limits, usage: Usage) -> str | None:
     if limits.memory_kb is not None and usage.memory_kb >= limits.memory_kb:
         return f"it uses {_mb(usage.memory_kb)} of memory; its limit is {_mb(limits.memory_kb)}"
     if limits.lifetime_s is not None and usage.lifetime_s >= limits.lifetime_s:
-        return f"it has run for {usage.lifetime_s:.0f} s, its limit is {limits.lifetime_s:.0f} s"
+        return f"it has run for {usage.lifetime_s:.0f} s; its limit is {limits.lifetime_s:.0f} s"
     return None
 
 

@@ -62,8 +62,8 @@ def add_asking_options(parser: argparse.ArgumentParser, *, again: bool = False) 
         help="ask only these nodes")  # fmt: skip
     add("-t", "--timeout", type=argument_types.seconds, default=unset or TIMEOUT_S,
         metavar="S",
-        help="wait this long for replies (default 1); blocked workers are only waited "
-        "for with more than that")  # fmt: skip
+        help="wait this long for replies (default 1); blocked workers are waited for "
+        "only if this is longer")  # fmt: skip
 
 
 def nodes(text: str) -> tuple[str, ...]:

@@ -163,7 +163,7 @@ def test_every_inspect_command_is_answered_by_all_who_know_it(run: Run, name: st
         ("pool_shrink 2", "pool will shrink"),
         ("revoke no-such-id", "tasks {'no-such-id'} flagged as revoked"),
         ("terminate SIGTERM no-such-id", "terminate: tasks unknown"),
-        ("drain", "draining: 0 tasks run"),
+        ("drain", "draining: 0 tasks are running"),
         ("drain false", "takes tasks again"),
     ],
 )

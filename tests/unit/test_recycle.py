@@ -19,18 +19,18 @@ def use(tasks: int = 0, memory_kb: int = 0, lifetime_s: float = 0.0) -> Usage:
 @pytest.mark.parametrize(
     ("limits", "below", "at", "named"),
     [
-        (Limits(tasks=10), use(tasks=9), use(tasks=10), "10 tasks done, its limit is 10"),
+        (Limits(tasks=10), use(tasks=9), use(tasks=10), "10 tasks done; its limit is 10"),
         (
             Limits(memory_kb=2048),
             use(memory_kb=2047),
             use(memory_kb=3072),
-            "it uses 3.0 MB of memory, its limit is 2.0 MB",
+            "it uses 3.0 MB of memory; its limit is 2.0 MB",
         ),
         (
             Limits(lifetime_s=60.0),
             use(lifetime_s=59.9),
             use(lifetime_s=61.0),
-            "it has run for 61 s, its limit is 60 s",
+            "it has run for 61 s; its limit is 60 s",
         ),
     ],
 )
@@ -117,7 +117,7 @@ def test_worker_ends_at_its_limit_once_and_says_why(rig: Rig) -> None:
     assert rig.ended == []
     rig.tasks = 101
     rig.run(5)
-    assert rig.ended == ["recycled: 101 tasks done, its limit is 100"]
+    assert rig.ended == ["recycled: 101 tasks done; its limit is 100"]
     assert rig.group.claims == [(2, 90.0)]
 
 
