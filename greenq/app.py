@@ -797,7 +797,7 @@ class Greenq:
         if "task_id" in options:
             raise TypeError(f"task {name}: task_id is for a single task, not for many")
         if task_type is not None and self.config.task.task_always_eager:
-            # The result is a sequence of handles, too.
+            # This result is also a sequence of handles.
             return [  # type: ignore[return-value]
                 self.apply_as_sent(task_type, *call, options) for call in calls
             ]

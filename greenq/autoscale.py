@@ -96,7 +96,7 @@ def decide(load: Load) -> Decision:
 
 
 class Autoscaler(StartStopPart):
-    """Keeps the pool between two sizes; see the module's docstring."""
+    """Keeps the pool's size within limits; see the module's docstring."""
 
     name = "Autoscaler"
     requires = ("Timer", "Hub", "Pool")

@@ -12,7 +12,7 @@ from greenq.result import ResultBase
 def not_a_signature(value: Any, where: str) -> TypeError:
     """Return the error for something that is not a signature."""
     if isinstance(value, ResultBase):
-        hint = "it was sent already; use s() instead of delay()"
+        hint = "it has already been sent; use s() instead of delay()"
     elif hasattr(value, "apply_async"):
         short = str(value.name).rpartition(".")[2]
         hint = f"that is the task itself; write {short}.s(…)"

@@ -25,7 +25,7 @@ _REDRAW_S = 0.25
 # The screen lines not used for workers and tasks: headings, rules, blanks, the last lines.
 _OTHER_LINES = 10
 
-# Columns that would be useless if cut.
+# Columns whose contents would be useless if truncated.
 _WIDTHS = {"TIME": 8, "STATE": 8, "TOOK": 8}
 
 _COLORS = {

@@ -18,7 +18,8 @@ from greenq.suggest import nearest
 # Frames from files in these folders are not the user's code.
 _NOT_THE_USERS = ("<frozen importlib", str(Path(greenq.__file__).parent), importlib.__file__)
 
-# Names of an app in a module, and of a package's submodules that may contain it.
+# The names that an app may have in a module, and those of a package's submodules that may contain
+# it.
 _ATTRIBUTES = ("app", "greenq", "celery")
 _SUBMODULES = ("greenq", "celery")
 

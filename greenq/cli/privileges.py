@@ -13,7 +13,7 @@ from greenq.errors import ConfigError, Problem
 
 _log = logging.getLogger(__name__)
 
-# Files of Docker and Podman, and variables of Kubernetes and systemd-nspawn.
+# Files that Docker and Podman create, and variables that Kubernetes and systemd-nspawn set.
 _CONTAINER_FILES: Final = ("/.dockerenv", "/run/.containerenv")
 _CONTAINER_VARIABLES: Final = ("KUBERNETES_SERVICE_HOST", "container")
 

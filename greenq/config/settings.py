@@ -430,7 +430,7 @@ class TaskConfig(Section):
     task_soft_time_limit: float | None = _setting(
         validators.optional(validators.seconds(zero_ok=False)),
         None,
-        "SoftTimeLimitExceeded is raised, once, in a task that runs longer; None means no limit.",
+        "SoftTimeLimitExceeded is raised once in a task that runs longer; None means no limit.",
         unit="s",
     )
     task_default_rate_limit: str | None = _setting(

@@ -200,7 +200,7 @@ class Tasks(StartStopPart):
         return not (self._stopping or self.draining)
 
     def _rest(self) -> None:
-        """Wait for room, in the pool or in the outbox; meanwhile check the depth of the queues."""
+        """Wait for room in the pool or the outbox, and check the depth of the queues while waiting."""
         if self._pool.room > 0:
             self._outbox.wait_written(_LOOK_S)
             return

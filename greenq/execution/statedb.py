@@ -125,7 +125,7 @@ def _parse(found: Any) -> Saved:
 
 
 _CELERYS: Final = (
-    "is a state file of Celery's (a shelve of pickles), which greenq does not read, since loading "
+    "is Celery's state file (a shelve of pickles), which greenq does not read, since loading "
     "one can run any code: name another file"
 )
 _DAMAGED: Final = "was not written by greenq, or is damaged: name another file, or delete this one"

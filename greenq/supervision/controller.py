@@ -69,7 +69,7 @@ class Change(NamedTuple):
 
 
 class Processes(StartStopPart):
-    """Keeps the number of processes in a group between two limits; see the module's docstring."""
+    """Keeps the number of processes in a group within limits; see the module's docstring."""
 
     name = "Processes"
     requires = ("Hub", "Pool")
@@ -169,7 +169,7 @@ class Processes(StartStopPart):
         try:
             self._store.leave()
         except OperationalError as exc:
-            _log.info("this process's load stays on the server for some seconds: %s", exc)
+            _log.info("this process's load could not be removed from the server, and expires soon: %s", exc)
 
     def tick(self) -> None:
         """Report, then follow the leader's order, or lead. Switches: yes.

@@ -415,7 +415,7 @@ class Broker:
         note = json.dumps({"by": by[: KEPT_NAME.most], "at": time.time()})
         if not self.client.script(_PAUSE, [self.keys.paused], [queue, note, _PAUSED]):
             raise ValueError(
-                f"{_PAUSED:,} queues are paused already; resume one first: greenq control resume"
+                f"{_PAUSED:,} queues are already paused; resume one first: greenq control resume"
             )
 
     def resume(self, queue: str) -> bool:

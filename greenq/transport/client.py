@@ -410,8 +410,8 @@ class Connection:
             self.close()
             raise _translate(exc, name, self._client.address) from exc
         except BaseException:
-            # The greenlet was killed before its answer arrived, which the next caller would then
-            # read.
+            # The greenlet was killed before its answer arrived; the next caller would then read
+            # that answer.
             self.close()
             raise
         self.used_at = time.monotonic()

@@ -2,9 +2,9 @@
 
 Messages pass through this process, since their content decides whether they run again and how they
 are marked. This uses a separate connection, since a subscribed one may receive only a few MB. Each
-portion is moved by one script that does nothing if the owner's lease was renewed meanwhile. So a
-worker that comes back keeps the messages not yet moved, and no message is lost or duplicated if two
-workers recover at the same time or one dies midway.
+portion is moved by one script that does nothing if the owner's lease was renewed in the meantime.
+So a worker that comes back keeps the messages not yet moved, and no message is lost or duplicated
+if two workers recover at the same time or one dies midway.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class RevokeStore:
         self._client = client
         self._key = keys.revoked
         self._keep_s = keep_s
-        # The highest time read so far: later reads begin there.
+        # The highest time read so far; later reads begin there.
         self._read = "-inf"
 
     def add(self, revoked: Sequence[tuple[str, ...]]) -> None:

@@ -31,7 +31,7 @@ class SilenceMonitor:
         Args:
             hub_thread: tells what the hub was doing.
             found: called with what the hub was doing.
-            noticeable_s: report a silence that lasts this long.
+            noticeable_s: how long a silence must last to be reported.
             now_s: seconds, including time during which the machine was suspended.
             clock: seconds, monotonic, excluding it.
         """

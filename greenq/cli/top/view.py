@@ -44,7 +44,7 @@ _GAP: Final = 2
 _NARROWEST: Final = 14
 _WIDEST: Final = 40
 
-# From these numbers on, thousands and seconds are shown instead.
+# From these values on, counts are shown in thousands, and times in seconds.
 _MANY: Final = 10_000
 _LONG_S: Final = 10
 

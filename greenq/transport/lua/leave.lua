@@ -5,7 +5,7 @@
 --       or the score that its ended lease had when it was claimed: remove the lease if it still has that
 --       score, 3 seconds until the owner is forgotten; optional: 4 the entry about its death, 5 how many
 --       deaths to keep, 6 for how many seconds
--- Reply 1 if it was done, 0 if the lease was renewed or removed meanwhile
+-- Reply 1 if it was done, 0 if the lease was renewed or removed in the meantime
 --
 -- The owner stays known for a while, so that its later writes are recognised as not held.
 if ARGV[2] == 'close' then
