@@ -246,7 +246,8 @@ class ResultTimeout(GreenqError, TimeoutError):
     """``get(timeout=…)`` waited without success.
 
     Attributes:
-        task_id: the task's id. waited_s: how long the caller waited.
+        task_id: the task's id.
+        waited_s: how long the caller waited.
         others: how many of the other awaited tasks have not ended either.
     """
 

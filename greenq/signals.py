@@ -62,7 +62,7 @@ class Signal:
     Attributes:
         name: the name under which it is imported, or ``app.name`` for a signal of an app.
         providing_args: the names of its arguments, apart from ``signal`` and ``sender``.
-        receivers: the connections in order; empty without any.
+        receivers: the connections in order; empty if there are none.
     """
 
     __slots__ = ("__weakref__", "_lock", "name", "providing_args", "receivers")

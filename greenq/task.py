@@ -51,7 +51,8 @@ class ExceptionInfo:
     Attributes:
         exception: the exception itself.
         type: its class.
-        traceback: the traceback as text. tb: the traceback itself; None if there is none.
+        traceback: the traceback as text.
+        tb: the traceback itself; None if there is none.
     """
 
     __slots__ = ("exception", "traceback")

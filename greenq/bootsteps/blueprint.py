@@ -109,8 +109,8 @@ class Blueprint:
 
         Args:
             name: the name of the object whose parts the steps are.
-            steps: in the preferred order, which requirements may change. A step that requires one
-                that is not included starts without it.
+            steps: the steps in the preferred order, which requirements may change. A step that
+                requires one that is not included starts without it.
 
         Raises:
             ConfigError: two steps share a name, one requires a step that is missing, or they
@@ -229,7 +229,7 @@ def custom(
     """Create an app's own steps for `parent`, by name, so that all workers have the same order.
 
     Args:
-        classes: from ``app.steps``.
+        classes: the classes in ``app.steps``.
         parent: the worker or the consumer, with all its parts created.
         options: values of the app's own command line options.
 

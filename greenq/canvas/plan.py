@@ -132,7 +132,7 @@ def follow(
 
     Args:
         stamps: the stamps of that task; those of the signature take precedence.
-        options: as for `plan`: ``group_id``, ``chain``, ``priority`` and so on.
+        options: the options of `plan`, such as ``group_id``, ``chain`` and ``priority``.
     """
     if stamps:
         options = {**stamps, "stamped_headers": list(stamps), **options}

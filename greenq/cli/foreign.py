@@ -120,10 +120,10 @@ def _adapt(words: tuple[str, ...], command: str) -> tuple[str, ...]:
 
 
 def refused(argv: Sequence[str]) -> str | None:
-    """Return what to do instead of a command, or an option before it, that only Celery has.
+    """Return advice about a command, or an option before it, that only Celery has.
 
     Args:
-        argv: as `in_order` returns it.
+        argv: the arguments as `in_order` returns them.
     """
     command, *options = argv or [""]
     if command in COMMANDS:

@@ -18,7 +18,8 @@ class Parameter:
     """One argument of a command.
 
     Attributes:
-        name: the name as in the request. text: description.
+        name: the name as in the request.
+        text: description.
         kind: parses it from the command line.
         how: ``one`` and ``some`` (one or more) are required, ``any`` (none or more) and
             ``perhaps`` are not; ``option`` is written ``--name VALUE``, ``flag`` ``--name``.
@@ -68,7 +69,7 @@ class RemoteCommand:
     """A remote command.
 
     Attributes:
-        name: as in the request.
+        name: the name as in the request.
         text: what it does, for the list of commands.
         parameters: its arguments.
         alias: Celery's other name for it.

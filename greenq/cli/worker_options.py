@@ -237,9 +237,9 @@ def read_custom(args: argparse.Namespace, options: Iterable[CustomOption]) -> di
     An unknown option ends the program with a suggestion of the nearest one.
 
     Args:
-        args: as parsed; `args.rest` contains the remaining arguments, `args.parser` the worker's
-            parser.
-        options: from ``app.user_options["worker"]``.
+        args: the parsed arguments; `args.rest` contains the remaining arguments, `args.parser` the
+            worker's parser.
+        options: the options in ``app.user_options["worker"]``.
 
     Raises:
         ConfigError: an option of the app has the same name as one of the worker's.

@@ -505,7 +505,7 @@ def modern_name(name: str, known: Mapping[str, object]) -> str | None:
     """Return the current name of a setting given in an old spelling, or None.
 
     Args:
-        name: as written: ``CELERYD_CONCURRENCY``, ``BROKER_URL``, ``ACKS_LATE``.
+        name: the name as written, such as ``CELERYD_CONCURRENCY``, ``BROKER_URL`` or ``ACKS_LATE``.
         known: greenq's settings.
     """
     low = name.lower()

@@ -141,8 +141,8 @@ class Broadcast:
     Attributes:
         name: the name that senders and routes use.
         exchange: the name of its fanout exchange; "" means `name`.
-        routing_key: that of its messages; None means `task_default_routing_key`. A worker gets
-            the messages sent with the same key, and ``#`` stands for any text.
+        routing_key: the routing key of its messages; None means `task_default_routing_key`. A
+            worker gets the messages sent with the same key, and ``#`` stands for any text.
 
     Raises: ValueError: the name is not text or is empty.
     """

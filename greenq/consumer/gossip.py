@@ -159,7 +159,8 @@ class Gossip(StartStopPart):
 
         Args:
             accept: content types of events.
-            leaders: by topic, the function that the winner of an election calls with its action.
+            leaders: for each topic, the function that the winner of an election calls with its
+                action.
             claim: claims the win of an election on the server; False if another worker has claimed
                 it.
             leased: asks the server for the nodes that hold a lease, and for their clock; may

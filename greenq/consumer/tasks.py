@@ -200,7 +200,7 @@ class Tasks(StartStopPart):
         return not (self._stopping or self.draining)
 
     def _rest(self) -> None:
-        """Wait for room in the pool or the outbox, and check the depth of the queues while waiting."""
+        """Wait for room in the pool or the outbox; also check the depth of the queues."""
         if self._pool.room > 0:
             self._outbox.wait_written(_LOOK_S)
             return

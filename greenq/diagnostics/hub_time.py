@@ -40,7 +40,7 @@ class HubTime:
             greenlet_class: class of the pool's greenlets; their `request` is the one they run, or
                 None.
             hub: the loop's own greenlet, which runs when no other can.
-            clock: in seconds; the one that sets `Request.started_s`.
+            clock: a clock in seconds, the one that sets `Request.started_s`.
         """
         self._greenlet_class = greenlet_class
         self._clock = clock

@@ -140,7 +140,7 @@ class Task:
     Attributes:
         state: the strongest one reported; see `greenq.states.precedence`.
         sent, received, started, succeeded, failed, retried, revoked, rejected: unix times.
-        args, kwargs, result, exception: as text, shortened by the sender.
+        args, kwargs, result, exception: texts that the sender has shortened.
         worker: the sender of the last event; None if only the client has sent one.
         client: who sent the task.
         timestamp: unix time of the event that led to the state.
@@ -280,7 +280,8 @@ class State:
     It keeps a limited number of workers and tasks, and drops those whose last event is the oldest.
 
     Attributes:
-        workers: the workers by node name. tasks: the tasks by id.
+        workers: the workers by node name.
+        tasks: the tasks by id.
         tasks_by_type, tasks_by_worker: see `TaskIndex`.
         event_count: the number of events so far; `task_count` of them reported that a task was
             received.

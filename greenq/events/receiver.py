@@ -124,7 +124,7 @@ class Receiver:
     reports this.
 
     Attributes:
-        handlers: by event type; ``"*"`` handles all events without their own handler.
+        handlers: the handlers by event type; ``"*"`` handles all events without their own.
         should_stop: set by `stop`.
         ignored: the number of messages so far that were not events.
     """

@@ -44,9 +44,9 @@ class Series:
 
     Attributes:
         received: how many messages were taken.
-        ended: by state, how many runs ended.
+        ended: how many runs ended in each state.
         runtime_s, wait_s: sums.
-        runtimes, waits: by bucket; the last one holds everything above.
+        runtimes, waits: the counts by bucket; the last bucket contains everything above.
         prefetch_s: how long the last one waited in this worker to be started.
     """
 
@@ -65,8 +65,8 @@ class Tally:
     """The counts by task and queue; only tasks registered here are named.
 
     Attributes:
-        series: by task and queue.
-        failures: by task, queue and exception.
+        series: the counts by task and queue.
+        failures: the failures by task, queue and exception.
     """
 
     def __init__(self) -> None:

@@ -43,9 +43,9 @@ class QueueStats:
 
     Attributes:
         counts: its messages by place.
-        workers: how many workers take from it. in_flight: an estimate of its share of the messages
-            that workers hold: the messages in flight are divided among the queues by the number of
-            their workers.
+        workers: how many workers take from it.
+        in_flight: an estimate of its share of the messages that workers hold: the messages in
+            flight are divided among the queues by the number of their workers.
         wanted_workers: how many workers of this one's size could run all of it at once.
     """
 

@@ -33,7 +33,8 @@ class Report(NamedTuple):
 
     Attributes:
         reasons: why it is red, one sentence each; none if it is green.
-        notes: what an operator may want to know, such as paused queues. facts: further numbers.
+        notes: what an operator may want to know, such as paused queues.
+        facts: further numbers.
     """
 
     reasons: list[str]

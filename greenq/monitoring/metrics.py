@@ -58,7 +58,7 @@ class Metrics:
         """Read the parts of a worker.
 
         Args:
-            parts, consumer, tally, stats, health: of the worker.
+            parts, consumer, tally, stats, health: those of the worker.
             names: the sets of names: ``greenq``, ``celery-exporter``, ``flower``.
         """
         self.registry = CollectorRegistry(auto_describe=False)

@@ -45,7 +45,7 @@ class Keys:
 
     @property
     def unacked(self) -> str:
-        """Hash: delivery tag to held message."""
+        """Hash: held messages by delivery tag."""
         return f"{self.prefix}unacked"
 
     @property

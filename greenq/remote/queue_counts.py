@@ -89,7 +89,7 @@ class Look:
 
     Attributes:
         at_s: monotonic time.
-        queues: by name.
+        queues: the queues by name.
         incomplete: True if a worker has not replied.
         unsealed: chords whose header has been in transmission for a long time.
     """

@@ -62,7 +62,7 @@ def announce(
         message: the complete message, with its id and arguments.
         properties: those of the envelope (`task_properties`), without a delivery tag.
         retry_policy: how the sending is retried.
-        serializer, compression, max_bytes: as for `encode`.
+        serializer, compression, max_bytes: the arguments of `encode`.
         may_move: if False, a changed priority is ignored.
 
     Raises:

@@ -43,7 +43,7 @@ class Target(NamedTuple):
     Attributes:
         queue: the queue's name; "" if the bindings of the exchange decide.
         exchange: the exchange's name; "" sends directly to the queue.
-        routing_key: as written in the message.
+        routing_key: the routing key as written in the message.
         is_fanout: whether to publish to listeners instead of pushing.
     """
 

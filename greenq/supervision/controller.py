@@ -169,7 +169,7 @@ class Processes(StartStopPart):
         try:
             self._store.leave()
         except OperationalError as exc:
-            _log.info("this process's load could not be removed from the server, and expires soon: %s", exc)
+            _log.info("this process's load stays on the server until it expires: %s", exc)
 
     def tick(self) -> None:
         """Report, then follow the leader's order, or lead. Switches: yes.

@@ -32,7 +32,7 @@ class Sample:
         coming: how many more have been started but have not reported yet.
         busy: the sum of the fractions of time for which their hubs were busy.
         backlog: how many messages are waiting in the queues and in the workers.
-        age_s: for how long the oldest message in the queues has waited.
+        age_s: how long the oldest message in the queues has waited.
     """
 
     at_s: float

@@ -45,8 +45,9 @@ class Process:
     Attributes:
         name: its name within the group.
         state: supervisord's word for its state, such as RUNNING.
-        is_up: True if it is running, starting, or about to be started again. is_stopping: True if
-            it was asked to end and is still running. is_fatal: True if it could not be started.
+        is_up: True if it is running, starting, or about to be started again.
+        is_stopping: True if it was asked to end and is still running.
+        is_fatal: True if it could not be started.
         is_spare: ``autostart=false``: supervisord does not start it by itself.
         pid: its process id; 0 if it is not running.
         began_s: when it was started, unix seconds.

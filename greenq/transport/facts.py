@@ -22,7 +22,8 @@ class Facts(NamedTuple):
         policy: the treatment of keys when memory is full (maxmemory-policy).
         memory_bytes, limit_bytes: memory in use, and its limit; 0 means no limit.
         append_only: whether every write is logged (AOF).
-        saved_s: the time since its last snapshot (RDB). unsaved: the number of writes since then.
+        saved_s: the time since its last snapshot (RDB).
+        unsaved: the number of writes since then.
         skew_s: how far this machine's clock is ahead of the server's.
     """
 

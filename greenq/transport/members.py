@@ -53,13 +53,14 @@ class Roll(NamedTuple):
     """The workers that hold a lease, and those that no longer do.
 
     Attributes:
-        living: for each node, for how many more seconds its lease is valid. ended: for each node,
-            how many seconds ago its lease ended, if it has not been recovered yet.
+        living: for each node, for how many more seconds its lease is valid.
+        ended: for each node, how many seconds ago its lease ended, if it has not been recovered
+            yet.
         twins: node names that two workers share.
         gone: workers that died recently, latest first, without nodes that are alive again.
         skew_s: how far this machine's clock is ahead of the server's.
-        queues: by node with a lease, the queues it takes from; omitting nodes that have
-            not reported any yet.
+        queues: for each node with a lease, the queues from which it takes; nodes are omitted that
+            have not reported any yet.
         strangers: the nodes of Celery workers that listen for commands, including any that were
             killed.
     """

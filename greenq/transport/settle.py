@@ -213,7 +213,7 @@ def settle(
     """Run `SETTLE`; entries whose message is not held have no effect. Switches: yes.
 
     Args:
-        guard: on whose behalf; None when there are only states.
+        guard: on whose behalf to settle; None if there are only states.
         results: the results server, if separate. Then the broker is asked first which messages are
             held, and their states are stored before they are moved or acknowledged; a lease that
             ends between these steps goes unnoticed.

@@ -57,12 +57,12 @@ class Transport:
     """An app's server for messages and its server for results, usually the same one.
 
     Attributes:
-        broker_address, result_address: for display, without passwords.
-        client, broker, dead: for messages.
+        broker_address, result_address: the addresses for display, without passwords.
+        client, broker, dead: the objects for messages.
         signer: signs and checks the data on which workers and readers act; None without a signing
             key.
-        result_client: for results; the broker's client if they share the server; None if results
-            are disabled.
+        result_client: the client for results; the broker's client if they share the server; None if
+            results are disabled.
     """
 
     def __init__(self, config: Config, app_name: str, app_folder: Path | None = None) -> None:

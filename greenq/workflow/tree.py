@@ -114,8 +114,9 @@ class Tree:
     """The tasks of a workflow and how they are connected.
 
     Attributes:
-        tasks: the tasks by id. groups: the groups by id. lines: a line of steps for each task or
-            group with which the workflow began.
+        tasks: the tasks by id.
+        groups: the groups by id.
+        lines: a line of steps for each task or group with which the workflow began.
     """
 
     def __init__(self, tasks: Iterable[Task]) -> None:

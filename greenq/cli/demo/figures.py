@@ -47,7 +47,7 @@ class Figures:
     Attributes:
         total, succeeded: numbers of tasks, according to their stored results.
         reasons: why the others failed, with counts.
-        seconds: from the start of the burst until the last outcome was written.
+        seconds: the time from the start of the burst until the last outcome was written.
         sent_s: how long sending took, as part of `seconds`.
         ideal_s: the shortest possible time with `most` tasks at once; None if response times are
             unknown.

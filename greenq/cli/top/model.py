@@ -73,7 +73,7 @@ class Look:
     Attributes:
         at_s: monotonic time.
         statuses: replies to the command status, by node.
-        foreign: from heartbeats, the values of nodes that do not know that command.
+        foreign: the values, from heartbeats, of nodes that do not know that command.
         hubs: replies to the command hub, by node.
         queues: the queues.
         takers: which workers take from them.

@@ -67,7 +67,8 @@ class View:
     """How to show the picture.
 
     Attributes:
-        address: the server's address. time: the time of day.
+        address: the server's address.
+        time: the time of day.
         chosen: the worker whose greenlets are shown.
         greenlets: show them in place of queues and tasks.
         paused: whether the picture is frozen.
@@ -208,7 +209,8 @@ class _Chart:
     """A value over time.
 
     Attributes:
-        name: the name of the value. values: the values, with the latest last.
+        name: the name of the value.
+        values: the values, with the latest last.
         style: its colour.
         value: the latest, as text.
     """
@@ -493,8 +495,11 @@ def _table(
     """Align rows below their headings, in lines of exactly this width.
 
     Args:
-        headings: the column headings. rows: their cells. width: the width of the lines. left:
-            columns aligned left; the others are aligned right. optional: columns left out if empty.
+        headings: the column headings.
+        rows: their cells.
+        width: the width of the lines.
+        left: columns aligned left; the others are aligned right.
+        optional: columns left out if empty.
         flexible: the column that takes the remaining room.
         style: the style of the headings.
     """
