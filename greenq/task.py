@@ -378,7 +378,8 @@ class Task(Generic[P, R]):
             logfile, loglevel: accepted for compatibility with Celery, no effect.
             options: those of `apply_async`; those for the server have no effect.
 
-        Raises: Exception: with `throw`, the exception of a failed task.
+        Raises:
+            Exception: with `throw`, the exception of a failed task.
         """
         return self.app.apply(self, args or (), kwargs or {}, options, throw=throw, retries=retries)
 

@@ -36,7 +36,8 @@ class Exchange:
         type: ``direct`` (the routing keys are equal), ``topic`` (the binding key has wildcards) or
             ``fanout`` (every worker that listens gets the message).
 
-    Raises: ValueError: the name is not text, or the type does not exist.
+    Raises:
+        ValueError: the name is not text, or the type does not exist.
     """
 
     name: str
@@ -91,7 +92,8 @@ class Queue:
         weight: how many turns the queue gets for each turn of the others, 1 to 10; only if
             `queue_order_strategy` is ``round_robin``.
 
-    Raises: ValueError: a value is wrong; the error names it.
+    Raises:
+        ValueError: a value is wrong; the error names it.
     """
 
     name: str
@@ -144,7 +146,8 @@ class Broadcast:
         routing_key: the routing key of its messages; None means `task_default_routing_key`. A
             worker gets the messages sent with the same key, and ``#`` stands for any text.
 
-    Raises: ValueError: the name is not text or is empty.
+    Raises:
+        ValueError: the name is not text or is empty.
     """
 
     name: str

@@ -378,8 +378,9 @@ def _wrong(envelope: Envelope, reason: str) -> DecodeError:
 def parse_time(text: str, field: str = "a time") -> datetime:
     """Parse an eta or an expiry as an aware UTC datetime; a text without an offset is in UTC.
 
-    Raises: DecodeError: it is not ISO 8601, or is outside the range of datetime; the error names
-        the `field`.
+    Raises:
+        DecodeError: it is not ISO 8601, or is outside the range of datetime; the error names the
+            `field`.
     """
     try:
         moment = datetime.fromisoformat(text)

@@ -370,7 +370,8 @@ def accepted(names: Iterable[str]) -> frozenset[str]:
 
     ``application/data`` is always among them, and its bytes are passed on unchanged.
 
-    Raises: ValueError: a name is neither a serializer nor a content type.
+    Raises:
+        ValueError: a name is neither a serializer nor a content type.
     """
     types = {DATA_TYPE}
     for name in names:

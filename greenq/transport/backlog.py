@@ -73,7 +73,8 @@ class Backlog(Generic[T]):
     def pop(self) -> T:
         """Remove and return the oldest item.
 
-        Raises: IndexError: no item is waiting.
+        Raises:
+            IndexError: no item is waiting.
         """
         item = self._items.popleft()
         self._popped_bytes += self._size(item)

@@ -139,7 +139,8 @@ class Workflows:
     def reopen(self, size: int, seconds: int, failed: Sequence[Part], kept: Sequence[Part]) -> bool:
         """Remove failed parts from a chord; if the chord has ended, restore the `kept` parts.
 
-        Returns: False if one of its parts is completing the chord at this moment.
+        Returns:
+            False if one of its parts is completing the chord at this moment.
         """
         args: list[object] = [size, failed[0].rule[0], seconds, len(failed)]
         for each in failed:

@@ -23,7 +23,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "number": (lambda add: group(4), TypeError, "was the task called"),
     "None in a list": (lambda add: group([add.s(1, 1), None]), TypeError, "not None"),
     "sent already": (lambda add: group(AsyncResult("i")), TypeError, "it has already been sent"),
-    "result in a list": (lambda add: chain([AsyncResult("i")]), TypeError, "it has already been sent"),
+    "result in a list": (lambda add: chain([AsyncResult("i")]), TypeError, "already been sent"),
     "function": (lambda add: chain([plain]), TypeError, "put @app.task on the function"),
     "dict before |": (lambda add: {} | add.s(1), TypeError, 'at least the key "task"'),
     "name": (lambda add: group("add"), TypeError, "not 'add'"),
