@@ -211,7 +211,7 @@ class Adaptive:
     def _judge_smaller(self, now: Look, trial: _Trial, found: _Size, least: int) -> str | None:
         known, self._trial = trial.known, None
         share = found.size / known.size
-        # 1: as many tasks end as before; 0: proportionally fewer.
+        # This is 1 if as many tasks end as before, and 0 if proportionally fewer do.
         kept = (found.rate / known.rate - share) / (1 - share)
         if kept >= _KEEPS:
             self._cap = found.size

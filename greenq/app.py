@@ -89,10 +89,10 @@ _COMPARED_CHARS = 200
 
 
 class Settings(Mapping[str, Any]):
-    """An app's settings, `app.conf`: attributes and a mapping. Read one, set one, `update` several.
+    """An app's settings, `app.conf`, as attributes and as a mapping; `update` sets several.
 
-    Unknown names and wrong values are refused immediately, with the nearest valid name. Once the
-    app has connected, its transport keeps the settings it was opened with.
+    Unknown names and wrong values are refused immediately, and the nearest valid name is suggested.
+    Once the app has connected, its transport keeps the settings it was opened with.
     """
 
     __slots__ = ("_around", "_built", "_lazy", "_said", "_sources", "_unread", "_values")

@@ -109,11 +109,12 @@ class Pool(StartStopPart):
     1. `submit` never waits: a request queues here until a greenlet takes it. At most one greenlet
        at a time is *coming*: it takes the first request, wakes the next greenlet if there are more,
        and runs its request. Thus a task that waits costs one more switch, whereas tasks that never
-    wait run one after another in the same greenlet. 2. A greenlet without work becomes idle; the
-    last one to become idle is woken first. Greenlets are created only as needed, up to `size`. 3.
-    `resize` acts immediately: growing starts queued requests and wakes callers waiting for room;
-    shrinking ends each surplus greenlet after its current request. 4. `stop` gives running requests
-    the grace time to finish, then ends the rest.
+       wait run one after another in the same greenlet.
+    2. A greenlet without work becomes idle; the last one to become idle is woken first. Greenlets
+       are created only as needed, up to `size`.
+    3. `resize` acts immediately: growing starts queued requests and wakes callers waiting for room;
+       shrinking ends each surplus greenlet after its current request.
+    4. `stop` gives running requests the grace time to finish, then ends the rest.
 
     Each request gets its own context (`contextvars`), and a `gevent.Timeout` that its task left
     running never fires in another request. If a task touches a `threading.local`, or sets an

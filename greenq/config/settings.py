@@ -503,7 +503,7 @@ class TaskConfig(Section):
     timezone: str = _setting(
         validators.timezone(),
         "UTC",
-        "Time zone in which times are written. Times without a zone are UTC, as in Celery.",
+        "Time zone in which times are written. Times without a zone are in UTC, as in Celery.",
         none_ok=True,
     )
     imports: tuple[str, ...] = _setting(

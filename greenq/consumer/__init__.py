@@ -32,8 +32,8 @@ class Consumer(StartStopPart):
 
     1. Start the steps in order, then consume until stopped.
     2. When the connection is lost, stop them, pause, and start again; running tasks continue in the
-    meantime. 3. If access is refused at the first start, the worker ends, since waiting would not
-    help.
+       meantime.
+    3. If access is refused at the first start, the worker ends, since waiting would not help.
 
     The steps in starting order: Connection, Events, Mingle, Gossip, Tasks, Control, Heart, Agent;
     then the event loop. The app's own steps are placed by their requirements. All of them except

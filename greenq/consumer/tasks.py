@@ -327,8 +327,9 @@ class Admission:
     """Decides whether each message runs, waits, or is settled at once.
 
     1. Messages that cannot run are settled: undecodable, unknown and refused messages are buried;
-    revoked and expired ones are discarded. 2. Messages that may not run yet wait for their ETA or
-       rate limit (`Waiting`), or until they can run alone (`Suspects`).
+       revoked and expired ones are discarded.
+    2. Messages that may not run yet wait for their ETA or rate limit (`Waiting`), or until they can
+       run alone (`Suspects`).
     3. The rest goes to the pool.
     """
 

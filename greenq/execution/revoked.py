@@ -100,7 +100,7 @@ class Revoked:
         self._ids = _Aging(most, keep_s, clock)
         # Pairs of name and value.
         self._stamps = _Aging(most, keep_s, clock)
-        # Revocations by commands, not by `put`: ids, and pairs of name and value.
+        # The revocations made by commands rather than by `put`: ids, and pairs of name and value.
         self._new = _Aging(most, keep_s, clock)
         self.any = False
         self.changes = 0

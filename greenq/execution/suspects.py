@@ -27,9 +27,10 @@ class Suspects:
     """Runs messages one at a time, each alone in its worker.
 
     1. It first waits, for a limited time, until all running tasks have ended; no messages are taken
-    in the meantime. 2. Before the run, it records on the server which message is about to run, so
-    that a death of the worker counts against this message only. 3. After the last suspect, it
-    clears this record before other messages are taken.
+       in the meantime.
+    2. Before the run, it records on the server which message is about to run, so that a death of
+       the worker counts against this message only.
+    3. After the last suspect, it clears this record before other messages are taken.
     """
 
     def __init__(self, pool: Pool, outbox: Outbox, begin: Callable[[Request], object]) -> None:

@@ -1,9 +1,10 @@
 """Whether this worker is alive, ready and started, for probes that restart it or wait for it.
 
     live      red if only ending the process helps. It is never red because of the server of the
-    queues: a restart would not bring that back, and every worker would restart at once. started
-              red until all parts have started; green from then on, whether the server answers or
-    not, for the same reason. ready     red while no messages are taken, unless that is intended.
+              queues: a restart would not bring that back, and every worker would restart at once.
+    started   red until all parts have started; green from then on, whether the server answers or
+              not, for the same reason.
+    ready     red while no messages are taken, unless that is intended.
 
 Everything here reads attributes, is safe in any thread, and never waits.
 """

@@ -55,7 +55,7 @@ _REPLY = load_script("reply")
 # After this much silence, all workers except busy ones have replied.
 _QUIET_S = 0.05
 
-# How long Celery processes must leave the requester's binding alone; Celery's own figure.
+# How long Celery processes must leave the requester's binding alone; this is Celery's own figure.
 _BINDING_KEPT_MS = 3_600_000
 # How long replies are kept: nothing reads the list of a dead requester, and a live one reads a
 # reply within milliseconds.

@@ -14,10 +14,11 @@ class Reclaimer:
     """Finds messages whose owner is dead or does not know of them, and requeues them.
 
     1. Messages of owners whose lease has expired, or whose process on this machine has ended. This
-    is not done directly after an outage of the server, when other workers may still be coming back.
+       is not done directly after an outage of the server, when other workers may still be coming
+       back.
     2. Those that the server has given to this worker in an answer that was lost with a connection.
-       3. Those of Celery workers whose scores are no longer renewed; the scores of this worker's
-       own records are renewed often enough for Celery workers on the same queues.
+    3. Those of Celery workers whose scores are no longer renewed; the scores of this worker's own
+       records are renewed often enough for Celery workers on the same queues.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ class Watch(StartStopPart):
        and `SilenceMonitor` logs when no Python code ran at all.
     5. `ClusterLink` reads messages published to the worker, and publishes its heartbeat.
     6. `Ending` requeues messages that the server still holds for this owner, then gives up the
-    lease.
+       lease.
     """
 
     name = "Watch"

@@ -19,8 +19,8 @@
 --        expired members, at most a hundred …}
 --
 -- The challenge belongs to this moment: a registration that was in transit when the server lost its data does not know
--- the messages taken in the meantime, and must not be accepted as one sent afterwards. An owner that has left gets no
--- lease again: a call delayed for a long time must not revive it.
+-- the messages taken in the meantime, and must not be accepted as one sent afterwards.
+-- An owner that has left does not get a lease again: a call delayed for a long time must not revive it.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.6f', now), 'LIMIT', 0, 100)

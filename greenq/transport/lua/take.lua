@@ -5,8 +5,8 @@
 --       appears several times
 -- ARGV  1 the owner's prefix of tags, 2 the number of the first tag, 3 the number of this call, 4 the maximum number of
 --       messages, 5 the bytes after which to take no more, 6 Q (the number of turns, the size of a group), 7 the first
---       turn of a group; negative: each list is emptied before the next one, 8 the owner's member of the leases, 9… for
---       each queue, in the order of a group, the text that ends its record: , "", "<queue>"]
+--       turn of a group; negative: each list is emptied before the next one, 8 the owner's member of the leases,
+--       9… for each queue, in the order of a group, the text that ends its record: , "", "<queue>"]
 -- Reply {messages left in all lists, number of the next take's first tag,
 --        then for each message: the number of its tag, its queue, its text …}, where queue 0 means that the text
 --        is the whole record; or an error:
