@@ -99,7 +99,7 @@ def tag_number(tag: str) -> int:
 
 
 def _ending(queue: str) -> str:
-    """Return the ending of the records of a queue's messages."""
+    """Return the text that ends the records of a queue's messages."""
     return f', "", {json.dumps(queue)}]'
 
 
