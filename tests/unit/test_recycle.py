@@ -137,7 +137,7 @@ def test_worker_waits_while_others_of_its_group_are_away(
         rig.run(LEAST_LIFE_S + 10)
     assert rig.ended == []
     assert len(rig.group.claims) > 2
-    waits = [each for each in caplog.messages if "waits for b@host" in each]
+    waits = [each for each in caplog.messages if "is waiting for b@host" in each]
     assert len(waits) == 1
     rig.group.away = []
     rig.run(3)
