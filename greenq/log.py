@@ -165,7 +165,7 @@ def _handler(
 ) -> logging.Handler:
     handler: logging.Handler
     if logfile is None:
-        handler = _Stream(stream)
+        handler = _OwnStream(stream)
         colored = wants_color(stream, color)
     else:
         try:
@@ -266,7 +266,7 @@ class _Keeping(logging.Handler):
             _write_plainly(record, exc)
 
 
-class _Stream(_Keeping, logging.StreamHandler[TextIO]):
+class _OwnStream(_Keeping, logging.StreamHandler[TextIO]):
     """A stream with its own descriptor, so that it stays open when a task closes `given`."""
 
     def __init__(self, given: TextIO) -> None:

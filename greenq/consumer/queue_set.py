@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from greenq.config.queues import Binding
     from greenq.execution.state import WorkerState
-    from greenq.timer import Entry, Timer
+    from greenq.timer import Timer, TimerEntry
     from greenq.transport.fetch import Fetcher
     from greenq.transport.transport import Transport
     from greenq.watchdog.thread import Watch
@@ -59,9 +59,9 @@ class QueueSet:
         self._watch = watch
         self._timer = timer
         self._strategy = strategy
-        # This is called repeatedly while the worker takes from a queue that expires.
-        self._renewal: Entry | None = None
-        # All queues added since the start, each of which has left a binding on the server.
+        # Called repeatedly while the worker takes from a queue that expires.
+        self._renewal: TimerEntry | None = None
+        # All queues added since the start: each has left a binding on the server.
         self._added: set[tuple[str, Binding]] = set()
         # For each queue, the bindings that differ from those in the settings.
         self._sources: dict[str, Binding] = {}

@@ -104,8 +104,8 @@ def _close(connection: Any) -> None:
     _queue.one_is_free()
 
 
-class _Queue:
-    """The tasks waiting for a connection to any database, in order of arrival."""
+class _ConnectionQueue:
+    """Tasks that wait for a connection, in order of arrival, for all databases together."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -141,7 +141,7 @@ class _Queue:
         )
 
 
-_queue = _Queue()
+_queue = _ConnectionQueue()
 
 # The idents of the greenlets whose tasks have opened connections.
 _users: set[int] = set()

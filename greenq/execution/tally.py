@@ -61,8 +61,8 @@ class Series:
         self.waits = [0] * (len(WAITS_S) + 1)
 
 
-class Tally:
-    """The counts by task and queue; only tasks registered here are named.
+class TaskTally:
+    """Counts by task and queue; only tasks registered here are named.
 
     Attributes:
         series: the counts by task and queue.

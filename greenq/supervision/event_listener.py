@@ -132,8 +132,8 @@ class Judge:
         return True
 
 
-class Listener:
-    """Checks the workers of one group, and restarts at most one of them in each check."""
+class EventListener:
+    """Looks at the workers of one group and restarts at most one at each check."""
 
     def __init__(
         self,

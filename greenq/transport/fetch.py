@@ -150,14 +150,14 @@ def turns_of(weights: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(turns)
 
 
-class Batch(NamedTuple):
+class Taken(NamedTuple):
     """The result of one take: deliveries, and how many messages are left in the queues."""
 
     deliveries: list[Delivery]
     depth: int
 
 
-class _Plan(NamedTuple):
+class _TakePlan(NamedTuple):
     """The data shared by takes and waits on one set of queues.
 
     Attributes:
@@ -264,7 +264,7 @@ class Fetcher:
             self._plan = plan
             self.wake(look=True)
 
-    def take(self, most: int) -> Batch:
+    def take(self, most: int) -> Taken:
         """Reserve up to `most` messages, most urgent first, and return them. Switches: yes.
 
         With 0, return only messages whose reservations were lost with an answer.
@@ -275,7 +275,7 @@ class Fetcher:
         """
         plan, prefix = self._plan, self._prefix
         if not plan.queues and not self.unsure:
-            return Batch([], 0)
+            return Taken([], 0)
         self._calls += 1
         self.unsure = True
         answer = self._connection.script(
@@ -299,7 +299,7 @@ class Fetcher:
         self.working = self.working or bool(deliveries)
         if self._rotate and deliveries and queues:
             self._turn = (self._turn + 1) % len(queues)
-        return Batch(deliveries, depth)
+        return Taken(deliveries, depth)
 
     def register(
         self, question: str, held: Iterable[Delivery], begun: Iterable[str], timeout_s: float
@@ -311,7 +311,7 @@ class Fetcher:
             held: the deliveries that this owner believes it holds.
             begun: the tags of messages acknowledged before their run, whose outcomes have not been
                 written yet.
-            timeout_s: the timeout for each call; held deliveries are sent in portions.
+            timeout_s: for each call; held deliveries are sent in portions.
 
         Returns:
             True if the server did not know it: the owner is new, or the server has lost its data.
@@ -336,14 +336,14 @@ class Fetcher:
             )
         return not known
 
-    def _make_plan(self, queues: Iterable[str]) -> _Plan:
+    def _make_plan(self, queues: Iterable[str]) -> _TakePlan:
         """Prepare takes and waits on `queues`."""
         keys = self._keys
         names = tuple(dict.fromkeys(queues))
         turns = turns_of({name: self._weights.get(name, 1) for name in names})
         inboxes = [keys.inbox(queue) for queue in turns]
         lists = [[keys.queue(queue, step) for queue in turns] for step in keys.steps]
-        return _Plan(
+        return _TakePlan(
             queues=names,
             turns=turns,
             endings=[_ending(queue) for queue in turns],
@@ -372,7 +372,7 @@ class Fetcher:
         look, self._look = self._look, False
         return found or look
 
-    def _arrange(self, plan: _Plan) -> None:
+    def _arrange(self, plan: _TakePlan) -> None:
         """Set up a waiter for each of the first few queues; call it only between waits.
 
         Connections are reused by position; only surplus ones are closed.

@@ -38,7 +38,7 @@ MOST_CLAIMS: Final = 200
 _MOST_BEGUN: Final = 1000
 
 
-class State(NamedTuple):
+class EntryState(NamedTuple):
     """How far an entry has got. Times are unix microseconds of the server's clock.
 
     Attributes:
@@ -54,22 +54,22 @@ class State(NamedTuple):
     runs: int
 
 
-def read_state(text: str) -> State:
+def read_state(text: str) -> EntryState:
     """Parse a state from the server.
 
     Raises:
         ValueError: it is not a state.
     """
     due, sent, task_id, runs = text.split(" ")
-    return State(int(due), int(sent), None if task_id == "-" else task_id, int(runs))
+    return EntryState(int(due), int(sent), None if task_id == "-" else task_id, int(runs))
 
 
-class Limits(NamedTuple):
+class QueueLimits(NamedTuple):
     """The limits of a queue.
 
     Attributes:
-        most: how many messages may wait; 0 means any number.
-        lives_ms: how long its lists are kept without use; 0 means no limit.
+        most: how many messages may wait; 0 for any number.
+        lives_ms: how long its lists are kept without use; 0 for no limit.
         lists: all of its lists; empty without limits.
     """
 
@@ -78,15 +78,15 @@ class Limits(NamedTuple):
     lists: tuple[str, ...] = ()
 
 
-NO_LIMITS: Final = Limits()
+NO_LIMITS: Final = QueueLimits()
 
 
-class Claim(NamedTuple):
+class DueClaim(NamedTuple):
     """A due time to send or, without texts, to skip.
 
     Attributes:
         name: the entry's name.
-        seen: its state, as the text that was last read.
+        seen: its state, as the text last read.
         due: the due time.
         ready: when it may be sent; later than `due` if the entry has jitter.
         task_id: the message's task id.
@@ -103,11 +103,11 @@ class Claim(NamedTuple):
     texts: tuple[str | bytes, ...] = ()
     lists: tuple[str, ...] = ()
     channel: str = ""
-    limits: tuple[Limits, ...] = ()
+    limits: tuple[QueueLimits, ...] = ()
 
 
-class Outcome(NamedTuple):
-    """A claim's outcome: ``sent``, ``skipped``, ``changed``, ``early``, ``paused`` or an error.
+class ClaimOutcome(NamedTuple):
+    """The outcome of a claim: ``sent``, ``skipped``, ``changed``, ``early``, ``paused``, an error.
 
     Attributes:
         said: which of these it was.
@@ -169,8 +169,8 @@ class ScheduleStore:
         if self._client.call("GET", key) == who.encode():
             self._client.call("DEL", key)
 
-    def claim(self, claims: Sequence[Claim]) -> tuple[int, list[Outcome]]:
-        """Claim at most `MOST_CLAIMS` due times; return the server's time and the outcome of each.
+    def claim(self, claims: Sequence[DueClaim]) -> tuple[int, list[ClaimOutcome]]:
+        """Claim due times, at most `MOST_CLAIMS`; return the server's time and the outcome of each.
 
         Repeating a call whose answer was lost sends nothing twice.
         """
@@ -185,7 +185,7 @@ class ScheduleStore:
                 keys += [key, *limit.lists]
         now, *said = self._client.script(_CLAIM, keys, args)
         texts = [each.decode(errors="replace") for each in said]
-        return int(now), list(map(Outcome, texts[::2], texts[1::2]))
+        return int(now), list(map(ClaimOutcome, texts[::2], texts[1::2]))
 
     def begin(self, names: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
         """Give entries without a state one: the `known` one, or one that counts from now."""

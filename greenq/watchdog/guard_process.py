@@ -43,7 +43,7 @@ _BLOCKED_SIGNALS = (
 )  # fmt: skip
 
 
-class Guard:
+class GuardProcess:
     """Starts the guard, reports each renewal to it, restarts it if it has died, and ends it.
 
     The watchdog thread calls `beat` while the hub may be blocked, so nothing here needs the hub:
@@ -223,7 +223,7 @@ def _kill(pid: int) -> None:
         posix.waitpid(pid, 0)
 
 
-def _forget(reference: weakref.ref[Guard]) -> None:
+def _forget(reference: weakref.ref[GuardProcess]) -> None:
     found = reference()
     if found is not None:
         found.forget()

@@ -16,8 +16,8 @@ _TICK_COLUMNS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """The state of the worker and its queue at one moment.
+class DemoSample:
+    """The worker and its queue at one moment.
 
     Attributes:
         at_s: seconds since the burst started.
@@ -75,7 +75,7 @@ class Figures:
     reads: int
     connections: int
     cpu_s: float
-    samples: Sequence[Sample]
+    samples: Sequence[DemoSample]
 
 
 def rows(figures: Figures) -> list[tuple[str, str, str]]:
