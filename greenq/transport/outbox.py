@@ -190,7 +190,7 @@ class Outbox(StartStopPart):
         if isinstance(exc, TransportTimeout):
             # The write may be too large for its timeout.
             self._batch = max(1, self._batch // 2)
-        self._outage.failed(f"{len(self._entries)} outcomes wait to be written", exc)
+        self._outage.failed(f"{len(self._entries)} outcomes are waiting to be written", exc)
 
     def _write(
         self, entries: list[Settlement], publications: Sequence[Publication] = ()
