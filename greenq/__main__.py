@@ -18,8 +18,8 @@ def main() -> int:
             code = importlib.import_module("greenq.cli").main()
         return code
     finally:
-        # Skip the interpreter's final garbage collection, which frees nothing useful and takes a
-        # tenth of a short command's time.
+        # Skip the interpreter's final garbage collection, which frees nothing useful and accounts
+        # for a tenth of a short command's run time.
         gc.freeze()
 
 

@@ -1,4 +1,4 @@
-"""`Greenq`: the app. It holds the tasks, the settings and the connection to the server."""
+"""`Greenq`, the app: it holds the tasks, the settings and the connection to the server."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ TaskRegistry = TasksByName[Task[Any, Any]]
 class Greenq:
     """An application: its tasks, its settings and its connection to the server.
 
-    Creating one opens nothing and imports no module; the first sending does. Safe to share between
-    threads, greenlets and forked processes.
+    Creating one opens nothing and imports no module; the first sending does. An app is safe to
+    share between threads, greenlets and forked processes.
     """
 
     def __init__(
@@ -170,7 +170,8 @@ class Greenq:
             "worker": set()
         }
         self.leaders: dict[str, Callable[[Any], object]] = {}
-        # Called in a worker after each task's code, in the task's own greenlet: `on_task_end`.
+        # A worker calls these after each task's code, in the task's own greenlet: see
+        # `on_task_end`.
         self.task_end_hooks: list[Callable[[], object]] = []
         # What `add_periodic_task` has added, by name, as in `beat_schedule`.
         self.periodic_tasks: dict[str, dict[str, Any]] = {}
@@ -187,7 +188,7 @@ class Greenq:
             shared.app = self
 
     def set_default(self) -> None:
-        """Make this the app of shared tasks, and of handles created without an app, from now on."""
+        """From now on, use this app for shared tasks and for handles created without an app."""
         shared.app = self
 
     set_current = set_default
@@ -342,8 +343,8 @@ class Greenq:
         """Register a function that is called in the one worker that wins an election on its name.
 
         ``app.control.election(id, "module.function", action)`` holds an election; the function
-        receives `action`, and runs in the worker's greenlet for events: send a task for longer
-        work.
+        receives `action`, and runs in the worker's greenlet for events, so it should send a task
+        for longer work.
         """
         module = self.main if function.__module__ == "__main__" else function.__module__
         self.leaders[f"{module}.{function.__name__}"] = function
@@ -353,9 +354,9 @@ class Greenq:
         """Register a function that the worker calls at the end of each task: ``@app.on_task_end``.
 
         It is called without arguments after the task's code and the hooks of its class, in the same
-        greenlet: values that the task left in ``threading.local`` and in context variables is still
-        there, and its slot is still taken. So this is the place to close sessions and connections.
-        It may wait. Its exceptions are logged and do not affect the task.
+        greenlet: values that the task left in ``threading.local`` and in context variables are
+        still there, and its slot is still occupied. So this is the place to close sessions and
+        connections. It may wait. Its exceptions are logged and do not affect the task.
         """
         self.task_end_hooks.append(function)
         return function
@@ -439,7 +440,7 @@ class Greenq:
 
     # --- the cluster ------------------------------------------------------------------------------
 
-    # Both are imported on first use: programs that only send or run tasks do not need them.
+    # Both are imported on first use, since programs that only send or run tasks do not need them.
 
     @property
     def control(self) -> Control:
@@ -468,7 +469,7 @@ class Greenq:
         task_type: BaseTask[Any, Any] | None = None,
         **options: Unpack[SendOptions],
     ) -> AsyncResult[Any]:
-        """Send a task by its name, which need not be registered here. Switches: yes.
+        """Send a task by its name; it need not be registered here. Switches: yes.
 
         If it is registered, its send options apply unless overridden, except ``ignore_result``,
         which the worker decides. `task_type` is for tasks that send themselves: all their options
@@ -520,7 +521,7 @@ class Greenq:
         if "task_id" in options:
             raise TypeError(f"task {name}: task_id is for a single task, not for many")
         if task_type is not None and self.config.task.task_always_eager:
-            # Also a sequence of handles.
+            # This result is also a sequence of handles.
             return [  # type: ignore[return-value]
                 self.apply_as_sent(task_type, *call, options) for call in calls
             ]
@@ -556,7 +557,7 @@ class Greenq:
             yield call
 
     def prepare_call(self, call: Call) -> Outgoing:
-        """Write the message of one call without sending it; the task's options apply."""
+        """Write the message of one call without sending it, with the task's options."""
         name, args, kwargs, options = call
         sent = self._send_options(name, self.tasks.get(name), options, None)
         return self.producer.prepare(name, args, kwargs, sent)
@@ -647,21 +648,21 @@ class Greenq:
 
     @functools.cached_property
     def GroupResult(self) -> Any:  # noqa: N802  Celery's name
-        """The class of handles of groups, as in ``app.GroupResult.restore(group_id)``."""
+        """The class of group handles, as in ``app.GroupResult.restore(group_id)``."""
         return type("GroupResult", (GroupResult,), {"own_app": self, "__module__": __name__})
 
     @functools.cached_property
     def ResultSet(self) -> Any:  # noqa: N802  Celery's name
-        """The class of sets of handles, as in ``app.ResultSet([one, other])``."""
+        """The class of handle sets, as in ``app.ResultSet([one, other])``."""
         return type("ResultSet", (ResultSet,), {"own_app": self, "__module__": __name__})
 
     @property
     def transport(self) -> Transport:
-        """The connection to the server; first use creates it, and starts an embedded server."""
+        """The connection to the server; its first use may also start an embedded server."""
         made = self._transport
         if made is not None:
             return made
-        # Outside the lock: a log handler may itself use the app.
+        # This is outside the lock, since a log handler may itself use the app.
         self.conf.warn(foreign=False)
         with self._lock:
             made = self._transport
@@ -723,7 +724,7 @@ class Greenq:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle its name and its settings, with their passwords, but none of its tasks."""
+        """Pickle the app's name and its settings, including passwords, but none of its tasks."""
         return _again, (type(self), self.main, self._folder, dict(self.conf))
 
     def __repr__(self) -> str:
@@ -774,7 +775,7 @@ def shared_task(
 
 
 def _after_fork() -> None:
-    """In a forked child: send each app's signal."""
+    """Send each app's signal in a forked child."""
     for app in list(_apps):
         app.on_after_fork.send(app)
 

@@ -32,7 +32,7 @@ class Listed:
 
     Attributes:
         entry: the entry.
-        is_added: whether it was added at run time, not in the settings or the code.
+        is_added: True if it was added at run time rather than in the settings or the code.
         state: how far it has got; None until a beat has seen it.
         paused: who paused it and when; None if it is not paused.
         last_run: how its last finished run ended: ``id``, ``state``, ``sent``, ``took``.
@@ -57,7 +57,7 @@ class PeriodicTasks:
     """The periodic entries of an app and of its server. Switches: yes.
 
     Every beat sees a change within a second. Entries from `add` are kept on the server
-    until `remove`; they replace an entry of the same name in the settings or the code.
+    until `remove`; they replace an entry with the same name in the settings or the code.
     """
 
     def __init__(self, app: BeatApp) -> None:
@@ -104,7 +104,7 @@ class PeriodicTasks:
         return entries[name]
 
     def add(self, name: str, task: Any, schedule: Any, **fields: Any) -> None:
-        """Add an entry, or replace the one of this name; `fields` are those of ``beat_schedule``.
+        """Add an entry, or replace the one with this name; `fields` are those of ``beat_schedule``.
 
         Raises:
             ConfigError: a field is wrong, or not JSON.
@@ -114,7 +114,7 @@ class PeriodicTasks:
         self._store.put(name, text)
 
     def remove(self, name: str) -> bool:
-        """Remove an entry that was added at run time; False if there is none of this name."""
+        """Remove an entry that was added at run time; return False if there is no such entry."""
         return self._store.remove(name)
 
     def pause(self, name: str) -> None:
@@ -128,7 +128,7 @@ class PeriodicTasks:
         self._store.pause(name, {"by": by, "at": time.time()})
 
     def resume(self, name: str) -> bool:
-        """Resume a paused entry from now on; False if it was not paused."""
+        """Resume a paused entry from now on; return False if it was not paused."""
         return self._store.resume(name)
 
     def run(self, name: str) -> str:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How long one wait for requests takes; a stop is noticed afterwards.
+# How long to wait for requests each time; a stop is noticed afterwards.
 _WAIT_S: Final = 1.0
 
-# Between two checks that the connection lives, and between two attempts to connect.
+# The interval between checks that the connection is alive, and between attempts to connect.
 _CHECK_S: Final = 10.0
 
 _PONG: Final = {"ok": "pong"}
@@ -53,7 +53,7 @@ class Pings(threading.Thread):
         self._ended = threading.Event()
 
     def run(self) -> None:
-        """Answer until `stop`."""
+        """Answer requests until `stop` is called."""
         while not self._ended.is_set():
             try:
                 self._connection.subscribe([self._channel])
@@ -65,11 +65,11 @@ class Pings(threading.Thread):
         self._connection.close()
 
     def stop(self) -> None:
-        """Ask the thread to end."""
+        """Ask the thread to finish."""
         self._ended.set()
 
     def _answer(self) -> None:
-        """Answer while the connection lives."""
+        """Answer requests while the connection is alive."""
         silent_s = 0.0
         while not self._ended.is_set():
             messages = self._connection.messages(_WAIT_S)

@@ -1,4 +1,4 @@
-"""How the last run of each entry ended, as far as its result shows."""
+"""How the last run of each entry ended, as far as its stored result shows."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ _FIRST_US: Final = 1_000_000
 _LONGER: Final = 4
 _LONGEST_US: Final = 60_000_000
 
-# Results read in one go, since each may be large, and the most in one turn of the beat's loop.
+# The number of results read in one go, since each may be large, and the maximum in one turn of the
+# beat's loop.
 _PORTION: Final = 100
 _PORTIONS: Final = 10
 
-# If results never expire, a result that is ready later than this is not noticed.
+# If results never expire, a result that becomes ready later than this is not noticed.
 _DAY_S: Final = 86400.0
 
 
@@ -74,7 +75,7 @@ class Runs:
                 del known[name]
 
     def look(self, now: int) -> None:
-        """Look for results that may be there by now."""
+        """Look for results that may have arrived by now."""
         for _ in range(_PORTIONS):
             if not self._look_at_portion(now):
                 return

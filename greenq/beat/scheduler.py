@@ -1,7 +1,7 @@
 """The loop of one beat: see what is due, claim it, and leave everything else to the server.
 
-Any number of beats may run this loop. Among those with the same entries one leads and the others
-only ask whether it still leads; but correctness does not depend on that, since each due time is
+Any number of beats may run this loop. Among those with the same entries, one leads and the others
+only ask whether it still does; but correctness does not depend on that, since each due time is
 claimed by a script on the server (lua/beat_claim.lua) and a claim that comes second does nothing.
 """
 
@@ -64,20 +64,20 @@ POLL_S: Final = 1.0
 # An entry whose sending was refused is tried again after this.
 _RETRY_US: Final = 1_000_000
 
-# How soon to check again whether the last run has ended.
+# How soon to check again whether the last run has finished.
 _WAIT_US: Final = 500_000
 
 # A beat whose server has been silent for this long does not answer pings.
 _ALIVE_S: Final = 15.0
 
-# Longer than a year, for entries that other programs send once a year.
+# This is longer than a year, for entries that other programs send once a year.
 _FORGOTTEN_US: Final = 400 * 86400 * 1_000_000
 _FORGOTTEN_AT_ONCE: Final = 1000
 
-# Relative to the time of sending, so the message is encoded again each time.
+# These options are relative to the time of sending, so the message is encoded again each time.
 _RELATIVE: Final = frozenset({"countdown", "expires"})
 
-# How many drafts of messages are shared; beyond that, drafts are created again.
+# How many drafts of messages are shared; beyond that, drafts are created anew each time.
 _DRAFTS: Final = 1000
 
 # A due time sent within this time is on time, whatever the policy for missed ones.
@@ -121,7 +121,7 @@ class _Slot:
 
 @dataclass(slots=True)
 class _Faults:
-    """The entries that fail, so that each outage is logged once."""
+    """The entries that are failing, so that each outage is logged once."""
 
     failing: set[str] = field(default_factory=set)
 
@@ -162,7 +162,7 @@ class BeatApp(Connected, Protocol):
 
 
 class Scheduler:
-    """Sends what is due for one app, until stopped. One thread or greenlet runs it."""
+    """Sends what is due for one app until it is stopped; it runs in one thread or greenlet."""
 
     def __init__(
         self,
@@ -208,7 +208,7 @@ class Scheduler:
     # --- the loop ---------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Send what is due until `stop`. Switches: yes."""
+        """Send what is due until `stop` is called. Switches: yes."""
         _log.info(
             "beat %s starts; entries in the settings and the code: %d", self.name, len(self._coded)
         )
@@ -221,7 +221,7 @@ class Scheduler:
                 _log.debug("the lead was not given up: %s", exc)
 
     def stop(self) -> None:
-        """Make `run` end within a second. Safe in a signal handler, unlike a lock."""
+        """Make `run` end within a second; safe in a signal handler, unlike taking a lock."""
         self._is_stopping = True
 
     def try_tick(self) -> float:
@@ -237,10 +237,11 @@ class Scheduler:
         return wait_s
 
     def tick(self) -> float:
-        """Run one turn: poll if it is time, and send what is due; return when the next turn is.
+        """Run one turn: poll if it is time, send what is due, and return when the next turn is.
 
         Raises:
-            OperationalError: the server did not answer; nothing is lost, the next turn repeats it.
+            OperationalError: the server did not answer; nothing is lost, since the next turn tries
+                again.
         """
         if self._clock() - self._polled_s >= POLL_S:
             self._poll()
@@ -266,8 +267,8 @@ class Scheduler:
         return int(self._clock() * 1_000_000) + self._offset
 
     def _note_time(self, now: int) -> None:
-        # Read when the answer has arrived, so it is behind the server's time rather than ahead of
-        # it.
+        # This is read after the answer has arrived, so it is behind the server's time rather than
+        # ahead of it.
         self._offset = now - int(self._clock() * 1_000_000)
 
     def _poll(self) -> None:
@@ -336,7 +337,7 @@ class Scheduler:
         return True
 
     def _plan(self, slot: _Slot, *, not_before: int = 0) -> None:
-        """Find out what to do next for an entry and when."""
+        """Find out what to do next for an entry, and when."""
         now, following = self.now(), slot.following
         slot.following = None
         try:
@@ -360,7 +361,7 @@ class Scheduler:
             try:
                 self._claim(due)
             except OperationalError:
-                # Whether the messages were sent is unknown: the next claim finds out.
+                # It is unknown whether the messages were sent; the next claim finds out.
                 for slot in due:
                     heapq.heappush(self._heap, (slot.at, slot.entry.name))
                 raise
@@ -415,7 +416,7 @@ class Scheduler:
         return outcomes
 
     def _with_running(self, due: Sequence[_Slot], now: int) -> Iterator[tuple[_Slot, bool]]:
-        """Add to each slot whether its last run still runs; skip slots where that is unknown."""
+        """Pair each slot with whether its last run is still running, unless that is unknown."""
         asking = [(slot.entry.name, slot.state) for slot in due if slot.entry.overlap != "allow"]
         try:
             running = self._runs.running(asking, now)
@@ -435,7 +436,7 @@ class Scheduler:
         self._plan(slot, not_before=self.now() + _RETRY_US)
 
     def _give_up(self, slot: _Slot) -> None:
-        """Log the error of a schedule: a class of the user's own may raise anything."""
+        """Log the error of a schedule; a user-defined class may raise anything."""
         slot.step = None
         _log.exception("entry %s is not sent any more: its schedule failed", slot.entry.name)
 
@@ -496,7 +497,7 @@ class Scheduler:
             plan = producer.draft(entry.task, entry.args, entry.kwargs, options)
             draft = self._draft_of(plan, producer.queues(plan, f"entry {entry.name}"))
             if not plan.broadcast and not plan.exchange:
-                # Workers declare the queue, too.
+                # Workers also declare the queue.
                 with suppress(AccessRefused):
                     self._app.transport.broker.declare(draft.queues)
             if not is_kept:
@@ -558,7 +559,7 @@ class Scheduler:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the server has answered lately."""
+        """True if the server has answered recently."""
         return self._clock() - self.ticked_s < _ALIVE_S
 
 

@@ -1,4 +1,4 @@
-"""The beat inside a worker, with ``-B``."""
+"""The beat inside a worker, started by ``-B``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# At shutdown at most one call to the server has to finish.
+# At shutdown, at most one call to the server has to finish.
 _STOP_S = 10.0
 
 

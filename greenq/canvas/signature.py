@@ -40,7 +40,7 @@ class Signature(dict[str, Any]):
     Attributes:
         task: the task's name.
         args, kwargs: its arguments; those of a partial signature are completed when it is called.
-        options: for the sending (`SendOptions`).
+        options: the options for sending it (`SendOptions`).
         subtask_type: ``chain``, ``group`` or ``chord``; None for a task.
         immutable: it ignores the result of the preceding task.
     """
@@ -72,7 +72,7 @@ class Signature(dict[str, Any]):
         Args:
             task: a task, its name, or a signature as plain data.
             args, kwargs: the arguments.
-            options: for the sending; `more` are options, too.
+            options: the options for sending it; `more` are also options.
             type: the task, if `task` is its name.
             app: the app to which the task belongs; None means the task's, or the newest one.
         """
@@ -117,7 +117,7 @@ class Signature(dict[str, Any]):
 
     @property
     def id(self) -> str | None:
-        """The id with which it will be sent, once it is frozen."""
+        """The id with which it will be sent; None until it is frozen."""
         found: str | None = self.options.get("task_id")
         return found
 
@@ -242,7 +242,7 @@ class Signature(dict[str, Any]):
     def election(self) -> Any:
         """Make the workers elect one of them to send it, and return its handle.
 
-        For calls that several processes make but that are to be sent once.
+        This is for calls that several processes make but that are to be sent only once.
         """
         task_id = self.id or new_id()
         self.app.control.election(task_id, "task", self.clone(task_id=task_id))
@@ -395,7 +395,7 @@ class Signature(dict[str, Any]):
     def stamp(
         self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: Any
     ) -> Any:
-        """Put stamps on it and on all that belongs to it, and return it.
+        """Put stamps on it and on everything that belongs to it, and return it.
 
         Args:
             visitor: chooses stamps for each part.
@@ -429,7 +429,7 @@ class Signature(dict[str, Any]):
     # --- showing ----------------------------------------------------------------------------------
 
     def reprcall(self, *args: Any, **kwargs: Any) -> str:
-        """Return it as the text of a call, with more arguments if given."""
+        """Return it as the text of a call, with any further arguments given."""
         args, kwargs, _ = self._merge(args, kwargs, force=True)
         shown = [saferepr(value) for value in args]
         shown += [f"{name}={saferepr(value)}" for name, value in kwargs.items()]

@@ -29,12 +29,12 @@ _HEADINGS = ("NAME", "SCHEDULE", "TASK", "LAST", "STATE", "TOOK", "NEXT")
 
 _SHOWN_NEXT = 10
 _SHOWN_HISTORY = 100
-# For filtering by name: the whole history.
+# The whole history, for filtering by name.
 _ALL_HISTORY = 10_000
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send periodic tasks until stopped, or carry out the action."""
+    """Send periodic tasks until stopped, or carry out the given action."""
     if args.action is None:
         return _serve(args)
     with opened(args) as app:
@@ -90,7 +90,7 @@ def _next(app: Greenq, args: argparse.Namespace) -> None:
     words = list(args.words)
     most = int(words.pop()) if words and words[-1].isdecimal() else _SHOWN_NEXT
     if len(words) > 1:
-        raise GreenqError("greenq beat next takes a name and a number, or one of them")
+        raise GreenqError("greenq beat next takes a name, a number, or both")
     entries = [app.periodic.get(words[0])] if words else app.periodic.entries()
     now = datetime.now(UTC)
     found = sorted(

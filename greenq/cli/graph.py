@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     Graphs = Mapping[str, Sequence[GraphNode]]
 
-# Nothing connects to this address, since the worker is created but not started. (An embedded server
-# would be started.)
+# Nothing connects to this address, since the worker is created but not started; without an address,
+# an embedded server would be started.
 _NOWHERE = {"broker_url": "redis://nowhere.invalid:6379/0", "result_backend": "disabled://"}
 
 

@@ -1,4 +1,4 @@
-"""Queues, and the exchanges that lead to them, as `task_queues` names them."""
+"""Queues and the exchanges that lead to them, as `task_queues` names them."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ _LIMITS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Where a message is published; its bindings decide which queues get it.
+    """A place where messages are published; its bindings decide which queues get them.
 
     Attributes:
         name: the same for senders and workers, Celery's included.
         type: ``direct`` (the routing keys are equal), ``topic`` (the binding key has wildcards) or
             ``fanout`` (every worker that listens gets the message).
 
-    Raises: ValueError: the name is not text, or the type does not exist.
+    Raises:
+        ValueError: the name is not text, or the type does not exist.
     """
 
     name: str
     type: str = "direct"
 
     def __post_init__(self) -> None:
-        """Check name and type."""
+        """Check the name and the type."""
         try:
             _name(self.name)
         except ValueError as error:
@@ -88,7 +89,8 @@ class Queue:
         weight: how many turns the queue gets for each turn of the others, 1 to 10; only if
             `queue_order_strategy` is ``round_robin``.
 
-    Raises: ValueError: a value is wrong; the error names it.
+    Raises:
+        ValueError: a value is wrong; the error names it.
     """
 
     name: str
@@ -125,7 +127,7 @@ class Queue:
 
     @property
     def sources(self) -> tuple[Binding, ...]:
-        """All bindings, that of its own exchange first; only for a queue of `declared`."""
+        """All bindings, starting with that of its own exchange; only for a queue of `declared`."""
         assert isinstance(self.exchange, Exchange)
         own = Binding(self.exchange, self.routing_key or "")
         return tuple(dict.fromkeys((own, *self.bindings)))
@@ -133,15 +135,16 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
-    """A broadcast queue: every worker consuming it at the time receives each message.
+    """A broadcast queue: each message goes to every worker that is consuming it at the time.
 
     Attributes:
         name: the name that senders and routes use.
         exchange: the name of its fanout exchange; "" means `name`.
-        routing_key: that of its messages; None means `task_default_routing_key`. A worker gets
-            the messages sent with the same key, and ``#`` stands for any text.
+        routing_key: the routing key of its messages; None means `task_default_routing_key`. A
+            worker gets the messages sent with the same key, and ``#`` stands for any text.
 
-    Raises: ValueError: the name is not text or is empty.
+    Raises:
+        ValueError: the name is not text or is empty.
     """
 
     name: str
@@ -152,7 +155,7 @@ class Broadcast:
         """Check the names."""
         _name(self.name)
         _any_text(self.exchange)
-        # On Redis it becomes a pattern of channels, and only its end may be open.
+        # On Redis the key becomes a pattern for channels, and only its end may be open.
         if "#" in (self.routing_key or "")[:-1]:
             raise ValueError(f"broadcast {self.name!r}: # may only end its routing key")
 
@@ -162,7 +165,7 @@ class Broadcast:
 
 
 def check_type(kind: str) -> str:
-    """Return the type of an exchange if a type of this name exists.
+    """Return the type of an exchange if a type with this name exists.
 
     Raises:
         ValueError: no such type exists.
@@ -178,7 +181,7 @@ def check_type(kind: str) -> str:
 
 
 def queue() -> Validator:
-    """Accept the name of a queue, a `Queue`, a `Broadcast`, or, as Celery does, kombu's objects."""
+    """Accept the name of a queue, a `Queue`, a `Broadcast` or, as Celery does, kombu's objects."""
 
     def accept(value: object) -> str | Queue | Broadcast:
         if isinstance(value, str) and value:

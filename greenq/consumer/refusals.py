@@ -60,7 +60,7 @@ class RefusedMessage(NamedTuple):
 
     @property
     def delivery_info(self) -> dict[str, Any]:
-        """Exchange and routing key."""
+        """The exchange and the routing key."""
         info: dict[str, Any] = self.properties.get("delivery_info", {})
         return info
 
@@ -80,7 +80,7 @@ class Refusals:
         unwrap: Callable[[bytes], Envelope],
         handover: Handover,
     ) -> None:
-        """Take a worker's parts, its node name, and the reader of a message's envelope."""
+        """Use a worker's parts, its node name, and the reader of a message's envelope."""
         self._handover = handover
         self._broker = transport.broker
         self._results = ResultWriter(config, transport, hostname)
@@ -130,7 +130,7 @@ class Refusals:
     ) -> None:
         """Move a message that cannot run to the dead letters; a waiting caller gets the reason.
 
-        With the decoded `message`, the tasks that follow it and its chord get the reason, too.
+        With the decoded `message`, the tasks that follow it and its chord also get the reason.
         """
         reason = str(error)
         if isinstance(error, NotRegistered):
@@ -203,7 +203,7 @@ class Refusals:
         self._outbox.put(entry)
 
     def _send_signal(self, delivery: Delivery, error: Exception, task_id: object) -> None:
-        """Send task_unknown or task_rejected. Switches: if the receivers do."""
+        """Send task_unknown or task_rejected. Switches: if a receiver does."""
         unknown = isinstance(error, NotRegistered)
         signal = task_unknown if unknown else task_rejected
         if signal.receivers:
@@ -221,5 +221,5 @@ class Refusals:
 
 
 def _fate(delivery: Delivery) -> str:
-    """Return what happens to a message that cannot run, in words."""
+    """Return, in words, what happens to a message that cannot run."""
     return "is now a dead letter" if delivery.tag else "was a broadcast, and is dropped"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class WorkerState:
-    """The requests of one worker by delivery tag, and its totals; only changed between switches.
+    """The requests of one worker by delivery tag, and its totals; changed only between switches.
 
     Attributes:
         reserved: all unsettled requests, including running ones.

@@ -1,4 +1,4 @@
-"""`task_annotations`: task attributes changed by the settings, without touching task code."""
+"""`task_annotations`: task attributes that settings change, without touching the task's code."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class SharingApp(TaskApp, Protocol):
 
 
 class Definition(NamedTuple):
-    """The source of each app's own task: the function and the decorator's arguments."""
+    """What each app creates its own task from: the function and the decorator's arguments."""
 
     function: Callable[..., Any]
     name: str | None
@@ -57,7 +57,7 @@ class Definition(NamedTuple):
 
 
 def place(function: Callable[..., Any]) -> str:
-    """Return where a function is defined, to distinguish two of the same name."""
+    """Return where a function is defined, to distinguish two with the same name."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     where = f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
     return f"{function.__module__}.{getattr(function, '__qualname__', '?')} ({where})"
@@ -75,7 +75,7 @@ class _Shared:
         """Return the app that shared tasks currently use."""
         if self.app is None:
             raise ConfigError(
-                [Problem("app", None, "a shared task is used before any Greenq app was created")]
+                [Problem("app", None, "a shared task was used before any Greenq app was created")]
             )
         return self.app
 
@@ -88,7 +88,7 @@ ask_for_app(shared.current)
 class SharedTask:
     """Represents the task that the current app has created from a definition.
 
-    Without any app, it can be called but not sent.
+    If there is no app, it can be called but not sent.
     """
 
     def __init__(self, definition: Definition, task_class: type[BaseTask[..., Any]]) -> None:
@@ -149,7 +149,7 @@ class SharedTask:
         return dir(self._task)
 
     def __eq__(self, other: object) -> bool:
-        """It equals the task it represents."""
+        """Return whether the other is the same, or the task that this represents."""
         return self is other or self._task is other
 
     def __hash__(self) -> int:

@@ -40,7 +40,7 @@ class EagerContext(Context):
     is_eager = True
 
     def __init__(self, message: TaskMessage, options: Mapping[str, Any], *, stores: bool) -> None:
-        """Show `message` as if it had been delivered; `stores`: its states are written."""
+        """Show `message` as if it had been delivered; its states are written if `stores`."""
         info = {name: options.get(name) for name in ("exchange", "routing_key", "priority")}
         super().__init__(
             message,
@@ -67,7 +67,7 @@ def run_here(
     retries: int = 0,
     **options: Any,
 ) -> EagerResult[Any]:
-    """Run a task with all its hooks, and its retries at once, and return how it ended.
+    """Run a task with all its hooks and, without delay, its retries; return how it ended.
 
     Args:
         throw: raise the exception of a task that fails; None: as ``task_eager_propagates`` says.
@@ -110,7 +110,7 @@ def run_as_sent(
 ) -> EagerResult[Any]:
     """Run a task in this process instead of sending it, but encode and decode its arguments.
 
-    As in a worker, it must not wait for the results of others.
+    As in a worker, the task must not wait for the results of others.
 
     Raises:
         EncodeError: an argument cannot be serialized.

@@ -23,7 +23,7 @@ _PLAIN_CALL = BaseTask.__call__
 
 
 class Run(Protocol):
-    """A run: a delivery in a worker, or an eager call. Its text names the task."""
+    """A run, which is a delivery in a worker or an eager call; its text names the task."""
 
     @property
     def task(self) -> BaseTask[..., Any]:
@@ -54,8 +54,8 @@ def call(task: BaseTask[..., Any], task_id: str, args: Any, kwargs: Any) -> Outc
         code = task.run if type(task).__call__ is _PLAIN_CALL else task
         return Outcome(SUCCESS, code(*args, **kwargs))
     except BaseException as exc:
-        # The boundary to user code: SystemExit, KeyboardInterrupt, GreenletExit and the task's own
-        # gevent.Timeout fail the task like any exception, and the worker keeps running.
+        # This is the boundary to user code: SystemExit, KeyboardInterrupt, GreenletExit and the
+        # task's own gevent.Timeout fail the task like any exception, and the worker keeps running.
         try:
             return _outcome_of(task, exc)
         except BaseException as worse:
@@ -91,7 +91,7 @@ def _retry_by_itself(task: BaseTask[..., Any], exc: BaseException) -> Outcome:
         # No retries are left (`exc` itself or MaxRetriesExceededError), or one of the task's
         # options is invalid.
         return Outcome(FAILURE, last, trace_of(last))
-    # An override of `retry` that does not raise.
+    # This is an override of `retry` that does not raise.
     return Outcome(FAILURE, exc, trace_of(exc))
 
 
@@ -141,10 +141,10 @@ def trace_of(exc: BaseException) -> str:
 
 
 def forget_runs(exc: BaseException) -> None:
-    """Drop the tracebacks of an exception that has been dealt with, and of those behind it.
+    """Drop the tracebacks of an exception that has been dealt with, and of those that led to it.
 
-    They keep the frames of the run, and these the exception, in a circle: the task's arguments
-    would stay in memory until the garbage collector finds it.
+    They refer to the frames of the run, which in turn refer to the exception, so the task's
+    arguments would stay in memory until the garbage collector finds this cycle.
     """
     seen: set[int] = set()
     todo: list[BaseException | None] = [exc]
@@ -153,7 +153,7 @@ def forget_runs(exc: BaseException) -> None:
         if each is None or id(each) in seen:
             continue
         seen.add(id(each))
-        # Not by its attributes, which a class may have replaced.
+        # Do not use its attributes, which a class may have replaced.
         BaseException.with_traceback(each, None)
         todo += [_cause_of(each), _context_of(each)]
         if isinstance(each, Retry):
@@ -173,7 +173,7 @@ def text_of(exc: BaseException) -> str:
 def takes_error(task: BaseTask[Any, Any]) -> bool:
     """Return whether a task is an errback that takes the request, the error and the traceback.
 
-    As in Celery: one that takes more than one positional argument.
+    As in Celery, that is one that takes more than one positional argument.
     """
     try:
         found = inspect.signature(task.function).parameters.values()

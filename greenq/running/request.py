@@ -110,12 +110,12 @@ class Request:
         """The keyword arguments."""
         return self.message.kwargs
 
-    # Celery has two names for each.
+    # Celery has two names for each of these.
     task_id, task_name = id, name
 
     @property
     def properties(self) -> dict[str, Any]:
-        """The properties of the message's envelope; parsed again, since few tasks need them."""
+        """The properties of the message's envelope, parsed again since few tasks need them."""
         return unwrap(self.delivery.raw).properties
 
     @property

@@ -1,6 +1,7 @@
 """Sends the signals of a task's run and end; called only when they have receivers.
 
-By then the task has been settled, or none of it has run, so an error in a receiver is only logged.
+By then the task has been settled, or its code has not run at all, so an error in a receiver is only
+logged.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class MessageRun(Run, Protocol):
 
     @property
     def delivery_info(self) -> Mapping[str, Any]:
-        """Where it was sent."""
+        """Where the message was sent."""
 
 
 # The signal for each final state; it is sent after the matching hook of the task's class.
@@ -78,7 +79,8 @@ def tell_end(
 def tell_postrun(request: Run, outcome: tuple[str, Any, str | None] | None) -> None:
     """Send task_postrun. Switches: if the receivers do.
 
-    Without an outcome, for example if another worker runs the task again, value and state are None.
+    Without an outcome, for example if another worker runs the task again, the value and the state
+    are None.
     """
     state, value, _trace = outcome or (None, None, None)
     message = request.message

@@ -20,7 +20,7 @@ current_context = cast("ContextVar[Context | None]", task_log_context)
 
 
 class Delivered(Protocol):
-    """The delivery that a task runs for, as far as its code may see it."""
+    """The delivery for which a task runs, as far as its code may see it."""
 
     @property
     def delivery_info(self) -> Mapping[str, Any]:
@@ -47,7 +47,7 @@ class Context:
             text.
         headers: the sender's extra headers.
         delivery_info: exchange, routing_key, priority, redelivered.
-        hostname: node name of the worker, None when called directly.
+        hostname: node name of the worker; None when called directly.
         sent: the same as `children`, but None until a task has been sent.
         retried: the return value of ``retry(throw=False)``, or None.
         announced: the next run's message if it was passed to signal receivers, or None.
@@ -61,9 +61,9 @@ class Context:
         "sent",
     )  # fmt: skip
 
-    # As in Celery; the context of a task that runs without a worker differs.
+    # This is as in Celery; the context of a task that runs without a worker differs.
     is_eager = False
-    # Whether its states are written to the server.
+    # True if its states are written to the server.
     stores = True
     utc = True
     lang = "py"
@@ -76,11 +76,11 @@ class Context:
         hostname: str | None = None,
         delivered: Delivered | None = None,
     ) -> None:
-        """Wrap a message as it was `delivered`; without one, this is a direct call."""
+        """Wrap a message as it was `delivered`; without a message, this is a direct call."""
         self.message = message
         self.hostname = hostname
         self._delivered = delivered
-        # Created on demand: ten thousand empty lists take 0.7 MB.
+        # It is created on demand, since ten thousand empty lists take 0.7 MB.
         self.sent: list[AsyncResult[Any]] | None = None
         self.retried: Retry | None = None
         self.announced: AnnouncedMessage | None = None
@@ -114,7 +114,7 @@ class Context:
 
     @property
     def correlation_id(self) -> str | None:
-        """The sender's correlation id; the task's own id unless it chose another."""
+        """The correlation id: the task's own id, unless the sender chose another."""
         return None if self._delivered is None else self._delivered.properties.get("correlation_id")
 
     @property
@@ -124,12 +124,12 @@ class Context:
 
     @property
     def stamps(self) -> dict[str, Any] | None:
-        """The stamps of the message: name to value or list of values."""
+        """The message's stamps: a mapping from name to value or list of values."""
         return None if self.message is None else dict(self.message.stamps)
 
     @property
     def children(self) -> list[AsyncResult[Any]]:
-        """Handles of the tasks sent by this one."""
+        """The handles of the tasks that this one has sent."""
         if self.sent is None:
             self.sent = []
         return self.sent
@@ -142,12 +142,12 @@ class Context:
 
     @property
     def called_directly(self) -> bool:
-        """True when no worker runs this."""
+        """True if no worker is running this."""
         return self.message is None
 
     @property
     def retries(self) -> int:
-        """How many times this task has been retried."""
+        """The number of times that this task has been retried."""
         return self.message.retries if self.message is not None else 0
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -179,7 +179,7 @@ class Context:
         }
 
     def __getattr__(self, name: str) -> Any:
-        """Read the message's field, or one of the sender's headers.
+        """Read a field of the message, or one of the sender's headers.
 
         None when called directly, as Celery's context does.
         """

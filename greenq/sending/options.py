@@ -103,7 +103,7 @@ def without_foreign(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_task_option(task: str, option: str, value: Any) -> Any:
-    """Return the value of a task's option; a `timedelta` becomes seconds.
+    """Return the value of a task's option, with a `timedelta` turned into seconds.
 
     Raises:
         WrongOption: the value is invalid; task and option are named.
@@ -112,7 +112,7 @@ def check_task_option(task: str, option: str, value: Any) -> Any:
 
 
 def check_send_options(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of one sending, with priorities clamped to 0..9 and durations in seconds.
+    """Return a task's send options, with priorities clamped to 0..9 and durations in seconds.
 
     Raises:
         WrongOption: a value is invalid; task and option are named.
@@ -129,7 +129,7 @@ def _checked(task: str, option: str, value: Any, known: Mapping[str, Callable[[A
     except (ValueError, TypeError, ConfigError) as exc:
         reason = exc.problems[0].reason if isinstance(exc, ConfigError) else exc
         raise WrongOption(task, option, validators.shown(option, value), str(reason)) from None
-    # Otherwise keep the value as given: a whole number of seconds stays whole on the wire.
+    # Otherwise keep the value as given, since a whole number of seconds stays whole on the wire.
     return accepted if isinstance(value, timedelta) or option in _NORMALISED else value
 
 
@@ -152,7 +152,7 @@ def _moment(value: object) -> object:
         try:
             datetime.fromisoformat(value)
         except ValueError:
-            raise ValueError("is not an ISO 8601 time, as in 2030-01-31T12:00:00+00:00") from None
+            raise ValueError("is not an ISO 8601 time, such as 2030-01-31T12:00:00+00:00") from None
         return value
     hint = "; for seconds from now use countdown" if _is_number(value) else ""
     raise ValueError(f"must be a datetime, or text in ISO 8601{hint}")
@@ -176,7 +176,7 @@ def clamped(priority: int) -> int:
 
 
 def _queue(value: object) -> str:
-    # A Queue has its name in this attribute, kombu's Broadcast in its alias.
+    # A Queue has its name in this attribute; kombu's Broadcast has it in its alias.
     name = getattr(value, "alias", None) or getattr(value, "name", value)
     if not isinstance(name, str) or not name:
         raise ValueError("must be the name of a queue, as text")
@@ -203,7 +203,7 @@ def _mapping(value: object) -> object:
 
 
 def _signature(value: object) -> object:
-    # The exact type first, since a message may have a thousand of them.
+    # The exact type is checked first, since a message may have a thousand of them.
     found = value if type(value) is dict or isinstance(value, Mapping) else {}
     if not isinstance(found.get("task"), str):
         raise ValueError("must be a signature, such as add.s(2)")
@@ -236,7 +236,7 @@ _any_text = validators.text(empty_ok=True).accept
 
 
 def _readable(accept: Callable[[Any], Any], rule: Rule) -> Callable[[Any], Any]:
-    """Accept what `accept` accepts, if workers can read it in a message's header."""
+    """Accept what `accept` accepts if workers can read it in a message's header."""
 
     def check(value: object) -> object:
         accepted = accept(value)
@@ -250,7 +250,7 @@ def _readable(accept: Callable[[Any], Any], rule: Rule) -> Callable[[Any], Any]:
 
 _limit = _readable(validators.seconds().accept, SECONDS)
 
-# Options whose normal form replaces the given value.
+# The options whose normal form replaces the given value.
 _NORMALISED: Final = frozenset({"exchange", "priority", "queue"})
 
 _OF_TASKS: Final[Mapping[str, Callable[[Any], Any]]] = {

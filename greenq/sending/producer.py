@@ -38,7 +38,7 @@ _KEPT = frozenset({
 
 
 Call = tuple[str, Sequence[Any], Mapping[str, Any], Mapping[str, Any]]
-"""A task's name, its args, its kwargs, and options by the names of `SendOptions`."""
+"""A task's name, its args and kwargs, and options under the names of `SendOptions`."""
 
 
 class Outgoing(TypedDict):
@@ -81,7 +81,7 @@ class CallsCutOff(Exception):
     """
 
     def __init__(self, sent: int, unknown: int, reason: Exception) -> None:
-        """Keep all three."""
+        """Keep all three values."""
         super().__init__(sent, unknown, reason)
         self.sent = sent
         self.unknown = unknown
@@ -89,7 +89,7 @@ class CallsCutOff(Exception):
 
 
 class Producer:
-    """Writes task messages and pushes them; shared by all threads and greenlets of an app."""
+    """Writes task messages and pushes them; all threads and greenlets of an app share it."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Producer:
     ) -> TaskIds:
         """Send one task many times, in order, and return the new ids. Switches: yes.
 
-        Holds one push of messages at a time: 200 messages, 256 KB, or the messages that arrived
+        It holds one push of messages at a time: 200 messages, 256 KB, or the messages that arrived
         within a second. A push arrives as a whole or not at all; each is retried as a single send
         is. Countdowns and expiries count from the moment the push is written.
 
@@ -240,10 +240,10 @@ class Producer:
         """Send calls of different tasks, in order, in as few pushes as `send_many`. Switches: yes.
 
         Args:
-            complete: adds the options of its task and of the sender to those of a call; called
-                once for calls with the same options.
+            complete: adds the options of the task and of the sender to those of a call; it is
+                called once for calls with the same options.
             whole: send up to 200 of them, and 8 MB, in one push, which arrives completely or not at
-                all; with several queues, for each queue.
+                all; with several queues, this applies to each queue.
             on_more: called before the first push if there will be another one.
             on_last: called before the last push.
 
@@ -293,7 +293,7 @@ class Producer:
     def prepare(
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Outgoing:
-        """Write the message of a task without sending it; options are those of `SendOptions`.
+        """Write the message of a task without sending it; the options are those of `SendOptions`.
 
         Raises:
             ValueError: its exchange leads to none or several queues.
@@ -308,7 +308,7 @@ class Producer:
     ) -> list[Outgoing]:
         """Write the message of a task for each queue that it goes to, without sending it.
 
-        A broadcast has a single one, with its channel. Switches: yes, if its exchange must be
+        A broadcast has a single message, with its channel. Switches: yes, if its exchange must be
         looked up.
 
         Raises:
@@ -321,7 +321,7 @@ class Producer:
             return [outgoing]
         first, *others = self._pusher.queues(plan, f"task {task}[{outgoing['task_id']}]")
         outgoing["queue"] = first
-        # Signal receivers see a single message.
+        # Signal receivers see only a single message.
         copies = [outgoing.copy() for _ in others]
         for copy, queue in zip(copies, others, strict=True):
             copy["queue"], copy["announced"] = queue, None
@@ -355,7 +355,7 @@ class Producer:
     def fill(
         self, plan: SendPlan, queues: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Filled:
-        """Write one message for each of the queues it goes to."""
+        """Write one message for each of the queues to which it goes."""
         task_id, text, announced = self._fill(plan, args, kwargs, {})
         signer = self._broker.signer
         texts: tuple[str | bytes, ...] = (text,) * len(queues)
@@ -387,8 +387,8 @@ class Producer:
         """Return the id and the text of one message, announced if there are receivers.
 
         Args:
-            new: an id created for this push alone; created here if not given. It also serves as
-                delivery tag, with `prefix`: a given task id may be used again.
+            new: an id created for this push alone; created here if not given. With `prefix`, it
+                also serves as the delivery tag, since a given task id may be used again.
         """
         if not new:
             new, prefix = new_id(), tag_prefix(time.time())
@@ -409,7 +409,7 @@ class Producer:
         except EncodeError as exc:
             raise plan.explained(args, kwargs, exc) from exc
         except TypeError:
-            # An id that is not text; the other options have been checked.
+            # The id is not text; the other options have been checked.
             check_send_options(plan.message.task, options)
             raise
         return task_id, text, None
@@ -424,7 +424,7 @@ class Producer:
         *,
         may_move: bool = True,
     ) -> Announced:
-        """Write one message with the changes of before_task_publish's receivers."""
+        """Write one message with the changes made by before_task_publish's receivers."""
         # Templates themselves check that an id is text.
         check_send_options(plan.message.task, options)
         message = replace(

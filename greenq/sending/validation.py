@@ -16,11 +16,11 @@ from greenq.errors import ConfigError, Problem
 class Models:
     """Which parameters of a function are pydantic models, and whether its return value is one.
 
-    A parameter counts if its annotation is a model, or a model or None.
+    A parameter counts if its annotation is a model or an optional model.
     """
 
     def __init__(self, task: str, function: Callable[..., Any], *, bound: bool) -> None:
-        """Examine the annotations of `function`; `bound`: whether its first parameter is the task.
+        """Examine the annotations of `function`; if `bound`, its first parameter is the task.
 
         Raises:
             ConfigError: pydantic is not installed.
@@ -61,7 +61,7 @@ class Models:
     def sent(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], how: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments in the form in which they are sent: models as plain data."""
+        """Return the arguments in the form in which they are sent, with models as plain data."""
         given = self._signature.bind(*args, **kwargs)
         for name in self._models.keys() & given.arguments.keys():
             if isinstance(given.arguments[name], self._base):
@@ -84,7 +84,7 @@ def validating(
     dump: Mapping[str, Any],
     about: Callable[[], Mapping[str, Any]],
 ) -> Callable[..., Any]:
-    """Wrap a task's code: models in, plain data out.
+    """Wrap a task's code so that it receives models and returns plain data.
 
     Args:
         strict: models are validated without conversions.

@@ -1,7 +1,7 @@
 """Queues from which no worker takes: sending to one logs a warning, since it is often a typo.
 
 greenq's workers report their queues to the server (`Leases.announce_queues`). Of Celery workers,
-only the number that listens for commands is known; they may take from any queue.
+only the number that listen for commands is known; they may take from any queue.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 _TAKERS = load_script("takers")
 
-# The shortest time between two queries about the same queue.
+# The shortest time between queries about the same queue.
 _EVERY_S = 60.0
 
 # How many queues are remembered.
@@ -55,19 +55,19 @@ class Takers:
             self.ask_at_s.clear()
         self.ask_at_s[queue] = now_s + _EVERY_S
         keys = self._keys
-        # Sent with its source, since it runs rarely, in a batch of commands in which an unknown
-        # script cannot be retried.
+        # The script is sent with its source, since it runs rarely, and in a batch of commands in
+        # which an unknown script cannot be retried.
         return [
             ("EVAL", _TAKERS.source, 2, keys.leases, keys.binding(EXCHANGE), queue, keys.owner(""))
         ]
 
     def warn_if_untaken(self, queue: str, answer: Any) -> None:
-        """Warn if there are workers but certainly none takes from the queue.
+        """Warn if there are workers but it is certain that none of them takes from the queue.
 
         Without any workers, for example before the first one starts, log nothing.
         """
         if isinstance(answer, AccessRefused):
-            # This user may only send; do not ask again.
+            # This user may only send, so do not ask again.
             self._may_ask = False
         if isinstance(answer, OperationalError):
             _log.debug("could not find out which workers take from queue %s: %s", queue, answer)

@@ -1,14 +1,14 @@
-"""How many concurrent tasks are worthwhile: a limit, found by comparing sizes of the pool.
+"""How many concurrent tasks are worthwhile: a limit found by comparing pool sizes.
 
-A slow database or an API that throttles does not answer more calls a second when there are more
-greenlets; each answer only takes longer. So the autoscaler watches the mean duration of tasks while
-the pool is full and messages wait. When it is longer than it was in a pool that was not full, a
-smaller size is
+A slow database or an API that throttles does not answer more calls per second when there are more
+greenlets; each answer merely takes longer. So the autoscaler watches the mean duration of tasks
+while the pool is full and messages wait. When it is longer than it was in a pool that was not full,
+a smaller size is
 tried: if as many tasks end per second, the smaller size stays; otherwise the larger one is
 restored. Later a larger size is tried in the same way. Durations alone prove nothing, since the
 mix of tasks may have changed; only the comparison of rates decides.
 
-Pure: the time and all numbers are arguments.
+The code is pure: the time and all numbers are arguments.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Final, NamedTuple
 # Tasks that take this many times as long as usual raise a suspicion.
 _SUSPECT: Final = 1.3
 
-# A smaller size is enough if it keeps this share of the rate that it would lose in proportion; a
-# larger one is worthwhile if it gains this share of the proportional gain.
+# A smaller size is enough if it keeps this fraction of the rate that it would lose in proportion; a
+# larger one is worthwhile if it gains this fraction of the proportional gain.
 _KEEPS: Final = 0.5
 _GAINS: Final = 0.2
 
@@ -41,11 +41,11 @@ _MEASURED_S: Final = 1.0
 _AGREE: Final = 0.1
 _MOST_ROUNDS: Final = 8
 
-# First and longest pause before a larger size is tried.
+# The first and the longest pause before a larger size is tried.
 _HOLD_S: Final = 15.0
 _MOST_HOLD_S: Final = 120.0
 
-# The share by which the usual duration moves towards a longer one.
+# The fraction by which the usual duration moves towards a longer one.
 _FOLLOW: Final = 0.05
 
 
@@ -53,9 +53,9 @@ class PoolSnapshot(NamedTuple):
     """The pool at one moment.
 
     Attributes:
-        at_s: when, monotonic.
-        size, running: slots, and those in use.
-        backlog: how many messages wait.
+        at_s: the time of the sample, by the monotonic clock.
+        size, running: the number of slots, and of those in use.
+        backlog: how many messages are waiting.
         ended: how many tasks have ended so far.
         ended_s: the seconds that all of them have run, added up.
     """
@@ -69,14 +69,14 @@ class PoolSnapshot(NamedTuple):
 
 
 class _Size(NamedTuple):
-    """What a pool size has achieved: the mean duration, and tasks a second."""
+    """What a pool size has achieved: the mean duration, and the tasks per second."""
 
     size: int
     each_s: float
 
     @property
     def rate(self) -> float:
-        """Tasks that end per second, by Little's law, since the pool was full."""
+        """The number of tasks that end per second, by Little's law, since the pool was full."""
         return self.size / self.each_s
 
     def __str__(self) -> str:
@@ -106,12 +106,12 @@ class Adaptive:
         """Start without a limit and without measurements."""
         # The limit found, or None.
         self._cap: int | None = None
-        # The duration of a task in a pool that was not full.
+        # The mean duration of tasks in a pool that was not full.
         self._usual_s: float | None = None
         self._trial: _Trial | None = None
-        # How often a smaller size was tried in a row, without knowing the usual duration.
+        # How many times in a row a smaller size was tried without knowing the usual duration.
         self._steps = 0
-        # The best rate since the first of these trials.
+        # The best rate since the first of those trials.
         self._best = 0.0
         self._hold_s = _HOLD_S
         self._next_s = -math.inf
@@ -174,8 +174,9 @@ class Adaptive:
         each_s = _mean(begin, now)
         if each_s is None:
             return None
-        # By their number: wrong while tasks of equal length all end at the same time. By their
-        # durations: wrong for tasks of different lengths while the long ones still run.
+        # Counting tasks is wrong while tasks of equal length all end at the same time. Adding up
+        # their durations is wrong for tasks of different lengths while the long ones are still
+        # running.
         ended = now.ended - begin.ended
         by_number_s = (now.at_s - begin.at_s) * now.size / ended
         if abs(each_s / by_number_s - 1) > _AGREE and ended < _MOST_ROUNDS * now.size:
@@ -212,7 +213,7 @@ class Adaptive:
     ) -> str | None:
         known, self._trial = trial.known, None
         share = found.size / known.size
-        # 1: as many tasks end as before; 0: proportionally fewer.
+        # This is 1 if as many tasks end as before, and 0 if proportionally fewer do.
         kept = (found.rate / known.rate - share) / (1 - share)
         if kept >= _KEEPS:
             self._cap = found.size
@@ -222,7 +223,7 @@ class Adaptive:
                 self._steps = 0
                 self._hold(now, _HOLD_S)
             return f"{known} only; {found}"
-        # Here tasks take as long as they inherently need.
+        # At this size, tasks take only as long as they inherently need.
         self._steps = 0
         self._usual_s = found.each_s
         self._hold(now, _HOLD_S)
@@ -241,7 +242,7 @@ class Adaptive:
         if gained < _GAINS:
             self._hold(now, min(2 * self._hold_s, _MOST_HOLD_S))
             return None
-        # Try the next size at once.
+        # Try the next size immediately.
         self._hold_s, self._next_s = _HOLD_S, now.at_s
         self._cap = None if found.size >= most else found.size
         return f"{found}, more than {known.size} at once"

@@ -1,6 +1,6 @@
 """Autoreload: restarts the worker when a source file of the app changes; for development.
 
-The package watchfiles waits for changes in a native thread beside the hub.
+The package watchfiles waits for changes in a native thread alongside the hub.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How long to collect changes that belong together, and how often to check whether waiting is over,
+# How long to collect changes that belong together, and how often to check whether to stop waiting,
 # in ms.
 _COLLECT_MS: Final = 100
 _STEP_MS: Final = 25
-# How long the thread may take to end.
+# How long the thread may take to finish.
 _END_S: Final = 2.0
 
 # Folders of installed packages, and of greenq itself.
@@ -68,7 +68,7 @@ def app_folders() -> list[str]:
 
 
 def _outermost(folders: Iterable[str]) -> list[str]:
-    """Leave out folders inside others: a watched folder includes its subfolders."""
+    """Leave out folders inside other folders, since a watched folder includes its subfolders."""
     kept: list[str] = []
     for folder in sorted(map(os.path.realpath, folders)):
         if not kept or not f"{folder}{os.sep}".startswith(f"{kept[-1].rstrip(os.sep)}{os.sep}"):
@@ -109,7 +109,7 @@ class Sources:
         self._is_over = False
 
     def is_set(self) -> bool:
-        """Return whether waiting is over; for watchfiles."""
+        """Return whether to stop waiting; watchfiles calls this."""
         return self._is_over
 
     def end(self) -> None:
@@ -179,14 +179,14 @@ class Autoreloader(StartStopPart):
         self._thread: NativeThread | None = None
 
     def start(self) -> None:
-        """Begin to watch the app's files: those of the modules imported so far."""
+        """Begin to watch the source files of the modules imported so far."""
         folders = app_folders()
         self._sources = Sources(folders)
         _log.info("watching the source files in %s", ", ".join(folders))
         self._thread = NativeThread(self._run, name="greenq autoreload")
 
     def stop(self) -> None:
-        """Watch no more. Switches: yes."""
+        """Stop watching. Switches: yes."""
         thread, self._thread = self._thread, None
         if thread is None or self._sources is None:
             return

@@ -1,7 +1,7 @@
-"""Recycle: ends the worker at a limit of tasks, memory or time, for a new one to replace it.
+"""Recycle: ends the worker at a limit of tasks, memory or time, so that a new one replaces it.
 
 Whether a limit is reached is a pure function of numbers (`reached`). Each worker lowers its limits
-by a small random share, so that workers started together do not end together; and the server
+by a small random fraction, so that workers started together do not end together; and the server
 lets only a few workers of a group restart at once.
 """
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Time between two checks of the limits, and between two requests to restart.
+# The interval between checks of the limits, and between requests to restart.
 _LOOK_S: Final = 0.25
 _ASK_S: Final = 2.0
 
-# No worker ends earlier than this: a supervisor considers a process that ends at once broken, and
-# gives up after some attempts.
+# No worker exits earlier than this, since a supervisor considers a process that exits immediately
+# broken, and gives up after some attempts.
 LEAST_LIFE_S: Final = 5.0
 
 # How long the next worker may take to start before it no longer counts as restarting.
 _START_S: Final = 60.0
 
-# A limit of fewer tasks than this for each slot was probably meant for a process with one slot.
+# A limit of fewer tasks per slot than this was probably meant for a process with one slot.
 _FEW_TASKS: Final = 10
 
 _PAGE_KB: Final = os.sysconf("SC_PAGE_SIZE") // 1024
@@ -86,11 +86,11 @@ class Usage:
 def reached(limits: RecycleLimits, usage: Usage) -> str | None:
     """Return which limit has been reached, for the log; None if none has."""
     if limits.tasks is not None and usage.tasks >= limits.tasks:
-        return f"{usage.tasks} tasks done, its limit is {limits.tasks}"
+        return f"{usage.tasks} tasks done; its limit is {limits.tasks}"
     if limits.memory_kb is not None and usage.memory_kb >= limits.memory_kb:
-        return f"it uses {_mb(usage.memory_kb)} of memory, its limit is {_mb(limits.memory_kb)}"
+        return f"it uses {_mb(usage.memory_kb)} of memory; its limit is {_mb(limits.memory_kb)}"
     if limits.lifetime_s is not None and usage.lifetime_s >= limits.lifetime_s:
-        return f"it has run for {usage.lifetime_s:.0f} s, its limit is {limits.lifetime_s:.0f} s"
+        return f"it has run for {usage.lifetime_s:.0f} s; its limit is {limits.lifetime_s:.0f} s"
     return None
 
 
@@ -101,7 +101,7 @@ def _mb(kb: int) -> str:
 def resident_kb() -> int:
     """Return this process's resident memory in units of 1024 bytes.
 
-    On a system without /proc, it is the peak so far.
+    On a system without /proc, this is the peak so far.
     """
     try:
         with open("/proc/self/statm", "rb") as file:
@@ -151,7 +151,7 @@ class Recycle(StartStopPart):
             is_ready: returns whether this worker takes messages.
             end: ends the worker for the given reason.
             at_once: how many workers of the group may restart at once.
-            jitter: the largest share by which a limit is lowered.
+            jitter: the largest fraction by which a limit is lowered.
             grace_s: how long running tasks may take to finish.
             memory_kb: returns the memory used.
             clock: monotonic time in seconds.
@@ -187,7 +187,7 @@ class Recycle(StartStopPart):
         self._entry = self._timer.call_repeatedly(_LOOK_S, self.look)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         if self._entry is not None:
             self._entry.cancel()
             self._entry = None
@@ -201,7 +201,7 @@ class Recycle(StartStopPart):
         )
 
     def look(self) -> None:
-        """Ask to restart at a limit; at first, report that this worker is ready. Switches: no."""
+        """Ask to restart at a limit, after reporting that this worker is ready. Switches: no."""
         now_s = self._clock()
         if self._is_asking or now_s < self._asks_s:
             return
@@ -239,7 +239,9 @@ class Recycle(StartStopPart):
             self._end(f"recycled: {why}")
         elif not self._waits:
             self._waits = True
-            _log.info("this worker is due for a restart (%s) and waits for %s", why, listed(away))
+            _log.info(
+                "this worker is due for a restart (%s) and is waiting for %s", why, listed(away)
+            )
 
     def info(self) -> dict[str, object]:
         """Return the limits and the usage."""

@@ -73,7 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="the worker's --health or --metrics-port: a port, HOST:PORT or unix:PATH "
         f"(default: {' or '.join(_VARIABLES)})")  # fmt: skip
     add("--probe", choices=tuple(_PATHS), default="live",
-        help="live: restart it if this fails; ready: it takes messages; startup: it has "
+        help="live: restart the worker if this fails; ready: it takes messages; startup: it has "
         "started (default: live)")  # fmt: skip
     add("-t", "--timeout", type=_seconds, default=2.0, metavar="S",
         help="wait this long for the answer (default 2)")  # fmt: skip
@@ -112,7 +112,7 @@ def ask(address: Address, path: str, timeout_s: float) -> tuple[int, str]:
     """Get `path` from a worker; return the HTTP status and the text of the answer.
 
     Raises:
-        OSError: no answer comes from this address in time, or not from a worker.
+        OSError: no answer comes from this address in time, or the answer is not a worker's.
     """
     ends_s = time.monotonic() + timeout_s
     request = f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode()
@@ -148,7 +148,7 @@ def _target(address: Address) -> tuple[int, Any]:
     """Return the family of an address and the target to connect to."""
     if address.path:
         return _socket.AF_UNIX, address.path
-    # As bytes: for text, Python loads the tables of international names.
+    # The host is passed as bytes, since for text Python loads the tables of international names.
     host = address.host.encode()
     found = _socket.getaddrinfo(host, address.port, 0, _socket.SOCK_STREAM)
     return found[0][0], found[0][4]

@@ -127,7 +127,7 @@ def build_consumer(parts: Parts, options: WorkerOptions, worker: object) -> Cons
 def build_blueprint(
     parts: Parts, options: WorkerOptions, worker: object, consumer: Consumer, monitoring: Part
 ) -> Blueprint:
-    """Order the parts of `worker`, the app's own steps included."""
+    """Order the parts of `worker`, including the app's own steps."""
     steps = [
         parts.timer,
         parts.hub,
@@ -155,7 +155,7 @@ def stacks(pool: Pool) -> str:
 
 
 class _Builder:
-    """Builds each part on first use, so the order follows from their dependencies.
+    """Builds each part on first use, so that the order follows from their dependencies.
 
     If two parts need each other, one gets a lambda that looks up the other when called.
     """
@@ -313,7 +313,8 @@ class _Builder:
     @cached_property
     def leases(self) -> Leases:
         client = self.transport.client
-        # A dead connection is noticed and replaced before the lease renewed over it ends.
+        # The timeout is short, so that a dead connection is replaced before the lease renewed over
+        # it ends.
         answer_s = max(0.5, self.lease_s / 3)
         return Leases(
             client.connection(pushes=True, timeout_s=answer_s),
@@ -478,7 +479,7 @@ class _Builder:
         if self.options.processes is None:
             return None
         config, (most, least) = self.config.worker, self.options.processes
-        # Imported only here, since an XML-RPC client takes two megabytes.
+        # This is imported only here, since an XML-RPC client takes two megabytes.
         place: Membership = importlib.import_module("greenq.supervision.supervisor").membership()
         interval_s = config.worker_processes_interval
         store = GroupStore(
@@ -538,7 +539,7 @@ class _Builder:
         return StateDB(file_name(path, self.hostname), self.state, self.timer) if path else None
 
     def _left_behind(self) -> None:
-        """Inform the autoscaler at once that more messages wait than the pool has room for."""
+        """Tell the autoscaler immediately that more messages wait than the pool has room for."""
         if self.autoscaler is not None and self.pool.room <= 0:
             self.autoscaler.tick()
 

@@ -81,7 +81,7 @@ def test_threads_are_told_with_their_names_where_they_have_one() -> None:
     finally:
         thread.stop()
 
-    assert "the hub's; it is writing this\n" in text
+    assert "the hub's thread, which is writing this\n" in text
     assert text.startswith("stacks of ")
 
 

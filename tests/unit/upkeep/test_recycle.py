@@ -31,13 +31,13 @@ def use(tasks: int = 0, memory_kb: int = 0, lifetime_s: float = 0.0) -> Usage:
             RecycleLimits(memory_kb=2048),
             use(memory_kb=2047),
             use(memory_kb=3072),
-            "it uses 3.0 MB of memory, its limit is 2.0 MB",
+            "it uses 3.0 MB of memory; its limit is 2.0 MB",
         ),
         (
             RecycleLimits(lifetime_s=60.0),
             use(lifetime_s=59.9),
             use(lifetime_s=61.0),
-            "it has run for 61 s, its limit is 60 s",
+            "it has run for 61 s; its limit is 60 s",
         ),
     ],
 )
@@ -124,7 +124,7 @@ def test_worker_ends_at_its_limit_once_and_says_why(rig: Rig) -> None:
     assert rig.ended == []
     rig.tasks = 101
     rig.run(5)
-    assert rig.ended == ["recycled: 101 tasks done, its limit is 100"]
+    assert rig.ended == ["recycled: 101 tasks done; its limit is 100"]
     assert rig.group.claims == [(2, 90.0)]
 
 
@@ -144,7 +144,7 @@ def test_worker_waits_while_others_of_its_group_are_away(
         rig.run(LEAST_LIFE_S + 10)
     assert rig.ended == []
     assert len(rig.group.claims) > 2
-    waits = [each for each in caplog.messages if "waits for b@host" in each]
+    waits = [each for each in caplog.messages if "is waiting for b@host" in each]
     assert len(waits) == 1
     rig.group.away = []
     rig.run(3)
