@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import OperationalError
 from greenq.hub import Event, Greenlet, spawn
-from greenq.log import OutageLog
 from greenq.transport.workflows import PAUSED
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,12 +46,12 @@ class StoppedWorkflows(StartStopPart):
         self._greenlet: Greenlet | None = None
 
     def start(self) -> None:
-        """Ask at once, before any message is taken, and then repeatedly."""
+        """Ask immediately, before any message is taken, and then repeatedly."""
         self._look()
         self._greenlet = spawn(self._run, name="stopped workflows", lasts=True)
 
     def stop(self) -> None:
-        """Ask no more."""
+        """Stop asking."""
         if self._greenlet is not None:
             self._greenlet.kill()
             self._greenlet = None

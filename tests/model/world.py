@@ -28,7 +28,7 @@ import greenq.execution.lost
 import greenq.execution.state
 import greenq.execution.suspects
 import greenq.execution.workflow_index
-import greenq.outcome
+import greenq.running.outcome
 import greenq.sending.producer
 import greenq.timer
 import greenq.transport.broker
@@ -40,7 +40,6 @@ import greenq.watchdog.lease_keeper
 import greenq.watchdog.thread
 from greenq import Greenq
 from greenq.consumer.tasks import Tasks
-from greenq.context import current_context
 from greenq.errors import Ignore, OperationalError, Retry, TaskRevokedError, TaskTerminated
 from greenq.execution.executor import Executor
 from greenq.execution.handover import Handover
@@ -48,6 +47,7 @@ from greenq.execution.lost import LostMessages
 from greenq.execution.state import WorkerState
 from greenq.execution.stopped_workflows import StoppedWorkflows
 from greenq.execution.workflow_index import WorkflowIndex
+from greenq.sending.context import current_context
 from greenq.timer import Timer
 from greenq.transport.fetch import Fetcher
 from greenq.transport.leases import Leases
@@ -178,7 +178,7 @@ def installed() -> Iterator[None]:
             (greenq.sending.producer, "new_id", _new_id),
             # Formatting tracebacks would take a tenth of the total time.
             (greenq.execution.executor, "trace_of", lambda _exc: "traceback"),
-            (greenq.outcome, "trace_of", lambda _exc: "traceback"),
+            (greenq.running.outcome, "trace_of", lambda _exc: "traceback"),
         ):
             before.append((module, name, getattr(module, name)))
             setattr(module, name, value)

@@ -1,4 +1,4 @@
--- Makes entries count from now on: those without a state, or one that is resumed.
+-- Makes entries count from now on: those without a state, or an entry that is resumed.
 --
 -- KEYS  1 the states: a hash, 2 the number of changes; when resuming also: 3 the paused entries: a hash
 -- ARGV  1 the number of changes that the caller has seen, '' when resuming; then names and states, alternating: the
