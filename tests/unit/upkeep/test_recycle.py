@@ -26,7 +26,7 @@ def use(tasks: int = 0, memory_kb: int = 0, lifetime_s: float = 0.0) -> Usage:
 @pytest.mark.parametrize(
     ("limits", "below", "at", "named"),
     [
-        (RecycleLimits(tasks=10), use(tasks=9), use(tasks=10), "10 tasks done, its limit is 10"),
+        (RecycleLimits(tasks=10), use(tasks=9), use(tasks=10), "10 tasks done; its limit is 10"),
         (
             RecycleLimits(memory_kb=2048),
             use(memory_kb=2047),
