@@ -20,7 +20,7 @@ from greenq.errors import (
 )
 from greenq.execution.reader import MessageReader
 from greenq.execution.suspects import Suspects
-from greenq.hub import Event
+from greenq.hub import Event, sleep
 from greenq.protocol import envelope, fast_decode
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.limits import KEY
@@ -60,6 +60,10 @@ _ANSWER_S = 2.0
 # Taking pauses while this many outcomes are unwritten, so that messages that only pass through,
 # such as far ETAs, do not accumulate here.
 _UNWRITTEN = 2000
+
+# How often the others get their turn before a wait: in the first, tasks run; in the second, the
+# outbox sends what follows them.
+_TURNS = 2
 
 
 class Tasks(StartStopPart):
@@ -168,13 +172,32 @@ class Tasks(StartStopPart):
             self._rest()
             return
         self.admission.taken_s = self._state.now_s()
+        self.admission.goes_on = False
         # Ask for at most half the capacity: one half runs while the other is fetched.
         deliveries, self.depth = self._fetcher.take(min(room, (self._pool.size + 1) // 2))
         self._admit_all(deliveries)
         if self.depth:
             self._left_behind()
+        if self.admission.goes_on and self._may_wait() and self._sends_more():
+            return
         while self._may_wait() and not self._fetcher.wait():
             pass
+
+    def _sends_more(self) -> bool:
+        """Return whether a take may find what the tasks just taken are followed by. Switches: yes.
+
+        The next step of a chain whose step did not wait is then taken without a notice: its push
+        and the take are under way together. Otherwise each step would need two round trips.
+        """
+        pushed = self._outbox.pushed_to = set()
+        found = False
+        for _ in range(_TURNS):
+            sleep(0)
+            found = not pushed.isdisjoint(self._fetcher.lists)
+            if found:
+                break
+        self._outbox.pushed_to = None
+        return found
 
     def _may_wait(self) -> bool:
         """Return whether this worker is idle, waiting for work."""
@@ -382,6 +405,8 @@ class Admission:
         self.suspects = Suspects(pool, outbox, self._begin)
         # The time at which the messages being admitted were requested.
         self.taken_s = 0.0
+        # Whether one of them is followed by others.
+        self.goes_on = False
 
     def receive(self, delivery: Delivery) -> None:
         """Admit a delivery; a bug that one message triggers must not stop the others."""
@@ -410,8 +435,11 @@ class Admission:
             self._index.adopt(message)
         # Not `has_successors`: this is on the path of every task.
         is_step = message.chord or message.chain or message.callbacks or message.errbacks
-        if is_step and not self._may_follow(delivery, message):
-            return
+        if is_step:
+            if not self._may_follow(delivery, message):
+                return
+            if message.chain or message.callbacks:
+                self.goes_on = True
         try:
             eta = None if message.eta is None else parse_time(message.eta, "eta")
             expires = None if message.expires is None else parse_time(message.expires, "expires")
