@@ -407,6 +407,8 @@ class Admission:
         self.taken_s = 0.0
         # Whether one of them is followed by others.
         self.goes_on = False
+        # The body of the chord whose part was admitted last.
+        self._body: Mapping[str, Any] | None = None
 
     def receive(self, delivery: Delivery) -> None:
         """Admit a delivery; a bug that one message triggers must not stop the others."""
@@ -534,6 +536,12 @@ class Admission:
 
     def _may_follow(self, delivery: Delivery, message: TaskMessage) -> bool:
         """Check a message's successors; bury it if they are malformed."""
+        chord = message.chord
+        if chord and chord == self._body:
+            # The parts of a chord arrive together, each with the body: one copy is kept of it.
+            message.chord = self._body
+            if not (message.chain or message.callbacks or message.errbacks):
+                return True
         sound, reason = check_following(message)
         if not reason and message.chord and not self._stores_results:
             reason = (
@@ -542,6 +550,7 @@ class Admission:
             )
             sound = replace(message, chord=None)
         if not reason:
+            self._body = chord
             return True
         error = DecodeError(f"task {message.task}: {reason}")
         self._refusals.bury(delivery, error, message.id, sound)

@@ -37,7 +37,7 @@ from greenq.transport.settle import Entry
 from greenq.transport.workflow import Addition, Claim, Push, Seal, Workflow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from greenq.app import TaskRegistry
     from greenq.canvas.plan import Never, Plan
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from greenq.transport.fetch import Delivery
     from greenq.transport.outbox import Outbox
     from greenq.transport.transport import Transport
+    from greenq.transport.workflow import Noted, Part, StateWrite
 
 _log = logging.getLogger(__name__)
 
@@ -146,7 +147,11 @@ class Handover:
         Raises:
             Exception: a message cannot be sent, for example because a value cannot be encoded.
         """
-        message, flow, handles = step.message, _Flow(), list[Any]()
+        message = step.message
+        handles: list[Any] = []
+        if message.chord and not (message.callbacks or message.chain) and step.delivery.tag:
+            return self._counted(step, value), handles
+        flow = _Flow()
         for link in message.callbacks or ():
             handles.append(self._send(flow, follow(link, value, **step.inherited)))
         if message.chain:
@@ -198,12 +203,24 @@ class Handover:
         for plan in plans:
             self._send(flow, plan)
             flow.adds += [Addition(group, task_id, seconds) for task_id in _ends(plan.handle)]
-        workflow.adds += flow.adds
-        workflow.pushes += flow.pushes
-        workflow.states += flow.states
-        workflow.seals += flow.seals
-        workflow.index += flow.index
-        workflow.written += flow.written
+        workflow.adds = [*workflow.adds, *flow.adds]
+        workflow.pushes = [*workflow.pushes, *flow.pushes]
+        workflow.states = [*workflow.states, *flow.states]
+        workflow.seals = [*workflow.seals, *flow.seals]
+        workflow.index = [*workflow.index, *flow.index]
+        workflow.written = [*workflow.written, *flow.written]
+
+    def _counted(self, step: Step, value: object) -> Workflow:
+        """Return what follows the success of most parts of a chord: that they are counted."""
+        message = step.message
+        refused = partial(self._refused, step)
+        if not (message.group and self._transport.stores_results):
+            return Workflow(refused=refused)
+        part = self._transport.backend.part(
+            message.group, message.group_index, message.id, SUCCESS, value
+        )
+        complete = partial(self._complete_soon, step, None)
+        return Workflow(parts=(part,), complete=complete, refused=refused)
 
     def _finished(self, flow: _Flow, step: Step) -> Workflow:
         if not step.delivery.tag:
@@ -284,7 +301,11 @@ class Handover:
         flow.parts.append(part)
         flow.bodies[part.group] = body
 
-    def _complete_soon(self, step: Step, bodies: _Bodies, entry: Entry) -> None:
+    def _complete_soon(self, step: Step, bodies: _Bodies | None, entry: Entry) -> None:
+        if bodies is None:
+            assert entry.workflow is not None
+            assert step.message.chord is not None
+            bodies = {entry.workflow.parts[0].group: step.message.chord}
         spawn(self._complete, step, bodies, entry, name="chord")
 
     def _complete(self, step: Step, bodies: _Bodies, entry: Entry) -> None:
@@ -467,6 +488,14 @@ class _Flow(Workflow):
 
     def __init__(self) -> None:
         super().__init__()
+        self.adds: list[Addition] = []
+        self.parts: list[Part] = []
+        self.states: list[StateWrite] = []
+        self.pushes: list[Push] = []
+        self.seals: list[Seal] = []
+        self.clears: list[Claim] = []
+        self.index: list[Noted] = []
+        self.written: list[Callable[[], object]] = []
         self.bodies: _Bodies = {}
         self.bytes = 0
         self.never: list[tuple[str, str]] = []

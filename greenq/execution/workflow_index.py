@@ -130,8 +130,11 @@ class WorkflowIndex:
             back = self._broker.requeue(delivery.tag, delivery.queue, delivery.raw, "last")
             kept = item(back.key, delivery.raw)
         made = Workflow() if workflow is None else workflow
-        made.index.append(self._noted(name, of_message(message), letter, times, kept))
-        made.index += (self._noted(name, Node(each, ""), WAITING, "") for each in children)
+        made.index = [
+            *made.index,
+            self._noted(name, of_message(message), letter, times, kept),
+            *[self._noted(name, Node(each, ""), WAITING, "") for each in children],
+        ]
         return made
 
     def held(self, request: Request) -> Entry:

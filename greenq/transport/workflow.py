@@ -154,28 +154,32 @@ class Workflow:
     def __init__(
         self,
         *,
-        adds: list[Addition] | None = None,
-        parts: list[Part] | None = None,
-        states: list[StateWrite] | None = None,
-        pushes: list[Push] | None = None,
-        seals: list[Seal] | None = None,
-        clears: list[Claim] | None = None,
-        frees: list[Claim] | None = None,
-        index: list[Noted] | None = None,
-        written: list[Callable[[], object]] | None = None,
+        adds: Sequence[Addition] = (),
+        parts: Sequence[Part] = (),
+        states: Sequence[StateWrite] = (),
+        pushes: Sequence[Push] = (),
+        seals: Sequence[Seal] = (),
+        clears: Sequence[Claim] = (),
+        frees: Sequence[Claim] = (),
+        index: Sequence[Noted] = (),
+        written: Sequence[Callable[[], object]] = (),
         complete: Callable[[Any], object] | None = None,
         refused: Callable[[Any, str], object] | None = None,
     ) -> None:
-        """Collect the lists; those not given are empty."""
-        self.adds = adds or []
-        self.parts = parts or []
-        self.states = states or []
-        self.pushes = pushes or []
-        self.seals = seals or []
-        self.clears = clears or []
-        self.frees = frees or []
-        self.index = index or []
-        self.written = written or []
+        """Keep the lists; those not given are empty.
+
+        They are not created: a thousand parts of a chord that end together would have nine thousand
+        empty lists, which the garbage collector would traverse again and again.
+        """
+        self.adds = adds
+        self.parts = parts
+        self.states = states
+        self.pushes = pushes
+        self.seals = seals
+        self.clears = clears
+        self.frees = frees
+        self.index = index
+        self.written = written
         self.complete = complete
         self.refused = refused
 
