@@ -60,8 +60,8 @@ def send(package: str, kind: str, count: int) -> list[str]:
         found = [canvas.group(members(_MANY)).apply_async() for _ in range(groups)]
         return [member.id for group in found for member in group]
     # The body is one of the tasks.
-    chords = (canvas.chord(list(members(_MANY - 1)), noop.si()).apply_async() for _ in range(groups))
-    return [each.id for each in chords]
+    chords = (canvas.chord(list(members(_MANY - 1)), noop.si()) for _ in range(groups))
+    return [each.apply_async().id for each in chords]
 
 
 def drain(peer: Peer, kind: str, count: int) -> Figures:
@@ -85,10 +85,12 @@ def drain(peer: Peer, kind: str, count: int) -> Figures:
             client.rename(_STAGED, peer.queue)
             _await_ends(server, started, ends)
             taken_s = time.perf_counter() - began_s
+            worker_s = proc.precise_cpu_s(started.pids) - worker_s
+            server_s = proc.precise_cpu_s([server.pid]) - server_s
             return {
                 "tasks a second": count / taken_s,
-                "worker's CPU, µs a task": 1e6 * (proc.precise_cpu_s(started.pids) - worker_s) / count,
-                "server's CPU, µs a task": 1e6 * (proc.precise_cpu_s([server.pid]) - server_s) / count,
+                "worker's CPU, µs a task": 1e6 * worker_s / count,
+                "server's CPU, µs a task": 1e6 * server_s / count,
             }
 
 

@@ -148,12 +148,13 @@ class Handover:
             Exception: a message cannot be sent, for example because a value cannot be encoded.
         """
         message = step.message
-        handles: list[Any] = []
         if message.chord and not (message.callbacks or message.chain) and step.delivery.tag:
-            return self._counted(step, value), handles
+            return self._counted(step, value), []
         flow = _Flow()
-        for link in message.callbacks or ():
-            handles.append(self._send(flow, follow(link, value, **step.inherited)))
+        handles = [
+            self._send(flow, follow(link, value, **step.inherited))
+            for link in message.callbacks or ()
+        ]
         if message.chain:
             *rest, following = message.chain
             given: dict[str, Any] = {"chain": rest} if rest else {}

@@ -16,6 +16,7 @@ from greenq.protocol import serialize
 from greenq.protocol.meta import (
     COMPRESSED_MARK,
     decode_result,
+    encode_part,
     encode_result,
     encode_success,
     exception_from_wire,
@@ -354,6 +355,29 @@ def test_a_plain_success_is_written_as_any_other_state_is(result: object) -> Non
 
     done = json.loads(plain)["date_done"]
     assert plain == encode_result(task_id="4f9e-1", status="SUCCESS", result=result, date_done=done)
+
+
+@pytest.mark.parametrize("children", [(), ((("child", None), None),)])
+@pytest.mark.parametrize("group_id", [None, "", "4f9e", 'a"\u00e9'])
+@pytest.mark.parametrize("parent_id", [None, "", "4f9e", 'a"\u00e9'])
+def test_a_success_in_a_workflow_is_written_as_any_other_state_is(
+    children: tuple[object, ...], group_id: str | None, parent_id: str | None
+) -> None:
+    places = {"children": children, "group_id": group_id, "parent_id": parent_id}
+
+    written = encode_success("4f9e-1", 1, **places)
+
+    done = json.loads(written)["date_done"]
+    assert written == encode_result(
+        task_id="4f9e-1", status="SUCCESS", result=1, date_done=done, **places
+    )
+
+
+@given(st.text(), VALUES)
+def test_a_part_of_a_chord_is_a_list_of_four(task_id: str, value: object) -> None:
+    expected = serialize.json_dumps([1, task_id, "SUCCESS", value])
+
+    assert encode_part(task_id, "SUCCESS", value).decode() == expected
 
 
 @pytest.mark.parametrize("task_id", ['a"b', "\u00e9", "a\n", ""])

@@ -29,6 +29,7 @@ from greenq.transport.settle import (
     StateWrite,
     settle_arguments,
 )
+from greenq.transport.workflow import Push, Workflow
 
 DEADLINE_S = 5.0
 
@@ -131,6 +132,23 @@ def test_what_comes_during_a_write_goes_out_together() -> None:
     outbox.stop()
 
     assert transport.client.written == [settled(done(0)), settled(*batch)]
+
+
+def test_who_wants_to_know_is_told_where_a_write_pushes_to() -> None:
+    outbox, _transport = make()
+    outbox.start()
+    step = Workflow(pushes=[Push("queue", "last", "x"), Push("channel", "all", "y")])
+
+    outbox.put(Entry("tag:1", workflow=step))
+    assert outbox.wait_written(DEADLINE_S)
+    told = outbox.pushed_to = set()
+    outbox.put(Entry("tag:2"))
+    outbox.put(Entry("tag:3", workflow=step))
+    gevent.sleep(0)
+
+    assert told == {"queue", "channel"}
+    outbox.pushed_to = None
+    outbox.stop()
 
 
 def test_news_goes_out_behind_the_outcomes_that_were_there_when_it_was_fetched() -> None:
