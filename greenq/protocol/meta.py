@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii as quote
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+import msgspec
 
 from greenq.errors import CELERY_NAMES, DecodeError, EncodeError, RemoteError, SecurityError
 from greenq.protocol.compress import KNOWN, compress, decompress
-from greenq.protocol.limits import RESULT, most_items, refusal
+from greenq.protocol.limits import DENSE_BYTES, MOMENT_TEXT, NAME, RESULT, most_items, refusal
 from greenq.protocol.message import saferepr
 from greenq.protocol.serialize import (
     UnpicklableException,
@@ -62,6 +64,28 @@ class ResultMeta:
     parent_id: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
+
+_Name: TypeAlias = Annotated[str, NAME.meta]
+_Moment: TypeAlias = Annotated[str, MOMENT_TEXT.meta]
+
+
+class _Success(msgspec.Struct, forbid_unknown_fields=True):
+    """Most results: all rules are checked by the decoder as it goes."""
+
+    status: Literal["SUCCESS"]
+    result: Any
+    traceback: None
+    children: list[Any]
+    date_done: _Moment
+    task_id: _Name
+    group_id: _Name | None = None
+    parent_id: _Name | None = None
+
+
+_read_success = msgspec.json.Decoder(_Success).decode
+
+# Celery's tag for a value of an extended type, and how its characters may be escaped.
+_TAGGED = (b"__type__", b"\\u00")
 
 # Whether an id needs no escaping in JSON.
 is_plain = re.compile(r"[\w-]+", re.ASCII).fullmatch
@@ -235,6 +259,27 @@ def decode_result(
         DecodeError: damaged, too large, or not a result.
         SecurityError: the stored exception names something that is not an exception class.
     """
+    if (
+        serializer == "json"
+        and len(payload) <= min(DENSE_BYTES, max_bytes)
+        and content_type_of(serializer) in accept
+        and not any(each in payload for each in _TAGGED)
+    ):
+        try:
+            found = _read_success(payload)
+        except (ValueError, RecursionError):
+            # Any other state, and whatever is wrong with this one.
+            pass
+        else:
+            return ResultMeta(
+                task_id=found.task_id,
+                status="SUCCESS",
+                result=found.result,
+                children=found.children,
+                date_done=found.date_done,
+                group_id=found.group_id,
+                parent_id=found.parent_id,
+            )
     meta = _unpack(payload, serializer, accept, max_bytes, accept_compression)
     return _result_meta(meta, payload)
 
