@@ -1,6 +1,6 @@
 """Tasks of workflows beside plain ones, drained: ``python -m benchmarks.steps``.
 
-Prints Markdown; takes two minutes. Each drain has a new server, a client that sends everything
+Prints Markdown; takes five minutes. Each drain has a new server, a client that sends everything
 before any worker runs, and one worker that runs 500 no-ops at once. The queue is renamed while the
 worker starts and warms up; the clock runs from the renaming that puts it back until nothing waits
 or runs, and the results of all ends are stored. The kinds and the contenders alternate.
