@@ -1,4 +1,4 @@
--- Makes one beat the leader, for a while: the others have nothing to send, so they need not check what is due.
+-- Makes one beat the leader for a while, so that the others do not have to send anything or check what is due.
 --
 -- KEYS  1 the leader: a string with an expiry, 2 the number of changes
 -- ARGV  1 the caller, 2 milliseconds within which the leader must call again
