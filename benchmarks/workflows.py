@@ -1,7 +1,10 @@
 """Workflows by greenq beside Celery's gevent pool: ``python -m benchmarks.workflows``.
 
-Prints Markdown; takes two minutes. Each contender has a new server, its own client, and one worker
+Prints Markdown; takes four minutes. Each contender has a new server, its own client, and one worker
 that runs 500 no-ops at once; the rounds alternate. The last part sends without any worker.
+
+Chain, chord and group are measured several times: the first one of a process also loads what it
+needs.
 """
 
 from __future__ import annotations
@@ -13,20 +16,25 @@ import resource
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from benchmarks.launch import run_client, workers
 from benchmarks.peer import Peer, Setup
-from benchmarks.peers.celery.peer import TUNED as CELERY
+from benchmarks.peers.celery.peer import PEER as CELERY
+from benchmarks.peers.celery.peer import TUNED
 from benchmarks.peers.greenq.peer import PEER as GREENQ
 from benchmarks.server import valkey
 
 _WAIT_S = 120.0
 # For each contender: the tasks of a rate, and the members of the large group.
-_SIZES = {"greenq": (10_000, 100_000), "celery": (1_000, 10_000)}
+_SIZES = {"greenq": (10_000, 100_000), "celery": (600, 6_000)}
+_PEERS = {"greenq": GREENQ, "celery": CELERY, "celery-tuned": TUNED}
+# How often each contender runs a workflow; the median counts.
+_TIMES = {"greenq": 9, "celery": 1}
 _CHAIN = 100
 _CHORD = 1_000
 _GROUP = 2_000
@@ -43,6 +51,7 @@ class Client:
         # Both have the same names.
         self.canvas = importlib.import_module(name)
         self.count, self.large = _SIZES[name]
+        self.times = _TIMES[name]
 
     def members(self, count: int) -> Iterable[Any]:
         """Make so many signatures."""
@@ -59,19 +68,20 @@ class Client:
     def run(self) -> Figures:
         """Measure what workers run."""
         self.tasks.noop.delay().get(_WAIT_S)
-        chord_s = _timed(lambda: self.chord(_CHORD).apply_async().get(_WAIT_S))
-        chain_s = _timed(lambda: self.chain(_CHAIN).apply_async().get(_WAIT_S))
-        began_s = time.perf_counter()
-        sent = self.canvas.group(self.members(_GROUP)).apply_async()
-        sent_s = time.perf_counter() - began_s
-        sent.get(timeout=_WAIT_S)
-        joined_s = time.perf_counter() - began_s
+        found: dict[str, list[float]] = defaultdict(list)
+        for _ in range(self.times):
+            chain_s = _timed(lambda: self.chain(_CHAIN).apply_async().get(_WAIT_S))
+            found[f"chain of {_CHAIN}: s"].append(chain_s)
+            chord_s = _timed(lambda: self.chord(_CHORD).apply_async().get(_WAIT_S))
+            found[f"chord of {_CHORD:,}: s"].append(chord_s)
+            began_s = time.perf_counter()
+            sent = self.canvas.group(self.members(_GROUP)).apply_async()
+            found[f"group of {_GROUP:,}: s until sent"].append(time.perf_counter() - began_s)
+            sent.get(timeout=_WAIT_S)
+            found[f"group of {_GROUP:,}: s until joined"].append(time.perf_counter() - began_s)
         parts = self.count // _CHAIN
         return {
-            f"chord of {_CHORD:,}: s": chord_s,
-            f"chain of {_CHAIN}: s": chain_s,
-            f"group of {_GROUP:,}: s until sent": sent_s,
-            f"group of {_GROUP:,}: s until joined": joined_s,
+            **{figure: statistics.median(times) for figure, times in found.items()},
             "plain tasks a second": self._rate(lambda: self.tasks.noop.delay(), self.count, 1),
             "in chains of 100: tasks a second": self._rate(
                 lambda: self.chain(_CHAIN).apply_async(), parts, _CHAIN
@@ -130,26 +140,53 @@ def _shown(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def table(found: Mapping[str, Mapping[str, list[float]]]) -> str:
+    """Return the medians of all rounds as Markdown, with the ratios to greenq's."""
+    keys = [key for key in _PEERS if any(key in by_key for by_key in found.values())]
+    lines = [
+        f"| | {' | '.join(_PEERS[key].title for key in keys)} |",
+        "| --- |" + " --- |" * len(keys),
+    ]
+    for figure, by_key in found.items():
+        medians = {key: statistics.median(by_key[key]) for key in keys}
+        cells = [_shown(medians[key]) for key in keys]
+        own = medians.get("greenq")
+        if own and not figure.startswith("large group: m"):
+            # Times are better when they are short, rates when they are high.
+            slower = [own / medians[key] for key in keys]
+            if figure.endswith(": s") or ": s until" in figure:
+                slower = [1 / ratio for ratio in slower]
+            cells = [
+                cell if key == "greenq" else f"{cell} ({ratio:.1f} ×)"
+                for key, cell, ratio in zip(keys, cells, slower, strict=True)
+            ]
+        lines.append(f"| {figure} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Measure both contenders and print a table."""
+    """Measure the contenders and print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.workflows", description=__doc__)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--peers", default=",".join(_PEERS), help="of: %(default)s")
+    parser.add_argument("--file", type=Path, help="add to the rounds in this file, and show all")
     parser.add_argument("--client", nargs=2, metavar=("NAME", "PART"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.client:
         name, part = given.client
         print(json.dumps(getattr(Client(name), part)()))
         return
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[str, list[float]]] = {}
+    if given.file is not None and given.file.exists():
+        found = json.loads(given.file.read_text("utf-8"))
     for _ in range(given.rounds):
-        for name, peer in (("greenq", GREENQ), ("celery", CELERY)):
-            client = replace(peer, client=("python", "-m", "benchmarks.workflows"))
-            for figure, value in measure(client, name).items():
-                found[figure][name].append(value)
-    print("| | greenq | Celery gevent, tuned |\n| --- | --- | --- |")
-    for figure, by_name in found.items():
-        cells = [_shown(statistics.median(by_name[name])) for name in ("greenq", "celery")]
-        print(f"| {figure} | {' | '.join(cells)} |")
+        for key in given.peers.split(","):
+            client = replace(_PEERS[key], client=("python", "-m", "benchmarks.workflows"))
+            for figure, value in measure(client, key.partition("-")[0]).items():
+                found.setdefault(figure, {}).setdefault(key, []).append(value)
+    if given.file is not None:
+        given.file.write_text(json.dumps(found), "utf-8")
+    print(table(found))
 
 
 if __name__ == "__main__":

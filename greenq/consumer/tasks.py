@@ -21,7 +21,7 @@ from greenq.errors import (
 )
 from greenq.execution.reader import MessageReader
 from greenq.execution.suspects import Suspects
-from greenq.hub import Event, let_others_run
+from greenq.hub import Event, let_others_run, sleep
 from greenq.protocol import envelope, fast_decode
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.limits import KEY
@@ -62,6 +62,10 @@ _ANSWER_S = 2.0
 # Taking pauses while this many outcomes are unwritten, so that messages that only pass through,
 # such as far ETAs, do not accumulate here.
 _UNWRITTEN = 2000
+
+# How often the others get their turn before a wait: in the first, tasks run; in the second, the
+# outbox sends what follows them.
+_TURNS = 2
 
 # When reading messages has taken this long, everybody else has a turn before the next one: many
 # expensive messages must not block the hub one after another.
@@ -174,13 +178,32 @@ class Tasks(StartStopPart):
             self._rest()
             return
         self.admission.taken_s = self._state.now_s()
+        self.admission.goes_on = False
         # Ask for at most half the capacity, so that one half runs while the other is fetched.
         deliveries, self.depth = self._fetcher.take(min(room, (self._pool.size + 1) // 2))
         self._admit_all(deliveries)
         if self.depth:
             self._left_behind()
+        if self.admission.goes_on and self._may_wait() and self._sends_more():
+            return
         while self._may_wait() and not self._fetcher.wait():
             pass
+
+    def _sends_more(self) -> bool:
+        """Return whether a take may find what the tasks just taken are followed by. Switches: yes.
+
+        The next step of a chain whose step did not wait is then taken without a notice: its push
+        and the take are under way together. Otherwise each step would need two round trips.
+        """
+        pushed = self._outbox.pushed_to = set()
+        found = False
+        for _ in range(_TURNS):
+            sleep(0)
+            found = not pushed.isdisjoint(self._fetcher.lists)
+            if found:
+                break
+        self._outbox.pushed_to = None
+        return found
 
     def _may_wait(self) -> bool:
         """Return whether this worker is idle, waiting for work."""
@@ -396,6 +419,10 @@ class Admission:
         self.suspects = Suspects(pool, outbox, self._begin)
         # The time at which the messages being admitted were requested.
         self.taken_s = 0.0
+        # Whether one of them is followed by others.
+        self.goes_on = False
+        # The body of the chord whose part was admitted last.
+        self._body: Mapping[str, Any] | None = None
         # How long the less common messages took to read; the caller sets it back.
         self.read_s = 0.0
 
@@ -466,8 +493,11 @@ class Admission:
         """Return a message's ETA and expiry; bury it, and return None, if it is malformed."""
         if self._index is not None:
             self._index.adopt(message)
-        if is_step and not self._may_follow(delivery, message):
-            return None
+        if is_step:
+            if not self._may_follow(delivery, message):
+                return None
+            if message.chain or message.callbacks:
+                self.goes_on = True
         try:
             eta = None if message.eta is None else parse_time(message.eta, "eta")
             expires = None if message.expires is None else parse_time(message.expires, "expires")
@@ -539,6 +569,12 @@ class Admission:
 
     def _may_follow(self, delivery: Delivery, message: TaskMessage) -> bool:
         """Check a message's successors, and bury the message if they are malformed."""
+        chord = message.chord
+        if chord and chord == self._body:
+            # The parts of a chord arrive together, each with the body: one copy is kept of it.
+            message.chord = self._body
+            if not (message.chain or message.callbacks or message.errbacks):
+                return True
         sound, reason = check_following(message)
         if not reason and message.chord and not self._stores_results:
             reason = (
@@ -547,6 +583,7 @@ class Admission:
             )
             sound = replace(message, chord=None)
         if not reason:
+            self._body = chord
             return True
         error = DecodeError(f"task {message.task}: {reason}")
         self._refusals.bury(delivery, error, message.id, sound)

@@ -43,7 +43,7 @@ from greenq.utils.backoff import Backoff
 from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from greenq.app import Task, TaskRegistry
     from greenq.canvas.plan import Never, WorkflowPlan
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from greenq.transport.fetch import Delivery
     from greenq.transport.outbox import Outbox
     from greenq.transport.transport import Transport
+    from greenq.transport.workflow import ChordPart, Noted, StateWrite
 
 _log = logging.getLogger(__name__)
 
@@ -151,9 +152,14 @@ class Handover:
         Raises:
             Exception: a message cannot be sent, for example because a value cannot be encoded.
         """
-        message, flow, handles = step.message, _Flow(), list[Any]()
-        for link in message.callbacks or ():
-            handles.append(self._send(flow, follow(link, value, **step.inherited)))
+        message = step.message
+        if message.chord and not (message.callbacks or message.chain) and step.delivery.tag:
+            return self._counted(step, value), []
+        flow = _Flow()
+        handles = [
+            self._send(flow, follow(link, value, **step.inherited))
+            for link in message.callbacks or ()
+        ]
         if message.chain:
             *rest, following = message.chain
             given: dict[str, Any] = {"chain": rest} if rest else {}
@@ -211,12 +217,24 @@ class Handover:
         for plan in plans:
             self._send(flow, plan)
             flow.adds += [Addition(group, task_id, seconds) for task_id in _ends(plan.handle)]
-        workflow.adds += flow.adds
-        workflow.pushes += flow.pushes
-        workflow.states += flow.states
-        workflow.seals += flow.seals
-        workflow.index += flow.index
-        workflow.written += flow.written
+        workflow.adds = [*workflow.adds, *flow.adds]
+        workflow.pushes = [*workflow.pushes, *flow.pushes]
+        workflow.states = [*workflow.states, *flow.states]
+        workflow.seals = [*workflow.seals, *flow.seals]
+        workflow.index = [*workflow.index, *flow.index]
+        workflow.written = [*workflow.written, *flow.written]
+
+    def _counted(self, step: EndingStep, value: object) -> Continuation:
+        """Return what follows the success of most parts of a chord: that they are counted."""
+        message = step.message
+        refused = partial(self._refused, step)
+        if not (message.group and self._transport.stores_results):
+            return Continuation(refused=refused)
+        part = self._transport.backend.part(
+            message.group, message.group_index, message.id, SUCCESS, value
+        )
+        complete = partial(self._complete_soon, step, None)
+        return Continuation(parts=(part,), complete=complete, refused=refused)
 
     def _finished(self, flow: _Flow, step: EndingStep) -> Continuation:
         if not step.delivery.tag:
@@ -297,7 +315,11 @@ class Handover:
         flow.parts.append(part)
         flow.bodies[part.group] = body
 
-    def _complete_soon(self, step: EndingStep, bodies: _Bodies, entry: Settlement) -> None:
+    def _complete_soon(self, step: EndingStep, bodies: _Bodies | None, entry: Settlement) -> None:
+        if bodies is None:
+            assert entry.workflow is not None
+            assert step.message.chord is not None
+            bodies = {entry.workflow.parts[0].group: step.message.chord}
         spawn(self._complete, step, bodies, entry, name="chord")
 
     def _complete(self, step: EndingStep, bodies: _Bodies, entry: Settlement) -> None:
@@ -482,6 +504,14 @@ class _Flow(Continuation):
 
     def __init__(self) -> None:
         super().__init__()
+        self.adds: list[Addition] = []
+        self.parts: list[ChordPart] = []
+        self.states: list[StateWrite] = []
+        self.pushes: list[MessagePush] = []
+        self.seals: list[Seal] = []
+        self.clears: list[ChordClaim] = []
+        self.index: list[Noted] = []
+        self.written: list[Callable[[], object]] = []
         self.bodies: _Bodies = {}
         self.bytes = 0
         self.never: list[tuple[str, str]] = []

@@ -136,8 +136,11 @@ class WorkflowIndex:
             kept = item(back.key, delivery.raw)
         letter = letter if has_run else unrun(letter)
         made = Continuation() if workflow is None else workflow
-        made.index.append(self._noted(name, of_message(message), letter, times, kept))
-        made.index += (self._noted(name, WorkflowNode(each, ""), WAITING, "") for each in children)
+        made.index = [
+            *made.index,
+            self._noted(name, of_message(message), letter, times, kept),
+            *[self._noted(name, WorkflowNode(each, ""), WAITING, "") for each in children],
+        ]
         return made
 
     def held(self, request: Request) -> Settlement:

@@ -9,12 +9,15 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from json.encoder import encode_basestring_ascii as quote
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
+
+import msgspec
 
 from greenq.errors import CELERY_NAMES, DecodeError, EncodeError, RemoteError, SecurityError
 from greenq.protocol.compress import KNOWN, compress, decompress
-from greenq.protocol.limits import RESULT, most_items, refusal
+from greenq.protocol.limits import DENSE_BYTES, MOMENT_TEXT, NAME, RESULT, most_items, refusal
 from greenq.protocol.message import saferepr
 from greenq.protocol.serialize import (
     UnpicklableException,
@@ -23,7 +26,7 @@ from greenq.protocol.serialize import (
     json_dumps,
     loads,
 )
-from greenq.states import EXCEPTION_STATES
+from greenq.states import EXCEPTION_STATES, SUCCESS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +66,28 @@ class ResultMeta:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+_Name: TypeAlias = Annotated[str, NAME.meta]
+_Moment: TypeAlias = Annotated[str, MOMENT_TEXT.meta]
+
+
+class _Success(msgspec.Struct, forbid_unknown_fields=True):
+    """Most results: all rules are checked by the decoder as it goes."""
+
+    status: Literal["SUCCESS"]
+    result: Any
+    traceback: None
+    children: list[Any]
+    date_done: _Moment
+    task_id: _Name
+    group_id: _Name | None = None
+    parent_id: _Name | None = None
+
+
+_read_success = msgspec.json.Decoder(_Success).decode
+
+# Celery's tag for a value of an extended type, and how its characters may be escaped.
+_TAGGED = (b"__type__", b"\\u00")
+
 # Whether an id needs no escaping in JSON.
 is_plain = re.compile(r"[\w-]+", re.ASCII).fullmatch
 
@@ -85,18 +110,29 @@ def utc_now() -> str:
     return f"{text}{now_us % 1_000_000:06d}+00:00"
 
 
-def encode_success(task_id: str, result: Any) -> bytes:
-    """Write, as JSON, what `encode_result` writes for most tasks, in a third of the time.
+def encode_success(
+    task_id: str,
+    result: Any,
+    children: Sequence[Any] = (),
+    group_id: str | None = None,
+    parent_id: str | None = None,
+) -> bytes:
+    """Write, as JSON, what `encode_result` writes for a success, in a third of the time.
 
-    These tasks have succeeded, have not sent any tasks, and belong to no group or other task; the
-    id `is_plain`.
+    The id of the task `is_plain`.
 
     Raises:
         EncodeError: the result cannot be serialized.
     """
+    places = ""
+    if group_id:
+        places = f'"group_id": {quote(group_id)}, '
+    if parent_id:
+        places += f'"parent_id": {quote(parent_id)}, '
     return (
         f'{{"status": "SUCCESS", "result": {json_dumps(result)}, "traceback": null, '
-        f'"children": [], "date_done": "{utc_now()}", "task_id": "{task_id}"}}'
+        f'"children": {json_dumps(children) if children else "[]"}, "date_done": "{utc_now()}", '
+        f'{places}"task_id": "{task_id}"}}'
     ).encode()
 
 
@@ -165,6 +201,9 @@ def encode_part(
     Raises:
         EncodeError: the result cannot be serialized.
     """
+    if status == SUCCESS and serializer == "json" and not compression:
+        # Most parts: the same text in half the time.
+        return f'[1, {quote(task_id)}, "SUCCESS", {json_dumps(result)}]'.encode()
     if status in EXCEPTION_STATES and isinstance(result, BaseException):
         result = _exception_for(result, serializer)
     return _pack([1, task_id, status, result], serializer, compression)
@@ -221,6 +260,27 @@ def decode_result(
         DecodeError: it is damaged, too large, or not a result.
         SecurityError: the stored exception names something that is not an exception class.
     """
+    if (
+        serializer == "json"
+        and len(payload) <= min(DENSE_BYTES, max_bytes)
+        and content_type_of(serializer) in accept
+        and not any(each in payload for each in _TAGGED)
+    ):
+        try:
+            found = _read_success(payload)
+        except (ValueError, RecursionError):
+            # Any other state, and whatever is wrong with this one.
+            pass
+        else:
+            return ResultMeta(
+                task_id=found.task_id,
+                status="SUCCESS",
+                result=found.result,
+                children=found.children,
+                date_done=found.date_done,
+                group_id=found.group_id,
+                parent_id=found.parent_id,
+            )
     meta = _unpack(payload, serializer, accept, max_bytes, accept_compression)
     return _result_meta(meta, payload)
 

@@ -56,13 +56,15 @@ _ITEMS = ("celery.chunks",)
 
 
 _Key: TypeAlias = Annotated[str, KEY.meta]
+_Count: TypeAlias = Annotated[int, COUNT.meta]
 
 
 class _PlainOptions(msgspec.Struct):
     # Other options are checked when they are used.
     task_id: _Key | None = None
-    group_id: None = None
-    group_index: None = None
+    # The body of a chord has both.
+    group_id: _Key | None = None
+    group_index: _Count | None = None
     root_id: None = None
     parent_id: None = None
     chain: None = None
@@ -75,7 +77,7 @@ class _PlainOptions(msgspec.Struct):
 
 
 class _PlainSignature(msgspec.Struct):
-    """A signature of one task without nested signatures, as in most steps of chains.
+    """A signature of one task without nested signatures, as in most steps and bodies of chords.
 
     It is checked in C, since a message contains all remaining steps of its chain.
     """
@@ -93,8 +95,9 @@ def _is_plain(signature: object) -> bool:
     except msgspec.ValidationError:
         return False
     # Text that is not ASCII may be invalid Unicode.
-    is_ascii = found.task.isascii() and (found.options.task_id or "").isascii()
-    return is_ascii and found.task not in _ITEMS
+    options = found.options
+    ids = (options.task_id or "") + (options.group_id or "")
+    return found.task.isascii() and ids.isascii() and found.task not in _ITEMS
 
 
 def check_following(message: TaskMessage) -> tuple[TaskMessage, str]:

@@ -102,8 +102,9 @@ class Template:
             properties=task_properties(**named),
         )
         written = b2a_base64(marks["body"].encode(), newline=False).decode()
-        # Each part except the last ends in a gap. No regular expression is used: a step of a chain
-        # has its own template, and compiling an expression takes longer than everything else.
+        # Each part but the last ends in a gap. Without a regular expression: the message of each
+        # step of a chain with options of its own has its own template, and compiling an expression
+        # takes longer than everything else.
         *parts, last = text.replace(written, marks["body"]).split(f'{secret}"')
         self._pieces: list[str] = []
         for part in parts:
@@ -122,8 +123,12 @@ class Template:
         root_id: str | None = None,
         parent_id: str | None = None,
         group_index: int | None = None,
+        chain: Sequence[Any] | None = None,
     ) -> str:
         """Write one message; without a `root_id` it is the root itself.
+
+        Args:
+            chain: the rest of its chain in reverse order; None for that of the template's message.
 
         Raises:
             EncodeError: an argument cannot be serialized, or the body would be too large.
@@ -135,7 +140,7 @@ class Template:
         pieces = self._pieces.copy()
         pieces[1::2] = self._pick(
             (
-                self._body(args, kwargs),
+                self._body(args, kwargs) if chain is None else self._body(args, kwargs, chain),
                 own_id,
                 own_id if root_id is None else quote(root_id),
                 "null" if parent_id is None else quote(parent_id),
@@ -147,14 +152,20 @@ class Template:
         )
         return "".join(pieces)
 
-    def _body(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
-        if self._embed_json:
-            text = f"[{json_dumps(args)}, {json_dumps(kwargs)}, {self._embed_json}]"
+    def _body(
+        self, args: Sequence[Any], kwargs: dict[str, Any], chain: Sequence[Any] | None = None
+    ) -> str:
+        embed, embed_json = self._embed, self._embed_json
+        if chain is not None:
+            embed = {**embed, "chain": chain}
+            embed_json = embed_json and json_dumps(embed)
+        if embed_json:
+            text = f"[{json_dumps(args)}, {json_dumps(kwargs)}, {embed_json}]"
             data = text.encode()
         else:
-            data = dumps((args, kwargs, self._embed), self._serializer).data
+            data = dumps((args, kwargs, embed), self._serializer).data
         if len(data) > self._checked_bytes:
-            check_size(data, self._max_bytes, is_json=bool(self._embed_json))
+            check_size(data, self._max_bytes, is_json=bool(embed_json))
         if self._compression:
             data, _ = compress(data, self._compression)
         return f'"{b2a_base64(data, newline=False).decode("ascii")}"'

@@ -158,11 +158,11 @@ class Planner:
             ignore_result=options.get("ignore_result"),
             headers=dict(options.get("headers") or {}),
             replaced_task_nesting=options.get("replaced_task_nesting") or 0,
-            stamped_headers=_listed(options.get("stamped_headers")),
+            stamped_headers=listed(options.get("stamped_headers")),
             stamps=options.get("stamps") or {},
-            callbacks=_listed(options.get("link")),
-            errbacks=_listed(options.get("link_error")),
-            chain=_listed(options.get("chain")),
+            callbacks=listed(options.get("link")),
+            errbacks=listed(options.get("link_error")),
+            chain=listed(options.get("chain")),
             chord=options.get("chord"),
         )
         priority = options.get("priority")
@@ -230,7 +230,7 @@ class Planner:
         return text, str(left_ms)
 
 
-def _listed(value: Any) -> list[Any] | None:
+def listed(value: Any) -> list[Any] | None:
     """Return one signature, or several, as a list; None for none."""
     if not value:
         return None

@@ -14,7 +14,7 @@ from greenq.protocol.ids import TaskIds, new_id, tag_of, tag_prefix
 from greenq.sending.announced import announce, write
 from greenq.sending.batch import KnownPlans, PushBatch, write_chunk
 from greenq.sending.options import check_send_options
-from greenq.sending.plan import KEPT_COUNT, OF_EACH, Planner
+from greenq.sending.plan import KEPT_COUNT, OF_EACH, Planner, listed
 from greenq.sending.push import Pusher
 from greenq.sending.routing import Router
 from greenq.sending.sent_events import SentEvents
@@ -332,8 +332,13 @@ class Producer:
     ) -> tuple[SendPlan, Outgoing]:
         if self.router.asks:
             options = self.router.ask(task, args, kwargs, options)
+        chain = options.get("chain")
+        if chain:
+            # It differs in each step of a chain, so it fills a gap: the plan is a known one.
+            check_send_options(task, {"chain": chain})
+            options = {name: value for name, value in options.items() if name != "chain"}
         plan = self.plan_of(task, options)
-        task_id, text, announced = self._fill(plan, args, kwargs, options)
+        task_id, text, announced = self._fill(plan, args, kwargs, options, chain=listed(chain))
         priority = plan.priority if announced is None else announced.priority
         return plan, Outgoing(
             task_id=task_id,
@@ -383,18 +388,23 @@ class Producer:
         options: Mapping[str, Any],
         new: str = "",
         prefix: str = "",
+        *,
+        chain: list[Any] | None = None,
     ) -> tuple[str, str, Announced | None]:
         """Return the id and the text of one message, announced if there are receivers.
 
         Args:
             new: an id created for this push alone; created here if not given. With `prefix`, it
                 also serves as the delivery tag, since a given task id may be used again.
+            chain: the rest of its chain, if that is not in the plan.
         """
         if not new:
             new, prefix = new_id(), tag_prefix(time.time())
         task_id = options.get("task_id") or new
         try:
             if before_task_publish.receivers or after_task_publish.receivers:
+                if chain is not None:
+                    plan = plan._replace(message=replace(plan.message, chain=chain))
                 announced = self._announce(plan, task_id, args, kwargs, options)
                 return task_id, announced.text, announced
             text = plan.template.fill(
@@ -405,6 +415,7 @@ class Producer:
                 root_id=options.get("root_id"),
                 parent_id=options.get("parent_id"),
                 group_index=options.get("group_index"),
+                chain=chain,
             )
         except EncodeError as exc:
             raise plan.explained(args, kwargs, exc) from exc

@@ -151,9 +151,9 @@ class Backend:
         Raises:
             EncodeError: the result cannot be serialized, or has more values than readers accept.
         """
-        more = traceback or children or group_id or parent_id or extended
+        more = traceback or extended
         if status == SUCCESS and self._is_plain and not more and is_plain(task_id):
-            payload = encode_success(task_id, result)
+            payload = encode_success(task_id, result, children, group_id, parent_id)
         else:
             payload = encode_result(
                 task_id=task_id,

@@ -165,6 +165,7 @@ class _TakePlan(NamedTuple):
         turns: the same, each as often as it has turns.
         endings: the endings of their records, turn by turn.
         keys: the keys of a take.
+        lists: those of them to which messages are pushed.
         blocking: list and inbox of each queue that has its own waiting connection.
     """
 
@@ -172,6 +173,7 @@ class _TakePlan(NamedTuple):
     turns: tuple[str, ...]
     endings: list[str]
     keys: list[str]
+    lists: frozenset[str]
     blocking: list[tuple[str, str]]
 
 
@@ -242,6 +244,11 @@ class Fetcher:
     def queues(self) -> tuple[str, ...]:
         """The queues for the next take."""
         return self._plan.queues
+
+    @property
+    def lists(self) -> frozenset[str]:
+        """The lists of these queues to which messages are pushed."""
+        return self._plan.lists
 
     @property
     def connections(self) -> list[Connection]:
@@ -351,6 +358,7 @@ class Fetcher:
                 *(keys.unacked, keys.unacked_index, keys.owner(self._owner), keys.leases),
                 *chain(inboxes, *lists),
             ],
+            lists=frozenset(chain.from_iterable(lists)),
             blocking=[(keys.queue(name), keys.inbox(name)) for name in names[:BLOCKING_QUEUES]],
         )
 

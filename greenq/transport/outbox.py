@@ -32,7 +32,7 @@ from greenq.utils.backoff import Backoff
 from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from greenq.transport.client import Connection
     from greenq.transport.settle import Publication
@@ -86,6 +86,8 @@ class Outbox(StartStopPart):
         # A function that returns the events to publish with the next write; set by the sender of
         # events.
         self.collect: Callable[[], Sequence[Publication]] = tuple
+        # If not None, each write adds the lists to which it pushes messages.
+        self.pushed_to: set[str] | None = None
         # Own greenlet only. The entries of the current write that have not sent their pushes.
         self._unsent: set[Settlement] = set()
         self._outage = OutageLog(_log)
@@ -168,6 +170,8 @@ class Outbox(StartStopPart):
         self._unsent.clear()
         while True:
             entries = self._entries[: self._batch]
+            if self.pushed_to is not None:
+                self.pushed_to.update(_pushed_to(entries))
             for connection in (self.connection, self._results):
                 if connection is not None:
                     connection.check_rested()
@@ -279,6 +283,12 @@ class Outbox(StartStopPart):
         elif refused:
             text = "results and events are not published: their listeners receive nothing"
             self._publish_outage.failed(text, ServerError("PUBLISH", refused))
+
+
+def _pushed_to(entries: Sequence[Settlement]) -> Iterator[str]:
+    for entry in entries:
+        if entry.workflow is not None:
+            yield from (push.key for push in entry.workflow.pushes)
 
 
 def _call_each(written: Sequence[Callable[[], object]], about: object) -> None:

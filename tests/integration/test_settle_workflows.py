@@ -320,6 +320,18 @@ def test_a_message_acknowledged_early_keeps_its_record_until_its_end(desk: Desk)
     assert desk.texts("queue") == ["body"]
 
 
+def test_a_part_acknowledged_early_leaves_neither_record_nor_stub(desk: Desk) -> None:
+    desk.reserve("a:1", "a:2")
+    desk.chord("SET", f"{G}.s", 3)
+    desk.settle(Settlement("a:1", "e"))
+
+    again = [ending(f"a:{n}", parts=[part("x", n)]) for n in (1, 2)]
+    assert desk.settle(*again).not_held == frozenset()
+
+    assert (desk.reserved(), desk.begun()) == (set(), set())
+    assert desk.settle(*again).not_held == {0, 1}
+
+
 def test_a_goal_of_another_type_keeps_the_message_and_sends_nothing(desk: Desk) -> None:
     desk.reserve("a:1", "a:2")
     desk.client.set("q2", "not a list")

@@ -121,7 +121,7 @@ class _Datetime(datetime):
 
 
 _MODULES: list[tuple[Any, dict[str, Any]]] = [
-    (greenq.consumer.tasks, {"Event": SimEvent}),
+    (greenq.consumer.tasks, {"Event": SimEvent, "sleep": sim_sleep}),
     (greenq.consumer.refusals, {"datetime": _Datetime, "spawn": sim_spawn}),
     (
         greenq.execution.handover,

@@ -112,6 +112,7 @@ class KeptOutbox(StartStopPart):
 
     def __init__(self) -> None:
         self.entries: list[Settlement] = []
+        self.pushed_to: set[str] | None = None
         self.gone: set[str] = set()
 
     def wake(self) -> None:
@@ -125,6 +126,8 @@ class KeptOutbox(StartStopPart):
 
     def put(self, entry: Settlement) -> None:
         self.entries.append(entry)
+        if self.pushed_to is not None and entry.workflow is not None:
+            self.pushed_to.update(push.key for push in entry.workflow.pushes)
         if entry.written is not None:
             entry.written(entry.tag not in self.gone)
 
@@ -160,6 +163,7 @@ class HandFetcher:
     """A fetcher that gives what a test puts into it."""
 
     queues = ("celery",)
+    lists = frozenset({"celery"})
     working = True
     unsure = False
 

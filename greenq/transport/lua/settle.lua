@@ -85,8 +85,9 @@ elseif goals >= 0 and asks ~= 'any' and redis.call('ZSCORE', KEYS[5], ARGV[6]) ~
   return redis.error_reply('LAPSED the owner of these messages is back, or others have recovered them')
 end
 
--- The tags whose records were removed in this call.
-local taken = {}
+-- The tags whose records were removed in this call, those to be removed at its end, and of the latter those that may
+-- have a stub, too.
+local taken, acks, stubs = {}, {}, {}
 
 -- A refusal must not affect other writes: a user without channels can still settle its messages.
 local function publish(channel, text)
@@ -214,10 +215,14 @@ local function workflow_functions()
 -- The workflows read so far, to be carried out once all parts are counted.
 local endings, withheld, void = {}, {}, {}
 
+-- Most lists are empty: all of these are this one.
+local none = {}
+
 -- Returns the position of each item of a list, whose length comes first.
 local function positions(size)
-  local found = {}
   at = at + 1
+  if ARGV[at - 1] == '0' then return none end
+  local found = {}
   for i = 1, tonumber(ARGV[at - 1]) do
     found[i] = at
     at = at + size
@@ -254,7 +259,7 @@ end
 local function chords_in_order()
   local chords, order = {}, {}
   for _, ending in ipairs(endings) do
-    for _, p in ipairs(ending.held and ending.parts or {}) do
+    for _, p in ipairs(ending.held and ending.parts or none) do
       local name = ARGV[p]
       local chord = chords[name]
       if not chord then
@@ -382,7 +387,23 @@ local function is_void(ending)
   return false
 end
 
+-- Returns whether nothing follows an ending but that its parts have been counted, as for most parts of chords.
+local function is_bare(ending)
+  return ending.what == 97 and ending.pushes == none and ending.states == none and ending.seals == none -- ACKNOWLEDGE
+    and ending.clears == none and ending.frees == none
+end
+
 local function finish(ending)
+  if is_bare(ending) then
+    local tag = ending.tag
+    if tag ~= '' and not taken[tag] then
+      -- With the other acknowledgements: a repetition may find the record, since a part is counted once.
+      taken[tag] = true
+      acks[#acks + 1] = tag
+      if asks == 'own' then stubs[#stubs + 1] = tag end
+    end
+    return
+  end
   local is_over = is_void(ending)
   if is_over then void[#void + 1] = ending.number end
   if ending.tag ~= '' and taken[ending.tag] then return end
@@ -420,7 +441,7 @@ end
 
 local function finish_workflows()
   for _, ending in ipairs(endings) do
-    for _, p in ipairs(ending.held and ending.adds or {}) do add_to_chord(ARGV[p], ARGV[p + 1], ARGV[p + 2]) end
+    for _, p in ipairs(ending.held and ending.adds or none) do add_to_chord(ARGV[p], ARGV[p + 1], ARGV[p + 2]) end
   end
   for _, chord in ipairs(chords_in_order()) do count_parts(chord) end
   for _, ending in ipairs(endings) do
@@ -448,7 +469,6 @@ local function parsed(head)
   return found
 end
 
-local acks = {}
 for number = 1, count do
   local head, tag = heads[ARGV[at]] or parsed(ARGV[at]), ARGV[6 + number]
   local what, kind = head[1], head[2]
@@ -511,6 +531,7 @@ for first = 1, #acks, 1000 do
   redis.call('ZREM', index, unpack(acks, first, last))
   redis.call('HDEL', unacked, unpack(acks, first, last))
 end
+for first = 1, #stubs, 1000 do redis.call('SREM', begun, unpack(stubs, first, math.min(first + 999, #stubs))) end
 
 -- The index of workflows (off by default). Its ARGV: the list of workflows, and for each workflow the beginning of its
 -- keys, its id, the seconds for which it is kept, and a number of notes. Each note has the number of its ending, the

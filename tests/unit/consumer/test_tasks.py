@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -662,4 +664,81 @@ def test_who_is_being_admitted_counts_as_unfinished(rig: Rig) -> None:
     rig.tasks._admitting = [rig.delivery("add", "b", 1, 2)]
 
     assert rig.tasks.unfinished == {"rig:1", "rig:2"}
+    let_go(rig)
+
+
+# --- what follows a step --------------------------------------------------------------------------
+
+
+def step(rig: Rig, task_id: str, name: str = "wait", queue: str = "celery") -> Any:
+    """Return the message of a task that is followed by another one, on a queue."""
+    following = rig.app.tasks["add"].si(1, 2).set(queue=queue)
+    return rig.delivery(name, task_id, chain=[following])
+
+
+def test_the_next_step_is_taken_without_a_wait(rig: Rig) -> None:
+    let_go(rig)
+    rig.fetcher.ready = [step(rig, "a")]
+    rig.fetcher.wait = lambda: pytest.fail("it waited")  # type: ignore[method-assign]
+
+    rig.tasks.turn()
+
+    assert rig.outbox.states() == [("a", "SUCCESS")]
+
+
+@pytest.mark.parametrize("why", ["it goes elsewhere", "the step runs on", "nothing follows"])
+def test_what_this_worker_cannot_take_now_is_waited_for(rig: Rig, why: str) -> None:
+    if why != "the step runs on":
+        let_go(rig)
+    if why == "nothing follows":
+        rig.fetcher.ready = [rig.delivery("wait", "a")]
+    else:
+        rig.fetcher.ready = [step(rig, "a", queue="other" if "elsewhere" in why else "celery")]
+    waits: list[int] = []
+    rig.fetcher.wait = lambda: not waits.append(1)  # type: ignore[method-assign,func-returns-value]
+
+    rig.tasks.turn()
+
+    assert waits == [1]
+    assert rig.outbox.pushed_to is None
+    let_go(rig)
+
+
+def test_a_worker_told_to_stop_meanwhile_does_not_wait(rig: Rig) -> None:
+    rig.fetcher.ready = [step(rig, "a")]
+    rig.fetcher.wait = lambda: pytest.fail("it waited")  # type: ignore[method-assign]
+    gevent.spawn(rig.tasks.stop_consuming)
+
+    rig.tasks.turn()
+
+    let_go(rig)
+
+
+def test_the_body_of_a_chord_is_kept_once(rig: Rig) -> None:
+    def chord(group: str, *args: object) -> dict[str, Any]:
+        body = rig.app.tasks["add"].s(*args)
+        return dict(body, args=list(args), options={"task_id": "body", "group_id": group})
+
+    bodies = [chord("g"), chord("g"), chord("other"), chord("other", 1)]
+    for number, body in enumerate(bodies):
+        rig.give("wait", str(number), group_id="g", group_index=number, chord=body)
+
+    kept = [rig.running(str(number)).message.chord for number in range(4)]
+    assert kept == bodies
+    assert len({id(each) for each in kept}) == 3
+    let_go(rig)
+
+
+def test_a_part_with_a_sound_body_and_a_wrong_follower_is_refused(rig: Rig) -> None:
+    body = dict(rig.app.tasks["add"].s(), options={"task_id": "body", "group_id": "g"})
+    rig.give("wait", "a", group_id="g", group_index=0, chord=body)
+    good = rig.delivery("wait", "b", group_id="g", group_index=1, chord=body, link=[body])
+    bad = json.loads(good.raw)
+    args, kwargs, embed = json.loads(base64.b64decode(bad["body"]))
+    embed["callbacks"] = [{"task": 7}]
+    bad["body"] = base64.b64encode(json.dumps([args, kwargs, embed]).encode()).decode()
+
+    rig.give_all([good._replace(raw=json.dumps(bad).encode())])
+
+    assert ("b", "FAILURE") in rig.outbox.states()
     let_go(rig)

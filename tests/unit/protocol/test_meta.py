@@ -5,17 +5,21 @@ import json
 import pickle
 import urllib.error
 from datetime import UTC, datetime
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greenq import errors
 from greenq.errors import ContentDisallowed, DecodeError, EncodeError, SecurityError
+from greenq.protocol import meta as results
 from greenq.protocol import serialize
 from greenq.protocol.meta import (
     COMPRESSED_MARK,
     decode_result,
+    encode_part,
     encode_result,
     encode_success,
     exception_from_wire,
@@ -354,6 +358,85 @@ def test_a_plain_success_is_written_as_any_other_state_is(result: object) -> Non
 
     done = json.loads(plain)["date_done"]
     assert plain == encode_result(task_id="4f9e-1", status="SUCCESS", result=result, date_done=done)
+
+
+@pytest.mark.parametrize("children", [(), ((("child", None), None),)])
+@pytest.mark.parametrize("group_id", [None, "", "4f9e", 'a"\u00e9'])
+@pytest.mark.parametrize("parent_id", [None, "", "4f9e", 'a"\u00e9'])
+def test_a_success_in_a_workflow_is_written_as_any_other_state_is(
+    children: tuple[object, ...], group_id: str | None, parent_id: str | None
+) -> None:
+    places = {"children": children, "group_id": group_id, "parent_id": parent_id}
+
+    written = encode_success("4f9e-1", 1, **places)
+
+    done = json.loads(written)["date_done"]
+    assert written == encode_result(
+        task_id="4f9e-1", status="SUCCESS", result=1, date_done=done, **places
+    )
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("__type__"),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+ODD = st.none() | st.integers(-1, 1) | st.text(max_size=3) | st.text(min_size=256) | st.lists(JSON)
+
+
+@settings(max_examples=1000)
+@given(
+    st.fixed_dictionaries(
+        {"status": st.sampled_from(["SUCCESS", "FAILURE", 7]), "task_id": st.text() | ODD},
+        optional={
+            "result": JSON,
+            "traceback": st.none() | ODD,
+            "children": st.lists(JSON) | ODD,
+            "date_done": st.just("2026-01-01T00:00:00+00:00") | ODD,
+            "group_id": ODD,
+            "parent_id": ODD,
+            "worker": ODD,
+        },
+    ),
+    st.booleans(),
+)
+def test_a_result_is_read_the_same_in_both_ways(fields: dict[str, Any], escapes: bool) -> None:
+    payload = json.dumps(fields, ensure_ascii=escapes).encode(errors="surrogatepass")
+
+    def read() -> object:
+        try:
+            return repr(decode_result(payload, accept=ALL))
+        except (DecodeError, SecurityError) as exc:
+            return str(exc)
+
+    fast = read()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "_read_success", msgspec.json.Decoder(int).decode)
+        assert read() == fast
+
+
+@pytest.mark.parametrize(
+    "result", ["-0", "1e400", "NaN", "1.0", "123456789012345678901234567890", '{"a": 1, "a": 2}']
+)
+def test_a_result_from_elsewhere_is_read_the_same_in_both_ways(result: str) -> None:
+    payload = encode_success("i", "here").replace(b'"here"', result.encode())
+
+    fast = decode_result(payload, accept=ALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "_read_success", msgspec.json.Decoder(int).decode)
+        assert repr(decode_result(payload, accept=ALL)) == repr(fast)
+
+
+def test_json_is_refused_unless_accepted() -> None:
+    with pytest.raises(ContentDisallowed):
+        decode_result(encode_success("i", 1), accept=serialize.accepted(["pickle"]))
+
+
+@given(st.text(), VALUES)
+def test_a_part_of_a_chord_is_a_list_of_four(task_id: str, value: object) -> None:
+    expected = serialize.json_dumps([1, task_id, "SUCCESS", value])
+
+    assert encode_part(task_id, "SUCCESS", value).decode() == expected
 
 
 @pytest.mark.parametrize("task_id", ['a"b', "\u00e9", "a\n", ""])

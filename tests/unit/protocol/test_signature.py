@@ -34,6 +34,7 @@ RIGHT = [
     sig("celery.chunks", kwargs={"task": sig(), "it": [[1]], "n": 2}),
     sig(options={"link": sig(), "link_error": [sig()], "chain": [sig()], "task_id": "x"}),
     sig(options={"task_id": None, "group_index": None, "chord": None}),
+    sig(options={"task_id": "x", "group_id": "g", "group_index": 3}),
     nested(MOST_DEPTH),
 ]
 
@@ -65,6 +66,23 @@ WRONG: list[tuple[Any, str]] = [
     (sig(kind="group", kwargs={"tasks": [sig(options={"chord": sig(3)})]}), "task is int"),
     (nested(MOST_DEPTH + 1), "nested more than 100 levels deep"),
 ]
+
+
+BAD_PLACES = [
+    {"group_id": 7},
+    {"group_id": "x" * 1001},
+    {"group_id": "\ud800"},
+    {"group_index": True},
+    {"group_index": 1.0},
+    {"group_index": -1},
+]
+
+
+@pytest.mark.parametrize("options", BAD_PLACES)
+def test_a_wrong_place_in_a_group_is_refused(options: dict[str, Any]) -> None:
+    _, reason = check_following(TaskMessage(task="t", id="i", chord=sig(options=options)))
+
+    assert f"its option {next(iter(options))} is" in reason
 
 
 @pytest.mark.parametrize(("signature", "reason"), WRONG)

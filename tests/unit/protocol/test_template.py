@@ -89,7 +89,7 @@ def written(call: TaskMessage, properties: dict[str, Any], **options: Any) -> st
     )
 
 
-def filled(template: Template, call: TaskMessage) -> str:
+def filled(template: Template, call: TaskMessage, chain: list[Any] | None = None) -> str:
     return template.fill(
         call.id,
         call.args,
@@ -98,6 +98,7 @@ def filled(template: Template, call: TaskMessage) -> str:
         root_id=call.root_id,
         parent_id=call.parent_id,
         group_index=call.group_index,
+        chain=chain,
     )
 
 
@@ -123,6 +124,17 @@ def test_template_of_one_call_is_filled_with_another(
     filled(template, call)
 
     assert filled(template, other) == written(other, properties)
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle", "msgpack", "yaml"])
+def test_the_rest_of_a_chain_fills_a_gap(serializer: str) -> None:
+    properties = {"queue": "q", "reply_to": "r"}
+    call = TaskMessage(task="t", id="i", root_id="i", callbacks=[{"task": "c"}])
+    template = Template(call, serializer=serializer, **properties)
+
+    for chain in ([{"task": "b"}, {"task": "a"}], [{"task": "b"}], None):
+        expected = written(replace(call, chain=chain), properties, serializer=serializer)
+        assert filled(template, call, chain) == expected
 
 
 @pytest.mark.parametrize("serializer", ["pickle", "msgpack", "yaml"])

@@ -31,6 +31,7 @@ from greenq.transport.settle import (
     StateWrite,
     settle_arguments,
 )
+from greenq.transport.workflow import Continuation, MessagePush
 
 DEADLINE_S = 5.0
 
@@ -133,6 +134,25 @@ def test_what_comes_during_a_write_goes_out_together() -> None:
     outbox.stop()
 
     assert transport.client.written == [settled(done(0)), settled(*batch)]
+
+
+def test_who_wants_to_know_is_told_where_a_write_pushes_to() -> None:
+    outbox, _transport = make()
+    outbox.start()
+    step = Continuation(
+        pushes=[MessagePush("queue", "last", "x"), MessagePush("channel", "all", "y")]
+    )
+
+    outbox.put(Settlement("tag:1", workflow=step))
+    assert outbox.wait_written(DEADLINE_S)
+    told = outbox.pushed_to = set()
+    outbox.put(Settlement("tag:2"))
+    outbox.put(Settlement("tag:3", workflow=step))
+    gevent.sleep(0)
+
+    assert told == {"queue", "channel"}
+    outbox.pushed_to = None
+    outbox.stop()
 
 
 def test_news_goes_out_behind_the_outcomes_that_were_there_when_it_was_fetched() -> None:
