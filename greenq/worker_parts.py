@@ -610,7 +610,7 @@ class _Builder:
 
     @cached_property
     def beat(self) -> Beat | None:
-        return Beat(self.app, self.hostname) if self.options.beat else None
+        return Beat(self.app, self.hostname, self.watch.beat_lead) if self.options.beat else None
 
     @cached_property
     def recycle(self) -> Recycle | None:

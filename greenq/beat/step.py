@@ -12,6 +12,7 @@ from greenq.signals import beat_embedded_init
 
 if TYPE_CHECKING:
     from greenq.app import Greenq
+    from greenq.beat.scheduler import Link
     from greenq.hub import Greenlet
 
 _log = logging.getLogger(__name__)
@@ -25,13 +26,13 @@ class Beat(StartStopPart):
 
     requires = ("Hub",)
 
-    def __init__(self, app: Greenq, hostname: str) -> None:
-        """Check the entries of `app`.
+    def __init__(self, app: Greenq, hostname: str, link: Link) -> None:
+        """Check the entries of `app`; `link` asks who leads.
 
         Raises:
             ConfigError: an entry is wrong.
         """
-        self._scheduler = Scheduler(app, name=hostname)
+        self._scheduler = Scheduler(app, name=hostname, link=link)
         self._greenlet: Greenlet | None = None
 
     def start(self) -> None:

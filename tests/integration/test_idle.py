@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -25,21 +26,32 @@ def calls(server: Server) -> dict[str, int]:
     return {name.removeprefix("cmdstat_"): told["calls"] for name, told in stats.items()}
 
 
+ALONE = ("--without-heartbeat", "--without-gossip", "--without-control")
+EVERYTHING = ("-B", "--health", "127.0.0.1:0", "--metrics-port", "127.0.0.1:0", "--statedb")
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "beats"),
     [
-        pytest.param(("--without-heartbeat", "--without-gossip", "--without-control"), id="alone"),
-        pytest.param((), id="in a cluster"),
+        pytest.param(ALONE, False, id="alone"),
+        pytest.param((), False, id="in a cluster"),
+        pytest.param(EVERYTHING, True, id="with everything on"),
     ],
 )
-def test_an_idle_worker_asks_nothing_but_to_renew_its_lease(options: tuple[str, ...]) -> None:
+def test_an_idle_worker_asks_nothing_but_to_renew_its_lease(
+    tmp_path: Path, options: tuple[str, ...], beats: bool
+) -> None:
+    if beats:
+        options = (*options, str(tmp_path / "state"))
+    alone = options is ALONE
     # A server of its own: clients that other tests have left are not idle.
     with valkey() as server, greenq_worker(server.url, "--autoscale", "500,10", *options):
         wait_until(lambda: server.client.info("clients")["blocked_clients"] == 1)
         # At first, it listens for others.
         wait_until(lambda: not server.client.pubsub_numsub(BEAT)[0][1], 20)
-        # And it begins to relay, with the second renewal.
-        wait_until(lambda: "client|tracking" in calls(server), 20)
+        # And it begins to relay, with the second renewal; a beat is told of changes likewise.
+        tracked = 2 if beats else 1
+        wait_until(lambda: calls(server).get("client|tracking", 0) >= tracked, 20)
         started = calls(server)["evalsha"]
         wait_until(lambda: calls(server)["evalsha"] > started)
         began_s, before = time.monotonic(), calls(server)
@@ -49,12 +61,16 @@ def test_an_idle_worker_asks_nothing_but_to_renew_its_lease(options: tuple[str, 
         del asked["info"]
 
         looked = asked.pop("zscore", 0)
-        assert looked <= (0 if options else took_s / LOOK_S + 1)
+        assert looked <= (0 if alone else took_s / LOOK_S + 1)
         renewals = asked.pop("evalsha") - looked
         assert took_s / renewals > 1.0
         # A member of a cluster says that it is there, with an event each two seconds.
         told = asked.pop("publish", 0)
-        assert told <= (0 if options else took_s / HEARTBEAT_S + 1)
+        assert told <= (0 if alone else took_s / HEARTBEAT_S + 1)
+        if beats:
+            # The renewal also asks who leads the beats and what was changed, and keeps the lead.
+            for name, number in (("get", 2), ("set", 1)):
+                asked[name] -= number * renewals
         for name in LOOK:
             asked[name] = asked.get(name, 0) - looked
         inside = {name: number for name, number in asked.items() if number}
@@ -67,7 +83,7 @@ def test_an_idle_worker_asks_nothing_but_to_renew_its_lease(options: tuple[str, 
         # The wait, the lease, and what was declared at the start; one is ours.
         # A guard on a busy machine may have thought that it was needed, for a moment.
         # In a cluster, two have looked at the same moment who is there.
-        most = 4 if options else 5
+        most = 4 if alone else 5
         wait_until(lambda: server.client.info("clients")["connected_clients"] - 1 <= most)
 
 
