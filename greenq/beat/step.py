@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from typing import TYPE_CHECKING
 
-from greenq.beat.scheduler import Scheduler
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.hub import join_all, spawn
 from greenq.signals import beat_embedded_init
 
 if TYPE_CHECKING:
     from greenq.app import Greenq
-    from greenq.beat.scheduler import Link
+    from greenq.beat.scheduler import Link, Scheduler
     from greenq.hub import Greenlet
 
 _log = logging.getLogger(__name__)
@@ -32,7 +32,9 @@ class Beat(StartStopPart):
         Raises:
             ConfigError: an entry is wrong.
         """
-        self._scheduler = Scheduler(app, name=hostname, link=link)
+        # Imported only here, since half a megabyte is more than a worker without a beat should pay.
+        scheduler = importlib.import_module("greenq.beat.scheduler")
+        self._scheduler: Scheduler = scheduler.Scheduler(app, name=hostname, link=link)
         self._greenlet: Greenlet | None = None
 
     def start(self) -> None:
