@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -96,3 +100,32 @@ def test_a_message_handed_to_a_worker_that_died_is_found(server: Server) -> None
 
         assert result.get(timeout=5) == 3
     app.close()
+
+
+# What half a megabyte or more would be wasted on in a worker that does not use it.
+UNUSED = ("greenq.beat.scheduler", "prometheus_client", "rich", "xmlrpc", "difflib")
+
+
+def test_an_idle_worker_loads_no_more_than_it_uses(server: Server, tmp_path: Path) -> None:
+    """Its modules are listed by its own app, when the worker is ready."""
+    (tmp_path / "listing.py").write_text(
+        "import json, os, pathlib, sys\n"
+        "from greenq import Greenq\n"
+        "from greenq.signals import worker_ready\n"
+        f"app = Greenq('listing', broker={server.url!r})\n"
+        "@worker_ready.connect\n"
+        "def write(**_):\n"
+        "    pathlib.Path('modules').write_text(json.dumps(sorted(sys.modules)))\n"
+        "    app.control.shutdown()\n"
+    )
+    # Without the site packages' own additions, such as those of coverage.
+    subprocess.run(
+        [sys.executable, "-m", "greenq", "worker", "-A", "listing"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{Path.cwd()}"},
+        check=True, timeout=60, capture_output=True,
+    )  # fmt: skip
+
+    loaded = json.loads((tmp_path / "modules").read_text())
+
+    assert "greenq.worker" in loaded
+    assert [name for name in UNUSED if name in loaded] == []
