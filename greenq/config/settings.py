@@ -180,7 +180,8 @@ class RetryPolicy(Section):
     """`task_publish_retry_policy`: how often and when to retry sending.
 
     However slowly attempts fail, sending gives up after `broker_connection_timeout` plus
-    `socket_timeout`, or after the sum of the waits if that is longer.
+    `socket_timeout`, or after the sum of the waits if that is longer. The time that a caller waits
+    for a pooled connection does not count while the server answers other callers.
     """
 
     max_retries: int | None = _setting(
@@ -211,7 +212,7 @@ class BrokerConfig(Section):
         validators.whole(1),
         10,
         "Size of the connection pool for user code that sends; callers beyond it wait for a free "
-        "connection.",
+        "connection as long as the server answers the others.",
     )
     broker_connection_timeout: float = _setting(
         validators.seconds(zero_ok=False),

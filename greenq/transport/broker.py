@@ -250,7 +250,7 @@ class Broker:
         """
         declare, question = self.declare_commands(queue), self._takers.question(queue)
         key = self._list(queue, priority)
-        with self.client.pooled(timeout_s) as connection:
+        with self.client.pooled(timeout_s, patient=True) as connection:
             if queue in self._limited:
                 push = [self._push_command(queue, key, texts), *self._expire_commands(queue)]
             else:
@@ -301,7 +301,7 @@ class Broker:
             *(len(marked), *marked, *texts),
         ]
         declare = self.declare_commands(queue)
-        with self.client.pooled(timeout_s) as connection:
+        with self.client.pooled(timeout_s, patient=True) as connection:
             if declare:
                 connection.try_pipeline(declare)
             pushed = bool(connection.script(_PUBLISH_ONCE, names, args))
@@ -322,7 +322,8 @@ class Broker:
         """
         channel = self.keys.fanout(exchange, routing_key)
         publishing: list[Command] = [("PUBLISH", channel, text) for text in texts]
-        answers = self.client.pipeline([("MULTI",), *publishing, ("EXEC",)], timeout_s=timeout_s)
+        with self.client.pooled(timeout_s, patient=True) as connection:
+            answers = connection.pipeline([("MULTI",), *publishing, ("EXEC",)])
         return int(min(answers[-1]))
 
     def depth(self, queues: Iterable[str], *, timeout_s: float | None = None) -> int:

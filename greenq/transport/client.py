@@ -13,6 +13,7 @@ pipeline wraps each command in three objects; together they cost more than the c
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import queue
 import re
@@ -528,7 +529,7 @@ class Client:
             pool_limit: how many connections `call` and similar methods share.
             connect_timeout_s: how long opening a connection may take.
             timeout_s: how long one read or write may take. A call on a pooled connection may take
-                the sum of both, waiting for a free connection included.
+                the sum of both; it may wait longer for a free connection while others succeed.
             keepalive: use TCP keepalive on every socket.
             name: shown in the server's ``CLIENT LIST``.
             prepare: called before each connection attempt; ensures that an embedded server
@@ -557,6 +558,8 @@ class Client:
         self._url = _redis_py_url(url)
         self._pool_limit = pool_limit
         self._lock = threading.Lock()
+        # When a call on a pooled connection last succeeded, monotonic.
+        self._answered_s = -math.inf
         self._reset()
 
     def is_plain_not_tls(self, failure: Exception) -> bool:
@@ -599,36 +602,65 @@ class Client:
         return Connection(self, self.make_link(pushes=pushes, timeout_s=timeout_s), pushes=pushes)
 
     @contextmanager
-    def pooled(self, timeout_s: float | None = None) -> Iterator[Connection]:
+    def pooled(
+        self, timeout_s: float | None = None, *, patient: bool = False
+    ) -> Iterator[Connection]:
         """Lend a pooled connection for `timeout_s`, by default `call_timeout_s`.
 
-        If all are in use, wait for one.
+        If all are in use, wait for one. With `patient` or without `timeout_s`, the time counts from
+        the last success of any caller: hundreds of tasks that send at the same time in a busy
+        process wait for one another, and none of them fails while the server answers.
 
         Raises:
             ConnectFailed: no connection became free in time.
         """
-        ends_s = time.monotonic() + (self.call_timeout_s if timeout_s is None else timeout_s)
+        patient = patient or timeout_s is None
+        limit_s = self.call_timeout_s if timeout_s is None else timeout_s
+        ends_s = time.monotonic() + limit_s
         if self._pid != os.getpid():
             with self._lock:
                 if self._pid != os.getpid():
                     self._reset()
         idle = self._idle
         try:
-            connection = idle.get(timeout=max(0.0, ends_s - time.monotonic())) or self.connection()
+            connection = idle.get(block=False)
         except queue.Empty:
-            raise ConnectFailed(
-                f"{self.address}: all {self._pool_limit} connections (broker_pool_limit) are in use"
-            ) from None
+            connection, ends_s = self._wait_for_idle(ends_s, limit_s, patient=patient)
+        connection = connection or self.connection()
         try:
             connection.ends_s = ends_s
             connection.check_rested()
             yield connection
+            self._answered_s = time.monotonic()
         finally:
             idle.put(connection)
 
-    def call(self, *command: Any, timeout_s: float | None = None) -> Any:
+    def _wait_for_idle(
+        self, ends_s: float, limit_s: float, *, patient: bool
+    ) -> tuple[Connection | None, float]:
+        """Wait for a connection that another caller returns; return also when its use must end.
+
+        Raises:
+            ConnectFailed: none was returned in time; if `patient`, no call has succeeded for
+                `limit_s` either.
+        """
+        while True:
+            try:
+                connection = self._idle.get(timeout=max(0.0, ends_s - time.monotonic()))
+            except queue.Empty:
+                if patient and self._answered_s + limit_s > time.monotonic():
+                    ends_s = self._answered_s + limit_s
+                    continue
+                raise ConnectFailed(
+                    f"{self.address}: all {self._pool_limit} connections (broker_pool_limit) are "
+                    "in use"
+                ) from None
+            # If the server has not answered for long, this ends at once with an error.
+            return connection, max(ends_s, self._answered_s + limit_s) if patient else ends_s
+
+    def call(self, *command: Any, timeout_s: float | None = None, patient: bool = False) -> Any:
         """Carry out one command on a pooled connection."""
-        with self.pooled(timeout_s) as connection:
+        with self.pooled(timeout_s, patient=patient) as connection:
             return connection.call(*command)
 
     def pipeline(
@@ -645,9 +677,10 @@ class Client:
         args: Sequence[Any],
         *,
         timeout_s: float | None = None,
+        patient: bool = False,
     ) -> Any:
         """Run a script on a pooled connection."""
-        with self.pooled(timeout_s) as connection:
+        with self.pooled(timeout_s, patient=patient) as connection:
             return connection.script(script, keys, args)
 
     def close(self) -> None:

@@ -328,7 +328,9 @@ class Fetcher:
             ]
             arguments += [part for record in portion for part in record]
             arguments += stubs if is_last else ()
-            known = not self._client.script(_REGISTER, names, arguments, timeout_s=timeout_s)
+            known = not self._client.script(
+                _REGISTER, names, arguments, timeout_s=timeout_s, patient=True
+            )
         return not known
 
     def _make_plan(self, queues: Iterable[str]) -> _Plan:
@@ -519,7 +521,10 @@ class Fetcher:
         BLMOVE yet, which was sent on another socket.
         """
         number = waiter.connection.number
-        return bool(self._client.call("CLIENT", "UNBLOCK", number, timeout_s=_GRACE_S))
+        # Patient, since the tasks use the same connections.
+        return bool(
+            self._client.call("CLIENT", "UNBLOCK", number, timeout_s=_GRACE_S, patient=True)
+        )
 
 
 def _pauses() -> Iterator[float]:

@@ -321,7 +321,7 @@ def forbidden(*rules: str) -> Callable[[Server], object]:
         pytest.param(read_only, "read-only replica", id="READONLY"),
         pytest.param(primary_away, "lost its primary", id="MASTERDOWN"),
         pytest.param(disk_broken, "cannot save its data", id="MISCONF"),
-        pytest.param(script_runs, "busy with a script", id="BUSY"),
+        pytest.param(script_runs, "busy with a long-running script", id="BUSY"),
         pytest.param(password_changed, "user name or password", id="NOAUTH"),
         pytest.param(forbidden("-set"), "not allowed for this user", id="NOPERM results"),
         pytest.param(

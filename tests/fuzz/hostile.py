@@ -271,10 +271,10 @@ def _message(chance: random.Random, name: str) -> Case:
             case = case._replace(about=f"{case.about} {field} = {_short(headers[field])}")
         case = case._replace(runs=True)
     elif way == "wild":
+        # Not what may have replaced one of them: the wild values are shared by all cases.
+        properties = whole["properties"]
         for _ in range(chance.choice((1, 2))):
-            part = chance.choice((whole, headers, whole["properties"], whole["properties"]))
-            if not isinstance(part, dict) or not part:
-                continue
+            part = chance.choice((whole, headers, properties, properties))
             field, value = chance.choice(list(part)), chance.choice(WILD)
             part[field] = value
             case = case._replace(about=f"{case.about} {field} = {_short(value)}")

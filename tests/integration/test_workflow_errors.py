@@ -44,7 +44,8 @@ class Flow:
 
     def _is_over(self) -> bool:
         asked = self.server.client.pipeline()
-        asked.llen("celery").llen("greenq.inbox.celery").hlen("unacked")
+        # Messages that were acknowledged before their run are in the begun tags of their worker.
+        asked.llen("celery").llen("greenq.inbox.celery").hlen("unacked").keys("greenq.begun.*")
         return not any(asked.execute())
 
     def called(self) -> list[str]:

@@ -257,7 +257,7 @@ def test_the_command_lists_shows_and_steers(rig: Rig, capsys: pytest.CaptureFixt
     steps = [rig.s("add", 1, task_id="a"), rig.s("flaky", "bad", task_id="b").set(immutable=True)]
     rig.send(chain(*steps, rig.s("echo", task_id="c")))
     assert run("list").splitlines()[1].split()[1:] == ["a", "PENDING", "0%", "3", "0", "flow.add"]
-    assert "paused: what runs goes on" in run("pause", "a")
+    assert "paused: running tasks continue" in run("pause", "a")
     assert json.loads(run("show", "a", "--json"))["state"] == "PAUSED"
     assert run("resume", "a") == "a: resumed\n"
     rig.worker()

@@ -388,10 +388,12 @@ class SimClient:
         return SimConnection(self, pushes=options.get("pushes", False))
 
     @contextmanager
-    def pooled(self, timeout_s: float | None = None) -> Iterator[SimConnection]:
+    def pooled(
+        self, timeout_s: float | None = None, *, patient: bool = False
+    ) -> Iterator[SimConnection]:
         yield SimConnection(self)
 
-    def call(self, *command: Any, timeout_s: float | None = None) -> Any:
+    def call(self, *command: Any, timeout_s: float | None = None, patient: bool = False) -> Any:
         if command[:2] == ("CLIENT", "UNBLOCK"):
             return self._unblock(command[2])
         return SimConnection(self).call(*command)
@@ -401,7 +403,15 @@ class SimClient:
     ) -> list[Any]:
         return SimConnection(self).pipeline(commands, optional=optional)
 
-    def script(self, script: Any, keys: Any, args: Any, *, timeout_s: float | None = None) -> Any:
+    def script(
+        self,
+        script: Any,
+        keys: Any,
+        args: Any,
+        *,
+        timeout_s: float | None = None,
+        patient: bool = False,
+    ) -> Any:
         return SimConnection(self).script(script, keys, args)
 
     def close(self) -> None:

@@ -154,3 +154,66 @@ def test_all_answers_of_the_handshake_have_the_time_of_one_call() -> None:
         server.join(30)
     # A third answer is beyond a second, which the call has for all of it.
     assert answered <= 3
+
+
+class Answering:
+    """A connection of a server that answers after a while, or not at all."""
+
+    def __init__(self, *, answers: bool) -> None:
+        self.ends_s = 0.0
+        self.answers = answers
+
+    def check_rested(self) -> None:
+        pass
+
+    def call(self, *_command: object) -> None:
+        left_s = self.ends_s - time.monotonic()
+        time.sleep(0.1 if self.answers else max(0.0, left_s))
+        if not self.answers or left_s < 0:
+            raise ConnectionLost("no answer")
+
+
+def failures(client: Client, callers: int) -> int:
+    """Return how many of these callers fail that all call at the same time."""
+    failed = []
+
+    def call() -> None:
+        try:
+            client.call("PING", timeout_s=1.0, patient=True)
+        except OperationalError as exc:
+            failed.append(exc)
+
+    threads = [threading.Thread(target=call) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(failed)
+
+
+def test_callers_wait_for_one_another_while_the_server_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = Client("redis://nowhere", pool_limit=1)
+    monkeypatch.setattr(client, "connection", lambda: Answering(answers=True))
+    # Together they take three times as long as each of them may.
+    assert failures(client, 30) == 0
+
+
+def test_no_caller_waits_for_others_when_the_server_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = Client("redis://nowhere", pool_limit=1)
+    monkeypatch.setattr(client, "connection", lambda: Answering(answers=False))
+    began_s = time.monotonic()
+    assert failures(client, 30) == 30
+    # One after another, they would take thirty seconds.
+    assert time.monotonic() - began_s < 15
+
+
+def test_impatient_call_does_not_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client("redis://nowhere", pool_limit=1)
+    monkeypatch.setattr(client, "connection", lambda: Answering(answers=True))
+    client.call("PING")
+    with client.pooled(), pytest.raises(ConnectFailed, match="all 1 connections"):
+        client.call("PING", timeout_s=0.01)
