@@ -150,7 +150,11 @@ class BeatLead:
             return False
         else:
             self._is_told = True
-            self._note(_aged(answer, self._clock())._replace(changes=changes))
+            lead, at_s = answer
+            if changes != lead.changes:
+                # Who leads is as old as before.
+                self._answer = lead._replace(changes=changes), at_s
+                self._tell()
         return True
 
     def _note(self, lead: Lead) -> None:
